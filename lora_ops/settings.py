@@ -1,0 +1,235 @@
+"""params.yaml, typed: the only place where a value of the pipeline is read."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from lora_ops.errors import LoraOpsError
+
+TenantName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Metric = Literal["exact_match", "macro_f1", "token_f1"]
+SOURCE_SUFFIXES = (".csv", ".jsonl", ".py")
+
+
+class Section(BaseModel):
+    """A part of params.yaml; a key that it does not know is an error, so a typing slip cannot hide."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseModelSettings(Section):
+    """Which base model, from where, at which revision."""
+
+    id: str
+    source: Literal["package", "hub", "folder"]
+    revision: str
+    requirement: str | None = None
+    archive_sha256: Sha256 | None = None
+    file: str | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "BaseModelSettings":
+        needed = {"package": ("requirement", "archive_sha256", "file"), "folder": ("path",), "hub": ()}
+        missing = [name for name in needed[self.source] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"source '{self.source}' also needs {', '.join(missing)}")
+        return self
+
+
+class SplitRows(Section):
+    """How many rows each split holds at most."""
+
+    train: int = Field(ge=1)
+    validation: int = Field(ge=1)
+    test: int = Field(ge=1)
+
+
+class ContractLimits(Section):
+    """What the data contract allows; see `lora_ops.datasets.contract`."""
+
+    min_chars: int = Field(1, ge=0)
+    max_chars: int = Field(4000, ge=1)
+    max_tokens: int = Field(512, ge=8)
+    min_rows: int = Field(30, ge=1)
+    allow_pii: bool = False
+
+
+class DataSettings(Section):
+    """Where a tenant's rows come from and how a row becomes a prompt and its answer."""
+
+    source: str
+    requirement: str | None = None
+    archive_sha256: Sha256 | None = None
+    system: str | None = None
+    template: str = "{text}"
+    target: str = "label"
+    group: str | None = None
+    task: Literal["labels", "text"] = "labels"
+    labels: tuple[str, ...] = ()
+    rows: SplitRows
+    balance: bool = False
+    seed: int = 7
+    contract: ContractLimits = ContractLimits()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataSettings":
+        if not self.source.endswith(SOURCE_SUFFIXES):
+            raise ValueError(f"source must end in one of {', '.join(SOURCE_SUFFIXES)}, not '{self.source}'")
+        if (self.requirement is None) != (self.archive_sha256 is None):
+            raise ValueError("requirement and archive_sha256 come together or not at all")
+        if self.task == "labels" and len(set(self.labels)) < 2:
+            raise ValueError("task 'labels' needs at least two different labels (or use task: text)")
+        if self.task == "text" and self.labels:
+            raise ValueError("task 'text' has free answers: remove labels (or use task: labels)")
+        return self
+
+
+class TrainSettings(Section):
+    """The recipe of one adapter (names as in peft.LoraConfig where it has them)."""
+
+    rank: int = Field(ge=1, le=512)
+    alpha: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
+    learning_rate: float = Field(gt=0, lt=1)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    warmup: float = Field(0.1, ge=0, le=1)
+    seed: int = 0
+    checkpoint_every: int = Field(10, ge=1)
+
+
+class EvaluateSettings(Section):
+    """How base model and adapter are compared on the held-out split."""
+
+    metrics: tuple[Metric, ...] = Field(min_length=1)
+    max_new_tokens: int = Field(ge=1)
+    batch_size: int = Field(50, ge=1)
+    bootstrap: int = Field(2000, ge=100)
+    samples: int = Field(20, ge=1)
+    seed: int = 0
+    must_beat_base: bool = True
+
+
+class PackageSettings(Section):
+    """What the model card and the registry say beside the numbers."""
+
+    license: str
+    freshness_days: int = Field(365, ge=1)
+
+
+class TenantSettings(Section):
+    """One line of business with its own adapter."""
+
+    data: DataSettings
+    train: TrainSettings
+    evaluate: EvaluateSettings
+    package: PackageSettings
+
+    @model_validator(mode="after")
+    def _metrics_fit_task(self) -> "TenantSettings":
+        if self.data.task == "text" and "macro_f1" in self.evaluate.metrics:
+            raise ValueError("macro_f1 is a metric of labels: use exact_match or token_f1 for free text")
+        return self
+
+
+class TrackingSettings(Section):
+    """Where W&B runs go."""
+
+    project: str
+    entity: str | None = None
+
+
+class RegistrySettings(Section):
+    """Where adapter versions are kept."""
+
+    backend: Literal["embedded"] = "embedded"
+    path: str = ".registry"
+
+
+class Settings(Section):
+    """The whole of params.yaml."""
+
+    base_model: BaseModelSettings
+    tracking: TrackingSettings
+    registry: RegistrySettings
+    tenants: dict[TenantName, TenantSettings] = Field(min_length=1)
+
+    def tenant(self, name: str) -> TenantSettings:
+        """The settings of one tenant.
+
+        Raises:
+            LoraOpsError: params.yaml has no such tenant.
+        """
+        if name not in self.tenants:
+            known = ", ".join(self.tenants)
+            raise LoraOpsError(
+                f"params.yaml has no tenant '{name}' (it has: {known}): add it with `lora-ops tenant add`."
+            )
+        return self.tenants[name]
+
+
+def find_root() -> Path:
+    """The repository's root: $LORA_OPS_ROOT, else the nearest folder upwards with params.yaml, else our own.
+
+    A notebook may be opened from any folder, so the folder of the installed package is the last resort.
+
+    Raises:
+        LoraOpsError: none of the three holds a params.yaml.
+    """
+    named = os.environ.get("LORA_OPS_ROOT")
+    here = Path.cwd()
+    candidates = [Path(named)] if named else [here, *here.parents, Path(__file__).resolve().parent.parent]
+    for folder in candidates:
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder.resolve()
+    where = f"$LORA_OPS_ROOT ({named})" if named else f"{here} or a folder above it"
+    raise LoraOpsError(f"No params.yaml and dvc.yaml in {where}: run this inside a clone of the repository.")
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML 1.2 file as plain values (`1e-3` is a number, as DVC reads it).
+
+    Raises:
+        LoraOpsError: the file is missing or is not YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoraOpsError(f"Cannot read {path}: {error.strerror}.") from error
+    except YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise LoraOpsError(f"{path.name} is not valid YAML: {reason}.") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints as `where: what (got value)`."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    what = problem["msg"].removeprefix("Value error, ")
+    got = problem.get("input")
+    shown = "" if isinstance(got, dict | None) else f" (got {got!r})"
+    if problem["type"] == "extra_forbidden":
+        what, shown = "is not a setting that exists; check its spelling or remove it", ""
+    return f"{where}: {what}{shown}"
+
+
+def load_settings(root: Path | None = None) -> Settings:
+    """params.yaml of the repository at `root` (default: `find_root()`).
+
+    Raises:
+        LoraOpsError: the file is missing, is not YAML, or a value is wrong; the text names the value.
+    """
+    path = (root or find_root()) / "params.yaml"
+    raw = read_yaml(path)
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        more = error.error_count() - 1
+        also = f" ({more} more problem{'s' if more > 1 else ''} after it)" if more else ""
+        raise LoraOpsError(f"params.yaml: {first_problem(error)}{also}.") from error
