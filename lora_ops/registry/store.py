@@ -123,13 +123,16 @@ class Registry:
         """
         for name, file in manifest.files.items():
             if not (package / name).is_file() or sha256_file(package / name) != file.sha256:
-                raise LoraOpsError(f"{package / name} is not the file that its manifest describes: package it again.")
+                raise LoraOpsError(
+                    f"{package / name} is not the file that its manifest describes: package it again."
+                )
         for name in manifest.files:
             self.files.add(package / name)
         digest = manifest.content_digest()
         with self._transaction():
             row = self._db.execute(
-                "SELECT number FROM versions WHERE tenant = ? AND content_digest = ?", (manifest.tenant, digest)
+                "SELECT number FROM versions WHERE tenant = ? AND content_digest = ?",
+                (manifest.tenant, digest),
             ).fetchone()
             if row is None:
                 (last,) = self._db.execute(
@@ -172,7 +175,9 @@ class Registry:
             if which == version.number or which in version.aliases:
                 return version
         if not versions:
-            known = ", ".join(sorted({v.manifest.tenant for v in self.versions()})) or "none yet: run `make repro`"
+            known = (
+                ", ".join(sorted({v.manifest.tenant for v in self.versions()})) or "none yet: run `make repro`"
+            )
             raise LoraOpsError(f"The registry has no adapter of '{tenant}' (tenants: {known}).")
         there = ", ".join(v.manifest.adapter_id for v in versions)
         raise LoraOpsError(f"The registry has no {tenant}@{which} (there are: {there}).")
