@@ -58,7 +58,8 @@ def parse_reference(reference: str) -> tuple[str, int | str]:
     match = re.fullmatch(r"([a-z][a-z0-9_-]*)(?:@([1-9][0-9]*|[a-z]+))?", reference)
     if match is None:
         raise LoraOpsError(
-            f"'{reference}' names no version: write tenant@number (finance@3) or tenant@alias (finance@candidate)."
+            f"'{reference}' names no version: write tenant@number (finance@3) or tenant@alias "
+            "(finance@candidate)."
         )
     tenant, which = match[1], match[2] or "candidate"
     return tenant, int(which) if which.isdigit() else which
