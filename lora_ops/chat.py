@@ -1,0 +1,43 @@
+"""Ask one question of a registered adapter and of its base model, to see the difference."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lora_ops.base_model import load_base_model, read_base_model
+from lora_ops.datasets.prompts import render_prompt
+from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.generate import generate
+from lora_ops.registry import Registry
+from lora_ops.settings import TenantSettings
+
+
+def ask(reference: str, text: str, registry: Registry, root: Path) -> tuple[str, str, str]:
+    """Adapter id, the base model's answer and the adapter's answer to `text`.
+
+    `text` goes through the tenant's own prompt: the settings are those that the version was packaged with.
+
+    Raises:
+        LoraOpsError: unknown version, changed files, or the base model here is not the adapter's.
+    """
+    from peft import PeftModel
+
+    base = read_base_model(root / "models/base")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "adapter"
+        version = registry.export(reference, folder)
+        wanted = version.manifest.base_model
+        if wanted.sha256 != base.sha256:
+            raise LoraOpsError(
+                f"{version.manifest.adapter_id} was trained on {wanted.id} {wanted.revision} "
+                f"({wanted.sha256[:12]}…), models/base is {base.id} {base.revision} ({base.sha256[:12]}…)."
+            )
+        model, tokenizer = load_base_model(root / "models/base")
+        model = PeftModel.from_pretrained(model, folder)
+        settings = TenantSettings.model_validate(version.manifest.params)
+        prompts = [render_prompt(tokenizer, text, settings.data.system)]
+        limits: dict[str, Any] = {"max_new_tokens": max(32, settings.evaluate.max_new_tokens), "batch_size": 1}
+        adapter = generate(model, tokenizer, prompts, **limits)
+        with model.disable_adapter():
+            base_answer = generate(model, tokenizer, prompts, **limits)
+    return version.manifest.adapter_id, base_answer[0], adapter[0]

@@ -1,0 +1,257 @@
+"""The command line `lora-ops`: thin commands over the package."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.settings import find_root, load_settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+tenant_app = typer.Typer(no_args_is_help=True, help="The tenants of params.yaml.")
+registry_app = typer.Typer(no_args_is_help=True, help="The registered adapter versions.")
+app.add_typer(tenant_app, name="tenant")
+app.add_typer(registry_app, name="registry")
+console = Console()
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table for people.")]
+
+
+@app.command("base-model")
+def base_model() -> None:
+    """Make models/base, the base model as safetensors, as params.yaml says."""
+    from lora_ops.base_model import make_base_model
+
+    root = find_root()
+    settings = load_settings(root).base_model
+    _stay_offline(settings.source)
+    record = make_base_model(settings, root / "models/base", root / "data/raw", root)
+    console.print(f"{record.id} {record.revision}: {record.parameters:,} parameters, SHA-256 {record.sha256}")
+
+
+@app.command()
+def run(
+    notebook: Annotated[Path, typer.Argument(help="A notebook, such as notebooks/02_train.ipynb.")],
+    tenant: Annotated[str, typer.Option(help="A tenant of params.yaml.")],
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="name=value, may be repeated.")
+    ] = None,
+) -> None:
+    """Execute a notebook for one tenant; the result and its HTML page go to reports/TENANT/."""
+    from lora_ops.notebooks import run_notebook
+
+    root = find_root()
+    settings = load_settings(root)
+    settings.tenant(tenant)
+    _stay_offline(settings.base_model.source)
+    parameters: dict[str, object] = {"tenant": tenant}
+    for each in parameter or []:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise LoraOpsError(f"--parameter {each}: write name=value.")
+        parameters[name] = value
+    path = notebook if notebook.is_absolute() else root / notebook
+    run_notebook(path, root / "reports" / tenant / path.name, parameters, root)
+
+
+@app.command()
+def report() -> None:
+    """The adapters that the pipeline made, against their base."""
+    from lora_ops.packaging import MANIFEST
+    from lora_ops.records import Manifest
+
+    root = find_root()
+    table = Table("tenant", "version", "metric", "base", "adapter", "size", "training", "report")
+    for tenant in load_settings(root).tenants:
+        path = root / "packages" / tenant / MANIFEST
+        if not path.is_file():
+            raise LoraOpsError(f"'{tenant}' is not packaged yet: run `make repro`.")
+        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        metric = manifest.evaluation.metrics[manifest.evaluation.primary]
+        table.add_row(
+            tenant,
+            manifest.adapter_id,
+            manifest.evaluation.primary,
+            f"{metric.base.value:.3f}",
+            f"{metric.adapter.value:.3f}",
+            f"{manifest.size_bytes / 1e6:.1f} MB",
+            f"{manifest.training.seconds:.0f} s",
+            manifest.report,
+        )
+    console.print(table)
+
+
+@app.command()
+def chat(
+    adapter: Annotated[str, typer.Argument(help="A tenant (its candidate) or a version such as finance@1.")],
+    text: Annotated[str, typer.Argument(help="What to ask.")],
+) -> None:
+    """Answer TEXT with an adapter and with its base model, side by side."""
+    from lora_ops.chat import ask
+    from lora_ops.registry import open_registry
+
+    root = find_root()
+    _stay_offline(load_settings(root).base_model.source)
+    adapter_id, base_answer, adapter_answer = ask(adapter, text, open_registry(root), root)
+    table = Table("who", "answer", title=text)
+    table.add_row("base model", base_answer)
+    table.add_row(adapter_id, adapter_answer)
+    console.print(table)
+
+
+@app.command()
+def profile(name: Annotated[str, typer.Argument(help="A file of profiles/, such as small.")]) -> None:
+    """Lay a profile over params.yaml (`git checkout params.yaml` takes it back)."""
+    from lora_ops.tenants import apply_profile
+
+    root = find_root()
+    apply_profile(root / "profiles" / f"{name}.yaml", root)
+    console.print(f"params.yaml now has the values of profiles/{name}.yaml.")
+
+
+@tenant_app.command("add")
+def tenant_add(
+    name: Annotated[str, typer.Argument(help="Lower case, such as support.")],
+    source: Annotated[str, typer.Argument(help="A .csv, .jsonl or .py file inside the repository.")],
+    template: Annotated[str, typer.Option(help="The prompt, columns as {name}.")] = "{text}",
+    target: Annotated[str, typer.Option(help="The column with the right answer.")] = "label",
+    task: Annotated[str, typer.Option(help="labels, or text for free answers.")] = "labels",
+    group: Annotated[
+        str | None, typer.Option(help="The column whose values must not be in two splits.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    license: Annotated[str, typer.Option(help="Licence of the adapter.")] = "proprietary",
+) -> None:
+    """Check a file of your own and make it a tenant: its entry is written into params.yaml."""
+    from lora_ops.datasets.contract import require
+    from lora_ops.settings import TenantSettings
+    from lora_ops.tenants import add_tenant, check_tenant, draft_tenant
+
+    root = find_root()
+    inside = Path(source).resolve()
+    if not inside.is_relative_to(root):
+        raise LoraOpsError(f"{source} is outside the repository: copy it to data/sources/ first.")
+    entry = draft_tenant(
+        inside.relative_to(root).as_posix(),
+        root,
+        template=template,
+        target=target,
+        task=task,
+        group=group,
+        system=system,
+        license=license,
+    )
+    contract = check_tenant(name, TenantSettings.model_validate(entry), root)
+    require(contract)
+    add_tenant(name, entry, root)
+    console.print(
+        f"{name}: {contract.rows} rows pass {len(contract.checks)} checks; its entry is in params.yaml. "
+        f"Next: dvc repro package@{name}"
+    )
+
+
+@tenant_app.command("check")
+def tenant_check(name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")]) -> None:
+    """Hold a tenant's source against its contract without training anything."""
+    from lora_ops.datasets.contract import require
+    from lora_ops.tenants import check_tenant
+
+    root = find_root()
+    contract = check_tenant(name, load_settings(root).tenant(name), root)
+    table = Table("check", "result", "rows that fail", title=f"{name}: {contract.rows} rows")
+    for check in contract.checks:
+        table.add_row(check.name, "ok" if check.success else "FAILED", "; ".join(check.failed_rows[:3]))
+    console.print(table)
+    require(contract)
+
+
+@registry_app.command("list")
+def registry_list(
+    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
+) -> None:
+    """Every registered version."""
+    from lora_ops.registry import open_registry
+
+    versions = open_registry().versions(tenant)
+    if as_json:
+        rows = [
+            {
+                "adapter": v.manifest.adapter_id,
+                "aliases": v.aliases,
+                "registered_at": v.registered_at,
+                "metrics": {n: m.adapter.value for n, m in v.manifest.evaluation.metrics.items()},
+            }
+            for v in versions
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("adapter", "aliases", "metric", "base", "adapter value", "size", "commit", "registered")
+    for v in versions:
+        evaluation, git = v.manifest.evaluation, v.manifest.git
+        metric = evaluation.metrics[evaluation.primary]
+        commit = (git.commit or "none")[:8] + (" (dirty)" if git.dirty else "")
+        table.add_row(
+            v.manifest.adapter_id,
+            ", ".join(v.aliases),
+            evaluation.primary,
+            f"{metric.base.value:.3f}",
+            f"{metric.adapter.value:.3f}",
+            f"{v.manifest.size_bytes / 1e6:.1f} MB",
+            commit,
+            v.registered_at,
+        )
+    console.print(table if versions else "No adapter is registered yet: run `make repro`.")
+
+
+@registry_app.command("show")
+def registry_show(
+    reference: Annotated[str, typer.Argument(help="finance@1, finance@candidate or finance.")],
+    as_json: AsJson = False,
+) -> None:
+    """What one version is: data, base model, commit, recipe, metrics, files."""
+    from lora_ops.registry import open_registry
+
+    version = open_registry().get(reference)
+    m = version.manifest
+    if as_json:
+        print(m.model_dump_json(indent=2))
+        return
+    table = Table(show_header=False, title=f"{m.adapter_id} ({', '.join(version.aliases) or 'no alias'})")
+    table.add_row("base model", f"{m.base_model.id} {m.base_model.revision}\n{m.base_model.sha256}")
+    table.add_row("data", f"{m.data.source.name} {m.data.source.version}\n{m.data.source.sha256}")
+    for name, split in m.data.splits.items():
+        table.add_row(f"  {name}", f"{split.rows} rows, {split.groups} groups, {split.sha256}")
+    table.add_row("commit", f"{m.git.commit or 'none'}{' (dirty)' if m.git.dirty else ''}")
+    table.add_row("recipe", ", ".join(f"{k} {v}" for k, v in m.params["train"].items()))
+    for name, metric in m.evaluation.metrics.items():
+        peer = f"; TF-IDF {metric.peer}" if metric.peer else ""
+        table.add_row(name, f"adapter {metric.adapter}; base {metric.base}{peer}")
+    table.add_row("fresh until", m.fresh_until.date().isoformat())
+    for name, file in m.files.items():
+        table.add_row(f"  {name}", f"{file.bytes:,} bytes, {file.sha256}")
+    table.add_row("report", m.report)
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command line; what a person can mend is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except LoraOpsError as error:
+        print(f"lora-ops: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"lora-ops: {error.strerror or error}{where}.", file=sys.stderr)
+        sys.exit(2)
+
+
+def _stay_offline(source: str) -> None:
+    if source != "hub":
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,149 @@
+"""What a tenant's data must be before anything is trained on it, as great-expectations expectations."""
+
+import os
+from typing import Any
+
+import pandas as pd
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import Check, ContractRecord
+from lora_ops.settings import DataSettings
+
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+# Direct identifiers only: a name in a newspaper is not a data leak, an e-mail address in a card descriptor is.
+PII = {
+    "e-mail address": r"[\w.+-]+@[\w-]+\.[A-Za-z]{2,}",
+    "US social security number": r"\b\d{3}-\d{2}-\d{4}\b",
+    "payment card number": r"\b(?:\d[ -]?){13,16}\b",
+    "phone number": r"(?<![\d.])(?:\+\d{1,3}[ .-]?)?\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}\b",
+    "IBAN": r"\b[A-Z]{2}\d{2}[ ]?(?:[A-Z0-9]{4}[ ]?){3,7}[A-Z0-9]{1,4}\b",
+}
+NAMED_ROWS = 20
+
+
+def check_contract(frame: pd.DataFrame, tenant: str, settings: DataSettings) -> ContractRecord:
+    """Hold `frame` against the tenant's contract.
+
+    Args:
+        frame: one row for each example with columns id, text, target, group, split and, where the
+            prompts are rendered, tokens; every row of the source, used by its split or not.
+
+    Returns:
+        Each check with the ids and values of the rows that fail it; `require` turns a failure into an error.
+    """
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    # Whether a group or a wording crosses splits is a property of the table; as a column it is row by row.
+    wording = frame["text"].astype("str").str.lower().str.split().str.join(" ")
+    facts = frame.assign(
+        wording=wording,
+        splits_of_group=frame.groupby("group")["split"].transform("nunique"),
+        splits_of_wording=frame.groupby(wording)["split"].transform("nunique"),
+    )
+    suite = gx.ExpectationSuite(tenant, expectations=_expectations(settings, tokens="tokens" in frame))
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    asset = context.data_sources.add_pandas("prepared").add_dataframe_asset(tenant)
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": facts})
+    result = batch.validate(
+        suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["id"]}
+    )
+    checks = [_check(each) for each in result.results]
+    return ContractRecord(
+        tenant=tenant, success=all(check.success for check in checks), rows=len(frame), checks=checks
+    )
+
+
+def require(contract: ContractRecord) -> None:
+    """Stop unless the contract holds.
+
+    Raises:
+        LoraOpsError: a check failed; the text names the check and its first rows.
+    """
+    failed = [check for check in contract.checks if not check.success]
+    if not failed:
+        return
+    parts = []
+    for check in failed:
+        rows = "; ".join(check.failed_rows[:3])
+        more = f" and {check.failed_count - 3} more" if check.failed_count > 3 else ""
+        parts.append(f"{check.name} ({rows}{more})" if rows else check.name)
+    raise LoraOpsError(
+        f"The data of '{contract.tenant}' breaks its contract: {', '.join(parts)}. "
+        "Mend the rows or, if they are right, the limits in params.yaml."
+    )
+
+
+def _expectations(settings: DataSettings, *, tokens: bool) -> list[Any]:
+    import great_expectations.expectations as gxe
+
+    limits = settings.contract
+
+    def named(name: str) -> dict[str, str]:
+        return {"name": name}
+
+    expected = [
+        *(
+            gxe.ExpectColumnValuesToNotBeNull(column=column, meta=named(f"{column} is present"))
+            for column in ("id", "text", "target", "group")
+        ),
+        gxe.ExpectColumnValuesToBeUnique(column="id", meta=named("row ids are unique")),
+        gxe.ExpectColumnValuesToBeUnique(column="wording", meta=named("no wording stands twice")),
+        gxe.ExpectColumnValueLengthsToBeBetween(
+            column="text",
+            min_value=limits.min_chars,
+            max_value=limits.max_chars,
+            meta=named(f"text has {limits.min_chars} to {limits.max_chars} characters"),
+        ),
+        gxe.ExpectColumnValueLengthsToBeBetween(
+            column="target", min_value=1, max_value=limits.max_chars, meta=named("target is not empty")
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="splits_of_group", max_value=1, meta=named("no group is in two splits")
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="splits_of_wording", max_value=1, meta=named("no wording is in two splits")
+        ),
+        gxe.ExpectTableRowCountToBeBetween(
+            min_value=limits.min_rows, meta=named(f"at least {limits.min_rows} rows")
+        ),
+    ]
+    if tokens:
+        fits = named(f"prompt and answer fit {limits.max_tokens} tokens")
+        expected.append(
+            gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=limits.max_tokens, meta=fits)
+        )
+    if settings.task == "labels":
+        expected.append(
+            gxe.ExpectColumnValuesToBeInSet(
+                column="target", value_set=list(settings.labels), meta=named("target is a known label")
+            )
+        )
+    if not limits.allow_pii:
+        expected += [
+            gxe.ExpectColumnValuesToNotMatchRegex(
+                column=column, regex=pattern, meta=named(f"no {kind} in {column}")
+            )
+            for column in ("text", "target")
+            for kind, pattern in PII.items()
+        ]
+    return expected
+
+
+def _check(result: Any) -> Check:
+    config, details = result.expectation_config, result.result
+    column = config.kwargs.get("column")
+    rows = [f"row {row['id']}: {row[column]!r}" for row in details.get("unexpected_index_list") or []]
+    if "observed_value" in details and not result.success:
+        rows = [f"there are {details['observed_value']}"]
+    raised = (result.exception_info or {}).get("exception_message")
+    if raised:
+        rows = [str(raised)]
+    return Check(
+        name=config.meta["name"],
+        success=bool(result.success),
+        failed_rows=rows[:NAMED_ROWS],
+        failed_count=details.get("unexpected_count") or (0 if result.success else 1),
+    )

@@ -1,0 +1,1 @@
+"""Base model, adapter, floor and peer on the same held-out rows."""

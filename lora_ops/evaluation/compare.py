@@ -1,0 +1,147 @@
+"""Base model and adapter on the held-out split: answers, metrics and the record of both."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.baselines import majority, tfidf_peer
+from lora_ops.evaluation.generate import generate
+from lora_ops.evaluation.metrics import read_label, score
+from lora_ops.records import EvaluationRecord, Example, MetricRecord, sha256_file
+from lora_ops.settings import TenantSettings
+
+RECORD = "evaluation.json"
+METRICS = "metrics.json"
+ANSWERS = "answers.csv"
+CONFUSION = "confusion.csv"
+SAMPLES = "samples.csv"
+
+
+def answer_both(
+    model: Any, tokenizer: Any, rows: Sequence[Example], settings: TenantSettings
+) -> tuple[pd.DataFrame, float, float]:
+    """Answers of the base model and of the adapter that `model` (a PeftModel) carries.
+
+    Returns:
+        A frame with one row for each example (id, group, text, target, base, adapter), and the seconds that
+        base and adapter took.
+    """
+    prompts = [row.prompt for row in rows]
+    limits = {
+        "max_new_tokens": settings.evaluate.max_new_tokens,
+        "batch_size": settings.evaluate.batch_size,
+    }
+    start = time.perf_counter()
+    with model.disable_adapter():
+        base = generate(model, tokenizer, prompts, what="base", **limits)
+    middle = time.perf_counter()
+    adapter = generate(model, tokenizer, prompts, what="adapter", **limits)
+    end = time.perf_counter()
+    frame = pd.DataFrame([row.model_dump(include={"id", "group", "text", "target"}) for row in rows])
+    return frame.assign(base=base, adapter=adapter), middle - start, end - middle
+
+
+def with_baselines(answers: pd.DataFrame, train: Sequence[Example], task: str) -> pd.DataFrame:
+    """`answers` with columns floor and peer, for a task of labels; unchanged for free text."""
+    if task != "labels":
+        return answers
+    targets = [row.target for row in train]
+    peer = tfidf_peer([row.text for row in train], targets, list(answers["text"]))
+    return answers.assign(floor=majority(targets, len(answers)), peer=peer)
+
+
+def measure(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, MetricRecord]:
+    """Every metric of params.yaml for everyone in `answers`."""
+    evaluate, labels = settings.evaluate, settings.data.labels
+    targets = list(answers["target"])
+
+    def of(metric: str, who: str) -> Any:
+        return score(metric, targets, list(answers[who]), labels, evaluate.bootstrap, evaluate.seed)
+
+    measured: dict[str, MetricRecord] = {}
+    for metric in evaluate.metrics:
+        compared = "peer" in answers
+        measured[metric] = MetricRecord(
+            base=of(metric, "base"),
+            adapter=of(metric, "adapter"),
+            floor=of(metric, "floor").value if compared else None,
+            peer=of(metric, "peer") if compared else None,
+        )
+    return measured
+
+
+def confusion(answers: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Columns target and predicted, one row for each held-out row, answers read as labels."""
+    predicted = [read_label(answer, labels) for answer in answers["adapter"]]
+    return pd.DataFrame({"target": answers["target"], "predicted": predicted})
+
+
+def samples(answers: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Before/after: `count` rows drawn at random, nobody's choice, for people to look at."""
+    chosen = answers.sample(min(count, len(answers)), random_state=seed)
+    return chosen[["id", "text", "target", "base", "adapter"]].reset_index(drop=True)
+
+
+def evaluate(
+    tenant: str,
+    settings: TenantSettings,
+    answers: pd.DataFrame,
+    seconds: tuple[float, float],
+    test_file: Path,
+    adapter_file: Path,
+) -> EvaluationRecord:
+    """The record of one comparison.
+
+    The adapter beats its base when, for every metric, its interval lies wholly above the base's.
+    """
+    metrics = measure(answers, settings)
+    return EvaluationRecord(
+        tenant=tenant,
+        rows=len(answers),
+        test_sha256=sha256_file(test_file),
+        adapter_sha256=sha256_file(adapter_file),
+        primary=settings.evaluate.metrics[0],
+        metrics=metrics,
+        beats_base=all(metric.adapter.low > metric.base.high for metric in metrics.values()),
+        seconds_base=round(seconds[0], 2),
+        seconds_adapter=round(seconds[1], 2),
+    )
+
+
+def write_report(
+    record: EvaluationRecord, answers: pd.DataFrame, settings: TenantSettings, folder: Path
+) -> None:
+    """Write the record, DVC's metrics and plots, all answers and the samples into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
+    flat: dict[str, dict[str, float | None]] = {
+        name: {
+            "base": metric.base.value,
+            "adapter": metric.adapter.value,
+            **({"floor": metric.floor, "peer": metric.peer.value} if metric.peer else {}),
+        }
+        for name, metric in record.metrics.items()
+    }
+    (folder / METRICS).write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
+    answers.to_csv(folder / ANSWERS, index=False)
+    samples(answers, settings.evaluate.samples, settings.evaluate.seed).to_csv(folder / SAMPLES, index=False)
+    # A free-text tenant has no labels to confuse; DVC wants its plot all the same.
+    labels = settings.data.labels
+    table = confusion(answers, labels) if labels else pd.DataFrame({"target": [], "predicted": []})
+    table.to_csv(folder / CONFUSION, index=False)
+
+
+def read_evaluation(folder: Path) -> EvaluationRecord:
+    """The record of the evaluation whose report is in `folder`.
+
+    Raises:
+        LoraOpsError: there was none yet.
+    """
+    if not (folder / RECORD).is_file():
+        raise LoraOpsError(f"No evaluation in {folder}: run 03_evaluate first (`dvc repro`).")
+    return EvaluationRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))

@@ -1,0 +1,31 @@
+"""Greedy answers of a model to many prompts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int, what: str = ""
+) -> list[str]:
+    """One greedy answer to each prompt, in the order of `prompts`, special tokens removed.
+
+    Prompts of similar length share a batch, since a batch is as slow as its longest row.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers = [""] * len(prompts)
+    for start in tqdm(range(0, len(order), batch_size), desc=what, unit="batch", mininterval=5):
+        chosen = order[start : start + batch_size]
+        inputs = tokenizer(
+            [prompts[index] for index in chosen], return_tensors="pt", padding=True, add_special_tokens=False
+        ).to(model.device)
+        outputs = model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+        new = outputs[:, inputs["input_ids"].shape[1] :]
+        for index, answer in zip(chosen, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+            answers[index] = answer.strip()
+    return answers

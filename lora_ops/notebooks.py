@@ -1,0 +1,61 @@
+"""Run one notebook with parameters through papermill, so that a stage is a notebook and nothing more."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lora_ops.errors import LoraOpsError
+
+
+def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root: Path) -> None:
+    """Execute `notebook` into `output` and write `output` with the suffix .html beside it.
+
+    Raises:
+        LoraOpsError: the notebook is missing, does not declare one of `parameters`, or a cell failed; then
+            `output` keeps what was executed, and the text names the cell, the error and that path.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    if not notebook.is_file():
+        raise LoraOpsError(f"There is no notebook {notebook}.")
+    declared = papermill.inspect_notebook(str(notebook))
+    unknown = sorted(set(parameters) - set(declared))
+    if unknown:
+        names = ", ".join(declared) or "none"
+        raise LoraOpsError(
+            f"{notebook.name} declares no parameter '{unknown[0]}' (it declares: {names}): "
+            "correct the name, or add it to the cell tagged `parameters`."
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["LORA_OPS_ROOT"] = str(root)
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(output),
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=str(root),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    except PapermillExecutionError as error:
+        # Our own errors are already a sentence; others need their class to make sense.
+        kind = "" if error.ename == LoraOpsError.__name__ else f"{error.ename}: "
+        raise LoraOpsError(
+            f"{notebook.name} failed in cell {error.cell_index}: {kind}{error.evalue} "
+            f"The partly executed notebook is {output}."
+        ) from error
+    write_html(output)
+
+
+def write_html(executed: Path) -> Path:
+    """An executed notebook as a page that opens without Jupyter; its path."""
+    from nbconvert import HTMLExporter
+
+    body, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_filename(str(executed))
+    page = executed.with_suffix(".html")
+    page.write_text(body, encoding="utf-8")
+    return page

@@ -1,0 +1,177 @@
+"""A trained, evaluated adapter as one folder with its model card and its manifest."""
+
+import importlib.metadata
+import shutil
+import subprocess
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lora_ops.base_model import read_base_model
+from lora_ops.datasets.prepare import read_data_record
+from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.compare import SAMPLES, read_evaluation
+from lora_ops.records import (
+    ADAPTER_FILES,
+    FileRecord,
+    GitRecord,
+    Manifest,
+    now,
+    sha256_file,
+)
+from lora_ops.settings import TenantSettings
+from lora_ops.training.loop import read_training_record
+
+MANIFEST = "manifest.json"
+CARD = "README.md"
+VERSIONS_OF = ("lora-ops", "torch", "transformers", "peft", "safetensors", "tokenizers", "scikit-learn")
+
+
+def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> Manifest:
+    """Write adapter, model card, samples and `manifest.json` into `target`, all or nothing.
+
+    Raises:
+        LoraOpsError: a stage before this one has not run, its results do not belong together, or the
+            adapter does not beat its base though `evaluate.must_beat_base` asks for it.
+    """
+    adapter = root / "models/adapters" / tenant
+    report = root / "reports" / tenant
+    base = read_base_model(root / "models/base")
+    data = read_data_record(root / "data/prepared" / tenant)
+    training = read_training_record(report)
+    evaluation = read_evaluation(report)
+    _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
+    if settings.evaluate.must_beat_base and not evaluation.beats_base:
+        metrics = "; ".join(
+            f"{name}: base {metric.base}, adapter {metric.adapter}"
+            for name, metric in evaluation.metrics.items()
+        )
+        raise LoraOpsError(
+            f"The adapter of '{tenant}' does not clearly beat its base ({metrics}), so it is not registered: "
+            "change its data or recipe, or set evaluate.must_beat_base to false."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{tenant}-") as temporary:
+        folder = Path(temporary) / "package"
+        folder.mkdir()
+        for name in ADAPTER_FILES:
+            shutil.copyfile(adapter / name, folder / name)
+        shutil.copyfile(report / SAMPLES, folder / SAMPLES)
+        draft = Manifest(
+            tenant=tenant,
+            created_at=now(),
+            base_model=base,
+            data=data,
+            git=git_state(root),
+            dvc_lock_sha256=sha256_file(root / "dvc.lock") if (root / "dvc.lock").is_file() else None,
+            params=settings.model_dump(mode="json"),
+            packages={name: importlib.metadata.version(name) for name in VERSIONS_OF},
+            training=training,
+            evaluation=evaluation,
+            license=settings.package.license,
+            fresh_until=now() + timedelta(days=settings.package.freshness_days),
+            report=f"reports/{tenant}/03_evaluate.html",
+            size_bytes=sum((folder / name).stat().st_size for name in ADAPTER_FILES),
+            files={},
+        )
+        (folder / CARD).write_text(model_card(draft, settings), encoding="utf-8")
+        files = {
+            path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+            for path in sorted(folder.iterdir())
+        }
+        manifest = draft.model_copy(update={"files": files})
+        write_manifest(manifest, folder)
+        shutil.rmtree(target, ignore_errors=True)
+        folder.replace(target)
+    return manifest
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Replace `manifest.json` in one rename."""
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(manifest.to_json(), encoding="utf-8")
+    temporary.replace(folder / MANIFEST)
+
+
+def git_state(root: Path) -> GitRecord:
+    """The commit of `root` and whether its files differ from it.
+
+    dvc.lock is left out of the question: the pipeline itself writes it while it runs, and the manifest has
+    its digest.
+    """
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock")
+    return GitRecord(commit=git("rev-parse", "HEAD"), dirty=changed is None or changed != "")
+
+
+def model_card(manifest: Manifest, settings: TenantSettings) -> str:
+    """A model card in the hub's format: what the adapter is for, how it was made, what it scored."""
+    evaluation, training = manifest.evaluation, manifest.training
+    head = "| metric | base | adapter | TF-IDF + logistic regression | majority |\n|---|---|---|---|---|"
+    rows = "\n".join(
+        f"| {name} | {m.base} | {m.adapter} | {m.peer or '-'} | {'-' if m.floor is None else m.floor} |"
+        for name, m in evaluation.metrics.items()
+    )
+    labels = ", ".join(settings.data.labels) or "free text"
+    recipe = settings.train
+    return f"""---
+base_model: {manifest.base_model.id}
+library_name: peft
+license: {manifest.license.lower()}
+tags: [lora, {manifest.tenant}]
+---
+
+# {manifest.tenant}: a LoRA adapter of {manifest.base_model.id}
+
+**For**: answering `{settings.data.template}`{_system(settings)} with: {labels}.
+
+**Not for**: anything else. It was measured on {evaluation.rows} held-out rows of
+{manifest.data.source.name} {manifest.data.source.version} and on nothing more.
+
+## Results on the held-out split (value [95 % bootstrap interval])
+{head}
+{rows}
+
+## Lineage
+- Base model {manifest.base_model.id}, {manifest.base_model.revision}, SHA-256 `{manifest.base_model.sha256}`
+- Data {manifest.data.source.name} {manifest.data.source.version}, SHA-256 `{manifest.data.source.sha256}`
+- Split by group: {", ".join(f"{name} {split.rows} rows" for name, split in manifest.data.splits.items())}
+- Rank {recipe.rank}, alpha {recipe.alpha}, dropout {recipe.dropout}, learning rate {recipe.learning_rate},
+  {recipe.epochs} epoch(s), batch {recipe.batch_size}, seed {recipe.seed}; all linear layers;
+  {training.trainable_parameters:,} trainable parameters
+
+## Use
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("models/base")
+model = PeftModel.from_pretrained(base, "packages/{manifest.tenant}")
+```
+"""
+
+
+def _system(settings: TenantSettings) -> str:
+    return f" under the system prompt “{settings.data.system}”" if settings.data.system else ""
+
+
+def _require_one_lineage(
+    tenant: str, adapter: Path, base: str, data: Any, training: Any, evaluation: Any
+) -> None:
+    weights = adapter / ADAPTER_FILES[0]
+    facts = {
+        "the adapter was trained on another base model": training.base_model_sha256 == base,
+        "the prompts were written for another base model": data.base_model_sha256 == base,
+        "the adapter was trained on other data": training.train_sha256 == data.splits["train"].sha256,
+        "the evaluation used another test split": evaluation.test_sha256 == data.splits["test"].sha256,
+        "the evaluation was of another adapter": weights.is_file()
+        and evaluation.adapter_sha256 == sha256_file(weights),
+    }
+    for problem, holds in facts.items():
+        if not holds:
+            raise LoraOpsError(f"'{tenant}' cannot be packaged: {problem}; run `dvc repro` from the start.")

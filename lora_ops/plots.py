@@ -1,0 +1,77 @@
+"""The plots of the notebooks: small, labelled, readable in grey."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lora_ops.evaluation.metrics import NO_LABEL
+from lora_ops.records import EvaluationRecord
+
+
+def plot_counts(frame: pd.DataFrame, title: str) -> Figure:
+    """Rows of each target in each split; `frame` has columns target and split."""
+    counts = frame.groupby(["target", "split"]).size().unstack(fill_value=0)
+    counts = counts.loc[counts.sum(axis=1).sort_values().index].tail(25)
+    figure = Figure(figsize=(8, 0.6 + 0.28 * len(counts)), layout="constrained")
+    axes = figure.subplots()
+    counts.plot.barh(stacked=True, ax=axes, width=0.8)
+    axes.set(title=title, xlabel="rows", ylabel="")
+    axes.legend(title="split", loc="lower right")
+    return figure
+
+
+def plot_loss(losses: pd.DataFrame, validation_loss: float, title: str) -> Figure:
+    """Training loss per step (columns step, loss) and the loss on the validation split at the end."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(losses["step"], losses["loss"], color="0.75", label="training, each step")
+    smooth = losses["loss"].rolling(8, min_periods=1).mean()
+    axes.plot(losses["step"], smooth, color="tab:blue", label="training, mean of 8 steps")
+    axes.axhline(validation_loss, color="tab:red", linestyle="--", label=f"validation {validation_loss:.3f}")
+    axes.set(title=title, xlabel="step", ylabel="loss per completion token", ylim=(0, None))
+    axes.legend()
+    return figure
+
+
+def plot_metrics(record: EvaluationRecord) -> Figure:
+    """Each metric of base, floor, peer and adapter with its interval."""
+    figure = Figure(figsize=(8, 0.8 + 1.3 * len(record.metrics)), layout="constrained")
+    all_axes = figure.subplots(len(record.metrics), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (name, metric) in zip(all_axes, record.metrics.items(), strict=True):
+        bars: list[tuple[str, Any]] = [("base model", metric.base), ("adapter", metric.adapter)]
+        if metric.peer:
+            bars.insert(1, ("TF-IDF + LR", metric.peer))
+        for row, (who, interval) in enumerate(bars):
+            colour = "tab:blue" if who == "adapter" else "0.6"
+            error = [[max(0, interval.value - interval.low)], [max(0, interval.high - interval.value)]]
+            axes.barh(row, interval.value, xerr=error, color=colour, capsize=4)
+            axes.text(interval.high + 0.01, row, f"{interval.value:.2f}", va="center")
+        axes.set_yticks(range(len(bars)), [who for who, _ in bars])
+        if metric.floor is not None:
+            axes.axvline(metric.floor, color="tab:red", linestyle="--", label="majority label")
+            axes.legend(loc="lower right")
+        axes.set(title=name, xlim=(0, 1.08))
+    return figure
+
+
+def plot_confusion(table: pd.DataFrame, labels: Sequence[str]) -> Figure:
+    """Shares of each target's rows by predicted label (columns target, predicted), counts in the cells."""
+    rows = [label for label in labels if (table["target"] == label).any()]
+    columns = [*labels, *([NO_LABEL] if (table["predicted"] == NO_LABEL).any() else [])]
+    counts = pd.crosstab(table["target"], table["predicted"]).reindex(index=rows, columns=columns, fill_value=0)
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    size = max(3.5, 1.8 + 0.34 * len(columns))
+    figure = Figure(figsize=(size + 1.5, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares.to_numpy(), cmap="Blues", vmin=0, vmax=1)
+    for y, row in enumerate(counts.to_numpy()):
+        for x, count in enumerate(row):
+            if count:
+                dark = shares.iat[y, x] > 0.5
+                axes.text(x, y, count, ha="center", va="center", fontsize=8, color="w" if dark else "k")
+    axes.set_xticks(range(len(columns)), columns, rotation=90)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(title="Held-out rows: target and the adapter's answer", xlabel="answer", ylabel="target")
+    return figure

@@ -1,0 +1,199 @@
+"""Train one LoRA adapter: a plain loop that a kill does not hurt and that a seed makes repeatable."""
+
+import csv
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lora_ops.base_model import load_base_model, read_base_model
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import Example, TrainingRecord, canonical, sha256_text
+from lora_ops.settings import TrainSettings
+from lora_ops.training.batches import Tokens, batch_loss, collate, tokenize
+from lora_ops.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+
+RECORD = "training.json"
+LOSSES = "loss.csv"
+
+
+def pick_device() -> tuple[str, torch.dtype]:
+    """The first GPU with bfloat16 (float32 weights under autocast where it has none), else the CPU."""
+    if torch.cuda.is_available():
+        return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return "cpu", torch.float32
+
+
+def train(
+    tenant: str,
+    settings: TrainSettings,
+    base_folder: Path,
+    train_rows: Sequence[Example],
+    validation_rows: Sequence[Example],
+    data_sha256: str,
+    target: Path,
+    report: Path,
+    checkpoint: Path,
+    on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
+) -> TrainingRecord:
+    """Train one adapter and write its files to `target`, `training.json` and `loss.csv` to `report`.
+
+    LoRA (Hu et al., 2021, arXiv:2106.09685) on every linear layer but the output layer; AdamW without
+    weight decay; learning rate with linear warmup and linear decay to zero; loss on completion tokens only.
+    A run that was killed goes on from `checkpoint` and ends with the same bytes as one that was not, on
+    the same kind of CPU with the same number of threads; the checkpoint is deleted at the end.
+
+    Args:
+        data_sha256: of the train split; a checkpoint of other data is not resumed.
+        target: folder for `adapter_model.safetensors` and `adapter_config.json`, replaced in one step at the
+            end. The two files depend on nothing but code, data, recipe and machine: no clock is in them.
+        report: folder for what was observed on the way.
+        on_step: called after each step with step, loss, learning_rate and now and then validation_loss.
+
+    Raises:
+        LoraOpsError: the loss is not finite (the recipe diverged).
+    """
+    device, dtype = pick_device()
+    torch.manual_seed(settings.seed)
+    torch.use_deterministic_algorithms(device == "cpu")
+    model, tokenizer = _adapted(base_folder, settings, device)
+    base = read_base_model(base_folder)
+    rows = tokenize(train_rows, tokenizer)
+    validation = tokenize(validation_rows, tokenizer)
+    per_epoch = -(-len(rows) // settings.batch_size)
+    steps = per_epoch * settings.epochs
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trainable.values(), lr=settings.learning_rate, weight_decay=0.0)
+    fingerprint = sha256_text(canonical([settings.model_dump(), data_sha256, base.sha256, device]))
+    done = load_checkpoint(checkpoint, trainable, optimizer, fingerprint)
+    begun = done or Progress(fingerprint, 0, 0, 0.0, [])
+    losses = [(int(step), float(loss)) for step, loss in begun.losses]
+    tokens, start = begun.tokens, time.perf_counter() - begun.seconds
+
+    model.train()
+    for step in tqdm(range(begun.step, steps), initial=begun.step, total=steps, unit="step", mininterval=5):
+        batch = collate(_rows_of_step(rows, step, per_epoch, settings), tokenizer.pad_token_id).to(device)
+        rate = settings.learning_rate * _schedule(step, steps, settings.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            loss = batch_loss(model, batch)
+        if not torch.isfinite(loss):
+            raise LoraOpsError(
+                f"Training '{tenant}' diverged at step {step + 1} of {steps} (loss {loss.item()}): "
+                "lower train.learning_rate."
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens += int(batch.attention_mask.sum())
+        losses.append((step + 1, loss.item()))
+        on_step({"step": step + 1, "loss": loss.item(), "learning_rate": rate})
+        if (step + 1) % settings.checkpoint_every == 0:
+            seconds = time.perf_counter() - start
+            save_checkpoint(
+                checkpoint, trainable, optimizer, Progress(fingerprint, step + 1, tokens, seconds, losses)
+            )
+    seconds = time.perf_counter() - start
+    validation_loss = _mean_loss(model, validation, settings.batch_size, tokenizer.pad_token_id, device, dtype)
+    on_step({"step": steps, "validation_loss": validation_loss})
+
+    record = TrainingRecord(
+        tenant=tenant,
+        base_model_sha256=base.sha256,
+        train_sha256=data_sha256,
+        examples=len(rows),
+        steps=steps,
+        resumed_from_step=begun.step,
+        tokens=tokens,
+        seconds=round(seconds, 2),
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        dtype=str(dtype).removeprefix("torch."),
+        trainable_parameters=sum(p.numel() for p in trainable.values()),
+        final_loss=losses[-1][1],
+        validation_loss=validation_loss,
+    )
+    _write_report(record, losses, report)
+    _write_adapter(model, base.id, target)
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def read_training_record(folder: Path) -> TrainingRecord:
+    """The record of the training whose report is in `folder`.
+
+    Raises:
+        LoraOpsError: there was none yet.
+    """
+    if not (folder / RECORD).is_file():
+        raise LoraOpsError(f"No training record in {folder}: run 02_train first (`dvc repro`).")
+    return TrainingRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+
+
+def _adapted(base_folder: Path, settings: TrainSettings, device: str) -> tuple[Any, Any]:
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = load_base_model(base_folder, device)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config), tokenizer
+
+
+def _rows_of_step(rows: list[Tokens], step: int, per_epoch: int, settings: TrainSettings) -> list[Tokens]:
+    # The order depends on seed and epoch alone, so a resumed run needs no state to find its place.
+    epoch, index = divmod(step, per_epoch)
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    return [rows[i] for i in order[index * settings.batch_size : (index + 1) * settings.batch_size]]
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    rising = (step + 1) / max(1.0, warmup * steps)
+    return min(1.0, rising, (steps - step) / steps)
+
+
+@torch.no_grad()
+def _mean_loss(
+    model: Any, rows: list[Tokens], batch_size: int, pad_token_id: int, device: str, dtype: torch.dtype
+) -> float:
+    model.eval()
+    total, count = 0.0, 0
+    for index in range(0, len(rows), batch_size):
+        chosen = rows[index : index + batch_size]
+        weight = sum(len(row.completion) for row in chosen)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            total += batch_loss(model, collate(chosen, pad_token_id).to(device)).item() * weight
+        count += weight
+    return total / count
+
+
+def _write_report(record: TrainingRecord, losses: list[tuple[int, float]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
+    with (folder / LOSSES).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("step", "loss"))
+        writer.writerows((step, f"{loss:.6f}") for step, loss in losses)
+
+
+def _write_adapter(model: Any, base_model_id: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+        folder = Path(temporary) / "adapter"
+        # The folder that the base model lies in on this machine means nothing elsewhere.
+        model.peft_config["default"].base_model_name_or_path = base_model_id
+        model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        folder.replace(target)
