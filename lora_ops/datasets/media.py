@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from lora_ops.datasets.contract import PII
+
 INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 TEXTS = "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt"
 RATINGS = "hutto_ICWSM_2014/nytEditorialSnippets_anonDataRatings.txt"
@@ -24,6 +26,7 @@ def load(archive: Path) -> pd.DataFrame:
 
     A snippet is negative or positive when at least 70 % of its raters put it below or above zero, neutral
     when at least half rate it zero; others are left out, and so is a wording that stands in two articles.
+    One letter to the editor gives a telephone number: the contract found it, and such rows are left out.
     """
     with tarfile.open(archive) as sdist:
         inner = next(member for member in sdist.getmembers() if member.name.endswith(INNER))
@@ -37,6 +40,8 @@ def load(archive: Path) -> pd.DataFrame:
     frame["text"] = frame["text"].str.split().str.join(" ")
     frame["label"] = [_label(ast.literal_eval(row)) for row in frame["ratings"]]
     frame = frame[frame["label"].notna() & frame["text"].str.len().between(30, 220)]
+    for pattern in PII.values():
+        frame = frame[~frame["text"].str.contains(pattern, regex=True)]
     wording = frame["text"].str.lower()
     return frame[~wording.duplicated(keep=False)][["text", "label", "article"]].reset_index(drop=True)
 

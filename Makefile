@@ -1,0 +1,60 @@
+# make repro   trains, evaluates, packages and registers every tenant's adapter (skips what is up to date)
+# make test    runs every test
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: repro test lint format lab metrics wandb-sync wandb-online lock clean
+
+repro: .venv/installed
+	dvc repro
+	lora-ops report
+
+test: .venv/installed
+	pytest
+
+lint: .venv/installed
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: .venv/installed
+	ruff check --fix .
+	ruff format .
+
+lab: .venv/installed
+	jupyter lab notebooks
+
+metrics: .venv/installed
+	dvc metrics show
+	dvc plots show
+
+# Runs that were logged without a key lie in wandb/; this sends them once you have one.
+wandb-sync: .venv/installed
+	@test -n "$$WANDB_API_KEY" || { echo "Set WANDB_API_KEY first: the runs stay in wandb/ until then."; exit 2; }
+	wandb sync --sync-all
+
+# The same pipeline, logged while it runs.
+wandb-online: .venv/installed
+	@test -n "$$WANDB_API_KEY" || { echo "Set WANDB_API_KEY first."; exit 2; }
+	WANDB_MODE=online dvc repro
+
+# Pin what pyproject.toml allows today. A local build's tag (+cpu) is dropped, so the file fits every machine.
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet torch==2.13.0 setuptools wheel
+	.venv-lock/bin/pip install --quiet --no-build-isolation -e '.[dev]'
+	.venv-lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+	rm -rf .venv-lock
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lora-ops needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -r requirements.lock
+	.venv/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	touch .venv/installed
+
+# What the pipeline made; the registry, the downloads and DVC's cache stay.
+clean:
+	rm -rf data/prepared models packages reports .checkpoints
