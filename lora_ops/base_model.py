@@ -9,11 +9,11 @@ from typing import Any
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.fetch import fetch_package
+from lora_ops.layout import BASE_MODEL
 from lora_ops.records import BaseModelRecord, sha256_file
 from lora_ops.settings import BaseModelSettings
 
 WEIGHTS = "model.safetensors"
-RECORD = "base_model.json"
 
 
 def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: Path) -> BaseModelRecord:
@@ -49,45 +49,10 @@ def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: 
             parameters=sum(p.numel() for p in model.parameters()),
             source=settings.requirement or settings.path or f"hub:{settings.id}",
         )
-        (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
+        (folder / BASE_MODEL).write_text(record.to_json(), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         folder.replace(target)
     return record
-
-
-def read_base_model(folder: Path) -> BaseModelRecord:
-    """The record of the base model in `folder`.
-
-    Raises:
-        LoraOpsError: there is none yet.
-    """
-    if not (folder / RECORD).is_file():
-        raise LoraOpsError(f"No base model in {folder}: make it with `dvc repro base_model`.")
-    return BaseModelRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
-
-
-def load_base_model(folder: Path, device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:
-    """Model and tokenizer of `folder`, in evaluation mode; float32 unless `dtype` says otherwise.
-
-    The tokenizer pads on the left, so that every row of a batch ends where its answer begins.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    read_base_model(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32)
-    return model.to(device).eval(), load_tokenizer(folder)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of the base model in `folder`, padding on the left."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _from_package(settings: BaseModelSettings, raw: Path, scratch: Path) -> tuple[Any, Any]:

@@ -4,10 +4,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_ops.base_model import load_base_model, read_base_model
 from lora_ops.datasets.prompts import render_prompt
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.generate import generate
+from lora_ops.layout import read_base_model
+from lora_ops.loading import load_base_model
 from lora_ops.registry import Registry
 from lora_ops.settings import TenantSettings
 

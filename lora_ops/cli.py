@@ -63,7 +63,7 @@ def run(
 @app.command()
 def report() -> None:
     """The adapters that the pipeline made, against their base."""
-    from lora_ops.packaging import MANIFEST
+    from lora_ops.layout import MANIFEST
     from lora_ops.records import Manifest
 
     root = find_root()

@@ -1,6 +1,5 @@
 """Run one notebook with parameters through papermill, so that a stage is a notebook and nothing more."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
             "correct the name, or add it to the cell tagged `parameters`."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
-    os.environ["LORA_OPS_ROOT"] = str(root)
     try:
         papermill.execute_notebook(
             str(notebook),

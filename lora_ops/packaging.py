@@ -8,10 +8,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lora_ops.base_model import read_base_model
-from lora_ops.datasets.prepare import read_data_record
 from lora_ops.errors import LoraOpsError
-from lora_ops.evaluation.compare import SAMPLES, read_evaluation
+from lora_ops.layout import (
+    MANIFEST,
+    SAMPLES,
+    read_base_model,
+    read_data_record,
+    read_evaluation,
+    read_training_record,
+)
 from lora_ops.records import (
     ADAPTER_FILES,
     FileRecord,
@@ -21,9 +26,7 @@ from lora_ops.records import (
     sha256_file,
 )
 from lora_ops.settings import TenantSettings
-from lora_ops.training.loop import read_training_record
 
-MANIFEST = "manifest.json"
 CARD = "README.md"
 VERSIONS_OF = ("lora-ops", "torch", "transformers", "peft", "safetensors", "tokenizers", "scikit-learn")
 

@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lora_ops.evaluation.metrics import NO_LABEL
 from lora_ops.records import EvaluationRecord
 
 
@@ -59,7 +58,7 @@ def plot_metrics(record: EvaluationRecord) -> Figure:
 def plot_confusion(table: pd.DataFrame, labels: Sequence[str]) -> Figure:
     """Shares of each target's rows by predicted label (columns target, predicted), counts in the cells."""
     rows = [label for label in labels if (table["target"] == label).any()]
-    columns = [*labels, *([NO_LABEL] if (table["predicted"] == NO_LABEL).any() else [])]
+    columns = [*labels, *sorted(set(table["predicted"]) - set(labels))]
     counts = pd.crosstab(table["target"], table["predicted"]).reindex(index=rows, columns=columns, fill_value=0)
     shares = counts.div(counts.sum(axis=1), axis=0)
     size = max(3.5, 1.8 + 0.34 * len(columns))

@@ -6,11 +6,12 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from lora_ops.base_model import load_tokenizer, read_base_model
 from lora_ops.datasets.contract import check_contract
 from lora_ops.datasets.prepare import candidate_rows, with_prompts
 from lora_ops.datasets.source import read_source, template_fields
 from lora_ops.errors import LoraOpsError
+from lora_ops.layout import read_base_model
+from lora_ops.loading import load_tokenizer
 from lora_ops.records import ContractRecord
 from lora_ops.settings import Settings, TenantSettings, first_problem, load_settings
 

@@ -132,10 +132,15 @@ def _expectations(settings: DataSettings, *, tokens: bool) -> list[Any]:
     return expected
 
 
+def _named(row_id: str, value: Any) -> str:
+    shown = value if isinstance(value, str | None) else float(value)
+    return f"row {row_id}: {shown!r}".removesuffix(".0")
+
+
 def _check(result: Any) -> Check:
     config, details = result.expectation_config, result.result
     column = config.kwargs.get("column")
-    rows = [f"row {row['id']}: {row[column]!r}" for row in details.get("unexpected_index_list") or []]
+    rows = [_named(row["id"], row[column]) for row in details.get("unexpected_index_list") or []]
     if "observed_value" in details and not result.success:
         rows = [f"there are {details['observed_value']}"]
     raised = (result.exception_info or {}).get("exception_message")

@@ -12,11 +12,9 @@ from lora_ops.datasets.prompts import render_example
 from lora_ops.datasets.source import read_source
 from lora_ops.datasets.split import SPLITS, sample, split_by_group
 from lora_ops.errors import LoraOpsError
+from lora_ops.layout import CONTRACT, DATA
 from lora_ops.records import ContractRecord, DataRecord, Example, SplitRecord, sha256_file
 from lora_ops.settings import DataSettings
-
-CONTRACT = "contract.json"
-RECORD = "data.json"
 
 
 def candidate_rows(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
@@ -101,33 +99,9 @@ def prepare(
             contract_success=contract.success,
             base_model_sha256=base_model_sha256,
         )
-        (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
+        (folder / DATA).write_text(record.to_json(), encoding="utf-8")
         _replace(folder, target)
     return record, contract
-
-
-def read_split(folder: Path, split: str) -> list[Example]:
-    """The examples of one split.
-
-    Raises:
-        LoraOpsError: the data is not prepared yet.
-    """
-    path = folder / f"{split}.jsonl"
-    if not path.is_file():
-        raise LoraOpsError(f"No {split} split in {folder}: run 01_prepare first (`dvc repro`).")
-    return [Example.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def read_data_record(folder: Path) -> DataRecord:
-    """The record of the prepared data in `folder`.
-
-    Raises:
-        LoraOpsError: the data is not prepared yet.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        raise LoraOpsError(f"No prepared data in {folder}: run 01_prepare first (`dvc repro`).")
-    return DataRecord.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def _replace(folder: Path, target: Path) -> None:

@@ -8,18 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.baselines import majority, tfidf_peer
 from lora_ops.evaluation.generate import generate
 from lora_ops.evaluation.metrics import read_label, score
+from lora_ops.layout import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
 from lora_ops.records import EvaluationRecord, Example, MetricRecord, sha256_file
 from lora_ops.settings import TenantSettings
-
-RECORD = "evaluation.json"
-METRICS = "metrics.json"
-ANSWERS = "answers.csv"
-CONFUSION = "confusion.csv"
-SAMPLES = "samples.csv"
 
 
 def answer_both(
@@ -118,7 +112,7 @@ def write_report(
 ) -> None:
     """Write the record, DVC's metrics and plots, all answers and the samples into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
+    (folder / EVALUATION).write_text(record.to_json(), encoding="utf-8")
     flat: dict[str, dict[str, float | None]] = {
         name: {
             "base": metric.base.value,
@@ -134,14 +128,3 @@ def write_report(
     labels = settings.data.labels
     table = confusion(answers, labels) if labels else pd.DataFrame({"target": [], "predicted": []})
     table.to_csv(folder / CONFUSION, index=False)
-
-
-def read_evaluation(folder: Path) -> EvaluationRecord:
-    """The record of the evaluation whose report is in `folder`.
-
-    Raises:
-        LoraOpsError: there was none yet.
-    """
-    if not (folder / RECORD).is_file():
-        raise LoraOpsError(f"No evaluation in {folder}: run 03_evaluate first (`dvc repro`).")
-    return EvaluationRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))

@@ -11,22 +11,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lora_ops.base_model import load_base_model, read_base_model
 from lora_ops.errors import LoraOpsError
+from lora_ops.layout import LOSSES, TRAINING, read_base_model
+from lora_ops.loading import load_base_model, pick_device
 from lora_ops.records import Example, TrainingRecord, canonical, sha256_text
 from lora_ops.settings import TrainSettings
 from lora_ops.training.batches import Tokens, batch_loss, collate, tokenize
 from lora_ops.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-
-RECORD = "training.json"
-LOSSES = "loss.csv"
-
-
-def pick_device() -> tuple[str, torch.dtype]:
-    """The first GPU with bfloat16 (float32 weights under autocast where it has none), else the CPU."""
-    if torch.cuda.is_available():
-        return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return "cpu", torch.float32
 
 
 def train(
@@ -125,17 +116,6 @@ def train(
     return record
 
 
-def read_training_record(folder: Path) -> TrainingRecord:
-    """The record of the training whose report is in `folder`.
-
-    Raises:
-        LoraOpsError: there was none yet.
-    """
-    if not (folder / RECORD).is_file():
-        raise LoraOpsError(f"No training record in {folder}: run 02_train first (`dvc repro`).")
-    return TrainingRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
-
-
 def _adapted(base_folder: Path, settings: TrainSettings, device: str) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
 
@@ -180,7 +160,7 @@ def _mean_loss(
 
 def _write_report(record: TrainingRecord, losses: list[tuple[int, float]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
+    (folder / TRAINING).write_text(record.to_json(), encoding="utf-8")
     with (folder / LOSSES).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("step", "loss"))
@@ -193,7 +173,8 @@ def _write_adapter(model: Any, base_model_id: str, target: Path) -> None:
         folder = Path(temporary) / "adapter"
         # The folder that the base model lies in on this machine means nothing elsewhere.
         model.peft_config["default"].base_model_name_or_path = base_model_id
-        model.save_pretrained(folder)
+        # No layer of the vocabulary is adapted, so there is nothing of it to look for or to save.
+        model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         folder.replace(target)

@@ -1,0 +1,39 @@
+"""The base model and its tokenizer in memory, on the best device there is."""
+
+from pathlib import Path
+from typing import Any
+
+from lora_ops.layout import read_base_model
+
+
+def pick_device() -> tuple[str, Any]:
+    """The first GPU with bfloat16 (float32 if it has none), else the CPU with float32: (device, dtype)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return "cpu", torch.float32
+
+
+def load_base_model(folder: Path, device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:
+    """Model and tokenizer of `folder`, in evaluation mode; float32 unless `dtype` says otherwise.
+
+    The tokenizer pads on the left, so that every row of a batch ends where its answer begins.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    read_base_model(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32)
+    return model.to(device).eval(), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of the base model in `folder`, padding on the left."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

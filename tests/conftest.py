@@ -1,0 +1,111 @@
+"""The parts that the tests share: a tiny random base model, and copies of the repository to break."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+
+def make_tiny_base(folder: Path) -> Path:
+    """A Llama with two layers of 32 random features, with a byte-level tokenizer and a ChatML template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(["Name the merchant category. Lodging Airlines negative neutral"], trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>", bos_token="<|im_start|>"
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(wrapped),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=2048,
+            eos_token_id=wrapped.eos_token_id,
+            pad_token_id=wrapped.pad_token_id,
+        )
+    )
+    model.save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a user's local folder would hold it."""
+    return make_tiny_base(tmp_path_factory.mktemp("tiny") / "source")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as the base_model stage leaves it."""
+    from lora_ops.base_model import make_base_model
+    from lora_ops.settings import BaseModelSettings
+
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    settings = BaseModelSettings(id="tiny-random", source="folder", revision="0", path=str(tiny_source))
+    make_base_model(settings, folder, folder.parent / "raw", folder.parent)
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A copy of every file that git would commit, with params.yaml as it is."""
+    return copy_repository(tmp_path / "repository")
+
+
+def copy_repository(target: Path) -> Path:
+    """Copy what git would commit to `target`, as a git repository of its own."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    git = ["git", "-C", str(target), "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "add", "--all"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "a copy"], check=True)
+    return target
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the environment that the tests run in, its output kept."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, **environment}
+    environment.pop("LORA_OPS_ROOT", None)
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, env=environment
+    )

@@ -1,0 +1,286 @@
+"""The whole way of an adapter, run as a user runs it, over a tiny model: real DVC, papermill, wandb, peft."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_ops.records import ContractRecord, Manifest, sha256_file
+from lora_ops.registry import Registry
+from lora_ops.settings import load_settings
+from lora_ops.tenants import apply_profile, edit_params
+from tests.conftest import ROOT, copy_repository, make_tiny_base, run
+
+pytestmark = pytest.mark.pipeline
+TENANTS = ("finance", "healthcare", "media", "support")
+
+
+def tiny_repository(target: Path) -> Path:
+    """A copy of the repository with the tiny profile, and the downloads that are on this machine already."""
+    copy_repository(target)
+    make_tiny_base(target / "models" / "tiny")
+    if (ROOT / "data/raw").is_dir():
+        shutil.copytree(ROOT / "data/raw", target / "data/raw")
+    apply_profile(target / "profiles" / "tiny.yaml", target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a fourth tenant of free-text answers, after one `dvc repro`."""
+    root = tiny_repository(tmp_path_factory.mktemp("pipeline") / "repository")
+    rows = "".join(f"How do I reset part {n}?,Hold button {n} for {n} seconds.\n" for n in range(60))
+    (root / "data/sources/support.csv").write_text("question,answer\n" + rows)
+    added = run(
+        "lora-ops", "tenant", "add", "support", "data/sources/support.csv",
+        "--template", "{question}", "--target", "answer", "--task", "text", cwd=root,
+    )  # fmt: skip
+    assert added.returncode == 0, added.stderr
+
+    def quick(params: dict) -> None:
+        params["tenants"]["support"]["train"] |= {"rank": 2, "epochs": 1}
+        params["tenants"]["support"]["evaluate"] |= {
+            "max_new_tokens": 4,
+            "bootstrap": 100,
+            "must_beat_base": False,
+        }
+
+    edit_params(root, quick)
+    made = run("dvc", "repro", cwd=root)
+    assert made.returncode == 0, made.stdout[-4000:] + made.stderr[-4000:]
+    return root
+
+
+def manifest(root: Path, tenant: str) -> Manifest:
+    return Manifest.model_validate_json((root / "packages" / tenant / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("tenant", TENANTS)
+def test_every_tenant_is_packaged_with_files_that_match_their_digests(done: Path, tenant: str) -> None:
+    found = manifest(done, tenant)
+    assert found.adapter_id == f"{tenant}@1"
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= set(found.files)
+    for name, file in found.files.items():
+        assert sha256_file(done / "packages" / tenant / name) == file.sha256
+    for name, split in found.data.splits.items():
+        assert sha256_file(done / "data/prepared" / tenant / f"{name}.jsonl") == split.sha256
+    assert found.base_model.sha256 == sha256_file(done / "models/base/model.safetensors")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=done, capture_output=True, text=True).stdout.strip()
+    assert found.git.commit == head
+    assert found.git.dirty  # the profile changed params.yaml
+    assert found.params["train"]["rank"] == 2
+
+
+def test_the_package_loads_with_plain_peft(done: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(done / "models/base")
+    model = PeftModel.from_pretrained(base, done / "packages/support")
+    assert model.peft_config["default"].r == 2
+
+
+def test_the_contract_is_kept_beside_the_data(done: Path) -> None:
+    kept = (done / "data/prepared/support/contract.json").read_text()
+    assert ContractRecord.model_validate_json(kept).success
+
+
+def test_free_text_is_measured_without_labels(done: Path) -> None:
+    metrics = manifest(done, "support").evaluation.metrics
+    assert set(metrics) == {"token_f1", "exact_match"}
+    assert metrics["token_f1"].peer is None
+    assert metrics["token_f1"].adapter.low <= metrics["token_f1"].adapter.value
+
+
+def test_the_registry_holds_one_candidate_of_each_tenant(done: Path) -> None:
+    listed = run("lora-ops", "registry", "list", "--json", cwd=done)
+    rows = json.loads(listed.stdout)
+    assert sorted(row["adapter"] for row in rows) == [f"{tenant}@1" for tenant in sorted(TENANTS)]
+    assert all("candidate" in row["aliases"] for row in rows)
+    shown = run("lora-ops", "registry", "show", "finance@1", cwd=done)
+    assert shown.returncode == 0
+    assert manifest(done, "finance").base_model.sha256[:40] in shown.stdout.replace("\n", "")
+
+
+def test_the_table_at_the_end_names_every_tenant(done: Path) -> None:
+    table = run("lora-ops", "report", cwd=done, COLUMNS="200")
+    assert all(f"{tenant}@1" in table.stdout for tenant in TENANTS)
+    assert "reports/finance/03_evaluate.html" in table.stdout
+    assert (done / "reports/finance/03_evaluate.html").is_file()
+
+
+def test_chat_answers_with_adapter_and_base(done: Path) -> None:
+    answer = run("lora-ops", "chat", "finance", "AIRBNB * HM2X", cwd=done)
+    assert answer.returncode == 0, answer.stderr
+    assert "finance@1" in answer.stdout and "base model" in answer.stdout
+
+
+def test_metrics_and_plots_are_dvcs(done: Path) -> None:
+    shown = run("dvc", "metrics", "show", "--json", cwd=done)
+    files = json.loads(shown.stdout)[""]["data"]
+    assert {f"reports/{tenant}/metrics.json" for tenant in TENANTS} <= set(files)
+    drawn = run("dvc", "plots", "show", cwd=done)
+    assert drawn.returncode == 0, drawn.stderr
+    page = (done / "dvc_plots/index.html").read_text()
+    assert "Training loss per completion token, finance" in page and "Held-out rows, media" in page
+
+
+def test_wandb_runs_and_artifacts_wait_offline_for_a_sync(done: Path) -> None:
+    runs = list((done / "wandb").glob("offline-run-*"))
+    assert len(runs) >= 4 * len(TENANTS)
+    assert all(list(run.glob("run-*.wandb")) for run in runs)
+
+
+def test_a_second_repro_does_nothing(done: Path) -> None:
+    before = (done / "dvc.lock").read_bytes()
+    again = run("dvc", "repro", cwd=done)
+    assert again.returncode == 0
+    assert "Running stage" not in again.stdout
+    assert "Data and pipelines are up to date" in again.stdout
+    assert (done / "dvc.lock").read_bytes() == before
+
+
+def test_one_tenants_learning_rate_touches_its_own_stages_only(done: Path) -> None:
+    def change(params: dict) -> None:
+        params["tenants"]["finance"]["train"]["learning_rate"] = 0.005
+
+    edit_params(done, change)
+    status = run("dvc", "repro", "--dry", cwd=done)
+    would_run = {line.split("'")[1] for line in status.stdout.splitlines() if line.startswith("Running stage")}
+    assert would_run == {"train@finance", "evaluate@finance", "package@finance"}
+
+
+def test_a_new_recipe_is_a_new_version_and_the_old_recipe_the_old_one(done: Path) -> None:
+    assert load_settings(done).tenants["finance"].train.learning_rate == 0.005
+    assert run("dvc", "repro", "package@finance", cwd=done).returncode == 0
+    assert manifest(done, "finance").adapter_id == "finance@2"
+
+    def back(params: dict) -> None:
+        params["tenants"]["finance"]["train"]["learning_rate"] = 0.001
+
+    edit_params(done, back)
+    again = run("dvc", "repro", "package@finance", cwd=done)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert manifest(done, "finance").adapter_id == "finance@1"
+    registry = Registry(done / ".registry")
+    assert registry.get("finance@candidate").number == 1
+    assert len(registry.versions("finance")) == 2
+
+
+def test_executed_notebooks_run_again_and_say_the_same(done: Path) -> None:
+    notebooks = [
+        f"reports/{tenant}/{name}.ipynb"
+        for tenant in ("finance", "support")
+        for name in ("01_prepare", "02_train", "03_evaluate", "04_package")
+    ]
+    again = run(
+        sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-p", "no:cacheprovider",
+        "--rootdir", done, "-c", os.devnull, *notebooks, cwd=done,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout[-6000:]
+
+
+@pytest.mark.parametrize("name", ["01_prepare", "02_train", "03_evaluate", "04_package"])
+def test_a_data_scientist_runs_a_notebook_from_a_folder_of_their_own(done: Path, name: str) -> None:
+    elsewhere = done / "scratch" / "deep"
+    elsewhere.mkdir(parents=True, exist_ok=True)
+    shutil.copy(done / "notebooks" / f"{name}.ipynb", elsewhere)
+    executed = run("jupyter", "nbconvert", "--to", "notebook", "--execute", f"{name}.ipynb", cwd=elsewhere)
+    assert executed.returncode == 0, executed.stderr[-3000:]
+
+
+def test_bad_params_stop_the_stage_with_one_sentence(done: Path, tmp_path: Path) -> None:
+    copy = tiny_repository(tmp_path / "copy")
+    text = (copy / "params.yaml").read_text()
+    (copy / "params.yaml").write_text(text.replace("dropout: 0.05", "dropout: 5", 1))
+    failed = run("dvc", "repro", "prepare@finance", cwd=copy)
+    assert failed.returncode != 0
+    assert "params.yaml: tenants.finance.train.dropout: Input should be less than 1 (got 5)" in failed.stderr
+
+
+def test_a_broken_contract_stops_the_pipeline_and_names_the_row(done: Path) -> None:
+    source = done / "data/sources/support.csv"
+    good = source.read_text()
+    source.write_text(good + "Who helps me?,Write to jo@example.org\n")
+    try:
+        failed = run("dvc", "repro", "package@support", cwd=done)
+        assert failed.returncode != 0
+        assert "no e-mail address in target (row 61: 'Write to jo@example.org')" in failed.stderr
+        kept = (done / "data/prepared/support/contract.json").read_text()
+        assert not ContractRecord.model_validate_json(kept).success
+        assert (done / "reports/support/01_prepare.ipynb").is_file()
+    finally:
+        source.write_text(good)
+    assert run("dvc", "repro", "package@support", cwd=done).returncode == 0
+    assert manifest(done, "support").adapter_id == "support@1"
+
+
+def test_two_repros_at_once_do_not_hurt_each_other(done: Path) -> None:
+    def change(params: dict) -> None:
+        params["tenants"]["support"]["train"]["seed"] = 11
+
+    edit_params(done, change)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["dvc", "repro", "package@support"]
+    both = [
+        subprocess.Popen(command, cwd=done, env={**os.environ, "PATH": path}, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [process.communicate()[1] for process in both]
+    assert 0 in [process.returncode for process in both]
+    for process, error in zip(both, errors, strict=True):
+        assert process.returncode == 0 or "lock" in error or "busy" in error, error
+    assert run("dvc", "repro", "package@support", cwd=done).returncode == 0
+    assert [v.number for v in Registry(done / ".registry").versions("support")] == [1, 2]
+
+
+def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path) -> None:
+    def change(params: dict) -> None:
+        params["tenants"]["media"]["train"] |= {"seed": 5, "epochs": 60}
+
+    edit_params(done, change)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    process = subprocess.Popen(
+        ["dvc", "repro", "package@media"],
+        cwd=done,
+        env={**os.environ, "PATH": path},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = done / ".checkpoints/media.safetensors"
+    deadline = time.monotonic() + 180
+    while not checkpoint.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(["pkill", "-KILL", "-f", f"ipykernel_launcher.*{done.parent.name}"], check=False)
+    assert checkpoint.exists()
+    mended = run("dvc", "repro", "package@media", cwd=done)
+    assert mended.returncode == 0, mended.stdout[-3000:] + mended.stderr[-3000:]
+    training = json.loads((done / "reports/media/training.json").read_text())
+    assert 0 < training["resumed_from_step"] < training["steps"]
+    assert manifest(done, "media").adapter_id == "media@2"
+
+
+def test_a_full_disk_is_said_and_the_next_run_mends_it(done: Path) -> None:
+    def change(params: dict) -> None:
+        params["tenants"]["healthcare"]["train"]["seed"] = 9
+
+    edit_params(done, change)
+    full = "mount -t tmpfs -o size=8k tmpfs .checkpoints && exec dvc repro train@healthcare"
+    (done / ".checkpoints").mkdir(exist_ok=True)
+    failed = run("unshare", "--map-root-user", "--mount", "bash", "-c", full, cwd=done)
+    assert failed.returncode != 0
+    assert "No space left on device" in failed.stderr
+    assert not (done / "models/adapters/healthcare").exists()
+    mended = run("dvc", "repro", "package@healthcare", cwd=done)
+    assert mended.returncode == 0, mended.stderr[-3000:]
+    assert manifest(done, "healthcare").adapter_id == "healthcare@2"

@@ -1,0 +1,61 @@
+"""The base model from a local folder; from a package it is made by the pipeline that CI runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_ops.base_model import make_base_model
+from lora_ops.errors import LoraOpsError
+from lora_ops.layout import read_base_model
+from lora_ops.loading import load_base_model
+from lora_ops.records import sha256_file
+from lora_ops.settings import BaseModelSettings
+
+
+def settings(path: Path | str) -> BaseModelSettings:
+    return BaseModelSettings(id="tiny-random", source="folder", revision="0", path=str(path))
+
+
+def test_a_folder_becomes_safetensors_with_id_revision_and_digest(tiny_base: Path) -> None:
+    record = read_base_model(tiny_base)
+    assert (record.id, record.revision) == ("tiny-random", "0")
+    assert record.sha256 == sha256_file(tiny_base / "model.safetensors")
+
+
+def test_it_loads_with_left_padding_and_answers_as_its_source(tiny_base: Path, tiny_source: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = load_base_model(tiny_base)
+    source = AutoModelForCausalLM.from_pretrained(tiny_source)
+    ids = tokenizer("Lodging", return_tensors="pt")["input_ids"]
+    assert tokenizer.padding_side == "left"
+    assert torch.equal(model(ids).logits, source(ids).logits)
+
+
+def test_making_it_twice_gives_the_same_digest(tiny_source: Path, tmp_path: Path) -> None:
+    records = [make_base_model(settings(tiny_source), tmp_path / "base", tmp_path, tmp_path) for _ in range(2)]
+    assert records[0] == records[1]
+
+
+def test_a_folder_without_a_model_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match="holds no model"):
+        make_base_model(settings("nowhere"), tmp_path / "out" / "base", tmp_path, tmp_path)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_tokenizer_without_chat_template_is_refused(tiny_source: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_source, source)
+    (source / "chat_template.jinja").unlink()
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": None}))
+    with pytest.raises(LoraOpsError, match="no chat template"):
+        make_base_model(settings(source), tmp_path / "base", tmp_path, tmp_path)
+
+
+def test_loading_before_it_is_made_says_which_command_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match="run the stage `base_model` first"):
+        load_base_model(tmp_path)

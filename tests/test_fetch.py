@@ -1,0 +1,54 @@
+"""A pinned package file: real pip against a folder of archives, no network."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.fetch import fetch_package
+from lora_ops.records import sha256_file
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip looks into instead of an index, with one wheel."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "merchants-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("merchants/list.csv", "text,label\n")
+        wheel.writestr(
+            "merchants-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: merchants\nVersion: 1.0\n"
+        )
+        wheel.writestr("merchants-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("merchants-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def test_the_archive_is_kept_under_its_digest_and_fetched_once(index: Path, tmp_path: Path) -> None:
+    digest = sha256_file(next(index.iterdir()))
+    first = fetch_package("merchants==1.0", digest, tmp_path / "raw")
+    assert first == tmp_path / "raw" / digest / "merchants-1.0-py3-none-any.whl"
+    next(index.iterdir()).unlink()
+    assert fetch_package("merchants==1.0", digest, tmp_path / "raw") == first
+
+
+def test_other_bytes_than_the_pinned_ones_are_refused_and_not_kept(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match=r"params.yaml pins 0000.*; nothing was used"):
+        fetch_package("merchants==1.0", "0" * 64, tmp_path / "raw")
+    assert not list((tmp_path / "raw").iterdir())
+
+
+def test_a_kept_archive_that_was_changed_is_refused(index: Path, tmp_path: Path) -> None:
+    digest = sha256_file(next(index.iterdir()))
+    fetch_package("merchants==1.0", digest, tmp_path / "raw").write_bytes(b"changed")
+    with pytest.raises(LoraOpsError, match="was changed on disk"):
+        fetch_package("merchants==1.0", digest, tmp_path / "raw")
+
+
+def test_a_version_that_does_not_exist_is_one_sentence(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match=r"Cannot download merchants==9.9: .*\.$") as told:
+        fetch_package("merchants==9.9", "0" * 64, tmp_path / "raw")
+    assert "\n" not in str(told.value)

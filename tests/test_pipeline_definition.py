@@ -1,0 +1,74 @@
+"""dvc.yaml against the code: a stage depends on everything that it uses."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lora_ops.settings import read_yaml
+from tests.conftest import ROOT
+
+STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
+
+
+def imported(source: str) -> set[Path]:
+    """The files of lora_ops that a piece of Python imports, at any depth of its own nesting."""
+    files = set()
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            path = ROOT / name.replace(".", "/")
+            if name.startswith("lora_ops"):
+                files |= {p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()}
+    return files
+
+
+def used_by(sources: list[str]) -> set[Path]:
+    """Every file of lora_ops that the sources reach."""
+    seen: set[Path] = set()
+    todo = set().union(*(imported(source) for source in sources))
+    while todo:
+        path = todo.pop()
+        seen.add(path)
+        todo |= imported(path.read_text()) - seen
+    # These hold no behaviour of a stage: a package's first line, the error class.
+    return {path for path in seen if path.read_text().count("\n") > 10}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_its_notebook_and_on_all_code_that_it_uses(stage: str) -> None:
+    definition = STAGES[stage]
+    deps = {ROOT / dep for dep in definition["deps"] if "$" not in dep}
+    words = definition["cmd"].split()
+    if words[1] == "run":
+        notebook = ROOT / words[2]
+        assert notebook in deps
+        cells = nbformat.read(notebook, as_version=4).cells
+        sources = [cell.source for cell in cells if cell.cell_type == "code"]
+        sources.append((ROOT / "lora_ops/notebooks.py").read_text())
+        assert ROOT / "lora_ops/notebooks.py" in deps
+    else:
+        sources = ["from lora_ops.base_model import make_base_model\nimport lora_ops.settings"]
+    missing = {
+        str(path.relative_to(ROOT))
+        for path in used_by(sources)
+        if path not in deps and not any(folder in deps for folder in path.parents)
+    }
+    assert not missing
+
+
+def test_no_stage_depends_on_an_executed_notebook() -> None:
+    for definition in STAGES.values():
+        assert not [dep for dep in definition["deps"] if dep.startswith("reports") and "ipynb" in dep]
+
+
+def test_no_stage_names_a_tenant() -> None:
+    text = (ROOT / "dvc.yaml").read_text()
+    commands = [line for line in text.splitlines() if not line.strip().startswith("#")]
+    for tenant in ("finance", "healthcare", "media"):
+        assert not [line for line in commands if tenant in line]

@@ -1,0 +1,131 @@
+"""Training: repeatable by its seed, unhurt by a kill, readable by plain peft."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.layout import read_training_record
+from lora_ops.loading import load_base_model
+from lora_ops.records import Example, TrainingRecord, sha256_file
+from lora_ops.settings import TrainSettings
+from lora_ops.training.loop import train
+
+RECIPE = TrainSettings(
+    rank=2, alpha=4, dropout=0.1, learning_rate=0.01, epochs=2, batch_size=4, seed=3, checkpoint_every=1
+)
+ROWS = [
+    Example(
+        id=str(n), group=str(n), text=f"shop {n}", target="Lodging", prompt=f"shop {n}\n", completion="Lodging"
+    )
+    for n in range(16)
+]
+
+
+def run(base: Path, folder: Path, recipe: TrainSettings = RECIPE, **more: object) -> TrainingRecord:
+    return train(
+        "finance",
+        recipe,
+        base,
+        ROWS,
+        ROWS[:4],
+        "0" * 64,
+        target=folder / "adapter",
+        report=folder / "report",
+        checkpoint=folder / "checkpoint.safetensors",
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def digest(folder: Path) -> str:
+    return sha256_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_the_loss_falls_and_every_linear_layer_is_adapted(tiny_base: Path, tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+    record = run(tiny_base, tmp_path, on_step=seen.append)
+    assert record == read_training_record(tmp_path / "report")
+    assert record.steps == 8 and len([m for m in seen if "loss" in m]) == 8
+    assert record.final_loss < seen[0]["loss"]
+    config = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    for layer in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        assert layer in config
+    assert "lm_head" not in config
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_base: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        run(tiny_base, tmp_path / name)
+    run(tiny_base, tmp_path / "other", RECIPE.model_copy(update={"seed": 4}))
+    assert digest(tmp_path / "first") == digest(tmp_path / "second") != digest(tmp_path / "other")
+    configs = [(tmp_path / n / "adapter" / "adapter_config.json").read_bytes() for n in ("first", "second")]
+    assert configs[0] == configs[1]
+
+
+def test_plain_peft_loads_it_over_the_base_model(tiny_base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    run(tiny_base, tmp_path)
+    base, tokenizer = load_base_model(tiny_base)
+    ids = tokenizer("shop 1\n", return_tensors="pt")["input_ids"]
+    before = base(ids).logits
+    after = PeftModel.from_pretrained(base, tmp_path / "adapter")(ids).logits
+    assert not torch.equal(before, after)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
+    run(tiny_base, tmp_path / "whole")
+    script = (
+        "import sys, time; from pathlib import Path; from tests.training.test_loop import run;"
+        "run(Path(sys.argv[1]), Path(sys.argv[2]), on_step=lambda m: time.sleep(0.3))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(tiny_base), str(tmp_path / "killed")],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "killed" / "adapter").exists()
+    record = run(tiny_base, tmp_path / "killed")
+    assert 0 < record.resumed_from_step < record.steps
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_of_another_recipe_or_a_broken_one_is_not_resumed(tiny_base: Path, tmp_path: Path) -> None:
+    def stop(metrics: dict[str, float]) -> None:
+        if metrics["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_base, tmp_path, on_step=stop)
+    assert run(tiny_base, tmp_path, RECIPE.model_copy(update={"learning_rate": 0.02})).resumed_from_step == 0
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"half a file")
+    assert run(tiny_base, tmp_path).resumed_from_step == 0
+
+
+def test_a_recipe_that_diverges_says_so_and_leaves_no_adapter(tiny_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "base"
+    shutil.copytree(tiny_base, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = float("inf")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoraOpsError, match="diverged at step 1 of 8"):
+        run(broken, tmp_path)
+    assert not (tmp_path / "adapter").exists()
