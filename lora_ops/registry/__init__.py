@@ -1,5 +1,5 @@
 """Which adapter versions exist, what is known of each, and which one an alias names."""
 
-from lora_ops.registry.store import Registry, Version, open_registry, parse_reference
+from lora_ops.registry.store import Registry, Summary, Version, open_registry, parse_reference
 
-__all__ = ["Registry", "Version", "open_registry", "parse_reference"]
+__all__ = ["Registry", "Summary", "Version", "open_registry", "parse_reference"]
