@@ -24,7 +24,7 @@ COLOURS = {
 
 def versions(rows: "Iterable[Summary]") -> Table:
     """One line per version."""
-    table = _table("version", "state", "aliases", "main metric", "fresh until", "review due")
+    table = _table("version", "state", "aliases", "main metric", "fresh until", fixed=2)
     for row in rows:
         table.add_row(
             row.id,
@@ -32,7 +32,6 @@ def versions(rows: "Iterable[Summary]") -> Table:
             ", ".join(row.aliases),
             f"{row.primary_metric} {row.primary_value:.3f}",
             row.fresh_until[:10],
-            (row.next_review_due or "-")[:10],
         )
     return table
 
@@ -60,13 +59,13 @@ def history(entries: "Iterable[AuditEntry]") -> Table:
     """One line per entry of the audit log, with the evidence that it rests on."""
     from lora_ops.registry.cards import evidence_of
 
-    table = _table("entry", "when", "who", "did", "why", "on what evidence", fixed=4)
+    table = _table("#", "when", "did", "who", "why", "on what evidence")
     for entry in entries:
         evidence = [f"{one.kind}: {one.summary} ({one.sha256[:8]}…)" for one in evidence_of(entry)]
         behind = entry.body.get("clock_behind_seconds")
-        when = entry.at[:16].replace("T", " ") + (f" (clock {behind} s behind)" if behind else "")
+        when = entry.at[:10] + (f"\n(clock {behind} s behind)" if behind else "")
         reason = str(entry.body.get("reason", ""))
-        row = (str(entry.seq), when, entry.actor, entry.action, reason, "\n".join(evidence))
+        row = (str(entry.seq), when, entry.action, entry.actor, reason, "\n".join(evidence))
         table.add_row(*map(plain, row))
     return table
 
