@@ -53,6 +53,7 @@ class FileStore:
                 os.fsync(out.fileno())
             if sha256_file(temporary) != digest:
                 raise LoraOpsError(f"{source} changed while it was being copied: try again.")
+            temporary.chmod(0o644)  # mkstemp hides it from the other users of a shared registry
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(target)
             sync_folder(target.parent)

@@ -345,15 +345,17 @@ class Registry:
         tenant, digest = manifest.tenant, manifest.content_digest()
         digests = {name: file.sha256 for name, file in manifest.files.items()}
         actor = actor or whoami()
-        check_package(package, digests)
         if self.db.read_only:
             raise LoraOpsError(f"The registry in {self.path} is on a read-only disk: nothing was registered.")
         try:
+            check_package(package, digests)
             self.files.sweep()
             for name, expected in digests.items():
                 self.files.add(package / name, expected)
         except OSError as error:
-            raise LoraOpsError(f"{package} can't be kept in {self.path} ({error}): free the disk.") from error
+            raise LoraOpsError(
+                f"{package} can't be read, or not be kept in {self.path} ({error}): nothing was registered."
+            ) from error
         while True:
             # Signing may take seconds (sigstore), so it happens outside the transaction, for the number that
             # would be next; if another process took that number meanwhile, sign again.

@@ -31,7 +31,7 @@ def start(action: Callable[[], object], *, kill_at: int | None = None) -> int:
         code = DONE
     except LoraOpsError:
         code = REFUSED
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a test process says what went wrong and ends
         traceback.print_exc()
     finally:
         os._exit(code)
