@@ -1,6 +1,5 @@
 """Whether the registry still is what its audit log says: chain, digests, signatures and state, recomputed."""
 
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,8 +8,6 @@ from lora_ops.records import AuditEntry, sha256_text
 from lora_ops.registry.audit import Head, chain_problem
 from lora_ops.registry.lifecycle import EVIDENCE
 from lora_ops.registry.store import Registry, Summary, Version, utc
-
-HEAD_PATIENCE_SECONDS = 5.0
 
 
 class Verification(NamedTuple):
@@ -48,15 +45,15 @@ def verify(registry: Registry, *, files: bool = True) -> Verification:
     Raises:
         LoraOpsError: the database can't be read at all.
     """
-    deadline = time.monotonic() + HEAD_PATIENCE_SECONDS
+    last = None
     while True:
         with registry.db.reading():
             head = registry.log.head()
             tail = registry.anchor.problem(head)
-            # A change committed between these two reads looks like a wrong anchor: look again.
-            if tail is None or time.monotonic() > deadline:
+            # A change committed between these two reads looks like a wrong head, but then the log has grown.
+            if tail is None or head == last:
                 return _verify(registry, head, tail, files)
-        time.sleep(0.05)
+        last = head
 
 
 def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Verification:
