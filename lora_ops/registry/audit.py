@@ -86,7 +86,9 @@ class Anchor:
     """A signed file beside the database that says where the log ends, so that a cut tail shows.
 
     A change is announced here before it is committed and confirmed after. A kill in between leaves the
-    announcement, which fits the log with the change as well as the log without it.
+    announcement, which fits the log with the change as well as the log without it; only in that state, until
+    the next change, could the very last entry be cut off unseen. An older copy of the whole folder fits too:
+    a mirror elsewhere is what tells.
     """
 
     def __init__(self, path: Path, signer: Signer) -> None:

@@ -295,9 +295,11 @@ class Registry:
                     ) from error
                 announced = True
         if announced:
-            # The change is done. Unconfirmed, its announcement still fits, and the next change replaces it.
-            with suppress(OSError):
-                self.anchor.confirm(after)
+            # The change is done, and its announcement fits until the next one replaces it, so whatever goes
+            # wrong here does no harm. Without the lock this could put an old head over a newer one.
+            with suppress(OSError, LoraOpsError), self.db.writing():
+                if self.log.head() == after:
+                    self.anchor.confirm(after)
 
     @contextmanager
     def change(self, actor: str) -> Iterator[Change]:

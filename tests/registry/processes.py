@@ -29,8 +29,9 @@ def start(action: Callable[[], object], *, kill_at: int | None = None) -> int:
             _die_at(kill_at)
         action()
         code = DONE
-    except LoraOpsError:
+    except LoraOpsError as error:
         code = REFUSED
+        sys.stderr.write(f"refused: {error}\n")
     except BaseException:  # noqa: BLE001 - a test process says what went wrong and ends
         traceback.print_exc()
     finally:

@@ -105,3 +105,20 @@ def test_loaders_that_start_together_share_one_verified_folder(
     started = [processes.start(lambda: open_again(registry).verified_path("finance")) for _ in range(5)]
     assert [processes.wait(one) for one in started] == [processes.DONE] * 5
     assert [path.name for path in (registry.path / "verified").iterdir()] == ["finance-1"]
+
+
+def test_writers_in_quick_turns_agree_where_the_log_ends(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    registry.register(*package(1))
+    (incident,) = story.evidence("incident")
+
+    def link() -> None:
+        mine = open_again(registry)
+        for _ in range(60):
+            lifecycle.link_incident(mine, "finance@1", incident, actor="oncall", reason="again")
+
+    started = [processes.start(link) for _ in range(4)]
+    assert [processes.wait(one) for one in started] == [processes.DONE] * 4
+    assert registry.log.head().seq == 241
+    assert verify(registry).ok
