@@ -71,6 +71,17 @@ class Database:
         rows = self.rows(sql, values)
         return rows[0] if rows else None
 
+    def check_writable(self) -> None:
+        """Refuse at once what could not be written anyway.
+
+        Raises:
+            LoraOpsError: the disk or the folder is read-only.
+        """
+        if self.read_only:
+            raise LoraOpsError(
+                f"The registry in {self.path.parent} is on a read-only disk or folder: nothing was changed."
+            )
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """One transaction that holds the only write lock; any error, or a kill, leaves nothing of it.
@@ -78,10 +89,7 @@ class Database:
         Raises:
             LoraOpsError: the disk is read-only or full, or another process has the lock for 30 seconds.
         """
-        if self.read_only:
-            raise LoraOpsError(
-                f"The registry in {self.path.parent} is on a read-only disk or folder: nothing was changed."
-            )
+        self.check_writable()
         self.rows("BEGIN IMMEDIATE")
         try:
             yield

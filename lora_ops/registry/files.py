@@ -89,18 +89,21 @@ class FileStore:
         """A temporary folder called `name`: kept files (name to digest) and texts (name to content).
 
         Raises:
-            LoraOpsError: a kept file is missing.
+            LoraOpsError: a kept file is missing, or the disk is full.
         """
         writable = os.access(self.incoming, os.W_OK)
-        with tempfile.TemporaryDirectory(dir=self.incoming if writable else None) as outer:
-            folder = Path(outer) / name
-            folder.mkdir()
-            for file, digest in files.items():
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                _link(self.present(digest, file), folder / file)
-            for file, text in texts.items():
-                (folder / file).write_text(text, encoding="utf-8")
-            yield folder
+        try:
+            with tempfile.TemporaryDirectory(dir=self.incoming if writable else None) as outer:
+                folder = Path(outer) / name
+                folder.mkdir()
+                for file, digest in files.items():
+                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                    _link(self.present(digest, file), folder / file)
+                for file, text in texts.items():
+                    (folder / file).write_text(text, encoding="utf-8")
+                yield folder
+        except OSError as error:
+            raise LoraOpsError(f"{name} can't be laid out for its signature ({error}).") from error
 
     def present(self, digest: str, name: str) -> Path:
         """The path of a kept file; its bytes are not read.

@@ -55,7 +55,9 @@ def nodes(registry: Registry, record: AdapterRecord) -> list[Node]:
     ]
     lock = (lineage.dvc_lock_sha256 or "none")[:12]
     boxes.append(Node(0, f"commit {(lineage.git.commit or 'none')[:12]}", f"dvc.lock {lock}"))
-    boxes += [Node(0, parent, "it follows this version") for parent in ancestors(registry, record)[:1]]
+    before = ancestors(registry, record)
+    if before:
+        boxes.append(Node(0, f"follows {before[0]}", f"after {', '.join(before[1:])}" if before[1:] else ""))
     made = record.registered_at[:10]
     boxes.append(Node(1, record.id, f"{record.state}, by {record.author}\n{made}", target=True))
     for entry in record.history:
@@ -83,7 +85,7 @@ def draw(registry: Registry, record: AdapterRecord) -> "Figure":
             axes.text(
                 box.column,
                 height,
-                f"{box.title}\n{box.detail}",
+                f"{box.title}\n{box.detail}".strip(),
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -95,6 +97,8 @@ def draw(registry: Registry, record: AdapterRecord) -> "Figure":
             )
             if box.target:
                 continue
-            start, end = ((0.3, height), (0.75, middle)) if box.column == 0 else ((1.25, middle), (1.7, height))
+            start, end = (
+                ((0.25, height), (0.78, middle)) if box.column == 0 else ((1.22, middle), (1.75, height))
+            )
             axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": "#999999"})
     return figure

@@ -347,17 +347,11 @@ class Registry:
         tenant, digest = manifest.tenant, manifest.content_digest()
         digests = {name: file.sha256 for name, file in manifest.files.items()}
         actor = actor or whoami()
-        if self.db.read_only:
-            raise LoraOpsError(f"The registry in {self.path} is on a read-only disk: nothing was registered.")
-        try:
+        with self._keeping(package):
             check_package(package, digests)
             self.files.sweep()
             for name, expected in digests.items():
                 self.files.add(package / name, expected)
-        except OSError as error:
-            raise LoraOpsError(
-                f"{package} can't be read, or not be kept in {self.path} ({error}): nothing was registered."
-            ) from error
         while True:
             # Signing may take seconds (sigstore), so it happens outside the transaction, for the number that
             # would be next; if another process took that number meanwhile, sign again.
@@ -374,7 +368,8 @@ class Registry:
                 else:
                     assert draft.version is not None
                     number = draft.version
-                    kept = self.files.add_bytes(signature)
+                    with self._keeping(package):
+                        kept = self.files.add_bytes(signature)
                     self._insert(change, "registered", draft, kept, change.at, actor, ("candidate",))
                 return self._load(tenant, number), known is None
 
@@ -397,7 +392,6 @@ class Registry:
 
     def _sign(self, manifest: Manifest) -> bytes:
         digests = {name: file.sha256 for name, file in manifest.files.items()}
-        self.files.incoming.mkdir(parents=True, exist_ok=True)
         texts = {"manifest.json": manifest.to_json()}
         with self.files.staged(manifest.adapter_id, digests, texts) as folder:
             return self.signer.sign(folder)
@@ -472,10 +466,18 @@ class Registry:
         """
         if not report.is_file():
             raise LoraOpsError(f"There is no report {report}: evidence is a file.")
-        try:
+        with self._keeping(report):
             return Evidence(kind=kind, sha256=self.files.add(report), summary=summary or report.name)
+
+    @contextmanager
+    def _keeping(self, what: Path) -> Iterator[None]:
+        self.db.check_writable()
+        try:
+            yield
         except OSError as error:
-            raise LoraOpsError(f"{report} can't be kept in {self.path} ({error}).") from error
+            raise LoraOpsError(
+                f"{what} can't be read, or not be kept in {self.path} ({error}): nothing was changed."
+            ) from error
 
     # Queries.
 

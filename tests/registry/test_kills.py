@@ -1,11 +1,14 @@
 """kill -9 at any point: a change is there whole or not at all, and the registry verifies."""
 
+import atexit
 import os
+import resource
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,56 @@ def test_processes_killed_at_any_moment_leave_a_registry_that_verifies(tmp_path:
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+@pytest.mark.parametrize("limit", [0, 100, 400, 1_000, 2_000, 5_000, 20_000, 50_000, 90_000, 120_000])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
+    registry: Registry, package: Build, limit: int
+) -> None:
+    registry.register(*package(1))
+    registry.close()
+    second, before = package(2), contents(registry.path)
+
+    def register() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file may grow beyond it
+        Registry(registry.path, clock=Clock()).register(*second)
+
+    assert processes.run(register) in (processes.REFUSED, processes.DONE)
+    again = Registry(registry.path, clock=Clock())
+    assert verify(again).ok
+    assert contents(registry.path) == before or again.get("finance@2").number == 2
+    assert again.register(*second)[0].number == 2
+
+
+TEAM = Owners.model_validate(
+    {
+        "default": {
+            "team": "Payments",
+            "contacts": ["a@example.com"],
+            "escalation": ["b@example.com"],
+            "review_cadence_days": 30,
+            "people": [
+                {"id": name, "name": name, "email": f"{name}@example.com", "roles": ["approver"]}
+                for name in PEOPLE[:4]
+            ],
+        }
+    }
+)
+
+
+@cache
+def served() -> Path:
+    """One version in production and one in canary, so that what needs a long life happens early."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    registry = Registry(folder / "registry", owners=TEAM, clock=Clock())
+    story = Story(registry, folder / "reports")
+    for seed, stage in ((1, "production"), (2, "canary")):
+        package = folder / f"package-{seed}"
+        registry.register(package, build_package(package, seed), actor="ana")
+        story.to(f"finance@{seed}", stage)
+    registry.close()
+    return registry.path
+
+
 class Life(RuleBasedStateMachine):
     """Any sequence of operations by anybody, any of them killed at any call into C."""
 
@@ -84,36 +137,14 @@ class Life(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.clock = Clock()
         self.path = self.folder / "registry"
-        people = [
-            {"id": name, "name": name, "email": f"{name}@example.com", "roles": ["approver"]}
-            for name in PEOPLE[:4]
-        ]
-        team = {
-            "team": "Payments",
-            "contacts": ["a@example.com"],
-            "escalation": ["b@example.com"],
-            "review_cadence_days": 30,
-            "people": people,
-        }
-        self.owners = Owners.model_validate({"default": team})
-        self.serve_two()
-
-    def serve_two(self) -> None:
-        """One version in production and one in canary, so that what needs a long life happens early."""
-        registry = self.open()
-        story = Story(registry, self.folder / "reports")
-        for seed, stage in ((1, "production"), (2, "canary")):
-            package = self.folder / f"package-{seed}"
-            registry.register(package, build_package(package, seed), actor="ana")
-            story.to(f"finance@{seed}", stage)
-        registry.close()
+        shutil.copytree(served(), self.path)
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
             shutil.rmtree(self.folder)
 
     def open(self, path: Path | None = None) -> Registry:
-        return Registry(path or self.path, owners=self.owners, clock=self.clock)
+        return Registry(path or self.path, owners=TEAM, clock=self.clock)
 
     def attempt(self, action: Callable[[Registry], object], kill_at: int | None) -> None:
         """Do it to a copy in peace, then to the registry with the kill: one of the two is what is left."""

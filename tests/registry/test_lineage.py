@@ -20,7 +20,7 @@ def test_each_ingredient_and_each_decision_has_its_box(
     record = cards.record(registry, "finance@2")
     titles = [[box.title for box in nodes(registry, record) if box.column == column] for column in range(3)]
     assert titles == [
-        ["base model smol", "data iso18245 1.4.1", "commit abc123", "finance@1"],
+        ["base model smol", "data iso18245 1.4.1", "commit abc123", "follows finance@1"],
         ["finance@2"],
         ["validated", "shadow", "canary"],
     ]
