@@ -149,7 +149,9 @@ class SigningSettings(Section):
     """Who vouches for a package: a local key, or an identity through sigstore."""
 
     method: Literal["key", "sigstore"] = "key"
-    key: str | None = Field(None, description="private key file; default: keys/signing.key in the registry")
+    key: str | None = Field(
+        None, description="private key file; a relative path starts in the registry's keys/"
+    )
     trusted_keys: tuple[Sha256, ...] = Field((), description="fingerprints; empty: every key in keys/")
     identity: str | None = None
     issuer: str | None = None

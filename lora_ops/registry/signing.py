@@ -31,7 +31,7 @@ class Signer:
     def __init__(self, folder: Path, settings: SigningSettings | None = None) -> None:
         self.folder = folder
         self.settings = settings or SigningSettings()
-        self.private_key = Path(self.settings.key) if self.settings.key else folder / "signing.key"
+        self.private_key = folder / (self.settings.key or "signing.key")
 
     def sign(self, package: Path) -> bytes:
         """The signature over every file in `package`, as a sigstore bundle (JSON).
@@ -42,13 +42,14 @@ class Signer:
         from model_signing import signing
 
         config = signing.Config().set_hashing_config(_every_file())
-        if self.settings.method == "sigstore":
-            config.use_sigstore_signer(use_ambient_credentials=True)
-        else:
-            self._key()
-            config.use_elliptic_key_signer(private_key=self.private_key)
         target = package.parent / f"{package.name}.sig"
+        if self.settings.method == "key":
+            self._key()
         try:
+            if self.settings.method == "key":
+                config.use_elliptic_key_signer(private_key=self.private_key)
+            else:
+                config.use_sigstore_signer(use_ambient_credentials=True)
             config.sign(package, target)
             return target.read_bytes()
         except Exception as error:
@@ -65,18 +66,18 @@ class Signer:
         from model_signing import verifying
 
         config = verifying.Config().set_hashing_config(_every_file())
-        if self.settings.method == "sigstore":
-            config.use_sigstore_verifier(
-                identity=str(self.settings.identity), oidc_issuer=str(self.settings.issuer)
-            )
-        else:
-            config.use_elliptic_key_verifier(public_key=self._trusted(signature, what))
+        key = self._trusted(signature, what) if self.settings.method == "key" else None
         try:
+            if key:
+                config.use_elliptic_key_verifier(public_key=key)
+            else:
+                config.use_sigstore_verifier(
+                    identity=str(self.settings.identity), oidc_issuer=str(self.settings.issuer)
+                )
             config.verify(package, signature)
         except Exception as error:
             raise LoraOpsError(
-                f"The signature of {what} does not fit its files or its manifest: do not load it "
-                f"({_one_line(error)})."
+                f"The signature of {what} does not verify: do not load it ({_one_line(error)})."
             ) from error
 
     def _trusted(self, signature: Path, what: str) -> Path:

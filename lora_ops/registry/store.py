@@ -26,7 +26,7 @@ from lora_ops.registry.signing import SIGNATURE_FILE, Signer
 from lora_ops.settings import SigningSettings, find_root, first_problem, load_settings
 
 CLOCK_TOLERANCE_SECONDS = 300
-CLOSED: frozenset[State] = frozenset({"rejected", "revoked"})
+CLOSED: frozenset[State] = frozenset({"rejected", "revoked", "archived"})
 SUMMARY = (
     "tenant, number, state, author, registered_at, fresh_until, next_review_due, primary_metric,"
     " primary_value, size_bytes, content_digest, signature"
@@ -341,7 +341,7 @@ class Registry:
 
         Raises:
             LoraOpsError: a file is missing, has another digest than the manifest says or may hold a pickle;
-                the manifest does not fit its schema; this content was rejected or revoked before.
+                the manifest does not fit its schema; this content was rejected, revoked or archived before.
         """
         manifest = _valid(manifest)
         tenant, digest = manifest.tenant, manifest.content_digest()
@@ -639,7 +639,7 @@ class Registry:
         """The folder that a version may be loaded from; digests and signature are verified on every call.
 
         Raises:
-            LoraOpsError: unknown, rejected or revoked version; a file or the signature does not fit.
+            LoraOpsError: unknown, rejected, revoked or archived version; a file or the signature does not fit.
         """
         version = self.get(reference)
         if version.state in CLOSED:

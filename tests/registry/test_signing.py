@@ -64,7 +64,7 @@ def add_what_git_ignores(folder: Path) -> None:
 def test_a_folder_that_differs_is_refused(signer: Signer, folder: Path, tamper: object) -> None:
     kept = signature(signer, folder)
     tamper(folder)  # type: ignore[operator]
-    with pytest.raises(LoraOpsError, match="finance@1 does not fit its files"):
+    with pytest.raises(LoraOpsError, match="signature of finance@1 does not verify"):
         signer.check(folder, kept, "finance@1")
 
 
@@ -108,6 +108,14 @@ def test_an_older_signature_verifies_after_the_key_was_replaced(signer: Signer, 
     again = Signer(signer.folder)
     again.check(folder, kept, "finance@1")
     assert len(list(signer.folder.glob("*.pub"))) == 2
+
+
+def test_the_key_may_lie_outside_the_registry(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "vault" / "team.key"
+    signer = Signer(tmp_path / "keys", SigningSettings(key=str(elsewhere)))
+    signer.check(folder, signature(signer, folder), "finance@1")
+    assert elsewhere.stat().st_mode & 0o777 == 0o600
+    assert not list(signer.folder.glob("*.key"))
 
 
 def test_a_key_that_others_can_read_is_refused(signer: Signer, folder: Path) -> None:

@@ -67,6 +67,14 @@ def test_content_that_was_refused_can_not_come_back(registry: Registry, package:
         registry.register(*package())
 
 
+def test_content_that_was_archived_stays_away(registry: Registry, package: Build) -> None:
+    registry.register(*package())
+    lifecycle.reject(registry, "finance@1", actor="ben", reason="worse")
+    lifecycle.archive(registry, "finance@1", actor="ben", reason="old")
+    with pytest.raises(LoraOpsError, match="finance@1 has exactly this content and was archived"):
+        registry.register(*package())
+
+
 def test_the_parent_is_the_version_in_production_else_the_one_before(
     registry: Registry, package: Build, story: Story
 ) -> None:

@@ -88,7 +88,7 @@ def kept(registry: Registry, name: str) -> Path:
 def test_a_changed_file_is_named(serving: Registry) -> None:
     kept(serving, "adapter_model.safetensors").write_bytes(b"poison")
     assert any("was changed on disk" in problem for problem in verify(serving).problems)
-    assert any("signature of finance@1 does not fit" in problem for problem in verify(serving).problems)
+    assert any("signature of finance@1 does not verify" in problem for problem in verify(serving).problems)
     assert verify(serving, files=False).ok
 
 
