@@ -53,7 +53,7 @@ def list_(
     with _registry() as registry:
         rows = registry.summaries(tenant)
     if as_json:
-        _print_json([{"id": row.id, **row._asdict()} for row in rows])
+        _print_json([{"adapter": row.id, **row._asdict()} for row in rows])
         return
     _print(tables.versions(rows) if rows else "The registry is empty: `make repro` registers the first one.")
 
@@ -294,7 +294,7 @@ def _who(actor: str | None) -> str:
 
 def _done(version: "Version", what: str, as_json: bool) -> None:
     if as_json:
-        _print_json({"id": version.id, **version.summary._asdict()})
+        _print_json({"adapter": version.id, **version.summary._asdict()})
     else:
         _print(f"[bold]{version.id}[/] {tables.plain(what)}.")
 

@@ -98,7 +98,8 @@ def plain(text: str) -> str:
 
 def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
     lineage, risk, base = record.lineage, record.risk, record.lineage.base_model
-    yield "base model", f"{base.id} at {base.revision} ({base.sha256[:12]}…)"
+    yield "base model", f"{base.id} at {base.revision}"
+    yield "its SHA-256", base.sha256
     for source in lineage.sources:
         rows = ", ".join(f"{name} {split.rows}" for name, split in lineage.splits.items())
         dated = f" of {source.date}" if source.date else ""

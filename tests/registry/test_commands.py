@@ -102,7 +102,7 @@ def test_show_as_json_is_the_record_of_the_published_schema(cli: Cli) -> None:
 def test_list_shows_every_version_or_those_of_a_tenant(cli: Cli) -> None:
     assert "finance@1" in cli("list").output
     rows = json.loads(cli("list", "finance", "--json").output)
-    assert [(row["id"], row["state"], row["aliases"]) for row in rows] == [
+    assert [(row["adapter"], row["state"], row["aliases"]) for row in rows] == [
         ("finance@1", "candidate", []),
         ("finance@2", "candidate", ["candidate"]),
     ]
