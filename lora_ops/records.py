@@ -4,12 +4,24 @@ import hashlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+State = Literal[
+    "candidate",
+    "validated",
+    "shadow",
+    "canary",
+    "production",
+    "superseded",
+    "archived",
+    "rejected",
+    "revoked",
+]
+EvidenceKind = Literal["evaluation", "policy", "human_evaluation", "shadow", "canary", "incident", "review"]
 
 
 class Record(BaseModel):
@@ -39,6 +51,7 @@ class SourceRecord(Record):
     version: str
     sha256: Sha256
     url: str | None = None
+    date: str | None = Field(None, description="when this version of the source was published, ISO 8601")
 
 
 class SplitRecord(Record):
@@ -156,6 +169,48 @@ class GitRecord(Record):
     dirty: bool
 
 
+class PolicyCheck(Record):
+    """One check of the policy suite and how many prompts failed it."""
+
+    name: str
+    passed: bool
+    prompts: int = Field(ge=0)
+    failed: int = Field(ge=0)
+    report_sha256: Sha256 | None = None
+
+
+class HumanEvaluation(Record):
+    """What people said of pairs of answers, base model beside adapter."""
+
+    annotators: int = Field(ge=1)
+    pairs: int = Field(ge=1)
+    adapter_better: int = Field(ge=0)
+    same: int = Field(ge=0)
+    base_better: int = Field(ge=0)
+    report_sha256: Sha256
+
+
+class GroupMetric(Record):
+    """One group of the held-out rows and how well it is served."""
+
+    rows: int = Field(ge=0)
+    value: Interval
+
+
+class BiasAssessment(Record):
+    """One metric per group, with the counts that tell how much to believe it."""
+
+    metric: str
+    groups: dict[str, GroupMetric]
+    report_sha256: Sha256
+
+    @property
+    def largest_gap(self) -> float:
+        """Best group minus worst group, in units of the metric; 0 for fewer than two groups."""
+        values = [group.value.value for group in self.groups.values()]
+        return max(values) - min(values) if values else 0.0
+
+
 class Manifest(Record):
     """Everything that is known of one adapter version when it is packaged."""
 
@@ -176,6 +231,11 @@ class Manifest(Record):
     report: str
     size_bytes: int
     files: dict[str, FileRecord]
+    parent: str | None = Field(None, description="`tenant@version` it follows; given by the registry")
+    evaluation_report_sha256: Sha256 | None = None
+    policy: list[PolicyCheck] = Field(default_factory=list)
+    human_evaluation: HumanEvaluation | None = None
+    bias: BiasAssessment | None = None
 
     @property
     def adapter_id(self) -> str:
@@ -192,6 +252,108 @@ class Manifest(Record):
         kept["metrics"] = {name: metric.model_dump() for name, metric in self.evaluation.metrics.items()}
         kept["files"] = {name: file.sha256 for name, file in self.files.items() if name in ADAPTER_FILES}
         return sha256_text(canonical(kept))
+
+
+class Evidence(Record):
+    """A report that a decision rests on; the registry keeps the file under its digest."""
+
+    kind: EvidenceKind
+    sha256: Sha256
+    summary: str = Field(min_length=1)
+
+
+class AuditEntry(Record):
+    """One change of the registry; `hash` covers every other field, `previous` is the hash before it."""
+
+    seq: int = Field(ge=1)
+    at: str = Field(description="UTC, ISO 8601; never before the entry above it")
+    actor: str
+    action: str
+    tenant: str
+    number: int
+    body: dict[str, Any]
+    previous: Sha256
+    hash: Sha256
+
+
+class Approval(Record):
+    """One person's agreement to production."""
+
+    person: str
+    roles: list[str]
+    reason: str
+    at: str
+
+
+class Lineage(Record):
+    """What a version was made of."""
+
+    base_model: BaseModelRecord
+    sources: list[SourceRecord]
+    splits: dict[str, SplitRecord]
+    git: GitRecord
+    params: dict[str, Any]
+    dvc_lock_sha256: Sha256 | None
+    parent: str | None
+    packages: dict[str, str]
+
+
+class Performance(Record):
+    """How good it is, by machine and by people."""
+
+    rows: int
+    primary: str
+    metrics: dict[str, MetricRecord]
+    report_sha256: Sha256 | None
+    human_evaluation: HumanEvaluation | None
+    policy: list[PolicyCheck]
+
+
+class Risk(Record):
+    """What may go wrong with it, and until when its data may be trusted."""
+
+    bias: BiasAssessment | None
+    incidents: list[Evidence]
+    fresh_until: datetime
+
+
+class Ownership(Record):
+    """Who answers for it."""
+
+    team: str
+    contacts: list[str]
+    escalation: list[str]
+    review_cadence_days: int
+    next_review_due: datetime | None
+
+
+class Verdict(Record):
+    """May it serve today, and why (not)."""
+
+    may_serve: bool
+    reasons: list[str]
+    warnings: list[str]
+
+
+class AdapterRecord(Record):
+    """The whole answer on one version: what it is, who let it where, on what evidence."""
+
+    id: str
+    tenant: str
+    number: int
+    state: State
+    aliases: list[str]
+    author: str
+    registered_at: str
+    content_digest: Sha256
+    signature_sha256: Sha256 | None
+    lineage: Lineage
+    performance: Performance
+    risk: Risk
+    ownership: Ownership | None
+    approvals: list[Approval]
+    history: list[AuditEntry]
+    verdict: Verdict
 
 
 def canonical(value: Any) -> str:

@@ -146,11 +146,30 @@ class TrackingSettings(Section):
     entity: str | None = None
 
 
+class SigningSettings(Section):
+    """Who vouches for a package: a local key, or an identity through sigstore."""
+
+    method: Literal["key", "sigstore"] = "key"
+    key: str | None = Field(
+        None, description="private key file; a relative path starts in the registry's keys/"
+    )
+    trusted_keys: tuple[Sha256, ...] = Field((), description="fingerprints; empty: every key in keys/")
+    identity: str | None = None
+    issuer: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "SigningSettings":
+        if self.method == "sigstore" and not (self.identity and self.issuer):
+            raise ValueError("method 'sigstore' also needs identity and issuer")
+        return self
+
+
 class RegistrySettings(Section):
     """Where adapter versions are kept."""
 
     backend: Literal["embedded"] = "embedded"
     path: str = ".registry"
+    signing: SigningSettings = SigningSettings()
 
 
 class Settings(Section):

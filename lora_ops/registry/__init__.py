@@ -1,5 +1,16 @@
 """Which adapter versions exist, what is known of each, and which one an alias names."""
 
-from lora_ops.registry.store import Registry, Version, open_registry, parse_reference
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Registry", "Version", "open_registry", "parse_reference"]
+if TYPE_CHECKING:
+    from lora_ops.registry.store import Registry, Summary, Version, open_registry, parse_reference
+
+__all__ = ["Registry", "Summary", "Version", "open_registry", "parse_reference"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: `lora-ops --help` imports this package and needs none of it.
+    if name in __all__:
+        return getattr(import_module("lora_ops.registry.store"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,22 @@
 """Content-addressed files: a file is kept once, under the SHA-256 of its bytes."""
 
+import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
-from pathlib import Path
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import sha256_file
+
+FORGOTTEN_AFTER_SECONDS = 24 * 3600
+PICKLES = {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
+RESERVED = {"manifest.json", "model.sig"}
+SAFETENSORS_HEADER_LIMIT = 100_000_000
 
 
 class FileStore:
@@ -14,32 +24,97 @@ class FileStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.incoming = root / "incoming"
 
     def path(self, digest: str) -> Path:
         """Where the file with this digest lies, or would lie."""
         return self.root / digest[:2] / digest[2:]
 
-    def add(self, source: Path) -> str:
+    def holds(self, digest: str) -> bool:
+        """Whether a file with this digest is kept; its bytes are not read."""
+        return self.path(digest).is_file()
+
+    def add(self, source: Path, expected: str | None = None) -> str:
         """Keep a copy of `source`; the digest is its address.
 
         The copy is complete on disk before it gets its name, so a kill leaves a temporary file at worst.
+
+        Raises:
+            LoraOpsError: the bytes have not the digest `expected`, or changed while they were copied.
         """
-        digest = sha256_file(source)
+        digest = expected or sha256_file(source)
         target = self.path(digest)
-        if target.exists():
+        if target.is_file() and sha256_file(target) == digest:
             return digest
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".incoming-")
-        try:
-            with os.fdopen(handle, "wb") as out, source.open("rb") as file:
+        with self._arriving() as temporary:
+            with temporary.open("wb") as out, source.open("rb") as file:
                 shutil.copyfileobj(file, out)
                 out.flush()
                 os.fsync(out.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            if sha256_file(temporary) != digest:
+                raise LoraOpsError(f"{source} changed while it was being copied: try again.")
+            temporary.chmod(0o644)  # mkstemp hides it from the other users of a shared registry
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(target)
+            sync_folder(target.parent)
         return digest
+
+    def add_bytes(self, content: bytes) -> str:
+        """Keep `content` as a file and give its digest."""
+        digest = hashlib.sha256(content).hexdigest()
+        with self._arriving() as temporary:
+            temporary.write_bytes(content)
+            return self.add(temporary, digest)
+
+    @contextmanager
+    def _arriving(self) -> Iterator[Path]:
+        self.incoming.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.incoming)
+        os.close(handle)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left behind more than a day ago."""
+        oldest = time.time() - FORGOTTEN_AFTER_SECONDS
+        for path in self.incoming.glob("*"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < oldest:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    @contextmanager
+    def staged(self, name: str, files: Mapping[str, str], texts: Mapping[str, str]) -> Iterator[Path]:
+        """A temporary folder called `name`: kept files (name to digest) and texts (name to content).
+
+        Raises:
+            LoraOpsError: a kept file is missing, or the disk is full.
+        """
+        writable = os.access(self.incoming, os.W_OK)
+        try:
+            with tempfile.TemporaryDirectory(dir=self.incoming if writable else None) as outer:
+                folder = Path(outer) / name
+                folder.mkdir()
+                for file, digest in files.items():
+                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                    _link(self.present(digest, file), folder / file)
+                for file, text in texts.items():
+                    (folder / file).write_text(text, encoding="utf-8")
+                yield folder
+        except OSError as error:
+            raise LoraOpsError(f"{name} can't be laid out for its signature ({error}).") from error
+
+    def present(self, digest: str, name: str) -> Path:
+        """The path of a kept file; its bytes are not read.
+
+        Raises:
+            LoraOpsError: the file is missing.
+        """
+        path = self.path(digest)
+        if not path.is_file():
+            raise LoraOpsError(f"The registry has lost {name} ({path}): restore it from a backup.")
+        return path
 
     def checked(self, digest: str, name: str) -> Path:
         """The path of a kept file, after reading it and comparing its digest.
@@ -47,9 +122,7 @@ class FileStore:
         Raises:
             LoraOpsError: the file is missing or its bytes have another digest.
         """
-        path = self.path(digest)
-        if not path.is_file():
-            raise LoraOpsError(f"The registry has lost {name} ({path}): restore it from a backup.")
+        path = self.present(digest, name)
         found = sha256_file(path)
         if found != digest:
             raise LoraOpsError(
@@ -57,3 +130,76 @@ class FileStore:
                 f"not {digest[:12]}…; restore it from a backup."
             )
         return path
+
+
+def check_package(folder: Path, files: Mapping[str, str]) -> None:
+    """Refuse a package that is not exactly what its manifest says, or that could run code when loaded.
+
+    Args:
+        folder: the package.
+        files: name of each file in it to SHA-256.
+
+    Raises:
+        LoraOpsError: a pickle, a name that leaves the folder, no safetensors, or another digest.
+    """
+    if not folder.is_dir():
+        raise LoraOpsError(f"There is no package folder {folder}: run the package stage first.")
+    on_disk = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    for name in sorted({*on_disk, *files}):
+        if PurePosixPath(name).suffix.lower() in PICKLES:
+            raise LoraOpsError(
+                f"{folder / name} may hold a pickle, which runs code when it is loaded: "
+                "save the adapter as safetensors."
+            )
+    for name, digest in files.items():
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name or name in RESERVED:
+            raise LoraOpsError(f"A package may not hold a file named '{name}': rename it.")
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != digest:
+            raise LoraOpsError(f"{path} is not the file that its manifest describes: package it again.")
+        if parts.suffix == ".safetensors" and not _is_safetensors(path):
+            raise LoraOpsError(f"{path} is not a safetensors file, whatever its name says: package it again.")
+    if not any(name.endswith(".safetensors") for name in files):
+        raise LoraOpsError(f"The package {folder} holds no safetensors file: package it again.")
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(SAFETENSORS_HEADER_LIMIT, path.stat().st_size - 8):
+            return False
+        return file.read(1) == b"{"
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace the file at `path`: a reader, or a kill, sees the old bytes or the new ones, whole."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)

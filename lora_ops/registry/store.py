@@ -1,52 +1,112 @@
-"""The embedded registry: SQLite for records, content-addressed files beside it."""
+"""The embedded registry: SQLite for records, content-addressed files beside it, every change audited."""
 
+import getpass
+import os
 import re
 import shutil
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import Manifest, now, sha256_file
-from lora_ops.registry.files import FileStore
-from lora_ops.settings import find_root, load_settings
+from lora_ops.records import AuditEntry, Evidence, EvidenceKind, Manifest, State, now, sha256_text
+from lora_ops.registry import migrations
+from lora_ops.registry.audit import Anchor, Head, Log
+from lora_ops.registry.database import Database
+from lora_ops.registry.files import FileStore, check_package
+from lora_ops.registry.owners import Owners, load_owners
+from lora_ops.registry.signing import SIGNATURE_FILE, Signer
+from lora_ops.settings import SigningSettings, find_root, first_problem, load_settings
 
-SCHEMA = """
-CREATE TABLE versions (
-    tenant TEXT NOT NULL,
-    number INTEGER NOT NULL CHECK (number >= 1),
-    content_digest TEXT NOT NULL,
-    manifest TEXT NOT NULL,
-    registered_at TEXT NOT NULL,
-    PRIMARY KEY (tenant, number),
-    UNIQUE (tenant, content_digest)
-) STRICT;
-CREATE TABLE aliases (
-    tenant TEXT NOT NULL,
-    alias TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    PRIMARY KEY (tenant, alias),
-    FOREIGN KEY (tenant, number) REFERENCES versions (tenant, number)
-) STRICT;
-"""
-SCHEMA_VERSION = 1
+CLOCK_TOLERANCE_SECONDS = 300
+CLOSED: frozenset[State] = frozenset({"rejected", "revoked", "archived"})
+SUMMARY = (
+    "tenant, number, state, author, registered_at, fresh_until, next_review_due, primary_metric,"
+    " primary_value, size_bytes, content_digest, signature"
+)
+
+
+class Summary(NamedTuple):
+    """One version in a list; times are UTC in ISO 8601, `fresh_until` and `next_review_due` are due times."""
+
+    tenant: str
+    number: int
+    state: State
+    author: str
+    registered_at: str
+    fresh_until: str
+    next_review_due: str | None
+    primary_metric: str
+    primary_value: float
+    size_bytes: int
+    content_digest: str
+    signature: str | None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """`tenant@number`."""
+        return f"{self.tenant}@{self.number}"
 
 
 @dataclass(frozen=True)
 class Version:
-    """One registered version and the aliases that name it."""
+    """One registered version; its manifest is parsed when it is first asked for."""
 
-    manifest: Manifest
-    aliases: tuple[str, ...]
-    registered_at: str
+    summary: Summary
+    manifest_text: str
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Everything that was known of it when it was packaged.
+
+        Raises:
+            LoraOpsError: the stored manifest does not fit its schema.
+        """
+        try:
+            return Manifest.model_validate_json(self.manifest_text)
+        except ValidationError as error:
+            raise LoraOpsError(
+                f"The manifest of {self.id} does not fit its schema: {first_problem(error)}; "
+                "run `lora-ops registry verify`."
+            ) from error
+
+    @property
+    def id(self) -> str:
+        """`tenant@number`."""
+        return self.summary.id
+
+    @property
+    def tenant(self) -> str:
+        """Whose adapter it is."""
+        return self.summary.tenant
 
     @property
     def number(self) -> int:
         """The version number, from 1."""
-        assert self.manifest.version is not None
-        return self.manifest.version
+        return self.summary.number
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self.summary.state
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The names that mean this version now, sorted."""
+        return self.summary.aliases
+
+    @property
+    def registered_at(self) -> str:
+        """When it was registered (UTC, ISO 8601)."""
+        return self.summary.registered_at
 
 
 def parse_reference(reference: str) -> tuple[str, int | str]:
@@ -55,7 +115,7 @@ def parse_reference(reference: str) -> tuple[str, int | str]:
     Raises:
         LoraOpsError: the text is none of these.
     """
-    match = re.fullmatch(r"([a-z][a-z0-9_-]*)(?:@([1-9][0-9]*|[a-z]+))?", reference)
+    match = re.fullmatch(r"([a-z][a-z0-9_-]{0,39})(?:@([1-9][0-9]{0,17}|[a-z]+))?", reference)
     if match is None:
         raise LoraOpsError(
             f"'{reference}' names no version: write tenant@number (finance@3) or tenant@alias "
@@ -65,104 +125,388 @@ def parse_reference(reference: str) -> tuple[str, int | str]:
     return tenant, int(which) if which.isdigit() else which
 
 
-class Registry:
-    """Adapter versions under one folder; every change is one SQLite transaction."""
+def utc(moment: datetime) -> str:
+    """A time as the registry writes it, so that texts sort as times do."""
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return aware.astimezone(UTC).isoformat(timespec="seconds")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.files = FileStore(path / "files")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path / "registry.sqlite", isolation_level=None, timeout=30)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._migrate()
-        except (OSError, sqlite3.Error) as error:
-            raise LoraOpsError(f"Cannot open the registry in {path}: {error}.") from error
 
-    def _migrate(self) -> None:
-        with self._transaction():
-            (found,) = self._db.execute("PRAGMA user_version").fetchone()
-            if found > SCHEMA_VERSION:
-                raise LoraOpsError(
-                    f"The registry in {self.path} was written by a newer lora-ops (schema {found}, "
-                    f"this one knows {SCHEMA_VERSION}): update lora-ops."
+def whoami() -> str:
+    """Who acts when nobody is named: $LORA_OPS_ACTOR, else the login name."""
+    named = os.environ.get("LORA_OPS_ACTOR")
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return f"uid-{os.getuid()}"
+
+
+class Change:
+    """What one transaction does: each `record` applies its effects and writes its line in the audit log."""
+
+    def __init__(self, db: Database, log: Log, actor: str, at: str, clock_behind: int) -> None:
+        self._db = db
+        self._log = log
+        self._actor = actor
+        self._clock_behind = clock_behind
+        self.at = at
+
+    def record(
+        self,
+        action: str,
+        tenant: str,
+        number: int,
+        *,
+        states: dict[int, State] | None = None,
+        aliases: dict[str, int | None] | None = None,
+        review_due: str | None = None,
+        **body: Any,
+    ) -> None:
+        """Do one thing to a version and tell of it.
+
+        Args:
+            action: what was done, one word.
+            tenant: whose version.
+            number: which version.
+            states: version number to its new state.
+            aliases: alias to the version that it names from now on; None takes it away.
+            review_due: when this version is to be looked at again.
+            body: what else the entry says.
+        """
+        effects: dict[str, Any] = {}
+        if states:
+            effects["states"] = {str(one): state for one, state in states.items()}
+            for one, state in states.items():
+                self._db.rows(
+                    "UPDATE versions SET state = ? WHERE tenant = ? AND number = ?", (state, tenant, one)
                 )
-            if found < 1:
-                for statement in SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if aliases:
+            effects["aliases"] = aliases
+            for alias, target in aliases.items():
+                if target is None:
+                    self._db.rows("DELETE FROM aliases WHERE tenant = ? AND alias = ?", (tenant, alias))
+                else:
+                    self._db.rows(
+                        "INSERT INTO aliases VALUES (?, ?, ?)"
+                        " ON CONFLICT (tenant, alias) DO UPDATE SET number = excluded.number",
+                        (tenant, alias, target),
+                    )
+        if review_due:
+            effects["review_due"] = review_due
+            self._db.rows(
+                "UPDATE versions SET next_review_due = ? WHERE tenant = ? AND number = ?",
+                (review_due, tenant, number),
+            )
+        if self._clock_behind:
+            body["clock_behind_seconds"] = self._clock_behind
+        self._log.append(self.at, self._actor, action, tenant, number, {**body, "effects": effects})
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+
+class Registry:
+    """Adapter versions under one folder; every change is one transaction and one entry of the audit log.
+
+    A registry belongs to one thread; open another one for another thread or process.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        owners: Owners | None = None,
+        signing: SigningSettings | None = None,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self.path = path
+        self.owners = owners
+        self.clock = clock
+        self.files = FileStore(path / "files")
+        self.signer = Signer(path / "keys", signing)
+        self.db = Database(path / "registry.sqlite")
+        self.log = Log(self.db)
+        self.anchor = Anchor(path / "audit.head", self.signer)
         try:
-            yield
+            self._migrate()
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self.db.close()
             raise
-        self._db.execute("COMMIT")
 
     def close(self) -> None:
         """Release the database."""
-        self._db.close()
+        self.db.close()
 
-    def register(self, package: Path, manifest: Manifest) -> tuple[Version, bool]:
-        """Keep a package as the next version of its tenant and let `candidate` name it.
+    # Changes.
+
+    def _migrate(self) -> None:
+        found = migrations.schema_of(self.db)
+        if found > migrations.SCHEMA_VERSION:
+            raise LoraOpsError(
+                f"The registry in {self.path} was written by a newer lora-ops (schema {found}, "
+                f"this one knows {migrations.SCHEMA_VERSION}): update lora-ops."
+            )
+        if found == migrations.SCHEMA_VERSION:
+            return
+        with self._transaction():
+            found = migrations.schema_of(self.db)
+            if found == migrations.SCHEMA_VERSION:  # another process was first
+                return
+            old = migrations.take_v1(self.db) if found == 1 else []
+            migrations.create(self.db)
+            change = Change(self.db, self.log, "lora-ops upgrade", utc(self.clock()), 0)
+            for row in old:
+                self._import(change, row)
+
+    def _import(self, change: Change, old: migrations.OldVersion) -> None:
+        try:
+            manifest = Manifest.model_validate_json(old.manifest)
+        except ValidationError as error:
+            raise LoraOpsError(
+                f"The manifest of {old.tenant}@{old.number} does not fit its schema: {first_problem(error)}; "
+                "the registry was not upgraded."
+            ) from error
+        try:
+            for name, file in manifest.files.items():
+                self.files.checked(file.sha256, name)
+            signature = self.files.add_bytes(self._sign(manifest))
+        except LoraOpsError:
+            signature = None  # damaged before the upgrade: it stays unsigned and `verify` names it
+        self._insert(change, "imported", manifest, signature, old.registered_at, "unknown", old.aliases)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        announced = False
+        with self.db.writing():
+            ready = migrations.schema_of(self.db) == migrations.SCHEMA_VERSION
+            before = self.log.head() if ready else Head()
+            problem = self.anchor.problem(before)
+            if problem:
+                raise LoraOpsError(
+                    f"The audit log in {self.path} can't be trusted, so nothing is changed: {problem}; "
+                    "restore the registry from a backup."
+                )
+            yield
+            after = self.log.head()
+            if after != before:
+                try:
+                    self.anchor.announce(before, after)
+                except OSError as error:
+                    raise LoraOpsError(
+                        f"The registry in {self.path} can't be written ({error}): nothing was changed."
+                    ) from error
+                announced = True
+        if announced:
+            # The change is done, and its announcement fits until the next one replaces it, so whatever goes
+            # wrong here does no harm. Without the lock this could put an old head over a newer one.
+            with suppress(OSError, LoraOpsError), self.db.writing():
+                if self.log.head() == after:
+                    self.anchor.confirm(after)
+
+    @contextmanager
+    def change(self, actor: str) -> Iterator[Change]:
+        """One transaction by `actor`, all or nothing.
+
+        Time in the audit log never runs backwards: a clock that is up to five minutes behind the last entry
+        gets that entry's time, and the new entry says so; one further behind is refused.
+
+        Raises:
+            LoraOpsError: no actor, a clock far behind, a log that was tampered with, a read-only disk.
+        """
+        if not actor.strip():
+            raise LoraOpsError("Say who does this: a change of the registry needs an actor.")
+        with self._transaction():
+            at, last = utc(self.clock()), self.log.last_time()
+            behind = 0
+            if at < last:
+                behind = int((datetime.fromisoformat(last) - datetime.fromisoformat(at)).total_seconds())
+                if behind > CLOCK_TOLERANCE_SECONDS:
+                    raise LoraOpsError(
+                        f"The clock went back: it says {at}, and the last entry of the audit log was written "
+                        f"at {last}; set the clock, nothing was changed."
+                    )
+                at = last
+            yield Change(self.db, self.log, actor.strip(), at, behind)
+
+    def register(self, package: Path, manifest: Manifest, *, actor: str | None = None) -> tuple[Version, bool]:
+        """Keep a package as the next version of its tenant, signed, and let `candidate` name it.
 
         The same content again is the same version: nothing is added, `candidate` comes back to it.
 
         Args:
             package: folder that holds every file of `manifest.files`.
             manifest: what 04_package wrote, without a version.
+            actor: its author, who can't approve it later; default: `whoami()`.
 
         Returns:
             The version, and whether it is a new one.
 
         Raises:
-            LoraOpsError: a file is missing or has another digest than the manifest says.
+            LoraOpsError: a file is missing, has another digest than the manifest says or may hold a pickle;
+                the manifest does not fit its schema; this content was rejected, revoked or archived before.
         """
-        for name, file in manifest.files.items():
-            if not (package / name).is_file() or sha256_file(package / name) != file.sha256:
-                raise LoraOpsError(
-                    f"{package / name} is not the file that its manifest describes: package it again."
-                )
-        for name in manifest.files:
-            self.files.add(package / name)
+        manifest = _valid(manifest)
+        tenant, digest = manifest.tenant, manifest.content_digest()
+        digests = {name: file.sha256 for name, file in manifest.files.items()}
+        actor = actor or whoami()
+        with self._keeping(package):
+            check_package(package, digests)
+            self.files.sweep()
+            for name, expected in digests.items():
+                self.files.add(package / name, expected)
+        while True:
+            # Signing may take seconds (sigstore), so it happens outside the transaction, for the number that
+            # would be next; if another process took that number meanwhile, sign again.
+            draft, signature = self._next(manifest), b""
+            if self._known(tenant, digest) is None:
+                signature = self._sign(draft)
+            with self.change(actor) as change:
+                known = self._known(tenant, digest)
+                if known is not None:
+                    self._again(change, tenant, *known)
+                    number = known[0]
+                elif not signature or draft != self._next(manifest):
+                    continue
+                else:
+                    assert draft.version is not None
+                    number = draft.version
+                    with self._keeping(package):
+                        kept = self.files.add_bytes(signature)
+                    self._insert(change, "registered", draft, kept, change.at, actor, ("candidate",))
+                return self._load(tenant, number), known is None
+
+    def _known(self, tenant: str, digest: str) -> tuple[int, State] | None:
+        row = self.db.row(
+            "SELECT number, state FROM versions WHERE tenant = ? AND content_digest = ?", (tenant, digest)
+        )
+        return (row[0], row[1]) if row else None
+
+    def _next(self, manifest: Manifest) -> Manifest:
+        row = self.db.row(
+            "SELECT (SELECT max(number) FROM versions WHERE tenant = ?1),"
+            " (SELECT number FROM aliases WHERE tenant = ?1 AND alias = 'production')",
+            (manifest.tenant,),
+        )
+        last, serving = row if row else (None, None)
+        before = serving or last
+        parent = manifest.parent or (f"{manifest.tenant}@{before}" if before else None)
+        return manifest.model_copy(update={"version": (last or 0) + 1, "parent": parent})
+
+    def _sign(self, manifest: Manifest) -> bytes:
+        digests = {name: file.sha256 for name, file in manifest.files.items()}
+        texts = {"manifest.json": manifest.to_json()}
+        with self.files.staged(manifest.adapter_id, digests, texts) as folder:
+            return self.signer.sign(folder)
+
+    def _insert(
+        self,
+        change: Change,
+        action: str,
+        manifest: Manifest,
+        signature: str | None,
+        registered_at: str,
+        author: str,
+        aliases: tuple[str, ...],
+    ) -> None:
+        tenant, number, text = manifest.tenant, manifest.version, manifest.to_json()
+        assert number is not None
         digest = manifest.content_digest()
-        with self._transaction():
-            row = self._db.execute(
-                "SELECT number FROM versions WHERE tenant = ? AND content_digest = ?",
-                (manifest.tenant, digest),
-            ).fetchone()
-            if row is None:
-                (last,) = self._db.execute(
-                    "SELECT coalesce(max(number), 0) FROM versions WHERE tenant = ?", (manifest.tenant,)
-                ).fetchone()
-                number = last + 1
-                registered = manifest.model_copy(update={"version": number})
-                self._db.execute(
-                    "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
-                    (manifest.tenant, number, digest, registered.to_json(), now().isoformat()),
-                )
-            else:
-                number = row[0]
-            self._db.execute(
-                "INSERT INTO aliases VALUES (?, 'candidate', ?)"
-                " ON CONFLICT (tenant, alias) DO UPDATE SET number = excluded.number",
-                (manifest.tenant, number),
+        metric = manifest.evaluation.primary
+        review = None
+        if self.owners:
+            review = utc(self.owners.team(tenant).next_review(datetime.fromisoformat(registered_at)))
+        summary = Summary(
+            tenant=tenant,
+            number=number,
+            state="candidate",
+            author=author,
+            registered_at=registered_at,
+            fresh_until=utc(manifest.fresh_until),
+            next_review_due=None,
+            primary_metric=metric,
+            primary_value=manifest.evaluation.metrics[metric].adapter.value,
+            size_bytes=manifest.size_bytes,
+            content_digest=digest,
+            signature=signature,
+        )
+        marks = ", ".join("?" * (len(summary) - 1))
+        self.db.rows(f"INSERT INTO versions ({SUMMARY}) VALUES ({marks})", summary[:-1])
+        self.db.rows("INSERT INTO manifests VALUES (?, ?, ?)", (tenant, number, text))
+        change.record(
+            action,
+            tenant,
+            number,
+            states={number: "candidate"},
+            aliases=dict.fromkeys(aliases, number),
+            review_due=review,
+            author=author,
+            registered_at=registered_at,
+            content_digest=digest,
+            manifest_sha256=sha256_text(text),
+            signature_sha256=signature,
+        )
+
+    def _again(self, change: Change, tenant: str, number: int, state: State) -> None:
+        if state in CLOSED:
+            raise LoraOpsError(
+                f"{tenant}@{number} has exactly this content and was {state}: change the data or the "
+                "parameters before you register it again."
             )
-        return self.get(f"{manifest.tenant}@{number}"), row is None
+        if self.named(tenant, "candidate") != number:
+            change.record("named", tenant, number, aliases={"candidate": number})
+
+    def keep(self, kind: EvidenceKind, report: Path, summary: str | None = None) -> Evidence:
+        """Keep a report and give what a transition needs to rest on it.
+
+        Args:
+            kind: what it shows.
+            report: the file.
+            summary: one sentence for people; default: the file's name.
+
+        Raises:
+            LoraOpsError: the file is missing, or the registry can't be written.
+        """
+        if not report.is_file():
+            raise LoraOpsError(f"There is no report {report}: evidence is a file.")
+        with self._keeping(report):
+            return Evidence(kind=kind, sha256=self.files.add(report), summary=summary or report.name)
+
+    @contextmanager
+    def _keeping(self, what: Path) -> Iterator[None]:
+        self.db.check_writable()
+        try:
+            yield
+        except OSError as error:
+            raise LoraOpsError(
+                f"{what} can't be read, or not be kept in {self.path} ({error}): nothing was changed."
+            ) from error
+
+    # Queries.
+
+    def summaries(self, tenant: str | None = None) -> list[Summary]:
+        """Every version, or those of one tenant, oldest first, without their manifests."""
+        names: dict[tuple[str, int], tuple[str, ...]] = {}
+        for name, alias, number in self.db.rows(
+            "SELECT tenant, alias, number FROM aliases WHERE ?1 IS NULL OR tenant = ?1 ORDER BY alias",
+            (tenant,),
+        ):
+            names[name, number] = (*names.get((name, number), ()), alias)
+        rows = self.db.rows(
+            f"SELECT {SUMMARY} FROM versions WHERE ?1 IS NULL OR tenant = ?1 ORDER BY tenant, number", (tenant,)
+        )
+        return [Summary._make((*row, names.get(row[:2], ()))) for row in rows]
 
     def versions(self, tenant: str | None = None) -> list[Version]:
-        """Every version, or those of one tenant, oldest first."""
-        rows = self._db.execute(
-            "SELECT v.manifest, v.registered_at, group_concat(a.alias) FROM versions v"
-            " LEFT JOIN aliases a ON a.tenant = v.tenant AND a.number = v.number"
-            " WHERE ?1 IS NULL OR v.tenant = ?1 GROUP BY v.tenant, v.number ORDER BY v.tenant, v.number",
-            (tenant,),
-        )
-        return [_version(*row) for row in rows]
+        """Every version, or those of one tenant, oldest first, with their manifests."""
+        texts = {
+            (name, number): text
+            for name, number, text in self.db.rows(
+                "SELECT tenant, number, manifest FROM manifests WHERE ?1 IS NULL OR tenant = ?1", (tenant,)
+            )
+        }
+        return [
+            Version(one, texts[one.tenant, one.number])
+            for one in self.summaries(tenant)
+            if (one.tenant, one.number) in texts
+        ]
 
     def get(self, reference: str) -> Version:
         """The version that `finance@3`, `finance@candidate` or `finance` names.
@@ -170,43 +514,176 @@ class Registry:
         Raises:
             LoraOpsError: there is no such tenant, version or alias; the text lists what there is.
         """
-        tenant, which = parse_reference(reference)
-        versions = self.versions(tenant)
-        for version in versions:
-            if which == version.number or which in version.aliases:
-                return version
-        if not versions:
-            known = (
-                ", ".join(sorted({v.manifest.tenant for v in self.versions()})) or "none yet: run `make repro`"
-            )
-            raise LoraOpsError(f"The registry has no adapter of '{tenant}' (tenants: {known}).")
-        there = ", ".join(v.manifest.adapter_id for v in versions)
-        raise LoraOpsError(f"The registry has no {tenant}@{which} (there are: {there}).")
+        return self._load(*self.resolve(reference))
 
-    def export(self, reference: str, target: Path) -> Version:
-        """Write a version's files and its manifest into the new folder `target`, digests checked.
+    def resolve(self, reference: str) -> tuple[str, int]:
+        """The tenant and the number that a reference names now.
 
         Raises:
-            LoraOpsError: unknown version, a kept file is missing or changed, or `target` exists.
+            LoraOpsError: there is no such tenant, version or alias; the text lists what there is.
+        """
+        tenant, which = parse_reference(reference)
+        if isinstance(which, int):
+            row = self.db.row("SELECT number FROM versions WHERE tenant = ? AND number = ?", (tenant, which))
+            number = row[0] if row else None
+        else:
+            number = self.named(tenant, which)
+        if number is None:
+            raise self._unknown(tenant, which)
+        return tenant, number
+
+    def named(self, tenant: str, alias: str) -> int | None:
+        """The number of the version that an alias names now, or None."""
+        row = self.db.row("SELECT number FROM aliases WHERE tenant = ? AND alias = ?", (tenant, alias))
+        return row[0] if row else None
+
+    def _unknown(self, tenant: str, which: int | str) -> LoraOpsError:
+        there = self.summaries(tenant)
+        if not there:
+            known = ", ".join(row[0] for row in self.db.rows("SELECT DISTINCT tenant FROM versions ORDER BY 1"))
+            return LoraOpsError(
+                f"The registry has no adapter of '{tenant}' (tenants: {known or 'none yet: run `make repro`'})."
+            )
+        names = [f"{tenant}@{alias}" for one in there for alias in one.aliases]
+        listed = ", ".join([*names, *(one.id for one in there[-5:])])
+        return LoraOpsError(f"The registry has no {tenant}@{which} (there are: {listed}).")
+
+    def _load(self, tenant: str, number: int) -> Version:
+        key = (tenant, number)
+        row = self.db.row(f"SELECT {SUMMARY} FROM versions WHERE tenant = ? AND number = ?", key)
+        text = self.db.row("SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", key)
+        if row is None or text is None:
+            raise LoraOpsError(
+                f"The registry has lost the record of {tenant}@{number}: run `lora-ops registry verify`."
+            )
+        aliases = self.db.rows("SELECT alias FROM aliases WHERE tenant = ? AND number = ? ORDER BY alias", key)
+        return Version(Summary._make((*row, tuple(alias for (alias,) in aliases))), text[0])
+
+    def history(self, reference: str) -> list[AuditEntry]:
+        """What the audit log says of one version, oldest first.
+
+        Raises:
+            LoraOpsError: unknown version, or an entry that was changed.
+        """
+        return self.log.entries(*self.resolve(reference))
+
+    # Files.
+
+    def export(self, reference: str, target: Path) -> Version:
+        """Write a version's files, manifest and signature into the new folder `target`, all verified.
+
+        Raises:
+            LoraOpsError: unknown version, a kept file is missing or changed, the signature does not fit, or
+                `target` exists.
         """
         version = self.get(reference)
         if target.exists():
             raise LoraOpsError(f"{target} exists already: name a new folder.")
-        paths = {n: self.files.checked(f.sha256, n) for n, f in version.manifest.files.items()}
-        target.mkdir(parents=True)
-        for name, path in paths.items():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / name)
-        (target / "manifest.json").write_text(version.manifest.to_json(), encoding="utf-8")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as name:
+                folder = Path(name) / "package"
+                self._fill(version, folder)
+                self.check_folder(version, folder)
+                folder.rename(target)
+        except OSError as error:
+            raise LoraOpsError(f"{version.id} can't be written to {target}: {error}.") from error
         return version
 
+    def _fill(self, version: Version, folder: Path) -> None:
+        paths = {n: self.files.checked(f.sha256, n) for n, f in version.manifest.files.items()}
+        paths[SIGNATURE_FILE] = self._signature(version)
+        for name, path in paths.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+        (folder / "manifest.json").write_text(version.manifest_text, encoding="utf-8")
 
-def _version(manifest: str, registered_at: str, aliases: str | None) -> Version:
-    names = tuple(sorted(aliases.split(","))) if aliases else ()
-    return Version(Manifest.model_validate_json(manifest), names, registered_at)
+    def check_folder(self, version: Version, folder: Path) -> None:
+        """Verify an exported folder against the version's digests and signature.
+
+        Raises:
+            LoraOpsError: a file was added, removed or changed, or the signature does not fit.
+        """
+        check_package(folder, {name: file.sha256 for name, file in version.manifest.files.items()})
+        self.signer.check(folder, self._signature(version), version.id)
+
+    def check_kept(self, version: Version) -> None:
+        """Verify a version's kept files and its signature without exporting it.
+
+        Raises:
+            LoraOpsError: a kept file is missing or changed, or the signature does not fit.
+        """
+        for name, file in version.manifest.files.items():
+            self.files.checked(file.sha256, name)
+        self.check_signature(version)
+
+    def check_signature(self, version: Version) -> None:
+        """Verify a version's signature over its kept files and its manifest.
+
+        Raises:
+            LoraOpsError: it has none, it does not fit, or a kept file is missing.
+        """
+        kept = self._signature(version)
+        digests = {name: file.sha256 for name, file in version.manifest.files.items()}
+        texts = {"manifest.json": version.manifest_text}
+        with self.files.staged(version.id, digests, texts) as folder:
+            self.signer.check(folder, kept, version.id)
+
+    def _signature(self, version: Version) -> Path:
+        digest = version.summary.signature
+        if digest is None:
+            raise LoraOpsError(f"{version.id} carries no signature: package and register it again.")
+        return self.files.checked(digest, f"the signature of {version.id}")
+
+    def verified_path(self, reference: str) -> Path:
+        """The folder that a version may be loaded from; digests and signature are verified on every call.
+
+        Raises:
+            LoraOpsError: unknown, rejected, revoked or archived version; a file or the signature does not fit.
+        """
+        version = self.get(reference)
+        if version.state in CLOSED:
+            raise LoraOpsError(f"{version.id} was {version.state}: it may not be loaded.")
+        folder = self.path / "verified" / f"{version.tenant}-{version.number}"
+        if folder.is_dir():
+            self.check_folder(version, folder)
+            return folder
+        try:
+            self.export(version.id, folder)
+        except LoraOpsError:
+            if not folder.is_dir():
+                raise
+            self.check_folder(version, folder)  # another process wrote it meanwhile
+        return folder
+
+
+def _valid(manifest: Manifest) -> Manifest:
+    try:
+        checked = Manifest.model_validate_json(manifest.model_dump_json(warnings=False))
+    except (ValidationError, ValueError, AttributeError) as error:
+        what = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise LoraOpsError(f"The manifest does not fit its schema: {what}; package it again.") from error
+    if checked.evaluation.primary not in checked.evaluation.metrics:
+        raise LoraOpsError(
+            f"The manifest has no metric '{checked.evaluation.primary}', which it calls its primary one: "
+            "evaluate and package it again."
+        )
+    if re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", checked.tenant) is None:
+        raise LoraOpsError(f"'{checked.tenant}' can't be a tenant's name: use letters, digits, - and _.")
+    return checked.model_copy(update={"version": None})
 
 
 def open_registry(root: Path | None = None) -> Registry:
-    """The registry that params.yaml names, for the repository at `root`."""
+    """The registry that params.yaml names, for the repository at `root`, with the owners of owners.yaml.
+
+    Raises:
+        LoraOpsError: params.yaml or owners.yaml is wrong, or the registry can't be opened.
+    """
     root = root or find_root()
-    return Registry(root / load_settings(root).registry.path)
+    settings = load_settings(root).registry
+    owners = root / "owners.yaml"
+    return Registry(
+        root / settings.path,
+        owners=load_owners(owners) if owners.is_file() else None,
+        signing=settings.signing,
+    )

@@ -1,0 +1,166 @@
+"""One version on one page: what it is, who let it where, on what evidence, and whether it may serve today."""
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import (
+    AdapterRecord,
+    AuditEntry,
+    Evidence,
+    Lineage,
+    Ownership,
+    Performance,
+    Risk,
+    Verdict,
+)
+from lora_ops.registry.lifecycle import FRESHNESS_WARNING, SERVING, approvals_in
+from lora_ops.registry.store import Registry, Version, utc
+
+
+class Difference(NamedTuple):
+    """One value that two versions do not share; None where one of them lacks it."""
+
+    section: str
+    name: str
+    left: str | None
+    right: str | None
+
+
+def record(registry: Registry, reference: str) -> AdapterRecord:
+    """The whole record of one version, as of now.
+
+    Raises:
+        LoraOpsError: unknown version, or a record that no longer fits its schema.
+    """
+    version = registry.get(reference)
+    manifest, summary = version.manifest, version.summary
+    history = registry.log.entries(version.tenant, version.number)
+    ownership = None
+    if registry.owners:
+        team = registry.owners.team(version.tenant)
+        ownership = Ownership(
+            team=team.team,
+            contacts=list(team.contacts),
+            escalation=list(team.escalation),
+            review_cadence_days=team.review_cadence_days,
+            next_review_due=_moment(summary.next_review_due),
+        )
+    return AdapterRecord(
+        id=version.id,
+        tenant=version.tenant,
+        number=version.number,
+        state=version.state,
+        aliases=list(version.aliases),
+        author=summary.author,
+        registered_at=summary.registered_at,
+        content_digest=summary.content_digest,
+        signature_sha256=summary.signature,
+        lineage=Lineage(
+            base_model=manifest.base_model,
+            sources=[manifest.data.source],
+            splits=manifest.data.splits,
+            git=manifest.git,
+            params=manifest.params,
+            dvc_lock_sha256=manifest.dvc_lock_sha256,
+            parent=manifest.parent,
+            packages=manifest.packages,
+        ),
+        performance=Performance(
+            rows=manifest.evaluation.rows,
+            primary=manifest.evaluation.primary,
+            metrics=manifest.evaluation.metrics,
+            report_sha256=manifest.evaluation_report_sha256,
+            human_evaluation=manifest.human_evaluation,
+            policy=manifest.policy,
+        ),
+        risk=Risk(
+            bias=manifest.bias,
+            incidents=[one for entry in history for one in evidence_of(entry) if one.kind == "incident"],
+            fresh_until=manifest.fresh_until,
+        ),
+        ownership=ownership,
+        approvals=approvals_in(history),
+        history=history,
+        verdict=verdict(registry, version),
+    )
+
+
+def evidence_of(entry: AuditEntry) -> list[Evidence]:
+    """What one entry of the audit log rests on."""
+    return [Evidence.model_validate(one) for one in entry.body.get("evidence", [])]
+
+
+def verdict(registry: Registry, version: Version) -> Verdict:
+    """Whether a version may serve at this moment: its stage, freshness, files and signature."""
+    summary, now = version.summary, utc(registry.clock())
+    soon = utc(registry.clock() + FRESHNESS_WARNING)
+    reasons, warnings = [], []
+    if summary.state not in SERVING:
+        reasons.append(f"it is '{summary.state}', and only shadow, canary and production serve")
+    if summary.fresh_until <= now:
+        reasons.append(f"its data expired on {summary.fresh_until[:10]}")
+    elif summary.fresh_until <= soon:
+        warnings.append(f"its data expires on {summary.fresh_until[:10]}")
+    if summary.next_review_due and summary.next_review_due <= now:
+        warnings.append(f"its review has been due since {summary.next_review_due[:10]}")
+    try:
+        registry.check_kept(version)
+    except LoraOpsError as error:
+        reasons.append(str(error).rstrip("."))
+    return Verdict(may_serve=not reasons, reasons=reasons, warnings=warnings)
+
+
+def differences(left: Version, right: Version) -> list[Difference]:
+    """What differs between two versions: data, parameters, metrics, everything else that was recorded."""
+    found = []
+    for section, pick in SECTIONS.items():
+        a, b = _flat(pick(left)), _flat(pick(right))
+        found += [
+            Difference(section, name, a.get(name), b.get(name))
+            for name in dict.fromkeys([*a, *b])
+            if a.get(name) != b.get(name)
+        ]
+    return found
+
+
+SECTIONS = {
+    "data": lambda version: version.manifest.data.model_dump(mode="json"),
+    "params": lambda version: version.manifest.params,
+    "metrics": lambda version: {
+        name: {
+            who: str(interval)
+            for who, interval in (("base", metric.base), ("adapter", metric.adapter), ("peer", metric.peer))
+            if interval
+        }
+        for name, metric in version.manifest.evaluation.metrics.items()
+    },
+    "training": lambda version: version.manifest.training.model_dump(
+        mode="json", include={"steps", "tokens", "final_loss", "validation_loss", "device"}
+    ),
+    "base model": lambda version: version.manifest.base_model.model_dump(mode="json"),
+    "code": lambda version: {
+        **version.manifest.git.model_dump(),
+        "dvc_lock_sha256": version.manifest.dvc_lock_sha256,
+        **version.manifest.packages,
+    },
+    "package": lambda version: {
+        "size_bytes": version.manifest.size_bytes,
+        "license": version.manifest.license,
+        "fresh_until": utc(version.manifest.fresh_until),
+        "parent": version.manifest.parent,
+    },
+}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        flat: dict[str, str] = {}
+        for key, inner in value.items():
+            flat |= _flat(inner, f"{name}.{key}" if name else str(key))
+        return flat
+    return {name: "-" if value is None else str(value)}
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

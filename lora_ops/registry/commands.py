@@ -1,0 +1,326 @@
+"""`lora-ops registry`: tables for people, JSON for CI."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from lora_ops.registry import tables
+
+if TYPE_CHECKING:
+    from lora_ops.records import Evidence
+    from lora_ops.registry.store import Registry, Version
+
+app = typer.Typer(
+    help="Which adapter versions exist, who let them serve, and whether they may.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+Reference = Annotated[str, typer.Argument(help="finance@3, finance@production or finance")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
+Actor = Annotated[
+    str | None,
+    typer.Option("--actor", envvar="LORA_OPS_ACTOR", help="Who does this; default: the login name."),
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the audit log.")]
+Reports = Annotated[
+    list[str] | None,
+    typer.Option("--evidence", help="KIND=FILE or KIND=FILE=SUMMARY; may be given more than once."),
+]
+
+
+@contextmanager
+def _registry() -> "Iterator[Registry]":
+    from lora_ops.registry.store import open_registry
+
+    registry = open_registry()
+    try:
+        yield registry
+    finally:
+        registry.close()
+
+
+@app.command("list")
+def list_(
+    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
+) -> None:
+    """Every version with its state, aliases and main number."""
+    with _registry() as registry:
+        rows = registry.summaries(tenant)
+    if as_json:
+        _print_json([{"adapter": row.id, **row._asdict()} for row in rows])
+        return
+    _print(tables.versions(rows) if rows else "The registry is empty: `make repro` registers the first one.")
+
+
+@app.command()
+def show(reference: Reference, as_json: AsJson = False) -> None:
+    """What it is, who let it where, on what evidence, and whether it may serve today."""
+    from lora_ops.registry.cards import record
+
+    with _registry() as registry:
+        card = record(registry, reference)
+    if as_json:
+        _print_json(card.model_dump(mode="json"))
+        return
+    _print(*tables.card(card))
+
+
+@app.command()
+def history(reference: Reference, as_json: AsJson = False) -> None:
+    """What the audit log says of one version."""
+    with _registry() as registry:
+        entries = registry.history(reference)
+    if as_json:
+        _print_json([entry.model_dump(mode="json") for entry in entries])
+        return
+    _print(tables.history(entries))
+
+
+@app.command()
+def diff(left: Reference, right: Reference, as_json: AsJson = False) -> None:
+    """Data, parameters and metrics of two versions, side by side, where they differ."""
+    from lora_ops.registry.cards import differences
+
+    with _registry() as registry:
+        a, b = registry.get(left), registry.get(right)
+        rows = differences(a, b)
+    if as_json:
+        _print_json({"left": a.id, "right": b.id, "differences": [row._asdict() for row in rows]})
+        return
+    same = f"{a.id} and {b.id} record the same data, parameters, metrics and code."
+    _print(tables.differences(a.id, b.id, rows) if rows else same)
+
+
+@app.command()
+def approve(
+    reference: Reference,
+    reason: Reason,
+    actor: Actor = None,
+    evidence: Reports = None,
+    as_json: AsJson = False,
+) -> None:
+    """Agree that a canary may go to production (two approvers, neither of them its author)."""
+    from lora_ops.registry import lifecycle
+
+    with _registry() as registry:
+        reports = _kept(registry, evidence)
+        version = lifecycle.approve(registry, reference, actor=_who(actor), reason=reason, evidence=reports)
+        _, missing = lifecycle.missing_for(registry, version.id)
+        _done(
+            version, f"approved by {_who(actor)}; for production it still needs: {'; '.join(missing)}", as_json
+        )
+
+
+@app.command()
+def promote(
+    reference: Reference,
+    to: Annotated[str, typer.Argument(help="validated, shadow, canary or production")],
+    reason: Reason,
+    actor: Actor = None,
+    evidence: Reports = None,
+    expect: Annotated[
+        str | None,
+        typer.Option("--expect", help="Go on only if the alias names this version now (finance@2, or none)."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move a version one stage on, or a superseded one back to production."""
+    from lora_ops.registry import lifecycle
+
+    with _registry() as registry:
+        reports = _kept(registry, evidence)
+        version = lifecycle.promote(
+            registry,
+            reference,
+            to,  # type: ignore[arg-type]
+            actor=_who(actor),
+            reason=reason,
+            evidence=reports,
+            expect=expect,
+        )
+        _done(version, f"is now '{version.state}'", as_json)
+
+
+@app.command()
+def reject(
+    reference: Reference,
+    reason: Reason,
+    actor: Actor = None,
+    evidence: Reports = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide that a version never serves."""
+    from lora_ops.registry import lifecycle
+
+    with _registry() as registry:
+        reports = _kept(registry, evidence)
+        version = lifecycle.reject(registry, reference, actor=_who(actor), reason=reason, evidence=reports)
+        _done(version, "is now 'rejected'", as_json)
+
+
+@app.command()
+def revoke(
+    reference: Reference,
+    reason: Reason,
+    actor: Actor = None,
+    evidence: Reports = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a version out of service for good, at once."""
+    from lora_ops.registry import lifecycle
+
+    with _registry() as registry:
+        reports = _kept(registry, evidence)
+        version = lifecycle.revoke(registry, reference, actor=_who(actor), reason=reason, evidence=reports)
+        _done(version, "is now 'revoked'", as_json)
+
+
+@app.command()
+def archive(reference: Reference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+    """Put a superseded or rejected version away."""
+    from lora_ops.registry import lifecycle
+
+    with _registry() as registry:
+        version = lifecycle.archive(registry, reference, actor=_who(actor), reason=reason)
+        _done(version, "is now 'archived'", as_json)
+
+
+@app.command()
+def review(
+    reference: Reference,
+    reason: Reason,
+    evidence: Reports = None,
+    actor: Actor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say that a version was looked at again; the next review is due one cadence from now."""
+    from lora_ops.registry import lifecycle
+
+    with _registry() as registry:
+        reports = _kept(registry, evidence)
+        version = lifecycle.review(registry, reference, actor=_who(actor), reason=reason, evidence=reports)
+        _done(version, f"reviewed; the next review is due on {version.summary.next_review_due}", as_json)
+
+
+@app.command()
+def due(
+    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
+) -> None:
+    """Overdue reviews, and data that expires within 14 days."""
+    from lora_ops.registry import lifecycle
+
+    with _registry() as registry:
+        items = lifecycle.due(registry, tenant)
+    if as_json:
+        _print_json([item._asdict() for item in items])
+        return
+    nothing = "Nothing is due: no overdue review, no data that expires within 14 days."
+    _print(tables.due(items) if items else nothing)
+
+
+@app.command()
+def verify(
+    files: Annotated[bool, typer.Option(help="Also read every kept file and check every signature.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute the audit log's chain, every digest and signature, and the state; exit 1 if one is off."""
+    from lora_ops.registry.verification import verify as verify_
+
+    with _registry() as registry:
+        result = verify_(registry, files=files)
+    if as_json:
+        _print_json({"ok": result.ok, **result._asdict()})
+    elif result.ok:
+        read = f"{result.files} files" if files else "no files read"
+        _print(
+            f"[green]The registry verifies[/]: {result.entries} entries, {result.versions} versions, {read}; "
+            f"the log ends at {result.head}."
+        )
+    else:
+        _print("[red]The registry does not verify[/]:", *(f"  {tables.plain(one)}" for one in result.problems))
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    reference: Reference,
+    target: Annotated[Path, typer.Argument(help="A new folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a version's files, manifest and signature into a new folder, all verified."""
+    with _registry() as registry:
+        version = registry.export(reference, target)
+        _done(version, f"written to {target}, digests and signature verified", as_json)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of the full adapter record, as `show --json` prints it."""
+    from lora_ops.records import AdapterRecord
+
+    _print_json(AdapterRecord.model_json_schema())
+
+
+def _kept(registry: "Registry", options: list[str] | None) -> "list[Evidence]":
+    from lora_ops.errors import LoraOpsError
+    from lora_ops.records import EvidenceKind
+
+    kinds: tuple[EvidenceKind, ...] = get_args(EvidenceKind)
+    kept = []
+    for option in options or []:
+        kind, _, rest = option.partition("=")
+        path, _, summary = rest.partition("=")
+        known = next((one for one in kinds if one == kind), None)
+        if known is None or not path:
+            raise LoraOpsError(
+                f"'{option}' is no evidence: write KIND=FILE, with KIND one of {', '.join(kinds)}."
+            )
+        kept.append(registry.keep(known, Path(path), summary or None))
+    return kept
+
+
+def _who(actor: str | None) -> str:
+    from lora_ops.registry.store import whoami
+
+    return actor or whoami()
+
+
+def _done(version: "Version", what: str, as_json: bool) -> None:
+    if as_json:
+        _print_json({"adapter": version.id, **version.summary._asdict()})
+    else:
+        _print(f"[bold]{version.id}[/] {tables.plain(what)}.")
+
+
+def _print(*parts: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Run these commands on their own; `lora-ops registry` does the same."""
+    from lora_ops.errors import LoraOpsError
+
+    try:
+        app(prog_name="lora-ops registry")
+    except LoraOpsError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

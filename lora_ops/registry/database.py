@@ -1,0 +1,129 @@
+"""One SQLite connection: WAL, foreign keys, one writer at a time, and errors that are sentences."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from lora_ops.errors import LoraOpsError
+
+BUSY_SECONDS = 30.0
+
+
+class Database:
+    """The registry's database; use one per thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        folder = path.parent
+        try:
+            if not folder.exists():
+                folder.mkdir(parents=True)
+            self.read_only = not os.access(folder, os.W_OK)
+            self.connection = self._open_to_read() if self.read_only else self._open_to_write()
+        except (OSError, sqlite3.Error) as error:
+            raise self._sentence(error) from error
+
+    def _open_to_write(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_SECONDS)
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError as error:
+                # SQLite does not wait for its busy timeout while another process turns WAL on.
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        return db
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        uri = f"file:{quote(str(self.path))}?mode=ro"
+        try:
+            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+            db.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.OperationalError:
+            # WAL wants to write its index; a disk that nobody writes to can be read without one.
+            db = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
+            db.execute("SELECT count(*) FROM sqlite_master")
+        return db
+
+    def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Every row that the statement gives; a statement that changes something gives none.
+
+        Raises:
+            LoraOpsError: the database is damaged, full, busy or read-only.
+        """
+        try:
+            return self.connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._sentence(error) from error
+
+    def row(self, sql: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
+        """The first row, or None."""
+        rows = self.rows(sql, values)
+        return rows[0] if rows else None
+
+    def check_writable(self) -> None:
+        """Refuse at once what could not be written anyway.
+
+        Raises:
+            LoraOpsError: the disk or the folder is read-only.
+        """
+        if self.read_only:
+            raise LoraOpsError(
+                f"The registry in {self.path.parent} is on a read-only disk or folder: nothing was changed."
+            )
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One transaction that holds the only write lock; any error, or a kill, leaves nothing of it.
+
+        Raises:
+            LoraOpsError: the disk is read-only or full, or another process has the lock for 30 seconds.
+        """
+        self.check_writable()
+        self.rows("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.rows("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # SQLite has rolled back already after some errors
+                self.connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A transaction in which every query sees the same moment."""
+        self.rows("BEGIN")
+        try:
+            yield
+        finally:
+            self.rows("ROLLBACK")
+
+    def close(self) -> None:
+        """Release the file."""
+        self.connection.close()
+
+    def _sentence(self, error: Exception) -> LoraOpsError:
+        text = str(error)
+        folder = self.path.parent
+        if "readonly" in text or "Read-only" in text or isinstance(error, PermissionError):
+            return LoraOpsError(f"The registry in {folder} can't be written ({text}): nothing was changed.")
+        if "locked" in text:
+            return LoraOpsError(
+                f"The registry in {folder} is busy: another process has been writing to it for "
+                f"{BUSY_SECONDS:.0f} seconds; try again."
+            )
+        if "not a database" in text or "malformed" in text:
+            return LoraOpsError(f"{self.path} is damaged ({text}): restore it from a backup.")
+        if "unable to open" in text and self.path.exists() is False:
+            return LoraOpsError(f"There is no registry in {folder}, and one can't be made there ({text}).")
+        return LoraOpsError(f"The registry in {folder} can't be used ({text}).")

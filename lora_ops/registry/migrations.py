@@ -1,0 +1,121 @@
+"""The registry's tables, one step per schema version; a database is brought forward in one transaction."""
+
+import sqlite3
+from typing import NamedTuple
+
+from lora_ops.registry.database import Database
+
+SCHEMA_VERSION = 2
+
+V1 = """
+CREATE TABLE versions (
+    tenant TEXT NOT NULL,
+    number INTEGER NOT NULL CHECK (number >= 1),
+    content_digest TEXT NOT NULL,
+    manifest TEXT NOT NULL,
+    registered_at TEXT NOT NULL,
+    PRIMARY KEY (tenant, number),
+    UNIQUE (tenant, content_digest)
+) STRICT;
+CREATE TABLE aliases (
+    tenant TEXT NOT NULL,
+    alias TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (tenant, alias),
+    FOREIGN KEY (tenant, number) REFERENCES versions (tenant, number)
+) STRICT;
+"""
+
+# Manifests lie in a table of their own: beside these short columns they would make a list of 10,000 versions
+# read every one of them.
+V2 = """
+CREATE TABLE versions (
+    tenant TEXT NOT NULL,
+    number INTEGER NOT NULL CHECK (number >= 1),
+    content_digest TEXT NOT NULL,
+    state TEXT NOT NULL,
+    author TEXT NOT NULL,
+    registered_at TEXT NOT NULL,
+    fresh_until TEXT NOT NULL,
+    next_review_due TEXT,
+    primary_metric TEXT NOT NULL,
+    primary_value REAL NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    signature TEXT,
+    PRIMARY KEY (tenant, number),
+    UNIQUE (tenant, content_digest)
+) STRICT;
+CREATE TABLE manifests (
+    tenant TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    manifest TEXT NOT NULL,
+    PRIMARY KEY (tenant, number),
+    FOREIGN KEY (tenant, number) REFERENCES versions (tenant, number)
+) STRICT;
+CREATE TABLE aliases (
+    tenant TEXT NOT NULL,
+    alias TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (tenant, alias),
+    FOREIGN KEY (tenant, number) REFERENCES versions (tenant, number)
+) STRICT;
+CREATE TABLE audit (
+    seq INTEGER PRIMARY KEY,
+    at TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    action TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    previous TEXT NOT NULL,
+    hash TEXT NOT NULL
+) STRICT;
+CREATE INDEX audit_by_version ON audit (tenant, number);
+CREATE TRIGGER audit_keeps BEFORE DELETE ON audit BEGIN SELECT raise(ABORT, 'audit is append-only'); END;
+CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT raise(ABORT, 'audit is append-only'); END;
+CREATE TRIGGER audit_grows BEFORE INSERT ON audit
+    WHEN new.seq IS NOT (SELECT coalesce(max(seq), 0) + 1 FROM audit)
+    BEGIN SELECT raise(ABORT, 'audit is append-only'); END;
+"""
+
+
+class OldVersion(NamedTuple):
+    """A row of schema 1, which the registry registers anew under schema 2."""
+
+    tenant: str
+    number: int
+    manifest: str
+    registered_at: str
+    aliases: tuple[str, ...]
+
+
+def schema_of(db: Database) -> int:
+    """The schema version of a database; 0 for a new one."""
+    row = db.row("PRAGMA user_version")
+    return int(row[0]) if row else 0
+
+
+def create(db: Database, script: str = V2, version: int = SCHEMA_VERSION) -> None:
+    """Create the tables inside the caller's transaction (`executescript` would commit it)."""
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            db.rows(statement)
+            statement = ""
+    db.rows(f"PRAGMA user_version = {version}")
+
+
+def take_v1(db: Database) -> list[OldVersion]:
+    """Read the rows of schema 1 in the order of registration, and drop its tables."""
+    rows = db.rows(
+        "SELECT v.tenant, v.number, v.manifest, v.registered_at, group_concat(a.alias) FROM versions v"
+        " LEFT JOIN aliases a ON a.tenant = v.tenant AND a.number = v.number"
+        " GROUP BY v.tenant, v.number ORDER BY v.registered_at, v.tenant, v.number"
+    )
+    db.rows("DROP TABLE aliases")
+    db.rows("DROP TABLE versions")
+    return [
+        OldVersion(tenant, number, manifest, at, tuple(aliases.split(",")) if aliases else ())
+        for tenant, number, manifest, at, aliases in rows
+    ]

@@ -1,0 +1,154 @@
+"""The registry as people read it: rich tables, for the terminal and for a notebook."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lora_ops.records import AdapterRecord, AuditEntry, Performance
+    from lora_ops.registry.cards import Difference
+    from lora_ops.registry.lifecycle import Due
+    from lora_ops.registry.store import Summary
+
+COLOURS = {
+    "production": "green",
+    "revoked": "red",
+    "rejected": "red",
+    "superseded": "dim",
+    "archived": "dim",
+}
+
+
+def versions(rows: "Iterable[Summary]") -> Table:
+    """One line per version."""
+    table = _table("version", "state", "aliases", "main metric", "fresh until", fixed=2)
+    for row in rows:
+        table.add_row(
+            row.id,
+            _state(row.state),
+            ", ".join(row.aliases),
+            f"{row.primary_metric} {row.primary_value:.3f}",
+            row.fresh_until[:10],
+        )
+    return table
+
+
+def card(record: "AdapterRecord") -> Iterator[Table | str]:
+    """The answer in a sentence, the record, and the history with its evidence."""
+    verdict = record.verdict
+    names = f" ({', '.join(record.aliases)})" if record.aliases else ""
+    answer = "[green]may serve today[/]" if verdict.may_serve else "[red]may NOT serve today[/]"
+    because = "; ".join([*verdict.reasons, *(f"note: {warning}" for warning in verdict.warnings)])
+    yield f"[bold]{record.id}[/] is {_state(record.state)}{names} and {answer}" + (
+        f": {plain(because)}." if because else "."
+    )
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, text in _facts(record):
+        table.add_row(name, plain(text))
+    yield table
+    yield "\n[bold]Who let it where, on what evidence[/]"
+    yield history(record.history)
+
+
+def history(entries: "Iterable[AuditEntry]") -> Table:
+    """One line per entry of the audit log, with the evidence that it rests on."""
+    from lora_ops.registry.cards import evidence_of
+
+    table = _table("#", "when", "did", "who", "why", "on what evidence")
+    for entry in entries:
+        evidence = [f"{one.kind}: {one.summary} ({one.sha256[:8]}…)" for one in evidence_of(entry)]
+        behind = entry.body.get("clock_behind_seconds")
+        when = entry.at[:10] + (f"\n(clock {behind} s behind)" if behind else "")
+        reason = str(entry.body.get("reason", ""))
+        row = (str(entry.seq), when, entry.action, entry.actor, reason, "\n".join(evidence))
+        table.add_row(*map(plain, row))
+    return table
+
+
+def differences(left: str, right: str, rows: "Iterable[Difference]") -> Table:
+    """What two versions do not share, side by side."""
+    table = _table("", "what", left, right, fixed=1)
+    section = ""
+    for row in rows:
+        if section and row.section != section:
+            table.add_section()
+        label, section = (row.section if row.section != section else ""), row.section
+        table.add_row(label, plain(row.name), _short(row.left), _short(row.right))
+    return table
+
+
+def due(items: "Iterable[Due]") -> Table:
+    """One line per thing to do, overdue ones in red."""
+    table = _table("version", "state", "what", "when", "team")
+    for item in items:
+        when = f"[red]{item.at[:10]}, overdue[/]" if item.overdue else item.at[:10]
+        table.add_row(item.id, _state(item.state), item.what, when, plain(item.team or "-"))
+    return table
+
+
+def plain(text: str) -> str:
+    """Text that rich prints as it stands, whatever brackets somebody put into it."""
+    return escape(text)
+
+
+def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
+    lineage, risk, base = record.lineage, record.risk, record.lineage.base_model
+    yield "base model", f"{base.id} at {base.revision}"
+    yield "its SHA-256", base.sha256
+    for source in lineage.sources:
+        rows = ", ".join(f"{name} {split.rows}" for name, split in lineage.splits.items())
+        dated = f" of {source.date}" if source.date else ""
+        yield "data", f"{source.name} {source.version}{dated} ({source.sha256[:12]}…); rows: {rows}"
+    dirty = " with uncommitted changes" if lineage.git.dirty else ""
+    lock = (lineage.dvc_lock_sha256 or "none")[:12]
+    yield "code", f"commit {(lineage.git.commit or 'none')[:12]}{dirty}, dvc.lock {lock}"
+    made = record.registered_at[:16].replace("T", " ")
+    yield "made", f"by {record.author} on {made}, after {lineage.parent or 'no other version'}"
+    yield from _measured(record.performance)
+    if risk.bias:
+        gap = f"{risk.bias.largest_gap:.3f}"
+        yield "bias", f"{risk.bias.metric}: largest gap {gap} over {len(risk.bias.groups)} groups"
+    yield "incidents", "; ".join(one.summary for one in risk.incidents) or "none linked"
+    yield "fresh until", risk.fresh_until.date().isoformat()
+    if record.ownership:
+        owner = record.ownership
+        review = owner.next_review_due.date().isoformat() if owner.next_review_due else "not set"
+        yield "owner", f"{owner.team} ({', '.join(owner.contacts)}), review due {review}"
+        yield "escalation", " -> ".join(owner.escalation)
+    signed = f"signature {record.signature_sha256[:12]}…" if record.signature_sha256 else "unsigned"
+    yield "content", f"{record.content_digest[:12]}…, {signed}"
+
+
+def _measured(performance: "Performance") -> Iterator[tuple[str, str]]:
+    for name, metric in performance.metrics.items():
+        yield name, f"{metric.adapter}, base {metric.base}, {performance.rows} rows"
+    people = performance.human_evaluation
+    if people:
+        counts = f"{people.adapter_better} better, {people.same} same, {people.base_better} worse"
+        yield "people say", f"{counts} of {people.pairs} pairs ({people.annotators} annotators)"
+    if performance.policy:
+        failed = [check.name for check in performance.policy if not check.passed]
+        passed = f"{len(performance.policy)} checks passed"
+        yield "policy", f"fails {', '.join(failed)}" if failed else passed
+
+
+def _state(state: str) -> str:
+    return f"[{COLOURS[state]}]{state}[/]" if state in COLOURS else state
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "[dim]absent[/]"
+    return plain(text if len(text) <= 48 else text[:20] + "…")
+
+
+def _table(*columns: str, fixed: int = 3) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=place < fixed)
+    return table

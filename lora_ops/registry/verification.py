@@ -1,0 +1,173 @@
+"""Whether the registry still is what its audit log says: chain, digests, signatures and state, recomputed."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import AuditEntry, sha256_text
+from lora_ops.registry.audit import Head, chain_problem
+from lora_ops.registry.lifecycle import EVIDENCE
+from lora_ops.registry.store import Registry, Summary, Version, utc
+
+
+class Verification(NamedTuple):
+    """What was looked at and everything that is wrong, the first wrong record first."""
+
+    entries: int
+    versions: int
+    files: int
+    head: str
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong."""
+        return not self.problems
+
+
+class _State(NamedTuple):
+    """What a version must be after all entries up to here."""
+
+    state: str
+    review_due: str | None
+    born: AuditEntry
+
+
+def verify(registry: Registry, *, files: bool = True) -> Verification:
+    """Recompute the chain of the audit log, replay it, and compare with tables, files and signatures.
+
+    Writers are not held up: every query sees the same moment.
+
+    Args:
+        registry: which.
+        files: also read every kept file and verify every signature (time goes with the bytes kept).
+
+    Raises:
+        LoraOpsError: the database can't be read at all.
+    """
+    last = None
+    while True:
+        with registry.db.reading():
+            head = registry.log.head()
+            tail = registry.anchor.problem(head)
+            # A change committed between these two reads looks like a wrong head, but then the log has grown.
+            if tail is None or head == last:
+                return _verify(registry, head, tail, files)
+        last = head
+
+
+def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Verification:
+    rows = registry.log.rows()
+    versions = {(one.tenant, one.number): one for one in registry.summaries()}
+    broken = chain_problem(rows)
+    problems = [problem for problem in (broken, tail) if problem]
+    kept: set[str] = set()
+    if not broken:
+        # A broken chain can't be replayed: everything after the first wrong entry is hearsay.
+        entries = registry.log.entries()
+        problems += _replay(registry, entries, versions)
+        kept = {one["sha256"] for entry in entries for one in entry.body.get("evidence", [])}
+    for one in versions.values():
+        try:
+            manifest = registry.get(one.id).manifest
+        except LoraOpsError:
+            continue  # its digest is off too, and the replay has named it
+        kept |= {file.sha256 for file in manifest.files.values()}
+        if one.signature:
+            kept.add(one.signature)
+        else:
+            problems.append(f"{one.id} carries no signature")
+    if files:
+        problems += _damaged(registry, kept)
+        problems += _unsigned(registry, versions)
+    return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems))
+
+
+def _replay(
+    registry: Registry, entries: list[AuditEntry], versions: dict[tuple[str, int], Summary]
+) -> Iterator[str]:
+    known: dict[tuple[str, int], _State] = {}
+    aliases: dict[tuple[str, str], int] = {}
+    for entry in entries:
+        tenant, effects = entry.tenant, entry.body.get("effects", {})
+        born = entry.action in ("registered", "imported")
+        for number, state in effects.get("states", {}).items():
+            key = (tenant, int(number))
+            before = known.get(key)
+            if born == (before is not None) or (before and (before.state, state) not in EVIDENCE):
+                yield f"entry {entry.seq} makes {tenant}@{number} '{state}', which the rules do not allow"
+            known[key] = before._replace(state=state) if before else _State(state, None, entry)
+        for alias, number in effects.get("aliases", {}).items():
+            if number is None:
+                aliases.pop((tenant, alias), None)
+            else:
+                aliases[tenant, alias] = number
+        due = effects.get("review_due")
+        if due and (tenant, entry.number) in known:
+            known[tenant, entry.number] = known[tenant, entry.number]._replace(review_due=due)
+    for (tenant, number), state in known.items():
+        one = versions.get((tenant, number))
+        if one is None:
+            yield f"{tenant}@{number}, registered by entry {state.born.seq}, was removed"
+        else:
+            yield from _record_problems(registry, one, state)
+    for tenant, number in versions.keys() - known.keys():
+        yield f"{tenant}@{number} was added by something that is not lora-ops: no entry tells of it"
+    named = {(tenant, alias): n for tenant, alias, n in registry.db.rows("SELECT * FROM aliases")}
+    for tenant, alias in sorted(named.keys() | aliases.keys()):
+        found, told = named.get((tenant, alias)), aliases.get((tenant, alias))
+        if found != told:
+            yield (
+                f"alias {tenant}@{alias} was changed: it names {found or 'nothing'}, "
+                f"and the audit log says {told or 'nothing'}"
+            )
+
+
+def _record_problems(registry: Registry, one: Summary, told: _State) -> Iterator[str]:
+    row = registry.db.row(
+        "SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", (one.tenant, one.number)
+    )
+    if row is None:
+        yield f"the manifest of {one.id} was removed"
+        return
+    if sha256_text(row[0]) != told.born.body["manifest_sha256"]:
+        yield f"the manifest of {one.id} was changed"
+        return
+    manifest = Version(one, row[0]).manifest
+    metric = manifest.evaluation.primary
+    expected: dict[str, Any] = {
+        "state": told.state,
+        "next_review_due": told.review_due,
+        "author": told.born.body["author"],
+        "registered_at": told.born.body["registered_at"],
+        "content_digest": told.born.body["content_digest"],
+        "signature": told.born.body["signature_sha256"],
+        "fresh_until": utc(manifest.fresh_until),
+        "primary_metric": metric,
+        "primary_value": manifest.evaluation.metrics[metric].adapter.value,
+        "size_bytes": manifest.size_bytes,
+    }
+    for field, value in expected.items():
+        if getattr(one, field) != value:
+            yield f"the {field} of {one.id} was changed: it is {getattr(one, field)!r}, and was {value!r}"
+    if manifest.content_digest() != one.content_digest:
+        yield f"the content digest of {one.id} is not that of its manifest"
+
+
+def _damaged(registry: Registry, kept: set[str]) -> Iterator[str]:
+    for digest in sorted(kept):
+        try:
+            registry.files.checked(digest, f"file {digest[:12]}…")
+        except LoraOpsError as error:
+            yield str(error).rstrip(".")
+
+
+def _unsigned(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iterator[str]:
+    for one in versions.values():
+        try:
+            version = registry.get(one.id)
+            digests = [file.sha256 for file in version.manifest.files.values()]
+            if one.signature and all(map(registry.files.holds, [*digests, one.signature])):
+                registry.check_signature(version)  # a missing file has been named above
+        except LoraOpsError as error:
+            yield str(error).rstrip(".")

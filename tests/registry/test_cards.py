@@ -1,0 +1,146 @@
+"""One version on one page: the whole record, the verdict of the day, and what differs from another."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from lora_ops.records import (
+    BiasAssessment,
+    Evidence,
+    GroupMetric,
+    HumanEvaluation,
+    Interval,
+    PolicyCheck,
+    sha256_text,
+)
+from lora_ops.registry import Registry, lifecycle
+from lora_ops.registry.cards import differences, evidence_of, record
+
+from .conftest import AUTHOR, FIRST, SECOND, Build, Clock, Story
+
+
+def test_the_record_tells_lineage_performance_risk_and_ownership(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    folder, manifest = package()
+    digest = sha256_text("report")
+    interval = Interval(value=0.8, low=0.7, high=0.9)
+    low = Interval(value=0.5, low=0.4, high=0.6)
+    full = manifest.model_copy(
+        update={
+            "evaluation_report_sha256": digest,
+            "policy": [PolicyCheck(name="no-advice", passed=True, prompts=40, failed=0, report_sha256=digest)],
+            "human_evaluation": HumanEvaluation(
+                annotators=2, pairs=20, adapter_better=12, same=6, base_better=2, report_sha256=digest
+            ),
+            "bias": BiasAssessment(
+                metric="exact_match",
+                groups={
+                    "travel": GroupMetric(rows=100, value=interval),
+                    "retail": GroupMetric(rows=30, value=low),
+                },
+                report_sha256=digest,
+            ),
+        }
+    )
+    registry.register(folder, full, actor=AUTHOR)
+    lifecycle.link_incident(registry, "finance@1", story.evidence("incident")[0], actor="ben", reason="INC-7")
+    card = record(registry, "finance@1")
+    assert card.lineage.base_model.id == "smol"
+    assert [(one.name, one.version, one.date) for one in card.lineage.sources] == [
+        ("iso18245", "1.4.1", "2026-01-01")
+    ]
+    assert card.lineage.git.commit == "abc123"
+    assert card.lineage.params["train"]["rank"] == 8
+    assert card.performance.report_sha256 == digest
+    assert card.performance.human_evaluation == full.human_evaluation
+    assert card.performance.policy == full.policy
+    assert card.risk.bias is not None
+    assert card.risk.bias.largest_gap == pytest.approx(0.3)
+    assert [one.kind for one in card.risk.incidents] == ["incident"]
+    assert card.risk.fresh_until == datetime(2027, 3, 2, 9, tzinfo=UTC)
+    assert card.ownership is not None
+    assert card.ownership.team == "Payments"
+    assert card.ownership.next_review_due == datetime(2026, 5, 31, 9, tzinfo=UTC)
+
+
+def test_the_record_tells_who_let_it_into_production_on_what_evidence(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    registry.register(*package(), actor=AUTHOR)
+    story.to("finance@1", "production")
+    card = record(registry, "finance@1")
+    assert [one.person for one in card.approvals] == [FIRST, SECOND]
+    last = card.history[-1]
+    assert (last.action, last.actor) == ("production", "ci")
+    (evidence,) = evidence_of(last)
+    assert registry.files.checked(evidence.sha256, "the report").read_text() == "# canary\n"
+
+
+def test_the_record_survives_json(registry: Registry, package: Build) -> None:
+    registry.register(*package(), actor=AUTHOR)
+    card = record(registry, "finance@1")
+    assert type(card).model_validate_json(card.to_json()) == card
+
+
+@pytest.mark.parametrize("stage", ["shadow", "canary", "production"])
+def test_a_fresh_version_may_serve_from_shadow_on(
+    registry: Registry, package: Build, story: Story, stage: str
+) -> None:
+    registry.register(*package(), actor=AUTHOR)
+    story.to("finance@1", stage)
+    assert record(registry, "finance@1").verdict.may_serve
+
+
+def test_a_candidate_may_not_serve(registry: Registry, package: Build) -> None:
+    registry.register(*package())
+    verdict = record(registry, "finance@1").verdict
+    assert not verdict.may_serve
+    assert verdict.reasons == ["it is 'candidate', and only shadow, canary and production serve"]
+
+
+def test_the_verdict_warns_before_and_refuses_after_the_data_expires(
+    registry: Registry, package: Build, story: Story, clock: Clock
+) -> None:
+    registry.register(*package(), actor=AUTHOR)
+    story.to("finance@1", "production")
+    clock.move(days=355)
+    verdict = record(registry, "finance@1").verdict
+    assert verdict.may_serve
+    assert verdict.warnings == [
+        "its data expires on 2027-03-02",
+        "its review has been due since 2026-05-31",
+    ]
+    clock.move(days=10)
+    verdict = record(registry, "finance@1").verdict
+    assert not verdict.may_serve
+    assert verdict.reasons == ["its data expired on 2027-03-02"]
+
+
+def test_a_changed_file_takes_the_permission_to_serve(registry: Registry, package: Build, story: Story) -> None:
+    _, manifest = package()
+    registry.register(*package(), actor=AUTHOR)
+    story.to("finance@1", "production")
+    registry.files.path(manifest.files["adapter_config.json"].sha256).write_text("{}")
+    verdict = record(registry, "finance@1").verdict
+    assert not verdict.may_serve
+    assert "adapter_config.json was changed on disk" in verdict.reasons[0]
+
+
+def test_two_versions_differ_in_what_they_record_and_in_nothing_else(
+    registry: Registry, package: Build
+) -> None:
+    registry.register(*package(1))
+    registry.register(*package(2))
+    left, right = registry.get("finance@1"), registry.get("finance@2")
+    rows = {(row.section, row.name): (row.left, row.right) for row in differences(left, right)}
+    assert rows["params", "train.seed"] == ("1", "2")
+    assert rows["metrics", "exact_match.adapter"] == ("0.510 [0.460, 0.560]", "0.520 [0.470, 0.570]")
+    assert rows["package", "parent"] == ("-", "finance@1")
+    assert ("params", "train.rank") not in rows
+    assert differences(left, left) == []
+
+
+def test_a_claim_without_a_summary_is_no_evidence() -> None:
+    with pytest.raises(ValueError, match="summary"):
+        Evidence(kind="policy", sha256="0" * 64, summary="")

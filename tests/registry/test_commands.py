@@ -1,0 +1,205 @@
+"""`lora-ops registry` as people and CI run it: a real process, a real folder, tables or JSON."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import AdapterRecord
+from lora_ops.registry import open_registry
+from lora_ops.registry.commands import app
+
+from .conftest import build_package
+
+ROOT = Path(__file__).parents[2]
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small clone of the repository with two registered versions."""
+    for name in ("params.yaml", "owners.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "report.md").write_text("# all is well\n")
+    registry = open_registry(tmp_path)
+    for seed in (1, 2):
+        folder = tmp_path / f"package-{seed}"
+        registry.register(folder, build_package(folder, seed, fresh_days=3650), actor="ana.silva")
+    registry.close()
+    monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
+    monkeypatch.setenv("LORA_OPS_ACTOR", "ci")
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+@pytest.fixture
+def cli(root: Path) -> Cli:
+    runner = CliRunner()
+
+    def invoke(*words: str) -> Result:
+        result = runner.invoke(app, [word.replace("REPORT", str(root / "report.md")) for word in words])
+        if isinstance(result.exception, LoraOpsError):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+def into_production(cli: Cli) -> None:
+    for stage, kinds in (
+        ("validated", ("evaluation", "policy")),
+        ("shadow", ("human_evaluation",)),
+        ("canary", ("shadow",)),
+    ):
+        evidence = [f"--evidence={kind}=REPORT" for kind in kinds]
+        cli("promote", "finance@2", stage, "--reason", "fine", *evidence)
+    for person in ("ben.okafor", "chen.wei"):
+        cli("approve", "finance@2", "--actor", person, "--reason", f"{person} agrees")
+    cli(
+        "promote",
+        "finance@2",
+        "production",
+        "--reason=canary is [bold]fine[/bold]",
+        "--evidence=canary=REPORT=no regressions in 24 h",
+        "--expect=none",
+    )
+
+
+def test_show_answers_what_it_is_who_let_it_in_on_what_evidence_and_whether_it_may_serve(cli: Cli) -> None:
+    into_production(cli)
+    page = cli("show", "finance@2").output
+    for part in (
+        "finance@2 is production (candidate, production) and may serve today",
+        "smol at r1",
+        "iso18245 1.4.1 of 2026-01-01",
+        "by ana.silva",
+        "exact_match  0.520 [0.470, 0.570], base 0.100",
+        "Payments intelligence",
+        "ben.okafor agrees",
+        "chen.wei agrees",
+        "canary is [bold]fine[/bold]",
+        "canary: no regressions in 24 h",
+    ):
+        assert part in page
+    assert len(page.splitlines()) <= 40
+
+
+def test_show_as_json_is_the_record_of_the_published_schema(cli: Cli) -> None:
+    into_production(cli)
+    record = AdapterRecord.model_validate_json(cli("show", "finance@production", "--json").output)
+    assert record.verdict.may_serve
+    assert json.loads(cli("schema").output) == AdapterRecord.model_json_schema()
+
+
+def test_list_shows_every_version_or_those_of_a_tenant(cli: Cli) -> None:
+    assert "finance@1" in cli("list").output
+    rows = json.loads(cli("list", "finance", "--json").output)
+    assert [(row["adapter"], row["state"], row["aliases"]) for row in rows] == [
+        ("finance@1", "candidate", []),
+        ("finance@2", "candidate", ["candidate"]),
+    ]
+    assert json.loads(cli("list", "media", "--json").output) == []
+    assert "The registry is empty" in cli("list", "media").output
+
+
+def test_diff_shows_data_params_and_metrics_side_by_side(cli: Cli) -> None:
+    page = cli("diff", "finance@1", "finance@2").output
+    for part in ("source.sha256", "train.seed", "exact_match.adapter"):
+        assert part in page
+    rows = json.loads(cli("diff", "finance@1", "finance@2", "--json").output)["differences"]
+    assert {"section": "params", "name": "train.seed", "left": "1", "right": "2"} in rows
+    assert "record the same" in cli("diff", "finance@1", "finance@1").output
+
+
+def test_history_is_the_audit_log_of_one_version(cli: Cli) -> None:
+    into_production(cli)
+    entries = json.loads(cli("history", "finance@2", "--json").output)
+    assert [entry["action"] for entry in entries] == [
+        "registered",
+        "validated",
+        "shadow",
+        "canary",
+        "approved",
+        "approved",
+        "production",
+    ]
+    assert "chen.wei agrees" in cli("history", "finance@2").output
+
+
+def test_an_approval_says_what_is_still_missing(cli: Cli) -> None:
+    for stage, kind in (("validated", "evaluation"), ("shadow", "human_evaluation"), ("canary", "shadow")):
+        more = ["--evidence=policy=REPORT"] if stage == "validated" else []
+        cli("promote", "finance@1", stage, "--reason=r", f"--evidence={kind}=REPORT", *more)
+    said = cli("approve", "finance@1", "--actor=dana.roth", "--reason=ok").output
+    assert "1 more approval (by ben.okafor, chen.wei)" in " ".join(said.split())
+
+
+def test_reject_revoke_archive_and_review_say_what_they_did(cli: Cli) -> None:
+    assert "'rejected'" in cli("reject", "finance@1", "--reason=worse").output
+    assert "'archived'" in cli("archive", "finance@1", "--reason=old").output
+    assert "next review" in cli("review", "finance@2", "--reason=q", "--evidence=review=REPORT").output
+    assert json.loads(cli("revoke", "finance@2", "--reason=bad", "--json").output)["state"] == "revoked"
+
+
+def test_due_is_empty_on_the_first_day_and_lists_what_expires(cli: Cli, root: Path) -> None:
+    assert "Nothing is due" in cli("due").output
+    registry = open_registry(root)
+    registry.register(root / "package-3", build_package(root / "package-3", 3, fresh_days=-1))
+    registry.close()
+    (item,) = json.loads(cli("due", "--json").output)
+    assert (item["id"], item["what"], item["overdue"]) == ("finance@3", "freshness", True)
+    assert "overdue" in cli("due").output
+
+
+def test_verify_ends_with_1_and_names_the_record_when_something_is_off(cli: Cli, root: Path) -> None:
+    result = cli("verify")
+    assert (result.exit_code, "The registry verifies" in result.output) == (0, True)
+    registry = open_registry(root)
+    registry.db.rows("UPDATE versions SET state = 'production' WHERE number = 1")
+    registry.close()
+    result = cli("verify")
+    assert result.exit_code == 1
+    assert "the state of finance@1 was changed" in result.output
+    result = cli("verify", "--no-files", "--json")
+    assert (result.exit_code, json.loads(result.output)["ok"]) == (1, False)
+
+
+def test_export_writes_a_verified_folder(cli: Cli, root: Path) -> None:
+    assert "signature verified" in " ".join(cli("export", "finance@1", str(root / "out")).output.split())
+    assert (root / "out" / "model.sig").is_file()
+
+
+@pytest.mark.parametrize("option", ["gossip=REPORT", "policy", "policy=", "=REPORT"])
+def test_what_is_no_evidence_is_refused(cli: Cli, option: str) -> None:
+    with pytest.raises(LoraOpsError, match="is no evidence: write KIND=FILE"):
+        cli("promote", "finance@1", "validated", "--reason=r", f"--evidence={option}")
+
+
+def test_a_refusal_is_one_sentence_on_stderr_and_exit_code_2(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_ops.registry.commands", "show", "finance@9"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LORA_OPS_ROOT": str(root)},
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "The registry has no finance@9 (there are: finance@candidate, finance@1, finance@2).\n"
+    )
+
+
+def test_the_commands_load_without_the_registry() -> None:
+    """So that `lora-ops --help` stays quick."""
+    code = "import sys, lora_ops.registry.commands as _; print('lora_ops.registry.store' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "False\n", done.stderr

@@ -1,0 +1,112 @@
+"""A database of schema 1 is brought forward where it lies; one from the future is left alone."""
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.registry import Registry
+from lora_ops.registry.files import FileStore
+from lora_ops.registry.migrations import SCHEMA_VERSION, V1
+from lora_ops.registry.verification import verify
+
+from . import processes
+from .conftest import Build
+
+
+@pytest.fixture
+def old(tmp_path: Path, package: Build) -> Path:
+    """A registry as the first lora-ops wrote it: two versions of finance, one of media."""
+    path = tmp_path / "old"
+    files = FileStore(path / "files")
+    path.mkdir()
+    db = sqlite3.connect(path / "registry.sqlite")
+    db.executescript(V1)
+    for number, (seed, tenant) in enumerate([(1, "finance"), (2, "finance"), (3, "media")], start=1):
+        folder, manifest = package(seed, tenant=tenant)
+        for name in manifest.files:
+            files.add(folder / name)
+        number = 1 if tenant == "media" else number
+        registered = manifest.model_copy(update={"version": number})
+        db.execute(
+            "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
+            (tenant, number, manifest.content_digest(), registered.to_json(), "2026-01-01T00:00:00+00:00"),
+        )
+        db.execute("INSERT OR REPLACE INTO aliases VALUES (?, 'candidate', ?)", (tenant, number))
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    return path
+
+
+def test_an_old_registry_keeps_its_versions_and_gains_signatures_and_a_log(old: Path) -> None:
+    registry = Registry(old)
+    assert [(one.id, one.aliases) for one in registry.summaries()] == [
+        ("finance@1", ()),
+        ("finance@2", ("candidate",)),
+        ("media@1", ("candidate",)),
+    ]
+    assert [entry.action for entry in registry.log.entries()] == ["imported"] * 3
+    assert registry.get("finance@1").registered_at == "2026-01-01T00:00:00+00:00"
+    assert verify(registry).ok
+    assert registry.verified_path("media").is_dir()
+
+
+def test_an_upgraded_registry_goes_on_counting(old: Path, package: Build) -> None:
+    registry = Registry(old)
+    assert registry.register(*package(2))[0].id == "finance@2"
+    assert registry.register(*package(9))[0].id == "finance@3"
+
+
+def test_an_upgraded_registry_is_upgraded_once(old: Path) -> None:
+    Registry(old).close()
+    assert Registry(old).log.head().seq == 3
+
+
+def test_processes_that_upgrade_together_upgrade_once(old: Path) -> None:
+    started = [processes.start(lambda: Registry(old)) for _ in range(4)]
+    assert [processes.wait(one) for one in started] == [processes.DONE] * 4
+    registry = Registry(old)
+    assert registry.log.head().seq == 3
+    assert verify(registry).ok
+
+
+def test_a_version_that_was_damaged_before_is_imported_unsigned_and_named(old: Path, package: Build) -> None:
+    _, manifest = package(1)
+    FileStore(old / "files").path(manifest.files["adapter_model.safetensors"].sha256).write_bytes(b"x")
+    registry = Registry(old)
+    assert verify(registry).problems[0] == "finance@1 carries no signature"
+    with pytest.raises(LoraOpsError, match="changed on disk"):
+        registry.verified_path("finance@1")
+    assert registry.verified_path("finance@2").is_dir()
+
+
+@pytest.mark.parametrize("calls", range(5, 420, 23))
+def test_an_upgrade_that_is_killed_leaves_the_old_registry_or_the_new_one(
+    old: Path, tmp_path: Path, calls: int
+) -> None:
+    path = tmp_path / "copy"
+    shutil.copytree(old, path)
+    assert processes.run(lambda: Registry(path), kill_at=calls) in (processes.KILLED, processes.DONE)
+    registry = Registry(path)
+    assert registry.log.head().seq == 3
+    assert verify(registry).ok
+
+
+def test_a_registry_from_the_future_is_refused_in_one_sentence(registry: Registry) -> None:
+    registry.db.rows(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    registry.close()
+    with pytest.raises(LoraOpsError, match=r"written by a newer lora-ops \(schema 3, this one knows 2\)"):
+        Registry(registry.path)
+
+
+def test_an_old_manifest_that_fails_its_schema_stops_the_upgrade_and_changes_nothing(old: Path) -> None:
+    db = sqlite3.connect(old / "registry.sqlite")
+    db.execute("UPDATE versions SET manifest = '{}' WHERE tenant = 'media'")
+    db.commit()
+    with pytest.raises(LoraOpsError, match="manifest of media@1 does not fit its schema"):
+        Registry(old)
+    assert db.execute("PRAGMA user_version").fetchone() == (1,)
+    assert db.execute("SELECT count(*) FROM versions").fetchone() == (3,)

@@ -1,0 +1,47 @@
+"""notebooks/registry.ipynb runs from any folder and ends with what it found."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from lora_ops.registry import open_registry
+
+from .conftest import build_package
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks" / "registry.ipynb"
+
+
+def test_it_is_committed_without_outputs_and_says_its_parameters() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert code[0].metadata.tags == ["parameters"]
+    assert max(len(cell.source.splitlines()) for cell in code) <= 10
+
+
+def test_it_answers_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone, elsewhere = tmp_path / "clone", tmp_path / "elsewhere"
+    clone.mkdir()
+    elsewhere.mkdir()
+    for name in ("params.yaml", "owners.yaml"):
+        shutil.copy(ROOT / name, clone)
+    (clone / "dvc.yaml").write_text("stages: {}\n")
+    registry = open_registry(clone)
+    for seed in (1, 2):
+        folder = clone / f"package-{seed}"
+        registry.register(folder, build_package(folder, seed, fresh_days=3650), actor="ana.silva")
+    registry.close()
+    monkeypatch.setenv("LORA_OPS_ROOT", str(clone))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = papermill.execute_notebook(
+        NOTEBOOK, tmp_path / "out.ipynb", cwd=elsewhere, kernel_name="python3", progress_bar=False
+    )
+    said = done.cells[-1].outputs[0].text
+    assert said.startswith("finance@2 is 'candidate' and may NOT serve today: it is 'candidate'")
+    assert said.endswith("the registry verifies.\n")
+    assert any("image/png" in one.get("data", {}) for cell in done.cells for one in cell.get("outputs", []))

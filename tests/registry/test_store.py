@@ -1,0 +1,353 @@
+"""Registering, finding and exporting versions; every refusal is one sentence and leaves nothing behind."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import Manifest, sha256_file
+from lora_ops.registry import Registry, lifecycle, open_registry, parse_reference
+from lora_ops.registry.verification import verify
+
+from . import processes
+from .conftest import AUTHOR, MORNING, Build, Clock, Story, build_package
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_first_package_of_a_tenant_is_version_1_and_the_candidate(
+    registry: Registry, package: Build
+) -> None:
+    version, is_new = registry.register(*package(), actor=AUTHOR)
+    assert is_new
+    assert (version.id, version.state, version.aliases) == ("finance@1", "candidate", ("candidate",))
+    assert version.manifest.version == 1
+    assert registry.get("finance").number == 1
+
+
+def test_tenants_are_numbered_apart(registry: Registry, package: Build) -> None:
+    registry.register(*package(1))
+    registry.register(*package(2))
+    version, _ = registry.register(*package(1, tenant="media"))
+    assert version.id == "media@1"
+    assert [one.id for one in registry.summaries()] == ["finance@1", "finance@2", "media@1"]
+    assert [one.id for one in registry.versions("finance")] == ["finance@1", "finance@2"]
+
+
+def test_the_same_content_again_is_the_same_version_and_writes_nothing(
+    registry: Registry, package: Build
+) -> None:
+    registry.register(*package())
+    head = registry.log.head()
+    version, is_new = registry.register(*package())
+    assert (version.number, is_new) == (1, False)
+    assert registry.log.head() == head
+
+
+def test_candidate_comes_back_to_content_that_is_registered_again(registry: Registry, package: Build) -> None:
+    registry.register(*package(1))
+    registry.register(*package(2))
+    registry.register(*package(1))
+    assert registry.get("finance@candidate").number == 1
+    assert verify(registry).ok
+
+
+@pytest.mark.parametrize("decide", [lifecycle.reject, lifecycle.revoke])
+def test_content_that_was_refused_can_not_come_back(registry: Registry, package: Build, decide: object) -> None:
+    registry.register(*package())
+    decide(registry, "finance@1", actor="ben", reason="leaks names")  # type: ignore[operator]
+    with pytest.raises(LoraOpsError, match="finance@1 has exactly this content and was re"):
+        registry.register(*package())
+
+
+def test_content_that_was_archived_stays_away(registry: Registry, package: Build) -> None:
+    registry.register(*package())
+    lifecycle.reject(registry, "finance@1", actor="ben", reason="worse")
+    lifecycle.archive(registry, "finance@1", actor="ben", reason="old")
+    with pytest.raises(LoraOpsError, match="finance@1 has exactly this content and was archived"):
+        registry.register(*package())
+
+
+def test_the_parent_is_the_version_in_production_else_the_one_before(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    assert registry.get("finance@1").manifest.parent is None
+    story.to("finance@1", "production")
+    registry.register(*package(2))
+    registry.register(*package(3))
+    assert registry.get("finance@3").manifest.parent == "finance@1"
+
+
+def test_an_export_is_the_package_with_its_manifest_and_a_signature_that_others_can_verify(
+    registry: Registry, package: Build, tmp_path: Path
+) -> None:
+    folder, manifest = package()
+    registry.register(folder, manifest)
+    registry.export("finance@1", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *manifest.files,
+        "manifest.json",
+        "model.sig",
+    }
+    assert Manifest.model_validate_json((tmp_path / "out/manifest.json").read_bytes()).version == 1
+    (key,) = registry.signer.folder.glob("*.pub")
+    tool = [sys.executable, "-m", "model_signing", "verify", "key", "out", "--signature", "out/model.sig"]
+    done = subprocess.run([*tool, "--public_key", str(key)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_export_does_not_write_over_anything(registry: Registry, package: Build, tmp_path: Path) -> None:
+    registry.register(*package())
+    with pytest.raises(LoraOpsError, match="exists already"):
+        registry.export("finance@1", tmp_path)
+
+
+def test_a_version_is_verified_on_every_load(registry: Registry, package: Build) -> None:
+    registry.register(*package())
+    folder = registry.verified_path("finance@1")
+    assert registry.verified_path("finance@1") == folder
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 64}')
+    with pytest.raises(LoraOpsError, match="adapter_config.json is not the file that its manifest describes"):
+        registry.verified_path("finance@1")
+
+
+def test_a_revoked_version_is_not_loaded(registry: Registry, package: Build) -> None:
+    registry.register(*package())
+    lifecycle.revoke(registry, "finance@1", actor="ben", reason="leaks names")
+    with pytest.raises(LoraOpsError, match="finance@1 was revoked: it may not be loaded"):
+        registry.verified_path("finance@1")
+
+
+def test_a_kept_file_that_was_changed_stops_the_export_and_leaves_no_folder(
+    registry: Registry, package: Build, tmp_path: Path
+) -> None:
+    _, manifest = package()
+    registry.register(*package())
+    registry.files.path(manifest.files["README.md"].sha256).write_text("better than it is")
+    before = set(tmp_path.iterdir())
+    with pytest.raises(LoraOpsError, match="README.md was changed on disk"):
+        registry.export("finance@1", tmp_path / "out")
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("finance@7", r"no finance@7 \(there are: finance@candidate, finance@1\)"),
+        ("finance@production", "no finance@production"),
+        ("legal", r"no adapter of 'legal' \(tenants: finance\)"),
+        ("Finance@1", "names no version"),
+        ("finance@0", "names no version"),
+        ("finance@", "names no version"),
+        ("finance@" + "9" * 30, "names no version"),
+        ("", "names no version"),
+    ],
+)
+def test_an_unknown_version_is_refused_with_what_there_is(
+    registry: Registry, package: Build, reference: str, says: str
+) -> None:
+    registry.register(*package())
+    with pytest.raises(LoraOpsError, match=says):
+        registry.get(reference)
+
+
+def test_references_are_read() -> None:
+    assert parse_reference("finance@3") == ("finance", 3)
+    assert parse_reference("finance@production") == ("finance", "production")
+    assert parse_reference("brand-safety_2") == ("brand-safety_2", "candidate")
+
+
+def test_a_file_that_can_not_be_read_is_named(public_folder: Path) -> None:
+    package = public_folder / "package"
+    manifest = build_package(package, 1)
+    for file in package.iterdir():
+        file.chmod(0)
+
+    def register() -> None:
+        give_up_root()
+        with tempfile.TemporaryDirectory() as folder:
+            Registry(Path(folder)).register(package, manifest)
+
+    assert processes.run(register) == processes.REFUSED
+
+
+def untouched(registry: Registry) -> bool:
+    return registry.summaries() == [] and registry.log.head().seq == 0 and verify(registry).ok
+
+
+def test_a_half_written_upload_is_refused(registry: Registry, package: Build) -> None:
+    folder, manifest = package()
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(LoraOpsError, match="is not the file that its manifest describes: package it again"):
+        registry.register(folder, manifest)
+    assert untouched(registry)
+
+
+def test_a_missing_file_is_refused(registry: Registry, package: Build) -> None:
+    folder, manifest = package()
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(LoraOpsError, match="adapter_config.json is not the file"):
+        registry.register(folder, manifest)
+    assert untouched(registry)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"size_bytes": "many"}, "size_bytes"),
+        ({"tenant": "Fin ance"}, "can't be a tenant's name"),
+        ({"fresh_until": None}, "fresh_until"),
+    ],
+)
+def test_a_manifest_that_fails_its_schema_is_refused(
+    registry: Registry, package: Build, change: dict[str, object], says: str
+) -> None:
+    folder, manifest = package()
+    with pytest.raises(LoraOpsError, match=says):
+        registry.register(folder, manifest.model_copy(update=change))
+    assert untouched(registry)
+
+
+def test_a_primary_metric_that_was_not_measured_is_refused(registry: Registry, package: Build) -> None:
+    folder, manifest = package()
+    evaluation = manifest.evaluation.model_copy(update={"primary": "beauty"})
+    with pytest.raises(LoraOpsError, match="no metric 'beauty'"):
+        registry.register(folder, manifest.model_copy(update={"evaluation": evaluation}))
+    assert untouched(registry)
+
+
+def test_a_stored_manifest_that_no_longer_fits_its_schema_is_named(registry: Registry, package: Build) -> None:
+    registry.register(*package())
+    registry.db.rows("UPDATE manifests SET manifest = json_remove(manifest, '$.license')")
+    with pytest.raises(LoraOpsError, match="manifest of finance@1 does not fit its schema: license"):
+        _ = registry.get("finance@1").manifest
+
+
+def test_a_clock_that_is_a_little_behind_keeps_the_log_in_order_and_is_told(
+    registry: Registry, package: Build, clock: Clock
+) -> None:
+    registry.register(*package(1))
+    clock.move(minutes=-4)
+    registry.register(*package(2))
+    first, second = registry.log.entries()
+    assert first.at == second.at
+    assert second.body["clock_behind_seconds"] == 240
+
+
+def test_a_clock_that_went_back_is_refused(registry: Registry, package: Build, clock: Clock) -> None:
+    registry.register(*package(1))
+    clock.move(days=-1)
+    with pytest.raises(LoraOpsError, match="The clock went back"):
+        registry.register(*package(2))
+    assert [one.id for one in registry.summaries()] == ["finance@1"]
+
+
+def test_nobody_is_no_actor(registry: Registry, package: Build) -> None:
+    with pytest.raises(LoraOpsError, match="needs an actor"):
+        registry.register(*package(), actor="  ")
+
+
+def test_a_registry_that_is_not_a_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "registry.sqlite").write_text("these are not the tables you are looking for " * 100)
+    with pytest.raises(LoraOpsError, match="registry.sqlite is damaged"):
+        Registry(tmp_path)
+
+
+def test_a_registry_where_a_file_stands_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LoraOpsError, match="can't be used"):
+        Registry(tmp_path / "file" / "registry")
+
+
+def test_another_writer_is_waited_for_but_not_for_ever(registry: Registry, package: Build) -> None:
+    registry.db.rows("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(registry.db.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LoraOpsError, match="busy: another process"):
+        registry.register(*package())
+    other.close()
+    assert registry.register(*package())[1]
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that another user may enter: pytest's own are closed to all but root."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+def give_up_root() -> None:
+    """Permissions do not bind root, so the process becomes nobody."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def as_a_reader(path: Path, package: Path) -> None:
+    """What somebody without the right to write gets; runs in its own process."""
+    give_up_root()
+    registry = Registry(path)
+    manifest = registry.get("finance").manifest
+    result = verify(registry)
+    assert result.ok, result
+    for attempt in (
+        lambda: registry.keep("review", Path(__file__)),
+        lambda: lifecycle.reject(registry, "finance@1", actor="ben", reason="no"),
+        lambda: registry.register(package, manifest),
+    ):
+        with pytest.raises(LoraOpsError, match="on a read-only disk or folder: nothing was changed"):
+            attempt()
+
+
+@pytest.mark.parametrize("index_left", [False, True])
+def test_a_read_only_folder_is_read_and_every_change_refused_in_a_sentence(
+    public_folder: Path, index_left: bool
+) -> None:
+    package, path = public_folder / "package", public_folder / "registry"
+    manifest = build_package(package, 1)
+    registry = Registry(path, clock=lambda: MORNING)
+    registry.register(package, manifest)
+    if index_left:  # as when a process was killed
+        shutil.copytree(path, public_folder / "copy")
+        path = public_folder / "copy"
+    registry.close()
+    for found in sorted([*path.rglob("*"), *package.iterdir()]):
+        found.chmod(0o555 if found.is_dir() else 0o444)
+    path.chmod(0o555)
+    assert processes.run(lambda: as_a_reader(path, package)) == processes.DONE
+
+
+def test_the_registry_of_a_repository_has_the_owners_of_its_owners_yaml(tmp_path: Path) -> None:
+    for name in ("params.yaml", "owners.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    with_owners = open_registry(tmp_path)
+    assert with_owners.owners is not None
+    (tmp_path / "owners.yaml").unlink()
+    without = open_registry(tmp_path)
+    assert without.owners is None
+    folder = tmp_path / "package"
+    assert without.register(folder, build_package(folder, 1))[1]
+    for one in (with_owners, without):
+        one.close()
+
+
+def test_a_damaged_file_is_mended_by_registering_the_package_again(registry: Registry, package: Build) -> None:
+    folder, manifest = package()
+    registry.register(folder, manifest)
+    kept = registry.files.path(manifest.files["README.md"].sha256)
+    kept.write_text("damaged")
+    registry.register(folder, manifest)
+    assert sha256_file(kept) == manifest.files["README.md"].sha256
+    assert verify(registry).ok

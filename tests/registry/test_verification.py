@@ -1,0 +1,130 @@
+"""`verify` recomputes everything: state by replay, digests, signatures."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_ops.registry import Registry
+from lora_ops.registry.verification import verify
+
+from . import processes
+from .conftest import AUTHOR, Build, Story
+
+
+@pytest.fixture
+def serving(registry: Registry, package: Build, story: Story) -> Registry:
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    return registry
+
+
+def test_an_untouched_registry_verifies_and_says_what_was_read(serving: Registry) -> None:
+    result = verify(serving)
+    assert result.ok
+    assert (result.entries, result.versions) == (8, 2)
+    # Two signatures, two weights, one configuration and one card for both, five different reports.
+    assert result.files == 2 + 2 + 2 + 5
+    assert result.head == serving.log.head().text
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("UPDATE versions SET state = 'production' WHERE number = 2", "the state of finance@2 was changed"),
+        ("UPDATE versions SET author = 'eve' WHERE number = 1", "the author of finance@1 was changed"),
+        (
+            "UPDATE versions SET fresh_until = '2099-01-01' WHERE number = 1",
+            "the fresh_until of finance@1 was changed: it is '2099-01-01', and was '2027-03-02T09:00:00+00:00'",
+        ),
+        (
+            "UPDATE versions SET next_review_due = NULL WHERE number = 1",
+            "the next_review_due of finance@1 was changed",
+        ),
+        (
+            "UPDATE versions SET primary_value = 0.99 WHERE number = 2",
+            "the primary_value of finance@2 was changed",
+        ),
+        (
+            "UPDATE manifests SET manifest = replace(manifest, '0.51', '0.91') WHERE number = 1",
+            "the manifest of finance@1 was changed",
+        ),
+        ("DELETE FROM manifests WHERE number = 1", "the manifest of finance@1 was removed"),
+        (
+            "UPDATE aliases SET number = 2 WHERE alias = 'production'",
+            "alias finance@production was changed: it names 2, and the audit log says 1",
+        ),
+        (
+            "DELETE FROM aliases WHERE alias = 'production'",
+            "alias finance@production was changed: it names nothing, and the audit log says 1",
+        ),
+        (
+            "INSERT INTO aliases VALUES ('finance', 'canary', 2)",
+            "alias finance@canary was changed: it names 2, and the audit log says nothing",
+        ),
+        (
+            "INSERT INTO versions SELECT tenant, 3, 'x', state, author, registered_at, fresh_until,"
+            " next_review_due, primary_metric, primary_value, size_bytes, signature"
+            " FROM versions WHERE number = 2",
+            "finance@3 was added by something that is not lora-ops",
+        ),
+    ],
+)
+def test_a_changed_row_is_named(serving: Registry, statement: str, says: str) -> None:
+    serving.db.rows(statement)
+    assert verify(serving).problems[0].startswith(says)
+
+
+def test_a_removed_version_is_named(serving: Registry) -> None:
+    for table in ("manifests", "aliases", "versions"):
+        serving.db.rows(f"DELETE FROM {table} WHERE number = 2")
+    assert verify(serving).problems[0] == "finance@2, registered by entry 8, was removed"
+
+
+def kept(registry: Registry, name: str) -> Path:
+    return registry.files.path(registry.get("finance@1").manifest.files[name].sha256)
+
+
+def test_a_changed_file_is_named(serving: Registry) -> None:
+    kept(serving, "adapter_model.safetensors").write_bytes(b"poison")
+    assert any("was changed on disk" in problem for problem in verify(serving).problems)
+    assert any("signature of finance@1 does not verify" in problem for problem in verify(serving).problems)
+    assert verify(serving, files=False).ok
+
+
+def test_a_lost_file_is_named_once(serving: Registry) -> None:
+    kept(serving, "adapter_model.safetensors").unlink()
+    (problem,) = verify(serving).problems
+    assert "has lost" in problem
+
+
+def test_a_lost_report_is_named(serving: Registry) -> None:
+    serving.files.path(serving.history("finance@1")[1].body["evidence"][0]["sha256"]).unlink()
+    (problem,) = verify(serving).problems
+    assert "has lost" in problem
+
+
+def test_a_changed_signature_is_named(serving: Registry) -> None:
+    signature = serving.get("finance@1").summary.signature
+    assert signature
+    serving.files.path(signature).write_text("{}")
+    assert any("was changed on disk" in problem for problem in verify(serving).problems)
+
+
+def test_a_registry_verifies_while_others_write(serving: Registry, package: Build) -> None:
+    packages = [package(seed) for seed in range(10, 30)]
+    path, owners, clock = serving.path, serving.owners, serving.clock
+    serving.close()
+
+    def write() -> None:
+        registry = Registry(path, owners=owners, clock=clock)
+        for one in packages:
+            registry.register(*one)
+
+    writers = [processes.start(write) for _ in range(2)]
+    reader = Registry(path, owners=owners, clock=clock)
+    results = [verify(reader) for _ in range(15)]
+    assert [processes.wait(writer) for writer in writers] == [processes.DONE] * 2
+    assert [result.problems for result in results] == [()] * 15
+    assert len(verify(reader).problems) == 0
+    assert len(reader.summaries()) == 22
