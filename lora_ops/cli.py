@@ -1,6 +1,5 @@
 """The command line `lora-ops`: thin commands over the package."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,16 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.registry.commands import app as registry_app
 from lora_ops.settings import find_root, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 tenant_app = typer.Typer(no_args_is_help=True, help="The tenants of params.yaml.")
-registry_app = typer.Typer(no_args_is_help=True, help="The registered adapter versions.")
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(registry_app, name="registry")
 console = Console()
-
-AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table for people.")]
 
 
 @app.command("base-model")
@@ -169,74 +166,6 @@ def tenant_check(name: Annotated[str, typer.Argument(help="A tenant of params.ya
         table.add_row(check.name, "ok" if check.success else "FAILED", "; ".join(check.failed_rows[:3]))
     console.print(table)
     require(contract)
-
-
-@registry_app.command("list")
-def registry_list(
-    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
-) -> None:
-    """Every registered version."""
-    from lora_ops.registry import open_registry
-
-    versions = open_registry().versions(tenant)
-    if as_json:
-        rows = [
-            {
-                "adapter": v.manifest.adapter_id,
-                "aliases": v.aliases,
-                "registered_at": v.registered_at,
-                "metrics": {n: m.adapter.value for n, m in v.manifest.evaluation.metrics.items()},
-            }
-            for v in versions
-        ]
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table("adapter", "aliases", "metric", "base", "adapter value", "size", "commit", "registered")
-    for v in versions:
-        evaluation, git = v.manifest.evaluation, v.manifest.git
-        metric = evaluation.metrics[evaluation.primary]
-        commit = (git.commit or "none")[:8] + (" (dirty)" if git.dirty else "")
-        table.add_row(
-            v.manifest.adapter_id,
-            ", ".join(v.aliases),
-            evaluation.primary,
-            f"{metric.base.value:.3f}",
-            f"{metric.adapter.value:.3f}",
-            f"{v.manifest.size_bytes / 1e6:.1f} MB",
-            commit,
-            v.registered_at,
-        )
-    console.print(table if versions else "No adapter is registered yet: run `make repro`.")
-
-
-@registry_app.command("show")
-def registry_show(
-    reference: Annotated[str, typer.Argument(help="finance@1, finance@candidate or finance.")],
-    as_json: AsJson = False,
-) -> None:
-    """What one version is: data, base model, commit, recipe, metrics, files."""
-    from lora_ops.registry import open_registry
-
-    version = open_registry().get(reference)
-    m = version.manifest
-    if as_json:
-        print(m.model_dump_json(indent=2))
-        return
-    table = Table(show_header=False, title=f"{m.adapter_id} ({', '.join(version.aliases) or 'no alias'})")
-    table.add_row("base model", f"{m.base_model.id} {m.base_model.revision}\n{m.base_model.sha256}")
-    table.add_row("data", f"{m.data.source.name} {m.data.source.version}\n{m.data.source.sha256}")
-    for name, split in m.data.splits.items():
-        table.add_row(f"  {name}", f"{split.rows} rows, {split.groups} groups, {split.sha256}")
-    table.add_row("commit", f"{m.git.commit or 'none'}{' (dirty)' if m.git.dirty else ''}")
-    table.add_row("recipe", ", ".join(f"{k} {v}" for k, v in m.params["train"].items()))
-    for name, metric in m.evaluation.metrics.items():
-        peer = f"; TF-IDF {metric.peer}" if metric.peer else ""
-        table.add_row(name, f"adapter {metric.adapter}; base {metric.base}{peer}")
-    table.add_row("fresh until", m.fresh_until.date().isoformat())
-    for name, file in m.files.items():
-        table.add_row(f"  {name}", f"{file.bytes:,} bytes, {file.sha256}")
-    table.add_row("report", m.report)
-    console.print(table)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     if not notebook.is_file():
         raise LoraOpsError(f"There is no notebook {notebook}.")
@@ -36,6 +37,8 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
             kernel_name="python3",
             cwd=str(root),
             progress_bar=False,
+            # Unix sockets: no other user of the machine can talk to the kernel.
+            config=Config({"KernelManager": {"transport": "ipc"}}),
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.layout import (
+    EVALUATION,
     MANIFEST,
     SAMPLES,
     read_base_model,
@@ -19,6 +20,7 @@ from lora_ops.layout import (
 )
 from lora_ops.records import (
     ADAPTER_FILES,
+    BiasAssessment,
     FileRecord,
     GitRecord,
     Manifest,
@@ -60,7 +62,9 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
         folder.mkdir()
         for name in ADAPTER_FILES:
             shutil.copyfile(adapter / name, folder / name)
-        shutil.copyfile(report / SAMPLES, folder / SAMPLES)
+        for name in (EVALUATION, SAMPLES):
+            shutil.copyfile(report / name, folder / name)
+        evaluation_sha256 = sha256_file(report / EVALUATION)
         draft = Manifest(
             tenant=tenant,
             created_at=now(),
@@ -74,6 +78,10 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
             evaluation=evaluation,
             license=settings.package.license,
             fresh_until=now() + timedelta(days=settings.package.freshness_days),
+            evaluation_report_sha256=evaluation_sha256,
+            bias=BiasAssessment(metric="exact_match", groups=evaluation.groups, report_sha256=evaluation_sha256)
+            if evaluation.groups
+            else None,
             report=f"reports/{tenant}/03_evaluate.html",
             size_bytes=sum((folder / name).stat().st_size for name in ADAPTER_FILES),
             files={},

@@ -141,6 +141,13 @@ class MetricRecord(Record):
     peer: Interval | None = Field(None, description="TF-IDF with logistic regression, same training rows")
 
 
+class GroupMetric(Record):
+    """One group of the held-out rows and how well it is served."""
+
+    rows: int = Field(ge=0)
+    value: Interval
+
+
 class EvaluationRecord(Record):
     """Base model and adapter on the same held-out rows."""
 
@@ -151,6 +158,9 @@ class EvaluationRecord(Record):
     primary: str
     metrics: dict[str, MetricRecord]
     beats_base: bool = Field(description="intervals of the primary metric do not overlap")
+    groups: dict[str, GroupMetric] = Field(
+        default_factory=dict, description="exact match for each label, with its rows; empty for free text"
+    )
     seconds_base: float
     seconds_adapter: float
 
@@ -188,13 +198,6 @@ class HumanEvaluation(Record):
     same: int = Field(ge=0)
     base_better: int = Field(ge=0)
     report_sha256: Sha256
-
-
-class GroupMetric(Record):
-    """One group of the held-out rows and how well it is served."""
-
-    rows: int = Field(ge=0)
-    value: Interval
 
 
 class BiasAssessment(Record):

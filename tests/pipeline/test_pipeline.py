@@ -13,7 +13,6 @@ import pytest
 
 from lora_ops.records import ContractRecord, Manifest, sha256_file
 from lora_ops.registry import Registry
-from lora_ops.settings import load_settings
 from lora_ops.tenants import apply_profile, edit_params
 from tests.conftest import ROOT, copy_repository, make_tiny_base, run
 
@@ -146,27 +145,28 @@ def test_a_second_repro_does_nothing(done: Path) -> None:
     assert (done / "dvc.lock").read_bytes() == before
 
 
-def test_one_tenants_learning_rate_touches_its_own_stages_only(done: Path) -> None:
+def stages_run(output: str) -> set[str]:
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def test_one_tenants_learning_rate_runs_its_own_stages_and_makes_a_new_version(done: Path) -> None:
     def change(params: dict) -> None:
         params["tenants"]["finance"]["train"]["learning_rate"] = 0.005
 
     edit_params(done, change)
-    status = run("dvc", "repro", "--dry", cwd=done)
-    would_run = {line.split("'")[1] for line in status.stdout.splitlines() if line.startswith("Running stage")}
-    assert would_run == {"train@finance", "evaluate@finance", "package@finance"}
-
-
-def test_a_new_recipe_is_a_new_version_and_the_old_recipe_the_old_one(done: Path) -> None:
-    assert load_settings(done).tenants["finance"].train.learning_rate == 0.005
-    assert run("dvc", "repro", "package@finance", cwd=done).returncode == 0
+    changed = run("dvc", "repro", cwd=done)
+    assert stages_run(changed.stdout) == {"train@finance", "evaluate@finance", "package@finance"}
     assert manifest(done, "finance").adapter_id == "finance@2"
 
+
+def test_the_earlier_recipe_is_the_earlier_version_again(done: Path) -> None:
     def back(params: dict) -> None:
         params["tenants"]["finance"]["train"]["learning_rate"] = 0.001
 
     edit_params(done, back)
-    again = run("dvc", "repro", "package@finance", cwd=done)
-    assert again.returncode == 0, again.stdout + again.stderr
+    again = run("dvc", "repro", cwd=done)
+    # Training and evaluation come from DVC's run cache; registering is done again.
+    assert stages_run(again.stdout) == {"package@finance"}, again.stdout
     assert manifest(done, "finance").adapter_id == "finance@1"
     registry = Registry(done / ".registry")
     assert registry.get("finance@candidate").number == 1
