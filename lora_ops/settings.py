@@ -67,6 +67,7 @@ class DataSettings(Section):
     requirement: str | None = None
     archive: Literal["wheel", "sdist"] = "wheel"
     archive_sha256: Sha256 | None = None
+    published: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None = None
     system: str | None = None
     template: str = "{text}"
     target: str = "label"

@@ -2,9 +2,6 @@
 
 import importlib.util
 import string
-import tarfile
-import zipfile
-from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -34,20 +31,10 @@ def read_source(settings: DataSettings, root: Path, raw: Path) -> tuple[pd.DataF
         frame, record = _from_python(path, settings, raw)
     else:
         frame = _from_file(path)
-        record = SourceRecord(name=settings.source, version=sha256_file(path)[:12], sha256=sha256_file(path))
+        digest = sha256_file(path)
+        record = SourceRecord(name=settings.source, version=digest[:12], sha256=digest, date=settings.published)
     _require_columns(frame, settings)
     return frame, record
-
-
-def newest_file(archive: Path) -> str | None:
-    """The date (ISO 8601) of the newest file in a wheel or source archive, None if the build erased it."""
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as wheel:
-            newest = max(date(*member.date_time[:3]) for member in wheel.infolist())
-    else:
-        with tarfile.open(archive) as sdist:
-            newest = datetime.fromtimestamp(max(m.mtime for m in sdist.getmembers()), UTC).date()
-    return newest.isoformat() if newest.year > 1980 else None
 
 
 def template_fields(template: str) -> list[str]:
@@ -78,12 +65,12 @@ def _from_python(path: Path, settings: DataSettings, raw: Path) -> tuple[pd.Data
         frame = module.load(archive)
         name, _, version = settings.requirement.partition("==")
         record = SourceRecord(
-            name=name, version=version, sha256=settings.archive_sha256, date=newest_file(archive)
+            name=name, version=version, sha256=settings.archive_sha256, date=settings.published
         )
     else:
         frame = module.load()
         digest = sha256_file(path)
-        record = SourceRecord(name=settings.source, version=digest[:12], sha256=digest)
+        record = SourceRecord(name=settings.source, version=digest[:12], sha256=digest, date=settings.published)
     if not isinstance(frame, pd.DataFrame):
         raise LoraOpsError(f"`load` in {settings.source} returned {type(frame).__name__}, not a DataFrame.")
     return frame, record
