@@ -1,0 +1,63 @@
+"""The README's commands are commands that exist, and the numbers are those of their benchmark."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, run
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(
+    {
+        line.split(" #")[0].strip()
+        for block in re.findall(r"```(?:bash|console)\n(.*?)```", README, re.S)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip() and not line.startswith("#")
+    }
+)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_targets_exist(command: str) -> None:
+    for target in command.split()[1:]:
+        assert run("make", "--dry-run", target, cwd=ROOT, WANDB_API_KEY="x").returncode == 0
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("lora-ops ")])
+def test_lora_ops_commands_parse_with_the_options_shown(command: str) -> None:
+    words = shlex.split(command)
+    names = [word for word in words[1:3] if re.fullmatch(r"[a-z-]+", word)]
+    shown = run("lora-ops", *names, "--help", cwd=ROOT, COLUMNS="200")
+    if shown.returncode != 0:
+        shown = run("lora-ops", names[0], "--help", cwd=ROOT, COLUMNS="200")
+    assert shown.returncode == 0, shown.stderr
+    for word in words:
+        if word.startswith("--"):
+            assert word.split("=")[0] in shown.stdout, f"{word} is not an option of {command}"
+
+
+def test_the_readers_own_tenant_of_the_readme_is_added(repository: Path) -> None:
+    """Runs the README's example as it stands: the file that it writes and the command that adds it."""
+    block = next(b for b in re.findall(r"```bash\n(.*?)```", README, re.S) if "lora-ops tenant add" in b)
+    done = run("bash", "-euc", block, cwd=repository, COLUMNS="300")
+    assert done.returncode == 0, done.stderr
+    assert "its entry is in params.yaml" in done.stdout
+
+
+def test_every_path_in_backticks_exists_or_is_made_by_the_pipeline() -> None:
+    made = (
+        "reports",
+        "packages",
+        "models",
+        "data/prepared",
+        "wandb",
+        ".registry",
+        ".checkpoints",
+        ".venv",
+        "dvc",
+    )
+    for path in re.findall(r"`([\w./-]+/[\w./-]*)`", README):
+        if not path.startswith((*made, "http", "v1")):
+            assert (ROOT / path).exists(), path
