@@ -60,15 +60,16 @@ def plot_confusion(table: pd.DataFrame, labels: Sequence[str]) -> Figure:
     rows = [label for label in labels if (table["target"] == label).any()]
     columns = [*labels, *sorted(set(table["predicted"]) - set(labels))]
     counts = pd.crosstab(table["target"], table["predicted"]).reindex(index=rows, columns=columns, fill_value=0)
-    shares = counts.div(counts.sum(axis=1), axis=0)
+    cells = counts.to_numpy(dtype=float)
+    shares = cells / cells.sum(axis=1, keepdims=True)
     size = max(3.5, 1.8 + 0.34 * len(columns))
     figure = Figure(figsize=(size + 1.5, size), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares.to_numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for y, row in enumerate(counts.to_numpy()):
         for x, count in enumerate(row):
             if count:
-                dark = shares.iat[y, x] > 0.5
+                dark = shares[y, x] > 0.5
                 axes.text(x, y, count, ha="center", va="center", fontsize=8, color="w" if dark else "k")
     axes.set_xticks(range(len(columns)), columns, rotation=90)
     axes.set_yticks(range(len(rows)), rows)

@@ -30,7 +30,7 @@ def candidate_rows(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
     rows["target"] = target.where(target.isna(), target.astype(str).str.strip())
     group = frame[settings.group].reset_index(drop=True) if settings.group else rows["text"].str.lower()
     rows["group"] = group.where(group.isna(), group.astype(str))
-    split_of = split_by_group(rows["group"].astype(str), settings.rows, settings.seed)
+    split_of = split_by_group(rows["group"].astype(str).tolist(), settings.rows, settings.seed)
     rows["split"] = rows["group"].astype(str).map(split_of)
     return rows
 
@@ -85,7 +85,8 @@ def prepare(
                     "few for three splits; add rows or choose another data.group."
                 )
             path = folder / f"{name}.jsonl"
-            examples = [Example(**row) for row in chosen[list(Example.model_fields)].to_dict("records")]
+            records = chosen[list(Example.model_fields)].to_dict("records")
+            examples = [Example.model_validate(record) for record in records]
             path.write_text("".join(e.model_dump_json() + "\n" for e in examples), encoding="utf-8")
             splits[name] = SplitRecord(
                 rows=len(chosen), groups=chosen["group"].nunique(), sha256=sha256_file(path)
