@@ -221,6 +221,22 @@ def test_a_broken_contract_stops_the_pipeline_and_names_the_row(done: Path) -> N
     assert manifest(done, "support").adapter_id == "support@1"
 
 
+def test_an_adapter_that_does_not_beat_its_base_is_not_registered(done: Path) -> None:
+    def demand(value: bool):
+        def change(params: dict) -> None:
+            params["tenants"]["media"]["evaluate"]["must_beat_base"] = value
+
+        return change
+
+    edit_params(done, demand(True))
+    failed = run("dvc", "repro", "package@media", cwd=done)
+    assert failed.returncode != 0
+    assert "The adapter of 'media' does not clearly beat its base (exact_match: base 0.000" in failed.stderr
+    assert len(Registry(done / ".registry").versions("media")) == 1
+    edit_params(done, demand(False))
+    assert run("dvc", "repro", "package@media", cwd=done).returncode == 0
+
+
 def test_two_repros_at_once_do_not_hurt_each_other(done: Path) -> None:
     def change(params: dict) -> None:
         params["tenants"]["support"]["train"]["seed"] = 11
