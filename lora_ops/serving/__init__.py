@@ -1,0 +1,1 @@
+"""Serve every tenant's adapter from one base model."""
