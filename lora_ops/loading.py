@@ -1,9 +1,13 @@
 """The base model and its tokenizer in memory, on the best device there is."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from lora_ops.layout import read_base_model
+
+# peft asks transformers for this attribute; nobody who trains an adapter can do anything about it.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
 
 
 def pick_device() -> tuple[str, Any]:

@@ -55,8 +55,14 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
 def write_html(executed: Path) -> Path:
     """An executed notebook as a page that opens without Jupyter; its path."""
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-    body, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_filename(str(executed))
+    exporter = HTMLExporter(
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        preprocessors=[CoalesceStreamsPreprocessor],  # of a progress bar, its last state
+    )
+    body, _ = exporter.from_filename(str(executed))
     page = executed.with_suffix(".html")
     page.write_text(body, encoding="utf-8")
     return page

@@ -1,5 +1,6 @@
 """The plots of the notebooks: small, labelled, readable in grey."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +10,20 @@ from matplotlib.figure import Figure
 from lora_ops.records import EvaluationRecord
 
 
-def plot_counts(frame: pd.DataFrame, title: str) -> Figure:
+class Plot(Figure):
+    """A figure that shows itself in a notebook; a plain one is only shown once pyplot has been imported."""
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        self.savefig(image, format="png", dpi=110)
+        return image.getvalue()
+
+
+def plot_counts(frame: pd.DataFrame, title: str) -> Plot:
     """Rows of each target in each split; `frame` has columns target and split."""
     counts = frame.groupby(["target", "split"]).size().unstack(fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values().index].tail(25)
-    figure = Figure(figsize=(8, 0.6 + 0.28 * len(counts)), layout="constrained")
+    figure = Plot(figsize=(8, 0.6 + 0.28 * len(counts)), layout="constrained")
     axes = figure.subplots()
     counts.plot.barh(stacked=True, ax=axes, width=0.8)
     axes.set(title=title, xlabel="rows", ylabel="")
@@ -21,9 +31,9 @@ def plot_counts(frame: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def plot_loss(losses: pd.DataFrame, validation_loss: float, title: str) -> Figure:
+def plot_loss(losses: pd.DataFrame, validation_loss: float, title: str) -> Plot:
     """Training loss per step (columns step, loss) and the loss on the validation split at the end."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = Plot(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(losses["step"], losses["loss"], color="0.75", label="training, each step")
     smooth = losses["loss"].rolling(8, min_periods=1).mean()
@@ -34,9 +44,9 @@ def plot_loss(losses: pd.DataFrame, validation_loss: float, title: str) -> Figur
     return figure
 
 
-def plot_metrics(record: EvaluationRecord) -> Figure:
+def plot_metrics(record: EvaluationRecord) -> Plot:
     """Each metric of base, floor, peer and adapter with its interval."""
-    figure = Figure(figsize=(8, 0.8 + 1.3 * len(record.metrics)), layout="constrained")
+    figure = Plot(figsize=(8, 0.8 + 1.3 * len(record.metrics)), layout="constrained")
     all_axes = figure.subplots(len(record.metrics), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (name, metric) in zip(all_axes, record.metrics.items(), strict=True):
         bars: list[tuple[str, Any]] = [("base model", metric.base), ("adapter", metric.adapter)]
@@ -55,7 +65,7 @@ def plot_metrics(record: EvaluationRecord) -> Figure:
     return figure
 
 
-def plot_confusion(table: pd.DataFrame, labels: Sequence[str]) -> Figure:
+def plot_confusion(table: pd.DataFrame, labels: Sequence[str]) -> Plot:
     """Shares of each target's rows by predicted label (columns target, predicted), counts in the cells."""
     rows = [label for label in labels if (table["target"] == label).any()]
     columns = [*labels, *sorted(set(table["predicted"]) - set(labels))]
@@ -63,7 +73,7 @@ def plot_confusion(table: pd.DataFrame, labels: Sequence[str]) -> Figure:
     cells = counts.to_numpy(dtype=float)
     shares = cells / cells.sum(axis=1, keepdims=True)
     size = max(3.5, 1.8 + 0.34 * len(columns))
-    figure = Figure(figsize=(size + 1.5, size), layout="constrained")
+    figure = Plot(figsize=(size + 1.5, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for y, row in enumerate(counts.to_numpy()):

@@ -22,6 +22,7 @@ def track(
 
     Offline runs lie in `root/wandb/offline-run-*`; `make wandb-sync` sends them later.
     """
+    os.environ.setdefault("WANDB_SILENT", "true")  # a run's own setting does not silence artifacts
     import wandb
 
     with wandb.init(

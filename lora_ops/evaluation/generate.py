@@ -1,5 +1,6 @@
 """Greedy answers of a model to many prompts."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ def generate(
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
-    for start in tqdm(range(0, len(order), batch_size), desc=what, unit="batch", mininterval=5):
+    starts = range(0, len(order), batch_size)
+    # On stdout: a page shows stderr in red, and progress is no fault.
+    for start in tqdm(starts, desc=what, unit="batch", mininterval=5, file=sys.stdout):
         chosen = order[start : start + batch_size]
         inputs = tokenizer(
             [prompts[index] for index in chosen], return_tensors="pt", padding=True, add_special_tokens=False

@@ -114,6 +114,15 @@ def test_the_table_at_the_end_names_every_tenant(done: Path) -> None:
     assert (done / "reports/finance/03_evaluate.html").is_file()
 
 
+@pytest.mark.parametrize(
+    ("page", "pictures"), [("01_prepare", 1), ("02_train", 1), ("03_evaluate", 2), ("04_package", 0)]
+)
+def test_a_page_shows_its_plots_and_nothing_in_red(done: Path, page: str, pictures: int) -> None:
+    text = (done / f"reports/finance/{page}.html").read_text()
+    assert text.count("<img ") == pictures
+    assert "application/vnd.jupyter.stderr" not in text
+
+
 def test_chat_answers_with_adapter_and_base(done: Path) -> None:
     answer = run("lora-ops", "chat", "finance", "AIRBNB * HM2X", cwd=done)
     assert answer.returncode == 0, answer.stderr
