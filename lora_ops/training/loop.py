@@ -16,8 +16,10 @@ from lora_ops.layout import LOSSES, TRAINING, read_base_model
 from lora_ops.loading import load_base_model, pick_device
 from lora_ops.records import Example, TrainingRecord, canonical, sha256_text
 from lora_ops.settings import TrainSettings
-from lora_ops.training.batches import Tokens, batch_loss, collate, tokenize
+from lora_ops.training.batches import Tokens, tokenize
 from lora_ops.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from lora_ops.training.lora_linear import FusedLinear
+from lora_ops.training.packing import Loss, choose_loss
 
 
 def train(
@@ -58,6 +60,7 @@ def train(
     validation = tokenize(validation_rows, tokenizer)
     per_epoch = -(-len(rows) // settings.batch_size)
     steps = per_epoch * settings.epochs
+    loss_of = choose_loss(model, rows, tokenizer.pad_token_id)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trainable.values(), lr=settings.learning_rate, weight_decay=0.0)
     fingerprint = sha256_text(canonical([settings.model_dump(), data_sha256, base.sha256, device]))
@@ -68,12 +71,12 @@ def train(
 
     model.train()
     for step in tqdm(range(begun.step, steps), initial=begun.step, total=steps, unit="step", mininterval=5):
-        batch = collate(_rows_of_step(rows, step, per_epoch, settings), tokenizer.pad_token_id).to(device)
+        chosen = _rows_of_step(rows, step, per_epoch, settings)
         rate = settings.learning_rate * _schedule(step, steps, settings.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            loss = batch_loss(model, batch)
+            loss = loss_of(model, chosen)
         if not torch.isfinite(loss):
             raise LoraOpsError(
                 f"Training '{tenant}' diverged at step {step + 1} of {steps} (loss {loss.item()}): "
@@ -83,7 +86,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(trainable.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        tokens += int(batch.attention_mask.sum())
+        tokens += sum(len(row.prompt) + len(row.completion) for row in chosen)
         losses.append((step + 1, loss.item()))
         on_step({"step": step + 1, "loss": loss.item(), "learning_rate": rate})
         if (step + 1) % settings.checkpoint_every == 0:
@@ -92,7 +95,7 @@ def train(
                 checkpoint, trainable, optimizer, Progress(fingerprint, step + 1, tokens, seconds, losses)
             )
     seconds = time.perf_counter() - start
-    validation_loss = _mean_loss(model, validation, settings.batch_size, tokenizer.pad_token_id, device, dtype)
+    validation_loss = _mean_loss(loss_of, model, validation, settings.batch_size, device, dtype)
     on_step({"step": steps, "validation_loss": validation_loss})
 
     record = TrainingRecord(
@@ -127,6 +130,8 @@ def _adapted(base_folder: Path, settings: TrainSettings, device: str) -> tuple[A
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+    if device == "cpu":
+        config._register_custom_module({torch.nn.Linear: FusedLinear})
     return get_peft_model(model, config), tokenizer
 
 
@@ -145,7 +150,7 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
 
 @torch.no_grad()
 def _mean_loss(
-    model: Any, rows: list[Tokens], batch_size: int, pad_token_id: int, device: str, dtype: torch.dtype
+    loss_of: Loss, model: Any, rows: list[Tokens], batch_size: int, device: str, dtype: torch.dtype
 ) -> float:
     model.eval()
     total, count = 0.0, 0
@@ -153,7 +158,7 @@ def _mean_loss(
         chosen = rows[index : index + batch_size]
         weight = sum(len(row.completion) for row in chosen)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            total += batch_loss(model, collate(chosen, pad_token_id).to(device)).item() * weight
+            total += loss_of(model, chosen).item() * weight
         count += weight
     return total / count
 

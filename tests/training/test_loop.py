@@ -1,5 +1,7 @@
 """Training: repeatable by its seed, unhurt by a kill, readable by plain peft."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.layout import read_training_record
@@ -15,6 +19,7 @@ from lora_ops.loading import load_base_model
 from lora_ops.records import Example, TrainingRecord, sha256_file
 from lora_ops.settings import TrainSettings
 from lora_ops.training.loop import train
+from tests.training.test_packing import random_model
 
 RECIPE = TrainSettings(
     rank=2, alpha=4, dropout=0.1, learning_rate=0.01, epochs=2, batch_size=4, seed=3, checkpoint_every=1
@@ -68,14 +73,43 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_base: P
 
 
 def test_plain_peft_loads_it_over_the_base_model(tiny_base: Path, tmp_path: Path) -> None:
-    from peft import PeftModel
-
     run(tiny_base, tmp_path)
     base, tokenizer = load_base_model(tiny_base)
     ids = tokenizer("shop 1\n", return_tensors="pt")["input_ids"]
     before = base(ids).logits
     after = PeftModel.from_pretrained(base, tmp_path / "adapter")(ids).logits
     assert not torch.equal(before, after)
+
+
+def test_its_files_are_what_peft_would_write(tiny_base: Path, tmp_path: Path) -> None:
+    run(tiny_base, tmp_path)
+    config = LoraConfig(r=2, lora_alpha=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(load_base_model(tiny_base)[0], config).save_pretrained(tmp_path / "peft")
+    ours, theirs = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("adapter", "peft")
+    )
+    for written in (ours, theirs):
+        written["target_modules"].sort()
+        del written["base_model_name_or_path"]
+    assert ours == theirs
+    shapes = []
+    for name in ("adapter", "peft"):
+        weights = load_file(tmp_path / name / "adapter_model.safetensors")
+        shapes.append({key: (value.shape, value.dtype) for key, value in weights.items()})
+    assert shapes[0] == shapes[1]
+
+
+def test_a_model_that_cannot_be_packed_is_trained_on_padded_rows(
+    tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
+    random_model("gemma2", vocab_size=vocabulary, sliding_window=4).save_pretrained(base)
+    seen: list[dict[str, float]] = []
+    record = run(base, tmp_path, on_step=seen.append)
+    assert "padded, not packed" in caplog.text
+    assert record.final_loss < seen[0]["loss"]
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
@@ -117,10 +151,6 @@ def test_a_checkpoint_of_another_recipe_or_a_broken_one_is_not_resumed(tiny_base
 
 
 def test_a_recipe_that_diverges_says_so_and_leaves_no_adapter(tiny_base: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     broken = tmp_path / "base"
     shutil.copytree(tiny_base, broken)
     weights = load_file(broken / "model.safetensors")
