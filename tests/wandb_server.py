@@ -165,6 +165,7 @@ type Mutation {
   deleteAliases(input: DeleteAliasesInput!): Success
   deleteArtifact(input: DeleteArtifactInput!): ArtifactPayload
   linkArtifact(input: LinkArtifactInput!): LinkArtifactPayload
+  unlinkArtifact(input: UnlinkArtifactInput!): Success
 }
 input UpsertBucketInput { id: String name: String groupName: String modelName: String entityName: String
   description: String displayName: String notes: String config: JSONString commit: String host: String
@@ -206,6 +207,7 @@ type Success { success: Boolean! }
 input DeleteArtifactInput { artifactID: ID! deleteAliases: Boolean clientMutationId: String }
 input LinkArtifactInput { artifactPortfolioName: String artifactPortfolioID: ID entityName: String
   projectName: String aliases: [ArtifactAliasInput!] artifactID: ID clientID: ID clientMutationId: String }
+input UnlinkArtifactInput { artifactID: ID! artifactPortfolioID: ID! clientMutationId: String }
 type LinkArtifactPayload { versionIndex: Int artifactMembership: ArtifactCollectionMembership }
 """
 
@@ -223,7 +225,9 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _connection(nodes: list[dict[str, Any]], after: str | None = None, first: int | None = None) -> dict[str, Any]:
+def _connection(
+    nodes: list[dict[str, Any]], after: str | None = None, first: int | None = None
+) -> dict[str, Any]:
     start = int(after or 0)
     end = min(start + (first or len(nodes)), len(nodes))
     info = {"endCursor": str(end), "hasNextPage": end < len(nodes)}
@@ -334,6 +338,14 @@ class WandbServer:
 
     # What tests ask and cause.
 
+    def clear(self) -> None:
+        """Forget everything, as a new server would."""
+        with self.lock:
+            for kept in (self.runs, self.collections, self.versions, self.clients, self.storage):
+                kept.clear()
+            for told in (self.requests, self.refusals, self.faults):
+                told.clear()
+
     def collection(self, name: str, project: str = "lora-ops-registry", entity: str = ENTITY) -> Collection:
         """A collection that must exist."""
         return self.collections[entity, project, name]
@@ -396,7 +408,7 @@ class WandbServer:
             "teams": {"edges": [{"node": self._entity(ENTITY)}]},
         }
 
-    def serverInfo(self, _: Any) -> dict[str, Any]:  # noqa: N802
+    def serverInfo(self, _: Any) -> dict[str, Any]:
         return {"features": [{"name": name, "isEnabled": True} for name in FEATURES]}
 
     def entity(self, _: Any, name: str | None = None) -> dict[str, Any]:
@@ -410,7 +422,7 @@ class WandbServer:
             "featureFlags": [],
         }
 
-    def project(self, _: Any, name: str, entityName: str | None = None) -> dict[str, Any] | None:  # noqa: N803
+    def project(self, _: Any, name: str, entityName: str | None = None) -> dict[str, Any] | None:
         entity = entityName or ENTITY
         known = {key[:2] for key in (*self.runs, *self.collections)}
         return self._project(entity, name) if (entity, name) in known else None
@@ -420,16 +432,16 @@ class WandbServer:
     def artifact(self, _: Any, id: str) -> dict[str, Any] | None:
         return self._artifact(self.versions[id]) if id in self.versions else None
 
-    def artifactCollection(self, _: Any, id: str) -> dict[str, Any] | None:  # noqa: N802
+    def artifactCollection(self, _: Any, id: str) -> dict[str, Any] | None:
         found = next((one for one in self.collections.values() if one.id == id), None)
         return self._collection(found) if found else None
 
-    def clientIDMapping(self, _: Any, clientID: str) -> dict[str, Any] | None:  # noqa: N802, N803
+    def clientIDMapping(self, _: Any, clientID: str) -> dict[str, Any] | None:
         return {"serverID": self.clients[clientID]} if clientID in self.clients else None
 
     # Mutations.
 
-    def upsertBucket(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def upsertBucket(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         known = next((run for run in self.runs.values() if run.id == input.get("id")), None)
         if known is None:
             key = (input.get("entityName") or ENTITY, input.get("modelName") or "uncategorized", input["name"])
@@ -440,12 +452,12 @@ class WandbServer:
         known.fields.update({name: value for name, value in input.items() if value is not None})
         return {"bucket": self._run(known), "inserted": inserted}
 
-    def createRunFiles(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def createRunFiles(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         where = f"runs/{input['entityName']}/{input['projectName']}/{input['runName']}"
         files = [{"name": name, "uploadUrl": self._url(f"{where}/{name}")} for name in input["files"]]
         return {"runID": input["runName"], "uploadHeaders": [], "files": files}
 
-    def createArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def createArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         name = input.get("artifactCollectionName") or input["artifactCollectionNames"][0]
         key = (input["entityName"], input["projectName"], name)
         if key not in self.collections:
@@ -475,15 +487,15 @@ class WandbServer:
             self.clients[input["clientID"]] = version.id
         return {"artifact": self._artifact(version)}
 
-    def createArtifactManifest(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def createArtifactManifest(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         version = self.versions[input["artifactID"]]
         version.manifest_path = f"manifests/{version.id}/{input['name']}"
         return {"artifactManifest": self._manifest(version)}
 
-    def updateArtifactManifest(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def updateArtifactManifest(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         return {"artifactManifest": self._manifest(self.versions[input["artifactManifestID"]])}
 
-    def createArtifactFiles(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def createArtifactFiles(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         nodes = []
         for one in input["artifactFiles"]:
             path = self._content_path(one.get("md5") or one["digest"])
@@ -503,7 +515,7 @@ class WandbServer:
             )
         return {"files": _connection(nodes)}
 
-    def commitArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def commitArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         version = self.versions[input["artifactID"]]
         for name, entry in self._entries(version).items():
             if "digest" in entry and self._content_path(entry["digest"]) not in self.storage:
@@ -517,7 +529,7 @@ class WandbServer:
             self._name(collection, version, ["latest", *version.asked_aliases])
         return {"artifact": self._artifact(version)}
 
-    def useArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def useArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         version = self.versions[input["artifactID"]]
         run = self.runs[input["entityName"], input["projectName"], input["runName"]]
         if version not in run.inputs:
@@ -525,7 +537,7 @@ class WandbServer:
             version.used_by.append(run)
         return {"artifact": self._artifact(version)}
 
-    def updateArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def updateArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         version = self.versions[input["artifactID"]]
         if input.get("metadata") is not None:
             version.metadata = input["metadata"]
@@ -539,14 +551,14 @@ class WandbServer:
         version.tags -= {one["tagName"] for one in input.get("tagsToDelete") or []}
         return {"artifact": self._artifact(version)}
 
-    def addAliases(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def addAliases(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         version = self.versions[input["artifactID"]]
         for one in input["aliases"]:
             key = (one["entityName"], one["projectName"], one["artifactCollectionName"])
             self._name(self.collections[key], version, [one["alias"]])
         return {"success": True}
 
-    def deleteAliases(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def deleteAliases(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         version = self.versions[input["artifactID"]]
         for one in input["aliases"]:
             key = (one["entityName"], one["projectName"], one["artifactCollectionName"])
@@ -555,7 +567,7 @@ class WandbServer:
                 del aliases[one["alias"]]
         return {"success": True}
 
-    def deleteArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def deleteArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         version = self.versions[input["artifactID"]]
         if version.aliases and not input.get("deleteAliases"):
             raise ValueError("an artifact with aliases can't be deleted")
@@ -564,7 +576,7 @@ class WandbServer:
             del version.collection.aliases[alias]
         return {"artifact": self._artifact(version)}
 
-    def linkArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+    def linkArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         version = self.versions[input.get("artifactID") or self.clients[input["clientID"]]]
         key = (input["entityName"], input["projectName"], input["artifactPortfolioName"])
         if key not in self.collections:
@@ -577,6 +589,14 @@ class WandbServer:
         self._name(portfolio, version, ["latest", *names])
         index = portfolio.versions.index(version)
         return {"versionIndex": index, "artifactMembership": self._membership(portfolio, version, index)}
+
+    def unlinkArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
+        version = self.versions[input["artifactID"]]
+        portfolio = next(one for one in self.collections.values() if one.id == input["artifactPortfolioID"])
+        portfolio.versions.remove(version)
+        for alias in [alias for alias, one in portfolio.aliases.items() if one is version]:
+            del portfolio.aliases[alias]
+        return {"success": True}
 
     def _name(self, collection: Collection, version: Version, aliases: list[str]) -> None:
         collection.aliases.update(dict.fromkeys(aliases, version))
@@ -603,7 +623,7 @@ class WandbServer:
             version = found.named(alias or "latest") if found else None
             return self._membership(found, version) if found and version else None
 
-        def run_of(_: Any, name: str, missingOk: bool = False) -> dict[str, Any] | None:  # noqa: N803
+        def run_of(_: Any, name: str, missingOk: bool = False) -> dict[str, Any] | None:
             run = self.runs.get((entity, project, name))
             return self._run(run) if run else None
 
@@ -634,7 +654,9 @@ class WandbServer:
             found = self.collections.get((entity, project, name))
             return self._collection(found) if found and found.type == kind else None
 
-        def collections(_: Any, after: str | None = None, first: int | None = None, **__: Any) -> dict[str, Any]:
+        def collections(
+            _: Any, after: str | None = None, first: int | None = None, **__: Any
+        ) -> dict[str, Any]:
             found = [
                 {"node": self._collection(one)}
                 for key, one in self.collections.items()
@@ -665,7 +687,7 @@ class WandbServer:
         def aliases(_: Any, after: str | None = None, first: int | None = None) -> dict[str, Any]:
             return _connection([{"node": self._alias(one, alias)} for alias in one.aliases], after, first)
 
-        def membership(_: Any, aliasName: str) -> dict[str, Any] | None:  # noqa: N803
+        def membership(_: Any, aliasName: str) -> dict[str, Any] | None:
             version = one.named(aliasName)
             return self._membership(one, version) if version else None
 
@@ -760,7 +782,11 @@ class WandbServer:
         }
 
     def _files(
-        self, version: Version, names: list[str] | None = None, after: str | None = None, first: int | None = None
+        self,
+        version: Version,
+        names: list[str] | None = None,
+        after: str | None = None,
+        first: int | None = None,
     ) -> dict[str, Any]:
         nodes = [
             {
@@ -838,7 +864,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wandb: WandbServer
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = self._body()
         if self.path.startswith("/graphql"):
             asked = json.loads(body)
@@ -852,7 +878,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wandb.requests.append(self.path.rsplit("/", 1)[-1])
             self._answer(b"{}")
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         path = unquote(self.path.removeprefix("/storage/"))
         fault = self.wandb.take_fault(f"upload {path}")
         if fault and fault.drop:
@@ -871,7 +897,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wandb.requests.append("upload")
         self._answer(b"")
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self._meets_fault(f"download {self.path}"):
             return
         content = self.wandb.storage.get(unquote(self.path.removeprefix("/storage/").partition("?")[0]))
