@@ -166,11 +166,11 @@ class SigningSettings(Section):
 
 
 class WandbSettings(Section):
-    """The W&B project that holds the registry, or its mirror: one of its own, apart from the runs of the pipeline."""
+    """The W&B project that holds the registry or its mirror, apart from that of the pipeline's runs."""
 
     project: str = "lora-ops-registry"
     entity: str | None = None
-    collection: str | None = Field(
+    collection: Annotated[str, StringConstraints(pattern=r"^([^/:]+/)?[^/:]+/[^/:]+$")] | None = Field(
         None, description="registry collection to link to, such as `wandb-registry-model/{tenant}`"
     )
     archived_ttl_days: int = Field(90, ge=1, description="how long W&B keeps an archived version")

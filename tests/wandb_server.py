@@ -1,8 +1,8 @@
-"""A W&B server on loopback: the part of W&B's protocol that the real `wandb` client uses for runs and artifacts.
+"""A W&B server on loopback: the part of its protocol that the real client uses for runs and artifacts.
 
-It is a server, not a mock: the installed client and its Go core talk to it over HTTP, GraphQL is executed against
-`SCHEMA`, files are uploaded and fetched by URL, and what two clients do at once meets here. A query that asks for
-something the schema lacks fails as it would at W&B, so a new client version shows at once.
+It is a server, not a mock: the installed client and its Go core talk to it over HTTP, GraphQL is executed
+against wandb_schema.graphql, files are uploaded and fetched by URL, and what two clients do at once meets
+here. A query that asks for what the schema lacks fails as it would at W&B, so a new client shows at once.
 
 What it holds to, as W&B does: a version gets its number when it is committed, never before; an alias names one
 version of a collection; the content of the latest version logged again is that version; a half-uploaded version
@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -28,188 +29,7 @@ from graphql import build_schema, graphql_sync
 API_KEY = "l" * 40
 ENTITY, ORGANIZATION, ORGANIZATION_ENTITY = "acme", "Acme", "acme-org"
 
-SCHEMA = """
-scalar JSONString
-scalar JSON
-scalar DateTime
-scalar Int64
-
-type Query {
-  viewer: User
-  serverInfo: ServerInfo
-  entity(name: String): Entity
-  organization(name: String!): Organization
-  project(name: String, entityName: String): Project
-  model(name: String, entityName: String): Project
-  artifact(id: ID!): Artifact
-  artifactCollection(id: ID!): ArtifactCollection
-  clientIDMapping(clientID: ID!): ClientIDMapping
-}
-
-type User { id: ID! entity: String name: String username: String email: String flags: JSONString admin: Boolean
-  teams: EntityConnection organizations: [Organization!] }
-type EntityConnection { edges: [EntityEdge!]! }
-type EntityEdge { node: Entity }
-type ServerInfo { features: [ServerFeature!]! cliVersionInfo: JSON latestLocalVersionInfo: LocalVersion }
-type LocalVersion { outOfDate: Boolean latestVersionString: String versionOnThisInstanceString: String }
-type ServerFeature { name: String! isEnabled: Boolean! }
-type Entity { id: ID! name: String! entityType: String organization: Organization user: User
-  xxhashDigestsEnabled: Boolean project(name: String): Project }
-type Organization { id: ID! name: String! orgEntity: Entity
-  featureFlags(rampIDType: RampIDType): [FeatureFlag!] }
-enum RampIDType { OrgName }
-type FeatureFlag { rampKey: String isEnabled: Boolean }
-type ClientIDMapping { serverID: ID }
-
-type Project {
-  id: ID! internalId: ID name: String! entity: Entity! readOnly: Boolean createdAt: DateTime
-  run(name: String!): Run
-  bucket(name: String!, missingOk: Boolean): Run
-  artifact(name: String!): Artifact
-  artifactCollectionMembership(name: String!): ArtifactCollectionMembership
-  artifactCollection(name: String!): ArtifactCollection
-  artifactType(name: String!): ArtifactType
-  artifactTypes(after: String, first: Int): ArtifactTypeConnection
-}
-type ArtifactTypeConnection { edges: [ArtifactTypeEdge!]! pageInfo: PageInfo! }
-type ArtifactTypeEdge { node: ArtifactType }
-type ArtifactType { id: ID! name: String! description: String createdAt: DateTime!
-  artifactCollection(name: String!): ArtifactCollection
-  artifactCollections(after: String, first: Int, filters: JSONString, order: String): CollectionConnection }
-type CollectionConnection { totalCount: Int! pageInfo: PageInfo! edges: [CollectionEdge!]! }
-type CollectionEdge { node: ArtifactCollection }
-type PageInfo { endCursor: String hasNextPage: Boolean! }
-
-interface ArtifactCollection {
-  id: ID! name: String! description: String createdAt: DateTime! updatedAt: DateTime project: Project!
-  defaultArtifactType: ArtifactType! tags: TagConnection
-  aliases(after: String, first: Int): AliasConnection
-  artifacts(after: String, first: Int, order: String, filters: JSONString): ArtifactConnection
-  artifactMembership(aliasName: String!): ArtifactCollectionMembership
-}
-type ArtifactSequence implements ArtifactCollection {
-  id: ID! name: String! description: String createdAt: DateTime! updatedAt: DateTime project: Project!
-  defaultArtifactType: ArtifactType! tags: TagConnection
-  aliases(after: String, first: Int): AliasConnection
-  artifacts(after: String, first: Int, order: String, filters: JSONString): ArtifactConnection
-  artifactMembership(aliasName: String!): ArtifactCollectionMembership
-  latestArtifact: Artifact
-  digestAlgorithm: ArtifactDigestAlgorithm
-}
-type ArtifactPortfolio implements ArtifactCollection {
-  id: ID! name: String! description: String createdAt: DateTime! updatedAt: DateTime project: Project!
-  defaultArtifactType: ArtifactType! tags: TagConnection
-  aliases(after: String, first: Int): AliasConnection
-  artifacts(after: String, first: Int, order: String, filters: JSONString): ArtifactConnection
-  artifactMembership(aliasName: String!): ArtifactCollectionMembership
-}
-type TagConnection { edges: [TagEdge!]! }
-type TagEdge { node: Tag }
-type Tag { id: ID! name: String! }
-type AliasConnection { pageInfo: PageInfo! edges: [AliasEdge!]! }
-type AliasEdge { node: ArtifactAlias }
-type ArtifactAlias { id: ID! alias: String! artifactCollection: ArtifactCollection }
-type ArtifactConnection { totalCount: Int! pageInfo: PageInfo! edges: [ArtifactEdge!]! }
-type ArtifactEdge { version: String! node: Artifact }
-type MembershipConnection { edges: [MembershipEdge!]! }
-type MembershipEdge { node: ArtifactCollectionMembership }
-type ArtifactCollectionMembership { id: ID! versionIndex: Int createdAt: DateTime! aliases: [ArtifactAlias!]!
-  artifactCollection: ArtifactCollection artifact: Artifact
-  files(names: [String!], after: String, first: Int): FileConnection }
-
-enum ArtifactState { PENDING COMMITTED DELETED }
-enum ArtifactDigestAlgorithm { MANIFEST_MD5 MANIFEST_XXH128 }
-type Artifact {
-  id: ID! artifactSequence: ArtifactSequence! versionIndex: Int artifactType: ArtifactType! description: String
-  metadata: JSONString ttlDurationSeconds: Int64! ttlIsInherited: Boolean! tags: [Tag!]! historyStep: Int
-  state: ArtifactState! size: Int64! digest: String! digestAlgorithm: ArtifactDigestAlgorithm
-  commitHash: String fileCount: Int! createdAt: DateTime! updatedAt: DateTime aliases: [ArtifactAlias!]
-  currentManifest: ArtifactManifest
-  artifactMemberships: MembershipConnection
-  filesByManifestEntries(storageLayout: String!, manifestVersion: String!,
-    entries: [ArtifactManifestEntryInput!], storageRegion: String): FileConnection
-  files(names: [String!], after: String, first: Int): FileConnection
-  usedBy: RunConnection createdBy: Run
-}
-input ArtifactManifestEntryInput { name: String digest: String birthArtifactID: ID storageRegion: String }
-type ArtifactManifest { id: ID! file: File }
-type FileConnection { totalCount: Int pageInfo: PageInfo! edges: [FileEdge!]! }
-type FileEdge { node: File }
-type UploadUrlPart { partNumber: Int! uploadUrl: String! }
-type MultipartUrls { uploadID: ID! uploadUrlParts: [UploadUrlPart!]! }
-type File { id: ID! name: String displayName: String url: String directUrl: String sizeBytes: Int64
-  storagePath: String mimetype: String updatedAt: DateTime digest: String md5: String
-  uploadUrl: String uploadHeaders: [String!] uploadMultipartUrls: MultipartUrls artifact: Artifact }
-
-type RunConnection { edges: [RunEdge!]! }
-type RunEdge { node: Run }
-type Run { id: ID! name: String! displayName: String description: String config: JSONString sweepName: String
-  project: Project historyLineCount: Int logLineCount: Int eventsLineCount: Int historyTail: JSONString
-  eventsTail: JSONString summaryMetrics: JSONString tags: [String!] notes: String state: String jobType: String
-  wandbConfig(keys: [String!]): JSONString stopped: Boolean projectId: ID group: String commit: String
-  readOnly: Boolean createdAt: DateTime heartbeatAt: DateTime user: User
-  inputArtifacts(after: String, first: Int): ArtifactConnection
-  outputArtifacts(after: String, first: Int): ArtifactConnection }
-
-type Mutation {
-  upsertBucket(input: UpsertBucketInput!): UpsertBucketPayload
-  createRunFiles(input: CreateRunFilesInput!): CreateRunFilesPayload
-  createArtifact(input: CreateArtifactInput!): CreateArtifactPayload
-  createArtifactManifest(input: CreateArtifactManifestInput!): ManifestPayload
-  updateArtifactManifest(input: UpdateArtifactManifestInput!): ManifestPayload
-  createArtifactFiles(input: CreateArtifactFilesInput!): CreateArtifactFilesPayload
-  commitArtifact(input: CommitArtifactInput!): ArtifactPayload
-  useArtifact(input: UseArtifactInput!): ArtifactPayload
-  updateArtifact(input: UpdateArtifactInput!): ArtifactPayload
-  addAliases(input: AddAliasesInput!): Success
-  deleteAliases(input: DeleteAliasesInput!): Success
-  deleteArtifact(input: DeleteArtifactInput!): ArtifactPayload
-  linkArtifact(input: LinkArtifactInput!): LinkArtifactPayload
-  unlinkArtifact(input: UnlinkArtifactInput!): Success
-}
-input UpsertBucketInput { id: String name: String groupName: String modelName: String entityName: String
-  description: String displayName: String notes: String config: JSONString commit: String host: String
-  debug: Boolean jobProgram: String jobRepo: String jobType: String state: String sweep: String
-  tags: [String!] summaryMetrics: JSONString }
-type UpsertBucketPayload { bucket: Run inserted: Boolean }
-input CreateRunFilesInput { entityName: String! projectName: String! runName: String! files: [String!]! }
-type CreateRunFilesPayload { runID: ID uploadHeaders: [String!] files: [File!]! }
-input ArtifactAliasInput { artifactCollectionName: String alias: String! entityName: String projectName: String }
-input TagInput { tagName: String! tagCategoryName: String attributes: String }
-input CreateArtifactInput {
-  entityName: String! projectName: String! runName: String artifactTypeName: String!
-  artifactCollectionName: String artifactCollectionNames: [String!] digest: String! digestAlgorithm: String
-  description: String labels: JSONString aliases: [ArtifactAliasInput!] metadata: JSONString historyStep: Int64
-  ttlDurationSeconds: Int64 enableDigestDeduplication: Boolean distributedID: String clientID: ID
-  sequenceClientID: ID clientMutationId: String tags: [TagInput!] storageRegion: String useAs: String }
-enum ArtifactManifestType { FULL PATCH INCREMENTAL }
-input CreateArtifactManifestInput { artifactID: ID! baseArtifactID: ID name: String! digest: String!
-  entityName: String! projectName: String! runName: String! type: ArtifactManifestType }
-input UpdateArtifactManifestInput { artifactManifestID: ID! digest: String baseArtifactID: ID }
-type ManifestPayload { artifactManifest: ArtifactManifest }
-input ArtifactFileInput { artifactID: ID! artifactManifestID: ID md5: String name: String! mimetype: String
-  digest: String uploadPartsInput: [UploadPartsInput!] }
-input UploadPartsInput { partNumber: Int64 hexMD5: String }
-input CreateArtifactFilesInput { artifactFiles: [ArtifactFileInput!]! storageLayout: String
-  cloudRegionID: ID clientMutationId: String }
-type CreateArtifactFilesPayload { files: FileConnection }
-input CommitArtifactInput { artifactID: ID! }
-type CreateArtifactPayload { artifact: Artifact }
-type ArtifactPayload { artifact: Artifact }
-input UseArtifactInput { entityName: String! projectName: String! runName: String! artifactID: ID!
-  usedAs: String artifactEntityName: String artifactProjectName: String clientMutationId: String }
-input UpdateArtifactInput { artifactID: ID! description: String metadata: JSONString ttlDurationSeconds: Int64
-  tagsToAdd: [TagInput!] tagsToDelete: [TagInput!] aliases: [ArtifactAliasInput!] labels: JSONString
-  clientMutationId: String }
-input AddAliasesInput { artifactID: ID! aliases: [ArtifactAliasInput!]! clientMutationId: String }
-input DeleteAliasesInput { artifactID: ID! aliases: [ArtifactAliasInput!]! clientMutationId: String }
-type Success { success: Boolean! }
-input DeleteArtifactInput { artifactID: ID! deleteAliases: Boolean clientMutationId: String }
-input LinkArtifactInput { artifactPortfolioName: String artifactPortfolioID: ID entityName: String
-  projectName: String aliases: [ArtifactAliasInput!] artifactID: ID clientID: ID clientMutationId: String }
-input UnlinkArtifactInput { artifactID: ID! artifactPortfolioID: ID! clientMutationId: String }
-type LinkArtifactPayload { versionIndex: Int artifactMembership: ArtifactCollectionMembership }
-"""
+SCHEMA = Path(__file__).with_name("wandb_schema.graphql")
 
 FEATURES = (
     "LARGE_FILENAMES",
@@ -316,7 +136,6 @@ class Fault:
     status: int | None = None
     drop: bool = False
     before: Callable[[], None] | None = None
-    busy: bool = False
 
 
 class WandbServer:
@@ -333,8 +152,9 @@ class WandbServer:
         self.requests: list[str] = []
         self.refusals: list[str] = []
         self.faults: list[Fault] = []
+        self.oldest_first = False
         self._ids = itertools.count(1)
-        self._schema = build_schema(SCHEMA)
+        self._schema = build_schema(SCHEMA.read_text(encoding="utf-8"))
 
     # What tests ask and cause.
 
@@ -345,10 +165,20 @@ class WandbServer:
                 kept.clear()
             for told in (self.requests, self.refusals, self.faults):
                 told.clear()
+            self.oldest_first = False
 
     def collection(self, name: str, project: str = "lora-ops-registry", entity: str = ENTITY) -> Collection:
         """A collection that must exist."""
         return self.collections[entity, project, name]
+
+    def linked(self, project: str, name: str) -> dict[str, Version]:
+        """What the aliases of a registry collection name."""
+        portfolio = self.collections.get((ORGANIZATION_ENTITY, project, name))
+        return dict(portfolio.aliases) if portfolio else {}
+
+    def files_of(self, version: Version) -> dict[str, str]:
+        """The files of a version: name to its place in `storage`."""
+        return {name: self._content_path(entry["digest"]) for name, entry in self._entries(version).items()}
 
     def count(self, operation: str) -> int:
         """How many requests there were of one GraphQL operation."""
@@ -682,7 +512,8 @@ class WandbServer:
         ) -> dict[str, Any]:
             rows = [{"version": f"v{index}", "node": self._artifact(each)} for index, each in one.live()]
             # W&B lists the newest first unless it is asked otherwise.
-            return _connection(rows if order and order.lstrip("+") == order else rows[::-1], after, first)
+            newest_first = order.startswith("-") if order else not self.oldest_first
+            return _connection(rows[::-1] if newest_first else rows, after, first)
 
         def aliases(_: Any, after: str | None = None, first: int | None = None) -> dict[str, Any]:
             return _connection([{"node": self._alias(one, alias)} for alias in one.aliases], after, first)
@@ -862,6 +693,7 @@ class WandbServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for the client's delayed acknowledgement
     wandb: WandbServer
 
     def do_POST(self) -> None:
@@ -880,17 +712,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         path = unquote(self.path.removeprefix("/storage/"))
-        fault = self.wandb.take_fault(f"upload {path}")
-        if fault and fault.drop:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length // 2)
+        if self._meets_fault(f"upload {path}"):  # a dropped connection ends in the middle of the upload
             self.close_connection = True
             return
-        body = self._body()
-        if fault and fault.status:
-            self._answer(b"{}", fault.status)
-            return
         try:
-            self.wandb.put(path, body)
+            self.wandb.put(path, body + self.rfile.read(length - len(body)))
         except ValueError as error:
             self._answer(str(error).encode(), 400)
             return

@@ -39,7 +39,7 @@ def open_mirror(registry: Registry, root: Path | None = None) -> Mirror:
     settings = load_settings(root or find_root()).registry
     if settings.mirror is None:
         raise LoraOpsError(
-            "This registry has no mirror: set `mirror: wandb` under `registry` in params.yaml (every change that "
-            "was made before is sent too)."
+            "This registry has no mirror: set `mirror: wandb` under `registry` in params.yaml; every change "
+            "that was made before is sent too."
         )
     return Mirror(registry, WandbProject(settings.wandb))

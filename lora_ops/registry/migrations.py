@@ -79,8 +79,8 @@ CREATE TRIGGER audit_grows BEFORE INSERT ON audit
     BEGIN SELECT raise(ABORT, 'audit is append-only'); END;
 """
 
-# The audit log itself is the queue of what a mirror lacks, written in the transaction of each change; all that has
-# to be remembered is the last entry that a mirror holds.
+# The audit log itself is the queue of what a mirror lacks, written in the transaction of each change; all that
+# has to be remembered is the last entry that a mirror shows.
 V3 = """
 CREATE TABLE mirrors (
     target TEXT PRIMARY KEY,

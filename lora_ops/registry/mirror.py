@@ -1,7 +1,7 @@
 """The copy of a registry at W&B: sends what it lacks, in the order of the audit log, and says what it shows.
 
-The audit log is the queue: an entry is written in the transaction of its change, and stays queued until W&B holds
-it and shows its effects. Sending an entry again changes nothing, so a kill anywhere is mended by the next run.
+The audit log is the queue: an entry is written in the transaction of its change, and stays queued until W&B
+holds it and shows its effects. Sending an entry again changes nothing, so the next run mends a kill anywhere.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ class Sync(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The local log and W&B's after the last entry that both are known to hold; at most one of them is not empty."""
+    """What only one of two logs holds; at most one list is not empty."""
 
     unsent: list[AuditEntry]
     unknown: list[SentEntry]
@@ -59,8 +59,8 @@ class Mirror:
         """Send every queued entry, in order, and put back the aliases that somebody moved at W&B.
 
         Raises:
-            LoraOpsError: W&B can't be reached (what was not sent stays queued), another sync is at work, or W&B holds
-                the log of another registry.
+            LoraOpsError: W&B can't be reached (what was not sent stays queued), another sync is at work, or W&B
+                holds the log of another registry.
         """
         with self._alone():
             queue = self.queued()
@@ -72,10 +72,8 @@ class Mirror:
                 return Sync(len(queue), tuple(self._restore()))
             except LoraOpsError as error:
                 left = len(self.queued())
-                waiting = f"{left} change{'s' if left > 1 else ''} stay queued" if left else "nothing is queued"
-                raise LoraOpsError(
-                    f"{str(error).rstrip('.')}; {waiting}: run `lora-ops registry sync` again."
-                ) from error
+                waiting = "1 change stays queued" if left == 1 else f"{left} changes stay queued"
+                raise LoraOpsError(f"{str(error).rstrip('.')}; {waiting} for the next sync.") from error
 
     def problem(self) -> str | None:
         """How W&B's log differs from this one, or None; entries that are only queued are no difference.
@@ -83,13 +81,14 @@ class Mirror:
         Raises:
             LoraOpsError: W&B can't be reached.
         """
+        target = self.project.target
         local = {entry.seq: entry for entry in self.registry.log.entries()}
         for one in chain(self.project.entries(Head()), Head()):
             mine = local.get(one.entry.seq)
             if mine is None:
-                return f"W&B ({self.project.target}) holds entry {one.entry.seq}, and the log here ends at {len(local)}"
+                return f"W&B ({target}) holds entry {one.entry.seq}, and the log here ends at {len(local)}"
             if mine.hash != one.entry.hash:
-                return f"entry {one.entry.seq} is not the one that W&B ({self.project.target}) holds"
+                return f"entry {one.entry.seq} is not the one that W&B ({target}) holds"
         return None
 
     def compare(self) -> Compared:
@@ -104,16 +103,18 @@ class Mirror:
         for here, there in zip(mine, theirs, strict=False):
             if here.hash != there.entry.hash:
                 raise LoraOpsError(
-                    f"Entry {here.seq} of the audit log is not the one that W&B ({self.project.target}) holds: it belongs "
-                    "to another registry, or one of the two was changed; name another project in params.yaml."
+                    f"Entry {here.seq} of the audit log is not the one that W&B ({self.project.target}) holds: "
+                    "it belongs to another registry, or one of the two was changed; name another project in "
+                    "params.yaml."
                 )
         return Compared(mine[len(theirs) :], theirs[len(mine) :])
 
     def _check(self, compared: Compared) -> None:
         if compared.unknown:
             raise LoraOpsError(
-                f"W&B ({self.project.target}) holds entry {compared.unknown[0].entry.seq}, and the log here ends before "
-                "it: this registry was restored from an older copy, or two registries share one project."
+                f"W&B ({self.project.target}) holds entry {compared.unknown[0].entry.seq}, and the log here "
+                "ends before it: this registry was restored from an older copy, or two registries share one "
+                "project."
             )
 
     def send(self, entry: AuditEntry) -> None:
@@ -216,7 +217,7 @@ class Mirror:
 
 
 def chain(sent: list[SentEntry], start: Head) -> list[SentEntry]:
-    """The entries that continue the log after `start`: of those that race for one place, W&B's first one counts.
+    """The entries that continue the log after `start`: of two that race for one place, W&B's first one counts.
 
     Raises:
         LoraOpsError: an entry was changed at W&B.

@@ -1,14 +1,15 @@
 """The registry of a team at W&B: every machine keeps a copy, and a change counts once W&B took its entry.
 
-W&B keeps versions of artifacts and moves aliases, but it has no transactions: two machines can write at once, and
-an alias can be moved by hand. So the audit log decides. A change is one entry that names the hash of the entry
-before it; both machines send theirs as a version of one artifact, W&B numbers versions as it commits them, and the
-first that continues the log counts. The other machine reads the log back, finds that it lost, and has changed
-nothing. Aliases, tags and metadata at W&B only show what the log says: nothing here is read from them.
+W&B keeps versions of artifacts and moves aliases, but it has no transactions: two machines can write at once,
+and an alias can be moved by hand. So the audit log decides. A change is one entry that names the hash of the
+entry before it; both machines send theirs as a version of one artifact, W&B numbers versions as it commits
+them, and the first that continues the log counts. The other machine reads the log back, finds that it lost, and
+has changed nothing. Aliases, tags and metadata at W&B only show what the log says; no decision rests on them.
 
 What this can't give: a package whose change lost the race stays at W&B until its time to live ends; between a
-change and its alias at W&B there are seconds (after a kill: until the next `sync`); and W&B promises its numbering
-of simultaneous commits nowhere. If it broke, the logs would differ, and every machine would refuse to go on.
+change and its alias at W&B there are seconds (after a kill: until the next `sync`); and W&B documents nowhere
+that it numbers versions in the order of commits. If it did not, two logs would differ, and every machine would
+refuse to go on, naming the entry. Changes on one machine wait for the network while they hold its write lock.
 """
 
 import json
@@ -60,8 +61,7 @@ class SharedRegistry(Registry):
         try:
             self.pull()
         except LoraOpsError as error:
-            entries = self.log.head().seq
-            log.warning("%s This is the copy of this machine, with %d changes.", error, entries)
+            log.warning("%s This machine's copy ends at entry %d of the log.", error, self.log.head().seq)
 
     def pull(self) -> int:
         """Take the entries that other machines sent, and send those that were made before W&B was the registry.
@@ -70,8 +70,8 @@ class SharedRegistry(Registry):
             How many were taken.
 
         Raises:
-            LoraOpsError: W&B can't be reached, holds an entry that was changed or is signed by a key that is not
-                trusted, or is not the beginning or the continuation of the log here.
+            LoraOpsError: W&B can't be reached, holds an entry that was changed or is signed by a key that is
+                not trusted, or is not the beginning or the continuation of the log here.
         """
         compared = self.mirror.compare()
         for entry in compared.unsent:
@@ -121,7 +121,8 @@ class SharedRegistry(Registry):
                 moved = self.mirror.moved(entry.tenant, alias, named.get((entry.tenant, alias)))
                 if moved:
                     raise LoraOpsError(
-                        f"{moved}: somebody moved it by hand, nothing was changed; `lora-ops registry sync` puts it back."
+                        f"{moved}: somebody moved it by hand, so nothing was changed; `lora-ops registry sync` "
+                        "puts it back."
                     )
         for entry in entries:
             self.mirror.send(entry)
@@ -130,8 +131,8 @@ class SharedRegistry(Registry):
             if mine.hash != first.entry.hash:
                 other = first.entry
                 raise LostRace(
-                    f"{other.tenant}@{other.number} was {_done(other)} by {other.actor} meanwhile, so nothing was "
-                    "changed: look again before you repeat it."
+                    f"{other.tenant}@{other.number} was {_done(other)} by {other.actor} meanwhile, so nothing "
+                    "was changed: look again before you repeat it."
                 )
         if len(took) < len(entries):
             raise LoraOpsError(
@@ -195,7 +196,8 @@ def _manifest(text: str, entry: AuditEntry) -> Manifest:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         raise LoraOpsError(
-            f"The manifest of {entry.tenant}@{entry.number} at W&B does not fit its schema: {first_problem(error)}."
+            f"The manifest of {entry.tenant}@{entry.number} at W&B does not fit its schema: "
+            f"{first_problem(error)}."
         ) from error
 
 

@@ -2,16 +2,17 @@
 
 | artifact | type | named by | what it is |
 |---|---|---|---|
-| `finance` | `lora-adapter` | `manifest-<12 hex>`, then `version-3` and its aliases | package, manifest, signature |
+| `finance` | `lora-adapter` | `manifest-<12 hex>`, `version-3`, its aliases | package, manifest, signature |
 | `finance-data` | `dataset` | `data-<12 hex>` | the record of the prepared data |
 | `finance-policy`, ... | `evaluation`, `incident` | `report-<12 hex>` | a report that a decision rests on |
 | `audit` | `audit` | `entry-<12 hex>` | one signed entry of the audit log |
 
-Each entry of the log is one W&B run: it uses the artifacts that it rests on and logs those that it brings, so W&B
-draws the lineage. Names are digests, so sending twice finds what the first time left.
+Each entry of the log is one W&B run: it uses the artifacts that it rests on and logs those that it brings, so
+W&B draws the lineage. Names are digests, so sending twice finds what the first time left.
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,19 +79,21 @@ class WandbProject:
     # The audit log.
 
     def entries(self, after: Head) -> list[SentEntry]:
-        """The entries that W&B took after `after`, in the order in which it took them, those that lost a race too.
+        """The entries that W&B took after `after`, in its order; those that lost a race are among them.
 
         Raises:
             LoraOpsError: W&B can't be reached, or holds something there that is no entry.
         """
         with self._talking():
-            api = self._api()
             latest = self._find(AUDIT, "latest")
-            if latest is None:
+            if latest is None or latest.metadata.get("hash") == after.hash:
                 return []
             found: list[SentEntry] = []
-            for artifact in api.artifacts(AUDIT, self._path(AUDIT), order="-createdAt", per_page=PAGE):
-                if artifact.metadata.get("hash") == after.hash:
+            newest = _entry_of(latest).place
+            # An entry is made by somebody who has read the one before it, so where W&B lists the newest first,
+            # what is listed before `after` is all that can continue it.
+            for artifact in self._api().artifacts(AUDIT, self._path(AUDIT), per_page=PAGE):
+                if artifact.metadata.get("hash") == after.hash and found and max(found).place >= newest:
                     break
                 found.append(_entry_of(artifact))
         return sorted(found)
@@ -199,7 +202,7 @@ class WandbProject:
     def _link(self, artifact: Any, record: AdapterRecord, gone: bool) -> None:
         if self.settings.collection is None:
             return
-        target = self.settings.collection.format(tenant=record.tenant)
+        target = self.settings.collection.replace("{tenant}", record.tenant)
         if gone:
             for linked in artifact.linked_artifacts:
                 if [linked.project, linked.collection.name] == target.split("/")[-2:]:
@@ -318,9 +321,9 @@ class WandbProject:
             import wandb
 
             if tracking_mode() != "online":
-                raise LoraOpsError(
-                    f"W&B ({self.target}) is not reached: WANDB_API_KEY is not set, or WANDB_MODE is."
-                )
+                mode = os.environ.get("WANDB_MODE")
+                why = f"WANDB_MODE is '{mode}'" if mode else "WANDB_API_KEY is not set"
+                raise LoraOpsError(f"W&B ({self.target}) is not asked: {why}.")
             wandb.setup(settings=self._client_settings())
             self._connected = wandb.Api(timeout=30)
         return self._connected
@@ -334,7 +337,7 @@ class WandbProject:
             for part in ("graphql", "file_transfer", "file_stream")
             for what, value in (
                 ("max", self.settings.retries),
-                ("wait_min_seconds", 0.5),
+                ("wait_min_seconds", 1),
                 ("wait_max_seconds", 5),
             )
         }

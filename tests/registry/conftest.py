@@ -202,7 +202,7 @@ def story(registry: Registry, tmp_path: Path) -> Story:
 
 @pytest.fixture(scope="session")
 def _wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WandbServer]:
-    """One W&B on loopback, and the real client pointed at it; the client keeps its first settings per process."""
+    """One W&B on loopback, and the real client pointed at it, which keeps its first settings."""
     folder = str(tmp_path_factory.mktemp("wandb"))
     with pytest.MonkeyPatch.context() as patch, wandb_server.serving() as server:
         patch.setenv("WANDB_BASE_URL", server.url)
