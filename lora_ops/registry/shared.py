@@ -78,6 +78,7 @@ class SharedRegistry(Registry):
             self.mirror.send(entry)
         for sent in compared.unknown:
             self._take(sent)
+            self._bring_reports(sent.entry)
         shown = self.mirror.shown()
         for sent in compared.unknown:
             if not sent.shown or sent.entry.seq != shown.seq + 1:
@@ -164,6 +165,14 @@ class SharedRegistry(Registry):
             self.log.append(entry.at, entry.actor, entry.action, entry.tenant, entry.number, entry.body)
             if self.log.head() != Head(entry.seq, entry.hash):
                 raise LoraOpsError(f"Entry {entry.seq} of the audit log at W&B does not continue the one here.")
+
+    def _bring_reports(self, entry: AuditEntry) -> None:
+        # Reports are small, and the record quotes them; packages come when somebody loads them.
+        for report in evidence_of(entry):
+            try:
+                self.files.present(report.sha256, report.summary)
+            except LoraOpsError as error:
+                log.warning("The %s report of %s@%d: %s", report.kind, entry.tenant, entry.number, error)
 
     def _fetch(self, digest: str) -> None:
         project = self.mirror.project

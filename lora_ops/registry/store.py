@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import AuditEntry, Evidence, EvidenceKind, Manifest, State, now, sha256_text
-from lora_ops.registry import migrations
+from lora_ops.registry import migrations, reports
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore, check_package
@@ -470,11 +470,13 @@ class Registry:
             summary: one sentence for people; default: the file's name.
 
         Raises:
-            LoraOpsError: the file is missing, or the registry can't be written.
+            LoraOpsError: the file is missing, or is JSON that does not fit its kind; the registry can't be
+                written.
         """
         if not report.is_file():
             raise LoraOpsError(f"There is no report {report}: evidence is a file.")
         with self._keeping(report):
+            reports.check(kind, report)
             return Evidence(kind=kind, sha256=self.files.add(report), summary=summary or report.name)
 
     @contextmanager
