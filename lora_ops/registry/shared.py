@@ -9,7 +9,8 @@ has changed nothing. Aliases, tags and metadata at W&B only show what the log sa
 What this can't give: a package whose change lost the race stays at W&B until its time to live ends; between a
 change and its alias at W&B there are seconds (after a kill: until the next `sync`); and W&B documents nowhere
 that it numbers versions in the order of commits. If it did not, two logs would differ, and every machine would
-refuse to go on, naming the entry. Changes on one machine wait for the network while they hold its write lock.
+refuse to go on, naming the entry. Without W&B nothing can be changed, a revocation neither: who can't wait
+mirrors an embedded registry instead. A change holds its machine's write lock while it waits for the network.
 """
 
 import json
@@ -95,7 +96,10 @@ class SharedRegistry(Registry):
             LostRace: another machine's change came first.
             LoraOpsError: as `Registry.change`, W&B can't be reached, or an alias was moved at W&B by hand.
         """
-        self.pull()
+        try:
+            self.pull()
+        except LoraOpsError as error:
+            raise LoraOpsError(f"{str(error).rstrip('.')}; nothing was changed.") from error
         with super().change(actor) as change:
             before = self.log.head()
             named = {(one.tenant, alias): one.number for one in self.summaries() for alias in one.aliases}

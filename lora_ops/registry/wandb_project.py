@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AdapterRecord, AuditEntry, DataRecord, Evidence, canonical, sha256_text
+from lora_ops.records import AdapterRecord, AuditEntry, DataRecord, Evidence, canonical, now, sha256_text
 from lora_ops.registry.audit import Head
 from lora_ops.settings import WandbSettings
 from lora_ops.tracking import tracking_mode
@@ -173,7 +173,9 @@ class WandbProject:
                     **record.model_dump(mode="json"),
                     "manifest_sha256": manifest_sha256,
                     "log": list(head),
+                    "as_of": now().isoformat(),
                 }
+                artifact.description = _answer(record)
                 artifact.tags = [record.state]
                 keep = {"latest", adapter_alias(manifest_sha256)} & set(artifact.aliases)
                 artifact.aliases = sorted({*keep, f"version-{record.number}", *record.aliases})
@@ -402,6 +404,13 @@ class WandbProject:
             raise LoraOpsError(
                 f"W&B ({self.target}) can't be reached or refuses: {text[:200].rstrip('.')}."
             ) from error
+
+
+def _answer(record: AdapterRecord) -> str:
+    verdict = record.verdict
+    may = "may serve" if verdict.may_serve else "may NOT serve"
+    because = "; ".join([*verdict.reasons, *verdict.warnings]) or "fresh, signed, in a serving stage"
+    return f"{record.id} is '{record.state}' and {may}, as of {now().isoformat()}: {because}."
 
 
 def adapter_alias(manifest_sha256: str) -> str:

@@ -72,7 +72,9 @@ def test_a_version_arrives_with_its_package_its_names_and_its_whole_record(
         {"candidate", "version-1"},
         {"candidate"},
     )
-    record = {name: value for name, value in sent.info.items() if name not in ("manifest_sha256", "log")}
+    assert sent.description is not None
+    assert sent.description.startswith("finance@1 is 'candidate' and may NOT serve, as of ")
+    record = {name: sent.info[name] for name in AdapterRecord.model_fields}
     told = AdapterRecord.model_validate(record)
     assert told.lineage.params == version.manifest.params
     assert told.history == registry.history("finance@1")
