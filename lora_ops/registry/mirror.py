@@ -6,7 +6,7 @@ holds it and shows its effects. Sending an entry again changes nothing, so the n
 
 import fcntl
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -40,11 +40,21 @@ class Compared(NamedTuple):
 
 
 class Mirror:
-    """One registry and its W&B project."""
+    """One registry and its W&B project.
 
-    def __init__(self, registry: Registry, project: WandbProject) -> None:
+    Args:
+        registry: which.
+        project: where its copy is.
+        take: what to do with an entry that W&B holds and the registry does not; without it, such an entry is
+            refused.
+    """
+
+    def __init__(
+        self, registry: Registry, project: WandbProject, take: Callable[[SentEntry], None] | None = None
+    ) -> None:
         self.registry = registry
         self.project = project
+        self._take = take
 
     def shown(self) -> Head:
         """The last entry that W&B holds and shows the effects of, as far as is known here."""
@@ -63,9 +73,9 @@ class Mirror:
                 holds the log of another registry.
         """
         with self._alone():
-            queue = self.queued()
             try:
-                self._check(self.compare())
+                self.level()
+                queue = self.queued()
                 for entry in queue:
                     self.send(entry)
                     self.show(entry)
@@ -83,23 +93,52 @@ class Mirror:
         """
         target = self.project.target
         local = {entry.seq: entry for entry in self.registry.log.entries()}
-        for one in chain(self.project.entries(Head()), Head()):
+        kept = chain(self.project.entries(Head()) or [], Head())
+        for one in kept:
             mine = local.get(one.entry.seq)
             if mine is None:
                 return f"W&B ({target}) holds entry {one.entry.seq}, and the log here ends at {len(local)}"
             if mine.hash != one.entry.hash:
                 return f"entry {one.entry.seq} is not the one that W&B ({target}) holds"
+        if len(kept) < self.shown().seq:
+            return f"W&B ({target}) no longer holds entry {len(kept) + 1}, which was sent there"
         return None
 
-    def compare(self) -> Compared:
-        """What this log and W&B's hold after the last entry that both are known to hold.
+    def level(self) -> Compared:
+        """See that W&B's log goes on where this one does, and take the entries that are only there.
+
+        Returns:
+            What only one of the two logs held.
 
         Raises:
-            LoraOpsError: W&B can't be reached, or one log is not the beginning of the other.
+            LoraOpsError: W&B can't be reached, one log is not the beginning of the other, or W&B holds an entry
+                that may not be taken.
         """
+        compared = self._compare()
+        for sent in compared.unknown:
+            if self._take is None:
+                raise LoraOpsError(
+                    f"W&B ({self.project.target}) holds entry {sent.entry.seq}, and the log here ends "
+                    "before it: this registry was restored from an older copy, or two registries share one project."
+                )
+            self._take(sent)
+        shown = self.shown()
+        for sent in compared.unknown:
+            if not sent.shown or sent.entry.seq != shown.seq + 1:
+                break  # from here on, whoever syncs next shows it
+            shown = Head(sent.entry.seq, sent.entry.hash)
+            self.advance(shown)
+        return compared
+
+    def _compare(self) -> Compared:
         start = self.shown()
+        sent = self.project.entries(start)
+        if sent is None:  # deleted at W&B, so all of it is missing there
+            self._forget()
+            start = Head()
+            sent = self.project.entries(start)
         mine = self.registry.log.entries(after=start.seq)
-        theirs = chain(self.project.entries(start), start)
+        theirs = chain(sent or [], start)
         for here, there in zip(mine, theirs, strict=False):
             if here.hash != there.entry.hash:
                 raise LoraOpsError(
@@ -108,14 +147,6 @@ class Mirror:
                     "params.yaml."
                 )
         return Compared(mine[len(theirs) :], theirs[len(mine) :])
-
-    def _check(self, compared: Compared) -> None:
-        if compared.unknown:
-            raise LoraOpsError(
-                f"W&B ({self.project.target}) holds entry {compared.unknown[0].entry.seq}, and the log here "
-                "ends before it: this registry was restored from an older copy, or two registries share one "
-                "project."
-            )
 
     def send(self, entry: AuditEntry) -> None:
         """Send one entry with everything that it brings, unless W&B has it.
@@ -174,12 +205,16 @@ class Mirror:
                 (self.project.target, *head),
             )
 
+    def _forget(self) -> None:
+        with self.registry.db.writing():
+            self.registry.db.rows("DELETE FROM mirrors WHERE target = ?", (self.project.target,))
+
     def _restore(self) -> Iterator[str]:
         for tenant in sorted({one.tenant for one in self.registry.summaries()}):
             for alias in ALIASES:
                 number = self.registry.named(tenant, alias)
                 moved = self.moved(tenant, alias, number)
-                if moved:
+                if moved and not self._compare().unknown:  # or another machine moved it meanwhile
                     self.project.name(tenant, alias, self.manifest_sha256(tenant, number))
                     yield moved
 

@@ -54,7 +54,7 @@ class SharedRegistry(Registry):
         clock: Callable[[], datetime] = now,
     ) -> None:
         super().__init__(path, owners=owners, signing=signing, clock=clock)
-        self.mirror = Mirror(self, project)
+        self.mirror = Mirror(self, project, self._take)
         self.files.fetch = self._fetch
 
     def refresh(self) -> None:
@@ -74,18 +74,9 @@ class SharedRegistry(Registry):
             LoraOpsError: W&B can't be reached, holds an entry that was changed or is signed by a key that is
                 not trusted, or is not the beginning or the continuation of the log here.
         """
-        compared = self.mirror.compare()
+        compared = self.mirror.level()
         for entry in compared.unsent:
             self.mirror.send(entry)
-        for sent in compared.unknown:
-            self._take(sent)
-            self._bring_reports(sent.entry)
-        shown = self.mirror.shown()
-        for sent in compared.unknown:
-            if not sent.shown or sent.entry.seq != shown.seq + 1:
-                break
-            shown = Head(sent.entry.seq, sent.entry.hash)
-            self.mirror.advance(shown)
         return len(compared.unknown)
 
     @contextmanager
@@ -126,12 +117,12 @@ class SharedRegistry(Registry):
                 moved = self.mirror.moved(entry.tenant, alias, named.get((entry.tenant, alias)))
                 if moved:
                     raise LoraOpsError(
-                        f"{moved}: somebody moved it by hand, so nothing was changed; `lora-ops registry sync` "
-                        "puts it back."
+                        f"{moved}: it was moved by hand, or another machine is not done, so nothing was "
+                        "changed; `lora-ops registry sync` puts it right."
                     )
         for entry in entries:
             self.mirror.send(entry)
-        took = chain(self.mirror.project.entries(before), before)
+        took = chain(self.mirror.project.entries(before) or [], before)
         for mine, first in zip(entries, took, strict=False):
             if mine.hash != first.entry.hash:
                 other = first.entry
@@ -169,6 +160,7 @@ class SharedRegistry(Registry):
             self.log.append(entry.at, entry.actor, entry.action, entry.tenant, entry.number, entry.body)
             if self.log.head() != Head(entry.seq, entry.hash):
                 raise LoraOpsError(f"Entry {entry.seq} of the audit log at W&B does not continue the one here.")
+        self._bring_reports(entry)
 
     def _bring_reports(self, entry: AuditEntry) -> None:
         # Reports are small, and the record quotes them; packages come when somebody loads them.

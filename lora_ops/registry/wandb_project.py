@@ -78,25 +78,31 @@ class WandbProject:
 
     # The audit log.
 
-    def entries(self, after: Head) -> list[SentEntry]:
+    def entries(self, after: Head) -> list[SentEntry] | None:
         """The entries that W&B took after `after`, in its order; those that lost a race are among them.
+
+        Returns:
+            None when W&B does not hold `after`: it was deleted there, or this is another project.
 
         Raises:
             LoraOpsError: W&B can't be reached, or holds something there that is no entry.
         """
         with self._talking():
             latest = self._find(AUDIT, "latest")
-            if latest is None or latest.metadata.get("hash") == after.hash:
+            if latest is None:
+                return None if after.seq else []
+            if latest.metadata.get("hash") == after.hash:
                 return []
             found: list[SentEntry] = []
-            newest = _entry_of(latest).place
+            newest, held = _entry_of(latest).place, False
             # An entry is made by somebody who has read the one before it, so where W&B lists the newest first,
             # what is listed before `after` is all that can continue it.
             for artifact in self._api().artifacts(AUDIT, self._path(AUDIT), per_page=PAGE):
-                if artifact.metadata.get("hash") == after.hash and found and max(found).place >= newest:
+                held = artifact.metadata.get("hash") == after.hash or held
+                if held and found and max(found).place >= newest:
                     break
                 found.append(_entry_of(artifact))
-        return sorted(found)
+        return sorted(found) if held or after.seq == 0 else None
 
     def holds(self, entry: AuditEntry) -> bool:
         """Whether W&B has this entry, and so everything that was sent before it."""

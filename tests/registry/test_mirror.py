@@ -339,6 +339,18 @@ def test_a_log_that_was_cut_or_restored_from_an_older_copy_shows_at_the_mirror(
     assert copy.problem() == "entry 2 is not the one that W&B (lora-ops-registry) holds"
 
 
+def test_a_project_that_was_deleted_at_wandb_is_named_and_filled_again(
+    registry: Registry, mirror: Mirror, package: Build, server: WandbServer
+) -> None:
+    registry.register(*package(1), actor="ana")
+    mirror.sync()
+    server.clear()
+    assert mirror.problem() == "W&B (lora-ops-registry) no longer holds entry 1, which was sent there"
+    assert mirror.sync().sent == 1
+    assert mirror.problem() is None
+    assert names(server.collection("finance").versions[0]) == {"candidate", "version-1"}
+
+
 def test_two_registries_that_share_one_project_are_refused(
     registry: Registry, mirror: Mirror, package: Build, tmp_path: Path, server: WandbServer
 ) -> None:

@@ -215,11 +215,23 @@ def test_an_alias_that_was_moved_by_hand_stops_the_next_change_until_it_is_put_b
         ci.register(*package(seed), actor="ana")
     collection = server.collection("finance")
     collection.aliases["candidate"] = collection.versions[0]
-    with pytest.raises(LoraOpsError, match="finance@candidate names finance@1 at W&B, .* moved it by hand"):
+    with pytest.raises(LoraOpsError, match="finance@candidate names finance@1 at W&B, .* it was moved by hand"):
         ci.register(*package(3), actor="ana")
     assert len(ci.summaries()) == 2
     assert len(ci.mirror.sync().restored) == 1
     assert ci.register(*package(3), actor="ana")[0].id == "finance@3"
+
+
+def test_a_sync_takes_first_what_another_machine_changed_meanwhile(
+    machine: Machine, package: Build, server: WandbServer
+) -> None:
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    laptop.register(*package(2), actor="ben")
+    assert ci.mirror.sync() == (0, ())
+    assert ci.get("finance").id == "finance@2"
+    collection = server.collection("finance")
+    assert collection.aliases["candidate"] is collection.versions[1]
 
 
 def test_entries_by_a_key_that_is_not_trusted_are_refused_and_the_sentence_says_how_to_trust_it(
