@@ -119,7 +119,8 @@ class Mirror:
             if self._take is None:
                 raise LoraOpsError(
                     f"W&B ({self.project.target}) holds entry {sent.entry.seq}, and the log here ends "
-                    "before it: this registry was restored from an older copy, or two registries share one project."
+                    "before it: this registry was restored from an older copy, or two registries share "
+                    "one project."
                 )
             self._take(sent)
         shown = self.shown()
