@@ -165,12 +165,32 @@ class SigningSettings(Section):
         return self
 
 
+class WandbSettings(Section):
+    """The W&B project that holds the registry or its mirror, apart from that of the pipeline's runs."""
+
+    project: str = "lora-ops-registry"
+    entity: str | None = None
+    collection: Annotated[str, StringConstraints(pattern=r"^([^/:]+/)?[^/:]+/[^/:]+$")] | None = Field(
+        None, description="registry collection to link to, such as `wandb-registry-model/{tenant}`"
+    )
+    archived_ttl_days: int = Field(90, ge=1, description="how long W&B keeps an archived version")
+    retries: int = Field(4, ge=0, description="of one request that fails, before the command gives up")
+
+
 class RegistrySettings(Section):
     """Where adapter versions are kept."""
 
-    backend: Literal["embedded"] = "embedded"
+    backend: Literal["embedded", "wandb"] = "embedded"
+    mirror: Literal["wandb"] | None = None
     path: str = ".registry"
     signing: SigningSettings = SigningSettings()
+    wandb: WandbSettings = WandbSettings()
+
+    @model_validator(mode="after")
+    def _one_copy(self) -> "RegistrySettings":
+        if self.backend == "wandb" and self.mirror:
+            raise ValueError("backend 'wandb' is at W&B already: remove mirror")
+        return self
 
 
 class Settings(Section):

@@ -36,6 +36,8 @@ def test_a_learning_rate_in_yaml_1_2_notation_is_a_number(tmp_path: Path) -> Non
         ("source: lora_ops/datasets/finance.py", "source: rows.xlsx", "must end in one of"),
         ("source: package", "source: folder", "source 'folder' also needs path"),
         ("metrics: [exact_match, macro_f1]", "metrics: [bleu]", "evaluate.metrics"),
+        ("backend: embedded", "backend: wandb\n  mirror: wandb", "registry: .*at W&B already: remove mirror"),
+        ("backend: embedded", "wandb: {collection: models}", "registry.wandb.collection"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(tmp_path: Path, old: str, new: str, told: str) -> None:

@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_ops.registry.store import Registry, Summary, Version, open_registry, parse_reference
+    from lora_ops.registry.backends import open_registry
+    from lora_ops.registry.store import Registry, Summary, Version, parse_reference
 
 __all__ = ["Registry", "Summary", "Version", "open_registry", "parse_reference"]
 
@@ -12,5 +13,6 @@ __all__ = ["Registry", "Summary", "Version", "open_registry", "parse_reference"]
 def __getattr__(name: str) -> Any:
     # Loaded on first use: `lora-ops --help` imports this package and needs none of it.
     if name in __all__:
-        return getattr(import_module("lora_ops.registry.store"), name)
+        module = "backends" if name == "open_registry" else "store"
+        return getattr(import_module(f"lora_ops.registry.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

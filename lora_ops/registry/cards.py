@@ -1,13 +1,16 @@
 """One version on one page: what it is, who let it where, on what evidence, and whether it may serve today."""
 
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import (
     AdapterRecord,
     AuditEntry,
     Evidence,
+    EvidenceKind,
     Lineage,
     Ownership,
     Performance,
@@ -15,7 +18,10 @@ from lora_ops.records import (
     Verdict,
 )
 from lora_ops.registry.lifecycle import FRESHNESS_WARNING, SERVING, approvals_in
+from lora_ops.registry.reports import read_human_evaluation, read_policy
 from lora_ops.registry.store import Registry, Version, utc
+
+T = TypeVar("T")
 
 
 class Difference(NamedTuple):
@@ -71,8 +77,9 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             primary=manifest.evaluation.primary,
             metrics=manifest.evaluation.metrics,
             report_sha256=manifest.evaluation_report_sha256,
-            human_evaluation=manifest.human_evaluation,
-            policy=manifest.policy,
+            human_evaluation=_reported(registry, history, "human_evaluation", read_human_evaluation)
+            or manifest.human_evaluation,
+            policy=_reported(registry, history, "policy", read_policy) or manifest.policy,
         ),
         risk=Risk(
             bias=manifest.bias,
@@ -89,6 +96,17 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
 def evidence_of(entry: AuditEntry) -> list[Evidence]:
     """What one entry of the audit log rests on."""
     return [Evidence.model_validate(one) for one in entry.body.get("evidence", [])]
+
+
+def _reported(
+    registry: Registry, history: Sequence[AuditEntry], kind: EvidenceKind, read: Callable[[Path, str], T | None]
+) -> T | None:
+    """What the latest report of this kind says, if it is one that can be read."""
+    for entry in reversed(history):
+        for one in evidence_of(entry):
+            if one.kind == kind and registry.files.holds(one.sha256):
+                return read(registry.files.path(one.sha256), one.sha256)
+    return None
 
 
 def verdict(registry: Registry, version: Version) -> Verdict:

@@ -36,7 +36,7 @@ Reports = Annotated[
 
 @contextmanager
 def _registry() -> "Iterator[Registry]":
-    from lora_ops.registry.store import open_registry
+    from lora_ops.registry.backends import open_registry
 
     registry = open_registry()
     try:
@@ -227,13 +227,18 @@ def due(
 @app.command()
 def verify(
     files: Annotated[bool, typer.Option(help="Also read every kept file and check every signature.")] = True,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Also compare the log with the one at W&B.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Recompute the audit log's chain, every digest and signature, and the state; exit 1 if one is off."""
+    from lora_ops.registry.backends import open_mirror
     from lora_ops.registry.verification import verify as verify_
 
     with _registry() as registry:
         result = verify_(registry, files=files)
+        differs = open_mirror(registry).problem() if mirror else None
+    if differs:
+        result = result._replace(problems=(*result.problems, differs))
     if as_json:
         _print_json({"ok": result.ok, **result._asdict()})
     elif result.ok:
@@ -246,6 +251,22 @@ def verify(
         _print("[red]The registry does not verify[/]:", *(f"  {tables.plain(one)}" for one in result.problems))
     if not result.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+def sync(as_json: AsJson = False) -> None:
+    """Send to W&B what it lacks, in order, and put back the aliases that somebody moved there."""
+    from lora_ops.registry.backends import open_mirror
+
+    with _registry() as registry:
+        mirror = open_mirror(registry)
+        done = mirror.sync()
+        target = mirror.project.target
+    if as_json:
+        _print_json({"target": target, **done._asdict()})
+        return
+    sent = f"{done.sent} change{'s' if done.sent > 1 else ''} sent" if done.sent else "nothing was missing"
+    _print(f"W&B ({target}): {sent}.", *(f"  put back: {tables.plain(one)}" for one in done.restored))
 
 
 @app.command()

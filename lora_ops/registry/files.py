@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +25,8 @@ class FileStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.incoming = root / "incoming"
+        self.fetch: Callable[[str], None] | None = None
+        """Brings a file that is not here yet, by its digest; a shared registry has one."""
 
     def path(self, digest: str) -> Path:
         """Where the file with this digest lies, or would lie."""
@@ -112,6 +114,8 @@ class FileStore:
             LoraOpsError: the file is missing.
         """
         path = self.path(digest)
+        if self.fetch and not path.is_file():
+            self.fetch(digest)
         if not path.is_file():
             raise LoraOpsError(f"The registry has lost {name} ({path}): restore it from a backup.")
         return path

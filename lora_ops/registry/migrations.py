@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from lora_ops.registry.database import Database
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+FIRST_WITH_LOG = 2
 
 V1 = """
 CREATE TABLE versions (
@@ -78,6 +79,16 @@ CREATE TRIGGER audit_grows BEFORE INSERT ON audit
     BEGIN SELECT raise(ABORT, 'audit is append-only'); END;
 """
 
+# The audit log itself is the queue of what a mirror lacks, written in the transaction of each change; all that
+# has to be remembered is the last entry that a mirror shows.
+V3 = """
+CREATE TABLE mirrors (
+    target TEXT PRIMARY KEY,
+    seq INTEGER NOT NULL,
+    hash TEXT NOT NULL
+) STRICT;
+"""
+
 
 class OldVersion(NamedTuple):
     """A row of schema 1, which the registry registers anew under schema 2."""
@@ -95,19 +106,31 @@ def schema_of(db: Database) -> int:
     return int(row[0]) if row else 0
 
 
-def create(db: Database, script: str = V2, version: int = SCHEMA_VERSION) -> None:
-    """Create the tables inside the caller's transaction (`executescript` would commit it)."""
+def upgrade(db: Database, found: int) -> list[OldVersion]:
+    """Bring the tables from schema `found` to this one inside the caller's transaction.
+
+    Returns:
+        The versions of schema 1, whose tables are gone now, to be registered anew.
+    """
+    old = _take_v1(db) if found == 1 else []
+    if found < 2:
+        _run(db, V2)
+    _run(db, V3)
+    db.rows(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    return old
+
+
+def _run(db: Database, script: str) -> None:
+    # `executescript` would commit the caller's transaction.
     statement = ""
     for line in script.splitlines():
         statement += line + "\n"
         if sqlite3.complete_statement(statement):
             db.rows(statement)
             statement = ""
-    db.rows(f"PRAGMA user_version = {version}")
 
 
-def take_v1(db: Database) -> list[OldVersion]:
-    """Read the rows of schema 1 in the order of registration, and drop its tables."""
+def _take_v1(db: Database) -> list[OldVersion]:
     rows = db.rows(
         "SELECT v.tenant, v.number, v.manifest, v.registered_at, group_concat(a.alias) FROM versions v"
         " LEFT JOIN aliases a ON a.tenant = v.tenant AND a.number = v.number"

@@ -117,6 +117,29 @@ class Signer:
             return False
         return True
 
+    def public_key(self, fingerprint: str) -> str:
+        """The public key with this fingerprint, in PEM, to be sent beside a signature."""
+        return (self.folder / f"{fingerprint}.pub").read_text(encoding="ascii")
+
+    def adopt(self, public_key: str) -> None:
+        """Keep somebody else's public key, if `trusted_keys` names its fingerprint.
+
+        Raises:
+            LoraOpsError: it is not named there; the text says how to trust it.
+        """
+        content = public_key.encode()
+        fingerprint, trusted = _fingerprint(content), self.settings.trusted_keys
+        path = self.folder / f"{fingerprint}.pub"
+        if fingerprint not in trusted and (trusted or not path.is_file()):
+            mine = _fingerprint(_public_pem(self._key()))
+            raise LoraOpsError(
+                f"Key {fingerprint} is not trusted here: if it is a colleague's or CI's, list it under "
+                f"registry.signing.trusted_keys in params.yaml, with your own ({mine})."
+            )
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+
     def _key(self) -> ec.EllipticCurvePrivateKey:
         try:
             if not self.private_key.exists():

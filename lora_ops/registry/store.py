@@ -17,13 +17,13 @@ from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import AuditEntry, Evidence, EvidenceKind, Manifest, State, now, sha256_text
-from lora_ops.registry import migrations
+from lora_ops.registry import migrations, reports
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore, check_package
-from lora_ops.registry.owners import Owners, load_owners
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.signing import SIGNATURE_FILE, Signer
-from lora_ops.settings import SigningSettings, find_root, first_problem, load_settings
+from lora_ops.settings import SigningSettings, first_problem
 
 CLOCK_TOLERANCE_SECONDS = 300
 CLOSED: frozenset[State] = frozenset({"rejected", "revoked", "archived"})
@@ -177,30 +177,34 @@ class Change:
         effects: dict[str, Any] = {}
         if states:
             effects["states"] = {str(one): state for one, state in states.items()}
-            for one, state in states.items():
-                self._db.rows(
-                    "UPDATE versions SET state = ? WHERE tenant = ? AND number = ?", (state, tenant, one)
-                )
         if aliases:
             effects["aliases"] = aliases
-            for alias, target in aliases.items():
-                if target is None:
-                    self._db.rows("DELETE FROM aliases WHERE tenant = ? AND alias = ?", (tenant, alias))
-                else:
-                    self._db.rows(
-                        "INSERT INTO aliases VALUES (?, ?, ?)"
-                        " ON CONFLICT (tenant, alias) DO UPDATE SET number = excluded.number",
-                        (tenant, alias, target),
-                    )
         if review_due:
             effects["review_due"] = review_due
-            self._db.rows(
-                "UPDATE versions SET next_review_due = ? WHERE tenant = ? AND number = ?",
-                (review_due, tenant, number),
-            )
+        apply(self._db, tenant, number, effects)
         if self._clock_behind:
             body["clock_behind_seconds"] = self._clock_behind
         self._log.append(self.at, self._actor, action, tenant, number, {**body, "effects": effects})
+
+
+def apply(db: Database, tenant: str, number: int, effects: dict[str, Any]) -> None:
+    """Do to the tables what one entry of the audit log says was done."""
+    for one, state in effects.get("states", {}).items():
+        db.rows("UPDATE versions SET state = ? WHERE tenant = ? AND number = ?", (state, tenant, int(one)))
+    for alias, target in effects.get("aliases", {}).items():
+        if target is None:
+            db.rows("DELETE FROM aliases WHERE tenant = ? AND alias = ?", (tenant, alias))
+        else:
+            db.rows(
+                "INSERT INTO aliases VALUES (?, ?, ?)"
+                " ON CONFLICT (tenant, alias) DO UPDATE SET number = excluded.number",
+                (tenant, alias, target),
+            )
+    if "review_due" in effects:
+        db.rows(
+            "UPDATE versions SET next_review_due = ? WHERE tenant = ? AND number = ?",
+            (effects["review_due"], tenant, number),
+        )
 
 
 class Registry:
@@ -250,8 +254,7 @@ class Registry:
             found = migrations.schema_of(self.db)
             if found == migrations.SCHEMA_VERSION:  # another process was first
                 return
-            old = migrations.take_v1(self.db) if found == 1 else []
-            migrations.create(self.db)
+            old = migrations.upgrade(self.db, found)
             change = Change(self.db, self.log, "lora-ops upgrade", utc(self.clock()), 0)
             for row in old:
                 self._import(change, row)
@@ -276,7 +279,7 @@ class Registry:
     def _transaction(self) -> Iterator[None]:
         announced = False
         with self.db.writing():
-            ready = migrations.schema_of(self.db) == migrations.SCHEMA_VERSION
+            ready = migrations.schema_of(self.db) >= migrations.FIRST_WITH_LOG
             before = self.log.head() if ready else Head()
             problem = self.anchor.problem(before)
             if problem:
@@ -406,13 +409,31 @@ class Registry:
         author: str,
         aliases: tuple[str, ...],
     ) -> None:
-        tenant, number, text = manifest.tenant, manifest.version, manifest.to_json()
+        tenant, number = manifest.tenant, manifest.version
         assert number is not None
-        digest = manifest.content_digest()
-        metric = manifest.evaluation.primary
         review = None
         if self.owners:
             review = utc(self.owners.team(tenant).next_review(datetime.fromisoformat(registered_at)))
+        self._add(manifest, manifest.to_json(), signature, registered_at, author)
+        change.record(
+            action,
+            tenant,
+            number,
+            states={number: "candidate"},
+            aliases=dict.fromkeys(aliases, number),
+            review_due=review,
+            author=author,
+            registered_at=registered_at,
+            content_digest=manifest.content_digest(),
+            manifest_sha256=sha256_text(manifest.to_json()),
+            signature_sha256=signature,
+        )
+
+    def _add(
+        self, manifest: Manifest, text: str, signature: str | None, registered_at: str, author: str
+    ) -> None:
+        tenant, number, metric = manifest.tenant, manifest.version, manifest.evaluation.primary
+        assert number is not None
         summary = Summary(
             tenant=tenant,
             number=number,
@@ -424,25 +445,12 @@ class Registry:
             primary_metric=metric,
             primary_value=manifest.evaluation.metrics[metric].adapter.value,
             size_bytes=manifest.size_bytes,
-            content_digest=digest,
+            content_digest=manifest.content_digest(),
             signature=signature,
         )
         marks = ", ".join("?" * (len(summary) - 1))
         self.db.rows(f"INSERT INTO versions ({SUMMARY}) VALUES ({marks})", summary[:-1])
         self.db.rows("INSERT INTO manifests VALUES (?, ?, ?)", (tenant, number, text))
-        change.record(
-            action,
-            tenant,
-            number,
-            states={number: "candidate"},
-            aliases=dict.fromkeys(aliases, number),
-            review_due=review,
-            author=author,
-            registered_at=registered_at,
-            content_digest=digest,
-            manifest_sha256=sha256_text(text),
-            signature_sha256=signature,
-        )
 
     def _again(self, change: Change, tenant: str, number: int, state: State) -> None:
         if state in CLOSED:
@@ -462,11 +470,13 @@ class Registry:
             summary: one sentence for people; default: the file's name.
 
         Raises:
-            LoraOpsError: the file is missing, or the registry can't be written.
+            LoraOpsError: the file is missing, or is JSON that does not fit its kind; the registry can't be
+                written.
         """
         if not report.is_file():
             raise LoraOpsError(f"There is no report {report}: evidence is a file.")
         with self._keeping(report):
+            reports.check(kind, report)
             return Evidence(kind=kind, sha256=self.files.add(report), summary=summary or report.name)
 
     @contextmanager
@@ -671,19 +681,3 @@ def _valid(manifest: Manifest) -> Manifest:
     if re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", checked.tenant) is None:
         raise LoraOpsError(f"'{checked.tenant}' can't be a tenant's name: use letters, digits, - and _.")
     return checked.model_copy(update={"version": None})
-
-
-def open_registry(root: Path | None = None) -> Registry:
-    """The registry that params.yaml names, for the repository at `root`, with the owners of owners.yaml.
-
-    Raises:
-        LoraOpsError: params.yaml or owners.yaml is wrong, or the registry can't be opened.
-    """
-    root = root or find_root()
-    settings = load_settings(root).registry
-    owners = root / "owners.yaml"
-    return Registry(
-        root / settings.path,
-        owners=load_owners(owners) if owners.is_file() else None,
-        signing=settings.signing,
-    )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lora_ops.records import AdapterRecord, AuditEntry, Performance
     from lora_ops.registry.cards import Difference
     from lora_ops.registry.lifecycle import Due
-    from lora_ops.registry.store import Summary
+    from lora_ops.registry.store import Registry, Summary
 
 COLOURS = {
     "production": "green",
@@ -53,6 +53,20 @@ def card(record: "AdapterRecord") -> Iterator[Table | str]:
     yield table
     yield "\n[bold]Who let it where, on what evidence[/]"
     yield history(record.history)
+
+
+def page(registry: "Registry", reference: str, beside: str | None = None) -> Iterator[Table | str]:
+    """The card of one version, and what differs from another one.
+
+    Raises:
+        LoraOpsError: unknown version.
+    """
+    from lora_ops.registry import cards
+
+    yield from card(cards.record(registry, reference))
+    if beside:
+        left, right = registry.get(beside), registry.get(reference)
+        yield differences(left.id, right.id, cards.differences(left, right))
 
 
 def history(entries: "Iterable[AuditEntry]") -> Table:
@@ -133,7 +147,8 @@ def _measured(performance: "Performance") -> Iterator[tuple[str, str]]:
         yield "people say", f"{counts} of {people.pairs} pairs ({people.annotators} annotators)"
     if performance.policy:
         failed = [check.name for check in performance.policy if not check.passed]
-        passed = f"{len(performance.policy)} checks passed"
+        count = len(performance.policy)
+        passed = f"{count} check{'s' if count > 1 else ''} passed"
         yield "policy", f"fails {', '.join(failed)}" if failed else passed
 
 

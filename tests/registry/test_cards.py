@@ -1,6 +1,7 @@
 """One version on one page: the whole record, the verdict of the day, and what differs from another."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,24 @@ def test_the_record_tells_who_let_it_into_production_on_what_evidence(
     assert (last.action, last.actor) == ("production", "ci")
     (evidence,) = evidence_of(last)
     assert registry.files.checked(evidence.sha256, "the report").read_text() == "# canary\n"
+
+
+def test_the_record_quotes_the_latest_reports_of_people_and_policy(
+    registry: Registry, package: Build, story: Story, tmp_path: Path
+) -> None:
+    registry.register(*package(), actor=AUTHOR)
+    votes, checks = tmp_path / "votes.json", tmp_path / "checks.json"
+    votes.write_text('{"annotators": 3, "pairs": 40, "adapter_better": 25, "same": 10, "base_better": 5}')
+    checks.write_text('[{"name": "no-advice", "passed": false, "prompts": 40, "failed": 2}]')
+    policy = [registry.keep("policy", checks), *story.evidence("evaluation")]
+    people = [registry.keep("human_evaluation", votes)]
+    for stage, evidence in (("validated", policy), ("shadow", people)):
+        lifecycle.promote(registry, "finance@1", stage, actor="ci", reason="next", evidence=evidence)
+    performance = record(registry, "finance@1").performance
+    assert performance.human_evaluation is not None
+    assert performance.human_evaluation.adapter_better == 25
+    assert performance.human_evaluation.report_sha256 == people[0].sha256
+    assert [(one.name, one.failed) for one in performance.policy] == [("no-advice", 2)]
 
 
 def test_the_record_survives_json(registry: Registry, package: Build) -> None:

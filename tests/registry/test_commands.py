@@ -15,6 +15,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.records import AdapterRecord
 from lora_ops.registry import open_registry
 from lora_ops.registry.commands import app
+from tests.wandb_server import WandbServer
 
 from .conftest import build_package
 
@@ -170,6 +171,28 @@ def test_verify_ends_with_1_and_names_the_record_when_something_is_off(cli: Cli,
     assert "the state of finance@1 was changed" in result.output
     result = cli("verify", "--no-files", "--json")
     assert (result.exit_code, json.loads(result.output)["ok"]) == (1, False)
+
+
+def test_sync_without_a_mirror_says_how_to_have_one(cli: Cli) -> None:
+    with pytest.raises(LoraOpsError, match="no mirror: set `mirror: wandb` under `registry` in params.yaml"):
+        cli("sync")
+
+
+def test_sync_says_what_it_sent_and_what_it_put_back(cli: Cli, root: Path, server: WandbServer) -> None:
+    params = (root / "params.yaml").read_text(encoding="utf-8")
+    (root / "params.yaml").write_text(params.replace("backend: embedded", "mirror: wandb"))
+    assert "W&B (lora-ops-registry): 2 changes sent." in cli("sync").output
+    collection = server.collection("finance")
+    collection.aliases["candidate"] = collection.versions[0]
+    said = cli("sync").output
+    assert "nothing was missing" in said
+    assert "put back: finance@candidate names finance@1 at W&B, and finance@2 in the audit log" in said
+    assert json.loads(cli("sync", "--json").output) == {
+        "target": "lora-ops-registry",
+        "sent": 0,
+        "restored": [],
+    }
+    assert cli("verify", "--mirror").exit_code == 0
 
 
 def test_export_writes_a_verified_folder(cli: Cli, root: Path) -> None:

@@ -98,7 +98,7 @@ def test_an_upgrade_that_is_killed_leaves_the_old_registry_or_the_new_one(
 def test_a_registry_from_the_future_is_refused_in_one_sentence(registry: Registry) -> None:
     registry.db.rows(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     registry.close()
-    with pytest.raises(LoraOpsError, match=r"written by a newer lora-ops \(schema 3, this one knows 2\)"):
+    with pytest.raises(LoraOpsError, match=r"written by a newer lora-ops \(schema 4, this one knows 3\)"):
         Registry(registry.path)
 
 

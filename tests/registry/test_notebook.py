@@ -44,4 +44,6 @@ def test_it_answers_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     said = done.cells[-1].outputs[0].text
     assert said.startswith("finance@2 is 'candidate' and may NOT serve today: it is 'candidate'")
     assert said.endswith("the registry verifies.\n")
+    views = [one for cell in done.cells for one in cell.get("outputs", []) if "widget-view" in str(one)]
+    assert len(views) == 1  # the drop-down lists of versions
     assert any("image/png" in one.get("data", {}) for cell in done.cells for one in cell.get("outputs", []))

@@ -1,0 +1,45 @@
+"""Opens the registry that params.yaml names, embedded or shared at W&B, and its mirror."""
+
+from pathlib import Path
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.registry.mirror import Mirror
+from lora_ops.registry.owners import load_owners
+from lora_ops.registry.shared import SharedRegistry
+from lora_ops.registry.store import Registry
+from lora_ops.registry.wandb_project import WandbProject
+from lora_ops.settings import find_root, load_settings
+
+
+def open_registry(root: Path | None = None) -> Registry:
+    """The registry that params.yaml names, for the repository at `root`, with the owners of owners.yaml.
+
+    Raises:
+        LoraOpsError: params.yaml or owners.yaml is wrong, or the registry can't be opened.
+    """
+    root = root or find_root()
+    settings = load_settings(root).registry
+    path, file = root / settings.path, root / "owners.yaml"
+    owners = load_owners(file) if file.is_file() else None
+    if settings.backend == "embedded":
+        return Registry(path, owners=owners, signing=settings.signing)
+    shared = SharedRegistry(path, WandbProject(settings.wandb), owners=owners, signing=settings.signing)
+    shared.refresh()
+    return shared
+
+
+def open_mirror(registry: Registry, root: Path | None = None) -> Mirror:
+    """The copy at W&B of an opened registry.
+
+    Raises:
+        LoraOpsError: params.yaml names no mirror.
+    """
+    if isinstance(registry, SharedRegistry):
+        return registry.mirror
+    settings = load_settings(root or find_root()).registry
+    if settings.mirror is None:
+        raise LoraOpsError(
+            "This registry has no mirror: set `mirror: wandb` under `registry` in params.yaml; every change "
+            "that was made before is sent too."
+        )
+    return Mirror(registry, WandbProject(settings.wandb))

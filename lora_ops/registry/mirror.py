@@ -1,0 +1,271 @@
+"""The copy of a registry at W&B: sends what it lacks, in the order of the audit log, and says what it shows.
+
+The audit log is the queue: an entry is written in the transaction of its change, and stays queued until W&B
+holds it and shows its effects. Sending an entry again changes nothing, so the next run mends a kill anywhere.
+"""
+
+import fcntl
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import AuditEntry, canonical, sha256_text
+from lora_ops.registry.audit import Head, entry_hash
+from lora_ops.registry.cards import evidence_of, record
+from lora_ops.registry.signing import SIGNATURE_FILE
+from lora_ops.registry.store import Registry, Version
+from lora_ops.registry.wandb_project import Parcel, SentEntry, WandbProject
+
+BORN = ("registered", "imported")
+ALIASES = ("candidate", "shadow", "canary", "production")
+
+
+class Sync(NamedTuple):
+    """What one run of `sync` did."""
+
+    sent: int
+    """Entries that W&B did not show before."""
+    restored: tuple[str, ...]
+    """Aliases that somebody had moved at W&B, and that name again what the audit log says."""
+
+
+class Compared(NamedTuple):
+    """What only one of two logs holds; at most one list is not empty."""
+
+    unsent: list[AuditEntry]
+    unknown: list[SentEntry]
+
+
+class Mirror:
+    """One registry and its W&B project.
+
+    Args:
+        registry: which.
+        project: where its copy is.
+        take: what to do with an entry that W&B holds and the registry does not; without it, such an entry is
+            refused.
+    """
+
+    def __init__(
+        self, registry: Registry, project: WandbProject, take: Callable[[SentEntry], None] | None = None
+    ) -> None:
+        self.registry = registry
+        self.project = project
+        self._take = take
+
+    def shown(self) -> Head:
+        """The last entry that W&B holds and shows the effects of, as far as is known here."""
+        row = self.registry.db.row("SELECT seq, hash FROM mirrors WHERE target = ?", (self.project.target,))
+        return Head(*row) if row else Head()
+
+    def queued(self) -> list[AuditEntry]:
+        """The entries that are still to be sent or shown, oldest first."""
+        return self.registry.log.entries(after=self.shown().seq)
+
+    def sync(self) -> Sync:
+        """Send every queued entry, in order, and put back the aliases that somebody moved at W&B.
+
+        Raises:
+            LoraOpsError: W&B can't be reached (what was not sent stays queued), another sync is at work, or W&B
+                holds the log of another registry.
+        """
+        with self._alone():
+            try:
+                self.level()
+                queue = self.queued()
+                for entry in queue:
+                    self.send(entry)
+                    self.show(entry)
+                return Sync(len(queue), tuple(self._restore()))
+            except LoraOpsError as error:
+                left = len(self.queued())
+                waiting = "1 change stays queued" if left == 1 else f"{left} changes stay queued"
+                raise LoraOpsError(f"{str(error).rstrip('.')}; {waiting} for the next sync.") from error
+
+    def problem(self) -> str | None:
+        """How W&B's log differs from this one, or None; entries that are only queued are no difference.
+
+        Raises:
+            LoraOpsError: W&B can't be reached.
+        """
+        target = self.project.target
+        local = {entry.seq: entry for entry in self.registry.log.entries()}
+        kept = chain(self.project.entries(Head()) or [], Head())
+        for one in kept:
+            mine = local.get(one.entry.seq)
+            if mine is None:
+                return f"W&B ({target}) holds entry {one.entry.seq}, and the log here ends at {len(local)}"
+            if mine.hash != one.entry.hash:
+                return f"entry {one.entry.seq} is not the one that W&B ({target}) holds"
+        if len(kept) < self.shown().seq:
+            return f"W&B ({target}) no longer holds entry {len(kept) + 1}, which was sent there"
+        return None
+
+    def level(self) -> Compared:
+        """See that W&B's log goes on where this one does, and take the entries that are only there.
+
+        Returns:
+            What only one of the two logs held.
+
+        Raises:
+            LoraOpsError: W&B can't be reached, one log is not the beginning of the other, or W&B holds an entry
+                that may not be taken.
+        """
+        compared = self._compare()
+        for sent in compared.unknown:
+            if self._take is None:
+                raise LoraOpsError(
+                    f"W&B ({self.project.target}) holds entry {sent.entry.seq}, and the log here ends "
+                    "before it: this registry was restored from an older copy, or two registries share "
+                    "one project."
+                )
+            self._take(sent)
+        shown = self.shown()
+        for sent in compared.unknown:
+            if not sent.shown or sent.entry.seq != shown.seq + 1:
+                break  # from here on, whoever syncs next shows it
+            shown = Head(sent.entry.seq, sent.entry.hash)
+            self.advance(shown)
+        return compared
+
+    def _compare(self) -> Compared:
+        start = self.shown()
+        sent = self.project.entries(start)
+        if sent is None:  # deleted at W&B, so all of it is missing there
+            self._forget()
+            start = Head()
+            sent = self.project.entries(start)
+        mine = self.registry.log.entries(after=start.seq)
+        theirs = chain(sent or [], start)
+        for here, there in zip(mine, theirs, strict=False):
+            if here.hash != there.entry.hash:
+                raise LoraOpsError(
+                    f"Entry {here.seq} of the audit log is not the one that W&B ({self.project.target}) holds: "
+                    "it belongs to another registry, or one of the two was changed; name another project in "
+                    "params.yaml."
+                )
+        return Compared(mine[len(theirs) :], theirs[len(mine) :])
+
+    def send(self, entry: AuditEntry) -> None:
+        """Send one entry with everything that it brings, unless W&B has it.
+
+        Raises:
+            LoraOpsError: W&B can't be reached, or a kept file that it needs is missing.
+        """
+        if self.project.holds(entry):
+            return
+        registry = self.registry
+        version = registry.get(f"{entry.tenant}@{entry.number}")
+        signature = registry.signer.sign_text(canonical(entry.model_dump(mode="json")))
+        parcel = Parcel(
+            manifest_sha256=sha256_text(version.manifest_text),
+            package=None,
+            data=version.manifest.data,
+            parent_manifest_sha256=self._parent(version),
+            reports={registry.files.checked(one.sha256, one.summary): one for one in evidence_of(entry)},
+        )
+        public_key = registry.signer.public_key(signature["key"])
+        if entry.action not in BORN:
+            self.project.send(entry, parcel, signature, public_key)
+            return
+        files = {name: file.sha256 for name, file in version.manifest.files.items()}
+        if version.summary.signature:
+            files[SIGNATURE_FILE] = version.summary.signature
+        with registry.files.staged(version.id, files, {"manifest.json": version.manifest_text}) as folder:
+            self.project.send(entry, parcel._replace(package=folder), signature, public_key)
+
+    def _parent(self, version: Version) -> str | None:
+        parent = re.fullmatch(rf"{version.tenant}@(\d+)", version.manifest.parent or "")
+        return self.manifest_sha256(version.tenant, int(parent[1])) if parent else None
+
+    def show(self, entry: AuditEntry) -> None:
+        """Let W&B show what an entry did, and take it off the queue.
+
+        Raises:
+            LoraOpsError: W&B can't be reached, or lost a version.
+        """
+        registry, head = self.registry, self.registry.log.head()
+        effects = entry.body.get("effects", {})
+        touched = {entry.number, *map(int, effects.get("states", {}))}
+        for number in sorted(touched):
+            sha256 = self.manifest_sha256(entry.tenant, number)
+            assert sha256 is not None
+            self.project.show(record(registry, f"{entry.tenant}@{number}"), sha256, head)
+        self.project.mark_shown(entry)
+        self.advance(Head(entry.seq, entry.hash))
+
+    def advance(self, head: Head) -> None:
+        """Remember that W&B shows everything up to `head`."""
+        with self.registry.db.writing():
+            self.registry.db.rows(
+                "INSERT INTO mirrors VALUES (?1, ?2, ?3) ON CONFLICT (target) DO UPDATE"
+                " SET seq = ?2, hash = ?3 WHERE ?2 > seq",
+                (self.project.target, *head),
+            )
+
+    def _forget(self) -> None:
+        with self.registry.db.writing():
+            self.registry.db.rows("DELETE FROM mirrors WHERE target = ?", (self.project.target,))
+
+    def _restore(self) -> Iterator[str]:
+        for tenant in sorted({one.tenant for one in self.registry.summaries()}):
+            for alias in ALIASES:
+                number = self.registry.named(tenant, alias)
+                moved = self.moved(tenant, alias, number)
+                if moved and not self._compare().unknown:  # or another machine moved it meanwhile
+                    self.project.name(tenant, alias, self.manifest_sha256(tenant, number))
+                    yield moved
+
+    def moved(self, tenant: str, alias: str, number: int | None) -> str | None:
+        """How an alias at W&B differs from the version that it should name, in words, or None.
+
+        Raises:
+            LoraOpsError: W&B can't be reached.
+        """
+        there = self.project.named(tenant, alias)
+        if (there.manifest_sha256 if there else None) == self.manifest_sha256(tenant, number):
+            return None
+        should = f"{tenant}@{number}" if number else "nothing"
+        return (
+            f"{tenant}@{alias} names {there.id if there else 'nothing'} at W&B, and {should} in the audit log"
+        )
+
+    def manifest_sha256(self, tenant: str, number: int | None) -> str | None:
+        """The digest of a version's manifest, which names its package at W&B; None without a version."""
+        row = self.registry.db.row(
+            "SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", (tenant, number)
+        )
+        return sha256_text(row[0]) if row else None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.registry.db.check_writable()
+        path: Path = self.registry.path / "sync.lock"
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LoraOpsError("Another sync of this registry is at work: wait for it.") from error
+            yield
+
+
+def chain(sent: list[SentEntry], start: Head) -> list[SentEntry]:
+    """The entries that continue the log after `start`: of two that race for one place, W&B's first one counts.
+
+    Raises:
+        LoraOpsError: an entry was changed at W&B.
+    """
+    kept, last = [], start
+    for one in sorted(sent):
+        entry = one.entry
+        if entry.seq != last.seq + 1 or entry.previous != last.hash:
+            continue  # it lost a race, or was sent twice
+        fields = (entry.seq, entry.at, entry.actor, entry.action, entry.tenant, entry.number)
+        if entry_hash(*fields, canonical(entry.body), entry.previous) != entry.hash:
+            raise LoraOpsError(f"Entry {entry.seq} of the audit log was changed at W&B: its hash does not fit.")
+        kept.append(one)
+        last = Head(entry.seq, entry.hash)
+    return kept

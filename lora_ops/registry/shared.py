@@ -1,0 +1,210 @@
+"""The registry of a team at W&B: every machine keeps a copy, and a change counts once W&B took its entry.
+
+W&B keeps versions of artifacts and moves aliases, but it has no transactions: two machines can write at once,
+and an alias can be moved by hand. So the audit log decides. A change is one entry that names the hash of the
+entry before it; both machines send theirs as a version of one artifact, W&B numbers versions as it commits
+them, and the first that continues the log counts. The other machine reads the log back, finds that it lost, and
+has changed nothing. Aliases, tags and metadata at W&B only show what the log says; no decision rests on them.
+
+What this can't give: a package whose change lost the race stays at W&B until its time to live ends; between a
+change and its alias at W&B there are seconds (after a kill: until the next `sync`); and W&B documents nowhere
+that it numbers versions in the order of commits. If it did not, two logs would differ, and every machine would
+refuse to go on, naming the entry. Without W&B nothing can be changed, a revocation neither: who can't wait
+mirrors an embedded registry instead. A change holds its machine's write lock while it waits for the network.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import AuditEntry, Manifest, canonical, now, sha256_text
+from lora_ops.registry.audit import Head
+from lora_ops.registry.cards import evidence_of
+from lora_ops.registry.mirror import BORN, Mirror, chain
+from lora_ops.registry.owners import Owners
+from lora_ops.registry.store import Change, Registry, Version, apply
+from lora_ops.registry.wandb_project import SentEntry, WandbProject
+from lora_ops.settings import SigningSettings, first_problem
+
+ATTEMPTS = 5
+log = logging.getLogger(__name__)
+
+
+class LostRace(LoraOpsError):
+    """Another machine's change reached W&B first; nothing was changed here."""
+
+
+class SharedRegistry(Registry):
+    """The embedded registry as one machine's copy of the one at W&B."""
+
+    def __init__(
+        self,
+        path: Path,
+        project: WandbProject,
+        *,
+        owners: Owners | None = None,
+        signing: SigningSettings | None = None,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        super().__init__(path, owners=owners, signing=signing, clock=clock)
+        self.mirror = Mirror(self, project, self._take)
+        self.files.fetch = self._fetch
+
+    def refresh(self) -> None:
+        """Take what other machines changed; without W&B the copy stays as it is, and says so."""
+        try:
+            self.pull()
+        except LoraOpsError as error:
+            log.warning("%s This machine's copy ends at entry %d of the log.", error, self.log.head().seq)
+
+    def pull(self) -> int:
+        """Take the entries that other machines sent, and send those that were made before W&B was the registry.
+
+        Returns:
+            How many were taken.
+
+        Raises:
+            LoraOpsError: W&B can't be reached, holds an entry that was changed or is signed by a key that is
+                not trusted, or is not the beginning or the continuation of the log here.
+        """
+        compared = self.mirror.level()
+        for entry in compared.unsent:
+            self.mirror.send(entry)
+        return len(compared.unknown)
+
+    @contextmanager
+    def change(self, actor: str) -> Iterator[Change]:
+        """One transaction by `actor`, all or nothing, that counts once W&B took its entry.
+
+        Raises:
+            LostRace: another machine's change came first.
+            LoraOpsError: as `Registry.change`, W&B can't be reached, or an alias was moved at W&B by hand.
+        """
+        try:
+            self.pull()
+        except LoraOpsError as error:
+            raise LoraOpsError(f"{str(error).rstrip('.')}; nothing was changed.") from error
+        with super().change(actor) as change:
+            before = self.log.head()
+            named = {(one.tenant, alias): one.number for one in self.summaries() for alias in one.aliases}
+            yield change
+            self._publish(before, named)
+        try:
+            self.mirror.sync()
+        except LoraOpsError as error:
+            log.warning("The change is made; only its aliases and tags at W&B are late: %s", error)
+
+    def register(self, package: Path, manifest: Manifest, *, actor: str | None = None) -> tuple[Version, bool]:
+        """As `Registry.register`; if another machine takes the number meanwhile, the next one is tried."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return super().register(package, manifest, actor=actor)
+            except LostRace as error:
+                log.warning("%s Trying again.", error)
+        return super().register(package, manifest, actor=actor)
+
+    def _publish(self, before: Head, named: dict[tuple[str, str], int]) -> None:
+        entries = self.log.entries(after=before.seq)
+        for entry in entries:
+            for alias in entry.body["effects"].get("aliases", {}):
+                moved = self.mirror.moved(entry.tenant, alias, named.get((entry.tenant, alias)))
+                if moved:
+                    raise LoraOpsError(
+                        f"{moved}: it was moved by hand, or another machine is not done, so nothing was "
+                        "changed; `lora-ops registry sync` puts it right."
+                    )
+        for entry in entries:
+            self.mirror.send(entry)
+        took = chain(self.mirror.project.entries(before) or [], before)
+        for mine, first in zip(entries, took, strict=False):
+            if mine.hash != first.entry.hash:
+                other = first.entry
+                raise LostRace(
+                    f"{other.tenant}@{other.number} was {_done(other)} by {other.actor} meanwhile, so nothing "
+                    "was changed: look again before you repeat it."
+                )
+        if len(took) < len(entries):
+            raise LoraOpsError(
+                f"W&B ({self.mirror.project.target}) did not keep the change: nothing was changed."
+            )
+
+    def _take(self, sent: SentEntry) -> None:
+        entry = sent.entry
+        text = canonical(entry.model_dump(mode="json"))
+        self.signer.adopt(sent.public_key)
+        if not self.signer.fits_text(text, sent.signature):
+            raise LoraOpsError(
+                f"Entry {entry.seq} of the audit log at W&B is not signed by a key that is trusted."
+            )
+        manifest_text = ""
+        if entry.action in BORN:
+            manifest_text = self.mirror.project.fetch_manifest(entry.tenant, entry.body["manifest_sha256"])
+        with self._transaction():
+            head = self.log.head()
+            if head.seq >= entry.seq:
+                return  # another process of this machine took it
+            if entry.action in BORN:
+                body = entry.body
+                manifest = _manifest(manifest_text, entry)
+                self._add(
+                    manifest, manifest_text, body["signature_sha256"], body["registered_at"], body["author"]
+                )
+            apply(self.db, entry.tenant, entry.number, entry.body["effects"])
+            self.log.append(entry.at, entry.actor, entry.action, entry.tenant, entry.number, entry.body)
+            if self.log.head() != Head(entry.seq, entry.hash):
+                raise LoraOpsError(f"Entry {entry.seq} of the audit log at W&B does not continue the one here.")
+        self._bring_reports(entry)
+
+    def _bring_reports(self, entry: AuditEntry) -> None:
+        # Reports are small, and the record quotes them; packages come when somebody loads them.
+        for report in evidence_of(entry):
+            try:
+                self.files.present(report.sha256, report.summary)
+            except LoraOpsError as error:
+                log.warning("The %s report of %s@%d: %s", report.kind, entry.tenant, entry.number, error)
+
+    def _fetch(self, digest: str) -> None:
+        project = self.mirror.project
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            row = self.db.row(
+                "SELECT v.tenant, m.manifest FROM versions v JOIN manifests m USING (tenant, number)"
+                " WHERE v.signature = ?1 OR instr(m.manifest, ?1) ORDER BY number DESC LIMIT 1",
+                (digest,),
+            )
+            if row:
+                project.fetch_package(row[0], sha256_text(row[1]), folder)
+                kept = {"model.sig": None} | {
+                    file: one["sha256"] for file, one in json.loads(row[1])["files"].items()
+                }
+                for file, expected in kept.items():
+                    if (folder / file).is_file():
+                        self.files.add(folder / file, expected)
+                return
+            for entry in self.log.entries():
+                for report in evidence_of(entry):
+                    if report.sha256 == digest:
+                        project.fetch_report(entry.tenant, report, folder)
+                        self.files.add(folder / "report", digest)
+                        return
+
+
+def _manifest(text: str, entry: AuditEntry) -> Manifest:
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise LoraOpsError(
+            f"The manifest of {entry.tenant}@{entry.number} at W&B does not fit its schema: "
+            f"{first_problem(error)}."
+        ) from error
+
+
+def _done(entry: AuditEntry) -> str:
+    return f"moved to '{entry.action}'" if entry.body.get("before") else entry.action

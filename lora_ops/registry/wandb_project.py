@@ -1,0 +1,450 @@
+"""The registry's project at W&B: what lies there under which name, and the only module here that talks to W&B.
+
+| artifact | type | named by | what it is |
+|---|---|---|---|
+| `finance` | `lora-adapter` | `manifest-<12 hex>`, `version-3`, its aliases | package, manifest, signature |
+| `finance-data` | `dataset` | `data-<12 hex>` | the record of the prepared data |
+| `finance-policy`, ... | `evaluation`, `incident` | `report-<12 hex>` | a report that a decision rests on |
+| `audit` | `audit` | `entry-<12 hex>` | one signed entry of the audit log |
+
+Each entry of the log is one W&B run: it uses the artifacts that it rests on and logs those that it brings, so
+W&B draws the lineage. Names are digests, so sending twice finds what the first time left.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import AdapterRecord, AuditEntry, DataRecord, Evidence, canonical, now, sha256_text
+from lora_ops.registry.audit import Head
+from lora_ops.settings import WandbSettings
+from lora_ops.tracking import tracking_mode
+
+AUDIT = "audit"
+ADAPTER = "lora-adapter"
+SHOWN = "shown"  # the tag of an entry whose effects can be seen on the adapters' aliases, tags and metadata
+# An upload whose change was never made, because it was killed or lost a race, goes away by itself after this.
+UNCLAIMED = timedelta(days=30)
+PAGE = 100
+
+
+class SentEntry(NamedTuple):
+    """One entry of the audit log as W&B holds it; `place` is the version number that W&B gave it."""
+
+    place: int
+    entry: AuditEntry
+    signature: dict[str, str]
+    public_key: str
+    shown: bool
+
+
+class Named(NamedTuple):
+    """The version that an alias names at W&B."""
+
+    manifest_sha256: str
+    id: str
+
+
+class Parcel(NamedTuple):
+    """What an entry brings: the version's package when it is registered, and the reports that it rests on."""
+
+    manifest_sha256: str
+    package: Path | None
+    data: DataRecord
+    parent_manifest_sha256: str | None
+    reports: Mapping[Path, Evidence]
+
+
+class WandbProject:
+    """One W&B project; nothing is asked of W&B before the first call."""
+
+    def __init__(self, settings: WandbSettings) -> None:
+        self.settings = settings
+        self._connected: Any = None
+
+    @property
+    def target(self) -> str:
+        """`entity/project` as params.yaml gives it; names the project in sentences and in the database."""
+        entity = f"{self.settings.entity}/" if self.settings.entity else ""
+        return f"{entity}{self.settings.project}"
+
+    # The audit log.
+
+    def entries(self, after: Head) -> list[SentEntry] | None:
+        """The entries that W&B took after `after`, in its order; those that lost a race are among them.
+
+        Returns:
+            None when W&B does not hold `after`: it was deleted there, or this is another project.
+
+        Raises:
+            LoraOpsError: W&B can't be reached, or holds something there that is no entry.
+        """
+        with self._talking():
+            latest = self._find(AUDIT, "latest")
+            if latest is None:
+                return None if after.seq else []
+            if latest.metadata.get("hash") == after.hash:
+                return []
+            found: list[SentEntry] = []
+            newest, held = _entry_of(latest).place, False
+            # An entry is made by somebody who has read the one before it, so where W&B lists the newest first,
+            # what is listed before `after` is all that can continue it.
+            for artifact in self._api().artifacts(AUDIT, self._path(AUDIT), per_page=PAGE):
+                held = artifact.metadata.get("hash") == after.hash or held
+                if held and found and max(found).place >= newest:
+                    break
+                found.append(_entry_of(artifact))
+        return sorted(found) if held or after.seq == 0 else None
+
+    def holds(self, entry: AuditEntry) -> bool:
+        """Whether W&B has this entry, and so everything that was sent before it."""
+        with self._talking():
+            return self._find(AUDIT, entry_alias(entry)) is not None
+
+    def send(self, entry: AuditEntry, parcel: Parcel, signature: dict[str, str], public_key: str) -> None:
+        """Send one entry: what it uses and brings first, itself last, so that it is there only with all of it.
+
+        Raises:
+            LoraOpsError: W&B can't be reached or refuses; sending again goes on where this ended.
+        """
+        with self._talking(), self._run(entry) as run:
+            adapter = adapter_alias(parcel.manifest_sha256)
+            if parcel.package:
+                self._send_package(run, entry, parcel, parcel.package)
+            else:
+                self._use(run, entry.tenant, adapter)
+            for path, report in parcel.reports.items():
+                kind = "incident" if report.kind == "incident" else "evaluation"
+                artifact = self._artifact(f"{entry.tenant}-{report.kind}", kind, report.model_dump(mode="json"))
+                artifact.add_file(str(path), "report", policy="immutable", skip_cache=True)
+                self._log(run, artifact, report_alias(report.sha256))
+            artifact = self._artifact(
+                AUDIT,
+                AUDIT,
+                {
+                    "seq": entry.seq,
+                    "hash": entry.hash,
+                    "adapter": f"{entry.tenant}@{entry.number}",
+                    "action": entry.action,
+                    "entry": canonical(entry.model_dump(mode="json")),
+                    "signature": signature,
+                    "public_key": public_key,
+                },
+            )
+            with artifact.new_file("entry.json", encoding="utf-8") as file:
+                file.write(entry.to_json())
+            self._log(run, artifact, entry_alias(entry))
+
+    def _send_package(self, run: Any, entry: AuditEntry, parcel: Parcel, package: Path) -> None:
+        data = self._artifact(f"{entry.tenant}-data", "dataset", parcel.data.model_dump(mode="json"))
+        text = parcel.data.to_json()
+        with data.new_file("data.json", encoding="utf-8") as file:
+            file.write(text)
+        alias = f"data-{sha256_text(text)[:12]}"
+        self._log(run, data, alias)
+        self._use(run, f"{entry.tenant}-data", alias)
+        if parcel.parent_manifest_sha256:
+            self._use(run, entry.tenant, adapter_alias(parcel.parent_manifest_sha256))
+        adapter = self._artifact(
+            entry.tenant,
+            ADAPTER,
+            {"manifest_sha256": parcel.manifest_sha256, "number": entry.number, "state": "not registered yet"},
+        )
+        adapter.ttl = UNCLAIMED
+        adapter.add_dir(str(package), policy="immutable", skip_cache=True)
+        self._log(run, adapter, adapter_alias(parcel.manifest_sha256))
+
+    # What people see.
+
+    def show(self, record: AdapterRecord, manifest_sha256: str, head: Head) -> None:
+        """Let metadata, tags, aliases, time to live and link of a version say what the log says up to `head`.
+
+        What somebody showed of a later state of the log stays as it is.
+
+        Raises:
+            LoraOpsError: W&B can't be reached, or lost the version.
+        """
+        with self._talking():
+            artifact = self._adapter(record, manifest_sha256)
+            if artifact.metadata.get("log", [0])[0] <= head.seq:
+                artifact.metadata = {
+                    **record.model_dump(mode="json"),
+                    "manifest_sha256": manifest_sha256,
+                    "log": list(head),
+                    "as_of": now().isoformat(),
+                }
+                artifact.description = _answer(record)
+                artifact.tags = [record.state]
+                keep = {"latest", adapter_alias(manifest_sha256)} & set(artifact.aliases)
+                artifact.aliases = sorted({*keep, f"version-{record.number}", *record.aliases})
+                closed = record.state in ("rejected", "revoked", "archived")
+                self._link(artifact, record, closed or record.state == "candidate")
+                artifact.ttl = self._ttl(artifact) if record.state == "archived" else None
+                artifact.save()
+
+    def mark_shown(self, entry: AuditEntry) -> None:
+        """Say at W&B that everything which this entry did can be seen.
+
+        Raises:
+            LoraOpsError: W&B can't be reached.
+        """
+        with self._talking():
+            told = self._find(AUDIT, entry_alias(entry))
+            if told is not None and SHOWN not in told.tags:
+                told.tags = [*told.tags, SHOWN]
+                told.save()
+
+    def _ttl(self, artifact: Any) -> timedelta:
+        # W&B counts from the upload, people from the day that it was archived.
+        age = datetime.now(UTC) - datetime.fromisoformat(artifact.created_at).replace(tzinfo=UTC)
+        return timedelta(days=age.days + 1 + self.settings.archived_ttl_days)
+
+    def _link(self, artifact: Any, record: AdapterRecord, gone: bool) -> None:
+        if self.settings.collection is None:
+            return
+        target = self.settings.collection.replace("{tenant}", record.tenant)
+        if gone:
+            for linked in artifact.linked_artifacts:
+                if [linked.project, linked.collection.name] == target.split("/")[-2:]:
+                    linked.unlink()  # W&B sets no time to live on what is linked
+            return
+        linked = artifact.link(target, aliases=list(record.aliases))
+        wanted = sorted({*({"latest"} & set(linked.aliases)), *record.aliases})
+        if sorted(linked.aliases) != wanted:
+            linked.aliases = wanted
+            linked.save()
+
+    def named(self, tenant: str, alias: str) -> Named | None:
+        """What an alias names at W&B, whatever the audit log says.
+
+        Raises:
+            LoraOpsError: W&B can't be reached.
+        """
+        with self._talking():
+            found = self._find(tenant, alias)
+        if found is None:
+            return None
+        sha256 = str(found.metadata.get("manifest_sha256", ""))
+        return Named(sha256, f"{tenant}@{found.metadata.get('number', '?')}")
+
+    def name(self, tenant: str, alias: str, manifest_sha256: str | None) -> None:
+        """Let an alias name the version with this manifest, or nothing.
+
+        Raises:
+            LoraOpsError: W&B can't be reached.
+        """
+        with self._talking():
+            artifact = self._find(tenant, adapter_alias(manifest_sha256) if manifest_sha256 else alias)
+            if artifact is None:
+                return
+            aliases = set(artifact.aliases)
+            artifact.aliases = sorted(aliases | {alias} if manifest_sha256 else aliases - {alias})
+            artifact.save()
+
+    # Files.
+
+    def fetch_package(self, tenant: str, manifest_sha256: str, folder: Path) -> None:
+        """Download a version's package, manifest and signature into `folder`; nothing of it is checked here.
+
+        Raises:
+            LoraOpsError: W&B can't be reached, or has no such version.
+        """
+        self._fetch(tenant, adapter_alias(manifest_sha256), folder)
+
+    def fetch_manifest(self, tenant: str, manifest_sha256: str) -> str:
+        """The text of a version's manifest, checked against its digest.
+
+        Raises:
+            LoraOpsError: W&B can't be reached, has no such version, or its manifest was changed.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self._fetch(tenant, adapter_alias(manifest_sha256), Path(folder), "manifest.json")
+            path = Path(folder) / "manifest.json"
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if sha256_text(text) != manifest_sha256:
+            raise LoraOpsError(f"The manifest of an adapter of {tenant} in W&B ({self.target}) was changed.")
+        return text
+
+    def fetch_report(self, tenant: str, report: Evidence, folder: Path) -> None:
+        """Download the report of a decision into `folder`.
+
+        Raises:
+            LoraOpsError: W&B can't be reached, or has no such report.
+        """
+        self._fetch(f"{tenant}-{report.kind}", report_alias(report.sha256), folder)
+
+    def _fetch(self, collection: str, alias: str, folder: Path, prefix: str | None = None) -> None:
+        with self._talking():
+            artifact = self._find(collection, alias)
+            if artifact is None:
+                raise LoraOpsError(f"W&B has no {collection}:{alias} in {self.target}: it was deleted there.")
+            artifact.download(root=str(folder), path_prefix=prefix, skip_cache=True)
+
+    # The client.
+
+    def _adapter(self, record: AdapterRecord, manifest_sha256: str) -> Any:
+        artifact = self._find(record.tenant, adapter_alias(manifest_sha256))
+        if artifact is None:
+            raise LoraOpsError(f"W&B has lost {record.id} ({self.target}): it was deleted there.")
+        return artifact
+
+    def _artifact(self, name: str, kind: str, metadata: dict[str, Any]) -> Any:
+        import wandb
+
+        return wandb.Artifact(name, type=kind, metadata=metadata)
+
+    def _log(self, run: Any, artifact: Any, alias: str) -> None:
+        if self._find(artifact.name, alias) is None:
+            run.log_artifact(artifact, aliases=[alias]).wait()
+
+    def _use(self, run: Any, collection: str, alias: str) -> None:
+        found = self._find(collection, alias)
+        if found is not None:
+            run.use_artifact(found)
+
+    def _find(self, collection: str, alias: str) -> Any:
+        from wandb.errors import CommError
+
+        try:
+            return self._api().artifact(f"{self._path(collection)}:{alias}")
+        except CommError as error:
+            if isinstance(error.exc, ValueError):  # W&B answered, and there is none
+                return None
+            raise
+
+    def _path(self, collection: str) -> str:
+        entity = self.settings.entity or self._api().default_entity
+        return f"{entity}/{self.settings.project}/{collection}"
+
+    def _api(self) -> Any:
+        if self._connected is None:
+            import wandb
+
+            if tracking_mode() != "online":
+                mode = os.environ.get("WANDB_MODE")
+                why = f"WANDB_MODE is '{mode}'" if mode else "WANDB_API_KEY is not set"
+                raise LoraOpsError(f"W&B ({self.target}) is not asked: {why}.")
+            wandb.setup(settings=self._client_settings())
+            self._connected = wandb.Api(timeout=30)
+        return self._connected
+
+    def _client_settings(self) -> Any:
+        import wandb
+
+        # Its own patience is hours; somebody waits here, and the next try goes on where this one ended.
+        retry: dict[str, Any] = {
+            f"x_{part}_retry_{what}": value
+            for part in ("graphql", "file_transfer", "file_stream")
+            for what, value in (
+                ("max", self.settings.retries),
+                ("wait_min_seconds", 1),
+                ("wait_max_seconds", 5),
+            )
+        }
+        return wandb.Settings(
+            silent=True,
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            init_timeout=60,
+            **retry,
+        )
+
+    @contextmanager
+    def _run(self, entry: AuditEntry) -> Iterator[Any]:
+        import wandb
+
+        self._api()
+        adapter = f"{entry.tenant}@{entry.number}"
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            wandb.init(
+                project=self.settings.project,
+                entity=self.settings.entity,
+                id=f"audit-{entry.seq}-{entry.hash[:12]}",
+                resume="allow",
+                reinit="create_new",
+                dir=folder,
+                name=f"{entry.action} {adapter}",
+                group=entry.tenant,
+                job_type=entry.action,
+                config={
+                    "adapter": adapter,
+                    "actor": entry.actor,
+                    "at": entry.at,
+                    "why": entry.body.get("reason"),
+                },
+                settings=self._client_settings(),
+            ) as run,
+        ):
+            yield run
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Every way in which the client fails, as one sentence."""
+        import requests
+        import wandb
+        from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+        try:
+            yield
+        except (
+            wandb.Error,
+            WandbApiFailedError,
+            requests.RequestException,
+            OSError,
+            TimeoutError,
+            ValueError,
+        ) as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise LoraOpsError(
+                f"W&B ({self.target}) can't be reached or refuses: {text[:200].rstrip('.')}."
+            ) from error
+
+
+def _answer(record: AdapterRecord) -> str:
+    verdict = record.verdict
+    may = "may serve" if verdict.may_serve else "may NOT serve"
+    because = "; ".join([*verdict.reasons, *verdict.warnings]) or "fresh, signed, in a serving stage"
+    return f"{record.id} is '{record.state}' and {may}, as of {now().isoformat()}: {because}."
+
+
+def adapter_alias(manifest_sha256: str) -> str:
+    """What names a package before W&B's other names are trusted: the digest of its manifest."""
+    return f"manifest-{manifest_sha256[:12]}"
+
+
+def report_alias(sha256: str) -> str:
+    """What names a report: its digest."""
+    return f"report-{sha256[:12]}"
+
+
+def entry_alias(entry: AuditEntry) -> str:
+    """What names an entry of the audit log: its hash."""
+    return f"entry-{entry.hash[:12]}"
+
+
+def _entry_of(artifact: Any) -> SentEntry:
+    try:
+        metadata = artifact.metadata
+        return SentEntry(
+            int(artifact.version.removeprefix("v")),
+            AuditEntry.model_validate(json.loads(metadata["entry"])),
+            dict(metadata["signature"]),
+            str(metadata["public_key"]),
+            SHOWN in artifact.tags,
+        )
+    except (KeyError, TypeError, ValidationError, ValueError) as error:
+        raise LoraOpsError(
+            f"{artifact.qualified_name} in W&B is no entry of an audit log: it was changed."
+        ) from error

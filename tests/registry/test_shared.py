@@ -1,0 +1,260 @@
+"""One registry at W&B for several machines: a change counts once W&B took it, and of two at once one counts."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.registry import Registry, lifecycle, open_registry
+from lora_ops.registry.owners import Owners
+from lora_ops.registry.shared import LostRace, SharedRegistry
+from lora_ops.registry.signing import Signer
+from lora_ops.registry.verification import verify
+from lora_ops.registry.wandb_project import WandbProject
+from lora_ops.settings import SigningSettings
+from tests.wandb_server import WandbServer
+
+from . import processes
+from .conftest import Build, Clock, Story
+from .test_mirror import log_at, names, run_command
+
+ROOT = Path(__file__).parents[2]
+Connect = Callable[..., WandbProject]
+Machine = Callable[[str], SharedRegistry]
+
+
+def fingerprint(path: Path) -> str:
+    """The key of the machine whose registry lies at `path`; made on first use."""
+    return Signer(path / "keys").sign_text("")["key"]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, owners: Owners, clock: Clock, connect: Connect) -> Machine:
+    """Open the registry on one of two machines that trust each other: `machine("laptop")`, `machine("ci")`."""
+    paths = {name: tmp_path / name for name in ("laptop", "ci")}
+    signing = SigningSettings(trusted_keys=tuple(fingerprint(path) for path in paths.values()))
+    return lambda name: SharedRegistry(paths[name], connect(), owners=owners, signing=signing, clock=clock)
+
+
+def states(registry: Registry) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(one.id, one.state, one.aliases) for one in registry.summaries()]
+
+
+# What one machine does is there on the other.
+
+
+def test_a_version_that_ci_registers_can_be_loaded_on_a_laptop(machine: Machine, package: Build) -> None:
+    folder, manifest = package(1)
+    version, is_new = machine("ci").register(folder, manifest, actor="ana")
+    assert (version.id, is_new) == ("finance@1", True)
+    laptop = machine("laptop")
+    assert laptop.pull() == 1
+    assert laptop.get("finance").manifest == version.manifest
+    loaded = laptop.verified_path("finance@1")
+    weights = "adapter_model.safetensors"
+    assert (loaded / weights).read_bytes() == (folder / weights).read_bytes()
+    assert verify(laptop).ok
+
+
+def test_two_machines_take_one_version_through_its_life_and_both_logs_are_the_same(
+    machine: Machine, package: Build, tmp_path: Path
+) -> None:
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    laptop.pull()
+    Story(laptop, tmp_path / "reports").to("finance@1", "validated")
+    ci.pull()
+    Story(ci, tmp_path / "reports").to("finance@1", "shadow")
+    laptop.pull()
+    assert states(laptop) == states(ci) == [("finance@1", "shadow", ("candidate", "shadow"))]
+    assert laptop.log.entries() == ci.log.entries()
+    assert verify(laptop).ok
+    assert verify(ci).ok  # it fetches the reports that the laptop kept
+
+
+def test_the_same_content_from_two_machines_is_one_version(machine: Machine, package: Build) -> None:
+    machine("ci").register(*package(1), actor="ana")
+    version, is_new = machine("laptop").register(*package(1), actor="ben")
+    assert (version.id, version.summary.author, is_new) == ("finance@1", "ana", False)
+
+
+def test_a_registry_that_was_embedded_before_is_sent_when_it_becomes_shared(
+    machine: Machine, package: Build, tmp_path: Path, server: WandbServer
+) -> None:
+    for seed in (1, 2):
+        Registry(tmp_path / "ci").register(*package(seed), actor="ana")
+    machine("ci").pull()
+    assert log_at(server) == [(1, "registered"), (2, "registered")]
+    laptop = machine("laptop")
+    laptop.pull()
+    assert [one.id for one in laptop.summaries()] == ["finance@1", "finance@2"]
+
+
+def test_the_log_is_read_whole_in_whatever_order_wandb_lists_it(
+    machine: Machine, package: Build, server: WandbServer
+) -> None:
+    server.oldest_first = True
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    laptop.pull()
+    ci.register(*package(2), actor="ana")
+    assert laptop.pull() == 1
+    assert laptop.log.entries() == ci.log.entries()
+
+
+# Of two changes at once, one counts.
+
+
+def test_of_two_promotions_at_once_the_second_is_refused_and_changes_nothing(
+    machine: Machine, package: Build, tmp_path: Path, server: WandbServer
+) -> None:
+    ci = machine("ci")
+    ci.register(*package(1), actor="ana")
+
+    def meanwhile() -> None:
+        laptop = machine("laptop")
+        laptop.pull()
+        lifecycle.reject(laptop, "finance@1", actor="ben", reason="biased")
+
+    server.meanwhile("CreateArtifact$", meanwhile)
+    with pytest.raises(
+        LostRace, match="finance@1 was moved to 'rejected' by ben meanwhile, so nothing was changed"
+    ):
+        Story(ci, tmp_path / "reports").to("finance@1", "validated")
+    assert states(ci) == [("finance@1", "candidate", ("candidate",))]
+    ci.pull()
+    assert states(ci) == [("finance@1", "rejected", ())]
+    assert ci.log.entries() == machine("laptop").log.entries()
+    assert verify(ci).ok
+    [sent] = server.collection("finance").versions
+    assert (names(sent), sent.tags) == ({"version-1"}, {"rejected"})
+
+
+def test_of_two_registrations_at_once_each_gets_its_own_number(
+    machine: Machine, package: Build, server: WandbServer
+) -> None:
+    server.meanwhile("CreateArtifact$", lambda: machine("laptop").register(*package(2), actor="ben"))
+    ci = machine("ci")
+    version, _ = ci.register(*package(1), actor="ana")
+    assert version.id == "finance@2"
+    assert [(one.id, one.author) for one in ci.summaries()] == [("finance@1", "ben"), ("finance@2", "ana")]
+    assert verify(ci).ok
+    lost = [one for one in server.collection("finance").versions if not names(one)]
+    assert [one.ttl for one in lost] == [30 * 24 * 3600]  # the package of the lost race goes away by itself
+
+
+def test_a_change_that_is_killed_after_wandb_took_it_counts(
+    tmp_path: Path, package: Build, server: WandbServer
+) -> None:
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(params.replace("backend: embedded", "backend: wandb"))
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copy(ROOT / "owners.yaml", tmp_path)
+    open_registry(tmp_path).register(*package(1), actor="ana.silva")
+    started = []
+    reject = ("reject", "finance@1", "--reason", "biased", "--actor", "ana.silva")
+
+    def kill_when_it_is_read_back() -> None:
+        if len(server.collection("audit").versions) == 2:
+            started[0].kill()
+        else:
+            server.meanwhile("ProjectArtifacts", kill_when_it_is_read_back)
+
+    server.meanwhile("ProjectArtifacts", kill_when_it_is_read_back)
+    started.append(run_command(tmp_path, *reject))
+    assert started[0].wait() == processes.KILLED
+    assert Registry(tmp_path / ".registry").get("finance@1").state == "candidate"
+    again = open_registry(tmp_path)
+    assert again.get("finance@1").state == "rejected"
+    assert verify(again).ok
+
+
+# What W&B, or somebody there, does wrong.
+
+
+def test_without_wandb_the_copy_can_be_read_and_nothing_can_be_changed(
+    machine: Machine, package: Build, server: WandbServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine("ci").register(*package(1), actor="ana")
+    server.fail(".", times=1000)
+    ci = machine("ci")
+    with caplog.at_level(logging.WARNING, "lora_ops"):
+        ci.refresh()
+    assert "can't be reached" in caplog.text
+    assert "This machine's copy ends at entry 1 of the log" in caplog.text
+    assert ci.get("finance").id == "finance@1"
+    with pytest.raises(LoraOpsError, match="can't be reached or refuses: .*; nothing was changed"):
+        lifecycle.reject(ci, "finance@1", actor="ben", reason="biased")
+    assert states(ci) == [("finance@1", "candidate", ("candidate",))]
+
+
+def test_a_change_whose_names_wandb_does_not_show_yet_is_made_and_shown_by_the_next_sync(
+    machine: Machine, package: Build, server: WandbServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    ci = machine("ci")
+    server.fail("UpdateArtifact", times=50)
+    with caplog.at_level(logging.WARNING, "lora_ops"):
+        ci.register(*package(1), actor="ana")
+    assert "The change is made; only its aliases and tags at W&B are late" in caplog.text
+    server.faults.clear()
+    laptop = machine("laptop")
+    laptop.pull()
+    assert laptop.mirror.sync().sent == 1  # any machine mends it
+    [sent] = server.collection("finance").versions
+    assert names(sent) == {"candidate", "version-1"}
+
+
+def test_an_alias_that_was_moved_by_hand_stops_the_next_change_until_it_is_put_back(
+    machine: Machine, package: Build, server: WandbServer
+) -> None:
+    ci = machine("ci")
+    for seed in (1, 2):
+        ci.register(*package(seed), actor="ana")
+    collection = server.collection("finance")
+    collection.aliases["candidate"] = collection.versions[0]
+    with pytest.raises(LoraOpsError, match="finance@candidate names finance@1 at W&B, .* it was moved by hand"):
+        ci.register(*package(3), actor="ana")
+    assert len(ci.summaries()) == 2
+    assert len(ci.mirror.sync().restored) == 1
+    assert ci.register(*package(3), actor="ana")[0].id == "finance@3"
+
+
+def test_a_sync_takes_first_what_another_machine_changed_meanwhile(
+    machine: Machine, package: Build, server: WandbServer
+) -> None:
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    laptop.register(*package(2), actor="ben")
+    assert ci.mirror.sync() == (0, ())
+    assert ci.get("finance").id == "finance@2"
+    collection = server.collection("finance")
+    assert collection.aliases["candidate"] is collection.versions[1]
+
+
+def test_entries_by_a_key_that_is_not_trusted_are_refused_and_the_sentence_says_how_to_trust_it(
+    machine: Machine, package: Build, tmp_path: Path, connect: Connect
+) -> None:
+    machine("ci").register(*package(1), actor="ana")
+    stranger = SharedRegistry(tmp_path / "stranger", connect())
+    with pytest.raises(
+        LoraOpsError, match=rf"Key {fingerprint(tmp_path / 'ci')} is not trusted here.*trusted_keys"
+    ):
+        stranger.pull()
+    assert stranger.summaries() == []
+
+
+def test_a_package_that_was_changed_at_wandb_is_not_loaded(
+    machine: Machine, package: Build, server: WandbServer
+) -> None:
+    machine("ci").register(*package(1), actor="ana")
+    laptop = machine("laptop")
+    laptop.pull()
+    [sent] = server.collection("finance").versions
+    weights = server.files_of(sent)["adapter_model.safetensors"]
+    server.storage[weights] = server.storage[weights][:-1] + b"x"
+    with pytest.raises(LoraOpsError, match="W&B|changed while it was being copied"):
+        laptop.verified_path("finance@1")
+    assert not (laptop.path / "verified" / "finance-1").exists()
