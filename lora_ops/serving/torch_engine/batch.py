@@ -2,8 +2,8 @@
 
 A sequence joins and leaves between two steps. In one step every sequence that answers takes one token, and
 those that still read their prompts take `prefill_chunk` tokens together, so that a long prompt holds nobody up
-for long. The KV cache of what has ended is kept while there is room: a prompt that begins as another one did (with
-its tenant's system prompt, above all) starts where they part.
+for long. The KV cache of what has ended is kept while there is room: a prompt that begins as another one did,
+with its tenant's system prompt above all, starts where they part.
 """
 
 import time

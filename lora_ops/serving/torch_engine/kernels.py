@@ -1,7 +1,7 @@
 """The parts of a decoding step that are not a matrix product with the base model's weights, in two forms.
 
 `TorchKernels` says what each one computes and runs on any device; `NativeKernels` is the same in C (kernels.c),
-for float32 on a CPU with a C compiler, where dozens of small torch calls a layer cost more than what they compute.
+for float32 on a CPU with a C compiler, where dozens of small torch calls a layer cost more than they compute.
 """
 
 import ctypes
