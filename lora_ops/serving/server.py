@@ -1,0 +1,137 @@
+"""The gateway as a process: its log, its port, and an orderly end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import uvicorn
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.serving.edge import JsonLines
+from lora_ops.serving.endpoints import create_app
+from lora_ops.serving.engine import Engine, EngineError
+from lora_ops.serving.gateway import Gateway
+from lora_ops.settings import ServingSettings, Settings
+
+log = logging.getLogger(__name__)
+
+
+def make_engine(root: Path, settings: ServingSettings) -> Engine:
+    """The engine that params.yaml names."""
+    if settings.engine == "openai":
+        from lora_ops.serving.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(settings.openai)
+    from lora_ops.loading import pick_device
+    from lora_ops.serving.torch_engine import TorchEngine
+
+    device, dtype = pick_device()
+    options = settings.torch.model_dump()
+    return TorchEngine(root / "models/base", **options, device=device, dtype=dtype)
+
+
+@asynccontextmanager
+async def running(root: Path, settings: Settings, engine: Engine) -> AsyncIterator[Gateway]:
+    """A started gateway, stopped at the end.
+
+    Raises:
+        LoraOpsError: there is no base model yet, or the engine can't start.
+    """
+    gateway = Gateway(root, settings, engine)
+    try:
+        try:
+            await gateway.start()
+        except EngineError as error:
+            raise LoraOpsError(str(error)) from error
+        yield gateway
+    finally:
+        await gateway.stop()
+
+
+async def serve(
+    root: Path,
+    settings: Settings,
+    engine: Engine,
+    *,
+    started: Callable[[uvicorn.Server], None] = lambda server: None,
+) -> None:
+    """Answer on the port of the settings until SIGTERM or Ctrl-C, then finish what runs.
+
+    Raises:
+        LoraOpsError: the gateway can't start, or would be open to other machines.
+    """
+    serving = settings.serving
+    async with running(root, settings, engine) as gateway:
+        _check_exposure(gateway)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(gateway),
+                host=serving.host,
+                port=serving.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                timeout_graceful_shutdown=max(1, int(serving.drain_timeout_seconds)),
+            )
+        )
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn raises the signal once more when it is done, which must not cut off what comes after it.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: None)
+        started(server)
+        try:
+            await server.serve()
+        except SystemExit as error:
+            raise LoraOpsError(
+                f"Port {serving.port} of {serving.host} can't be used: is a gateway running?"
+            ) from error
+
+
+def run(root: Path, settings: Settings) -> None:
+    """Serve in this process until it is told to stop."""
+    log_as_json()
+    engine = make_engine(root, settings.serving)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(root, settings, engine))
+
+
+def log_as_json() -> None:
+    """Everything that is logged goes to stderr, one JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _check_exposure(gateway: Gateway) -> None:
+    settings = gateway.settings
+    if settings.require_keys or gateway.keys.any():
+        return
+    local = settings.host == "localhost" or (
+        _is_address(settings.host) and ip_address(settings.host).is_loopback
+    )
+    if not local:
+        raise LoraOpsError(
+            f"serving.host is {settings.host}, and there are no API keys, so anybody could use every model: create "
+            "one first (`lora-ops keys create --admin`), or serve on 127.0.0.1."
+        )
+    log.warning(
+        "NO API KEYS: everybody on this machine may use every model and load adapters. "
+        "`lora-ops keys create --admin` makes the first key, and from then on one is needed."
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
