@@ -1,0 +1,117 @@
+"""One LoRA adapter, read from PEFT's two files, with everything refused that the engine would not apply."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from lora_ops.records import ADAPTER_FILES
+from lora_ops.serving.engine import EngineError
+
+# What doesn't change an answer, or is applied here. Any other field of PEFT's config must have its default,
+# so that what a later PEFT adds is refused, not ignored.
+APPLIED = """
+    task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r
+    target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora init_lora_weights
+    layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_config megatron_core eva_config qalora_group_size
+    runtime_config ensure_weight_tying
+"""
+# The other initialisations change the base model's weights as well.
+INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
+KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """The two matrices of one module: it answers `x W' + x a' b'` where the base model answers `x W'`.
+
+    Attributes:
+        a: (rank, inputs).
+        b: (outputs, rank), already multiplied by alpha / rank (or alpha / sqrt(rank) for rsLoRA).
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+def read_adapter(
+    folder: Path, shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype
+) -> dict[str, LoraPair]:
+    """The pairs of each module that the adapter in `folder` changes, by the module's name in the base model.
+
+    Args:
+        shapes: (outputs, inputs) of every module that may be adapted.
+
+    Raises:
+        EngineError: a file is missing or broken, does not fit the base model, or holds what is not applied
+            (DoRA, biases, embeddings, whole modules ...).
+    """
+    weights, config = folder / ADAPTER_FILES[0], folder / ADAPTER_FILES[1]
+    for path in (weights, config):
+        if not path.is_file():
+            raise EngineError(f"There is no {path.name} in {folder}.")
+    try:
+        settings = LoraConfig.from_pretrained(str(folder))
+        tensors = load_file(weights)
+    except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
+        raise EngineError(f"The adapter in {folder} can't be read: {error}") from error
+    _require_plain_lora(settings)
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        found = KEY.fullmatch(key)
+        if found is None:
+            raise EngineError(f"The adapter holds '{key}', which is not a LoRA matrix of a linear layer.")
+        halves.setdefault(found["module"], {})[found["half"]] = tensor.to(dtype)
+    if not halves:
+        raise EngineError(f"{weights.name} in {folder} holds no LoRA matrices.")
+    return {name: _pair(name, half, settings, shapes) for name, half in halves.items()}
+
+
+def _require_plain_lora(settings: LoraConfig) -> None:
+    if not isinstance(settings, LoraConfig):
+        raise EngineError(f"The adapter is of PEFT's type {settings.peft_type}; this engine applies LoRA only.")
+    default, applied = LoraConfig(), APPLIED.split()
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in applied and value and value != getattr(default, field.name):
+            raise EngineError(f"The adapter needs {field.name}={value!r}, which this engine doesn't apply.")
+    if settings.init_lora_weights not in INITIALISATIONS:
+        raise EngineError(
+            f"The adapter was initialised by '{settings.init_lora_weights}', which changes the base model too: "
+            "convert it to plain LoRA with PEFT's `path_initial_model_for_weight_conversion`."
+        )
+
+
+def _pair(
+    name: str,
+    half: Mapping[str, torch.Tensor],
+    settings: LoraConfig,
+    shapes: Mapping[str, tuple[int, int]],
+) -> LoraPair:
+    if name not in shapes:
+        raise EngineError(f"The adapter changes '{name}', which is no linear layer of this base model.")
+    if len(half) != 2:
+        raise EngineError(f"The adapter has only one of the two LoRA matrices of '{name}'.")
+    a, b = half["A"], half["B"]
+    outputs, inputs = shapes[name]
+    rank = _of(settings.rank_pattern, name, settings.r)
+    if a.shape != (rank, inputs) or b.shape != (outputs, rank):
+        raise EngineError(
+            f"The adapter's matrices of '{name}' are {tuple(a.shape)} and {tuple(b.shape)}; rank {rank} on "
+            f"this base model needs {(rank, inputs)} and {(outputs, rank)}."
+        )
+    alpha = _of(settings.alpha_pattern, name, settings.lora_alpha)
+    return LoraPair(a, b * (alpha / (math.sqrt(rank) if settings.use_rslora else rank)))
+
+
+def _of(pattern: Mapping[str, int] | None, name: str, default: int) -> int:
+    pattern = pattern or {}
+    return pattern.get(get_pattern_key(list(pattern), name), default)

@@ -1,0 +1,93 @@
+"""Which decoder a base model gets: the fused one if it gives the model's own scores, else the general one."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.loading import load_base_model
+from lora_ops.serving.engine import EngineError
+from lora_ops.serving.torch_engine.decoder import Decoder, Work
+from lora_ops.serving.torch_engine.extents import Extent
+from lora_ops.serving.torch_engine.fused import FusedDecoder, why_not
+from lora_ops.serving.torch_engine.general import GeneralDecoder
+
+logger = logging.getLogger(__name__)
+
+# Without a number of tokens, the KV cache may grow to this many bytes.
+KV_BYTES = 1 << 30
+PROBE = 12
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
+
+
+def load_decoder(
+    base_folder: Path, kv_tokens: int | None, device: str, dtype: torch.dtype
+) -> tuple[Decoder, Any, frozenset[int]]:
+    """Decoder, tokenizer (of the tokenizers library) and end tokens of the base model in `base_folder`.
+
+    Raises:
+        EngineError: the base model can't be loaded, or has no fast tokenizer.
+    """
+    try:
+        model, tokenizer = load_base_model(base_folder, device, dtype)
+    except (LoraOpsError, OSError, ValueError) as error:
+        raise EngineError(f"The base model in {base_folder} can't be loaded: {error}") from error
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise EngineError(
+            f"The base model's {type(tokenizer).__name__} has no fast form, which this engine needs."
+        )
+    return make_decoder(model, kv_tokens), tokenizer.backend_tokenizer, _end_tokens(model)
+
+
+def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
+    """The fastest decoder that gives the scores that `model` gives; another one than the fused is warned of."""
+    tokens = kv_tokens or max(1, KV_BYTES // _bytes_per_token(model))
+    context = min(_positions(model), tokens)
+    reason = why_not(model)
+    if reason is None:
+        fused = FusedDecoder(model, context, tokens)
+        difference = _difference(fused, model)
+        if difference <= TOLERANCE[fused.dtype]:
+            return fused
+        reason = f"the fused decoder's scores differ from the model's by {difference:.2g}"
+    logger.warning(
+        "%s is decoded by transformers' own forward pass, one request after the other, so slowly: %s.",
+        type(model).__name__,
+        reason,
+    )
+    return GeneralDecoder(model, context, tokens)
+
+
+@torch.inference_mode()
+def _difference(fused: FusedDecoder, model: Any) -> float:
+    """The largest difference of two scores of one prompt, relative to the largest score."""
+    generator = torch.Generator().manual_seed(0)
+    count = min(PROBE, fused.context_length)
+    tokens = torch.randint(model.config.vocab_size, (count,), generator=generator).tolist()
+    wanted = model(torch.tensor([tokens], device=model.device)).logits[0, -1].float()
+    extent = Extent(0, count)
+    if count > 1:
+        fused.step([Work(tokens[:-1], 0, extent, None, scored=False)])
+    got = fused.step([Work(tokens[-1:], count - 1, extent, None, scored=True)])[0].float()
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+def _end_tokens(model: Any) -> frozenset[int]:
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = model.config.eos_token_id
+    return frozenset([ends] if isinstance(ends, int) else ends or [])
+
+
+def _positions(model: Any) -> int:
+    config = model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+
+
+def _bytes_per_token(model: Any) -> int:
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * dim * model.dtype.itemsize

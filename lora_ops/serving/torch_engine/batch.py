@@ -1,0 +1,260 @@
+"""Which sequences take the next step, and what came of it: continuous batching (Orca, Yu et al., 2022).
+
+A sequence joins and leaves between two steps. In one step every sequence that answers takes one token, and
+those that still read their prompts take `prefill_chunk` tokens together, so that a long prompt holds nobody up
+for long. The KV cache of what has ended is kept while there is room: a prompt that begins as another one did,
+with its tenant's system prompt above all, starts where they part.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from lora_ops.serving.engine import Chunk, FinishReason, Generation, TokenLogprob
+from lora_ops.serving.torch_engine.decoder import Adapter, Decoder, Work
+from lora_ops.serving.torch_engine.extents import Extent, Extents
+from lora_ops.serving.torch_engine.sampling import Choice, choose
+from lora_ops.serving.torch_engine.text_stream import TextStream
+
+# How many ended sequences are remembered at most: each is compared with every prompt that joins.
+KEPT = 64
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One generation on its way.
+
+    Attributes:
+        tokens: of the prompt and of the answer so far.
+        limit: how many tokens it may have in the end.
+        computed: how many of them the KV cache holds.
+        seconds: device time since the last chunk.
+        cancelled: set from any thread; the next step leaves it out.
+    """
+
+    generation: Generation
+    adapter: Adapter | None
+    stream: TextStream
+    generator: torch.Generator | None
+    limit: int
+    tokens: list[int]
+    computed: int = 0
+    extent: Extent | None = None
+    seconds: float = 0.0
+    cancelled: bool = False
+
+    @property
+    def pending(self) -> int:
+        """How many tokens the model has not seen yet."""
+        return len(self.tokens) - self.computed
+
+
+@dataclass(frozen=True)
+class _Kept:
+    tokens: tuple[int, ...]
+    adapter: Adapter | None
+    extent: Extent
+
+
+@dataclass
+class Batch:
+    """The sequences of one decoder; every method is called from the thread that takes the steps.
+
+    Attributes:
+        tokenizer: of the tokenizers library, to name tokens.
+        ends: tokens that end an answer.
+        max_batch: how many sequences run together.
+        prefill_chunk: how many prompt tokens one step reads.
+    """
+
+    decoder: Decoder
+    tokenizer: Any
+    ends: frozenset[int]
+    max_batch: int
+    prefill_chunk: int
+    waiting: deque[Sequence] = field(default_factory=deque)
+    running: list[Sequence] = field(default_factory=list)
+    _kept: list[_Kept] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._extents = Extents(self.decoder.kv_tokens)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return not self.running and not self.waiting
+
+    @property
+    def kv_tokens(self) -> int:
+        """How many tokens of the KV cache are reserved for sequences that run."""
+        return sum(sequence.extent.length for sequence in self.running if sequence.extent)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence join at the next step where there is room, after those that came before it."""
+        self.waiting.append(sequence)
+
+    def forget(self, adapter: Adapter) -> None:
+        """The adapter is unloaded: drop what was kept of it."""
+        for kept in [kept for kept in self._kept if kept.adapter is adapter]:
+            self._drop(kept)
+
+    def clear(self) -> list[Sequence]:
+        """Forget all sequences, and say which there were."""
+        lost = [*self.running, *self.waiting]
+        for sequence in self.running:
+            self._release(sequence)
+        for kept in list(self._kept):
+            self._drop(kept)
+        self.running, self.waiting = [], deque()
+        return lost
+
+    def step(self) -> list[tuple[Sequence, Chunk]]:
+        """Take one step; the new chunks of the sequences that have one."""
+        self._leave()
+        self._join()
+        moving = self._compose()
+        if not moving:
+            return []
+        started = time.perf_counter()
+        works = [
+            Work(
+                sequence.tokens[sequence.computed : sequence.computed + count],
+                sequence.computed,
+                _placed(sequence),
+                sequence.adapter,
+                scored=count == sequence.pending,
+            )
+            for sequence, count in moving
+        ]
+        scored = [sequence for (sequence, _), work in zip(moving, works, strict=True) if work.scored]
+        scores = self.decoder.step(works)
+        choices: Items[Choice] = []
+        if scored:
+            samplings = [sequence.generation.sampling for sequence in scored]
+            choices = choose(scores, samplings, [sequence.generator for sequence in scored])
+        seconds = time.perf_counter() - started
+        rows = sum(count for _, count in moving)
+        for sequence, count in moving:
+            sequence.computed += count
+            # Time goes with the rows: in one pass a prompt's token costs what an answer's token costs.
+            sequence.seconds += seconds * count / rows
+        return [
+            (sequence, self._chunk(sequence, choice)) for sequence, choice in zip(scored, choices, strict=True)
+        ]
+
+    def _leave(self) -> None:
+        for sequence in [sequence for sequence in self.running if sequence.cancelled]:
+            self._end(sequence)
+        self.waiting = deque(sequence for sequence in self.waiting if not sequence.cancelled)
+
+    def _join(self) -> None:
+        while self.waiting and len(self.running) < self.max_batch:
+            sequence = self.waiting[0]
+            extent = self._extents.reserve(sequence.limit)
+            while extent is None and self._kept:
+                self._drop(self._kept[0])
+                extent = self._extents.reserve(sequence.limit)
+            if extent is None:
+                return
+            sequence.extent = extent
+            self._share(sequence, extent)
+            self.running.append(self.waiting.popleft())
+
+    def _compose(self) -> list[tuple[Sequence, int]]:
+        moving, budget = [], self.prefill_chunk
+        for sequence in self.running:
+            if sequence.pending == 1:
+                moving.append((sequence, 1))
+            elif budget:
+                count = min(sequence.pending, budget)
+                budget -= count
+                moving.append((sequence, count))
+        return moving
+
+    def _chunk(self, sequence: Sequence, choice: Choice) -> Chunk:
+        sampling = sequence.generation.sampling
+        sequence.tokens.append(choice.token)
+        ended = choice.token in self.ends
+        text = "" if ended else sequence.stream.add(choice.token)
+        finish: FinishReason | None = None
+        if ended or sequence.stream.stopped:
+            finish = "stop"
+        elif len(sequence.tokens) >= sequence.limit:
+            finish = "length"
+        if finish:
+            text += sequence.stream.finish()
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if sampling.logprobs is not None:
+            top = tuple((self._name(token), value) for token, value in choice.top)
+            logprobs = (TokenLogprob(self._name(choice.token), choice.logprob, top),)
+        chunk = Chunk(text, 1, logprobs, finish, sequence.seconds)
+        sequence.seconds = 0.0
+        if finish is None:
+            return chunk
+        self._end(sequence)
+        return replace(chunk, prompt_tokens=len(sequence.generation.prompt))
+
+    def _name(self, token: int) -> str:
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
+    def _end(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        if not (sequence.computed and self.decoder.copies):
+            self._release(sequence)
+            return
+        rest = self._extents.shrink(_placed(sequence), sequence.computed)
+        sequence.extent = None
+        self._kept.append(_Kept(tuple(sequence.tokens[: sequence.computed]), sequence.adapter, rest))
+        if len(self._kept) > KEPT:
+            self._drop(self._kept[0])
+
+    def _share(self, sequence: Sequence, extent: Extent) -> None:
+        """Copy the longest beginning that an earlier sequence with the same adapter has computed."""
+        if not self.decoder.copies:
+            return
+        known = [kept for kept in self._kept if kept.adapter is sequence.adapter]
+        known += [
+            _Kept(tuple(other.tokens[: other.computed]), other.adapter, _placed(other))
+            for other in self.running
+            if other.adapter is sequence.adapter
+        ]
+        most = len(sequence.tokens) - 1  # the last token's scores are still to be computed
+        best, source = 0, None
+        for kept in known:
+            common = _common(sequence.tokens[:most], kept.tokens)
+            if common > best:
+                best, source = common, kept
+        if source is None:
+            return
+        self.decoder.copy(source.extent, extent, best)
+        sequence.computed = best
+        if source in self._kept:  # used again, so dropped last
+            self._kept.remove(source)
+            self._kept.append(source)
+
+    def _release(self, sequence: Sequence) -> None:
+        extent = _placed(sequence)
+        self.decoder.forget(extent)
+        self._extents.release(extent)
+        sequence.extent = None
+
+    def _drop(self, kept: _Kept) -> None:
+        self._kept.remove(kept)
+        self.decoder.forget(kept.extent)
+        self._extents.release(kept.extent)
+
+
+def _placed(sequence: Sequence) -> Extent:
+    assert sequence.extent is not None
+    return sequence.extent
+
+
+def _common(a: Items[int], b: Items[int]) -> int:
+    for index, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return index
+    return min(len(a), len(b))

@@ -1,0 +1,68 @@
+"""What the batch needs of a base model: adapters in its own form, and the next tokens' scores."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from lora_ops.serving.torch_engine.adapter_files import LoraPair
+from lora_ops.serving.torch_engine.extents import Extent
+
+
+class Adapter(Protocol):
+    """An adapter as one decoder applies it; `bytes` is the memory that it takes."""
+
+    @property
+    def bytes(self) -> int:
+        """Of all matrices."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The next tokens of one sequence in one step.
+
+    Attributes:
+        tokens: at least one.
+        position: of the first of them in the sequence.
+        extent: the sequence's part of the KV cache.
+        adapter: None for the base model itself.
+        scored: whether the scores of the token after the last one are wanted.
+    """
+
+    tokens: Sequence[int]
+    position: int
+    extent: Extent
+    adapter: Adapter | None
+    scored: bool
+
+
+class Decoder(Protocol):
+    """A base model that takes steps; all but `adapter` is called from one thread.
+
+    Attributes:
+        context_length: how many tokens a sequence may have.
+        kv_tokens: how many tokens of all sequences together it can remember.
+        vocabulary: how many tokens the model knows.
+        copies: whether `copy` can be called.
+        shapes: (outputs, inputs) of every linear layer that an adapter may change.
+    """
+
+    context_length: int
+    kv_tokens: int
+    vocabulary: int
+    copies: bool
+    shapes: Mapping[str, tuple[int, int]]
+    dtype: torch.dtype
+
+    def adapter(self, pairs: Mapping[str, LoraPair]) -> Adapter:
+        """An adapter in this decoder's form; called from any thread."""
+
+    def step(self, works: Sequence[Work]) -> torch.Tensor:
+        """Scores of the next token of each sequence that wants them: (those, vocabulary), in their order."""
+
+    def copy(self, source: Extent, target: Extent, tokens: int) -> None:
+        """Remember for `target` the first `tokens` of `source` too."""
+
+    def forget(self, extent: Extent) -> None:
+        """The extent's sequence has ended."""

@@ -1,0 +1,278 @@
+"""The embedded engine: one thread takes the steps, the event loop hands requests in and chunks out."""
+
+import asyncio
+import hashlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_ops.loading import pick_device
+from lora_ops.records import ADAPTER_FILES
+from lora_ops.serving.engine import Chunk, EngineError, EngineStatus, Generation
+from lora_ops.serving.torch_engine.adapter_files import read_adapter
+from lora_ops.serving.torch_engine.architectures import load_decoder
+from lora_ops.serving.torch_engine.batch import Batch, Sequence
+from lora_ops.serving.torch_engine.decoder import Adapter
+from lora_ops.serving.torch_engine.text_stream import TextStream
+
+logger = logging.getLogger(__name__)
+
+# Prompt tokens that one step reads: on a CPU about as long as a step of a full batch takes.
+PREFILL_CHUNK = {"cpu": 64}
+PREFILL_CHUNK_DEVICE = 512
+
+
+@dataclass
+class _Loaded:
+    adapter: Adapter
+    digest: str
+    users: int = 0
+
+
+class TorchEngine:
+    """An `Engine` in this process.
+
+    Args:
+        base_folder: the base model as the base_model stage leaves it.
+        max_batch: how many answers are written together.
+        kv_tokens: how many tokens all of them may have together, answers yet to come included; None: 1 GiB.
+        prefill_chunk: how many prompt tokens one step reads; None: 64 on a CPU, 512 elsewhere.
+        threads: of torch, for this engine's steps; None: torch's own choice.
+        device, dtype: None: the first GPU with bfloat16 where there is one, else the CPU with float32.
+    """
+
+    def __init__(
+        self,
+        base_folder: Path,
+        *,
+        max_batch: int = 32,
+        kv_tokens: int | None = None,
+        prefill_chunk: int | None = None,
+        threads: int | None = None,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        best, best_dtype = pick_device()
+        self.context_length = 0
+        self._base_folder, self._max_batch, self._kv_tokens = base_folder, max_batch, kv_tokens
+        self._device = device or best
+        self._dtype = dtype or (best_dtype if self._device == best else torch.float32)
+        self._prefill_chunk = prefill_chunk or PREFILL_CHUNK.get(self._device, PREFILL_CHUNK_DEVICE)
+        self._threads = threads
+        self._adapters: dict[str, _Loaded] = {}
+        self._queues: dict[Sequence, asyncio.Queue[Chunk | EngineError]] = {}
+        self._wake = threading.Condition()
+        self._commands: list[Callable[[Batch], None]] = []
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._status = EngineStatus()
+
+    async def start(self) -> None:
+        """Load the base model and be ready to answer.
+
+        Raises:
+            EngineError: the base model can't be loaded.
+        """
+        self._loop = asyncio.get_running_loop()
+        ready: Future[None] = Future()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, args=(ready,), name="torch-engine", daemon=True)
+        self._thread.start()
+        await asyncio.wrap_future(ready)
+
+    async def close(self) -> None:
+        """Stop after the step that is under way; what still runs ends with `EngineError`."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        await asyncio.to_thread(thread.join)
+        self._fail(list(self._queues), EngineError("The engine was stopped."))
+
+    async def load(self, name: str, folder: Path) -> int:
+        """Make the adapter in `folder` answer to `name`, while others generate.
+
+        Returns:
+            How many bytes of memory it takes.
+
+        Raises:
+            EngineError: the files don't fit this base model, hold what this engine doesn't apply, or the name
+                is taken by another adapter.
+        """
+        self._require_started()
+        digest, adapter = await asyncio.to_thread(self._read, folder)
+        loaded = self._adapters.setdefault(name, _Loaded(adapter, digest))
+        if loaded.digest != digest:
+            raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
+        return loaded.adapter.bytes
+
+    async def unload(self, name: str) -> None:
+        """Forget an adapter; nothing happens when it is not loaded.
+
+        Raises:
+            EngineError: a generation still uses it.
+        """
+        loaded = self._adapters.get(name)
+        if loaded is None:
+            return
+        if loaded.users:
+            raise EngineError(f"'{name}' is still used by {loaded.users} generations: let them finish first.")
+        del self._adapters[name]
+        self._submit(lambda batch: batch.forget(loaded.adapter))
+
+    async def generate(self, generation: Generation) -> AsyncIterator[Chunk]:
+        """The answer, piece by piece; closing the iterator early cancels the generation and frees its place.
+
+        An answer that would go beyond the context ends there, with `length`.
+
+        Raises:
+            EngineError: unknown adapter, an empty or too long prompt, a token that the model doesn't have, an
+                engine that is not started, was stopped or broke.
+        """
+        self._require_started()
+        loaded = self._loaded(generation.adapter)
+        sequence = self._sequence(generation, loaded)
+        queue: asyncio.Queue[Chunk | EngineError] = asyncio.Queue()
+        self._queues[sequence] = queue
+        if loaded:
+            loaded.users += 1
+        self._submit(lambda batch: batch.add(sequence))
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, EngineError):
+                    raise item
+                yield item
+                if item.finish:
+                    return
+        finally:
+            # Only a flag: the next step sees it and frees the place.
+            sequence.cancelled = True
+            del self._queues[sequence]
+            if loaded:
+                loaded.users -= 1
+
+    def status(self) -> EngineStatus:
+        """What it was doing after its last step, and which adapters are loaded now."""
+        s = self._status
+        sizes = {name: loaded.adapter.bytes for name, loaded in self._adapters.items()}
+        waiting = max(0, len(self._queues) - s.running)
+        return EngineStatus(s.running, waiting, s.kv_tokens, s.kv_capacity, sizes)
+
+    def _require_started(self) -> None:
+        if self._thread is None:
+            raise EngineError("The engine is not running.")
+
+    def _loaded(self, name: str | None) -> _Loaded | None:
+        if name is None:
+            return None
+        if name not in self._adapters:
+            raise EngineError(f"There is no adapter '{name}' in the engine.")
+        return self._adapters[name]
+
+    def _sequence(self, generation: Generation, loaded: _Loaded | None) -> Sequence:
+        prompt, sampling = generation.prompt, generation.sampling
+        if not prompt:
+            raise EngineError("The prompt is empty.")
+        if len(prompt) >= self.context_length:
+            raise EngineError(
+                f"The prompt has {len(prompt)} tokens; with an answer there is room for {self.context_length}."
+            )
+        if min(prompt) < 0 or max(prompt) >= self._vocabulary:
+            raise EngineError(f"The prompt holds a token that is not one of the model's {self._vocabulary}.")
+        if sampling.max_tokens < 1:
+            raise EngineError("max_tokens must be at least 1.")
+        generator = None
+        if sampling.temperature > 0:
+            generator = torch.Generator()
+            if sampling.seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(sampling.seed)
+        return Sequence(
+            generation,
+            loaded.adapter if loaded else None,
+            TextStream(self._tokenizer, prompt, sampling.stop),
+            generator,
+            min(len(prompt) + sampling.max_tokens, self.context_length),
+            list(prompt),
+        )
+
+    def _read(self, folder: Path) -> tuple[str, Adapter]:
+        pairs = read_adapter(folder, self._decoder.shapes, self._decoder.dtype)
+        contents = b"".join((folder / name).read_bytes() for name in sorted(ADAPTER_FILES))
+        return hashlib.sha256(contents).hexdigest(), self._decoder.adapter(pairs)
+
+    def _submit(self, command: Callable[[Batch], None]) -> None:
+        with self._wake:
+            self._commands.append(command)
+            self._wake.notify()
+
+    # The worker's thread, from here on.
+
+    def _work(self, ready: "Future[None]") -> None:
+        try:
+            if self._threads:
+                torch.set_num_threads(self._threads)
+            decoder, tokenizer, ends = load_decoder(
+                self._base_folder, self._kv_tokens, self._device, self._dtype
+            )
+            batch = Batch(decoder, tokenizer, ends, self._max_batch, self._prefill_chunk)
+        except EngineError as error:
+            ready.set_exception(error)
+            return
+        except Exception as error:
+            logger.exception("The engine could not start.")
+            ready.set_exception(EngineError(f"The engine can't start: {error}"))
+            return
+        self._decoder, self._tokenizer = decoder, tokenizer
+        self._vocabulary = decoder.vocabulary
+        self.context_length = decoder.context_length
+        self._status = EngineStatus(kv_capacity=decoder.kv_tokens)
+        ready.set_result(None)
+        while self._take_commands(batch):
+            try:
+                made = batch.step()
+            except Exception as error:
+                logger.exception("A step of the engine failed.")
+                self._post(self._fail, batch.clear(), EngineError(f"The engine failed: {error}"))
+                continue
+            self._status = EngineStatus(len(batch.running), 0, batch.kv_tokens, decoder.kv_tokens)
+            if made:
+                self._post(self._deliver, made)
+        batch.clear()
+
+    def _take_commands(self, batch: Batch) -> bool:
+        with self._wake:
+            while not self._commands and batch.idle and not self._closing:
+                self._wake.wait()
+            commands, self._commands = self._commands, []
+        for command in commands:
+            command(batch)
+        return not self._closing
+
+    def _post(self, call: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:  # the loop was closed without closing the engine: nobody listens any more
+            self._closing = True
+
+    # The event loop's thread again.
+
+    def _deliver(self, made: list[tuple[Sequence, Chunk]]) -> None:
+        for sequence, chunk in made:
+            if sequence in self._queues:
+                self._queues[sequence].put_nowait(chunk)
+
+    def _fail(self, lost: list[Sequence], error: EngineError) -> None:
+        for sequence in lost:
+            if sequence in self._queues:
+                self._queues[sequence].put_nowait(error)

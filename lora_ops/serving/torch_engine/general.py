@@ -1,0 +1,86 @@
+"""Any base model that transformers loads: its own forward pass, one sequence after the other.
+
+Right wherever transformers is, and slow: nothing is batched. Adapters are added by hooks on the linear layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.pytorch_utils import Conv1D
+
+from lora_ops.serving.torch_engine.adapter_files import LoraPair
+from lora_ops.serving.torch_engine.decoder import Adapter, Work
+from lora_ops.serving.torch_engine.extents import Extent
+
+
+@dataclass(frozen=True)
+class HookedAdapter:
+    """An adapter as the hooks read it."""
+
+    pairs: dict[str, LoraPair]
+
+    @property
+    def bytes(self) -> int:
+        """Of all matrices."""
+        return sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
+
+
+class GeneralDecoder:
+    """A `Decoder` of any causal language model of transformers."""
+
+    copies = False
+
+    def __init__(self, model: Any, context_length: int, kv_tokens: int) -> None:
+        self.context_length, self.kv_tokens = context_length, kv_tokens
+        self.dtype, self._device = model.dtype, model.device
+        self.vocabulary = model.get_input_embeddings().num_embeddings
+        self._model = model
+        self._caches: dict[Extent, Any] = {}
+        self._adapter: HookedAdapter | None = None
+        shapes: dict[str, tuple[int, int]] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear | Conv1D):
+                rows, columns = module.weight.shape
+                # Conv1D keeps its weight the other way round; PEFT's matrices are the same for both.
+                shapes[name] = (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+                module.register_forward_hook(self._hook(name))
+        self.shapes: Mapping[str, tuple[int, int]] = shapes
+
+    def adapter(self, pairs: Mapping[str, LoraPair]) -> Adapter:
+        """The matrices as they are, where the model is."""
+        moved = {name: LoraPair(p.a.to(self._device), p.b.to(self._device)) for name, p in pairs.items()}
+        return HookedAdapter(moved)
+
+    @torch.inference_mode()
+    def step(self, works: Sequence[Work]) -> torch.Tensor:
+        """Scores of the next token of each sequence that wants them: (those, vocabulary), in their order."""
+        rows = [self._forward(work) for work in works]
+        scored = [row for row, work in zip(rows, works, strict=True) if work.scored]
+        return torch.stack(scored) if scored else torch.empty(0, self.vocabulary)
+
+    def copy(self, source: Extent, target: Extent, tokens: int) -> None:
+        """Not here: how a cache is laid out is the model's own affair."""
+        raise NotImplementedError
+
+    def forget(self, extent: Extent) -> None:
+        """Drop the sequence's cache."""
+        self._caches.pop(extent, None)
+
+    def _forward(self, work: Work) -> torch.Tensor:
+        if work.position == 0:
+            self._caches[work.extent] = DynamicCache(config=self._model.config)
+        assert work.adapter is None or isinstance(work.adapter, HookedAdapter)
+        self._adapter = work.adapter
+        tokens = torch.tensor([list(work.tokens)], device=self._device)
+        output = self._model(input_ids=tokens, past_key_values=self._caches[work.extent], use_cache=True)
+        return output.logits[0, -1]
+
+    def _hook(self, name: str) -> Any:
+        def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            pair = self._adapter.pairs.get(name) if self._adapter else None
+            return output if pair is None else output + inputs[0] @ pair.a.T @ pair.b.T
+
+        return add

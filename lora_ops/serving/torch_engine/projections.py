@@ -1,0 +1,94 @@
+"""One adapter as the fused decoder applies it: a few matrices for each fused projection of each layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy
+import torch
+
+from lora_ops.serving.torch_engine.adapter_files import LoraPair
+
+WORDS = 18  # of a `Projection` in kernels.c: a, rank, parts and five for each of three parts
+
+
+@dataclass(frozen=True)
+class Module:
+    """A linear layer of the base model that is a part of a fused projection.
+
+    Attributes:
+        name: in the base model, as PEFT writes it.
+        offset, outputs: where its outputs lie among the projection's.
+        inputs: how many numbers it reads.
+    """
+
+    name: str
+    offset: int
+    outputs: int
+    inputs: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """What an adapter adds to one module's outputs: ranks from `r0` on, times b, at `offset`.
+
+    Attributes:
+        b: (rank, outputs), scaled.
+    """
+
+    b: torch.Tensor
+    r0: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What an adapter does to one fused projection.
+
+    Attributes:
+        a: (sum of the parts' ranks, inputs).
+    """
+
+    a: torch.Tensor
+    parts: tuple[Part, ...]
+
+
+class AdapterTable:
+    """An adapter's projections, one or None for each fused projection of the model in its order.
+
+    Attributes:
+        bytes: of all matrices.
+        rank: the largest sum of ranks in one projection.
+        address: of the same as an array that kernels.c reads.
+    """
+
+    def __init__(self, pairs: Mapping[str, LoraPair], fused: Sequence[Sequence[Module]], device: str) -> None:
+        self.projections = [_projection(pairs, modules, device) for modules in fused]
+        made = [projection for projection in self.projections if projection is not None]
+        self.bytes = sum(tensor.nbytes for p in made for tensor in (p.a, *(part.b for part in p.parts)))
+        self.rank = max(len(projection.a) for projection in made)
+        self._words = numpy.zeros((len(self.projections), WORDS), dtype=numpy.int64)
+        for words, projection in zip(self._words, self.projections, strict=True):
+            if projection is not None:
+                words[:3] = projection.a.data_ptr(), len(projection.a), len(projection.parts)
+                for index, part in enumerate(projection.parts):
+                    words[3 + 5 * index : 8 + 5 * index] = (
+                        part.b.data_ptr(),
+                        part.r0,
+                        len(part.b),
+                        part.offset,
+                        part.b.shape[1],
+                    )
+        self.address = self._words.ctypes.data
+
+
+def _projection(pairs: Mapping[str, LoraPair], modules: Sequence[Module], device: str) -> Projection | None:
+    adapted = [module for module in modules if module.name in pairs]
+    if not adapted:
+        return None
+    parts, r0 = [], 0
+    for module in adapted:
+        b = pairs[module.name].b.T.contiguous().to(device)
+        parts.append(Part(b, r0, module.offset))
+        r0 += len(b)
+    a = torch.cat([pairs[module.name].a for module in adapted]).contiguous().to(device)
+    return Projection(a, tuple(parts))
