@@ -29,12 +29,9 @@ def make_engine(root: Path, settings: ServingSettings) -> Engine:
         from lora_ops.serving.openai_engine import OpenAIEngine
 
         return OpenAIEngine(settings.openai)
-    from lora_ops.loading import pick_device
     from lora_ops.serving.torch_engine import TorchEngine
 
-    device, dtype = pick_device()
-    options = settings.torch.model_dump()
-    return TorchEngine(root / "models/base", **options, device=device, dtype=dtype)
+    return TorchEngine(root / "models/base", **settings.torch.model_dump())
 
 
 @asynccontextmanager

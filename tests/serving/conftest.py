@@ -20,10 +20,10 @@ from lora_ops.records import FileRecord, Manifest, sha256_file
 from lora_ops.registry import Registry, open_registry
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.server import serve
+from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings import Settings, load_settings
 from tests.conftest import ROOT
 from tests.registry.conftest import Story, build_package
-from tests.serving.reference_engine import ReferenceEngine
 
 torch.set_num_threads(1)
 
@@ -182,7 +182,7 @@ Serve = Callable[..., "contextmanager[Served]"]
 
 @pytest.fixture
 def engine(tiny_base: Path) -> Engine:
-    return ReferenceEngine(tiny_base)
+    return TorchEngine(tiny_base, max_batch=16, kv_tokens=8192, threads=1)
 
 
 @pytest.fixture
