@@ -177,7 +177,9 @@ class TorchEngineSettings(Section):
     """The embedded engine; see `lora_ops.serving.torch_engine`."""
 
     max_batch: int = Field(16, ge=1, description="requests that are computed together")
-    kv_tokens: int | None = Field(None, ge=64, description="tokens that the KV cache holds; None: 1 GiB of them")
+    kv_tokens: int | None = Field(
+        None, ge=64, description="tokens that the KV cache holds; None: 1 GiB of them"
+    )
     prefill_chunk: int | None = Field(None, ge=1, description="prompt tokens that one step reads")
     threads: int | None = Field(None, ge=1, description="CPU threads; None leaves it to torch")
 

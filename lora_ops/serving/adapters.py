@@ -191,7 +191,7 @@ class AdapterCache:
         return True
 
     async def keep_warm(self, versions: Iterable[Version]) -> None:
-        """Pin these and load what is missing of them; one that can't be loaded is logged and tried again later."""
+        """Pin these and load those that are missing; one that can't be loaded is logged and tried again."""
         wanted = {version.id: version for version in versions}
         now = time.monotonic()
         busiest = sorted((e for e in self._entries.values() if e.loaded), key=lambda e: -e.heat_at(now))
@@ -252,12 +252,11 @@ class AdapterCache:
                 self._observer.adapter_loaded(entry.name, seconds)
 
     def _verified(self, version: Version) -> Path:
-        trained_on = version.manifest.base_model
-        if trained_on.sha256 != self._base_model.sha256:
-            ours = self._base_model
+        theirs, ours = version.manifest.base_model, self._base_model
+        if theirs.sha256 != ours.sha256:
             raise LoraOpsError(
-                f"{version.id} was trained on {trained_on.id} {trained_on.revision} ({trained_on.sha256[:12]}…), "
-                f"and this gateway serves {ours.id} {ours.revision} ({ours.sha256[:12]}…): train it on this one."
+                f"{version.id} was trained on {theirs.id} {theirs.revision} ({theirs.sha256[:12]}…), and this "
+                f"gateway serves {ours.id} {ours.revision} ({ours.sha256[:12]}…): train it on this one."
             )
         return self._verify(version.id)
 
@@ -274,7 +273,7 @@ class AdapterCache:
         needed = version.summary.size_bytes
         if needed > self._budget:
             raise LoraOpsError(
-                f"it takes {needed:,} bytes and serving.adapter_memory is {self._budget:,}: raise it in params.yaml"
+                f"it takes {needed:,} bytes and serving.adapter_memory is {self._budget:,}: raise that"
             )
         try:
             async with asyncio.timeout(self._drain_seconds):
@@ -287,11 +286,11 @@ class AdapterCache:
                 entry.bytes = needed
         except TimeoutError as error:
             raise LoraOpsError(
-                f"all of serving.adapter_memory ({self._budget:,} bytes) is in use: raise it or send less at once"
+                f"all of serving.adapter_memory ({self._budget:,} bytes) is in use: raise it, or send less"
             ) from error
 
     def _victim(self) -> Entry | None:
-        """The one that was not used for the longest time; a busy one of `warm_recent` only if no other is left."""
+        """The idle one that was used the longest time ago; one of the busiest only if no other is left."""
         idle = (entry for entry in self._entries.values() if entry.idle)
         return min(idle, key=lambda entry: (entry.pin == "recent", entry.last_used), default=None)
 

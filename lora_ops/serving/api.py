@@ -135,6 +135,7 @@ class ChatRequest(SamplingRequest):
         return self._sampling(max_tokens, (self.top_logprobs or 0) if self.logprobs else None, defaults)
 
 
+Text = Annotated[str, StringConstraints(min_length=1)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
@@ -142,7 +143,7 @@ class CompletionRequest(SamplingRequest):
     """The body of /v1/completions."""
 
     prompt: (
-        Annotated[str, StringConstraints(min_length=1)]
+        Text
         | TokenIds
         | Annotated[
             list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)
@@ -175,7 +176,7 @@ class CompletionRequest(SamplingRequest):
 
 
 class LoadRequest(Request):
-    """The body of /v1/load_lora_adapter, as vLLM has it; adapters come from the registry, so a path is refused."""
+    """The body of /v1/load_lora_adapter, as vLLM has it; a path is refused, for the registry has the files."""
 
     lora_name: ModelName = Field(description="an exact version, such as finance@3")
     lora_path: None = None
@@ -350,7 +351,7 @@ def chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs:
 
 
 def completion_logprobs(tokens: tuple[TokenLogprob, ...], offset: int) -> CompletionLogprobs:
-    """Log probabilities as completions have them; the first token begins at character `offset` of the answer."""
+    """Log probabilities as completions have them; the first token begins at character `offset`."""
     offsets = []
     for one in tokens:
         offsets.append(offset)

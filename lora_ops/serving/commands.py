@@ -31,9 +31,7 @@ def create(
     tenant: Annotated[str | None, typer.Argument(help="The tenant whose models the key reaches.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="A key that reaches everything.")] = False,
     monitor: Annotated[bool, typer.Option("--monitor", help="A key for /metrics and /console only.")] = False,
-    base: Annotated[
-        bool, typer.Option("--base", help="A tenant's key that reaches the base model too.")
-    ] = False,
+    base: Annotated[bool, typer.Option("--base", help="It reaches the base model too.")] = False,
     note: Annotated[str, typer.Option(help="Who holds it, what for.")] = "",
 ) -> None:
     """Make a key and show it, once. From the first key on, the gateway answers nobody without one."""

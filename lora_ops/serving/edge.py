@@ -1,4 +1,4 @@
-"""What every HTTP request meets first: its id, the limits of its body, one log line, and errors that are JSON."""
+"""What every HTTP request meets first: its id, the limits of its body, one log line, errors as JSON."""
 
 import asyncio
 import contextvars
@@ -48,9 +48,9 @@ class JsonLines(logging.Formatter):
 class Edge:
     """ASGI middleware around the whole application.
 
-    A body is read before the application sees the request, so that a slow or endless one costs no more than its
-    connection. The request id is the client's `X-Request-ID` where that is short and plain, else a new one; it stands
-    in `scope["state"]`, in the log and in the response.
+    A body is read before the application sees the request, so that a slow or endless one costs no more than
+    its connection. The request id is the client's `X-Request-ID` where that is short and plain, else a new one;
+    it stands in `scope["state"]`, in the log and in the response.
     """
 
     def __init__(self, app: ASGIApp, *, body_limit: int, body_timeout: float) -> None:

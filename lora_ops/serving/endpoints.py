@@ -138,7 +138,7 @@ def create_app(gateway: Gateway) -> FastAPI:
             asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
             raise ApiError(
                 400,
-                f"The model reads and writes {limit} tokens together, and this is a prompt of {longest}{asked}.",
+                f"Prompt and answer have {limit} tokens together, and this is a prompt of {longest}{asked}.",
                 code="context_length_exceeded",
                 param="messages" if endpoint == "chat" else "prompt",
             )

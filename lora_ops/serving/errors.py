@@ -55,15 +55,11 @@ def as_api_error(error: BaseException) -> ApiError:
         case BadPrompt():
             return ApiError(400, str(error), code="invalid_prompt")
         case TooMany():
-            return ApiError(
-                429, str(error), "rate_limit_error", "rate_limit_exceeded", retry_after=error.retry_after
-            )
-        case Overloaded():
-            return ApiError(503, str(error), "server_error", "overloaded", retry_after=error.retry_after)
-        case AdapterUnavailable():
-            return ApiError(
-                503, str(error), "server_error", "adapter_unavailable", retry_after=error.retry_after
-            )
+            code = "rate_limit_exceeded"
+            return ApiError(429, str(error), "rate_limit_error", code, retry_after=error.retry_after)
+        case Overloaded() | AdapterUnavailable():
+            code = "overloaded" if isinstance(error, Overloaded) else "adapter_unavailable"
+            return ApiError(503, str(error), "server_error", code, retry_after=error.retry_after)
         case TimeoutError():
             return ApiError(
                 504, "The answer was not finished in time: ask for fewer tokens.", "server_error", "timeout"

@@ -1,8 +1,8 @@
 """The event log: one JSON line for each answer, written and synced to disk off the request's path.
 
-Files are `events-<UTC time>-<process>.jsonl`, in one folder, each written by one process from beginning to end, so a
-kill can only tear the last line of a file, and `read_events` leaves such a line out. What was appended is on disk after
-`SYNC_SECONDS` at most; an orderly shutdown writes all of it.
+Files are `events-<UTC time>-<process>.jsonl` in one folder, each written by one process from beginning to end,
+so a kill can only tear the last line of a file, and `read_events` leaves such a line out. What was appended is
+on disk after `SYNC_SECONDS` and one fsync; an orderly shutdown writes all of it.
 """
 
 import contextlib
@@ -38,8 +38,10 @@ DAY = 86400
 
 
 class Event(Record):
-    """One request and its answer; times are in seconds. `prompt_text` and `answer_text` are kept, redacted, only
-    where the tenant allows it."""
+    """One request and its answer; times are in seconds.
+
+    `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it.
+    """
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     time: datetime
@@ -226,13 +228,14 @@ def read_events(folder: Path, where: str = "true") -> "pd.DataFrame":
     try:
         with duckdb.connect() as db:
             events = db.read_json(
-                str(folder / "events-*.jsonl"), columns=types, format="newline_delimited", ignore_errors=True
+                str(folder / "events-*.jsonl"),
+                columns=types,
+                format="newline_delimited",
+                ignore_errors=True,  # the torn last line of a process that was killed
             )
-            return (
-                db.sql("SELECT DISTINCT ON (id) * FROM events WHERE id IS NOT NULL", alias="e")
-                .filter(where)
-                .order("time")
-                .df()
+            whole = events.filter("id IS NOT NULL").aggregate(
+                ", ".join(f"any_value({name}) AS {name}" for name in types if name != "id"), "id"
             )
+            return whole.filter(where).order("time").df()
     except duckdb.Error as error:
         raise LoraOpsError(f"The events can't be read: {' '.join(str(error).split())}.") from error

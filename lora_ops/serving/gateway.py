@@ -74,6 +74,7 @@ class Gateway:
         self.telemetry.watch(engine, self.cache, self.queue)
         self.ready = False
         self._housekeeping: asyncio.Task[None] | None = None
+        self._said: set[str] = set()
 
     async def start(self) -> None:
         """Start the engine and warm up what params.yaml names.
@@ -102,8 +103,8 @@ class Gateway:
         """Who calls, by `Authorization: Bearer KEY`, or Basic with the key as password (browsers, Prometheus).
 
         Raises:
-            ApiError: 401 without a valid key. While no key was ever created, callers need none, and must then name
-                this machine as their host, so that a web page elsewhere can't talk to it through a browser.
+            ApiError: 401 without a valid key. While no key was ever created, callers need none, and must then
+                name this machine as their host, so that a web page can't talk to it through a browser.
         """
         if not self.settings.require_keys and not self.keys.any():
             host = request.headers.get("host", "").rsplit(":", 1)[0]
@@ -153,7 +154,7 @@ class Gateway:
             try:
                 route = self.router.route(name)
             except (UnknownModel, NotServed) as error:
-                log.warning("serving.warm names '%s': %s", name, error)
+                self._say_once(f"serving.warm names '{name}': {error}")
                 continue
             if route.version:
                 warm.append(route.version)
@@ -166,6 +167,11 @@ class Gateway:
                     log.warning("%s is unloaded: %s", entry.name, error)
                     with suppress(AdapterUnavailable):  # still in use: the next round tries again
                         await self.cache.unload(entry.name)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            log.warning("%s", text)
 
 
 def _password(value: str) -> str:

@@ -95,7 +95,7 @@ class KeyStore:
             What is kept of it, and its secret, which can't be read again.
 
         Raises:
-            LoraOpsError: a tenant's key without a tenant, or another one with it; or a disk that can't be written.
+            LoraOpsError: a tenant's key without a tenant, another one with it, or a disk that can't be written.
         """
         if (role == "tenant") != (tenant is not None):
             raise LoraOpsError("A key is for one tenant, or it is an admin's or a monitor's: say which.")

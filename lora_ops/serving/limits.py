@@ -126,9 +126,9 @@ class FairQueue:
     """Gives out a number of slots, to each tenant its share.
 
     Start-time fair queueing (Goyal, Vin, Cheng 1996): the next slot goes to the waiting tenant with the least
-    virtual time, which advances by tokens divided by share. Two rules keep a flood of one tenant from the others:
-    the last free slot is for a tenant that has none while others were active lately, and when the queue is full
-    the newest ticket of the longest line goes.
+    virtual time, which advances by tokens divided by share. Two rules keep a flood of one tenant from the
+    others: the last free slot is for a tenant that has none while others were active lately, and when the queue
+    is full the newest ticket of the longest line goes.
 
     Args:
         slots: answers that are generated at the same time.

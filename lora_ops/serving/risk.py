@@ -1,8 +1,8 @@
 """A cheap score of insults and threats in a text.
 
-It is made to find what to look at, not to block: a person, or a classifier offline, judges. The score is a list of
-English words and phrases with weights (1 for a threat or an insult at somebody, 0.5 for swearing at nobody), summed
-and cut at 1. It knows nothing of context, irony or other languages.
+It is made to find what to look at, not to block: a person, or a classifier offline, judges. The score is a list
+of English words and phrases with weights (1 for a threat or an insult at somebody, 0.5 for swearing at nobody),
+summed and cut at 1. It knows nothing of context, irony or other languages.
 """
 
 import re
@@ -13,8 +13,10 @@ INSULTS = (
     "disgusting people|shut up"
 )
 THREATS = (
-    r"kill (?:you|him|her|them|yourself|myself|all)|(?:i|we)(?:'ll| will) (?:hurt|kill|find|destroy) (?:you|him|her|them)|"
-    r"(?:you|they) (?:should|deserve to|must) (?:die|be shot|be hanged)|go die|hate (?:you|them|those|these) \w+"
+    r"kill (?:you|him|her|them|yourself|myself|all)|"
+    r"(?:i|we)(?:'ll| will) (?:hurt|kill|find|destroy) (?:you|him|her|them)|"
+    r"(?:you|they) (?:should|deserve to|must) (?:die|be shot|be hanged)|go die|"
+    r"hate (?:you|them|those|these) \w+"
 )
 SWEARING = r"fuck\w*|shit\w*|bullshit|crap|damn(?:ed|it)?|goddamn|piss(?:ed)?"
 TOXIC = (

@@ -59,8 +59,8 @@ class Route:
 class Router:
     """Reads routes from the registry and keeps them until any process changes it.
 
-    SQLite's `data_version` tells of every commit by others, so a promotion, a rollback or a revocation holds for
-    the next request, at the price of one pragma.
+    SQLite's `data_version` tells of every commit by others, so a promotion, a rollback or a revocation holds
+    for the next request, at the price of one pragma.
     """
 
     def __init__(self, registry: Registry, base_model: BaseModelRecord, *, allow_candidates: bool) -> None:
@@ -139,8 +139,8 @@ class Router:
             raise NotServed(f"{version.id} was {version.state}: it does not answer any more.")
         if version.state not in SERVING and not self._allow_candidates:
             raise NotServed(
-                f"{version.id} is '{version.state}', and only shadow, canary and production serve: promote it, or "
-                "set serving.allow_candidates in params.yaml."
+                f"{version.id} is '{version.state}', and only shadow, canary and production serve: promote it, "
+                "or set serving.allow_candidates in params.yaml."
             )
         if utc(self._registry.clock()) >= version.summary.fresh_until:
             raise NotServed(

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import uvicorn
+from transformers.utils import logging as transformers_logging
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.edge import JsonLines
@@ -106,19 +107,17 @@ def log_as_json() -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
 
 
 def _check_exposure(gateway: Gateway) -> None:
     settings = gateway.settings
     if settings.require_keys or gateway.keys.any():
         return
-    local = settings.host == "localhost" or (
-        _is_address(settings.host) and ip_address(settings.host).is_loopback
-    )
-    if not local:
+    if not _is_loopback(settings.host):
         raise LoraOpsError(
-            f"serving.host is {settings.host}, and there are no API keys, so anybody could use every model: create "
-            "one first (`lora-ops keys create --admin`), or serve on 127.0.0.1."
+            f"serving.host is {settings.host}, and there are no API keys, so anybody could use every model: "
+            "create one first (`lora-ops keys create --admin`), or serve on 127.0.0.1."
         )
     log.warning(
         "NO API KEYS: everybody on this machine may use every model and load adapters. "
@@ -126,9 +125,8 @@ def _check_exposure(gateway: Gateway) -> None:
     )
 
 
-def _is_address(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
-        ip_address(host)
-    except ValueError:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name, which may mean any address
         return False
-    return True

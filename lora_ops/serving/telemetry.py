@@ -1,12 +1,13 @@
 """What Prometheus scrapes; every name begins with `lora_ops_`.
 
-Counters and histograms of requests have the labels tenant, adapter, base_model and route: `requests_total`,
-`errors_total` (also code), `time_to_first_token_seconds`, `time_per_token_seconds`, `request_seconds`,
-`queue_seconds`, `prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`. Refusals before a route is
-known are in `refused_total` (code). Adapters: `adapter_loads_total`, `adapter_load_failures_total`,
-`adapter_cache_hits_total`, `adapter_cache_misses_total`, `adapter_evictions_total` (adapter), `adapter_load_seconds`,
-`adapter_loaded` (adapter, pinned), `adapter_bytes` (adapter). Now: `running`, `waiting` (tenant), `kv_tokens`,
-`kv_capacity`, `adapter_memory_bytes`; and `events_total`, `events_lost_total` of the event log.
+Of requests, labelled by tenant, adapter, base_model and route: `requests_total`, `errors_total` (also code),
+`time_to_first_token_seconds`, `time_per_token_seconds`, `request_seconds`, `queue_seconds`,
+`prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`. Of requests that were refused before a
+route was known: `refused_total` (code). Of adapters, labelled by adapter: `adapter_loads_total`,
+`adapter_load_failures_total`, `adapter_cache_hits_total`, `adapter_cache_misses_total`,
+`adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent), `adapter_bytes`; and
+`adapter_load_seconds`. At the moment: `running`, `waiting` (tenant), `kv_tokens`, `kv_capacity`,
+`adapter_memory_bytes`. Of the event log: `events_total`, `events_lost_total`.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from lora_ops.serving.adapters import AdapterCache, Loaded
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.limits import FairQueue
 
+Labels = tuple[str, ...]
+Buckets = tuple[float, ...]
 ROUTE = ("tenant", "adapter", "base_model", "route")
 FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
@@ -32,12 +35,10 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = ROUTE) -> Counter:
+        def counter(name: str, text: str, labels: Labels = ROUTE) -> Counter:
             return Counter(f"lora_ops_{name}", text, labels, registry=self.registry)
 
-        def histogram(
-            name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ROUTE
-        ) -> Histogram:
+        def histogram(name: str, text: str, buckets: Buckets, labels: Labels = ROUTE) -> Histogram:
             return Histogram(f"lora_ops_{name}", text, labels, buckets=buckets, registry=self.registry)
 
         self.requests = counter("requests_total", "Requests that were routed")

@@ -1,12 +1,11 @@
-"""What the serving tests share: a clone with a real registry of real adapters, and real gateways on loopback."""
+"""What the serving tests share: a clone with a registry of real adapters, and real gateways on loopback."""
 
 import asyncio
-import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -16,7 +15,7 @@ import torch
 import uvicorn
 
 from lora_ops.layout import read_base_model
-from lora_ops.records import FileRecord, Manifest, sha256_file
+from lora_ops.records import FileRecord, sha256_file
 from lora_ops.registry import Registry, open_registry
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.server import serve
@@ -79,7 +78,9 @@ class Clone:
     def settings(self, **serving: object) -> Settings:
         """Its params.yaml, with these values of `serving` instead."""
         settings = load_settings(self.root)
-        changed = settings.serving.model_copy(update={"port": 0, "allow_candidates": True, "warm": (), **serving})
+        changed = settings.serving.model_copy(
+            update={"port": 0, "allow_candidates": True, "warm": (), **serving}
+        )
         return settings.model_copy(update={"serving": changed})
 
     @contextmanager
@@ -136,7 +137,9 @@ class Served:
         """The sum of a metric's samples with these labels."""
         total = 0.0
         for line in self.http(key).get("/metrics").text.splitlines():
-            if line.startswith((f"{name}{{", f"{name} ")) and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            if line.startswith((f"{name}{{", f"{name} ")) and all(
+                f'{k}="{v}"' in line for k, v in labels.items()
+            ):
                 total += float(line.rsplit(" ", 1)[1])
         return total
 

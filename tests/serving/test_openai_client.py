@@ -14,7 +14,10 @@ def test_a_chat_is_answered_by_a_tenant_a_version_and_the_base(gateway: Served, 
     assert answer.object == "chat.completion"
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].finish_reason in ("stop", "length")
-    assert answer.usage and answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert (
+        answer.usage
+        and answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    )
 
 
 @pytest.mark.parametrize("model", ["finance", "finance@1", "base"])
