@@ -21,8 +21,8 @@ from lora_ops.serving.engine import EngineError
 APPLIED = """
     task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r
     target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora init_lora_weights
-    layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_config megatron_core eva_config qalora_group_size
-    runtime_config ensure_weight_tying
+    layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_config megatron_core
+    eva_config qalora_group_size runtime_config ensure_weight_tying
 """
 # The other initialisations change the base model's weights as well.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")

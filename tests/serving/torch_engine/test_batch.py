@@ -1,0 +1,234 @@
+"""Whatever shares a batch with it, and whenever, a greedy answer is PEFT's, token for token."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from lora_ops.serving.engine import Chunk, Generation, Sampling
+from lora_ops.serving.torch_engine.architectures import make_decoder
+from lora_ops.serving.torch_engine.batch import Batch, Sequence
+from lora_ops.serving.torch_engine.text_stream import TextStream
+from tests.serving.torch_engine.conftest import Case
+from tests.serving.torch_engine.models import END, FUSED, GENERAL, VOCABULARY, make_model
+
+TOKENIZER = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCABULARY)}, unk_token="w0"))
+KINDS = (None, "all", "attention", "mlp", "rslora")
+# Some begin alike, so that there is something to share.
+PROMPTS = tuple(
+    tuple(random.Random(length).choices(range(2, VOCABULARY), k=length)) for length in (1, 2, 7, 30)
+) + tuple(tuple(range(50, 70)) + tail for tail in ((7, 8, 9), (7, 8, 10, 11), (12,)))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation: which step it comes at, and after how many tokens its client goes (None: never)."""
+
+    step: int
+    adapter: str | None
+    prompt: tuple[int, ...]
+    count: int
+    leaves_after: int | None = None
+
+
+def sequence_of(case: Case, request: Request) -> Sequence:
+    generation = Generation("test", request.prompt, request.adapter, Sampling(request.count))
+    limit = min(len(request.prompt) + request.count, case.decoder.context_length)
+    return Sequence(
+        generation,
+        case.adapters[request.adapter],
+        TextStream(TOKENIZER, request.prompt, ()),
+        None,
+        limit,
+        list(request.prompt),
+    )
+
+
+def run(case: Case, requests: list[Request], *, max_batch: int = 8, chunk: int = 16) -> list[list[int]]:
+    """Each request's tokens, by a batch that starts empty and must end empty."""
+    batch = Batch(case.decoder, TOKENIZER, frozenset([END]), max_batch, chunk)
+    sequences = [sequence_of(case, request) for request in requests]
+    finished: dict[int, Chunk] = {}
+    step = 0
+    while len(finished) < len(requests) or not batch.idle:
+        for request, sequence in zip(requests, sequences, strict=True):
+            if request.step == step:
+                batch.add(sequence)
+        for sequence, chunk_made in batch.step():
+            index = sequences.index(sequence)
+            assert index not in finished
+            request = requests[index]
+            made = len(sequence.tokens) - len(request.prompt)
+            if chunk_made.finish:
+                assert chunk_made.prompt_tokens == len(request.prompt)
+                finished[index] = chunk_made
+            elif made == request.leaves_after:
+                sequence.cancelled = True
+                finished[index] = chunk_made
+        assert len(batch.running) <= max_batch
+        assert batch.kv_tokens <= case.decoder.kv_tokens
+        step += 1
+        assert step < 1000, "the batch makes no progress"
+    assert batch.kv_tokens == 0
+    batch.clear()
+    return [sequence.tokens[len(sequence.generation.prompt) :] for sequence in sequences]
+
+
+def expected(case: Case, request: Request) -> list[int]:
+    count = request.count if request.leaves_after is None else min(request.leaves_after, request.count)
+    return case.reference(request.adapter, request.prompt, count)
+
+
+@pytest.mark.parametrize("architecture", [*FUSED, *GENERAL])
+def test_alone_every_adapter_answers_as_peft_does(architecture: str, case_of: Callable[[str], Case]) -> None:
+    case = case_of(architecture)
+    answers = set()
+    for kind in KINDS:
+        for prompt in PROMPTS:
+            request = Request(0, kind, prompt, 16)
+            (got,) = run(case, [request])
+            assert got == expected(case, request), (kind, prompt)
+            answers.add((kind, tuple(got)))
+    assert len({answer for _, answer in answers}) > len(answers) / 2, "adapters and prompts hardly matter"
+
+
+@pytest.mark.parametrize("architecture", [*FUSED, *GENERAL])
+def test_together_every_adapter_answers_as_peft_does(
+    architecture: str, case_of: Callable[[str], Case]
+) -> None:
+    case = case_of(architecture)
+    requests = [Request(0, kind, prompt, 12) for prompt in PROMPTS for kind in KINDS]
+    got = run(case, requests, max_batch=len(requests), chunk=11)
+    assert got == [expected(case, request) for request in requests]
+
+
+REQUESTS = st.builds(
+    Request,
+    step=st.integers(0, 12),
+    adapter=st.sampled_from(KINDS),
+    prompt=st.sampled_from(PROMPTS),
+    count=st.integers(1, 16),
+    leaves_after=st.one_of(st.none(), st.integers(1, 16)),
+)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    requests=st.lists(REQUESTS, min_size=1, max_size=12),
+    max_batch=st.integers(1, 8),
+    chunk=st.integers(1, 40),
+)
+def test_no_mix_of_joins_and_leaves_changes_an_answer(
+    architecture: str,
+    case_of: Callable[[str], Case],
+    requests: list[Request],
+    max_batch: int,
+    chunk: int,
+) -> None:
+    case = case_of(architecture)
+    got = run(case, requests, max_batch=max_batch, chunk=chunk)
+    assert got == [expected(case, request) for request in requests]
+
+
+def test_admission_waits_for_room_in_the_kv_cache_and_keeps_the_order(case_of: Callable[[str], Case]) -> None:
+    case = case_of("llama")
+    requests = [Request(0, None, PROMPTS[3], 16 + 80) for _ in range(4)]  # each 126 of 256 tokens
+    batch = Batch(case.decoder, TOKENIZER, frozenset(), max_batch=8, prefill_chunk=64)
+    sequences = [sequence_of(case, request) for request in requests]
+    for sequence in sequences:
+        batch.add(sequence)
+    batch.step()
+    assert batch.running == sequences[:2]
+    assert list(batch.waiting) == sequences[2:]
+    sequences[0].cancelled = True
+    batch.step()
+    assert batch.running == sequences[1:3]
+    batch.clear()
+
+
+def test_a_cancelled_sequence_gives_its_place_back_at_the_next_step(case_of: Callable[[str], Case]) -> None:
+    case = case_of("llama")
+    batch = Batch(case.decoder, TOKENIZER, frozenset(), max_batch=1, prefill_chunk=64)
+    first, second = (sequence_of(case, Request(0, None, PROMPTS[2], 9)) for _ in range(2))
+    batch.add(first)
+    batch.add(second)
+    batch.step()
+    first.cancelled = True
+    batch.step()
+    assert batch.running == [second]
+    batch.clear()
+
+
+def test_a_long_prompt_is_read_in_chunks_while_others_answer(case_of: Callable[[str], Case]) -> None:
+    case = case_of("llama")
+    batch = Batch(case.decoder, TOKENIZER, frozenset(), max_batch=4, prefill_chunk=10)
+    short, long = (sequence_of(case, Request(0, None, prompt, 9)) for prompt in (PROMPTS[2], PROMPTS[3]))
+    batch.add(short)
+    batch.step()
+    batch.add(long)
+    for computed in (10, 20):
+        assert [sequence for sequence, _ in batch.step()] == [short]
+        assert long.computed == computed
+    assert [sequence for sequence, _ in batch.step()] == [short, long]
+    batch.clear()
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_starts_where_they_part(
+    case_of: Callable[[str], Case],
+) -> None:
+    case = case_of("llama")
+    batch = Batch(case.decoder, TOKENIZER, frozenset(), max_batch=4, prefill_chunk=64)
+    first, second, other = (
+        sequence_of(case, Request(0, kind, prompt, 1))
+        for kind, prompt in (("all", PROMPTS[4]), ("all", PROMPTS[5]), ("mlp", PROMPTS[5]))
+    )
+    batch.add(first)
+    batch.step()
+    batch.add(second)
+    batch.add(other)
+    batch._join()
+    assert second.computed == 22  # 20 tokens of the system prompt and 7, 8
+    assert other.computed == 0  # another adapter computes other keys and values
+    batch.clear()
+
+
+def test_nothing_is_kept_of_an_adapter_that_was_unloaded(case_of: Callable[[str], Case]) -> None:
+    case = case_of("llama")
+    adapter = case.adapters["all"]
+    batch = Batch(case.decoder, TOKENIZER, frozenset(), max_batch=4, prefill_chunk=64)
+    batch.add(sequence_of(case, Request(0, "all", PROMPTS[4], 1)))
+    batch.step()
+    assert adapter is not None
+    batch.forget(adapter)
+    again = sequence_of(case, Request(0, "all", PROMPTS[4], 1))
+    batch.add(again)
+    batch._join()
+    assert again.computed == 0
+    batch.clear()
+
+
+def test_the_steps_time_is_shared_out_by_rows(case_of: Callable[[str], Case]) -> None:
+    case = case_of("llama")
+    batch = Batch(case.decoder, TOKENIZER, frozenset(), max_batch=4, prefill_chunk=64)
+    for prompt in (PROMPTS[1], PROMPTS[3]):
+        batch.add(sequence_of(case, Request(0, None, prompt, 3)))
+    (_, little), (_, much) = batch.step()
+    assert much.device_seconds == pytest.approx(little.device_seconds * 15)
+    batch.clear()
+
+
+def test_an_architecture_that_the_fused_path_does_not_know_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    make_decoder(make_model("gpt2"), kv_tokens=64)
+    assert "GPT2LMHeadModel" in caplog.text
+
+
+def test_a_model_that_only_looks_like_a_llama_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model("llama")
+    model.model.layers[0].mlp.act_fn = type("Other", (type(model.lm_head),), {"forward": lambda self, x: x})(1, 1)
+    make_decoder(model, kv_tokens=64)
+    assert "differ from the model's" in caplog.text
