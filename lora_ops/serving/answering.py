@@ -158,7 +158,7 @@ class Answering:
                 chunks = await stack.enter_async_context(aclosing(generating))
                 async for chunk in _before(deadline, chunks):
                     now = time.perf_counter()
-                    if chunk.tokens and not written:
+                    if not first and (chunk.tokens or chunk.text):
                         first = now
                         if tally.first_token is None:
                             tally.first_token = now - ask.started

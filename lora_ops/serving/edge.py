@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -50,11 +50,15 @@ class Edge:
 
     A body is read before the application sees the request, so that a slow or endless one costs no more than
     its connection. The request id is the client's `X-Request-ID` where that is short and plain, else a new one;
-    it stands in `scope["state"]`, in the log and in the response.
+    it stands in `scope["state"]`, in the log and in the response. `refused` is called with the status of an
+    error that came before the request was routed (before there was a `told` in the state).
     """
 
-    def __init__(self, app: ASGIApp, *, body_limit: int, body_timeout: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, body_limit: int, body_timeout: float, refused: Callable[[int], None]
+    ) -> None:
         self._app = app
+        self._refused = refused
         self._body_limit = body_limit
         self._body_timeout = body_timeout
 
@@ -94,6 +98,8 @@ class Edge:
             response = JSONResponse(problem.body(), problem.status, {**problem.headers(), **close})
             await response(scope, receive, answering)
         finally:
+            if status >= 400 and "told" not in state:
+                self._refused(status)
             fields = {
                 "method": scope["method"],
                 "path": scope["path"],

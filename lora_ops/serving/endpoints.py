@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from lora_ops.serving import api
+from lora_ops.serving import api, console
 from lora_ops.serving.answering import Ask, Piece
 from lora_ops.serving.edge import Edge, until_disconnected
 from lora_ops.serving.errors import ApiError, as_api_error
@@ -60,7 +60,12 @@ def create_app(gateway: Gateway) -> FastAPI:
         separate_input_output_schemas=False,
     )
     settings = gateway.settings
-    app.add_middleware(Edge, body_limit=settings.body_limit, body_timeout=settings.body_timeout_seconds)
+    app.add_middleware(
+        Edge,
+        body_limit=settings.body_limit,
+        body_timeout=settings.body_timeout_seconds,
+        refused=gateway.telemetry.was_refused,
+    )
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
 
@@ -235,6 +240,16 @@ def create_app(gateway: Gateway) -> FastAPI:
     async def metrics(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:
         """What Prometheus scrapes."""
         return Response(gateway.telemetry.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/console", response_class=HTMLResponse)
+    async def page(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:
+        """The read-only page for whoever is on call; a browser asks for a key as password."""
+        return HTMLResponse(console.PAGE, headers={"content-security-policy": console.security_policy()})
+
+    @app.get("/console/data")
+    async def page_data(_: Annotated[Caller, allowed("admin", "monitor")]) -> dict[str, Any]:
+        """What the page shows."""
+        return console.snapshot(gateway)
 
     return app
 

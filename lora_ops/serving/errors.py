@@ -23,6 +23,7 @@ class ApiError(Exception):
     code: str | None = None
     param: str | None = None
     retry_after: float | None = None
+    challenge: str | None = None
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
@@ -31,12 +32,12 @@ class ApiError(Exception):
         }
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds where it is worth trying again; a 401 asks for a key."""
+        """`Retry-After` in whole seconds where it is worth trying again, and how to send a key."""
         headers = {}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
-        if self.status == 401:
-            headers["www-authenticate"] = 'Bearer realm="lora-ops"'
+        if self.challenge is not None:
+            headers["www-authenticate"] = f'{self.challenge} realm="lora-ops"'
         return headers
 
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import logging
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
 from lora_ops.serving.answering import Answering
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.errors import ApiError
-from lora_ops.serving.events import EventLog
+from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.keys import OPEN, Caller, KeyStore
 from lora_ops.serving.limits import FairQueue
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
 from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tokenization import Tokenization
 from lora_ops.serving.traces import Tracing
+from lora_ops.serving.traffic import RecentTraffic
 from lora_ops.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -69,9 +71,11 @@ class Gateway:
             share=lambda tenant: serving.tenant(tenant).share,
         )
         self.answering = Answering(
-            engine, self.cache, self.queue, serving, self.telemetry, self.tracing, self.events.append
+            engine, self.cache, self.queue, serving, self.telemetry, self.tracing, self._tell
         )
         self.telemetry.watch(engine, self.cache, self.queue)
+        self.traffic = RecentTraffic()
+        self.started = time.monotonic()
         self.ready = False
         self._housekeeping: asyncio.Task[None] | None = None
         self._said: set[str] = set()
@@ -117,7 +121,10 @@ class Gateway:
         secret = _password(value) if kind.lower() == "basic" else value if kind.lower() == "bearer" else ""
         found = self.keys.caller(secret) if secret else None
         if found is None:
-            raise ApiError(401, "The API key is missing, unknown or revoked.", code="invalid_api_key")
+            # A browser asks its user for a password where it is challenged for Basic, and only there.
+            challenge = "Basic" if "text/html" in request.headers.get("accept", "") else "Bearer"
+            text = "The API key is missing, unknown or revoked."
+            raise ApiError(401, text, code="invalid_api_key", challenge=challenge)
         return found
 
     def route(self, caller: Caller, model: str) -> Route:
@@ -132,6 +139,10 @@ class Gateway:
         if not caller.reaches(None if is_base else tenant):
             raise UnknownModel(f"There is no model '{model}' that this key reaches: see /v1/models.")
         return self.router.route(model)
+
+    def _tell(self, event: Event) -> None:
+        self.events.append(event)
+        self.traffic.add(event)
 
     def _verify(self, reference: str) -> Path:
         # Runs in a thread, and a registry belongs to one thread.

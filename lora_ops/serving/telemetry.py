@@ -61,6 +61,19 @@ class Telemetry:
         self.events = counter("events_total", "Events that are on disk", ())
         self.events_lost = counter("events_lost_total", "Events that the disk would not take", ())
 
+    def was_refused(self, status: int) -> None:
+        """Count a request that was refused before it was routed."""
+        self.refused.labels(str(status)).inc()
+
+    def refusals(self) -> dict[str, int]:
+        """Status to how many requests were refused with it before they were routed."""
+        return {
+            sample.labels["code"]: int(sample.value)
+            for metric in self.refused.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        }
+
     def adapter_used(self, name: str, how: Loaded) -> None:
         """Count a hit or a miss of the adapter cache."""
         (self._hits if how == "hit" else self._misses).labels(name).inc()

@@ -17,12 +17,13 @@ import uvicorn
 from lora_ops.layout import read_base_model
 from lora_ops.records import FileRecord, sha256_file
 from lora_ops.registry import Registry, open_registry
+from lora_ops.registry.owners import Owners
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.server import serve
 from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings import Settings, load_settings
 from tests.conftest import ROOT
-from tests.registry.conftest import Story, build_package
+from tests.registry.conftest import Story, build_package, owners  # noqa: F401 - a fixture
 
 torch.set_num_threads(1)
 
@@ -70,7 +71,7 @@ def register(registry: Registry, base: Path, folder: Path, tenant: str, seed: in
 
 @dataclass
 class Clone:
-    """A clone of the repository with a registry in it: finance@1 in production, finance@2, healthcare@1."""
+    """A clone of the repository with the candidates finance@1, finance@2 and healthcare@1 in its registry."""
 
     root: Path
     base: Path
@@ -94,11 +95,11 @@ class Clone:
 
 
 @pytest.fixture(scope="session")
-def clone_source(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     root = tmp_path_factory.mktemp("serving") / "clone"
     root.mkdir()
-    for name in ("params.yaml", "owners.yaml"):
-        shutil.copy(ROOT / name, root)
+    shutil.copy(ROOT / "params.yaml", root)
+    (root / "owners.yaml").write_text(owners.model_dump_json())
     (root / "dvc.yaml").write_text("stages: {}\n")
     shutil.copytree(tiny_base, root / "models/base")
     registry = open_registry(root)
