@@ -1,11 +1,12 @@
 """One LoRA adapter, read from PEFT's two files, with everything refused that the engine would not apply."""
 
-import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -59,11 +60,12 @@ def read_adapter(
         if not path.is_file():
             raise EngineError(f"There is no {path.name} in {folder}.")
     try:
+        written = json.loads(config.read_bytes())
+        _require_plain_lora(written)
         settings = LoraConfig.from_pretrained(str(folder))
         tensors = load_file(weights)
-    except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise EngineError(f"The adapter in {folder} can't be read: {error}") from error
-    _require_plain_lora(settings)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         found = KEY.fullmatch(key)
@@ -75,18 +77,19 @@ def read_adapter(
     return {name: _pair(name, half, settings, shapes) for name, half in halves.items()}
 
 
-def _require_plain_lora(settings: LoraConfig) -> None:
-    if not isinstance(settings, LoraConfig):
-        raise EngineError(f"The adapter is of PEFT's type {settings.peft_type}; this engine applies LoRA only.")
-    default, applied = LoraConfig(), APPLIED.split()
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.name not in applied and value and value != getattr(default, field.name):
-            raise EngineError(f"The adapter needs {field.name}={value!r}, which this engine doesn't apply.")
-    if settings.init_lora_weights not in INITIALISATIONS:
+def _require_plain_lora(written: Mapping[str, Any]) -> None:
+    if written.get("peft_type") != "LORA":
         raise EngineError(
-            f"The adapter was initialised by '{settings.init_lora_weights}', which changes the base model too: "
-            "convert it to plain LoRA with PEFT's `path_initial_model_for_weight_conversion`."
+            f"The adapter is of PEFT's type {written.get('peft_type')}; this engine applies LoRA only."
+        )
+    default, applied = LoraConfig().to_dict(), APPLIED.split()
+    for name, value in written.items():
+        if name not in applied and value and value != default.get(name):
+            raise EngineError(f"The adapter needs {name}={value!r}, which this engine doesn't apply.")
+    if written.get("init_lora_weights", True) not in INITIALISATIONS:
+        raise EngineError(
+            f"The adapter was initialised by '{written['init_lora_weights']}', which changes the base model "
+            "too: convert it to plain LoRA with PEFT's `path_initial_model_for_weight_conversion`."
         )
 
 

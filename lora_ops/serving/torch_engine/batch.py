@@ -148,7 +148,9 @@ class Batch:
 
     def _leave(self) -> None:
         for sequence in [sequence for sequence in self.running if sequence.cancelled]:
-            self._end(sequence)
+            # Nothing is kept of it: its adapter may be unloaded by now.
+            self.running.remove(sequence)
+            self._release(sequence)
         self.waiting = deque(sequence for sequence in self.waiting if not sequence.cancelled)
 
     def _join(self) -> None:

@@ -1,4 +1,4 @@
-"""Tiny random base models of several architectures, adapters of several kinds, and what PEFT answers with them."""
+"""Tiny random base models of several architectures, adapters of several kinds, and what PEFT answers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +76,9 @@ FUSED = {
 GENERAL = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**SHARED, n_layer=2, n_head=2, n_embd=32)),
     "gpt_neox": lambda: GPTNeoXForCausalLM(
-        GPTNeoXConfig(**SHARED, num_hidden_layers=2, hidden_size=32, num_attention_heads=2, intermediate_size=64)
+        GPTNeoXConfig(
+            **SHARED, num_hidden_layers=2, hidden_size=32, num_attention_heads=2, intermediate_size=64
+        )
     ),
     "mistral with a short window": lambda: MistralForCausalLM(
         MistralConfig(
@@ -100,14 +102,19 @@ def make_model(name: str) -> Any:
     return model
 
 
-def save_adapter(model: Any, folder: Path, *, seed: int = 0, **config: Any) -> Path:
+def save_adapter(model: Any, folder: Path, *, seed: int = 0, scale: float = 0.3, **config: Any) -> Path:
     """A random adapter that changes answers, as PEFT saves it; `model` is as it was afterwards."""
     torch.manual_seed(seed)
-    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    settings: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+    }
     adapted = get_peft_model(model, LoraConfig(**(settings | config)))
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=scale)
     adapted.save_pretrained(folder, save_embedding_layers=False)
     adapted.unload()
     return folder

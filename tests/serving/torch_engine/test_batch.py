@@ -97,9 +97,7 @@ def test_alone_every_adapter_answers_as_peft_does(architecture: str, case_of: Ca
 
 
 @pytest.mark.parametrize("architecture", [*FUSED, *GENERAL])
-def test_together_every_adapter_answers_as_peft_does(
-    architecture: str, case_of: Callable[[str], Case]
-) -> None:
+def test_together_every_adapter_answers_as_peft_does(architecture: str, case_of: Callable[[str], Case]) -> None:
     case = case_of(architecture)
     requests = [Request(0, kind, prompt, 12) for prompt in PROMPTS for kind in KINDS]
     got = run(case, requests, max_batch=len(requests), chunk=11)
@@ -229,6 +227,8 @@ def test_an_architecture_that_the_fused_path_does_not_know_is_named(caplog: pyte
 
 def test_a_model_that_only_looks_like_a_llama_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
     model = make_model("llama")
-    model.model.layers[0].mlp.act_fn = type("Other", (type(model.lm_head),), {"forward": lambda self, x: x})(1, 1)
+    model.model.layers[0].mlp.act_fn = type("Other", (type(model.lm_head),), {"forward": lambda self, x: x})(
+        1, 1
+    )
     make_decoder(model, kv_tokens=64)
     assert "differ from the model's" in caplog.text

@@ -1,0 +1,344 @@
+"""The engine as the gateway sees it: a real one, on the tiny base model."""
+
+import asyncio
+import copy
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_ops.loading import load_base_model
+from lora_ops.serving.engine import Chunk, EngineError, Generation, Sampling
+from lora_ops.serving.torch_engine import TorchEngine
+from tests.conftest import ROOT
+from tests.serving.torch_engine.models import Reference, save_adapter
+
+PROMPT = (5, 9, 70, 200, 41)
+GREEDY = Sampling(12)
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    model, _ = load_base_model(tiny_base)
+    folder = tmp_path_factory.mktemp("adapters")
+    return {
+        "finance@1": save_adapter(copy.deepcopy(model), folder / "finance", seed=1),
+        "media@2": save_adapter(copy.deepcopy(model), folder / "media", seed=2, r=9, target_modules=["v_proj"]),
+    }
+
+
+def with_engine(base: Path, use: Callable[[TorchEngine], Awaitable[None]], **settings: int) -> None:
+    """Run `use` with a started engine, then close it."""
+
+    async def run() -> None:
+        engine = TorchEngine(base, threads=1, device="cpu", **settings)  # type: ignore[arg-type]
+        await engine.start()
+        try:
+            await asyncio.wait_for(use(engine), 60)
+        finally:
+            await engine.close()
+
+    asyncio.run(run())
+
+
+async def answer(
+    engine: TorchEngine,
+    adapter: str | None = None,
+    prompt: tuple[int, ...] = PROMPT,
+    sampling: Sampling = GREEDY,
+) -> list[Chunk]:
+    return [chunk async for chunk in engine.generate(Generation("test", prompt, adapter, sampling))]
+
+
+def text_of(chunks: list[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+def test_base_and_adapters_answer_together_as_peft_does(tiny_base: Path, folders: dict[str, Path]) -> None:
+    model, tokenizer = load_base_model(tiny_base)
+    reference = Reference(model, folders)
+
+    async def use(engine: TorchEngine) -> None:
+        for name, folder in folders.items():
+            assert await engine.load(name, folder) > 0
+        names = (None, *folders)
+        answers = await asyncio.gather(*(answer(engine, name) for name in names))
+        for name, chunks in zip(names, answers, strict=True):
+            wanted = reference(name, PROMPT, GREEDY.max_tokens)
+            shown = tokenizer.decode(wanted, skip_special_tokens=True)
+            assert text_of(chunks) == shown.rstrip("�")
+            assert sum(chunk.tokens for chunk in chunks) == len(wanted)
+        assert len({text_of(chunks) for chunks in answers}) == 3
+
+    with_engine(tiny_base, use)
+
+
+def test_only_the_last_chunk_has_a_finish_and_the_prompts_length(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        chunks = await answer(engine)
+        assert [chunk.finish for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+        assert [chunk.prompt_tokens for chunk in chunks[:-1]] == [0] * (len(chunks) - 1)
+        assert chunks[-1].finish in ("stop", "length")
+        assert chunks[-1].prompt_tokens == len(PROMPT)
+        assert all(chunk.device_seconds > 0 for chunk in chunks)
+
+    with_engine(tiny_base, use)
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        whole = text_of(await answer(engine))
+        stop = whole[3:5]
+        chunks = await answer(engine, sampling=Sampling(12, stop=(stop,)))
+        assert text_of(chunks) == whole[: whole.index(stop)]
+        assert chunks[-1].finish == "stop"
+
+    with_engine(tiny_base, use)
+
+
+def test_a_seed_gives_the_same_answer_in_any_company(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        seeded = Sampling(12, temperature=1.0, top_p=0.95, seed=11)
+        alone = text_of(await answer(engine, sampling=seeded))
+        others = [answer(engine, sampling=Sampling(12, temperature=1.0)) for _ in range(5)]
+        together, *rest = await asyncio.gather(answer(engine, sampling=seeded), *others)
+        assert text_of(together) == alone
+        assert len({text_of(chunks) for chunks in rest}) > 1
+
+    with_engine(tiny_base, use)
+
+
+def test_logprobs_name_each_token_and_its_alternatives(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        for chunk in await answer(engine, sampling=Sampling(4, logprobs=3)):
+            (chosen,) = chunk.logprobs
+            assert len(chosen.top) == 3
+            assert chosen.top[0] == (chosen.token, pytest.approx(chosen.logprob, abs=1e-6))
+
+    with_engine(tiny_base, use)
+
+
+def test_an_answer_that_would_leave_the_context_ends_there(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        assert engine.context_length == 20
+        chunks = await answer(engine, sampling=Sampling(1000))
+        assert chunks[-1].finish == "length"
+        assert sum(chunk.tokens for chunk in chunks) == 20 - len(PROMPT)
+
+    with_engine(tiny_base, use, kv_tokens=20)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "adapter", "sampling", "problem"),
+    [
+        ((), None, GREEDY, "empty"),
+        ((1,) * 20, None, GREEDY, "20 tokens.*room for 20"),
+        ((5, 100_000), None, GREEDY, "token that is not one of"),
+        ((5, -1), None, GREEDY, "token that is not one of"),
+        (PROMPT, "nobody@1", GREEDY, "no adapter 'nobody@1'"),
+        (PROMPT, None, Sampling(0), "max_tokens"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_one_sentence(
+    tiny_base: Path, prompt: tuple[int, ...], adapter: str | None, sampling: Sampling, problem: str
+) -> None:
+    async def use(engine: TorchEngine) -> None:
+        with pytest.raises(EngineError, match=problem):
+            await answer(engine, adapter, prompt, sampling)
+        assert engine.status().running == 0
+
+    with_engine(tiny_base, use, kv_tokens=20)
+
+
+def test_more_requests_than_fit_wait_and_are_all_answered(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        answers = await asyncio.gather(*(answer(engine) for _ in range(20)))
+        assert len({text_of(chunks) for chunks in answers}) == 1
+        assert engine.status().running == engine.status().waiting == engine.status().kv_tokens == 0
+
+    with_engine(tiny_base, use, max_batch=3, kv_tokens=40)
+
+
+def test_status_tells_who_runs_who_waits_and_what_is_loaded(tiny_base: Path, folders: dict[str, Path]) -> None:
+    async def use(engine: TorchEngine) -> None:
+        size = await engine.load("finance@1", folders["finance@1"])
+        endless = [engine.generate(Generation("x", PROMPT, None, Sampling(1000))) for _ in range(3)]
+        tasks = [asyncio.ensure_future(anext(chunks)) for chunks in endless]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await until(lambda: engine.status().running == 2)
+        status = engine.status()
+        assert (status.running, status.waiting) == (2, 1)
+        assert status.kv_tokens == 2 * (1000 + len(PROMPT))
+        assert status.adapters == {"finance@1": size}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for chunks in endless:
+            await chunks.aclose()
+
+    with_engine(tiny_base, use, max_batch=2, kv_tokens=2100)
+
+
+def test_closing_the_iterator_frees_the_place_for_the_next(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        chunks = engine.generate(Generation("gone", PROMPT, None, Sampling(2000)))
+        await anext(chunks)
+        await chunks.aclose()
+        assert text_of(await answer(engine))
+        assert engine.status().running == 0
+
+    with_engine(tiny_base, use, max_batch=1)
+
+
+def test_an_adapter_is_loaded_while_another_answers(tiny_base: Path, folders: dict[str, Path]) -> None:
+    async def use(engine: TorchEngine) -> None:
+        chunks = engine.generate(Generation("long", PROMPT, None, Sampling(1500)))
+        await anext(chunks)
+        await engine.load("finance@1", folders["finance@1"])
+        assert text_of(await answer(engine, "finance@1"))
+        assert engine.status().running == 1
+        await chunks.aclose()
+
+    with_engine(tiny_base, use)
+
+
+def test_an_adapter_in_use_is_not_unloaded_and_an_unknown_one_is_no_error(
+    tiny_base: Path, folders: dict[str, Path]
+) -> None:
+    async def use(engine: TorchEngine) -> None:
+        await engine.load("finance@1", folders["finance@1"])
+        chunks = engine.generate(Generation("long", PROMPT, "finance@1", Sampling(1500)))
+        await anext(chunks)
+        with pytest.raises(EngineError, match="still used by 1"):
+            await engine.unload("finance@1")
+        await chunks.aclose()
+        await engine.unload("finance@1")
+        await engine.unload("finance@1")
+        with pytest.raises(EngineError, match="no adapter"):
+            await answer(engine, "finance@1")
+
+    with_engine(tiny_base, use)
+
+
+def test_a_name_means_one_adapter(tiny_base: Path, folders: dict[str, Path]) -> None:
+    async def use(engine: TorchEngine) -> None:
+        sizes = await asyncio.gather(*(engine.load("finance@1", folders["finance@1"]) for _ in range(3)))
+        assert len(set(sizes)) == 1
+        with pytest.raises(EngineError, match="from other files"):
+            await engine.load("finance@1", folders["media@2"])
+        before = text_of(await answer(engine, "finance@1"))
+        await engine.unload("finance@1")
+        await engine.load("finance@1", folders["media@2"])
+        assert text_of(await answer(engine, "finance@1")) != before
+
+    with_engine(tiny_base, use)
+
+
+def test_a_broken_adapter_takes_nothing_down(tiny_base: Path, tmp_path: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        with pytest.raises(EngineError, match="adapter_model.safetensors"):
+            await engine.load("broken@1", tmp_path)
+        assert engine.status().adapters == {}
+        assert text_of(await answer(engine))
+
+    with_engine(tiny_base, use)
+
+
+def test_a_step_that_fails_ends_its_generations_and_no_later_one(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(engine: TorchEngine) -> None:
+        step = engine._decoder.step
+        monkeypatch.setattr(engine._decoder, "step", lambda works: (_ for _ in ()).throw(MemoryError("full")))
+        failed = await asyncio.gather(answer(engine), answer(engine), return_exceptions=True)
+        assert [str(error) for error in failed] == ["The engine failed: full"] * 2
+        monkeypatch.setattr(engine._decoder, "step", step)
+        assert text_of(await answer(engine))
+
+    with_engine(tiny_base, use)
+
+
+def test_closing_ends_what_still_runs_with_an_error(tiny_base: Path) -> None:
+    async def run() -> None:
+        engine = TorchEngine(tiny_base, threads=1, device="cpu")
+        await engine.start()
+        task = asyncio.ensure_future(answer(engine, sampling=Sampling(2000)))
+        await until(lambda: engine.status().running == 1)
+        await engine.close()
+        with pytest.raises(EngineError, match="stopped"):
+            await task
+        with pytest.raises(EngineError, match="not running"):
+            await answer(engine)
+
+    asyncio.run(run())
+
+
+def test_no_base_model_is_one_sentence(tmp_path: Path) -> None:
+    async def run() -> None:
+        with pytest.raises(EngineError, match="base_model.json"):
+            await TorchEngine(tmp_path, device="cpu").start()
+
+    asyncio.run(run())
+
+
+def test_the_event_loop_is_never_held_up_for_long(tiny_base: Path) -> None:
+    """Not a measurement of speed: a step that ran on the loop would stop it until the answer's end."""
+
+    async def use(engine: TorchEngine) -> None:
+        task = asyncio.ensure_future(answer(engine, sampling=Sampling(300)))
+        turns = 0
+        while not task.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert turns > 300
+
+    with_engine(tiny_base, use)
+
+
+@pytest.mark.skipif(not (ROOT / "models/base/base_model.json").is_file(), reason="models/base is not made yet")
+def test_the_real_model_answers_as_peft_does(tmp_path: Path) -> None:
+    base = ROOT / "models/base"
+    model, tokenizer = load_base_model(base)
+    folders = {
+        f"tenant@{rank}": save_adapter(
+            copy.deepcopy(model), tmp_path / str(rank), seed=rank, r=rank, scale=0.05
+        )
+        for rank in (4, 8)
+    }
+    reference = Reference(model, folders)
+    prompts = [
+        tuple(tokenizer(text)["input_ids"]) for text in ("The capital of France is", "def fibonacci(n):")
+    ]
+
+    async def use(engine: TorchEngine) -> None:
+        for name, folder in folders.items():
+            await engine.load(name, folder)
+        asked = [(name, prompt) for name in (None, *folders) for prompt in prompts]
+        answers = await asyncio.gather(*(answer(engine, *one, Sampling(16)) for one in asked))
+        for one, chunks in zip(asked, answers, strict=True):
+            wanted = tokenizer.decode(reference(*one, 16), skip_special_tokens=True)
+            assert text_of(chunks) == wanted.rstrip("�"), one
+
+    with_engine(base, use)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_answers_as_the_cpu_does(tiny_base: Path, folders: dict[str, Path]) -> None:
+    async def run(device: str) -> str:
+        engine = TorchEngine(tiny_base, device=device, dtype=torch.float32)
+        await engine.start()
+        await engine.load("finance@1", folders["finance@1"])
+        text = text_of(await answer(engine, "finance@1"))
+        await engine.close()
+        return text
+
+    assert asyncio.run(run("cuda")) == asyncio.run(run("cpu"))

@@ -1,0 +1,84 @@
+"""How the next token is chosen."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_ops.serving.engine import Sampling
+from lora_ops.serving.torch_engine.sampling import LIKELY, choose
+
+PROBABILITIES = (0.5, 0.25, 0.15, 0.1)
+LOGITS = torch.tensor([PROBABILITIES]).log()
+
+
+def draw(logits: torch.Tensor, sampling: Sampling, times: int) -> Counter[int]:
+    generator = torch.Generator().manual_seed(7)
+    return Counter(choose(logits, [sampling], [generator])[0].token for _ in range(times))
+
+
+def test_without_a_temperature_the_most_likely_token_is_chosen() -> None:
+    assert draw(LOGITS, Sampling(1), 10) == {0: 10}
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    times = 4000
+    drawn = draw(LOGITS, Sampling(1, temperature=1.0), times)
+    for token, probability in enumerate(PROBABILITIES):
+        error = math.sqrt(probability * (1 - probability) / times)
+        assert abs(drawn[token] / times - probability) < 5 * error
+
+
+def test_a_low_temperature_makes_the_likely_more_likely() -> None:
+    drawn = draw(LOGITS, Sampling(1, temperature=0.5), 2000)
+    assert drawn[0] / 2000 == pytest.approx(0.25 / (0.25 + 0.0625 + 0.0225 + 0.01), abs=0.05)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-310])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    assert draw(LOGITS, Sampling(1, temperature=temperature), 20) == {0: 20}
+
+
+@pytest.mark.parametrize(("top_p", "nucleus"), [(0.4, {0}), (0.6, {0, 1}), (0.74, {0, 1}), (0.8, {0, 1, 2})])
+def test_only_the_nucleus_is_drawn_from(top_p: float, nucleus: set[int]) -> None:
+    assert set(draw(LOGITS, Sampling(1, temperature=1.0, top_p=top_p), 300)) == nucleus
+
+
+def test_a_nucleus_may_be_larger_than_the_first_look() -> None:
+    flat = torch.zeros(1, 4 * LIKELY)
+    drawn = draw(flat, Sampling(1, temperature=1.0, top_p=0.9), 3000)
+    assert len(drawn) > LIKELY
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**63 - 1), top_p=st.floats(0.05, 1.0), temperature=st.floats(0.1, 3.0))
+def test_a_seed_gives_the_same_tokens_whatever_the_other_rows_do(
+    seed: int, top_p: float, temperature: float
+) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    mine = Sampling(1, temperature=temperature, top_p=top_p, seed=seed)
+    other = Sampling(1, temperature=0.7)
+
+    def tokens(rows: list[int], samplings: list[Sampling]) -> list[int]:
+        generators = [torch.Generator().manual_seed(seed if s is mine else 1) for s in samplings]
+        place = samplings.index(mine)
+        return [choose(logits[rows], samplings, generators)[place].token for _ in range(5)]
+
+    alone = tokens([1], [mine])
+    assert alone == tokens([0, 1, 2], [other, mine, Sampling(1)])
+
+
+def test_logprobs_are_the_models_own_and_the_chosen_one_is_among_them_if_likely() -> None:
+    (choice,) = choose(LOGITS, [Sampling(1, logprobs=2)], [None])
+    assert choice.logprob == pytest.approx(math.log(0.5), abs=1e-5)
+    assert [token for token, _ in choice.top] == [0, 1]
+    assert [value for _, value in choice.top] == pytest.approx([math.log(0.5), math.log(0.25)], abs=1e-5)
+
+
+def test_zero_alternatives_still_give_the_chosen_tokens_logprob() -> None:
+    (choice,) = choose(LOGITS, [Sampling(1, logprobs=0)], [None])
+    assert choice.top == ()
+    assert choice.logprob == pytest.approx(math.log(0.5), abs=1e-5)
