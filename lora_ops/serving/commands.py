@@ -13,7 +13,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys of the gateway.")
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Instead of serving.host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Instead of serving.port.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of serving.port.")] = None,
 ) -> None:
     """Answer on localhost with every tenant's adapter and the base model, as OpenAI's API does."""
     from lora_ops.serving.server import run

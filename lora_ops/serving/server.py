@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from lora_ops.serving.edge import JsonLines
 from lora_ops.serving.endpoints import create_app
 from lora_ops.serving.engine import Engine, EngineError
 from lora_ops.serving.gateway import Gateway
+from lora_ops.serving.keys import KeyStore
 from lora_ops.settings import ServingSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -57,63 +59,79 @@ async def serve(
     root: Path,
     settings: Settings,
     engine: Engine,
+    port: socket.socket,
     *,
     started: Callable[[uvicorn.Server], None] = lambda server: None,
 ) -> None:
-    """Answer on the port of the settings until SIGTERM or Ctrl-C, then finish what runs.
+    """Answer on a bound port until SIGTERM or Ctrl-C, then finish what runs.
 
     Raises:
-        LoraOpsError: the gateway can't start, or would be open to other machines.
+        LoraOpsError: the gateway can't start.
     """
     serving = settings.serving
     async with running(root, settings, engine) as gateway:
-        _check_exposure(gateway)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(gateway),
-                host=serving.host,
-                port=serving.port,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-                timeout_graceful_shutdown=max(1, int(serving.drain_timeout_seconds)),
-            )
+        config = uvicorn.Config(
+            create_app(gateway),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=max(1, int(serving.drain_timeout_seconds)),
         )
+        server = uvicorn.Server(config)
         if threading.current_thread() is threading.main_thread():
             # uvicorn raises the signal once more when it is done, which must not cut off what comes after it.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
+        log.info("Serving %s on http://%s:%d", gateway.base_model.id, *port.getsockname()[:2])
         started(server)
-        try:
-            await server.serve()
-        except SystemExit as error:
-            raise LoraOpsError(
-                f"Port {serving.port} of {serving.host} can't be used: is a gateway running?"
-            ) from error
+        await server.serve([port])
 
 
 def run(root: Path, settings: Settings) -> None:
-    """Serve in this process until it is told to stop."""
+    """Serve in this process until it is told to stop.
+
+    Raises:
+        LoraOpsError: the port is taken, it would be open to other machines, or the gateway can't start.
+    """
     log_as_json()
-    engine = make_engine(root, settings.serving)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(root, settings, engine))
+    check_exposure(root, settings.serving)
+    # All that is quick to refuse comes before torch is loaded.
+    with bind(settings.serving) as port, contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(root, settings, make_engine(root, settings.serving), port))
 
 
-def log_as_json() -> None:
-    """Everything that is logged goes to stderr, one JSON object a line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
+def bind(settings: ServingSettings) -> socket.socket:
+    """The port, taken; it refuses connections until somebody listens on it.
+
+    Raises:
+        LoraOpsError: it can't be taken.
+    """
+    address = (settings.host, settings.port)
+    try:
+        family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+        port = socket.socket(family, socket.SOCK_STREAM)
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port.bind(address)
+    except OSError as error:
+        raise LoraOpsError(
+            f"Port {settings.port} of {settings.host} can't be taken ({error.strerror}): is a gateway running "
+            "already? Take another --port, or stop it."
+        ) from error
+    return port
 
 
-def _check_exposure(gateway: Gateway) -> None:
-    settings = gateway.settings
-    if settings.require_keys or gateway.keys.any():
+def check_exposure(root: Path, settings: ServingSettings) -> None:
+    """Refuse to be open to other machines while there are no API keys; say loudly that it is open to this one.
+
+    Raises:
+        LoraOpsError: it would be.
+    """
+    if settings.require_keys:
         return
+    with closing(KeyStore(root / settings.path / "keys.sqlite")) as keys:
+        if keys.any():
+            return
     if not _is_loopback(settings.host):
         raise LoraOpsError(
             f"serving.host is {settings.host}, and there are no API keys, so anybody could use every model: "
@@ -123,6 +141,15 @@ def _check_exposure(gateway: Gateway) -> None:
         "NO API KEYS: everybody on this machine may use every model and load adapters. "
         "`lora-ops keys create --admin` makes the first key, and from then on one is needed."
     )
+
+
+def log_as_json() -> None:
+    """Everything that is logged goes to stderr, one JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
 
 
 def _is_loopback(host: str) -> bool:

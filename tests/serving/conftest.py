@@ -19,7 +19,7 @@ from lora_ops.records import FileRecord, sha256_file
 from lora_ops.registry import Registry, open_registry
 from lora_ops.registry.owners import Owners
 from lora_ops.serving.engine import Engine
-from lora_ops.serving.server import serve
+from lora_ops.serving.server import bind, check_exposure, serve
 from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings import Settings, load_settings
 from tests.conftest import ROOT
@@ -158,11 +158,13 @@ def served(root: Path, settings: Settings, engine: Engine) -> Iterator[Served]:
 
     def main() -> None:
         try:
-            asyncio.run(serve(root, settings, engine, started=take))
+            asyncio.run(serve(root, settings, engine, port, started=take))
         except BaseException as error:  # noqa: BLE001 - it is raised below, in the test's thread
             failed.append(error)
             started.set()
 
+    check_exposure(root, settings.serving)
+    port = bind(settings.serving)
     thread = threading.Thread(target=main)
     thread.start()
     started.wait(60)
@@ -170,12 +172,12 @@ def served(root: Path, settings: Settings, engine: Engine) -> Iterator[Served]:
         threading.Event().wait(0.01)
     if failed:
         raise failed[0]
-    port = servers[0].servers[0].sockets[0].getsockname()[1]
     try:
-        yield Served(f"http://127.0.0.1:{port}", servers[0], engine, thread)
+        yield Served(f"http://127.0.0.1:{port.getsockname()[1]}", servers[0], engine, thread)
     finally:
         servers[0].should_exit = True
         thread.join(60)
+        port.close()
         assert not thread.is_alive(), "the gateway did not stop"
     if failed:
         raise failed[0]
