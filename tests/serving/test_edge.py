@@ -77,10 +77,10 @@ def test_a_body_that_turns_out_too_large_is_refused(clone: Clone, engine: Engine
 
 
 def test_a_body_that_does_not_arrive_is_given_up(clone: Clone, engine: Engine) -> None:
-    with served(clone.root, clone.settings(body_timeout_seconds=0.2), engine) as gateway:
-        with connect(gateway) as connection:
-            connection.sendall(head(100) + b'{"model"')
-            assert b"408" in connection.recv(200)
+    settings = clone.settings(body_timeout_seconds=0.2)
+    with served(clone.root, settings, engine) as gateway, connect(gateway) as connection:
+        connection.sendall(head(100) + b'{"model"')
+        assert b"408" in connection.recv(200)
 
 
 def test_slow_clients_keep_nobody_else_waiting(gateway: Served) -> None:

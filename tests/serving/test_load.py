@@ -3,8 +3,9 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx
 import openai
@@ -60,26 +61,47 @@ def test_over_its_limit_a_tenant_gets_429_with_a_time_and_others_do_not(clone: C
         assert http.post("/v1/completions", json={**SHORT, "model": "healthcare"}).status_code == 200
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_takes_its_generation_with_it(gateway: Served, stream: bool) -> None:
+@contextmanager
+def long_answer(gateway: Served) -> Iterator[None]:
+    """While an answer of two seconds is streamed."""
+    with (
+        gateway.http() as http,
+        http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as answer,
+    ):
+        lines = answer.iter_lines()
+        next(lines)
+        yield
+
+
+def test_a_client_that_leaves_takes_its_generation_with_it(gateway: Served) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        with httpx.Client(base_url=gateway.url, timeout=0.3) as http:
-            with http.stream("POST", "/v1/completions", json={**LONG, "n": 4, "stream": stream}) as response:
-                if stream:
-                    next(response.iter_lines())
-                    raise httpx.ReadTimeout("enough")
-    eventually(lambda: idle(gateway), 3)
+        httpx.post(f"{gateway.url}/v1/completions", json={**LONG, "n": 4}, timeout=0.3)
+    eventually(lambda: idle(gateway), 2)
+    assert gateway.metric("lora_ops_errors_total", code="499") == 1
+
+
+def test_a_client_that_leaves_a_stream_takes_its_generation_with_it(gateway: Served) -> None:
+    with long_answer(gateway):
+        assert gateway.metric("lora_ops_running") == 1
+    eventually(lambda: idle(gateway), 1)
     assert gateway.metric("lora_ops_errors_total", code="499") == 1
 
 
 def test_a_client_that_leaves_the_queue_takes_its_place_with_it(clone: Clone, engine: Engine) -> None:
     with served(clone.root, clone.settings(max_running=1, max_waiting=1), engine) as gateway:
-        with gateway.http().stream("POST", "/v1/completions", json={**LONG, "stream": True}) as running:
-            next(running.iter_lines())
+        with long_answer(gateway):
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{gateway.url}/v1/completions", json=SHORT, timeout=0.2)
             eventually(lambda: gateway.metric("lora_ops_waiting") == 0)
         assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
+
+
+def test_a_request_whose_turn_does_not_come_is_told_to_come_back(clone: Clone, engine: Engine) -> None:
+    settings = clone.settings(max_running=1, queue_timeout_seconds=0.1)
+    with served(clone.root, settings, engine) as gateway, long_answer(gateway):
+        answer = gateway.http().post("/v1/completions", json=SHORT)
+        assert answer.status_code == 503 and "did not come within" in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"] == "1"
 
 
 def test_an_answer_that_takes_too_long_is_ended(clone: Clone, engine: Engine) -> None:
@@ -89,15 +111,6 @@ def test_an_answer_that_takes_too_long_is_ended(clone: Clone, engine: Engine) ->
         with pytest.raises(openai.APIError, match="not finished in time"):
             list(gateway.client().completions.create(**LONG, n=8, stream=True))  # type: ignore[call-overload]
         eventually(lambda: idle(gateway))
-
-
-def test_a_request_whose_turn_does_not_come_is_told_to_come_back(clone: Clone, engine: Engine) -> None:
-    with served(clone.root, clone.settings(max_running=1, queue_timeout_seconds=0.1), engine) as gateway:
-        with gateway.http().stream("POST", "/v1/completions", json={**LONG, "stream": True}) as running:
-            next(running.iter_lines())
-            answer = gateway.http().post("/v1/completions", json=SHORT)
-            assert answer.status_code == 503 and "did not come within" in answer.json()["error"]["message"]
-            assert answer.headers["retry-after"] == "1"
 
 
 def test_a_flood_of_one_tenant_does_not_shut_another_out(clone: Clone, engine: Engine) -> None:
