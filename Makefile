@@ -1,13 +1,17 @@
 # make repro   trains, evaluates, packages and registers every tenant's adapter (skips what is up to date)
+# make serve   answers on localhost:8000 with every tenant's adapter, as OpenAI's API does
 # make test    runs every test
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lint format lab metrics wandb-sync wandb-online lock clean
+.PHONY: repro serve test lint format lab metrics wandb-sync wandb-online lock clean
 
 repro: .venv/installed
 	dvc repro
 	lora-ops report
+
+serve: .venv/installed
+	lora-ops serve
 
 test: .venv/installed
 	pytest

@@ -11,12 +11,15 @@ from rich.table import Table
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry.commands import app as registry_app
+from lora_ops.serving.commands import keys_app, serve
 from lora_ops.settings import find_root, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 tenant_app = typer.Typer(no_args_is_help=True, help="The tenants of params.yaml.")
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(registry_app, name="registry")
+app.add_typer(keys_app, name="keys")
+app.command()(serve)
 console = Console()
 
 

@@ -6,19 +6,12 @@ from typing import Any
 import pandas as pd
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.pii import PII
 from lora_ops.records import Check, ContractRecord
 from lora_ops.settings import DataSettings
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
-# Direct identifiers only: a name in a newspaper is not a data leak, an e-mail address in a card descriptor is.
-PII = {
-    "e-mail address": r"[\w.+-]+@[\w-]+\.[A-Za-z]{2,}",
-    "US social security number": r"\b\d{3}-\d{2}-\d{4}\b",
-    "payment card number": r"\b(?:\d[ -]?){13,16}\b",
-    "phone number": r"(?<![\d.])(?:\+\d{1,3}[ .-]?)?\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}\b",
-    "IBAN": r"\b[A-Z]{2}\d{2}[ ]?(?:[A-Z0-9]{4}[ ]?){3,7}[A-Z0-9]{1,4}\b",
-}
 NAMED_ROWS = 20
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora_ops.datasets.contract import PII
+from lora_ops.pii import PII
 
 INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 TEXTS = "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt"

@@ -1,0 +1,314 @@
+"""Adapters in the engine's memory: loaded from the registry on first use, verified, evicted when it is full."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import BaseModelRecord
+from lora_ops.registry.store import Version
+from lora_ops.serving.engine import Engine, EngineError
+
+log = logging.getLogger(__name__)
+
+BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+RECENT_SECONDS = 300.0
+Pin = Literal["no", "warm", "recent"]
+Loaded = Literal["hit", "miss"]
+Verify = Callable[[str], Path]
+
+
+class AdapterUnavailable(LoraOpsError):
+    """An adapter can't be used now; `retry_after` is in seconds."""
+
+    def __init__(self, text: str, retry_after: float = 1.0) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class Observer(Protocol):
+    """Who is told what happens in the cache."""
+
+    def adapter_used(self, name: str, how: Loaded) -> None:
+        """Somebody wanted it and found it there, or not."""
+
+    def adapter_loaded(self, name: str, seconds: float) -> None:
+        """It was verified and loaded."""
+
+    def adapter_failed(self, name: str) -> None:
+        """It could not be loaded."""
+
+    def adapter_evicted(self, name: str) -> None:
+        """It made room for another one."""
+
+
+@dataclass
+class Entry:
+    """One adapter that somebody has asked for since the gateway started.
+
+    Attributes:
+        bytes: of memory, counted from the moment that its load begins; 0 while it is not loaded.
+        users: generations that use it now.
+        heat: uses, each counting half after `RECENT_SECONDS`.
+        failures: loads that failed since the last good one.
+    """
+
+    name: str
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    loaded: bool = False
+    leaving: bool = False
+    bytes: int = 0
+    users: int = 0
+    pin: Pin = "no"
+    last_used: float = 0.0
+    heat: float = 0.0
+    failures: int = 0
+    retry_at: float = 0.0
+    problem: str = ""
+
+    @property
+    def there(self) -> bool:
+        """Whether it can be used at once."""
+        return self.loaded and not self.leaving
+
+    @property
+    def idle(self) -> bool:
+        """Whether it may go."""
+        return self.there and not self.users and self.pin != "warm"
+
+    def used(self, now: float) -> None:
+        """Count one use."""
+        self.heat = self.heat_at(now) + 1
+        self.last_used = now
+
+    def heat_at(self, now: float) -> float:
+        """How much it was used lately."""
+        return float(self.heat * 0.5 ** ((now - self.last_used) / RECENT_SECONDS))
+
+
+class AdapterCache:
+    """What is loaded, who uses it, and what goes when the memory is full.
+
+    Args:
+        engine: where adapters are loaded.
+        verify: gives the folder of a version after checking digests and signature; runs in a thread.
+        base_model: what the engine runs; adapters of another one are refused.
+        budget: bytes of memory for all adapters together.
+        warm_recent: how many of the busiest adapters are evicted last.
+        drain_seconds: how long to wait for room, and for the users of an adapter that is unloaded.
+        observer: told of each use, load, failure and eviction.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        verify: Verify,
+        base_model: BaseModelRecord,
+        *,
+        budget: int,
+        warm_recent: int = 0,
+        drain_seconds: float = 30.0,
+        observer: Observer | None = None,
+    ) -> None:
+        self._engine = engine
+        self._verify = verify
+        self._base_model = base_model
+        self._budget = budget
+        self._warm_recent = warm_recent
+        self._drain_seconds = drain_seconds
+        self._observer = observer
+        self._entries: dict[str, Entry] = {}
+        self._freed = asyncio.Event()
+
+    def entries(self) -> Iterable[Entry]:
+        """Every adapter that was asked for, loaded or not."""
+        return self._entries.values()
+
+    @property
+    def bytes(self) -> int:
+        """Memory that loaded adapters take."""
+        return sum(entry.bytes for entry in self._entries.values())
+
+    @asynccontextmanager
+    async def using(self, version: Version) -> AsyncIterator[str]:
+        """The adapter's name in the engine; it stays loaded until the block is left.
+
+        However many ask for one that is not there, it is loaded once and they all wait for that.
+
+        Raises:
+            AdapterUnavailable: its load failed, now or so lately that it is not tried again yet, or there is no
+                room for it.
+        """
+        entry = await self._acquire(version)
+        try:
+            yield entry.name
+        finally:
+            entry.users -= 1
+            self._notify()
+
+    async def load(self, version: Version) -> None:
+        """Load an adapter if it is not there, without using it.
+
+        Raises:
+            AdapterUnavailable: as `using`.
+        """
+        async with self.using(version):
+            pass
+
+    async def unload(self, name: str) -> bool:
+        """Forget an adapter as soon as nobody uses it; whoever asks for it meanwhile waits and loads it anew.
+
+        Returns:
+            Whether it was loaded.
+
+        Raises:
+            AdapterUnavailable: it is still in use after `drain_seconds`; it stays.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            return False
+        async with entry.lock:
+            if not entry.loaded:
+                return False
+            entry.leaving = True
+            try:
+                async with asyncio.timeout(self._drain_seconds):
+                    while entry.users:
+                        await self._freed.wait()
+                await self._remove(entry)
+            except TimeoutError as error:
+                raise AdapterUnavailable(
+                    f"{name} still answers {entry.users} requests after {self._drain_seconds:.0f} seconds: "
+                    "it stays loaded, try again."
+                ) from error
+            finally:
+                entry.leaving = False
+        return True
+
+    async def keep_warm(self, versions: Iterable[Version]) -> None:
+        """Pin these and load those that are missing; one that can't be loaded is logged and tried again."""
+        wanted = {version.id: version for version in versions}
+        now = time.monotonic()
+        busiest = sorted((e for e in self._entries.values() if e.loaded), key=lambda e: -e.heat_at(now))
+        recent = {entry.name for entry in busiest[: self._warm_recent] if entry.heat_at(now) >= 1}
+        for entry in self._entries.values():
+            entry.pin = "warm" if entry.name in wanted else "recent" if entry.name in recent else "no"
+        for name, version in wanted.items():
+            entry = self._entry(name)
+            entry.pin = "warm"
+            if entry.loaded or time.monotonic() < entry.retry_at:
+                continue
+            try:
+                await self.load(version)
+            except AdapterUnavailable as error:
+                log.warning("%s could not be warmed up: %s", name, error)
+
+    def _entry(self, name: str) -> Entry:
+        return self._entries.setdefault(name, Entry(name))
+
+    async def _acquire(self, version: Version) -> Entry:
+        entry = self._entry(version.id)
+        if self._observer:
+            self._observer.adapter_used(entry.name, "hit" if entry.there else "miss")
+        while not entry.there:  # it may be evicted again between its load and this task's turn
+            # A waiter that is cancelled, its client gone, must not take the load away from the others.
+            load = asyncio.create_task(self._load_once(entry, version))
+            load.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.shield(load)
+        entry.users += 1
+        entry.used(time.monotonic())
+        return entry
+
+    async def _load_once(self, entry: Entry, version: Version) -> None:
+        async with entry.lock:
+            if entry.loaded:
+                return
+            wait = entry.retry_at - time.monotonic()
+            if wait > 0:
+                raise AdapterUnavailable(f"{entry.problem} It is tried again in {wait:.0f} s.", wait)
+            started = time.monotonic()
+            try:
+                await self._make_room(entry, version)
+                folder = await asyncio.to_thread(self._verified, version)
+                took = await self._engine.load(entry.name, folder)
+            except (LoraOpsError, EngineError, OSError) as error:
+                entry.bytes = 0
+                self._failed(entry, error)
+                self._notify()
+                raise AdapterUnavailable(entry.problem, entry.retry_at - time.monotonic()) from error
+            except BaseException:
+                entry.bytes = 0
+                raise
+            entry.bytes = took or version.summary.size_bytes
+            entry.loaded, entry.failures, entry.problem = True, 0, ""
+            seconds = time.monotonic() - started
+            log.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)
+            if self._observer:
+                self._observer.adapter_loaded(entry.name, seconds)
+
+    def _verified(self, version: Version) -> Path:
+        theirs, ours = version.manifest.base_model, self._base_model
+        if theirs.sha256 != ours.sha256:
+            raise LoraOpsError(
+                f"{version.id} was trained on {theirs.id} {theirs.revision} ({theirs.sha256[:12]}…), and this "
+                f"gateway serves {ours.id} {ours.revision} ({ours.sha256[:12]}…): train it on this one."
+            )
+        return self._verify(version.id)
+
+    def _failed(self, entry: Entry, error: Exception) -> None:
+        delay = BACK_OFF_SECONDS[min(entry.failures, len(BACK_OFF_SECONDS) - 1)]
+        entry.failures += 1
+        entry.retry_at = time.monotonic() + delay
+        entry.problem = f"{entry.name} can't be loaded: {str(error).rstrip('.')}."
+        log.error("%s", entry.problem)
+        if self._observer:
+            self._observer.adapter_failed(entry.name)
+
+    async def _make_room(self, entry: Entry, version: Version) -> None:
+        needed = version.summary.size_bytes
+        if needed > self._budget:
+            raise LoraOpsError(
+                f"it takes {needed:,} bytes and serving.adapter_memory is {self._budget:,}: raise that"
+            )
+        try:
+            async with asyncio.timeout(self._drain_seconds):
+                while self.bytes + needed > self._budget:
+                    victim = self._victim()
+                    if victim:
+                        await self._evict(victim)
+                    else:
+                        await self._freed.wait()
+                entry.bytes = needed
+        except TimeoutError as error:
+            raise LoraOpsError(
+                f"all of serving.adapter_memory ({self._budget:,} bytes) is in use: raise it, or send less"
+            ) from error
+
+    def _victim(self) -> Entry | None:
+        """The idle one that was used the longest time ago; one of the busiest only if no other is left."""
+        idle = (entry for entry in self._entries.values() if entry.idle)
+        return min(idle, key=lambda entry: (entry.pin == "recent", entry.last_used), default=None)
+
+    async def _evict(self, entry: Entry) -> None:
+        # The lock keeps the next load of it waiting until it is gone.
+        async with entry.lock:
+            if not entry.idle:
+                return
+            await self._remove(entry)
+        if self._observer:
+            self._observer.adapter_evicted(entry.name)
+
+    async def _remove(self, entry: Entry) -> None:
+        entry.loaded = False
+        await self._engine.unload(entry.name)
+        entry.bytes = 0
+        self._notify()
+
+    def _notify(self) -> None:
+        self._freed.set()
+        self._freed = asyncio.Event()

@@ -1,0 +1,280 @@
+"""One request on its way: limits, queue, adapter, engine, and what is told of it afterwards."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal, cast
+
+from lora_ops.serving.adapters import AdapterCache
+from lora_ops.serving.engine import Chunk, Engine, FinishReason, Generation, Sampling
+from lora_ops.serving.errors import as_api_error
+from lora_ops.serving.events import Event
+from lora_ops.serving.keys import Caller
+from lora_ops.serving.limits import Allowance, FairQueue, Ticket
+from lora_ops.serving.router import Route
+from lora_ops.serving.telemetry import Telemetry
+from lora_ops.serving.traces import Tracing
+from lora_ops.settings import ServingSettings
+
+NOBODY = "-"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked for.
+
+    Attributes:
+        model: the name that the client wrote.
+        prompts: token ids of each prompt; every one of them gets `n` answers.
+        text: the prompt as a person reads it, for the event log.
+        started: when the request arrived, by `time.perf_counter`.
+        trace_parent: the W3C `traceparent` header, if there was one.
+    """
+
+    request_id: str
+    endpoint: Literal["chat", "completions"]
+    caller: Caller
+    model: str
+    route: Route
+    prompts: tuple[tuple[int, ...], ...]
+    n: int
+    sampling: Sampling
+    streamed: bool
+    system_prompt: Literal["request", "adapter", "none"]
+    text: str
+    started: float
+    trace_parent: str | None = None
+
+    @property
+    def tenant(self) -> str:
+        """Who pays: the model's tenant; for the base model, that of the key."""
+        return self.route.tenant or self.caller.tenant or NOBODY
+
+    @property
+    def costs(self) -> list[float]:
+        """Tokens that each answer may take, prompt included."""
+        return [float(len(prompt) + self.sampling.max_tokens) for prompt in self.prompts for _ in range(self.n)]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk of the answer with this index (prompts first, then `n`)."""
+
+    index: int
+    chunk: Chunk
+
+
+@dataclass
+class Tally:
+    """What is known of a request when it has ended."""
+
+    generated: int = 0
+    queue_seconds: float = 0.0
+    device_seconds: float = 0.0
+    first_token: float | None = None
+    per_token: list[float] = field(default_factory=list)
+    finish: list[FinishReason] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+
+class Answering:
+    """Takes requests through everything between the HTTP endpoint and the engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        cache: AdapterCache,
+        queue: FairQueue,
+        settings: ServingSettings,
+        telemetry: Telemetry,
+        tracing: Tracing,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._engine = engine
+        self._cache = cache
+        self._queue = queue
+        self._settings = settings
+        self._telemetry = telemetry
+        self._tracing = tracing
+        self._tell = tell
+        self._allowances: dict[str, Allowance] = {}
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        """The answers, piece by piece as they come; closing it early cancels what still runs.
+
+        Raises:
+            TooMany, Overloaded, AdapterUnavailable, EngineError: as they say.
+            TimeoutError: it took longer than `serving.request_timeout_seconds`.
+        """
+        tally, error = Tally(), None
+        tokens = int(sum(ask.costs))
+        with self._tracing.request(ask) as span:
+            try:
+                with self._allowance(ask.tenant).spending(ask.tenant, tokens) as spent:
+                    tickets = self._queue.enter(ask.tenant, ask.costs)
+                    try:
+                        async with aclosing(self._pieces(ask, tickets, tally)) as pieces:
+                            async for piece in pieces:
+                                yield piece
+                    finally:
+                        spent(sum(map(len, ask.prompts)) * ask.n + tally.generated)
+                        for ticket in tickets:
+                            self._queue.leave(ticket)
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                self._report(ask, tally, error)
+                span.ended(tally, error)
+
+    def _allowance(self, tenant: str) -> Allowance:
+        found = self._allowances.get(tenant)
+        if found is None:
+            found = self._allowances[tenant] = Allowance(self._settings.tenant(tenant))
+        return found
+
+    async def _pieces(self, ask: Ask, tickets: list[Ticket], tally: Tally) -> AsyncGenerator[Piece, None]:
+        answers = [self._one(ask, index, ticket, tally) for index, ticket in enumerate(tickets)]
+        async with aclosing(answers[0] if len(answers) == 1 else _merged(answers)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _one(self, ask: Ask, index: int, ticket: Ticket, tally: Tally) -> AsyncGenerator[Piece, None]:
+        deadline = ask.started + self._settings.request_timeout_seconds - time.perf_counter()
+        deadline += asyncio.get_running_loop().time()
+        waited = time.perf_counter()
+        written, first, texts = 0, 0.0, []
+        async with AsyncExitStack() as stack:
+            took = await stack.enter_async_context(self._queue.slot(ticket))
+            tally.queue_seconds = max(tally.queue_seconds, time.perf_counter() - waited)
+            try:
+                name = await stack.enter_async_context(self._adapter(ask.route))
+                generation = self._generation(ask, index, name)
+                # Every engine's generator can be closed; the protocol only promises that it can be iterated.
+                generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(generation))
+                chunks = await stack.enter_async_context(aclosing(generating))
+                async for chunk in _before(deadline, chunks):
+                    now = time.perf_counter()
+                    if not first and (chunk.tokens or chunk.text):
+                        first = now
+                        if tally.first_token is None:
+                            tally.first_token = now - ask.started
+                    written += chunk.tokens
+                    tally.generated += chunk.tokens
+                    tally.device_seconds += chunk.device_seconds
+                    texts.append(chunk.text)
+                    if chunk.finish:
+                        tally.finish.append(chunk.finish)
+                        if written > 1:
+                            tally.per_token.append((now - first) / (written - 1))
+                    yield Piece(index, chunk)
+            finally:
+                took(len(generation_prompt(ask, index)) + written)
+                tally.texts.append("".join(texts))
+
+    @asynccontextmanager
+    async def _adapter(self, route: Route) -> AsyncIterator[str | None]:
+        if route.version is None:
+            yield None
+            return
+        async with self._cache.using(route.version) as name:
+            yield name
+
+    def _generation(self, ask: Ask, index: int, adapter: str | None) -> Generation:
+        sampling = ask.sampling
+        if sampling.seed is not None and index % ask.n:
+            sampling = replace(sampling, seed=sampling.seed + index % ask.n)  # else all choices were the same
+        return Generation(f"{ask.request_id}-{index}", generation_prompt(ask, index), adapter, sampling)
+
+    def _report(self, ask: Ask, tally: Tally, error: BaseException | None) -> None:
+        seconds = time.perf_counter() - ask.started
+        problem = as_api_error(error) if error else None
+        prompt_tokens = sum(map(len, ask.prompts))
+        labels = (ask.tenant, ask.route.name, ask.route.base_model.id, ask.route.decision)
+        metrics = self._telemetry
+        metrics.requests.labels(*labels).inc()
+        if problem:
+            metrics.errors.labels(*labels, str(problem.status)).inc()
+        metrics.latency.labels(*labels).observe(seconds)
+        metrics.queue.labels(*labels).observe(tally.queue_seconds)
+        if tally.first_token is not None:
+            metrics.first_token.labels(*labels).observe(tally.first_token)
+            metrics.prompt_tokens.labels(*labels).inc(prompt_tokens)
+        for each in tally.per_token:
+            metrics.per_token.labels(*labels).observe(each)
+        metrics.generated_tokens.labels(*labels).inc(tally.generated)
+        metrics.device.labels(*labels).inc(tally.device_seconds)
+        self._tell(
+            Event(
+                time=datetime.now(UTC),
+                request_id=ask.request_id,
+                endpoint=ask.endpoint,
+                key=ask.caller.key,
+                tenant=ask.tenant,
+                model=ask.model,
+                adapter=ask.route.name,
+                digest=ask.route.digest,
+                base_model=ask.route.base_model.id,
+                route=ask.route.decision,
+                status=problem.status if problem else 200,
+                code=problem.code if problem else None,
+                streamed=ask.streamed,
+                system_prompt=ask.system_prompt,
+                choices=len(ask.prompts) * ask.n,
+                finish=list(tally.finish),
+                prompt_tokens=prompt_tokens,
+                generated_tokens=tally.generated,
+                queue_seconds=tally.queue_seconds,
+                first_token_seconds=tally.first_token,
+                seconds=seconds,
+                device_seconds=tally.device_seconds,
+                prompt_text=ask.text,
+                answer_text="\n".join(tally.texts),
+            )
+        )
+
+
+def generation_prompt(ask: Ask, index: int) -> tuple[int, ...]:
+    """The prompt of the answer with this index."""
+    return ask.prompts[index // ask.n]
+
+
+async def _before(deadline: float, chunks: AsyncIterator[Chunk]) -> AsyncGenerator[Chunk, None]:
+    while True:
+        async with asyncio.timeout_at(deadline):
+            chunk = await anext(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
+
+
+async def _merged(answers: list[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
+    """The pieces of several answers as they come; the first error ends all of them."""
+    arrived: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
+
+    async def follow(answer: AsyncGenerator[Piece, None]) -> None:
+        try:
+            async for piece in answer:
+                arrived.put_nowait(piece)
+            arrived.put_nowait(None)
+        except Exception as error:  # noqa: BLE001 - it is raised by whoever reads the queue
+            arrived.put_nowait(error)
+
+    tasks = [asyncio.create_task(follow(answer)) for answer in answers]
+    try:
+        running = len(tasks)
+        while running:
+            piece = await arrived.get()
+            if piece is None:
+                running -= 1
+            elif isinstance(piece, BaseException):
+                raise piece
+            else:
+                yield piece
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

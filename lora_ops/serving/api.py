@@ -1,0 +1,364 @@
+"""Requests and responses in OpenAI's shape, as https://platform.openai.com/docs/api-reference describes them.
+
+A parameter that this gateway can't honour is refused by name; it is never ignored, unless it changes no token.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+
+from lora_ops.serving.engine import FinishReason, Sampling, TokenLogprob
+from lora_ops.settings import ServingSettings
+
+MAX_CHOICES = 16
+MAX_PROMPTS = 64
+MAX_STOPS = 16
+
+
+NEUTRAL: tuple[Any, ...] = (None, False, 0, "none", "auto", [], {}, {"type": "text"})
+
+
+def _neutral(value: Any) -> Any:
+    if value in NEUTRAL:
+        return value
+    raise ValueError("is not supported by this gateway: leave it out")
+
+
+Neutral = Annotated[Any, AfterValidator(_neutral), WithJsonSchema({"enum": list(NEUTRAL)})]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class Request(BaseModel):
+    """A JSON body; an unknown key is refused, so that a typing slip can't hide."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Request):
+    """What a stream says beside the text (`continuous_usage_stats` is vLLM's)."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class SamplingRequest(Request):
+    """What both endpoints take."""
+
+    model: ModelName = Field(description="a tenant (finance), an exact version (finance@3), or the base model")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63 - MAX_CHOICES)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # They change no token.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    # They would, and the engine has no such thing.
+    frequency_penalty: Neutral = None
+    presence_penalty: Neutral = None
+    logit_bias: Neutral = None
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> "SamplingRequest":
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options needs stream to be true")
+        return self
+
+    def _sampling(self, max_tokens: int, logprobs: int | None, defaults: ServingSettings) -> Sampling:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=defaults.default_temperature if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=self.seed,
+            stop=stop,
+            logprobs=logprobs,
+        )
+
+
+class TextPart(Request):
+    """A piece of a message; pictures and sound are refused."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Request):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(SamplingRequest):
+    """The body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Neutral = None
+    tool_choice: Neutral = None
+    response_format: Neutral = None
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens the client wants at most."""
+        return self.max_completion_tokens or self.max_tokens
+
+    def sampling(self, max_tokens: int, defaults: ServingSettings) -> Sampling:
+        """How tokens are chosen."""
+        return self._sampling(max_tokens, (self.top_logprobs or 0) if self.logprobs else None, defaults)
+
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class CompletionRequest(SamplingRequest):
+    """The body of /v1/completions."""
+
+    prompt: (
+        Text
+        | TokenIds
+        | Annotated[
+            list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)
+        ]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: Neutral = None
+    suffix: Neutral = None
+    best_of: Literal[1] | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens the client wants at most."""
+        return self.max_tokens
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One prompt or many, as a list."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+    def sampling(self, max_tokens: int, defaults: ServingSettings) -> Sampling:
+        """How tokens are chosen."""
+        return self._sampling(max_tokens, self.logprobs, defaults)
+
+
+class LoadRequest(Request):
+    """The body of /v1/load_lora_adapter, as vLLM has it; a path is refused, for the registry has the files."""
+
+    lora_name: ModelName = Field(description="an exact version, such as finance@3")
+    lora_path: None = None
+
+
+class UnloadRequest(Request):
+    """The body of /v1/unload_lora_adapter."""
+
+    lora_name: ModelName
+
+
+class Usage(BaseModel):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Alternative(BaseModel):
+    """A token that could have stood there."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(Alternative):
+    """A token that stands there, and what else could have."""
+
+    top_logprobs: list[Alternative]
+
+
+class ChatLogprobs(BaseModel):
+    """One for each token of the answer."""
+
+    content: list[ChatLogprob]
+
+
+class CompletionLogprobs(BaseModel):
+    """As the older endpoint has them: lists of the same length."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class AnswerMessage(BaseModel):
+    """What the assistant said."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """One of `n` answers."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class Answer(BaseModel):
+    """What every answer says; `model` is the exact version that answered."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class ChatAnswer(Answer):
+    """The response of /v1/chat/completions."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What is new in a streamed message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    """What is new in one of `n` answers."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(Answer):
+    """One event of a streamed chat."""
+
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class CompletionChoice(BaseModel):
+    """One answer, or what is new in it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class CompletionAnswer(Answer):
+    """The response of /v1/completions, and one event of it when it is streamed."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class ModelCard(BaseModel):
+    """One name that answers, as vLLM lists them: `root` is what it stands for, `parent` its base model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    max_model_len: int
+    digest: str
+    state: str | None
+
+
+class ModelList(BaseModel):
+    """The response of /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, in one sentence."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Every error's response."""
+
+    error: ErrorBody
+
+
+def chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs:
+    """Log probabilities as chat completions have them."""
+    return ChatLogprobs(
+        content=[
+            ChatLogprob(
+                token=one.token,
+                logprob=one.logprob,
+                bytes=list(one.token.encode()),
+                top_logprobs=[Alternative(token=t, logprob=p, bytes=list(t.encode())) for t, p in one.top],
+            )
+            for one in tokens
+        ]
+    )
+
+
+def completion_logprobs(tokens: tuple[TokenLogprob, ...], offset: int) -> CompletionLogprobs:
+    """Log probabilities as completions have them; the first token begins at character `offset`."""
+    offsets = []
+    for one in tokens:
+        offsets.append(offset)
+        offset += len(one.token)
+    return CompletionLogprobs(
+        tokens=[one.token for one in tokens],
+        token_logprobs=[one.logprob for one in tokens],
+        top_logprobs=[dict(one.top) for one in tokens],
+        text_offset=offsets,
+    )

@@ -1,0 +1,87 @@
+"""`lora-ops serve` and `lora-ops keys`."""
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lora_ops.serving.keys import KeyStore, Role
+
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of the gateway.")
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Instead of serving.host.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of serving.port.")] = None,
+) -> None:
+    """Answer on localhost with every tenant's adapter and the base model, as OpenAI's API does."""
+    from lora_ops.serving.server import run
+    from lora_ops.settings import find_root, load_settings
+
+    root = find_root()
+    settings = load_settings(root)
+    changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    serving = settings.serving.model_copy(update=changed)
+    run(root, settings.model_copy(update={"serving": serving}))
+
+
+@keys_app.command("create")
+def create(
+    tenant: Annotated[str | None, typer.Argument(help="The tenant whose models the key reaches.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="A key that reaches everything.")] = False,
+    monitor: Annotated[bool, typer.Option("--monitor", help="A key for /metrics and /console only.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="It reaches the base model too.")] = False,
+    note: Annotated[str, typer.Option(help="Who holds it, what for.")] = "",
+) -> None:
+    """Make a key and show it, once. From the first key on, the gateway answers nobody without one."""
+    from rich.console import Console
+
+    from lora_ops.errors import LoraOpsError
+    from lora_ops.settings import find_root, load_settings
+
+    if [tenant is not None, admin, monitor].count(True) != 1:
+        raise LoraOpsError("Say whose key it is: a tenant, --admin or --monitor.")
+    if tenant is not None:
+        load_settings(find_root()).tenant(tenant)
+    with closing(_keys()) as keys:
+        role: Role = "admin" if admin else "monitor" if monitor else "tenant"
+        key, secret = keys.create(role, tenant, base=base or admin, note=note)
+    Console(highlight=False).print(f"Key {key.id} ({role}{f' {tenant}' if tenant else ''}), shown only now:")
+    typer.echo(secret)
+
+
+@keys_app.command("list")
+def list_() -> None:
+    """Every key, revoked ones too; the keys themselves can't be read again."""
+    from rich.console import Console
+    from rich.table import Table
+
+    with closing(_keys()) as keys:
+        rows = keys.all()
+    if not rows:
+        Console().print("There are no keys: the gateway is open to this machine.")
+        return
+    table = Table("key", "role", "tenant", "base model", "created", "revoked", "note")
+    for key in rows:
+        reaches = "yes" if key.base else "no"
+        table.add_row(key.id, key.role, key.tenant, reaches, key.created_at, key.revoked_at, key.note)
+    Console().print(table)
+
+
+@keys_app.command("revoke")
+def revoke(key: Annotated[str, typer.Argument(help="Its id, such as k-1a2b3c4d.")]) -> None:
+    """Refuse a key from the next request on."""
+    from rich.console import Console
+
+    with closing(_keys()) as keys:
+        revoked = keys.revoke(key)
+    Console(highlight=False).print(f"{revoked.id} is revoked.")
+
+
+def _keys() -> "KeyStore":
+    from lora_ops.serving.keys import KeyStore
+    from lora_ops.settings import find_root, load_settings
+
+    root = find_root()
+    return KeyStore(root / load_settings(root).serving.path / "keys.sqlite")

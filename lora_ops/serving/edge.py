@@ -1,0 +1,167 @@
+"""What every HTTP request meets first: its id, the limits of its body, one log line, errors as JSON."""
+
+import asyncio
+import contextvars
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lora_ops.serving.errors import CLIENT_GONE, ApiError, as_api_error
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("lora_ops.access")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
+T = TypeVar("T")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object for each log record, with the id of the request that it belongs to."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if found := request_id.get():
+            line["request_id"] = found
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class Edge:
+    """ASGI middleware around the whole application.
+
+    A body is read before the application sees the request, so that a slow or endless one costs no more than
+    its connection. The request id is the client's `X-Request-ID` where that is short and plain, else a new one;
+    it stands in `scope["state"]`, in the log and in the response. `refused` is called with the status of an
+    error that came before the request was routed (before there was a `told` in the state).
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, body_limit: int, body_timeout: float, refused: Callable[[int], None]
+    ) -> None:
+        self._app = app
+        self._refused = refused
+        self._body_limit = body_limit
+        self._body_timeout = body_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection event of ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = Headers(scope=scope)
+        wanted = headers.get("x-request-id", "")
+        mine = wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+        token = request_id.set(mine)
+        state = scope.setdefault("state", {})
+        state.update(request_id=mine, started=started)
+        status = 0
+
+        async def answering(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = mine
+            await send(message)
+
+        try:
+            replay = await self._read(headers, receive)
+            await self._app(scope, replay, answering)
+        except ConnectionError:
+            status = CLIENT_GONE
+        except Exception as error:
+            problem = as_api_error(error)
+            if problem.status >= 500:
+                log.exception("%s %s failed", scope["method"], scope["path"])
+            if status:
+                raise  # the answer has begun: all that is left is to close the connection
+            close = {"connection": "close"} if problem.status in (408, 413) else {}
+            response = JSONResponse(problem.body(), problem.status, {**problem.headers(), **close})
+            await response(scope, receive, answering)
+        finally:
+            if status >= 400 and "told" not in state:
+                self._refused(status)
+            fields = {
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status or CLIENT_GONE,
+                "seconds": round(time.perf_counter() - started, 6),
+                **state.get("told", {}),
+            }
+            access.info("%s %s %s", scope["method"], scope["path"], fields["status"], extra={"fields": fields})
+            request_id.reset(token)
+
+    async def _read(self, headers: Headers, receive: Receive) -> Receive:
+        declared = headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > self._body_limit:
+            raise self._too_large()
+        body = bytearray()
+        more = True
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ConnectionResetError
+                    body += message.get("body", b"")
+                    if len(body) > self._body_limit:
+                        raise self._too_large()
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            raise ApiError(408, f"The body did not arrive within {self._body_timeout:.0f} seconds.") from error
+        whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        async def replay() -> Message:
+            nonlocal whole
+            if whole is None:
+                return await receive()
+            message, whole = whole, None
+            return message
+
+        return replay
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"The body is larger than {self._body_limit:,} bytes (serving.body_limit).")
+
+
+async def until_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away before.
+
+    Raises:
+        ConnectionResetError: it went away.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ConnectionResetError
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,304 @@
+"""The gateway's HTTP endpoints, with the names and shapes that users of OpenAI and vLLM know."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+
+from lora_ops.serving import api, console
+from lora_ops.serving.answering import Ask, Piece
+from lora_ops.serving.edge import Edge, until_disconnected
+from lora_ops.serving.errors import ApiError, as_api_error
+from lora_ops.serving.gateway import Gateway
+from lora_ops.serving.keys import Caller, Role
+from lora_ops.serving.rendering import (
+    DONE,
+    ChatRendering,
+    CompletionRendering,
+    Rendering,
+    failure,
+    provenance,
+)
+from lora_ops.serving.router import Route
+
+log = logging.getLogger(__name__)
+
+LONG_TEXT = 20_000
+BEARER = HTTPBearer(auto_error=False, description="An API key; none is needed while none was ever created.")
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": api.ErrorAnswer, "description": text}
+    for status, text in {
+        400: "The request is wrong; the text names the field",
+        401: "No valid API key",
+        403: "The model may not answer, or the key may not do this",
+        404: "No model of this name, or none that this key reaches",
+        408: "The body did not arrive in time",
+        413: "The body is too large",
+        429: "Over one of the tenant's limits; see Retry-After",
+        502: "The engine failed",
+        503: "Too busy, or the adapter can't be loaded now; see Retry-After",
+        504: "The answer was not finished in time",
+    }.items()
+}
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The application over a gateway that has been started."""
+    app = FastAPI(
+        title="lora-ops gateway",
+        docs_url=None,
+        redoc_url=None,
+        responses=REFUSALS,
+        separate_input_output_schemas=False,
+    )
+    settings = gateway.settings
+    app.add_middleware(
+        Edge,
+        body_limit=settings.body_limit,
+        body_timeout=settings.body_timeout_seconds,
+        refused=gateway.telemetry.was_refused,
+    )
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+
+    async def caller(request: Request, _: Annotated[Any, Security(BEARER)]) -> Caller:
+        return gateway.caller(request)
+
+    def allowed(*roles: Role) -> Any:
+        async def check(who: Annotated[Caller, Depends(caller)]) -> Caller:
+            if who.role not in roles:
+                raise ApiError(
+                    403, f"This needs an API key of the role {' or '.join(roles)}.", "permission_error"
+                )
+            return who
+
+        return Depends(check)
+
+    @app.post("/v1/chat/completions", response_model=api.ChatAnswer)
+    async def chat(
+        request: Request, body: api.ChatRequest, who: Annotated[Caller, allowed("tenant", "admin")]
+    ) -> Response:
+        """Answer a chat; a tenant's own system prompt is put first where the chat has none."""
+        route = gateway.route(who, body.model)
+        turns = [("system" if one.role == "developer" else one.role, one.text) for one in body.messages]
+        system: Literal["request", "adapter", "none"] = "none"
+        if any(role == "system" for role, _ in turns):
+            system = "request"
+        elif route.system:
+            turns.insert(0, ("system", route.system))
+            system = "adapter"
+        long = sum(len(text) for _, text in turns) > LONG_TEXT
+        encode = gateway.tokenization.chat
+        prompt = await asyncio.to_thread(encode, turns) if long else encode(turns)
+        text = "\n".join(f"{role}: {text}" for role, text in turns)
+        ask = _ask(request, "chat", body, who, route, (prompt,), system, text)
+        every = bool(body.stream_options and body.stream_options.continuous_usage_stats)
+        return await respond(request, body, ask, ChatRendering(ask, every))
+
+    @app.post("/v1/completions", response_model=api.CompletionAnswer)
+    async def completions(
+        request: Request, body: api.CompletionRequest, who: Annotated[Caller, allowed("tenant", "admin")]
+    ) -> Response:
+        """Continue one or more texts, or lists of token ids."""
+        route = gateway.route(who, body.model)
+        tokenization = gateway.tokenization
+
+        def encode() -> tuple[tuple[int, ...], ...]:
+            return tuple(
+                tokenization.text(one) if isinstance(one, str) else tokenization.check(one)
+                for one in body.prompts
+            )
+
+        long = sum(map(len, body.prompts)) > LONG_TEXT
+        prompts = await asyncio.to_thread(encode) if long else encode()
+        text = "\n".join(one for one in body.prompts if isinstance(one, str))
+        ask = _ask(request, "completions", body, who, route, prompts, "none", text)
+        every = bool(body.stream_options and body.stream_options.continuous_usage_stats)
+        return await respond(request, body, ask, CompletionRendering(ask, every))
+
+    def _ask(
+        request: Request,
+        endpoint: Literal["chat", "completions"],
+        body: api.ChatRequest | api.CompletionRequest,
+        who: Caller,
+        route: Route,
+        prompts: tuple[tuple[int, ...], ...],
+        system: Literal["request", "adapter", "none"],
+        text: str,
+    ) -> Ask:
+        state = request.scope["state"]
+        limit = gateway.engine.context_length
+        longest = max(map(len, prompts))
+        room = limit - longest
+        wanted = body.most_tokens or min(settings.default_max_tokens, room)
+        if room < 1 or wanted > room:
+            asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
+            raise ApiError(
+                400,
+                f"Prompt and answer have {limit} tokens together, and this is a prompt of {longest}{asked}.",
+                code="context_length_exceeded",
+                param="messages" if endpoint == "chat" else "prompt",
+            )
+        ask = Ask(
+            request_id=state["request_id"],
+            endpoint=endpoint,
+            caller=who,
+            model=body.model,
+            route=route,
+            prompts=prompts,
+            n=body.n or 1,
+            sampling=body.sampling(wanted, settings),
+            streamed=bool(body.stream),
+            system_prompt=system,
+            text=text,
+            started=state["started"],
+            trace_parent=request.headers.get("traceparent"),
+        )
+        state["told"] = {"tenant": ask.tenant, "adapter": route.name, "route": route.decision, "key": who.key}
+        return ask
+
+    async def respond(
+        request: Request, body: api.ChatRequest | api.CompletionRequest, ask: Ask, rendering: Rendering
+    ) -> Response:
+        pieces = gateway.answering.answer(ask)
+        if not body.stream:
+            whole = await until_disconnected(request, _collected(pieces))
+            return Response(
+                rendering.whole(whole).model_dump_json(), media_type="application/json", headers=provenance(ask)
+            )
+        # The first piece decides the status, which can't be changed once the stream has begun.
+        first = await until_disconnected(request, _first(pieces))
+        include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        events = _events(first, pieces, rendering, len(ask.costs), include_usage)
+        headers = {**provenance(ask), "cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+    @app.get("/v1/models", response_model=api.ModelList)
+    async def models(who: Annotated[Caller, allowed("tenant", "admin", "monitor")]) -> api.ModelList:
+        """Every name that answers and that the key reaches."""
+        cards = []
+        for name, route in gateway.router.served():
+            version = route.version
+            if who.role == "monitor" or who.reaches(route.tenant):
+                at = datetime.fromisoformat(version.registered_at).timestamp() if version else 0
+                cards.append(
+                    api.ModelCard(
+                        id=name,
+                        created=int(at),
+                        owned_by=route.tenant or "base",
+                        root=route.name,
+                        parent=route.base_model.id if version else None,
+                        max_model_len=gateway.engine.context_length,
+                        digest=route.digest,
+                        state=version.state if version else None,
+                    )
+                )
+        return api.ModelList(data=cards)
+
+    @app.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
+    async def load(body: api.LoadRequest, who: Annotated[Caller, allowed("admin")]) -> str:
+        """Load a registered version now, before anybody asks for it."""
+        route = gateway.route(who, body.lora_name)
+        if route.version is None:
+            raise ApiError(400, f"'{body.lora_name}' is the base model, not an adapter.", param="lora_name")
+        await gateway.cache.load(route.version)
+        return f"Success: LoRA adapter '{route.name}' added successfully."
+
+    @app.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
+    async def unload(body: api.UnloadRequest, _: Annotated[Caller, allowed("admin")]) -> str:
+        """Take a version out of memory once nobody uses it; the next request loads it again."""
+        if not await gateway.cache.unload(body.lora_name):
+            raise ApiError(
+                404, f"No adapter '{body.lora_name}' is loaded.", code="model_not_found", param="lora_name"
+            )
+        return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """It may be sent requests: the engine runs, and the registry can be read."""
+        if not gateway.ready:
+            raise ApiError(
+                503, "The gateway is starting or stopping.", "server_error", "not_ready", retry_after=1
+            )
+        gateway.router.route(gateway.base_model.id)
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:
+        """What Prometheus scrapes."""
+        return Response(gateway.telemetry.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/console", response_class=HTMLResponse)
+    async def page(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:
+        """The read-only page for whoever is on call; a browser asks for a key as password."""
+        return HTMLResponse(console.PAGE, headers={"content-security-policy": console.security_policy()})
+
+    @app.get("/console/data")
+    async def page_data(_: Annotated[Caller, allowed("admin", "monitor")]) -> dict[str, Any]:
+        """What the page shows."""
+        return console.snapshot(gateway)
+
+    return app
+
+
+async def _collected(pieces: AsyncGenerator[Piece, None]) -> list[Piece]:
+    async with aclosing(pieces):
+        return [piece async for piece in pieces]
+
+
+async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:
+    return await anext(pieces)
+
+
+async def _events(
+    first: Piece, pieces: AsyncGenerator[Piece, None], rendering: Rendering, count: int, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(pieces):
+        for event in rendering.opening(count):
+            yield event
+        yield rendering.event(first)
+        try:
+            async for piece in pieces:
+                yield rendering.event(piece)
+        except Exception as error:  # the status is sent already, so the stream must tell
+            problem = as_api_error(error)
+            if problem.status == 500:
+                log.exception("A stream failed")
+            yield failure(problem)
+            return
+        if include_usage:
+            yield rendering.usage()
+        yield DONE
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        problem = ApiError(400, f"The body is not JSON: {first['ctx']['error']}.", code="invalid_json")
+    else:
+        name = where[0] if where else None
+        what = first["msg"].removeprefix("Value error, ")
+        problem = ApiError(400, f"{'.'.join(where) or 'body'}: {what}.", param=name, code="invalid_value")
+    return JSONResponse(problem.body(), problem.status)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    text = f"{request.method} {request.url.path}: {error.detail}."
+    problem = ApiError(error.status_code, text, code="not_found" if error.status_code == 404 else None)
+    return JSONResponse(problem.body(), problem.status, dict(error.headers or {}))

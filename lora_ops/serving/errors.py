@@ -1,0 +1,75 @@
+"""What an error is to a client: an HTTP status and OpenAI's error object."""
+
+import asyncio
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.serving.adapters import AdapterUnavailable
+from lora_ops.serving.engine import EngineError
+from lora_ops.serving.limits import Overloaded, TooMany
+from lora_ops.serving.router import NotServed, UnknownModel
+from lora_ops.serving.tokenization import BadPrompt
+
+
+@dataclass
+class ApiError(Exception):
+    """A request that is refused, with everything that its answer says."""
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    code: str | None = None
+    param: str | None = None
+    retry_after: float | None = None
+    challenge: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {
+            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code},
+        }
+
+    def headers(self) -> dict[str, str]:
+        """`Retry-After` in whole seconds where it is worth trying again, and how to send a key."""
+        headers = {}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+        if self.challenge is not None:
+            headers["www-authenticate"] = f'{self.challenge} realm="lora-ops"'
+        return headers
+
+
+CLIENT_GONE = 499  # nginx's number for a client that closed the connection; it is logged, nobody receives it
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """How `error` is told to a client; what nobody foresaw is a 500 that tells nothing of the inside."""
+    match error:
+        case ApiError():
+            return error
+        case UnknownModel():
+            return ApiError(404, str(error), code="model_not_found", param="model")
+        case NotServed():
+            return ApiError(403, str(error), "permission_error", "model_not_served", "model")
+        case BadPrompt():
+            return ApiError(400, str(error), code="invalid_prompt")
+        case TooMany():
+            code = "rate_limit_exceeded"
+            return ApiError(429, str(error), "rate_limit_error", code, retry_after=error.retry_after)
+        case Overloaded() | AdapterUnavailable():
+            code = "overloaded" if isinstance(error, Overloaded) else "adapter_unavailable"
+            return ApiError(503, str(error), "server_error", code, retry_after=error.retry_after)
+        case TimeoutError():
+            return ApiError(
+                504, "The answer was not finished in time: ask for fewer tokens.", "server_error", "timeout"
+            )
+        case EngineError():
+            return ApiError(502, f"The engine failed: {error}", "server_error", "engine_error")
+        case LoraOpsError():
+            return ApiError(503, str(error), "server_error", "unavailable", retry_after=1)
+        case asyncio.CancelledError() | GeneratorExit():
+            return ApiError(CLIENT_GONE, "The client went away.", "server_error", "client_gone")
+        case _:
+            return ApiError(500, "The gateway failed; its log says why.", "server_error", "internal_error")

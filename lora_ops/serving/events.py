@@ -1,0 +1,241 @@
+"""The event log: one JSON line for each answer, written and synced to disk off the request's path.
+
+Files are `events-<UTC time>-<process>.jsonl` in one folder, each written by one process from beginning to end,
+so a kill can only tear the last line of a file, and `read_events` leaves such a line out. What was appended is
+on disk after `SYNC_SECONDS` and one fsync; an orderly shutdown writes all of it.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from io import BufferedWriter
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.pii import redact
+from lora_ops.records import Record
+from lora_ops.serving.risk import toxicity
+from lora_ops.settings import EventSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+SYNC_SECONDS = 0.2
+QUEUE_LIMIT = 100_000
+RETRY_SECONDS = 1.0
+DAY = 86400
+
+
+class Event(Record):
+    """One request and its answer; times are in seconds.
+
+    `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it.
+    """
+
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    time: datetime
+    request_id: str
+    endpoint: Literal["chat", "completions"]
+    key: str | None
+    tenant: str
+    model: str
+    adapter: str
+    digest: str
+    base_model: str
+    route: str
+    status: int
+    code: str | None
+    streamed: bool
+    system_prompt: Literal["request", "adapter", "none"]
+    choices: int
+    finish: list[str]
+    prompt_tokens: int
+    generated_tokens: int
+    queue_seconds: float
+    first_token_seconds: float | None
+    seconds: float
+    device_seconds: float
+    prompt_identifiers: int = 0
+    answer_identifiers: int = 0
+    answer_toxicity: float = 0.0
+    prompt_text: str | None = None
+    answer_text: str | None = None
+
+    def scored(self, *, keep_text: bool) -> "Event":
+        """With its risk scores, and its texts redacted or gone."""
+        prompt, prompt_found = redact(self.prompt_text or "")
+        answer, answer_found = redact(self.answer_text or "")
+        return self.model_copy(
+            update={
+                "prompt_identifiers": prompt_found,
+                "answer_identifiers": answer_found,
+                "answer_toxicity": toxicity(self.answer_text or ""),
+                "prompt_text": prompt if keep_text else None,
+                "answer_text": answer if keep_text else None,
+            }
+        )
+
+
+class EventLog:
+    """Appends events from a thread of its own.
+
+    Args:
+        folder: where the files go.
+        settings: when a new file begins, and when an old one goes.
+        keeps_text: whether a tenant's texts may be kept.
+        written, lost: called with a number of events that are on disk, or that are lost.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: EventSettings,
+        keeps_text: Callable[[str], bool],
+        written: Callable[[int], None] = lambda count: None,
+        lost: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LoraOpsError(f"The event log can't be kept in {folder} ({error.strerror}).") from error
+        self._folder = folder
+        self._settings = settings
+        self._keeps_text = keeps_text
+        self._written = written
+        self._lost = lost
+        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._file: BufferedWriter | None = None
+        self._since = 0.0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
+        self._thread.start()
+
+    def append(self, event: Event) -> None:
+        """Hand an event over; it does not wait for the disk."""
+        if self._queue.qsize() >= QUEUE_LIMIT:
+            self._lost(1)
+            return
+        self._queue.put(event)
+
+    def close(self) -> None:
+        """Write everything that was appended, then stop."""
+        self._closing = True
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            batch = [self._queue.get()]
+            deadline = time.monotonic() + SYNC_SECONDS
+            while batch[-1] is not None and (left := deadline - time.monotonic()) > 0:
+                with contextlib.suppress(queue.Empty):
+                    batch.append(self._queue.get(timeout=left))
+            running = batch[-1] is not None
+            lines = [self._line(event) for event in batch if event]
+            self._write(lines)
+        self._close_file()
+
+    def _line(self, event: Event) -> bytes:
+        return event.scored(keep_text=self._keeps_text(event.tenant)).model_dump_json().encode() + b"\n"
+
+    def _write(self, lines: list[bytes]) -> None:
+        # A disk that is full for a while loses nothing: the lines wait here, whole, for a new file.
+        while lines:
+            try:
+                file = self._open()
+                file.write(b"".join(lines))
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                log.error("The event log can't be written: %s; %d events wait.", error, len(lines))
+                self._abandon_file()
+                if self._closing:
+                    self._lost(len(lines))
+                    return
+                time.sleep(RETRY_SECONDS)
+                continue
+            self._written(len(lines))
+            return
+
+    def _open(self) -> BufferedWriter:
+        full = self._file and self._file.tell() >= self._settings.rotate_bytes
+        old = self._file and time.monotonic() - self._since >= self._settings.rotate_seconds
+        if full or old:
+            self._close_file()
+        if self._file is None:
+            self._sweep()
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+            self._file = (self._folder / f"events-{stamp}-{os.getpid()}.jsonl").open("xb")
+            self._since = time.monotonic()
+        return self._file
+
+    def _close_file(self) -> None:
+        if self._file:
+            self._file.close()
+        self._file = None
+
+    def _abandon_file(self) -> None:
+        # What it holds of the batch that failed is written again elsewhere; readers take each event once.
+        if self._file:
+            with contextlib.suppress(OSError, ValueError):
+                self._file.close()
+        self._file = None
+
+    def _sweep(self) -> None:
+        oldest = time.time() - self._settings.keep_days * DAY
+        for path in self._folder.glob("events-*.jsonl"):
+            with contextlib.suppress(OSError):  # another process sweeps too
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+
+
+def read_events(folder: Path, where: str = "true") -> "pd.DataFrame":
+    """Every event in the files of `folder`, oldest first, each one once; read by DuckDB.
+
+    Args:
+        folder: `.serving/events` of a gateway.
+        where: a condition in SQL, such as `tenant = 'finance' AND status <> 200`.
+
+    Raises:
+        LoraOpsError: there is no event yet, or the condition is no SQL.
+    """
+    import duckdb
+
+    if not any(folder.glob("events-*.jsonl")):
+        raise LoraOpsError(f"There are no events in {folder} yet: serve some requests first (`make serve`).")
+    columns = {
+        "time": "TIMESTAMPTZ",
+        "streamed": "BOOLEAN",
+        "finish": "VARCHAR[]",
+        **dict.fromkeys(("status", "choices", "prompt_tokens", "generated_tokens"), "BIGINT"),
+        **dict.fromkeys(("prompt_identifiers", "answer_identifiers"), "BIGINT"),
+        **dict.fromkeys(("queue_seconds", "first_token_seconds", "seconds", "device_seconds"), "DOUBLE"),
+        "answer_toxicity": "DOUBLE",
+    }
+    types = {name: columns.get(name, "VARCHAR") for name in Event.model_fields}
+    try:
+        with duckdb.connect() as db:
+            events = db.read_json(
+                str(folder / "events-*.jsonl"),
+                columns=types,
+                format="newline_delimited",
+                ignore_errors=True,  # the torn last line of a process that was killed
+            )
+            whole = events.filter("id IS NOT NULL").aggregate(
+                ", ".join(f"any_value({name}) AS {name}" for name in types if name != "id"), "id"
+            )
+            return whole.filter(where).order("time").df()
+    except duckdb.Error as error:
+        raise LoraOpsError(f"The events can't be read: {' '.join(str(error).split())}.") from error

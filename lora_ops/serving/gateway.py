@@ -1,0 +1,192 @@
+"""The gateway: its parts put together, who may call it, and what it keeps in memory."""
+
+import asyncio
+import base64
+import binascii
+import logging
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+from starlette.requests import Request
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.layout import read_base_model
+from lora_ops.registry import Registry, open_registry
+from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
+from lora_ops.serving.answering import Answering
+from lora_ops.serving.engine import Engine
+from lora_ops.serving.errors import ApiError
+from lora_ops.serving.events import Event, EventLog
+from lora_ops.serving.keys import OPEN, Caller, KeyStore
+from lora_ops.serving.limits import FairQueue
+from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
+from lora_ops.serving.telemetry import Telemetry
+from lora_ops.serving.tokenization import Tokenization
+from lora_ops.serving.traces import Tracing
+from lora_ops.serving.traffic import RecentTraffic
+from lora_ops.settings import Settings
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_SECONDS = 1.0
+LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]", "testserver"}
+
+
+class Gateway:
+    """Everything between the endpoints and the engine; made inside the event loop that serves."""
+
+    def __init__(self, root: Path, settings: Settings, engine: Engine) -> None:
+        serving = settings.serving
+        folder = root / "models/base"
+        self.settings = serving
+        self.engine = engine
+        self.base_model = read_base_model(folder)
+        self.tokenization = Tokenization(folder)
+        self.registry = open_registry(root)
+        self.router = Router(self.registry, self.base_model, allow_candidates=serving.allow_candidates)
+        self.keys = KeyStore(root / serving.path / "keys.sqlite")
+        self.telemetry = Telemetry()
+        self.tracing = Tracing(serving.traces)
+        self.events = EventLog(
+            root / serving.path / "events",
+            serving.events,
+            keeps_text=lambda tenant: serving.tenant(tenant).keep_text,
+            written=self.telemetry.events.inc,
+            lost=self.telemetry.events_lost.inc,
+        )
+        self.cache = AdapterCache(
+            engine,
+            self._verify,
+            self.base_model,
+            budget=serving.adapter_memory,
+            warm_recent=serving.warm_recent,
+            drain_seconds=serving.drain_timeout_seconds,
+            observer=self.telemetry,
+        )
+        self.queue = FairQueue(
+            serving.max_running,
+            serving.max_waiting,
+            serving.queue_timeout_seconds,
+            share=lambda tenant: serving.tenant(tenant).share,
+        )
+        self.answering = Answering(
+            engine, self.cache, self.queue, serving, self.telemetry, self.tracing, self._tell
+        )
+        self.telemetry.watch(engine, self.cache, self.queue)
+        self.traffic = RecentTraffic()
+        self.started = time.monotonic()
+        self.ready = False
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._said: set[str] = set()
+
+    async def start(self) -> None:
+        """Start the engine and warm up what params.yaml names.
+
+        Raises:
+            EngineError: the engine can't start.
+        """
+        await self.engine.start()
+        await self._keep_house()
+        self._housekeeping = asyncio.create_task(self._keep_house_forever())
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Stop the engine and write what is left of the event log."""
+        self.ready = False
+        if self._housekeeping:
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        await self.engine.close()
+        await asyncio.to_thread(self.events.close)
+        await asyncio.to_thread(self.tracing.close)
+        self.keys.close()
+        self.registry.close()
+
+    def caller(self, request: Request) -> Caller:
+        """Who calls, by `Authorization: Bearer KEY`, or Basic with the key as password (browsers, Prometheus).
+
+        Raises:
+            ApiError: 401 without a valid key. While no key was ever created, callers need none, and must then
+                name this machine as their host, so that a web page can't talk to it through a browser.
+        """
+        if not self.settings.require_keys and not self.keys.any():
+            host = request.headers.get("host", "").rsplit(":", 1)[0]
+            if host not in LOCAL_NAMES:
+                raise ApiError(
+                    403, f"This gateway has no API keys yet and answers to localhost only, not to '{host}'."
+                )
+            return OPEN
+        kind, _, value = request.headers.get("authorization", "").partition(" ")
+        secret = _password(value) if kind.lower() == "basic" else value if kind.lower() == "bearer" else ""
+        found = self.keys.caller(secret) if secret else None
+        if found is None:
+            # A browser asks its user for a password where it is challenged for Basic, and only there.
+            challenge = "Basic" if "text/html" in request.headers.get("accept", "") else "Bearer"
+            text = "The API key is missing, unknown or revoked."
+            raise ApiError(401, text, code="invalid_api_key", challenge=challenge)
+        return found
+
+    def route(self, caller: Caller, model: str) -> Route:
+        """The route of a model that the caller may use.
+
+        Raises:
+            UnknownModel: there is none, or it is another tenant's, which reads the same.
+            NotServed: it may not answer.
+        """
+        tenant = model.partition("@")[0]
+        is_base = self.router.is_base(model)
+        if not caller.reaches(None if is_base else tenant):
+            raise UnknownModel(f"There is no model '{model}' that this key reaches: see /v1/models.")
+        return self.router.route(model)
+
+    def _tell(self, event: Event) -> None:
+        self.events.append(event)
+        self.traffic.add(event)
+
+    def _verify(self, reference: str) -> Path:
+        # Runs in a thread, and a registry belongs to one thread.
+        registry = Registry(self.registry.path, signing=self.registry.signer.settings)
+        with closing(registry):
+            return registry.verified_path(reference)
+
+    async def _keep_house_forever(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            try:
+                await self._keep_house()
+            except LoraOpsError as error:
+                log.error("Housekeeping failed: %s", error)
+
+    async def _keep_house(self) -> None:
+        """Keep the warm ones in memory, and what may not serve any more out of it."""
+        warm = []
+        for name in self.settings.warm:
+            try:
+                route = self.router.route(name)
+            except (UnknownModel, NotServed) as error:
+                self._say_once(f"serving.warm names '{name}': {error}")
+                continue
+            if route.version:
+                warm.append(route.version)
+        await self.cache.keep_warm(warm)
+        for entry in list(self.cache.entries()):
+            if entry.loaded:
+                try:
+                    self.router.route(entry.name)
+                except (UnknownModel, NotServed) as error:
+                    log.warning("%s is unloaded: %s", entry.name, error)
+                    with suppress(AdapterUnavailable):  # still in use: the next round tries again
+                        await self.cache.unload(entry.name)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            log.warning("%s", text)
+
+
+def _password(value: str) -> str:
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""

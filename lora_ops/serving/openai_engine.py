@@ -1,0 +1,224 @@
+"""An engine behind the network: any server that speaks OpenAI's completions and vLLM's adapter calls.
+
+Prompts go out as token ids to /v1/completions, which vLLM, SGLang and this gateway take. Adapters are loaded
+with /v1/load_lora_adapter: vLLM needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and the registry's folder mounted
+at the same path.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lora_ops.records import ADAPTER_FILES
+from lora_ops.serving.engine import Chunk, EngineError, EngineStatus, FinishReason, Generation, TokenLogprob
+from lora_ops.settings import OpenAIEngineSettings
+
+# Between two pieces of an answer; the gateway's own limits end a request long before.
+TIMEOUT = httpx.Timeout(600, connect=5)
+
+
+class OpenAIEngine:
+    """An `Engine` over HTTP.
+
+    `device_seconds` can't be told from outside: a request's share is the time between its chunks divided by the
+    number of requests that ran meanwhile.
+    """
+
+    context_length: int = 0
+
+    def __init__(self, settings: OpenAIEngineSettings) -> None:
+        self._settings = settings
+        self._model = settings.model
+        self._adapters: dict[str, str] = {}
+        self._running = 0
+        self._http: httpx.AsyncClient | None = None
+
+    async def start(self) -> None:
+        """Find the server's base model and its context length.
+
+        Raises:
+            EngineError: it can't be reached, refuses the key, or does not serve the model.
+        """
+        key = os.environ.get(self._settings.api_key_env)
+        self._http = httpx.AsyncClient(
+            base_url=self._settings.url,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=TIMEOUT,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+        )
+        models = (await self._request("GET", "/v1/models")).json()["data"]
+        bases = [card for card in models if card.get("parent") is None]
+        found = next((card for card in bases if self._model in (None, card["id"])), None)
+        if found is None:
+            there = ", ".join(card["id"] for card in bases) or "none"
+            raise EngineError(
+                f"{self._settings.url} does not serve '{self._model}' (base models there: {there})."
+            )
+        self._model = found["id"]
+        if not found.get("max_model_len"):
+            raise EngineError(f"{self._settings.url} does not say the max_model_len of '{self._model}'.")
+        self.context_length = found["max_model_len"]
+
+    async def close(self) -> None:
+        """Close the connections; a generation that still runs ends with `EngineError`."""
+        if self._http:
+            await self._http.aclose()
+
+    async def load(self, name: str, folder: Path) -> int:
+        """Ask the server to load an adapter; how much memory it takes there is not known, so 0.
+
+        Raises:
+            EngineError: the server refuses it, or the name is taken by other files.
+        """
+        digest = hashlib.sha256(b"".join((folder / file).read_bytes() for file in ADAPTER_FILES)).hexdigest()
+        if name in self._adapters:
+            if self._adapters[name] != digest:
+                raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
+            return 0
+        body = {"lora_name": name}
+        if self._settings.adapters == "path":
+            body["lora_path"] = str(folder.resolve())
+        await self._request("POST", "/v1/load_lora_adapter", body)
+        self._adapters[name] = digest
+        return 0
+
+    async def unload(self, name: str) -> None:
+        """Ask the server to forget an adapter.
+
+        Raises:
+            EngineError: the server refuses.
+        """
+        if self._adapters.pop(name, None):
+            await self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    async def generate(self, generation: Generation) -> AsyncIterator[Chunk]:
+        """The answer, piece by piece; closing the iterator early closes the connection, which cancels it there.
+
+        Raises:
+            EngineError: the server refuses, fails, or can't be reached.
+        """
+        if generation.adapter is not None and generation.adapter not in self._adapters:
+            raise EngineError(f"There is no adapter '{generation.adapter}' in the engine.")
+        self._running += 1
+        try:
+            async with aclosing(self._chunks(generation)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        finally:
+            self._running -= 1
+
+    def status(self) -> EngineStatus:
+        """What was sent and is not answered yet; the server's own queue is on its /metrics."""
+        return EngineStatus(running=self._running, adapters=dict.fromkeys(self._adapters, 0))
+
+    async def _chunks(self, generation: Generation) -> AsyncGenerator[Chunk, None]:
+        written, read, at = 0, 0, time.monotonic()
+        last: Chunk | None = None
+        async with aclosing(self._events(self._body(generation))) as events:
+            async for event in events:
+                usage, now = event.get("usage") or {}, time.monotonic()
+                tokens = usage.get("completion_tokens", written) - written
+                written, read = written + tokens, usage.get("prompt_tokens", read)
+                if last:  # its end is told; what comes now is the count of its tokens
+                    last = replace(last, tokens=last.tokens + tokens, prompt_tokens=read)
+                    continue
+                choice = event["choices"][0]
+                chunk = Chunk(
+                    text=choice["text"] or "",
+                    tokens=tokens,
+                    logprobs=_logprobs(choice.get("logprobs")),
+                    finish=_finish(choice.get("finish_reason")),
+                    device_seconds=(now - at) / max(1, self._running),
+                    prompt_tokens=read,
+                )
+                at = now
+                if chunk.finish:
+                    last = chunk
+                else:
+                    yield replace(chunk, prompt_tokens=0)
+        if last is None:
+            raise EngineError(f"{self._settings.url} broke an answer off.")
+        yield last
+
+    def _body(self, generation: Generation) -> dict[str, Any]:
+        sampling = generation.sampling
+        body: dict[str, Any] = {
+            "model": generation.adapter or self._model,
+            "prompt": list(generation.prompt),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.logprobs is not None:
+            body["logprobs"] = sampling.logprobs
+        return body
+
+    async def _events(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        http = self._client()
+        async with http.stream("POST", "/v1/completions", json=body) as response:
+            if response.status_code != 200:
+                await response.aread()
+                raise self._refused(response)
+            async for line in response.aiter_lines():
+                if not line.startswith("data: ") or line == "data: [DONE]":
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise EngineError(f"{self._settings.url} says: {event['error'].get('message')}")
+                yield event
+
+    async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        try:
+            response = await self._client().request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if response.status_code != 200:
+            raise self._refused(response)
+        return response
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._http is None or self._http.is_closed:
+            raise EngineError("The engine is not running.")
+        return self._http
+
+    def _refused(self, response: httpx.Response) -> EngineError:
+        try:
+            text = response.json()["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            text = response.text[:200]
+        return EngineError(f"{self._settings.url} answers {response.status_code}: {text}")
+
+    def _unreachable(self, error: httpx.HTTPError) -> EngineError:
+        return EngineError(f"{self._settings.url} can't be reached ({error or type(error).__name__}).")
+
+
+def _finish(reason: str | None) -> FinishReason | None:
+    if reason is None:
+        return None
+    return "stop" if reason == "stop" else "length"
+
+
+def _logprobs(found: dict[str, Any] | None) -> tuple[TokenLogprob, ...]:
+    if not found:
+        return ()
+    tops = found.get("top_logprobs") or [None] * len(found["tokens"])
+    return tuple(
+        TokenLogprob(token, logprob, tuple((top or {}).items()))
+        for token, logprob, top in zip(found["tokens"], found["token_logprobs"], tops, strict=True)
+    )

@@ -1,0 +1,159 @@
+"""The gateway as a process: its log, its port, and an orderly end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from ipaddress import ip_address
+from pathlib import Path
+
+import uvicorn
+from transformers.utils import logging as transformers_logging
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.serving.edge import JsonLines
+from lora_ops.serving.endpoints import create_app
+from lora_ops.serving.engine import Engine, EngineError
+from lora_ops.serving.gateway import Gateway
+from lora_ops.serving.keys import KeyStore
+from lora_ops.settings import ServingSettings, Settings
+
+log = logging.getLogger(__name__)
+
+
+def make_engine(root: Path, settings: ServingSettings) -> Engine:
+    """The engine that params.yaml names."""
+    if settings.engine == "openai":
+        from lora_ops.serving.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(settings.openai)
+    from lora_ops.serving.torch_engine import TorchEngine
+
+    return TorchEngine(root / "models/base", **settings.torch.model_dump())
+
+
+@asynccontextmanager
+async def running(root: Path, settings: Settings, engine: Engine) -> AsyncIterator[Gateway]:
+    """A started gateway, stopped at the end.
+
+    Raises:
+        LoraOpsError: there is no base model yet, or the engine can't start.
+    """
+    gateway = Gateway(root, settings, engine)
+    try:
+        try:
+            await gateway.start()
+        except EngineError as error:
+            raise LoraOpsError(str(error)) from error
+        yield gateway
+    finally:
+        await gateway.stop()
+
+
+async def serve(
+    root: Path,
+    settings: Settings,
+    engine: Engine,
+    port: socket.socket,
+    *,
+    started: Callable[[uvicorn.Server], None] = lambda server: None,
+) -> None:
+    """Answer on a bound port until SIGTERM or Ctrl-C, then finish what runs.
+
+    Raises:
+        LoraOpsError: the gateway can't start.
+    """
+    serving = settings.serving
+    async with running(root, settings, engine) as gateway:
+        config = uvicorn.Config(
+            create_app(gateway),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=max(1, int(serving.drain_timeout_seconds)),
+        )
+        server = uvicorn.Server(config)
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn raises the signal once more when it is done, which must not cut off what comes after it.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: None)
+        log.info("Serving %s on http://%s:%d", gateway.base_model.id, *port.getsockname()[:2])
+        started(server)
+        await server.serve([port])
+
+
+def run(root: Path, settings: Settings) -> None:
+    """Serve in this process until it is told to stop.
+
+    Raises:
+        LoraOpsError: the port is taken, it would be open to other machines, or the gateway can't start.
+    """
+    log_as_json()
+    check_exposure(root, settings.serving)
+    # All that is quick to refuse comes before torch is loaded.
+    with bind(settings.serving) as port, contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(root, settings, make_engine(root, settings.serving), port))
+
+
+def bind(settings: ServingSettings) -> socket.socket:
+    """The port, taken; it refuses connections until somebody listens on it.
+
+    Raises:
+        LoraOpsError: it can't be taken.
+    """
+    address = (settings.host, settings.port)
+    try:
+        family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+        port = socket.socket(family, socket.SOCK_STREAM)
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port.bind(address)
+    except OSError as error:
+        raise LoraOpsError(
+            f"Port {settings.port} of {settings.host} can't be taken ({error.strerror}): is a gateway running "
+            "already? Take another --port, or stop it."
+        ) from error
+    return port
+
+
+def check_exposure(root: Path, settings: ServingSettings) -> None:
+    """Refuse to be open to other machines while there are no API keys; say loudly that it is open to this one.
+
+    Raises:
+        LoraOpsError: it would be.
+    """
+    if settings.require_keys:
+        return
+    with closing(KeyStore(root / settings.path / "keys.sqlite")) as keys:
+        if keys.any():
+            return
+    if not _is_loopback(settings.host):
+        raise LoraOpsError(
+            f"serving.host is {settings.host}, and there are no API keys, so anybody could use every model: "
+            "create one first (`lora-ops keys create --admin`), or serve on 127.0.0.1."
+        )
+    log.warning(
+        "NO API KEYS: everybody on this machine may use every model and load adapters. "
+        "`lora-ops keys create --admin` makes the first key, and from then on one is needed."
+    )
+
+
+def log_as_json() -> None:
+    """Everything that is logged goes to stderr, one JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name, which may mean any address
+        return False

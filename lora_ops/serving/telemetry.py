@@ -1,0 +1,134 @@
+"""What Prometheus scrapes; every name begins with `lora_ops_`.
+
+Of requests, labelled by tenant, adapter, base_model and route: `requests_total`, `errors_total` (also code),
+`time_to_first_token_seconds`, `time_per_token_seconds`, `request_seconds`, `queue_seconds`,
+`prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`. Of requests that were refused before a
+route was known: `refused_total` (code). Of adapters, labelled by adapter: `adapter_loads_total`,
+`adapter_load_failures_total`, `adapter_cache_hits_total`, `adapter_cache_misses_total`,
+`adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent), `adapter_bytes`; and
+`adapter_load_seconds`. At the moment: `running`, `waiting` (tenant), `kv_tokens`, `kv_capacity`,
+`adapter_memory_bytes`. Of the event log: `events_total`, `events_lost_total`.
+"""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lora_ops.serving.adapters import AdapterCache, Loaded
+from lora_ops.serving.engine import Engine
+from lora_ops.serving.limits import FairQueue
+
+Labels = tuple[str, ...]
+Buckets = tuple[float, ...]
+ROUTE = ("tenant", "adapter", "base_model", "route")
+FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
+LONG = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+LOAD = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 5, 30)
+
+
+class Telemetry:
+    """The metrics of one gateway."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: Labels = ROUTE) -> Counter:
+            return Counter(f"lora_ops_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: Buckets, labels: Labels = ROUTE) -> Histogram:
+            return Histogram(f"lora_ops_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+        self.requests = counter("requests_total", "Requests that were routed")
+        self.errors = counter("errors_total", "Routed requests that did not end well", (*ROUTE, "code"))
+        self.refused = counter("refused_total", "Requests that were refused before they were routed", ("code",))
+        self.first_token = histogram("time_to_first_token_seconds", "From arrival to the first token", FAST)
+        self.per_token = histogram("time_per_token_seconds", "Between tokens after the first", PER_TOKEN)
+        self.latency = histogram("request_seconds", "From arrival to the last token", LONG)
+        self.queue = histogram("queue_seconds", "Waiting for a slot", FAST)
+        self.prompt_tokens = counter("prompt_tokens_total", "Tokens read")
+        self.generated_tokens = counter("generated_tokens_total", "Tokens written")
+        self.device = counter("device_seconds_total", "Time that the device worked for it")
+        adapter = ("adapter",)
+        self._loads = counter("adapter_loads_total", "Loads from the registry", adapter)
+        self._load_failures = counter("adapter_load_failures_total", "Loads that failed", adapter)
+        self._hits = counter("adapter_cache_hits_total", "Uses that found the adapter loaded", adapter)
+        self._misses = counter("adapter_cache_misses_total", "Uses that had to wait for a load", adapter)
+        self._evictions = counter("adapter_evictions_total", "Adapters that made room", adapter)
+        self._load_seconds = histogram("adapter_load_seconds", "Verifying and loading an adapter", LOAD, ())
+        self.events = counter("events_total", "Events that are on disk", ())
+        self.events_lost = counter("events_lost_total", "Events that the disk would not take", ())
+
+    def was_refused(self, status: int) -> None:
+        """Count a request that was refused before it was routed."""
+        self.refused.labels(str(status)).inc()
+
+    def refusals(self) -> dict[str, int]:
+        """Status to how many requests were refused with it before they were routed."""
+        return {
+            sample.labels["code"]: int(sample.value)
+            for metric in self.refused.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        }
+
+    def adapter_used(self, name: str, how: Loaded) -> None:
+        """Count a hit or a miss of the adapter cache."""
+        (self._hits if how == "hit" else self._misses).labels(name).inc()
+
+    def adapter_loaded(self, name: str, seconds: float) -> None:
+        """Count a load and its time."""
+        self._loads.labels(name).inc()
+        self._load_seconds.observe(seconds)
+
+    def adapter_failed(self, name: str) -> None:
+        """Count a load that failed."""
+        self._load_failures.labels(name).inc()
+
+    def adapter_evicted(self, name: str) -> None:
+        """Count an eviction."""
+        self._evictions.labels(name).inc()
+
+    def watch(self, engine: Engine, cache: AdapterCache, queue: FairQueue) -> None:
+        """Read these whenever somebody scrapes."""
+        self.registry.register(_Now(engine, cache, queue))
+
+    def scrape(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Now(Collector):
+    """What is loaded, running and waiting at the moment of the scrape."""
+
+    def __init__(self, engine: Engine, cache: AdapterCache, queue: FairQueue) -> None:
+        self._engine = engine
+        self._cache = cache
+        self._queue = queue
+
+    def describe(self) -> list[Metric]:
+        return []  # else the registry would collect once to learn the names
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._engine.status()
+        for name, text, value in (
+            ("running", "Answers that are being generated", self._queue.running),
+            ("kv_tokens", "Tokens in the KV cache", status.kv_tokens),
+            ("kv_capacity", "Tokens that fit the KV cache", status.kv_capacity),
+            ("adapter_memory_bytes", "Memory of all loaded adapters", self._cache.bytes),
+        ):
+            yield GaugeMetricFamily(f"lora_ops_{name}", text, value=value)
+        waiting = GaugeMetricFamily("lora_ops_waiting", "Answers that wait for a slot", labels=["tenant"])
+        for tenant, count in self._queue.waiting().items():
+            waiting.add_metric([tenant], count)
+        loaded = GaugeMetricFamily(
+            "lora_ops_adapter_loaded", "1 while it is in memory, used or not", labels=["adapter", "pinned"]
+        )
+        size = GaugeMetricFamily("lora_ops_adapter_bytes", "Memory of a loaded adapter", labels=["adapter"])
+        for entry in self._cache.entries():
+            loaded.add_metric([entry.name, entry.pin], int(entry.loaded))
+            if entry.loaded:
+                size.add_metric([entry.name], entry.bytes)
+        yield from (waiting, loaded, size)

@@ -1,0 +1,198 @@
+"""What the serving tests share: a clone with a registry of real adapters, and real gateways on loopback."""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import torch
+import uvicorn
+
+from lora_ops.layout import read_base_model
+from lora_ops.records import FileRecord, sha256_file
+from lora_ops.registry import Registry, open_registry
+from lora_ops.registry.owners import Owners
+from lora_ops.serving.engine import Engine
+from lora_ops.serving.server import bind, check_exposure, serve
+from lora_ops.serving.torch_engine import TorchEngine
+from lora_ops.settings import Settings, load_settings
+from tests.conftest import ROOT
+from tests.registry.conftest import Story, build_package, owners  # noqa: F401 - a fixture
+
+torch.set_num_threads(1)
+
+SYSTEM = "Name the merchant category."
+
+
+def make_adapter(base: Path, folder: Path, seed: int, rank: int = 4, modules: str = "all-linear") -> Path:
+    """A LoRA adapter of the tiny model as PEFT saves it, with random weights large enough to change answers."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    targets: str | list[str] = modules if modules == "all-linear" else modules.split(",")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    return folder
+
+
+def register(registry: Registry, base: Path, folder: Path, tenant: str, seed: int, **options: object) -> str:
+    """Package and register an adapter of the tiny model; gives its id."""
+    manifest = build_package(folder, seed, tenant, fresh_days=36500)
+    make_adapter(base, folder, seed, **options)  # type: ignore[arg-type]
+    (folder / "README.md").write_text(f"# {tenant}\n")
+    files = {
+        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+        for path in sorted(folder.iterdir())
+    }
+    weights = sum(file.bytes for name, file in files.items() if name.startswith("adapter"))
+    manifest = manifest.model_copy(
+        update={
+            "base_model": read_base_model(base),
+            "params": {"data": {"system": SYSTEM}, "train": {"seed": seed}},
+            "files": files,
+            "size_bytes": weights,
+        }
+    )
+    version, _ = registry.register(folder, manifest, actor="ana.silva")
+    return version.id
+
+
+@dataclass
+class Clone:
+    """A clone of the repository with the candidates finance@1, finance@2 and healthcare@1 in its registry."""
+
+    root: Path
+    base: Path
+
+    def settings(self, **serving: object) -> Settings:
+        """Its params.yaml, with these values of `serving` instead."""
+        settings = load_settings(self.root)
+        changed = settings.serving.model_copy(
+            update={"port": 0, "allow_candidates": True, "warm": (), **serving}
+        )
+        return settings.model_copy(update={"serving": changed})
+
+    @contextmanager
+    def registry(self) -> Iterator[Registry]:
+        opened = open_registry(self.root)
+        yield opened
+        opened.close()
+
+    def story(self, registry: Registry) -> Story:
+        return Story(registry, self.root / "evidence")
+
+
+@pytest.fixture(scope="session")
+def clone_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    root = tmp_path_factory.mktemp("serving") / "clone"
+    root.mkdir()
+    shutil.copy(ROOT / "params.yaml", root)
+    (root / "owners.yaml").write_text(owners.model_dump_json())
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copytree(tiny_base, root / "models/base")
+    registry = open_registry(root)
+    packages = tmp_path_factory.mktemp("packages")
+    register(registry, tiny_base, packages / "f1", "finance", 1)
+    register(registry, tiny_base, packages / "f2", "finance", 2, rank=8, modules="q_proj,v_proj")
+    register(registry, tiny_base, packages / "h1", "healthcare", 3, rank=2)
+    registry.close()
+    return root
+
+
+@pytest.fixture
+def clone(clone_source: Path, tmp_path: Path) -> Clone:
+    root = tmp_path / "clone"
+    shutil.copytree(clone_source, root)
+    return Clone(root, root / "models/base")
+
+
+@dataclass
+class Served:
+    """A gateway that runs, and ways to talk to it."""
+
+    url: str
+    server: uvicorn.Server
+    engine: Engine
+    thread: threading.Thread
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    def http(self, key: str | None = None, **options: object) -> httpx.Client:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)  # type: ignore[arg-type]
+
+    def metric(self, name: str, key: str | None = None, **labels: str) -> float:
+        """The sum of a metric's samples with these labels."""
+        total = 0.0
+        for line in self.http(key).get("/metrics").text.splitlines():
+            if line.startswith((f"{name}{{", f"{name} ")) and all(
+                f'{k}="{v}"' in line for k, v in labels.items()
+            ):
+                total += float(line.rsplit(" ", 1)[1])
+        return total
+
+
+@contextmanager
+def served(root: Path, settings: Settings, engine: Engine) -> Iterator[Served]:
+    """A gateway with uvicorn on a free port of loopback, in a thread of its own."""
+    started = threading.Event()
+    servers: list[uvicorn.Server] = []
+    failed: list[BaseException] = []
+
+    def take(server: uvicorn.Server) -> None:
+        servers.append(server)
+        started.set()
+
+    def main() -> None:
+        try:
+            asyncio.run(serve(root, settings, engine, port, started=take))
+        except BaseException as error:  # noqa: BLE001 - it is raised below, in the test's thread
+            failed.append(error)
+            started.set()
+
+    check_exposure(root, settings.serving)
+    port = bind(settings.serving)
+    thread = threading.Thread(target=main)
+    thread.start()
+    started.wait(60)
+    while servers and not servers[0].started and thread.is_alive():
+        threading.Event().wait(0.01)
+    if failed:
+        raise failed[0]
+    try:
+        yield Served(f"http://127.0.0.1:{port.getsockname()[1]}", servers[0], engine, thread)
+    finally:
+        servers[0].should_exit = True
+        thread.join(60)
+        port.close()
+        assert not thread.is_alive(), "the gateway did not stop"
+    if failed:
+        raise failed[0]
+
+
+Serve = Callable[..., "contextmanager[Served]"]
+
+
+@pytest.fixture
+def engine(tiny_base: Path) -> Engine:
+    return TorchEngine(tiny_base, max_batch=16, kv_tokens=8192, threads=1)
+
+
+@pytest.fixture
+def gateway(clone: Clone, engine: Engine) -> Iterator[Served]:
+    """A gateway without keys that serves candidates."""
+    with served(clone.root, clone.settings(), engine) as running:
+        yield running

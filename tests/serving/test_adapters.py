@@ -1,0 +1,349 @@
+"""The adapter cache over a real engine and a real registry: what is loaded, what goes, what is never loaded."""
+
+import asyncio
+import json
+import pickle
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_ops.layout import read_base_model
+from lora_ops.records import sha256_text
+from lora_ops.registry import Registry, Version, open_registry
+from lora_ops.serving import adapters
+from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
+from lora_ops.serving.engine import Generation, Sampling
+from lora_ops.serving.torch_engine import TorchEngine
+from tests.serving.conftest import Clone, Served, served
+
+ONE, TWO, THREE = "finance@1", "finance@2", "healthcare@1"
+
+
+class Told:
+    """Counts what the cache says."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def adapter_used(self, name: str, how: str) -> None:
+        self.events.append(f"{how} {name}")
+
+    def adapter_loaded(self, name: str, seconds: float) -> None:
+        self.events.append(f"loaded {name}")
+
+    def adapter_failed(self, name: str) -> None:
+        self.events.append(f"failed {name}")
+
+    def adapter_evicted(self, name: str) -> None:
+        self.events.append(f"evicted {name}")
+
+
+class Bench:
+    def __init__(self, clone: Clone, engine: TorchEngine, told: Told, **options: Any) -> None:
+        self.clone, self.engine, self.told = clone, engine, told
+        with clone.registry() as registry:
+            self.versions: dict[str, Version] = {name: registry.get(name) for name in (ONE, TWO, THREE)}
+        settings = {"budget": 10**9, "drain_seconds": 0.2, **options}
+        self.cache = AdapterCache(engine, self._verify, read_base_model(clone.base), observer=told, **settings)  # type: ignore[arg-type]
+
+    def _verify(self, reference: str) -> Path:
+        with closing(open_registry(self.clone.root)) as registry:
+            return registry.verified_path(reference)
+
+    async def use(self, *names: str) -> None:
+        for name in names:
+            async with self.cache.using(self.versions[name]):
+                pass
+
+    def size(self, *names: str) -> int:
+        return sum(self.versions[name].summary.size_bytes for name in names)
+
+    @property
+    def loaded(self) -> set[str]:
+        return set(self.engine.status().adapters)
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def bench(clone: Clone, engine: TorchEngine) -> Make:
+    @asynccontextmanager
+    async def make(**options: Any) -> AsyncIterator[Bench]:
+        await engine.start()
+        yield Bench(clone, engine, Told(), **options)
+        await engine.close()
+
+    return make
+
+
+def in_loop(test: Callable[[Make], Any]) -> Callable[[Make], None]:
+    def run(bench: Make) -> None:
+        asyncio.run(test(bench))
+
+    run.__name__ = test.__name__
+    return run
+
+
+@in_loop
+async def test_an_adapter_is_loaded_once_however_many_wait_for_it(bench: Make) -> None:
+    async with bench() as b:
+        await asyncio.gather(*(b.use(ONE) for _ in range(20)))
+        assert b.told.events.count(f"loaded {ONE}") == 1
+        await b.use(ONE)
+        assert b.told.events[-1] == f"hit {ONE}"
+
+
+@in_loop
+async def test_the_one_that_was_used_longest_ago_makes_room(bench: Make) -> None:
+    async with bench() as b:
+        b.cache._budget = b.size(ONE, TWO)
+        await b.use(ONE, TWO, ONE, THREE)
+        assert b.loaded == {ONE, THREE}
+        assert f"evicted {TWO}" in b.told.events
+
+
+@in_loop
+async def test_an_adapter_in_use_is_never_evicted(bench: Make) -> None:
+    async with bench() as b, AsyncExitStack() as stack:
+        b.cache._budget = b.size(ONE)
+        await stack.enter_async_context(b.cache.using(b.versions[ONE]))
+        with pytest.raises(AdapterUnavailable, match="is in use"):
+            await b.use(THREE)
+        assert b.loaded == {ONE}
+
+
+@in_loop
+async def test_room_is_waited_for_and_taken_when_a_generation_ends(bench: Make) -> None:
+    async with bench(drain_seconds=5) as b:
+        b.cache._budget = b.size(ONE)
+        async with b.cache.using(b.versions[ONE]):
+            waiting = asyncio.create_task(b.use(THREE))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+        await waiting
+        assert b.loaded == {THREE}
+
+
+@in_loop
+async def test_an_adapter_larger_than_all_memory_is_refused(bench: Make) -> None:
+    async with bench(budget=100) as b:
+        with pytest.raises(AdapterUnavailable, match="serving.adapter_memory is 100"):
+            await b.use(ONE)
+
+
+@in_loop
+async def test_a_warm_adapter_stays_and_a_busy_one_goes_last(bench: Make) -> None:
+    async with bench(warm_recent=1) as b:
+        b.cache._budget = b.size(ONE, TWO)
+        await b.cache.keep_warm([b.versions[ONE]])
+        await b.use(TWO, THREE)
+        assert b.loaded == {ONE, THREE}
+        b.cache._budget = b.size(ONE, TWO, THREE)
+        await b.use(TWO, TWO, TWO, THREE)
+        await b.cache.keep_warm([])
+        assert [entry.name for entry in b.cache.entries() if entry.pin == "recent"] == [TWO]
+        b.cache._budget = b.size(ONE, TWO)
+        await b.use(THREE, ONE)
+        assert TWO in b.loaded
+
+
+@in_loop
+async def test_unloading_waits_for_what_still_answers(bench: Make) -> None:
+    async with bench(drain_seconds=5) as b:
+        await b.use(ONE)
+        using = b.cache.using(b.versions[ONE])
+        await using.__aenter__()
+        unloading = asyncio.create_task(b.cache.unload(ONE))
+        await asyncio.sleep(0.02)
+        assert ONE in b.loaded
+        newcomer = asyncio.create_task(b.use(ONE))
+        await asyncio.sleep(0.02)
+        assert not newcomer.done()
+        await using.__aexit__(None, None, None)
+        assert await unloading
+        await newcomer
+        assert b.told.events.count(f"loaded {ONE}") == 2
+
+
+@in_loop
+async def test_unloading_gives_up_on_an_answer_that_does_not_end(bench: Make) -> None:
+    async with bench(drain_seconds=0.05) as b:
+        async with b.cache.using(b.versions[ONE]):
+            with pytest.raises(AdapterUnavailable, match="it stays loaded"):
+                await b.cache.unload(ONE)
+        await b.use(ONE)
+        assert b.told.events[-1] == f"hit {ONE}"
+
+
+@in_loop
+async def test_a_failed_load_is_tried_again_later_and_hurts_nobody_else(bench: Make) -> None:
+    async with bench() as b:
+        hidden = b.clone.root / "away"
+        shutil.move(b.clone.root / ".registry/files", hidden)
+        with pytest.raises(AdapterUnavailable, match="has lost"):
+            await b.use(ONE)
+        shutil.move(hidden, b.clone.root / ".registry/files")
+        with pytest.raises(AdapterUnavailable, match="tried again in 1 s") as error:
+            await b.use(ONE)
+        assert 0 < error.value.retry_after <= adapters.BACK_OFF_SECONDS[0]
+        assert b.told.events.count(f"failed {ONE}") == 1
+        await b.use(TWO)
+        await asyncio.sleep(1.05)
+        await b.use(ONE)
+        assert b.loaded == {ONE, TWO}
+
+
+@in_loop
+async def test_a_waiter_that_goes_away_does_not_stop_the_load(bench: Make) -> None:
+    async with bench() as b:
+        impatient, patient = asyncio.create_task(b.use(ONE)), asyncio.create_task(b.use(ONE))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await patient
+        assert b.told.events.count(f"loaded {ONE}") == 1
+        assert all(entry.users == 0 for entry in b.cache.entries())
+
+
+@in_loop
+async def test_thrashing_in_a_small_memory_stays_within_it_and_answers_everybody(bench: Make) -> None:
+    async with bench(drain_seconds=20) as b:
+        b.cache._budget = b.size(ONE, THREE)
+        most = 0
+
+        async def ask(name: str) -> None:
+            nonlocal most
+            async with b.cache.using(b.versions[name]) as adapter:
+                most = max(most, b.cache.bytes)
+                generation = Generation("g", (5, 6), adapter, Sampling(max_tokens=2))
+                assert [c.tokens async for c in b.engine.generate(generation)]
+
+        await asyncio.gather(*(ask(name) for _ in range(8) for name in (ONE, TWO, THREE)))
+        assert most <= b.cache._budget
+
+
+# What must never be loaded: each of these changes real files of the registry or of its verified copy.
+
+
+def change_weights(root: Path) -> None:
+    for path in (root / ".registry/files").rglob("*"):
+        if path.is_file() and path.read_bytes()[8:9] == b"{" and b"lora_A" in path.read_bytes()[:3000]:
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 1
+            path.write_bytes(content)
+
+
+def forge_signature(root: Path) -> None:
+    with closing(Registry(root / ".registry")) as registry:
+        mine, other = registry.get(ONE), registry.get(TWO)
+        assert mine.summary.signature and other.summary.signature
+        registry.db.rows(
+            "UPDATE versions SET signature = ? WHERE tenant = 'finance' AND number = 1",
+            (other.summary.signature,),
+        )
+
+
+def strip_signature(root: Path) -> None:
+    with closing(Registry(root / ".registry")) as registry:
+        registry.db.rows("UPDATE versions SET signature = NULL")
+
+
+def verified(root: Path) -> Path:
+    with closing(open_registry(root)) as registry:
+        return registry.verified_path(ONE)
+
+
+class Boom:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("/tmp/lora-ops-pickle-was-run"),))
+
+
+def slip_in_a_pickle(root: Path) -> None:
+    (verified(root) / "adapter_model.bin").write_bytes(pickle.dumps(Boom()))
+
+
+def weights_that_are_a_pickle(root: Path) -> None:
+    (verified(root) / "adapter_model.safetensors").write_bytes(pickle.dumps(Boom()))
+
+
+def change_the_verified_copy(root: Path) -> None:
+    path = verified(root) / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 999}))
+
+
+def distrust_the_key(root: Path) -> None:
+    text = (root / "params.yaml").read_text()
+    signing = f"  path: .registry\n  signing: {{trusted_keys: [{sha256_text('another key')}]}}\n"
+    (root / "params.yaml").write_text(text.replace("  path: .registry\n", signing))
+
+
+@pytest.mark.parametrize(
+    ("poison", "said"),
+    [
+        (change_weights, "was changed on disk"),
+        (forge_signature, "signature of finance@1 does not verify"),
+        (strip_signature, "carries no signature"),
+        (slip_in_a_pickle, "may hold a pickle"),
+        (weights_that_are_a_pickle, "is not the file that its manifest describes"),
+        (change_the_verified_copy, "is not the file that its manifest describes"),
+        (distrust_the_key, "by a key that is not trusted"),
+    ],
+)
+def test_a_poisoned_package_is_refused_and_nothing_of_it_is_run(
+    clone: Clone, engine: TorchEngine, poison: Callable[[Path], None], said: str
+) -> None:
+    poison(clone.root)
+    with served(clone.root, clone.settings(), engine) as gateway:
+        body = {"model": ONE, "prompt": "AIRBNB", "max_tokens": 2}
+        answer = gateway.http().post("/v1/completions", json=body)
+        assert answer.status_code == 503 and said in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"]
+        assert engine.status().adapters == {}
+        assert gateway.http().post("/v1/completions", json={**body, "model": "base"}).status_code == 200
+    assert not Path("/tmp/lora-ops-pickle-was-run").exists()
+
+
+def test_an_adapter_of_another_base_model_is_refused_with_both_names(clone: Clone, engine: TorchEngine) -> None:
+    record = clone.base / "base_model.json"
+    changed = {**json.loads(record.read_text()), "id": "newer-base", "sha256": sha256_text("other weights")}
+    record.write_text(json.dumps(changed))
+    with served(clone.root, clone.settings(), engine) as gateway:
+        answer = gateway.http().post("/v1/completions", json={"model": ONE, "prompt": "x", "max_tokens": 2})
+        assert answer.status_code == 503
+        text = answer.json()["error"]["message"]
+        assert "trained on tiny-random" in text and "serves newer-base" in text
+
+
+# The calls that vLLM's users know.
+
+
+def test_versions_are_loaded_and_unloaded_by_name(gateway: Served) -> None:
+    http = gateway.http()
+    assert "added successfully" in http.post("/v1/load_lora_adapter", json={"lora_name": TWO}).text
+    assert gateway.metric("lora_ops_adapter_loaded", adapter=TWO) == 1
+    assert http.post("/v1/load_lora_adapter", json={"lora_name": TWO}).status_code == 200
+    assert "removed successfully" in http.post("/v1/unload_lora_adapter", json={"lora_name": TWO}).text
+    assert gateway.metric("lora_ops_adapter_loaded", adapter=TWO) == 0
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": TWO}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"lora_name": TWO, "lora_path": "/etc"}, 400),
+        ({"lora_name": "../../../etc/passwd"}, 404),
+        ({"lora_name": "finance@1/../../x"}, 404),
+        ({"lora_name": "/tmp"}, 404),
+        ({"lora_name": "finance@99"}, 404),
+        ({"lora_name": "base"}, 400),
+        ({}, 400),
+    ],
+)
+def test_nothing_but_a_registered_version_can_be_loaded(gateway: Served, body: dict, status: int) -> None:
+    answer = gateway.http().post("/v1/load_lora_adapter", json=body)
+    assert answer.status_code == status and answer.json()["error"]["message"]
+    assert gateway.engine.status().adapters == {}

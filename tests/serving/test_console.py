@@ -1,0 +1,128 @@
+"""The console in a real browser, over a gateway with real traffic."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_ops.registry import lifecycle
+from tests.serving.conftest import Clone, Served, served
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: "sync_api.Browser") -> Iterator["sync_api.Page"]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    opened.problems = []  # type: ignore[attr-defined]
+    opened.on("pageerror", lambda error: opened.problems.append(str(error)))  # type: ignore[attr-defined]
+    opened.on("console", lambda m: m.type == "error" and opened.problems.append(m.text))  # type: ignore[attr-defined]
+    yield opened
+    context.close()
+
+
+def send(gateway: Served, model: str, times: int) -> None:
+    client = gateway.client()
+    for number in range(times):
+        client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": f"AIRBNB {number}"}], max_tokens=4
+        )
+
+
+def test_it_shows_who_answers_how_fast_and_what_is_in_memory(
+    gateway: Served, clone: Clone, page: "sync_api.Page"
+) -> None:
+    with clone.registry() as registry:
+        clone.story(registry).to("finance@1", "production")
+    send(gateway, "finance", 6)
+    send(gateway, "finance@2", 2)
+    send(gateway, "healthcare", 3)
+    gateway.http().post("/v1/chat/completions", json={})
+    page.goto(f"{gateway.url}/console")
+    page.wait_for_selector("#tenants table")
+    tenants = page.inner_text("#tenants")
+    assert "finance@1 production 75 %" in tenants and "finance@2 pinned 25 %" in tenants
+    assert "healthcare@1 candidate 100 %" in tenants
+    adapters = page.inner_text("#adapters")
+    assert "finance@1" in adapters and "production" in adapters and "KiB" in adapters
+    assert page.inner_text("#state") == "ready"
+    assert "open: no API keys" in page.inner_text("header")
+    assert "400 × 1" in page.inner_text("#errors")
+    assert page.problems == []  # type: ignore[attr-defined]
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / "console.png", full_page=True)
+
+
+def test_it_follows_a_rollback_without_being_reloaded(
+    gateway: Served, clone: Clone, page: "sync_api.Page"
+) -> None:
+    send(gateway, "finance", 1)
+    page.goto(f"{gateway.url}/console")
+    page.wait_for_selector("#tenants >> text=finance@2")
+    with clone.registry() as registry:
+        lifecycle.revoke(registry, "finance@2", actor="ben", reason="leaks")
+        clone.story(registry).to("finance@1", "production")
+    page.wait_for_selector("#tenants td >> text=finance@1", timeout=5000)
+
+
+def test_it_says_that_what_it_shows_is_old_when_the_gateway_is_gone(
+    clone: Clone, engine: object, page: "sync_api.Page"
+) -> None:
+    with served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
+        page.goto(f"{gateway.url}/console")
+        page.wait_for_selector("#state >> text=ready")
+    page.wait_for_selector("#stale >> text=does not answer", timeout=5000)
+    assert page.inner_text("#state") == "no answer"
+
+
+def test_a_name_that_is_markup_stays_text(gateway: Served, page: "sync_api.Page") -> None:
+    gateway.http().post(
+        "/v1/chat/completions",
+        headers={"x-request-id": "<img src=x onerror=alert(1)>"},
+        json={"model": "<script>alert(1)</script>", "messages": [{"role": "user", "content": "x"}]},
+    )
+    page.goto(f"{gateway.url}/console")
+    page.wait_for_selector("#tenants table")
+    assert page.query_selector("main img") is None
+    assert page.problems == []  # type: ignore[attr-defined]
+
+
+def test_with_keys_a_browser_is_asked_for_one(
+    clone: Clone, engine: object, browser: "sync_api.Browser"
+) -> None:
+    from lora_ops.serving.keys import KeyStore
+
+    store = KeyStore(clone.root / ".serving/keys.sqlite")
+    _, monitor = store.create("monitor")
+    _, tenant = store.create("tenant", "finance")
+    with served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
+        assert gateway.http().get("/console").status_code == 401
+        assert gateway.http(tenant).get("/console/data").status_code == 403
+        context = browser.new_context(http_credentials={"username": "on-call", "password": monitor})
+        page = context.new_page()
+        page.goto(f"{gateway.url}/console")
+        page.wait_for_selector("#state >> text=ready")
+        context.close()
+    store.close()

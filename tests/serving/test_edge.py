@@ -1,0 +1,140 @@
+"""What the gateway does with bodies and connections that are not as they should be."""
+
+import json
+import logging
+import socket
+import time
+
+import pytest
+
+from lora_ops.serving.edge import JsonLines, request_id
+from lora_ops.serving.engine import Engine
+from tests.serving.conftest import Clone, Served, served
+
+GOOD = {"model": "base", "prompt": "AIRBNB", "max_tokens": 2}
+
+
+def connect(gateway: Served) -> socket.socket:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def head(length: int | str, path: str = "/v1/completions") -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        f"content-length: {length}\r\n\r\n"
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"model": "base"}',
+        b'{"model": "base", "prompt": "x", "max_tokens": NaN}',
+        b'{"model": "base", "prompt": "x", "temperature": 1e999}',
+        b'{"model": "base", "prompt": "\\ud800"}',
+        b'{"model": "base", "prompt": "x", "seed": 99999999999999999999999}',
+        b'{"model": "base", "prompt": [[]]}',
+        b'{"model": "base", "prompt": [-1]}',
+        b'{"model": {"a": 1}, "prompt": "x"}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_malformed_body_is_a_400_in_openais_shape(gateway: Served, body: bytes) -> None:
+    answer = gateway.http().post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert gateway.http().post("/v1/completions", json=GOOD).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/v1/completions", 405)]
+)
+def test_what_does_not_exist_is_told_in_openais_shape(
+    gateway: Served, method: str, path: str, status: int
+) -> None:
+    answer = gateway.http().request(method, path)
+    assert answer.status_code == status and path in answer.json()["error"]["message"]
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_unread(gateway: Served) -> None:
+    with connect(gateway) as connection:
+        connection.sendall(head(10**9) + b"{")
+        assert b"413" in connection.recv(200)
+
+
+def test_a_body_that_turns_out_too_large_is_refused(clone: Clone, engine: Engine) -> None:
+    with served(clone.root, clone.settings(body_limit=2048), engine) as gateway:
+        chunks = (b"x" * 1024 for _ in range(64))
+        answer = gateway.http().post("/v1/completions", content=chunks)
+        assert answer.status_code == 413
+        assert gateway.http().post("/v1/completions", json=GOOD).status_code == 200
+
+
+def test_a_body_that_does_not_arrive_is_given_up(clone: Clone, engine: Engine) -> None:
+    settings = clone.settings(body_timeout_seconds=0.2)
+    with served(clone.root, settings, engine) as gateway, connect(gateway) as connection:
+        connection.sendall(head(100) + b'{"model"')
+        assert b"408" in connection.recv(200)
+
+
+def test_slow_clients_keep_nobody_else_waiting(gateway: Served) -> None:
+    slow = [connect(gateway) for _ in range(100)]
+    for number, connection in enumerate(slow):
+        connection.sendall(head(1000)[: 40 + number] if number % 2 else head(1000) + b"{")
+    started = time.monotonic()
+    assert gateway.http().post("/v1/completions", json=GOOD).status_code == 200
+    assert time.monotonic() - started < 5
+    for connection in slow:
+        connection.close()
+
+
+def test_a_reader_that_stops_reading_holds_up_nobody(gateway: Served) -> None:
+    body = json.dumps(
+        {"model": "base", "prompt": "x", "max_tokens": 500, "stream": True, "logprobs": 20}
+    ).encode()
+    with connect(gateway) as connection:
+        connection.sendall(head(len(body)) + body)
+        for _ in range(3):
+            assert gateway.http().post("/v1/completions", json=GOOD).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"), [("order-7.a_B", True), ("a" * 65, False), ("two words", False), ("x;y", False)]
+)
+def test_a_request_id_of_the_client_is_kept_where_it_is_short_and_plain(
+    gateway: Served, sent: str, kept: bool
+) -> None:
+    answer = gateway.http().get("/health", headers={"x-request-id": sent})
+    assert (answer.headers["x-request-id"] == sent) is kept
+
+
+def test_every_request_is_one_json_line_with_its_id_and_who_answered(
+    gateway: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "lora_ops.access"):
+        gateway.http().post(
+            "/v1/completions", json={**GOOD, "model": "finance"}, headers={"x-request-id": "r1"}
+        )
+        gateway.http().get("/nothing")
+    records = [record for record in caplog.records if record.name == "lora_ops.access"]
+    lines = [json.loads(JsonLines().format(record)) for record in records]
+    assert (
+        lines[0] | {"status": 200, "tenant": "finance", "adapter": "finance@2", "route": "candidate"}
+        == lines[0]
+    )
+    assert (lines[1]["path"], lines[1]["status"]) == ("/nothing", 404)
+
+
+def test_a_log_line_within_a_request_carries_its_id() -> None:
+    token = request_id.set("r-9")
+    record = logging.LogRecord("lora_ops", logging.ERROR, "", 0, "it %s\n", ("broke",), None)
+    line = JsonLines().format(record)
+    request_id.reset(token)
+    assert "\n" not in line
+    assert json.loads(line)["request_id"] == "r-9" and json.loads(line)["message"] == "it broke\n"

@@ -1,0 +1,208 @@
+"""The event log: complete, redacted, readable by notebooks, and whole after a kill."""
+
+import json
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.serving.engine import Engine
+from lora_ops.serving.events import Event, EventLog, read_events
+from lora_ops.serving.risk import toxicity
+from lora_ops.settings import EventSettings, TenantServing
+from tests.serving.conftest import Clone, Served, served
+
+LEAK = "Write to jane.doe@example.com or call 555-867-5309 about card 4111 1111 1111 1111"
+
+
+def event(number: int, **changes: Any) -> Event:
+    return Event(
+        **{
+            "time": datetime(2026, 3, 2, 9, 0, number, tzinfo=UTC),
+            "request_id": f"r{number}",
+            "endpoint": "chat",
+            "key": None,
+            "tenant": "finance",
+            "model": "finance",
+            "adapter": "finance@1",
+            "digest": "ab",
+            "base_model": "tiny",
+            "route": "production",
+            "status": 200,
+            "code": None,
+            "streamed": False,
+            "system_prompt": "adapter",
+            "choices": 1,
+            "finish": ["stop"],
+            "prompt_tokens": 10,
+            "generated_tokens": 3,
+            "queue_seconds": 0.0,
+            "first_token_seconds": 0.1,
+            "seconds": 0.2,
+            "device_seconds": 0.05,
+            **changes,
+        }
+    )
+
+
+def write(folder: Path, *events: Event, settings: EventSettings | None = None, keep: bool = False) -> None:
+    log = EventLog(folder, settings or EventSettings(), lambda tenant: keep)
+    for one in events:
+        log.append(one)
+    log.close()
+
+
+def test_events_come_back_as_a_frame_with_types(tmp_path: Path) -> None:
+    write(tmp_path, event(2, first_token_seconds=None, status=503, code="overloaded"), event(1))
+    frame = read_events(tmp_path)
+    assert list(frame["request_id"]) == ["r1", "r2"]
+    assert frame["seconds"].sum() == pytest.approx(0.4)
+    assert list(frame["finish"][0]) == ["stop"]
+    assert frame["time"][0] == datetime(2026, 3, 2, 9, 0, 1, tzinfo=UTC)
+    assert len(read_events(tmp_path, "status <> 200 AND tenant = 'finance'")) == 1
+
+
+def test_text_is_kept_redacted_where_the_tenant_allows_it_and_nowhere_else(tmp_path: Path) -> None:
+    write(tmp_path / "no", event(1, prompt_text=LEAK, answer_text=LEAK))
+    write(tmp_path / "yes", event(1, prompt_text=LEAK, answer_text=LEAK), keep=True)
+    for folder in ("no", "yes"):
+        raw = "".join(path.read_text() for path in (tmp_path / folder).iterdir())
+        assert "jane" not in raw and "4111" not in raw and "867" not in raw
+        (row,) = read_events(tmp_path / folder).to_dict("records")
+        assert (row["prompt_identifiers"], row["answer_identifiers"]) == (3, 3)
+        assert (row["prompt_text"] is None) == (folder == "no")
+    assert (
+        row["answer_text"]
+        == "Write to [e-mail address] or call [phone number] about card [payment card number]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Lodging", 0),
+        ("The class shuts up shop in Scunthorpe.", 0),
+        ("damn, the parcel is late", 0.5),
+        ("You are an idiot", 1),
+        ("I'll find you, you bastard", 1),
+    ],
+)
+def test_toxicity_is_a_documented_list_of_words(text: str, score: float) -> None:
+    assert toxicity(text) == score
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 200_000, "1 " * 100_000, "a.b-" * 50_000, "AB12 " * 40_000, "you " * 50_000]
+)
+def test_scoring_takes_linear_time_whatever_the_text(text: str) -> None:
+    started = time.process_time()
+    event(1, prompt_text=text, answer_text=text).scored(keep_text=True)
+    assert time.process_time() - started < 5
+
+
+def test_a_new_file_begins_when_one_is_full_or_old(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, EventSettings(rotate_bytes=1024), lambda tenant: False)  # type: ignore[arg-type]
+    for number in range(6):
+        log.append(event(number))
+        time.sleep(0.25)
+    log.close()
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(read_events(tmp_path)) == 6
+
+
+def test_old_files_go_and_young_ones_stay(tmp_path: Path) -> None:
+    write(tmp_path, event(1))
+    (old,) = tmp_path.iterdir()
+    month_ago = time.time() - 31 * 86400
+    os.utime(old, (month_ago, month_ago))
+    write(tmp_path, event(2), settings=EventSettings(keep_days=30))
+    assert list(read_events(tmp_path)["request_id"]) == ["r2"]
+
+
+def test_a_line_that_a_kill_tore_is_left_out_and_an_event_written_twice_counts_once(tmp_path: Path) -> None:
+    once = event(1)
+    write(tmp_path, once, event(2))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-40])
+    write(tmp_path, once)
+    assert list(read_events(tmp_path)["request_id"]) == ["r1"]
+
+
+def test_a_disk_that_takes_nothing_for_a_while_loses_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "events"
+    log = EventLog(folder, EventSettings(), lambda tenant: False)
+    folder.rmdir()
+    log.append(event(1))
+    time.sleep(0.5)
+    folder.mkdir()
+    log.append(event(2))
+    deadline = time.monotonic() + 10
+    while not list(folder.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    log.close()
+    assert list(read_events(folder)["request_id"]) == ["r1", "r2"]
+
+
+def test_what_a_disk_never_takes_is_counted_when_the_log_closes(tmp_path: Path) -> None:
+    folder, lost = tmp_path / "events", []
+    log = EventLog(folder, EventSettings(), lambda tenant: False, lost=lost.append)
+    folder.rmdir()
+    log.append(event(1))
+    log.close()
+    assert lost == [1]
+
+
+def test_without_events_or_with_bad_sql_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match="no events"):
+        read_events(tmp_path)
+    write(tmp_path, event(1))
+    with pytest.raises(LoraOpsError, match="can't be read"):
+        read_events(tmp_path, "nonsense ((")
+
+
+def test_every_request_leaves_one_event_with_who_answered_how_and_how_long(
+    clone: Clone, engine: Engine
+) -> None:
+    settings = clone.settings(tenants={"healthcare": TenantServing(keep_text=True, requests_per_minute=1)})
+    body = {"messages": [{"role": "user", "content": LEAK}], "max_tokens": 3}
+    with served(clone.root, settings, engine) as gateway:
+        http = gateway.http()
+        http.post("/v1/chat/completions", json={"model": "finance@1", **body}, headers={"x-request-id": "a"})
+        for name in ("b", "c"):
+            http.post(
+                "/v1/chat/completions", json={"model": "healthcare", **body}, headers={"x-request-id": name}
+            )
+        with http.stream(
+            "POST", "/v1/chat/completions", json={"model": "base", "stream": True, **body}
+        ) as stream:
+            stream.read()
+    rows = read_events(clone.root / ".serving/events").set_index("request_id")
+    a, b, c = rows.loc["a"], rows.loc["b"], rows.loc["c"]
+    assert (a["adapter"], a["route"], a["status"], a["tenant"]) == ("finance@1", "pinned", 200, "finance")
+    assert (
+        a["generated_tokens"] >= 1 and a["seconds"] >= a["first_token_seconds"] > 0 and a["device_seconds"] > 0
+    )
+    assert rows["prompt_text"].notna().sum() == 2 and a["prompt_identifiers"] == 3
+    assert "[e-mail address]" in b["prompt_text"] and "system: " in b["prompt_text"]
+    assert (c["status"], c["code"], c["generated_tokens"]) == (429, "rate_limit_exceeded", 0)
+    assert rows[rows["streamed"]]["tenant"].tolist() == ["-"]
+
+
+def test_events_are_counted_when_they_are_on_disk(gateway: Served) -> None:
+    gateway.http().post("/v1/completions", json={"model": "base", "prompt": "x", "max_tokens": 1})
+    deadline = time.monotonic() + 5
+    while gateway.metric("lora_ops_events_total") != 1:
+        assert time.monotonic() < deadline
+    assert gateway.metric("lora_ops_events_lost_total") == 0
+
+
+def test_an_event_is_one_line_of_json_however_the_text_looks(tmp_path: Path) -> None:
+    write(tmp_path, event(1, answer_text="two\nlines \u2028 and “quotes” \x00"), keep=True)
+    (path,) = tmp_path.iterdir()
+    (line,) = path.read_text().split("\n")[:-1]
+    assert json.loads(line)["answer_text"].startswith("two\nlines")

@@ -1,0 +1,156 @@
+"""Too many requests, clients that leave, answers that take too long: nothing hangs, and nothing is lost."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import openai
+import pytest
+
+from lora_ops.serving.engine import Engine
+from lora_ops.settings import TenantServing
+from tests.serving.conftest import Clone, Served, served
+
+LONG = {"model": "base", "prompt": "AIRBNB", "max_tokens": 1900}
+SHORT = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 8}
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def idle(gateway: Served) -> bool:
+    return gateway.engine.status().running == 0 and gateway.metric("lora_ops_running") == 0
+
+
+def test_at_four_times_its_capacity_every_request_is_answered_or_refused(clone: Clone, engine: Engine) -> None:
+    settings = clone.settings(max_running=4, max_waiting=8)
+    with served(clone.root, settings, engine) as gateway, ThreadPoolExecutor(48) as pool:
+
+        def ask(number: int) -> tuple[int, str | None]:
+            model = ("finance", "healthcare", "base")[number % 3]
+            answer = gateway.http().post("/v1/completions", json={**SHORT, "model": model, "max_tokens": 40})
+            return answer.status_code, answer.headers.get("retry-after")
+
+        answers = list(pool.map(ask, range(192)))
+        statuses = Counter(status for status, _ in answers)
+        assert set(statuses) == {200, 503} and sum(statuses.values()) == 192
+        assert statuses[200] >= 12
+        assert all(retry for status, retry in answers if status == 503)
+        eventually(lambda: idle(gateway))
+        assert gateway.metric("lora_ops_requests_total") == 192
+        assert gateway.metric("lora_ops_errors_total", code="503") == statuses[503]
+
+
+def test_over_its_limit_a_tenant_gets_429_with_a_time_and_others_do_not(clone: Clone, engine: Engine) -> None:
+    settings = clone.settings(tenants={"finance": TenantServing(requests_per_minute=2)})
+    with served(clone.root, settings, engine) as gateway:
+        http = gateway.http()
+        answers = [http.post("/v1/completions", json=SHORT) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert 1 <= int(answers[2].headers["retry-after"]) <= 30
+        with pytest.raises(openai.RateLimitError, match="2 requests a minute"):
+            gateway.client().completions.create(**SHORT)  # type: ignore[call-overload]
+        assert http.post("/v1/completions", json={**SHORT, "model": "healthcare"}).status_code == 200
+
+
+@contextmanager
+def long_answer(gateway: Served) -> Iterator[None]:
+    """While an answer of two seconds is streamed."""
+    with (
+        gateway.http() as http,
+        http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as answer,
+    ):
+        lines = answer.iter_lines()
+        next(lines)
+        yield
+
+
+def test_a_client_that_leaves_takes_its_generation_with_it(gateway: Served) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{gateway.url}/v1/completions", json={**LONG, "n": 4}, timeout=0.3)
+    eventually(lambda: idle(gateway), 2)
+    assert gateway.metric("lora_ops_errors_total", code="499") == 1
+
+
+def test_a_client_that_leaves_a_stream_takes_its_generation_with_it(gateway: Served) -> None:
+    with long_answer(gateway):
+        assert gateway.metric("lora_ops_running") == 1
+    eventually(lambda: idle(gateway), 1)
+    assert gateway.metric("lora_ops_errors_total", code="499") == 1
+
+
+def test_a_client_that_leaves_the_queue_takes_its_place_with_it(clone: Clone, engine: Engine) -> None:
+    with served(clone.root, clone.settings(max_running=1, max_waiting=1), engine) as gateway:
+        with long_answer(gateway):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{gateway.url}/v1/completions", json=SHORT, timeout=0.2)
+            eventually(lambda: gateway.metric("lora_ops_waiting") == 0)
+        assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
+
+
+def test_a_request_whose_turn_does_not_come_is_told_to_come_back(clone: Clone, engine: Engine) -> None:
+    settings = clone.settings(max_running=1, queue_timeout_seconds=0.1)
+    with served(clone.root, settings, engine) as gateway, long_answer(gateway):
+        answer = gateway.http().post("/v1/completions", json=SHORT)
+        assert answer.status_code == 503 and "did not come within" in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"] == "1"
+
+
+def test_an_answer_that_takes_too_long_is_ended(clone: Clone, engine: Engine) -> None:
+    with served(clone.root, clone.settings(request_timeout_seconds=0.2), engine) as gateway:
+        answer = gateway.http().post("/v1/completions", json={**LONG, "n": 8})
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
+        with pytest.raises(openai.APIError, match="not finished in time"):
+            list(gateway.client().completions.create(**LONG, n=8, stream=True))  # type: ignore[call-overload]
+        eventually(lambda: idle(gateway))
+
+
+def test_a_flood_of_one_tenant_does_not_shut_another_out(clone: Clone, engine: Engine) -> None:
+    settings = clone.settings(max_running=4, max_waiting=12)
+    with served(clone.root, settings, engine) as gateway:
+        stop = threading.Event()
+
+        def flood() -> None:
+            with gateway.http() as http:
+                while not stop.is_set():
+                    http.post("/v1/completions", json={**SHORT, "max_tokens": 30})
+
+        threads = [threading.Thread(target=flood) for _ in range(24)]
+        for thread in threads:
+            thread.start()
+        with gateway.http() as http:
+            answers = [
+                http.post("/v1/completions", json={**SHORT, "model": "healthcare"}).status_code
+                for _ in range(25)
+            ]
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert answers == [200] * 25
+
+
+def test_an_engine_that_breaks_is_told_and_the_gateway_goes_on(gateway: Served) -> None:
+    class Broken(Exception):
+        pass
+
+    original = gateway.engine.generate
+
+    async def generate(generation):  # type: ignore[no-untyped-def]
+        raise Broken("secret detail")
+        yield
+
+    gateway.engine.generate = generate  # type: ignore[method-assign]
+    answer = gateway.http().post("/v1/completions", json=SHORT)
+    assert answer.status_code == 500 and "secret" not in answer.text
+    assert answer.headers["x-request-id"]
+    gateway.engine.generate = original  # type: ignore[method-assign]
+    assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
+    assert gateway.metric("lora_ops_running") == 0

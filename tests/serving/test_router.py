@@ -1,0 +1,81 @@
+"""A model's name means what the registry says at this moment."""
+
+import pytest
+
+from lora_ops.layout import read_base_model
+from lora_ops.registry import Registry, lifecycle, open_registry
+from lora_ops.serving.router import NotServed, Router, UnknownModel
+from tests.serving.conftest import Clone
+
+
+@pytest.fixture
+def reader(clone: Clone) -> Registry:
+    return open_registry(clone.root)
+
+
+def router(clone: Clone, reader: Registry, *, candidates: bool = False) -> Router:
+    return Router(reader, read_base_model(clone.base), allow_candidates=candidates)
+
+
+def test_a_tenant_means_production_and_before_that_its_candidate(clone: Clone, reader: Registry) -> None:
+    routes = router(clone, reader, candidates=True)
+    assert (routes.route("finance").name, routes.route("finance").decision) == ("finance@2", "candidate")
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+    assert (routes.route("finance").name, routes.route("finance").decision) == ("finance@1", "production")
+
+
+def test_without_allow_candidates_only_approved_versions_answer(clone: Clone, reader: Registry) -> None:
+    routes = router(clone, reader)
+    for name in ("finance", "finance@1"):
+        with pytest.raises(NotServed, match="only shadow, canary and production serve"):
+            routes.route(name)
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "shadow")
+    assert routes.route("finance@1").decision == "pinned"
+    assert routes.route("base").decision == "base"
+    assert [name for name, _ in routes.served()] == ["finance@1", "tiny-random"]
+
+
+def test_a_rollback_holds_for_the_very_next_request(clone: Clone, reader: Registry) -> None:
+    routes = router(clone, reader)
+    with clone.registry() as writer:
+        story = clone.story(writer)
+        story.to("finance@1", "production")
+        story.to("finance@2", "production")
+        assert routes.route("finance").name == "finance@2"
+        lifecycle.promote(
+            writer,
+            "finance@1",
+            "production",
+            actor="ben",
+            reason="finance@2 is wrong",
+            evidence=story.evidence("incident"),
+        )
+    assert routes.route("finance").name == "finance@1"
+
+
+def test_a_revoked_version_does_not_answer_even_when_pinned(clone: Clone, reader: Registry) -> None:
+    routes = router(clone, reader, candidates=True)
+    assert routes.route("finance@2").name == "finance@2"
+    with clone.registry() as writer:
+        lifecycle.revoke(writer, "finance@2", actor="ben", reason="leaks")
+    with pytest.raises(NotServed, match="finance@2 was revoked"):
+        routes.route("finance@2")
+
+
+def test_an_expired_version_does_not_answer(clone: Clone) -> None:
+    from datetime import UTC, datetime
+
+    reader = open_registry(clone.root)
+    reader.clock = lambda: datetime(2500, 1, 1, tzinfo=UTC)
+    with pytest.raises(NotServed, match="expired on"):
+        router(clone, reader, candidates=True).route("finance")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "nobody", "finance@3", "finance@stable", "Finance", "finance@1 ", "../x", "@1"]
+)
+def test_what_names_nothing_is_unknown(clone: Clone, reader: Registry, name: str) -> None:
+    with pytest.raises(UnknownModel):
+        router(clone, reader, candidates=True).route(name)

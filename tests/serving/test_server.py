@@ -1,0 +1,99 @@
+"""`lora-ops serve` as a process: it starts, tells where it is open, finishes what runs, and ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lora_ops.serving.events import SYNC_SECONDS, read_events
+from tests.conftest import run
+from tests.serving.conftest import Clone
+
+
+class Process:
+    def __init__(self, root: Path) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "LORA_OPS_ROOT": str(root)}
+        lora_ops = str(Path(sys.executable).parent / "lora-ops")
+        self.process = subprocess.Popen(
+            [lora_ops, "serve", "--port", "0"], cwd=root, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        self.lines: list[str] = []
+        self.url = ""
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"on (http://[\d.:]+)", line):
+                self.url = found[1]
+                break
+        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr or ()))
+        self.reader.start()
+
+
+@contextmanager
+def serving(clone: Clone) -> Iterator[Process]:
+    process = Process(clone.root)
+    yield process
+    process.process.kill()
+    process.process.wait()
+
+
+def test_it_says_that_it_is_open_and_finishes_what_runs_when_it_is_told_to_stop(clone: Clone) -> None:
+    body = {"model": "base", "prompt": "AIRBNB", "max_tokens": 800, "stream": True}
+    with serving(clone) as server:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{server.url}/health")
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert server.process.wait(30) == 0
+        server.reader.join()
+    log = [json.loads(line) for line in server.lines]
+    assert any("NO API KEYS" in line["message"] for line in log)
+    assert any(line.get("path") == "/v1/completions" and line["status"] == 200 for line in log)
+    assert not any("traceback" in line for line in log)
+    assert list(read_events(clone.root / ".serving/events")["status"]) == [200]
+
+
+def test_what_was_answered_before_a_kill_is_in_the_event_log(clone: Clone) -> None:
+    body = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 2}
+    with serving(clone) as server:
+        for _ in range(5):
+            assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
+        time.sleep(2 * SYNC_SECONDS)
+        server.process.kill()
+        server.process.wait()
+    assert len(read_events(clone.root / ".serving/events")) == 5
+
+
+def test_an_address_that_others_reach_needs_keys(clone: Clone) -> None:
+    done = run("lora-ops", "serve", "--host", "0.0.0.0", cwd=clone.root)
+    assert done.returncode == 2 and "keys create --admin" in done.stderr
+
+
+def test_a_port_that_is_taken_is_one_sentence(clone: Clone) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("lora-ops", "serve", "--port", port, cwd=clone.root)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"lora-ops: Port {port} of 127.0.0.1 can't be taken")
+
+
+def test_without_a_base_model_it_says_what_to_run(clone: Clone) -> None:
+    (clone.base / "base_model.json").unlink()
+    done = run("lora-ops", "serve", "--port", "0", cwd=clone.root)
+    assert done.returncode == 2 and "run the stage `base_model` first" in done.stderr
