@@ -393,8 +393,9 @@ class WandbProject:
     def _talking(self) -> Iterator[None]:
         """Every way in which the client fails, as one sentence."""
         import requests
-        import wandb
         from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+        import wandb
 
         try:
             yield
