@@ -1,4 +1,4 @@
-"""vLLM's side of serving.py, run by the Python of an environment that has vLLM; settings and results are JSON."""
+"""vLLM's side of serving.py, run by the Python of an environment that has vLLM; JSON in, JSON out."""
 
 import json
 import os
