@@ -13,7 +13,7 @@ from lora_ops.registry.migrations import SCHEMA_VERSION, V1
 from lora_ops.registry.verification import verify
 
 from . import processes
-from .conftest import Build
+from .conftest import Build, Clock
 
 
 @pytest.fixture
@@ -93,6 +93,24 @@ def test_an_upgrade_that_is_killed_leaves_the_old_registry_or_the_new_one(
     registry = Registry(path)
     assert registry.log.head().seq == 3
     assert verify(registry).ok
+
+
+@pytest.mark.parametrize("calls", [None, *range(3, 60, 8)])
+def test_a_registry_of_schema_2_keeps_its_log_and_gains_a_queue_killed_or_not(
+    registry: Registry, package: Build, clock: Clock, calls: int | None
+) -> None:
+    registry.register(*package(1))
+    log = registry.log.entries()
+    registry.db.rows("DROP TABLE mirrors")
+    registry.db.rows("PRAGMA user_version = 2")
+    registry.close()
+    path = registry.path
+    assert processes.run(lambda: Registry(path), kill_at=calls) in (processes.KILLED, processes.DONE)
+    upgraded = Registry(path, clock=clock)
+    assert upgraded.log.entries() == log
+    assert upgraded.db.rows("SELECT * FROM mirrors") == []
+    assert verify(upgraded).ok
+    assert upgraded.register(*package(2))[0].id == "finance@2"
 
 
 def test_a_registry_from_the_future_is_refused_in_one_sentence(registry: Registry) -> None:
