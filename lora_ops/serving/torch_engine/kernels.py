@@ -75,14 +75,17 @@ class Step:
         self.positions, self.places = positions, places
         self.spans, self.segments = spans, segments
         self.singles = sum(span.rows == 1 for span in spans)
-        # The same as arrays that C can read.
-        self.starts = numpy.array([span.start for span in spans], dtype=numpy.int64)
-        self.lengths = numpy.array([span.length for span in spans], dtype=numpy.int64)
-        self.tables = numpy.array([segment.adapter.address for segment in segments], dtype=numpy.int64)
-        self.segment_starts = numpy.array([segment.first for segment in segments], dtype=numpy.int64)
-        self.segment_rows = numpy.array([segment.rows for segment in segments], dtype=numpy.int64)
         self.rank = max((segment.adapter.rank for segment in segments), default=0)
         self.scratch = torch.empty(rows * self.rank, dtype=torch.float32)
+        # The same as arrays that C reads; their addresses are asked for here, once and not in every layer.
+        self._arrays = numpy.array(
+            [[span.start for span in spans], [span.length for span in spans]], dtype=numpy.int64
+        )
+        self._segments = numpy.array(
+            [[s.adapter.address, s.first, s.rows] for s in segments], dtype=numpy.int64
+        ).T.copy()
+        self.starts, self.lengths = _addresses(self._arrays)
+        self.tables, self.segment_starts, self.segment_rows = _addresses(self._segments) or (0, 0, 0)
 
     @functools.cached_property
     def masks(self) -> dict[Span, torch.Tensor]:
@@ -95,6 +98,10 @@ class Step:
             for span in self.spans
             if span.rows > 1
         }
+
+
+def _addresses(rows: numpy.ndarray) -> list[int]:
+    return [row.ctypes.data for row in rows]
 
 
 @dataclass(frozen=True)
@@ -260,8 +267,8 @@ class NativeKernels(TorchKernels):
                 qkv.data_ptr(),
                 cache[0].data_ptr(),
                 cache[1].data_ptr(),
-                step.starts.ctypes.data,
-                step.lengths.ctypes.data,
+                step.starts,
+                step.lengths,
                 out.data_ptr(),
                 step.singles,
                 s.heads,
@@ -283,10 +290,10 @@ class NativeKernels(TorchKernels):
             x.data_ptr(),
             out.data_ptr(),
             step.scratch.data_ptr(),
-            step.tables.ctypes.data,
+            step.tables,
             which,
-            step.segment_starts.ctypes.data,
-            step.segment_rows.ctypes.data,
+            step.segment_starts,
+            step.segment_rows,
             len(step.segments),
             x.shape[1],
             out.shape[1],

@@ -1,5 +1,6 @@
 """One adapter as the fused decoder applies it: a few matrices for each fused projection of each layer."""
 
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,9 @@ class Projection:
 class AdapterTable:
     """An adapter's projections, one or None for each fused projection of the model in its order.
 
+    All matrices lie behind each other, in huge pages where the system has them: a step reads every adapter of
+    its batch from end to end.
+
     Attributes:
         bytes: of all matrices.
         rank: the largest sum of ranks in one projection.
@@ -62,7 +66,8 @@ class AdapterTable:
     """
 
     def __init__(self, pairs: Mapping[str, LoraPair], fused: Sequence[Sequence[Module]], device: str) -> None:
-        self.projections = [_projection(pairs, modules, device) for modules in fused]
+        memory = _Memory(sum(pair.a.nbytes + pair.b.nbytes for pair in pairs.values()), device)
+        self.projections = [_projection(pairs, modules, memory) for modules in fused]
         made = [projection for projection in self.projections if projection is not None]
         self.bytes = sum(tensor.nbytes for p in made for tensor in (p.a, *(part.b for part in p.parts)))
         self.rank = max(len(projection.a) for projection in made)
@@ -81,14 +86,32 @@ class AdapterTable:
         self.address = self._words.ctypes.data
 
 
-def _projection(pairs: Mapping[str, LoraPair], modules: Sequence[Module], device: str) -> Projection | None:
+class _Memory:
+    """A block from which tensors are cut one after the other."""
+
+    def __init__(self, size: int, device: str) -> None:
+        if device == "cpu":
+            block = mmap.mmap(-1, size)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                block.madvise(mmap.MADV_HUGEPAGE)
+            self._free = torch.frombuffer(block, dtype=torch.uint8)
+        else:
+            self._free = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A contiguous copy of the tensor in the block."""
+        place, self._free = self._free[: tensor.nbytes], self._free[tensor.nbytes :]
+        return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def _projection(pairs: Mapping[str, LoraPair], modules: Sequence[Module], memory: _Memory) -> Projection | None:
     adapted = [module for module in modules if module.name in pairs]
     if not adapted:
         return None
+    a = memory.keep(torch.cat([pairs[module.name].a for module in adapted]))
     parts, r0 = [], 0
     for module in adapted:
-        b = pairs[module.name].b.T.contiguous().to(device)
+        b = memory.keep(pairs[module.name].b.T)
         parts.append(Part(b, r0, module.offset))
         r0 += len(b)
-    a = torch.cat([pairs[module.name].a for module in adapted]).contiguous().to(device)
     return Projection(a, tuple(parts))
