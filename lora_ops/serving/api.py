@@ -359,6 +359,14 @@ def completion_logprobs(tokens: tuple[TokenLogprob, ...], offset: int) -> Comple
     return CompletionLogprobs(
         tokens=[one.token for one in tokens],
         token_logprobs=[one.logprob for one in tokens],
-        top_logprobs=[dict(one.top) for one in tokens],
+        top_logprobs=[_by_token(one.top) for one in tokens],
         text_offset=offsets,
     )
+
+
+def _by_token(top: tuple[tuple[str, float], ...]) -> dict[str, float]:
+    # Tokens that are parts of a character can look the same: the likeliest one stands for them.
+    best: dict[str, float] = {}
+    for token, logprob in top:
+        best.setdefault(token, logprob)
+    return best

@@ -48,6 +48,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         504: "The answer was not finished in time",
     }.items()
 }
+TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
+HTML: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -203,23 +205,23 @@ def create_app(gateway: Gateway) -> FastAPI:
                 )
         return api.ModelList(data=cards)
 
-    @app.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
-    async def load(body: api.LoadRequest, who: Annotated[Caller, allowed("admin")]) -> str:
+    @app.post("/v1/load_lora_adapter", response_model=None, responses=TEXT)
+    async def load(body: api.LoadRequest, who: Annotated[Caller, allowed("admin")]) -> Response:
         """Load a registered version now, before anybody asks for it."""
         route = gateway.route(who, body.lora_name)
         if route.version is None:
             raise ApiError(400, f"'{body.lora_name}' is the base model, not an adapter.", param="lora_name")
         await gateway.cache.load(route.version)
-        return f"Success: LoRA adapter '{route.name}' added successfully."
+        return PlainTextResponse(f"Success: LoRA adapter '{route.name}' added successfully.")
 
-    @app.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
-    async def unload(body: api.UnloadRequest, _: Annotated[Caller, allowed("admin")]) -> str:
+    @app.post("/v1/unload_lora_adapter", response_model=None, responses=TEXT)
+    async def unload(body: api.UnloadRequest, _: Annotated[Caller, allowed("admin")]) -> Response:
         """Take a version out of memory once nobody uses it; the next request loads it again."""
         if not await gateway.cache.unload(body.lora_name):
             raise ApiError(
                 404, f"No adapter '{body.lora_name}' is loaded.", code="model_not_found", param="lora_name"
             )
-        return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -236,12 +238,12 @@ def create_app(gateway: Gateway) -> FastAPI:
         gateway.router.route(gateway.base_model.id)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    @app.get("/metrics", response_model=None, responses=TEXT)
     async def metrics(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:
         """What Prometheus scrapes."""
         return Response(gateway.telemetry.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/console", response_class=HTMLResponse)
+    @app.get("/console", response_model=None, responses=HTML)
     async def page(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:
         """The read-only page for whoever is on call; a browser asks for a key as password."""
         return HTMLResponse(console.PAGE, headers={"content-security-policy": console.security_policy()})
@@ -251,6 +253,9 @@ def create_app(gateway: Gateway) -> FastAPI:
         """What the page shows."""
         return console.snapshot(gateway)
 
+    for operations in app.openapi()["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's; here a wrong body is a 400
     return app
 
 

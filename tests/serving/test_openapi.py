@@ -1,0 +1,47 @@
+"""Every operation of the OpenAPI, attacked with what its schema allows and with what it does not."""
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import Case, GenerationMode
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from tests.serving.conftest import Served
+
+# A name or length that the schema can't know makes a valid body a 400 or 404: acceptance is not asked for.
+NOT_ASKED = [openapi_checks.positive_data_acceptance, openapi_checks.ignored_auth]
+OPERATIONS = {
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "GET /v1/models",
+    "POST /v1/load_lora_adapter",
+    "POST /v1/unload_lora_adapter",
+    "GET /health",
+    "GET /ready",
+    "GET /metrics",
+    "GET /console",
+    "GET /console/data",
+}
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_no_request_breaks_the_gateway_or_its_promises(gateway: Served, mode: GenerationMode) -> None:
+    schema = schemathesis.openapi.from_url(f"{gateway.url}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert {f"{one.method.upper()} {one.path}" for one in operations} == OPERATIONS
+    for operation in operations:
+        if mode is GenerationMode.NEGATIVE and operation.method.upper() == "GET":
+            continue  # nothing in it can be wrong
+
+        @settings(
+            max_examples=25,
+            deadline=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def attack(case: Case) -> None:
+            case.call_and_validate(timeout=60, excluded_checks=NOT_ASKED)
+
+        attack()
