@@ -15,6 +15,7 @@ import logging
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -90,12 +91,6 @@ def random_adapters(base: Path, folder: Path, count: int) -> list[Path]:
         made.append(folder / f"adapter-{number}")
         adapted.save_pretrained(made[-1], save_embedding_layers=False)
     return made
-
-
-def median(action: Callable[[], Measured], repeats: int) -> Measured:
-    """Of several runs after one that warms up."""
-    action()
-    return middle([action() for _ in range(repeats)])
 
 
 def middle(runs: list[Measured]) -> Measured:
@@ -213,6 +208,7 @@ def peft_one_by_one(setting: Setting) -> Results:
     model = _peft(setting)
 
     def run(size: int) -> Measured:
+        _run(model, setting, [0], 2)
         started, firsts = time.perf_counter(), []
         for row in range(size):
             model.set_adapter(str(row))
@@ -224,7 +220,7 @@ def peft_one_by_one(setting: Setting) -> Results:
         took = time.perf_counter() - started
         return Measured(size * setting.new_tokens / took, statistics.median(firsts) * 1000)
 
-    return {size: median(lambda size=size: run(size), 1) for size in BATCHES if size <= ONE_BY_ONE_LIMIT}
+    return {size: run(size) for size in BATCHES if size <= ONE_BY_ONE_LIMIT}
 
 
 def vllm(setting: Setting, python: str, *, adapted: bool) -> Results:
@@ -262,15 +258,13 @@ def _run(model: Any, setting: Setting, rows: Any, new_tokens: int, **extra: Any)
 
 
 def _generate(model: Any, setting: Setting, rows: range, **extra: Any) -> Measured:
-    def run() -> Measured:
-        started = time.perf_counter()
-        _run(model, setting, rows, 1, **extra)
-        first = time.perf_counter()
-        _run(model, setting, rows, setting.new_tokens, **extra)
-        took = time.perf_counter() - first
-        return Measured(len(rows) * setting.new_tokens / took, (first - started) * 1000)
-
-    return median(run, 1)
+    _run(model, setting, rows, 2, **extra)  # to warm up
+    started = time.perf_counter()
+    _run(model, setting, rows, 1, **extra)
+    first = time.perf_counter()
+    _run(model, setting, rows, setting.new_tokens, **extra)
+    took = time.perf_counter() - first
+    return Measured(len(rows) * setting.new_tokens / took, (first - started) * 1000)
 
 
 def main() -> None:
@@ -316,7 +310,9 @@ def main() -> None:
             }
         adapted, own_base = asyncio.run(engine(setting))
         results = {"this engine, an adapter in each row": adapted, "this engine, base only": own_base}
-        results |= {name: measure() for name, measure in systems.items()}
+        for name, measure in systems.items():
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
+            results[name] = measure()
     show(results, options, Console(width=112))
 
 
