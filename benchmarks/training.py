@@ -6,14 +6,16 @@
     python benchmarks/training.py --tenant media --rows 160
 
 Same data, recipe, batch size and loss for all, each in a process of its own; the validation loss is computed in
-the same way for all. `trl` has its own defaults beside the recipe's values (bfloat16, gradient checkpointing);
-`trl best` is what makes it fast on a CPU: float32, no checkpointing, rows of like length together, no logging.
-Its padding-free batches and its packing without cross-talk need FlashAttention, so a GPU.
+the same way for all. `trl best` is what makes it fast on a CPU: float32, no gradient checkpointing, rows of
+like length together, no logging (its padding-free batches and its packing without cross-talk need
+FlashAttention, so a GPU). `trl float32` has TRL's defaults but for bfloat16. `trl defaults` runs only if
+`--only` names it: in bfloat16, a CPU without instructions for it needs an hour.
 
 tokens/s counts every token of every trained row, prompt and completion; completion/s those with a loss. Share
 of peak is 4 FLOP x parameters (embeddings included) x these tokens / seconds, over a float32 matrix product of
 2048 x 2048 in the same process, before and after. Padding is not counted, and a prefix that rows share counts
-in each of them though it may be computed once: so the share can pass 100 %.
+in each of them though it may be computed once: so the share can pass 100 %. On a machine that others use too,
+`--threads 1` and the column of CPU seconds are the fair ones.
 """
 
 import argparse
@@ -38,7 +40,18 @@ from lora_ops.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "models/base"
-Result = tuple[float, float]  # seconds, validation loss
+Result = tuple[float, float, float]  # seconds, CPU seconds of all threads, validation loss
+
+
+class Clock:
+    """Seconds, and CPU seconds of all threads, since it was made."""
+
+    def __init__(self) -> None:
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """(seconds, CPU seconds)."""
+        return time.perf_counter() - self.start, time.process_time() - self.cpu_start
 
 
 def adapted(recipe: TrainSettings) -> Any:
@@ -71,9 +84,11 @@ def validation_loss(model: Any, rows: list[Tokens], pad_token_id: int) -> float:
 
 
 def with_lora_ops(recipe: TrainSettings, rows: list[Example], validation: list[Example]) -> Result:
-    """`lora_ops.training.loop.train`, checkpoints included."""
+    """`lora_ops.training.loop.train`; loading the model and validating are in its CPU seconds, against it."""
+    from peft import PeftModel
+
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder, clock = Path(temporary), Clock()
         record = train(
             "benchmark",
             recipe,
@@ -85,11 +100,11 @@ def with_lora_ops(recipe: TrainSettings, rows: list[Example], validation: list[E
             report=folder / "report",
             checkpoint=folder / "checkpoint.safetensors",
         )
-        from peft import PeftModel
-
+        cpu = clock.read()[1]
         model, tokenizer = load_base_model(BASE)
         model = PeftModel.from_pretrained(model, folder / "adapter")
-        return record.seconds, validation_loss(model, tokenize(validation, tokenizer), tokenizer.pad_token_id)
+        loss = validation_loss(model, tokenize(validation, tokenizer), tokenizer.pad_token_id)
+        return record.seconds, cpu, loss
 
 
 def with_peft(recipe: TrainSettings, rows: list[Example], validation: list[Example]) -> Result:
@@ -102,7 +117,7 @@ def with_peft(recipe: TrainSettings, rows: list[Example], validation: list[Examp
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / max(1, recipe.warmup * steps), (steps - step) / steps)
     )
-    start = time.perf_counter()
+    clock = Clock()
     model.train()
     for _ in range(recipe.epochs):
         order = torch.randperm(len(tokens)).tolist()
@@ -121,12 +136,12 @@ def with_peft(recipe: TrainSettings, rows: list[Example], validation: list[Examp
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-    seconds = time.perf_counter() - start
-    return seconds, validation_loss(model, tokenize(validation, tokenizer), tokenizer.pad_token_id)
+    spent = clock.read()
+    return *spent, validation_loss(model, tokenize(validation, tokenizer), tokenizer.pad_token_id)
 
 
-def with_trl(recipe: TrainSettings, rows: list[Example], validation: list[Example], best: bool) -> Result:
-    """SFTTrainer on the same token ids."""
+def with_trl(recipe: TrainSettings, rows: list[Example], validation: list[Example], **options: Any) -> Result:
+    """SFTTrainer on the same token ids; `options` are laid over its defaults."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -141,12 +156,6 @@ def with_trl(recipe: TrainSettings, rows: list[Example], validation: list[Exampl
         }
         for row in tokenize(rows, tokenizer)
     ]
-    fast: dict[str, Any] = {
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "train_sampling_strategy": "group_by_length",
-        "logging_strategy": "no",
-    }
     with tempfile.TemporaryDirectory() as temporary:
         arguments = SFTConfig(
             output_dir=temporary,
@@ -160,7 +169,7 @@ def with_trl(recipe: TrainSettings, rows: list[Example], validation: list[Exampl
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,
-            **(fast if best else {}),
+            **options,
         )
         trainer = SFTTrainer(
             model,
@@ -169,17 +178,23 @@ def with_trl(recipe: TrainSettings, rows: list[Example], validation: list[Exampl
             processing_class=tokenizer,
             peft_config=lora_config(recipe, LoraConfig),
         )
-        start = time.perf_counter()
+        clock = Clock()
         trainer.train()
-        seconds = time.perf_counter() - start
-    return seconds, validation_loss(trainer.model, tokenize(validation, tokenizer), tokenizer.pad_token_id)
+        spent = clock.read()
+    return *spent, validation_loss(trainer.model, tokenize(validation, tokenizer), tokenizer.pad_token_id)
 
 
+FAST: dict[str, Any] = {
+    "gradient_checkpointing": False,
+    "train_sampling_strategy": "group_by_length",
+    "logging_strategy": "no",
+}
 CONTENDERS: dict[str, Callable[[TrainSettings, list[Example], list[Example]], Result]] = {
     "lora_ops": with_lora_ops,
     "peft loop": with_peft,
-    "trl best": partial(with_trl, best=True),
-    "trl": partial(with_trl, best=False),
+    "trl best": partial(with_trl, bf16=False, **FAST),
+    "trl float32": partial(with_trl, bf16=False),
+    "trl defaults": with_trl,
 }
 
 
@@ -202,12 +217,13 @@ def contend(name: str, tenant: str, limit: int | None) -> dict[str, float]:
     tokens = tokenize(rows, load_tokenizer(BASE))
     parameters = sum(p.numel() for p in load_base_model(BASE)[0].parameters())
     before = matrix_peak()
-    seconds, loss = CONTENDERS[name](settings.train, rows, validation)
+    seconds, cpu, loss = CONTENDERS[name](settings.train, rows, validation)
     peak = (before + matrix_peak()) / 2
     trained = settings.train.epochs * sum(len(row.prompt) + len(row.completion) for row in tokens)
     completion = settings.train.epochs * sum(len(row.completion) for row in tokens)
     return {
         "seconds": seconds,
+        "cpu": cpu,
         "tokens": trained / seconds,
         "completion": completion / seconds,
         "peak": peak,
@@ -221,16 +237,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tenant", default="finance")
     parser.add_argument("--rows", type=int, help="only the first so many of the train split")
-    parser.add_argument("--only", choices=CONTENDERS, nargs="+", default=list(CONTENDERS))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", choices=CONTENDERS, nargs="+", default=list(CONTENDERS)[:-1])
     parser.add_argument("--contend", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contend:
+        torch.set_num_threads(options.threads)
         print("RESULT", json.dumps(contend(options.contend, options.tenant, options.rows)))
         return
-    print("             seconds  tokens/s  completion/s  GFLOP/s peak  share of peak  validation loss  ratio")
-    first = None
+    print(
+        f"{'':14s}seconds  CPU s tokens/s completion/s  peak GFLOP/s  share  validation loss  ratio  CPU ratio"
+    )
+    first: dict[str, float] = {}
     for name in options.only:
         command = [sys.executable, __file__, "--contend", name, "--tenant", options.tenant]
+        command += ["--threads", str(options.threads)]
         done = subprocess.run(
             command + (["--rows", str(options.rows)] if options.rows else []), capture_output=True, text=True
         )
@@ -238,10 +259,12 @@ def main() -> None:
         if not found:
             sys.exit(f"'{name}' failed:\n{done.stderr[-3000:]}")
         r = json.loads(found[-1].removeprefix("RESULT "))
-        first = first or r["seconds"]
-        speed = f"{r['seconds']:9.1f} {r['tokens']:9.0f} {r['completion']:13.1f} {r['peak'] / 1e9:13.0f}"
+        first = first or r
+        ratios = f"{r['seconds'] / first['seconds']:6.2f} {r['cpu'] / first['cpu']:10.2f}"
+        speed = f"{r['seconds']:8.1f} {r['cpu']:6.0f} {r['tokens']:8.0f} {r['completion']:12.1f}"
         print(
-            f"{name:10s} {speed} {r['share']:14.0%} {r['loss']:16.3f} {r['seconds'] / first:6.2f}", flush=True
+            f"{name:13s}{speed} {r['peak'] / 1e9:13.0f} {r['share']:6.0%} {r['loss']:16.3f} {ratios}",
+            flush=True,
         )
 
 
