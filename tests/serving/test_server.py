@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from lora_ops.serving.events import SYNC_SECONDS, read_events
-from tests.conftest import run
+from tests.conftest import ROOT, run
 from tests.serving.conftest import Clone
 
 
@@ -67,6 +67,15 @@ def test_it_says_that_it_is_open_and_finishes_what_runs_when_it_is_told_to_stop(
     assert any(line.get("path") == "/v1/completions" and line["status"] == 200 for line in log)
     assert not any("traceback" in line for line in log)
     assert list(read_events(clone.root / ".serving/events")["status"]) == [200]
+
+
+def test_the_readmes_client_is_answered(clone: Clone) -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
+    with serving(clone) as server:
+        client = [sys.executable, "-c", code.replace("http://localhost:8000", server.url)]
+        done = subprocess.run(client, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "finance@2:" in done.stdout
 
 
 def test_what_was_answered_before_a_kill_is_in_the_event_log(clone: Clone) -> None:
