@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -67,7 +68,10 @@ def report() -> None:
     from lora_ops.records import Manifest
 
     root = find_root()
-    table = Table("tenant", "version", "metric", "base", "adapter", "size", "training", "report")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("tenant", "version", "metric", "base", "adapter", "size", "training"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("report", overflow="fold")
     for tenant in load_settings(root).tenants:
         path = root / "packages" / tenant / MANIFEST
         if not path.is_file():
