@@ -65,7 +65,8 @@ print("PEER", time.perf_counter() - start)
 def timed(command: list[str], root: Path) -> tuple[float, str]:
     """Seconds of a command in `root` and what it printed."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    environment |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "LORA_OPS_ROOT": str(root), "COLUMNS": "112"}
+    environment |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+    environment |= {"LORA_OPS_ROOT": str(root), "COLUMNS": "112"}
     start = time.perf_counter()
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
