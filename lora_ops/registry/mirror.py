@@ -165,7 +165,7 @@ class Mirror:
             package=None,
             data=version.manifest.data,
             parent_manifest_sha256=self._parent(version),
-            reports={registry.files.checked(one.sha256, one.summary): one for one in evidence_of(entry)},
+            reports=[(registry.files.checked(one.sha256, one.summary), one) for one in evidence_of(entry)],
         )
         public_key = registry.signer.public_key(signature["key"])
         if entry.action not in BORN:

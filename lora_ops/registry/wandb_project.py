@@ -14,7 +14,7 @@ W&B draws the lineage. Names are digests, so sending twice finds what the first 
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,7 +60,7 @@ class Parcel(NamedTuple):
     package: Path | None
     data: DataRecord
     parent_manifest_sha256: str | None
-    reports: Mapping[Path, Evidence]
+    reports: Sequence[tuple[Path, Evidence]]
 
 
 class WandbProject:
@@ -121,7 +121,7 @@ class WandbProject:
                 self._send_package(run, entry, parcel, parcel.package)
             else:
                 self._use(run, entry.tenant, adapter)
-            for path, report in parcel.reports.items():
+            for path, report in parcel.reports:
                 kind = "incident" if report.kind == "incident" else "evaluation"
                 artifact = self._artifact(f"{entry.tenant}-{report.kind}", kind, report.model_dump(mode="json"))
                 artifact.add_file(str(path), "report", policy="immutable", skip_cache=True)

@@ -75,6 +75,17 @@ def test_two_machines_take_one_version_through_its_life_and_both_logs_are_the_sa
     assert verify(ci).ok  # it fetches the reports that the laptop kept
 
 
+def test_one_file_may_be_the_report_of_two_kinds(machine: Machine, package: Build, tmp_path: Path) -> None:
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    report = tmp_path / "report.md"
+    report.write_text("All well.")
+    evidence = [ci.keep("evaluation", report), ci.keep("policy", report)]
+    lifecycle.promote(ci, "finance@1", "validated", actor="ben", reason="good", evidence=evidence)
+    laptop.pull()
+    assert verify(laptop).ok
+
+
 def test_the_same_content_from_two_machines_is_one_version(machine: Machine, package: Build) -> None:
     machine("ci").register(*package(1), actor="ana")
     version, is_new = machine("laptop").register(*package(1), actor="ben")
