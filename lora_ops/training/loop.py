@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -70,7 +71,9 @@ def train(
     tokens, start = begun.tokens, time.perf_counter() - begun.seconds
 
     model.train()
-    for step in tqdm(range(begun.step, steps), initial=begun.step, total=steps, unit="step", mininterval=5):
+    progress = {"initial": begun.step, "total": steps, "unit": "step", "mininterval": 5}
+    # On stdout: a page shows stderr in red, and progress is no fault.
+    for step in tqdm(range(begun.step, steps), file=sys.stdout, **progress):
         chosen = _rows_of_step(rows, step, per_epoch, settings)
         rate = settings.learning_rate * _schedule(step, steps, settings.warmup)
         for group in optimizer.param_groups:

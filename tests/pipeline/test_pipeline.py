@@ -120,7 +120,7 @@ def test_the_table_at_the_end_names_every_tenant(done: Path) -> None:
 def test_a_page_shows_its_plots_and_nothing_in_red(done: Path, page: str, pictures: int) -> None:
     text = (done / f"reports/finance/{page}.html").read_text()
     assert text.count("<img ") == pictures
-    assert "application/vnd.jupyter.stderr" not in text
+    assert 'data-mime-type="application/vnd.jupyter.stderr"' not in text
 
 
 def test_chat_answers_with_adapter_and_base(done: Path) -> None:
