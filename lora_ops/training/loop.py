@@ -180,7 +180,9 @@ def _write_adapter(model: Any, base_model_id: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
         folder = Path(temporary) / "adapter"
         # The folder that the base model lies in on this machine means nothing elsewhere.
-        model.peft_config["default"].base_model_name_or_path = base_model_id
+        config = model.peft_config["default"]
+        config.base_model_name_or_path = base_model_id
+        config.target_modules = sorted(config.target_modules)  # a set's order differs from process to process
         # No layer of the vocabulary is adapted, so there is nothing of it to look for or to save.
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
