@@ -13,8 +13,9 @@ repro: .venv/installed
 serve: .venv/installed
 	lora-ops serve
 
+# The pipeline's tests fill one worker, all others the second.
 test: .venv/installed
-	pytest
+	pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed
 	ruff check .

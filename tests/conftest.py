@@ -18,6 +18,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+# Two workers share the cores, and more threads do nothing for a tiny model.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def make_tiny_base(folder: Path) -> Path:
