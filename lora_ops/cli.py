@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -68,10 +68,10 @@ def report() -> None:
     from lora_ops.records import Manifest
 
     root = find_root()
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("tenant", "version", "metric", "base", "adapter", "size", "training"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("report", overflow="fold")
+    table = Table(
+        "tenant", "version", "metric", "base", "adapter", "size", "training", box=SIMPLE, pad_edge=False
+    )
+    pages = []
     for tenant in load_settings(root).tenants:
         path = root / "packages" / tenant / MANIFEST
         if not path.is_file():
@@ -86,9 +86,9 @@ def report() -> None:
             f"{metric.adapter.value:.3f}",
             f"{manifest.size_bytes / 1e6:.1f} MB",
             f"{manifest.training.seconds:.0f} s",
-            manifest.report,
         )
-    console.print(table)
+        pages.append(f"{manifest.adapter_id}: {manifest.report}")
+    console.print(table, "Reports, for a browser:", *pages, sep="\n", highlight=False)
 
 
 @app.command()
