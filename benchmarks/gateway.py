@@ -292,7 +292,7 @@ def many(site: Site) -> None:
 
 
 def fair(site: Site) -> None:
-    """A tenant with two clients, beside another one with two and with twenty."""
+    """A tenant that fills its half of the gateway, beside another that does so too, then at ten times that."""
     site.register(["loud", "quiet"], 8, "all-linear")
     table = Table(title="A tenant's latency beside another one at its share and at ten times that (16 tokens)")
     for column in ("loud clients", "quiet P50 ms", "quiet P99 ms", "quiet refused", "loud requests/s"):
@@ -300,7 +300,7 @@ def fair(site: Site) -> None:
     medians = []
     with site.gateway(max_running=8) as (port, _):
         Client(port).ask("loud", 2)
-        for loud in (2, 20):
+        for loud in (4, 40):
             stop, answered = threading.Event(), [0] * loud
 
             def flood(index: int, stop: threading.Event = stop, answered: list[int] = answered) -> None:
@@ -316,10 +316,10 @@ def fair(site: Site) -> None:
 
             def asking(_: int) -> list[tuple[float, int]]:
                 client = Client(port)
-                return [client.ask("quiet", 16) for _ in range(20)]
+                return [client.ask("quiet", 16) for _ in range(10)]
 
-            with ThreadPoolExecutor(2) as pool:
-                taken = [one for many in pool.map(asking, range(2)) for one in many]
+            with ThreadPoolExecutor(4) as pool:
+                taken = [one for many in pool.map(asking, range(4)) for one in many]
             rate = (sum(answered) - before) / (time.perf_counter() - started)
             stop.set()
             for thread in threads:

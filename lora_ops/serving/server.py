@@ -110,7 +110,9 @@ def bind(settings: ServingSettings) -> socket.socket:
     address = (settings.host, settings.port)
     try:
         family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
-        port = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio sends at once only on sockets that say they are TCP; else each answer waits 40 ms for an
+        # acknowledgement (Nagle's algorithm meets the client's delayed one).
+        port = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         port.bind(address)
     except OSError as error:

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from lora_ops.serving.events import SYNC_SECONDS, read_events
+from lora_ops.serving.server import bind
 from tests.conftest import ROOT, run
 from tests.serving.conftest import Clone
 
@@ -100,6 +101,13 @@ def test_a_port_that_is_taken_is_one_sentence(clone: Clone) -> None:
         done = run("lora-ops", "serve", "--port", port, cwd=clone.root)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"lora-ops: Port {port} of 127.0.0.1 can't be taken")
+
+
+def test_small_answers_are_sent_at_once(clone: Clone) -> None:
+    with bind(clone.settings().serving) as port:
+        port.listen()
+        with socket.create_connection(port.getsockname()), port.accept()[0] as accepted:
+            assert accepted.proto == socket.IPPROTO_TCP  # what asyncio asks before it sets TCP_NODELAY
 
 
 def test_without_a_base_model_it_says_what_to_run(clone: Clone) -> None:
