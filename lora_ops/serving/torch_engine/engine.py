@@ -1,7 +1,6 @@
 """The embedded engine: one thread takes the steps, the event loop hands requests in and chunks out."""
 
 import asyncio
-import hashlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -28,10 +27,15 @@ PREFILL_CHUNK = {"cpu": 64}
 PREFILL_CHUNK_DEVICE = 512
 
 
+# Device, inode, size and time of change of each file: enough to tell whether a name means the same adapter,
+# without reading it once more.
+Files = tuple[tuple[int, int, int, int], ...]
+
+
 @dataclass
 class _Loaded:
     adapter: Adapter
-    digest: str
+    files: Files
     users: int = 0
 
 
@@ -108,9 +112,9 @@ class TorchEngine:
                 is taken by another adapter.
         """
         self._require_started()
-        digest, adapter = await asyncio.to_thread(self._read, folder)
-        loaded = self._adapters.setdefault(name, _Loaded(adapter, digest))
-        if loaded.digest != digest:
+        files, adapter = await asyncio.to_thread(self._read, folder)
+        loaded = self._adapters.setdefault(name, _Loaded(adapter, files))
+        if loaded.files != files:
             raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
         return loaded.adapter.bytes
 
@@ -206,10 +210,11 @@ class TorchEngine:
             list(prompt),
         )
 
-    def _read(self, folder: Path) -> tuple[str, Adapter]:
+    def _read(self, folder: Path) -> tuple[Files, Adapter]:
         pairs = read_adapter(folder, self._decoder.shapes, self._decoder.dtype)
-        contents = b"".join((folder / name).read_bytes() for name in sorted(ADAPTER_FILES))
-        return hashlib.sha256(contents).hexdigest(), self._decoder.adapter(pairs)
+        found = [(folder / name).stat() for name in ADAPTER_FILES]
+        files = tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
+        return files, self._decoder.adapter(pairs)
 
     def _submit(self, command: Callable[[Batch], None]) -> None:
         with self._wake:
