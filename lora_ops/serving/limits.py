@@ -120,15 +120,24 @@ class Line:
     running: int = 0
     time: float = 0.0
     last_seen: float = -math.inf
+    peak: int = 0
+    peak_at: float = -math.inf
+
+    def seen(self, now: float) -> None:
+        """Note that it asked, and how much it wants at once: its peak of the last `ACTIVE_SECONDS`."""
+        self.last_seen, wanted = now, self.running + len(self.waiting)
+        if wanted >= self.peak or now - self.peak_at > ACTIVE_SECONDS:
+            self.peak, self.peak_at = wanted, now
 
 
 class FairQueue:
     """Gives out a number of slots, to each tenant its share.
 
     Start-time fair queueing (Goyal, Vin, Cheng 1996): the next slot goes to the waiting tenant with the least
-    virtual time, which advances by tokens divided by share. Two rules keep a flood of one tenant from the
-    others: the last free slot is for a tenant that has none while others were active lately, and when the queue
-    is full the newest ticket of the longest line goes.
+    virtual time, which advances by tokens divided by share. Answers are not interrupted, so three rules keep a
+    flood of one tenant from the others: slots that a tenant used lately, up to its share, stay free for its
+    next answers; the last free slot is for a tenant that has none while others were active lately; and when
+    the queue is full the newest ticket of the longest line goes.
 
     Args:
         slots: answers that are generated at the same time.
@@ -174,7 +183,6 @@ class FairQueue:
         line = self._lines.get(tenant)
         if line is None:
             line = self._lines[tenant] = Line(self._share(tenant))
-        line.last_seen = self._clock()
         waiting = sum(self.waiting().values())
         excess = len(costs) - (self._max_waiting + self._free - waiting)
         if excess > 0:
@@ -186,6 +194,7 @@ class FairQueue:
         loop = asyncio.get_running_loop()
         tickets = [Ticket(tenant, cost, loop.create_future()) for cost in costs]
         line.waiting.extend(tickets)
+        line.seen(self._clock())
         self._ready[tenant] = line
         self._dispatch()
         return tickets
@@ -250,10 +259,15 @@ class FairQueue:
         return min(able, key=lambda tenant: max(self._now, self._lines[tenant].time), default=None)
 
     def _may_take(self, tenant: str) -> bool:
-        if self._free > 1 or self._slots == 1 or not self._lines[tenant].running:
+        mine, since = self._lines[tenant], self._clock() - ACTIVE_SECONDS
+        others = [line for name, line in self._lines.items() if name != tenant and line.last_seen > since]
+        if not others or not mine.running:
             return True
-        since = self._clock() - ACTIVE_SECONDS
-        return not any(line.last_seen > since for other, line in self._lines.items() if other != tenant)
+        each = self._slots / (mine.share + sum(line.share for line in others))
+        if mine.running + 1 <= each * mine.share:
+            return True
+        kept = sum(max(0.0, min(each * line.share, line.peak) - line.running) for line in others)
+        return self._free > max(1.0, kept)
 
     def _drop_newest_of_longest(self) -> None:
         tenant, line = max(self._ready.items(), key=lambda item: len(item[1].waiting))

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from lora_ops.serving.limits import Allowance, FairQueue, Overloaded, Ticket, TooMany
+from lora_ops.serving.limits import ACTIVE_SECONDS, Allowance, FairQueue, Overloaded, Ticket, TooMany
 from lora_ops.settings import TenantServing
 
 
@@ -130,6 +130,30 @@ async def test_the_last_free_slot_is_for_a_tenant_that_has_none() -> None:
     assert sum(ticket.running for ticket in bench.enter("flood", 9)) == 1
     (late,) = bench.enter("late")
     assert late.running
+
+
+@in_loop
+async def test_slots_that_a_tenant_used_lately_stay_free_for_its_next_answers() -> None:
+    now = 0.0
+    bench = Bench(slots=4, clock=lambda: now)
+    quiet, flood = bench.enter("quiet", 2), bench.enter("flood", 9)
+    assert sum(ticket.running for ticket in flood) == 2
+    for ticket in quiet:
+        bench.queue.leave(ticket)
+    assert sum(ticket.running for ticket in flood) == 2
+    assert all(ticket.running for ticket in bench.enter("quiet", 2))
+
+
+@in_loop
+async def test_slots_that_a_tenant_no_longer_uses_go_to_the_others() -> None:
+    now = 0.0
+    bench = Bench(slots=4, clock=lambda: now)
+    quiet, flood = bench.enter("quiet", 2), bench.enter("flood", 9)
+    for ticket in quiet:
+        bench.queue.leave(ticket)
+    now = ACTIVE_SECONDS + 1
+    bench.queue.leave(flood[0])
+    assert sum(ticket.running for ticket in flood) == 4
 
 
 @in_loop
