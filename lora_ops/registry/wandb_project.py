@@ -393,9 +393,8 @@ class WandbProject:
     def _talking(self) -> Iterator[None]:
         """Every way in which the client fails, as one sentence."""
         import requests
-        from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-
         import wandb
+        from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
         try:
             yield

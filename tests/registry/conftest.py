@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 from safetensors.numpy import save_file
 
-import wandb
 from lora_ops.records import (
     BaseModelRecord,
     DataRecord,
