@@ -1,6 +1,7 @@
 """Run one notebook with parameters through papermill, so that a stage is a notebook and nothing more."""
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,19 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(output),
-            parameters=parameters,
-            kernel_name="python3",
-            cwd=str(root),
-            progress_bar=False,
-            # Unix sockets: no other user of the machine can talk to the kernel.
-            config=Config({"KernelManager": {"transport": "ipc"}}),
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
+        with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as sockets:
+            papermill.execute_notebook(
+                str(notebook),
+                str(output),
+                parameters=parameters,
+                kernel_name="python3",
+                cwd=str(root),
+                progress_bar=False,
+                # Unix sockets: no other user of the machine can talk to the kernel.
+                config=Config({"KernelManager": {"transport": "ipc", "ip": str(Path(sockets) / "ipc")}}),
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+            )
     except PapermillExecutionError as error:
         # Our own errors are already a sentence; others need their class to make sense.
         kind = "" if error.ename == LoraOpsError.__name__ else f"{error.ename}: "

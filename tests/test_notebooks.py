@@ -1,6 +1,9 @@
 """Running a notebook: parameters it does not declare, cells that fail, and what is left behind."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -27,6 +30,19 @@ def test_a_notebook_runs_with_its_parameters_and_leaves_a_page(tmp_path: Path) -
     run_notebook(notebook, tmp_path / "out" / "n.ipynb", {"who": "finance"}, tmp_path)
     assert "hello finance" in (tmp_path / "out" / "n.ipynb").read_text()
     assert "hello finance" in (tmp_path / "out" / "n.html").read_text()
+
+
+def test_a_killed_run_leaves_no_socket_in_the_folder_it_ran_in(tmp_path: Path) -> None:
+    write(tmp_path / "n.ipynb", "x = 0", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
+    root = tmp_path / "root"
+    root.mkdir()
+    run = (
+        "from pathlib import Path; from lora_ops.notebooks import run_notebook; "
+        "run_notebook(Path('../n.ipynb'), Path('../out.ipynb'), {}, Path('.'))"
+    )
+    ended = subprocess.run([sys.executable, "-c", run], cwd=root, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL
+    assert list(root.iterdir()) == []
 
 
 def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(tmp_path: Path) -> None:
