@@ -44,7 +44,7 @@ class Signer:
         config = signing.Config().set_hashing_config(_every_file())
         target = package.parent / f"{package.name}.sig"
         if self.settings.method == "key":
-            self._key()
+            self._own_key()
         try:
             if self.settings.method == "key":
                 config.use_elliptic_key_signer(private_key=self.private_key)
@@ -99,7 +99,7 @@ class Signer:
 
     def sign_text(self, text: str) -> dict[str, str]:
         """A signature over `text` by the local key: its fingerprint and the value, base64."""
-        key = self._key()
+        key = self._own_key()
         value = key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
         return {"key": _fingerprint(_public_pem(key)), "value": base64.b64encode(value).decode()}
 
@@ -116,6 +116,12 @@ class Signer:
         except (InvalidSignature, ValueError):
             return False
         return True
+
+    def known(self) -> list[str]:
+        """The fingerprints of the public keys in the folder, sorted."""
+        return sorted(
+            path.stem for path in self.folder.glob("*.pub") if _fingerprint(path.read_bytes()) == path.stem
+        )
 
     def public_key(self, fingerprint: str) -> str:
         """The public key with this fingerprint, in PEM, to be sent beside a signature."""
@@ -139,6 +145,17 @@ class Signer:
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
+
+    def _own_key(self) -> ec.EllipticCurvePrivateKey:
+        # Signed by a key that is not trusted here, the next change would find a log that it can't believe.
+        key, trusted = self._key(), self.settings.trusted_keys
+        mine = _fingerprint(_public_pem(key))
+        if trusted and mine not in trusted:
+            raise LoraOpsError(
+                f"This machine's own key ({mine}) is not listed under registry.signing.trusted_keys in "
+                "params.yaml: add it, or use a key that is; nothing was changed."
+            )
+        return key
 
     def _key(self) -> ec.EllipticCurvePrivateKey:
         try:

@@ -151,3 +151,11 @@ def test_a_signed_text_fits_only_itself(signer: Signer) -> None:
 def test_sigstore_needs_to_know_whom_to_trust() -> None:
     with pytest.raises(ValueError, match="needs identity and issuer"):
         SigningSettings(method="sigstore")
+
+
+def test_a_key_that_its_own_settings_do_not_trust_signs_nothing(signer: Signer, folder: Path) -> None:
+    signer.sign_text("x")
+    other = Signer(signer.folder, SigningSettings(trusted_keys=("0" * 64,)))
+    for sign in (lambda: other.sign(folder), lambda: other.sign_text("x")):
+        with pytest.raises(LoraOpsError, match=f"own key \\({signer.known()[0]}\\) is not listed under"):
+            sign()
