@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+COMPARED_ROWS = 10
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 State = Literal[
@@ -157,7 +158,7 @@ class EvaluationRecord(Record):
     adapter_sha256: Sha256
     primary: str
     metrics: dict[str, MetricRecord]
-    beats_base: bool = Field(description="intervals of the primary metric do not overlap")
+    beats_base: bool = Field(description="for every metric the adapter's interval lies wholly above the base's")
     groups: dict[str, GroupMetric] = Field(
         default_factory=dict, description="exact match for each label, with its rows; empty for free text"
     )
@@ -188,6 +189,14 @@ class PolicyCheck(Record):
     failed: int = Field(ge=0)
     report_sha256: Sha256 | None = None
 
+    @model_validator(mode="after")
+    def _adds_up(self) -> "PolicyCheck":
+        if self.failed > self.prompts:
+            raise ValueError(f"'{self.name}' fails more prompts than it has")
+        if self.passed and self.failed:
+            raise ValueError(f"'{self.name}' can't have passed with failed prompts")
+        return self
+
 
 class HumanEvaluation(Record):
     """What people said of pairs of answers, base model beside adapter."""
@@ -199,6 +208,17 @@ class HumanEvaluation(Record):
     base_better: int = Field(ge=0)
     report_sha256: Sha256
 
+    @model_validator(mode="after")
+    def _adds_up(self) -> "HumanEvaluation":
+        if self.adapter_better + self.same + self.base_better > self.pairs:
+            raise ValueError("there are more votes than pairs")
+        return self
+
+    @property
+    def lost(self) -> bool:
+        """People preferred the base model more often than the adapter."""
+        return self.base_better > self.adapter_better
+
 
 class BiasAssessment(Record):
     """One metric per group, with the counts that tell how much to believe it."""
@@ -208,10 +228,15 @@ class BiasAssessment(Record):
     report_sha256: Sha256
 
     @property
-    def largest_gap(self) -> float:
-        """Best group minus worst group, in units of the metric; 0 for fewer than two groups."""
-        values = [group.value.value for group in self.groups.values()]
-        return max(values) - min(values) if values else 0.0
+    def compared(self) -> dict[str, GroupMetric]:
+        """The groups with at least `COMPARED_ROWS` rows: of fewer, a value says next to nothing."""
+        return {name: group for name, group in self.groups.items() if group.rows >= COMPARED_ROWS}
+
+    @property
+    def largest_gap(self) -> float | None:
+        """Best minus worst of the compared groups, in units of the metric; None for fewer than two of them."""
+        values = [group.value.value for group in self.compared.values()]
+        return max(values) - min(values) if len(values) > 1 else None
 
 
 class Manifest(Record):
@@ -224,13 +249,19 @@ class Manifest(Record):
     base_model: BaseModelRecord
     data: DataRecord
     git: GitRecord
-    dvc_lock_sha256: Sha256 | None
+    dvc_lock_sha256: Sha256 | None = Field(
+        description="of the entries in dvc.lock of the stages that it came from (base_model, and the tenant's "
+        "prepare, train and evaluate) as JSON with sorted keys and no spaces; None unless all of them are there"
+    )
     params: dict[str, Any]
     packages: dict[str, str]
     training: TrainingRecord
     evaluation: EvaluationRecord
     license: str
-    fresh_until: datetime
+    fresh_until: datetime = Field(
+        description="when its data expires: `freshness_days` after the source was published, or after the "
+        "packaging when nobody says when that was"
+    )
     report: str
     size_bytes: int
     files: dict[str, FileRecord]
@@ -277,6 +308,18 @@ class AuditEntry(Record):
     body: dict[str, Any]
     previous: Sha256
     hash: Sha256
+
+    @property
+    def evidence(self) -> list[Evidence]:
+        """The reports that it rests on."""
+        return [Evidence.model_validate(one) for one in self.body.get("evidence", [])]
+
+    def effect_on(self, number: int) -> str:
+        """What it did to version `number`, in words; a promotion also ends another one's turn."""
+        if self.number == number:
+            return self.action
+        state = self.body.get("effects", {}).get("states", {}).get(str(number), "replaced")
+        return f"{state} by {self.tenant}@{self.number}"
 
 
 class Approval(Record):
@@ -378,3 +421,9 @@ def sha256_file(path: Path) -> str:
 def now() -> datetime:
     """The time in UTC, to the second."""
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def utc(moment: datetime) -> str:
+    """A time as the registry writes it, so that texts sort as times do."""
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return aware.astimezone(UTC).isoformat(timespec="seconds")

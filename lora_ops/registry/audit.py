@@ -54,17 +54,36 @@ class Log:
         )
 
     def entries(self, tenant: str | None = None, number: int | None = None, after: int = 0) -> list[AuditEntry]:
-        """Entries in order: all, of one tenant, or of one version; only those after entry `after`."""
+        """Entries in order: all, of one tenant, or of one version; only those after entry `after`.
+
+        Those of one version include the promotions of another one that took its place.
+        """
         rows = self._db.rows(
             f"SELECT {COLUMNS} FROM audit WHERE seq > ?3 AND (?1 IS NULL OR tenant = ?1)"
-            " AND (?2 IS NULL OR number = ?2) ORDER BY seq",
+            " AND (?2 IS NULL OR number = ?2 OR CASE WHEN action = 'production' AND json_valid(body)"
+            " THEN json_type(body, '$.effects.states.\"' || ?2 || '\"') IS NOT NULL"
+            " OR json_extract(body, '$.concerns') = ?2 END) ORDER BY seq",
             (tenant, number, after),
         )
         return [_entry(row) for row in rows]
 
+    def last_in_production(self, tenant: str) -> int | None:
+        """The version that went into production last, whether or not it is still there."""
+        row = self._db.row(
+            "SELECT number FROM audit WHERE tenant = ? AND action = 'production' ORDER BY seq DESC LIMIT 1",
+            (tenant,),
+        )
+        return row[0] if row else None
+
     def rows(self) -> list[tuple[Any, ...]]:
         """Every entry as it lies in the database, unchecked."""
         return self._db.rows(f"SELECT {COLUMNS} FROM audit ORDER BY seq")
+
+
+def fits(entry: AuditEntry) -> bool:
+    """Whether an entry's hash is that of its fields."""
+    place = (entry.seq, entry.at, entry.actor, entry.action, entry.tenant, entry.number)
+    return entry_hash(*place, canonical(entry.body), entry.previous) == entry.hash
 
 
 def entry_hash(*values: Any) -> str:

@@ -18,14 +18,18 @@ def open_registry(root: Path | None = None) -> Registry:
         LoraOpsError: params.yaml or owners.yaml is wrong, or the registry can't be opened.
     """
     root = root or find_root()
-    settings = load_settings(root).registry
+    everything = load_settings(root)
+    settings = everything.registry
     path, file = root / settings.path, root / "owners.yaml"
     owners = load_owners(file) if file.is_file() else None
+    registry: Registry
     if settings.backend == "embedded":
-        return Registry(path, owners=owners, signing=settings.signing)
-    shared = SharedRegistry(path, WandbProject(settings.wandb), owners=owners, signing=settings.signing)
-    shared.refresh()
-    return shared
+        registry = Registry(path, owners=owners, signing=settings.signing)
+    else:
+        registry = SharedRegistry(path, WandbProject(settings.wandb), owners=owners, signing=settings.signing)
+        registry.refresh()
+    registry.allow_candidates = everything.serving.allow_candidates
+    return registry
 
 
 def open_mirror(registry: Registry, root: Path | None = None) -> Mirror:

@@ -17,9 +17,10 @@ from lora_ops.records import (
     Risk,
     Verdict,
 )
-from lora_ops.registry.lifecycle import FRESHNESS_WARNING, SERVING, approvals_in
-from lora_ops.registry.reports import read_human_evaluation, read_policy
-from lora_ops.registry.store import Registry, Version, utc
+from lora_ops.registry.lifecycle import FRESHNESS_WARNING, SERVING, approvals_in, incidents_in, own_evidence
+from lora_ops.registry.replay import unlike_the_log
+from lora_ops.registry.reports import latest, read_human_evaluation, read_policy
+from lora_ops.registry.store import CLOSED, Registry, Version, utc
 
 T = TypeVar("T")
 
@@ -39,9 +40,11 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
     Raises:
         LoraOpsError: unknown version, or a record that no longer fits its schema.
     """
-    version = registry.get(reference)
+    with registry.db.reading():
+        version = registry.get(reference)
+        history = registry.log.entries(version.tenant, version.number)
     manifest, summary = version.manifest, version.summary
-    history = registry.log.entries(version.tenant, version.number)
+    reports, notes = own_evidence(history, version.number), list[str]()
     ownership = None
     if registry.owners:
         team = registry.owners.team(version.tenant)
@@ -77,45 +80,51 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             primary=manifest.evaluation.primary,
             metrics=manifest.evaluation.metrics,
             report_sha256=manifest.evaluation_report_sha256,
-            human_evaluation=_reported(registry, history, "human_evaluation", read_human_evaluation)
+            human_evaluation=_quoted(registry, reports, "human_evaluation", read_human_evaluation, notes)
             or manifest.human_evaluation,
-            policy=_reported(registry, history, "policy", read_policy) or manifest.policy,
+            policy=_quoted(registry, reports, "policy", read_policy, notes) or manifest.policy,
         ),
         risk=Risk(
             bias=manifest.bias,
-            incidents=[one for entry in history for one in evidence_of(entry) if one.kind == "incident"],
+            incidents=incidents_in(history, version.number),
             fresh_until=manifest.fresh_until,
         ),
         ownership=ownership,
         approvals=approvals_in(history),
         history=history,
-        verdict=verdict(registry, version),
+        verdict=verdict(registry, version, history, notes),
     )
 
 
-def evidence_of(entry: AuditEntry) -> list[Evidence]:
-    """What one entry of the audit log rests on."""
-    return [Evidence.model_validate(one) for one in entry.body.get("evidence", [])]
-
-
-def _reported(
-    registry: Registry, history: Sequence[AuditEntry], kind: EvidenceKind, read: Callable[[Path, str], T | None]
+def _quoted(
+    registry: Registry,
+    evidence: Sequence[Evidence],
+    kind: EvidenceKind,
+    read: Callable[[Path, str], T | None],
+    notes: list[str],
 ) -> T | None:
-    """What the latest report of this kind says, if it is one that can be read."""
-    for entry in reversed(history):
-        for one in evidence_of(entry):
-            if one.kind == kind and registry.files.holds(one.sha256):
-                return read(registry.files.path(one.sha256), one.sha256)
-    return None
+    """What the latest report of one kind says; if its file is not what it was, a note says so instead."""
+    try:
+        return latest(registry.files, evidence, kind, read)
+    except LoraOpsError as error:
+        notes.append(str(error).rstrip("."))
+        return None
 
 
-def verdict(registry: Registry, version: Version) -> Verdict:
-    """Whether a version may serve at this moment: its stage, freshness, files and signature."""
+def verdict(
+    registry: Registry, version: Version, history: Sequence[AuditEntry], notes: Sequence[str] = ()
+) -> Verdict:
+    """Whether a version may serve at this moment: its stage, freshness, files and signature.
+
+    The rows are held against the version's own entries of the audit log first, so that whoever changes a row
+    changes no answer. `notes` are warnings that were found before.
+    """
     summary, now = version.summary, utc(registry.clock())
     soon = utc(registry.clock() + FRESHNESS_WARNING)
-    reasons, warnings = [], []
+    reasons, warnings = list(unlike_the_log(version, history)), []
+    stage = f"it is '{summary.state}', and only shadow, canary and production serve"
     if summary.state not in SERVING:
-        reasons.append(f"it is '{summary.state}', and only shadow, canary and production serve")
+        reasons.append(stage)
     if summary.fresh_until <= now:
         reasons.append(f"its data expired on {summary.fresh_until[:10]}")
     elif summary.fresh_until <= soon:
@@ -126,7 +135,9 @@ def verdict(registry: Registry, version: Version) -> Verdict:
         registry.check_kept(version)
     except LoraOpsError as error:
         reasons.append(str(error).rstrip("."))
-    return Verdict(may_serve=not reasons, reasons=reasons, warnings=warnings)
+    if reasons == [stage] and registry.allow_candidates and summary.state not in CLOSED:
+        warnings.append("the gateway serves it all the same: serving.allow_candidates is on in params.yaml")
+    return Verdict(may_serve=not reasons, reasons=reasons, warnings=[*warnings, *notes])
 
 
 def differences(left: Version, right: Version) -> list[Difference]:

@@ -51,11 +51,13 @@ def list_(
 ) -> None:
     """Every version with its state, aliases and main number."""
     with _registry() as registry:
+        _check_tenant(registry, tenant)
         rows = registry.summaries(tenant)
     if as_json:
         _print_json([{"adapter": row.id, **row._asdict()} for row in rows])
         return
-    _print(tables.versions(rows) if rows else "The registry is empty: `make repro` registers the first one.")
+    whose = f"'{tenant}' has no version yet" if tenant else "The registry is empty"
+    _print(tables.versions(rows) if rows else f"{whose}: `make repro` registers the first one.")
 
 
 @app.command()
@@ -75,11 +77,12 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
 def history(reference: Reference, as_json: AsJson = False) -> None:
     """What the audit log says of one version."""
     with _registry() as registry:
+        _, number = registry.resolve(reference)
         entries = registry.history(reference)
     if as_json:
         _print_json([entry.model_dump(mode="json") for entry in entries])
         return
-    _print(tables.history(entries))
+    _print(tables.history(entries, number))
 
 
 @app.command()
@@ -209,6 +212,25 @@ def review(
 
 
 @app.command()
+def incident(
+    reference: Reference,
+    reason: Reason,
+    evidence: Reports = None,
+    actor: Actor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Link an incident's report (--evidence incident=FILE) to the version that was involved."""
+    from lora_ops.registry import lifecycle
+
+    with _registry() as registry:
+        reports = _kept(registry, evidence)
+        version = lifecycle.link_incident(
+            registry, reference, actor=_who(actor), reason=reason, evidence=reports
+        )
+        _done(version, f"has one more incident on its record, and is still '{version.state}'", as_json)
+
+
+@app.command()
 def due(
     tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
 ) -> None:
@@ -216,6 +238,7 @@ def due(
     from lora_ops.registry import lifecycle
 
     with _registry() as registry:
+        _check_tenant(registry, tenant)
         items = lifecycle.due(registry, tenant)
     if as_json:
         _print_json([item._asdict() for item in items])
@@ -249,6 +272,8 @@ def verify(
         )
     else:
         _print("[red]The registry does not verify[/]:", *(f"  {tables.plain(one)}" for one in result.problems))
+    if not as_json:
+        _print(*(f"[yellow]Note[/]: {tables.plain(one)}." for one in result.warnings))
     if not result.ok:
         raise typer.Exit(1)
 
@@ -287,6 +312,17 @@ def schema() -> None:
     from lora_ops.records import AdapterRecord
 
     _print_json(AdapterRecord.model_json_schema())
+
+
+def _check_tenant(registry: "Registry", tenant: str | None) -> None:
+    from lora_ops.errors import LoraOpsError
+    from lora_ops.settings import load_settings
+
+    if tenant is None or registry.summaries(tenant):
+        return
+    known = load_settings().tenants
+    if tenant not in known:
+        raise LoraOpsError(f"There is no tenant '{tenant}' (params.yaml has: {', '.join(known)}).")
 
 
 def _kept(registry: "Registry", options: list[str] | None) -> "list[Evidence]":

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.layout import EVALUATION
 from lora_ops.records import Approval, AuditEntry, Evidence, EvidenceKind, State
-from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Team
+from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Role, Team
+from lora_ops.registry.reports import FORMS, latest, read_human_evaluation, read_policy
 from lora_ops.registry.store import Change, Registry, Version, parse_reference, utc
 
 Stage = Literal["validated", "shadow", "canary", "production"]
@@ -31,6 +33,23 @@ EVIDENCE: dict[tuple[State, State], frozenset[EvidenceKind]] = {
         (state, "revoked"): frozenset()
         for state in ("candidate", "validated", "shadow", "canary", "production", "superseded")
     },
+}
+
+
+# Who of a tenant's team may do what. Taking a version out of service, and telling of an incident, is for
+# everybody who is named: to wait for a role would be worse.
+APPROVE: frozenset[Role] = frozenset({"approver"})
+MOVE: frozenset[Role] = frozenset({"approver", "operator"})
+JUDGE: frozenset[Role] = frozenset({"reviewer", "approver"})
+ANYBODY: frozenset[Role] = frozenset(get_args(Role))
+MAY: dict[State, frozenset[Role]] = {
+    "validated": JUDGE | MOVE,
+    "shadow": MOVE,
+    "canary": MOVE,
+    "production": MOVE,
+    "rejected": JUDGE | MOVE,
+    "archived": MOVE,
+    "revoked": ANYBODY,
 }
 
 
@@ -67,13 +86,15 @@ def promote(
         expect: the version that the alias `to` must name at this moment (`finance@2`, or `none`).
 
     Raises:
-        LoraOpsError: the step does not exist, evidence or approvals are missing, the version has expired, or
-            the alias moved meanwhile. Nothing is changed then.
+        LoraOpsError: the actor has no role for it, the step does not exist, evidence or approvals are missing,
+            its policy report fails or people prefer its base model, the version has expired, or the alias moved
+            meanwhile. Nothing is changed then.
     """
     if to not in STAGES:
         raise LoraOpsError(f"A version can't be promoted to '{to}': choose one of {', '.join(STAGES)}.")
     with registry.change(actor) as change:
         version = registry.get(reference)
+        _require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         current = registry.named(version.tenant, to)
         now = f"{version.tenant}@{current}" if current else "none"
         if expect is not None and expect != now:
@@ -81,7 +102,9 @@ def promote(
                 f"{version.tenant}@{to} moved meanwhile: it names {now}, not {expect}; look again before "
                 "you promote."
             )
+        evidence = [*_packaged(registry, version, to, evidence), *evidence]
         needed = _step(registry, version, to, reason, evidence)
+        needed += _objections(registry, version, evidence)
         if utc(registry.clock()) >= version.summary.fresh_until:
             raise LoraOpsError(
                 f"{version.id} expired on {version.summary.fresh_until[:10]}: train it on fresh data."
@@ -102,7 +125,10 @@ def promote(
         }
         if to in SERVING:
             aliases[to] = version.number
-        _record(change, version, to, reason, evidence, states, aliases)
+        # A rollback's incident is one of the version that it puts out of production, not of the good one.
+        rollback = (version.state, to) == ("superseded", "production")
+        concerns = registry.log.last_in_production(version.tenant) if rollback else None
+        _record(change, version, to, reason, evidence, states, aliases, concerns)
     return registry.get(version.id)
 
 
@@ -120,7 +146,7 @@ def reject(
 def revoke(
     registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Evidence] = ()
 ) -> Version:
-    """Take a version out of service for good; anybody may, at once, and its aliases go.
+    """Take a version out of service for good; anybody in its team may, at once, and its aliases go.
 
     Raises:
         LoraOpsError: unknown version, no reason, or it is closed already.
@@ -150,7 +176,8 @@ def approve(
         evidence: what they looked at, if it is more than the canary's own.
 
     Raises:
-        LoraOpsError: not an approver, the author, somebody who agreed already, or no canary.
+        LoraOpsError: not an approver, the author, somebody who agreed already, no canary, or an author whom
+            owners.yaml does not name, so that nobody can tell who must not approve.
     """
     tenant, which = parse_reference(reference)
     if not isinstance(which, int):
@@ -181,11 +208,13 @@ def review(
     """Say that a version was looked at again; the next review is due one cadence from now.
 
     Raises:
-        LoraOpsError: no owners.yaml, no evidence of kind `review`, or a closed version.
+        LoraOpsError: no owners.yaml, no reviewer or approver, no evidence of kind `review`, or a closed
+            version.
     """
     with registry.change(actor) as change:
         version = registry.get(reference)
         team = _team(registry, version.tenant)
+        _require_role(registry, version, actor, JUDGE, f"review {version.id}")
         _said(reason, evidence, registry)
         if version.state not in LIVE:
             raise LoraOpsError(f"{version.id} is '{version.state}': there is nothing to review.")
@@ -203,22 +232,44 @@ def review(
 
 
 def link_incident(
-    registry: Registry, reference: str, incident: Evidence, *, actor: str, reason: str
+    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Evidence]
 ) -> Version:
-    """Link an incident's record to the version that was involved.
+    """Link an incident's report to the version that was involved, in whatever state that is.
 
     Raises:
-        LoraOpsError: unknown version, or the record is not one of an incident.
+        LoraOpsError: unknown version, nobody of its team, no reason, or no evidence of kind `incident`.
     """
-    if incident.kind != "incident":
-        raise LoraOpsError(f"Only evidence of kind 'incident' can be linked, not '{incident.kind}'.")
     with registry.change(actor) as change:
         version = registry.get(reference)
-        _said(reason, [incident], registry)
+        _require_role(registry, version, actor, ANYBODY, f"tell of an incident of {version.id}")
+        _said(reason, evidence, registry)
+        if "incident" not in {one.kind for one in evidence}:
+            raise LoraOpsError(f"The incident of {version.id} is missing: evidence of kind 'incident'.")
         change.record(
-            "incident", version.tenant, version.number, reason=reason, evidence=[incident.model_dump()]
+            "incident",
+            version.tenant,
+            version.number,
+            reason=reason,
+            evidence=[one.model_dump() for one in evidence],
         )
     return registry.get(version.id)
+
+
+def incidents_in(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
+    """The incidents of version `number` that its history tells of, each report once."""
+    told = {
+        one.sha256: one
+        for entry in history
+        if entry.body.get("concerns", entry.number) == number
+        for one in entry.evidence
+        if one.kind == "incident"
+    }
+    return list(told.values())
+
+
+def own_evidence(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
+    """Every report on version `number` itself, oldest first, without those on one that took its place."""
+    return [one for entry in history if entry.number == number for one in entry.evidence]
 
 
 def approvals(registry: Registry, version: Version) -> list[Approval]:
@@ -263,7 +314,9 @@ def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[
     stage = next((stage for stage in STAGES if (version.state, stage) in EVIDENCE), None)
     if stage is None:
         return None, []
-    needed = [f"evidence of kind '{kind}'" for kind in sorted(EVIDENCE[version.state, stage])]
+    packaged = {one.kind for one in _packaged(registry, version, stage, ())}
+    needed = [f"evidence of kind '{kind}'" for kind in sorted(EVIDENCE[version.state, stage] - packaged)]
+    needed += _objections(registry, version, ())
     if version.state == "canary":
         needed += _approvals_missing(registry, version)
     return stage, needed
@@ -274,6 +327,7 @@ def _close(
 ) -> Version:
     with registry.change(actor) as change:
         version = registry.get(reference)
+        _require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         missing = _step(registry, version, to, reason, evidence)
         if missing:
             raise LoraOpsError(f"{version.id} can't become '{to}' yet; missing: {'; '.join(missing)}.")
@@ -297,6 +351,44 @@ def _step(
     return [f"evidence of kind '{kind}'" for kind in sorted(required - {one.kind for one in evidence})]
 
 
+def _packaged(registry: Registry, version: Version, to: State, given: Sequence[Evidence]) -> list[Evidence]:
+    """The evaluation that lies in the package, which nobody needs to hand in again."""
+    if (version.state, to) != ("candidate", "validated") or "evaluation" in {one.kind for one in given}:
+        return []
+    file = version.manifest.files.get(EVALUATION)
+    if file is None or file.sha256 != version.manifest.evaluation_report_sha256:
+        return []
+    registry.files.present(file.sha256, EVALUATION)
+    return [Evidence(kind="evaluation", sha256=file.sha256, summary=f"{EVALUATION} of the package")]
+
+
+def _objections(registry: Registry, version: Version, given: Sequence[Evidence]) -> list[str]:
+    """What the latest reports of policy and people say against going on, now given or known from before."""
+    known = [*own_evidence(registry.log.entries(version.tenant, version.number), version.number), *given]
+    checks = latest(registry.files, known, "policy", read_policy)
+    people = latest(registry.files, known, "human_evaluation", read_human_evaluation)
+    kinds = {one.kind for one in given}
+    found = [
+        f"a {kind} report that can be read (JSON, {FORMS[kind]})"
+        for kind, report in (("policy", checks), ("human_evaluation", people))
+        if kind in kinds and report is None
+    ]
+    failing = [
+        f"{check.name} fails {check.failed} of {check.prompts} prompts"
+        for check in (checks if checks is not None else version.manifest.policy)
+        if not check.passed
+    ]
+    if failing:
+        found.append(f"a policy report without a failure ({', '.join(failing)})")
+    people = people or version.manifest.human_evaluation
+    if people and people.lost:
+        found.append(
+            "a human evaluation that the adapter does not lose "
+            f"(better in {people.adapter_better} of {people.pairs} pairs, its base in {people.base_better})"
+        )
+    return found
+
+
 def _said(reason: str, evidence: Sequence[Evidence], registry: Registry) -> None:
     if not reason.strip():
         raise LoraOpsError("Say why: a change of the registry needs a reason.")
@@ -315,7 +407,9 @@ def _record(
     evidence: Sequence[Evidence],
     states: dict[int, State],
     aliases: dict[str, int | None],
+    concerns: int | None = None,
 ) -> None:
+    body: dict[str, Any] = {"concerns": concerns} if concerns else {}
     change.record(
         to,
         version.tenant,
@@ -325,6 +419,7 @@ def _record(
         before=version.state,
         reason=reason,
         evidence=[one.model_dump() for one in evidence],
+        **body,
     )
 
 
@@ -334,22 +429,49 @@ def _team(registry: Registry, tenant: str) -> Team:
     return registry.owners.team(tenant)
 
 
+def _require_role(registry: Registry, version: Version, actor: str, roles: frozenset[Role], what: str) -> None:
+    """Refuse who has none of the roles; without an owners.yaml nobody has one, and only approving needs it."""
+    if registry.owners is None:
+        return
+    team = registry.owners.team(version.tenant)
+    people = team.with_role(roles)
+    if team.person(actor) not in people:
+        raise LoraOpsError(
+            f"{actor} may not {what}: owners.yaml gives that to "
+            f"{', '.join(one.id for one in people)}; act under your name there (--actor, $LORA_OPS_ACTOR), or "
+            "add your login to your entry."
+        )
+
+
 def _approver(registry: Registry, version: Version, actor: str) -> Person:
     team = _team(registry, version.tenant)
-    person = team.person(actor)
-    if person is None or "approver" not in person.roles:
-        listed = ", ".join(one.id for one in team.people if "approver" in one.roles)
+    approvers, person = team.with_role(APPROVE), team.person(actor)
+    if person is None or person not in approvers:
+        listed = ", ".join(one.id for one in approvers)
         raise LoraOpsError(f"{actor} is no approver of '{version.tenant}' in owners.yaml (they are: {listed}).")
-    if team.person(version.summary.author) == person:
+    author = team.person(version.summary.author)
+    if author is None:
+        raise LoraOpsError(f"{version.id} can't be approved yet; missing: {_unknown_author(version)}.")
+    if author == person:
         raise LoraOpsError(f"{person.name} is the author of {version.id}: somebody else must approve it.")
     return person
+
+
+def _unknown_author(version: Version) -> str:
+    name = version.summary.author
+    return (
+        f"its author '{name}' in owners.yaml, without whom nobody can tell who must not approve (add `logins: "
+        f"[{name}]` to the person of '{version.tenant}' whom it belongs to, or a person of that id)"
+    )
 
 
 def _approvals_missing(registry: Registry, version: Version) -> list[str]:
     # Judged by owners.yaml as it is now: an approval by someone who has left the role no longer counts.
     team = _team(registry, version.tenant)
     author = team.person(version.summary.author)
-    eligible = [person for person in team.people if "approver" in person.roles and person != author]
+    if author is None:
+        return [_unknown_author(version)]
+    eligible = [person for person in team.with_role(APPROVE) if person != author]
     given = {approval.person for approval in approvals(registry, version)}
     open_ = [person.id for person in eligible if person.id not in given]
     lacking = APPROVERS_NEEDED - (len(eligible) - len(open_))

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import AuditEntry, canonical, sha256_text
-from lora_ops.registry.audit import Head, entry_hash
-from lora_ops.registry.cards import evidence_of, record
+from lora_ops.registry.audit import Head, fits
+from lora_ops.registry.cards import record
+from lora_ops.registry.replay import BORN
 from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry, Version
 from lora_ops.registry.wandb_project import Parcel, SentEntry, WandbProject
 
-BORN = ("registered", "imported")
 ALIASES = ("candidate", "shadow", "canary", "production")
 
 
@@ -165,7 +165,7 @@ class Mirror:
             package=None,
             data=version.manifest.data,
             parent_manifest_sha256=self._parent(version),
-            reports=[(registry.files.checked(one.sha256, one.summary), one) for one in evidence_of(entry)],
+            reports=[(registry.files.checked(one.sha256, one.summary), one) for one in entry.evidence],
         )
         public_key = registry.signer.public_key(signature["key"])
         if entry.action not in BORN:
@@ -189,7 +189,8 @@ class Mirror:
         """
         registry, head = self.registry, self.registry.log.head()
         effects = entry.body.get("effects", {})
-        touched = {entry.number, *map(int, effects.get("states", {}))}
+        concerned = entry.body.get("concerns", entry.number)
+        touched = {entry.number, concerned, *map(int, effects.get("states", {}))}
         for number in sorted(touched):
             sha256 = self.manifest_sha256(entry.tenant, number)
             assert sha256 is not None
@@ -263,8 +264,7 @@ def chain(sent: list[SentEntry], start: Head) -> list[SentEntry]:
         entry = one.entry
         if entry.seq != last.seq + 1 or entry.previous != last.hash:
             continue  # it lost a race, or was sent twice
-        fields = (entry.seq, entry.at, entry.actor, entry.action, entry.tenant, entry.number)
-        if entry_hash(*fields, canonical(entry.body), entry.previous) != entry.hash:
+        if not fits(entry):
             raise LoraOpsError(f"Entry {entry.seq} of the audit log was changed at W&B: its hash does not fit.")
         kept.append(one)
         last = Head(entry.seq, entry.hash)

@@ -22,12 +22,18 @@ class Entry(BaseModel):
 
 
 class Person(Entry):
-    """Somebody who acts on the registry, under one id."""
+    """Somebody who acts on the registry, under one id; `logins` are the other names that they act under."""
 
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     name: str
     email: Email
+    logins: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = ()
     roles: tuple[Role, ...] = Field(min_length=1)
+
+    @property
+    def names(self) -> set[str]:
+        """Every name that means this person, in small letters."""
+        return {name.casefold() for name in (self.id, self.email, *self.logins)}
 
 
 class Team(Entry):
@@ -41,7 +47,7 @@ class Team(Entry):
 
     @model_validator(mode="after")
     def _can_approve(self) -> "Team":
-        names = Counter(name for person in self.people for name in {person.id, person.email.casefold()})
+        names = Counter(name for person in self.people for name in person.names)
         twice = [name for name, count in names.items() if count > 1]
         if twice:
             raise ValueError(f"'{twice[0]}' stands for two people")
@@ -53,9 +59,13 @@ class Team(Entry):
         return self
 
     def person(self, actor: str) -> Person | None:
-        """The person with this id or e-mail address, in any letter case."""
+        """The person with this id, e-mail address or login, in any letter case."""
         wanted = actor.strip().casefold()
-        return next((p for p in self.people if wanted in (p.id, p.email.casefold())), None)
+        return next((person for person in self.people if wanted in person.names), None)
+
+    def with_role(self, roles: frozenset[Role]) -> list[Person]:
+        """Everybody who has at least one of these roles."""
+        return [person for person in self.people if roles.intersection(person.roles)]
 
     def next_review(self, last: datetime) -> datetime:
         """When the review after one at `last` is due."""

@@ -1,19 +1,27 @@
 """Reports that the record can read, so that nobody copies a number: JSON of people's votes or of policy checks.
 
-A report in any other form (a page, a notebook) is kept as well; then people read it, and the record names it.
+Both are looked at before a version moves on. A report of any other kind is kept in whatever form it has, a page
+or a notebook; people read it, and the record names it.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import EvidenceKind, HumanEvaluation, PolicyCheck
+from lora_ops.records import Evidence, EvidenceKind, HumanEvaluation, PolicyCheck
+from lora_ops.registry.files import FileStore
 from lora_ops.settings import first_problem
 
 POLICY: TypeAdapter[list[PolicyCheck]] = TypeAdapter(list[PolicyCheck])
+FORMS: dict[EvidenceKind, str] = {
+    "human_evaluation": "{annotators, pairs, adapter_better, same, base_better}",
+    "policy": "a list of {name, passed, prompts, failed}",
+}
+Report = TypeVar("Report")
 
 
 def read_human_evaluation(path: Path, sha256: str) -> HumanEvaluation | None:
@@ -49,16 +57,35 @@ def read_policy(path: Path, sha256: str) -> list[PolicyCheck] | None:
         raise LoraOpsError(f"A report of kind 'policy' has a wrong value: {first_problem(error)}.") from error
 
 
-def check(kind: EvidenceKind, path: Path) -> None:
-    """Refuse a report that the record would read, and can't.
+def latest(
+    files: FileStore,
+    evidence: Sequence[Evidence],
+    kind: EvidenceKind,
+    read: Callable[[Path, str], Report | None],
+) -> Report | None:
+    """What the last report of one kind says; None when there is none, or it is not in the form that is read.
 
     Raises:
-        LoraOpsError: it is JSON, and not of the form that its kind has.
+        LoraOpsError: the kept file is missing or was changed.
     """
-    if kind == "human_evaluation":
-        read_human_evaluation(path, "0" * 64)
-    elif kind == "policy":
-        read_policy(path, "0" * 64)
+    for one in reversed(evidence):
+        if one.kind == kind:
+            return read(files.checked(one.sha256, f"the {kind} report"), one.sha256)
+    return None
+
+
+def check(kind: EvidenceKind, path: Path) -> None:
+    """Refuse a report that would be read, and can't be.
+
+    Raises:
+        LoraOpsError: it has not the form that its kind has.
+    """
+    readers: dict[EvidenceKind, Callable[[Path, str], object]] = {
+        "human_evaluation": read_human_evaluation,
+        "policy": read_policy,
+    }
+    if kind in readers and readers[kind](path, "0" * 64) is None:
+        raise LoraOpsError(f"A report of kind '{kind}' is read by lora-ops: hand in JSON, {FORMS[kind]}.")
 
 
 def _json(path: Path) -> Any:

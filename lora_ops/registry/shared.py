@@ -26,9 +26,9 @@ from pydantic import ValidationError
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import AuditEntry, Manifest, canonical, now, sha256_text
 from lora_ops.registry.audit import Head
-from lora_ops.registry.cards import evidence_of
-from lora_ops.registry.mirror import BORN, Mirror, chain
+from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.replay import BORN
 from lora_ops.registry.store import Change, Registry, Version, apply
 from lora_ops.registry.wandb_project import SentEntry, WandbProject
 from lora_ops.settings import SigningSettings, first_problem
@@ -164,7 +164,7 @@ class SharedRegistry(Registry):
 
     def _bring_reports(self, entry: AuditEntry) -> None:
         # Reports are small, and the record quotes them; packages come when somebody loads them.
-        for report in evidence_of(entry):
+        for report in entry.evidence:
             try:
                 self.files.present(report.sha256, report.summary)
             except LoraOpsError as error:
@@ -189,7 +189,7 @@ class SharedRegistry(Registry):
                         self.files.add(folder / file, expected)
                 return
             for entry in self.log.entries():
-                for report in evidence_of(entry):
+                for report in entry.evidence:
                     if report.sha256 == digest:
                         project.fetch_report(entry.tenant, report, folder)
                         self.files.add(folder / "report", digest)

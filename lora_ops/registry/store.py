@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AuditEntry, Evidence, EvidenceKind, Manifest, State, now, sha256_text
+from lora_ops.records import AuditEntry, Evidence, EvidenceKind, Manifest, State, now, sha256_text, utc
 from lora_ops.registry import migrations, reports
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore, check_package
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.replay import unlike_the_log
 from lora_ops.registry.signing import SIGNATURE_FILE, Signer
 from lora_ops.settings import SigningSettings, first_problem
 
@@ -125,12 +126,6 @@ def parse_reference(reference: str) -> tuple[str, int | str]:
     return tenant, int(which) if which.isdigit() else which
 
 
-def utc(moment: datetime) -> str:
-    """A time as the registry writes it, so that texts sort as times do."""
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).isoformat(timespec="seconds")
-
-
 def whoami() -> str:
     """Who acts when nobody is named: $LORA_OPS_ACTOR, else the login name."""
     named = os.environ.get("LORA_OPS_ACTOR")
@@ -224,6 +219,8 @@ class Registry:
         self.path = path
         self.owners = owners
         self.clock = clock
+        self.allow_candidates = False
+        """Whether the gateway beside this registry also serves what nobody has approved."""
         self.files = FileStore(path / "files")
         self.signer = Signer(path / "keys", signing)
         self.db = Database(path / "registry.sqlite")
@@ -375,6 +372,11 @@ class Registry:
                         kept = self.files.add_bytes(signature)
                     self._insert(change, "registered", draft, kept, change.at, actor, ("candidate",))
                 return self._load(tenant, number), known is None
+
+    def holding(self, manifest: Manifest) -> Version | None:
+        """The version with exactly this content, in whatever state, or None."""
+        known = self._known(manifest.tenant, manifest.content_digest())
+        return self._load(manifest.tenant, known[0]) if known else None
 
     def _known(self, tenant: str, digest: str) -> tuple[int, State] | None:
         row = self.db.row(
@@ -583,10 +585,10 @@ class Registry:
         """Write a version's files, manifest and signature into the new folder `target`, all verified.
 
         Raises:
-            LoraOpsError: unknown version, a kept file is missing or changed, the signature does not fit, or
-                `target` exists.
+            LoraOpsError: unknown, rejected, revoked or archived version, a kept file is missing or changed, the
+                signature does not fit, or `target` exists.
         """
-        version = self.get(reference)
+        version = self._loadable(reference)
         if target.exists():
             raise LoraOpsError(f"{target} exists already: name a new folder.")
         try:
@@ -598,6 +600,16 @@ class Registry:
                 folder.rename(target)
         except OSError as error:
             raise LoraOpsError(f"{version.id} can't be written to {target}: {error}.") from error
+        return version
+
+    def _loadable(self, reference: str) -> Version:
+        with self.db.reading():
+            version = self.get(reference)
+            history = self.log.entries(version.tenant, version.number)
+        if version.state in CLOSED:
+            raise LoraOpsError(f"{version.id} was {version.state}: it may not be loaded.")
+        for problem in unlike_the_log(version, history):
+            raise LoraOpsError(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
         return version
 
     def _fill(self, version: Version, folder: Path) -> None:
@@ -651,9 +663,7 @@ class Registry:
         Raises:
             LoraOpsError: unknown, rejected, revoked or archived version; a file or the signature does not fit.
         """
-        version = self.get(reference)
-        if version.state in CLOSED:
-            raise LoraOpsError(f"{version.id} was {version.state}: it may not be loaded.")
+        version = self._loadable(reference)
         folder = self.path / "verified" / f"{version.tenant}-{version.number}"
         if folder.is_dir():
             self.check_folder(version, folder)

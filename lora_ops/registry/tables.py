@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from lora_ops.records import AdapterRecord, AuditEntry, Performance
+    from lora_ops.records import AdapterRecord, AuditEntry, BiasAssessment, Performance
     from lora_ops.registry.cards import Difference
     from lora_ops.registry.lifecycle import Due
     from lora_ops.registry.store import Registry, Summary
@@ -51,8 +51,11 @@ def card(record: "AdapterRecord") -> Iterator[Table | str]:
     for name, text in _facts(record):
         table.add_row(name, plain(text))
     yield table
+    if record.risk.bias:
+        yield f"\n[bold]{plain(record.risk.bias.metric)} by group[/], best first"
+        yield groups(record.risk.bias)
     yield "\n[bold]Who let it where, on what evidence[/]"
-    yield history(record.history)
+    yield history(record.history, record.number)
 
 
 def page(registry: "Registry", reference: str, beside: str | None = None) -> Iterator[Table | str]:
@@ -69,18 +72,26 @@ def page(registry: "Registry", reference: str, beside: str | None = None) -> Ite
         yield differences(left.id, right.id, cards.differences(left, right))
 
 
-def history(entries: "Iterable[AuditEntry]") -> Table:
-    """One line per entry of the audit log, with the evidence that it rests on."""
-    from lora_ops.registry.cards import evidence_of
-
+def history(entries: "Iterable[AuditEntry]", number: int) -> Table:
+    """One line per entry of the audit log on version `number`, with the evidence that it rests on."""
     table = _table("#", "when", "did", "who", "why", "on what evidence")
     for entry in entries:
-        evidence = [f"{one.kind}: {one.summary} ({one.sha256[:8]}…)" for one in evidence_of(entry)]
+        evidence = [f"{one.kind}: {one.summary} ({one.sha256[:8]}…)" for one in entry.evidence]
         behind = entry.body.get("clock_behind_seconds")
         when = entry.at[:10] + (f"\n(clock {behind} s behind)" if behind else "")
         reason = str(entry.body.get("reason", ""))
-        row = (str(entry.seq), when, entry.action, entry.actor, reason, "\n".join(evidence))
+        row = (str(entry.seq), when, entry.effect_on(number), entry.actor, reason, "\n".join(evidence))
         table.add_row(*map(plain, row))
+    return table
+
+
+def groups(bias: "BiasAssessment") -> Table:
+    """One line per group with its rows; those with too few of them to be compared are dim."""
+    table = _table("group", "rows", "value", "95 % interval", fixed=4)
+    for name, group in sorted(bias.groups.items(), key=lambda item: -item[1].value.value):
+        value = group.value
+        row = (plain(name), str(group.rows), f"{value.value:.3f}", f"{value.low:.3f} to {value.high:.3f}")
+        table.add_row(*row, style=None if name in bias.compared else "dim")
     return table
 
 
@@ -125,8 +136,7 @@ def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
     yield "made", f"by {record.author} on {made}, after {lineage.parent or 'no other version'}"
     yield from _measured(record.performance)
     if risk.bias:
-        gap = f"{risk.bias.largest_gap:.3f}"
-        yield "bias", f"{risk.bias.metric}: largest gap {gap} over {len(risk.bias.groups)} groups"
+        yield "bias", _gap(risk.bias)
     yield "incidents", "; ".join(one.summary for one in risk.incidents) or "none linked"
     yield "fresh until", risk.fresh_until.date().isoformat()
     if record.ownership:
@@ -138,18 +148,34 @@ def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
     yield "content", f"{record.content_digest[:12]}…, {signed}"
 
 
+def _gap(bias: "BiasAssessment") -> str:
+    from lora_ops.records import COMPARED_ROWS
+
+    gap, compared = bias.largest_gap, len(bias.compared)
+    enough = f"groups with at least {COMPARED_ROWS} rows ({compared} of {len(bias.groups)})"
+    said = f"no gap: fewer than two {enough}" if gap is None else f"largest gap {gap:.3f} between {enough}"
+    return f"{bias.metric}: {said}, {_reported(bias.report_sha256)}"
+
+
+def _reported(sha256: str | None) -> str:
+    return f"report {sha256[:8]}…" if sha256 else "no report"
+
+
 def _measured(performance: "Performance") -> Iterator[tuple[str, str]]:
     for name, metric in performance.metrics.items():
-        yield name, f"{metric.adapter}, base {metric.base}, {performance.rows} rows"
+        report = _reported(performance.report_sha256)
+        yield name, f"{metric.adapter}, base {metric.base}, {performance.rows} rows, {report}"
     people = performance.human_evaluation
     if people:
         counts = f"{people.adapter_better} better, {people.same} same, {people.base_better} worse"
-        yield "people say", f"{counts} of {people.pairs} pairs ({people.annotators} annotators)"
+        report = _reported(people.report_sha256)
+        yield "people say", f"{counts} of {people.pairs} pairs ({people.annotators} annotators), {report}"
     if performance.policy:
         failed = [check.name for check in performance.policy if not check.passed]
         count = len(performance.policy)
         passed = f"{count} check{'s' if count > 1 else ''} passed"
-        yield "policy", f"fails {', '.join(failed)}" if failed else passed
+        said = f"fails {', '.join(failed)}" if failed else passed
+        yield "policy", f"{said}, {_reported(performance.policy[0].report_sha256)}"
 
 
 def _state(state: str) -> str:

@@ -1,13 +1,14 @@
 """Whether the registry still is what its audit log says: chain, digests, signatures and state, recomputed."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AuditEntry, sha256_text
+from lora_ops.records import AuditEntry
 from lora_ops.registry.audit import Head, chain_problem
 from lora_ops.registry.lifecycle import EVIDENCE
-from lora_ops.registry.store import Registry, Summary, Version, utc
+from lora_ops.registry.replay import BORN, Told, unlike
+from lora_ops.registry.store import Registry, Summary, Version
 
 
 class Verification(NamedTuple):
@@ -18,19 +19,12 @@ class Verification(NamedTuple):
     files: int
     head: str
     problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Nothing is wrong."""
         return not self.problems
-
-
-class _State(NamedTuple):
-    """What a version must be after all entries up to here."""
-
-    state: str
-    review_due: str | None
-    born: AuditEntry
 
 
 def verify(registry: Registry, *, files: bool = True) -> Verification:
@@ -80,23 +74,34 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
     if files:
         problems += _damaged(registry, kept)
         problems += _unsigned(registry, versions)
-    return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems))
+    warnings = tuple(_unpinned(registry))
+    return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems), warnings)
+
+
+def _unpinned(registry: Registry) -> Iterator[str]:
+    keys = registry.signer.known()
+    if keys and not registry.signer.settings.trusted_keys:
+        yield (
+            f"no key is pinned, so whoever can write in {registry.path} could sign another history with a key "
+            f"of their own: list those that are yours ({', '.join(keys)}) under registry.signing.trusted_keys "
+            "in params.yaml"
+        )
 
 
 def _replay(
     registry: Registry, entries: list[AuditEntry], versions: dict[tuple[str, int], Summary]
 ) -> Iterator[str]:
-    known: dict[tuple[str, int], _State] = {}
+    known: dict[tuple[str, int], Told] = {}
     aliases: dict[tuple[str, str], int] = {}
     for entry in entries:
         tenant, effects = entry.tenant, entry.body.get("effects", {})
-        born = entry.action in ("registered", "imported")
+        born = entry.action in BORN
         for number, state in effects.get("states", {}).items():
             key = (tenant, int(number))
             before = known.get(key)
             if born == (before is not None) or (before and (before.state, state) not in EVIDENCE):
                 yield f"entry {entry.seq} makes {tenant}@{number} '{state}', which the rules do not allow"
-            known[key] = before._replace(state=state) if before else _State(state, None, entry)
+            known[key] = before._replace(state=state) if before else Told(entry, state, None)
         for alias, number in effects.get("aliases", {}).items():
             if number is None:
                 aliases.pop((tenant, alias), None)
@@ -110,7 +115,7 @@ def _replay(
         if one is None:
             yield f"{tenant}@{number}, registered by entry {state.born.seq}, was removed"
         else:
-            yield from _record_problems(registry, one, state)
+            yield from _unlike(registry, one, state)
     for tenant, number in versions.keys() - known.keys():
         yield f"{tenant}@{number} was added by something that is not lora-ops: no entry tells of it"
     named = {(tenant, alias): n for tenant, alias, n in registry.db.rows("SELECT * FROM aliases")}
@@ -123,35 +128,14 @@ def _replay(
             )
 
 
-def _record_problems(registry: Registry, one: Summary, told: _State) -> Iterator[str]:
+def _unlike(registry: Registry, one: Summary, told: Told) -> Iterator[str]:
     row = registry.db.row(
         "SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", (one.tenant, one.number)
     )
     if row is None:
         yield f"the manifest of {one.id} was removed"
-        return
-    if sha256_text(row[0]) != told.born.body["manifest_sha256"]:
-        yield f"the manifest of {one.id} was changed"
-        return
-    manifest = Version(one, row[0]).manifest
-    metric = manifest.evaluation.primary
-    expected: dict[str, Any] = {
-        "state": told.state,
-        "next_review_due": told.review_due,
-        "author": told.born.body["author"],
-        "registered_at": told.born.body["registered_at"],
-        "content_digest": told.born.body["content_digest"],
-        "signature": told.born.body["signature_sha256"],
-        "fresh_until": utc(manifest.fresh_until),
-        "primary_metric": metric,
-        "primary_value": manifest.evaluation.metrics[metric].adapter.value,
-        "size_bytes": manifest.size_bytes,
-    }
-    for field, value in expected.items():
-        if getattr(one, field) != value:
-            yield f"the {field} of {one.id} was changed: it is {getattr(one, field)!r}, and was {value!r}"
-    if manifest.content_digest() != one.content_digest:
-        yield f"the content digest of {one.id} is not that of its manifest"
+    else:
+        yield from unlike(Version(one, row[0]), told)
 
 
 def _damaged(registry: Registry, kept: set[str]) -> Iterator[str]:

@@ -138,7 +138,7 @@ def package(tmp_path: Path) -> Build:
 
 @pytest.fixture(scope="session")
 def owners() -> Owners:
-    """One default team: an author, who may also approve, and three approvers."""
+    """One default team: an author, who may also approve, three approvers, a reviewer and two operators."""
     return Owners.model_validate(
         {
             "default": {
@@ -147,10 +147,20 @@ def owners() -> Owners:
                 "escalation": ["cro@example.com"],
                 "review_cadence_days": 90,
                 "people": [
-                    {"id": name, "name": name.title(), "email": f"{name}@example.com", "roles": ["approver"]}
-                    for name in (AUTHOR, FIRST, SECOND, "dana")
-                ]
-                + [{"id": "eve", "name": "Eve", "email": "eve@example.com", "roles": ["reviewer"]}],
+                    {
+                        "id": name,
+                        "name": name.title(),
+                        "email": f"{name}@example.com",
+                        "logins": [f"{name}.silva"] if name == AUTHOR else [],
+                        "roles": [role],
+                    }
+                    for role, names in (
+                        ("approver", (AUTHOR, FIRST, SECOND, "dana")),
+                        ("reviewer", ("eve",)),
+                        ("operator", ("ci", "oncall")),
+                    )
+                    for name in names
+                ],
             }
         }
     )
@@ -161,6 +171,13 @@ def registry(tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Registry]
     opened = Registry(tmp_path / "registry", owners=owners, clock=clock)
     yield opened
     opened.close()
+
+
+# The reports that are looked at; any other is a page for people.
+READ = {
+    "policy": '[{"name": "no-advice", "passed": true, "prompts": 40, "failed": 0}]',
+    "human_evaluation": '{"annotators": 3, "pairs": 40, "adapter_better": 25, "same": 10, "base_better": 5}',
+}
 
 
 class Story:
@@ -175,7 +192,7 @@ class Story:
         kept = []
         for kind in kinds:
             report = self.folder / f"{kind}.md"
-            report.write_text(f"# {kind}\n")
+            report.write_text(READ.get(kind, f"# {kind}\n"))
             kept.append(self.registry.keep(kind, report))  # type: ignore[arg-type]
         return kept
 

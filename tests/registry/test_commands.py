@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AdapterRecord
+from lora_ops.records import AdapterRecord, BiasAssessment, GroupMetric, Interval
 from lora_ops.registry import open_registry
 from lora_ops.registry.commands import app
 from tests.wandb_server import WandbServer
 
-from .conftest import build_package
+from .conftest import READ, build_package
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Result]
@@ -30,13 +30,15 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "report.md").write_text("# all is well\n")
+    for kind, text in READ.items():
+        (tmp_path / f"{kind}.json").write_text(text)
     registry = open_registry(tmp_path)
     for seed in (1, 2):
         folder = tmp_path / f"package-{seed}"
         registry.register(folder, build_package(folder, seed, fresh_days=3650), actor="ana.silva")
     registry.close()
     monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
-    monkeypatch.setenv("LORA_OPS_ACTOR", "ci")
+    monkeypatch.setenv("LORA_OPS_ACTOR", "ben.okafor")
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path
 
@@ -46,7 +48,10 @@ def cli(root: Path) -> Cli:
     runner = CliRunner()
 
     def invoke(*words: str) -> Result:
-        result = runner.invoke(app, [word.replace("REPORT", str(root / "report.md")) for word in words])
+        files = {"REPORT": "report.md", "POLICY": "policy.json", "PEOPLE": "human_evaluation.json"}
+        for name, file in files.items():
+            words = tuple(word.replace(name, str(root / file)) for word in words)
+        result = runner.invoke(app, words)
         if isinstance(result.exception, LoraOpsError):
             raise result.exception
         return result
@@ -54,14 +59,18 @@ def cli(root: Path) -> Cli:
     return invoke
 
 
-def into_production(cli: Cli) -> None:
-    for stage, kinds in (
-        ("validated", ("evaluation", "policy")),
-        ("shadow", ("human_evaluation",)),
-        ("canary", ("shadow",)),
+def into_canary(cli: Cli, reference: str) -> None:
+    for stage, evidence in (
+        ("validated", ("evaluation=REPORT", "policy=POLICY")),
+        ("shadow", ("human_evaluation=PEOPLE",)),
+        ("canary", ("shadow=REPORT",)),
     ):
-        evidence = [f"--evidence={kind}=REPORT" for kind in kinds]
-        cli("promote", "finance@2", stage, "--reason", "fine", *evidence)
+        given = [f"--evidence={one}" for one in evidence]
+        assert cli("promote", reference, stage, "--reason", "fine", *given).exit_code == 0
+
+
+def into_production(cli: Cli) -> None:
+    into_canary(cli, "finance@2")
     for person in ("ben.okafor", "chen.wei"):
         cli("approve", "finance@2", "--actor", person, "--reason", f"{person} agrees")
     cli(
@@ -108,7 +117,7 @@ def test_list_shows_every_version_or_those_of_a_tenant(cli: Cli) -> None:
         ("finance@2", "candidate", ["candidate"]),
     ]
     assert json.loads(cli("list", "media", "--json").output) == []
-    assert "The registry is empty" in cli("list", "media").output
+    assert "'media' has no version yet" in cli("list", "media").output
 
 
 def test_diff_shows_data_params_and_metrics_side_by_side(cli: Cli) -> None:
@@ -136,9 +145,7 @@ def test_history_is_the_audit_log_of_one_version(cli: Cli) -> None:
 
 
 def test_an_approval_says_what_is_still_missing(cli: Cli) -> None:
-    for stage, kind in (("validated", "evaluation"), ("shadow", "human_evaluation"), ("canary", "shadow")):
-        more = ["--evidence=policy=REPORT"] if stage == "validated" else []
-        cli("promote", "finance@1", stage, "--reason=r", f"--evidence={kind}=REPORT", *more)
+    into_canary(cli, "finance@1")
     said = cli("approve", "finance@1", "--actor=dana.roth", "--reason=ok").output
     assert "1 more approval (by ben.okafor, chen.wei)" in " ".join(said.split())
 
@@ -171,6 +178,55 @@ def test_verify_ends_with_1_and_names_the_record_when_something_is_off(cli: Cli,
     assert "the state of finance@1 was changed" in result.output
     result = cli("verify", "--no-files", "--json")
     assert (result.exit_code, json.loads(result.output)["ok"]) == (1, False)
+
+
+def test_verify_says_which_keys_to_pin(cli: Cli, root: Path) -> None:
+    assert "Note: no key is pinned" in cli("verify").output
+    (key,) = (root / ".registry" / "keys").glob("*.pub")
+    params = (root / "params.yaml").read_text(encoding="utf-8")
+    pinned = f"  path: .registry\n  signing: {{trusted_keys: [{key.stem}]}}\n"
+    (root / "params.yaml").write_text(params.replace("  path: .registry\n", pinned))
+    result = cli("verify")
+    assert (result.exit_code, "Note" in result.output) == (0, False)
+    assert json.loads(cli("verify", "--json").output)["warnings"] == []
+
+
+def test_a_tenant_that_nobody_knows_is_refused(cli: Cli) -> None:
+    for command in ("list", "due"):
+        with pytest.raises(LoraOpsError, match="There is no tenant 'nobody' \\(params.yaml has: finance, "):
+            cli(command, "nobody")
+
+
+def test_an_incident_is_linked_and_shown(cli: Cli) -> None:
+    said = cli(
+        "incident", "finance@1", "--reason=INC-7", "--evidence=incident=REPORT=leaks card numbers"
+    ).output
+    assert "has one more incident" in said
+    assert "incidents    leaks card numbers" in cli("show", "finance@1").output
+    with pytest.raises(LoraOpsError, match="evidence of kind 'incident'"):
+        cli("incident", "finance@1", "--reason=INC-8")
+
+
+def test_show_tells_of_the_gateways_setting_and_of_groups(cli: Cli, root: Path) -> None:
+    folder = root / "package-3"
+    manifest = build_package(folder, 3, fresh_days=3650)
+    groups = {
+        name: GroupMetric(rows=rows, value=Interval(value=value, low=value, high=value))
+        for name, rows, value in (("Lodging", 81, 0.9), ("Airlines", 51, 0.6), ("Other", 3, 0.0))
+    }
+    bias = BiasAssessment(metric="exact_match", groups=groups, report_sha256="ab" * 32)
+    registry = open_registry(root)
+    registry.register(folder, manifest.model_copy(update={"bias": bias}), actor="ana.silva")
+    registry.close()
+    page = cli("show", "finance@3").output
+    assert "may NOT serve today" in page
+    assert "the gateway serves it all the same: serving.allow_candidates is on" in page
+    assert "largest gap 0.300 between groups with at least 10 rows (2 of 3), report abababab…" in page
+    assert [line.split()[0] for line in page.splitlines() if " to 0." in line] == [
+        "Lodging",
+        "Airlines",
+        "Other",
+    ]
 
 
 def test_sync_without_a_mirror_says_how_to_have_one(cli: Cli) -> None:

@@ -116,7 +116,7 @@ def test_writers_in_quick_turns_agree_where_the_log_ends(
     def link() -> None:
         mine = open_again(registry)
         for _ in range(60):
-            lifecycle.link_incident(mine, "finance@1", incident, actor="oncall", reason="again")
+            lifecycle.link_incident(mine, "finance@1", evidence=[incident], actor="oncall", reason="again")
 
     started = [processes.start(link) for _ in range(4)]
     assert [processes.wait(one) for one in started] == [processes.DONE] * 4

@@ -108,7 +108,8 @@ TEAM = Owners.model_validate(
             "people": [
                 {"id": name, "name": name, "email": f"{name}@example.com", "roles": ["approver"]}
                 for name in PEOPLE[:4]
-            ],
+            ]
+            + [{"id": "ci", "name": "CI", "email": "ci@example.com", "roles": ["operator"]}],
         }
     }
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import Evidence
+from lora_ops.records import Evidence, EvidenceKind, FileRecord, sha256_file
 from lora_ops.registry import Registry, lifecycle
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.verification import verify
@@ -115,6 +115,148 @@ def test_a_step_without_a_reason_is_refused(registry: Registry, first: str) -> N
         lifecycle.reject(registry, first, actor="ben", reason=" ")
 
 
+AGAINST = pytest.mark.parametrize(
+    ("kind", "report", "says"),
+    [
+        (
+            "policy",
+            '[{"name": "no-advice", "passed": false, "prompts": 40, "failed": 2}]',
+            "a policy report without a failure (no-advice fails 2 of 40 prompts)",
+        ),
+        (
+            "human_evaluation",
+            '{"annotators": 3, "pairs": 40, "adapter_better": 5, "same": 10, "base_better": 25}',
+            "a human evaluation that the adapter does not lose (better in 5 of 40 pairs, its base in 25)",
+        ),
+    ],
+)
+
+
+@AGAINST
+def test_a_report_that_speaks_against_a_version_is_no_evidence_for_it(
+    registry: Registry, story: Story, first: str, tmp_path: Path, kind: EvidenceKind, report: str, says: str
+) -> None:
+    stage, then = ("candidate", "validated") if kind == "policy" else ("validated", "shadow")
+    story.to(first, stage)
+    (tmp_path / "bad.json").write_text(report)
+    evidence = [*story.evidence("evaluation"), registry.keep(kind, tmp_path / "bad.json")]
+    head = registry.log.head()
+    with pytest.raises(LoraOpsError) as caught:
+        lifecycle.promote(registry, first, then, actor="ci", reason="r", evidence=evidence)  # type: ignore[arg-type]
+    assert str(caught.value) == f"{first} can't become '{then}' yet; missing: {says}."
+    assert unchanged(registry, first, stage, head)
+
+
+@AGAINST
+def test_a_report_that_came_later_keeps_a_version_from_production_until_a_better_one(
+    registry: Registry, story: Story, first: str, tmp_path: Path, kind: EvidenceKind, report: str, says: str
+) -> None:
+    story.to(first, "canary")
+    (tmp_path / "bad.json").write_text(report)
+    evidence = [*story.evidence("review"), registry.keep(kind, tmp_path / "bad.json")]
+    lifecycle.review(registry, first, actor="eve", reason="looked again", evidence=evidence)
+    assert says in lifecycle.missing_for(registry, first)[1]
+    with pytest.raises(LoraOpsError) as caught:
+        story.to(first, "production")
+    assert says in str(caught.value)
+    better = story.evidence("canary", kind)
+    lifecycle.promote(registry, first, "production", actor="ci", reason="mended", evidence=better)
+
+
+def test_evidence_that_must_be_read_is_refused_when_it_is_a_page(
+    registry: Registry, story: Story, first: str, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# x\n")
+    with pytest.raises(
+        LoraOpsError, match="A report of kind 'policy' is read by lora-ops: hand in JSON, a list"
+    ):
+        registry.keep("policy", page)
+    kept = registry.keep("canary", page)
+    claim = Evidence(kind="policy", sha256=kept.sha256, summary="it is safe")
+    with pytest.raises(LoraOpsError, match="missing: a policy report that can be read"):
+        lifecycle.promote(
+            registry,
+            first,
+            "validated",
+            actor="ci",
+            reason="r",
+            evidence=[claim, *story.evidence("evaluation")],
+        )
+
+
+def test_the_evaluation_of_the_package_is_taken_as_evidence(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    folder, manifest = package(1)
+    report = folder / "evaluation.json"
+    report.write_text("{}")
+    file = FileRecord(bytes=2, sha256=sha256_file(report))
+    files = {**manifest.files, "evaluation.json": file}
+    for seed, digest in (("named", file.sha256), ("another", "0" * 64)):
+        registry.register(
+            folder,
+            manifest.model_copy(update={"files": files, "evaluation_report_sha256": digest, "license": seed}),
+            actor=AUTHOR,
+        )
+    assert lifecycle.missing_for(registry, "finance@1")[1] == ["evidence of kind 'policy'"]
+    policy = story.evidence("policy")
+    lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="r", evidence=policy)
+    assert registry.history("finance@1")[-1].evidence[0].sha256 == file.sha256
+    with pytest.raises(LoraOpsError, match="missing: evidence of kind 'evaluation'"):
+        lifecycle.promote(registry, "finance@2", "validated", actor="ci", reason="r", evidence=policy)
+
+
+# Roles.
+
+
+@pytest.mark.parametrize(
+    ("actor", "action", "may"),
+    [
+        ("mallory", "validate", False),
+        ("eve", "validate", True),
+        ("oncall", "validate", True),
+        ("eve", "shadow", False),
+        ("oncall", "shadow", True),
+        ("mallory", "reject", False),
+        ("eve", "reject", True),
+        ("oncall", "review", False),
+        ("eve", "review", True),
+        ("mallory", "revoke", False),
+        ("eve", "revoke", True),
+        ("mallory", "incident", False),
+        ("eve", "incident", True),
+    ],
+)
+def test_who_may_do_what_follows_the_roles(
+    registry: Registry, story: Story, first: str, actor: str, action: str, may: bool
+) -> None:
+    if action == "shadow":
+        story.to(first, "validated")
+    evidence = story.evidence("evaluation", "policy", "human_evaluation", "incident", "review")
+    said = {"actor": actor, "reason": "r", "evidence": evidence}
+    do = {
+        "validate": lambda: lifecycle.promote(registry, first, "validated", **said),  # type: ignore[arg-type]
+        "shadow": lambda: lifecycle.promote(registry, first, "shadow", **said),  # type: ignore[arg-type]
+        "reject": lambda: lifecycle.reject(registry, first, **said),  # type: ignore[arg-type]
+        "review": lambda: lifecycle.review(registry, first, **said),  # type: ignore[arg-type]
+        "revoke": lambda: lifecycle.revoke(registry, first, **said),  # type: ignore[arg-type]
+        "incident": lambda: lifecycle.link_incident(registry, first, **said),  # type: ignore[arg-type]
+    }[action]
+    head = registry.log.head()
+    if may:
+        do()
+        assert registry.log.head().seq == head.seq + 1
+    else:
+        with pytest.raises(LoraOpsError, match=f"{actor} may not .* owners.yaml gives that to"):
+            do()
+        assert registry.log.head() == head
+
+
+def test_a_candidate_is_registered_by_anybody(registry: Registry, package: Build) -> None:
+    assert registry.register(*package(7), actor="mallory")[1]
+
+
 def test_the_history_says_who_why_and_on_what(registry: Registry, story: Story, first: str) -> None:
     lifecycle.promote(
         registry,
@@ -179,6 +321,23 @@ def test_who_is_no_approver_does_not_approve(registry: Registry, story: Story, f
         lifecycle.approve(registry, first, actor=name, reason="please")
 
 
+def test_nobody_approves_while_the_author_is_unknown(
+    registry: Registry, package: Build, story: Story, owners: Owners
+) -> None:
+    registry.register(*package(2), actor="root")
+    story.to("finance@1", "canary")
+    with pytest.raises(LoraOpsError, match=r"its author 'root' in owners.yaml.*add `logins: \[root\]`"):
+        lifecycle.approve(registry, "finance@1", actor=FIRST, reason="ok")
+    people = tuple(
+        person.model_copy(update={"logins": ("root",)}) if person.id == FIRST else person
+        for person in owners.default.people
+    )
+    registry.owners = Owners(default=owners.default.model_copy(update={"people": people}))
+    with pytest.raises(LoraOpsError, match="Ben is the author of finance@1"):
+        lifecycle.approve(registry, "finance@1", actor=FIRST, reason="ok")
+    lifecycle.approve(registry, "finance@1", actor=SECOND, reason="ok")
+
+
 def test_an_approval_names_the_exact_version(registry: Registry, story: Story, first: str) -> None:
     canary(registry, story, first)
     with pytest.raises(LoraOpsError, match="Name the exact version"):
@@ -238,6 +397,33 @@ def test_a_rollback_rests_on_its_incident_and_needs_no_new_approval(
     lifecycle.promote(registry, first, "production", actor="oncall", reason="latency", evidence=incident)
     assert registry.get("finance@production").number == 1
     assert registry.get("finance@2").state == "superseded"
+    assert verify(registry).ok
+
+
+def test_the_version_that_is_superseded_has_it_in_its_history(
+    registry: Registry, package: Build, story: Story, first: str
+) -> None:
+    story.to(first, "production")
+    registry.register(*package(2), actor=AUTHOR)
+    story.to("finance@2", "production")
+    last = registry.history(first)[-1]
+    assert (last.actor, last.effect_on(1), last.effect_on(2)) == ("ci", "superseded by finance@2", "production")
+    assert last == registry.history("finance@2")[-1]
+
+
+@pytest.mark.parametrize("revoked_first", [False, True])
+def test_a_rollbacks_incident_is_one_of_the_version_that_left_production(
+    registry: Registry, package: Build, story: Story, first: str, revoked_first: bool
+) -> None:
+    story.to(first, "production")
+    registry.register(*package(2), actor=AUTHOR)
+    story.to("finance@2", "production")
+    if revoked_first:
+        lifecycle.revoke(registry, "finance@2", actor="oncall", reason="leaks")
+    incident = story.evidence("incident")
+    lifecycle.promote(registry, first, "production", actor="oncall", reason="leaks", evidence=incident)
+    assert lifecycle.incidents_in(registry.history("finance@2"), 2) == incident
+    assert lifecycle.incidents_in(registry.history(first), 1) == []
     assert verify(registry).ok
 
 
@@ -378,7 +564,9 @@ def test_nothing_is_due_for_what_no_longer_serves(registry: Registry, first: str
 def test_an_incident_is_linked_to_the_version_that_it_concerns(
     registry: Registry, story: Story, first: str
 ) -> None:
-    lifecycle.link_incident(registry, first, story.evidence("incident")[0], actor="oncall", reason="INC-7")
+    lifecycle.link_incident(
+        registry, first, evidence=story.evidence("incident"), actor="oncall", reason="INC-7"
+    )
     assert registry.history(first)[-1].action == "incident"
-    with pytest.raises(LoraOpsError, match="Only evidence of kind 'incident'"):
-        lifecycle.link_incident(registry, first, story.evidence("canary")[0], actor="oncall", reason="x")
+    with pytest.raises(LoraOpsError, match="missing: evidence of kind 'incident'"):
+        lifecycle.link_incident(registry, first, evidence=story.evidence("canary"), actor="oncall", reason="x")

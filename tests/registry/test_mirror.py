@@ -20,7 +20,7 @@ from lora_ops.registry.wandb_project import WandbProject
 from tests.wandb_server import Version, WandbServer
 
 from . import processes
-from .conftest import Build, Clock, Story
+from .conftest import READ, Build, Clock, Story
 
 ROOT = Path(__file__).parents[2]
 Connect = Callable[..., WandbProject]
@@ -95,7 +95,7 @@ def test_lineage_leads_from_the_data_over_the_version_to_its_reports_and_its_suc
     assert first.run.inputs == [data_1]
     assert policy.run.inputs == [first]
     assert second.run.inputs == [data_2, first]
-    assert server.storage[server.files_of(policy)["report"]] == b"# policy\n"
+    assert server.storage[server.files_of(policy)["report"]] == READ["policy"].encode()
 
 
 def test_each_entry_of_the_log_is_one_run_and_one_signed_artifact_in_order(
@@ -127,7 +127,9 @@ def test_names_states_and_incidents_follow_each_decision(
     assert (names(first), first.tags) == ({"version-1", "shadow"}, {"shadow"})
     assert (names(second), second.tags) == ({"version-2", "candidate"}, {"candidate"})
     [incident] = story.evidence("incident")
-    lifecycle.link_incident(registry, "finance@1", incident, actor="eve", reason="leaks card numbers")
+    lifecycle.link_incident(
+        registry, "finance@1", evidence=[incident], actor="eve", reason="leaks card numbers"
+    )
     lifecycle.revoke(registry, "finance@1", actor="eve", reason="leaks card numbers")
     story.to("finance@2", "shadow")
     mirror.sync()
@@ -333,7 +335,7 @@ def test_a_log_that_was_cut_or_restored_from_an_older_copy_shows_at_the_mirror(
     assert copy.problem() == "W&B (lora-ops-registry) holds entry 2, and the log here ends at 1"
     with pytest.raises(LoraOpsError, match="restored from an older copy"):
         copy.sync()
-    lifecycle.reject(older, "finance@1", actor="mallory", reason="another story")
+    lifecycle.reject(older, "finance@1", actor="eve", reason="another story")
     with pytest.raises(LoraOpsError, match="Entry 2 of the audit log is not the one that W&B"):
         copy.sync()
     assert copy.problem() == "entry 2 is not the one that W&B (lora-ops-registry) holds"

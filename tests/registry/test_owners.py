@@ -67,3 +67,8 @@ def test_a_slip_is_refused_in_one_sentence_that_names_it(tmp_path: Path, old: st
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(LoraOpsError, match="Cannot read .*owners.yaml"):
         load_owners(tmp_path / "owners.yaml")
+
+
+def test_a_person_is_known_under_each_of_their_logins(owners: Owners) -> None:
+    person = owners.default.person("ANA.silva")
+    assert person is not None and person.id == "ana"

@@ -7,7 +7,7 @@ import pytest
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import EvidenceKind, PolicyCheck
 from lora_ops.registry import Registry
-from lora_ops.registry.reports import read_human_evaluation, read_policy
+from lora_ops.registry.reports import check, read_human_evaluation, read_policy
 
 VOTES = '{"annotators": 2, "pairs": 20, "adapter_better": 12, "same": 6, "base_better": 2}'
 DIGEST = "a" * 64
@@ -50,3 +50,26 @@ def test_json_that_does_not_fit_its_kind_is_not_kept(
     with pytest.raises(LoraOpsError, match=told):
         registry.keep(kind, written(tmp_path, text))
     assert not list(registry.files.root.glob("??/*"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "says"),
+    [
+        (
+            "policy",
+            '[{"name": "a", "passed": true, "prompts": 9, "failed": 1}]',
+            "can't have passed with failed prompts",
+        ),
+        ("policy", '[{"name": "a", "passed": false, "prompts": 9, "failed": 10}]', "more prompts than it has"),
+        (
+            "human_evaluation",
+            '{"annotators": 1, "pairs": 9, "adapter_better": 5, "same": 3, "base_better": 2}',
+            "more votes than pairs",
+        ),
+    ],
+)
+def test_numbers_that_do_not_add_up_are_refused(tmp_path: Path, kind: str, content: str, says: str) -> None:
+    report = tmp_path / "report.json"
+    report.write_text(content)
+    with pytest.raises(LoraOpsError, match=says):
+        check(kind, report)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from lora_ops.settings import SigningSettings
 from tests.wandb_server import WandbServer
 
 from . import processes
-from .conftest import Build, Clock, Story
+from .conftest import READ, Build, Clock, Story
 from .test_mirror import log_at, names, run_command
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +78,8 @@ def test_two_machines_take_one_version_through_its_life_and_both_logs_are_the_sa
 def test_one_file_may_be_the_report_of_two_kinds(machine: Machine, package: Build, tmp_path: Path) -> None:
     ci, laptop = machine("ci"), machine("laptop")
     ci.register(*package(1), actor="ana")
-    report = tmp_path / "report.md"
-    report.write_text("All well.")
+    report = tmp_path / "report.json"
+    report.write_text(READ["policy"])
     evidence = [ci.keep("evaluation", report), ci.keep("policy", report)]
     lifecycle.promote(ci, "finance@1", "validated", actor="ben", reason="good", evidence=evidence)
     laptop.pull()

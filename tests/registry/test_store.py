@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -351,3 +351,22 @@ def test_a_damaged_file_is_mended_by_registering_the_package_again(registry: Reg
     registry.register(folder, manifest)
     assert sha256_file(kept) == manifest.files["README.md"].sha256
     assert verify(registry).ok
+
+
+@pytest.mark.parametrize("end", [lifecycle.reject, lifecycle.revoke])
+def test_a_closed_version_is_not_exported(
+    registry: Registry, package: Build, tmp_path: Path, end: Callable[..., object]
+) -> None:
+    registry.register(*package())
+    end(registry, "finance@1", actor="ben", reason="leaks")
+    with pytest.raises(LoraOpsError, match="finance@1 was (rejected|revoked): it may not be loaded"):
+        registry.export("finance@1", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_version_whose_row_was_changed_is_not_loaded(registry: Registry, package: Build) -> None:
+    registry.register(*package())
+    lifecycle.revoke(registry, "finance@1", actor="ben", reason="leaks")
+    registry.db.rows("UPDATE versions SET state = 'production'")
+    with pytest.raises(LoraOpsError, match="may not be loaded: the state of finance@1 was changed"):
+        registry.verified_path("finance@1")

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from lora_ops.registry import Registry
+from lora_ops.registry.audit import Anchor, Head, entry_hash
+from lora_ops.registry.signing import Signer
 from lora_ops.registry.verification import verify
+from lora_ops.settings import SigningSettings
 
 from . import processes
 from .conftest import AUTHOR, Build, Story
@@ -128,3 +131,44 @@ def test_a_registry_verifies_while_others_write(serving: Registry, package: Buil
     assert [result.problems for result in results] == [()] * 15
     assert len(verify(reader).problems) == 0
     assert len(reader.summaries()) == 22
+
+
+def forge(registry: Registry) -> None:
+    """Make somebody else the author, as one who can write in the folder but has not its private key."""
+    registry.db.rows("DROP TRIGGER audit_stays")
+    registry.db.rows("UPDATE versions SET author = 'mallory'")
+    last = Head()
+    for *fields, body, _, _ in registry.log.rows():
+        values = (*fields, body.replace('"ana"', '"mallory"'), last.hash)
+        last = Head(fields[0], entry_hash(*values))
+        changed = (*values[-2:], last.hash, last.seq)
+        registry.db.rows("UPDATE audit SET body = ?, previous = ?, hash = ? WHERE seq = ?", changed)
+    Anchor(registry.anchor.path, Signer(registry.signer.folder, SigningSettings(key="own.key"))).confirm(last)
+
+
+def test_a_history_that_was_forged_with_another_key_is_named_once_keys_are_pinned(serving: Registry) -> None:
+    (mine,) = serving.signer.known()
+    clean = verify(serving)
+    assert clean.ok
+    assert f"no key is pinned, so whoever can write in {serving.path}" in clean.warnings[0]
+    assert mine in clean.warnings[0]
+    forge(serving)
+    assert verify(serving).ok  # which is why it warns
+    pinned = Registry(
+        serving.path,
+        owners=serving.owners,
+        clock=serving.clock,
+        signing=SigningSettings(trusted_keys=(mine,)),
+    )
+    result = verify(pinned)
+    assert result.warnings == ()
+    assert result.problems == (
+        "audit.head, which says where the log ends, was changed: its signature does not fit",
+    )
+
+
+def test_a_registry_whose_key_is_pinned_verifies_without_a_word(serving: Registry, package: Build) -> None:
+    settings = SigningSettings(trusted_keys=tuple(serving.signer.known()))
+    pinned = Registry(serving.path, owners=serving.owners, clock=serving.clock, signing=settings)
+    pinned.register(*package(3), actor=AUTHOR)
+    assert verify(pinned)[-2:] == ((), ())

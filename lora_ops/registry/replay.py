@@ -1,0 +1,75 @@
+"""What the audit log says a version must be, and where its rows say something else."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lora_ops.records import AuditEntry, sha256_text, utc
+from lora_ops.registry.audit import fits
+
+if TYPE_CHECKING:
+    from lora_ops.registry.store import Version
+
+BORN = ("registered", "imported")
+
+
+class Told(NamedTuple):
+    """What a version must be after some entries of the log."""
+
+    born: AuditEntry
+    state: str
+    review_due: str | None
+
+
+def replay(number: int, entries: Sequence[AuditEntry]) -> Told | None:
+    """What entries, oldest first, make of version `number`; None when none of them registers it."""
+    born, state, due = None, "", None
+    for entry in entries:
+        effects = entry.body.get("effects", {})
+        state = effects.get("states", {}).get(str(number), state)
+        if entry.number == number:
+            born = entry if entry.action in BORN else born
+            due = effects.get("review_due", due)
+    return Told(born, state, due) if born else None
+
+
+def unlike_the_log(version: "Version", history: Sequence[AuditEntry]) -> Iterator[str]:
+    """Where a version's rows are not what its own entries say, in words.
+
+    So much can be said without reading the whole log: `verify` also sees an entry that was removed, or changed
+    together with every hash after it.
+    """
+    for entry in history:
+        if not fits(entry):
+            yield f"entry {entry.seq} of the audit log was changed"
+    told = replay(version.number, history)
+    if told is None:
+        yield f"{version.id} was added by something that is not lora-ops: no entry tells of it"
+    else:
+        yield from unlike(version, told)
+
+
+def unlike(version: "Version", told: Told) -> Iterator[str]:
+    """Where a version's rows are not what was told, in words."""
+    if sha256_text(version.manifest_text) != told.born.body["manifest_sha256"]:
+        yield f"the manifest of {version.id} was changed"
+        return
+    manifest = version.manifest
+    metric = manifest.evaluation.primary
+    expected: dict[str, Any] = {
+        "state": told.state,
+        "next_review_due": told.review_due,
+        "author": told.born.body["author"],
+        "registered_at": told.born.body["registered_at"],
+        "content_digest": told.born.body["content_digest"],
+        "signature": told.born.body["signature_sha256"],
+        "fresh_until": utc(manifest.fresh_until),
+        "primary_metric": metric,
+        "primary_value": manifest.evaluation.metrics[metric].adapter.value,
+        "size_bytes": manifest.size_bytes,
+    }
+    for field, value in expected.items():
+        found = getattr(version.summary, field)
+        if found != value:
+            yield f"the {field} of {version.id} was changed: it is {found!r}, and was {value!r}"
+    if manifest.content_digest() != version.summary.content_digest:
+        yield f"the content digest of {version.id} is not that of its manifest"
