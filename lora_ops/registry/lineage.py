@@ -1,15 +1,20 @@
 """The lineage of one version as a picture: what it was made of, whom it follows, where it went."""
 
-from typing import TYPE_CHECKING, NamedTuple
+import textwrap
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import AdapterRecord
 from lora_ops.registry.store import Registry
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PARENTS_SHOWN = 3
+# Inches, and characters of 9 points that fit into a box.
+PAGE, BOX, MARGIN, GAP, PAD, LINE, TITLE = 12.0, 3.3, 0.2, 0.3, 0.1, 0.18, 0.5
+TITLE_CHARACTERS, DETAIL_CHARACTERS = 36, 42
 
 
 class Node(NamedTuple):
@@ -63,42 +68,71 @@ def nodes(registry: Registry, record: AdapterRecord) -> list[Node]:
     for entry in record.history:
         if "states" in entry.body.get("effects", {}) and entry.action not in ("registered", "imported"):
             kinds = ", ".join(one["kind"] for one in entry.body.get("evidence", []))
-            boxes.append(Node(2, entry.action, f"{entry.at[:10]}, {entry.actor}\n{kinds or 'no report'}"))
+            title = entry.effect_on(record.number)
+            boxes.append(Node(2, title, f"{entry.at[:10]}, {entry.actor}\n{kinds or 'no report'}"))
     return boxes
 
 
 def draw(registry: Registry, record: AdapterRecord) -> "Figure":
-    """The picture: ingredients on the left, the version, and each decision about it on the right."""
+    """The picture: ingredients on the left, the version, and on the right each decision about it, in order."""
     from matplotlib.figure import Figure
 
-    boxes = nodes(registry, record)
-    columns = [[box for box in boxes if box.column == column] for column in range(3)]
-    rows = max(len(column) for column in columns)
-    figure = Figure(figsize=(11, 0.9 * rows + 0.6), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlim=(-0.5, 2.5), ylim=(-0.5, rows - 0.5), title=f"Lineage of {record.id}")
+    columns = [[box for box in nodes(registry, record) if box.column == column] for column in range(3)]
+    tall = max(sum(map(_height, column)) + GAP * (len(column) + 1) for column in columns)
+    figure = Figure(figsize=(PAGE, tall + TITLE))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, PAGE), ylim=(0, tall + TITLE))
     axes.axis("off")
-    middle = (rows - 1) / 2
-    for column in columns:
-        for place, box in enumerate(column):
-            height = middle + (len(column) - 1) / 2 - place
-            axes.text(
-                box.column,
-                height,
-                f"{box.title}\n{box.detail}".strip(),
-                ha="center",
-                va="center",
-                fontsize=8,
-                bbox={
-                    "boxstyle": "round",
-                    "facecolor": "#fde9c8" if box.target else "white",
-                    "edgecolor": "#555555",
-                },
-            )
-            if box.target:
-                continue
-            start, end = (
-                ((0.25, height), (0.78, middle)) if box.column == 0 else ((1.22, middle), (1.75, height))
-            )
-            axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": "#999999"})
+    axes.text(PAGE / 2, tall + TITLE / 2, f"Lineage of {record.id}", ha="center", va="center", fontsize=13)
+    sources, (target,), decisions = (_place(axes, column, tall) for column in columns)
+    for source in sources:
+        _arrow(axes, source.right, target.left)
+    for before, after in zip([target, *decisions], decisions, strict=False):
+        if before is target:
+            _arrow(axes, target.right, after.left)
+        else:
+            _arrow(axes, before.bottom, after.top)
     return figure
+
+
+class _Placed(NamedTuple):
+    """Where the arrows of a box begin and end, in inches from the lower left corner."""
+
+    left: tuple[float, float]
+    right: tuple[float, float]
+    top: tuple[float, float]
+    bottom: tuple[float, float]
+
+
+def _place(axes: "Axes", column: list[Node], tall: float) -> list[_Placed]:
+    from matplotlib.patches import FancyBboxPatch
+
+    placed = []
+    y = (tall + sum(map(_height, column)) + GAP * (len(column) - 1)) / 2
+    for box in column:
+        x, height = MARGIN + box.column * (PAGE - 2 * MARGIN - BOX) / 2, _height(box)
+        title, detail = _lines(box)
+        shape: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.08", "edgecolor": "#666666"}
+        colour = "#fde9c8" if box.target else "#f7f7f7"
+        axes.add_patch(FancyBboxPatch((x, y - height), BOX, height, facecolor=colour, **shape))
+        style: dict[str, Any] = {"va": "top", "fontsize": 9, "linespacing": 1.4}
+        axes.text(x + PAD, y - PAD, "\n".join(title), fontweight="bold", **style)
+        axes.text(x + PAD, y - PAD - LINE * len(title), "\n".join(detail), color="#333333", **style)
+        middle = y - height / 2
+        sides = (x, middle), (x + BOX, middle), (x + BOX / 2, y), (x + BOX / 2, y - height)
+        placed.append(_Placed(*sides))
+        y -= height + GAP
+    return placed
+
+
+def _arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, float]) -> None:
+    style = {"arrowstyle": "-|>", "color": "#666666", "shrinkA": 0, "shrinkB": 1, "mutation_scale": 12}
+    axes.annotate("", xy=end, xytext=start, arrowprops=style)
+
+
+def _lines(box: Node) -> tuple[list[str], list[str]]:
+    detail = [short for line in box.detail.splitlines() for short in textwrap.wrap(line, DETAIL_CHARACTERS)]
+    return textwrap.wrap(box.title, TITLE_CHARACTERS), detail
+
+
+def _height(box: Node) -> float:
+    return 2 * PAD + LINE * sum(map(len, _lines(box)))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.patches import FancyBboxPatch
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry import Registry, cards
@@ -45,3 +46,31 @@ def test_what_serves_comes_before_the_candidate(registry: Registry, package: Bui
     assert current(registry, "finance") == "finance@1"
     with pytest.raises(LoraOpsError, match="no adapter of 'legal'"):
         current(registry, "legal")
+
+
+def test_the_version_that_took_its_place_is_the_last_decision(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    story.to("finance@2", "production")
+    boxes = nodes(registry, cards.record(registry, "finance@1"))
+    assert [box.title for box in boxes if box.column == 2][-2:] == ["production", "superseded by finance@2"]
+
+
+def test_no_text_of_the_picture_leaves_its_box(registry: Registry, package: Build, story: Story) -> None:
+    folder, manifest = package(1)
+    base = manifest.base_model.model_copy(
+        update={"id": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": "r" * 90}
+    )
+    registry.register(folder, manifest.model_copy(update={"base_model": base}), actor=AUTHOR)
+    story.to("finance@1", "shadow")
+    figure = draw(registry, cards.record(registry, "finance@1"))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    boxes = [patch.get_window_extent() for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    title, *texts = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(boxes) == 6
+    for text in texts:
+        assert any(box.contains(text.x0, text.y0) and box.contains(text.x1, text.y1) for box in boxes)
