@@ -63,31 +63,30 @@ def run(
 
 @app.command()
 def report() -> None:
-    """The adapters that the pipeline made, against their base."""
-    from lora_ops.layout import MANIFEST
-    from lora_ops.records import Manifest
+    """The adapters that the pipeline made, against their base; the registry takes those that it lacks."""
+    from lora_ops.packaging import ensure_registered, packaged
+    from lora_ops.registry import open_registry
 
     root = find_root()
+    manifests = [packaged(tenant, root) for tenant in load_settings(root).tenants]
+    registry = open_registry(root)
     table = Table(
         "tenant", "version", "metric", "base", "adapter", "size", "training", box=SIMPLE, pad_edge=False
     )
     pages = []
-    for tenant in load_settings(root).tenants:
-        path = root / "packages" / tenant / MANIFEST
-        if not path.is_file():
-            raise LoraOpsError(f"'{tenant}' is not packaged yet: run `make repro`.")
-        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    for manifest in manifests:
+        version = ensure_registered(manifest, registry, root)
         metric = manifest.evaluation.metrics[manifest.evaluation.primary]
         table.add_row(
-            tenant,
-            manifest.adapter_id,
+            manifest.tenant,
+            version.id,
             manifest.evaluation.primary,
             f"{metric.base.value:.3f}",
             f"{metric.adapter.value:.3f}",
             f"{manifest.size_bytes / 1e6:.1f} MB",
             f"{manifest.training.seconds:.0f} s",
         )
-        pages.append(f"{manifest.adapter_id}: {manifest.report}")
+        pages.append(f"{version.id}: {manifest.report}")
     console.print(table, "Reports, for a browser:", *pages, sep="\n", highlight=False)
 
 

@@ -4,7 +4,7 @@ import importlib.metadata
 import shutil
 import subprocess
 import tempfile
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,14 @@ from lora_ops.records import (
     FileRecord,
     GitRecord,
     Manifest,
+    SourceRecord,
+    canonical,
     now,
     sha256_file,
+    sha256_text,
 )
-from lora_ops.settings import TenantSettings
+from lora_ops.registry import Registry, Version
+from lora_ops.settings import TenantSettings, read_yaml
 
 CARD = "README.md"
 VERSIONS_OF = ("lora-ops", "torch", "transformers", "peft", "safetensors", "tokenizers", "scikit-learn")
@@ -71,13 +75,13 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
             base_model=base,
             data=data,
             git=git_state(root),
-            dvc_lock_sha256=sha256_file(root / "dvc.lock") if (root / "dvc.lock").is_file() else None,
+            dvc_lock_sha256=lock_digest(root, tenant),
             params=settings.model_dump(mode="json"),
             packages={name: importlib.metadata.version(name) for name in VERSIONS_OF},
             training=training,
             evaluation=evaluation,
             license=settings.package.license,
-            fresh_until=now() + timedelta(days=settings.package.freshness_days),
+            fresh_until=fresh_until(data.source, settings.package.freshness_days),
             evaluation_report_sha256=evaluation_sha256,
             bias=BiasAssessment(metric="exact_match", groups=evaluation.groups, report_sha256=evaluation_sha256)
             if evaluation.groups
@@ -103,6 +107,66 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(manifest.to_json(), encoding="utf-8")
     temporary.replace(folder / MANIFEST)
+
+
+def packaged(tenant: str, root: Path) -> Manifest:
+    """The manifest of a tenant's package.
+
+    Raises:
+        LoraOpsError: it is not packaged yet, or the manifest does not fit its schema.
+    """
+    path = root / "packages" / tenant / MANIFEST
+    if not path.is_file():
+        raise LoraOpsError(f"'{tenant}' is not packaged yet: run `make repro`.")
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoraOpsError(f"{path} is no manifest: run `dvc repro --force package@{tenant}`.") from error
+
+
+def ensure_registered(manifest: Manifest, registry: Registry, root: Path) -> Version:
+    """The version that a package is in the registry; one that it lacks is registered as its next version.
+
+    Packages also come with `dvc pull`, and outlive a registry that was lost; then DVC has nothing to run. The
+    package stays as it is: to DVC it is an output, and its number is that of the registry that it was made for.
+
+    Raises:
+        LoraOpsError: the package's files do not fit its manifest, or the registry can't be written.
+    """
+    held = registry.holding(manifest)
+    if held:
+        return held
+    draft = manifest.model_copy(update={"version": None, "parent": None})
+    return registry.register(root / "packages" / manifest.tenant, draft)[0]
+
+
+def fresh_until(source: SourceRecord, days: int) -> datetime:
+    """When the data expires: `days` after its source was published, or after today when nobody says when.
+
+    Counted from the packaging, old data would be fresh for ever: one only had to package it again.
+
+    Raises:
+        LoraOpsError: the day of publication is none.
+    """
+    try:
+        start = datetime.fromisoformat(source.date).replace(tzinfo=UTC) if source.date else now()
+    except ValueError as error:
+        raise LoraOpsError(f"'{source.date}' is no day: give data.published of {source.name} anew.") from error
+    return start + timedelta(days=days)
+
+
+def lock_digest(root: Path, tenant: str) -> str | None:
+    """The digest of what dvc.lock says of the stages that a package comes from; None unless all are there.
+
+    Only their entries are read: while the pipeline runs it still adds those of this stage and of other tenants,
+    so the whole file would have a digest that no file has in the end.
+    """
+    path = root / "dvc.lock"
+    stages = read_yaml(path).get("stages", {}) if path.is_file() else {}
+    names = ["base_model", *(f"{stage}@{tenant}" for stage in ("prepare", "train", "evaluate"))]
+    if not all(name in stages for name in names):
+        return None
+    return sha256_text(canonical({name: stages[name] for name in names}))
 
 
 def git_state(root: Path) -> GitRecord:

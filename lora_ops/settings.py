@@ -122,7 +122,9 @@ class PackageSettings(Section):
     """What the model card and the registry say beside the numbers."""
 
     license: str
-    freshness_days: int = Field(365, ge=1)
+    freshness_days: int = Field(
+        365, ge=1, description="after `data.published`, or after the packaging without it, the data has expired"
+    )
 
 
 class TenantSettings(Section):

@@ -1,0 +1,146 @@
+"""What a package says of its data's age and of dvc.lock, and how it comes into a registry that lacks it."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.packaging import ensure_registered, fresh_until, lock_digest, packaged, write_manifest
+from lora_ops.records import SourceRecord, now
+from lora_ops.registry import Registry, lifecycle, open_registry
+from lora_ops.registry.verification import verify
+from tests.conftest import ROOT, run
+from tests.registry.conftest import build_package
+
+TENANTS = ("finance", "healthcare", "media")
+STAGES = """\
+stages:
+  base_model: {cmd: "echo base > base", outs: [base]}
+  prepare:
+    foreach: TENANTS
+    do: {cmd: "echo ${item} > prepared-${item}", deps: [base], outs: ["prepared-${item}"]}
+  train:
+    foreach: TENANTS
+    do: {cmd: "cp prepared-${item} trained-${item}", deps: ["prepared-${item}"], outs: ["trained-${item}"]}
+  evaluate:
+    foreach: TENANTS
+    do: {cmd: "cp trained-${item} score-${item}", deps: ["trained-${item}"], outs: ["score-${item}"]}
+  package:
+    foreach: TENANTS
+    do:
+      cmd: >-
+        python -c "from pathlib import Path; from lora_ops.packaging import lock_digest;
+        Path('packaged-${item}').write_text(str(lock_digest(Path.cwd(), '${item}')))"
+      deps: ["score-${item}"]
+      outs: ["packaged-${item}"]
+"""
+
+
+def source(date: str | None) -> SourceRecord:
+    return SourceRecord(name="iso18245", version="1.4.1", sha256="0" * 64, date=date)
+
+
+def test_freshness_counts_from_the_day_that_the_source_was_published() -> None:
+    assert fresh_until(source("2020-05-22"), 10) == datetime(2020, 6, 1, tzinfo=UTC)
+
+
+def test_freshness_counts_from_the_packaging_when_nobody_says_when_that_was() -> None:
+    assert 9 <= (fresh_until(source(None), 10) - now()).days <= 10
+
+
+def test_a_publication_on_no_day_is_refused() -> None:
+    with pytest.raises(LoraOpsError, match="'2020-13-99' is no day: give data.published of iso18245 anew"):
+        fresh_until(source("2020-13-99"), 10)
+
+
+def test_the_samples_data_is_fresh_for_years_after_their_sources(tmp_path: Path) -> None:
+    from lora_ops.settings import load_settings
+
+    for tenant in load_settings(ROOT).tenants.values():
+        assert fresh_until(source(tenant.data.published), tenant.package.freshness_days).year >= 2030
+
+
+def test_the_lock_that_a_package_names_is_found_in_the_final_dvc_lock(tmp_path: Path) -> None:
+    def pipeline(*tenants: str) -> str:
+        (tmp_path / "dvc.yaml").write_text(STAGES.replace("TENANTS", f"[{', '.join(tenants)}]"))
+        done = run("dvc", "repro", cwd=tmp_path, PYTHONPATH=str(ROOT))
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / "packaged-finance").read_text()
+
+    assert run("dvc", "init", "--no-scm", "--quiet", cwd=tmp_path).returncode == 0
+    named = pipeline("finance")
+    assert len(named) == 64
+    assert lock_digest(tmp_path, "finance") == named
+    pipeline("finance", "media")
+    assert lock_digest(tmp_path, "finance") == named
+    assert lock_digest(tmp_path, "media") == (tmp_path / "packaged-media").read_text() != named
+    lock = tmp_path / "dvc.lock"
+    lock.write_text(lock.read_text().replace("echo finance", "echo  finance"))
+    assert lock_digest(tmp_path, "finance") != named
+
+
+def test_without_an_entry_of_each_stage_no_lock_is_named(tmp_path: Path) -> None:
+    assert lock_digest(tmp_path, "finance") is None
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages: {base_model: {cmd: x}}\n")
+    assert lock_digest(tmp_path, "finance") is None
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone whose three packages were registered, as the pipeline leaves it."""
+    for name in ("params.yaml", "owners.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    registry = open_registry(tmp_path)
+    for seed, tenant in enumerate(TENANTS):
+        first, folder = tmp_path / "before" / tenant, tmp_path / "packages" / tenant
+        registry.register(first, build_package(first, 10 + seed, tenant))
+        version, _ = registry.register(folder, build_package(folder, seed, tenant))
+        write_manifest(version.manifest, folder)
+    registry.close()
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_registry_that_was_lost_is_filled_again_from_the_packages(clone: Path) -> None:
+    shutil.rmtree(clone / ".registry")
+    packages = contents(clone / "packages")
+    for _ in range(2):
+        shown = run("lora-ops", "report", cwd=clone, LORA_OPS_ROOT=str(clone), COLUMNS="200")
+        assert shown.returncode == 0, shown.stderr
+        assert all(f"{tenant}@1" in shown.stdout for tenant in TENANTS)
+    registry = open_registry(clone)
+    assert [one.id for one in registry.summaries()] == [f"{tenant}@1" for tenant in TENANTS]
+    assert registry.get("finance@candidate").manifest.parent is None
+    assert verify(registry).ok
+    assert contents(clone / "packages") == packages  # they are outputs of DVC
+
+
+def test_a_registry_that_holds_the_packages_is_left_as_it_is(clone: Path) -> None:
+    registry = open_registry(clone)
+    lifecycle.revoke(registry, "media@2", actor="hugo.martin", reason="leaks")
+    head = registry.log.head()
+    shown = run("lora-ops", "report", cwd=clone, LORA_OPS_ROOT=str(clone), COLUMNS="200")
+    assert all(f"{tenant}@2" in shown.stdout for tenant in TENANTS)
+    assert registry.log.head() == head
+
+
+def test_a_package_that_was_changed_is_not_registered(clone: Path) -> None:
+    (clone / "packages/media/adapter_config.json").write_text("{}")
+    registry = Registry(clone / "new")
+    with pytest.raises(LoraOpsError, match="not the file that its manifest describes"):
+        ensure_registered(packaged("media", clone), registry, clone)
+    assert registry.summaries() == []
+
+
+def test_a_manifest_that_is_none_is_said(clone: Path) -> None:
+    (clone / "packages/media/manifest.json").write_text("{}")
+    with pytest.raises(
+        LoraOpsError, match="manifest.json is no manifest: run `dvc repro --force package@media`"
+    ):
+        packaged("media", clone)
