@@ -603,13 +603,9 @@ class Registry:
         return version
 
     def _loadable(self, reference: str) -> Version:
-        with self.db.reading():
-            version = self.get(reference)
-            history = self.log.entries(version.tenant, version.number)
+        version = self.get(reference)
         if version.state in CLOSED:
             raise LoraOpsError(f"{version.id} was {version.state}: it may not be loaded.")
-        for problem in unlike_the_log(version, history):
-            raise LoraOpsError(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
         return version
 
     def _fill(self, version: Version, folder: Path) -> None:
@@ -621,13 +617,19 @@ class Registry:
         (folder / "manifest.json").write_text(version.manifest_text, encoding="utf-8")
 
     def check_folder(self, version: Version, folder: Path) -> None:
-        """Verify an exported folder against the version's digests and signature.
+        """Verify an exported folder against the version's digests and signature, and its rows against the log.
 
         Raises:
-            LoraOpsError: a file was added, removed or changed, or the signature does not fit.
+            LoraOpsError: a file was added, removed or changed, the signature does not fit, or a row is not what
+                the version's entries of the audit log say.
         """
         check_package(folder, {name: file.sha256 for name, file in version.manifest.files.items()})
         self.signer.check(folder, self._signature(version), version.id)
+        with self.db.reading():
+            found = self._load(version.tenant, version.number)
+            history = self.log.entries(version.tenant, version.number)
+        for problem in unlike_the_log(found, history):
+            raise LoraOpsError(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
 
     def check_kept(self, version: Version) -> None:
         """Verify a version's kept files and its signature without exporting it.
