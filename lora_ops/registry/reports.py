@@ -7,16 +7,16 @@ or a notebook; people read it, and the record names it.
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import Evidence, EvidenceKind, HumanEvaluation, PolicyCheck
 from lora_ops.registry.files import FileStore
 from lora_ops.settings import first_problem
 
-POLICY: TypeAdapter[list[PolicyCheck]] = TypeAdapter(list[PolicyCheck])
+POLICY: TypeAdapter[list[PolicyCheck]] = TypeAdapter(Annotated[list[PolicyCheck], Field(min_length=1)])
 FORMS: dict[EvidenceKind, str] = {
     "human_evaluation": "{annotators, pairs, adapter_better, same, base_better}",
     "policy": "a list of {name, passed, prompts, failed}",

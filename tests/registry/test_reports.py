@@ -61,6 +61,7 @@ def test_json_that_does_not_fit_its_kind_is_not_kept(
             "can't have passed with failed prompts",
         ),
         ("policy", '[{"name": "a", "passed": false, "prompts": 9, "failed": 10}]', "more prompts than it has"),
+        ("policy", "[]", "at least 1 item"),
         (
             "human_evaluation",
             '{"annotators": 1, "pairs": 9, "adapter_better": 5, "same": 3, "base_better": 2}',
