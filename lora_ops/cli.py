@@ -62,6 +62,41 @@ def run(
 
 
 @app.command()
+def rollback(
+    version: Annotated[str, typer.Argument(help="The exact version that must go, such as finance@2.")],
+    reason: Annotated[str, typer.Option(help="What happened, in a sentence; it is kept.")],
+    actor: Annotated[
+        str | None,
+        typer.Option(envvar="LORA_OPS_ACTOR", help="Your id in owners.yaml; default: the login name."),
+    ] = None,
+    gateway: Annotated[str, typer.Option(help="Whose dashboards are captured.")] = "http://localhost:8000",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do it; without this, only show what would happen.")
+    ] = False,
+) -> None:
+    """Put the version before VERSION back into production, by runbooks/rollback.ipynb."""
+    from lora_ops import incidents
+    from lora_ops.notebooks import run_notebook
+    from lora_ops.records import now
+    from lora_ops.registry import parse_reference
+
+    root = find_root()
+    tenant, _ = parse_reference(version)
+    folder = incidents.new_folder(root, tenant, now())
+    parameters = {
+        "tenant": tenant,
+        "version": version,
+        "reason": reason,
+        "actor": actor,
+        "gateway": gateway,
+        "folder": str(folder),
+        "confirm": yes,
+    }
+    run_notebook(root / "runbooks/rollback.ipynb", folder / "rollback.ipynb", parameters, root)
+    console.print(f"The page: {(folder / 'rollback.html').relative_to(root)}", highlight=False)
+
+
+@app.command()
 def report() -> None:
     """The adapters that the pipeline made, against their base; the registry takes those that it lacks."""
     from lora_ops.packaging import ensure_registered, packaged

@@ -344,6 +344,20 @@ class Lineage(Record):
     packages: dict[str, str]
 
 
+class IncidentRecord(Record):
+    """A rollback: what left and what returned, who decided, whom to tell, what the dashboards showed."""
+
+    tenant: str
+    at: datetime
+    actor: str
+    reason: str
+    leaves: str
+    returns: str
+    tell: list[str] = Field(description="e-mail addresses: contacts, then the escalation path")
+    captured: dict[str, Sha256] = Field(description="files beside this record, by name")
+    not_captured: str | None = Field(description="why a dashboard is missing")
+
+
 class Performance(Record):
     """How good it is, by machine and by people."""
 

@@ -13,7 +13,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.notebooks import run_notebook
 from tests.conftest import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(ROOT.glob("*books/*.ipynb"))
 
 
 def write(path: Path, *cells: str) -> Path:

@@ -1,0 +1,178 @@
+"""A bad version in production: what goes, what returns, what is captured, and what the record says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lora_ops import incidents
+from lora_ops.errors import LoraOpsError
+from lora_ops.records import IncidentRecord, sha256_file
+from lora_ops.registry import Registry, lifecycle
+from lora_ops.registry.verification import verify
+from tests.conftest import ROOT
+from tests.registry.conftest import Build, Clock, Story, clock, owners, package, registry, story  # noqa: F401
+from tests.serving.conftest import Clone, Served, clone, clone_source, engine, served  # noqa: F401
+
+ON_CALL = "ben"
+
+
+@pytest.fixture
+def bad_release(registry: Registry, package: Build, story: Story) -> Registry:  # noqa: F811
+    """finance@2 took over from finance@1."""
+    for seed in (1, 2):
+        registry.register(*package(seed), actor="ana")
+    for version in ("finance@1", "finance@2"):
+        story.to(version, "production")
+    return registry
+
+
+def record(registry: Registry, folder: Path, reference: str = "finance@2") -> Path:  # noqa: F811
+    rollback = incidents.plan(registry, reference)
+    return incidents.write_record(
+        registry, rollback, folder, actor=ON_CALL, reason="It leaks card numbers.", captured={}
+    )
+
+
+def test_the_version_that_served_before_returns_and_the_bad_one_is_revoked(
+    bad_release: Registry, tmp_path: Path
+) -> None:
+    path = record(bad_release, tmp_path / "incident")
+    returned = incidents.roll_back(bad_release, "finance@2", path, actor=ON_CALL, reason="It leaks.")
+    assert (returned.id, returned.state, returned.aliases) == ("finance@1", "production", ("production",))
+    assert bad_release.get("finance@2").state == "revoked"
+    assert verify(bad_release).ok
+    said = IncidentRecord.model_validate_json(path.read_text())
+    assert (said.leaves, said.returns, said.actor) == ("finance@2", "finance@1", ON_CALL)
+    assert said.tell == ["payments@example.com", "cro@example.com"]
+    assert bad_release.files.holds(sha256_file(path))
+
+
+def test_a_second_run_changes_nothing(bad_release: Registry, tmp_path: Path) -> None:
+    path = record(bad_release, tmp_path / "incident")
+    for _ in range(2):
+        incidents.roll_back(bad_release, "finance@2", path, actor=ON_CALL, reason="It leaks.")
+    assert bad_release.named("finance", "production") == 1
+    assert [entry.action for entry in bad_release.log.entries("finance")][-2:] == ["production", "revoked"]
+
+
+def test_a_run_killed_between_its_two_decisions_is_ended_by_the_next(
+    bad_release: Registry, tmp_path: Path
+) -> None:
+    path = record(bad_release, tmp_path / "incident")
+    incident = bad_release.keep("incident", path)
+    lifecycle.promote(
+        bad_release, "finance@1", "production", actor=ON_CALL, reason="It leaks.", evidence=[incident]
+    )
+    assert incidents.plan(bad_release, "finance@2").done_already
+    incidents.roll_back(bad_release, "finance@2", path, actor=ON_CALL, reason="It leaks.")
+    assert bad_release.get("finance@2").state == "revoked"
+
+
+def test_a_version_that_was_revoked_first_can_still_be_replaced(bad_release: Registry, tmp_path: Path) -> None:
+    lifecycle.revoke(bad_release, "finance@2", actor=ON_CALL, reason="It leaks.")
+    path = record(bad_release, tmp_path / "incident")
+    incidents.roll_back(bad_release, "finance@2", path, actor=ON_CALL, reason="It leaks.")
+    assert bad_release.named("finance", "production") == 1
+
+
+def test_a_version_that_was_revoked_does_not_return(
+    bad_release: Registry,
+    package: Build,  # noqa: F811
+    story: Story,  # noqa: F811
+) -> None:
+    bad_release.register(*package(3), actor="ana")
+    story.to("finance@3", "production")
+    lifecycle.revoke(bad_release, "finance@2", actor=ON_CALL, reason="It leaks.")
+    assert incidents.plan(bad_release, "finance@3").returns.id == "finance@1"
+
+
+def test_without_an_earlier_version_it_says_how_to_stop_the_answers(
+    registry: Registry,  # noqa: F811
+    package: Build,  # noqa: F811
+    story: Story,  # noqa: F811
+) -> None:
+    registry.register(*package(1), actor="ana")
+    story.to("finance@1", "production")
+    with pytest.raises(LoraOpsError, match=r"no other version was .* lora-ops registry revoke finance@1"):
+        incidents.plan(registry, "finance@1")
+
+
+def test_an_expired_version_does_not_return(bad_release: Registry, clock: Clock) -> None:  # noqa: F811
+    clock.move(days=400)
+    with pytest.raises(LoraOpsError, match="finance@1 expired on"):
+        incidents.plan(bad_release, "finance@2")
+
+
+@pytest.mark.parametrize(
+    ("reference", "sentence"),
+    [
+        ("finance@1", "finance@1 is 'superseded': finance@2 is in production"),
+        ("finance@production", "Name the exact version that must go"),
+        ("finance@9", "finance@9"),
+    ],
+)
+def test_only_what_is_in_production_can_be_rolled_back(
+    bad_release: Registry, reference: str, sentence: str
+) -> None:
+    with pytest.raises(LoraOpsError, match=sentence):
+        incidents.plan(bad_release, reference)
+
+
+def test_a_record_needs_a_reason(bad_release: Registry, tmp_path: Path) -> None:
+    rollback = incidents.plan(bad_release, "finance@2")
+    with pytest.raises(LoraOpsError, match="Say why"):
+        incidents.write_record(bad_release, rollback, tmp_path / "x", actor=ON_CALL, reason=" ", captured={})
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_gateway_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match="localhost:9/console/data could not be captured"):
+        incidents.capture("http://localhost:9", tmp_path)
+
+
+def runbook(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from lora_ops.cli import main; main()", "rollback", "finance@2", *arguments],
+        env={**os.environ, "LORA_OPS_ROOT": str(root), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_runbook_brings_the_earlier_answers_back_and_keeps_the_evidence(
+    clone: Clone,  # noqa: F811
+    engine: object,  # noqa: F811
+) -> None:
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    with clone.registry() as opened:
+        for version in ("finance@1", "finance@2"):
+            clone.story(opened).to(version, "production")
+
+    def who_answers(gateway: Served) -> str:
+        body = {"model": "finance", "max_tokens": 2, "messages": [{"role": "user", "content": "AIRBNB"}]}
+        return httpx.post(f"{gateway.url}/v1/chat/completions", json=body).headers["x-lora-ops-adapter"]
+
+    with served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
+        assert who_answers(gateway) == "finance@2"
+        options = ("--reason", "It leaks card numbers.", "--actor", ON_CALL, "--gateway", gateway.url)
+        shown = runbook(clone.root, *options)
+        assert shown.returncode == 0, shown.stderr
+        assert "Nothing was changed. Confirmed, finance@1 would replace finance@2." in shown.stdout
+        assert who_answers(gateway) == "finance@2"
+        done = runbook(clone.root, *options, "--yes")
+        assert done.returncode == 0, done.stderr
+        assert "finance@1 is in production again and finance@2 is revoked, by ben" in done.stdout
+        assert who_answers(gateway) == "finance@1"
+    kept = [path.parent for path in clone.root.glob("reports/incidents/*/incident.json")]
+    assert len(kept) == 1
+    said = IncidentRecord.model_validate_json((kept[0] / "incident.json").read_text())
+    assert said.not_captured is None
+    assert {name: sha256_file(kept[0] / name) for name in said.captured} == said.captured
+    assert json.loads((kept[0] / "console.json").read_text())["total"]["requests"] >= 1
+    assert 'adapter="finance@2"' in (kept[0] / "metrics.txt").read_text()
+    assert "finance@1 is in production again" in (kept[0] / "rollback.html").read_text()
