@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lora_ops.records import FileRecord, sha256_file
+from lora_ops.registry import open_registry
 from tests.conftest import ROOT, run
+from tests.registry.conftest import build_package
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(
@@ -44,6 +47,31 @@ def test_the_readers_own_tenant_of_the_readme_is_added(repository: Path) -> None
     done = run("bash", "-euc", block, cwd=repository, COLUMNS="300")
     assert done.returncode == 0, done.stderr
     assert "its entry is in params.yaml" in done.stdout
+
+
+def test_the_readmes_way_to_production_is_a_way(repository: Path, tmp_path: Path) -> None:
+    """Runs the README's promotion as it stands, on a small package with the files that a real one has."""
+    block = README.split("<!-- promotion -->")[1].split("```bash\n")[1].split("```")[0]
+    folder = tmp_path / "package"
+    manifest = build_package(folder, 1, fresh_days=36500)
+    (folder / "evaluation.json").write_text(manifest.evaluation.model_dump_json())
+    digest = sha256_file(folder / "evaluation.json")
+    evaluation = FileRecord(bytes=(folder / "evaluation.json").stat().st_size, sha256=digest)
+    manifest = manifest.model_copy(
+        update={
+            "files": {**manifest.files, "evaluation.json": evaluation},
+            "evaluation_report_sha256": digest,
+        }
+    )
+    registry = open_registry(repository)
+    registry.register(folder, manifest, actor="ana.silva")
+    registry.close()
+    done = run("bash", "-euc", block, cwd=repository, COLUMNS="300", LORA_OPS_ROOT=str(repository))
+    assert done.returncode == 0, done.stdout + done.stderr
+    registry = open_registry(repository)
+    assert registry.get("finance").id == "finance@1"
+    assert registry.named("finance", "production") == 1
+    registry.close()
 
 
 def test_every_path_in_backticks_exists_or_is_made_by_the_pipeline() -> None:
