@@ -84,7 +84,8 @@ class EngineStatus:
     Attributes:
         running: requests in the batch.
         waiting: requests that are not in it yet.
-        kv_tokens, kv_capacity: tokens in the KV cache, and how many fit; 0 where the engine can't tell.
+        kv_tokens, kv_capacity: tokens of the KV cache that running requests have reserved, answers yet to come
+            included, and how many there are; 0 where the engine can't tell.
         adapters: names that are loaded, with the bytes of each.
     """
 
@@ -138,6 +139,9 @@ class Engine(Protocol):
         Raises:
             EngineError: from the first step on: unknown adapter, a prompt that is too long, a broken engine.
         """
+
+    async def healthy(self) -> bool:
+        """Whether it can answer now: cheap, never an error, and decided within a few seconds."""
 
     def status(self) -> EngineStatus:
         """What it is doing now; cheap enough to be asked with every scrape."""

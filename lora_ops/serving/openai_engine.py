@@ -23,6 +23,7 @@ from lora_ops.settings import OpenAIEngineSettings
 
 # Between two pieces of an answer; the gateway's own limits end a request long before.
 TIMEOUT = httpx.Timeout(600, connect=5)
+HEALTH_SECONDS = 2.0
 
 
 class OpenAIEngine:
@@ -116,6 +117,15 @@ class OpenAIEngine:
             raise self._unreachable(error) from error
         finally:
             self._running -= 1
+
+    async def healthy(self) -> bool:
+        """Whether the server says at its /health, within `HEALTH_SECONDS`, that it is well."""
+        if self._http is None or self._http.is_closed:
+            return False
+        try:
+            return (await self._http.get("/health", timeout=HEALTH_SECONDS)).is_success
+        except httpx.HTTPError:
+            return False
 
     def status(self) -> EngineStatus:
         """What was sent and is not answered yet; the server's own queue is on its /metrics."""

@@ -174,6 +174,17 @@ def test_a_prompt_that_is_too_long_is_refused(with_engine: Run) -> None:
     with_engine(use)
 
 
+def test_an_engine_is_healthy_from_its_start_to_its_end(with_engine: Run) -> None:
+    engines = []
+
+    async def use(engine: Engine) -> None:
+        engines.append(engine)
+        assert await engine.healthy()
+
+    with_engine(use)
+    assert not asyncio.run(engines[0].healthy())
+
+
 # What only a server behind the network can do wrong.
 
 
@@ -217,6 +228,9 @@ def test_a_server_that_goes_away_in_the_middle_of_an_answer_ends_it_with_an_erro
         stop()
         with pytest.raises(EngineError):
             [chunk async for chunk in stream]
+        async with asyncio.timeout(20):
+            while await engine.healthy():
+                await asyncio.sleep(0.02)
         await engine.close()
 
     settings = clone.settings(request_timeout_seconds=0.5)

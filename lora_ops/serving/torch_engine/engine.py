@@ -164,6 +164,10 @@ class TorchEngine:
             if loaded:
                 loaded.users -= 1
 
+    async def healthy(self) -> bool:
+        """Whether the thread that takes the steps is alive."""
+        return self._thread is not None and self._thread.is_alive()
+
     def status(self) -> EngineStatus:
         """What it was doing after its last step, and which adapters are loaded now."""
         s = self._status
