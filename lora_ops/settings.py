@@ -256,6 +256,9 @@ class ServingSettings(Section):
     queue_timeout_seconds: float = Field(30, gt=0)
     request_timeout_seconds: float = Field(300, gt=0)
     drain_timeout_seconds: float = Field(30, gt=0, description="for what runs, at shutdown and unload")
+    not_ready_seconds: float = Field(
+        0, ge=0, description="at shutdown, how long /ready says so before the port closes"
+    )
     body_timeout_seconds: float = Field(10, gt=0)
     body_limit: ByteSize = Field(ByteSize(2**20), ge=1024)
     default_max_tokens: int = Field(256, ge=1)

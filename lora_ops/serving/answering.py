@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, cast
@@ -15,11 +15,9 @@ from lora_ops.serving.events import Event
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.limits import Allowance, FairQueue, Ticket
 from lora_ops.serving.router import Route
-from lora_ops.serving.telemetry import Telemetry
+from lora_ops.serving.telemetry import NOBODY, Telemetry
 from lora_ops.serving.traces import Tracing
 from lora_ops.settings import ServingSettings
-
-NOBODY = "-"
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,13 @@ class Piece:
 
 @dataclass
 class Tally:
-    """What is known of a request when it has ended."""
+    """What is known of a request when it has ended.
 
+    Attributes:
+        read: prompt tokens that were put before the engine, those of each answer.
+    """
+
+    read: int = 0
     generated: int = 0
     queue_seconds: float = 0.0
     device_seconds: float = 0.0
@@ -78,6 +81,15 @@ class Tally:
     per_token: list[float] = field(default_factory=list)
     finish: list[FinishReason] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+
+    def add(self, chunk: Chunk, seconds: float) -> None:
+        """Count a chunk that came this long after the request."""
+        if self.first_token is None and (chunk.tokens or chunk.text):
+            self.first_token = seconds
+        self.generated += chunk.tokens
+        self.device_seconds += chunk.device_seconds
+        if chunk.finish:
+            self.finish.append(chunk.finish)
 
 
 class Answering:
@@ -105,22 +117,24 @@ class Answering:
     async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """The answers, piece by piece as they come; closing it early cancels what still runs.
 
+        Answers do not wait for whoever reads them: slots and adapters are free once the last token is made.
+
         Raises:
-            TooMany, Overloaded, AdapterUnavailable, EngineError: as they say.
-            TimeoutError: it took longer than `serving.request_timeout_seconds`.
+            TooMany, NeverFits, Overloaded, AdapterUnavailable, EngineError: as they say.
+            TimeoutError: it was not made within `serving.request_timeout_seconds`.
         """
         tally, error = Tally(), None
-        tokens = int(sum(ask.costs))
         with self._tracing.request(ask) as span:
             try:
-                with self._allowance(ask.tenant).spending(ask.tenant, tokens) as spent:
-                    tickets = self._queue.enter(ask.tenant, ask.costs)
+                with self._allowance(ask.tenant).spending(ask.tenant, int(sum(ask.costs))) as spent:
+                    tickets: list[Ticket] = []
                     try:
+                        tickets = self._queue.enter(ask.tenant, ask.costs)
                         async with aclosing(self._pieces(ask, tickets, tally)) as pieces:
                             async for piece in pieces:
                                 yield piece
                     finally:
-                        spent(sum(map(len, ask.prompts)) * ask.n + tally.generated)
+                        spent(tally.read + tally.generated)
                         for ticket in tickets:
                             self._queue.leave(ticket)
             except BaseException as raised:
@@ -130,6 +144,11 @@ class Answering:
                 self._report(ask, tally, error)
                 span.ended(tally, error)
 
+    def deadline(self, ask: Ask) -> float:
+        """When its time is over, by the event loop's clock."""
+        left = ask.started + self._settings.request_timeout_seconds - time.perf_counter()
+        return asyncio.get_running_loop().time() + left
+
     def _allowance(self, tenant: str) -> Allowance:
         found = self._allowances.get(tenant)
         if found is None:
@@ -137,42 +156,54 @@ class Answering:
         return found
 
     async def _pieces(self, ask: Ask, tickets: list[Ticket], tally: Tally) -> AsyncGenerator[Piece, None]:
-        answers = [self._one(ask, index, ticket, tally) for index, ticket in enumerate(tickets)]
-        async with aclosing(answers[0] if len(answers) == 1 else _merged(answers)) as pieces:
-            async for piece in pieces:
-                yield piece
+        """The pieces of all answers as they come; the first error ends all of them."""
+        arrived: asyncio.Queue[Piece | asyncio.Task[None]] = asyncio.Queue()
+        tasks = [
+            asyncio.create_task(self._one(ask, index, ticket, tally, arrived.put_nowait))
+            for index, ticket in enumerate(tickets)
+        ]
+        for task in tasks:
+            task.add_done_callback(arrived.put_nowait)
+        try:
+            running = len(tasks)
+            while running:
+                item = await arrived.get()
+                if isinstance(item, Piece):
+                    yield item
+                else:
+                    item.result()
+                    running -= 1
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(self, ask: Ask, index: int, ticket: Ticket, tally: Tally) -> AsyncGenerator[Piece, None]:
-        deadline = ask.started + self._settings.request_timeout_seconds - time.perf_counter()
-        deadline += asyncio.get_running_loop().time()
+    async def _one(
+        self, ask: Ask, index: int, ticket: Ticket, tally: Tally, give: Callable[[Piece], None]
+    ) -> None:
         waited = time.perf_counter()
-        written, first, texts = 0, 0.0, []
-        async with AsyncExitStack() as stack:
-            took = await stack.enter_async_context(self._queue.slot(ticket))
+        async with asyncio.timeout_at(self.deadline(ask)), self._queue.slot(ticket) as took:
             tally.queue_seconds = max(tally.queue_seconds, time.perf_counter() - waited)
+            used, written, first, texts = 0, 0, 0.0, []
             try:
-                name = await stack.enter_async_context(self._adapter(ask.route))
-                generation = self._generation(ask, index, name)
-                # Every engine's generator can be closed; the protocol only promises that it can be iterated.
-                generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(generation))
-                chunks = await stack.enter_async_context(aclosing(generating))
-                async for chunk in _before(deadline, chunks):
-                    now = time.perf_counter()
-                    if not first and (chunk.tokens or chunk.text):
-                        first = now
-                        if tally.first_token is None:
-                            tally.first_token = now - ask.started
-                    written += chunk.tokens
-                    tally.generated += chunk.tokens
-                    tally.device_seconds += chunk.device_seconds
-                    texts.append(chunk.text)
-                    if chunk.finish:
-                        tally.finish.append(chunk.finish)
-                        if written > 1:
-                            tally.per_token.append((now - first) / (written - 1))
-                    yield Piece(index, chunk)
+                async with self._adapter(ask.route) as name:
+                    generation = self._generation(ask, index, name)
+                    # Every engine's generator can be closed; the protocol promises only that it is iterated.
+                    generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(generation))
+                    used = len(generation.prompt)
+                    tally.read += used
+                    async with aclosing(generating) as chunks:
+                        async for chunk in chunks:
+                            now = time.perf_counter()
+                            tally.add(chunk, now - ask.started)
+                            texts.append(chunk.text)
+                            first = first or now
+                            written += chunk.tokens
+                            give(Piece(index, chunk))
+                    if written > 1:
+                        tally.per_token.append((now - first) / (written - 1))
             finally:
-                took(len(generation_prompt(ask, index)) + written)
+                took(used + written)
                 tally.texts.append("".join(texts))
 
     @asynccontextmanager
@@ -187,7 +218,8 @@ class Answering:
         sampling = ask.sampling
         if sampling.seed is not None and index % ask.n:
             sampling = replace(sampling, seed=sampling.seed + index % ask.n)  # else all choices were the same
-        return Generation(f"{ask.request_id}-{index}", generation_prompt(ask, index), adapter, sampling)
+        prompt = ask.prompts[index // ask.n]
+        return Generation(f"{ask.request_id}-{index}", prompt, adapter, sampling)
 
     def _report(self, ask: Ask, tally: Tally, error: BaseException | None) -> None:
         seconds = time.perf_counter() - ask.started
@@ -235,46 +267,3 @@ class Answering:
                 answer_text="\n".join(tally.texts),
             )
         )
-
-
-def generation_prompt(ask: Ask, index: int) -> tuple[int, ...]:
-    """The prompt of the answer with this index."""
-    return ask.prompts[index // ask.n]
-
-
-async def _before(deadline: float, chunks: AsyncIterator[Chunk]) -> AsyncGenerator[Chunk, None]:
-    while True:
-        async with asyncio.timeout_at(deadline):
-            chunk = await anext(chunks, None)
-        if chunk is None:
-            return
-        yield chunk
-
-
-async def _merged(answers: list[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
-    """The pieces of several answers as they come; the first error ends all of them."""
-    arrived: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
-
-    async def follow(answer: AsyncGenerator[Piece, None]) -> None:
-        try:
-            async for piece in answer:
-                arrived.put_nowait(piece)
-            arrived.put_nowait(None)
-        except Exception as error:  # noqa: BLE001 - it is raised by whoever reads the queue
-            arrived.put_nowait(error)
-
-    tasks = [asyncio.create_task(follow(answer)) for answer in answers]
-    try:
-        running = len(tasks)
-        while running:
-            piece = await arrived.get()
-            if piece is None:
-                running -= 1
-            elif isinstance(piece, BaseException):
-                raise piece
-            else:
-                yield piece
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -11,7 +11,9 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -23,7 +25,7 @@ MAX_PROMPTS = 64
 MAX_STOPS = 16
 
 
-NEUTRAL: tuple[Any, ...] = (None, False, 0, "none", "auto", [], {}, {"type": "text"})
+NEUTRAL: tuple[Any, ...] = (None, False, 0, "none", "auto", [], {}, ["text"], {"type": "text"})
 
 
 def _neutral(value: Any) -> Any:
@@ -64,7 +66,12 @@ class SamplingRequest(Request):
     # They change no token.
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    # They would, and the engine has no such thing.
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    parallel_tool_calls: bool | None = None
+    # They would, or promise something that the gateway does not do.
+    store: Neutral = None
+    service_tier: Neutral = None
     frequency_penalty: Neutral = None
     presence_penalty: Neutral = None
     logit_bias: Neutral = None
@@ -100,6 +107,12 @@ class Message(Request):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
     name: str | None = None
+    # Clients send an answer's message back as they got it, with what the answer did not have as null.
+    refusal: Neutral = None
+    annotations: Neutral = None
+    audio: Neutral = None
+    function_call: Neutral = None
+    tool_calls: Neutral = None
 
     @property
     def text(self) -> str:
@@ -118,6 +131,15 @@ class ChatRequest(SamplingRequest):
     tools: Neutral = None
     tool_choice: Neutral = None
     response_format: Neutral = None
+    functions: Neutral = None
+    function_call: Neutral = None
+    modalities: Neutral = None
+    audio: Neutral = None
+    prediction: Neutral = None
+    reasoning_effort: Neutral = None
+    verbosity: Neutral = None
+    web_search_options: Neutral = None
+    prompt_cache_retention: Neutral = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> "ChatRequest":
@@ -176,16 +198,28 @@ class CompletionRequest(SamplingRequest):
 
 
 class LoadRequest(Request):
-    """The body of /v1/load_lora_adapter, as vLLM has it; a path is refused, for the registry has the files."""
+    """The body of /v1/load_lora_adapter, as vLLM has it, whose controllers always send a path.
+
+    The registry has the files, so the only path that is taken is the name itself.
+    """
 
     lora_name: ModelName = Field(description="an exact version, such as finance@3")
-    lora_path: None = None
+    lora_path: str | None = Field(None, description="null, or the same as lora_name")
+    load_inplace: Neutral = None
+
+    @field_validator("lora_path")
+    @classmethod
+    def _is_the_name(cls, path: str | None, found: ValidationInfo) -> str | None:
+        if path not in (None, found.data.get("lora_name")):
+            raise ValueError("must be left out or be the same as lora_name: the registry has the files")
+        return path
 
 
 class UnloadRequest(Request):
-    """The body of /v1/unload_lora_adapter."""
+    """The body of /v1/unload_lora_adapter, as vLLM has it; its number for an adapter means nothing here."""
 
     lora_name: ModelName
+    lora_int_id: int | None = None
 
 
 class Usage(BaseModel):

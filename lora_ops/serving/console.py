@@ -5,8 +5,8 @@ import hashlib
 import math
 import re
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lora_ops.serving.traffic import WINDOW_SECONDS
 PAGE = (Path(__file__).parent / "console.html").read_text(encoding="utf-8")
 BAR_SECONDS = 5
 ERRORS_SHOWN = 15
+FRESH_SECONDS = 1.0
 
 
 def security_policy() -> str:
@@ -29,6 +30,26 @@ def security_policy() -> str:
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
+
+
+class Console:
+    """The page's data, counted anew at most once in `FRESH_SECONDS`, however many look at it."""
+
+    def __init__(self, gateway: Gateway, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gateway = gateway
+        self._clock = clock
+        self._at = -math.inf
+        self._data: dict[str, Any] = {}
+
+    def data(self) -> dict[str, Any]:
+        """A snapshot that is fresh enough.
+
+        Raises:
+            LoraOpsError: the registry can't be read.
+        """
+        if self._clock() - self._at >= FRESH_SECONDS:
+            self._data, self._at = snapshot(self._gateway), self._clock()
+        return self._data
 
 
 def snapshot(gateway: Gateway) -> dict[str, Any]:
@@ -55,6 +76,7 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
         },
         "now": {
             "running": gateway.queue.running,
+            "slots_used": gateway.queue.used,
             "slots": gateway.settings.max_running,
             "waiting": sum(gateway.queue.waiting().values()),
             "places": gateway.settings.max_waiting,
@@ -109,6 +131,13 @@ def _numbers(events: Iterable[Event]) -> dict[str, Any]:
     }
 
 
+def _grouped(events: Iterable[Event], key: Callable[[Event], str]) -> dict[str, list[Event]]:
+    groups: dict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        groups[key(event)].append(event)
+    return groups
+
+
 def _bars(recent: list[tuple[float, Event]]) -> list[list[int]]:
     """[answered, failed] for each `BAR_SECONDS` of the window, oldest first."""
     bars = [[0, 0] for _ in range(WINDOW_SECONDS // BAR_SECONDS)]
@@ -120,9 +149,10 @@ def _bars(recent: list[tuple[float, Event]]) -> list[list[int]]:
 def _tenants(gateway: Gateway, events: list[Event]) -> list[dict[str, Any]]:
     names = dict.fromkeys([*gateway.router.tenants(), *sorted({event.tenant for event in events})])
     waiting = gateway.queue.waiting()
+    by_tenant = _grouped(events, lambda event: event.tenant)
     rows = []
     for name in names:
-        mine = [event for event in events if event.tenant == name]
+        mine = by_tenant[name]
         split = Counter((event.adapter, event.route) for event in mine)
         serving, why = None, None
         try:
@@ -148,12 +178,13 @@ def _tenants(gateway: Gateway, events: list[Event]) -> list[dict[str, Any]]:
 def _adapters(gateway: Gateway, events: list[Event]) -> list[dict[str, Any]]:
     now = time.monotonic()
     entries = {entry.name: entry for entry in gateway.cache.entries()}
-    states = {one.id: one for one in gateway.registry.summaries()}
+    states = {one.id: one for one in gateway.router.versions()}
     shown = [name for name, one in states.items() if name in entries or one.aliases]
+    by_adapter = _grouped(events, lambda event: event.adapter)
     rows = []
     for name in shown:
         entry, summary = entries.get(name), states[name]
-        mine = [event for event in events if event.adapter == name]
+        mine = by_adapter[name]
         rows.append(
             {
                 "adapter": name,

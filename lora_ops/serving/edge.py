@@ -1,4 +1,4 @@
-"""What every HTTP request meets first: its id, the limits of its body, one log line, errors as JSON."""
+"""What every HTTP request meets first: an id, its key, limits of its body, a log line, errors as JSON."""
 
 import asyncio
 import contextvars
@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_ops.serving.errors import CLIENT_GONE, ApiError, as_api_error
+from lora_ops.serving.keys import Caller
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("lora_ops.access")
@@ -49,15 +50,28 @@ class Edge:
     """ASGI middleware around the whole application.
 
     A body is read before the application sees the request, so that a slow or endless one costs no more than
-    its connection. The request id is the client's `X-Request-ID` where that is short and plain, else a new one;
-    it stands in `scope["state"]`, in the log and in the response. `refused` is called with the status of an
-    error that came before the request was routed (before there was a `told` in the state).
+    its connection; and only after `admit` has let its sender in, so that nobody fills the memory without a
+    key. The request id is the client's `X-Request-ID` where that is short and plain, else a new one; it stands
+    in `scope["state"]`, in the log and in the response, and so does the caller in the first two.
+
+    Args:
+        admit: who sends a request, by its head; None where anybody may, and no body is read. It raises
+            `ApiError`.
+        refused: called with the tenant of the key (None: none is known) and the status of an error that came
+            before the request was routed (before there was a `route` in `state["told"]`).
     """
 
     def __init__(
-        self, app: ASGIApp, *, body_limit: int, body_timeout: float, refused: Callable[[int], None]
+        self,
+        app: ASGIApp,
+        *,
+        body_limit: int,
+        body_timeout: float,
+        admit: Callable[[Request], Caller | None],
+        refused: Callable[[str | None, int], None],
     ) -> None:
         self._app = app
+        self._admit = admit
         self._refused = refused
         self._body_limit = body_limit
         self._body_timeout = body_timeout
@@ -72,9 +86,10 @@ class Edge:
         wanted = headers.get("x-request-id", "")
         mine = wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
         token = request_id.set(mine)
+        told: dict[str, Any] = {}
         state = scope.setdefault("state", {})
-        state.update(request_id=mine, started=started)
-        status = 0
+        state.update(request_id=mine, started=started, told=told)
+        status, read = 0, False
 
         async def answering(message: Message) -> None:
             nonlocal status
@@ -84,28 +99,34 @@ class Edge:
             await send(message)
 
         try:
-            replay = await self._read(headers, receive)
+            if who := self._admit(Request(scope)):
+                state["caller"] = who
+                told |= {"key": who.key, "tenant": who.tenant}
+                replay = await self._read(headers, receive)
+            else:
+                replay = receive
+            read = True
             await self._app(scope, replay, answering)
         except ConnectionError:
             status = CLIENT_GONE
         except Exception as error:
             problem = as_api_error(error)
-            if problem.status >= 500:
-                log.exception("%s %s failed", scope["method"], scope["path"])
-            if status:
+            report(f"{scope['method']} {scope['path']}", problem, error)
+            if not status:
+                close = {} if read or scope["method"] == "GET" else {"connection": "close"}
+                response = JSONResponse(problem.body(), problem.status, {**problem.headers(), **close})
+                await response(scope, receive, answering)
+            elif problem.status == 500:
                 raise  # the answer has begun: all that is left is to close the connection
-            close = {"connection": "close"} if problem.status in (408, 413) else {}
-            response = JSONResponse(problem.body(), problem.status, {**problem.headers(), **close})
-            await response(scope, receive, answering)
         finally:
-            if status >= 400 and "told" not in state:
-                self._refused(status)
+            if status >= 400 and "route" not in told:
+                self._refused(told.get("tenant"), status)
             fields = {
                 "method": scope["method"],
                 "path": scope["path"],
                 "status": status or CLIENT_GONE,
                 "seconds": round(time.perf_counter() - started, 6),
-                **state.get("told", {}),
+                **told,
             }
             access.info("%s %s %s", scope["method"], scope["path"], fields["status"], extra={"fields": fields})
             request_id.reset(token)
@@ -141,6 +162,15 @@ class Edge:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"The body is larger than {self._body_limit:,} bytes (serving.body_limit).")
+
+
+def report(what: str, problem: ApiError, error: BaseException) -> None:
+    """Log a failure of ours: a line with what the client is not told, and a traceback where it is a bug."""
+    if problem.status == 500:
+        log.error("%s failed", what, exc_info=error)
+    elif problem.status > 500:
+        detail = problem.message if isinstance(error, TimeoutError) else str(error)
+        log.warning("%s: %d, %s", what, problem.status, detail)
 
 
 async def until_disconnected(request: Request, work: Awaitable[T]) -> T:

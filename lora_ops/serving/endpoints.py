@@ -12,10 +12,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.types import Send
 
 from lora_ops.serving import api, console
 from lora_ops.serving.answering import Ask, Piece
-from lora_ops.serving.edge import Edge, until_disconnected
+from lora_ops.serving.edge import Edge, report, until_disconnected
 from lora_ops.serving.errors import ApiError, as_api_error
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller, Role
@@ -32,11 +33,12 @@ from lora_ops.serving.router import Route
 log = logging.getLogger(__name__)
 
 LONG_TEXT = 20_000
+PUBLIC = {"/health", "/ready", "/openapi.json"}
 BEARER = HTTPBearer(auto_error=False, description="An API key; none is needed while none was ever created.")
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": api.ErrorAnswer, "description": text}
     for status, text in {
-        400: "The request is wrong; the text names the field",
+        400: "The request is wrong, or larger than will ever fit; the text names what",
         401: "No valid API key",
         403: "The model may not answer, or the key may not do this",
         404: "No model of this name, or none that this key reaches",
@@ -62,17 +64,20 @@ def create_app(gateway: Gateway) -> FastAPI:
         separate_input_output_schemas=False,
     )
     settings = gateway.settings
+    shown = console.Console(gateway)
     app.add_middleware(
         Edge,
         body_limit=settings.body_limit,
         body_timeout=settings.body_timeout_seconds,
+        admit=lambda request: None if request.url.path in PUBLIC else gateway.caller(request),
         refused=gateway.telemetry.was_refused,
     )
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
 
     async def caller(request: Request, _: Annotated[Any, Security(BEARER)]) -> Caller:
-        return gateway.caller(request)
+        admitted: Caller = request.scope["state"]["caller"]
+        return admitted
 
     def allowed(*roles: Role) -> Any:
         async def check(who: Annotated[Caller, Depends(caller)]) -> Caller:
@@ -164,7 +169,7 @@ def create_app(gateway: Gateway) -> FastAPI:
             started=state["started"],
             trace_parent=request.headers.get("traceparent"),
         )
-        state["told"] = {"tenant": ask.tenant, "adapter": route.name, "route": route.decision, "key": who.key}
+        state["told"] |= {"tenant": ask.tenant, "adapter": route.name, "route": route.decision}
         return ask
 
     async def respond(
@@ -181,7 +186,9 @@ def create_app(gateway: Gateway) -> FastAPI:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = _events(first, pieces, rendering, len(ask.costs), include_usage)
         headers = {**provenance(ask), "cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        # Whoever reads slowly has as long for the end of an answer as for sending a body.
+        deadline = gateway.answering.deadline(ask) + settings.body_timeout_seconds
+        return Stream(events, deadline, headers)
 
     @app.get("/v1/models", response_model=api.ModelList)
     async def models(who: Annotated[Caller, allowed("tenant", "admin", "monitor")]) -> api.ModelList:
@@ -212,16 +219,21 @@ def create_app(gateway: Gateway) -> FastAPI:
         if route.version is None:
             raise ApiError(400, f"'{body.lora_name}' is the base model, not an adapter.", param="lora_name")
         await gateway.cache.load(route.version)
+        log.info("%s is loaded, as key %s asked", route.name, who.key)
         return PlainTextResponse(f"Success: LoRA adapter '{route.name}' added successfully.")
 
     @app.post("/v1/unload_lora_adapter", response_model=None, responses=TEXT)
-    async def unload(body: api.UnloadRequest, _: Annotated[Caller, allowed("admin")]) -> Response:
+    async def unload(body: api.UnloadRequest, who: Annotated[Caller, allowed("admin")]) -> Response:
         """Take a version out of memory once nobody uses it; the next request loads it again."""
-        if not await gateway.cache.unload(body.lora_name):
+        # A version by its own name first: one that was revoked has no route any more.
+        loaded = any(entry.name == body.lora_name for entry in gateway.cache.entries())
+        name = body.lora_name if loaded else gateway.route(who, body.lora_name).name
+        if not await gateway.cache.unload(name):
             raise ApiError(
                 404, f"No adapter '{body.lora_name}' is loaded.", code="model_not_found", param="lora_name"
             )
-        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+        log.info("%s is unloaded, as key %s asked", name, who.key)
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -232,9 +244,8 @@ def create_app(gateway: Gateway) -> FastAPI:
     async def ready() -> Response:
         """It may be sent requests: the engine runs, and the registry can be read."""
         if not gateway.ready:
-            raise ApiError(
-                503, "The gateway is starting or stopping.", "server_error", "not_ready", retry_after=1
-            )
+            text = "The gateway is starting or stopping, or its engine does not answer."
+            raise ApiError(503, text, "server_error", "not_ready", retry_after=1)
         gateway.router.route(gateway.base_model.id)
         return JSONResponse({"status": "ready"})
 
@@ -251,7 +262,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     @app.get("/console/data")
     async def page_data(_: Annotated[Caller, allowed("admin", "monitor")]) -> dict[str, Any]:
         """What the page shows."""
-        return console.snapshot(gateway)
+        return shown.data()
 
     for operations in app.openapi()["paths"].values():
         for operation in operations.values():
@@ -268,6 +279,24 @@ async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:
     return await anext(pieces)
 
 
+class Stream(StreamingResponse):
+    """Server-sent events given up at a deadline (of the event loop's clock), however slow the reader."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], deadline: float, headers: dict[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._events = events
+        self._deadline = deadline
+
+    async def stream_response(self, send: Send) -> None:
+        """Send all events.
+
+        Raises:
+            TimeoutError: the deadline passed; what was not sent is lost.
+        """
+        async with aclosing(self._events), asyncio.timeout_at(self._deadline):
+            await super().stream_response(send)
+
+
 async def _events(
     first: Piece, pieces: AsyncGenerator[Piece, None], rendering: Rendering, count: int, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
@@ -278,10 +307,9 @@ async def _events(
         try:
             async for piece in pieces:
                 yield rendering.event(piece)
-        except Exception as error:  # the status is sent already, so the stream must tell
+        except Exception as error:  # noqa: BLE001 - the status is sent already, so the stream must tell
             problem = as_api_error(error)
-            if problem.status == 500:
-                log.exception("A stream failed")
+            report("A stream", problem, error)
             yield failure(problem)
             return
         if include_usage:

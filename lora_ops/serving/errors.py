@@ -2,13 +2,14 @@
 
 import asyncio
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.adapters import AdapterUnavailable
 from lora_ops.serving.engine import EngineError
-from lora_ops.serving.limits import Overloaded, TooMany
+from lora_ops.serving.limits import NeverFits, Overloaded, TooMany
 from lora_ops.serving.router import NotServed, UnknownModel
 from lora_ops.serving.tokenization import BadPrompt
 
@@ -44,8 +45,14 @@ class ApiError(Exception):
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection; it is logged, nobody receives it
 
 
+INSIDE = re.compile(r"(?:\w+:/)?/[\w.:%@+~/-]{2,}")  # URLs and absolute paths
+
+
 def as_api_error(error: BaseException) -> ApiError:
-    """How `error` is told to a client; what nobody foresaw is a 500 that tells nothing of the inside."""
+    """How `error` is told to a client, without what only the log should tell: URLs and paths of the inside.
+
+    What an upstream engine said, and what nobody foresaw, is not told at all.
+    """
     match error:
         case ApiError():
             return error
@@ -55,21 +62,31 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(403, str(error), "permission_error", "model_not_served", "model")
         case BadPrompt():
             return ApiError(400, str(error), code="invalid_prompt")
+        case NeverFits():
+            return ApiError(400, str(error), code="request_too_large")
         case TooMany():
             code = "rate_limit_exceeded"
             return ApiError(429, str(error), "rate_limit_error", code, retry_after=error.retry_after)
-        case Overloaded() | AdapterUnavailable():
-            code = "overloaded" if isinstance(error, Overloaded) else "adapter_unavailable"
-            return ApiError(503, str(error), "server_error", code, retry_after=error.retry_after)
+        case Overloaded():
+            return ApiError(503, str(error), "server_error", "overloaded", retry_after=error.retry_after)
+        case AdapterUnavailable():
+            code = "adapter_unavailable"
+            return ApiError(503, _outside(error), "server_error", code, retry_after=error.retry_after)
         case TimeoutError():
             return ApiError(
                 504, "The answer was not finished in time: ask for fewer tokens.", "server_error", "timeout"
             )
         case EngineError():
-            return ApiError(502, f"The engine failed: {error}", "server_error", "engine_error")
+            return ApiError(
+                502, "The engine failed; the gateway's log says why.", "server_error", "engine_error"
+            )
         case LoraOpsError():
-            return ApiError(503, str(error), "server_error", "unavailable", retry_after=1)
+            return ApiError(503, _outside(error), "server_error", "unavailable", retry_after=1)
         case asyncio.CancelledError() | GeneratorExit():
             return ApiError(CLIENT_GONE, "The client went away.", "server_error", "client_gone")
         case _:
             return ApiError(500, "The gateway failed; its log says why.", "server_error", "internal_error")
+
+
+def _outside(error: LoraOpsError) -> str:
+    return INSIDE.sub("…", str(error))

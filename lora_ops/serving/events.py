@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 0.2
 QUEUE_LIMIT = 100_000
+BYTES_LIMIT = 128 * 2**20  # of texts that wait to be written
 RETRY_SECONDS = 1.0
 DAY = 86400
 
@@ -115,6 +116,8 @@ class EventLog:
         self._written = written
         self._lost = lost
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._bytes = 0
+        self._counting = threading.Lock()
         self._file: BufferedWriter | None = None
         self._since = 0.0
         self._closing = False
@@ -122,10 +125,12 @@ class EventLog:
         self._thread.start()
 
     def append(self, event: Event) -> None:
-        """Hand an event over; it does not wait for the disk."""
-        if self._queue.qsize() >= QUEUE_LIMIT:
+        """Hand an event over; it does not wait for the disk, and is lost where too many wait already."""
+        size = _bytes(event)
+        if self._queue.qsize() >= QUEUE_LIMIT or self._bytes + size > BYTES_LIMIT:
             self._lost(1)
             return
+        self._count(size)
         self._queue.put(event)
 
     def close(self) -> None:
@@ -143,12 +148,29 @@ class EventLog:
                 with contextlib.suppress(queue.Empty):
                     batch.append(self._queue.get(timeout=left))
             running = batch[-1] is not None
-            lines = [self._line(event) for event in batch if event]
-            self._write(lines)
+            events = [event for event in batch if event]
+            try:
+                self._write(self._lines(events))
+            except Exception:  # the thread must live: without it every later event is lost
+                log.exception("The event log lost %d events.", len(events))
+                self._lost(len(events))
+            self._count(-sum(map(_bytes, events)))
         self._close_file()
 
-    def _line(self, event: Event) -> bytes:
-        return event.scored(keep_text=self._keeps_text(event.tenant)).model_dump_json().encode() + b"\n"
+    def _count(self, size: int) -> None:
+        with self._counting:
+            self._bytes += size
+
+    def _lines(self, events: list[Event]) -> list[bytes]:
+        lines = []
+        for event in events:
+            try:
+                scored = event.scored(keep_text=self._keeps_text(event.tenant))
+                lines.append(scored.model_dump_json().encode() + b"\n")
+            except Exception:  # one event that can't be written must not take the others with it
+                log.exception("The event of request %s can't be written.", event.request_id)
+                self._lost(1)
+        return lines
 
     def _write(self, lines: list[bytes]) -> None:
         # A disk that is full for a while loses nothing: the lines wait here, whole, for a new file.
@@ -199,6 +221,10 @@ class EventLog:
             with contextlib.suppress(OSError):  # another process sweeps too
                 if path.stat().st_mtime < oldest:
                     path.unlink()
+
+
+def _bytes(event: Event) -> int:
+    return len(event.prompt_text or "") + len(event.answer_text or "")
 
 
 def read_events(folder: Path, where: str = "true") -> "pd.DataFrame":

@@ -4,8 +4,10 @@ import asyncio
 import base64
 import binascii
 import logging
+import math
 import time
-from contextlib import closing, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 from starlette.requests import Request
@@ -15,7 +17,7 @@ from lora_ops.layout import read_base_model
 from lora_ops.registry import Registry, open_registry
 from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
 from lora_ops.serving.answering import Answering
-from lora_ops.serving.engine import Engine
+from lora_ops.serving.engine import Engine, EngineError
 from lora_ops.serving.errors import ApiError
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.keys import OPEN, Caller, KeyStore
@@ -76,8 +78,9 @@ class Gateway:
         self.telemetry.watch(engine, self.cache, self.queue)
         self.traffic = RecentTraffic()
         self.started = time.monotonic()
-        self.ready = False
-        self._housekeeping: asyncio.Task[None] | None = None
+        self.stopping = False
+        self._healthy = False
+        self._forever: list[asyncio.Task[None]] = []
         self._said: set[str] = set()
 
     async def start(self) -> None:
@@ -87,16 +90,25 @@ class Gateway:
             EngineError: the engine can't start.
         """
         await self.engine.start()
+        self.queue.tokens = self.engine.status().kv_capacity or math.inf
         await self._keep_house()
-        self._housekeeping = asyncio.create_task(self._keep_house_forever())
-        self.ready = True
+        await self._ask_engine()
+        self._forever = [
+            asyncio.create_task(_each_second(self._keep_house)),
+            asyncio.create_task(_each_second(self._ask_engine)),
+        ]
+
+    @property
+    def ready(self) -> bool:
+        """Whether it should be sent requests: it neither starts nor stops, and the engine answered lately."""
+        return self._healthy and not self.stopping
 
     async def stop(self) -> None:
         """Stop the engine and write what is left of the event log."""
-        self.ready = False
-        if self._housekeeping:
-            self._housekeeping.cancel()
-            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        self.stopping = True
+        for task in self._forever:
+            task.cancel()
+        await asyncio.gather(*self._forever, return_exceptions=True)
         await self.engine.close()
         await asyncio.to_thread(self.events.close)
         await asyncio.to_thread(self.tracing.close)
@@ -150,13 +162,8 @@ class Gateway:
         with closing(registry):
             return registry.verified_path(reference)
 
-    async def _keep_house_forever(self) -> None:
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            try:
-                await self._keep_house()
-            except LoraOpsError as error:
-                log.error("Housekeeping failed: %s", error)
+    async def _ask_engine(self) -> None:
+        self._healthy = await self.engine.healthy()
 
     async def _keep_house(self) -> None:
         """Keep the warm ones in memory, and what may not serve any more out of it."""
@@ -171,18 +178,34 @@ class Gateway:
                 warm.append(route.version)
         await self.cache.keep_warm(warm)
         for entry in list(self.cache.entries()):
-            if entry.loaded:
+            if entry.loaded and not entry.users:  # whoever still uses it finishes; a later round unloads it
                 try:
                     self.router.route(entry.name)
                 except (UnknownModel, NotServed) as error:
                     log.warning("%s is unloaded: %s", entry.name, error)
-                    with suppress(AdapterUnavailable):  # still in use: the next round tries again
-                        await self.cache.unload(entry.name)
+                    await self._unload(entry.name)
+
+    async def _unload(self, name: str) -> None:
+        try:
+            await self.cache.unload(name)
+        except (AdapterUnavailable, EngineError) as error:
+            log.error("%s could not be unloaded: %s", name, error)
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             log.warning("%s", text)
+
+
+async def _each_second(work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)
+        try:
+            await work()
+        except LoraOpsError as error:
+            log.error("Housekeeping failed: %s", error)
+        except Exception:
+            log.exception("Housekeeping failed")
 
 
 def _password(value: str) -> str:

@@ -12,6 +12,12 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.settings import TenantServing
 
 ACTIVE_SECONDS = 10.0
+LONG = 2.0  # an answer that takes more slots than this is long
+LONG_PART = 0.75  # of the slots, for all long answers together
+
+
+class NeverFits(LoraOpsError):
+    """A request that is too large however long it waited."""
 
 
 class TooMany(LoraOpsError):
@@ -70,16 +76,16 @@ class Allowance:
 
         Raises:
             TooMany: it is over one of the tenant's limits; nothing is counted then.
+            NeverFits: it may take more than the tenant has in a whole minute.
         """
         limits = self._limits
         if limits.concurrency and self._open >= limits.concurrency:
             raise TooMany(f"'{tenant}' has {self._open} requests open, which is its limit: wait for one.", 1.0)
         if self._tokens and (wait := self._tokens.take(tokens)):
             if math.isinf(wait):
-                raise TooMany(
+                raise NeverFits(
                     f"This request may take {tokens} tokens, and '{tenant}' has {limits.tokens_per_minute} a "
-                    "minute: ask for fewer with max_tokens.",
-                    60.0,
+                    "minute: ask for fewer with max_tokens."
                 )
             raise TooMany(f"'{tenant}' has used up its {limits.tokens_per_minute} tokens a minute.", wait)
         if self._requests and (wait := self._requests.take(1)):
@@ -102,47 +108,74 @@ class Allowance:
 
 
 @dataclass(eq=False)
-class Ticket:
-    """A place in the queue for one answer of at most `cost` tokens; its turn comes (True) or it is dropped."""
-
-    tenant: str
-    cost: float
-    turn: asyncio.Future[bool]
-    running: bool = False
-
-
-@dataclass
 class Line:
-    """One tenant's tickets, and how far it has been served: its virtual time."""
+    """One tenant's tickets, and how far it has been served: its virtual time.
+
+    Attributes:
+        used: slots that its answers take now.
+        wanted: slots that its waiting tickets would take.
+        peak: slots that it wanted at once in the last `ACTIVE_SECONDS`.
+    """
 
     share: float
-    waiting: deque[Ticket] = field(default_factory=deque)
-    running: int = 0
+    waiting: deque["Ticket"] = field(default_factory=deque)
+    used: float = 0.0
+    wanted: float = 0.0
     time: float = 0.0
     last_seen: float = -math.inf
-    peak: int = 0
+    peak: float = 0.0
     peak_at: float = -math.inf
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has tickets that wait or answers that run."""
+        return bool(self.waiting or self.used)
+
     def seen(self, now: float) -> None:
-        """Note that it asked, and how much it wants at once: its peak of the last `ACTIVE_SECONDS`."""
-        self.last_seen, wanted = now, self.running + len(self.waiting)
+        """Note that it asked, and how much it wants at once."""
+        self.last_seen, wanted = now, self.used + self.wanted
         if wanted >= self.peak or now - self.peak_at > ACTIVE_SECONDS:
             self.peak, self.peak_at = wanted, now
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A place in the queue for one answer; its turn comes (True) or it is dropped.
+
+    Attributes:
+        cost: tokens that the answer takes at most.
+        size: slots that it takes.
+    """
+
+    tenant: str
+    line: Line
+    cost: float
+    size: float
+    turn: asyncio.Future[bool]
+    running: bool = False
 
 
 class FairQueue:
     """Gives out a number of slots, to each tenant its share.
 
+    An answer takes one slot, or more where it reserves more than a slot's part of the engine's `tokens`: then
+    as many slots as hold its tokens. So what runs never reserves more tokens than there are, and the engine
+    has no queue of its own in which one tenant's long answers stand before everybody else's.
+
     Start-time fair queueing (Goyal, Vin, Cheng 1996): the next slot goes to the waiting tenant with the least
-    virtual time, which advances by tokens divided by share. Answers are not interrupted, so three rules keep a
-    flood of one tenant from the others: slots that a tenant used lately, up to its share, stay free for its
-    next answers; the last free slot is for a tenant that has none while others were active lately; and when
-    the queue is full the newest ticket of the longest line goes.
+    virtual time, which advances by tokens divided by share. Answers are not interrupted, so these rules keep a
+    flood of one tenant from the others: slots that a tenant used lately, up to its share (whole ones), stay
+    free for its next answers; the last free slot is for a tenant that has none while others were active
+    lately; long answers stay within their tenant's share while others were active lately, and leave a part of
+    all slots to short ones, which end soon; and when the queue is full the newest ticket of the longest line
+    goes. An answer whose turn it is and that needs more slots than are
+    free holds the others back until they are.
 
     Args:
         slots: answers that are generated at the same time.
         max_waiting: tickets that wait at most, all tenants together.
         timeout: seconds that one waits at most.
+        tokens: how many the engine holds for all answers together.
         share: gives a tenant's share, in relation to the others'.
         clock: seconds.
     """
@@ -152,11 +185,15 @@ class FairQueue:
         slots: int,
         max_waiting: int,
         timeout: float,
+        tokens: float = math.inf,
         share: Callable[[str], float] = lambda tenant: 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._free = slots
+        self.tokens = tokens
         self._slots = slots
+        self._used = 0.0
+        self._long = 0.0  # of these, taken by long answers
+        self._running = 0
         self._max_waiting = max_waiting
         self._timeout = timeout
         self._share = share
@@ -167,8 +204,13 @@ class FairQueue:
 
     @property
     def running(self) -> int:
-        """Slots in use."""
-        return self._slots - self._free
+        """Answers whose turn has come."""
+        return self._running
+
+    @property
+    def used(self) -> float:
+        """Slots that they take."""
+        return self._used
 
     def waiting(self) -> dict[str, int]:
         """Tickets that wait, by tenant; tenants without any are left out."""
@@ -178,22 +220,27 @@ class FairQueue:
         """Places for the answers of one request, all or none.
 
         Raises:
+            NeverFits: they would not fit an empty queue, or one of them not an idle engine.
             Overloaded: the queue is full, and no other tenant has a longer line.
         """
-        line = self._lines.get(tenant)
-        if line is None:
-            line = self._lines[tenant] = Line(self._share(tenant))
-        waiting = sum(self.waiting().values())
-        excess = len(costs) - (self._max_waiting + self._free - waiting)
+        sizes = [max(1.0, cost * self._slots / self.tokens) for cost in costs]
+        self._check(costs, sizes)
+        waiting = sum(len(line.waiting) for line in self._ready.values())
+        excess = len(costs) - (self._max_waiting + int(self._free // max(sizes)) - waiting)
         if excess > 0:
-            mine = len(line.waiting) + len(costs)
+            mine = len(self._ready[tenant].waiting if tenant in self._ready else ()) + len(costs)
             if excess > sum(max(0, len(other.waiting) - mine) for other in self._ready.values()):
                 raise Overloaded(f"The gateway is busy: {waiting} answers wait already.")
             for _ in range(excess):
                 self._drop_newest_of_longest()
+        line = self._line(tenant)
         loop = asyncio.get_running_loop()
-        tickets = [Ticket(tenant, cost, loop.create_future()) for cost in costs]
+        tickets = [
+            Ticket(tenant, line, cost, size, loop.create_future())
+            for cost, size in zip(costs, sizes, strict=True)
+        ]
         line.waiting.extend(tickets)
+        line.wanted += sum(sizes)
         line.seen(self._clock())
         self._ready[tenant] = line
         self._dispatch()
@@ -201,7 +248,7 @@ class FairQueue:
 
     @asynccontextmanager
     async def slot(self, ticket: Ticket) -> AsyncIterator[Callable[[float], None]]:
-        """Wait for the ticket's turn and hold a slot; call what it gives with the tokens that it took.
+        """Wait for the ticket's turn and hold its slots; call what it gives with the tokens that it took.
 
         Raises:
             Overloaded: its turn did not come in time, or it had to make room for another tenant.
@@ -213,12 +260,15 @@ class FairQueue:
             used = tokens
 
         try:
-            if not ticket.turn.done():
-                await asyncio.wait([ticket.turn], timeout=self._timeout)
-            if not ticket.turn.done():
+            try:
+                async with asyncio.timeout(self._timeout):
+                    while not ticket.turn.done():
+                        await asyncio.wait([ticket.turn], timeout=1)
+                        self._dispatch()  # what was kept for others may be free by now
+            except TimeoutError as error:
                 raise Overloaded(
                     f"The gateway is busy: this answer's turn did not come within {self._timeout:.0f} seconds."
-                )
+                ) from error
             if not ticket.turn.result():
                 raise Overloaded(
                     f"The gateway is busy, and '{ticket.tenant}' has the longest queue: send less at once."
@@ -228,49 +278,110 @@ class FairQueue:
             self.leave(ticket, used)
 
     def leave(self, ticket: Ticket, used: float = 0.0) -> None:
-        """Give a place or a slot back; nothing happens the second time."""
-        line = self._lines[ticket.tenant]
+        """Give a place or slots back; nothing happens the second time."""
+        line = ticket.line
         if ticket.running:
             ticket.running = False
-            line.running -= 1
             line.time += (used - ticket.cost) / line.share
-            self._free += 1
-            self._dispatch()
+            self._take(ticket, -1)
         elif ticket in line.waiting:
             line.waiting.remove(ticket)
-            if not line.waiting:
-                del self._ready[ticket.tenant]
+            self._no_longer_waits(ticket)
+        else:
+            return
+        self._dispatch()
+
+    @property
+    def _free(self) -> float:
+        return self._slots - self._used + 1e-9  # sizes are fractions, and their sums are not exact
+
+    def _check(self, costs: Sequence[float], sizes: Sequence[float]) -> None:
+        if max(costs) > self.tokens:
+            raise NeverFits(
+                f"Prompt and answer may take {max(costs):.0f} tokens together, and the engine has room for "
+                f"{self.tokens:.0f}: ask for fewer with max_tokens."
+            )
+        most = self._max_waiting + int(self._slots // max(sizes))
+        if len(costs) > most:
+            raise NeverFits(
+                f"These are {len(costs)} answers of one request, and {most} of this length fit the gateway's "
+                "queue: ask for fewer at once, or shorter ones."
+            )
+
+    def _line(self, tenant: str) -> Line:
+        line = self._lines.get(tenant)
+        if line is None:
+            since = self._clock() - ACTIVE_SECONDS
+            # One that is still ahead of the others must not come back as if it had taken nothing.
+            self._lines = {
+                name: old
+                for name, old in self._lines.items()
+                if old.busy or old.last_seen > since or old.time > self._now
+            }
+            line = self._lines[tenant] = Line(self._share(tenant))
+        return line
+
+    def _take(self, ticket: Ticket, sign: int) -> None:
+        size = sign * ticket.size
+        ticket.line.used = max(0.0, ticket.line.used + size)
+        self._used += size
+        self._running += sign
+        if ticket.size > LONG:
+            self._long += size
+        if not self._running:  # no rounding error outlives what caused it
+            self._used = self._long = 0.0
+
+    def _no_longer_waits(self, ticket: Ticket) -> None:
+        line = ticket.line
+        line.wanted -= ticket.size
+        if not line.waiting:
+            line.wanted = 0.0
+            del self._ready[ticket.tenant]
 
     def _dispatch(self) -> None:
-        while self._free and (tenant := self._next()):
-            line = self._lines[tenant]
-            ticket = line.waiting.popleft()
-            if not line.waiting:
-                del self._ready[tenant]
-            self._now = max(self._now, line.time)
-            line.time = self._now + ticket.cost / line.share
-            line.running += 1
-            ticket.running = True
-            self._free -= 1
-            ticket.turn.set_result(True)
+        if not self._ready or self._free < 1:
+            return
+        since = self._clock() - ACTIVE_SECONDS
+        active = [line for line in self._lines.values() if line.busy or line.last_seen > since]
+        each = self._slots / sum(line.share for line in active)
+        kept = sum(_kept(line, each) for line in active)
+        alone = len(active) == 1
+        while self._ready:
+            able = [line for line in self._ready.values() if alone or self._may_take(line, each, kept)]
+            able = [line for line in able if self._leaves_room_for_short_ones(line.waiting[0])]
+            line = min(able, key=lambda line: max(self._now, line.time), default=None)
+            if line is None or line.waiting[0].size > self._free:
+                return
+            kept -= _kept(line, each)
+            self._start(line)
+            kept += _kept(line, each)
 
-    def _next(self) -> str | None:
-        able = [tenant for tenant in self._ready if self._may_take(tenant)]
-        return min(able, key=lambda tenant: max(self._now, self._lines[tenant].time), default=None)
+    def _start(self, line: Line) -> None:
+        ticket = line.waiting.popleft()
+        self._no_longer_waits(ticket)
+        self._now = max(self._now, line.time)
+        line.time = self._now + ticket.cost / line.share
+        ticket.running = True
+        self._take(ticket, 1)
+        ticket.turn.set_result(True)
 
-    def _may_take(self, tenant: str) -> bool:
-        mine, since = self._lines[tenant], self._clock() - ACTIVE_SECONDS
-        others = [line for name, line in self._lines.items() if name != tenant and line.last_seen > since]
-        if not others or not mine.running:
+    def _may_take(self, line: Line, each: float, kept: float) -> bool:
+        size = line.waiting[0].size
+        if not line.used or line.used + size <= each * line.share:
             return True
-        each = self._slots / (mine.share + sum(line.share for line in others))
-        if mine.running + 1 <= each * mine.share:
-            return True
-        kept = sum(max(0.0, min(each * line.share, line.peak) - line.running) for line in others)
-        return self._free > max(1.0, kept)
+        return size <= LONG and self._free - size >= max(1.0, kept - _kept(line, each))
+
+    def _leaves_room_for_short_ones(self, ticket: Ticket) -> bool:
+        # The first long one may always run: else an answer of most of the engine's tokens never could.
+        return ticket.size <= LONG or not self._long or self._long + ticket.size <= LONG_PART * self._slots
 
     def _drop_newest_of_longest(self) -> None:
-        tenant, line = max(self._ready.items(), key=lambda item: len(item[1].waiting))
-        line.waiting.pop().turn.set_result(False)
-        if not line.waiting:
-            del self._ready[tenant]
+        line = max(self._ready.values(), key=lambda line: len(line.waiting))
+        ticket = line.waiting.pop()
+        self._no_longer_waits(ticket)
+        ticket.turn.set_result(False)
+
+
+def _kept(line: Line, each: float) -> float:
+    """Slots that stay free for a tenant's next answers."""
+    return max(0.0, min(math.floor(each * line.share), line.peak) - line.used)

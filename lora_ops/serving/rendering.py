@@ -53,6 +53,7 @@ class _Head:
         self.written = 0
 
     def tokens(self) -> dict[str, int]:
+        """Tokens read, and written so far."""
         read = sum(map(len, self.ask.prompts))
         return {
             "prompt_tokens": read,
@@ -61,6 +62,7 @@ class _Head:
         }
 
     def usage(self) -> bytes:
+        """The event with the tokens, after the last piece."""
         return self._event([], {"usage": self.tokens()})
 
     def _event(self, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
@@ -80,6 +82,7 @@ class ChatRendering(_Head):
     object: str = "chat.completion.chunk"
 
     def whole(self, pieces: Sequence[Piece]) -> api.ChatAnswer:
+        """All pieces as one response."""
         self.written = sum(piece.chunk.tokens for piece in pieces)
         choices = []
         for index, chunks in _by_choice(pieces):
@@ -95,6 +98,7 @@ class ChatRendering(_Head):
         return api.ChatAnswer(**self.head, choices=choices, usage=api.Usage(**self.tokens()))
 
     def opening(self, count: int) -> list[bytes]:
+        """One event for each answer that says whose turn of the chat it is."""
         delta = {"role": "assistant", "content": ""}
         return [
             self._event([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
@@ -102,6 +106,7 @@ class ChatRendering(_Head):
         ]
 
     def event(self, piece: Piece) -> bytes:
+        """One piece as an event."""
         chunk = piece.chunk
         delta = {"content": chunk.text} if chunk.text or not chunk.finish else {}
         logprobs = api.chat_logprobs(chunk.logprobs).model_dump() if self._wants_logprobs else None
@@ -124,6 +129,7 @@ class CompletionRendering(_Head):
         self._lengths: dict[int, int] = {}
 
     def whole(self, pieces: Sequence[Piece]) -> api.CompletionAnswer:
+        """All pieces as one response."""
         self.written = sum(piece.chunk.tokens for piece in pieces)
         choices = []
         for index, chunks in _by_choice(pieces):
@@ -139,9 +145,11 @@ class CompletionRendering(_Head):
         return api.CompletionAnswer(**self.head, choices=choices, usage=api.Usage(**self.tokens()))
 
     def opening(self, count: int) -> list[bytes]:
+        """None: this endpoint's answers begin with their text."""
         return []
 
     def event(self, piece: Piece) -> bytes:
+        """One piece as an event; offsets of its tokens count from the answer's beginning."""
         logprobs = None
         if self._wants_logprobs:
             offset = self._lengths.get(piece.index, 0)

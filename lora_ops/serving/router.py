@@ -1,5 +1,6 @@
 """Which adapter version answers to a model's name: what is in production, what is pinned, or the base model."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import BaseModelRecord
 from lora_ops.registry.lifecycle import SERVING
-from lora_ops.registry.store import CLOSED, Registry, Version, parse_reference, utc
+from lora_ops.registry.store import CLOSED, Registry, Summary, Version, parse_reference, utc
 
 Decision = Literal["production", "candidate", "pinned", "base"]
 BASE = "base"
@@ -69,6 +70,7 @@ class Router:
         self._allow_candidates = allow_candidates
         self._seen: int | None = None
         self._routes: dict[str, Route] = {}
+        self._versions: Sequence[Summary] | None = None
 
     def route(self, model: str) -> Route:
         """The route of a model's name: a tenant, an exact version (`finance@3`), the base model's id or `base`.
@@ -79,6 +81,9 @@ class Router:
             LoraOpsError: the registry can't be read.
         """
         self._forget_if_changed()
+        return self._route(model)
+
+    def _route(self, model: str) -> Route:
         found = self._routes.get(model)
         if found is None:
             found = self._routes[model] = self._find(model)
@@ -92,23 +97,31 @@ class Router:
 
     def served(self) -> list[tuple[str, Route]]:
         """Every name that answers now, with its route: the tenants, their versions, then the base model."""
-        summaries = self._registry.summaries()
+        summaries = self.versions()
         names = [*dict.fromkeys(one.tenant for one in summaries), *(one.id for one in summaries)]
         routes = []
         for name in names:
             with suppress(UnknownModel, NotServed):  # listed are the names that answer
-                routes.append((name, self.route(name)))
-        return [*routes, (self._base_model.id, self.route(self._base_model.id))]
+                routes.append((name, self._route(name)))
+        return [*routes, (self._base_model.id, self._route(self._base_model.id))]
+
+    def versions(self) -> Sequence[Summary]:
+        """Every version in the registry."""
+        self._forget_if_changed()
+        if self._versions is None:
+            self._versions = self._registry.summaries()
+        return self._versions
 
     def tenants(self) -> list[str]:
         """Every tenant with a version in the registry."""
-        return list(dict.fromkeys(one.tenant for one in self._registry.summaries()))
+        return list(dict.fromkeys(one.tenant for one in self.versions()))
 
     def _forget_if_changed(self) -> None:
         row = self._registry.db.row("PRAGMA data_version")
         seen = row[0] if row else None
         if seen != self._seen:
             self._routes.clear()
+            self._versions = None
             self._seen = seen
 
     def _find(self, model: str) -> Route:

@@ -3,19 +3,23 @@
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from ipaddress import ip_address
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from transformers.utils import logging as transformers_logging
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.serving.connection import Connection
 from lora_ops.serving.edge import JsonLines
 from lora_ops.serving.endpoints import create_app
 from lora_ops.serving.engine import Engine, EngineError
@@ -24,6 +28,8 @@ from lora_ops.serving.keys import KeyStore
 from lora_ops.settings import ServingSettings, Settings
 
 log = logging.getLogger(__name__)
+
+CONNECTIONS = 1000  # at the same time; the next ones are told 503
 
 
 def make_engine(root: Path, settings: ServingSettings) -> Engine:
@@ -35,6 +41,27 @@ def make_engine(root: Path, settings: ServingSettings) -> Engine:
     from lora_ops.serving.torch_engine import TorchEngine
 
     return TorchEngine(root / "models/base", **settings.torch.model_dump())
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which says at /ready that it stops, `serving.not_ready_seconds` before its port closes."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._leave_at = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to stop; the second one does not wait."""
+        if self._gateway.stopping or not self._gateway.settings.not_ready_seconds:
+            super().handle_exit(sig, frame)
+        self._gateway.stopping = True
+        self._leave_at = time.monotonic() + self._gateway.settings.not_ready_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop now."""
+        self.should_exit = self.should_exit or time.monotonic() >= self._leave_at
+        return await super().on_tick(counter)
 
 
 @asynccontextmanager
@@ -76,9 +103,11 @@ async def serve(
             access_log=False,
             server_header=False,
             lifespan="off",
+            http=Connection,
+            limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=max(1, int(serving.drain_timeout_seconds)),
         )
-        server = uvicorn.Server(config)
+        server = Server(config, gateway)
         if threading.current_thread() is threading.main_thread():
             # uvicorn raises the signal once more when it is done, which must not cut off what comes after it.
             for number in (signal.SIGTERM, signal.SIGINT):

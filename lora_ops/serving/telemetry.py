@@ -3,16 +3,19 @@
 Of requests, labelled by tenant, adapter, base_model and route: `requests_total`, `errors_total` (also code),
 `time_to_first_token_seconds`, `time_per_token_seconds`, `request_seconds`, `queue_seconds`,
 `prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`. Of requests that were refused before a
-route was known: `refused_total` (code). Of adapters, labelled by adapter: `adapter_loads_total`,
-`adapter_load_failures_total`, `adapter_cache_hits_total`, `adapter_cache_misses_total`,
+route was known: `refused_total` (tenant of the key, code). Of adapters, labelled by adapter:
+`adapter_loads_total`, `adapter_load_failures_total`, `adapter_cache_hits_total`, `adapter_cache_misses_total`,
 `adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent), `adapter_bytes`; and
-`adapter_load_seconds`. At the moment: `running`, `waiting` (tenant), `kv_tokens`, `kv_capacity`,
-`adapter_memory_bytes`. Of the event log: `events_total`, `events_lost_total`.
+`adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine; `slots_used` and
+`waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`. Of the event
+log: `events_total`, `events_lost_total`.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+import prometheus_client
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,6 +23,7 @@ from lora_ops.serving.adapters import AdapterCache, Loaded
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.limits import FairQueue
 
+NOBODY = "-"
 Labels = tuple[str, ...]
 Buckets = tuple[float, ...]
 ROUTE = ("tenant", "adapter", "base_model", "route")
@@ -35,15 +39,17 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
-        def counter(name: str, text: str, labels: Labels = ROUTE) -> Counter:
-            return Counter(f"lora_ops_{name}", text, labels, registry=self.registry)
+        def counter(name: str, text: str, labels: Labels = ROUTE) -> prometheus_client.Counter:
+            return prometheus_client.Counter(f"lora_ops_{name}", text, labels, registry=self.registry)
 
         def histogram(name: str, text: str, buckets: Buckets, labels: Labels = ROUTE) -> Histogram:
             return Histogram(f"lora_ops_{name}", text, labels, buckets=buckets, registry=self.registry)
 
         self.requests = counter("requests_total", "Requests that were routed")
         self.errors = counter("errors_total", "Routed requests that did not end well", (*ROUTE, "code"))
-        self.refused = counter("refused_total", "Requests that were refused before they were routed", ("code",))
+        self.refused = counter(
+            "refused_total", "Requests that were refused before they were routed", ("tenant", "code")
+        )
         self.first_token = histogram("time_to_first_token_seconds", "From arrival to the first token", FAST)
         self.per_token = histogram("time_per_token_seconds", "Between tokens after the first", PER_TOKEN)
         self.latency = histogram("request_seconds", "From arrival to the last token", LONG)
@@ -61,18 +67,18 @@ class Telemetry:
         self.events = counter("events_total", "Events that are on disk", ())
         self.events_lost = counter("events_lost_total", "Events that the disk would not take", ())
 
-    def was_refused(self, status: int) -> None:
-        """Count a request that was refused before it was routed."""
-        self.refused.labels(str(status)).inc()
+    def was_refused(self, tenant: str | None, status: int) -> None:
+        """Count a request that was refused before it was routed; None is a key of no tenant, or none at all."""
+        self.refused.labels(tenant or NOBODY, str(status)).inc()
 
     def refusals(self) -> dict[str, int]:
         """Status to how many requests were refused with it before they were routed."""
-        return {
-            sample.labels["code"]: int(sample.value)
-            for metric in self.refused.collect()
-            for sample in metric.samples
-            if sample.name.endswith("_total")
-        }
+        found: Counter[str] = Counter()
+        for metric in self.refused.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_total"):
+                    found[sample.labels["code"]] += int(sample.value)
+        return dict(found)
 
     def adapter_used(self, name: str, how: Loaded) -> None:
         """Count a hit or a miss of the adapter cache."""
@@ -114,7 +120,9 @@ class _Now(Collector):
     def collect(self) -> Iterator[Metric]:
         status = self._engine.status()
         for name, text, value in (
-            ("running", "Answers that are being generated", self._queue.running),
+            ("running", "Answers that the engine is generating", status.running),
+            ("engine_waiting", "Answers that wait in the engine", status.waiting),
+            ("slots_used", "Slots that answers hold, a long one several", self._queue.used),
             ("kv_tokens", "Tokens in the KV cache", status.kv_tokens),
             ("kv_capacity", "Tokens that fit the KV cache", status.kv_capacity),
             ("adapter_memory_bytes", "Memory of all loaded adapters", self._cache.bytes),

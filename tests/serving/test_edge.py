@@ -9,6 +9,7 @@ import pytest
 
 from lora_ops.serving.edge import JsonLines, request_id
 from lora_ops.serving.engine import Engine
+from lora_ops.settings import TenantServing
 from tests.serving.conftest import Clone, Served, served
 
 GOOD = {"model": "base", "prompt": "AIRBNB", "max_tokens": 2}
@@ -94,14 +95,67 @@ def test_slow_clients_keep_nobody_else_waiting(gateway: Served) -> None:
         connection.close()
 
 
-def test_a_reader_that_stops_reading_holds_up_nobody(gateway: Served) -> None:
-    body = json.dumps(
-        {"model": "base", "prompt": "x", "max_tokens": 500, "stream": True, "logprobs": 20}
-    ).encode()
+def stalled(gateway: Served, model: str) -> socket.socket:
+    """A client that asked for an answer of some megabytes and has read its first bytes."""
+    host, port = gateway.url.removeprefix("http://").split(":")
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(20)
+    connection.connect((host, int(port)))
+    asked = {"model": model, "prompt": "x", "max_tokens": 1900, "stream": True, "logprobs": 20}
+    body = json.dumps(asked).encode()
+    connection.sendall(head(len(body)) + body)
+    assert b"200 OK" in connection.recv(100)
+    return connection
+
+
+def test_a_reader_that_stops_reading_keeps_no_slot(clone: Clone, engine: Engine) -> None:
+    with (
+        served(clone.root, clone.settings(max_running=1), engine) as gateway,
+        stalled(gateway, "base"),
+    ):
+        assert gateway.http().post("/v1/completions", json=GOOD).status_code == 200
+
+
+def test_a_reader_that_stops_reading_is_given_up_at_the_deadline(clone: Clone, engine: Engine) -> None:
+    settings = clone.settings(
+        request_timeout_seconds=0.5,
+        body_timeout_seconds=0.5,
+        tenants={"finance": TenantServing(concurrency=1)},
+    )
+    with served(clone.root, settings, engine) as gateway, stalled(gateway, "finance"):
+        body = {**GOOD, "model": "finance"}
+        assert gateway.http().post("/v1/completions", json=body).status_code == 429
+        deadline = time.monotonic() + 10
+        while gateway.http().post("/v1/completions", json=body).status_code == 429:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("endless", [b"x-header: " + b"a" * 60 + b"\r\n", b"a" * 64])
+def test_a_head_without_end_is_refused(gateway: Served, endless: bytes) -> None:
     with connect(gateway) as connection:
-        connection.sendall(head(len(body)) + body)
-        for _ in range(3):
-            assert gateway.http().post("/v1/completions", json=GOOD).status_code == 200
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx-first: ")
+        with pytest.raises(ConnectionError):
+            for _ in range(100_000):
+                connection.sendall(endless)
+    assert gateway.http().get("/health").status_code == 200
+
+
+def test_a_head_that_does_not_arrive_is_given_up(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_ops.serving.connection.HEAD_SECONDS", 0.2)
+    for sent in (b"", b"GET /health HTTP/1.1\r\n"):
+        with connect(gateway) as connection:
+            connection.sendall(sent)
+            assert connection.recv(100) == b""
+
+
+def test_without_a_key_no_body_is_read(clone: Clone, engine: Engine) -> None:
+    settings = clone.settings(require_keys=True)
+    with served(clone.root, settings, engine) as gateway, connect(gateway) as connection:
+        connection.sendall(head(10_000) + b"{")
+        answer = connection.recv(500)
+        assert b"401" in answer and b"connection: close" in answer
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,34 @@ def test_what_a_disk_never_takes_is_counted_when_the_log_closes(tmp_path: Path) 
     assert lost == [1]
 
 
+def test_an_event_that_can_not_be_written_is_counted_and_takes_no_other_with_it(tmp_path: Path) -> None:
+    lost: list[int] = []
+
+    def keeps_text(tenant: str) -> bool:
+        if tenant == "odd":
+            raise KeyError(tenant)
+        return False
+
+    log = EventLog(tmp_path, EventSettings(), keeps_text, lost=lost.append)
+    for number, tenant in enumerate(("finance", "odd", "media")):
+        log.append(event(number, tenant=tenant))
+    log.close()
+    assert list(read_events(tmp_path)["tenant"]) == ["finance", "media"]
+    assert lost == [1]
+
+
+def test_texts_that_wait_for_the_disk_are_limited_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_ops.serving.events.BYTES_LIMIT", 1000)
+    lost: list[int] = []
+    log = EventLog(tmp_path, EventSettings(), lambda tenant: False, lost=lost.append)
+    log.append(event(1, prompt_text="a" * 2000))
+    log.append(event(2, prompt_text="a" * 900))
+    log.close()
+    assert list(read_events(tmp_path)["request_id"]) == ["r2"] and lost == [1]
+
+
 def test_without_events_or_with_bad_sql_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(LoraOpsError, match="no events"):
         read_events(tmp_path)

@@ -1,5 +1,6 @@
 """Who may call, and what each key reaches."""
 
+import logging
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -134,6 +135,18 @@ def test_only_an_admin_loads_and_unloads(guarded: Served, keys: dict[str, str], 
         path = f"/v1/{call}_lora_adapter"
         assert guarded.http(keys[holder]).post(path, json=body).status_code == 403
         assert guarded.http(keys["admin"]).post(path, json=body).status_code == 200
+
+
+def test_refusals_and_admin_calls_say_whose_key_it_was(
+    guarded: Served, keys: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "lora_ops"):
+        assert guarded.http(keys["finance"]).post("/v1/chat/completions", json={}).status_code == 400
+        guarded.http(keys["admin"]).post("/v1/load_lora_adapter", json={"lora_name": "finance"})
+    told = [record.fields for record in caplog.records if record.name == "lora_ops.access"]  # type: ignore[attr-defined]
+    assert told[0]["tenant"] == "finance" and told[0]["key"].startswith("k-")
+    assert f"finance@2 is loaded, as key {told[1]['key']} asked" in caplog.messages
+    assert guarded.metric("lora_ops_refused_total", keys["admin"], tenant="finance", code="400") == 1
 
 
 def test_a_monitor_reads_metrics_and_asks_no_model(guarded: Served, keys: dict[str, str]) -> None:

@@ -1,11 +1,27 @@
 """What a tenant may ask for in a minute, and whose turn is next when the gateway is busy."""
 
 import asyncio
+import functools
+import heapq
+import itertools
+import math
+import random
+from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from statistics import mean
 
 import pytest
 
-from lora_ops.serving.limits import ACTIVE_SECONDS, Allowance, FairQueue, Overloaded, Ticket, TooMany
+from lora_ops.serving.limits import (
+    ACTIVE_SECONDS,
+    Allowance,
+    FairQueue,
+    NeverFits,
+    Overloaded,
+    Ticket,
+    TooMany,
+)
 from lora_ops.settings import TenantServing
 
 
@@ -43,7 +59,7 @@ def test_tokens_that_were_not_written_are_given_back() -> None:
 
 def test_a_request_that_never_fits_says_so() -> None:
     allowance = Allowance(TenantServing(tokens_per_minute=100), Clock())
-    with pytest.raises(TooMany, match="ask for fewer with max_tokens"), allowance.spending("finance", 101):
+    with pytest.raises(NeverFits, match="ask for fewer with max_tokens"), allowance.spending("finance", 101):
         pass
 
 
@@ -92,11 +108,11 @@ class Bench:
         await asyncio.gather(*map(one, tickets))
 
 
-def in_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(test())  # type: ignore[arg-type]
+def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(**given: object) -> None:
+        asyncio.run(test(**given))  # type: ignore[arg-type]
 
-    run.__name__ = test.__name__
     return run
 
 
@@ -178,9 +194,11 @@ async def test_a_full_queue_drops_the_newest_of_the_longest_line() -> None:
 @in_loop
 async def test_the_places_of_one_request_are_taken_together_or_not_at_all() -> None:
     bench = Bench(slots=1, max_waiting=2)
+    (first,) = bench.enter("finance")
     with pytest.raises(Overloaded):
-        bench.queue.enter("finance", [1.0] * 4)
+        bench.queue.enter("finance", [1.0] * 3)
     assert bench.queue.waiting() == {}
+    bench.queue.leave(first)
     assert len(bench.queue.enter("finance", [1.0] * 3)) == 3
 
 
@@ -203,3 +221,119 @@ async def test_a_cancelled_waiter_loses_no_slot() -> None:
     cancelled.cancel()
     await bench.serve([first, third])
     assert bench.order == ["finance", "finance"] and bench.queue.running == 0
+
+
+@in_loop
+async def test_what_would_not_fit_an_idle_gateway_is_told_so_at_once() -> None:
+    bench = Bench(slots=4, max_waiting=2, tokens=400)
+    with pytest.raises(NeverFits, match="7 answers of one request, and 6"):
+        bench.queue.enter("finance", [1.0] * 7)
+    with pytest.raises(NeverFits, match="4 answers of one request, and 3 of this length"):
+        bench.queue.enter("finance", [300.0] * 4)
+    with pytest.raises(NeverFits, match="401 tokens together, and the engine has room for 400"):
+        bench.queue.enter("finance", [401.0])
+    assert bench.queue.waiting() == {} and bench.queue.used == 0
+
+
+@in_loop
+async def test_answers_never_reserve_more_tokens_than_the_engine_has() -> None:
+    bench = Bench(slots=6, tokens=600)
+    tickets = bench.enter("finance", 2, cost=150) + bench.enter("media", 4, cost=90)
+    started = [ticket for ticket in tickets if ticket.running]
+    assert sum(ticket.cost for ticket in started) <= 600 and len(started) == 5
+    for ticket in started:
+        bench.queue.leave(ticket)
+    assert tickets[5].running and bench.queue.used == 1
+
+
+@in_loop
+async def test_long_answers_of_one_tenant_leave_room_for_the_short_ones_of_another() -> None:
+    bench = Bench(slots=16, tokens=1600)
+    long = bench.enter("long", 9, cost=500)
+    assert [ticket.running for ticket in long] == [True] * 2 + [False] * 7
+    assert all(ticket.running for ticket in bench.enter("short", 4, cost=50))
+
+
+@in_loop
+async def test_a_long_answer_gets_its_turn_beside_short_ones_without_end() -> None:
+    bench = Bench(slots=4, tokens=400)
+    short = deque(bench.enter("short", 20, cost=50))
+    (long,) = bench.enter("long", cost=400)
+    ended = 0
+    while not long.running and short:
+        bench.queue.leave(short.popleft(), 50)
+        ended += 1
+    assert long.running and ended == 4 and bench.queue.running == 1
+
+
+@in_loop
+async def test_many_tenants_with_less_than_a_slot_each_leave_no_slot_idle() -> None:
+    bench = Bench(slots=16, clock=lambda: 0.0)
+    for number in range(60):
+        for ticket in bench.enter(f"tenant-{number}"):
+            if number >= 7:
+                bench.queue.leave(ticket)
+    hot = bench.enter("hot", 9)
+    assert sum(ticket.running for ticket in hot) == 8  # the last free one is for who has none
+    assert all(ticket.running for ticket in bench.enter("tenant-9"))
+
+
+@in_loop
+async def test_tenants_that_went_away_are_forgotten_and_those_that_owe_time_are_not() -> None:
+    now = 0.0
+    bench = Bench(slots=1, clock=lambda: now)
+    for number in range(50):
+        for ticket in bench.enter(f"tenant-{number}", cost=1):
+            bench.queue.leave(ticket)
+    (owes,) = bench.enter("owes", cost=100)
+    bench.queue.leave(owes, 100)
+    now = ACTIVE_SECONDS + 1
+    bench.enter("new", cost=1)
+    assert set(bench.queue._lines) == {"owes", "new"}  # nothing but memory shows it
+
+
+def latencies(*, slots: int, flood: float, flood_cost: float) -> list[float]:
+    """Seconds that a quiet tenant's answers take in all, beside `flood` requests a second of another one.
+
+    The clock is simulated: an answer writes 10 tokens a second. The quiet tenant asks for 10 tokens at a time,
+    0.6 of half of the slots at the mean.
+    """
+    now, drawn, number = 0.0, {name: random.Random(name) for name in ("quiet", "flood")}, itertools.count()
+    queue = FairQueue(slots, 100, math.inf, tokens=100.0 * slots, clock=lambda: now)
+    coming: list[tuple[float, int, str, Ticket | None]] = []
+    for tenant, rate in (("quiet", 0.6 * slots / 2), ("flood", flood)):
+        at = drawn[tenant].expovariate(rate) if rate else math.inf
+        while at < 400:
+            coming.append((at, next(number), tenant, None))
+            at += drawn[tenant].expovariate(rate)
+    heapq.heapify(coming)
+    asked: dict[Ticket, float] = {}
+    waiting: list[Ticket] = []
+    took = []
+    while coming:
+        now, _, tenant, ended = heapq.heappop(coming)
+        if ended:
+            queue.leave(ended, ended.cost)
+            if tenant == "quiet":
+                took.append(now - asked[ended])
+        else:
+            with suppress(Overloaded):
+                (ticket,) = queue.enter(tenant, [10.0 if tenant == "quiet" else flood_cost])
+                asked[ticket] = now
+                waiting.append(ticket)
+        for ticket in [one for one in waiting if one.running]:
+            heapq.heappush(coming, (now + ticket.cost / 10, next(number), ticket.tenant, ticket))
+        waiting = [one for one in waiting if not one.turn.done()]
+    return took
+
+
+@pytest.mark.parametrize("slots", [8, 16])
+@pytest.mark.parametrize("flood_cost", [10.0, 60.0, 300.0])
+@in_loop
+async def test_a_tenant_at_ten_times_its_share_does_not_slow_another_by_more_than_a_quarter(
+    slots: int, flood_cost: float
+) -> None:
+    alone = latencies(slots=slots, flood=0, flood_cost=flood_cost)
+    beside = latencies(slots=slots, flood=10 * slots / 2 * 10 / flood_cost, flood_cost=flood_cost)
+    assert len(beside) == len(alone) > 800
+    assert mean(beside) <= 1.25 * mean(alone)

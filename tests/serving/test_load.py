@@ -1,11 +1,13 @@
 """Too many requests, clients that leave, answers that take too long: nothing hangs, and nothing is lost."""
 
+import asyncio
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import openai
@@ -30,7 +32,9 @@ def idle(gateway: Served) -> bool:
     return gateway.engine.status().running == 0 and gateway.metric("lora_ops_running") == 0
 
 
-def test_at_four_times_its_capacity_every_request_is_answered_or_refused(clone: Clone, engine: Engine) -> None:
+def test_at_four_times_its_capacity_every_request_is_answered_or_refused(
+    clone: Clone, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = clone.settings(max_running=4, max_waiting=8)
     with served(clone.root, settings, engine) as gateway, ThreadPoolExecutor(48) as pool:
 
@@ -47,6 +51,9 @@ def test_at_four_times_its_capacity_every_request_is_answered_or_refused(clone: 
         eventually(lambda: idle(gateway))
         assert gateway.metric("lora_ops_requests_total") == 192
         assert gateway.metric("lora_ops_errors_total", code="503") == statuses[503]
+    refused = [record for record in caplog.records if "gateway is busy" in record.getMessage()]
+    assert len(refused) == statuses[503]
+    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
 
 
 def test_over_its_limit_a_tenant_gets_429_with_a_time_and_others_do_not(clone: Clone, engine: Engine) -> None:
@@ -59,6 +66,50 @@ def test_over_its_limit_a_tenant_gets_429_with_a_time_and_others_do_not(clone: C
         with pytest.raises(openai.RateLimitError, match="2 requests a minute"):
             gateway.client().completions.create(**SHORT)  # type: ignore[call-overload]
         assert http.post("/v1/completions", json={**SHORT, "model": "healthcare"}).status_code == 200
+
+
+def test_a_request_that_the_queue_refused_used_no_tokens(clone: Clone, engine: Engine) -> None:
+    tenants = {"finance": TenantServing(tokens_per_minute=2000)}
+    settings = clone.settings(max_running=1, max_waiting=0, tenants=tenants)
+    with served(clone.root, settings, engine) as gateway:
+        body = {**SHORT, "max_tokens": 1200}
+        with long_answer(gateway):
+            assert gateway.http().post("/v1/completions", json=body).status_code == 503
+            assert gateway.http().post("/v1/completions", json=body).status_code == 503
+        eventually(lambda: idle(gateway))
+        assert gateway.http().post("/v1/completions", json=body).status_code == 200
+
+
+def test_a_request_that_never_fits_is_told_so_instead_of_to_come_back(gateway: Served) -> None:
+    answer = gateway.http().post("/v1/completions", json={**SHORT, "prompt": ["x"] * 6, "n": 16})
+    assert answer.status_code == 400 and "96 answers of one request" in answer.json()["error"]["message"]
+    assert "retry-after" not in answer.headers
+
+
+def test_long_answers_of_one_tenant_stop_no_other(gateway: Served) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        long = [pool.submit(gateway.http().post, "/v1/completions", json=LONG) for _ in range(6)]
+        eventually(lambda: gateway.metric("lora_ops_running") >= 3)
+        assert gateway.metric("lora_ops_engine_waiting") == 0
+        assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
+        assert sum(one.done() for one in long) < 6
+        assert {one.result().status_code for one in long} == {200}
+
+
+def test_a_load_counts_towards_the_time_of_a_request(clone: Clone, engine: Engine) -> None:
+    loading, load = threading.Event(), engine.load
+
+    async def slow(name: str, folder: Path) -> int:
+        loading.set()
+        await asyncio.sleep(1)
+        return await load(name, folder)
+
+    engine.load = slow  # type: ignore[method-assign]
+    with served(clone.root, clone.settings(request_timeout_seconds=0.2), engine) as gateway:
+        assert gateway.http().post("/v1/completions", json=SHORT).status_code == 504
+        assert loading.is_set()
+        eventually(lambda: gateway.metric("lora_ops_adapter_loaded") == 1)
+        assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
 
 
 @contextmanager

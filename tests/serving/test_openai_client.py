@@ -194,6 +194,34 @@ def test_what_can_not_be_honoured_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["store", "service_tier", "parallel_tool_calls", "tools", "audio", "functions", "reasoning_effort"],
+)
+def test_what_openai_knows_may_be_null(gateway: Served, name: str) -> None:
+    body = {"model": "finance", "messages": QUESTION, "max_tokens": 1, name: None}
+    assert gateway.http().post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_an_answer_can_be_sent_back_as_it_came(gateway: Served) -> None:
+    create = gateway.client().chat.completions.create
+    said = create(model="finance", messages=QUESTION, max_tokens=3).choices[0].message.model_dump()
+    assert None in said.values()
+    turns = [*QUESTION, said, {"role": "user", "content": "And this?"}]
+    assert create(model="finance", messages=turns, max_tokens=2).choices  # type: ignore[arg-type]
+
+
+def test_vllms_controllers_may_send_the_name_as_path_and_a_tenant_is_unloaded_as_it_was_loaded(
+    gateway: Served,
+) -> None:
+    http = gateway.http()
+    for name in ("finance", "finance@1"):
+        body = {"lora_name": name, "lora_path": name}
+        assert http.post("/v1/load_lora_adapter", json=body).status_code == 200
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "finance"}).status_code == 200
+    assert set(gateway.engine.status().adapters) == {"finance@1"}
+
+
+@pytest.mark.parametrize(
     "model", ["nobody", "finance@9", "finance@", "../../etc/passwd", "finance@1/../2", "é" * 20]
 )
 def test_an_unknown_model_is_a_404_in_openais_shape(gateway: Served, model: str) -> None:

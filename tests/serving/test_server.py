@@ -70,6 +70,19 @@ def test_it_says_that_it_is_open_and_finishes_what_runs_when_it_is_told_to_stop(
     assert list(read_events(clone.root / ".serving/events")["status"]) == [200]
 
 
+def test_it_says_that_it_is_not_ready_before_it_closes_its_port(clone: Clone) -> None:
+    params = clone.root / "params.yaml"
+    params.write_text(params.read_text().replace("serving:\n", "serving:\n  not_ready_seconds: 2\n", 1))
+    with serving(clone) as server:
+        assert httpx.get(f"{server.url}/ready").status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert httpx.get(f"{server.url}/ready").status_code == 503
+        body = {"model": "base", "prompt": "AIRBNB", "max_tokens": 2}
+        assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
+        assert server.process.wait(30) == 0
+
+
 def test_the_readmes_client_is_answered(clone: Clone) -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
     with serving(clone) as server:

@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lora_ops.serving.engine import Engine
+from lora_ops.serving.engine import Engine, EngineError
 from tests.serving.conftest import Clone, Served, served
 
 BODY = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 6}
@@ -66,6 +66,51 @@ def test_a_revoked_version_leaves_the_memory(gateway: Served, clone: Clone) -> N
             break
         waiting.wait(0.1)
     assert gateway.engine.status().adapters == {}
+
+
+def test_housekeeping_goes_on_when_the_engine_fails_it(
+    gateway: Served, clone: Clone, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lora_ops.registry import lifecycle
+
+    unload, failed = gateway.engine.unload, threading.Event()
+
+    async def once(name: str) -> None:
+        gateway.engine.unload = unload  # type: ignore[method-assign]
+        failed.set()
+        raise EngineError("no")
+
+    gateway.engine.unload = once  # type: ignore[method-assign]
+    http = gateway.http()
+    for model in ("finance@1", "finance@2"):
+        http.post("/v1/completions", json={**BODY, "model": model})
+    with clone.registry() as registry:
+        for version in ("finance@1", "finance@2"):
+            lifecycle.revoke(registry, version, actor="ben", reason="leaks")
+    assert failed.wait(10)
+    waiting = threading.Event()
+    for _ in range(100):
+        if set(gateway.engine.status().adapters) == {"finance@1"}:
+            break
+        waiting.wait(0.05)
+    assert set(gateway.engine.status().adapters) == {"finance@1"}
+    assert any("finance@1 could not be unloaded: no" in text for text in caplog.messages)
+
+
+def test_a_gateway_is_not_ready_while_its_engine_does_not_answer(gateway: Served) -> None:
+    async def ill() -> bool:
+        return False
+
+    well = gateway.engine.healthy
+    waiting = threading.Event()
+    for state, status in ((ill, 503), (well, 200)):
+        gateway.engine.healthy = state  # type: ignore[method-assign]
+        for _ in range(100):
+            if gateway.http().get("/ready").status_code == status:
+                break
+            waiting.wait(0.05)
+        assert gateway.http().get("/ready").status_code == status
+        assert gateway.http().get("/health").status_code == 200
 
 
 def test_the_text_is_what_prometheus_parses(gateway: Served) -> None:
