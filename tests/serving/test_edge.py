@@ -9,7 +9,8 @@ import pytest
 
 from lora_ops.serving.edge import JsonLines, request_id
 from lora_ops.serving.engine import Engine
-from lora_ops.settings import TenantServing
+from lora_ops.serving.server import bind
+from lora_ops.settings import ServingSettings, TenantServing
 from tests.serving.conftest import Clone, Served, served
 
 GOOD = {"model": "base", "prompt": "AIRBNB", "max_tokens": 2}
@@ -95,6 +96,18 @@ def test_slow_clients_keep_nobody_else_waiting(gateway: Served) -> None:
         connection.close()
 
 
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes no more than some kilobytes for a client that does not read."""
+
+    def small(settings: ServingSettings) -> socket.socket:
+        port = bind(settings)
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return port
+
+    monkeypatch.setattr("tests.serving.conftest.bind", small)
+
+
 def stalled(gateway: Served, model: str) -> socket.socket:
     """A client that asked for an answer of some megabytes and has read its first bytes."""
     host, port = gateway.url.removeprefix("http://").split(":")
@@ -109,6 +122,7 @@ def stalled(gateway: Served, model: str) -> socket.socket:
     return connection
 
 
+@pytest.mark.usefixtures("small_buffers")
 def test_a_reader_that_stops_reading_keeps_no_slot(clone: Clone, engine: Engine) -> None:
     with (
         served(clone.root, clone.settings(max_running=1), engine) as gateway,
@@ -117,6 +131,7 @@ def test_a_reader_that_stops_reading_keeps_no_slot(clone: Clone, engine: Engine)
         assert gateway.http().post("/v1/completions", json=GOOD).status_code == 200
 
 
+@pytest.mark.usefixtures("small_buffers")
 def test_a_reader_that_stops_reading_is_given_up_at_the_deadline(clone: Clone, engine: Engine) -> None:
     settings = clone.settings(
         request_timeout_seconds=0.5,
