@@ -235,7 +235,11 @@ def test_a_server_that_goes_away_in_the_middle_of_an_answer_ends_it_with_an_erro
 
     settings = clone.settings(request_timeout_seconds=0.5)
     with served(clone.root, settings, torch_engine) as behind:
-        asyncio.run(use(behind.url, lambda: setattr(behind.server, "force_exit", True)))
+
+        def stop() -> None:
+            behind.server.should_exit = behind.server.force_exit = True
+
+        asyncio.run(use(behind.url, stop))
 
 
 def test_a_path_is_sent_to_a_server_that_wants_one_and_refused_by_one_that_does_not(
