@@ -1,17 +1,22 @@
 """An engine behind the network: any server that speaks OpenAI's completions and vLLM's adapter calls.
 
 Prompts go out as token ids to /v1/completions, which vLLM, SGLang and this gateway take. Adapters are loaded
-with /v1/load_lora_adapter: vLLM needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and the registry's folder mounted
-at the same path.
+with /v1/load_lora_adapter: vLLM needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and the registry's folder mounted at
+the same path. The names of adapters in such a server are this gateway's alone: at its start it unloads all that
+it finds there, since only files that it verified itself may answer. A server that was restarted has forgotten
+its adapters: the first answer that it refuses loads the adapter anew, and is then asked for once more.
 """
 
+import asyncio
 import hashlib
 import json
+import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +26,25 @@ from lora_ops.records import ADAPTER_FILES
 from lora_ops.serving.engine import Chunk, EngineError, EngineStatus, FinishReason, Generation, TokenLogprob
 from lora_ops.settings import OpenAIEngineSettings
 
+log = logging.getLogger(__name__)
+
 # Between two pieces of an answer; the gateway's own limits end a request long before.
 TIMEOUT = httpx.Timeout(600, connect=5)
 HEALTH_SECONDS = 2.0
+
+
+class Refused(EngineError):
+    """The server answers, but not what was asked for; `status` is HTTP's."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    folder: Path
+    digest: str
 
 
 class OpenAIEngine:
@@ -38,12 +59,13 @@ class OpenAIEngine:
     def __init__(self, settings: OpenAIEngineSettings) -> None:
         self._settings = settings
         self._model = settings.model
-        self._adapters: dict[str, str] = {}
+        self._adapters: dict[str, _Loaded] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._running = 0
         self._http: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
-        """Find the server's base model and its context length.
+        """Find the server's base model and its context length, and unload what an earlier gateway left there.
 
         Raises:
             EngineError: it can't be reached, refuses the key, or does not serve the model.
@@ -67,6 +89,10 @@ class OpenAIEngine:
         if not found.get("max_model_len"):
             raise EngineError(f"{self._settings.url} does not say the max_model_len of '{self._model}'.")
         self.context_length = found["max_model_len"]
+        if self._settings.adapters == "path":
+            for card in models:
+                if card.get("parent") is not None:
+                    await self._unload_there(card["id"])
 
     async def close(self) -> None:
         """Close the connections; a generation that still runs ends with `EngineError`."""
@@ -79,26 +105,26 @@ class OpenAIEngine:
         Raises:
             EngineError: the server refuses it, or the name is taken by other files.
         """
-        digest = hashlib.sha256(b"".join((folder / file).read_bytes() for file in ADAPTER_FILES)).hexdigest()
-        if name in self._adapters:
-            if self._adapters[name] != digest:
+        async with self._locks[name]:
+            digest = await asyncio.to_thread(_digest, folder)
+            known = self._adapters.get(name)
+            if known is None:
+                await self._load_there(name, folder)
+                self._adapters[name] = _Loaded(folder, digest)
+            elif known.digest != digest:
                 raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
-            return 0
-        body = {"lora_name": name}
-        if self._settings.adapters == "path":
-            body["lora_path"] = str(folder.resolve())
-        await self._request("POST", "/v1/load_lora_adapter", body)
-        self._adapters[name] = digest
         return 0
 
     async def unload(self, name: str) -> None:
-        """Ask the server to forget an adapter.
+        """Ask the server to forget an adapter; if that fails, it counts as loaded still.
 
         Raises:
-            EngineError: the server refuses.
+            EngineError: the server refuses, or can't be reached.
         """
-        if self._adapters.pop(name, None):
-            await self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        async with self._locks[name]:
+            if name in self._adapters:
+                await self._unload_there(name)
+                del self._adapters[name]
 
     async def generate(self, generation: Generation) -> AsyncIterator[Chunk]:
         """The answer, piece by piece; closing the iterator early closes the connection, which cancels it there.
@@ -106,11 +132,9 @@ class OpenAIEngine:
         Raises:
             EngineError: the server refuses, fails, or can't be reached.
         """
-        if generation.adapter is not None and generation.adapter not in self._adapters:
-            raise EngineError(f"There is no adapter '{generation.adapter}' in the engine.")
         self._running += 1
         try:
-            async with aclosing(self._chunks(generation)) as chunks:
+            async with aclosing(self._answer(generation)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except httpx.HTTPError as error:
@@ -130,6 +154,58 @@ class OpenAIEngine:
     def status(self) -> EngineStatus:
         """What was sent and is not answered yet; the server's own queue is on its /metrics."""
         return EngineStatus(running=self._running, adapters=dict.fromkeys(self._adapters, 0))
+
+    async def _load_there(self, name: str, folder: Path) -> None:
+        body = {"lora_name": name}
+        if self._settings.adapters == "path":
+            body["lora_path"] = str(folder.resolve())
+        try:
+            await self._request("POST", "/v1/load_lora_adapter", body)
+        except Refused as error:
+            # vLLM refuses a name that it has, as after a load whose answer never came.
+            if error.status != 400 or not await self._unload_there(name):
+                raise
+            await self._request("POST", "/v1/load_lora_adapter", body)
+
+    async def _unload_there(self, name: str) -> bool:
+        """Whether the server had it."""
+        try:
+            await self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        except Refused as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
+    async def _load_again(self, name: str, known: _Loaded) -> None:
+        async with self._locks[name]:
+            if self._adapters.get(name) is not known:
+                return  # another request was quicker
+            log.warning("%s has lost %s, and loads it again.", self._settings.url, name)
+            if await asyncio.to_thread(_digest, known.folder) != known.digest:
+                raise EngineError(
+                    f"The files of '{name}' are not those that were verified: it is not loaded again."
+                )
+            await self._load_there(name, known.folder)
+            self._adapters[name] = replace(known)
+
+    async def _answer(self, generation: Generation) -> AsyncGenerator[Chunk, None]:
+        name = generation.adapter
+        known = self._adapters.get(name) if name else None
+        if name and not known:
+            raise EngineError(f"There is no adapter '{name}' in the engine.")
+        try:
+            async with aclosing(self._chunks(generation)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
+        except Refused as error:  # which comes instead of the first chunk
+            if not (name and known and error.status == 404):
+                raise
+        await self._load_again(name, known)
+        async with aclosing(self._chunks(generation)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def _chunks(self, generation: Generation) -> AsyncGenerator[Chunk, None]:
         written, read, at = 0, 0, time.monotonic()
@@ -207,12 +283,12 @@ class OpenAIEngine:
             raise EngineError("The engine is not running.")
         return self._http
 
-    def _refused(self, response: httpx.Response) -> EngineError:
+    def _refused(self, response: httpx.Response) -> Refused:
         try:
             text = response.json()["error"]["message"]
         except (ValueError, KeyError, TypeError):
             text = response.text[:200]
-        return EngineError(f"{self._settings.url} answers {response.status_code}: {text}")
+        return Refused(f"{self._settings.url} answers {response.status_code}: {text}", response.status_code)
 
     def _unreachable(self, error: httpx.HTTPError) -> EngineError:
         return EngineError(f"{self._settings.url} can't be reached ({error or type(error).__name__}).")
@@ -232,3 +308,15 @@ def _logprobs(found: dict[str, Any] | None) -> tuple[TokenLogprob, ...]:
         TokenLogprob(token, logprob, tuple((top or {}).items()))
         for token, logprob, top in zip(found["tokens"], found["token_logprobs"], tops, strict=True)
     )
+
+
+def _digest(folder: Path) -> str:
+    """Of the adapter's two files; runs in a thread.
+
+    Raises:
+        EngineError: they can't be read.
+    """
+    try:
+        return hashlib.sha256(b"".join((folder / name).read_bytes() for name in ADAPTER_FILES)).hexdigest()
+    except OSError as error:
+        raise EngineError(f"The adapter in {folder} can't be read: {error}") from error

@@ -1,6 +1,6 @@
 """What every engine does: the same tests for the embedded one and for an OpenAI-compatible server.
 
-The server is a second gateway of ours, which speaks the same calls as vLLM; vLLM itself needs a GPU.
+The server is a second gateway of ours, which speaks the same calls as vLLM; vLLM itself is in test_vllm.py.
 """
 
 import asyncio
