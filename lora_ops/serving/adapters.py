@@ -31,6 +31,10 @@ class AdapterUnavailable(LoraOpsError):
         self.retry_after = retry_after
 
 
+class NoRoom(LoraOpsError):
+    """An adapter can't be loaded however long it waits: pinned ones and itself are larger than the memory."""
+
+
 class Observer(Protocol):
     """Who is told what happens in the cache."""
 
@@ -190,8 +194,12 @@ class AdapterCache:
                 entry.leaving = False
         return True
 
-    async def keep_warm(self, versions: Iterable[Version]) -> None:
-        """Pin these and load those that are missing; one that can't be loaded is logged and tried again."""
+    async def keep_warm(self, versions: Iterable[Version], *, must_fit: bool = False) -> None:
+        """Pin these and load those that are missing; one that can't be loaded is logged and tried again.
+
+        Raises:
+            LoraOpsError: `must_fit`, and there is no room for all of them.
+        """
         wanted = {version.id: version for version in versions}
         now = time.monotonic()
         busiest = sorted((e for e in self._entries.values() if e.loaded), key=lambda e: -e.heat_at(now))
@@ -206,6 +214,8 @@ class AdapterCache:
             try:
                 await self.load(version)
             except AdapterUnavailable as error:
+                if must_fit and isinstance(error.__cause__, NoRoom):
+                    raise LoraOpsError(f"serving.warm does not fit into the memory: {error}") from error
                 log.warning("%s could not be warmed up: %s", name, error)
 
     def _entry(self, name: str) -> Entry:
@@ -233,18 +243,20 @@ class AdapterCache:
                 raise AdapterUnavailable(f"{entry.problem} It is tried again in {wait:.0f} s.", wait)
             started = time.monotonic()
             try:
-                await self._make_room(entry, version)
                 folder = await asyncio.to_thread(self._verified, version)
+                needed = await self._engine.size(folder) or version.summary.size_bytes
+                await self._make_room(entry, needed)
                 took = await self._engine.load(entry.name, folder)
-            except (LoraOpsError, EngineError, OSError) as error:
+            except Exception as error:
                 entry.bytes = 0
                 self._failed(entry, error)
                 self._notify()
                 raise AdapterUnavailable(entry.problem, entry.retry_at - time.monotonic()) from error
             except BaseException:
                 entry.bytes = 0
+                self._notify()
                 raise
-            entry.bytes = took or version.summary.size_bytes
+            entry.bytes = took or needed
             entry.loaded, entry.failures, entry.problem = True, 0, ""
             seconds = time.monotonic() - started
             log.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)
@@ -265,15 +277,18 @@ class AdapterCache:
         entry.failures += 1
         entry.retry_at = time.monotonic() + delay
         entry.problem = f"{entry.name} can't be loaded: {str(error).rstrip('.')}."
-        log.error("%s", entry.problem)
+        # What nobody foresaw needs its traceback to be found.
+        foreseen = isinstance(error, LoraOpsError | EngineError | OSError)
+        log.error("%s", entry.problem, exc_info=None if foreseen else error)
         if self._observer:
             self._observer.adapter_failed(entry.name)
 
-    async def _make_room(self, entry: Entry, version: Version) -> None:
-        needed = version.summary.size_bytes
-        if needed > self._budget:
-            raise LoraOpsError(
-                f"it takes {needed:,} bytes and serving.adapter_memory is {self._budget:,}: raise that"
+    async def _make_room(self, entry: Entry, needed: int) -> None:
+        pinned = sum(other.bytes for other in self._entries.values() if other.pin == "warm")
+        if needed + pinned > self._budget:
+            kept = f", of which warm adapters keep {pinned:,}" if pinned else ""
+            raise NoRoom(
+                f"it takes {needed:,} bytes and serving.adapter_memory is {self._budget:,}{kept}: raise that"
             )
         try:
             async with asyncio.timeout(self._drain_seconds):
@@ -299,15 +314,20 @@ class AdapterCache:
         async with entry.lock:
             if not entry.idle:
                 return
-            await self._remove(entry)
+            try:
+                await self._remove(entry)
+            except EngineError as error:  # not the fault of the adapter that needs the room
+                log.warning("%s makes room, but could not be unloaded: %s", entry.name, error)
         if self._observer:
             self._observer.adapter_evicted(entry.name)
 
     async def _remove(self, entry: Entry) -> None:
         entry.loaded = False
-        await self._engine.unload(entry.name)
-        entry.bytes = 0
-        self._notify()
+        try:
+            await self._engine.unload(entry.name)
+        finally:  # whoever waits for room may stop waiting in the middle of it
+            entry.bytes = 0
+            self._notify()
 
     def _notify(self) -> None:
         self._freed.set()

@@ -116,6 +116,13 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Stop; a generation that still runs ends with `EngineError`."""
 
+    async def size(self, folder: Path) -> int:
+        """How many bytes of memory the adapter in `folder` would take; 0 where the engine can't tell.
+
+        Raises:
+            EngineError: its files can't be read.
+        """
+
     async def load(self, name: str, folder: Path) -> int:
         """Make the adapter in `folder` (PEFT's two files) answer to `name`, while others generate.
 

@@ -88,10 +88,11 @@ class Gateway:
 
         Raises:
             EngineError: the engine can't start.
+            LoraOpsError: what is to stay in memory does not fit into it.
         """
         await self.engine.start()
         self.queue.tokens = self.engine.status().kv_capacity or math.inf
-        await self._keep_house()
+        await self._keep_house(starting=True)
         await self._ask_engine()
         self._forever = [
             asyncio.create_task(_each_second(self._keep_house)),
@@ -165,7 +166,7 @@ class Gateway:
     async def _ask_engine(self) -> None:
         self._healthy = await self.engine.healthy()
 
-    async def _keep_house(self) -> None:
+    async def _keep_house(self, *, starting: bool = False) -> None:
         """Keep the warm ones in memory, and what may not serve any more out of it."""
         warm = []
         for name in self.settings.warm:
@@ -176,7 +177,7 @@ class Gateway:
                 continue
             if route.version:
                 warm.append(route.version)
-        await self.cache.keep_warm(warm)
+        await self.cache.keep_warm(warm, must_fit=starting)
         for entry in list(self.cache.entries()):
             if entry.loaded and not entry.users:  # whoever still uses it finishes; a later round unloads it
                 try:

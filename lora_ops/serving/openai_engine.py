@@ -99,6 +99,10 @@ class OpenAIEngine:
         if self._http:
             await self._http.aclose()
 
+    async def size(self, folder: Path) -> int:
+        """Not known: the memory is the server's."""
+        return 0
+
     async def load(self, name: str, folder: Path) -> int:
         """Ask the server to load an adapter; how much memory it takes there is not known, so 0.
 

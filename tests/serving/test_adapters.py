@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.layout import read_base_model
 from lora_ops.records import sha256_text
 from lora_ops.registry import Registry, Version, open_registry
@@ -134,6 +136,67 @@ async def test_an_adapter_larger_than_all_memory_is_refused(bench: Make) -> None
     async with bench(budget=100) as b:
         with pytest.raises(AdapterUnavailable, match="serving.adapter_memory is 100"):
             await b.use(ONE)
+
+
+@in_loop
+async def test_memory_that_warm_adapters_fill_is_not_waited_for(bench: Make) -> None:
+    async with bench(drain_seconds=3600) as b:
+        b.cache._budget = b.size(ONE)
+        await b.cache.keep_warm([b.versions[ONE]], must_fit=True)
+        async with asyncio.timeout(30):
+            with pytest.raises(AdapterUnavailable, match="of which warm adapters keep"):
+                await b.use(THREE)
+        assert b.loaded == {ONE}
+
+
+def test_a_gateway_whose_warm_adapters_do_not_fit_does_not_start(clone: Clone, engine: TorchEngine) -> None:
+    settings = clone.settings(adapter_memory=20_000, warm=(ONE, TWO, THREE))
+    told = "serving.warm does not fit.*adapter_memory is 20,000"
+    with pytest.raises(LoraOpsError, match=told), served(clone.root, settings, engine):
+        pass
+
+
+@in_loop
+async def test_what_counts_is_the_memory_that_the_engine_takes_not_the_size_of_the_files(bench: Make) -> None:
+    async with bench() as b:
+        folder = b.clone.root / "half"
+        shutil.copytree(b._verify(ONE), folder)
+        whole = await b.engine.size(folder)
+        weights = folder / "adapter_model.safetensors"
+        save_file({key: tensor.bfloat16() for key, tensor in load_file(weights).items()}, weights)
+        assert await b.engine.size(folder) == whole == await b.engine.load("half", folder)
+        assert weights.stat().st_size < whole
+
+
+@in_loop
+async def test_an_unload_that_fails_frees_the_room_and_is_not_blamed_on_the_next(bench: Make) -> None:
+    async with bench() as b:
+        b.cache._budget = b.size(ONE)
+        await b.use(ONE)
+        # The engine refuses: somebody uses the adapter past the cache.
+        stream = b.engine.generate(Generation("g", (5, 6), ONE, Sampling(max_tokens=1500)))
+        await anext(stream)
+        await b.use(THREE)
+        assert f"failed {THREE}" not in b.told.events
+        assert b.cache.bytes <= b.cache._budget
+        await stream.aclose()
+
+
+@in_loop
+async def test_an_error_that_nobody_foresaw_backs_off_and_is_logged_whole(bench: Make) -> None:
+    async with bench() as b:
+        real = b.cache._verify
+
+        def broken(reference: str) -> Path:
+            raise RuntimeError("no such device")
+
+        b.cache._verify = broken
+        with pytest.raises(AdapterUnavailable, match="no such device"):
+            await b.use(ONE)
+        b.cache._verify = real
+        with pytest.raises(AdapterUnavailable, match="tried again in"):
+            await b.use(ONE)
+        assert b.cache.bytes == 0
 
 
 @in_loop

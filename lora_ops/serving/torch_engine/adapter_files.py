@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from lora_ops.records import ADAPTER_FILES
@@ -75,6 +75,19 @@ def read_adapter(
     if not halves:
         raise EngineError(f"{weights.name} in {folder} holds no LoRA matrices.")
     return {name: _pair(name, half, settings, shapes) for name, half in halves.items()}
+
+
+def count_numbers(folder: Path) -> int:
+    """How many numbers the adapter's matrices have, of which only the header is read.
+
+    Raises:
+        EngineError: the weights can't be read.
+    """
+    try:
+        with safe_open(folder / ADAPTER_FILES[0], framework="pt") as weights:
+            return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise EngineError(f"The adapter in {folder} can't be read: {error}") from error
 
 
 def _require_plain_lora(written: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from lora_ops.loading import pick_device
 from lora_ops.records import ADAPTER_FILES
 from lora_ops.serving.engine import Chunk, EngineError, EngineStatus, Generation
-from lora_ops.serving.torch_engine.adapter_files import read_adapter
+from lora_ops.serving.torch_engine.adapter_files import count_numbers, read_adapter
 from lora_ops.serving.torch_engine.architectures import load_decoder
 from lora_ops.serving.torch_engine.batch import Batch, Sequence
 from lora_ops.serving.torch_engine.decoder import Adapter
@@ -100,6 +100,15 @@ class TorchEngine:
             self._wake.notify()
         await asyncio.to_thread(thread.join)
         self._fail(list(self._queues), EngineError("The engine was stopped."))
+
+    async def size(self, folder: Path) -> int:
+        """How many bytes of memory the adapter in `folder` would take, whatever the type of its numbers there.
+
+        Raises:
+            EngineError: its weights can't be read.
+        """
+        self._require_started()
+        return await asyncio.to_thread(count_numbers, folder) * self._decoder.dtype.itemsize
 
     async def load(self, name: str, folder: Path) -> int:
         """Make the adapter in `folder` answer to `name`, while others generate.
