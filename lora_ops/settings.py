@@ -177,6 +177,9 @@ class WandbSettings(Section):
     )
     archived_ttl_days: int = Field(90, ge=1, description="how long W&B keeps an archived version")
     retries: int = Field(4, ge=0, description="of one request that fails, before the command gives up")
+    refresh_seconds: float = Field(
+        10, gt=0, description="how often a gateway takes what other machines changed in a shared registry"
+    )
 
 
 class RegistrySettings(Section):

@@ -8,7 +8,7 @@ from lora_ops.registry.owners import load_owners
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.registry.store import Registry
 from lora_ops.registry.wandb_project import WandbProject
-from lora_ops.settings import find_root, load_settings
+from lora_ops.settings import Settings, find_root, load_settings
 
 
 def open_registry(root: Path | None = None) -> Registry:
@@ -18,7 +18,18 @@ def open_registry(root: Path | None = None) -> Registry:
         LoraOpsError: params.yaml or owners.yaml is wrong, or the registry can't be opened.
     """
     root = root or find_root()
-    everything = load_settings(root)
+    opened = open_copy(root, load_settings(root))
+    if isinstance(opened, SharedRegistry):
+        opened.refresh()
+    return opened
+
+
+def open_copy(root: Path, everything: Settings) -> Registry:
+    """The registry as this machine has it; what other machines changed meanwhile is not asked for.
+
+    Raises:
+        LoraOpsError: owners.yaml is wrong, or the registry can't be opened.
+    """
     settings = everything.registry
     path, file = root / settings.path, root / "owners.yaml"
     owners = load_owners(file) if file.is_file() else None
@@ -27,7 +38,6 @@ def open_registry(root: Path | None = None) -> Registry:
         registry = Registry(path, owners=owners, signing=settings.signing)
     else:
         registry = SharedRegistry(path, WandbProject(settings.wandb), owners=owners, signing=settings.signing)
-        registry.refresh()
     registry.allow_candidates = everything.serving.allow_candidates
     return registry
 

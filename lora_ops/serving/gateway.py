@@ -14,7 +14,9 @@ from starlette.requests import Request
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.layout import read_base_model
-from lora_ops.registry import Registry, open_registry
+from lora_ops.registry import open_registry
+from lora_ops.registry.backends import open_copy
+from lora_ops.registry.shared import SharedRegistry
 from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
 from lora_ops.serving.answering import Answering
 from lora_ops.serving.engine import Engine, EngineError
@@ -22,6 +24,7 @@ from lora_ops.serving.errors import ApiError
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.keys import OPEN, Caller, KeyStore
 from lora_ops.serving.limits import FairQueue
+from lora_ops.serving.refreshing import Refresher
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
 from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tokenization import Tokenization
@@ -42,10 +45,14 @@ class Gateway:
         serving = settings.serving
         folder = root / "models/base"
         self.settings = serving
+        self._root, self._everything = root, settings
         self.engine = engine
         self.base_model = read_base_model(folder)
         self.tokenization = Tokenization(folder)
         self.registry = open_registry(root)
+        self._refresher = None
+        if isinstance(self.registry, SharedRegistry):
+            self._refresher = Refresher(self._open_shared, settings.registry.wandb.refresh_seconds)
         self.router = Router(self.registry, self.base_model, allow_candidates=serving.allow_candidates)
         self.keys = KeyStore(root / serving.path / "keys.sqlite")
         self.telemetry = Telemetry()
@@ -94,6 +101,8 @@ class Gateway:
         self.queue.tokens = self.engine.status().kv_capacity or math.inf
         await self._keep_house(starting=True)
         await self._ask_engine()
+        if self._refresher:
+            self._refresher.start()
         self._forever = [
             asyncio.create_task(_each_second(self._keep_house)),
             asyncio.create_task(_each_second(self._ask_engine)),
@@ -107,6 +116,8 @@ class Gateway:
     async def stop(self) -> None:
         """Stop the engine and write what is left of the event log."""
         self.stopping = True
+        if self._refresher:
+            self._refresher.close()
         for task in self._forever:
             task.cancel()
         await asyncio.gather(*self._forever, return_exceptions=True)
@@ -159,9 +170,13 @@ class Gateway:
 
     def _verify(self, reference: str) -> Path:
         # Runs in a thread, and a registry belongs to one thread.
-        registry = Registry(self.registry.path, signing=self.registry.signer.settings)
-        with closing(registry):
+        with closing(open_copy(self._root, self._everything)) as registry:
             return registry.verified_path(reference)
+
+    def _open_shared(self) -> SharedRegistry:
+        opened = open_copy(self._root, self._everything)
+        assert isinstance(opened, SharedRegistry)
+        return opened
 
     async def _ask_engine(self) -> None:
         self._healthy = await self.engine.healthy()
