@@ -207,6 +207,13 @@ class TorchEngineSettings(Section):
     )
     prefill_chunk: int | None = Field(None, ge=1, description="prompt tokens that one step reads")
     threads: int | None = Field(None, ge=1, description="CPU threads; None leaves it to torch")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first GPU, else the CPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the base model; auto: bfloat16 on a GPU that has it, else float32"
+    )
+    adapter_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of adapters in memory; bfloat16 takes half of it, and changes answers a little"
+    )
 
 
 class OpenAIEngineSettings(Section):

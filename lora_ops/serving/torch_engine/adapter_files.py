@@ -50,6 +50,7 @@ def read_adapter(
 
     Args:
         shapes: (outputs, inputs) of every module that may be adapted.
+        dtype: of the pairs, rounded to once, after scaling.
 
     Raises:
         EngineError: a file is missing or broken, does not fit the base model, or holds what is not applied
@@ -71,10 +72,10 @@ def read_adapter(
         found = KEY.fullmatch(key)
         if found is None:
             raise EngineError(f"The adapter holds '{key}', which is not a LoRA matrix of a linear layer.")
-        halves.setdefault(found["module"], {})[found["half"]] = tensor.to(dtype)
+        halves.setdefault(found["module"], {})[found["half"]] = tensor.float()
     if not halves:
         raise EngineError(f"{weights.name} in {folder} holds no LoRA matrices.")
-    return {name: _pair(name, half, settings, shapes) for name, half in halves.items()}
+    return {name: _pair(name, half, settings, shapes, dtype) for name, half in halves.items()}
 
 
 def count_numbers(folder: Path) -> int:
@@ -111,6 +112,7 @@ def _pair(
     half: Mapping[str, torch.Tensor],
     settings: LoraConfig,
     shapes: Mapping[str, tuple[int, int]],
+    dtype: torch.dtype,
 ) -> LoraPair:
     if name not in shapes:
         raise EngineError(f"The adapter changes '{name}', which is no linear layer of this base model.")
@@ -125,7 +127,8 @@ def _pair(
             f"this base model needs {(rank, inputs)} and {(outputs, rank)}."
         )
     alpha = _of(settings.alpha_pattern, name, settings.lora_alpha)
-    return LoraPair(a, b * (alpha / (math.sqrt(rank) if settings.use_rslora else rank)))
+    scale = alpha / (math.sqrt(rank) if settings.use_rslora else rank)
+    return LoraPair(a.to(dtype), (b * scale).to(dtype))
 
 
 def _of(pattern: Mapping[str, int] | None, name: str, default: int) -> int:

@@ -48,7 +48,10 @@ class TorchEngine:
         kv_tokens: how many tokens all of them may have together, answers yet to come included; None: 1 GiB.
         prefill_chunk: how many prompt tokens one step reads; None: 64 on a CPU, 512 elsewhere.
         threads: of torch, for this engine's steps; None: torch's own choice.
-        device, dtype: None: the first GPU with bfloat16 where there is one, else the CPU with float32.
+        device: of torch; "auto" is the first GPU where there is one, else the CPU.
+        dtype: of the base model; "auto" is bfloat16 on a GPU that has it, else float32.
+        adapter_dtype: of adapters in memory, never wider than `dtype`. "bfloat16" takes half the memory, and
+            its rounding changes answers a little; sums are in `dtype` all the same.
     """
 
     def __init__(
@@ -59,14 +62,18 @@ class TorchEngine:
         kv_tokens: int | None = None,
         prefill_chunk: int | None = None,
         threads: int | None = None,
-        device: str | None = None,
-        dtype: torch.dtype | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        adapter_dtype: str = "float32",
     ) -> None:
         best, best_dtype = pick_device()
         self.context_length = 0
         self._base_folder, self._max_batch, self._kv_tokens = base_folder, max_batch, kv_tokens
-        self._device = device or best
-        self._dtype = dtype or (best_dtype if self._device == best else torch.float32)
+        self._device = best if device == "auto" else device
+        default = best_dtype if self._device == best else torch.float32
+        self._dtype: torch.dtype = default if dtype == "auto" else getattr(torch, dtype)
+        narrow = adapter_dtype == "bfloat16"
+        self._adapter_dtype = torch.bfloat16 if narrow else self._dtype
         self._prefill_chunk = prefill_chunk or PREFILL_CHUNK.get(self._device, PREFILL_CHUNK_DEVICE)
         self._threads = threads
         self._adapters: dict[str, _Loaded] = {}
@@ -81,8 +88,10 @@ class TorchEngine:
         """Load the base model and be ready to answer.
 
         Raises:
-            EngineError: the base model can't be loaded.
+            EngineError: the base model can't be loaded, or there is no GPU where one is asked for.
         """
+        if self._device == "cuda" and not torch.cuda.is_available():
+            raise EngineError("serving.torch.device is cuda, and torch finds no GPU here: take cpu or auto.")
         self._loop = asyncio.get_running_loop()
         ready: Future[None] = Future()
         self._closing = False
@@ -108,7 +117,7 @@ class TorchEngine:
             EngineError: its weights can't be read.
         """
         self._require_started()
-        return await asyncio.to_thread(count_numbers, folder) * self._decoder.dtype.itemsize
+        return await asyncio.to_thread(count_numbers, folder) * self._adapter_dtype.itemsize
 
     async def load(self, name: str, folder: Path) -> int:
         """Make the adapter in `folder` answer to `name`, while others generate.
@@ -224,7 +233,7 @@ class TorchEngine:
         )
 
     def _read(self, folder: Path) -> tuple[Files, Adapter]:
-        pairs = read_adapter(folder, self._decoder.shapes, self._decoder.dtype)
+        pairs = read_adapter(folder, self._decoder.shapes, self._adapter_dtype)
         found = [(folder / name).stat() for name in ADAPTER_FILES]
         files = tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
         return files, self._decoder.adapter(pairs)

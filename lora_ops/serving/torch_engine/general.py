@@ -81,6 +81,9 @@ class GeneralDecoder:
     def _hook(self, name: str) -> Any:
         def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             pair = self._adapter.pairs.get(name) if self._adapter else None
-            return output if pair is None else output + inputs[0] @ pair.a.T @ pair.b.T
+            if pair is None:
+                return output
+            x = inputs[0]
+            return output + x @ pair.a.T.to(x.dtype) @ pair.b.T.to(x.dtype)
 
         return add

@@ -45,6 +45,27 @@ static inline float dot(const float *a, const float *b, int64_t n) {
     return s;
 }
 
+/* bfloat16 is float32's upper half. */
+typedef uint16_t h8 __attribute__((vector_size(16), aligned(2)));
+typedef uint32_t u8 __attribute__((vector_size(32)));
+static inline v8 widen8(const uint16_t *p) { return (v8)(__builtin_convertvector(*(const h8 *)p, u8) << 16); }
+static inline float widen(uint16_t h) {
+    union { uint32_t i; float f; } wide = {(uint32_t)h << 16};
+    return wide.f;
+}
+
+static inline float dot_half(const uint16_t *a, const float *b, int64_t n) {
+    v8 s0 = {0}, s1 = {0};
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        s0 += widen8(a + i) * load(b + i);
+        s1 += widen8(a + i + 8) * load(b + i + 8);
+    }
+    float s = sum(s0 + s1);
+    for (; i < n; i++) s += widen(a[i]) * b[i];
+    return s;
+}
+
 static inline void norm(const float *x, const float *weight, float *out, int64_t n, float eps) {
     float scale = 1.0f / sqrtf(dot(x, x, n) / n + eps);
     for (int64_t i = 0; i < n; i++) out[i] = weight[i] * (x[i] * scale);
@@ -168,12 +189,13 @@ int attend(const float *qkv, const float *keys, const float *values, const int64
     return failed;
 }
 
-/* What one adapter does to one fused projection: z = x a', then out[:, offset:offset+n] += z[:, r0:r0+r] b. */
+/* What one adapter does to one fused projection: z = x a', then out[:, offset:offset+n] += z[:, r0:r0+r] b.
+ * Its matrices are float32, or bfloat16 where `half` is set; sums are float32 in both cases. */
 typedef struct {
-    const float *a; /* (rank, inputs): the parts' A below each other */
-    int64_t rank, parts;
+    const void *a; /* (rank, inputs): the parts' A below each other */
+    int64_t rank, parts, half;
     struct {
-        const float *b; /* (r, n), scaled */
+        const void *b; /* (r, n), scaled */
         int64_t r0, r, offset, n;
     } part[3];
 } Projection;
@@ -185,26 +207,34 @@ typedef struct {
 static void project_down(const Projection *f, const float *x, float *z, int64_t rows, int64_t inputs, int64_t stride,
                          int64_t r0, int64_t r1) {
     for (int64_t t = 0; t < rows; t++)
-        for (int64_t r = r0; r < r1; r++) z[t * stride + r] = dot(f->a + r * inputs, x + t * inputs, inputs);
+        for (int64_t r = r0; r < r1; r++)
+            z[t * stride + r] = f->half ? dot_half((const uint16_t *)f->a + r * inputs, x + t * inputs, inputs)
+                                        : dot((const float *)f->a + r * inputs, x + t * inputs, inputs);
 }
+
+/* row += z b for columns c0 to c1, with b's numbers read by WIDE. */
+#define ADD_ROWS(TYPE, WIDE)                                                                                        \
+    {                                                                                                               \
+        const TYPE *b = f->part[index].b;                                                                           \
+        int64_t r = 0;                                                                                              \
+        for (; r + 4 <= rank; r += 4, b += 4 * n) {                                                                 \
+            float z0 = zt[r], z1 = zt[r + 1], z2 = zt[r + 2], z3 = zt[r + 3];                                       \
+            _Pragma("omp simd") for (int64_t c = c0; c < c1; c++) row[c] +=                                         \
+                (z0 * WIDE(b[c]) + z1 * WIDE(b[n + c])) + (z2 * WIDE(b[2 * n + c]) + z3 * WIDE(b[3 * n + c]));      \
+        }                                                                                                           \
+        for (; r < rank; r++, b += n)                                                                               \
+            _Pragma("omp simd") for (int64_t c = c0; c < c1; c++) row[c] += zt[r] * WIDE(b[c]);                     \
+    }
 
 /* out += z b for columns c0 to c1 of one part. */
 static void project_up(const Projection *f, int64_t index, const float *z, float *out, int64_t rows, int64_t outputs,
                        int64_t stride, int64_t c0, int64_t c1) {
     int64_t n = f->part[index].n, rank = f->part[index].r;
     for (int64_t t = 0; t < rows; t++) {
-        const float *b = f->part[index].b, *zt = z + t * stride + f->part[index].r0;
+        const float *zt = z + t * stride + f->part[index].r0;
         float *row = out + t * outputs + f->part[index].offset;
-        int64_t r = 0;
-        for (; r + 4 <= rank; r += 4, b += 4 * n) {
-            float z0 = zt[r], z1 = zt[r + 1], z2 = zt[r + 2], z3 = zt[r + 3];
-#pragma omp simd
-            for (int64_t c = c0; c < c1; c++)
-                row[c] += (z0 * b[c] + z1 * b[n + c]) + (z2 * b[2 * n + c] + z3 * b[3 * n + c]);
-        }
-        for (; r < rank; r++, b += n)
-#pragma omp simd
-            for (int64_t c = c0; c < c1; c++) row[c] += zt[r] * b[c];
+        if (f->half) ADD_ROWS(uint16_t, widen)
+        else ADD_ROWS(float, )
     }
 }
 

@@ -198,21 +198,22 @@ class TorchKernels:
             if projection is None:
                 continue
             rows = slice(segment.first, segment.first + segment.rows)
-            z = x[rows] @ projection.a.T
+            z = x[rows] @ projection.a.T.to(x.dtype)
             for part in projection.parts:
-                out[rows, part.offset : part.offset + part.b.shape[1]] += (
-                    z[:, part.r0 : part.r0 + len(part.b)] @ part.b
-                )
+                out[rows, part.offset : part.offset + part.b.shape[1]] += z[
+                    :, part.r0 : part.r0 + len(part.b)
+                ] @ part.b.to(x.dtype)
 
 
 class NativeKernels(TorchKernels):
-    """The same in C; every tensor float32, contiguous and on the CPU."""
+    """The same in C; every tensor contiguous, on the CPU and float32; adapters may be bfloat16."""
 
     def __init__(self, shape: Shape, library: ctypes.PyDLL) -> None:
         super().__init__(shape)
         self._c = library
 
     def add_rms_norm(self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+        """As `TorchKernels.add_rms_norm`."""
         out = torch.empty_like(x)
         self._c.add_rms_norm(
             x.data_ptr(),
@@ -226,6 +227,7 @@ class NativeKernels(TorchKernels):
         return out
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """As `TorchKernels.silu_mul`."""
         rows, width = gate_up.shape
         out = gate_up.new_empty(rows, width // 2)
         self._c.silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, width // 2)
@@ -240,6 +242,7 @@ class NativeKernels(TorchKernels):
         norms: tuple[torch.Tensor, torch.Tensor] | None,
         step: Step,
     ) -> None:
+        """As `TorchKernels.rope_store`."""
         s = self.shape
         self._c.rope_store(
             qkv.data_ptr(),
@@ -260,6 +263,11 @@ class NativeKernels(TorchKernels):
         )
 
     def attend(self, qkv: torch.Tensor, cache: torch.Tensor, step: Step) -> torch.Tensor:
+        """As `TorchKernels.attend`; in C where a row is alone in its sequence.
+
+        Raises:
+            MemoryError: there is none for the scores.
+        """
         s = self.shape
         out = qkv.new_empty(len(qkv), s.heads * s.dim)
         if step.singles:
@@ -284,6 +292,7 @@ class NativeKernels(TorchKernels):
         return out
 
     def add_lora(self, x: torch.Tensor, out: torch.Tensor, which: int, step: Step) -> None:
+        """As `TorchKernels.add_lora`."""
         if not step.segments:
             return
         self._c.add_lora(
@@ -326,7 +335,7 @@ def build(compiler: str | None = None) -> ctypes.PyDLL:
     )
     if compiler is None:
         raise OSError("no C compiler was found (install gcc, or set CC)")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lora_ops"
+    cache = _cache()
     made = cache / f"kernels-{_fingerprint(compiler)}.so"
     if not made.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -350,6 +359,14 @@ def build(compiler: str | None = None) -> ctypes.PyDLL:
     for name in ("add_rms_norm", "silu_mul", "rope_store", "add_lora"):
         getattr(library, name).restype = None
     return library
+
+
+def _cache() -> Path:
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(named) if named else Path.home() / ".cache") / "lora_ops"
+    except RuntimeError as error:  # an account without a home, as in some containers
+        raise OSError("there is no home folder to keep them in (set XDG_CACHE_HOME)") from error
 
 
 def _fingerprint(compiler: str) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from lora_ops.serving.torch_engine.adapter_files import LoraPair
 
-WORDS = 18  # of a `Projection` in kernels.c: a, rank, parts and five for each of three parts
+WORDS = 19  # of a `Projection` in kernels.c: a, rank, parts, half and five for each of three parts
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ class AdapterTable:
         self._words = numpy.zeros((len(self.projections), WORDS), dtype=numpy.int64)
         for words, projection in zip(self._words, self.projections, strict=True):
             if projection is not None:
-                words[:3] = projection.a.data_ptr(), len(projection.a), len(projection.parts)
+                half = projection.a.dtype is torch.bfloat16
+                words[:4] = projection.a.data_ptr(), len(projection.a), len(projection.parts), half
                 for index, part in enumerate(projection.parts):
-                    words[3 + 5 * index : 8 + 5 * index] = (
+                    words[4 + 5 * index : 9 + 5 * index] = (
                         part.b.data_ptr(),
                         part.r0,
                         len(part.b),

@@ -2,12 +2,15 @@
 
 import asyncio
 import copy
+import json
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lora_ops.loading import load_base_model
 from lora_ops.serving.engine import Chunk, EngineError, Generation, Sampling
@@ -29,7 +32,7 @@ def folders(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
 
 
-def with_engine(base: Path, use: Callable[[TorchEngine], Awaitable[None]], **settings: int) -> None:
+def with_engine(base: Path, use: Callable[[TorchEngine], Awaitable[None]], **settings: int | str) -> None:
     """Run `use` with a started engine, then close it."""
 
     async def run() -> None:
@@ -80,6 +83,52 @@ def test_base_and_adapters_answer_together_as_peft_does(tiny_base: Path, folders
         assert len({text_of(chunks) for chunks in answers}) == 3
 
     with_engine(tiny_base, use)
+
+
+@pytest.mark.parametrize("compiler", ["any", "none"])
+def test_adapters_in_bfloat16_answer_as_peft_does_with_rounded_weights_and_take_half_the_memory(
+    tiny_base: Path,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compiler: str,
+) -> None:
+    if compiler == "none":
+        monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rounded = {}
+    for name, folder in folders.items():
+        rounded[name] = Path(shutil.copytree(folder, tmp_path / name))
+        weights = rounded[name] / "adapter_model.safetensors"
+        # What is rounded is what is kept: A, and B times alpha / rank.
+        config = json.loads((folder / "adapter_config.json").read_text())
+        scales = {"A": 1.0, "B": config["lora_alpha"] / config["r"]}
+        kept = {
+            key: (tensor * (scale := scales[key[-len("A.weight")]])).bfloat16().float() / scale
+            for key, tensor in load_file(weights).items()
+        }
+        save_file(kept, weights)
+    model, tokenizer = load_base_model(tiny_base)
+    reference = Reference(model, rounded)
+
+    async def use(engine: TorchEngine) -> None:
+        for name, folder in folders.items():
+            took = await engine.load(name, folder)
+            numbers = sum(t.numel() for t in load_file(folder / "adapter_model.safetensors").values())
+            assert took == await engine.size(folder) == 2 * numbers
+        asked = [(name, (*PROMPT, last)) for name in (None, *folders) for last in range(20, 26)]
+        answers = await asyncio.gather(*(answer(engine, *one) for one in asked))
+        for one, chunks in zip(asked, answers, strict=True):
+            shown = tokenizer.decode(reference(*one, GREEDY.max_tokens), skip_special_tokens=True)
+            assert text_of(chunks) == shown.rstrip("�"), one
+
+    with_engine(tiny_base, use, adapter_dtype="bfloat16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused_in_one_sentence(tiny_base: Path) -> None:
+    with pytest.raises(EngineError, match="device is cuda, and torch finds no GPU"):
+        asyncio.run(TorchEngine(tiny_base, device="cuda").start())
 
 
 def test_only_the_last_chunk_has_a_finish_and_the_prompts_length(tiny_base: Path) -> None:
@@ -334,7 +383,7 @@ def test_the_real_model_answers_as_peft_does(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_gpu_answers_as_the_cpu_does(tiny_base: Path, folders: dict[str, Path]) -> None:
     async def run(device: str) -> str:
-        engine = TorchEngine(tiny_base, device=device, dtype=torch.float32)
+        engine = TorchEngine(tiny_base, device=device, dtype="float32")
         await engine.start()
         await engine.load("finance@1", folders["finance@1"])
         text = text_of(await answer(engine, "finance@1"))

@@ -110,16 +110,17 @@ MODULES = (Module("a", 0, 30, 20), Module("b", 30, 600, 20), Module("c", 630, 7,
         min_size=1,
         max_size=5,
     ),
+    st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_add_lora_with_other_ranks_and_modules_in_each_segment(
-    seed: int, segments: list[tuple[int, int, dict[str, int]]]
+    seed: int, segments: list[tuple[int, int, dict[str, int]]], dtype: torch.dtype
 ) -> None:
     made, row = [], 0
     for gap, rows, ranks in segments:
         pairs = {
             module.name: LoraPair(
-                random(seed + row, ranks[module.name], 20),
-                random(seed + row + 1, module.outputs, ranks[module.name]),
+                random(seed + row, ranks[module.name], 20).to(dtype),
+                random(seed + row + 1, module.outputs, ranks[module.name]).to(dtype),
             )
             for module in MODULES
             if module.name in ranks
@@ -144,6 +145,17 @@ def test_without_a_compiler_the_torch_kernels_run_and_a_warning_says_so(
     made = kernels.make_kernels(Shape(1, 1, 2, 1e-5), "cpu", torch.float32)
     assert type(made) is TorchKernels
     assert "no-such-compiler" in caplog.text
+
+
+def test_without_a_home_the_torch_kernels_run_unless_another_place_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert type(kernels.make_kernels(Shape(1, 1, 2, 1e-5), "cpu", torch.float32)) is NativeKernels
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert type(kernels.make_kernels(Shape(1, 1, 2, 1e-5), "cpu", torch.float32)) is TorchKernels
+    assert "set XDG_CACHE_HOME" in caplog.text
 
 
 def test_a_compiler_that_fails_leaves_nothing_behind(
