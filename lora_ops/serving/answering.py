@@ -219,7 +219,7 @@ class Answering:
         if sampling.seed is not None and index % ask.n:
             sampling = replace(sampling, seed=sampling.seed + index % ask.n)  # else all choices were the same
         prompt = ask.prompts[index // ask.n]
-        return Generation(f"{ask.request_id}-{index}", prompt, adapter, sampling)
+        return Generation(f"{ask.request_id}-{index}", prompt, adapter, sampling, ask.tenant)
 
     def _report(self, ask: Ask, tally: Tally, error: BaseException | None) -> None:
         seconds = time.perf_counter() - ask.started

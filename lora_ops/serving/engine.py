@@ -41,12 +41,15 @@ class Generation:
         id: for logs.
         prompt: token ids of the base model's tokenizer, special tokens included.
         adapter: the name that `Engine.load` was given; None is the base model itself.
+        tenant: whose prompt it is; what an engine keeps of it helps no other tenant, as a quicker answer
+            would tell what was asked.
     """
 
     id: str
     prompt: tuple[int, ...]
     adapter: str | None
     sampling: Sampling
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)

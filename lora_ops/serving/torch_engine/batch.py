@@ -2,8 +2,8 @@
 
 A sequence joins and leaves between two steps. In one step every sequence that answers takes one token, and
 those that still read their prompts take `prefill_chunk` tokens together, so that a long prompt holds nobody up
-for long. The KV cache of what has ended is kept while there is room: a prompt that begins as another one did,
-with its tenant's system prompt above all, starts where they part.
+for long. The KV cache of what has ended is kept while there is room: a prompt that begins as another one of the
+same tenant did, with its system prompt above all, starts where they part.
 """
 
 import time
@@ -56,6 +56,7 @@ class Sequence:
 @dataclass(frozen=True)
 class _Kept:
     tokens: tuple[int, ...]
+    tenant: str | None
     adapter: Adapter | None
     extent: Extent
 
@@ -210,19 +211,21 @@ class Batch:
             return
         rest = self._extents.shrink(_placed(sequence), sequence.computed)
         sequence.extent = None
-        self._kept.append(_Kept(tuple(sequence.tokens[: sequence.computed]), sequence.adapter, rest))
+        tenant = sequence.generation.tenant
+        self._kept.append(_Kept(tuple(sequence.tokens[: sequence.computed]), tenant, sequence.adapter, rest))
         if len(self._kept) > KEPT:
             self._drop(self._kept[0])
 
     def _share(self, sequence: Sequence, extent: Extent) -> None:
-        """Copy the longest beginning that an earlier sequence with the same adapter has computed."""
+        """Copy the longest beginning that an earlier sequence of this tenant and adapter has computed."""
         if not self.decoder.copies:
             return
-        known = [kept for kept in self._kept if kept.adapter is sequence.adapter]
+        tenant, adapter = sequence.generation.tenant, sequence.adapter
+        known = [kept for kept in self._kept if kept.adapter is adapter and kept.tenant == tenant]
         known += [
-            _Kept(tuple(other.tokens[: other.computed]), other.adapter, _placed(other))
+            _Kept(tuple(other.tokens[: other.computed]), tenant, adapter, _placed(other))
             for other in self.running
-            if other.adapter is sequence.adapter
+            if other.adapter is adapter and other.generation.tenant == tenant
         ]
         most = len(sequence.tokens) - 1  # the last token's scores are still to be computed
         best, source = 0, None

@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -230,6 +230,29 @@ def test_nothing_is_kept_of_an_adapter_that_was_unloaded(case_of: Callable[[str]
     batch.add(again)
     batch._join()
     assert again.computed == 0
+    batch.clear()
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_one_tenant_asked_makes_nobody_elses_answer_quicker(
+    case_of: Callable[[str], Case], ended: bool
+) -> None:
+    case = case_of("llama")
+    batch = Batch(case.decoder, TOKENIZER, frozenset(), max_batch=4, prefill_chunk=64)
+
+    def asked_by(tenant: str, count: int) -> Sequence:
+        sequence = sequence_of(case, Request(0, None, PROMPTS[4], count))
+        sequence.generation = replace(sequence.generation, tenant=tenant)
+        batch.add(sequence)
+        return sequence
+
+    asked_by("finance", 1 if ended else 9)
+    batch.step()
+    assert len(batch.running) == (0 if ended else 1)
+    other, same = asked_by("media", 1), asked_by("finance", 1)
+    batch._join()
+    assert other.computed == 0
+    assert same.computed == len(PROMPTS[4]) - 1
     batch.clear()
 
 
