@@ -4,9 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAT_TEMPLATE = (
@@ -111,3 +116,20 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     return subprocess.run(
         [str(part) for part in command], cwd=cwd, capture_output=True, text=True, env=environment
     )
+
+
+@pytest.fixture(scope="session")
+def _wandb(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[WandbServer]":
+    """One W&B on loopback for all tests, and the real client pointed at it, which keeps its first settings."""
+    import wandb
+
+    from tests import wandb_server
+
+    folder = str(tmp_path_factory.mktemp("wandb"))
+    with pytest.MonkeyPatch.context() as patch, wandb_server.serving() as server:
+        patch.setenv("WANDB_BASE_URL", server.url)
+        patch.setenv("WANDB_API_KEY", wandb_server.API_KEY)
+        for place in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
+            patch.setenv(f"WANDB_{place}_DIR", folder)
+        yield server
+        wandb.teardown()

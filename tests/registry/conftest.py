@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import wandb
 from safetensors.numpy import save_file
 
 from lora_ops.records import (
@@ -29,7 +28,6 @@ from lora_ops.registry import Registry, Version, lifecycle
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings import WandbSettings
-from tests import wandb_server
 from tests.wandb_server import WandbServer
 
 MORNING = datetime(2026, 3, 2, 9, tzinfo=UTC)
@@ -215,19 +213,6 @@ class Story:
 @pytest.fixture
 def story(registry: Registry, tmp_path: Path) -> Story:
     return Story(registry, tmp_path / "reports")
-
-
-@pytest.fixture(scope="session")
-def _wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WandbServer]:
-    """One W&B on loopback, and the real client pointed at it, which keeps its first settings."""
-    folder = str(tmp_path_factory.mktemp("wandb"))
-    with pytest.MonkeyPatch.context() as patch, wandb_server.serving() as server:
-        patch.setenv("WANDB_BASE_URL", server.url)
-        patch.setenv("WANDB_API_KEY", wandb_server.API_KEY)
-        for place in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
-            patch.setenv(f"WANDB_{place}_DIR", folder)
-        yield server
-        wandb.teardown()
 
 
 @pytest.fixture
