@@ -137,6 +137,8 @@ def test_metrics_and_plots_are_dvcs(done: Path) -> None:
     assert drawn.returncode == 0, drawn.stderr
     page = (done / "dvc_plots/index.html").read_text()
     assert "Training loss per completion token, finance" in page and "Held-out rows, media" in page
+    changed = run("git", "status", "--porcelain", cwd=done)
+    assert "dvc_plots" not in changed.stdout  # a manifest would say that the tree was dirty
 
 
 def test_wandb_runs_and_artifacts_wait_offline_for_a_sync(done: Path) -> None:
