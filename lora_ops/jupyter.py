@@ -1,4 +1,4 @@
-"""What Jupyter saves of a notebook that is a stage: its text, so that running it changes nothing for git and DVC."""
+"""What Jupyter saves of a notebook that is a stage: its text, so that a run is no change to git and DVC."""
 
 from pathlib import Path
 from typing import Any
