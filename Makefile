@@ -35,12 +35,10 @@ metrics: .venv/installed
 
 # Runs that were logged without a key lie in wandb/; this sends them once you have one.
 wandb-sync: .venv/installed
-	@test -n "$$WANDB_API_KEY" || { echo "Set WANDB_API_KEY first: the runs stay in wandb/ until then."; exit 2; }
-	wandb sync --sync-all
+	lora-ops wandb-sync
 
-# The same pipeline, logged while it runs.
+# The same pipeline, logged while it runs; without a key it stops at the first stage.
 wandb-online: .venv/installed
-	@test -n "$$WANDB_API_KEY" || { echo "Set WANDB_API_KEY first."; exit 2; }
 	WANDB_MODE=online dvc repro
 
 # Pin what pyproject.toml allows today. A local build's tag (+cpu) is dropped, so the file fits every machine.

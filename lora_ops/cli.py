@@ -143,6 +143,14 @@ def chat(
     console.print(table)
 
 
+@app.command("wandb-sync")
+def wandb_sync() -> None:
+    """Send to W&B the runs and artifacts that were logged without a key."""
+    from lora_ops.tracking import send_offline_runs
+
+    send_offline_runs(find_root())
+
+
 @app.command()
 def profile(name: Annotated[str, typer.Argument(help="A file of profiles/, such as small.")]) -> None:
     """Lay a profile over params.yaml (`git checkout params.yaml` takes it back)."""
