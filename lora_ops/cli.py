@@ -202,6 +202,15 @@ def tenant_add(
     )
 
 
+@tenant_app.command("remove")
+def tenant_remove(name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")]) -> None:
+    """Take a tenant out of params.yaml; its versions stay in the registry."""
+    from lora_ops.tenants import remove_tenant
+
+    remove_tenant(name, find_root())
+    console.print(f"{name} is no tenant of params.yaml any more; its versions stay in the registry.")
+
+
 @tenant_app.command("check")
 def tenant_check(name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")]) -> None:
     """Hold a tenant's source against its contract without training anything."""

@@ -282,7 +282,10 @@ class Settings(Section):
     def _serves_known_tenants(self) -> "Settings":
         unknown = sorted(self.serving.tenants.keys() - self.tenants.keys())
         if unknown:
-            raise ValueError(f"serving.tenants has '{unknown[0]}', which is no tenant: add it to tenants")
+            raise ValueError(
+                f"serving.tenants has '{unknown[0]}', which is no tenant: "
+                "remove it there too, or add it to tenants"
+            )
         return self
 
     def tenant(self, name: str) -> TenantSettings:

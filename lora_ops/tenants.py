@@ -1,4 +1,4 @@
-"""Add a tenant: check its file, then write its entry into params.yaml, comments kept."""
+"""Add and remove tenants: check a file, then write its entry into params.yaml, comments kept."""
 
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,24 @@ def add_tenant(name: str, entry: dict[str, Any], root: Path) -> None:
         params["tenants"][name] = entry
 
     edit_params(root, put)
+
+
+def remove_tenant(name: str, root: Path) -> None:
+    """Take tenant `name` out of params.yaml, the gateway's settings included.
+
+    Raises:
+        LoraOpsError: there is no such tenant, or it is the only one.
+    """
+    load_settings(root).tenant(name)
+
+    def drop(params: Any) -> None:
+        del params["tenants"][name]
+        serving = params.get("serving") or {}
+        (serving.get("tenants") or {}).pop(name, None)
+        if name in (serving.get("warm") or ()):
+            serving["warm"].remove(name)
+
+    edit_params(root, drop)
 
 
 def apply_profile(profile: Path, root: Path) -> None:

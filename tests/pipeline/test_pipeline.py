@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,10 @@ import pytest
 from lora_ops.records import ContractRecord, Manifest, sha256_file
 from lora_ops.registry import Registry
 from lora_ops.tenants import apply_profile, edit_params
-from tests.conftest import ROOT, copy_repository, make_tiny_base, run
+from tests.conftest import ROOT, SAMPLE_TENANTS, copy_repository, make_tiny_base, run
 
 pytestmark = pytest.mark.pipeline
-TENANTS = ("finance", "healthcare", "media", "support")
+TENANTS = (*SAMPLE_TENANTS, "support")
 
 
 def tiny_repository(target: Path) -> Path:
@@ -100,7 +101,7 @@ def test_free_text_is_measured_without_labels(done: Path) -> None:
 def test_the_registry_holds_one_candidate_of_each_tenant(done: Path) -> None:
     listed = run("lora-ops", "registry", "list", "--json", cwd=done)
     rows = json.loads(listed.stdout)
-    assert sorted(row["adapter"] for row in rows) == [f"{tenant}@1" for tenant in sorted(TENANTS)]
+    assert {f"{tenant}@1" for tenant in TENANTS} <= {row["adapter"] for row in rows}
     assert all("candidate" in row["aliases"] for row in rows)
     shown = run("lora-ops", "registry", "show", "finance@1", cwd=done)
     assert shown.returncode == 0
@@ -160,21 +161,22 @@ def stages_run(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
 
 
-def test_one_tenants_learning_rate_runs_its_own_stages_and_makes_a_new_version(done: Path) -> None:
+def scale_learning_rate(root: Path, factor: float) -> None:
     def change(params: dict) -> None:
-        params["tenants"]["finance"]["train"]["learning_rate"] = 0.005
+        params["tenants"]["finance"]["train"]["learning_rate"] *= factor
 
-    edit_params(done, change)
+    edit_params(root, change)
+
+
+def test_one_tenants_learning_rate_runs_its_own_stages_and_makes_a_new_version(done: Path) -> None:
+    scale_learning_rate(done, 4)
     changed = run("dvc", "repro", cwd=done)
     assert stages_run(changed.stdout) == {"train@finance", "evaluate@finance", "package@finance"}
     assert manifest(done, "finance").adapter_id == "finance@2"
 
 
 def test_the_earlier_recipe_is_the_earlier_version_again(done: Path) -> None:
-    def back(params: dict) -> None:
-        params["tenants"]["finance"]["train"]["learning_rate"] = 0.001
-
-    edit_params(done, back)
+    scale_learning_rate(done, 1 / 4)
     again = run("dvc", "repro", cwd=done)
     # Training and evaluation come from DVC's run cache; registering is done again.
     assert stages_run(again.stdout) == {"package@finance"}, again.stdout
@@ -209,10 +211,10 @@ def test_a_data_scientist_runs_a_notebook_from_a_folder_of_their_own(done: Path,
 def test_bad_params_stop_the_stage_with_one_sentence(done: Path, tmp_path: Path) -> None:
     copy = tiny_repository(tmp_path / "copy")
     text = (copy / "params.yaml").read_text()
-    (copy / "params.yaml").write_text(text.replace("dropout: 0.05", "dropout: 5", 1))
+    (copy / "params.yaml").write_text(re.sub(r"dropout: [\d.e-]+", "dropout: 5", text, count=1))
     failed = run("dvc", "repro", "prepare@finance", cwd=copy)
     assert failed.returncode != 0
-    assert "params.yaml: tenants.finance.train.dropout: Input should be less than 1 (got 5)" in failed.stderr
+    assert "train.dropout: Input should be less than 1 (got 5)" in failed.stderr
 
 
 def test_a_broken_contract_stops_the_pipeline_and_names_the_row(done: Path) -> None:
@@ -242,7 +244,7 @@ def test_an_adapter_that_does_not_beat_its_base_is_not_registered(done: Path) ->
     edit_params(done, demand(True))
     failed = run("dvc", "repro", "package@media", cwd=done)
     assert failed.returncode != 0
-    assert "The adapter of 'media' does not clearly beat its base (exact_match: base 0.000" in failed.stderr
+    assert "The adapter of 'media' does not clearly beat its base" in failed.stderr
     assert len(Registry(done / ".registry").versions("media")) == 1
     edit_params(done, demand(False))
     assert run("dvc", "repro", "package@media", cwd=done).returncode == 0
