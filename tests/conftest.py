@@ -110,7 +110,7 @@ def copy_repository(target: Path) -> Path:
 def write_params(folder: Path, values: dict[str, Any]) -> Path:
     """Write the repository's params.yaml to `folder`, with `values` such as `tenants.finance.train.rank`.
 
-    Nothing is checked. The tests name the sample tenants: where somebody removed one, another tenant stands in for it.
+    Nothing is checked. The tests name the sample tenants: another tenant stands in for one that was removed.
     """
     yaml = YAML()
     yaml.width = 112
