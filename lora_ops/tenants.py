@@ -67,6 +67,7 @@ def draft_tenant(
             "epochs": 1 if len(frame) >= 300 else 3,
             "batch_size": 16,
             "warmup": 0.1,
+            "max_grad_norm": 1.0,
             "seed": 0,
             "checkpoint_every": 10,
         },

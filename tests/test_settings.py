@@ -36,6 +36,11 @@ def test_a_learning_rate_in_yaml_1_2_notation_is_a_number(tmp_path: Path) -> Non
         ("tenants.finance.data.task", "text", "has free answers: remove labels"),
         ("tenants.finance.data.source", "rows.xlsx", "must end in one of"),
         ("base_model.source", "folder", "source 'folder' also needs path"),
+        (
+            "base_model",
+            {"id": "org/model", "source": "hub", "revision": "main"},
+            "'main' can come to name other",
+        ),
         ("tenants.finance.evaluate.metrics", ["bleu"], "evaluate.metrics"),
         ("registry", {"backend": "wandb", "mirror": "wandb"}, "registry: .*at W&B already: remove mirror"),
         ("registry.wandb", {"collection": "models"}, "registry.wandb.collection"),

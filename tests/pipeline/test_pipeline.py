@@ -4,12 +4,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lora_ops.records import ContractRecord, Manifest, sha256_file
@@ -279,7 +279,6 @@ def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path
         ["dvc", "repro", "package@media"],
         cwd=done,
         env={**os.environ, "PATH": path},
-        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -288,9 +287,11 @@ def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path
     while not checkpoint.exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    # The kernel, in which the training runs, is in a process group of its own.
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    process.kill()
     process.wait()
-    subprocess.run(["pkill", "-KILL", "-f", f"ipykernel_launcher.*{done.parent.name}"], check=False)
     assert checkpoint.exists()
     mended = run("dvc", "repro", "package@media", cwd=done)
     assert mended.returncode == 0, mended.stdout[-3000:] + mended.stderr[-3000:]
@@ -304,6 +305,10 @@ def test_a_full_disk_is_said_and_the_next_run_mends_it(done: Path) -> None:
         params["tenants"]["healthcare"]["train"]["seed"] = 9
 
     edit_params(done, change)
+    if run("unshare", "--map-root-user", "--mount", "true", cwd=done).returncode != 0:
+        pytest.skip(
+            "this machine lets nobody mount a small disk (unshare --mount is denied, as in most containers)"
+        )
     full = "mount -t tmpfs -o size=8k tmpfs .checkpoints && exec dvc repro train@healthcare"
     (done / ".checkpoints").mkdir(exist_ok=True)
     failed = run("unshare", "--map-root-user", "--mount", "bash", "-c", full, cwd=done)
