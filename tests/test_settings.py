@@ -38,7 +38,7 @@ def test_a_learning_rate_in_yaml_1_2_notation_is_a_number(tmp_path: Path) -> Non
         ("base_model.source", "folder", "source 'folder' also needs path"),
         (
             "base_model",
-            {"id": "org/model", "source": "hub", "revision": "main"},
+            {"id": "a/b", "source": "hub", "revision": "main"},
             "'main' can come to name other",
         ),
         ("tenants.finance.evaluate.metrics", ["bleu"], "evaluate.metrics"),

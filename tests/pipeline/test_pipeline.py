@@ -14,6 +14,7 @@ import pytest
 
 from lora_ops.records import ContractRecord, Manifest, sha256_file
 from lora_ops.registry import Registry
+from lora_ops.settings import load_settings
 from lora_ops.tenants import apply_profile, edit_params
 from tests.conftest import ROOT, SAMPLE_TENANTS, copy_repository, make_tiny_base, run
 
@@ -187,7 +188,9 @@ def test_the_earlier_recipe_is_the_earlier_version_again(done: Path) -> None:
 
 
 def test_executed_notebooks_run_again_and_say_the_same(done: Path) -> None:
-    notebooks = [
+    asked = run("lora-ops", "run", "notebooks/registry.ipynb", "--tenant", "finance", cwd=done)
+    assert asked.returncode == 0, asked.stderr
+    notebooks = ["reports/finance/registry.ipynb"] + [
         f"reports/{tenant}/{name}.ipynb"
         for tenant in ("finance", "support")
         for name in ("01_prepare", "02_train", "03_evaluate", "04_package")
@@ -215,6 +218,28 @@ def test_bad_params_stop_the_stage_with_one_sentence(done: Path, tmp_path: Path)
     failed = run("dvc", "repro", "prepare@finance", cwd=copy)
     assert failed.returncode != 0
     assert "train.dropout: Input should be less than 1 (got 5)" in failed.stderr
+
+
+def test_a_source_of_other_bytes_than_the_pinned_ones_stops_the_stage_and_leaves_nothing(
+    done: Path, tmp_path: Path
+) -> None:
+    copy = tiny_repository(tmp_path / "copy")
+    kept = copy / "data/raw" / str(load_settings(copy).tenants["finance"].data.archive_sha256)
+    for archive in kept.iterdir():
+        archive.write_bytes(b"other bytes")
+    failed = run("dvc", "repro", "prepare@finance", cwd=copy)
+    assert failed.returncode != 0
+    assert "was changed on disk" in failed.stderr and "delete it and run again" in failed.stderr
+
+    def pin(params: dict) -> None:
+        params["tenants"]["finance"]["data"]["archive_sha256"] = "0" * 64
+
+    edit_params(copy, pin)
+    failed = run("dvc", "repro", "prepare@finance", cwd=copy)
+    assert failed.returncode != 0
+    assert f"params.yaml pins {'0' * 64}; nothing was used" in failed.stderr
+    assert not (copy / "data/prepared/finance").exists()
+    assert not list((copy / "data/raw").glob("0000*")) and not list((copy / "data/raw").glob(".incoming-*"))
 
 
 def test_a_broken_contract_stops_the_pipeline_and_names_the_row(done: Path) -> None:
@@ -301,14 +326,13 @@ def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path
 
 
 def test_a_full_disk_is_said_and_the_next_run_mends_it(done: Path) -> None:
+    if run("unshare", "--map-root-user", "--mount", "true", cwd=done).returncode != 0:
+        pytest.skip("no small disk can be mounted here: `unshare --mount` is denied, as in most containers")
+
     def change(params: dict) -> None:
         params["tenants"]["healthcare"]["train"]["seed"] = 9
 
     edit_params(done, change)
-    if run("unshare", "--map-root-user", "--mount", "true", cwd=done).returncode != 0:
-        pytest.skip(
-            "this machine lets nobody mount a small disk (unshare --mount is denied, as in most containers)"
-        )
     full = "mount -t tmpfs -o size=8k tmpfs .checkpoints && exec dvc repro train@healthcare"
     (done / ".checkpoints").mkdir(exist_ok=True)
     failed = run("unshare", "--map-root-user", "--mount", "bash", "-c", full, cwd=done)
