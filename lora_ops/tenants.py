@@ -31,6 +31,8 @@ def draft_tenant(
 ) -> dict[str, Any]:
     """A complete params.yaml entry for a source file, with splits and labels read from the file.
 
+    Its contract leaves room: a text may be twice as long as the longest of today's rows.
+
     Raises:
         LoraOpsError: the file can't be read or lacks a column, or has too many labels for a task of labels.
     """

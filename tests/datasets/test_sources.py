@@ -62,6 +62,18 @@ def test_a_csv_keeps_codes_as_text(tmp_path: Path) -> None:
     assert record.name == "faq.csv"
 
 
+def test_jsonl_keeps_codes_dates_and_numbers_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "faq.jsonl").write_text(
+        '{"text": "007", "answer": 1, "date": "2024-01-02", "sure": true}\n\n'
+        '{"text": "8", "answer": null, "date": "soon", "sure": false}\n'
+    )
+    frame, _ = read_source(own("faq.jsonl"), tmp_path, tmp_path)
+    assert frame.to_dict("records") == [
+        {"text": "007", "answer": "1", "date": "2024-01-02", "sure": "true"},
+        {"text": "8", "answer": None, "date": "soon", "sure": "false"},
+    ]
+
+
 def test_jsonl_and_a_python_function_give_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "faq.jsonl").write_text('{"text": "hi", "answer": "hello"}\n')
     (tmp_path / "faq.py").write_text(
@@ -79,6 +91,7 @@ def test_jsonl_and_a_python_function_give_the_same_rows(tmp_path: Path) -> None:
         ("a.csv", "text,answer\n", "has no rows"),
         ("a.csv", "", "cannot be read as CSV"),
         ("a.jsonl", "{broken\n", "cannot be read as JSONL"),
+        ("a.jsonl", "[1]\n", r"cannot be read as JSONL: a line must be an object, not \[1\]"),
         ("a.py", "x = 1\n", "defines no function `load`"),
         ("a.py", "def load():\n    return 3\n", "returned int, not a DataFrame"),
     ],
@@ -96,6 +109,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_templates_name_columns() -> None:
     assert template_fields("{question} ({product})") == ["question", "product"]
-    for broken in ("no column", "{", "{}"):
+    for broken in ("no column", "{", "{}", "{price:.2f}", "{price!r}"):
         with pytest.raises(LoraOpsError, match=r"data\.template"):
             template_fields(broken)

@@ -224,6 +224,7 @@ def test_a_source_of_other_bytes_than_the_pinned_ones_stops_the_stage_and_leaves
     done: Path, tmp_path: Path
 ) -> None:
     copy = tiny_repository(tmp_path / "copy")
+    shutil.copytree(done / "data/raw", copy / "data/raw", dirs_exist_ok=True)
     kept = copy / "data/raw" / str(load_settings(copy).tenants["finance"].data.archive_sha256)
     for archive in kept.iterdir():
         archive.write_bytes(b"other bytes")
