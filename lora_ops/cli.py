@@ -111,16 +111,19 @@ def report() -> None:
     pages = []
     for manifest in manifests:
         version = ensure_registered(manifest, registry, root)
-        metric = manifest.evaluation.metrics[manifest.evaluation.primary]
-        table.add_row(
-            manifest.tenant,
-            version.id,
-            manifest.evaluation.primary,
-            f"{metric.base.value:.3f}",
-            f"{metric.adapter.value:.3f}",
-            f"{manifest.size_bytes / 1e6:.1f} MB",
-            f"{manifest.training.seconds:.0f} s",
-        )
+        evaluation = manifest.evaluation
+        others = sorted(evaluation.metrics.keys() - {evaluation.primary})
+        for name in (evaluation.primary, *others):
+            metric, first = evaluation.metrics[name], name == evaluation.primary
+            table.add_row(
+                manifest.tenant if first else "",
+                version.id if first else "",
+                name,
+                f"{metric.base.value:.3f}",
+                f"{metric.adapter.value:.3f}",
+                f"{manifest.size_bytes / 1e6:.1f} MB" if first else "",
+                f"{manifest.training.seconds:.0f} s" if first else "",
+            )
         pages.append(f"{version.id}: {manifest.report}")
     console.print(table, "Reports, for a browser:", *pages, sep="\n", highlight=False)
 

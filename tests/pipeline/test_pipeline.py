@@ -112,6 +112,10 @@ def test_the_registry_holds_one_candidate_of_each_tenant(done: Path) -> None:
 def test_the_table_at_the_end_names_every_tenant(done: Path) -> None:
     table = run("lora-ops", "report", cwd=done, COLUMNS="200")
     assert all(f"{tenant}@1" in table.stdout for tenant in TENANTS)
+    # What the base can do by each metric: it was not told the labels, so exact match alone would be unfair.
+    for metric in ("exact_match", "macro_f1", "token_f1"):
+        assert re.search(rf"\b{metric} +\d\.\d{{3}} +\d\.\d{{3}}", table.stdout)
+    assert max(map(len, run("lora-ops", "report", cwd=done, COLUMNS="80").stdout.splitlines())) <= 80
     assert "reports/finance/03_evaluate.html" in table.stdout
     assert (done / "reports/finance/03_evaluate.html").is_file()
 
