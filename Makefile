@@ -35,12 +35,10 @@ metrics: .venv/installed
 
 # Runs that were logged without a key lie in wandb/; this sends them once you have one.
 wandb-sync: .venv/installed
-	@test -n "$$WANDB_API_KEY" || { echo "Set WANDB_API_KEY first: the runs stay in wandb/ until then."; exit 2; }
-	wandb sync --sync-all
+	lora-ops wandb-sync
 
-# The same pipeline, logged while it runs.
+# The same pipeline, logged while it runs; without a key it stops at the first stage.
 wandb-online: .venv/installed
-	@test -n "$$WANDB_API_KEY" || { echo "Set WANDB_API_KEY first."; exit 2; }
 	WANDB_MODE=online dvc repro
 
 # Pin what pyproject.toml allows today. A local build's tag (+cpu) is dropped, so the file fits every machine.
@@ -52,12 +50,14 @@ lock:
 	.venv-lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
 	rm -rf .venv-lock
 
-.venv/installed: requirements.lock pyproject.toml
+.venv/installed: requirements.lock pyproject.toml lora_ops/jupyter.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "lora-ops needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -r requirements.lock
 	.venv/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	# Jupyter reads this however it is started: what it saves in notebooks/ has no outputs.
+	install -D -m 644 lora_ops/jupyter.json .venv/etc/jupyter/jupyter_server_config.json
 	touch .venv/installed
 
 # What the pipeline made; the registry, the downloads and DVC's cache stay.

@@ -111,16 +111,19 @@ def report() -> None:
     pages = []
     for manifest in manifests:
         version = ensure_registered(manifest, registry, root)
-        metric = manifest.evaluation.metrics[manifest.evaluation.primary]
-        table.add_row(
-            manifest.tenant,
-            version.id,
-            manifest.evaluation.primary,
-            f"{metric.base.value:.3f}",
-            f"{metric.adapter.value:.3f}",
-            f"{manifest.size_bytes / 1e6:.1f} MB",
-            f"{manifest.training.seconds:.0f} s",
-        )
+        evaluation = manifest.evaluation
+        others = sorted(evaluation.metrics.keys() - {evaluation.primary})
+        for name in (evaluation.primary, *others):
+            metric, first = evaluation.metrics[name], name == evaluation.primary
+            table.add_row(
+                manifest.tenant if first else "",
+                version.id if first else "",
+                name,
+                f"{metric.base.value:.3f}",
+                f"{metric.adapter.value:.3f}",
+                f"{manifest.size_bytes / 1e6:.1f} MB" if first else "",
+                f"{manifest.training.seconds:.0f} s" if first else "",
+            )
         pages.append(f"{version.id}: {manifest.report}")
     console.print(table, "Reports, for a browser:", *pages, sep="\n", highlight=False)
 
@@ -141,6 +144,14 @@ def chat(
     table.add_row("base model", base_answer)
     table.add_row(adapter_id, adapter_answer)
     console.print(table)
+
+
+@app.command("wandb-sync")
+def wandb_sync() -> None:
+    """Send to W&B the runs and artifacts that were logged without a key."""
+    from lora_ops.tracking import send_offline_runs
+
+    send_offline_runs(find_root())
 
 
 @app.command()
@@ -192,6 +203,15 @@ def tenant_add(
         f"{name}: {contract.rows} rows pass {len(contract.checks)} checks; its entry is in params.yaml. "
         f"Next: dvc repro package@{name}"
     )
+
+
+@tenant_app.command("remove")
+def tenant_remove(name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")]) -> None:
+    """Take a tenant out of params.yaml; its versions stay in the registry."""
+    from lora_ops.tenants import remove_tenant
+
+    remove_tenant(name, find_root())
+    console.print(f"{name} is no tenant of params.yaml any more; its versions stay in the registry.")
 
 
 @tenant_app.command("check")

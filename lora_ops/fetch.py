@@ -1,6 +1,7 @@
 """One file of a pinned package, from whichever package index pip is set to, checked by SHA-256."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,26 +28,33 @@ def fetch_package(requirement: str, sha256: str, folder: Path, *, sdist: bool = 
         )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".incoming-") as incoming:
-        archive = _download(requirement, Path(incoming), sdist=sdist)
-        found = sha256_file(archive)
-        if found != sha256:
-            raise LoraOpsError(
-                f"{requirement}: the package index gave {archive.name} with SHA-256 {found}, params.yaml pins "
-                f"{sha256}; nothing was used. If the change is expected, put the new digest into params.yaml."
-            )
+        archive = _download(requirement, sha256, Path(incoming), sdist=sdist)
         kept.mkdir(exist_ok=True)
         return archive.replace(kept / archive.name)
 
 
-def _download(requirement: str, folder: Path, *, sdist: bool) -> Path:
+def _download(requirement: str, sha256: str, folder: Path, *, sdist: bool) -> Path:
+    # With --require-hashes pip compares the digest before it runs a line of a source archive's own code.
+    pinned = folder / "requirements.txt"
+    pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     kind = ["--no-binary", ":all:"] if sdist else ["--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--require-hashes"]
     # A constraints file (PIP_CONSTRAINT) is about what gets installed; nothing is installed here.
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
+    target = folder / "archives"
     done = subprocess.run(
-        [*command, "--dest", str(folder), requirement], capture_output=True, text=True, env=environment
+        [*command, "--dest", str(target), "--requirement", str(pinned)],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
-    archives = list(folder.iterdir())
+    found = re.search(r"Got\s+([0-9a-f]{64})", done.stdout + done.stderr)
+    if done.returncode != 0 and found:
+        raise LoraOpsError(
+            f"{requirement}: the package index gave a file with SHA-256 {found[1]}, params.yaml pins {sha256}; "
+            "nothing was used. If the change is expected, put the new digest into params.yaml."
+        )
+    archives = list(target.glob("*"))
     if done.returncode != 0 or len(archives) != 1:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip exited with {done.returncode}"

@@ -12,10 +12,11 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
     """Execute `notebook` into `output` and write `output` with the suffix .html beside it.
 
     Raises:
-        LoraOpsError: the notebook is missing, does not declare one of `parameters`, or a cell failed; then
-            `output` keeps what was executed, and the text names the cell, the error and that path.
+        LoraOpsError: the notebook is missing, does not declare one of `parameters`, a cell failed or the kernel
+            died; then `output` keeps what was executed, and the text names the cell, the error and that path.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
@@ -47,9 +48,15 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
     except PapermillExecutionError as error:
         # Our own errors are already a sentence; others need their class to make sense.
         kind = "" if error.ename == LoraOpsError.__name__ else f"{error.ename}: "
+        line = next(iter(error.source.strip().splitlines()), "")
         raise LoraOpsError(
-            f"{notebook.name} failed in cell {error.cell_index}: {kind}{error.evalue} "
+            f"{notebook.name} failed in cell [{error.exec_count}] `{line}`: {kind}{error.evalue.rstrip('.')}. "
             f"The partly executed notebook is {output}."
+        ) from error
+    except DeadKernelError as error:
+        raise LoraOpsError(
+            f"{notebook.name}: the kernel was killed, most often because memory ran out (`dmesg` tells): "
+            f"use a smaller batch_size or a machine with more memory. The partly executed notebook is {output}."
         ) from error
     write_html(output)
 

@@ -70,6 +70,7 @@ class Check(Record):
     success: bool
     failed_rows: list[str] = Field(default_factory=list, description="`row id: value`, the first 20")
     failed_count: int = 0
+    setting: str | None = Field(None, description="what to change in params.yaml where the rows are right")
 
 
 class ContractRecord(Record):

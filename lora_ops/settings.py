@@ -1,6 +1,7 @@
 """params.yaml, typed: the only place where a value of the pipeline is read."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,7 +32,9 @@ class BaseModelSettings(Section):
     requirement: str | None = None
     archive_sha256: Sha256 | None = None
     file: str | None = None
-    path: str | None = None
+    path: str | None = Field(
+        None, description="a folder; DVC doesn't watch it, so set another revision when its files change"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "BaseModelSettings":
@@ -39,6 +42,11 @@ class BaseModelSettings(Section):
         missing = [name for name in needed[self.source] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"source '{self.source}' also needs {', '.join(missing)}")
+        if self.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                f"revision '{self.revision}' can come to name other files: "
+                "give the commit of the hub (40 hex digits)"
+            )
         return self
 
 
@@ -102,6 +110,7 @@ class TrainSettings(Section):
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     warmup: float = Field(0.1, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are clipped to this norm")
     seed: int = 0
     checkpoint_every: int = Field(10, ge=1)
 
@@ -295,7 +304,10 @@ class Settings(Section):
     def _serves_known_tenants(self) -> "Settings":
         unknown = sorted(self.serving.tenants.keys() - self.tenants.keys())
         if unknown:
-            raise ValueError(f"serving.tenants has '{unknown[0]}', which is no tenant: add it to tenants")
+            raise ValueError(
+                f"serving.tenants has '{unknown[0]}', which is no tenant: "
+                "remove it there too, or add it to tenants"
+            )
         return self
 
     def tenant(self, name: str) -> TenantSettings:

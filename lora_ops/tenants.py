@@ -1,4 +1,4 @@
-"""Add a tenant: check its file, then write its entry into params.yaml, comments kept."""
+"""Add and remove tenants: check a file, then write its entry into params.yaml, comments kept."""
 
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ def draft_tenant(
     license: str = "proprietary",
 ) -> dict[str, Any]:
     """A complete params.yaml entry for a source file, with splits and labels read from the file.
+
+    Its contract leaves room: a text may be twice as long as the longest of today's rows.
 
     Raises:
         LoraOpsError: the file can't be read or lacks a column, or has too many labels for a task of labels.
@@ -67,6 +69,7 @@ def draft_tenant(
             "epochs": 1 if len(frame) >= 300 else 3,
             "batch_size": 16,
             "warmup": 0.1,
+            "max_grad_norm": 1.0,
             "seed": 0,
             "checkpoint_every": 10,
         },
@@ -113,6 +116,24 @@ def add_tenant(name: str, entry: dict[str, Any], root: Path) -> None:
         params["tenants"][name] = entry
 
     edit_params(root, put)
+
+
+def remove_tenant(name: str, root: Path) -> None:
+    """Take tenant `name` out of params.yaml, the gateway's settings included.
+
+    Raises:
+        LoraOpsError: there is no such tenant, or it is the only one.
+    """
+    load_settings(root).tenant(name)
+
+    def drop(params: Any) -> None:
+        del params["tenants"][name]
+        serving = params.get("serving") or {}
+        (serving.get("tenants") or {}).pop(name, None)
+        if name in (serving.get("warm") or ()):
+            serving["warm"].remove(name)
+
+    edit_params(root, drop)
 
 
 def apply_profile(profile: Path, root: Path) -> None:

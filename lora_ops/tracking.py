@@ -1,17 +1,32 @@
 """W&B runs of the pipeline: online with an API key, offline without one, never waiting for a network."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.settings import TrackingSettings
+
+RECORDED_AT = "recorded-at"  # in the folder of a run: the repository that its artifacts' paths start with
+
+
+def has_api_key() -> bool:
+    """Whether the client can log in: by the environment, or by what `wandb login` wrote into the netrc file."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    import wandb
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    return read_netrc_auth(host=wandb.setup().settings.base_url) is not None
 
 
 def tracking_mode() -> str:
     """`$WANDB_MODE` if it is set, else "online" when there is an API key and "offline" when there is none."""
-    return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+    return os.environ.get("WANDB_MODE") or ("online" if has_api_key() else "offline")
 
 
 @contextmanager
@@ -20,23 +35,60 @@ def track(
 ) -> Iterator[Any]:
     """A W&B run for one stage of one tenant; an exception inside marks it as failed and goes on.
 
-    Offline runs lie in `root/wandb/offline-run-*`; `make wandb-sync` sends them later.
+    Offline runs lie in `root/wandb/offline-run-*`, the files of their artifacts in `root/wandb/artifacts`;
+    `send_offline_runs` sends both later.
+
+    Raises:
+        LoraOpsError: `$WANDB_MODE` is online and there is no API key.
     """
+    mode = tracking_mode()
+    if mode == "online" and not has_api_key():
+        raise LoraOpsError(
+            "WANDB_MODE is online and there is no API key: set WANDB_API_KEY or run `wandb login`."
+        )
     os.environ.setdefault("WANDB_SILENT", "true")  # a run's own setting does not silence artifacts
+    # Else these files wait in the home directory, and wandb/ alone would not be enough.
+    os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb"))
     import wandb
 
     with wandb.init(
         project=settings.project,
         entity=settings.entity,
         dir=root,
-        mode=tracking_mode(),  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]
         job_type=job_type,
         group=tenant,
         name=f"{tenant}-{job_type}",
         config=config,
         settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
     ) as run:
+        if run.offline:
+            (Path(run.settings.sync_dir) / RECORDED_AT).write_text(str(root.resolve()), encoding="utf-8")
         yield run
+
+
+def send_offline_runs(root: Path) -> None:
+    """Send to W&B what was logged offline into `root/wandb`; what was sent before is left out.
+
+    Raises:
+        LoraOpsError: there is no API key, a run was recorded in another folder, or the client failed.
+    """
+    if not has_api_key():
+        raise LoraOpsError(
+            "There is no API key: set WANDB_API_KEY or run `wandb login`; the runs stay in wandb/ until then."
+        )
+    for marker in sorted((root / "wandb").glob(f"offline-run-*/{RECORDED_AT}")):
+        recorded = Path(marker.read_text(encoding="utf-8"))
+        # The client would pass over files that it doesn't find, and take the run for sent.
+        if not recorded.exists() or not recorded.samefile(root):
+            raise LoraOpsError(
+                f"{marker.parent.name} was recorded in {recorded}, and its artifacts name their files there: "
+                f"put wandb/ there again or link {recorded} to {root}."
+            )
+    kept = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_SILENT")}
+    command = [sys.executable, "-m", "wandb", "sync", "--yes"]
+    if subprocess.run(command, cwd=root, env={**kept, "WANDB_DIR": str(root)}).returncode != 0:
+        raise LoraOpsError("wandb sync failed, see above; run it again to send the rest.")
 
 
 def log_folder(run: Any, name: str, kind: str, folder: Path, metadata: dict[str, Any]) -> None:

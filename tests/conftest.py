@@ -6,14 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from ruamel.yaml import YAML
 
 if TYPE_CHECKING:
     from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLE_TENANTS = ("finance", "healthcare", "media")
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -101,11 +103,39 @@ def copy_repository(target: Path) -> Path:
         if (ROOT / name).is_file() and name != "dvc.lock":
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
+    write_params(target, {})
     git = ["git", "-C", str(target), "-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run([*git, "init", "--quiet"], check=True)
     subprocess.run([*git, "add", "--all"], check=True)
     subprocess.run([*git, "commit", "--quiet", "--message", "a copy"], check=True)
     return target
+
+
+def write_params(folder: Path, values: dict[str, Any]) -> Path:
+    """Write the repository's params.yaml to `folder`, with `values` such as `tenants.finance.train.rank`.
+
+    Nothing is checked. The tests name the sample tenants: another tenant stands in for one that was removed.
+    """
+    yaml = YAML()
+    yaml.width = 112
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    tenants = params["tenants"]
+    missing = [name for name in SAMPLE_TENANTS if name not in tenants]
+    for name in missing:
+        tenants[name] = next(iter(tenants.values()))
+    for where, value in values.items():
+        *parents, last = where.split(".")
+        section = params
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    if missing or values:
+        with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+            yaml.dump(params, file)
+    else:
+        shutil.copy(ROOT / "params.yaml", folder)
+    return folder
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

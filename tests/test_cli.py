@@ -15,7 +15,7 @@ from tests.conftest import ROOT, run
         (["run", "notebooks/01_prepare.ipynb", "--tenant", "finance", "-p", "speed=9"],
          "01_prepare.ipynb declares no parameter 'speed' (it declares: tenant)"),
         (["run", "notebooks/01_prepare.ipynb", "--tenant", "finance", "-p", "speed"], "write name=value"),
-        (["report"], "'finance' is not packaged yet: run `make repro`"),
+        (["report"], "' is not packaged yet: run `make repro`"),
         (["chat", "finance", "hello"], "There is no"),
         (["registry", "show", "finance@9"], "finance"),
     ],

@@ -1,5 +1,6 @@
 """A pinned package file: real pip against a folder of archives, no network."""
 
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -39,6 +40,33 @@ def test_other_bytes_than_the_pinned_ones_are_refused_and_not_kept(index: Path, 
     with pytest.raises(LoraOpsError, match=r"params.yaml pins 0000.*; nothing was used"):
         fetch_package("merchants==1.0", "0" * 64, tmp_path / "raw")
     assert not list((tmp_path / "raw").iterdir())
+
+
+@pytest.fixture
+def source_index(index: Path, tmp_path: Path) -> Path:
+    """The same with a source archive whose setup.py leaves a trace when it runs."""
+    setup = tmp_path / "setup.py"
+    trace = tmp_path / "ran"
+    setup.write_text(
+        f"import pathlib, setuptools\npathlib.Path({str(trace)!r}).touch()\n"
+        "setuptools.setup(name='ratings', version='1.0')\n"
+    )
+    with tarfile.open(index / "ratings-1.0.tar.gz", "w:gz") as archive:
+        archive.add(setup, "ratings-1.0/setup.py")
+    return index
+
+
+def test_a_source_archive_of_other_bytes_is_refused_before_any_of_its_code_runs(
+    source_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "1")  # an isolated build would need an index for setuptools
+    with pytest.raises(LoraOpsError, match=r"gave a file with SHA-256 [0-9a-f]{64}, params.yaml pins 0000"):
+        fetch_package("ratings==1.0", "0" * 64, tmp_path / "raw", sdist=True)
+    assert not (tmp_path / "ran").exists()
+    digest = sha256_file(source_index / "ratings-1.0.tar.gz")
+    kept = fetch_package("ratings==1.0", digest, tmp_path / "raw", sdist=True)
+    assert kept.name == "ratings-1.0.tar.gz"
+    assert (tmp_path / "ran").exists()  # of the pinned bytes, pip asks setup.py for the name and version
 
 
 def test_a_kept_archive_that_was_changed_is_refused(index: Path, tmp_path: Path) -> None:

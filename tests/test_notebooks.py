@@ -53,9 +53,11 @@ def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(tmp_p
 
 
 def test_a_failing_cell_is_named_and_the_partly_executed_notebook_is_kept(tmp_path: Path) -> None:
-    notebook = write(tmp_path / "n.ipynb", "x = 0", "print('so far')", "1 / x", "print('never')")
-    with pytest.raises(LoraOpsError, match=r"n.ipynb failed in cell 2: ZeroDivisionError: .*out.ipynb"):
-        run_notebook(notebook, tmp_path / "out.ipynb", {}, tmp_path)
+    notebook = write(tmp_path / "n.ipynb", "x = 0", "print('so far')", "1 / x\nx = 2", "print('never')")
+    # The parameters injected by papermill are cell [2], as Jupyter shows it.
+    told = r"n.ipynb failed in cell \[4\] `1 / x`: ZeroDivisionError: division by zero\. .*out.ipynb"
+    with pytest.raises(LoraOpsError, match=told):
+        run_notebook(notebook, tmp_path / "out.ipynb", {"x": 0}, tmp_path)
     kept = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     text = json.dumps(kept)
     assert "so far" in text and "ZeroDivisionError" in text
@@ -68,14 +70,30 @@ def test_our_own_errors_pass_through_as_their_sentence(tmp_path: Path) -> None:
         "x = 0",
         "from lora_ops.errors import LoraOpsError\nraise LoraOpsError('Do this.')",
     )
-    with pytest.raises(LoraOpsError, match=r"failed in cell 1: Do this\. The partly"):
+    with pytest.raises(LoraOpsError, match=r"failed in cell \[2\] `from lora_ops.*`: Do this\. The partly"):
         run_notebook(notebook, tmp_path / "out.ipynb", {}, tmp_path)
+
+
+def test_a_kernel_that_is_killed_is_one_sentence_and_what_it_did_is_kept(tmp_path: Path) -> None:
+    # As the machine does when memory runs out.
+    killed = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    notebook = write(tmp_path / "n.ipynb", "x = 0", "print('so far')", killed)
+    with pytest.raises(LoraOpsError, match=r"^n.ipynb: the kernel was killed, .*memory.*out.ipynb\.$"):
+        run_notebook(notebook, tmp_path / "out.ipynb", {}, tmp_path)
+    assert "so far" in (tmp_path / "out.ipynb").read_text()
+    assert not (tmp_path / "out.html").exists()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_committed_notebooks_are_narratives_without_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
+    # As Jupyter writes it, so that saving it there changes no byte.
+    assert path.read_text() == nbformat.writes(notebook) + "\n"
+    assert notebook.metadata == {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     assert notebook.cells[0].cell_type == "markdown"
     assert notebook.cells[0].source.splitlines()[0].startswith("# ")
     assert "?" in notebook.cells[0].source.splitlines()[0]

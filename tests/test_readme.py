@@ -2,15 +2,19 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from lora_ops.cli import app
 from lora_ops.records import FileRecord, sha256_file
 from lora_ops.registry import open_registry
+from lora_ops.settings import read_yaml
 from tests.conftest import ROOT, run
 from tests.registry.conftest import build_package
 
+GROUPS = {group.name for group in app.registered_groups}
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(
     {
@@ -28,13 +32,26 @@ def test_make_targets_exist(command: str) -> None:
         assert run("make", "--dry-run", target, cwd=ROOT, WANDB_API_KEY="x").returncode == 0
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("dvc ")])
+def test_dvc_commands_and_their_stages_exist(command: str) -> None:
+    words = shlex.split(command)[1:]
+    targets = [word for word in words if "@" in word]
+    assert run("dvc", *(word for word in words if word not in targets), "--help", cwd=ROOT).returncode == 0
+    assert {target.partition("@")[0] for target in targets} <= read_yaml(ROOT / "dvc.yaml")["stages"].keys()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ")])
+def test_benchmarks_exist_and_explain_themselves(command: str) -> None:
+    _, script, *_ = shlex.split(command)
+    shown = run(sys.executable, script, "--help", cwd=ROOT)
+    assert shown.returncode == 0 and shown.stdout.startswith("usage: "), shown.stderr
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("lora-ops ")])
 def test_lora_ops_commands_parse_with_the_options_shown(command: str) -> None:
     words = shlex.split(command)
-    names = [word for word in words[1:3] if re.fullmatch(r"[a-z-]+", word)]
+    names = words[1:3] if words[1] in GROUPS else words[1:2]
     shown = run("lora-ops", *names, "--help", cwd=ROOT, COLUMNS="200")
-    if shown.returncode != 0:
-        shown = run("lora-ops", names[0], "--help", cwd=ROOT, COLUMNS="200")
     assert shown.returncode == 0, shown.stderr
     for word in words:
         if word.startswith("--"):

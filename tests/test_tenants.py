@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops.settings import load_settings
-from tests.conftest import run
+from tests.conftest import ROOT, SAMPLE_TENANTS, run
 
 
 @pytest.fixture
@@ -32,7 +32,8 @@ def test_adding_writes_one_entry_and_keeps_every_comment(faq: Path) -> None:
         line for line in after.splitlines() if "#" in line
     ]
     tenants = load_settings(faq).tenants
-    assert tenants["finance"] == load_settings(Path(__file__).parent.parent).tenants["finance"]
+    first, settings = next(iter(load_settings(ROOT).tenants.items()))
+    assert tenants[first] == settings
     assert tenants["faq"].data.group == "part" and tenants["faq"].data.rows.train == 42
 
 
@@ -77,6 +78,29 @@ def test_a_file_with_a_bad_row_is_refused_with_the_row(faq: Path) -> None:
     refused = add(faq, "faq", "data/sources/faq.csv", *options)
     assert refused.returncode == 2 and "row 61: 'Write to jo@example.org.'" in refused.stderr
     assert "faq" not in load_settings(faq).tenants
+
+
+@pytest.mark.parametrize("tenant", SAMPLE_TENANTS)
+def test_a_removed_tenant_is_gone_from_the_gateways_settings_too(faq: Path, tenant: str) -> None:
+    before = load_settings(faq)
+    removed = run("lora-ops", "tenant", "remove", tenant, cwd=faq)
+    assert removed.returncode == 0, removed.stderr
+    after = load_settings(faq)
+    assert set(after.tenants) == set(before.tenants) - {tenant}
+    assert tenant not in after.serving.tenants and tenant not in after.serving.warm
+    assert f"\n  {tenant}:" not in (faq / "params.yaml").read_text()
+
+
+def test_what_cannot_be_removed_is_said(faq: Path) -> None:
+    unknown = run("lora-ops", "tenant", "remove", "retail", cwd=faq)
+    assert unknown.returncode == 2 and "no tenant 'retail'" in unknown.stderr
+    *others, last = load_settings(faq).tenants
+    for tenant in others:
+        assert run("lora-ops", "tenant", "remove", tenant, cwd=faq).returncode == 0
+    before = (faq / "params.yaml").read_bytes()
+    refused = run("lora-ops", "tenant", "remove", last, cwd=faq)
+    assert refused.returncode == 2 and "params.yaml is unchanged: tenants" in refused.stderr
+    assert (faq / "params.yaml").read_bytes() == before
 
 
 def test_a_profile_changes_every_tenant_and_an_unknown_one_is_refused(faq: Path) -> None:

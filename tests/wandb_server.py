@@ -289,13 +289,14 @@ class WandbServer:
 
     def createArtifact(self, _: Any, input: dict[str, Any]) -> dict[str, Any]:
         name = input.get("artifactCollectionName") or input["artifactCollectionNames"][0]
-        key = (input["entityName"], input["projectName"], name)
+        entity = input["entityName"] or ENTITY  # a run that was offline knew of none
+        key = (entity, input["projectName"], name)
         if key not in self.collections:
             self.collections[key] = Collection(self._id("ArtifactCollection"), *key, input["artifactTypeName"])
         collection = self.collections[key]
         if collection.type != input["artifactTypeName"]:
             raise ValueError(f"collection {name} holds artifacts of type {collection.type}")
-        run = self.runs[input["entityName"], input["projectName"], input["runName"]]
+        run = self.runs[entity, input["projectName"], input["runName"]]
         latest = collection.aliases.get("latest")
         if latest is not None and latest.digest == input["digest"] and input.get("enableDigestDeduplication"):
             version = latest

@@ -63,9 +63,10 @@ def require(contract: ContractRecord) -> None:
         rows = "; ".join(check.failed_rows[:3])
         more = f" and {check.failed_count - 3} more" if check.failed_count > 3 else ""
         parts.append(f"{check.name} ({rows}{more})" if rows else check.name)
+    settings = dict.fromkeys(check.setting for check in failed if check.setting)
+    or_else = f" or, where they are right, {', '.join(settings)} in params.yaml" if settings else ""
     raise LoraOpsError(
-        f"The data of '{contract.tenant}' breaks its contract: {', '.join(parts)}. "
-        "Mend the rows or, if they are right, the limits in params.yaml."
+        f"The data of '{contract.tenant}' breaks its contract: {', '.join(parts)}. Mend the rows{or_else}."
     )
 
 
@@ -74,8 +75,8 @@ def _expectations(settings: DataSettings, *, tokens: bool) -> list[Any]:
 
     limits = settings.contract
 
-    def named(name: str) -> dict[str, str]:
-        return {"name": name}
+    def named(name: str, setting: str | None = None) -> dict[str, str | None]:
+        return {"name": name, "setting": setting}
 
     expected = [
         *(
@@ -88,10 +89,18 @@ def _expectations(settings: DataSettings, *, tokens: bool) -> list[Any]:
             column="text",
             min_value=limits.min_chars,
             max_value=limits.max_chars,
-            meta=named(f"text has {limits.min_chars} to {limits.max_chars} characters"),
+            meta=named(
+                f"text has {limits.min_chars} to {limits.max_chars} characters",
+                "data.contract.min_chars and max_chars",
+            ),
         ),
         gxe.ExpectColumnValueLengthsToBeBetween(
-            column="target", min_value=1, max_value=limits.max_chars, meta=named("target is not empty")
+            column="target", min_value=1, meta=named("target is not empty")
+        ),
+        gxe.ExpectColumnValueLengthsToBeBetween(
+            column="target",
+            max_value=limits.max_chars,
+            meta=named(f"target has at most {limits.max_chars} characters", "data.contract.max_chars"),
         ),
         gxe.ExpectColumnValuesToBeBetween(
             column="splits_of_group", max_value=1, meta=named("no group is in two splits")
@@ -100,24 +109,29 @@ def _expectations(settings: DataSettings, *, tokens: bool) -> list[Any]:
             column="splits_of_wording", max_value=1, meta=named("no wording is in two splits")
         ),
         gxe.ExpectTableRowCountToBeBetween(
-            min_value=limits.min_rows, meta=named(f"at least {limits.min_rows} rows")
+            min_value=limits.min_rows,
+            meta=named(f"at least {limits.min_rows} rows", "data.contract.min_rows"),
         ),
     ]
     if tokens:
-        fits = named(f"prompt and answer fit {limits.max_tokens} tokens")
+        fits = named(f"prompt and answer fit {limits.max_tokens} tokens", "data.contract.max_tokens")
         expected.append(
             gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=limits.max_tokens, meta=fits)
         )
     if settings.task == "labels":
         expected.append(
             gxe.ExpectColumnValuesToBeInSet(
-                column="target", value_set=list(settings.labels), meta=named("target is a known label")
+                column="target",
+                value_set=list(settings.labels),
+                meta=named("target is a known label", "data.labels"),
             )
         )
     if not limits.allow_pii:
         expected += [
             gxe.ExpectColumnValuesToNotMatchRegex(
-                column=column, regex=pattern, meta=named(f"no {kind} in {column}")
+                column=column,
+                regex=pattern,
+                meta=named(f"no {kind} in {column}", "data.contract.allow_pii"),
             )
             for column in ("text", "target")
             for kind, pattern in PII.items()
@@ -143,5 +157,6 @@ def _check(result: Any) -> Check:
         name=config.meta["name"],
         success=bool(result.success),
         failed_rows=rows[:NAMED_ROWS],
+        setting=config.meta["setting"],
         failed_count=details.get("unexpected_count") or (0 if result.success else 1),
     )

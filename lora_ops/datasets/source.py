@@ -1,8 +1,10 @@
 """A tenant's rows, read from its CSV, JSONL or Python source, before any split."""
 
 import importlib.util
+import json
 import string
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -16,7 +18,8 @@ def read_source(settings: DataSettings, root: Path, raw: Path) -> tuple[pd.DataF
     """The rows of `settings.source` and where they come from.
 
     A `.py` source defines `load`, which returns a DataFrame: `load(archive)` when the settings name a
-    package, `load()` when they don't. Every column comes back as text.
+    package, `load()` when they don't. Every column of a file comes back as text, numbers of JSONL as JSON
+    writes them.
 
     Returns:
         A frame with the source's own columns and one row for each example, and its record.
@@ -41,12 +44,18 @@ def template_fields(template: str) -> list[str]:
     """The column names that a prompt template such as `{question} ({product})` uses.
 
     Raises:
-        LoraOpsError: the template is not a valid format string or names no column.
+        LoraOpsError: the template is not a valid format string, names no column or formats one.
     """
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parsed = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise LoraOpsError(f"data.template: {error} in '{template}': write columns as {{name}}.") from error
+    fields = [str(name) for _, name, _, _ in parsed]
+    for name, (_, _, spec, conversion) in zip(fields, parsed, strict=True):
+        if spec or conversion:
+            raise LoraOpsError(
+                f"data.template: '{template}' formats a column, and columns are text: write it as {{{name}}}."
+            )
     if not fields or "" in fields:
         raise LoraOpsError(f"data.template: '{template}' names no column: write at least one as {{name}}.")
     return fields
@@ -80,10 +89,23 @@ def _from_file(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".csv":
             return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-        return pd.read_json(path, lines=True, dtype=False, encoding_errors="strict")
+        # Not splitlines(): JSON text may hold other line separators.
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [_text_of(json.loads(line)) for line in lines if line.strip()]
+        return pd.DataFrame(rows, dtype=object)
     except (ValueError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise LoraOpsError(f"{path.name} cannot be read as {path.suffix[1:].upper()}: {reason}.") from error
+
+
+def _text_of(row: Any) -> dict[str, str | None]:
+    # pandas' reader would take codes for numbers, and columns that are called "date" for times.
+    if not isinstance(row, dict):
+        raise ValueError(f"a line must be an object, not {json.dumps(row)}")
+    return {
+        name: value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False)
+        for name, value in row.items()
+    }
 
 
 def _require_columns(frame: pd.DataFrame, settings: DataSettings) -> None:

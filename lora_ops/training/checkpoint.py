@@ -53,8 +53,8 @@ def load_checkpoint(
     """Put the checkpoint's state into the arguments and say how far it had come.
 
     Returns:
-        None, and nothing changed, when there is no checkpoint, or it is of another run (other data, recipe
-        or base model), or it is not a readable file.
+        None, and nothing changed, when there is no checkpoint, or it is of another run (other data, recipe,
+        base model or code), or it is not a readable file.
     """
     try:
         with safe_open(path, framework="pt") as file:

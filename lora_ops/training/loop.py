@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lora_ops.errors import LoraOpsError
 from lora_ops.layout import LOSSES, TRAINING, read_base_model
 from lora_ops.loading import load_base_model, pick_device
-from lora_ops.records import Example, TrainingRecord, canonical, sha256_text
+from lora_ops.records import Example, TrainingRecord, canonical, sha256_file, sha256_text
 from lora_ops.settings import TrainSettings
 from lora_ops.training.batches import Tokens, tokenize
 from lora_ops.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -43,7 +43,7 @@ def train(
     the same kind of CPU with the same number of threads; the checkpoint is deleted at the end.
 
     Args:
-        data_sha256: of the train split; a checkpoint of other data is not resumed.
+        data_sha256: of the train split; a checkpoint of other data or code is not resumed.
         target: folder for `adapter_model.safetensors` and `adapter_config.json`, replaced in one step at the
             end. The two files depend on nothing but code, data, recipe and machine: no clock is in them.
         report: folder for what was observed on the way.
@@ -64,7 +64,9 @@ def train(
     loss_of = choose_loss(model, rows, tokenizer.pad_token_id)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trainable.values(), lr=settings.learning_rate, weight_decay=0.0)
-    fingerprint = sha256_text(canonical([settings.model_dump(), data_sha256, base.sha256, device]))
+    fingerprint = sha256_text(
+        canonical([settings.model_dump(), data_sha256, base.sha256, device, _code_sha256()])
+    )
     done = load_checkpoint(checkpoint, trainable, optimizer, fingerprint)
     begun = done or Progress(fingerprint, 0, 0, 0.0, [])
     losses = [(int(step), float(loss)) for step, loss in begun.losses]
@@ -86,7 +88,7 @@ def train(
                 "lower train.learning_rate."
             )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainable.values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trainable.values(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         tokens += sum(len(row.prompt) + len(row.completion) for row in chosen)
@@ -120,6 +122,12 @@ def train(
     _write_adapter(model, base.id, target)
     checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _code_sha256() -> str:
+    """One digest of the training code: half a run by the old code and half by the new is a run of neither."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return sha256_text(canonical([[path.name, sha256_file(path)] for path in files]))
 
 
 def _adapted(base_folder: Path, settings: TrainSettings, device: str) -> tuple[Any, Any]:

@@ -43,6 +43,7 @@ def test_good_rows_pass_every_check() -> None:
         ("target", 2, "c", "target is a known label", "row 3: 'c'"),
         ("target", 2, None, "target is present", "row 3"),
         ("target", 2, "", "target is not empty", "row 3"),
+        ("target", 2, "a" * 31, "target has at most 30 characters", "row 3"),
         ("text", 0, "ab", "text has 3 to 30 characters", "row 1: 'ab'"),
         ("text", 1, "x" * 31, "text has 3 to 30 characters", "row 2"),
         ("text", 1, "Alpha", "no wording stands twice", "row 1: 'alpha'"),
@@ -66,6 +67,21 @@ def test_a_broken_row_is_named(column: str, row: int, value: object, check: str,
     assert any(text.startswith(named) for text in failed[check].failed_rows)
     with pytest.raises(LoraOpsError, match="breaks its contract"):
         require(contract)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("text", "Alpha", r"Mend the rows\.$"),
+        ("target", "c", r"Mend the rows or, where they are right, data\.labels in params\.yaml\.$"),
+        ("tokens", 21, r"data\.contract\.max_tokens in params\.yaml\.$"),
+    ],
+)
+def test_a_setting_is_named_only_where_one_would_help(column: str, value: object, told: str) -> None:
+    frame = good()
+    frame.loc[1, column] = value  # type: ignore[call-overload]
+    with pytest.raises(LoraOpsError, match=told):
+        require(check_contract(frame, "t", SETTINGS))
 
 
 def test_too_few_rows_are_counted() -> None:

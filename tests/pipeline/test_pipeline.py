@@ -2,22 +2,24 @@
 
 import json
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lora_ops.records import ContractRecord, Manifest, sha256_file
 from lora_ops.registry import Registry
+from lora_ops.settings import load_settings
 from lora_ops.tenants import apply_profile, edit_params
-from tests.conftest import ROOT, copy_repository, make_tiny_base, run
+from tests.conftest import ROOT, SAMPLE_TENANTS, copy_repository, make_tiny_base, run
 
 pytestmark = pytest.mark.pipeline
-TENANTS = ("finance", "healthcare", "media", "support")
+TENANTS = (*SAMPLE_TENANTS, "support")
 
 
 def tiny_repository(target: Path) -> Path:
@@ -100,7 +102,7 @@ def test_free_text_is_measured_without_labels(done: Path) -> None:
 def test_the_registry_holds_one_candidate_of_each_tenant(done: Path) -> None:
     listed = run("lora-ops", "registry", "list", "--json", cwd=done)
     rows = json.loads(listed.stdout)
-    assert sorted(row["adapter"] for row in rows) == [f"{tenant}@1" for tenant in sorted(TENANTS)]
+    assert {f"{tenant}@1" for tenant in TENANTS} <= {row["adapter"] for row in rows}
     assert all("candidate" in row["aliases"] for row in rows)
     shown = run("lora-ops", "registry", "show", "finance@1", cwd=done)
     assert shown.returncode == 0
@@ -110,6 +112,10 @@ def test_the_registry_holds_one_candidate_of_each_tenant(done: Path) -> None:
 def test_the_table_at_the_end_names_every_tenant(done: Path) -> None:
     table = run("lora-ops", "report", cwd=done, COLUMNS="200")
     assert all(f"{tenant}@1" in table.stdout for tenant in TENANTS)
+    # What the base can do by each metric: it was not told the labels, so exact match alone would be unfair.
+    for metric in ("exact_match", "macro_f1", "token_f1"):
+        assert re.search(rf"\b{metric} +\d\.\d{{3}} +\d\.\d{{3}}", table.stdout)
+    assert max(map(len, run("lora-ops", "report", cwd=done, COLUMNS="80").stdout.splitlines())) <= 80
     assert "reports/finance/03_evaluate.html" in table.stdout
     assert (done / "reports/finance/03_evaluate.html").is_file()
 
@@ -137,6 +143,8 @@ def test_metrics_and_plots_are_dvcs(done: Path) -> None:
     assert drawn.returncode == 0, drawn.stderr
     page = (done / "dvc_plots/index.html").read_text()
     assert "Training loss per completion token, finance" in page and "Held-out rows, media" in page
+    changed = run("git", "status", "--porcelain", cwd=done)
+    assert "dvc_plots" not in changed.stdout  # a manifest would say that the tree was dirty
 
 
 def test_wandb_runs_and_artifacts_wait_offline_for_a_sync(done: Path) -> None:
@@ -158,21 +166,22 @@ def stages_run(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
 
 
-def test_one_tenants_learning_rate_runs_its_own_stages_and_makes_a_new_version(done: Path) -> None:
+def scale_learning_rate(root: Path, factor: float) -> None:
     def change(params: dict) -> None:
-        params["tenants"]["finance"]["train"]["learning_rate"] = 0.005
+        params["tenants"]["finance"]["train"]["learning_rate"] *= factor
 
-    edit_params(done, change)
+    edit_params(root, change)
+
+
+def test_one_tenants_learning_rate_runs_its_own_stages_and_makes_a_new_version(done: Path) -> None:
+    scale_learning_rate(done, 4)
     changed = run("dvc", "repro", cwd=done)
     assert stages_run(changed.stdout) == {"train@finance", "evaluate@finance", "package@finance"}
     assert manifest(done, "finance").adapter_id == "finance@2"
 
 
 def test_the_earlier_recipe_is_the_earlier_version_again(done: Path) -> None:
-    def back(params: dict) -> None:
-        params["tenants"]["finance"]["train"]["learning_rate"] = 0.001
-
-    edit_params(done, back)
+    scale_learning_rate(done, 1 / 4)
     again = run("dvc", "repro", cwd=done)
     # Training and evaluation come from DVC's run cache; registering is done again.
     assert stages_run(again.stdout) == {"package@finance"}, again.stdout
@@ -183,7 +192,9 @@ def test_the_earlier_recipe_is_the_earlier_version_again(done: Path) -> None:
 
 
 def test_executed_notebooks_run_again_and_say_the_same(done: Path) -> None:
-    notebooks = [
+    asked = run("lora-ops", "run", "notebooks/registry.ipynb", "--tenant", "finance", cwd=done)
+    assert asked.returncode == 0, asked.stderr
+    notebooks = ["reports/finance/registry.ipynb"] + [
         f"reports/{tenant}/{name}.ipynb"
         for tenant in ("finance", "support")
         for name in ("01_prepare", "02_train", "03_evaluate", "04_package")
@@ -207,10 +218,33 @@ def test_a_data_scientist_runs_a_notebook_from_a_folder_of_their_own(done: Path,
 def test_bad_params_stop_the_stage_with_one_sentence(done: Path, tmp_path: Path) -> None:
     copy = tiny_repository(tmp_path / "copy")
     text = (copy / "params.yaml").read_text()
-    (copy / "params.yaml").write_text(text.replace("dropout: 0.05", "dropout: 5", 1))
+    (copy / "params.yaml").write_text(re.sub(r"dropout: [\d.e-]+", "dropout: 5", text, count=1))
     failed = run("dvc", "repro", "prepare@finance", cwd=copy)
     assert failed.returncode != 0
-    assert "params.yaml: tenants.finance.train.dropout: Input should be less than 1 (got 5)" in failed.stderr
+    assert "train.dropout: Input should be less than 1 (got 5)" in failed.stderr
+
+
+def test_a_source_of_other_bytes_than_the_pinned_ones_stops_the_stage_and_leaves_nothing(
+    done: Path, tmp_path: Path
+) -> None:
+    copy = tiny_repository(tmp_path / "copy")
+    shutil.copytree(done / "data/raw", copy / "data/raw", dirs_exist_ok=True)
+    kept = copy / "data/raw" / str(load_settings(copy).tenants["finance"].data.archive_sha256)
+    for archive in kept.iterdir():
+        archive.write_bytes(b"other bytes")
+    failed = run("dvc", "repro", "prepare@finance", cwd=copy)
+    assert failed.returncode != 0
+    assert "was changed on disk" in failed.stderr and "delete it and run again" in failed.stderr
+
+    def pin(params: dict) -> None:
+        params["tenants"]["finance"]["data"]["archive_sha256"] = "0" * 64
+
+    edit_params(copy, pin)
+    failed = run("dvc", "repro", "prepare@finance", cwd=copy)
+    assert failed.returncode != 0
+    assert f"params.yaml pins {'0' * 64}; nothing was used" in failed.stderr
+    assert not (copy / "data/prepared/finance").exists()
+    assert not list((copy / "data/raw").glob("0000*")) and not list((copy / "data/raw").glob(".incoming-*"))
 
 
 def test_a_broken_contract_stops_the_pipeline_and_names_the_row(done: Path) -> None:
@@ -240,7 +274,7 @@ def test_an_adapter_that_does_not_beat_its_base_is_not_registered(done: Path) ->
     edit_params(done, demand(True))
     failed = run("dvc", "repro", "package@media", cwd=done)
     assert failed.returncode != 0
-    assert "The adapter of 'media' does not clearly beat its base (exact_match: base 0.000" in failed.stderr
+    assert "The adapter of 'media' does not clearly beat its base" in failed.stderr
     assert len(Registry(done / ".registry").versions("media")) == 1
     edit_params(done, demand(False))
     assert run("dvc", "repro", "package@media", cwd=done).returncode == 0
@@ -275,7 +309,6 @@ def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path
         ["dvc", "repro", "package@media"],
         cwd=done,
         env={**os.environ, "PATH": path},
-        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -284,9 +317,11 @@ def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path
     while not checkpoint.exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    # The kernel, in which the training runs, is in a process group of its own.
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    process.kill()
     process.wait()
-    subprocess.run(["pkill", "-KILL", "-f", f"ipykernel_launcher.*{done.parent.name}"], check=False)
     assert checkpoint.exists()
     mended = run("dvc", "repro", "package@media", cwd=done)
     assert mended.returncode == 0, mended.stdout[-3000:] + mended.stderr[-3000:]
@@ -296,6 +331,9 @@ def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path
 
 
 def test_a_full_disk_is_said_and_the_next_run_mends_it(done: Path) -> None:
+    if run("unshare", "--map-root-user", "--mount", "true", cwd=done).returncode != 0:
+        pytest.skip("no small disk can be mounted here: `unshare --mount` is denied, as in most containers")
+
     def change(params: dict) -> None:
         params["tenants"]["healthcare"]["train"]["seed"] = 9
 

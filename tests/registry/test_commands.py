@@ -15,6 +15,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.records import AdapterRecord, BiasAssessment, GroupMetric, Interval
 from lora_ops.registry import open_registry
 from lora_ops.registry.commands import app
+from tests.conftest import write_params
 from tests.wandb_server import WandbServer
 
 from .conftest import READ, build_package
@@ -235,8 +236,7 @@ def test_sync_without_a_mirror_says_how_to_have_one(cli: Cli) -> None:
 
 
 def test_sync_says_what_it_sent_and_what_it_put_back(cli: Cli, root: Path, server: WandbServer) -> None:
-    params = (root / "params.yaml").read_text(encoding="utf-8")
-    (root / "params.yaml").write_text(params.replace("backend: embedded", "mirror: wandb"))
+    write_params(root, {"registry": {"mirror": "wandb"}})
     assert "W&B (lora-ops-registry): 2 changes sent." in cli("sync").output
     collection = server.collection("finance")
     collection.aliases["candidate"] = collection.versions[0]

@@ -17,6 +17,7 @@ from lora_ops.registry import Registry, lifecycle, open_registry
 from lora_ops.registry.audit import Head
 from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.wandb_project import WandbProject
+from tests.conftest import write_params
 from tests.wandb_server import Version, WandbServer
 
 from . import processes
@@ -34,8 +35,7 @@ def mirror(registry: Registry, connect: Connect) -> Mirror:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A small clone of the repository whose registry has a mirror."""
-    params = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(params.replace("backend: embedded", "mirror: wandb"))
+    write_params(tmp_path, {"registry": {"mirror": "wandb"}})
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     shutil.copy(ROOT / "owners.yaml", tmp_path)
     return tmp_path

@@ -15,6 +15,7 @@ from lora_ops.registry.signing import Signer
 from lora_ops.registry.verification import verify
 from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings import SigningSettings
+from tests.conftest import write_params
 from tests.wandb_server import WandbServer
 
 from . import processes
@@ -160,8 +161,7 @@ def test_of_two_registrations_at_once_each_gets_its_own_number(
 def test_a_change_that_is_killed_after_wandb_took_it_counts(
     tmp_path: Path, package: Build, server: WandbServer
 ) -> None:
-    params = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(params.replace("backend: embedded", "backend: wandb"))
+    write_params(tmp_path, {"registry": {"backend": "wandb"}})
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     shutil.copy(ROOT / "owners.yaml", tmp_path)
     open_registry(tmp_path).register(*package(1), actor="ana.silva")

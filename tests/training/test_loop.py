@@ -1,6 +1,7 @@
 """Training: repeatable by its seed, unhurt by a kill, readable by plain peft."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from lora_ops.loading import load_base_model
 from lora_ops.records import Example, TrainingRecord, sha256_file
 from lora_ops.settings import TrainSettings
 from lora_ops.training.loop import train
+from tests.conftest import ROOT
 from tests.training.test_packing import random_model
 
 RECIPE = TrainSettings(
@@ -45,6 +47,11 @@ def run(base: Path, folder: Path, recipe: TrainSettings = RECIPE, **more: object
         checkpoint=folder / "checkpoint.safetensors",
         **more,  # type: ignore[arg-type]
     )
+
+
+def stop(metrics: dict[str, float]) -> None:
+    if metrics["step"] == 4:  # the checkpoint is that of step 3
+        raise KeyboardInterrupt
 
 
 def digest(folder: Path) -> str:
@@ -140,11 +147,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny_base: Path, tmp_
     assert not checkpoint.exists()
 
 
-def test_a_checkpoint_of_another_recipe_or_a_broken_one_is_not_resumed(tiny_base: Path, tmp_path: Path) -> None:
-    def stop(metrics: dict[str, float]) -> None:
-        if metrics["step"] == 3:
-            raise KeyboardInterrupt
+@pytest.mark.parametrize(("edit", "resumed_from"), [("", 3), ("# edited\n", 0)])
+def test_a_run_goes_on_by_the_code_that_began_it_and_by_no_other(
+    tiny_base: Path, tmp_path: Path, edit: str, resumed_from: int
+) -> None:
+    code = tmp_path / "lora_ops"
+    shutil.copytree(ROOT / "lora_ops", code, ignore=shutil.ignore_patterns("__pycache__"))
+    for step in ("stop", "lambda metrics: None"):
+        script = (
+            "from pathlib import Path; from tests.training.test_loop import run, stop;"
+            f"run(Path({str(tiny_base)!r}), Path({str(tmp_path)!r}), on_step={step})"
+        )
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+        subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True)
+        with (code / "training/batches.py").open("a") as file:
+            file.write(edit)
+    assert read_training_record(tmp_path / "report").resumed_from_step == resumed_from
 
+
+def test_a_checkpoint_of_another_recipe_or_a_broken_one_is_not_resumed(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tiny_base, tmp_path, on_step=stop)
     assert run(tiny_base, tmp_path, RECIPE.model_copy(update={"learning_rate": 0.02})).resumed_from_step == 0

@@ -1,0 +1,111 @@
+"""W&B runs: offline without a key, and sent later by the real client to a W&B on loopback."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import wandb_server
+from tests.conftest import ROOT, run
+from tests.wandb_server import WandbServer
+
+STAGE = """
+import sys
+from pathlib import Path
+import pandas as pd
+from lora_ops.settings import TrackingSettings
+from lora_ops.tracking import log_folder, log_table, track
+
+root = Path(sys.argv[1])
+with track("package", "finance", {"rank": 8}, TrackingSettings(project="adapters"), root) as run:
+    run.log({"loss": 0.5})
+    log_table(run, "samples", pd.DataFrame({"text": ["AIRBNB"]}))
+    log_folder(run, "finance-adapter", "lora-adapter", root / "adapter", {"rank": 8})
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with an adapter to log, on a machine where nobody has logged in to W&B."""
+    root, home = tmp_path / "repository", tmp_path / "home"
+    (root / "adapter").mkdir(parents=True)
+    home.mkdir()
+    (root / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    for name in ("params.yaml", "dvc.yaml"):
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("MODE", "API_KEY", "BASE_URL", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR", "DIR"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    return root
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    with wandb_server.serving() as server:
+        yield server
+
+
+def log_in(home: Path, server: WandbServer) -> None:
+    """As `wandb login` leaves it."""
+    netrc = home / ".netrc"
+    netrc.write_text(
+        f"machine {server.url.partition('//')[2]}\n  login user\n  password {wandb_server.API_KEY}\n"
+    )
+    netrc.chmod(0o600)
+
+
+def stage(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-c", STAGE, root, cwd=root, **environment)
+
+
+def logged_files(server: WandbServer) -> dict[str, bytes]:
+    """The content of every file of the adapter's only version at the server."""
+    (version,) = server.collection("finance-adapter", project="adapters").versions
+    return {name: server.storage[path] for name, path in server.files_of(version).items()}
+
+
+def test_what_was_logged_without_a_key_is_sent_whole_once_there_is_one(root: Path, server: WandbServer) -> None:
+    assert stage(root).returncode == 0
+    assert not list((root.parent / "home").rglob("staging"))  # everything that is needed lies in wandb/
+    refused = run("lora-ops", "wandb-sync", cwd=root, WANDB_BASE_URL=server.url)
+    assert refused.returncode == 2 and "There is no API key" in refused.stderr
+    assert server.requests == []
+    log_in(root.parent / "home", server)
+    for _ in range(2):
+        sent = run("lora-ops", "wandb-sync", cwd=root, WANDB_BASE_URL=server.url, WANDB_MODE="offline")
+        assert sent.returncode == 0, sent.stderr
+    assert logged_files(server) == {"adapter_model.safetensors": b"weights"}
+    (logged,) = server.runs.values()
+    assert logged.fields["displayName"] == "finance-package"
+    assert server.collection(f"run-{logged.name}-samples", project="adapters").live()
+    assert server.refusals == []
+
+
+def test_runs_of_another_folder_are_sent_when_it_is_linked_there_and_not_before(
+    root: Path, server: WandbServer
+) -> None:
+    stage(root)
+    moved = root.rename(root.parent / "moved")
+    environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": wandb_server.API_KEY}
+    refused = run("lora-ops", "wandb-sync", cwd=moved, **environment)
+    assert refused.returncode == 2 and f"was recorded in {root}" in refused.stderr
+    root.symlink_to(moved)
+    assert run("lora-ops", "wandb-sync", cwd=moved, **environment).returncode == 0
+    assert logged_files(server) == {"adapter_model.safetensors": b"weights"}
+
+
+def test_after_a_login_runs_are_logged_while_they_run(root: Path, server: WandbServer) -> None:
+    log_in(root.parent / "home", server)
+    done = stage(root, WANDB_BASE_URL=server.url)
+    assert done.returncode == 0, done.stderr
+    assert logged_files(server) == {"adapter_model.safetensors": b"weights"}
+    assert not list((root / "wandb").glob("offline-run-*"))
+
+
+def test_online_without_a_key_is_one_sentence(root: Path) -> None:
+    refused = stage(root, WANDB_MODE="online")
+    assert refused.stderr.splitlines()[-1].endswith("set WANDB_API_KEY or run `wandb login`.")
+    assert not (root / "wandb").exists()
