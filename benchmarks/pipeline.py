@@ -50,10 +50,12 @@ def collate(batch):
         "labels": torch.tensor([pad(r["labels"], -100) for r in batch]),
     }
 
+steps = recipe.epochs * -(-len(rows) // recipe.batch_size)
 arguments = TrainingArguments(
     output_dir=sys.argv[2], per_device_train_batch_size=recipe.batch_size, num_train_epochs=recipe.epochs,
-    learning_rate=recipe.learning_rate, warmup_steps=4, weight_decay=0.0, report_to=[], save_strategy="no",
-    disable_tqdm=True, seed=recipe.seed, use_cpu=not torch.cuda.is_available(),
+    learning_rate=recipe.learning_rate, warmup_steps=round(recipe.warmup * steps), weight_decay=0.0,
+    max_grad_norm=recipe.max_grad_norm, report_to=[], save_strategy="no", disable_tqdm=True, seed=recipe.seed,
+    use_cpu=not torch.cuda.is_available(),
 )
 trainer = Trainer(get_peft_model(model, config), arguments, train_dataset=examples, data_collator=collate)
 start = time.perf_counter()
@@ -96,7 +98,7 @@ def main() -> None:
         peer_seconds = float(re.search(r"PEER ([\d.]+)", peer)[1])  # type: ignore[index]
         print(table)
         print(f"dvc repro, {stages} stages from an empty workspace   {first / 60:6.1f} min")
-        print(f"dvc repro again, nothing to do              {again:6.1f} s")
+        print(f"dvc repro again, nothing to do              {again:6.2f} s")
         print(f"training finance, lora_ops                  {training['seconds']:6.1f} s")
         print(f"training finance, transformers.Trainer      {peer_seconds:6.1f} s")
         print(f"ratio (Trainer / lora_ops)                  {peer_seconds / training['seconds']:6.2f}")

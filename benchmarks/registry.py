@@ -2,7 +2,7 @@
 
     python benchmarks/registry.py [--versions 10000]
 
-MLflow is measured when it can be imported (`pip install mlflow`), in the same process on the same disk.
+MLflow is measured when it is installed (`pip install -e .[benchmarks]`), in the same process on the same disk.
 """
 
 import argparse
@@ -188,7 +188,7 @@ def main() -> None:
             )
     console.print(table)
     if not peer:
-        console.print("MLflow is not installed here, so its column is empty: pip install mlflow.")
+        console.print("MLflow is not installed here, so its column is empty: pip install -e .[benchmarks].")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def with_peft(recipe: TrainSettings, rows: list[Example], validation: list[Examp
                 position_ids=batch.position_ids,
                 labels=labels,
             ).loss.backward()
-            torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+            torch.nn.utils.clip_grad_norm_(trainable, recipe.max_grad_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
