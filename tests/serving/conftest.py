@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,6 +182,13 @@ def served(root: Path, settings: Settings, engine: Engine) -> Iterator[Served]:
         assert not thread.is_alive(), "the gateway did not stop"
     if failed:
         raise failed[0]
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
 
 
 Serve = Callable[..., "contextmanager[Served]"]

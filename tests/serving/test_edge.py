@@ -11,7 +11,7 @@ from lora_ops.serving.edge import JsonLines, request_id
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.server import bind
 from lora_ops.settings import ServingSettings, TenantServing
-from tests.serving.conftest import Clone, Served, served
+from tests.serving.conftest import Clone, Served, eventually, served
 
 GOOD = {"model": "base", "prompt": "AIRBNB", "max_tokens": 2}
 
@@ -191,6 +191,8 @@ def test_every_request_is_one_json_line_with_its_id_and_who_answered(
             "/v1/completions", json={**GOOD, "model": "finance"}, headers={"x-request-id": "r1"}
         )
         gateway.http().get("/nothing")
+        # The line is written when the answer has gone.
+        eventually(lambda: any("/nothing" in record.getMessage() for record in caplog.records))
     records = [record for record in caplog.records if record.name == "lora_ops.access"]
     lines = [json.loads(JsonLines().format(record)) for record in records]
     assert (

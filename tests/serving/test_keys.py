@@ -5,6 +5,7 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -13,7 +14,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.keys import Caller, KeyStore
 from tests.conftest import run
-from tests.serving.conftest import Clone, Served, served
+from tests.serving.conftest import Clone, Served, eventually, served
 
 CHAT = {"messages": [{"role": "user", "content": "AIRBNB"}], "max_tokens": 2}
 
@@ -140,12 +141,16 @@ def test_only_an_admin_loads_and_unloads(guarded: Served, keys: dict[str, str], 
 def test_refusals_and_admin_calls_say_whose_key_it_was(
     guarded: Served, keys: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    def told() -> list[dict[str, Any]]:
+        return [record.fields for record in caplog.records if record.name == "lora_ops.access"]  # type: ignore[attr-defined]
+
     with caplog.at_level(logging.INFO, "lora_ops"):
         assert guarded.http(keys["finance"]).post("/v1/chat/completions", json={}).status_code == 400
         guarded.http(keys["admin"]).post("/v1/load_lora_adapter", json={"lora_name": "finance"})
-    told = [record.fields for record in caplog.records if record.name == "lora_ops.access"]  # type: ignore[attr-defined]
-    assert told[0]["tenant"] == "finance" and told[0]["key"].startswith("k-")
-    assert f"finance@2 is loaded, as key {told[1]['key']} asked" in caplog.messages
+        eventually(lambda: len(told()) == 2)
+    refused, loaded = told()
+    assert refused["tenant"] == "finance" and refused["key"].startswith("k-")
+    assert f"finance@2 is loaded, as key {loaded['key']} asked" in caplog.messages
     assert guarded.metric("lora_ops_refused_total", keys["admin"], tenant="finance", code="400") == 1
 
 

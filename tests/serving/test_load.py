@@ -2,9 +2,8 @@
 
 import asyncio
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +14,10 @@ import pytest
 
 from lora_ops.serving.engine import Engine
 from lora_ops.settings import TenantServing
-from tests.serving.conftest import Clone, Served, served
+from tests.serving.conftest import Clone, Served, eventually, served
 
 LONG = {"model": "base", "prompt": "AIRBNB", "max_tokens": 1900}
 SHORT = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 8}
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def idle(gateway: Served) -> bool:
