@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.registry.commands import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.serving.commands import keys_app, serve
 from lora_ops.settings import find_root, load_settings
@@ -65,10 +66,7 @@ def run(
 def rollback(
     version: Annotated[str, typer.Argument(help="The exact version that must go, such as finance@2.")],
     reason: Annotated[str, typer.Option(help="What happened, in a sentence; it is kept.")],
-    actor: Annotated[
-        str | None,
-        typer.Option(envvar="LORA_OPS_ACTOR", help="Your id in owners.yaml; default: the login name."),
-    ] = None,
+    actor: Actor = None,
     gateway: Annotated[str, typer.Option(help="Whose dashboards are captured.")] = "http://localhost:8000",
     yes: Annotated[
         bool, typer.Option("--yes", help="Do it; without this, only show what would happen.")

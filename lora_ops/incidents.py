@@ -9,7 +9,6 @@ import httpx
 from lora_ops.errors import LoraOpsError
 from lora_ops.records import IncidentRecord, sha256_file
 from lora_ops.registry import Registry, Version, lifecycle
-from lora_ops.registry.owners import Team
 from lora_ops.registry.store import utc
 
 DASHBOARDS = {"console.json": "/console/data", "metrics.txt": "/metrics", "models.json": "/v1/models"}
@@ -50,9 +49,10 @@ def plan(registry: Registry, reference: str) -> Rollback:
             f"{leaves.id} is '{leaves.state}': {leaves.tenant}@{serving} is in production, so there is nothing "
             "to roll back."
         )
-    if serving is None and "production" not in _stages(registry, leaves):
+    served = _served(registry, leaves.tenant)
+    if serving is None and leaves.number not in served:
         raise LoraOpsError(f"{leaves.id} is '{leaves.state}' and was never in production.")
-    return Rollback(leaves, _before(registry, leaves), done_already=False)
+    return Rollback(leaves, _before(registry, leaves, served), done_already=False)
 
 
 def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, reason: str) -> Version:
@@ -77,17 +77,6 @@ def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, r
     if registry.get(reference).state != "revoked":
         lifecycle.revoke(registry, reference, actor=actor, reason=reason, evidence=[incident])
     return registry.get(rollback.returns.id)
-
-
-def owners(registry: Registry, tenant: str) -> Team:
-    """Who answers for a tenant, and whom to tell, in the order of escalation.
-
-    Raises:
-        LoraOpsError: there is no owners.yaml.
-    """
-    if registry.owners is None:
-        raise LoraOpsError("There is no owners.yaml beside params.yaml: it says whom to tell.")
-    return registry.owners.team(tenant)
 
 
 def new_folder(root: Path, tenant: str, at: datetime) -> Path:
@@ -139,7 +128,7 @@ def write_record(
     """
     if not reason.strip():
         raise LoraOpsError("Say why: an incident's record needs a reason.")
-    team = owners(registry, rollback.leaves.tenant)
+    team = lifecycle.owners_of(registry, rollback.leaves.tenant)
     record = IncidentRecord(
         tenant=rollback.leaves.tenant,
         at=registry.clock(),
@@ -157,33 +146,38 @@ def write_record(
     return path
 
 
-def _stages(registry: Registry, version: Version) -> list[str]:
-    return [entry.action for entry in registry.history(version.id) if entry.number == version.number]
+def _served(registry: Registry, tenant: str) -> list[int]:
+    """The versions that were ever in production, the last one first."""
+    entries = reversed(registry.log.entries(tenant))
+    return list(dict.fromkeys(entry.number for entry in entries if entry.action == "production"))
 
 
-def _before(registry: Registry, leaves: Version) -> Version:
+def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
     """The last version in production that may answer again."""
-    served = [
-        entry.number
-        for entry in registry.log.entries(leaves.tenant)
-        if entry.action == "production" and entry.number != leaves.number
-    ]
     refused = []
-    for number in dict.fromkeys(reversed(served)):
+    for number in served:
+        if number == leaves.number:
+            continue
         version = registry.get(f"{leaves.tenant}@{number}")
-        if version.state != "superseded":
-            refused.append(f"{version.id} is '{version.state}'")
-        elif version.summary.fresh_until <= utc(registry.clock()):
-            refused.append(f"{version.id} expired on {version.summary.fresh_until[:10]}")
-        else:
-            try:
-                registry.check_kept(version)
-            except LoraOpsError as error:
-                refused.append(str(error).rstrip("."))
-                continue
+        problem = _unfit(registry, version)
+        if problem is None:
             return version
+        refused.append(problem)
     why = "; ".join(refused) or "no other version was in production before"
     raise LoraOpsError(
         f"There is no version to go back to from {leaves.id}: {why}. To stop its answers all the same: "
         f"lora-ops registry revoke {leaves.id} --reason ..."
     )
+
+
+def _unfit(registry: Registry, version: Version) -> str | None:
+    """Why a version may not answer again."""
+    if version.state != "superseded":
+        return f"{version.id} is '{version.state}'"
+    if version.summary.fresh_until <= utc(registry.clock()):
+        return f"{version.id} expired on {version.summary.fresh_until[:10]}"
+    try:
+        registry.check_kept(version)
+    except LoraOpsError as error:
+        return str(error).rstrip(".")
+    return None

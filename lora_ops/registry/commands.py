@@ -77,8 +77,8 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
 def history(reference: Reference, as_json: AsJson = False) -> None:
     """What the audit log says of one version."""
     with _registry() as registry:
-        _, number = registry.resolve(reference)
-        entries = registry.history(reference)
+        tenant, number = registry.resolve(reference)
+        entries = registry.log.entries(tenant, number)
     if as_json:
         _print_json([entry.model_dump(mode="json") for entry in entries])
         return

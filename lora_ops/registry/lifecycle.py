@@ -213,7 +213,7 @@ def review(
     """
     with registry.change(actor) as change:
         version = registry.get(reference)
-        team = _team(registry, version.tenant)
+        team = owners_of(registry, version.tenant)
         _require_role(registry, version, actor, JUDGE, f"review {version.id}")
         _said(reason, evidence, registry)
         if version.state not in LIVE:
@@ -423,9 +423,16 @@ def _record(
     )
 
 
-def _team(registry: Registry, tenant: str) -> Team:
+def owners_of(registry: Registry, tenant: str) -> Team:
+    """Who answers for a tenant, and whom to tell.
+
+    Raises:
+        LoraOpsError: there is no owners.yaml.
+    """
     if registry.owners is None:
-        raise LoraOpsError("There is no owners.yaml beside params.yaml: it says who may approve and review.")
+        raise LoraOpsError(
+            "There is no owners.yaml beside params.yaml: it says who may approve and review, and whom to tell."
+        )
     return registry.owners.team(tenant)
 
 
@@ -444,7 +451,7 @@ def _require_role(registry: Registry, version: Version, actor: str, roles: froze
 
 
 def _approver(registry: Registry, version: Version, actor: str) -> Person:
-    team = _team(registry, version.tenant)
+    team = owners_of(registry, version.tenant)
     approvers, person = team.with_role(APPROVE), team.person(actor)
     if person is None or person not in approvers:
         listed = ", ".join(one.id for one in approvers)
@@ -467,7 +474,7 @@ def _unknown_author(version: Version) -> str:
 
 def _approvals_missing(registry: Registry, version: Version) -> list[str]:
     # Judged by owners.yaml as it is now: an approval by someone who has left the role no longer counts.
-    team = _team(registry, version.tenant)
+    team = owners_of(registry, version.tenant)
     author = team.person(version.summary.author)
     if author is None:
         return [_unknown_author(version)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.serving.errors import CLIENT_GONE
+from lora_ops.serving.errors import CLIENT_GONE, NOT_FAILED
 from lora_ops.serving.events import Event
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.traffic import WINDOW_SECONDS
@@ -112,7 +112,7 @@ def percentile(values: Sequence[float], part: float) -> float | None:
 
 
 def _failed(event: Event) -> bool:
-    return event.status not in (200, CLIENT_GONE)
+    return event.status not in NOT_FAILED
 
 
 def _numbers(events: Iterable[Event]) -> dict[str, Any]:

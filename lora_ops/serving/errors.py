@@ -43,6 +43,7 @@ class ApiError(Exception):
 
 
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection; it is logged, nobody receives it
+NOT_FAILED = (200, CLIENT_GONE)
 
 
 INSIDE = re.compile(r"(?:\w+:/)?/[\w.:%@+~/-]{2,}")  # URLs and absolute paths

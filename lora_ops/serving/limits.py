@@ -168,8 +168,8 @@ class FairQueue:
     free for its next answers; the last free slot is for a tenant that has none while others were active
     lately; long answers stay within their tenant's share while others were active lately, and leave a part of
     all slots to short ones, which end soon; and when the queue is full the newest ticket of the longest line
-    goes. An answer whose turn it is and that needs more slots than are
-    free holds the others back until they are.
+    goes. An answer whose turn it is and that needs more slots than are free holds the others back until they
+    are.
 
     Args:
         slots: answers that are generated at the same time.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from lora_ops.plots import Plot
-from lora_ops.serving.errors import CLIENT_GONE
+from lora_ops.serving.errors import NOT_FAILED
 from lora_ops.serving.events import Event, read_events
 
 NO_TRAFFIC = "No requests yet: start the gateway (`make serve`), ask it something, run this notebook again."
@@ -132,7 +132,7 @@ def findings(versions: pd.DataFrame) -> list[str]:
 
 
 def _failed(events: pd.DataFrame) -> pd.Series:
-    return ~events["status"].isin([200, CLIENT_GONE])
+    return ~events["status"].isin(NOT_FAILED)
 
 
 def _bars(
