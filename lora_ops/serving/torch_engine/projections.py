@@ -1,6 +1,5 @@
 """One adapter as the fused decoder applies it: a few matrices for each fused projection of each layer."""
 
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,8 +7,13 @@ import numpy
 import torch
 
 from lora_ops.serving.torch_engine.adapter_files import LoraPair
+from lora_ops.serving.torch_engine.memory import allocate
 
-WORDS = 19  # of a `Projection` in kernels.c: a, rank, parts, half and five for each of three parts
+# As forward.c reads them, addresses included.
+PART = numpy.dtype([(name, numpy.int64) for name in ("b", "r0", "r", "offset", "n")])
+PROJECTION = numpy.dtype(
+    [*((name, numpy.int64) for name in ("a", "rank", "parts", "half", "bytes")), ("part", PART, (3,))]
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class AdapterTable:
     Attributes:
         bytes: of all matrices.
         rank: the largest sum of ranks in one projection.
-        address: of the same as an array that kernels.c reads.
+        address: of the same as an array that forward.c reads.
     """
 
     def __init__(self, pairs: Mapping[str, LoraPair], fused: Sequence[Sequence[Module]], device: str) -> None:
@@ -71,33 +75,24 @@ class AdapterTable:
         made = [projection for projection in self.projections if projection is not None]
         self.bytes = sum(tensor.nbytes for p in made for tensor in (p.a, *(part.b for part in p.parts)))
         self.rank = max(len(projection.a) for projection in made)
-        self._words = numpy.zeros((len(self.projections), WORDS), dtype=numpy.int64)
-        for words, projection in zip(self._words, self.projections, strict=True):
+        self._table = numpy.zeros(len(self.projections), dtype=PROJECTION)
+        for entry, projection in zip(self._table, self.projections, strict=True):
             if projection is not None:
                 half = projection.a.dtype is torch.bfloat16
-                words[:4] = projection.a.data_ptr(), len(projection.a), len(projection.parts), half
+                entry["a"], entry["rank"] = projection.a.data_ptr(), len(projection.a)
+                entry["parts"], entry["half"] = len(projection.parts), half
+                entry["bytes"] = projection.a.nbytes + sum(part.b.nbytes for part in projection.parts)
                 for index, part in enumerate(projection.parts):
-                    words[4 + 5 * index : 9 + 5 * index] = (
-                        part.b.data_ptr(),
-                        part.r0,
-                        len(part.b),
-                        part.offset,
-                        part.b.shape[1],
-                    )
-        self.address = self._words.ctypes.data
+                    rank, outputs = part.b.shape
+                    entry["part"][index] = (part.b.data_ptr(), part.r0, rank, part.offset, outputs)
+        self.address = self._table.ctypes.data
 
 
 class _Memory:
     """A block from which tensors are cut one after the other."""
 
     def __init__(self, size: int, device: str) -> None:
-        if device == "cpu":
-            block = mmap.mmap(-1, size)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                block.madvise(mmap.MADV_HUGEPAGE)
-            self._free = torch.frombuffer(block, dtype=torch.uint8)
-        else:
-            self._free = torch.empty(size, dtype=torch.uint8, device=device)
+        self._free = allocate(size, device)
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """A contiguous copy of the tensor in the block."""

@@ -1,0 +1,570 @@
+/* One forward pass of a Llama-like decoder in float32 on a CPU: one token or many of every sequence of the batch.
+ *
+ * torch_forward.py says in torch what is computed here, and runs where this doesn't. All of a pass is one call and one
+ * parallel region: at a few rows, dozens of small operators a layer cost more than they compute. Weights lie in panels
+ * as the matrix product reads them; adapters are read where they lie, and nothing is gathered or padded, however many
+ * differ and whatever their ranks.
+ *
+ * Every number is summed in an order that depends neither on the other rows nor on the threads: a sequence gets the
+ * same bits alone and in any batch.
+ */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __FMA__
+#include <immintrin.h>
+#endif
+
+#ifndef LANES /* of a vector register */
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+#endif
+#define PANEL (2 * LANES) /* columns of a weight that lie together */
+#define DEPTH 96          /* numbers of a panel's columns that stay in the first cache for all rows */
+#define ROWS 6            /* of a block: 12 registers of sums, 2 of weights and one of inputs */
+#define LINE 64           /* bytes that memory gives at a time */
+#define FETCHED 4         /* from so many rows on, memory is asked for before it is read */
+#define KEYS 12           /* that a block of queries is compared with at a time */
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define ALWAYS static inline __attribute__((always_inline))
+#define WIDTH(n) (((n) + PANEL - 1) / PANEL * PANEL)
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+
+/* What one adapter does to one fused projection: z = x a', then out[:, offset:offset+n] += z[:, r0:r0+r] b.
+ * Its matrices are float32, or bfloat16 where `half` is set; sums are float32 in both cases. */
+typedef struct {
+    const void *a; /* (rank, inputs): the parts' A below each other */
+    int64_t rank, parts, half, bytes; /* bytes of all matrices, which lie behind each other from `a` on */
+    struct {
+        const void *b; /* (r, n), scaled */
+        int64_t r0, r, offset, n;
+    } part[3];
+} Projection;
+
+typedef struct {
+    const float *weight, *bias; /* in panels: (WIDTH(outputs) / PANEL, inputs, PANEL); bias may be null */
+    int64_t inputs, outputs;
+} Linear;
+
+typedef struct {
+    const float *before_attention, *q_norm, *k_norm, *before_mlp; /* q_norm and k_norm may be null */
+    Linear qkv, out, gate_up, down;
+} Layer;
+
+typedef struct {
+    const float *embedding, *cosine, *sine, *norm; /* (vocabulary, hidden), (positions, dim) twice, (hidden) */
+    float *cache;                                  /* (layers, keys and values, kv_heads, capacity, dim) */
+    const Layer *layer;
+    Linear head;
+    int64_t layers, hidden, heads, kv_heads, dim, capacity;
+    float eps;
+} Model;
+
+typedef struct { /* rows of one sequence, its last ones, and its part of the cache */
+    int64_t first, rows, start, length;
+} Span;
+
+typedef struct { /* neighbouring rows with the same adapter: its projections, one for each of the model, or null */
+    const Projection *adapter;
+    int64_t first, rows;
+} Segment;
+
+typedef struct { /* none, or some for all rows */
+    int64_t count;
+    const Segment *of;
+} Segments;
+
+typedef struct {
+    const int64_t *tokens, *positions, *places; /* (rows) */
+    const int64_t *chosen;                      /* (choices): the rows of which the scores are wanted */
+    const Span *span;
+    Segments segments, head_segments;
+    int64_t rows, choices, spans, rank; /* the largest of a projection */
+    float *scratch;                     /* of `scratch_size` numbers */
+    float *scores;                      /* (choices, WIDTH(vocabulary)) */
+} Step;
+
+ALWAYS vec load(const float *p) { return *(const vec *)p; }
+ALWAYS void store(float *p, vec v) { *(vec *)p = v; }
+
+/* a b + c, rounded once wherever the CPU can: left to itself a compiler does so in one place and not in another, and the
+ * sums of the same numbers would differ. */
+ALWAYS vec fused(vec a, vec b, vec c) {
+#if defined(__FMA__) && LANES == 8
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__AVX512F__) && LANES == 16
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    return a * b + c;
+#endif
+}
+ALWAYS vec spread(float f) { return f - (vec){0}; }
+
+ALWAYS float sum(vec v) {
+    float s = 0.0f;
+    for (int i = 0; i < LANES / 2; i++) s += v[i] + v[i + LANES / 2];
+    return s;
+}
+
+/* e^x to 1e-7, as in Cephes; written so that a compiler makes vectors of it. */
+ALWAYS float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = floorf(x * 1.44269504088896341f + 0.5f);
+    x = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * x + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    y = y * x * x + x + 1.0f;
+    union { int32_t i; float f; } power = {((int32_t)n + 127) << 23};
+    return y * power.f;
+}
+
+/* bfloat16 is float32's upper half. */
+ALWAYS float widen(uint16_t h) {
+    union { uint32_t i; float f; } wide = {(uint32_t)h << 16};
+    return wide.f;
+}
+ALWAYS float same(float f) { return f; }
+ALWAYS vec load_half(const uint16_t *p) { return (vec)(__builtin_convertvector(*(const halves *)p, words) << 16); }
+
+/* The sum of a[i] b[i], with a's numbers of TYPE read by LOAD and WIDEN. */
+#define DOT(NAME, TYPE, LOAD, WIDEN)                                                                                   \
+    ALWAYS float NAME(const TYPE *a, const float *b, int64_t n) {                                                      \
+        vec s[4] = {{0}};                                                                                              \
+        int64_t i = 0;                                                                                                 \
+        for (; i + 4 * LANES <= n; i += 4 * LANES)                                                                     \
+            for (int j = 0; j < 4; j++) s[j] = fused(LOAD(a + i + j * LANES), load(b + i + j * LANES), s[j]);          \
+        float total = sum((s[0] + s[1]) + (s[2] + s[3]));                                                              \
+        for (; i < n; i++) total += WIDEN(a[i]) * b[i];                                                                \
+        return total;                                                                                                  \
+    }
+DOT(dot, float, load, same)
+DOT(dot_half, uint16_t, load_half, widen)
+
+/* Matrix products with the base model's weights. */
+
+int64_t panel_width(int64_t outputs) { return WIDTH(outputs); }
+
+/* weight: (outputs, inputs) to panels, whose last columns are zeros where there are no more outputs. */
+void pack(const float *weight, float *panels, int64_t outputs, int64_t inputs) {
+#pragma omp parallel for
+    for (int64_t p = 0; p < WIDTH(outputs) / PANEL; p++)
+        for (int64_t k = 0; k < inputs; k++)
+            for (int64_t c = 0, j = p * PANEL; c < PANEL; c++, j++)
+                panels[(p * inputs + k) * PANEL + c] = j < outputs ? weight[j * inputs + k] : 0.0f;
+}
+
+/* Memory that is soon read: `count` lines from `from` on, which the hardware is told to fetch meanwhile. */
+typedef struct {
+    const char *from;
+    int64_t count;
+} Ahead;
+
+/* The part of some memory that falls to number `i` of `n` who share it. */
+ALWAYS Ahead share(const void *from, int64_t bytes, int64_t i, int64_t n) {
+    int64_t lines = (bytes + LINE - 1) / LINE, first = lines * i / n;
+    return (Ahead){(const char *)from + first * LINE, lines * (i + 1) / n - first};
+}
+
+/* out += x w for `rows` rows of x and one panel of w, `depth` numbers of each. A vector of w meets all rows while it is
+ * in a register. */
+ALWAYS void block(int rows, const float *x, int64_t inputs, const float *w, int64_t depth, float *out, int64_t width,
+                  Ahead weights, Ahead adapter) {
+    vec s[ROWS][2];
+    for (int r = 0; r < rows; r++)
+        for (int h = 0; h < 2; h++) s[r][h] = load(out + r * width + h * LANES);
+#define MULTIPLY(CALL)                                                                                                 \
+    {                                                                                                                  \
+        vec w0 = load(w + k * PANEL), w1 = load(w + k * PANEL + LANES);                                                \
+        CALL;                                                                                                          \
+        _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                                       \
+            vec xs = spread(x[r * inputs + k]);                                                                        \
+            s[r][0] = fused(xs, w0, s[r][0]);                                                                          \
+            s[r][1] = fused(xs, w1, s[r][1]);                                                                          \
+        }                                                                                                              \
+    }
+    int64_t k = 0, middle = MIN(weights.count, depth), end = MIN(middle + adapter.count, depth);
+    for (; k < middle; k++) MULTIPLY(__builtin_prefetch(weights.from + k * LINE, 0, 2))
+    for (; k < end; k++) MULTIPLY(__builtin_prefetch(adapter.from + (k - middle) * LINE, 0, 2))
+    for (; k < depth; k++) MULTIPLY()
+    for (int r = 0; r < rows; r++)
+        for (int h = 0; h < 2; h++) store(out + r * width + h * LANES, s[r][h]);
+}
+
+/* One panel's columns of all rows. Few rows read memory as fast as the hardware fetches it by itself; more of them
+ * leave it idle between reads, and it is told what comes next: the panel's own continuation, and `adapter`. */
+static void multiply_panel(const Linear *f, int64_t panel, const float *x, float *out, int64_t rows, Ahead adapter) {
+    int64_t inputs = f->inputs, width = WIDTH(f->outputs), blocks = (rows + ROWS - 1) / ROWS;
+    int64_t call = 0, calls = (inputs + DEPTH - 1) / DEPTH * blocks;
+    const float *w = f->weight + panel * inputs * PANEL;
+    out += panel * PANEL;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < PANEL; c++) out[r * width + c] = f->bias ? f->bias[panel * PANEL + c] : 0.0f;
+    for (int64_t k0 = 0; k0 < inputs; k0 += DEPTH) {
+        int64_t depth = MIN(DEPTH, inputs - k0);
+        for (int64_t b = 0; b < blocks; b++, call++) {
+            int64_t r0 = rows * b / blocks, r1 = rows * (b + 1) / blocks;
+            const float *here = w + k0 * PANEL;
+            Ahead next = {0}, other = {0};
+            if (rows >= FETCHED) {
+                next = share(here + depth * PANEL, depth * PANEL * sizeof(float), b, blocks);
+                other = share(adapter.from, adapter.count * LINE, call, calls);
+            }
+#define CASE(R)                                                                                                        \
+    case R: block(R, x + r0 * inputs + k0, inputs, here, depth, out + r0 * width, width, next, other); break;
+            switch (r1 - r0) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+        }
+    }
+}
+
+/* z = x a' for some rows of the same adapter. */
+static void project_down(const Projection *p, const float *x, float *z, int64_t rows, int64_t inputs, int64_t stride) {
+    for (int64_t t = 0; t < rows; t++)
+        for (int64_t r = 0; r < p->rank; r++)
+            z[t * stride + r] = p->half ? dot_half((const uint16_t *)p->a + r * inputs, x + t * inputs, inputs)
+                                        : dot((const float *)p->a + r * inputs, x + t * inputs, inputs);
+}
+
+/* row += z b, with b's numbers read by WIDEN. */
+#define ADD_ROWS(TYPE, WIDEN)                                                                                          \
+    {                                                                                                                  \
+        const TYPE *b = p->part[index].b;                                                                              \
+        int64_t r = 0;                                                                                                 \
+        for (; r + 4 <= rank; r += 4, b += 4 * n) {                                                                    \
+            float z0 = zt[r], z1 = zt[r + 1], z2 = zt[r + 2], z3 = zt[r + 3];                                          \
+            _Pragma("omp simd") for (int64_t c = 0; c < n; c++) row[c] +=                                              \
+                (z0 * WIDEN(b[c]) + z1 * WIDEN(b[n + c])) + (z2 * WIDEN(b[2 * n + c]) + z3 * WIDEN(b[3 * n + c]));     \
+        }                                                                                                              \
+        for (; r < rank; r++, b += n)                                                                                  \
+            _Pragma("omp simd") for (int64_t c = 0; c < n; c++) row[c] += zt[r] * WIDEN(b[c]);                         \
+    }
+
+/* out += z b for one part of the projection. */
+static void project_up(const Projection *p, int64_t index, const float *z, float *out, int64_t rows, int64_t width,
+                       int64_t stride) {
+    int64_t n = p->part[index].n, rank = p->part[index].r;
+    for (int64_t t = 0; t < rows; t++) {
+        const float *zt = z + t * stride + p->part[index].r0;
+        float *row = out + t * width + p->part[index].offset;
+        if (p->half) ADD_ROWS(uint16_t, widen)
+        else ADD_ROWS(float, same)
+    }
+}
+
+/* out += what a segment's adapter adds to a projection of its rows of x. */
+static void adapt(const Segment *s, int64_t which, const float *x, int64_t inputs, float *out, int64_t width, float *z,
+                  int64_t stride) {
+    if (!s->adapter) return;
+    const Projection *p = s->adapter + which;
+    z += s->first * stride;
+    project_down(p, x + s->first * inputs, z, s->rows, inputs, stride);
+    for (int64_t i = 0; i < p->parts; i++)
+        project_up(p, i, z, out + s->first * width, s->rows, width, stride);
+}
+
+/* The functions from here to `forward` are called by all threads of its region, and each returns when all are done. */
+
+/* out = x w' + bias; added = what the adapters add to that, or nothing is written there where there are no segments.
+ * x: (rows, inputs), out, added: (rows, WIDTH(outputs)). A thread takes segments between panels, each after as many of
+ * them as let all segments be fetched before they are read. */
+static void linear(const Linear *f, const float *x, float *out, int64_t rows, const Segments *segments, int64_t which,
+                   float *added, float *z, int64_t stride) {
+    int64_t inputs = f->inputs, width = WIDTH(f->outputs), panels = width / PANEL, count = segments->count;
+    int64_t chunk = MIN(MAX(panels / 16, 1), 16), taken = 0, fetched = 0, pause = panels / MAX(count, 1);
+    const Segment *mine = segments->of + omp_get_thread_num(), *end = segments->of + count;
+#define ADAPT                                                                                                          \
+    {                                                                                                                  \
+        memset(added + mine->first * width, 0, mine->rows * width * sizeof(float));                                    \
+        adapt(mine, which, x, inputs, added, width, z, stride);                                                        \
+        mine += omp_get_num_threads(), taken++, fetched = 0;                                                           \
+        pause = panels * (taken + 1) / count - panels * taken / count;                                                 \
+    }
+#pragma omp for schedule(dynamic, chunk) nowait
+    for (int64_t i = 0; i < panels; i++) {
+        Ahead adapter = {0};
+        if (mine < end && mine->adapter)
+            adapter = share(mine->adapter[which].a, mine->adapter[which].bytes, fetched, MAX(pause, 1));
+        multiply_panel(f, i, x, out, rows, adapter);
+        if (mine < end && ++fetched >= pause) ADAPT
+    }
+    while (mine < end) ADAPT
+#pragma omp barrier
+}
+
+/* out = rms_norm(x), times weight. */
+ALWAYS void norm(const float *x, const float *weight, float *out, int64_t n, float eps) {
+    float scale = 1.0f / sqrtf(dot(x, x, n) / n + eps);
+    for (int64_t i = 0; i < n; i++) out[i] = weight[i] * (x[i] * scale);
+}
+
+/* row += delta + added, where there are such. */
+ALWAYS void add(float *row, const float *delta, const float *added, int64_t n) {
+    if (delta && added)
+        for (int64_t i = 0; i < n; i++) row[i] += delta[i] + added[i];
+    else if (delta)
+        for (int64_t i = 0; i < n; i++) row[i] += delta[i];
+}
+
+/* x += delta + added; out = rms_norm(x). x, out: (rows, n); delta, added: (rows, width) or null. */
+static void add_norm(float *x, const float *delta, const float *added, int64_t width, const float *weight, float *out,
+                     int64_t rows, int64_t n, float eps) {
+#pragma omp for
+    for (int64_t t = 0; t < rows; t++) {
+        add(x + t * n, delta ? delta + t * width : 0, added ? added + t * width : 0, n);
+        norm(x + t * n, weight, out + t * n, n, eps);
+    }
+}
+
+/* out = silu(gate) * up, of gate_up + added: (rows, width). out: (rows, n). */
+static void silu_mul(float *gate_up, const float *added, int64_t width, float *out, int64_t rows, int64_t n) {
+#pragma omp for
+    for (int64_t t = 0; t < rows; t++) {
+        float *gate = gate_up + t * width, *up = gate + n, *row = out + t * n;
+        if (added) add(gate, added + t * width, 0, 2 * n);
+        for (int64_t i = 0; i < n; i++) row[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+    }
+}
+
+ALWAYS void rotate(float *head, const float *cosine, const float *sine, int64_t dim) {
+    int64_t half = dim / 2;
+    for (int64_t i = 0; i < half; i++) {
+        float a = head[i], b = head[i + half];
+        head[i] = a * cosine[i] - b * sine[i];
+        head[i + half] = b * cosine[i + half] + a * sine[i + half];
+    }
+}
+
+/* qkv += added; turn queries and keys to their positions, and put keys and values into the cache. */
+static void rope_store(const Model *m, const Layer *layer, const Step *s, float *qkv, const float *added,
+                       int64_t width, float *keys, float *values) {
+    int64_t dim = m->dim;
+#pragma omp for
+    for (int64_t t = 0; t < s->rows; t++) {
+        if (added) add(qkv + t * width, added + t * width, 0, layer->qkv.outputs);
+        const float *cosine = m->cosine + s->positions[t] * dim, *sine = m->sine + s->positions[t] * dim;
+        for (int64_t h = 0; h < m->heads + m->kv_heads; h++) {
+            float *head = qkv + t * width + h * dim;
+            const float *weight = h < m->heads ? layer->q_norm : layer->k_norm;
+            if (weight) norm(head, weight, head, dim, m->eps);
+            rotate(head, cosine, sine, dim);
+        }
+        for (int64_t h = 0; h < m->kv_heads; h++) {
+            const float *key = qkv + t * width + (m->heads + h) * dim;
+            int64_t place = (h * m->capacity + s->places[t]) * dim;
+            memcpy(keys + place, key, dim * sizeof(float));
+            memcpy(values + place, key + m->kv_heads * dim, dim * sizeof(float));
+        }
+    }
+}
+
+/* Scores of `count` keys against the queries in the lanes. */
+ALWAYS void compare(int count, const float *keys, const float *queries, float *p, int64_t dim) {
+    vec s[KEYS];
+    for (int j = 0; j < count; j++) s[j] = (vec){0};
+    for (int64_t d = 0; d < dim; d++) {
+        vec q = load(queries + d * LANES);
+        _Pragma("GCC unroll 12") for (int j = 0; j < count; j++) s[j] = fused(spread(keys[j * dim + d]), q, s[j]);
+    }
+    for (int j = 0; j < count; j++) store(p + j * LANES, s[j]);
+}
+
+/* Sums of PANEL columns of the values, weighted by `count` neighbouring lanes of p. */
+ALWAYS void weigh(int count, const float *p, const float *values, int64_t length, int64_t dim, float out[][PANEL]) {
+    vec s[4][2];
+    for (int q = 0; q < count; q++) s[q][0] = s[q][1] = (vec){0};
+    for (int64_t j = 0; j < length; j++) {
+        vec v0 = load(values + j * dim), v1 = load(values + j * dim + LANES);
+        _Pragma("GCC unroll 4") for (int q = 0; q < count; q++) {
+            vec weight = spread(p[j * LANES + q]);
+            s[q][0] = fused(weight, v0, s[q][0]);
+            s[q][1] = fused(weight, v1, s[q][1]);
+        }
+    }
+    for (int q = 0; q < count; q++)
+        for (int h = 0; h < 2; h++) store(out[q] + h * LANES, s[q][h]);
+}
+
+/* Causal attention of up to LANES queries of one sequence that share a key head: query i is row i / group of the span
+ * and head i % group of the group. work: LANES (dim + length) numbers. */
+static void attend_block(const Model *m, const Span *span, int64_t q0, int64_t kv_head, const float *qkv,
+                         int64_t width, const float *keys, const float *values, float *work, float *out) {
+    int64_t dim = m->dim, group = m->heads / m->kv_heads, count = MIN(LANES, span->rows * group - q0);
+    int64_t place = (kv_head * m->capacity + span->start) * dim, before = span->length - span->rows;
+    int64_t length = before + (q0 + count - 1) / group + 1, limit[LANES];
+    float *queries = work, *p = work + LANES * dim, scale = 1.0f / sqrtf(dim);
+    const float *source[LANES];
+    memset(queries, 0, LANES * dim * sizeof(float));
+    for (int64_t q = 0; q < LANES; q++) {
+        int64_t row = span->first + (q0 + q) / group, head = kv_head * group + (q0 + q) % group;
+        limit[q] = q < count ? before + (q0 + q) / group + 1 : length;
+        source[q] = qkv + row * width + head * dim;
+        if (q < count)
+            for (int64_t d = 0; d < dim; d++) queries[d * LANES + q] = source[q][d] * scale;
+    }
+    keys += place, values += place;
+    int64_t j = 0;
+    for (; j + KEYS <= length; j += KEYS) compare(KEYS, keys + j * dim, queries, p + j * LANES, dim);
+    for (; j + 4 <= length; j += 4) compare(4, keys + j * dim, queries, p + j * LANES, dim);
+    for (; j < length; j++) compare(1, keys + j * dim, queries, p + j * LANES, dim);
+    for (j = limit[0]; j < length; j++)
+        for (int64_t q = 0; q < LANES; q++)
+            if (j >= limit[q]) p[j * LANES + q] = -INFINITY;
+
+    float top[LANES], total[LANES] = {0};
+    for (int64_t q = 0; q < LANES; q++) top[q] = -INFINITY;
+    for (j = 0; j < length; j++)
+        for (int64_t q = 0; q < LANES; q++) top[q] = MAX(p[j * LANES + q], top[q]);
+    for (j = 0; j < length; j++)
+        for (int64_t q = 0; q < LANES; q++) {
+            float difference = p[j * LANES + q] - top[q];
+            p[j * LANES + q] = difference < -87.0f ? 0.0f : exponential(difference);
+            total[q] += p[j * LANES + q];
+        }
+
+    for (int64_t q = 0; q < count; q += 4) {
+        int64_t rows = MIN(4, count - q), d = 0;
+        float sums[4][PANEL];
+        for (; d < dim; d += PANEL) {
+            int64_t columns = MIN(PANEL, dim - d);
+            if (columns == PANEL) switch (rows) {
+                case 1: weigh(1, p + q, values + d, length, dim, sums); break;
+                case 2: weigh(2, p + q, values + d, length, dim, sums); break;
+                case 3: weigh(3, p + q, values + d, length, dim, sums); break;
+                case 4: weigh(4, p + q, values + d, length, dim, sums); break;
+            }
+            else {
+                memset(sums, 0, sizeof sums);
+                for (j = 0; j < length; j++)
+                    for (int64_t r = 0; r < rows; r++)
+                        for (int64_t c = 0; c < columns; c++)
+                            sums[r][c] += p[j * LANES + q + r] * values[j * dim + d + c];
+            }
+            for (int64_t r = 0; r < rows; r++) {
+                float inverse = 1.0f / total[q + r];
+                float *to = out + (source[q + r] - qkv) / width * m->heads * dim + (source[q + r] - qkv) % width + d;
+                for (int64_t c = 0; c < columns; c++) to[c] = sums[r][c] * inverse;
+            }
+        }
+    }
+}
+
+/* out: (rows, heads dim). work: for each thread. */
+static void attend(const Model *m, const Step *s, const float *qkv, int64_t width, const float *keys,
+                   const float *values, float *work, float *out) {
+    int64_t group = m->heads / m->kv_heads;
+    for (int64_t i = 0; i < s->spans; i++) {
+        const Span *span = s->span + i;
+        int64_t blocks = (span->rows * group + LANES - 1) / LANES;
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int64_t task = 0; task < blocks * m->kv_heads; task++)
+            attend_block(m, span, task / m->kv_heads * LANES, task % m->kv_heads, qkv, width, keys, values, work, out);
+    }
+#pragma omp barrier
+}
+
+/* Where each array of a pass lies in its scratch memory. */
+typedef struct {
+    float *x, *normed, *qkv, *attended, *delta, *gate_up, *gated, *added, *z, *work;
+    int64_t work_size, total;
+} Scratch;
+
+static Scratch lay_out(const Model *m, const Step *s, float *from) {
+    const Layer *layer = m->layer;
+    int64_t rows = MAX(s->rows, s->choices), longest = 0, at = 0, widest = WIDTH(m->hidden);
+    widest = MAX(widest, WIDTH(layer->qkv.outputs)), widest = MAX(widest, WIDTH(layer->gate_up.outputs));
+    for (int64_t i = 0; i < s->spans; i++) longest = MAX(longest, s->span[i].length);
+    Scratch a;
+#define PLACE(NAME, SIZE) a.NAME = from + at, at += ((SIZE) + 15) / 16 * 16
+    PLACE(x, rows * m->hidden);
+    PLACE(normed, rows * m->hidden);
+    PLACE(qkv, rows * WIDTH(layer->qkv.outputs));
+    PLACE(attended, rows * m->heads * m->dim);
+    PLACE(delta, rows * WIDTH(m->hidden));
+    PLACE(gate_up, rows * WIDTH(layer->gate_up.outputs));
+    PLACE(gated, rows * layer->down.inputs);
+    PLACE(added, s->segments.count ? rows * widest : 0);
+    PLACE(z, rows * s->rank);
+    a.work_size = (LANES * (m->dim + longest) + 15) / 16 * 16;
+    PLACE(work, a.work_size * omp_get_max_threads());
+    a.total = at;
+    return a;
+}
+
+int64_t scratch_size(const Model *m, const Step *s) { return lay_out(m, s, 0).total; }
+
+/* What `seconds` of `forward` is about. */
+enum { EMBED, NORM, QKV, ROPE, ATTEND, OUT, GATE_UP, SILU, DOWN, HEAD };
+
+/* seconds: what each part took is added to it. */
+void forward(const Model *m, const Step *s, double *seconds) {
+    Scratch a = lay_out(m, s, s->scratch);
+    const Layer *first = m->layer;
+    int64_t rows = s->rows, hidden = m->hidden, qkv_width = WIDTH(first->qkv.outputs), width = WIDTH(hidden);
+    int64_t gate_up_width = WIDTH(first->gate_up.outputs), block = m->kv_heads * m->capacity * m->dim;
+    double then = omp_get_wtime();
+#define COUNT(PART)                                                                                                    \
+    if (omp_get_thread_num() == 0) {                                                                                   \
+        double now = omp_get_wtime();                                                                                  \
+        seconds[PART] += now - then;                                                                                   \
+        then = now;                                                                                                    \
+    }
+#pragma omp parallel
+    {
+        float *work = a.work + omp_get_thread_num() * a.work_size, *delta = 0, *added = 0;
+#pragma omp for
+        for (int64_t t = 0; t < rows; t++)
+            memcpy(a.x + t * hidden, m->embedding + s->tokens[t] * hidden, hidden * sizeof(float));
+        COUNT(EMBED)
+        for (int64_t l = 0; l < m->layers; l++) {
+            const Layer *layer = m->layer + l;
+            float *keys = m->cache + 2 * l * block, *values = keys + block;
+            add_norm(a.x, delta, added, width, layer->before_attention, a.normed, rows, hidden, m->eps);
+            delta = a.delta, added = s->segments.count ? a.added : 0;
+            COUNT(NORM)
+            linear(&layer->qkv, a.normed, a.qkv, rows, &s->segments, 4 * l, added, a.z, s->rank);
+            COUNT(QKV)
+            rope_store(m, layer, s, a.qkv, added, qkv_width, keys, values);
+            COUNT(ROPE)
+            attend(m, s, a.qkv, qkv_width, keys, values, work, a.attended);
+            COUNT(ATTEND)
+            linear(&layer->out, a.attended, delta, rows, &s->segments, 4 * l + 1, added, a.z, s->rank);
+            COUNT(OUT)
+            add_norm(a.x, delta, added, width, layer->before_mlp, a.normed, rows, hidden, m->eps);
+            COUNT(NORM)
+            linear(&layer->gate_up, a.normed, a.gate_up, rows, &s->segments, 4 * l + 2, added, a.z, s->rank);
+            COUNT(GATE_UP)
+            silu_mul(a.gate_up, added, gate_up_width, a.gated, rows, layer->down.inputs);
+            COUNT(SILU)
+            linear(&layer->down, a.gated, delta, rows, &s->segments, 4 * l + 3, added, a.z, s->rank);
+            COUNT(DOWN)
+        }
+#pragma omp for
+        for (int64_t c = 0; c < s->choices; c++) {
+            float *row = a.x + s->chosen[c] * hidden;
+            int64_t at = s->chosen[c] * width;
+            add(row, delta + at, added ? added + at : 0, hidden);
+            norm(row, m->norm, a.normed + c * hidden, hidden, m->eps);
+        }
+        if (s->choices) {
+            const Segments none = {0};
+            linear(&m->head, a.normed, s->scores, s->choices, &none, 0, 0, 0, 0);
+#pragma omp for
+            for (int64_t i = 0; i < s->head_segments.count; i++)
+                adapt(s->head_segments.of + i, 4 * m->layers, a.normed, hidden, s->scores, WIDTH(m->head.outputs), a.z,
+                      s->rank);
+        }
+        COUNT(HEAD)
+    }
+}

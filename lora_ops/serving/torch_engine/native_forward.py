@@ -1,0 +1,233 @@
+"""The same forward pass in C (forward.c), for float32 on a CPU: compiled here, on first use, for this very CPU."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from lora_ops.serving.torch_engine.memory import allocate
+from lora_ops.serving.torch_engine.step import Segment, Step
+from lora_ops.serving.torch_engine.weights import Linear, Weights
+
+SOURCE = Path(__file__).with_name("forward.c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+# Of `seconds` in forward.c.
+PARTS = ("embed", "norm", "qkv", "rope", "attend", "out", "gate_up", "silu", "down", "head")
+
+POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (("weight", POINTER), ("bias", POINTER), ("inputs", INTEGER), ("outputs", INTEGER))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, POINTER) for name in ("before_attention", "q_norm", "k_norm", "before_mlp")),
+        *((name, _Linear) for name in ("qkv", "out", "gate_up", "down")),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *((name, POINTER) for name in ("embedding", "cosine", "sine", "norm", "cache", "layer")),
+        ("head", _Linear),
+        *((name, INTEGER) for name in ("layers", "hidden", "heads", "kv_heads", "dim", "capacity")),
+        ("eps", ctypes.c_float),
+    )
+
+
+class _Segments(ctypes.Structure):
+    _fields_ = (("count", INTEGER), ("of", POINTER))
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *((name, POINTER) for name in ("tokens", "positions", "places", "chosen", "span")),
+        ("segments", _Segments),
+        ("head_segments", _Segments),
+        *((name, INTEGER) for name in ("rows", "choices", "spans", "rank")),
+        ("scratch", POINTER),
+        ("scores", POINTER),
+    )
+
+
+class NativeForward:
+    """The pass in C.
+
+    Args:
+        weights: in float32 on the CPU; those of linear layers are copied.
+        cache: as `Weights.make_cache` makes it.
+        library: of `build`.
+
+    Attributes:
+        seconds: what each of PARTS has taken in all passes.
+    """
+
+    def __init__(self, weights: Weights, cache: torch.Tensor, library: ctypes.CDLL) -> None:
+        self._c = library
+        self._kept: list[Any] = [cache]  # what the structures below point to
+        self._panels = _Panels(library, weights)
+        layers = (_Layer * len(weights.layers))()
+        for to, layer in zip(layers, weights.layers, strict=True):
+            to.before_attention, to.before_mlp = self._keep(layer.before_attention), self._keep(layer.before_mlp)
+            if layer.norms is not None:
+                to.q_norm, to.k_norm = map(self._keep, layer.norms)
+            to.qkv, to.out, to.gate_up, to.down = map(
+                self._panels.pack, (layer.qkv, layer.out, layer.gate_up, layer.down)
+            )
+        s = weights.shape
+        self._model = _Model(
+            *map(self._keep, (weights.embedding, weights.cosine, weights.sine, weights.norm, cache)),
+            ctypes.cast(layers, POINTER),
+            self._panels.pack(weights.head),
+            *(len(layers), weights.embedding.shape[1], s.heads, s.kv_heads, s.dim, cache.shape[3]),
+            s.eps,
+        )
+        self._kept.append(layers)
+        self._vocabulary = len(weights.head.weight)
+        self._scratch = torch.empty(0)
+        self._seconds = numpy.zeros(len(PARTS))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each part of a pass has taken, all passes together."""
+        return dict(zip(PARTS, self._seconds.tolist(), strict=True))
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """Scores of the token after each chosen row: (chosen, vocabulary)."""
+        integers = [
+            numpy.array(values, dtype=numpy.int64)
+            for values in (step.tokens, step.positions, step.places, step.chosen)
+        ]
+        spans = numpy.array([(s.first, s.rows, s.start, s.length) for s in step.spans], dtype=numpy.int64)
+        segments, head_segments = _table(step.segments), _table(step.head_segments)
+        scores = torch.empty(len(step.chosen), self._c.panel_width(self._vocabulary))
+        given = _Step(
+            *(array.ctypes.data for array in (*integers, spans)),
+            _Segments(len(step.segments), segments.ctypes.data),
+            _Segments(len(step.head_segments), head_segments.ctypes.data),
+            *(len(step.tokens), len(step.chosen), len(step.spans)),
+            max((s.adapter.rank for s in (*step.segments, *step.head_segments) if s.adapter), default=0),
+            None,
+            scores.data_ptr(),
+        )
+        model = ctypes.byref(self._model)
+        size = self._c.scratch_size(model, ctypes.byref(given))
+        if size > len(self._scratch):
+            self._scratch = torch.empty(size)
+        given.scratch = self._scratch.data_ptr()
+        self._c.forward(model, ctypes.byref(given), self._seconds.ctypes.data)
+        return scores[:, : self._vocabulary]
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        whole = tensor.contiguous()
+        self._kept.append(whole)
+        return whole.data_ptr()
+
+
+class _Panels:
+    """All weights of linear layers, behind each other as forward.c reads them."""
+
+    def __init__(self, library: ctypes.CDLL, weights: Weights) -> None:
+        self._c = library
+        linears = [weights.head]
+        for layer in weights.layers:
+            linears += [layer.qkv, layer.out, layer.gate_up, layer.down]
+        self._memory = allocate(4 * sum(map(self._size, linears))).view(torch.float32)
+        self._free = self._memory
+
+    def pack(self, linear: Linear) -> _Linear:
+        """A copy of this one."""
+        weight = linear.weight.contiguous()
+        outputs, inputs = weight.shape
+        to = self._cut(self._c.panel_width(outputs) * inputs)
+        self._c.pack(weight.data_ptr(), to.data_ptr(), outputs, inputs)
+        if linear.bias is None:
+            return _Linear(to.data_ptr(), None, inputs, outputs)
+        bias = self._cut(self._c.panel_width(outputs))
+        bias[:outputs] = linear.bias
+        return _Linear(to.data_ptr(), bias.data_ptr(), inputs, outputs)
+
+    def _size(self, linear: Linear) -> int:
+        outputs, inputs = linear.weight.shape
+        return int(self._c.panel_width(outputs) * (inputs + (linear.bias is not None)))
+
+    def _cut(self, size: int) -> torch.Tensor:
+        cut, self._free = self._free[:size], self._free[size:]
+        return cut
+
+
+def _table(segments: Sequence[Segment]) -> numpy.ndarray:
+    return numpy.array(
+        [(s.adapter.address if s.adapter else 0, s.first, s.rows) for s in segments], dtype=numpy.int64
+    )
+
+
+def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
+    """forward.c as a library, compiled on first use for this very kind of CPU and kept in the user's cache.
+
+    Raises:
+        OSError: there is no compiler, or no place to keep the library.
+        subprocess.SubprocessError: the compiler failed.
+    """
+    compiler = (
+        compiler or os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    )
+    if compiler is None:
+        raise OSError("no C compiler was found (install gcc, or set CC)")
+    cache = _cache()
+    made = cache / f"forward-{_fingerprint(compiler, flags)}.so"
+    if not made.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            target = Path(folder) / "forward.so"
+            command = [compiler, *flags, "-o", str(target), str(SOURCE), "-lm"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            if done.returncode:
+                last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+                raise subprocess.SubprocessError(f"`{compiler}` failed: {last[0]}")
+            target.replace(made)
+    # CDLL gives the interpreter's lock up during a call: the event loop and loads go on while a pass is computed.
+    library = ctypes.CDLL(str(made))
+    model, step = ctypes.POINTER(_Model), ctypes.POINTER(_Step)
+    signatures: dict[str, tuple[Any, Sequence[Any]]] = {
+        "panel_width": (INTEGER, [INTEGER]),
+        "pack": (None, [POINTER, POINTER, INTEGER, INTEGER]),
+        "scratch_size": (INTEGER, [model, step]),
+        "forward": (None, [model, step, POINTER]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function: Callable[..., Any] = getattr(library, name)
+        function.restype, function.argtypes = result, arguments  # type: ignore[attr-defined]
+    return library
+
+
+def _cache() -> Path:
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(named) if named else Path.home() / ".cache") / "lora_ops"
+    except RuntimeError as error:  # an account without a home, as in some containers
+        raise OSError("there is no home folder to keep them in (set XDG_CACHE_HOME)") from error
+
+
+def _fingerprint(compiler: str, flags: Sequence[str]) -> str:
+    cpu = Path("/proc/cpuinfo")
+    features = (
+        [line for line in cpu.read_text().splitlines() if line.startswith(("flags", "Features", "model name"))][
+            :2
+        ]
+        if cpu.is_file()
+        else [platform.processor()]
+    )
+    text = "\n".join([SOURCE.read_text(), compiler, *flags, platform.machine(), *features])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

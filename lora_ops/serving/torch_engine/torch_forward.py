@@ -1,0 +1,137 @@
+"""One forward pass of a Llama-like decoder in torch: on any device and in any type."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from lora_ops.serving.torch_engine.step import Segment, Span, Step
+from lora_ops.serving.torch_engine.weights import Linear, Weights
+
+
+class TorchForward:
+    """The pass in torch's own operators; forward.c computes the same.
+
+    Args:
+        cache: as `Weights.make_cache` makes it; a pass reads and writes its spans' parts of it.
+    """
+
+    def __init__(self, weights: Weights, cache: torch.Tensor) -> None:
+        self._cache, self._shape, self._embedding = cache, weights.shape, weights.embedding
+        self._cosine, self._sine, self._last_norm = weights.cosine, weights.sine, weights.norm
+        # Without the layers themselves: where their weights were laid out anew, nobody needs them any more.
+        self._norms = [(layer.before_attention, layer.norms, layer.before_mlp) for layer in weights.layers]
+        self._products = [
+            tuple(map(_Product, (layer.qkv, layer.out, layer.gate_up, layer.down))) for layer in weights.layers
+        ]
+        self._head = _Product(weights.head)
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """Scores of the token after each chosen row: (chosen, vocabulary)."""
+        device = self._cache.device
+        tokens, positions, places, chosen = (
+            torch.tensor(values, dtype=torch.int64, device=device)
+            for values in (step.tokens, step.positions, step.places, step.chosen)
+        )
+        masks = {span: _mask(span, device) for span in step.spans if span.rows > 1}
+        x = self._embedding[tokens]
+        for number, (before_attention, norms, before_mlp) in enumerate(self._norms):
+            to_qkv, to_out, to_gate_up, to_down = self._products[number]
+            which, cache = 4 * number, self._cache[number]
+            normed = self._norm(x, before_attention)
+            qkv = add_lora(normed, to_qkv(normed), which, step.segments)
+            self._rope_store(qkv, positions, places, cache, norms)
+            attended = self._attend(qkv, cache, step.spans, masks)
+            x += add_lora(attended, to_out(attended), which + 1, step.segments)
+            normed = self._norm(x, before_mlp)
+            gate, up = add_lora(normed, to_gate_up(normed), which + 2, step.segments).chunk(2, dim=-1)
+            gated = F.silu(gate) * up
+            x += add_lora(gated, to_down(gated), which + 3, step.segments)
+        normed = self._norm(x[chosen], self._last_norm)
+        return add_lora(normed, self._head(normed), 4 * len(self._norms), step.head_segments)
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """RMS norm (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
+        wide = x.float()
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._shape.eps)
+        return weight * scaled.to(x.dtype)
+
+    def _rope_store(
+        self,
+        qkv: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        cache: torch.Tensor,
+        norms: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> None:
+        """Turn queries and keys to their positions (Su et al., 2021, arXiv:2104.09864); store keys and values.
+
+        Args:
+            qkv: (rows, width), changed in place.
+            cache: (2, kv_heads, capacity, dim) of this layer.
+        """
+        s = self._shape
+        heads = qkv.view(len(qkv), -1, s.dim)
+        turned = heads[:, : s.heads + s.kv_heads]
+        if norms is not None:
+            for part, weight in ((turned[:, : s.heads], norms[0]), (turned[:, s.heads :], norms[1])):
+                part.copy_(self._norm(part, weight))
+        cos, sin = (table[positions].unsqueeze(1) for table in (self._cosine, self._sine))
+        first, second = turned.chunk(2, dim=-1)
+        turned.copy_(turned * cos + torch.cat((-second, first), dim=-1) * sin)
+        keys, values = heads[:, s.heads : s.heads + s.kv_heads], heads[:, s.heads + s.kv_heads :]
+        cache[0].index_copy_(1, places, keys.transpose(0, 1))
+        cache[1].index_copy_(1, places, values.transpose(0, 1))
+
+    def _attend(
+        self, qkv: torch.Tensor, cache: torch.Tensor, spans: Sequence[Span], masks: dict[Span, torch.Tensor]
+    ) -> torch.Tensor:
+        """Causal attention of each row over its own sequence: (rows, heads * dim)."""
+        s = self._shape
+        out = qkv.new_empty(len(qkv), s.heads * s.dim)
+        for span in spans:
+            rows = slice(span.first, span.first + span.rows)
+            queries = qkv[rows, : s.heads * s.dim].view(span.rows, s.heads, s.dim).transpose(0, 1)
+            keys, values = cache[:, :, span.start : span.start + span.length]
+            result = F.scaled_dot_product_attention(
+                queries[None], keys[None], values[None], attn_mask=masks.get(span), enable_gqa=True
+            )
+            out[rows] = result[0].transpose(0, 1).reshape(span.rows, -1)
+        return out
+
+
+def add_lora(x: torch.Tensor, out: torch.Tensor, which: int, segments: Sequence[Segment]) -> torch.Tensor:
+    """`out`, to which each segment's adapter has added what it does to projection number `which` of `x`."""
+    for segment in segments:
+        projection = segment.adapter and segment.adapter.projections[which]
+        if not projection:
+            continue
+        rows = slice(segment.first, segment.first + segment.rows)
+        z = x[rows] @ projection.a.T.to(x.dtype)
+        for part in projection.parts:
+            columns = slice(part.offset, part.offset + part.b.shape[1])
+            out[rows, columns] += z[:, part.r0 : part.r0 + len(part.b)] @ part.b.to(x.dtype)
+    return out
+
+
+def _mask(span: Span, device: torch.device) -> torch.Tensor:
+    """Which tokens each row may see: (rows, length), bool."""
+    return torch.ones(span.rows, span.length, dtype=torch.bool, device=device).tril(span.length - span.rows)
+
+
+class _Product:
+    """x w' + bias; on a CPU with weights that oneDNN has laid out beforehand, which is faster for a few rows."""
+
+    def __init__(self, linear: Linear) -> None:
+        weight, self._bias = linear.weight, linear.bias
+        self._packed = (
+            weight.device.type == "cpu"
+            and weight.dtype is torch.float32
+            and torch.backends.mkldnn.is_available()
+        )
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._packed else weight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return F.linear(x, self._weight, self._bias)

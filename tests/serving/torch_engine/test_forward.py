@@ -1,0 +1,341 @@
+"""The forward pass in C computes what the one in torch says, and the same bits in any company."""
+
+import math
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_ops.serving.torch_engine import fused, native_forward
+from lora_ops.serving.torch_engine.adapter_files import LoraPair
+from lora_ops.serving.torch_engine.native_forward import FLAGS, NativeForward
+from lora_ops.serving.torch_engine.projections import AdapterTable, Module
+from lora_ops.serving.torch_engine.step import Segment, Span, Step
+from lora_ops.serving.torch_engine.torch_forward import TorchForward
+from lora_ops.serving.torch_engine.weights import Layer, Linear, Shape, Weights
+
+try:
+    LIBRARY = native_forward.build()
+except (OSError, subprocess.SubprocessError) as error:
+    pytest.skip(f"no C code here: {error}", allow_module_level=True)
+
+CAPACITY = 128
+VOCABULARY = 45
+LAYERS = 2
+KINDS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model."""
+
+    heads: int
+    group: int
+    dim: int
+    hidden: int
+    inner: int
+    biased: bool
+    normed: bool
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """Of each linear layer."""
+        wide = self.heads * self.group * self.dim
+        narrow = self.heads * self.dim
+        names = ("q", "k", "v", "o", "gate", "up", "down")
+        return dict(
+            zip(names, (wide, narrow, narrow, self.hidden, self.inner, self.inner, self.hidden), strict=True)
+        )
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """Of each linear layer."""
+        return dict.fromkeys(self.outputs, self.hidden) | {
+            "o": self.heads * self.group * self.dim,
+            "down": self.inner,
+        }
+
+
+SIZES = st.builds(
+    Sizes,
+    heads=st.sampled_from([1, 2, 3]),
+    group=st.sampled_from([1, 2, 3, 9]),
+    dim=st.sampled_from([2, 12, 16, 40, 64]),
+    hidden=st.sampled_from([5, 16, 100, 200]),
+    inner=st.sampled_from([3, 32, 130]),
+    biased=st.booleans(),
+    normed=st.booleans(),
+)
+SEEDS = st.integers(0, 2**32 - 1)
+# Of each sequence: tokens in the cache, rows in this pass, which adapter (0: none), whether its scores are wanted.
+SEQUENCES = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(1, 9), st.integers(0, 3), st.booleans()), min_size=1, max_size=4
+)
+RANKS = st.dictionaries(st.sampled_from([*sum(KINDS, ()), "head"]), st.integers(1, 9), min_size=1)
+
+
+class Random:
+    """Random numbers in the order in which they are asked for."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int) -> torch.Tensor:
+        """Of about the size that keeps a model's numbers near one."""
+        return torch.randn(shape, generator=self._generator) / math.sqrt(shape[-1])
+
+    def tokens(self, count: int) -> list[int]:
+        """Any."""
+        return torch.randint(VOCABULARY, (count,), generator=self._generator).tolist()
+
+
+def make_weights(sizes: Sizes, random: Random) -> Weights:
+    """A model."""
+
+    def linear(*names: str) -> Linear:
+        width = sum(sizes.outputs[name] for name in names)
+        return Linear(random(width, sizes.inputs[names[0]]), random(width) if sizes.biased else None)
+
+    layers = tuple(
+        Layer(
+            1 + random(sizes.hidden),
+            linear("q", "k", "v"),
+            (1 + random(sizes.dim), 1 + random(sizes.dim)) if sizes.normed else None,
+            linear("o"),
+            1 + random(sizes.hidden),
+            linear("gate", "up"),
+            linear("down"),
+        )
+        for _ in range(LAYERS)
+    )
+    angles = random(CAPACITY, sizes.dim) * 10
+    return Weights(
+        Shape(sizes.heads * sizes.group, sizes.heads, sizes.dim, 1e-5),
+        random(VOCABULARY, sizes.hidden),
+        angles.cos(),
+        angles.sin(),
+        layers,
+        1 + random(sizes.hidden),
+        Linear(random(VOCABULARY, sizes.hidden)),
+    )
+
+
+def make_adapter(sizes: Sizes, ranks: dict[str, int], dtype: torch.dtype, random: Random) -> AdapterTable:
+    """The same modules of each layer with these ranks."""
+    modules, pairs = [], {}
+    for layer in range(LAYERS):
+        for names in KINDS:
+            offset, parts = 0, []
+            for name in names:
+                outputs, inputs = sizes.outputs[name], sizes.inputs[name]
+                parts.append(Module(f"{layer}.{name}", offset, outputs, inputs))
+                offset += outputs
+                if name in ranks:
+                    pairs[f"{layer}.{name}"] = LoraPair(
+                        random(ranks[name], inputs).to(dtype), random(outputs, ranks[name]).to(dtype)
+                    )
+            modules.append(parts)
+    modules.append([Module("head", 0, VOCABULARY, sizes.hidden)])
+    if "head" in ranks:
+        pairs["head"] = LoraPair(
+            random(ranks["head"], sizes.hidden).to(dtype), random(VOCABULARY, ranks["head"]).to(dtype)
+        )
+    return AdapterTable(pairs, modules, "cpu")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one sequence in one pass."""
+
+    tokens: list[int]
+    start: int
+    before: int
+    adapter: AdapterTable | None
+    scored: bool
+
+
+def make_step(sequences: Sequence[Rows]) -> Step:
+    """All of them in one pass."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    places: list[int] = []
+    spans, segments, chosen, head = [], [], [], []
+    for rows in sequences:
+        count = len(rows.tokens)
+        spans.append(Span(len(tokens), count, rows.start, rows.before + count))
+        segments.append(Segment(len(tokens), count, rows.adapter))
+        tokens += rows.tokens
+        positions += range(rows.before, rows.before + count)
+        places += range(rows.start + rows.before, rows.start + rows.before + count)
+        if rows.scored:
+            head.append(Segment(len(chosen), 1, rows.adapter))
+            chosen.append(len(tokens) - 1)
+    adapted = any(rows.adapter for rows in sequences)
+    return Step(tokens, positions, places, spans, segments if adapted else [], chosen, head if adapted else [])
+
+
+def draw(
+    random: Random, drawn: Sequence[tuple[int, int, int, bool]], adapters: Sequence[AdapterTable]
+) -> Iterator[Rows]:
+    """Sequences behind each other in the cache."""
+    start = 0
+    for before, count, which, scored in drawn:
+        adapter = adapters[which % (len(adapters) + 1) - 1] if which % (len(adapters) + 1) else None
+        yield Rows(random.tokens(count), start, before, adapter, scored)
+        start += before + count
+
+
+CASES = {
+    "seed": SEEDS,
+    "sizes": SIZES,
+    "drawn": SEQUENCES,
+    "ranks": st.lists(RANKS, max_size=3),
+    "half": st.booleans(),
+}
+
+
+def make_case(
+    seed: int,
+    sizes: Sizes,
+    drawn: Sequence[tuple[int, int, int, bool]],
+    ranks: Sequence[dict[str, int]],
+    half: bool,
+) -> tuple[Weights, torch.Tensor, list[Rows]]:
+    """A model, what its cache holds, and the sequences of a pass."""
+    random = Random(seed)
+    weights = make_weights(sizes, random)
+    cache = weights.make_cache(CAPACITY + 32)
+    cache.copy_(random(*cache.shape))
+    dtype = torch.bfloat16 if half else torch.float32
+    adapters = [make_adapter(sizes, one, dtype, random) for one in ranks]
+    return weights, cache, list(draw(random, drawn, adapters))
+
+
+@settings(max_examples=150, deadline=None)
+@given(**CASES)
+def test_scores_and_cache_are_those_of_the_torch_pass(
+    seed: int,
+    sizes: Sizes,
+    drawn: list[tuple[int, int, int, bool]],
+    ranks: list[dict[str, int]],
+    half: bool,
+) -> None:
+    weights, cache, sequences = make_case(seed, sizes, drawn, ranks, half)
+    step, ours, theirs = make_step(sequences), cache.clone(), cache.clone()
+    got = NativeForward(weights, ours, LIBRARY)(step)
+    wanted = TorchForward(weights, theirs)(step)
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**CASES, threads=st.integers(1, 3))
+def test_a_sequence_gets_the_same_bits_alone_and_in_any_batch_on_any_number_of_threads(
+    seed: int,
+    sizes: Sizes,
+    drawn: list[tuple[int, int, int, bool]],
+    ranks: list[dict[str, int]],
+    half: bool,
+    threads: int,
+) -> None:
+    weights, cache, sequences = make_case(seed, sizes, drawn, ranks, half)
+    together = NativeForward(weights, mixed := cache.clone(), LIBRARY)(make_step(sequences))
+    alone = NativeForward(weights, single := cache.clone(), LIBRARY)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        scores = [alone(make_step([rows])) for rows in sequences]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together, torch.cat(scores))
+    assert torch.equal(mixed, single)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**CASES)
+def test_a_prompt_gets_the_same_bits_in_chunks_of_any_size(
+    seed: int,
+    sizes: Sizes,
+    drawn: list[tuple[int, int, int, bool]],
+    ranks: list[dict[str, int]],
+    half: bool,
+) -> None:
+    weights, cache, sequences = make_case(seed, sizes, drawn, ranks, half)
+    whole = sequences[0]
+    at_once = NativeForward(weights, first := cache.clone(), LIBRARY)(make_step([whole]))
+    piecewise = NativeForward(weights, second := cache.clone(), LIBRARY)
+    for number, token in enumerate(whole.tokens):
+        last = number == len(whole.tokens) - 1
+        one = Rows([token], whole.start, whole.before + number, whole.adapter, whole.scored and last)
+        scores = piecewise(make_step([one]))
+    assert torch.equal(at_once, scores)
+    assert torch.equal(first, second)
+
+
+def test_a_cpu_with_wider_registers_computes_the_same() -> None:
+    sizes = Sizes(2, 3, 40, 100, 130, biased=True, normed=True)
+    weights, cache, sequences = make_case(0, sizes, [(20, 7, 1, True), (3, 1, 0, True)], [{"q": 3, "head": 2}], False)
+    wide = native_forward.build(flags=(*FLAGS, "-DLANES=16", "-Wno-psabi"))
+    scores = [
+        NativeForward(weights, cache.clone(), library)(make_step(sequences)) for library in (LIBRARY, wide)
+    ]
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_survives_scores_that_overflow_an_exponential() -> None:
+    sizes = Sizes(1, 2, 16, 32, 32, biased=False, normed=False)
+    weights, cache, sequences = make_case(0, sizes, [(5, 1, 0, True)], [], False)
+    cache *= 1000
+    got = NativeForward(weights, cache.clone(), LIBRARY)(make_step(sequences))
+    assert got.isfinite().all()
+    torch.testing.assert_close(got, TorchForward(weights, cache)(make_step(sequences)), rtol=1e-3, atol=1e-3)
+
+
+def test_what_each_part_took_is_counted() -> None:
+    sizes = Sizes(1, 1, 16, 16, 32, biased=False, normed=False)
+    weights, cache, sequences = make_case(0, sizes, [(5, 1, 0, True)], [], False)
+    forward = NativeForward(weights, cache, LIBRARY)
+    assert sum(forward.seconds.values()) == 0
+    forward(make_step(sequences))
+    assert min(forward.seconds.values()) > 0
+
+
+def make_any() -> tuple[Weights, torch.Tensor]:
+    """A tiny model."""
+    weights, cache, _ = make_case(0, Sizes(1, 1, 2, 16, 3, biased=False, normed=False), [], [], False)
+    return weights, cache
+
+
+def test_without_a_compiler_the_torch_pass_runs_and_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    assert isinstance(fused.make_forward(*make_any()), TorchForward)
+    assert "no-such-compiler" in caplog.text
+
+
+def test_without_a_home_the_torch_pass_runs_unless_another_place_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert isinstance(fused.make_forward(*make_any()), NativeForward)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert isinstance(fused.make_forward(*make_any()), TorchForward)
+    assert "set XDG_CACHE_HOME" in caplog.text
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert isinstance(fused.make_forward(*make_any()), NativeForward)
+    monkeypatch.setenv("CC", "false")
+    assert isinstance(fused.make_forward(*make_any()), TorchForward)
+    assert len(list((tmp_path / "lora_ops").iterdir())) == 1
