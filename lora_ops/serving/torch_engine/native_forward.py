@@ -1,4 +1,4 @@
-"""The same forward pass in C (forward.c), for float32 on a CPU: compiled here, on first use, for this very CPU."""
+"""The same forward pass in C (forward.c), for float32 on a CPU: compiled on first use, for this very CPU."""
 
 import ctypes
 import hashlib
@@ -79,7 +79,8 @@ class NativeForward:
         self._panels = _Panels(library, weights)
         layers = (_Layer * len(weights.layers))()
         for to, layer in zip(layers, weights.layers, strict=True):
-            to.before_attention, to.before_mlp = self._keep(layer.before_attention), self._keep(layer.before_mlp)
+            to.before_attention = self._keep(layer.before_attention)
+            to.before_mlp = self._keep(layer.before_mlp)
             if layer.norms is not None:
                 to.q_norm, to.k_norm = map(self._keep, layer.norms)
             to.qkv, to.out, to.gate_up, to.down = map(
@@ -197,7 +198,7 @@ def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.C
                 last = done.stderr.strip().splitlines()[-1:] or ["no message"]
                 raise subprocess.SubprocessError(f"`{compiler}` failed: {last[0]}")
             target.replace(made)
-    # CDLL gives the interpreter's lock up during a call: the event loop and loads go on while a pass is computed.
+    # CDLL gives the interpreter's lock up during a call: the event loop and loads go on during a pass.
     library = ctypes.CDLL(str(made))
     model, step = ctypes.POINTER(_Model), ctypes.POINTER(_Step)
     signatures: dict[str, tuple[Any, Sequence[Any]]] = {

@@ -120,7 +120,7 @@ def _mask(span: Span, device: torch.device) -> torch.Tensor:
 
 
 class _Product:
-    """x w' + bias; on a CPU with weights that oneDNN has laid out beforehand, which is faster for a few rows."""
+    """x w' + bias; on a CPU with weights that oneDNN has laid out beforehand: that is faster for a few rows."""
 
     def __init__(self, linear: Linear) -> None:
         weight, self._bias = linear.weight, linear.bias

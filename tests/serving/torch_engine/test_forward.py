@@ -72,7 +72,7 @@ SIZES = st.builds(
     normed=st.booleans(),
 )
 SEEDS = st.integers(0, 2**32 - 1)
-# Of each sequence: tokens in the cache, rows in this pass, which adapter (0: none), whether its scores are wanted.
+# Of each sequence: tokens in the cache, rows in this pass, which adapter (0: none), whether it is scored.
 SEQUENCES = st.lists(
     st.tuples(st.integers(0, 30), st.integers(1, 9), st.integers(0, 3), st.booleans()), min_size=1, max_size=4
 )
@@ -279,7 +279,8 @@ def test_a_prompt_gets_the_same_bits_in_chunks_of_any_size(
 
 def test_a_cpu_with_wider_registers_computes_the_same() -> None:
     sizes = Sizes(2, 3, 40, 100, 130, biased=True, normed=True)
-    weights, cache, sequences = make_case(0, sizes, [(20, 7, 1, True), (3, 1, 0, True)], [{"q": 3, "head": 2}], False)
+    drawn, ranks = [(20, 7, 1, True), (3, 1, 0, True)], [{"q": 3, "head": 2}]
+    weights, cache, sequences = make_case(0, sizes, drawn, ranks, half=False)
     wide = native_forward.build(flags=(*FLAGS, "-DLANES=16", "-Wno-psabi"))
     scores = [
         NativeForward(weights, cache.clone(), library)(make_step(sequences)) for library in (LIBRARY, wide)
