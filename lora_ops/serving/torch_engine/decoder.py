@@ -55,8 +55,8 @@ class Decoder(Protocol):
     shapes: Mapping[str, tuple[int, int]]
     dtype: torch.dtype
 
-    def adapter(self, pairs: Mapping[str, LoraPair]) -> Adapter:
-        """An adapter in this decoder's form; called from any thread."""
+    def adapter(self, pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Adapter:
+        """An adapter in this decoder's form, its numbers of type `dtype`; called from any thread."""
 
     def step(self, works: Sequence[Work]) -> torch.Tensor:
         """Scores of the next token of each sequence that wants them: (those, vocabulary), in their order."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,10 @@ class TorchEngine:
         self._closing = False
         self._thread = threading.Thread(target=self._work, args=(ready,), name="torch-engine", daemon=True)
         self._thread.start()
+        # Its one thread computes alone: helpers of its own would take the cores from those of the steps.
+        self._loader = ThreadPoolExecutor(
+            1, "torch-engine-load", initializer=torch.set_num_threads, initargs=(1,)
+        )
         await asyncio.wrap_future(ready)
 
     async def close(self) -> None:
@@ -108,6 +112,7 @@ class TorchEngine:
             self._closing = True
             self._wake.notify()
         await asyncio.to_thread(thread.join)
+        self._loader.shutdown(wait=False)
         self._fail(list(self._queues), EngineError("The engine was stopped."))
 
     async def size(self, folder: Path) -> int:
@@ -130,7 +135,7 @@ class TorchEngine:
                 is taken by another adapter.
         """
         self._require_started()
-        files, adapter = await asyncio.to_thread(self._read, folder)
+        files, adapter = await self._loop.run_in_executor(self._loader, self._read, folder)
         loaded = self._adapters.setdefault(name, _Loaded(adapter, files))
         if loaded.files != files:
             raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
@@ -233,10 +238,10 @@ class TorchEngine:
         )
 
     def _read(self, folder: Path) -> tuple[Files, Adapter]:
-        pairs = read_adapter(folder, self._decoder.shapes, self._adapter_dtype)
+        pairs = read_adapter(folder, self._decoder.shapes)
         found = [(folder / name).stat() for name in ADAPTER_FILES]
         files = tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
-        return files, self._decoder.adapter(pairs)
+        return files, self._decoder.adapter(pairs, self._adapter_dtype)
 
     def _submit(self, command: Callable[[Batch], None]) -> None:
         with self._wake:

@@ -73,9 +73,9 @@ class FusedDecoder:
             module.name: (module.outputs, module.inputs) for part in self._fused for module in part
         }
 
-    def adapter(self, pairs: Mapping[str, LoraPair]) -> Adapter:
+    def adapter(self, pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Adapter:
         """An adapter's matrices, those of a fused projection together."""
-        return AdapterTable(pairs, self._fused, self._device)
+        return AdapterTable(pairs, self._fused, self._device, dtype)
 
     @torch.inference_mode()
     def step(self, works: Sequence[Work]) -> torch.Tensor:

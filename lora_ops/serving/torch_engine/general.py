@@ -49,9 +49,14 @@ class GeneralDecoder:
                 module.register_forward_hook(self._hook(name))
         self.shapes: Mapping[str, tuple[int, int]] = shapes
 
-    def adapter(self, pairs: Mapping[str, LoraPair]) -> Adapter:
-        """The matrices as they are, where the model is."""
-        moved = {name: LoraPair(p.a.to(self._device), p.b.to(self._device)) for name, p in pairs.items()}
+    def adapter(self, pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Adapter:
+        """The matrices, scaled, where the model is."""
+        moved = {
+            name: LoraPair(
+                pair.a.to(self._device, dtype), (pair.b.to(self._device).float() * pair.scale).to(dtype)
+            )
+            for name, pair in pairs.items()
+        }
         return HookedAdapter(moved)
 
     @torch.inference_mode()

@@ -69,45 +69,47 @@ class AdapterTable:
         address: of the same as an array that forward.c reads.
     """
 
-    def __init__(self, pairs: Mapping[str, LoraPair], fused: Sequence[Sequence[Module]], device: str) -> None:
-        memory = _Memory(sum(pair.a.nbytes + pair.b.nbytes for pair in pairs.values()), device)
-        self.projections = [_projection(pairs, modules, memory) for modules in fused]
-        made = [projection for projection in self.projections if projection is not None]
-        self.bytes = sum(tensor.nbytes for p in made for tensor in (p.a, *(part.b for part in p.parts)))
-        self.rank = max(len(projection.a) for projection in made)
+    def __init__(
+        self,
+        pairs: Mapping[str, LoraPair],
+        fused: Sequence[Sequence[Module]],
+        device: str,
+        dtype: torch.dtype,
+    ) -> None:
+        adapted = [[module for module in modules if module.name in pairs] for modules in fused]
+        count = sum(pairs[m.name].a.numel() + pairs[m.name].b.numel() for modules in adapted for m in modules)
+        self.bytes = count * dtype.itemsize
+        self._free = allocate(self.bytes, device).view(dtype)
+        self.projections = [
+            self._projection([(module, pairs[module.name]) for module in modules]) for modules in adapted
+        ]
+        self.rank = max(len(projection.a) for projection in self.projections if projection is not None)
         self._table = numpy.zeros(len(self.projections), dtype=PROJECTION)
         for entry, projection in zip(self._table, self.projections, strict=True):
             if projection is not None:
-                half = projection.a.dtype is torch.bfloat16
                 entry["a"], entry["rank"] = projection.a.data_ptr(), len(projection.a)
-                entry["parts"], entry["half"] = len(projection.parts), half
+                entry["parts"], entry["half"] = len(projection.parts), dtype is torch.bfloat16
                 entry["bytes"] = projection.a.nbytes + sum(part.b.nbytes for part in projection.parts)
                 for index, part in enumerate(projection.parts):
                     rank, outputs = part.b.shape
                     entry["part"][index] = (part.b.data_ptr(), part.r0, rank, part.offset, outputs)
         self.address = self._table.ctypes.data
 
+    def _projection(self, adapted: Sequence[tuple[Module, LoraPair]]) -> Projection | None:
+        if not adapted:
+            return None
+        a = self._cut(sum(len(pair.a) for _, pair in adapted), adapted[0][0].inputs)
+        parts, r0 = [], 0
+        for module, pair in adapted:
+            rank = len(pair.a)
+            a[r0 : r0 + rank] = pair.a
+            b = self._cut(rank, module.outputs)
+            # Rounded once, after scaling.
+            torch.mul(pair.b.to(b.device, torch.float32).T, pair.scale, out=b)
+            parts.append(Part(b, r0, module.offset))
+            r0 += rank
+        return Projection(a, tuple(parts))
 
-class _Memory:
-    """A block from which tensors are cut one after the other."""
-
-    def __init__(self, size: int, device: str) -> None:
-        self._free = allocate(size, device)
-
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A contiguous copy of the tensor in the block."""
-        place, self._free = self._free[: tensor.nbytes], self._free[tensor.nbytes :]
-        return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)
-
-
-def _projection(pairs: Mapping[str, LoraPair], modules: Sequence[Module], memory: _Memory) -> Projection | None:
-    adapted = [module for module in modules if module.name in pairs]
-    if not adapted:
-        return None
-    a = memory.keep(torch.cat([pairs[module.name].a for module in adapted]))
-    parts, r0 = [], 0
-    for module in adapted:
-        b = memory.keep(pairs[module.name].b.T)
-        parts.append(Part(b, r0, module.offset))
-        r0 += len(b)
-    return Projection(a, tuple(parts))
+    def _cut(self, rows: int, columns: int) -> torch.Tensor:
+        cut, self._free = self._free[: rows * columns], self._free[rows * columns :]
+        return cut.view(rows, columns)

@@ -37,7 +37,7 @@ def make_case(model: Any, folders: dict[str, Path]) -> Case:
     decoder = make_decoder(copy.deepcopy(model), kv_tokens=256)
     adapters: dict[str | None, Adapter | None] = {None: None}
     for kind, path in folders.items():
-        adapters[kind] = decoder.adapter(read_adapter(path, decoder.shapes, decoder.dtype))
+        adapters[kind] = decoder.adapter(read_adapter(path, decoder.shapes), decoder.dtype)
     return Case(decoder, adapters, Reference(model, folders), folders)
 
 

@@ -166,6 +166,22 @@ def test_a_seed_gives_the_same_answer_in_any_company(tiny_base: Path) -> None:
     with_engine(tiny_base, use)
 
 
+def test_an_answer_has_the_same_probabilities_to_the_last_bit_in_any_company(
+    tiny_base: Path, folders: dict[str, Path]
+) -> None:
+    sampling = Sampling(12, logprobs=5)
+
+    async def use(engine: TorchEngine) -> None:
+        for name, folder in folders.items():
+            await engine.load(name, folder)
+        asked = [(name, tuple(range(3, 3 + length))) for name in (None, *folders) for length in (1, 4, 40)]
+        alone = [[chunk.logprobs for chunk in await answer(engine, *one, sampling)] for one in asked]
+        together = await asyncio.gather(*(answer(engine, *one, sampling) for one in reversed(asked)))
+        assert [[chunk.logprobs for chunk in chunks] for chunks in reversed(together)] == alone
+
+    with_engine(tiny_base, use, prefill_chunk=7)
+
+
 def test_logprobs_name_each_token_and_its_alternatives(tiny_base: Path) -> None:
     async def use(engine: TorchEngine) -> None:
         for chunk in await answer(engine, sampling=Sampling(4, logprobs=3)):

@@ -137,15 +137,13 @@ def make_adapter(sizes: Sizes, ranks: dict[str, int], dtype: torch.dtype, random
                 offset += outputs
                 if name in ranks:
                     pairs[f"{layer}.{name}"] = LoraPair(
-                        random(ranks[name], inputs).to(dtype), random(outputs, ranks[name]).to(dtype)
+                        random(ranks[name], inputs), random(outputs, ranks[name]), 0.5
                     )
             modules.append(parts)
     modules.append([Module("head", 0, VOCABULARY, sizes.hidden)])
     if "head" in ranks:
-        pairs["head"] = LoraPair(
-            random(ranks["head"], sizes.hidden).to(dtype), random(VOCABULARY, ranks["head"]).to(dtype)
-        )
-    return AdapterTable(pairs, modules, "cpu")
+        pairs["head"] = LoraPair(random(ranks["head"], sizes.hidden), random(VOCABULARY, ranks["head"]))
+    return AdapterTable(pairs, modules, "cpu", dtype)
 
 
 @dataclass(frozen=True)
