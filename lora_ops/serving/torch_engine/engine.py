@@ -75,7 +75,8 @@ class TorchEngine:
         narrow = adapter_dtype == "bfloat16"
         self._adapter_dtype = torch.bfloat16 if narrow else self._dtype
         self._prefill_chunk = prefill_chunk or PREFILL_CHUNK.get(self._device, PREFILL_CHUNK_DEVICE)
-        self._threads = threads
+        # Asked for here: a new thread of torch takes the number that was set last, by a loader perhaps.
+        self._threads = threads or torch.get_num_threads()
         self._adapters: dict[str, _Loaded] = {}
         self._queues: dict[Sequence, asyncio.Queue[Chunk | EngineError]] = {}
         self._wake = threading.Condition()
@@ -252,8 +253,7 @@ class TorchEngine:
 
     def _work(self, ready: "Future[None]") -> None:
         try:
-            if self._threads:
-                torch.set_num_threads(self._threads)
+            torch.set_num_threads(self._threads)
             decoder, tokenizer, ends = load_decoder(
                 self._base_folder, self._kv_tokens, self._device, self._dtype
             )

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,30 @@ def test_an_adapter_is_loaded_while_another_answers(tiny_base: Path, folders: di
         await chunks.aclose()
 
     with_engine(tiny_base, use)
+
+
+def test_a_load_takes_no_threads_from_an_engine_that_starts_later(
+    tiny_base: Path, folders: dict[str, Path]
+) -> None:
+    async def threads_after_a_load(engine: TorchEngine) -> int:
+        await engine.start()
+        found: Future[int] = Future()
+        await engine.load("finance@1", folders["finance@1"])
+        engine._submit(lambda _: found.set_result(torch.get_num_threads()))
+        return await asyncio.wrap_future(found)
+
+    async def run() -> None:
+        engines = [TorchEngine(tiny_base, device="cpu") for _ in range(2)]
+        assert [await threads_after_a_load(engine) for engine in engines] == [2, 2]
+        for engine in engines:
+            await engine.close()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        asyncio.run(run())
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_adapter_in_use_is_not_unloaded_and_an_unknown_one_is_no_error(
