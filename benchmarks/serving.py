@@ -13,6 +13,7 @@ runs, after one that warms up. vLLM is measured when the Python of a virtual env
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -178,6 +179,8 @@ async def residency(setting: Setting, count: int) -> None:
 
     size, first = max(BATCHES), len(setting.adapters)
     running = await Engine.started(setting)
+    gc.collect()
+    gc.freeze()  # as the server does
     few, before = await running.median(draw(first)), resident()
     task = asyncio.ensure_future(running.one(0, "0", 400))
     bytes_of_one = 0
