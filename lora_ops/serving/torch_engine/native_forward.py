@@ -96,6 +96,7 @@ class NativeForward:
         )
         self._kept.append(layers)
         self._vocabulary = len(weights.head.weight)
+        self._width = library.panel_width(self._vocabulary)
         self._scratch = torch.empty(0)
         self._seconds = numpy.zeros(len(PARTS))
 
@@ -112,7 +113,7 @@ class NativeForward:
         ]
         spans = numpy.array([(s.first, s.rows, s.start, s.length) for s in step.spans], dtype=numpy.int64)
         segments, head_segments = _table(step.segments), _table(step.head_segments)
-        scores = torch.empty(len(step.chosen), self._c.panel_width(self._vocabulary))
+        scores = torch.empty(len(step.chosen), self._width)
         given = _Step(
             *(array.ctypes.data for array in (*integers, spans)),
             _Segments(len(step.segments), segments.ctypes.data),

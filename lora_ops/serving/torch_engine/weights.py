@@ -16,11 +16,6 @@ class Shape:
     dim: int
     eps: float
 
-    @property
-    def width(self) -> int:
-        """Of queries, keys and values beside each other."""
-        return (self.heads + 2 * self.kv_heads) * self.dim
-
 
 @dataclass(frozen=True)
 class Linear:
@@ -37,11 +32,12 @@ class Linear:
     @staticmethod
     def of(layers: Sequence[Any]) -> "Linear":
         """These layers of torch."""
-        weight = torch.cat([layer.weight.detach() for layer in layers]) if len(layers) > 1 else layers[0].weight
+        weights = [layer.weight.detach() for layer in layers]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         if all(layer.bias is None for layer in layers):
-            return Linear(weight.detach())
+            return Linear(weight)
         biases = [weight.new_zeros(len(x.weight)) if x.bias is None else x.bias.detach() for x in layers]
-        return Linear(weight.detach(), torch.cat(biases))
+        return Linear(weight, torch.cat(biases))
 
 
 @dataclass(frozen=True)

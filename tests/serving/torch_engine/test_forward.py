@@ -188,13 +188,7 @@ def draw(
         start += before + count
 
 
-CASES = {
-    "seed": SEEDS,
-    "sizes": SIZES,
-    "drawn": SEQUENCES,
-    "ranks": st.lists(RANKS, max_size=3),
-    "half": st.booleans(),
-}
+Case = tuple[Weights, torch.Tensor, list[Rows]]
 
 
 def make_case(
@@ -203,7 +197,7 @@ def make_case(
     drawn: Sequence[tuple[int, int, int, bool]],
     ranks: Sequence[dict[str, int]],
     half: bool,
-) -> tuple[Weights, torch.Tensor, list[Rows]]:
+) -> Case:
     """A model, what its cache holds, and the sequences of a pass."""
     random = Random(seed)
     weights = make_weights(sizes, random)
@@ -214,16 +208,22 @@ def make_case(
     return weights, cache, list(draw(random, drawn, adapters))
 
 
+CASES = st.builds(
+    make_case,
+    seed=SEEDS,
+    sizes=SIZES,
+    drawn=SEQUENCES,
+    ranks=st.lists(RANKS, max_size=3),
+    half=st.booleans(),
+)
+
+
 @settings(max_examples=150, deadline=None)
-@given(**CASES)
+@given(CASES)
 def test_scores_and_cache_are_those_of_the_torch_pass(
-    seed: int,
-    sizes: Sizes,
-    drawn: list[tuple[int, int, int, bool]],
-    ranks: list[dict[str, int]],
-    half: bool,
+    case: Case,
 ) -> None:
-    weights, cache, sequences = make_case(seed, sizes, drawn, ranks, half)
+    weights, cache, sequences = case
     step, ours, theirs = make_step(sequences), cache.clone(), cache.clone()
     got = NativeForward(weights, ours, LIBRARY)(step)
     wanted = TorchForward(weights, theirs)(step)
@@ -232,16 +232,12 @@ def test_scores_and_cache_are_those_of_the_torch_pass(
 
 
 @settings(max_examples=60, deadline=None)
-@given(**CASES, threads=st.integers(1, 3))
+@given(CASES, st.integers(1, 3))
 def test_a_sequence_gets_the_same_bits_alone_and_in_any_batch_on_any_number_of_threads(
-    seed: int,
-    sizes: Sizes,
-    drawn: list[tuple[int, int, int, bool]],
-    ranks: list[dict[str, int]],
-    half: bool,
+    case: Case,
     threads: int,
 ) -> None:
-    weights, cache, sequences = make_case(seed, sizes, drawn, ranks, half)
+    weights, cache, sequences = case
     together = NativeForward(weights, mixed := cache.clone(), LIBRARY)(make_step(sequences))
     alone = NativeForward(weights, single := cache.clone(), LIBRARY)
     before = torch.get_num_threads()
@@ -255,15 +251,11 @@ def test_a_sequence_gets_the_same_bits_alone_and_in_any_batch_on_any_number_of_t
 
 
 @settings(max_examples=60, deadline=None)
-@given(**CASES)
+@given(CASES)
 def test_a_prompt_gets_the_same_bits_in_chunks_of_any_size(
-    seed: int,
-    sizes: Sizes,
-    drawn: list[tuple[int, int, int, bool]],
-    ranks: list[dict[str, int]],
-    half: bool,
+    case: Case,
 ) -> None:
-    weights, cache, sequences = make_case(seed, sizes, drawn, ranks, half)
+    weights, cache, sequences = case
     whole = sequences[0]
     at_once = NativeForward(weights, first := cache.clone(), LIBRARY)(make_step([whole]))
     piecewise = NativeForward(weights, second := cache.clone(), LIBRARY)
