@@ -113,8 +113,8 @@ async def serve(
             # uvicorn raises the signal once more when it is done, which must not cut off what comes after it.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
-        log.info("Serving %s on http://%s:%d", gateway.base_model.id, *port.getsockname()[:2])
         started(server)
+        log.info("Serving %s on http://%s:%d", gateway.base_model.id, *port.getsockname()[:2])
         await server.serve([port])
 
 

@@ -67,7 +67,7 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[st
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise EngineError(f"The adapter in {folder} can't be read: {error}") from error
     halves: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):  # so that of several faults the same one is named
         found = KEY.fullmatch(key)
         if found is None:
             raise EngineError(f"The adapter holds '{key}', which is not a LoRA matrix of a linear layer.")
