@@ -31,7 +31,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As the engine itself asks for where it is imported before torch; it makes no difference to its peers.
-os.environ.setdefault("GOMP_SPINCOUNT", "300")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model

@@ -113,6 +113,9 @@ class TrainSettings(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are clipped to this norm")
     seed: int = 0
     checkpoint_every: int = Field(10, ge=1)
+    adapter_dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="that it is saved in, half as large in bfloat16; what is saved is evaluated"
+    )
 
 
 class EvaluateSettings(Section):
@@ -220,8 +223,8 @@ class TorchEngineSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the base model; auto: bfloat16 on a GPU that has it, else float32"
     )
-    adapter_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of adapters in memory; bfloat16 takes half of it, and changes answers a little"
+    adapter_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of adapters in memory; auto: as in their files; bfloat16 rounds wider ones"
     )
 
 

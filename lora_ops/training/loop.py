@@ -100,6 +100,10 @@ def train(
                 checkpoint, trainable, optimizer, Progress(fingerprint, step + 1, tokens, seconds, losses)
             )
     seconds = time.perf_counter() - start
+    # Before it is validated: what is measured from here on is what is saved and served.
+    saved_in = getattr(torch, settings.adapter_dtype)
+    for parameter in trainable.values():
+        parameter.data = parameter.data.to(saved_in).to(parameter.dtype)
     validation_loss = _mean_loss(loss_of, model, validation, settings.batch_size, device, dtype)
     on_step({"step": steps, "validation_loss": validation_loss})
 
@@ -119,7 +123,7 @@ def train(
         validation_loss=validation_loss,
     )
     _write_report(record, losses, report)
-    _write_adapter(model, base.id, target)
+    _write_adapter(model, base.id, saved_in, target)
     checkpoint.unlink(missing_ok=True)
     return record
 
@@ -183,7 +187,7 @@ def _write_report(record: TrainingRecord, losses: list[tuple[int, float]], folde
         writer.writerows((step, f"{loss:.6f}") for step, loss in losses)
 
 
-def _write_adapter(model: Any, base_model_id: str, target: Path) -> None:
+def _write_adapter(model: Any, base_model_id: str, dtype: torch.dtype, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
         folder = Path(temporary) / "adapter"
@@ -191,8 +195,9 @@ def _write_adapter(model: Any, base_model_id: str, target: Path) -> None:
         config = model.peft_config["default"]
         config.base_model_name_or_path = base_model_id
         config.target_modules = sorted(config.target_modules)  # a set's order differs from process to process
+        weights = {name: p.to(dtype) for name, p in model.named_parameters() if p.requires_grad}
         # No layer of the vocabulary is adapted, so there is nothing of it to look for or to save.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         folder.replace(target)

@@ -90,8 +90,22 @@ def test_plain_peft_loads_it_over_the_base_model(tiny_base: Path, tmp_path: Path
     assert not torch.equal(before, after)
 
 
+def test_it_is_rounded_once_before_it_is_validated_and_saved(tiny_base: Path, tmp_path: Path) -> None:
+    whole = run(tiny_base, tmp_path / "whole", RECIPE.model_copy(update={"adapter_dtype": "float32"}))
+    rounded = run(tiny_base, tmp_path / "rounded")
+    before, after = (
+        load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("whole", "rounded")
+    )
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert after[key].dtype is torch.bfloat16
+        assert torch.equal(tensor.bfloat16(), after[key])
+    assert whole.final_loss == rounded.final_loss
+    assert whole.validation_loss != rounded.validation_loss == pytest.approx(whole.validation_loss, rel=0.05)
+
+
 def test_its_files_are_what_peft_would_write(tiny_base: Path, tmp_path: Path) -> None:
-    run(tiny_base, tmp_path)
+    run(tiny_base, tmp_path, RECIPE.model_copy(update={"adapter_dtype": "float32"}))
     config = LoraConfig(r=2, lora_alpha=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
     get_peft_model(load_base_model(tiny_base)[0], config).save_pretrained(tmp_path / "peft")
     ours, theirs = (

@@ -42,7 +42,20 @@ class LoraPair:
 
     a: torch.Tensor
     b: torch.Tensor
-    scale: float = 1.0
+    scale: float
+
+
+@dataclass(frozen=True)
+class Held:
+    """How much an adapter's file holds.
+
+    Attributes:
+        numbers: of all matrices.
+        dtype: bfloat16 where all of them are, else float32.
+    """
+
+    numbers: int
+    dtype: torch.dtype
 
 
 def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, LoraPair]:
@@ -77,17 +90,20 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[st
     return {name: _pair(name, half, settings, shapes) for name, half in halves.items()}
 
 
-def count_numbers(folder: Path) -> int:
-    """How many numbers the adapter's matrices have, of which only the header is read.
+def look_into(folder: Path) -> Held:
+    """How much the adapter's file holds, of which only the header is read.
 
     Raises:
         EngineError: the weights can't be read.
     """
     try:
         with safe_open(folder / ADAPTER_FILES[0], framework="pt") as weights:
-            return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+            slices = [weights.get_slice(key) for key in weights.keys()]  # noqa: SIM118
+            numbers = sum(math.prod(one.get_shape()) for one in slices)
+            narrow = all(one.get_dtype() == "BF16" for one in slices)
     except (SafetensorError, OSError) as error:
         raise EngineError(f"The adapter in {folder} can't be read: {error}") from error
+    return Held(numbers, torch.bfloat16 if narrow else torch.float32)
 
 
 def _require_plain_lora(written: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from lora_ops.loading import pick_device
 from lora_ops.records import ADAPTER_FILES
 from lora_ops.serving.engine import Chunk, EngineError, EngineStatus, Generation
-from lora_ops.serving.torch_engine.adapter_files import count_numbers, read_adapter
+from lora_ops.serving.torch_engine.adapter_files import Held, look_into, read_adapter
 from lora_ops.serving.torch_engine.architectures import load_decoder
 from lora_ops.serving.torch_engine.batch import Batch, Sequence
 from lora_ops.serving.torch_engine.decoder import Adapter
@@ -50,8 +50,8 @@ class TorchEngine:
         threads: of torch, for this engine's steps; None: torch's own choice.
         device: of torch; "auto" is the first GPU where there is one, else the CPU.
         dtype: of the base model; "auto" is bfloat16 on a GPU that has it, else float32.
-        adapter_dtype: of adapters in memory, never wider than `dtype`. "bfloat16" takes half the memory, and
-            its rounding changes answers a little; sums are in `dtype` all the same.
+        adapter_dtype: of adapters in memory, never wider than `dtype`; "auto" is that of their files. Where
+            those are wider, "bfloat16" rounds them, which changes answers a little. Sums are in `dtype`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TorchEngine:
         threads: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        adapter_dtype: str = "float32",
+        adapter_dtype: str = "auto",
     ) -> None:
         best, best_dtype = pick_device()
         self.context_length = 0
@@ -72,8 +72,7 @@ class TorchEngine:
         self._device = best if device == "auto" else device
         default = best_dtype if self._device == best else torch.float32
         self._dtype: torch.dtype = default if dtype == "auto" else getattr(torch, dtype)
-        narrow = adapter_dtype == "bfloat16"
-        self._adapter_dtype = torch.bfloat16 if narrow else self._dtype
+        self._adapter_dtype = None if adapter_dtype == "auto" else getattr(torch, adapter_dtype)
         self._prefill_chunk = prefill_chunk or PREFILL_CHUNK.get(self._device, PREFILL_CHUNK_DEVICE)
         # Asked for here: a new thread of torch takes the number that was set last, by a loader perhaps.
         self._threads = threads or torch.get_num_threads()
@@ -123,7 +122,8 @@ class TorchEngine:
             EngineError: its weights can't be read.
         """
         self._require_started()
-        return await asyncio.to_thread(count_numbers, folder) * self._adapter_dtype.itemsize
+        held = await asyncio.to_thread(look_into, folder)
+        return held.numbers * self._kept_in(held).itemsize
 
     async def load(self, name: str, folder: Path) -> int:
         """Make the adapter in `folder` answer to `name`, while others generate.
@@ -242,7 +242,11 @@ class TorchEngine:
         pairs = read_adapter(folder, self._decoder.shapes)
         found = [(folder / name).stat() for name in ADAPTER_FILES]
         files = tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
-        return files, self._decoder.adapter(pairs, self._adapter_dtype)
+        return files, self._decoder.adapter(pairs, self._kept_in(look_into(folder)))
+
+    def _kept_in(self, held: Held) -> torch.dtype:
+        wanted = self._adapter_dtype or held.dtype
+        return torch.bfloat16 if wanted is torch.bfloat16 else self._dtype
 
     def _submit(self, command: Callable[[Batch], None]) -> None:
         with self._wake:

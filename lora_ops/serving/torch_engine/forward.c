@@ -25,7 +25,7 @@
 #endif
 #define PANEL (2 * LANES) /* columns of a weight that lie together */
 #define DEPTH 96          /* numbers of a panel's columns that stay in the first cache for all rows */
-#define ROWS 6            /* of a block: 12 registers of sums, 2 of weights and one of inputs */
+#define ROWS (3 * LANES / 4) /* of a block: two registers of sums each; wider registers are twice as many */
 #define LINE 64           /* bytes that memory gives at a time */
 #define FETCHED 4         /* from so many rows on, memory is asked for before it is read */
 #define KEYS 12           /* that a block of queries is compared with at a time */
@@ -39,14 +39,15 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 
-/* What one adapter does to one fused projection: z = x a', then out[:, offset:offset+n] += z[:, r0:r0+r] b.
+/* What one adapter does to one fused projection: z = x a', then out[:, offset:offset+n] += scale z[:, r0:r0+r] b.
  * Its matrices are float32, or bfloat16 where `half` is set; sums are float32 in both cases. */
 typedef struct {
     const void *a; /* (rank, inputs): the parts' A below each other */
     int64_t rank, parts, half, bytes; /* bytes of all matrices, which lie behind each other from `a` on */
     struct {
-        const void *b; /* (r, n), scaled */
+        const void *b; /* (r, n) */
         int64_t r0, r, offset, n;
+        double scale;
     } part[3];
 } Projection;
 
@@ -139,19 +140,43 @@ ALWAYS float widen(uint16_t h) {
 ALWAYS float same(float f) { return f; }
 ALWAYS vec load_half(const uint16_t *p) { return (vec)(__builtin_convertvector(*(const halves *)p, words) << 16); }
 
-/* The sum of a[i] b[i], with a's numbers of TYPE read by LOAD and WIDEN. */
-#define DOT(NAME, TYPE, LOAD, WIDEN)                                                                                   \
-    ALWAYS float NAME(const TYPE *a, const float *b, int64_t n) {                                                      \
-        vec s[4] = {{0}};                                                                                              \
+/* z = a x for `count` rows of a, and row += scale (z b) for `count` vectors of b's columns; the matrices' numbers are of
+ * TYPE, read by LOAD and WIDEN. */
+#define PRODUCTS(DOTS, COLUMNS, TYPE, LOAD, WIDEN)                                                                     \
+    ALWAYS void DOTS(int count, const TYPE *a, const float *x, float *z, int64_t n) {                                  \
+        vec s[4][2] = {{{0}}};                                                                                         \
         int64_t i = 0;                                                                                                 \
-        for (; i + 4 * LANES <= n; i += 4 * LANES)                                                                     \
-            for (int j = 0; j < 4; j++) s[j] = fused(LOAD(a + i + j * LANES), load(b + i + j * LANES), s[j]);          \
-        float total = sum((s[0] + s[1]) + (s[2] + s[3]));                                                              \
-        for (; i < n; i++) total += WIDEN(a[i]) * b[i];                                                                \
-        return total;                                                                                                  \
+        for (; i + 2 * LANES <= n; i += 2 * LANES)                                                                     \
+            for (int r = 0; r < count; r++)                                                                            \
+                for (int h = 0; h < 2; h++)                                                                            \
+                    s[r][h] = fused(LOAD(a + r * n + i + h * LANES), load(x + i + h * LANES), s[r][h]);                \
+        for (int r = 0; r < count; r++) z[r] = sum(s[r][0] + s[r][1]);                                                 \
+        for (; i < n; i++)                                                                                             \
+            for (int r = 0; r < count; r++) z[r] += WIDEN(a[r * n + i]) * x[i];                                        \
+    }                                                                                                                  \
+    ALWAYS void COLUMNS(int count, const TYPE *b, const float *z, float scale, float *row, int64_t rank, int64_t n) {  \
+        vec s[4] = {{0}};                                                                                              \
+        for (int64_t r = 0; r < rank; r++)                                                                             \
+            for (int v = 0; v < count; v++) s[v] = fused(spread(z[r]), LOAD(b + r * n + v * LANES), s[v]);             \
+        for (int v = 0; v < count; v++) store(row + v * LANES, fused(spread(scale), s[v], load(row + v * LANES)));     \
+    }                                                                                                                  \
+    static void DOTS##_all(const TYPE *a, const float *x, float *z, int64_t rank, int64_t n) {                         \
+        int64_t r = 0;                                                                                                 \
+        for (; r + 4 <= rank; r += 4) DOTS(4, a + r * n, x, z + r, n);                                                 \
+        for (; r < rank; r++) DOTS(1, a + r * n, x, z + r, n);                                                         \
+    }                                                                                                                  \
+    static void COLUMNS##_all(const TYPE *b, const float *z, float scale, float *row, int64_t rank, int64_t n) {       \
+        int64_t c = 0;                                                                                                 \
+        for (; c + 4 * LANES <= n; c += 4 * LANES) COLUMNS(4, b + c, z, scale, row + c, rank, n);                      \
+        for (; c + LANES <= n; c += LANES) COLUMNS(1, b + c, z, scale, row + c, rank, n);                              \
+        for (; c < n; c++) {                                                                                           \
+            float total = 0.0f;                                                                                        \
+            for (int64_t r = 0; r < rank; r++) total += z[r] * WIDEN(b[r * n + c]);                                    \
+            row[c] += scale * total;                                                                                   \
+        }                                                                                                              \
     }
-DOT(dot, float, load, same)
-DOT(dot_half, uint16_t, load_half, widen)
+PRODUCTS(dots, add_columns, float, load, same)
+PRODUCTS(dots_half, add_columns_half, uint16_t, load_half, widen)
 
 /* Matrix products with the base model's weights. */
 
@@ -178,88 +203,101 @@ ALWAYS Ahead share(const void *from, int64_t bytes, int64_t i, int64_t n) {
     return (Ahead){(const char *)from + first * LINE, lines * (i + 1) / n - first};
 }
 
-/* out += x w for `rows` rows of x and one panel of w, `depth` numbers of each. A vector of w meets all rows while it is
- * in a register. */
-ALWAYS void block(int rows, const float *x, int64_t inputs, const float *w, int64_t depth, float *out, int64_t width,
+/* The adapters that one thread reads, each `step`-th segment from `next` on, one projection of each: they are fetched
+ * behind each other, whatever their sizes. */
+typedef struct {
+    const Segment *next, *end;
+    int64_t step, which, line, lines; /* of `next`: fetched so far; a panel's share of all */
+} Stream;
+
+ALWAYS int64_t lines_of(const Segment *s, int64_t which) {
+    return s->adapter ? (s->adapter[which].bytes + LINE - 1) / LINE : 0;
+}
+
+/* The next `count` lines at most, all of one adapter. */
+ALWAYS Ahead take(Stream *s, int64_t count) {
+    int64_t left;
+    while (s->next < s->end && (left = lines_of(s->next, s->which) - s->line) <= 0) s->next += s->step, s->line = 0;
+    if (s->next >= s->end) return (Ahead){0};
+    Ahead taken = {(const char *)s->next->adapter[s->which].a + s->line * LINE, MIN(count, left)};
+    s->line += taken.count;
+    return taken;
+}
+
+/* Sums of a block's rows and one panel's columns, with `stride` numbers from row to row. */
+typedef struct {
+    float *at;
+    int64_t stride;
+} Sums;
+
+/* to = from + x w for `rows` rows of x and one panel of w, `depth` numbers of each. A vector of w meets all rows while
+ * it is in a register. */
+ALWAYS void block(int rows, const float *x, int64_t inputs, const float *w, int64_t depth, Sums from, Sums to,
                   Ahead weights, Ahead adapter) {
     vec s[ROWS][2];
     for (int r = 0; r < rows; r++)
-        for (int h = 0; h < 2; h++) s[r][h] = load(out + r * width + h * LANES);
+        for (int h = 0; h < 2; h++) s[r][h] = load(from.at + r * from.stride + h * LANES);
 #define MULTIPLY(CALL)                                                                                                 \
     {                                                                                                                  \
         vec w0 = load(w + k * PANEL), w1 = load(w + k * PANEL + LANES);                                                \
         CALL;                                                                                                          \
-        _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                                       \
+        _Pragma("GCC unroll 12") for (int r = 0; r < rows; r++) {                                                      \
             vec xs = spread(x[r * inputs + k]);                                                                        \
             s[r][0] = fused(xs, w0, s[r][0]);                                                                          \
             s[r][1] = fused(xs, w1, s[r][1]);                                                                          \
         }                                                                                                              \
     }
-    int64_t k = 0, middle = MIN(weights.count, depth), end = MIN(middle + adapter.count, depth);
-    for (; k < middle; k++) MULTIPLY(__builtin_prefetch(weights.from + k * LINE, 0, 2))
-    for (; k < end; k++) MULTIPLY(__builtin_prefetch(adapter.from + (k - middle) * LINE, 0, 2))
-    for (; k < depth; k++) MULTIPLY()
+    // Evenly, in one or two streams each: of a burst, memory takes the first few and holds the rest up.
+    int64_t k = 0, w_streams = (weights.count + depth - 1) / depth, a_streams = (adapter.count + depth - 1) / depth;
+    int64_t w_part = (weights.count + 1) / MAX(w_streams, 1) * LINE, w_step = w_part / depth;
+    int64_t a_part = (adapter.count + 1) / MAX(a_streams, 1) * LINE, a_step = a_part / depth;
+#define FETCH(N, OF, AHEAD)                                                                                            \
+    for (int i = 0; i < N; i++) __builtin_prefetch(AHEAD.from + i * OF##_part + k * OF##_step, 0, 2);
+#define STREAMS(W, A)                                                                                                  \
+    case 3 * W + A:                                                                                                    \
+        for (; k < depth; k++) MULTIPLY(FETCH(W, w, weights) FETCH(A, a, adapter))                                     \
+        break;
+    switch (3 * w_streams + a_streams) {
+        STREAMS(0, 0) STREAMS(0, 1) STREAMS(0, 2)
+        STREAMS(1, 0) STREAMS(1, 1) STREAMS(1, 2)
+        STREAMS(2, 0) STREAMS(2, 1) STREAMS(2, 2)
+    }
     for (int r = 0; r < rows; r++)
-        for (int h = 0; h < 2; h++) store(out + r * width + h * LANES, s[r][h]);
+        for (int h = 0; h < 2; h++) store(to.at + r * to.stride + h * LANES, s[r][h]);
 }
 
 /* One panel's columns of all rows. Few rows read memory as fast as the hardware fetches it by itself; more of them
- * leave it idle between reads, and it is told what comes next: the panel's own continuation, and `adapter`. */
-static void multiply_panel(const Linear *f, int64_t panel, const float *x, float *out, int64_t rows, Ahead adapter) {
+ * leave it idle between reads, and it is told what comes next: the panel's own continuation, and the adapters. */
+static void multiply_panel(const Linear *f, int64_t panel, const float *x, float *out, int64_t rows, Stream *adapters,
+                           float *work) {
+    static float zeros[PANEL];
     int64_t inputs = f->inputs, width = WIDTH(f->outputs), blocks = (rows + ROWS - 1) / ROWS;
-    int64_t call = 0, calls = (inputs + DEPTH - 1) / DEPTH * blocks;
+    int64_t calls = (inputs + DEPTH - 1) / DEPTH * blocks, lines = (adapters->lines + calls - 1) / calls;
     const float *w = f->weight + panel * inputs * PANEL;
-    out += panel * PANEL;
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < PANEL; c++) out[r * width + c] = f->bias ? f->bias[panel * PANEL + c] : 0.0f;
+    // What is not finished lies together: `out`'s rows are on a page each, which costs a quarter of the time.
+    Sums begin = {f->bias ? (float *)f->bias + panel * PANEL : zeros, 0};
     for (int64_t k0 = 0; k0 < inputs; k0 += DEPTH) {
         int64_t depth = MIN(DEPTH, inputs - k0);
-        for (int64_t b = 0; b < blocks; b++, call++) {
+        for (int64_t b = 0; b < blocks; b++) {
             int64_t r0 = rows * b / blocks, r1 = rows * (b + 1) / blocks;
             const float *here = w + k0 * PANEL;
+            Sums middle = {work + r0 * PANEL, PANEL};
+            Sums from = k0 ? middle : begin;
+            Sums to = k0 + depth < inputs ? middle : (Sums){out + r0 * width + panel * PANEL, width};
             Ahead next = {0}, other = {0};
             if (rows >= FETCHED) {
                 next = share(here + depth * PANEL, depth * PANEL * sizeof(float), b, blocks);
-                other = share(adapter.from, adapter.count * LINE, call, calls);
+                other = take(adapters, MIN(lines, 2 * depth));
             }
 #define CASE(R)                                                                                                        \
-    case R: block(R, x + r0 * inputs + k0, inputs, here, depth, out + r0 * width, width, next, other); break;
-            switch (r1 - r0) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+    case R: block(R, x + r0 * inputs + k0, inputs, here, depth, from, to, next, other); break;
+            switch (r1 - r0) {
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if ROWS > 6
+                CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+            }
         }
-    }
-}
-
-/* z = x a' for some rows of the same adapter. */
-static void project_down(const Projection *p, const float *x, float *z, int64_t rows, int64_t inputs, int64_t stride) {
-    for (int64_t t = 0; t < rows; t++)
-        for (int64_t r = 0; r < p->rank; r++)
-            z[t * stride + r] = p->half ? dot_half((const uint16_t *)p->a + r * inputs, x + t * inputs, inputs)
-                                        : dot((const float *)p->a + r * inputs, x + t * inputs, inputs);
-}
-
-/* row += z b, with b's numbers read by WIDEN. */
-#define ADD_ROWS(TYPE, WIDEN)                                                                                          \
-    {                                                                                                                  \
-        const TYPE *b = p->part[index].b;                                                                              \
-        int64_t r = 0;                                                                                                 \
-        for (; r + 4 <= rank; r += 4, b += 4 * n) {                                                                    \
-            float z0 = zt[r], z1 = zt[r + 1], z2 = zt[r + 2], z3 = zt[r + 3];                                          \
-            _Pragma("omp simd") for (int64_t c = 0; c < n; c++) row[c] +=                                              \
-                (z0 * WIDEN(b[c]) + z1 * WIDEN(b[n + c])) + (z2 * WIDEN(b[2 * n + c]) + z3 * WIDEN(b[3 * n + c]));     \
-        }                                                                                                              \
-        for (; r < rank; r++, b += n)                                                                                  \
-            _Pragma("omp simd") for (int64_t c = 0; c < n; c++) row[c] += zt[r] * WIDEN(b[c]);                         \
-    }
-
-/* out += z b for one part of the projection. */
-static void project_up(const Projection *p, int64_t index, const float *z, float *out, int64_t rows, int64_t width,
-                       int64_t stride) {
-    int64_t n = p->part[index].n, rank = p->part[index].r;
-    for (int64_t t = 0; t < rows; t++) {
-        const float *zt = z + t * stride + p->part[index].r0;
-        float *row = out + t * width + p->part[index].offset;
-        if (p->half) ADD_ROWS(uint16_t, widen)
-        else ADD_ROWS(float, same)
     }
 }
 
@@ -268,44 +306,51 @@ static void adapt(const Segment *s, int64_t which, const float *x, int64_t input
                   int64_t stride) {
     if (!s->adapter) return;
     const Projection *p = s->adapter + which;
-    z += s->first * stride;
-    project_down(p, x + s->first * inputs, z, s->rows, inputs, stride);
+    for (int64_t t = s->first; t < s->first + s->rows; t++) {
+        if (p->half) dots_half_all(p->a, x + t * inputs, z + t * stride, p->rank, inputs);
+        else dots_all(p->a, x + t * inputs, z + t * stride, p->rank, inputs);
+    }
     for (int64_t i = 0; i < p->parts; i++)
-        project_up(p, i, z, out + s->first * width, s->rows, width, stride);
+        for (int64_t t = s->first; t < s->first + s->rows; t++) {
+            const float *from = z + t * stride + p->part[i].r0;
+            float *row = out + t * width + p->part[i].offset, scale = p->part[i].scale;
+            if (p->half) add_columns_half_all(p->part[i].b, from, scale, row, p->part[i].r, p->part[i].n);
+            else add_columns_all(p->part[i].b, from, scale, row, p->part[i].r, p->part[i].n);
+        }
 }
 
 /* The functions from here to `forward` are called by all threads of its region, and each returns when all are done. */
 
 /* out = x w' + bias; added = what the adapters add to that, or nothing is written there where there are no segments.
- * x: (rows, inputs), out, added: (rows, WIDTH(outputs)). A thread takes segments between panels, each after as many of
- * them as let all segments be fetched before they are read. */
+ * x: (rows, inputs), out, added: (rows, WIDTH(outputs)). A thread's segments come between its panels, each once it is
+ * fetched; a few rows are not fetched for, so theirs come first. */
 static void linear(const Linear *f, const float *x, float *out, int64_t rows, const Segments *segments, int64_t which,
-                   float *added, float *z, int64_t stride) {
-    int64_t inputs = f->inputs, width = WIDTH(f->outputs), panels = width / PANEL, count = segments->count;
-    int64_t chunk = MIN(MAX(panels / 16, 1), 16), taken = 0, fetched = 0, pause = panels / MAX(count, 1);
-    const Segment *mine = segments->of + omp_get_thread_num(), *end = segments->of + count;
-#define ADAPT                                                                                                          \
-    {                                                                                                                  \
+                   float *added, float *z, int64_t stride, float *work) {
+    int64_t inputs = f->inputs, width = WIDTH(f->outputs), panels = width / PANEL, threads = omp_get_num_threads();
+    const Segment *mine = segments->of + omp_get_thread_num(), *end = segments->of + segments->count;
+    Stream stream = {mine, end, threads, which};
+#define ADAPT(UNTIL)                                                                                                   \
+    for (; mine < (UNTIL); mine += threads) {                                                                          \
         memset(added + mine->first * width, 0, mine->rows * width * sizeof(float));                                    \
         adapt(mine, which, x, inputs, added, width, z, stride);                                                        \
-        mine += omp_get_num_threads(), taken++, fetched = 0;                                                           \
-        pause = panels * (taken + 1) / count - panels * taken / count;                                                 \
     }
-#pragma omp for schedule(dynamic, chunk) nowait
+    if (rows < FETCHED) ADAPT(end)
+#pragma omp for schedule(guided) nowait
     for (int64_t i = 0; i < panels; i++) {
-        Ahead adapter = {0};
-        if (mine < end && mine->adapter)
-            adapter = share(mine->adapter[which].a, mine->adapter[which].bytes, fetched, MAX(pause, 1));
-        multiply_panel(f, i, x, out, rows, adapter);
-        if (mine < end && ++fetched >= pause) ADAPT
+        // All are fetched when three quarters of the panels are done: what is left keeps the threads even.
+        if (stream.next < end) stream.lines = lines_of(stream.next, which) * segments->count * 4 / (panels * 3) + 1;
+        multiply_panel(f, i, x, out, rows, &stream, work);
+        ADAPT(stream.next)
     }
-    while (mine < end) ADAPT
+    ADAPT(end)
 #pragma omp barrier
 }
 
 /* out = rms_norm(x), times weight. */
 ALWAYS void norm(const float *x, const float *weight, float *out, int64_t n, float eps) {
-    float scale = 1.0f / sqrtf(dot(x, x, n) / n + eps);
+    float squares;
+    dots(1, x, x, &squares, n);
+    float scale = 1.0f / sqrtf(squares / n + eps);
     for (int64_t i = 0; i < n; i++) out[i] = weight[i] * (x[i] * scale);
 }
 
@@ -496,7 +541,7 @@ static Scratch lay_out(const Model *m, const Step *s, float *from) {
     PLACE(gated, rows * layer->down.inputs);
     PLACE(added, s->segments.count ? rows * widest : 0);
     PLACE(z, rows * s->rank);
-    a.work_size = (LANES * (m->dim + longest) + 15) / 16 * 16;
+    a.work_size = (MAX(LANES * (m->dim + longest), rows * PANEL) + 15) / 16 * 16;
     PLACE(work, a.work_size * omp_get_max_threads());
     a.total = at;
     return a;
@@ -533,21 +578,21 @@ void forward(const Model *m, const Step *s, double *seconds) {
             add_norm(a.x, delta, added, width, layer->before_attention, a.normed, rows, hidden, m->eps);
             delta = a.delta, added = s->segments.count ? a.added : 0;
             COUNT(NORM)
-            linear(&layer->qkv, a.normed, a.qkv, rows, &s->segments, 4 * l, added, a.z, s->rank);
+            linear(&layer->qkv, a.normed, a.qkv, rows, &s->segments, 4 * l, added, a.z, s->rank, work);
             COUNT(QKV)
             rope_store(m, layer, s, a.qkv, added, qkv_width, keys, values);
             COUNT(ROPE)
             attend(m, s, a.qkv, qkv_width, keys, values, work, a.attended);
             COUNT(ATTEND)
-            linear(&layer->out, a.attended, delta, rows, &s->segments, 4 * l + 1, added, a.z, s->rank);
+            linear(&layer->out, a.attended, delta, rows, &s->segments, 4 * l + 1, added, a.z, s->rank, work);
             COUNT(OUT)
             add_norm(a.x, delta, added, width, layer->before_mlp, a.normed, rows, hidden, m->eps);
             COUNT(NORM)
-            linear(&layer->gate_up, a.normed, a.gate_up, rows, &s->segments, 4 * l + 2, added, a.z, s->rank);
+            linear(&layer->gate_up, a.normed, a.gate_up, rows, &s->segments, 4 * l + 2, added, a.z, s->rank, work);
             COUNT(GATE_UP)
             silu_mul(a.gate_up, added, gate_up_width, a.gated, rows, layer->down.inputs);
             COUNT(SILU)
-            linear(&layer->down, a.gated, delta, rows, &s->segments, 4 * l + 3, added, a.z, s->rank);
+            linear(&layer->down, a.gated, delta, rows, &s->segments, 4 * l + 3, added, a.z, s->rank, work);
             COUNT(DOWN)
         }
 #pragma omp for
@@ -559,7 +604,7 @@ void forward(const Model *m, const Step *s, double *seconds) {
         }
         if (s->choices) {
             const Segments none = {0};
-            linear(&m->head, a.normed, s->scores, s->choices, &none, 0, 0, 0, 0);
+            linear(&m->head, a.normed, s->scores, s->choices, &none, 0, 0, 0, 0, work);
 #pragma omp for
             for (int64_t i = 0; i < s->head_segments.count; i++)
                 adapt(s->head_segments.of + i, 4 * m->layers, a.normed, hidden, s->scores, WIDTH(m->head.outputs), a.z,

@@ -50,11 +50,9 @@ class GeneralDecoder:
         self.shapes: Mapping[str, tuple[int, int]] = shapes
 
     def adapter(self, pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Adapter:
-        """The matrices, scaled, where the model is."""
+        """The matrices where the model is."""
         moved = {
-            name: LoraPair(
-                pair.a.to(self._device, dtype), (pair.b.to(self._device).float() * pair.scale).to(dtype)
-            )
+            name: LoraPair(pair.a.to(self._device, dtype), pair.b.to(self._device, dtype), pair.scale)
             for name, pair in pairs.items()
         }
         return HookedAdapter(moved)
@@ -89,6 +87,6 @@ class GeneralDecoder:
             if pair is None:
                 return output
             x = inputs[0]
-            return output + x @ pair.a.T.to(x.dtype) @ pair.b.T.to(x.dtype)
+            return output + pair.scale * (x @ pair.a.T.to(x.dtype) @ pair.b.T.to(x.dtype))
 
         return add

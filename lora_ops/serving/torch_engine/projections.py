@@ -10,7 +10,9 @@ from lora_ops.serving.torch_engine.adapter_files import LoraPair
 from lora_ops.serving.torch_engine.memory import allocate
 
 # As forward.c reads them, addresses included.
-PART = numpy.dtype([(name, numpy.int64) for name in ("b", "r0", "r", "offset", "n")])
+PART = numpy.dtype(
+    [*((name, numpy.int64) for name in ("b", "r0", "r", "offset", "n")), ("scale", numpy.float64)]
+)
 PROJECTION = numpy.dtype(
     [*((name, numpy.int64) for name in ("a", "rank", "parts", "half", "bytes")), ("part", PART, (3,))]
 )
@@ -34,15 +36,16 @@ class Module:
 
 @dataclass(frozen=True)
 class Part:
-    """What an adapter adds to one module's outputs: ranks from `r0` on, times b, at `offset`.
+    """What an adapter adds to one module's outputs: ranks from `r0` on, times b and `scale`, at `offset`.
 
     Attributes:
-        b: (rank, outputs), scaled.
+        b: (rank, outputs).
     """
 
     b: torch.Tensor
     r0: int
     offset: int
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,10 @@ class AdapterTable:
                 entry["bytes"] = projection.a.nbytes + sum(part.b.nbytes for part in projection.parts)
                 for index, part in enumerate(projection.parts):
                     rank, outputs = part.b.shape
-                    entry["part"][index] = (part.b.data_ptr(), part.r0, rank, part.offset, outputs)
+                    entry["part"][index] = (
+                        *(part.b.data_ptr(), part.r0, rank, part.offset, outputs),
+                        part.scale,
+                    )
         self.address = self._table.ctypes.data
 
     def _projection(self, adapted: Sequence[tuple[Module, LoraPair]]) -> Projection | None:
@@ -104,9 +110,8 @@ class AdapterTable:
             rank = len(pair.a)
             a[r0 : r0 + rank] = pair.a
             b = self._cut(rank, module.outputs)
-            # Rounded once, after scaling.
-            torch.mul(pair.b.to(b.device, torch.float32).T, pair.scale, out=b)
-            parts.append(Part(b, r0, module.offset))
+            b[:] = pair.b.T
+            parts.append(Part(b, r0, module.offset, pair.scale))
             r0 += rank
         return Projection(a, tuple(parts))
 

@@ -110,7 +110,8 @@ def add_lora(x: torch.Tensor, out: torch.Tensor, which: int, segments: Sequence[
         z = x[rows] @ projection.a.T.to(x.dtype)
         for part in projection.parts:
             columns = slice(part.offset, part.offset + part.b.shape[1])
-            out[rows, columns] += z[:, part.r0 : part.r0 + len(part.b)] @ part.b.to(x.dtype)
+            added = z[:, part.r0 : part.r0 + len(part.b)] @ part.b.to(x.dtype)
+            out[rows, columns] += part.scale * added
     return out
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-import json
 import shutil
 import time
 from collections.abc import Awaitable, Callable
@@ -87,12 +86,14 @@ def test_base_and_adapters_answer_together_as_peft_does(tiny_base: Path, folders
 
 
 @pytest.mark.parametrize("compiler", ["any", "none"])
+@pytest.mark.parametrize("kept", ["auto", "bfloat16"])
 def test_adapters_in_bfloat16_answer_as_peft_does_with_rounded_weights_and_take_half_the_memory(
     tiny_base: Path,
     folders: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     compiler: str,
+    kept: str,
 ) -> None:
     if compiler == "none":
         monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
@@ -101,19 +102,13 @@ def test_adapters_in_bfloat16_answer_as_peft_does_with_rounded_weights_and_take_
     for name, folder in folders.items():
         rounded[name] = Path(shutil.copytree(folder, tmp_path / name))
         weights = rounded[name] / "adapter_model.safetensors"
-        # What is rounded is what is kept: A, and B times alpha / rank.
-        config = json.loads((folder / "adapter_config.json").read_text())
-        scales = {"A": 1.0, "B": config["lora_alpha"] / config["r"]}
-        kept = {
-            key: (tensor * (scale := scales[key[-len("A.weight")]])).bfloat16().float() / scale
-            for key, tensor in load_file(weights).items()
-        }
-        save_file(kept, weights)
+        save_file({key: tensor.bfloat16() for key, tensor in load_file(weights).items()}, weights)
     model, tokenizer = load_base_model(tiny_base)
     reference = Reference(model, rounded)
 
     async def use(engine: TorchEngine) -> None:
-        for name, folder in folders.items():
+        # As their files are, or rounded here.
+        for name, folder in (rounded if kept == "auto" else folders).items():
             took = await engine.load(name, folder)
             numbers = sum(t.numel() for t in load_file(folder / "adapter_model.safetensors").values())
             assert took == await engine.size(folder) == 2 * numbers
@@ -123,7 +118,7 @@ def test_adapters_in_bfloat16_answer_as_peft_does_with_rounded_weights_and_take_
             shown = tokenizer.decode(reference(*one, GREEDY.max_tokens), skip_special_tokens=True)
             assert text_of(chunks) == shown.rstrip("�"), one
 
-    with_engine(tiny_base, use, adapter_dtype="bfloat16")
+    with_engine(tiny_base, use, adapter_dtype=kept)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

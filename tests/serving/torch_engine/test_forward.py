@@ -137,12 +137,12 @@ def make_adapter(sizes: Sizes, ranks: dict[str, int], dtype: torch.dtype, random
                 offset += outputs
                 if name in ranks:
                     pairs[f"{layer}.{name}"] = LoraPair(
-                        random(ranks[name], inputs), random(outputs, ranks[name]), 0.5
+                        random(ranks[name], inputs), random(outputs, ranks[name]), 0.7
                     )
             modules.append(parts)
     modules.append([Module("head", 0, VOCABULARY, sizes.hidden)])
     if "head" in ranks:
-        pairs["head"] = LoraPair(random(ranks["head"], sizes.hidden), random(VOCABULARY, ranks["head"]))
+        pairs["head"] = LoraPair(random(ranks["head"], sizes.hidden), random(VOCABULARY, ranks["head"]), 2.0)
     return AdapterTable(pairs, modules, "cpu", dtype)
 
 
@@ -267,13 +267,14 @@ def test_a_prompt_gets_the_same_bits_in_chunks_of_any_size(
     assert torch.equal(first, second)
 
 
-def test_a_cpu_with_wider_registers_computes_the_same() -> None:
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_a_cpu_with_registers_of_another_width_computes_the_same(lanes: int) -> None:
     sizes = Sizes(2, 3, 40, 100, 130, biased=True, normed=True)
-    drawn, ranks = [(20, 7, 1, True), (3, 1, 0, True)], [{"q": 3, "head": 2}]
-    weights, cache, sequences = make_case(0, sizes, drawn, ranks, half=False)
-    wide = native_forward.build(flags=(*FLAGS, "-DLANES=16", "-Wno-psabi"))
+    drawn, ranks = [(20, 7, 1, True), (3, 1, 0, True), (0, 9, 2, True)], [{"q": 3, "head": 2}, {"up": 9}]
+    weights, cache, sequences = make_case(0, sizes, drawn, ranks, half=True)
+    other = native_forward.build(flags=(*FLAGS, f"-DLANES={lanes}", "-Wno-psabi"))
     scores = [
-        NativeForward(weights, cache.clone(), library)(make_step(sequences)) for library in (LIBRARY, wide)
+        NativeForward(weights, cache.clone(), library)(make_step(sequences)) for library in (LIBRARY, other)
     ]
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
 
