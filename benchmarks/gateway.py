@@ -74,7 +74,10 @@ class Site:
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=modules, init_lora_weights=False)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(self.root / "models/base"), config)
         package = self.root / "package"
-        model.save_pretrained(package)
+        # In bfloat16, as the pipeline saves them.
+        model.save_pretrained(
+            package, state_dict={name: p.bfloat16() for name, p in model.named_parameters() if "lora_" in name}
+        )
         with closing(open_registry(self.root)) as registry:
             for number, tenant in enumerate(tenants, 1):
                 self._register(registry, package, tenant, number)

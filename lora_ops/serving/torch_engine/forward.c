@@ -36,8 +36,8 @@
 #define WIDTH(n) (((n) + PANEL - 1) / PANEL * PANEL)
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint32_t loose __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 
 /* What one adapter does to one fused projection: z = x a', then out[:, offset:offset+n] += scale z[:, r0:r0+r] b.
  * Its matrices are float32, or bfloat16 where `half` is set; sums are float32 in both cases. */
@@ -132,33 +132,58 @@ ALWAYS float exponential(float x) {
     return y * power.f;
 }
 
-/* bfloat16 is float32's upper half. */
+/* bfloat16 is float32's upper half. A register of them is read as two vectors: the even numbers and the odd ones. */
 ALWAYS float widen(uint16_t h) {
     union { uint32_t i; float f; } wide = {(uint32_t)h << 16};
     return wide.f;
 }
-ALWAYS float same(float f) { return f; }
-ALWAYS vec load_half(const uint16_t *p) { return (vec)(__builtin_convertvector(*(const halves *)p, words) << 16); }
+ALWAYS void load_halves(const uint16_t *p, vec *even, vec *odd) {
+    words both = *(const loose *)p;
+    *even = (vec)(both << 16), *odd = (vec)(both & 0xffff0000u);
+}
+ALWAYS void in_order(vec *even, vec *odd) {
+    float mixed[2 * LANES];
+    for (int i = 0; i < LANES; i++) mixed[2 * i] = (*even)[i], mixed[2 * i + 1] = (*odd)[i];
+    *even = load(mixed), *odd = load(mixed + LANES);
+}
+/* x as `load_halves` would read it. */
+static void take_apart(const float *x, float *apart, int64_t n) {
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        for (int j = 0; j < LANES; j++) apart[i + j] = x[i + 2 * j], apart[i + LANES + j] = x[i + 2 * j + 1];
+    memcpy(apart + i, x + i, (n - i) * sizeof(float));
+}
 
-/* z = a x for `count` rows of a, and row += scale (z b) for `count` vectors of b's columns; the matrices' numbers are of
- * TYPE, read by LOAD and WIDEN. */
-#define PRODUCTS(DOTS, COLUMNS, TYPE, LOAD, WIDEN)                                                                     \
+ALWAYS float same(float f) { return f; }
+ALWAYS void load_two(const float *p, vec *first, vec *second) { *first = load(p), *second = load(p + LANES); }
+ALWAYS void as_they_are(vec *first, vec *second) { (void)first, (void)second; }
+
+/* z = a x for `count` rows of a, and row += scale (z b) for `count` pairs of vectors of b's columns. The matrices'
+ * numbers are of TYPE, read by LOAD and WIDEN, and ORDER puts right what LOAD took apart; x is in LOAD's order. */
+#define PRODUCTS(DOTS, COLUMNS, TYPE, LOAD, WIDEN, ORDER)                                                              \
     ALWAYS void DOTS(int count, const TYPE *a, const float *x, float *z, int64_t n) {                                  \
-        vec s[4][2] = {{{0}}};                                                                                         \
+        vec s[4][2] = {{{0}}}, a0, a1;                                                                                 \
         int64_t i = 0;                                                                                                 \
         for (; i + 2 * LANES <= n; i += 2 * LANES)                                                                     \
-            for (int r = 0; r < count; r++)                                                                            \
-                for (int h = 0; h < 2; h++)                                                                            \
-                    s[r][h] = fused(LOAD(a + r * n + i + h * LANES), load(x + i + h * LANES), s[r][h]);                \
+            for (int r = 0; r < count; r++) {                                                                          \
+                LOAD(a + r * n + i, &a0, &a1);                                                                         \
+                s[r][0] = fused(a0, load(x + i), s[r][0]), s[r][1] = fused(a1, load(x + i + LANES), s[r][1]);          \
+            }                                                                                                          \
         for (int r = 0; r < count; r++) z[r] = sum(s[r][0] + s[r][1]);                                                 \
         for (; i < n; i++)                                                                                             \
             for (int r = 0; r < count; r++) z[r] += WIDEN(a[r * n + i]) * x[i];                                        \
     }                                                                                                                  \
     ALWAYS void COLUMNS(int count, const TYPE *b, const float *z, float scale, float *row, int64_t rank, int64_t n) {  \
-        vec s[4] = {{0}};                                                                                              \
+        vec s[2][2] = {{{0}}}, b0, b1;                                                                                 \
         for (int64_t r = 0; r < rank; r++)                                                                             \
-            for (int v = 0; v < count; v++) s[v] = fused(spread(z[r]), LOAD(b + r * n + v * LANES), s[v]);             \
-        for (int v = 0; v < count; v++) store(row + v * LANES, fused(spread(scale), s[v], load(row + v * LANES)));     \
+            for (int v = 0; v < count; v++) {                                                                          \
+                LOAD(b + r * n + 2 * v * LANES, &b0, &b1);                                                             \
+                s[v][0] = fused(spread(z[r]), b0, s[v][0]), s[v][1] = fused(spread(z[r]), b1, s[v][1]);                \
+            }                                                                                                          \
+        for (int v = 0; v < count; v++) {                                                                              \
+            ORDER(&s[v][0], &s[v][1]);                                                                                 \
+            for (int h = 0; h < 2; h++, row += LANES) store(row, fused(spread(scale), s[v][h], load(row)));            \
+        }                                                                                                              \
     }                                                                                                                  \
     static void DOTS##_all(const TYPE *a, const float *x, float *z, int64_t rank, int64_t n) {                         \
         int64_t r = 0;                                                                                                 \
@@ -167,16 +192,16 @@ ALWAYS vec load_half(const uint16_t *p) { return (vec)(__builtin_convertvector(*
     }                                                                                                                  \
     static void COLUMNS##_all(const TYPE *b, const float *z, float scale, float *row, int64_t rank, int64_t n) {       \
         int64_t c = 0;                                                                                                 \
-        for (; c + 4 * LANES <= n; c += 4 * LANES) COLUMNS(4, b + c, z, scale, row + c, rank, n);                      \
-        for (; c + LANES <= n; c += LANES) COLUMNS(1, b + c, z, scale, row + c, rank, n);                              \
+        for (; c + 4 * LANES <= n; c += 4 * LANES) COLUMNS(2, b + c, z, scale, row + c, rank, n);                      \
+        for (; c + 2 * LANES <= n; c += 2 * LANES) COLUMNS(1, b + c, z, scale, row + c, rank, n);                      \
         for (; c < n; c++) {                                                                                           \
             float total = 0.0f;                                                                                        \
             for (int64_t r = 0; r < rank; r++) total += z[r] * WIDEN(b[r * n + c]);                                    \
             row[c] += scale * total;                                                                                   \
         }                                                                                                              \
     }
-PRODUCTS(dots, add_columns, float, load, same)
-PRODUCTS(dots_half, add_columns_half, uint16_t, load_half, widen)
+PRODUCTS(dots, add_columns, float, load_two, same, as_they_are)
+PRODUCTS(dots_half, add_columns_half, uint16_t, load_halves, widen, in_order)
 
 /* Matrix products with the base model's weights. */
 
@@ -301,14 +326,16 @@ static void multiply_panel(const Linear *f, int64_t panel, const float *x, float
     }
 }
 
-/* out += what a segment's adapter adds to a projection of its rows of x. */
+/* out += what a segment's adapter adds to a projection of its rows of x. apart: (inputs). */
 static void adapt(const Segment *s, int64_t which, const float *x, int64_t inputs, float *out, int64_t width, float *z,
-                  int64_t stride) {
+                  int64_t stride, float *apart) {
     if (!s->adapter) return;
     const Projection *p = s->adapter + which;
     for (int64_t t = s->first; t < s->first + s->rows; t++) {
-        if (p->half) dots_half_all(p->a, x + t * inputs, z + t * stride, p->rank, inputs);
-        else dots_all(p->a, x + t * inputs, z + t * stride, p->rank, inputs);
+        if (p->half) {
+            take_apart(x + t * inputs, apart, inputs);
+            dots_half_all(p->a, apart, z + t * stride, p->rank, inputs);
+        } else dots_all(p->a, x + t * inputs, z + t * stride, p->rank, inputs);
     }
     for (int64_t i = 0; i < p->parts; i++)
         for (int64_t t = s->first; t < s->first + s->rows; t++) {
@@ -328,11 +355,11 @@ static void linear(const Linear *f, const float *x, float *out, int64_t rows, co
                    float *added, float *z, int64_t stride, float *work) {
     int64_t inputs = f->inputs, width = WIDTH(f->outputs), panels = width / PANEL, threads = omp_get_num_threads();
     const Segment *mine = segments->of + omp_get_thread_num(), *end = segments->of + segments->count;
-    Stream stream = {mine, end, threads, which};
+    Stream stream = {mine, end, threads, which, 0, 0};
 #define ADAPT(UNTIL)                                                                                                   \
     for (; mine < (UNTIL); mine += threads) {                                                                          \
         memset(added + mine->first * width, 0, mine->rows * width * sizeof(float));                                    \
-        adapt(mine, which, x, inputs, added, width, z, stride);                                                        \
+        adapt(mine, which, x, inputs, added, width, z, stride, work);                                                  \
     }
     if (rows < FETCHED) ADAPT(end)
 #pragma omp for schedule(guided) nowait
@@ -541,7 +568,8 @@ static Scratch lay_out(const Model *m, const Step *s, float *from) {
     PLACE(gated, rows * layer->down.inputs);
     PLACE(added, s->segments.count ? rows * widest : 0);
     PLACE(z, rows * s->rank);
-    a.work_size = (MAX(LANES * (m->dim + longest), rows * PANEL) + 15) / 16 * 16;
+    a.work_size = MAX(MAX(LANES * (m->dim + longest), rows * PANEL), MAX(m->hidden, layer->down.inputs));
+    a.work_size = (MAX(a.work_size, m->heads * m->dim) + 15) / 16 * 16;
     PLACE(work, a.work_size * omp_get_max_threads());
     a.total = at;
     return a;
@@ -608,7 +636,7 @@ void forward(const Model *m, const Step *s, double *seconds) {
 #pragma omp for
             for (int64_t i = 0; i < s->head_segments.count; i++)
                 adapt(s->head_segments.of + i, 4 * m->layers, a.normed, hidden, s->scores, WIDTH(m->head.outputs), a.z,
-                      s->rank);
+                      s->rank, work);
         }
         COUNT(HEAD)
     }
