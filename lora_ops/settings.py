@@ -224,7 +224,7 @@ class TorchEngineSettings(Section):
         "auto", description="of the base model; auto: bfloat16 on a GPU that has it, else float32"
     )
     adapter_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of adapters in memory; auto: as in their files; bfloat16 rounds wider ones"
+        "auto", description="of adapters in memory; auto: bfloat16 where their file is; bfloat16 rounds all"
     )
 
 

@@ -47,7 +47,7 @@ def train(
         target: folder for `adapter_model.safetensors` and `adapter_config.json`, replaced in one step at the
             end. The two files depend on nothing but code, data, recipe and machine: no clock is in them.
         report: folder for what was observed on the way.
-        on_step: called after each step with step, loss, learning_rate and now and then validation_loss.
+        on_step: called after each step with step, loss and learning_rate, and at the end with validation_loss.
 
     Raises:
         LoraOpsError: the loss is not finite (the recipe diverged).
@@ -65,7 +65,9 @@ def train(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trainable.values(), lr=settings.learning_rate, weight_decay=0.0)
     fingerprint = sha256_text(
-        canonical([settings.model_dump(), data_sha256, base.sha256, device, _code_sha256()])
+        canonical(
+            [settings.model_dump(exclude={"adapter_dtype"}), data_sha256, base.sha256, device, _code_sha256()]
+        )
     )
     done = load_checkpoint(checkpoint, trainable, optimizer, fingerprint)
     begun = done or Progress(fingerprint, 0, 0, 0.0, [])
@@ -100,7 +102,7 @@ def train(
                 checkpoint, trainable, optimizer, Progress(fingerprint, step + 1, tokens, seconds, losses)
             )
     seconds = time.perf_counter() - start
-    # Before it is validated: what is measured from here on is what is saved and served.
+    # Before it is validated, so that nothing is measured that is not saved.
     saved_in = getattr(torch, settings.adapter_dtype)
     for parameter in trainable.values():
         parameter.data = parameter.data.to(saved_in).to(parameter.dtype)

@@ -43,7 +43,9 @@ def make_adapter(base: Path, folder: Path, seed: int, rank: int = 4, modules: st
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
+    # In bfloat16, as the pipeline saves them.
+    weights = {name: p.bfloat16() for name, p in model.named_parameters() if "lora_" in name}
+    model.save_pretrained(folder, state_dict=weights)
     (folder / "README.md").unlink(missing_ok=True)
     return folder
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from lora_ops.loading import load_base_model
 from lora_ops.serving.engine import EngineError, Generation, Sampling
@@ -53,7 +54,7 @@ def folders(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("adapters")
     scale = 0.3 if isinstance(server, StrictDoor) else 0.05
     return {
-        name: save_adapter(copy.deepcopy(model), folder / name, seed=seed, scale=scale)
+        name: save_adapter(copy.deepcopy(model), folder / name, seed=seed, scale=scale, dtype=torch.bfloat16)
         for seed, name in enumerate(NAMES)
     }
 

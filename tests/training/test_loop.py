@@ -104,10 +104,12 @@ def test_it_is_rounded_once_before_it_is_validated_and_saved(tiny_base: Path, tm
     assert whole.validation_loss != rounded.validation_loss == pytest.approx(whole.validation_loss, rel=0.05)
 
 
-def test_its_files_are_what_peft_would_write(tiny_base: Path, tmp_path: Path) -> None:
-    run(tiny_base, tmp_path, RECIPE.model_copy(update={"adapter_dtype": "float32"}))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_its_files_are_what_peft_would_write(tiny_base: Path, tmp_path: Path, dtype: str) -> None:
+    run(tiny_base, tmp_path, RECIPE.model_copy(update={"adapter_dtype": dtype}))
     config = LoraConfig(r=2, lora_alpha=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
-    get_peft_model(load_base_model(tiny_base)[0], config).save_pretrained(tmp_path / "peft")
+    peft = get_peft_model(load_base_model(tiny_base)[0], config)
+    peft.to(getattr(torch, dtype)).save_pretrained(tmp_path / "peft")
     ours, theirs = (
         json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("adapter", "peft")
     )

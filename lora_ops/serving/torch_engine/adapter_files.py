@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ APPLIED = """
 """
 # The other initialisations change the base model's weights as well.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
+DTYPES = {"BF16": torch.bfloat16}  # as a safetensors file names them
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 
 
@@ -43,19 +44,6 @@ class LoraPair:
     a: torch.Tensor
     b: torch.Tensor
     scale: float
-
-
-@dataclass(frozen=True)
-class Held:
-    """How much an adapter's file holds.
-
-    Attributes:
-        numbers: of all matrices.
-        dtype: bfloat16 where all of them are, else float32.
-    """
-
-    numbers: int
-    dtype: torch.dtype
 
 
 def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, LoraPair]:
@@ -90,8 +78,8 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[st
     return {name: _pair(name, half, settings, shapes) for name, half in halves.items()}
 
 
-def look_into(folder: Path) -> Held:
-    """How much the adapter's file holds, of which only the header is read.
+def look_into(folder: Path) -> tuple[int, torch.dtype]:
+    """How many numbers the adapter's matrices have, and of which type; only the file's header is read.
 
     Raises:
         EngineError: the weights can't be read.
@@ -100,10 +88,14 @@ def look_into(folder: Path) -> Held:
         with safe_open(folder / ADAPTER_FILES[0], framework="pt") as weights:
             slices = [weights.get_slice(key) for key in weights.keys()]  # noqa: SIM118
             numbers = sum(math.prod(one.get_shape()) for one in slices)
-            narrow = all(one.get_dtype() == "BF16" for one in slices)
+            return numbers, common_dtype(DTYPES.get(one.get_dtype(), torch.float32) for one in slices)
     except (SafetensorError, OSError) as error:
         raise EngineError(f"The adapter in {folder} can't be read: {error}") from error
-    return Held(numbers, torch.bfloat16 if narrow else torch.float32)
+
+
+def common_dtype(of: Iterable[torch.dtype]) -> torch.dtype:
+    """bfloat16 where all are, else float32, which holds any of them."""
+    return torch.bfloat16 if set(of) == {torch.bfloat16} else torch.float32
 
 
 def _require_plain_lora(written: Mapping[str, Any]) -> None:
@@ -135,12 +127,14 @@ def _pair(
     a, b = half["A"], half["B"]
     outputs, inputs = shapes[name]
     rank = _of(settings.rank_pattern, name, settings.r)
+    alpha = _of(settings.alpha_pattern, name, settings.lora_alpha)
+    if not (isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float)):
+        raise EngineError(f"The adapter's rank {rank!r} and alpha {alpha!r} of '{name}' are no scale.")
     if a.shape != (rank, inputs) or b.shape != (outputs, rank):
         raise EngineError(
             f"The adapter's matrices of '{name}' are {tuple(a.shape)} and {tuple(b.shape)}; rank {rank} on "
             f"this base model needs {(rank, inputs)} and {(outputs, rank)}."
         )
-    alpha = _of(settings.alpha_pattern, name, settings.lora_alpha)
     return LoraPair(a, b, alpha / (math.sqrt(rank) if settings.use_rslora else rank))
 
 

@@ -6,6 +6,7 @@ for long. The KV cache of what has ended is kept while there is room: a prompt t
 same tenant did, with its system prompt above all, starts where they part.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence as Items
@@ -14,11 +15,13 @@ from typing import Any
 
 import torch
 
-from lora_ops.serving.engine import Chunk, FinishReason, Generation, TokenLogprob
+from lora_ops.serving.engine import Chunk, EngineError, FinishReason, Generation, TokenLogprob
 from lora_ops.serving.torch_engine.decoder import Adapter, Decoder, Work
 from lora_ops.serving.torch_engine.extents import Extent, Extents
 from lora_ops.serving.torch_engine.sampling import Choice, choose
 from lora_ops.serving.torch_engine.text_stream import TextStream
+
+logger = logging.getLogger(__name__)
 
 # How many ended sequences are remembered at most: each is compared with every prompt that joins.
 KEPT = 64
@@ -113,8 +116,8 @@ class Batch:
         self.running, self.waiting = [], deque()
         return lost
 
-    def step(self) -> list[tuple[Sequence, Chunk]]:
-        """Take one step; the new chunks of the sequences that have one."""
+    def step(self) -> list[tuple[Sequence, Chunk | EngineError]]:
+        """Take one step; the new chunks of the sequences that have one, or why one of them ended."""
         self._leave()
         self._join()
         moving = self._compose()
@@ -144,7 +147,7 @@ class Batch:
             # Time goes with the rows: in one pass a prompt's token costs what an answer's token costs.
             sequence.seconds += seconds * count / rows
         return [
-            (sequence, self._chunk(sequence, choice)) for sequence, choice in zip(scored, choices, strict=True)
+            (sequence, self._told(sequence, choice)) for sequence, choice in zip(scored, choices, strict=True)
         ]
 
     def _leave(self) -> None:
@@ -164,8 +167,8 @@ class Batch:
             if extent is None:
                 return
             sequence.extent = extent
-            self._share(sequence, extent)
             self.running.append(self.waiting.popleft())
+            self._share(sequence, extent)
 
     def _compose(self) -> list[tuple[Sequence, int]]:
         moving, budget = [], self.prefill_chunk
@@ -177,6 +180,15 @@ class Batch:
                 budget -= count
                 moving.append((sequence, count))
         return moving
+
+    def _told(self, sequence: Sequence, choice: Choice) -> Chunk | EngineError:
+        try:
+            return self._chunk(sequence, choice)
+        except Exception as error:  # whatever a tokenizer makes of its tokens is this answer's fault alone
+            logger.exception("The text of an answer could not be made.")
+            self.running.remove(sequence)
+            self._release(sequence)
+            return EngineError(f"The answer's tokens can't be read as text: {error}")
 
     def _chunk(self, sequence: Sequence, choice: Choice) -> Chunk:
         sampling = sequence.generation.sampling

@@ -14,7 +14,7 @@ import torch
 from lora_ops.loading import pick_device
 from lora_ops.records import ADAPTER_FILES
 from lora_ops.serving.engine import Chunk, EngineError, EngineStatus, Generation
-from lora_ops.serving.torch_engine.adapter_files import Held, look_into, read_adapter
+from lora_ops.serving.torch_engine.adapter_files import common_dtype, look_into, read_adapter
 from lora_ops.serving.torch_engine.architectures import load_decoder
 from lora_ops.serving.torch_engine.batch import Batch, Sequence
 from lora_ops.serving.torch_engine.decoder import Adapter
@@ -50,8 +50,9 @@ class TorchEngine:
         threads: of torch, for this engine's steps; None: torch's own choice.
         device: of torch; "auto" is the first GPU where there is one, else the CPU.
         dtype: of the base model; "auto" is bfloat16 on a GPU that has it, else float32.
-        adapter_dtype: of adapters in memory, never wider than `dtype`; "auto" is that of their files. Where
-            those are wider, "bfloat16" rounds them, which changes answers a little. Sums are in `dtype`.
+        adapter_dtype: of adapters in memory, never wider than `dtype`. "auto": bfloat16 where all of a file
+            is and the decoder reads it as fast, else `dtype`. "bfloat16" rounds what is not, which changes
+            answers a little. Sums are in `dtype`.
     """
 
     def __init__(
@@ -122,8 +123,8 @@ class TorchEngine:
             EngineError: its weights can't be read.
         """
         self._require_started()
-        held = await asyncio.to_thread(look_into, folder)
-        return held.numbers * self._kept_in(held).itemsize
+        numbers, stored = await asyncio.to_thread(look_into, folder)
+        return numbers * self._kept_in(stored).itemsize
 
     async def load(self, name: str, folder: Path) -> int:
         """Make the adapter in `folder` answer to `name`, while others generate.
@@ -242,11 +243,15 @@ class TorchEngine:
         pairs = read_adapter(folder, self._decoder.shapes)
         found = [(folder / name).stat() for name in ADAPTER_FILES]
         files = tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
-        return files, self._decoder.adapter(pairs, self._kept_in(look_into(folder)))
+        stored = common_dtype(matrix.dtype for pair in pairs.values() for matrix in (pair.a, pair.b))
+        return files, self._decoder.adapter(pairs, self._kept_in(stored))
 
-    def _kept_in(self, held: Held) -> torch.dtype:
-        wanted = self._adapter_dtype or held.dtype
-        return torch.bfloat16 if wanted is torch.bfloat16 else self._dtype
+    def _kept_in(self, stored: torch.dtype) -> torch.dtype:
+        if self._adapter_dtype:
+            narrow = self._adapter_dtype is torch.bfloat16
+        else:
+            narrow = stored is torch.bfloat16 and self._decoder.reads_bfloat16
+        return torch.bfloat16 if narrow else self._dtype
 
     def _submit(self, command: Callable[[Batch], None]) -> None:
         with self._wake:
@@ -303,10 +308,10 @@ class TorchEngine:
 
     # The event loop's thread again.
 
-    def _deliver(self, made: list[tuple[Sequence, Chunk]]) -> None:
-        for sequence, chunk in made:
+    def _deliver(self, made: list[tuple[Sequence, Chunk | EngineError]]) -> None:
+        for sequence, item in made:
             if sequence in self._queues:
-                self._queues[sequence].put_nowait(chunk)
+                self._queues[sequence].put_nowait(item)
 
     def _fail(self, lost: list[Sequence], error: EngineError) -> None:
         for sequence in lost:

@@ -16,6 +16,10 @@
 #include <immintrin.h>
 #endif
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "bfloat16 is read as little-endian CPUs write it"
+#endif
+
 #ifndef LANES /* of a vector register */
 #ifdef __AVX512F__
 #define LANES 16
@@ -79,7 +83,7 @@ typedef struct { /* neighbouring rows with the same adapter: its projections, on
     int64_t first, rows;
 } Segment;
 
-typedef struct { /* none, or some for all rows */
+typedef struct { /* none, or some that have all rows */
     int64_t count;
     const Segment *of;
 } Segments;
@@ -89,7 +93,9 @@ typedef struct {
     const int64_t *chosen;                      /* (choices): the rows of which the scores are wanted */
     const Span *span;
     Segments segments, head_segments;
-    int64_t rows, choices, spans, rank; /* the largest of a projection */
+    int64_t rows, choices, spans;
+    int64_t rank; /* the largest of a projection */
+    int64_t threads;
     float *scratch;                     /* of `scratch_size` numbers */
     float *scores;                      /* (choices, WIDTH(vocabulary)) */
 } Step;
@@ -97,8 +103,8 @@ typedef struct {
 ALWAYS vec load(const float *p) { return *(const vec *)p; }
 ALWAYS void store(float *p, vec v) { *(vec *)p = v; }
 
-/* a b + c, rounded once wherever the CPU can: left to itself a compiler does so in one place and not in another, and the
- * sums of the same numbers would differ. */
+/* a b + c, rounded once wherever the CPU can: left to itself a compiler does so in one place and not in another, and
+ * the sums of the same numbers would differ. */
 ALWAYS vec fused(vec a, vec b, vec c) {
 #if defined(__FMA__) && LANES == 8
     return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
@@ -118,7 +124,7 @@ ALWAYS float sum(vec v) {
 
 /* e^x to 1e-7, as in Cephes; written so that a compiler makes vectors of it. */
 ALWAYS float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    x = !(x > -87.0f) ? -87.0f : x > 88.0f ? 88.0f : x; /* so that what is no number becomes one */
     float n = floorf(x * 1.44269504088896341f + 0.5f);
     x = x - n * 0.693359375f + n * 2.12194440e-4f;
     float y = 1.9875691500e-4f;
@@ -128,7 +134,7 @@ ALWAYS float exponential(float x) {
     y = y * x + 1.6666665459e-1f;
     y = y * x + 5.0000001201e-1f;
     y = y * x * x + x + 1.0f;
-    union { int32_t i; float f; } power = {((int32_t)n + 127) << 23};
+    union { int32_t i; float f; } power = {((int32_t)n + 127) * (1 << 23)};
     return y * power.f;
 }
 
@@ -228,11 +234,12 @@ ALWAYS Ahead share(const void *from, int64_t bytes, int64_t i, int64_t n) {
     return (Ahead){(const char *)from + first * LINE, lines * (i + 1) / n - first};
 }
 
-/* The adapters that one thread reads, each `step`-th segment from `next` on, one projection of each: they are fetched
- * behind each other, whatever their sizes. */
+/* The adapters that one thread reads, of each `step`-th segment from `next` on one projection: they are fetched behind
+ * each other, whatever their sizes. */
 typedef struct {
-    const Segment *next, *end;
-    int64_t step, which, line, lines; /* of `next`: fetched so far; a panel's share of all */
+    const Segments *segments;
+    int64_t next, step, which;
+    int64_t line, lines; /* of `next`: fetched so far; a panel's share of all */
 } Stream;
 
 ALWAYS int64_t lines_of(const Segment *s, int64_t which) {
@@ -242,9 +249,10 @@ ALWAYS int64_t lines_of(const Segment *s, int64_t which) {
 /* The next `count` lines at most, all of one adapter. */
 ALWAYS Ahead take(Stream *s, int64_t count) {
     int64_t left;
-    while (s->next < s->end && (left = lines_of(s->next, s->which) - s->line) <= 0) s->next += s->step, s->line = 0;
-    if (s->next >= s->end) return (Ahead){0};
-    Ahead taken = {(const char *)s->next->adapter[s->which].a + s->line * LINE, MIN(count, left)};
+    for (; s->next < s->segments->count; s->next += s->step, s->line = 0)
+        if ((left = lines_of(s->segments->of + s->next, s->which) - s->line) > 0) break;
+    if (s->next >= s->segments->count) return (Ahead){0};
+    Ahead taken = {(const char *)s->segments->of[s->next].adapter[s->which].a + s->line * LINE, MIN(count, left)};
     s->line += taken.count;
     return taken;
 }
@@ -354,22 +362,24 @@ static void adapt(const Segment *s, int64_t which, const float *x, int64_t input
 static void linear(const Linear *f, const float *x, float *out, int64_t rows, const Segments *segments, int64_t which,
                    float *added, float *z, int64_t stride, float *work) {
     int64_t inputs = f->inputs, width = WIDTH(f->outputs), panels = width / PANEL, threads = omp_get_num_threads();
-    const Segment *mine = segments->of + omp_get_thread_num(), *end = segments->of + segments->count;
-    Stream stream = {mine, end, threads, which, 0, 0};
+    int64_t mine = omp_get_thread_num(), count = segments->count, most = (count + threads - 1) / threads * threads;
+    Stream stream = {segments, mine, threads, which, 0, 0};
 #define ADAPT(UNTIL)                                                                                                   \
     for (; mine < (UNTIL); mine += threads) {                                                                          \
-        memset(added + mine->first * width, 0, mine->rows * width * sizeof(float));                                    \
-        adapt(mine, which, x, inputs, added, width, z, stride, work);                                                  \
+        const Segment *s = segments->of + mine;                                                                        \
+        memset(added + s->first * width, 0, s->rows * width * sizeof(float));                                          \
+        adapt(s, which, x, inputs, added, width, z, stride, work);                                                     \
     }
-    if (rows < FETCHED) ADAPT(end)
+    if (rows < FETCHED) ADAPT(count)
 #pragma omp for schedule(guided) nowait
     for (int64_t i = 0; i < panels; i++) {
         // All are fetched when three quarters of the panels are done: what is left keeps the threads even.
-        if (stream.next < end) stream.lines = lines_of(stream.next, which) * segments->count * 4 / (panels * 3) + 1;
+        if (stream.next < count)
+            stream.lines = lines_of(segments->of + stream.next, which) * most * 4 / (panels * 3) + 1;
         multiply_panel(f, i, x, out, rows, &stream, work);
         ADAPT(stream.next)
     }
-    ADAPT(end)
+    ADAPT(count)
 #pragma omp barrier
 }
 
@@ -570,7 +580,7 @@ static Scratch lay_out(const Model *m, const Step *s, float *from) {
     PLACE(z, rows * s->rank);
     a.work_size = MAX(MAX(LANES * (m->dim + longest), rows * PANEL), MAX(m->hidden, layer->down.inputs));
     a.work_size = (MAX(a.work_size, m->heads * m->dim) + 15) / 16 * 16;
-    PLACE(work, a.work_size * omp_get_max_threads());
+    PLACE(work, a.work_size * s->threads);
     a.total = at;
     return a;
 }
@@ -593,7 +603,7 @@ void forward(const Model *m, const Step *s, double *seconds) {
         seconds[PART] += now - then;                                                                                   \
         then = now;                                                                                                    \
     }
-#pragma omp parallel
+#pragma omp parallel num_threads(s->threads)
     {
         float *work = a.work + omp_get_thread_num() * a.work_size, *delta = 0, *added = 0;
 #pragma omp for

@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +23,8 @@ SOURCE = Path(__file__).with_name("forward.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 # Of `seconds` in forward.c.
 PARTS = ("embed", "norm", "qkv", "rope", "attend", "out", "gate_up", "silu", "down", "head")
+
+PIECE = 8  # rows
 
 POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 
@@ -55,7 +58,7 @@ class _Step(ctypes.Structure):
         *((name, POINTER) for name in ("tokens", "positions", "places", "chosen", "span")),
         ("segments", _Segments),
         ("head_segments", _Segments),
-        *((name, INTEGER) for name in ("rows", "choices", "spans", "rank")),
+        *((name, INTEGER) for name in ("rows", "choices", "spans", "rank", "threads")),
         ("scratch", POINTER),
         ("scores", POINTER),
     )
@@ -116,10 +119,11 @@ class NativeForward:
         scores = torch.empty(len(step.chosen), self._width)
         given = _Step(
             *(array.ctypes.data for array in (*integers, spans)),
-            _Segments(len(step.segments), segments.ctypes.data),
-            _Segments(len(step.head_segments), head_segments.ctypes.data),
+            _Segments(len(segments), segments.ctypes.data),
+            _Segments(len(head_segments), head_segments.ctypes.data),
             *(len(step.tokens), len(step.chosen), len(step.spans)),
             max((s.adapter.rank for s in (*step.segments, *step.head_segments) if s.adapter), default=0),
+            torch.get_num_threads(),
             None,
             scores.data_ptr(),
         )
@@ -170,9 +174,13 @@ class _Panels:
 
 
 def _table(segments: Sequence[Segment]) -> numpy.ndarray:
-    return numpy.array(
-        [(s.adapter.address if s.adapter else 0, s.first, s.rows) for s in segments], dtype=numpy.int64
-    )
+    """In pieces of a few rows: threads take them in turn, and one busy adapter is work for all of them."""
+    pieces = [
+        (s.adapter.address if s.adapter else 0, first, min(PIECE, s.first + s.rows - first))
+        for s in segments
+        for first in range(s.first, s.first + s.rows, PIECE)
+    ]
+    return numpy.array(pieces, dtype=numpy.int64)
 
 
 def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
@@ -193,7 +201,7 @@ def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.C
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             target = Path(folder) / "forward.so"
-            command = [compiler, *flags, "-o", str(target), str(SOURCE), "-lm"]
+            command = [*shlex.split(compiler), *flags, "-o", str(target), str(SOURCE), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode:
                 last = done.stderr.strip().splitlines()[-1:] or ["no message"]

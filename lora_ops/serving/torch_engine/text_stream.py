@@ -21,7 +21,7 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """What may be shown now that `token` came; text that may be a stop text's beginning waits."""
-        self._held += self._decode.step(self._tokenizer, token) or ""
+        self._held += self._step(token)
         found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -31,6 +31,16 @@ class TextStream:
     def finish(self) -> str:
         """What still waited, now that no token will come; bytes that are no whole character are dropped."""
         return "" if self.stopped else self._show(len(self._held))
+
+    def _step(self, token: int) -> str:
+        try:
+            return self._decode.step(self._tokenizer, token) or ""
+        except Exception as error:  # the library has no class of its own for it
+            if "Invalid prefix" not in str(error):
+                raise
+            # Bytes that are no character, before one that is (huggingface/tokenizers): they are dropped.
+            self._decode = DecodeStream(skip_special_tokens=True)
+            return self._decode.step(self._tokenizer, token) or ""
 
     def _show(self, length: int) -> str:
         shown, self._held = self._held[:length], self._held[length:]

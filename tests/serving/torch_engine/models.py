@@ -102,7 +102,15 @@ def make_model(name: str) -> Any:
     return model
 
 
-def save_adapter(model: Any, folder: Path, *, seed: int = 0, scale: float = 0.3, **config: Any) -> Path:
+def save_adapter(
+    model: Any,
+    folder: Path,
+    *,
+    seed: int = 0,
+    scale: float = 0.3,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> Path:
     """A random adapter that changes answers, as PEFT saves it; `model` is as it was afterwards."""
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
@@ -115,7 +123,11 @@ def save_adapter(model: Any, folder: Path, *, seed: int = 0, scale: float = 0.3,
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=scale)
-    adapted.save_pretrained(folder, save_embedding_layers=False)
+    if dtype is torch.float32:
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        weights = {name: p.to(dtype) for name, p in adapted.named_parameters() if "lora_" in name}
+        adapted.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
     adapted.unload()
     return folder
 

@@ -11,7 +11,7 @@ from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lora_ops.serving.engine import EngineError
-from lora_ops.serving.torch_engine.adapter_files import read_adapter
+from lora_ops.serving.torch_engine.adapter_files import look_into, read_adapter
 from lora_ops.serving.torch_engine.architectures import make_decoder
 from tests.serving.torch_engine.models import make_model, save_adapter
 
@@ -112,4 +112,29 @@ def test_a_setting_of_a_later_peft_is_refused_not_ignored(tmp_path: Path) -> Non
     config = json.loads(path.read_text()) | {"use_something_new": True}
     path.write_text(json.dumps(config))
     with pytest.raises(EngineError, match="use_something_new"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "common"),
+    [
+        ((torch.bfloat16, torch.bfloat16), torch.bfloat16),
+        ((torch.bfloat16, torch.float32), torch.float32),
+        ((torch.float16, torch.float16), torch.float32),
+    ],
+)
+def test_the_type_that_holds_all_of_a_file_is_told_from_its_header(
+    tmp_path: Path, kinds: tuple[torch.dtype, torch.dtype], common: torch.dtype
+) -> None:
+    weights = save_adapter(make_model("llama"), tmp_path) / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({key: t.to(kinds["lora_B" in key]) for key, t in tensors.items()}, weights)
+    assert look_into(tmp_path) == (sum(t.numel() for t in tensors.values()), common)
+
+
+@pytest.mark.parametrize("wrong", [{"r": 0}, {"lora_alpha": "16"}, {"rank_pattern": {"q_proj": -1}}])
+def test_a_rank_or_alpha_that_is_no_scale_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    config = save_adapter(make_model("llama"), tmp_path) / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | wrong))
+    with pytest.raises(EngineError, match="rank|read"):
         read(tmp_path)

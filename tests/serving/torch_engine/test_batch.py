@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from lora_ops.serving.engine import Chunk, Generation, Sampling
+from lora_ops.serving.engine import Chunk, EngineError, Generation, Sampling
 from lora_ops.serving.torch_engine.architectures import make_decoder
 from lora_ops.serving.torch_engine.batch import Batch, Sequence
 from lora_ops.serving.torch_engine.text_stream import TextStream
@@ -63,6 +63,7 @@ def run(case: Case, requests: list[Request], *, max_batch: int = 8, chunk: int =
         for sequence, chunk_made in batch.step():
             index = sequences.index(sequence)
             assert index not in finished
+            assert isinstance(chunk_made, Chunk)
             request = requests[index]
             made = len(sequence.tokens) - len(request.prompt)
             if chunk_made.finish:
@@ -254,6 +255,43 @@ def test_what_one_tenant_asked_makes_nobody_elses_answer_quicker(
     assert other.computed == 0
     assert same.computed == len(PROMPTS[4]) - 1
     batch.clear()
+
+
+def test_a_text_that_cannot_be_made_ends_no_other_answer(case_of: Callable[[str], Case]) -> None:
+    class Broken(TextStream):
+        def add(self, token: int) -> str:
+            raise OverflowError(f"there is no token {token}")
+
+    case = case_of("llama")
+    batch = Batch(case.decoder, TOKENIZER, frozenset(), max_batch=4, prefill_chunk=64)
+    requests = [Request(0, "all", PROMPTS[2], count) for count in (1, 9, 9)]
+    ends, breaks, goes_on = (sequence_of(case, request) for request in requests)
+    breaks.stream = Broken(TOKENIZER, PROMPTS[2], ())
+    for sequence in (ends, breaks, goes_on):
+        batch.add(sequence)
+    told = dict(batch.step())
+    assert isinstance(told[breaks], EngineError)
+    assert "there is no token" in str(told[breaks])
+    assert isinstance(told[ends], Chunk) and told[ends].finish == "length"
+    assert batch.running == [goes_on]
+    assert [sequence for sequence, _ in batch.step()] == [goes_on]
+    batch.clear()
+    assert batch.kv_tokens == 0
+
+
+def test_a_beginning_that_cannot_be_copied_leaves_no_place_taken(
+    case_of: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of("llama")
+    batch = Batch(case.decoder, TOKENIZER, frozenset(), max_batch=4, prefill_chunk=64)
+    batch.add(sequence_of(case, Request(0, "all", PROMPTS[4], 1)))
+    batch.step()
+    monkeypatch.setattr(case.decoder, "copy", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
+    batch.add(sequence_of(case, Request(0, "all", PROMPTS[5], 1)))
+    with pytest.raises(MemoryError):
+        batch.step()
+    assert len(batch.clear()) == 1
+    assert batch._extents.reserve(case.decoder.kv_tokens) is not None
 
 
 def test_the_steps_time_is_shared_out_by_rows(case_of: Callable[[str], Case]) -> None:

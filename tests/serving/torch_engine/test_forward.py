@@ -312,6 +312,12 @@ def test_without_a_compiler_the_torch_pass_runs_and_a_warning_says_so(
     assert "no-such-compiler" in caplog.text
 
 
+def test_a_compiler_may_be_named_with_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "env cc -g")
+    assert isinstance(fused.make_forward(*make_any()), NativeForward)
+
+
 def test_without_a_home_the_torch_pass_runs_unless_another_place_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

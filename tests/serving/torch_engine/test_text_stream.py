@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer
 
 from lora_ops.serving.torch_engine.text_stream import TextStream
@@ -61,3 +62,16 @@ def test_what_may_become_a_stop_text_waits_until_it_is_certain(tokenizer: Any) -
 
 def test_special_tokens_are_not_shown(tokenizer: Any) -> None:
     assert "".join(pieces(tokenizer, "a<|im_start|>b")[0]) == "ab"
+
+
+def test_bytes_that_are_no_character_are_dropped_and_what_follows_is_told() -> None:
+    words = {"<unk>": 0, "▁a": 1, "<0xF0>": 2, "<0x9F>": 3, "<0x0A>": 4, "世": 5, "▁b": 6}
+    tokenizer = Tokenizer(models.BPE(words, [], unk_token="<unk>", byte_fallback=True))
+    # As those of Llama 2 and Mistral read.
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    stream = TextStream(tokenizer, [1], ())
+    told = "".join([*map(stream.add, (1, 4, 2, 3, 5, 6)), stream.finish()])
+    assert told.endswith("世 b")
+    assert told.startswith(" a")
