@@ -22,6 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+# Before torch, as the server imports it: it sets how threads wait for each other.
+from lora_ops.serving.torch_engine import TorchEngine
+
+# isort: split
 import torch
 from peft import LoraConfig, get_peft_model
 from registry import manifest
@@ -34,7 +38,6 @@ from lora_ops.records import FileRecord, sha256_file
 from lora_ops.registry import Registry, open_registry
 from lora_ops.serving.engine import Chunk, Generation
 from lora_ops.serving.server import bind, serve
-from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings import find_root, load_settings
 
 PARTS = ("overhead", "cold", "many", "fair")

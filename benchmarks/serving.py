@@ -32,11 +32,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# As the engine itself asks for where it is imported before torch; it makes no difference to its peers.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Before torch, as the server imports it: it sets how threads wait for each other.
+from lora_ops.serving.torch_engine import TorchEngine
 
+# isort: split
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lora_ops.evaluation.metrics import exact_match
@@ -44,14 +45,11 @@ from lora_ops.layout import read_split
 from lora_ops.loading import load_base_model
 from lora_ops.records import Example
 from lora_ops.serving.engine import Generation, Sampling
-from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings import find_root, load_settings
 from lora_ops.training.loop import train
 
 BATCHES = (1, 8, 32)
 RANK = 8
-# A sequential peer takes minutes for a large batch: it gets as many runs as fit into this, or none.
-ONE_BY_ONE_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -278,99 +276,22 @@ async def rounding(root: Path, folder: Path) -> None:
     await running.close()
 
 
-def transformers_base(setting: Setting) -> Results:
-    """`generate` of transformers, without adapters."""
-    model, _ = load_base_model(setting.base)
-    return {size: _generate(model, setting, range(size)) for size in BATCHES}
-
-
-def peft_mixed(setting: Setting) -> Results:
-    """PEFT's mixed batch: `adapter_names`."""
-    model = _peft(setting)
-    return {
-        size: _generate(model, setting, range(size), adapter_names=[str(row) for row in range(size)])
-        for size in BATCHES
-    }
-
-
-def peft_one_by_one(setting: Setting) -> Results:
-    """PEFT's `set_adapter` before each request."""
-    model = _peft(setting)
-
-    def run(size: int) -> Measured:
-        started, firsts = time.perf_counter(), []
-        for row in range(size):
-            model.set_adapter(str(row))
-            waited = time.perf_counter() - started
-            _run(model, setting, [row], 1)
-            firsts.append(waited + (alone := time.perf_counter() - started - waited))
-            started += alone  # the first token was computed twice, once to be timed
-            _run(model, setting, [row], setting.new_tokens)
-        took = time.perf_counter() - started
-        return Measured(size * setting.new_tokens / took, statistics.median(firsts) * 1000)
-
-    results = Results()
-    run(1)  # to warm up
-    for size in BATCHES:
-        seconds = max(
-            [size * setting.new_tokens / one.tokens_per_second for one in results.values()], default=0
-        )
-        repeats = min(setting.repeats, int(ONE_BY_ONE_SECONDS / seconds)) if seconds else setting.repeats
-        if repeats < setting.repeats:
-            print(
-                f"PEFT set_adapter at batch {size} takes {seconds:.0f} s a run: measured {repeats} times, "
-                f"so that it stays under {ONE_BY_ONE_SECONDS} s."
-            )
-        if repeats:
-            results[size] = middle([run(size) for _ in range(repeats)])
-    return results
-
-
-def vllm(setting: Setting, python: str, *, adapted: bool) -> Results:
-    """vLLM in its own environment and process."""
+def peer(setting: Setting, script: str, python: str = sys.executable, **options: Any) -> Results:
+    """A peer in a process of its own, whose threads wait for each other as they are wont to."""
     given = asdict(setting) | {
         "base": str(setting.base),
-        "adapters": [str(folder) for folder in setting.adapters] if adapted else [],
+        "adapters": [str(folder) for folder in setting.adapters],
         "batches": BATCHES,
         "rank": RANK,
+        **options,
     }
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     with tempfile.NamedTemporaryFile("r", suffix=".json") as answer:
-        script = Path(__file__).with_name("vllm_peer.py")
-        done = subprocess.run(
-            [python, str(script), json.dumps(given), answer.name], capture_output=True, text=True
-        )
+        command = [python, str(Path(__file__).with_name(script)), json.dumps(given), answer.name]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
-            raise SystemExit(f"vLLM failed:\n{done.stderr[-3000:]}")
+            raise SystemExit(f"{script} failed:\n{done.stderr[-3000:]}")
         return {int(size): Measured(*values) for size, values in json.load(answer).items()}
-
-
-def _peft(setting: Setting) -> Any:
-    model, _ = load_base_model(setting.base)
-    adapted: Any = PeftModel.from_pretrained(model, setting.adapters[0], adapter_name="0")
-    for number, folder in enumerate(setting.adapters[1:], start=1):
-        adapted.load_adapter(folder, adapter_name=str(number))
-    return adapted.eval()
-
-
-def _run(model: Any, setting: Setting, rows: Any, new_tokens: int, **extra: Any) -> None:
-    ids = torch.tensor([setting.prompts[row] for row in rows])
-    made = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, **extra
-    )
-    assert made.shape[1] == ids.shape[1] + new_tokens
-
-
-def _generate(model: Any, setting: Setting, rows: range, **extra: Any) -> Measured:
-    def once() -> Measured:
-        started = time.perf_counter()
-        _run(model, setting, rows, 1, **extra)
-        first = time.perf_counter()
-        _run(model, setting, rows, setting.new_tokens, **extra)
-        took = time.perf_counter() - first
-        return Measured(len(rows) * setting.new_tokens / took, (first - started) * 1000)
-
-    _run(model, setting, rows, 2, **extra)  # to warm up
-    return middle([once() for _ in range(setting.repeats)])
 
 
 def main() -> None:
@@ -414,14 +335,16 @@ def main() -> None:
         systems: dict[str, Callable[[], Results]] = {}
         if not options.only_engine:
             systems |= {
-                "transformers generate, base only": lambda: transformers_base(setting),
-                "PEFT adapter_names, an adapter in each row": lambda: peft_mixed(setting),
-                "PEFT set_adapter, one by one": lambda: peft_one_by_one(setting),
+                "transformers generate, base only": lambda: peer(setting, "peft_peer.py", peer="transformers"),
+                "PEFT adapter_names, an adapter in each row": lambda: peer(
+                    setting, "peft_peer.py", peer="mixed"
+                ),
+                "PEFT set_adapter, one by one": lambda: peer(setting, "peft_peer.py", peer="one by one"),
             }
         if options.vllm:
             systems |= {
-                "vLLM, an adapter in each row": lambda: vllm(setting, options.vllm, adapted=True),
-                "vLLM, base only": lambda: vllm(setting, options.vllm, adapted=False),
+                "vLLM, an adapter in each row": lambda: peer(setting, "vllm_peer.py", options.vllm),
+                "vLLM, base only": lambda: peer(setting, "vllm_peer.py", options.vllm, adapters=[]),
             }
         results = asyncio.run(engine(setting))
         for name, measure in systems.items():
