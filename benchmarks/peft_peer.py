@@ -60,9 +60,8 @@ def peft_one_by_one(given: dict[str, Any]) -> Results:
             repeats = min(repeats, int(ONE_BY_ONE_SECONDS / seconds))
         if repeats < given["repeats"]:
             print(
-                f"PEFT set_adapter at batch {size} takes {seconds:.0f} s a run: measured {repeats} times, "
-                f"so that it stays under {ONE_BY_ONE_SECONDS} s.",
-                file=sys.stderr,
+                f"note: PEFT set_adapter at batch {size} takes {seconds:.0f} s a run: measured {repeats} "
+                f"times, so that it stays under {ONE_BY_ONE_SECONDS} s."
             )
         if repeats:
             results[size] = _middle([run(size) for _ in range(repeats)])

@@ -291,6 +291,9 @@ def peer(setting: Setting, script: str, python: str = sys.executable, **options:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise SystemExit(f"{script} failed:\n{done.stderr[-3000:]}")
+        for line in done.stdout.splitlines():
+            if line.startswith("note: "):
+                print(line.removeprefix("note: "))
         return {int(size): Measured(*values) for size, values in json.load(answer).items()}
 
 
