@@ -9,7 +9,7 @@ Same data, recipe, batch size and loss for all, each in a process of its own; th
 the same way for all. `trl best` is what makes it fast on a CPU: float32, no gradient checkpointing, rows of
 like length together, no logging (its padding-free batches and its packing without cross-talk need
 FlashAttention, so a GPU). `trl float32` has TRL's defaults but for bfloat16. `trl defaults` runs only if
-`--only` names it: in bfloat16, a CPU without instructions for it needs an hour.
+`--only` names it: in bfloat16, a CPU without instructions for it (AVX512-BF16 or AMX) needs an hour.
 
 tokens/s counts every token of every trained row, prompt and completion; completion/s those with a loss. Share
 of peak is 4 FLOP x parameters (embeddings included) x these tokens / seconds, over a float32 matrix product of

@@ -218,7 +218,7 @@ tags: [lora, {manifest.tenant}]
 - Split by group: {", ".join(f"{name} {split.rows} rows" for name, split in manifest.data.splits.items())}
 - Rank {recipe.rank}, alpha {recipe.alpha}, dropout {recipe.dropout}, learning rate {recipe.learning_rate},
   {recipe.epochs} epoch(s), batch {recipe.batch_size}, seed {recipe.seed}; all linear layers;
-  {training.trainable_parameters:,} trainable parameters
+  {training.trainable_parameters:,} trainable parameters, saved in {recipe.adapter_dtype}
 
 ## Use
 ```python
