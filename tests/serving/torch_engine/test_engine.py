@@ -418,9 +418,9 @@ def test_the_real_model_answers_as_peft_does(tmp_path: Path) -> None:
     model, tokenizer = load_base_model(base)
     folders = {
         f"tenant@{rank}": save_adapter(
-            copy.deepcopy(model), tmp_path / str(rank), seed=rank, r=rank, scale=0.05
+            copy.deepcopy(model), tmp_path / str(rank), seed=rank, r=rank, scale=0.05, dtype=dtype
         )
-        for rank in (4, 8)
+        for rank, dtype in ((4, torch.float32), (8, torch.bfloat16))
     }
     reference = Reference(model, folders)
     prompts = [
