@@ -32,7 +32,7 @@ def choose(
         logits: (rows, vocabulary).
         generators: of the rows with a temperature, on the CPU; each draws one number.
     """
-    tokens = logits.argmax(-1).tolist()
+    tokens = logits.max(-1).indices.tolist()  # argmax takes more than twice as long
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     for row in drawn:
         generator = generators[row]
