@@ -31,6 +31,7 @@ from peft import LoraConfig, get_peft_model
 from registry import manifest
 from rich.console import Console
 from rich.table import Table
+from serving import round_file
 from transformers import AutoModelForCausalLM
 
 from lora_ops.layout import read_base_model
@@ -77,10 +78,8 @@ class Site:
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=modules, init_lora_weights=False)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(self.root / "models/base"), config)
         package = self.root / "package"
-        # In bfloat16, as the pipeline saves them.
-        model.save_pretrained(
-            package, state_dict={name: p.bfloat16() for name, p in model.named_parameters() if "lora_" in name}
-        )
+        model.save_pretrained(package)
+        round_file(package)
         with closing(open_registry(self.root)) as registry:
             for number, tenant in enumerate(tenants, 1):
                 self._register(registry, package, tenant, number)

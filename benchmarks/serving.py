@@ -105,7 +105,7 @@ def random_adapters(base: Path, folder: Path, count: int) -> list[Path]:
 
 
 def round_file(adapter: Path) -> None:
-    """Save its weights in bfloat16."""
+    """Its weights in bfloat16, as the pipeline saves them."""
     path = adapter / "adapter_model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
 

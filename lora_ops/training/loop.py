@@ -104,8 +104,9 @@ def train(
     seconds = time.perf_counter() - start
     # Before it is validated, so that nothing is measured that is not saved.
     saved_in = getattr(torch, settings.adapter_dtype)
-    for parameter in trainable.values():
-        parameter.data = parameter.data.to(saved_in).to(parameter.dtype)
+    saved = {name: parameter.detach().to(saved_in) for name, parameter in trainable.items()}
+    for name, parameter in trainable.items():
+        parameter.data = saved[name].to(parameter.dtype)
     validation_loss = _mean_loss(loss_of, model, validation, settings.batch_size, device, dtype)
     on_step({"step": steps, "validation_loss": validation_loss})
 
@@ -125,7 +126,7 @@ def train(
         validation_loss=validation_loss,
     )
     _write_report(record, losses, report)
-    _write_adapter(model, base.id, saved_in, target)
+    _write_adapter(model, base.id, saved, target)
     checkpoint.unlink(missing_ok=True)
     return record
 
@@ -189,7 +190,7 @@ def _write_report(record: TrainingRecord, losses: list[tuple[int, float]], folde
         writer.writerows((step, f"{loss:.6f}") for step, loss in losses)
 
 
-def _write_adapter(model: Any, base_model_id: str, dtype: torch.dtype, target: Path) -> None:
+def _write_adapter(model: Any, base_model_id: str, weights: dict[str, torch.Tensor], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
         folder = Path(temporary) / "adapter"
@@ -197,7 +198,6 @@ def _write_adapter(model: Any, base_model_id: str, dtype: torch.dtype, target: P
         config = model.peft_config["default"]
         config.base_model_name_or_path = base_model_id
         config.target_modules = sorted(config.target_modules)  # a set's order differs from process to process
-        weights = {name: p.to(dtype) for name, p in model.named_parameters() if p.requires_grad}
         # No layer of the vocabulary is adapted, so there is nothing of it to look for or to save.
         model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings import Settings, load_settings
 from tests.conftest import ROOT
 from tests.registry.conftest import Story, build_package, owners  # noqa: F401 - a fixture
+from tests.serving.torch_engine.models import rounded
 
 torch.set_num_threads(1)
 
@@ -43,11 +44,9 @@ def make_adapter(base: Path, folder: Path, seed: int, rank: int = 4, modules: st
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    # In bfloat16, as the pipeline saves them.
-    weights = {name: p.bfloat16() for name, p in model.named_parameters() if "lora_" in name}
-    model.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
-    return folder
+    return rounded(folder)
 
 
 def register(registry: Registry, base: Path, folder: Path, tenant: str, seed: int, **options: object) -> str:

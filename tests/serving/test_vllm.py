@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 
 from lora_ops.loading import load_base_model
 from lora_ops.serving.engine import EngineError, Generation, Sampling
@@ -19,7 +18,7 @@ from lora_ops.serving.openai_engine import OpenAIEngine
 from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings import OpenAIEngineSettings
 from tests.conftest import ROOT
-from tests.serving.torch_engine.models import save_adapter
+from tests.serving.torch_engine.models import rounded, save_adapter
 from tests.serving.vllm_servers import Server, StrictDoor, Vllm
 
 PROMPTS = ((5, 9, 70, 200, 41), (17, 30, 31), (60, 8, 8, 61))
@@ -54,7 +53,7 @@ def folders(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("adapters")
     scale = 0.3 if isinstance(server, StrictDoor) else 0.05
     return {
-        name: save_adapter(copy.deepcopy(model), folder / name, seed=seed, scale=scale, dtype=torch.bfloat16)
+        name: rounded(save_adapter(copy.deepcopy(model), folder / name, seed=seed, scale=scale))
         for seed, name in enumerate(NAMES)
     }
 

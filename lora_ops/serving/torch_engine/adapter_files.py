@@ -27,7 +27,6 @@ APPLIED = """
 """
 # The other initialisations change the base model's weights as well.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
-DTYPES = {"BF16": torch.bfloat16}  # as a safetensors file names them
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 
 
@@ -88,7 +87,8 @@ def look_into(folder: Path) -> tuple[int, torch.dtype]:
         with safe_open(folder / ADAPTER_FILES[0], framework="pt") as weights:
             slices = [weights.get_slice(key) for key in weights.keys()]  # noqa: SIM118
             numbers = sum(math.prod(one.get_shape()) for one in slices)
-            return numbers, common_dtype(DTYPES.get(one.get_dtype(), torch.float32) for one in slices)
+            narrow = all(one.get_dtype() == "BF16" for one in slices)
+            return numbers, torch.bfloat16 if narrow else torch.float32
     except (SafetensorError, OSError) as error:
         raise EngineError(f"The adapter in {folder} can't be read: {error}") from error
 

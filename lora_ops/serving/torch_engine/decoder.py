@@ -45,7 +45,7 @@ class Decoder(Protocol):
         kv_tokens: how many tokens of all sequences together it can remember.
         vocabulary: how many tokens the model knows.
         copies: whether `copy` can be called.
-        reads_bfloat16: whether adapters in bfloat16 cost a step no more than those in its own type.
+        reads_bfloat16: whether adapters in bfloat16 cost a step no more than those in a wider type of its own.
         shapes: (outputs, inputs) of every linear layer that an adapter may change.
     """
 

@@ -63,7 +63,7 @@ class FusedDecoder:
         self.dtype, self._device = weights.embedding.dtype, str(weights.embedding.device)
         self._cache = weights.make_cache(kv_tokens)
         self.forward = make_forward(weights, self._cache)
-        self.reads_bfloat16 = isinstance(self.forward, NativeForward) or self.dtype is torch.bfloat16
+        self.reads_bfloat16 = isinstance(self.forward, NativeForward)
         self._fused = [
             modules
             for number, layer in enumerate(model.model.layers)

@@ -32,11 +32,11 @@ class GeneralDecoder:
     """A `Decoder` of any causal language model of transformers."""
 
     copies = False
+    reads_bfloat16 = False
 
     def __init__(self, model: Any, context_length: int, kv_tokens: int) -> None:
         self.context_length, self.kv_tokens = context_length, kv_tokens
         self.dtype, self._device = model.dtype, model.device
-        self.reads_bfloat16 = self.dtype is torch.bfloat16
         self.vocabulary = model.get_input_embeddings().num_embeddings
         self._model = model
         self._caches: dict[Extent, Any] = {}

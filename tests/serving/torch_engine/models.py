@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -102,15 +103,7 @@ def make_model(name: str) -> Any:
     return model
 
 
-def save_adapter(
-    model: Any,
-    folder: Path,
-    *,
-    seed: int = 0,
-    scale: float = 0.3,
-    dtype: torch.dtype = torch.float32,
-    **config: Any,
-) -> Path:
+def save_adapter(model: Any, folder: Path, *, seed: int = 0, scale: float = 0.3, **config: Any) -> Path:
     """A random adapter that changes answers, as PEFT saves it; `model` is as it was afterwards."""
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
@@ -123,12 +116,15 @@ def save_adapter(
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=scale)
-    if dtype is torch.float32:
-        adapted.save_pretrained(folder, save_embedding_layers=False)
-    else:
-        weights = {name: p.to(dtype) for name, p in adapted.named_parameters() if "lora_" in name}
-        adapted.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
     adapted.unload()
+    return folder
+
+
+def rounded(folder: Path) -> Path:
+    """The same folder, its weights in bfloat16 as the pipeline saves them."""
+    weights = folder / "adapter_model.safetensors"
+    save_file({key: tensor.bfloat16() for key, tensor in load_file(weights).items()}, weights)
     return folder
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lora_ops.loading import load_base_model
 from lora_ops.serving.engine import Chunk, EngineError, Generation, Sampling
 from lora_ops.serving.torch_engine import TorchEngine
 from tests.conftest import ROOT
-from tests.serving.torch_engine.models import Reference, save_adapter
+from tests.serving.torch_engine.models import Reference, rounded, save_adapter
 
 PROMPT = (5, 9, 70, 200, 41)
 GREEDY = Sampling(12)
@@ -99,17 +99,13 @@ def test_adapters_in_bfloat16_answer_as_peft_does_with_rounded_weights_and_take_
     if compiler == "none":
         monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    rounded = {}
-    for name, folder in folders.items():
-        rounded[name] = Path(shutil.copytree(folder, tmp_path / name))
-        weights = rounded[name] / "adapter_model.safetensors"
-        save_file({key: tensor.bfloat16() for key, tensor in load_file(weights).items()}, weights)
+    narrow = {name: rounded(Path(shutil.copytree(folder, tmp_path / name))) for name, folder in folders.items()}
     model, tokenizer = load_base_model(tiny_base)
-    reference = Reference(model, rounded)
+    reference = Reference(model, narrow)
 
     async def use(engine: TorchEngine) -> None:
         # As their files are, or rounded here.
-        for name, folder in (rounded if kept == "auto" else folders).items():
+        for name, folder in (narrow if kept == "auto" else folders).items():
             took = await engine.load(name, folder)
             numbers = sum(t.numel() for t in load_file(folder / "adapter_model.safetensors").values())
             # Without the C code it would be widened at each step.
@@ -124,14 +120,13 @@ def test_adapters_in_bfloat16_answer_as_peft_does_with_rounded_weights_and_take_
     with_engine(tiny_base, use, adapter_dtype=kept)
 
 
-@pytest.mark.parametrize("rounded", [True, False])
+@pytest.mark.parametrize("narrow", [True, False])
 def test_a_base_model_in_bfloat16_answers_with_adapters_of_any_type(
-    tiny_base: Path, folders: dict[str, Path], tmp_path: Path, rounded: bool
+    tiny_base: Path, folders: dict[str, Path], tmp_path: Path, narrow: bool
 ) -> None:
     folder = Path(shutil.copytree(folders["finance@1"], tmp_path / "adapter"))
-    if rounded:
-        weights = folder / "adapter_model.safetensors"
-        save_file({key: tensor.bfloat16() for key, tensor in load_file(weights).items()}, weights)
+    if narrow:
+        rounded(folder)
     model, _ = load_base_model(tiny_base)
     adapted = PeftModel.from_pretrained(model.bfloat16(), folder, autocast_adapter_dtype=False)
     scores = adapted(torch.tensor([PROMPT])).logits[0, -1].float().log_softmax(-1)
@@ -418,10 +413,11 @@ def test_the_real_model_answers_as_peft_does(tmp_path: Path) -> None:
     model, tokenizer = load_base_model(base)
     folders = {
         f"tenant@{rank}": save_adapter(
-            copy.deepcopy(model), tmp_path / str(rank), seed=rank, r=rank, scale=0.05, dtype=dtype
+            copy.deepcopy(model), tmp_path / str(rank), seed=rank, r=rank, scale=0.05
         )
-        for rank, dtype in ((4, torch.float32), (8, torch.bfloat16))
+        for rank in (4, 8)
     }
+    rounded(folders["tenant@8"])
     reference = Reference(model, folders)
     prompts = [
         tuple(tokenizer(text)["input_ids"]) for text in ("The capital of France is", "def fibonacci(n):")
