@@ -34,12 +34,14 @@ from rich.table import Table
 from serving import round_file
 from transformers import AutoModelForCausalLM
 
-from lora_ops.layout import read_base_model
-from lora_ops.records import FileRecord, sha256_file
+from lora_ops.hashing import sha256_file
+from lora_ops.paths import read_base_model
+from lora_ops.records.manifest import FileRecord
 from lora_ops.registry import Registry, open_registry
 from lora_ops.serving.engine import Chunk, Generation
 from lora_ops.serving.server import bind, serve
-from lora_ops.settings import find_root, load_settings
+from lora_ops.settings.files import find_root
+from lora_ops.settings.params import load_settings
 
 PARTS = ("overhead", "cold", "many", "fair")
 PROMPT = "AIRBNB * HM2X 402-555-0100 CA"

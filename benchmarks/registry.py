@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lora_ops.records import Manifest
+from lora_ops.records.manifest import Manifest
 from lora_ops.registry import Registry
 
 DIGEST = "ab" * 32

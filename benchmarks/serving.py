@@ -41,11 +41,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lora_ops.evaluation.metrics import exact_match
-from lora_ops.layout import read_split
 from lora_ops.loading import load_base_model
-from lora_ops.records import Example
+from lora_ops.paths import read_split
+from lora_ops.records.data import Example
 from lora_ops.serving.engine import Generation, Sampling
-from lora_ops.settings import find_root, load_settings
+from lora_ops.settings.files import find_root
+from lora_ops.settings.params import load_settings
 from lora_ops.training.loop import train
 
 BATCHES = (1, 8, 32)

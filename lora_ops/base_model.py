@@ -9,9 +9,10 @@ from typing import Any
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.fetch import fetch_package
-from lora_ops.layout import BASE_MODEL
-from lora_ops.records import BaseModelRecord, sha256_file
-from lora_ops.settings import BaseModelSettings
+from lora_ops.hashing import sha256_file
+from lora_ops.paths import BASE_MODEL
+from lora_ops.records.base_model import BaseModelRecord
+from lora_ops.settings.base_model import BaseModelSettings
 
 WEIGHTS = "model.safetensors"
 

@@ -7,10 +7,10 @@ from typing import Any
 from lora_ops.datasets.prompts import render_prompt
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.generate import generate
-from lora_ops.layout import read_base_model
 from lora_ops.loading import load_base_model
+from lora_ops.paths import read_base_model
 from lora_ops.registry import Registry
-from lora_ops.settings import TenantSettings
+from lora_ops.settings.params import TenantSettings
 
 
 def ask(reference: str, text: str, registry: Registry, root: Path) -> tuple[str, str, str]:

@@ -14,7 +14,8 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.registry.commands import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.serving.commands import keys_app, serve
-from lora_ops.settings import find_root, load_settings
+from lora_ops.settings.files import find_root
+from lora_ops.settings.params import load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 tenant_app = typer.Typer(no_args_is_help=True, help="The tenants of params.yaml.")
@@ -74,8 +75,8 @@ def rollback(
 ) -> None:
     """Put the version before VERSION back into production, by runbooks/rollback.ipynb."""
     from lora_ops import incidents
+    from lora_ops.clock import now
     from lora_ops.notebooks import run_notebook
-    from lora_ops.records import now
     from lora_ops.registry import parse_reference
 
     root = find_root()
@@ -177,7 +178,7 @@ def tenant_add(
 ) -> None:
     """Check a file of your own and make it a tenant: its entry is written into params.yaml."""
     from lora_ops.datasets.contract import require
-    from lora_ops.settings import TenantSettings
+    from lora_ops.settings.params import TenantSettings
     from lora_ops.tenants import add_tenant, check_tenant, draft_tenant
 
     root = find_root()

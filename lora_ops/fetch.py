@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import sha256_file
+from lora_ops.hashing import sha256_file
 
 
 def fetch_package(requirement: str, sha256: str, folder: Path, *, sdist: bool = False) -> Path:

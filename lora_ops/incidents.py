@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import httpx
 
+from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import IncidentRecord, sha256_file
+from lora_ops.hashing import sha256_file
+from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import Registry, Version, lifecycle
-from lora_ops.registry.store import utc
 
 DASHBOARDS = {"console.json": "/console/data", "metrics.txt": "/metrics", "models.json": "/v1/models"}
 RECORD = "incident.json"

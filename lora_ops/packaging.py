@@ -8,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
-from lora_ops.layout import (
+from lora_ops.hashing import canonical, sha256_file, sha256_text
+from lora_ops.paths import (
     EVALUATION,
     MANIFEST,
     SAMPLES,
@@ -18,20 +20,12 @@ from lora_ops.layout import (
     read_evaluation,
     read_training_record,
 )
-from lora_ops.records import (
-    ADAPTER_FILES,
-    BiasAssessment,
-    FileRecord,
-    GitRecord,
-    Manifest,
-    SourceRecord,
-    canonical,
-    now,
-    sha256_file,
-    sha256_text,
-)
+from lora_ops.records.data import SourceRecord
+from lora_ops.records.evaluation import BiasAssessment
+from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, GitRecord, Manifest
 from lora_ops.registry import Registry, Version
-from lora_ops.settings import TenantSettings, read_yaml
+from lora_ops.settings.files import read_yaml
+from lora_ops.settings.params import TenantSettings
 
 CARD = "README.md"
 VERSIONS_OF = ("lora-ops", "torch", "transformers", "peft", "safetensors", "tokenizers", "scikit-learn")

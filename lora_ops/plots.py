@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lora_ops.records import EvaluationRecord
+from lora_ops.records.evaluation import EvaluationRecord
 
 
 class Plot(Figure):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.settings import TrackingSettings
+from lora_ops.settings.tracking import TrackingSettings
 
 RECORDED_AT = "recorded-at"  # in the folder of a run: the repository that its artifacts' paths start with
 

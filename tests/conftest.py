@@ -77,7 +77,7 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as the base_model stage leaves it."""
     from lora_ops.base_model import make_base_model
-    from lora_ops.settings import BaseModelSettings
+    from lora_ops.settings.base_model import BaseModelSettings
 
     folder = tmp_path_factory.mktemp("tiny") / "base"
     settings = BaseModelSettings(id="tiny-random", source="folder", revision="0", path=str(tiny_source))

@@ -8,7 +8,7 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.fetch import fetch_package
-from lora_ops.records import sha256_file
+from lora_ops.hashing import sha256_file
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 
 from lora_ops import incidents
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import IncidentRecord, sha256_file
+from lora_ops.hashing import sha256_file
+from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import Registry, lifecycle
 from lora_ops.registry.verification import verify
 from tests.conftest import ROOT

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
 from lora_ops.packaging import ensure_registered, fresh_until, lock_digest, packaged, write_manifest
-from lora_ops.records import SourceRecord, now
+from lora_ops.records.data import SourceRecord
 from lora_ops.registry import Registry, lifecycle, open_registry
 from lora_ops.registry.verification import verify
 from tests.conftest import ROOT, run
@@ -56,7 +57,7 @@ def test_a_publication_on_no_day_is_refused() -> None:
 
 
 def test_the_samples_data_is_fresh_for_years_after_their_sources(tmp_path: Path) -> None:
-    from lora_ops.settings import load_settings
+    from lora_ops.settings.params import load_settings
 
     for tenant in load_settings(ROOT).tenants.values():
         assert fresh_until(source(tenant.data.published), tenant.package.freshness_days).year >= 2030

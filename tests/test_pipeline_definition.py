@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lora_ops.settings import read_yaml
+from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT
 
 STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
@@ -53,7 +53,7 @@ def test_a_stage_depends_on_its_notebook_and_on_all_code_that_it_uses(stage: str
         sources.append((ROOT / "lora_ops/notebooks.py").read_text())
         assert ROOT / "lora_ops/notebooks.py" in deps
     else:
-        sources = ["from lora_ops.base_model import make_base_model\nimport lora_ops.settings"]
+        sources = ["import lora_ops.base_model\nimport lora_ops.settings.params"]
     missing = {
         str(path.relative_to(ROOT))
         for path in used_by(sources)

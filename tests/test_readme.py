@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from lora_ops.cli import app
-from lora_ops.records import FileRecord, sha256_file
+from lora_ops.hashing import sha256_file
+from lora_ops.records.manifest import FileRecord
 from lora_ops.registry import open_registry
-from lora_ops.settings import read_yaml
+from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run
 from tests.registry.conftest import build_package
 

@@ -7,7 +7,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.settings import find_root, load_settings
+from lora_ops.settings.files import find_root
+from lora_ops.settings.params import load_settings
 from tests.conftest import ROOT, write_params
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.settings import load_settings
+from lora_ops.settings.params import load_settings
 from tests.conftest import ROOT, SAMPLE_TENANTS, run
 
 

@@ -15,7 +15,7 @@ STAGE = """
 import sys
 from pathlib import Path
 import pandas as pd
-from lora_ops.settings import TrackingSettings
+from lora_ops.settings.tracking import TrackingSettings
 from lora_ops.tracking import log_folder, log_table, track
 
 root = Path(sys.argv[1])

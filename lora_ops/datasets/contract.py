@@ -7,8 +7,8 @@ import pandas as pd
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.pii import PII
-from lora_ops.records import Check, ContractRecord
-from lora_ops.settings import DataSettings
+from lora_ops.records.data import Check, ContractRecord
+from lora_ops.settings.data import DataSettings
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 

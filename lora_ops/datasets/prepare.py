@@ -12,9 +12,10 @@ from lora_ops.datasets.prompts import render_example
 from lora_ops.datasets.source import read_source
 from lora_ops.datasets.split import SPLITS, sample, split_by_group
 from lora_ops.errors import LoraOpsError
-from lora_ops.layout import CONTRACT, DATA
-from lora_ops.records import ContractRecord, DataRecord, Example, SplitRecord, sha256_file
-from lora_ops.settings import DataSettings
+from lora_ops.hashing import sha256_file
+from lora_ops.paths import CONTRACT, DATA
+from lora_ops.records.data import ContractRecord, DataRecord, Example, SplitRecord
+from lora_ops.settings.data import DataSettings
 
 
 def candidate_rows(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:

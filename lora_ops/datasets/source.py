@@ -10,8 +10,9 @@ import pandas as pd
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.fetch import fetch_package
-from lora_ops.records import SourceRecord, sha256_file
-from lora_ops.settings import DataSettings
+from lora_ops.hashing import sha256_file
+from lora_ops.records.data import SourceRecord
+from lora_ops.settings.data import DataSettings
 
 
 def read_source(settings: DataSettings, root: Path, raw: Path) -> tuple[pd.DataFrame, SourceRecord]:

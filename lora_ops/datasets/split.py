@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lora_ops.settings import SplitRows
+from lora_ops.settings.data import SplitRows
 
 SPLITS = ("train", "validation", "test")
 

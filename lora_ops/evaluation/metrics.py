@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lora_ops.records import Interval
+from lora_ops.records.evaluation import Interval
 
 NO_LABEL = "(no label)"
 Floats = npt.NDArray[np.float64]

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AuditEntry, canonical, sha256_text
+from lora_ops.hashing import canonical, sha256_text
+from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.signing import Signer

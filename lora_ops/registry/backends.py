@@ -8,7 +8,8 @@ from lora_ops.registry.owners import load_owners
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.registry.store import Registry
 from lora_ops.registry.wandb_project import WandbProject
-from lora_ops.settings import Settings, find_root, load_settings
+from lora_ops.settings.files import find_root
+from lora_ops.settings.params import Settings, load_settings
 
 
 def open_registry(root: Path | None = None) -> Registry:

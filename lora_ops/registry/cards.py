@@ -5,22 +5,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import (
-    AdapterRecord,
-    AuditEntry,
-    Evidence,
-    EvidenceKind,
-    Lineage,
-    Ownership,
-    Performance,
-    Risk,
-    Verdict,
-)
+from lora_ops.records.evidence import Evidence, EvidenceKind
+from lora_ops.records.registry import AdapterRecord, AuditEntry, Lineage, Ownership, Performance, Risk, Verdict
 from lora_ops.registry.lifecycle import FRESHNESS_WARNING, SERVING, approvals_in, incidents_in, own_evidence
 from lora_ops.registry.replay import unlike_the_log
 from lora_ops.registry.reports import latest, read_human_evaluation, read_policy
-from lora_ops.registry.store import CLOSED, Registry, Version, utc
+from lora_ops.registry.store import CLOSED, Registry, Version
 
 T = TypeVar("T")
 

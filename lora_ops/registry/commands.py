@@ -12,7 +12,7 @@ import typer
 from lora_ops.registry import tables
 
 if TYPE_CHECKING:
-    from lora_ops.records import Evidence
+    from lora_ops.records.evidence import Evidence
     from lora_ops.registry.store import Registry, Version
 
 app = typer.Typer(
@@ -309,14 +309,14 @@ def export(
 @app.command()
 def schema() -> None:
     """The JSON schema of the full adapter record, as `show --json` prints it."""
-    from lora_ops.records import AdapterRecord
+    from lora_ops.records.registry import AdapterRecord
 
     _print_json(AdapterRecord.model_json_schema())
 
 
 def _check_tenant(registry: "Registry", tenant: str | None) -> None:
     from lora_ops.errors import LoraOpsError
-    from lora_ops.settings import load_settings
+    from lora_ops.settings.params import load_settings
 
     if tenant is None or registry.summaries(tenant):
         return
@@ -327,7 +327,7 @@ def _check_tenant(registry: "Registry", tenant: str | None) -> None:
 
 def _kept(registry: "Registry", options: list[str] | None) -> "list[Evidence]":
     from lora_ops.errors import LoraOpsError
-    from lora_ops.records import EvidenceKind
+    from lora_ops.records.evidence import EvidenceKind
 
     kinds: tuple[EvidenceKind, ...] = get_args(EvidenceKind)
     kept = []

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import sha256_file
+from lora_ops.hashing import sha256_file
 
 FORGOTTEN_AFTER_SECONDS = 24 * 3600
 PICKLES = {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}

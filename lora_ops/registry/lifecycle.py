@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, get_args
 
+from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
-from lora_ops.layout import EVALUATION
-from lora_ops.records import Approval, AuditEntry, Evidence, EvidenceKind, State
+from lora_ops.paths import EVALUATION
+from lora_ops.records.evidence import Evidence, EvidenceKind
+from lora_ops.records.registry import Approval, AuditEntry, State
 from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Role, Team
 from lora_ops.registry.reports import FORMS, latest, read_human_evaluation, read_policy
-from lora_ops.registry.store import Change, Registry, Version, parse_reference, utc
+from lora_ops.registry.store import Change, Registry, Version, parse_reference
 
 Stage = Literal["validated", "shadow", "canary", "production"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

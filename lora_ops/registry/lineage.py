@@ -4,7 +4,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AdapterRecord
+from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry.store import Registry
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AuditEntry, canonical, sha256_text
+from lora_ops.hashing import canonical, sha256_text
+from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head, fits
 from lora_ops.registry.cards import record
 from lora_ops.registry.replay import BORN

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.settings import TenantName, first_problem, read_yaml
+from lora_ops.settings.files import first_problem, read_yaml
+from lora_ops.settings.section import TenantName
 
 Role = Literal["author", "reviewer", "approver", "operator"]
 Email = Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_ops.records import AuditEntry, sha256_text, utc
+from lora_ops.clock import utc
+from lora_ops.hashing import sha256_text
+from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import fits
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import Evidence, EvidenceKind, HumanEvaluation, PolicyCheck
+from lora_ops.records.evidence import Evidence, EvidenceKind, HumanEvaluation, PolicyCheck
 from lora_ops.registry.files import FileStore
-from lora_ops.settings import first_problem
+from lora_ops.settings.files import first_problem
 
 POLICY: TypeAdapter[list[PolicyCheck]] = TypeAdapter(Annotated[list[PolicyCheck], Field(min_length=1)])
 FORMS: dict[EvidenceKind, str] = {

@@ -23,15 +23,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AuditEntry, Manifest, canonical, now, sha256_text
+from lora_ops.hashing import canonical, sha256_text
+from lora_ops.records.manifest import Manifest
+from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head
 from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.replay import BORN
 from lora_ops.registry.store import Change, Registry, Version, apply
 from lora_ops.registry.wandb_project import SentEntry, WandbProject
-from lora_ops.settings import SigningSettings, first_problem
+from lora_ops.settings.files import first_problem
+from lora_ops.settings.registry import SigningSettings
 
 ATTEMPTS = 5
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry.files import write_atomically
-from lora_ops.settings import SigningSettings
+from lora_ops.settings.registry import SigningSettings
 
 if TYPE_CHECKING:
     from model_signing.hashing import Config as Hashing

@@ -15,8 +15,12 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from lora_ops.clock import now, utc
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AuditEntry, Evidence, EvidenceKind, Manifest, State, now, sha256_text, utc
+from lora_ops.hashing import sha256_text
+from lora_ops.records.evidence import Evidence, EvidenceKind
+from lora_ops.records.manifest import Manifest
+from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry import migrations, reports
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.database import Database
@@ -24,7 +28,8 @@ from lora_ops.registry.files import FileStore, check_package
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.replay import unlike_the_log
 from lora_ops.registry.signing import SIGNATURE_FILE, Signer
-from lora_ops.settings import SigningSettings, first_problem
+from lora_ops.settings.files import first_problem
+from lora_ops.settings.registry import SigningSettings
 
 CLOCK_TOLERANCE_SECONDS = 300
 CLOSED: frozenset[State] = frozenset({"rejected", "revoked", "archived"})

@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from lora_ops.records import AdapterRecord, AuditEntry, BiasAssessment, Performance
+    from lora_ops.records.evaluation import BiasAssessment
+    from lora_ops.records.registry import AdapterRecord, AuditEntry, Performance
     from lora_ops.registry.cards import Difference
     from lora_ops.registry.lifecycle import Due
     from lora_ops.registry.store import Registry, Summary
@@ -149,7 +150,7 @@ def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
 
 
 def _gap(bias: "BiasAssessment") -> str:
-    from lora_ops.records import COMPARED_ROWS
+    from lora_ops.records.evaluation import COMPARED_ROWS
 
     gap, compared = bias.largest_gap, len(bias.compared)
     enough = f"groups with at least {COMPARED_ROWS} rows ({compared} of {len(bias.groups)})"

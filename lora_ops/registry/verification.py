@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AuditEntry
+from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head, chain_problem
 from lora_ops.registry.lifecycle import EVIDENCE
 from lora_ops.registry.replay import BORN, Told, unlike

@@ -22,10 +22,14 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AdapterRecord, AuditEntry, DataRecord, Evidence, canonical, now, sha256_text
+from lora_ops.hashing import canonical, sha256_text
+from lora_ops.records.data import DataRecord
+from lora_ops.records.evidence import Evidence
+from lora_ops.records.registry import AdapterRecord, AuditEntry
 from lora_ops.registry.audit import Head
-from lora_ops.settings import WandbSettings
+from lora_ops.settings.registry import WandbSettings
 from lora_ops.tracking import tracking_mode
 
 AUDIT = "audit"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import BaseModelRecord
+from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.store import Version
 from lora_ops.serving.engine import Engine, EngineError
 

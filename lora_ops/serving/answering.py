@@ -17,7 +17,7 @@ from lora_ops.serving.limits import Allowance, FairQueue, Ticket
 from lora_ops.serving.router import Route
 from lora_ops.serving.telemetry import NOBODY, Telemetry
 from lora_ops.serving.traces import Tracing
-from lora_ops.settings import ServingSettings
+from lora_ops.settings.serving import ServingSettings
 
 
 @dataclass(frozen=True)

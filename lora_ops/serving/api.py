@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from lora_ops.serving.engine import FinishReason, Sampling, TokenLogprob
-from lora_ops.settings import ServingSettings
+from lora_ops.settings.serving import ServingSettings
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64

@@ -17,7 +17,8 @@ def serve(
 ) -> None:
     """Answer on localhost with every tenant's adapter and the base model, as OpenAI's API does."""
     from lora_ops.serving.server import run
-    from lora_ops.settings import find_root, load_settings
+    from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
 
     root = find_root()
     settings = load_settings(root)
@@ -38,7 +39,8 @@ def create(
     from rich.console import Console
 
     from lora_ops.errors import LoraOpsError
-    from lora_ops.settings import find_root, load_settings
+    from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
 
     if [tenant is not None, admin, monitor].count(True) != 1:
         raise LoraOpsError("Say whose key it is: a tenant, --admin or --monitor.")
@@ -81,7 +83,8 @@ def revoke(key: Annotated[str, typer.Argument(help="Its id, such as k-1a2b3c4d."
 
 def _keys() -> "KeyStore":
     from lora_ops.serving.keys import KeyStore
-    from lora_ops.settings import find_root, load_settings
+    from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
 
     root = find_root()
     return KeyStore(root / load_settings(root).serving.path / "keys.sqlite")

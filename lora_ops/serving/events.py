@@ -22,9 +22,9 @@ from pydantic import Field
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.pii import redact
-from lora_ops.records import Record
+from lora_ops.records.record import Record
 from lora_ops.serving.risk import toxicity
-from lora_ops.settings import EventSettings
+from lora_ops.settings.serving import EventSettings
 
 if TYPE_CHECKING:
     import pandas as pd

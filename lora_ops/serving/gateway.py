@@ -13,7 +13,7 @@ from pathlib import Path
 from starlette.requests import Request
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.layout import read_base_model
+from lora_ops.paths import read_base_model
 from lora_ops.registry import open_registry
 from lora_ops.registry.backends import open_copy
 from lora_ops.registry.shared import SharedRegistry
@@ -30,7 +30,7 @@ from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tokenization import Tokenization
 from lora_ops.serving.traces import Tracing
 from lora_ops.serving.traffic import RecentTraffic
-from lora_ops.settings import Settings
+from lora_ops.settings.params import Settings
 
 log = logging.getLogger(__name__)
 

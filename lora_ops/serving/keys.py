@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import now
 
 Role = Literal["tenant", "admin", "monitor"]
 SCHEMA = """

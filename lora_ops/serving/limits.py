@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.settings import TenantServing
+from lora_ops.settings.serving import TenantServing
 
 ACTIVE_SECONDS = 10.0
 LONG = 2.0  # an answer that takes more slots than this is long

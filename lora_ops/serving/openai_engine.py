@@ -22,9 +22,9 @@ from typing import Any
 
 import httpx
 
-from lora_ops.records import ADAPTER_FILES
+from lora_ops.records.manifest import ADAPTER_FILES
 from lora_ops.serving.engine import Chunk, EngineError, EngineStatus, FinishReason, Generation, TokenLogprob
-from lora_ops.settings import OpenAIEngineSettings
+from lora_ops.settings.serving import OpenAIEngineSettings
 
 log = logging.getLogger(__name__)
 

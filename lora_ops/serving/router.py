@@ -5,10 +5,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import BaseModelRecord
+from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.lifecycle import SERVING
-from lora_ops.registry.store import CLOSED, Registry, Summary, Version, parse_reference, utc
+from lora_ops.registry.store import CLOSED, Registry, Summary, Version, parse_reference
 
 Decision = Literal["production", "candidate", "pinned", "base"]
 BASE = "base"

@@ -26,7 +26,8 @@ from lora_ops.serving.endpoints import create_app
 from lora_ops.serving.engine import Engine, EngineError
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import KeyStore
-from lora_ops.settings import ServingSettings, Settings
+from lora_ops.settings.params import Settings
+from lora_ops.settings.serving import ServingSettings
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lora_ops.records import Example
+from lora_ops.records.data import Example
 
 IGNORED = -100
 

@@ -5,7 +5,7 @@ import pytest
 
 from lora_ops.datasets.contract import check_contract, require
 from lora_ops.errors import LoraOpsError
-from lora_ops.settings import DataSettings
+from lora_ops.settings.data import DataSettings
 
 SETTINGS = DataSettings.model_validate(
     {

@@ -7,10 +7,11 @@ import pytest
 from lora_ops.datasets.prepare import prepare
 from lora_ops.datasets.prompts import render_example
 from lora_ops.errors import LoraOpsError
-from lora_ops.layout import read_data_record, read_split
+from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
-from lora_ops.records import ContractRecord, sha256_file
-from lora_ops.settings import DataSettings
+from lora_ops.paths import read_data_record, read_split
+from lora_ops.records.data import ContractRecord
+from lora_ops.settings.data import DataSettings
 
 
 def settings(**values: object) -> DataSettings:

@@ -7,7 +7,9 @@ import pytest
 
 from lora_ops.datasets.source import read_source, template_fields
 from lora_ops.errors import LoraOpsError
-from lora_ops.settings import DataSettings, find_root, load_settings
+from lora_ops.settings.data import DataSettings
+from lora_ops.settings.files import find_root
+from lora_ops.settings.params import load_settings
 from tests.conftest import SAMPLE_TENANTS
 
 ROWS = {"train": 7, "validation": 1, "test": 2}

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from lora_ops.datasets.prepare import candidate_rows, prepare
 from lora_ops.datasets.split import SPLITS, sample, split_by_group
-from lora_ops.layout import read_split
 from lora_ops.loading import load_tokenizer
-from lora_ops.settings import DataSettings, SplitRows, find_root, load_settings
+from lora_ops.paths import read_split
+from lora_ops.settings.data import DataSettings, SplitRows
+from lora_ops.settings.files import find_root
+from lora_ops.settings.params import load_settings
 
 ROWS = SplitRows(train=70, validation=10, test=20)
 

@@ -8,26 +8,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lora_ops.records import (
-    BaseModelRecord,
-    DataRecord,
-    EvaluationRecord,
-    Evidence,
-    FileRecord,
-    GitRecord,
-    Interval,
-    Manifest,
-    MetricRecord,
-    SourceRecord,
-    SplitRecord,
-    TrainingRecord,
-    sha256_file,
-    sha256_text,
-)
+from lora_ops.hashing import sha256_file, sha256_text
+from lora_ops.records.base_model import BaseModelRecord
+from lora_ops.records.data import DataRecord, SourceRecord, SplitRecord
+from lora_ops.records.evaluation import EvaluationRecord, Interval, MetricRecord
+from lora_ops.records.evidence import Evidence
+from lora_ops.records.manifest import FileRecord, GitRecord, Manifest
+from lora_ops.records.training import TrainingRecord
 from lora_ops.registry import Registry, Version, lifecycle
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.wandb_project import WandbProject
-from lora_ops.settings import WandbSettings
+from lora_ops.settings.registry import WandbSettings
 from tests.wandb_server import WandbServer
 
 MORNING = datetime(2026, 3, 2, 9, tzinfo=UTC)

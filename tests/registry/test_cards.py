@@ -5,15 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.records import (
-    BiasAssessment,
-    Evidence,
-    GroupMetric,
-    HumanEvaluation,
-    Interval,
-    PolicyCheck,
-    sha256_text,
-)
+from lora_ops.hashing import sha256_text
+from lora_ops.records.evaluation import BiasAssessment, GroupMetric, Interval
+from lora_ops.records.evidence import Evidence, HumanEvaluation, PolicyCheck
 from lora_ops.registry import Registry, lifecycle
 from lora_ops.registry.cards import differences, record
 

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AdapterRecord, BiasAssessment, GroupMetric, Interval
+from lora_ops.records.evaluation import BiasAssessment, GroupMetric, Interval
+from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry import open_registry
 from lora_ops.registry.commands import app
 from tests.conftest import write_params

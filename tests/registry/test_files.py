@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import sha256_file
+from lora_ops.hashing import sha256_file
 from lora_ops.registry.files import FileStore, check_package, write_atomically
 
 from .conftest import Build

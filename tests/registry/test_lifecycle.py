@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import Evidence, EvidenceKind, FileRecord, sha256_file
+from lora_ops.hashing import sha256_file
+from lora_ops.records.evidence import Evidence, EvidenceKind
+from lora_ops.records.manifest import FileRecord
 from lora_ops.registry import Registry, lifecycle
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.verification import verify

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import AdapterRecord
+from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry import Registry, lifecycle, open_registry
 from lora_ops.registry.audit import Head
 from lora_ops.registry.mirror import Mirror, chain

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import EvidenceKind, PolicyCheck
+from lora_ops.records.evidence import EvidenceKind, PolicyCheck
 from lora_ops.registry import Registry
 from lora_ops.registry.reports import check, read_human_evaluation, read_policy
 

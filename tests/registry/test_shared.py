@@ -14,7 +14,7 @@ from lora_ops.registry.shared import LostRace, SharedRegistry
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.verification import verify
 from lora_ops.registry.wandb_project import WandbProject
-from lora_ops.settings import SigningSettings
+from lora_ops.settings.registry import SigningSettings
 from tests.conftest import write_params
 from tests.wandb_server import WandbServer
 

@@ -6,7 +6,7 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry.signing import Signer
-from lora_ops.settings import SigningSettings
+from lora_ops.settings.registry import SigningSettings
 
 from . import processes
 

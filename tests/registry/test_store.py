@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import Manifest, sha256_file
+from lora_ops.hashing import sha256_file
+from lora_ops.records.manifest import Manifest
 from lora_ops.registry import Registry, lifecycle, open_registry, parse_reference
 from lora_ops.registry.verification import verify
 

@@ -8,7 +8,7 @@ from lora_ops.registry import Registry
 from lora_ops.registry.audit import Anchor, Head, entry_hash
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.verification import verify
-from lora_ops.settings import SigningSettings
+from lora_ops.settings.registry import SigningSettings
 
 from . import processes
 from .conftest import AUTHOR, Build, Story

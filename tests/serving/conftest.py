@@ -15,14 +15,15 @@ import pytest
 import torch
 import uvicorn
 
-from lora_ops.layout import read_base_model
-from lora_ops.records import FileRecord, sha256_file
+from lora_ops.hashing import sha256_file
+from lora_ops.paths import read_base_model
+from lora_ops.records.manifest import FileRecord
 from lora_ops.registry import Registry, open_registry
 from lora_ops.registry.owners import Owners
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.server import bind, check_exposure, serve
 from lora_ops.serving.torch_engine import TorchEngine
-from lora_ops.settings import Settings, load_settings
+from lora_ops.settings.params import Settings, load_settings
 from tests.conftest import ROOT
 from tests.registry.conftest import Story, build_package, owners  # noqa: F401 - a fixture
 from tests.serving.torch_engine.models import rounded

@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.layout import read_base_model
-from lora_ops.records import sha256_text
+from lora_ops.hashing import sha256_text
+from lora_ops.paths import read_base_model
 from lora_ops.registry import Registry, Version, open_registry
 from lora_ops.serving import adapters
 from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable

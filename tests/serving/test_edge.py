@@ -10,7 +10,7 @@ import pytest
 from lora_ops.serving.edge import JsonLines, request_id
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.server import bind
-from lora_ops.settings import ServingSettings, TenantServing
+from lora_ops.settings.serving import ServingSettings, TenantServing
 from tests.serving.conftest import Clone, Served, eventually, served
 
 GOOD = {"model": "base", "prompt": "AIRBNB", "max_tokens": 2}

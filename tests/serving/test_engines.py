@@ -18,7 +18,7 @@ from lora_ops.serving.engine import Chunk, Engine, EngineError, Generation, Samp
 from lora_ops.serving.keys import KeyStore
 from lora_ops.serving.openai_engine import OpenAIEngine
 from lora_ops.serving.torch_engine import TorchEngine
-from lora_ops.settings import OpenAIEngineSettings
+from lora_ops.settings.serving import OpenAIEngineSettings
 from tests.serving.conftest import Clone, Served, served
 
 PROMPT = (5, 9, 70, 200, 41)

@@ -13,7 +13,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.events import Event, EventLog, read_events
 from lora_ops.serving.risk import toxicity
-from lora_ops.settings import EventSettings, TenantServing
+from lora_ops.settings.serving import EventSettings, TenantServing
 from tests.serving.conftest import Clone, Served, served
 
 LEAK = "Write to jane.doe@example.com or call 555-867-5309 about card 4111 1111 1111 1111"

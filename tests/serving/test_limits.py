@@ -22,7 +22,7 @@ from lora_ops.serving.limits import (
     Ticket,
     TooMany,
 )
-from lora_ops.settings import TenantServing
+from lora_ops.settings.serving import TenantServing
 
 
 class Clock:

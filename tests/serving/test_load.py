@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from lora_ops.serving.engine import Engine
-from lora_ops.settings import TenantServing
+from lora_ops.settings.serving import TenantServing
 from tests.serving.conftest import Clone, Served, eventually, served
 
 LONG = {"model": "base", "prompt": "AIRBNB", "max_tokens": 1900}

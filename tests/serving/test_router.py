@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_ops.layout import read_base_model
+from lora_ops.paths import read_base_model
 from lora_ops.registry import Registry, lifecycle, open_registry
 from lora_ops.serving.router import NotServed, Router, UnknownModel
 from tests.serving.conftest import Clone

@@ -8,7 +8,7 @@ import pytest
 
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.traffic_report import NO_TRAFFIC, by_version, findings, recent_events
-from lora_ops.settings import TenantServing
+from lora_ops.settings.serving import TenantServing
 from tests.conftest import ROOT
 from tests.serving.conftest import Clone, served
 from tests.serving.test_events import event, write

@@ -16,7 +16,7 @@ from lora_ops.loading import load_base_model
 from lora_ops.serving.engine import EngineError, Generation, Sampling
 from lora_ops.serving.openai_engine import OpenAIEngine
 from lora_ops.serving.torch_engine import TorchEngine
-from lora_ops.settings import OpenAIEngineSettings
+from lora_ops.settings.serving import OpenAIEngineSettings
 from tests.conftest import ROOT
 from tests.serving.torch_engine.models import rounded, save_adapter
 from tests.serving.vllm_servers import Server, StrictDoor, Vllm

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lora_ops.loading import pick_device
-from lora_ops.records import ADAPTER_FILES
+from lora_ops.records.manifest import ADAPTER_FILES
 from lora_ops.serving.engine import Chunk, EngineError, EngineStatus, Generation
 from lora_ops.serving.torch_engine.adapter_files import common_dtype, look_into, read_adapter
 from lora_ops.serving.torch_engine.architectures import load_decoder

@@ -4,14 +4,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records import (
-    BaseModelRecord,
-    DataRecord,
-    EvaluationRecord,
-    Example,
-    Record,
-    TrainingRecord,
-)
+from lora_ops.records.base_model import BaseModelRecord
+from lora_ops.records.data import DataRecord, Example
+from lora_ops.records.evaluation import EvaluationRecord
+from lora_ops.records.record import Record
+from lora_ops.records.training import TrainingRecord
 
 BASE_MODEL = "base_model.json"
 CONTRACT = "contract.json"

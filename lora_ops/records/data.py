@@ -1,0 +1,65 @@
+"""Records of a tenant's data: its source, its splits, its contract, one example."""
+
+from pydantic import Field
+
+from lora_ops.records.record import Record, Sha256
+
+
+class SourceRecord(Record):
+    """Where a tenant's rows came from."""
+
+    name: str
+    version: str
+    sha256: Sha256
+    url: str | None = None
+    date: str | None = Field(None, description="when this version of the source was published, ISO 8601")
+
+
+class SplitRecord(Record):
+    """One split of the prepared data."""
+
+    rows: int
+    groups: int
+    sha256: Sha256
+
+
+class Check(Record):
+    """One expectation of the data contract and how it went."""
+
+    name: str
+    success: bool
+    failed_rows: list[str] = Field(default_factory=list, description="`row id: value`, the first 20")
+    failed_count: int = 0
+    setting: str | None = Field(None, description="what to change in params.yaml where the rows are right")
+
+
+class ContractRecord(Record):
+    """The result of the data contract, kept beside the data."""
+
+    tenant: str
+    success: bool
+    rows: int
+    checks: list[Check]
+
+
+class DataRecord(Record):
+    """What the prepared data is: its source, its splits, what was left out."""
+
+    tenant: str
+    task: str
+    source: SourceRecord
+    splits: dict[str, SplitRecord]
+    source_rows: int
+    contract_success: bool
+    base_model_sha256: Sha256 = Field(description="the prompts carry this model's chat template")
+
+
+class Example(Record):
+    """One prepared row: what the model reads and what it should answer."""
+
+    id: str
+    group: str
+    text: str
+    target: str
+    prompt: str
+    completion: str

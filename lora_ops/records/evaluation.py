@@ -1,0 +1,70 @@
+"""Records of an evaluation: intervals, metrics, groups."""
+
+from pydantic import Field
+
+from lora_ops.records.record import Record, Sha256
+
+COMPARED_ROWS = 10
+
+
+class Interval(Record):
+    """A value with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class MetricRecord(Record):
+    """One metric on the held-out split, for everyone who was measured."""
+
+    base: Interval
+    adapter: Interval
+    floor: float | None = Field(None, description="always the most frequent training label")
+    peer: Interval | None = Field(None, description="TF-IDF with logistic regression, same training rows")
+
+
+class GroupMetric(Record):
+    """One group of the held-out rows and how well it is served."""
+
+    rows: int = Field(ge=0)
+    value: Interval
+
+
+class EvaluationRecord(Record):
+    """Base model and adapter on the same held-out rows."""
+
+    tenant: str
+    rows: int
+    test_sha256: Sha256
+    adapter_sha256: Sha256
+    primary: str
+    metrics: dict[str, MetricRecord]
+    beats_base: bool = Field(description="for every metric the adapter's interval lies wholly above the base's")
+    groups: dict[str, GroupMetric] = Field(
+        default_factory=dict, description="exact match for each label, with its rows; empty for free text"
+    )
+    seconds_base: float
+    seconds_adapter: float
+
+
+class BiasAssessment(Record):
+    """One metric per group, with the counts that tell how much to believe it."""
+
+    metric: str
+    groups: dict[str, GroupMetric]
+    report_sha256: Sha256
+
+    @property
+    def compared(self) -> dict[str, GroupMetric]:
+        """The groups with at least `COMPARED_ROWS` rows: of fewer, a value says next to nothing."""
+        return {name: group for name, group in self.groups.items() if group.rows >= COMPARED_ROWS}
+
+    @property
+    def largest_gap(self) -> float | None:
+        """Best minus worst of the compared groups, in units of the metric; None for fewer than two of them."""
+        values = [group.value.value for group in self.compared.values()]
+        return max(values) - min(values) if len(values) > 1 else None

@@ -1,0 +1,35 @@
+"""`base_model` of params.yaml."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lora_ops.settings.section import Section, Sha256
+
+
+class BaseModelSettings(Section):
+    """Which base model, from where, at which revision."""
+
+    id: str
+    source: Literal["package", "hub", "folder"]
+    revision: str
+    requirement: str | None = None
+    archive_sha256: Sha256 | None = None
+    file: str | None = None
+    path: str | None = Field(
+        None, description="a folder; DVC doesn't watch it, so set another revision when its files change"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "BaseModelSettings":
+        needed = {"package": ("requirement", "archive_sha256", "file"), "folder": ("path",), "hub": ()}
+        missing = [name for name in needed[self.source] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"source '{self.source}' also needs {', '.join(missing)}")
+        if self.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                f"revision '{self.revision}' can come to name other files: "
+                "give the commit of the hub (40 hex digits)"
+            )
+        return self

@@ -1,0 +1,21 @@
+"""`tenants.NAME.evaluate` of params.yaml."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lora_ops.settings.section import Section
+
+Metric = Literal["exact_match", "macro_f1", "token_f1"]
+
+
+class EvaluateSettings(Section):
+    """How base model and adapter are compared on the held-out split."""
+
+    metrics: tuple[Metric, ...] = Field(min_length=1)
+    max_new_tokens: int = Field(ge=1)
+    batch_size: int = Field(50, ge=1)
+    bootstrap: int = Field(2000, ge=100)
+    samples: int = Field(20, ge=1)
+    seed: int = 0
+    must_beat_base: bool = True

@@ -1,0 +1,56 @@
+"""Where params.yaml is, how YAML is read, and how a wrong value is named."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from lora_ops.errors import LoraOpsError
+
+
+def find_root() -> Path:
+    """The repository's root: $LORA_OPS_ROOT, else the nearest folder upwards with params.yaml, else our own.
+
+    A notebook may be opened from any folder, so the folder of the installed package is the last resort.
+
+    Raises:
+        LoraOpsError: none of the three holds a params.yaml.
+    """
+    named = os.environ.get("LORA_OPS_ROOT")
+    here = Path.cwd()
+    candidates = [Path(named)] if named else [here, *here.parents, Path(__file__).resolve().parents[2]]
+    for folder in candidates:
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder.resolve()
+    where = f"$LORA_OPS_ROOT ({named})" if named else f"{here} or a folder above it"
+    raise LoraOpsError(f"No params.yaml and dvc.yaml in {where}: run this inside a clone of the repository.")
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML 1.2 file as plain values (`1e-3` is a number, as DVC reads it).
+
+    Raises:
+        LoraOpsError: the file is missing or is not YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoraOpsError(f"Cannot read {path}: {error.strerror}.") from error
+    except YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise LoraOpsError(f"{path.name} is not valid YAML: {reason}.") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints as `where: what (got value)`."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    what = problem["msg"].removeprefix("Value error, ")
+    got = problem.get("input")
+    shown = "" if isinstance(got, dict | None) else f" (got {got!r})"
+    if problem["type"] == "extra_forbidden":
+        what, shown = "is not a setting that exists; check its spelling or remove it", ""
+    return f"{where}: {what}{shown}"

@@ -1,0 +1,81 @@
+"""The whole of params.yaml, typed."""
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError, model_validator
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.settings.base_model import BaseModelSettings
+from lora_ops.settings.data import DataSettings
+from lora_ops.settings.evaluate import EvaluateSettings
+from lora_ops.settings.files import find_root, first_problem, read_yaml
+from lora_ops.settings.package import PackageSettings
+from lora_ops.settings.registry import RegistrySettings
+from lora_ops.settings.section import Section, TenantName
+from lora_ops.settings.serving import ServingSettings
+from lora_ops.settings.tracking import TrackingSettings
+from lora_ops.settings.train import TrainSettings
+
+
+class TenantSettings(Section):
+    """One line of business with its own adapter."""
+
+    data: DataSettings
+    train: TrainSettings
+    evaluate: EvaluateSettings
+    package: PackageSettings
+
+    @model_validator(mode="after")
+    def _metrics_fit_task(self) -> "TenantSettings":
+        if self.data.task == "text" and "macro_f1" in self.evaluate.metrics:
+            raise ValueError("macro_f1 is a metric of labels: use exact_match or token_f1 for free text")
+        return self
+
+
+class Settings(Section):
+    """The whole of params.yaml."""
+
+    base_model: BaseModelSettings
+    tracking: TrackingSettings
+    registry: RegistrySettings
+    serving: ServingSettings = ServingSettings()
+    tenants: dict[TenantName, TenantSettings] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _serves_known_tenants(self) -> "Settings":
+        unknown = sorted(self.serving.tenants.keys() - self.tenants.keys())
+        if unknown:
+            raise ValueError(
+                f"serving.tenants has '{unknown[0]}', which is no tenant: "
+                "remove it there too, or add it to tenants"
+            )
+        return self
+
+    def tenant(self, name: str) -> TenantSettings:
+        """The settings of one tenant.
+
+        Raises:
+            LoraOpsError: params.yaml has no such tenant.
+        """
+        if name not in self.tenants:
+            known = ", ".join(self.tenants)
+            raise LoraOpsError(
+                f"params.yaml has no tenant '{name}' (it has: {known}): add it with `lora-ops tenant add`."
+            )
+        return self.tenants[name]
+
+
+def load_settings(root: Path | None = None) -> Settings:
+    """params.yaml of the repository at `root` (default: `find_root()`).
+
+    Raises:
+        LoraOpsError: the file is missing, is not YAML, or a value is wrong; the text names the value.
+    """
+    path = (root or find_root()) / "params.yaml"
+    raw = read_yaml(path)
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        more = error.error_count() - 1
+        also = f" ({more} more problem{'s' if more > 1 else ''} after it)" if more else ""
+        raise LoraOpsError(f"params.yaml: {first_problem(error)}{also}.") from error

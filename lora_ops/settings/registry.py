@@ -1,0 +1,56 @@
+"""`registry` of params.yaml."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from lora_ops.settings.section import Section, Sha256
+
+
+class SigningSettings(Section):
+    """Who vouches for a package: a local key, or an identity through sigstore."""
+
+    method: Literal["key", "sigstore"] = "key"
+    key: str | None = Field(
+        None, description="private key file; a relative path starts in the registry's keys/"
+    )
+    trusted_keys: tuple[Sha256, ...] = Field((), description="fingerprints; empty: every key in keys/")
+    identity: str | None = None
+    issuer: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "SigningSettings":
+        if self.method == "sigstore" and not (self.identity and self.issuer):
+            raise ValueError("method 'sigstore' also needs identity and issuer")
+        return self
+
+
+class WandbSettings(Section):
+    """The W&B project that holds the registry or its mirror, apart from that of the pipeline's runs."""
+
+    project: str = "lora-ops-registry"
+    entity: str | None = None
+    collection: Annotated[str, StringConstraints(pattern=r"^([^/:]+/)?[^/:]+/[^/:]+$")] | None = Field(
+        None, description="registry collection to link to, such as `wandb-registry-model/{tenant}`"
+    )
+    archived_ttl_days: int = Field(90, ge=1, description="how long W&B keeps an archived version")
+    retries: int = Field(4, ge=0, description="of one request that fails, before the command gives up")
+    refresh_seconds: float = Field(
+        10, gt=0, description="how often a gateway takes what other machines changed in a shared registry"
+    )
+
+
+class RegistrySettings(Section):
+    """Where adapter versions are kept."""
+
+    backend: Literal["embedded", "wandb"] = "embedded"
+    mirror: Literal["wandb"] | None = None
+    path: str = ".registry"
+    signing: SigningSettings = SigningSettings()
+    wandb: WandbSettings = WandbSettings()
+
+    @model_validator(mode="after")
+    def _one_copy(self) -> "RegistrySettings":
+        if self.backend == "wandb" and self.mirror:
+            raise ValueError("backend 'wandb' is at W&B already: remove mirror")
+        return self

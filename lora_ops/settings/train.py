@@ -1,0 +1,25 @@
+"""`tenants.NAME.train` of params.yaml."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lora_ops.settings.section import Section
+
+
+class TrainSettings(Section):
+    """The recipe of one adapter (names as in peft.LoraConfig where it has them)."""
+
+    rank: int = Field(ge=1, le=512)
+    alpha: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
+    learning_rate: float = Field(gt=0, lt=1)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    warmup: float = Field(0.1, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are clipped to this norm")
+    seed: int = 0
+    checkpoint_every: int = Field(10, ge=1)
+    adapter_dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="that it is saved in, half as large in bfloat16; what is saved is evaluated"
+    )
