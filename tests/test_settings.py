@@ -1,14 +1,16 @@
 """params.yaml: what it accepts, and the sentence with which it refuses."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from ruamel.yaml import YAML
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.records.evidence import EvidenceKind
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings
+from lora_ops.settings.section import colliding_tenant, refuse_reserved_name
 from tests.conftest import ROOT, write_params
 
 
@@ -51,6 +53,65 @@ def test_a_learning_rate_in_yaml_1_2_notation_is_a_number(tmp_path: Path) -> Non
 def test_a_wrong_value_is_named_with_its_place(tmp_path: Path, where: str, value: Any, told: str) -> None:
     with pytest.raises(LoraOpsError, match=told):
         load_settings(write(tmp_path, {where: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("base", "tenants.base: 'base' is reserved"),
+        ("incidents", "'incidents' is reserved"),
+        ("audit", "'audit' is reserved"),
+        ("production", "'production' is reserved"),
+        ("policy", "'policy' is reserved"),
+        ("lora_adapter", "'lora_adapter' is reserved"),
+        ("finance-data", "collide with what lora-ops stores of a tenant 'finance'.*not end in '-data'"),
+        ("finance_policy", "not end in '-policy'"),
+        ("finance-human-evaluation", "not end in '-evaluation'"),
+        ("finance-1", "'finance-1' reads like a version"),
+        ("finance_", "params.yaml: tenants 'finance_' and 'finance' are the same name"),
+        ("Finance", "should match pattern"),
+    ],
+)
+def test_a_tenant_name_that_would_collide_is_refused(tmp_path: Path, name: str, told: str) -> None:
+    root = write(tmp_path, {})
+    yaml = YAML()
+    params = yaml.load((root / "params.yaml").read_text())
+    params["tenants"][name] = params["tenants"]["finance"]
+    with (root / "params.yaml").open("w") as file:
+        yaml.dump(params, file)
+    with pytest.raises(LoraOpsError, match=told):
+        load_settings(root)
+
+
+def test_a_tenant_named_like_the_base_model_is_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, {"base_model.id": "media"})
+    with pytest.raises(LoraOpsError, match="'media' is both base_model.id and a tenant"):
+        load_settings(root)
+
+
+def test_no_evidence_of_a_tenant_is_stored_under_anothers_name() -> None:
+    for kind in get_args(EvidenceKind):
+        with pytest.raises(ValueError, match=f"'finance-{kind}' would collide"):
+            refuse_reserved_name(f"finance-{kind}")
+
+
+@pytest.mark.parametrize("name", ["finance", "database", "credit-risk", "eu-finance", "line2", "policyholders"])
+def test_an_ordinary_tenant_name_is_accepted(name: str) -> None:
+    assert refuse_reserved_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "found"),
+    [
+        ("a_b", ["x", "a-b"], "a-b"),
+        ("a--b", ["a-b"], "a-b"),
+        ("a-b-", ["a-b"], "a-b"),
+        ("a-b", ["a-b"], None),
+        ("ab", ["a-b", "b"], None),
+    ],
+)
+def test_names_that_a_store_cannot_tell_apart_collide(name: str, others: list[str], found: str | None) -> None:
+    assert colliding_tenant(name, others) == found
 
 
 def test_text_that_is_not_yaml_is_one_sentence(tmp_path: Path) -> None:

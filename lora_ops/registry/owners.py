@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.settings.files import first_problem, read_yaml
-from lora_ops.settings.section import TenantName
+from lora_ops.settings.section import StoredTenantName
 
 Role = Literal["author", "reviewer", "approver", "operator"]
 Email = Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
@@ -77,7 +77,7 @@ class Owners(Entry):
     """The whole of owners.yaml."""
 
     default: Team
-    tenants: dict[TenantName, Team] = Field(default_factory=dict)
+    tenants: dict[StoredTenantName, Team] = Field(default_factory=dict)
 
     def team(self, tenant: str) -> Team:
         """The tenant's own team, else the default one, so that a new tenant needs params.yaml alone."""

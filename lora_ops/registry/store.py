@@ -30,6 +30,7 @@ from lora_ops.registry.replay import unlike_the_log
 from lora_ops.registry.signing import SIGNATURE_FILE, Signer
 from lora_ops.settings.files import first_problem
 from lora_ops.settings.registry import SigningSettings
+from lora_ops.settings.section import TENANT_PATTERN, colliding_tenant, refuse_reserved_name
 
 CLOCK_TOLERANCE_SECONDS = 300
 CLOSED: frozenset[State] = frozenset({"rejected", "revoked", "archived"})
@@ -349,6 +350,7 @@ class Registry:
                 the manifest does not fit its schema; this content was rejected, revoked or archived before.
         """
         manifest = _valid(manifest)
+        self._refuse_colliding_name(manifest.tenant)
         tenant, digest = manifest.tenant, manifest.content_digest()
         digests = {name: file.sha256 for name, file in manifest.files.items()}
         actor = actor or whoami()
@@ -377,6 +379,15 @@ class Registry:
                         kept = self.files.add_bytes(signature)
                     self._insert(change, "registered", draft, kept, change.at, actor, ("candidate",))
                 return self._load(tenant, number), known is None
+
+    def _refuse_colliding_name(self, tenant: str) -> None:
+        known = [row[0] for row in self.db.rows("SELECT DISTINCT tenant FROM versions ORDER BY 1")]
+        other = None if tenant in known else colliding_tenant(tenant, known)
+        if other:
+            raise LoraOpsError(
+                f"'{tenant}' and '{other}', which is in the registry, are the same name in some stores: "
+                "rename the new tenant."
+            )
 
     def holding(self, manifest: Manifest) -> Version | None:
         """The version with exactly this content, in whatever state, or None."""
@@ -695,6 +706,10 @@ def _valid(manifest: Manifest) -> Manifest:
             f"The manifest has no metric '{checked.evaluation.primary}', which it calls its primary one: "
             "evaluate and package it again."
         )
-    if re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", checked.tenant) is None:
+    if re.fullmatch(TENANT_PATTERN, checked.tenant) is None:
         raise LoraOpsError(f"'{checked.tenant}' can't be a tenant's name: use letters, digits, - and _.")
+    try:
+        refuse_reserved_name(checked.tenant)
+    except ValueError as error:
+        raise LoraOpsError(f"{error}.") from error
     return checked.model_copy(update={"version": None})

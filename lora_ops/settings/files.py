@@ -47,10 +47,10 @@ def read_yaml(path: Path) -> Any:
 def first_problem(error: ValidationError) -> str:
     """The first of pydantic's complaints as `where: what (got value)`."""
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     what = problem["msg"].removeprefix("Value error, ")
     got = problem.get("input")
     shown = "" if isinstance(got, dict | None) else f" (got {got!r})"
     if problem["type"] == "extra_forbidden":
         what, shown = "is not a setting that exists; check its spelling or remove it", ""
-    return f"{where}: {what}{shown}"
+    return f"{where}: {what}{shown}" if where else f"{what}{shown}"

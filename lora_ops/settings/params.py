@@ -11,7 +11,7 @@ from lora_ops.settings.evaluate import EvaluateSettings
 from lora_ops.settings.files import find_root, first_problem, read_yaml
 from lora_ops.settings.package import PackageSettings
 from lora_ops.settings.registry import RegistrySettings
-from lora_ops.settings.section import Section, TenantName
+from lora_ops.settings.section import Section, TenantName, colliding_tenant
 from lora_ops.settings.serving import ServingSettings
 from lora_ops.settings.tracking import TrackingSettings
 from lora_ops.settings.train import TrainSettings
@@ -40,6 +40,16 @@ class Settings(Section):
     registry: RegistrySettings
     serving: ServingSettings = ServingSettings()
     tenants: dict[TenantName, TenantSettings] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _tenants_differ(self) -> "Settings":
+        for name in self.tenants:
+            if name == self.base_model.id:
+                raise ValueError(f"'{name}' is both base_model.id and a tenant: choose another tenant name")
+            other = colliding_tenant(name, self.tenants)
+            if other:
+                raise ValueError(f"tenants '{other}' and '{name}' are the same name in some stores: rename one")
+        return self
 
     @model_validator(mode="after")
     def _serves_known_tenants(self) -> "Settings":

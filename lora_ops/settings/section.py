@@ -1,10 +1,76 @@
 """The base of every section of params.yaml, and what several sections share."""
 
+import re
+from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
-TenantName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+TENANT_PATTERN = r"^[a-z][a-z0-9_-]{0,39}$"
+
+# Each of these names something else already: a model of the gateway, an alias or a state of the registry, an
+# entry of owners.yaml, a folder or a file beside the tenants' own, a collection at W&B.
+# fmt: off
+RESERVED_TENANTS = frozenset({
+    "base", "default", "all", "any", "none", "null", "latest",
+    "candidate", "validated", "shadow", "canary", "production",
+    "superseded", "archived", "rejected", "revoked",
+    "incidents", "incident", "data_docs", "registry", "traffic", "tenants", "previous",  # reports/, data/
+    "policy", "drift", "sets", "audit", "adapter", "lora-adapter", "dataset",  # suites/, W&B
+})
+# fmt: on
+
+# The project stores what belongs to `finance` under `finance-data`, `finance-policy` and so on (a collection at
+# W&B for each kind of evidence), so a tenant's own name may not end in one of these. A new store adds its own.
+# fmt: off
+STORE_SUFFIXES = (
+    "data", "adapter", "evaluation", "policy", "human_evaluation", "shadow", "canary", "incident", "review",
+    "drift", "audit",
+)
+# fmt: on
+
+
+def refuse_reserved_name(name: str) -> str:
+    """Return a tenant's name unless the project uses that name for something else.
+
+    Names of stores are compared without telling `-` from `_`, as some stores do.
+
+    Raises:
+        ValueError: the name is reserved, or reads like the name of a store or of a version.
+    """
+    key = _store_key(name)
+    if key in {_store_key(reserved) for reserved in RESERVED_TENANTS}:
+        raise ValueError(f"'{name}' is reserved, since lora-ops uses that name itself: choose another name")
+    for suffix in STORE_SUFFIXES:
+        if key.endswith(f"-{_store_key(suffix)}"):
+            owner = name[: -len(suffix) - 1]
+            raise ValueError(
+                f"'{name}' would collide with what lora-ops stores of a tenant '{owner}': "
+                f"choose a name that does not end in '-{suffix}'"
+            )
+    if re.search(r"[-_]\d+$", name):
+        raise ValueError(
+            f"'{name}' reads like a version of another tenant: choose a name that does not end in '-' or '_' "
+            "and a number"
+        )
+    return name
+
+
+def colliding_tenant(name: str, others: Iterable[str]) -> str | None:
+    """Return the first of `others` that a store could not tell from `name`, such as `a_b` and `a-b`.
+
+    A name equal to `name` is the same tenant and does not collide.
+    """
+    return next((other for other in others if other != name and _store_key(other) == _store_key(name)), None)
+
+
+def _store_key(name: str) -> str:
+    return re.sub(r"[-_]+", "-", name).strip("-")
+
+
+# A name in owners.yaml or in a registry that was made before names were reserved: its pattern alone counts.
+StoredTenantName = Annotated[str, StringConstraints(pattern=TENANT_PATTERN)]
+TenantName = Annotated[StoredTenantName, AfterValidator(refuse_reserved_name)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 

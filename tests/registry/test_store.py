@@ -42,6 +42,34 @@ def test_tenants_are_numbered_apart(registry: Registry, package: Build) -> None:
     assert [one.id for one in registry.versions("finance")] == ["finance@1", "finance@2"]
 
 
+@pytest.mark.parametrize(("tenant", "told"), [("base", "is reserved"), ("finance-data", "would collide")])
+def test_register_refuses_a_reserved_tenant(registry: Registry, package: Build, tenant: str, told: str) -> None:
+    with pytest.raises(LoraOpsError, match=told):
+        registry.register(*package(tenant=tenant))
+    assert registry.summaries() == []
+
+
+def test_register_refuses_a_tenant_that_stores_confuse(registry: Registry, package: Build) -> None:
+    registry.register(*package(tenant="card-risk"))
+    with pytest.raises(LoraOpsError, match="'card_risk' and 'card-risk', which is in the registry"):
+        registry.register(*package(tenant="card_risk"))
+    registry.register(*package(2, tenant="card-risk"))
+    assert [one.id for one in registry.summaries()] == ["card-risk@1", "card-risk@2"]
+
+
+def test_a_registry_of_an_older_release_keeps_its_names(
+    registry: Registry, package: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names were not reserved then, so such a version still opens, verifies and can be revoked."""
+    with monkeypatch.context() as older_release:
+        older_release.setattr("lora_ops.registry.store.refuse_reserved_name", lambda name: name)
+        registry.register(*package(tenant="audit"))
+    assert registry.get("audit@1").id == "audit@1"
+    assert verify(registry).ok
+    lifecycle.revoke(registry, "audit@1", actor=AUTHOR, reason="its name is reserved today")
+    assert registry.get("audit@1").state == "revoked"
+
+
 def test_the_same_content_again_is_the_same_version_and_writes_nothing(
     registry: Registry, package: Build
 ) -> None:
