@@ -23,6 +23,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 # Before torch, as the server imports it: it sets how threads wait for each other.
+from lora_ops.registry import packages
 from lora_ops.serving.torch_engine import TorchEngine
 
 # isort: split
@@ -37,7 +38,8 @@ from transformers import AutoModelForCausalLM
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import read_base_model
 from lora_ops.records.manifest import FileRecord
-from lora_ops.registry import Registry, open_registry
+from lora_ops.registry.backends import open_registry
+from lora_ops.registry.store import Registry
 from lora_ops.serving.engine import Chunk, Generation
 from lora_ops.serving.server import bind, serve
 from lora_ops.settings.files import find_root
@@ -202,16 +204,18 @@ def cold(site: Site) -> None:
     path = site.root / ".registry"
     with closing(open_registry(site.root)) as registry:
         version = registry.get("finance@1")
-        folder = registry.verified_path("finance@1")
+        folder = packages.verified_path(registry, "finance@1")
         shutil.rmtree(folder)
 
         def first_time() -> None:
             shutil.rmtree(folder, ignore_errors=True)
-            registry.verified_path("finance@1")
+            packages.verified_path(registry, "finance@1")
 
         table.add_row("open the registry", ms(median(lambda: Registry(path).close())))
         table.add_row("first time: export and verify", ms(median(first_time, 5)))
-        table.add_row("later: digests and signature", ms(median(lambda: registry.verified_path("finance@1"))))
+        table.add_row(
+            "later: digests and signature", ms(median(lambda: packages.verified_path(registry, "finance@1")))
+        )
         signer, signature = registry.signer, folder / "model.sig"
         table.add_row(
             "  of that the signature", ms(median(lambda: signer.check(folder, signature, version.id)))

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_ops.records.manifest import Manifest
-from lora_ops.registry import Registry
+from lora_ops.registry.store import Registry
 
 DIGEST = "ab" * 32
 TARGET_MS = {"list": 100.0, "resolve": 1.0}

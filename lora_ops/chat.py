@@ -9,7 +9,8 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.generate import generate
 from lora_ops.loading import load_base_model
 from lora_ops.paths import read_base_model
-from lora_ops.registry import Registry
+from lora_ops.registry import packages
+from lora_ops.registry.store import Registry
 from lora_ops.settings.params import TenantSettings
 
 
@@ -26,7 +27,7 @@ def ask(reference: str, text: str, registry: Registry, root: Path) -> tuple[str,
     base = read_base_model(root / "models/base")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "adapter"
-        version = registry.export(reference, folder)
+        version = packages.export(registry, reference, folder)
         wanted = version.manifest.base_model
         if wanted.sha256 != base.sha256:
             raise LoraOpsError(

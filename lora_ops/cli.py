@@ -77,7 +77,7 @@ def rollback(
     from lora_ops import incidents
     from lora_ops.clock import now
     from lora_ops.notebooks import run_notebook
-    from lora_ops.registry import parse_reference
+    from lora_ops.registry.versions import parse_reference
 
     root = find_root()
     tenant, _ = parse_reference(version)
@@ -99,7 +99,7 @@ def rollback(
 def report() -> None:
     """The adapters that the pipeline made, against their base; the registry takes those that it lacks."""
     from lora_ops.packaging import ensure_registered, packaged
-    from lora_ops.registry import open_registry
+    from lora_ops.registry.backends import open_registry
 
     root = find_root()
     manifests = [packaged(tenant, root) for tenant in load_settings(root).tenants]
@@ -134,7 +134,7 @@ def chat(
 ) -> None:
     """Answer TEXT with an adapter and with its base model, side by side."""
     from lora_ops.chat import ask
-    from lora_ops.registry import open_registry
+    from lora_ops.registry.backends import open_registry
 
     root = find_root()
     _stay_offline(load_settings(root).base_model.source)

@@ -10,7 +10,9 @@ from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
-from lora_ops.registry import Registry, Version, lifecycle
+from lora_ops.registry import lifecycle, packages
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 
 DASHBOARDS = {"console.json": "/console/data", "metrics.txt": "/metrics", "models.json": "/v1/models"}
 RECORD = "incident.json"
@@ -178,7 +180,7 @@ def _unfit(registry: Registry, version: Version) -> str | None:
     if version.summary.fresh_until <= utc(registry.clock()):
         return f"{version.id} expired on {version.summary.fresh_until[:10]}"
     try:
-        registry.check_kept(version)
+        packages.check_kept(registry, version)
     except LoraOpsError as error:
         return str(error).rstrip(".")
     return None

@@ -23,7 +23,8 @@ from lora_ops.paths import (
 from lora_ops.records.data import SourceRecord
 from lora_ops.records.evaluation import BiasAssessment
 from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, GitRecord, Manifest
-from lora_ops.registry import Registry, Version
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 from lora_ops.settings.files import read_yaml
 from lora_ops.settings.params import TenantSettings
 

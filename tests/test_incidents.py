@@ -13,7 +13,8 @@ from lora_ops import incidents
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
-from lora_ops.registry import Registry, lifecycle
+from lora_ops.registry import lifecycle
+from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from tests.conftest import ROOT
 from tests.registry.conftest import Build, Clock, Story, clock, owners, package, registry, story  # noqa: F401

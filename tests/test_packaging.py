@@ -10,7 +10,9 @@ from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
 from lora_ops.packaging import ensure_registered, fresh_until, lock_digest, packaged, write_manifest
 from lora_ops.records.data import SourceRecord
-from lora_ops.registry import Registry, lifecycle, open_registry
+from lora_ops.registry import lifecycle
+from lora_ops.registry.backends import open_registry
+from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from tests.conftest import ROOT, run
 from tests.registry.conftest import build_package

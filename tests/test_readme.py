@@ -10,7 +10,7 @@ import pytest
 from lora_ops.cli import app
 from lora_ops.hashing import sha256_file
 from lora_ops.records.manifest import FileRecord
-from lora_ops.registry import open_registry
+from lora_ops.registry.backends import open_registry
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run
 from tests.registry.conftest import build_package

@@ -9,10 +9,12 @@ from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.registry import AdapterRecord, AuditEntry, Lineage, Ownership, Performance, Risk, Verdict
+from lora_ops.registry import packages
 from lora_ops.registry.lifecycle import FRESHNESS_WARNING, SERVING, approvals_in, incidents_in, own_evidence
 from lora_ops.registry.replay import unlike_the_log
 from lora_ops.registry.reports import latest, read_human_evaluation, read_policy
-from lora_ops.registry.store import CLOSED, Registry, Version
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import CLOSED, Version
 
 T = TypeVar("T")
 
@@ -124,7 +126,7 @@ def verdict(
     if summary.next_review_due and summary.next_review_due <= now:
         warnings.append(f"its review has been due since {summary.next_review_due[:10]}")
     try:
-        registry.check_kept(version)
+        packages.check_kept(registry, version)
     except LoraOpsError as error:
         reasons.append(str(error).rstrip("."))
     if reasons == [stage] and registry.allow_candidates and summary.state not in CLOSED:

@@ -13,7 +13,8 @@ from lora_ops.registry import tables
 
 if TYPE_CHECKING:
     from lora_ops.records.evidence import Evidence
-    from lora_ops.registry.store import Registry, Version
+    from lora_ops.registry.store import Registry
+    from lora_ops.registry.versions import Version
 
 app = typer.Typer(
     help="Which adapter versions exist, who let them serve, and whether they may.",
@@ -301,8 +302,10 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a version's files, manifest and signature into a new folder, all verified."""
+    from lora_ops.registry import packages
+
     with _registry() as registry:
-        version = registry.export(reference, target)
+        version = packages.export(registry, reference, target)
         _done(version, f"written to {target}, digests and signature verified", as_json)
 
 
@@ -344,7 +347,7 @@ def _kept(registry: "Registry", options: list[str] | None) -> "list[Evidence]":
 
 
 def _who(actor: str | None) -> str:
-    from lora_ops.registry.store import whoami
+    from lora_ops.registry.changes import whoami
 
     return actor or whoami()
 

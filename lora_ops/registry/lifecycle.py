@@ -9,9 +9,11 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.paths import EVALUATION
 from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.registry import Approval, AuditEntry, State
+from lora_ops.registry.changes import Change
 from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Role, Team
 from lora_ops.registry.reports import FORMS, latest, read_human_evaluation, read_policy
-from lora_ops.registry.store import Change, Registry, Version, parse_reference
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version, parse_reference
 
 Stage = Literal["validated", "shadow", "canary", "production"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -18,7 +18,8 @@ from lora_ops.registry.audit import Head, fits
 from lora_ops.registry.cards import record
 from lora_ops.registry.replay import BORN
 from lora_ops.registry.signing import SIGNATURE_FILE
-from lora_ops.registry.store import Registry, Version
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 from lora_ops.registry.wandb_project import Parcel, SentEntry, WandbProject
 
 ALIASES = ("candidate", "shadow", "canary", "production")
@@ -59,8 +60,7 @@ class Mirror:
 
     def shown(self) -> Head:
         """The last entry that W&B holds and shows the effects of, as far as is known here."""
-        row = self.registry.db.row("SELECT seq, hash FROM mirrors WHERE target = ?", (self.project.target,))
-        return Head(*row) if row else Head()
+        return self.registry.mirrored(self.project.target)
 
     def queued(self) -> list[AuditEntry]:
         """The entries that are still to be sent or shown, oldest first."""
@@ -136,7 +136,7 @@ class Mirror:
         start = self.shown()
         sent = self.project.entries(start)
         if sent is None:  # deleted at W&B, so all of it is missing there
-            self._forget()
+            self.registry.set_mirrored(self.project.target, None)
             start = Head()
             sent = self.project.entries(start)
         mine = self.registry.log.entries(after=start.seq)
@@ -201,16 +201,7 @@ class Mirror:
 
     def advance(self, head: Head) -> None:
         """Remember that W&B shows everything up to `head`."""
-        with self.registry.db.writing():
-            self.registry.db.rows(
-                "INSERT INTO mirrors VALUES (?1, ?2, ?3) ON CONFLICT (target) DO UPDATE"
-                " SET seq = ?2, hash = ?3 WHERE ?2 > seq",
-                (self.project.target, *head),
-            )
-
-    def _forget(self) -> None:
-        with self.registry.db.writing():
-            self.registry.db.rows("DELETE FROM mirrors WHERE target = ?", (self.project.target,))
+        self.registry.set_mirrored(self.project.target, head)
 
     def _restore(self) -> Iterator[str]:
         for tenant in sorted({one.tenant for one in self.registry.summaries()}):
@@ -237,10 +228,8 @@ class Mirror:
 
     def manifest_sha256(self, tenant: str, number: int | None) -> str | None:
         """The digest of a version's manifest, which names its package at W&B; None without a version."""
-        row = self.registry.db.row(
-            "SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", (tenant, number)
-        )
-        return sha256_text(row[0]) if row else None
+        text = self.registry.manifest_text(tenant, number)
+        return sha256_text(text) if text else None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

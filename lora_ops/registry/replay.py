@@ -1,15 +1,13 @@
 """What the audit log says a version must be, and where its rows say something else."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from lora_ops.clock import utc
 from lora_ops.hashing import sha256_text
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import fits
-
-if TYPE_CHECKING:
-    from lora_ops.registry.store import Version
+from lora_ops.registry.versions import Version
 
 BORN = ("registered", "imported")
 
@@ -34,7 +32,7 @@ def replay(number: int, entries: Sequence[AuditEntry]) -> Told | None:
     return Told(born, state, due) if born else None
 
 
-def unlike_the_log(version: "Version", history: Sequence[AuditEntry]) -> Iterator[str]:
+def unlike_the_log(version: Version, history: Sequence[AuditEntry]) -> Iterator[str]:
     """Where a version's rows are not what its own entries say, in words.
 
     So much can be said without reading the whole log: `verify` also sees an entry that was removed, or changed
@@ -50,7 +48,7 @@ def unlike_the_log(version: "Version", history: Sequence[AuditEntry]) -> Iterato
         yield from unlike(version, told)
 
 
-def unlike(version: "Version", told: Told) -> Iterator[str]:
+def unlike(version: Version, told: Told) -> Iterator[str]:
     """Where a version's rows are not what was told, in words."""
     if sha256_text(version.manifest_text) != told.born.body["manifest_sha256"]:
         yield f"the manifest of {version.id} was changed"

@@ -29,10 +29,12 @@ from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head
+from lora_ops.registry.changes import Change, apply
 from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.replay import BORN
-from lora_ops.registry.store import Change, Registry, Version, apply
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 from lora_ops.registry.wandb_project import SentEntry, WandbProject
 from lora_ops.settings.files import first_problem
 from lora_ops.settings.registry import SigningSettings
@@ -178,11 +180,7 @@ class SharedRegistry(Registry):
         project = self.mirror.project
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            row = self.db.row(
-                "SELECT v.tenant, m.manifest FROM versions v JOIN manifests m USING (tenant, number)"
-                " WHERE v.signature = ?1 OR instr(m.manifest, ?1) ORDER BY number DESC LIMIT 1",
-                (digest,),
-            )
+            row = self.manifest_naming(digest)
             if row:
                 project.fetch_package(row[0], sha256_text(row[1]), folder)
                 kept = {"model.sig": None} | {

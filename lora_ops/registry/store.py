@@ -1,17 +1,10 @@
 """The embedded registry: SQLite for records, content-addressed files beside it, every change audited."""
 
-import getpass
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -23,189 +16,21 @@ from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry import migrations, reports
 from lora_ops.registry.audit import Anchor, Head, Log
+from lora_ops.registry.changes import Change, whoami
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore, check_package
 from lora_ops.registry.owners import Owners
-from lora_ops.registry.replay import unlike_the_log
-from lora_ops.registry.signing import SIGNATURE_FILE, Signer
+from lora_ops.registry.signing import Signer
+from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 from lora_ops.settings.files import first_problem
 from lora_ops.settings.registry import SigningSettings
 from lora_ops.settings.section import TENANT_PATTERN, colliding_tenant, refuse_reserved_name
 
 CLOCK_TOLERANCE_SECONDS = 300
-CLOSED: frozenset[State] = frozenset({"rejected", "revoked", "archived"})
 SUMMARY = (
     "tenant, number, state, author, registered_at, fresh_until, next_review_due, primary_metric,"
     " primary_value, size_bytes, content_digest, signature"
 )
-
-
-class Summary(NamedTuple):
-    """One version in a list; times are UTC in ISO 8601, `fresh_until` and `next_review_due` are due times."""
-
-    tenant: str
-    number: int
-    state: State
-    author: str
-    registered_at: str
-    fresh_until: str
-    next_review_due: str | None
-    primary_metric: str
-    primary_value: float
-    size_bytes: int
-    content_digest: str
-    signature: str | None
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def id(self) -> str:
-        """`tenant@number`."""
-        return f"{self.tenant}@{self.number}"
-
-
-@dataclass(frozen=True)
-class Version:
-    """One registered version; its manifest is parsed when it is first asked for."""
-
-    summary: Summary
-    manifest_text: str
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        """Everything that was known of it when it was packaged.
-
-        Raises:
-            LoraOpsError: the stored manifest does not fit its schema.
-        """
-        try:
-            return Manifest.model_validate_json(self.manifest_text)
-        except ValidationError as error:
-            raise LoraOpsError(
-                f"The manifest of {self.id} does not fit its schema: {first_problem(error)}; "
-                "run `lora-ops registry verify`."
-            ) from error
-
-    @property
-    def id(self) -> str:
-        """`tenant@number`."""
-        return self.summary.id
-
-    @property
-    def tenant(self) -> str:
-        """Whose adapter it is."""
-        return self.summary.tenant
-
-    @property
-    def number(self) -> int:
-        """The version number, from 1."""
-        return self.summary.number
-
-    @property
-    def state(self) -> State:
-        """Where it is in its life."""
-        return self.summary.state
-
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        """The names that mean this version now, sorted."""
-        return self.summary.aliases
-
-    @property
-    def registered_at(self) -> str:
-        """When it was registered (UTC, ISO 8601)."""
-        return self.summary.registered_at
-
-
-def parse_reference(reference: str) -> tuple[str, int | str]:
-    """`finance@3` as ("finance", 3), `finance@candidate` and `finance` as ("finance", "candidate").
-
-    Raises:
-        LoraOpsError: the text is none of these.
-    """
-    match = re.fullmatch(r"([a-z][a-z0-9_-]{0,39})(?:@([1-9][0-9]{0,17}|[a-z]+))?", reference)
-    if match is None:
-        raise LoraOpsError(
-            f"'{reference}' names no version: write tenant@number (finance@3) or tenant@alias "
-            "(finance@candidate)."
-        )
-    tenant, which = match[1], match[2] or "candidate"
-    return tenant, int(which) if which.isdigit() else which
-
-
-def whoami() -> str:
-    """Who acts when nobody is named: $LORA_OPS_ACTOR, else the login name."""
-    named = os.environ.get("LORA_OPS_ACTOR")
-    if named:
-        return named
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        return f"uid-{os.getuid()}"
-
-
-class Change:
-    """What one transaction does: each `record` applies its effects and writes its line in the audit log."""
-
-    def __init__(self, db: Database, log: Log, actor: str, at: str, clock_behind: int) -> None:
-        self._db = db
-        self._log = log
-        self._actor = actor
-        self._clock_behind = clock_behind
-        self.at = at
-
-    def record(
-        self,
-        action: str,
-        tenant: str,
-        number: int,
-        *,
-        states: dict[int, State] | None = None,
-        aliases: dict[str, int | None] | None = None,
-        review_due: str | None = None,
-        **body: Any,
-    ) -> None:
-        """Do one thing to a version and tell of it.
-
-        Args:
-            action: what was done, one word.
-            tenant: whose version.
-            number: which version.
-            states: version number to its new state.
-            aliases: alias to the version that it names from now on; None takes it away.
-            review_due: when this version is to be looked at again.
-            body: what else the entry says.
-        """
-        effects: dict[str, Any] = {}
-        if states:
-            effects["states"] = {str(one): state for one, state in states.items()}
-        if aliases:
-            effects["aliases"] = aliases
-        if review_due:
-            effects["review_due"] = review_due
-        apply(self._db, tenant, number, effects)
-        if self._clock_behind:
-            body["clock_behind_seconds"] = self._clock_behind
-        self._log.append(self.at, self._actor, action, tenant, number, {**body, "effects": effects})
-
-
-def apply(db: Database, tenant: str, number: int, effects: dict[str, Any]) -> None:
-    """Do to the tables what one entry of the audit log says was done."""
-    for one, state in effects.get("states", {}).items():
-        db.rows("UPDATE versions SET state = ? WHERE tenant = ? AND number = ?", (state, tenant, int(one)))
-    for alias, target in effects.get("aliases", {}).items():
-        if target is None:
-            db.rows("DELETE FROM aliases WHERE tenant = ? AND alias = ?", (tenant, alias))
-        else:
-            db.rows(
-                "INSERT INTO aliases VALUES (?, ?, ?)"
-                " ON CONFLICT (tenant, alias) DO UPDATE SET number = excluded.number",
-                (tenant, alias, target),
-            )
-    if "review_due" in effects:
-        db.rows(
-            "UPDATE versions SET next_review_due = ? WHERE tenant = ? AND number = ?",
-            (effects["review_due"], tenant, number),
-        )
 
 
 class Registry:
@@ -378,7 +203,7 @@ class Registry:
                     with self._keeping(package):
                         kept = self.files.add_bytes(signature)
                     self._insert(change, "registered", draft, kept, change.at, actor, ("candidate",))
-                return self._load(tenant, number), known is None
+                return self.load(tenant, number), known is None
 
     def _refuse_colliding_name(self, tenant: str) -> None:
         known = [row[0] for row in self.db.rows("SELECT DISTINCT tenant FROM versions ORDER BY 1")]
@@ -392,7 +217,7 @@ class Registry:
     def holding(self, manifest: Manifest) -> Version | None:
         """The version with exactly this content, in whatever state, or None."""
         known = self._known(manifest.tenant, manifest.content_digest())
-        return self._load(manifest.tenant, known[0]) if known else None
+        return self.load(manifest.tenant, known[0]) if known else None
 
     def _known(self, tenant: str, digest: str) -> tuple[int, State] | None:
         row = self.db.row(
@@ -522,6 +347,47 @@ class Registry:
         )
         return [Summary._make((*row, names.get(row[:2], ()))) for row in rows]
 
+    def data_version(self) -> int:
+        """Return a number that changes with every commit of another connection."""
+        row = self.db.row("PRAGMA data_version")
+        return row[0] if row else 0
+
+    def aliases(self) -> dict[tuple[str, str], int]:
+        """Return every alias: (tenant, alias) to the number of the version that it names."""
+        rows = self.db.rows("SELECT tenant, alias, number FROM aliases")
+        return {(tenant, alias): number for tenant, alias, number in rows}
+
+    def manifest_text(self, tenant: str, number: int | None) -> str | None:
+        """Return a version's manifest as it is stored, unchecked; None where there is none."""
+        row = self.db.row("SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", (tenant, number))
+        return row[0] if row else None
+
+    def manifest_naming(self, digest: str) -> tuple[str, str] | None:
+        """Return tenant and manifest of the newest version that has the file or signature `digest`."""
+        row = self.db.row(
+            "SELECT v.tenant, m.manifest FROM versions v JOIN manifests m USING (tenant, number)"
+            " WHERE v.signature = ?1 OR instr(m.manifest, ?1) ORDER BY number DESC LIMIT 1",
+            (digest,),
+        )
+        return (row[0], row[1]) if row else None
+
+    def mirrored(self, target: str) -> Head:
+        """Return the last entry that the mirror `target` shows, as far as is known here."""
+        row = self.db.row("SELECT seq, hash FROM mirrors WHERE target = ?", (target,))
+        return Head(*row) if row else Head()
+
+    def set_mirrored(self, target: str, head: Head | None) -> None:
+        """Remember that the mirror `target` shows everything up to `head`; None forgets what it showed."""
+        with self.db.writing():
+            if head is None:
+                self.db.rows("DELETE FROM mirrors WHERE target = ?", (target,))
+                return
+            self.db.rows(
+                "INSERT INTO mirrors VALUES (?1, ?2, ?3) ON CONFLICT (target) DO UPDATE"
+                " SET seq = ?2, hash = ?3 WHERE ?2 > seq",
+                (target, *head),
+            )
+
     def versions(self, tenant: str | None = None) -> list[Version]:
         """Every version, or those of one tenant, oldest first, with their manifests."""
         texts = {
@@ -542,7 +408,7 @@ class Registry:
         Raises:
             LoraOpsError: there is no such tenant, version or alias; the text lists what there is.
         """
-        return self._load(*self.resolve(reference))
+        return self.load(*self.resolve(reference))
 
     def resolve(self, reference: str) -> tuple[str, int]:
         """The tenant and the number that a reference names now.
@@ -576,7 +442,7 @@ class Registry:
         listed = ", ".join([*names, *(one.id for one in there[-5:])])
         return LoraOpsError(f"The registry has no {tenant}@{which} (there are: {listed}).")
 
-    def _load(self, tenant: str, number: int) -> Version:
+    def load(self, tenant: str, number: int) -> Version:
         key = (tenant, number)
         row = self.db.row(f"SELECT {SUMMARY} FROM versions WHERE tenant = ? AND number = ?", key)
         text = self.db.row("SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", key)
@@ -594,105 +460,6 @@ class Registry:
             LoraOpsError: unknown version, or an entry that was changed.
         """
         return self.log.entries(*self.resolve(reference))
-
-    # Files.
-
-    def export(self, reference: str, target: Path) -> Version:
-        """Write a version's files, manifest and signature into the new folder `target`, all verified.
-
-        Raises:
-            LoraOpsError: unknown, rejected, revoked or archived version, a kept file is missing or changed, the
-                signature does not fit, or `target` exists.
-        """
-        version = self._loadable(reference)
-        if target.exists():
-            raise LoraOpsError(f"{target} exists already: name a new folder.")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as name:
-                folder = Path(name) / "package"
-                self._fill(version, folder)
-                self.check_folder(version, folder)
-                folder.rename(target)
-        except OSError as error:
-            raise LoraOpsError(f"{version.id} can't be written to {target}: {error}.") from error
-        return version
-
-    def _loadable(self, reference: str) -> Version:
-        version = self.get(reference)
-        if version.state in CLOSED:
-            raise LoraOpsError(f"{version.id} was {version.state}: it may not be loaded.")
-        return version
-
-    def _fill(self, version: Version, folder: Path) -> None:
-        paths = {n: self.files.checked(f.sha256, n) for n, f in version.manifest.files.items()}
-        paths[SIGNATURE_FILE] = self._signature(version)
-        for name, path in paths.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
-        (folder / "manifest.json").write_text(version.manifest_text, encoding="utf-8")
-
-    def check_folder(self, version: Version, folder: Path) -> None:
-        """Verify an exported folder against the version's digests and signature, and its rows against the log.
-
-        Raises:
-            LoraOpsError: a file was added, removed or changed, the signature does not fit, or a row is not what
-                the version's entries of the audit log say.
-        """
-        check_package(folder, {name: file.sha256 for name, file in version.manifest.files.items()})
-        self.signer.check(folder, self._signature(version), version.id)
-        with self.db.reading():
-            found = self._load(version.tenant, version.number)
-            history = self.log.entries(version.tenant, version.number)
-        for problem in unlike_the_log(found, history):
-            raise LoraOpsError(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
-
-    def check_kept(self, version: Version) -> None:
-        """Verify a version's kept files and its signature without exporting it.
-
-        Raises:
-            LoraOpsError: a kept file is missing or changed, or the signature does not fit.
-        """
-        for name, file in version.manifest.files.items():
-            self.files.checked(file.sha256, name)
-        self.check_signature(version)
-
-    def check_signature(self, version: Version) -> None:
-        """Verify a version's signature over its kept files and its manifest.
-
-        Raises:
-            LoraOpsError: it has none, it does not fit, or a kept file is missing.
-        """
-        kept = self._signature(version)
-        digests = {name: file.sha256 for name, file in version.manifest.files.items()}
-        texts = {"manifest.json": version.manifest_text}
-        with self.files.staged(version.id, digests, texts) as folder:
-            self.signer.check(folder, kept, version.id)
-
-    def _signature(self, version: Version) -> Path:
-        digest = version.summary.signature
-        if digest is None:
-            raise LoraOpsError(f"{version.id} carries no signature: package and register it again.")
-        return self.files.checked(digest, f"the signature of {version.id}")
-
-    def verified_path(self, reference: str) -> Path:
-        """The folder that a version may be loaded from; digests and signature are verified on every call.
-
-        Raises:
-            LoraOpsError: unknown, rejected, revoked or archived version; a file or the signature does not fit.
-        """
-        version = self._loadable(reference)
-        folder = self.path / "verified" / f"{version.tenant}-{version.number}"
-        if folder.is_dir():
-            self.check_folder(version, folder)
-            return folder
-        try:
-            self.export(version.id, folder)
-        except LoraOpsError:
-            if not folder.is_dir():
-                raise
-            self.check_folder(version, folder)  # another process wrote it meanwhile
-        return folder
 
 
 def _valid(manifest: Manifest) -> Manifest:

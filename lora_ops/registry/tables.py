@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from lora_ops.records.registry import AdapterRecord, AuditEntry, Performance
     from lora_ops.registry.cards import Difference
     from lora_ops.registry.lifecycle import Due
-    from lora_ops.registry.store import Registry, Summary
+    from lora_ops.registry.store import Registry
+    from lora_ops.registry.versions import Summary
 
 COLOURS = {
     "production": "green",

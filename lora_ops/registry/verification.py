@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.registry import AuditEntry
+from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, chain_problem
 from lora_ops.registry.lifecycle import EVIDENCE
 from lora_ops.registry.replay import BORN, Told, unlike
-from lora_ops.registry.store import Registry, Summary, Version
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Summary, Version
 
 
 class Verification(NamedTuple):
@@ -118,7 +120,7 @@ def _replay(
             yield from _unlike(registry, one, state)
     for tenant, number in versions.keys() - known.keys():
         yield f"{tenant}@{number} was added by something that is not lora-ops: no entry tells of it"
-    named = {(tenant, alias): n for tenant, alias, n in registry.db.rows("SELECT * FROM aliases")}
+    named = registry.aliases()
     for tenant, alias in sorted(named.keys() | aliases.keys()):
         found, told = named.get((tenant, alias)), aliases.get((tenant, alias))
         if found != told:
@@ -129,13 +131,11 @@ def _replay(
 
 
 def _unlike(registry: Registry, one: Summary, told: Told) -> Iterator[str]:
-    row = registry.db.row(
-        "SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", (one.tenant, one.number)
-    )
-    if row is None:
+    text = registry.manifest_text(one.tenant, one.number)
+    if text is None:
         yield f"the manifest of {one.id} was removed"
     else:
-        yield from unlike(Version(one, row[0]), told)
+        yield from unlike(Version(one, text), told)
 
 
 def _damaged(registry: Registry, kept: set[str]) -> Iterator[str]:
@@ -152,6 +152,6 @@ def _unsigned(registry: Registry, versions: dict[tuple[str, int], Summary]) -> I
             version = registry.get(one.id)
             digests = [file.sha256 for file in version.manifest.files.values()]
             if one.signature and all(map(registry.files.holds, [*digests, one.signature])):
-                registry.check_signature(version)  # a missing file has been named above
+                packages.check_signature(registry, version)  # a missing file has been named above
         except LoraOpsError as error:
             yield str(error).rstrip(".")

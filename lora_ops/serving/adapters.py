@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.base_model import BaseModelRecord
-from lora_ops.registry.store import Version
+from lora_ops.registry.versions import Version
 from lora_ops.serving.engine import Engine, EngineError
 
 log = logging.getLogger(__name__)

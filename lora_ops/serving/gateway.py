@@ -14,8 +14,8 @@ from starlette.requests import Request
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.paths import read_base_model
-from lora_ops.registry import open_registry
-from lora_ops.registry.backends import open_copy
+from lora_ops.registry import packages
+from lora_ops.registry.backends import open_copy, open_registry
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
 from lora_ops.serving.answering import Answering
@@ -171,7 +171,7 @@ class Gateway:
     def _verify(self, reference: str) -> Path:
         # Runs in a thread, and a registry belongs to one thread.
         with closing(open_copy(self._root, self._everything)) as registry:
-            return registry.verified_path(reference)
+            return packages.verified_path(registry, reference)
 
     def _open_shared(self) -> SharedRegistry:
         opened = open_copy(self._root, self._everything)

@@ -9,7 +9,8 @@ from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.lifecycle import SERVING
-from lora_ops.registry.store import CLOSED, Registry, Summary, Version, parse_reference
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 
 Decision = Literal["production", "candidate", "pinned", "base"]
 BASE = "base"
@@ -118,8 +119,7 @@ class Router:
         return list(dict.fromkeys(one.tenant for one in self.versions()))
 
     def _forget_if_changed(self) -> None:
-        row = self._registry.db.row("PRAGMA data_version")
-        seen = row[0] if row else None
+        seen = self._registry.data_version()
         if seen != self._seen:
             self._routes.clear()
             self._versions = None

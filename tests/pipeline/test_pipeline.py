@@ -15,7 +15,7 @@ import pytest
 from lora_ops.hashing import sha256_file
 from lora_ops.records.data import ContractRecord
 from lora_ops.records.manifest import Manifest
-from lora_ops.registry import Registry
+from lora_ops.registry.store import Registry
 from lora_ops.settings.params import load_settings
 from lora_ops.tenants import apply_profile, edit_params
 from tests.conftest import ROOT, SAMPLE_TENANTS, copy_repository, make_tiny_base, run

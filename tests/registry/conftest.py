@@ -15,8 +15,10 @@ from lora_ops.records.evaluation import EvaluationRecord, Interval, MetricRecord
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.manifest import FileRecord, GitRecord, Manifest
 from lora_ops.records.training import TrainingRecord
-from lora_ops.registry import Registry, Version, lifecycle
+from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings.registry import WandbSettings
 from tests.wandb_server import WandbServer

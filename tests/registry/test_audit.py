@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry import Registry, lifecycle
+from lora_ops.registry import lifecycle
 from lora_ops.registry.audit import entry_hash
+from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
 from .conftest import AUTHOR, Build, Story

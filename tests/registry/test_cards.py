@@ -8,8 +8,9 @@ import pytest
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import BiasAssessment, GroupMetric, Interval
 from lora_ops.records.evidence import Evidence, HumanEvaluation, PolicyCheck
-from lora_ops.registry import Registry, lifecycle
+from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import differences, record
+from lora_ops.registry.store import Registry
 
 from .conftest import AUTHOR, FIRST, SECOND, Build, Clock, Story
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evaluation import BiasAssessment, GroupMetric, Interval
 from lora_ops.records.registry import AdapterRecord
-from lora_ops.registry import open_registry
+from lora_ops.registry.backends import open_registry
 from lora_ops.registry.commands import app
 from tests.conftest import write_params
 from tests.wandb_server import WandbServer

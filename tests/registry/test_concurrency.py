@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from lora_ops.registry import Registry, lifecycle
+from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
 from . import processes
@@ -102,7 +103,9 @@ def test_loaders_that_start_together_share_one_verified_folder(
     registry: Registry, package: Build, owners: Owners, clock: Clock
 ) -> None:
     registry.register(*package(1))
-    started = [processes.start(lambda: open_again(registry).verified_path("finance")) for _ in range(5)]
+    started = [
+        processes.start(lambda: packages.verified_path(open_again(registry), "finance")) for _ in range(5)
+    ]
     assert [processes.wait(one) for one in started] == [processes.DONE] * 5
     assert [path.name for path in (registry.path / "verified").iterdir()] == ["finance-1"]
 

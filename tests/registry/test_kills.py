@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry import Registry, lifecycle
+from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
 from . import processes

@@ -8,8 +8,9 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.manifest import FileRecord
-from lora_ops.registry import Registry, lifecycle
+from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
 from .conftest import AUTHOR, FIRST, SECOND, Build, Clock, Story

@@ -6,8 +6,9 @@ import pytest
 from matplotlib.patches import FancyBboxPatch
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry import Registry, cards
+from lora_ops.registry import cards
 from lora_ops.registry.lineage import ancestors, current, draw, nodes
+from lora_ops.registry.store import Registry
 
 from .conftest import AUTHOR, Build, Story
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry import Registry
+from lora_ops.registry import packages
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.migrations import SCHEMA_VERSION, V1
+from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
 from . import processes
@@ -51,7 +52,7 @@ def test_an_old_registry_keeps_its_versions_and_gains_signatures_and_a_log(old: 
     assert [entry.action for entry in registry.log.entries()] == ["imported"] * 3
     assert registry.get("finance@1").registered_at == "2026-01-01T00:00:00+00:00"
     assert verify(registry).ok
-    assert registry.verified_path("media").is_dir()
+    assert packages.verified_path(registry, "media").is_dir()
 
 
 def test_an_upgraded_registry_goes_on_counting(old: Path, package: Build) -> None:
@@ -79,8 +80,8 @@ def test_a_version_that_was_damaged_before_is_imported_unsigned_and_named(old: P
     registry = Registry(old)
     assert verify(registry).problems[0] == "finance@1 carries no signature"
     with pytest.raises(LoraOpsError, match="changed on disk"):
-        registry.verified_path("finance@1")
-    assert registry.verified_path("finance@2").is_dir()
+        packages.verified_path(registry, "finance@1")
+    assert packages.verified_path(registry, "finance@2").is_dir()
 
 
 @pytest.mark.parametrize("calls", range(5, 420, 23))

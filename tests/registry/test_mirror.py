@@ -13,9 +13,11 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.registry import AdapterRecord
-from lora_ops.registry import Registry, lifecycle, open_registry
+from lora_ops.registry import lifecycle
 from lora_ops.registry.audit import Head
+from lora_ops.registry.backends import open_registry
 from lora_ops.registry.mirror import Mirror, chain
+from lora_ops.registry.store import Registry
 from lora_ops.registry.wandb_project import WandbProject
 from tests.conftest import write_params
 from tests.wandb_server import Version, WandbServer

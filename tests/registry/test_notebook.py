@@ -7,7 +7,7 @@ import nbformat
 import papermill
 import pytest
 
-from lora_ops.registry import open_registry
+from lora_ops.registry.backends import open_registry
 
 from .conftest import build_package
 

@@ -6,8 +6,8 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import EvidenceKind, PolicyCheck
-from lora_ops.registry import Registry
 from lora_ops.registry.reports import check, read_human_evaluation, read_policy
+from lora_ops.registry.store import Registry
 
 VOTES = '{"annotators": 2, "pairs": 20, "adapter_better": 12, "same": 6, "base_better": 2}'
 DIGEST = "a" * 64

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry import Registry, lifecycle, open_registry
+from lora_ops.registry import lifecycle, packages
+from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.shared import LostRace, SharedRegistry
 from lora_ops.registry.signing import Signer
+from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings.registry import SigningSettings
@@ -54,7 +56,7 @@ def test_a_version_that_ci_registers_can_be_loaded_on_a_laptop(machine: Machine,
     laptop = machine("laptop")
     assert laptop.pull() == 1
     assert laptop.get("finance").manifest == version.manifest
-    loaded = laptop.verified_path("finance@1")
+    loaded = packages.verified_path(laptop, "finance@1")
     weights = "adapter_model.safetensors"
     assert (loaded / weights).read_bytes() == (folder / weights).read_bytes()
     assert verify(laptop).ok
@@ -267,5 +269,5 @@ def test_a_package_that_was_changed_at_wandb_is_not_loaded(
     weights = server.files_of(sent)["adapter_model.safetensors"]
     server.storage[weights] = server.storage[weights][:-1] + b"x"
     with pytest.raises(LoraOpsError, match="W&B|changed while it was being copied"):
-        laptop.verified_path("finance@1")
+        packages.verified_path(laptop, "finance@1")
     assert not (laptop.path / "verified" / "finance-1").exists()

@@ -14,8 +14,11 @@ import pytest
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.records.manifest import Manifest
-from lora_ops.registry import Registry, lifecycle, open_registry, parse_reference
+from lora_ops.registry import lifecycle, packages
+from lora_ops.registry.backends import open_registry
+from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from lora_ops.registry.versions import parse_reference
 
 from . import processes
 from .conftest import AUTHOR, MORNING, Build, Clock, Story, build_package
@@ -120,7 +123,7 @@ def test_an_export_is_the_package_with_its_manifest_and_a_signature_that_others_
 ) -> None:
     folder, manifest = package()
     registry.register(folder, manifest)
-    registry.export("finance@1", tmp_path / "out")
+    packages.export(registry, "finance@1", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *manifest.files,
         "manifest.json",
@@ -136,23 +139,23 @@ def test_an_export_is_the_package_with_its_manifest_and_a_signature_that_others_
 def test_an_export_does_not_write_over_anything(registry: Registry, package: Build, tmp_path: Path) -> None:
     registry.register(*package())
     with pytest.raises(LoraOpsError, match="exists already"):
-        registry.export("finance@1", tmp_path)
+        packages.export(registry, "finance@1", tmp_path)
 
 
 def test_a_version_is_verified_on_every_load(registry: Registry, package: Build) -> None:
     registry.register(*package())
-    folder = registry.verified_path("finance@1")
-    assert registry.verified_path("finance@1") == folder
+    folder = packages.verified_path(registry, "finance@1")
+    assert packages.verified_path(registry, "finance@1") == folder
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 64}')
     with pytest.raises(LoraOpsError, match="adapter_config.json is not the file that its manifest describes"):
-        registry.verified_path("finance@1")
+        packages.verified_path(registry, "finance@1")
 
 
 def test_a_revoked_version_is_not_loaded(registry: Registry, package: Build) -> None:
     registry.register(*package())
     lifecycle.revoke(registry, "finance@1", actor="ben", reason="leaks names")
     with pytest.raises(LoraOpsError, match="finance@1 was revoked: it may not be loaded"):
-        registry.verified_path("finance@1")
+        packages.verified_path(registry, "finance@1")
 
 
 def test_a_kept_file_that_was_changed_stops_the_export_and_leaves_no_folder(
@@ -163,7 +166,7 @@ def test_a_kept_file_that_was_changed_stops_the_export_and_leaves_no_folder(
     registry.files.path(manifest.files["README.md"].sha256).write_text("better than it is")
     before = set(tmp_path.iterdir())
     with pytest.raises(LoraOpsError, match="README.md was changed on disk"):
-        registry.export("finance@1", tmp_path / "out")
+        packages.export(registry, "finance@1", tmp_path / "out")
     assert set(tmp_path.iterdir()) == before
 
 
@@ -389,7 +392,7 @@ def test_a_closed_version_is_not_exported(
     registry.register(*package())
     end(registry, "finance@1", actor="ben", reason="leaks")
     with pytest.raises(LoraOpsError, match="finance@1 was (rejected|revoked): it may not be loaded"):
-        registry.export("finance@1", tmp_path / "out")
+        packages.export(registry, "finance@1", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -398,4 +401,4 @@ def test_a_version_whose_row_was_changed_is_not_loaded(registry: Registry, packa
     lifecycle.revoke(registry, "finance@1", actor="ben", reason="leaks")
     registry.db.rows("UPDATE versions SET state = 'production'")
     with pytest.raises(LoraOpsError, match="may not be loaded: the state of finance@1 was changed"):
-        registry.verified_path("finance@1")
+        packages.verified_path(registry, "finance@1")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.registry import Registry
 from lora_ops.registry.audit import Anchor, Head, entry_hash
 from lora_ops.registry.signing import Signer
+from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.registry import SigningSettings
 

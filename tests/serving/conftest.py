@@ -18,8 +18,9 @@ import uvicorn
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import read_base_model
 from lora_ops.records.manifest import FileRecord
-from lora_ops.registry import Registry, open_registry
+from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.store import Registry
 from lora_ops.serving.engine import Engine
 from lora_ops.serving.server import bind, check_exposure, serve
 from lora_ops.serving.torch_engine import TorchEngine

@@ -15,7 +15,10 @@ from safetensors.torch import load_file, save_file
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import read_base_model
-from lora_ops.registry import Registry, Version, open_registry
+from lora_ops.registry import packages
+from lora_ops.registry.backends import open_registry
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 from lora_ops.serving import adapters
 from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
 from lora_ops.serving.engine import Generation, Sampling
@@ -55,7 +58,7 @@ class Bench:
 
     def _verify(self, reference: str) -> Path:
         with closing(open_registry(self.clone.root)) as registry:
-            return registry.verified_path(reference)
+            return packages.verified_path(registry, reference)
 
     async def use(self, *names: str) -> None:
         for name in names:
@@ -321,7 +324,7 @@ def strip_signature(root: Path) -> None:
 
 def verified(root: Path) -> Path:
     with closing(open_registry(root)) as registry:
-        return registry.verified_path(ONE)
+        return packages.verified_path(registry, ONE)
 
 
 class Boom:

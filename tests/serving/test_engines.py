@@ -13,7 +13,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_ops.registry import open_registry
+from lora_ops.registry import packages
+from lora_ops.registry.backends import open_registry
 from lora_ops.serving.engine import Chunk, Engine, EngineError, Generation, Sampling
 from lora_ops.serving.keys import KeyStore
 from lora_ops.serving.openai_engine import OpenAIEngine
@@ -30,7 +31,7 @@ Run = Callable[[Use], None]
 @pytest.fixture
 def folders(clone: Clone) -> dict[str, Path]:
     with closing(open_registry(clone.root)) as registry:
-        return {name: registry.verified_path(name) for name in ADAPTERS}
+        return {name: packages.verified_path(registry, name) for name in ADAPTERS}
 
 
 @pytest.fixture(params=["torch", "openai"])

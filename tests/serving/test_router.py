@@ -3,7 +3,9 @@
 import pytest
 
 from lora_ops.paths import read_base_model
-from lora_ops.registry import Registry, lifecycle, open_registry
+from lora_ops.registry import lifecycle
+from lora_ops.registry.backends import open_registry
+from lora_ops.registry.store import Registry
 from lora_ops.serving.router import NotServed, Router, UnknownModel
 from tests.serving.conftest import Clone
 

@@ -1,0 +1,85 @@
+"""What one transaction changes: effects on the tables, and the entry of the audit log that states them."""
+
+import getpass
+import os
+from typing import Any
+
+from lora_ops.records.registry import State
+from lora_ops.registry.audit import Log
+from lora_ops.registry.database import Database
+
+
+def whoami() -> str:
+    """Who acts when nobody is named: $LORA_OPS_ACTOR, else the login name."""
+    named = os.environ.get("LORA_OPS_ACTOR")
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return f"uid-{os.getuid()}"
+
+
+class Change:
+    """What one transaction does: each `record` applies its effects and writes its line in the audit log."""
+
+    def __init__(self, db: Database, log: Log, actor: str, at: str, clock_behind: int) -> None:
+        self._db = db
+        self._log = log
+        self._actor = actor
+        self._clock_behind = clock_behind
+        self.at = at
+
+    def record(
+        self,
+        action: str,
+        tenant: str,
+        number: int,
+        *,
+        states: dict[int, State] | None = None,
+        aliases: dict[str, int | None] | None = None,
+        review_due: str | None = None,
+        **body: Any,
+    ) -> None:
+        """Do one thing to a version and tell of it.
+
+        Args:
+            action: what was done, one word.
+            tenant: whose version.
+            number: which version.
+            states: version number to its new state.
+            aliases: alias to the version that it names from now on; None takes it away.
+            review_due: when this version is to be looked at again.
+            body: what else the entry says.
+        """
+        effects: dict[str, Any] = {}
+        if states:
+            effects["states"] = {str(one): state for one, state in states.items()}
+        if aliases:
+            effects["aliases"] = aliases
+        if review_due:
+            effects["review_due"] = review_due
+        apply(self._db, tenant, number, effects)
+        if self._clock_behind:
+            body["clock_behind_seconds"] = self._clock_behind
+        self._log.append(self.at, self._actor, action, tenant, number, {**body, "effects": effects})
+
+
+def apply(db: Database, tenant: str, number: int, effects: dict[str, Any]) -> None:
+    """Do to the tables what one entry of the audit log says was done."""
+    for one, state in effects.get("states", {}).items():
+        db.rows("UPDATE versions SET state = ? WHERE tenant = ? AND number = ?", (state, tenant, int(one)))
+    for alias, target in effects.get("aliases", {}).items():
+        if target is None:
+            db.rows("DELETE FROM aliases WHERE tenant = ? AND alias = ?", (tenant, alias))
+        else:
+            db.rows(
+                "INSERT INTO aliases VALUES (?, ?, ?)"
+                " ON CONFLICT (tenant, alias) DO UPDATE SET number = excluded.number",
+                (tenant, alias, target),
+            )
+    if "review_due" in effects:
+        db.rows(
+            "UPDATE versions SET next_review_due = ? WHERE tenant = ? AND number = ?",
+            (effects["review_due"], tenant, number),
+        )

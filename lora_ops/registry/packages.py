@@ -1,0 +1,117 @@
+"""The files of a version: verified, exported, and laid out for an engine to load."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.registry.files import check_package
+from lora_ops.registry.replay import unlike_the_log
+from lora_ops.registry.signing import SIGNATURE_FILE
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import CLOSED, Version
+
+
+def export(registry: Registry, reference: str, target: Path) -> Version:
+    """Write a version's files, manifest and signature into the new folder `target`, all verified.
+
+    Raises:
+        LoraOpsError: unknown, rejected, revoked or archived version, a kept file is missing or changed, the
+            signature does not fit, or `target` exists.
+    """
+    version = _loadable(registry, reference)
+    if target.exists():
+        raise LoraOpsError(f"{target} exists already: name a new folder.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as name:
+            folder = Path(name) / "package"
+            _fill(registry, version, folder)
+            check_folder(registry, version, folder)
+            folder.rename(target)
+    except OSError as error:
+        raise LoraOpsError(f"{version.id} can't be written to {target}: {error}.") from error
+    return version
+
+
+def verified_path(registry: Registry, reference: str) -> Path:
+    """The folder that a version may be loaded from; digests and signature are verified on every call.
+
+    Raises:
+        LoraOpsError: unknown, rejected, revoked or archived version; a file or the signature does not fit.
+    """
+    version = _loadable(registry, reference)
+    folder = registry.path / "verified" / f"{version.tenant}-{version.number}"
+    if folder.is_dir():
+        check_folder(registry, version, folder)
+        return folder
+    try:
+        export(registry, version.id, folder)
+    except LoraOpsError:
+        if not folder.is_dir():
+            raise
+        check_folder(registry, version, folder)  # another process wrote it meanwhile
+    return folder
+
+
+def check_folder(registry: Registry, version: Version, folder: Path) -> None:
+    """Verify an exported folder against the version's digests and signature, and its rows against the log.
+
+    Raises:
+        LoraOpsError: a file was added, removed or changed, the signature does not fit, or a row is not what
+            the version's entries of the audit log say.
+    """
+    check_package(folder, {name: file.sha256 for name, file in version.manifest.files.items()})
+    registry.signer.check(folder, _signature(registry, version), version.id)
+    with registry.db.reading():
+        found = registry.load(version.tenant, version.number)
+        history = registry.log.entries(version.tenant, version.number)
+    for problem in unlike_the_log(found, history):
+        raise LoraOpsError(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
+
+
+def check_kept(registry: Registry, version: Version) -> None:
+    """Verify a version's kept files and its signature without exporting it.
+
+    Raises:
+        LoraOpsError: a kept file is missing or changed, or the signature does not fit.
+    """
+    for name, file in version.manifest.files.items():
+        registry.files.checked(file.sha256, name)
+    check_signature(registry, version)
+
+
+def check_signature(registry: Registry, version: Version) -> None:
+    """Verify a version's signature over its kept files and its manifest.
+
+    Raises:
+        LoraOpsError: it has none, it does not fit, or a kept file is missing.
+    """
+    kept = _signature(registry, version)
+    digests = {name: file.sha256 for name, file in version.manifest.files.items()}
+    texts = {"manifest.json": version.manifest_text}
+    with registry.files.staged(version.id, digests, texts) as folder:
+        registry.signer.check(folder, kept, version.id)
+
+
+def _loadable(registry: Registry, reference: str) -> Version:
+    version = registry.get(reference)
+    if version.state in CLOSED:
+        raise LoraOpsError(f"{version.id} was {version.state}: it may not be loaded.")
+    return version
+
+
+def _fill(registry: Registry, version: Version, folder: Path) -> None:
+    paths = {n: registry.files.checked(f.sha256, n) for n, f in version.manifest.files.items()}
+    paths[SIGNATURE_FILE] = _signature(registry, version)
+    for name, path in paths.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    (folder / "manifest.json").write_text(version.manifest_text, encoding="utf-8")
+
+
+def _signature(registry: Registry, version: Version) -> Path:
+    digest = version.summary.signature
+    if digest is None:
+        raise LoraOpsError(f"{version.id} carries no signature: package and register it again.")
+    return registry.files.checked(digest, f"the signature of {version.id}")

@@ -1,0 +1,107 @@
+"""A registered version, what a list says of it, and the references that name versions."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records.manifest import Manifest
+from lora_ops.records.registry import State
+from lora_ops.settings.files import first_problem
+
+CLOSED: frozenset[State] = frozenset({"rejected", "revoked", "archived"})
+
+
+class Summary(NamedTuple):
+    """One version in a list; times are UTC in ISO 8601, `fresh_until` and `next_review_due` are due times."""
+
+    tenant: str
+    number: int
+    state: State
+    author: str
+    registered_at: str
+    fresh_until: str
+    next_review_due: str | None
+    primary_metric: str
+    primary_value: float
+    size_bytes: int
+    content_digest: str
+    signature: str | None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """`tenant@number`."""
+        return f"{self.tenant}@{self.number}"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version; its manifest is parsed when it is first asked for."""
+
+    summary: Summary
+    manifest_text: str
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Everything that was known of it when it was packaged.
+
+        Raises:
+            LoraOpsError: the stored manifest does not fit its schema.
+        """
+        try:
+            return Manifest.model_validate_json(self.manifest_text)
+        except ValidationError as error:
+            raise LoraOpsError(
+                f"The manifest of {self.id} does not fit its schema: {first_problem(error)}; "
+                "run `lora-ops registry verify`."
+            ) from error
+
+    @property
+    def id(self) -> str:
+        """`tenant@number`."""
+        return self.summary.id
+
+    @property
+    def tenant(self) -> str:
+        """Whose adapter it is."""
+        return self.summary.tenant
+
+    @property
+    def number(self) -> int:
+        """The version number, from 1."""
+        return self.summary.number
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self.summary.state
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The names that mean this version now, sorted."""
+        return self.summary.aliases
+
+    @property
+    def registered_at(self) -> str:
+        """When it was registered (UTC, ISO 8601)."""
+        return self.summary.registered_at
+
+
+def parse_reference(reference: str) -> tuple[str, int | str]:
+    """`finance@3` as ("finance", 3), `finance@candidate` and `finance` as ("finance", "candidate").
+
+    Raises:
+        LoraOpsError: the text is none of these.
+    """
+    match = re.fullmatch(r"([a-z][a-z0-9_-]{0,39})(?:@([1-9][0-9]{0,17}|[a-z]+))?", reference)
+    if match is None:
+        raise LoraOpsError(
+            f"'{reference}' names no version: write tenant@number (finance@3) or tenant@alias "
+            "(finance@candidate)."
+        )
+    tenant, which = match[1], match[2] or "candidate"
+    return tenant, int(which) if which.isdigit() else which
