@@ -1,32 +1,87 @@
-"""W&B runs of the pipeline: online with an API key, offline without one, never waiting for a network."""
+"""W&B runs of the pipeline: online with an API key and a server that answers, offline else."""
 
+import netrc
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.settings.tracking import TrackingSettings
 
 RECORDED_AT = "recorded-at"  # in the folder of a run: the repository that its artifacts' paths start with
+PATIENCE = 3  # seconds that a stage waits to learn whether W&B answers
 
 
 def has_api_key() -> bool:
     """Whether the client can log in: by the environment, or by what `wandb login` wrote into the netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    import wandb
-    from wandb.sdk.lib.wbauth import read_netrc_auth
+    named = os.environ.get("NETRC")
+    paths = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for path in paths:
+        try:
+            login = netrc.netrc(path).authenticators(urlsplit(server_url()).netloc)
+        except (OSError, netrc.NetrcParseError):
+            continue
+        if login and login[2]:
+            return True
+    return False
 
-    return read_netrc_auth(host=wandb.setup().settings.base_url) is not None
+
+def server_url() -> str:
+    """Where W&B is: `$WANDB_BASE_URL`, else what `wandb login --host` wrote, else W&B's own servers."""
+    import wandb
+
+    return str(wandb.setup().settings.base_url)
+
+
+def server_answers(url: str) -> bool:
+    """Whether a server answers at `url` within `PATIENCE` seconds; an answer of 500 and more is none.
+
+    The client itself would try for two minutes and then raise. Nothing secret is sent, so certificates are left
+    to the client; proxies of the environment are used as the client uses them.
+    """
+    import httpx
+
+    answers: list[int] = []
+
+    def ask() -> None:
+        with suppress(httpx.HTTPError):
+            answers.append(httpx.get(url, timeout=PATIENCE, verify=False).status_code)
+
+    # In a thread: looking up a name without a network may take longer than any of httpx's own limits.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return any(status < 500 for status in answers)
 
 
 def tracking_mode() -> str:
     """`$WANDB_MODE` if it is set, else "online" when there is an API key and "offline" when there is none."""
     return os.environ.get("WANDB_MODE") or ("online" if has_api_key() else "offline")
+
+
+def _mode_of_run() -> str:
+    mode = tracking_mode()
+    if mode != "online":
+        return mode
+    if not has_api_key():
+        raise LoraOpsError(
+            "WANDB_MODE is online and there is no API key: set WANDB_API_KEY or run `wandb login`."
+        )
+    if os.environ.get("WANDB_MODE") or server_answers(server_url()):
+        return mode
+    print(
+        f"W&B at {server_url()} does not answer within {PATIENCE} s: this run is logged offline into wandb/. "
+        "Send it later with `lora-ops wandb-sync`."
+    )
+    return "offline"
 
 
 @contextmanager
@@ -41,11 +96,7 @@ def track(
     Raises:
         LoraOpsError: `$WANDB_MODE` is online and there is no API key.
     """
-    mode = tracking_mode()
-    if mode == "online" and not has_api_key():
-        raise LoraOpsError(
-            "WANDB_MODE is online and there is no API key: set WANDB_API_KEY or run `wandb login`."
-        )
+    mode = _mode_of_run()
     os.environ.setdefault("WANDB_SILENT", "true")  # a run's own setting does not silence artifacts
     # Else these files wait in the home directory, and wandb/ alone would not be enough.
     os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb"))

@@ -1,5 +1,6 @@
 """W&B runs: offline without a key, and sent later by the real client to a W&B on loopback."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,3 +110,32 @@ def test_online_without_a_key_is_one_sentence(root: Path) -> None:
     refused = stage(root, WANDB_MODE="online")
     assert refused.stderr.splitlines()[-1].endswith("set WANDB_API_KEY or run `wandb login`.")
     assert not (root / "wandb").exists()
+
+
+@pytest.mark.parametrize("listening", [True, False], ids=["silent", "refusing"])
+def test_key_without_network_logs_offline(root: Path, listening: bool) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        if listening:
+            silent.listen()
+        done = stage(root, WANDB_BASE_URL=url, WANDB_API_KEY=wandb_server.API_KEY)
+    assert done.returncode == 0, done.stderr
+    assert f"W&B at {url} does not answer" in done.stdout and "`lora-ops wandb-sync`" in done.stdout
+    assert len(list((root / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_failing_server_counts_as_none(root: Path, server: WandbServer) -> None:
+    server.fail("^download /$", status=503)
+    done = stage(root, WANDB_BASE_URL=server.url, WANDB_API_KEY=wandb_server.API_KEY)
+    assert done.returncode == 0 and server.runs == {}
+    assert len(list((root / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_wandb_mode_set_by_the_user_is_kept(root: Path, server: WandbServer) -> None:
+    environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": wandb_server.API_KEY}
+    assert stage(root, **environment, WANDB_MODE="offline").returncode == 0
+    assert server.requests == []
+    server.fail("^download /$", status=503)
+    assert stage(root, **environment, WANDB_MODE="online").returncode == 0
+    assert len(server.runs) == 1
