@@ -36,7 +36,7 @@ from serving import round_file
 from transformers import AutoModelForCausalLM
 
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import read_base_model
+from lora_ops.records.base_model import read_base_model
 from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
-from lora_ops.paths import read_split
+from lora_ops.records.example import read_split
 from lora_ops.loading import load_base_model
 from lora_ops.settings.params import load_settings
 from lora_ops.training.batches import tokenize

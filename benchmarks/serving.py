@@ -42,8 +42,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_ops.evaluation.metrics import exact_match
 from lora_ops.loading import load_base_model
-from lora_ops.paths import read_split
-from lora_ops.records.data import Example
+from lora_ops.records.example import Example, read_split
 from lora_ops.serving.engine import Generation, Sampling
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings

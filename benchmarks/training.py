@@ -32,8 +32,8 @@ from typing import Any
 import torch
 
 from lora_ops.loading import load_base_model, load_tokenizer
-from lora_ops.paths import read_data_record, read_split
-from lora_ops.records.data import Example
+from lora_ops.records.data import read_data_record
+from lora_ops.records.example import Example, read_split
 from lora_ops.settings.params import load_settings
 from lora_ops.settings.train import TrainSettings
 from lora_ops.training.batches import Tokens, batch_loss, collate, tokenize

@@ -8,10 +8,10 @@ from lora_ops.datasets.prompts import render_prompt
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.generate import generate
 from lora_ops.loading import load_base_model
-from lora_ops.paths import read_base_model
+from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import packages
 from lora_ops.registry.store import Registry
-from lora_ops.settings.params import TenantSettings
+from lora_ops.settings.tenant import TenantSettings
 
 
 def ask(reference: str, text: str, registry: Registry, root: Path) -> tuple[str, str, str]:

@@ -178,7 +178,7 @@ def tenant_add(
 ) -> None:
     """Check a file of your own and make it a tenant: its entry is written into params.yaml."""
     from lora_ops.datasets.contract import require
-    from lora_ops.settings.params import TenantSettings
+    from lora_ops.settings.tenant import TenantSettings
     from lora_ops.tenants import add_tenant, check_tenant, draft_tenant
 
     root = find_root()

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lora_ops.paths import read_base_model
+from lora_ops.records.base_model import read_base_model
 
 # peft asks transformers for this attribute; nobody who trains an adapter can do anything about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)

@@ -11,22 +11,16 @@ from typing import Any
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import canonical, sha256_file, sha256_text
-from lora_ops.paths import (
-    EVALUATION,
-    MANIFEST,
-    SAMPLES,
-    read_base_model,
-    read_data_record,
-    read_evaluation,
-    read_training_record,
-)
-from lora_ops.records.data import SourceRecord
-from lora_ops.records.evaluation import BiasAssessment
+from lora_ops.paths import EVALUATION, MANIFEST, SAMPLES
+from lora_ops.records.base_model import read_base_model
+from lora_ops.records.data import SourceRecord, read_data_record
+from lora_ops.records.evaluation import BiasAssessment, read_evaluation
 from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, GitRecord, Manifest
+from lora_ops.records.training import read_training_record
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.files import read_yaml
-from lora_ops.settings.params import TenantSettings
+from lora_ops.settings.tenant import TenantSettings
 
 CARD = "README.md"
 VERSIONS_OF = ("lora-ops", "torch", "transformers", "peft", "safetensors", "tokenizers", "scikit-learn")

@@ -11,10 +11,11 @@ from lora_ops.datasets.prepare import candidate_rows, with_prompts
 from lora_ops.datasets.source import read_source, template_fields
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_tokenizer
-from lora_ops.paths import read_base_model
+from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import ContractRecord
 from lora_ops.settings.files import first_problem
-from lora_ops.settings.params import Settings, TenantSettings, load_settings
+from lora_ops.settings.params import Settings, load_settings
+from lora_ops.settings.tenant import TenantSettings
 
 MOST_LABELS = 50
 

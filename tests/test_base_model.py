@@ -11,7 +11,7 @@ from lora_ops.base_model import make_base_model
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_base_model
-from lora_ops.paths import read_base_model
+from lora_ops.records.base_model import read_base_model
 from lora_ops.settings.base_model import BaseModelSettings
 
 

@@ -14,7 +14,8 @@ from lora_ops.datasets.split import SPLITS, sample, split_by_group
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import CONTRACT, DATA
-from lora_ops.records.data import ContractRecord, DataRecord, Example, SplitRecord
+from lora_ops.records.data import ContractRecord, DataRecord, SplitRecord
+from lora_ops.records.example import Example
 from lora_ops.settings.data import DataSettings
 
 

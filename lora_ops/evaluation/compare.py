@@ -13,9 +13,9 @@ from lora_ops.evaluation.generate import generate
 from lora_ops.evaluation.metrics import read_label, score
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
-from lora_ops.records.data import Example
 from lora_ops.records.evaluation import EvaluationRecord, GroupMetric, MetricRecord
-from lora_ops.settings.params import TenantSettings
+from lora_ops.records.example import Example
+from lora_ops.settings.tenant import TenantSettings
 
 
 def answer_both(

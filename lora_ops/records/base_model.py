@@ -1,7 +1,10 @@
 """The record of the base model."""
 
+from pathlib import Path
+
 from pydantic import Field
 
+from lora_ops.paths import BASE_MODEL, read_record
 from lora_ops.records.record import Record, Sha256
 
 
@@ -13,3 +16,12 @@ class BaseModelRecord(Record):
     sha256: Sha256 = Field(description="of model.safetensors")
     parameters: int
     source: str
+
+
+def read_base_model(folder: Path) -> BaseModelRecord:
+    """Read the record of the base model in `folder`.
+
+    Raises:
+        LoraOpsError: there is none yet.
+    """
+    return read_record(folder / BASE_MODEL, BaseModelRecord, "base_model")

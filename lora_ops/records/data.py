@@ -1,7 +1,10 @@
-"""Records of a tenant's data: its source, its splits, its contract, one example."""
+"""Records of a tenant's data: its source, its splits, its contract."""
+
+from pathlib import Path
 
 from pydantic import Field
 
+from lora_ops.paths import DATA, read_record
 from lora_ops.records.record import Record, Sha256
 
 
@@ -54,12 +57,10 @@ class DataRecord(Record):
     base_model_sha256: Sha256 = Field(description="the prompts carry this model's chat template")
 
 
-class Example(Record):
-    """One prepared row: what the model reads and what it should answer."""
+def read_data_record(folder: Path) -> DataRecord:
+    """Read the record of the prepared data in `folder`.
 
-    id: str
-    group: str
-    text: str
-    target: str
-    prompt: str
-    completion: str
+    Raises:
+        LoraOpsError: the data is not prepared yet.
+    """
+    return read_record(folder / DATA, DataRecord, "prepare")

@@ -1,7 +1,10 @@
 """Records of an evaluation: intervals, metrics, groups."""
 
+from pathlib import Path
+
 from pydantic import Field
 
+from lora_ops.paths import EVALUATION, read_record
 from lora_ops.records.record import Record, Sha256
 
 COMPARED_ROWS = 10
@@ -68,3 +71,12 @@ class BiasAssessment(Record):
         """Best minus worst of the compared groups, in units of the metric; None for fewer than two of them."""
         values = [group.value.value for group in self.compared.values()]
         return max(values) - min(values) if len(values) > 1 else None
+
+
+def read_evaluation(folder: Path) -> EvaluationRecord:
+    """Read the record of the evaluation whose report is in `folder`.
+
+    Raises:
+        LoraOpsError: there was none yet.
+    """
+    return read_record(folder / EVALUATION, EvaluationRecord, "evaluate")

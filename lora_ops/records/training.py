@@ -1,5 +1,8 @@
 """The record of one training run."""
 
+from pathlib import Path
+
+from lora_ops.paths import TRAINING, read_record
 from lora_ops.records.record import Record, Sha256
 
 
@@ -19,3 +22,12 @@ class TrainingRecord(Record):
     trainable_parameters: int
     final_loss: float
     validation_loss: float
+
+
+def read_training_record(folder: Path) -> TrainingRecord:
+    """Read the record of the training whose report is in `folder`.
+
+    Raises:
+        LoraOpsError: there was none yet.
+    """
+    return read_record(folder / TRAINING, TrainingRecord, "train")

@@ -13,7 +13,7 @@ from pathlib import Path
 from starlette.requests import Request
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.paths import read_base_model
+from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import packages
 from lora_ops.registry.backends import open_copy, open_registry
 from lora_ops.registry.shared import SharedRegistry

@@ -6,30 +6,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.settings.base_model import BaseModelSettings
-from lora_ops.settings.data import DataSettings
-from lora_ops.settings.evaluate import EvaluateSettings
 from lora_ops.settings.files import find_root, first_problem, read_yaml
-from lora_ops.settings.package import PackageSettings
 from lora_ops.settings.registry import RegistrySettings
 from lora_ops.settings.section import Section, TenantName, colliding_tenant
 from lora_ops.settings.serving import ServingSettings
+from lora_ops.settings.tenant import TenantSettings
 from lora_ops.settings.tracking import TrackingSettings
-from lora_ops.settings.train import TrainSettings
-
-
-class TenantSettings(Section):
-    """One line of business with its own adapter."""
-
-    data: DataSettings
-    train: TrainSettings
-    evaluate: EvaluateSettings
-    package: PackageSettings
-
-    @model_validator(mode="after")
-    def _metrics_fit_task(self) -> "TenantSettings":
-        if self.data.task == "text" and "macro_f1" in self.evaluate.metrics:
-            raise ValueError("macro_f1 is a metric of labels: use exact_match or token_f1 for free text")
-        return self
 
 
 class Settings(Section):

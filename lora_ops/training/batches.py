@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lora_ops.records.data import Example
+from lora_ops.records.example import Example
 
 IGNORED = -100
 

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.loading import load_base_model, pick_device
-from lora_ops.paths import LOSSES, TRAINING, read_base_model
-from lora_ops.records.data import Example
+from lora_ops.paths import LOSSES, TRAINING
+from lora_ops.records.base_model import read_base_model
+from lora_ops.records.example import Example
 from lora_ops.records.training import TrainingRecord
 from lora_ops.settings.train import TrainSettings
 from lora_ops.training.batches import Tokens, tokenize

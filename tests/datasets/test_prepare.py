@@ -9,8 +9,8 @@ from lora_ops.datasets.prompts import render_example
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
-from lora_ops.paths import read_data_record, read_split
-from lora_ops.records.data import ContractRecord
+from lora_ops.records.data import ContractRecord, read_data_record
+from lora_ops.records.example import read_split
 from lora_ops.settings.data import DataSettings
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lora_ops.datasets.prepare import candidate_rows, prepare
 from lora_ops.datasets.split import SPLITS, sample, split_by_group
 from lora_ops.loading import load_tokenizer
-from lora_ops.paths import read_split
+from lora_ops.records.example import read_split
 from lora_ops.settings.data import DataSettings, SplitRows
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings

@@ -16,7 +16,7 @@ import torch
 import uvicorn
 
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import read_base_model
+from lora_ops.records.base_model import read_base_model
 from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import Owners

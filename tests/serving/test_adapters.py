@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
-from lora_ops.paths import read_base_model
+from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import packages
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_ops.paths import read_base_model
+from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry

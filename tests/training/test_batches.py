@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from lora_ops.loading import load_base_model
-from lora_ops.records.data import Example
+from lora_ops.records.example import Example
 from lora_ops.training.batches import IGNORED, Tokens, batch_loss, collate, tokenize
 
 

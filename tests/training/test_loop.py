@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_base_model
-from lora_ops.paths import read_training_record
-from lora_ops.records.data import Example
-from lora_ops.records.training import TrainingRecord
+from lora_ops.records.example import Example
+from lora_ops.records.training import TrainingRecord, read_training_record
 from lora_ops.settings.train import TrainSettings
 from lora_ops.training.loop import train
 from tests.conftest import ROOT
