@@ -41,26 +41,30 @@ def base_model() -> None:
 @app.command()
 def run(
     notebook: Annotated[Path, typer.Argument(help="A notebook, such as notebooks/02_train.ipynb.")],
-    tenant: Annotated[str, typer.Option(help="A tenant of params.yaml.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="A tenant of params.yaml; for a page about all of them, leave it out.")
+    ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="name=value, may be repeated.")
     ] = None,
 ) -> None:
-    """Execute a notebook for one tenant; the result and its HTML page go to reports/TENANT/."""
-    from lora_ops.notebooks import run_notebook
+    """Execute a notebook; its result and its page go to reports/TENANT/, without a tenant to reports/."""
+    from lora_ops.notebooks import declared_parameters, parse_parameters, run_notebook
 
     root = find_root()
     settings = load_settings(root)
-    settings.tenant(tenant)
-    _stay_offline(settings.base_model.source)
-    parameters: dict[str, object] = {"tenant": tenant}
-    for each in parameter or []:
-        name, equals, value = each.partition("=")
-        if not equals:
-            raise LoraOpsError(f"--parameter {each}: write name=value.")
-        parameters[name] = value
     path = notebook if notebook.is_absolute() else root / notebook
-    run_notebook(path, root / "reports" / tenant / path.name, parameters, root)
+    parameters = parse_parameters(path, parameter or [])
+    if "tenant" in parameters:
+        raise LoraOpsError("Name the tenant with --tenant: it also decides where the page goes.")
+    takes = declared_parameters(path).get("tenant")
+    if tenant is not None:
+        settings.tenant(tenant)
+        parameters["tenant"] = tenant
+    elif takes is not None and not takes.optional:
+        raise LoraOpsError(f"{path.name} is about one tenant: say which one with --tenant.")
+    _stay_offline(settings.base_model.source)
+    run_notebook(path, root / "reports" / (tenant or "") / path.name, parameters, root)
 
 
 @app.command()

@@ -1,11 +1,175 @@
 """Run one notebook with parameters through papermill, so that a stage is a notebook and nothing more."""
 
+import ast
+import json
+import math
+import os
+import re
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
+
+# A Unix socket's path must fit into 108 bytes with its end; zmq adds `/ipc-` and the number of the channel.
+LONGEST_SOCKET_FOLDER = 80
+KINDS: dict[str, str] = {
+    "bool": "True or False",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list, such as [1, 2]",
+    "dict": 'a mapping, such as {"a": 1}',
+    "None": "None",
+}
+
+
+class Parameter(NamedTuple):
+    """One name of the cell tagged `parameters`, and what it takes."""
+
+    kinds: tuple[str, ...]  # of KINDS; empty where neither value nor annotation says
+    optional: bool  # None is its value there, or its annotation allows it
+    elements: str | None  # of a list whose elements are all of one kind
+
+
+def declared_parameters(notebook: Path) -> dict[str, Parameter]:
+    """Return what the notebook's cell tagged `parameters` assigns, by name.
+
+    The cell is parsed as Python, so text of a value can't be taken for a name. The annotation decides what a
+    parameter takes (`threads: int | None = None`), else the value itself.
+
+    Raises:
+        LoraOpsError: there is no such notebook, or its cell is not Python.
+    """
+    import nbformat
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    if not notebook.is_file():
+        raise LoraOpsError(f"There is no notebook {notebook}.")
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if not tagged:
+        return {}
+    try:
+        statements = ast.parse(TransformerManager().transform_cell(tagged[0])).body
+    except SyntaxError as error:
+        raise LoraOpsError(
+            f"{notebook.name}: the cell tagged `parameters` is not Python ({error.msg}, line {error.lineno})."
+        ) from error
+    found: dict[str, Parameter] = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                if isinstance(target, ast.Name):
+                    found[target.id] = _of_value(statement.value)
+        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            found[statement.target.id] = _of_annotation(statement.annotation)
+    return found
+
+
+def parse_parameters(notebook: Path, given: Iterable[str]) -> dict[str, Any]:
+    """Return `name=value` texts as values of the types that the notebook's parameters have.
+
+    Raises:
+        LoraOpsError: no `=`, a name given twice, a name that the notebook does not declare, or a value that is
+            not of its parameter's type.
+    """
+    declared = declared_parameters(notebook)
+    values: dict[str, Any] = {}
+    for each in given:
+        name, equals, text = each.partition("=")
+        if not equals:
+            raise LoraOpsError(f"--parameter {each}: write name=value.")
+        if name in values:
+            raise LoraOpsError(f"--parameter {name} is given twice: give it once.")
+        _require_declared(notebook, declared, [name])
+        values[name] = _typed(notebook, name, text, declared[name])
+    return values
+
+
+def _require_declared(notebook: Path, declared: dict[str, Parameter], names: Iterable[str]) -> None:
+    for name in names:
+        if name not in declared:
+            raise LoraOpsError(
+                f"{notebook.name} declares no parameter '{name}' "
+                f"(it declares: {', '.join(declared) or 'none'}): correct the name, or "
+                "add it to the cell tagged `parameters`."
+            )
+
+
+def _of_value(node: ast.expr) -> Parameter:
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:  # a call, an expression: only its annotation could say
+        return Parameter((), optional=False, elements=None)
+    if value is None:
+        return Parameter((), optional=True, elements=None)
+    kind = type(value).__name__
+    inner = {type(one).__name__ for one in value} if isinstance(value, list) else set()
+    elements = inner.pop() if len(inner) == 1 else None
+    return Parameter((kind,) if kind in KINDS else (), optional=False, elements=elements)
+
+
+def _of_annotation(node: ast.expr) -> Parameter:
+    parts = [one.strip() for one in ast.unparse(node).strip("'\"").split("|")]
+    names = [re.sub(r"\[.*", "", one) for one in parts]
+    inner = [match[1] for one in parts if (match := re.fullmatch(r"list\[(\w+)\]", one))]
+    kinds = tuple(one for one in names if one in KINDS and one != "None")
+    return Parameter(kinds, "None" in names, inner[0] if inner and inner[0] in KINDS else None)
+
+
+def _typed(notebook: Path, name: str, text: str, parameter: Parameter) -> Any:
+    """Return `text` as the parameter's type.
+
+    Raises:
+        LoraOpsError: it is not of that type, or nothing in the notebook says which type it is.
+    """
+    if parameter.optional and text == "None":
+        return None
+    if not parameter.kinds and not parameter.optional:
+        raise LoraOpsError(
+            f"{notebook.name}: nothing says what '{name}' takes, because its value in the cell tagged "
+            f"`parameters` is computed: annotate it there (`{name}: str = ...`)."
+        )
+    # A parameter that is None and has no annotation takes text.
+    for kind in parameter.kinds or ("str",):
+        value, fits = _read(text, kind, parameter.elements)
+        if fits:
+            return value
+    wanted = " or ".join([*(KINDS[kind] for kind in parameter.kinds), *(["None"] * parameter.optional)])
+    raise LoraOpsError(f"{notebook.name}: {name}={text} does not fit: '{name}' takes {wanted}.")
+
+
+def _read(text: str, kind: str, elements: str | None) -> tuple[Any, bool]:
+    """Return the value of `text` as `kind`, and whether it is one."""
+    if kind == "str":
+        return text, True
+    if kind == "bool":
+        return text.lower() == "true", text.lower() in ("true", "false")
+    if kind == "int":
+        return (int(text), True) if re.fullmatch(r"[+-]?[0-9]+", text) else (None, False)
+    if kind == "float":
+        try:
+            value = float(text)
+        except ValueError:
+            return None, False
+        return value, math.isfinite(value)
+    parsed = _literal(text)
+    if type(parsed).__name__ != kind:
+        return None, False
+    allowed = {elements, "int"} if elements == "float" else {elements}
+    return parsed, elements is None or {type(one).__name__ for one in parsed} <= allowed
+
+
+def _literal(text: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
 
 
 def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root: Path) -> None:
@@ -20,19 +184,12 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
-    if not notebook.is_file():
-        raise LoraOpsError(f"There is no notebook {notebook}.")
-    declared = papermill.inspect_notebook(str(notebook))
-    unknown = sorted(set(parameters) - set(declared))
-    if unknown:
-        names = ", ".join(declared) or "none"
-        raise LoraOpsError(
-            f"{notebook.name} declares no parameter '{unknown[0]}' (it declares: {names}): "
-            "correct the name, or add it to the cell tagged `parameters`."
-        )
+    _require_declared(notebook, declared_parameters(notebook), sorted(parameters))
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as sockets:
+        with tempfile.TemporaryDirectory(
+            prefix="kernel-", dir=_socket_folder(), ignore_cleanup_errors=True
+        ) as sockets:
             papermill.execute_notebook(
                 str(notebook),
                 str(output),
@@ -59,6 +216,22 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
             f"use a smaller batch_size or a machine with more memory. The partly executed notebook is {output}."
         ) from error
     write_html(output)
+
+
+def _socket_folder() -> Path:
+    """Return a folder whose path is short enough for Unix sockets: the temporary one, or /tmp.
+
+    Raises:
+        LoraOpsError: neither can be used.
+    """
+    folders = [Path(tempfile.gettempdir()), Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp"), Path("/tmp")]
+    for folder in folders:
+        if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise LoraOpsError(
+        f"TMPDIR is too long for the kernel's sockets ({folders[0]}), and /tmp can't be written: "
+        f"set TMPDIR to a folder of at most {LONGEST_SOCKET_FOLDER} bytes."
+    )
 
 
 def write_html(executed: Path) -> Path:

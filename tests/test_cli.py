@@ -15,6 +15,10 @@ from tests.conftest import ROOT, run
         (["run", "notebooks/01_prepare.ipynb", "--tenant", "finance", "-p", "speed=9"],
          "01_prepare.ipynb declares no parameter 'speed' (it declares: tenant)"),
         (["run", "notebooks/01_prepare.ipynb", "--tenant", "finance", "-p", "speed"], "write name=value"),
+        (["run", "notebooks/01_prepare.ipynb"], "is about one tenant: say which one with --tenant"),
+        (["run", "notebooks/01_prepare.ipynb", "-p", "tenant=media"], "Name the tenant with --tenant"),
+        (["run", "runbooks/rollback.ipynb", "--tenant", "finance", "-p", "confirm=maybe"],
+         "'confirm' takes True or False"),
         (["report"], "' is not packaged yet: run `make repro`"),
         (["chat", "finance", "hello"], "There is no"),
         (["registry", "show", "finance@9"], "finance"),
@@ -25,6 +29,12 @@ def test_what_cannot_be_done_is_one_sentence(repository: Path, command: list[str
     assert refused.returncode == 2
     assert told in refused.stderr
     assert refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
+
+
+def test_a_page_about_all_tenants_runs_without_one(repository: Path) -> None:
+    done = run("lora-ops", "run", "notebooks/traffic.ipynb", "-p", "days=0.5", cwd=repository)
+    assert done.returncode == 0, done.stderr
+    assert "No requests yet" in (repository / "reports/traffic.html").read_text()
 
 
 def test_outside_a_repository_it_uses_the_one_that_it_is_installed_from(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from lora_ops import incidents
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
+from lora_ops.notebooks import run_notebook
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.store import Registry
@@ -144,6 +145,47 @@ def runbook(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("said", ["False", "false"])
+def test_a_run_that_is_not_confirmed_changes_nothing(clone: Clone, said: str) -> None:  # noqa: F811
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    with clone.registry() as opened:
+        for version in ("finance@1", "finance@2"):
+            clone.story(opened).to(version, "production")
+    options = ["--tenant", "finance", "-p", "reason=only looking", "-p", "actor=ben", "-p", f"confirm={said}"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from lora_ops.cli import main; main()",
+            "run",
+            "runbooks/rollback.ipynb",
+            *options,
+        ],
+        env={**os.environ, "LORA_OPS_ROOT": str(clone.root), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Nothing was changed." in done.stdout
+    with clone.registry() as opened:
+        assert opened.named("finance", "production") == 2
+
+
+def test_the_runbook_takes_no_text_for_a_yes(clone: Clone) -> None:  # noqa: F811
+    """Papermill's own command line gives text where the notebook has a truth value."""
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    with clone.registry() as opened:
+        for version in ("finance@1", "finance@2"):
+            clone.story(opened).to(version, "production")
+    given = {"tenant": "finance", "reason": "only looking", "actor": ON_CALL, "confirm": "False"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_OPS_ROOT", str(clone.root))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        run_notebook(ROOT / "runbooks/rollback.ipynb", clone.root / "out.ipynb", given, clone.root)
+    with clone.registry() as opened:
+        assert opened.named("finance", "production") == 2
 
 
 def test_the_runbook_brings_the_earlier_answers_back_and_keeps_the_evidence(

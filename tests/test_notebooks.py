@@ -1,6 +1,9 @@
 """Running a notebook: parameters it does not declare, cells that fail, and what is left behind."""
 
+import ast
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +13,7 @@ import nbformat
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.notebooks import run_notebook
+from lora_ops.notebooks import parse_parameters, run_notebook
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted(ROOT.glob("*books/*.ipynb"))
@@ -50,6 +53,116 @@ def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(tmp_p
     with pytest.raises(LoraOpsError, match=r"declares no parameter 'tennant' \(it declares: tenant\)"):
         run_notebook(notebook, tmp_path / "out.ipynb", {"tennant": "x"}, tmp_path)
     assert not (tmp_path / "out.ipynb").exists()
+
+
+DECLARED = """confirm = False
+days = 7
+share = 0.5
+reason = ""
+query = 'status=open'
+sizes = [1, 8]
+weights: dict[str, float] = {}
+threads: int | None = None
+folder = None  # text=anything
+at = min(1, 2)"""
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("confirm=False", False),
+        ("confirm=true", True),
+        ("days=-30", -30),
+        ("share=1", 1.0),
+        ("share=1e-3", 0.001),
+        ("reason=None", "None"),
+        ("reason=a=b, 'c'", "a=b, 'c'"),
+        ("query=status=closed", "status=closed"),
+        ("sizes=[4]", [4]),
+        ('weights={"new": 0.1}', {"new": 0.1}),
+        ("weights={'new': True}", {"new": True}),
+        ("threads=None", None),
+        ("threads=4", 4),
+        ("folder=None", None),
+        ("folder=reports", "reports"),
+    ],
+)
+def test_a_parameter_has_the_type_of_its_cell(tmp_path: Path, given: str, value: object) -> None:
+    notebook = write(tmp_path / "n.ipynb", DECLARED)
+    (parsed,) = parse_parameters(notebook, [given]).values()
+    assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["confirm=no"], "n.ipynb: confirm=no does not fit: 'confirm' takes True or False."),
+        (["confirm=0"], "'confirm' takes True or False"),
+        (["days=7.5"], "'days' takes a whole number"),
+        (["days=None"], "'days' takes a whole number"),
+        (["share=nan"], "'share' takes a number"),
+        (["sizes=8"], "'sizes' takes a list"),
+        (['sizes=["a"]'], "'sizes' takes a list"),
+        (["threads=many"], "'threads' takes a whole number or None"),
+        (["at=1"], "nothing says what 'at' takes"),
+        (["text=1"], "declares no parameter 'text' (it declares: confirm, days, share, reason, query, "),
+        (["status=1"], "declares no parameter 'status'"),
+        (["days"], "write name=value"),
+        (["days=1", "days=2"], "--parameter days is given twice"),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_refused(tmp_path: Path, given: list[str], sentence: str) -> None:
+    notebook = write(tmp_path / "n.ipynb", DECLARED)
+    with pytest.raises(LoraOpsError, match=re.escape(sentence)):
+        parse_parameters(notebook, given)
+
+
+def test_a_parameters_cell_that_is_not_python_is_named(tmp_path: Path) -> None:
+    notebook = write(tmp_path / "n.ipynb", "x = 1\ny = = 2")
+    with pytest.raises(LoraOpsError, match=r"n.ipynb: the cell tagged `parameters` is not Python .*line 2"):
+        run_notebook(notebook, tmp_path / "out.ipynb", {"x": 2}, tmp_path)
+
+
+def test_magics_do_not_hide_parameters(tmp_path: Path) -> None:
+    notebook = write(tmp_path / "n.ipynb", "%matplotlib inline\nx = 1")
+    assert parse_parameters(notebook, ["x=2"]) == {"x": 2}
+
+
+def test_a_long_tmpdir_does_not_stop_a_notebook(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    write(tmp_path / "n.ipynb", "x = 0", "print('hello')")
+    run = (
+        "from pathlib import Path; from lora_ops.notebooks import run_notebook; "
+        "run_notebook(Path('n.ipynb'), Path('out.ipynb'), {}, Path('.'))"
+    )
+    environment = {**os.environ, "TMPDIR": str(long)}
+    done = subprocess.run(
+        [sys.executable, "-c", run], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hello" in (tmp_path / "out.html").read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_no_notebook_acts_on_a_truthy_confirm(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    source = "\n".join(c.source for c in cells if c.cell_type == "code" and not c.source.startswith("%"))
+    tree = ast.parse(source)
+    compared = {
+        id(node.left)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        and isinstance(node.ops[0], ast.Is | ast.IsNot)
+        and isinstance(node.comparators[0], ast.Constant)
+        and node.comparators[0].value is True
+    }
+    reads = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id == "confirm" and isinstance(node.ctx, ast.Load)
+    ]
+    assert all(id(node) in compared for node in reads)
 
 
 def test_a_failing_cell_is_named_and_the_partly_executed_notebook_is_kept(tmp_path: Path) -> None:
