@@ -28,7 +28,7 @@ def manifest(number: int) -> Manifest:
     """A manifest as 04_package writes it; every version has other parameters."""
     started = datetime(2026, 1, 1, tzinfo=UTC)
     interval = {"value": 0.7, "low": 0.65, "high": 0.75}
-    metric = {"base": interval, "adapter": interval, "floor": 0.2, "peer": interval}
+    metric = {"base": interval, "adapter": interval, "majority_baseline": interval, "tfidf_baseline": interval}
     files = {name: {"bytes": 1000, "sha256": DIGEST} for name in ("adapter_model.safetensors", "README.md")}
     base_model = {
         "id": "smol",

@@ -103,6 +103,7 @@ def rollback(
 def report() -> None:
     """The adapters that the pipeline made, against their base; the registry takes those that it lacks."""
     from lora_ops.packaging import ensure_registered, packaged
+    from lora_ops.records.evaluation import ADAPTER, BASE
     from lora_ops.registry.backends import open_registry
 
     root = find_root()
@@ -122,8 +123,8 @@ def report() -> None:
                 manifest.tenant if first else "",
                 version.id if first else "",
                 name,
-                f"{metric.base.value:.3f}",
-                f"{metric.adapter.value:.3f}",
+                f"{metric[BASE].value:.3f}",
+                f"{metric[ADAPTER].value:.3f}",
                 f"{manifest.size_bytes / 1e6:.1f} MB" if first else "",
                 f"{manifest.training.seconds:.0f} s" if first else "",
             )

@@ -14,7 +14,7 @@ from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.paths import EVALUATION, MANIFEST, SAMPLES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import SourceRecord, read_data_record
-from lora_ops.records.evaluation import BiasAssessment, read_evaluation
+from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, BiasAssessment, read_evaluation
 from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, GitRecord, Manifest
 from lora_ops.records.training import read_training_record
 from lora_ops.registry.store import Registry
@@ -42,7 +42,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
     if settings.evaluate.must_beat_base and not evaluation.beats_base:
         metrics = "; ".join(
-            f"{name}: base {metric.base}, adapter {metric.adapter}"
+            f"{name}: base {metric[BASE]}, adapter {metric[ADAPTER]}"
             for name, metric in evaluation.metrics.items()
         )
         raise LoraOpsError(
@@ -176,10 +176,11 @@ def git_state(root: Path) -> GitRecord:
 def model_card(manifest: Manifest, settings: TenantSettings) -> str:
     """A model card in the hub's format: what the adapter is for, how it was made, what it scored."""
     evaluation, training = manifest.evaluation, manifest.training
-    head = "| metric | base | adapter | TF-IDF + logistic regression | majority |\n|---|---|---|---|---|"
+    systems = (BASE, ADAPTER, TFIDF, MAJORITY)
+    head = f"| metric | {' | '.join(name.replace('_', ' ') for name in systems)} |\n|---|---|---|---|---|"
     rows = "\n".join(
-        f"| {name} | {m.base} | {m.adapter} | {m.peer or '-'} | {'-' if m.floor is None else m.floor} |"
-        for name, m in evaluation.metrics.items()
+        f"| {name} | {' | '.join(str(metric.get(system, '-')) for system in systems)} |"
+        for name, metric in evaluation.metrics.items()
     )
     labels = ", ".join(settings.data.labels) or "free text"
     recipe = settings.train

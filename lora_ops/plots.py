@@ -2,12 +2,11 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lora_ops.records.evaluation import EvaluationRecord
+from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, EvaluationRecord
 
 
 class Plot(Figure):
@@ -45,23 +44,18 @@ def plot_loss(losses: pd.DataFrame, validation_loss: float, title: str) -> Plot:
 
 
 def plot_metrics(record: EvaluationRecord) -> Plot:
-    """Each metric of base, floor, peer and adapter with its interval."""
-    figure = Plot(figsize=(8, 0.8 + 1.3 * len(record.metrics)), layout="constrained")
+    """Each metric of every system with its interval."""
+    figure = Plot(figsize=(8, 0.8 + 1.5 * len(record.metrics)), layout="constrained")
     all_axes = figure.subplots(len(record.metrics), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, (name, metric) in zip(all_axes, record.metrics.items(), strict=True):
-        bars: list[tuple[str, Any]] = [("base model", metric.base), ("adapter", metric.adapter)]
-        if metric.peer:
-            bars.insert(1, ("TF-IDF + LR", metric.peer))
-        for row, (who, interval) in enumerate(bars):
-            colour = "tab:blue" if who == "adapter" else "0.6"
+    for axes, (title, metric) in zip(all_axes, record.metrics.items(), strict=True):
+        bars = [name for name in (MAJORITY, BASE, TFIDF, ADAPTER) if name in metric]
+        for row, name in enumerate(bars):
+            interval, colour = metric[name], "tab:blue" if name == ADAPTER else "0.6"
             error = [[max(0, interval.value - interval.low)], [max(0, interval.high - interval.value)]]
             axes.barh(row, interval.value, xerr=error, color=colour, capsize=4)
             axes.text(interval.high + 0.01, row, f"{interval.value:.2f}", va="center")
-        axes.set_yticks(range(len(bars)), [who for who, _ in bars])
-        if metric.floor is not None:
-            axes.axvline(metric.floor, color="tab:red", linestyle="--", label="majority label")
-            axes.legend(loc="lower right")
-        axes.set(title=name, xlim=(0, 1.08))
+        axes.set_yticks(range(len(bars)), [name.replace("_", " ") for name in bars])
+        axes.set(title=title, xlim=(0, 1.08))
     return figure
 
 

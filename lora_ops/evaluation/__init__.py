@@ -1,1 +1,1 @@
-"""Base model, adapter, floor and peer on the same held-out rows."""
+"""Base model, adapter and baselines on the same held-out rows."""

@@ -1,16 +1,16 @@
-"""What an adapter has to be compared with besides its base: a floor and a classical peer."""
+"""What an adapter is compared with besides its base: the majority baseline and the TF-IDF baseline."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 
-def majority(targets: Sequence[str], rows: int) -> list[str]:
-    """The most frequent training target, `rows` times."""
+def majority_baseline(targets: Sequence[str], rows: int) -> list[str]:
+    """Return the most frequent training target, `rows` times."""
     return [Counter(targets).most_common(1)[0][0]] * rows
 
 
-def tfidf_peer(texts: Sequence[str], targets: Sequence[str], questions: Sequence[str]) -> list[str]:
-    """Labels by TF-IDF of words and of 2- to 5-character pieces with logistic regression.
+def tfidf_baseline(texts: Sequence[str], targets: Sequence[str], questions: Sequence[str]) -> list[str]:
+    """Return labels by TF-IDF of words and of 2- to 5-character pieces with logistic regression.
 
     Trained on the same rows as the adapter: what a day's work without a language model gives.
     """

@@ -8,14 +8,25 @@ from typing import Any
 
 import pandas as pd
 
-from lora_ops.evaluation.baselines import majority, tfidf_peer
+from lora_ops.evaluation.baselines import majority_baseline, tfidf_baseline
 from lora_ops.evaluation.generate import generate
 from lora_ops.evaluation.metrics import read_label, score
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
-from lora_ops.records.evaluation import EvaluationRecord, GroupMetric, MetricRecord
+from lora_ops.records.evaluation import (
+    ADAPTER,
+    BASE,
+    MAJORITY,
+    TFIDF,
+    EvaluationRecord,
+    GroupMetric,
+    Interval,
+)
 from lora_ops.records.example import Example
 from lora_ops.settings.tenant import TenantSettings
+
+# In the order in which pages show them.
+SYSTEMS = (BASE, ADAPTER, TFIDF, MAJORITY)
 
 
 def answer_both(
@@ -43,32 +54,26 @@ def answer_both(
 
 
 def with_baselines(answers: pd.DataFrame, train: Sequence[Example], task: str) -> pd.DataFrame:
-    """`answers` with columns floor and peer, for a task of labels; unchanged for free text."""
+    """Return `answers` with a column for each baseline, for a task of labels; unchanged for free text."""
     if task != "labels":
         return answers
     targets = [row.target for row in train]
-    peer = tfidf_peer([row.text for row in train], targets, list(answers["text"]))
-    return answers.assign(floor=majority(targets, len(answers)), peer=peer)
+    tfidf = tfidf_baseline([row.text for row in train], targets, list(answers["text"]))
+    return answers.assign(**{MAJORITY: majority_baseline(targets, len(answers)), TFIDF: tfidf})
 
 
-def measure(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, MetricRecord]:
-    """Every metric of params.yaml for everyone in `answers`."""
+def measure(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, dict[str, Interval]]:
+    """Return metric -> system -> interval for every metric of params.yaml and every system in `answers`."""
     evaluate, labels = settings.evaluate, settings.data.labels
     targets = list(answers["target"])
-
-    def of(metric: str, who: str) -> Any:
-        return score(metric, targets, list(answers[who]), labels, evaluate.bootstrap, evaluate.seed)
-
-    measured: dict[str, MetricRecord] = {}
-    for metric in evaluate.metrics:
-        compared = "peer" in answers
-        measured[metric] = MetricRecord(
-            base=of(metric, "base"),
-            adapter=of(metric, "adapter"),
-            floor=of(metric, "floor").value if compared else None,
-            peer=of(metric, "peer") if compared else None,
-        )
-    return measured
+    systems = [name for name in SYSTEMS if name in answers]
+    return {
+        metric: {
+            name: score(metric, targets, list(answers[name]), labels, evaluate.bootstrap, evaluate.seed)
+            for name in systems
+        }
+        for metric in evaluate.metrics
+    }
 
 
 def measure_groups(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, GroupMetric]:
@@ -119,7 +124,7 @@ def evaluate(
         adapter_sha256=sha256_file(adapter_file),
         primary=settings.evaluate.metrics[0],
         metrics=metrics,
-        beats_base=all(metric.adapter.low > metric.base.high for metric in metrics.values()),
+        beats_base=all(metric[ADAPTER].low > metric[BASE].high for metric in metrics.values()),
         groups=measure_groups(answers, settings),
         seconds_base=round(seconds[0], 2),
         seconds_adapter=round(seconds[1], 2),
@@ -132,12 +137,8 @@ def write_report(
     """Write the record, DVC's metrics and plots, all answers and the samples into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EVALUATION).write_text(record.to_json(), encoding="utf-8")
-    flat: dict[str, dict[str, float | None]] = {
-        name: {
-            "base": metric.base.value,
-            "adapter": metric.adapter.value,
-            **({"floor": metric.floor, "peer": metric.peer.value} if metric.peer else {}),
-        }
+    flat = {
+        name: {system: interval.value for system, interval in metric.items()}
         for name, metric in record.metrics.items()
     }
     (folder / METRICS).write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")

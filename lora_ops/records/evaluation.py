@@ -1,13 +1,19 @@
 """Records of an evaluation: intervals, metrics, groups."""
 
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from lora_ops.paths import EVALUATION, read_record
 from lora_ops.records.record import Record, Sha256
 
 COMPARED_ROWS = 10
+# The systems that answer the held-out rows.
+BASE = "base"
+ADAPTER = "adapter"
+MAJORITY = "majority_baseline"
+TFIDF = "tfidf_baseline"
 
 
 class Interval(Record):
@@ -21,13 +27,30 @@ class Interval(Record):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-class MetricRecord(Record):
-    """One metric on the held-out split, for everyone who was measured."""
+def _read_metrics(value: Any) -> Any:
+    """Return the metrics of a schema 1 record as metric -> system -> interval.
 
-    base: Interval
-    adapter: Interval
-    floor: float | None = Field(None, description="always the most frequent training label")
-    peer: Interval | None = Field(None, description="TF-IDF with logistic regression, same training rows")
+    Schema 1 named the baselines `floor` (a bare value) and `peer`, and kept a null where one was not measured.
+    All metrics lie between 0 and 1, so the whole range is the only interval that holds for a bare value.
+    """
+    if not isinstance(value, dict):
+        return value
+    return {name: _read_systems(systems) for name, systems in value.items()}
+
+
+def _read_systems(systems: Any) -> Any:
+    if not isinstance(systems, dict) or not systems.keys() & {"floor", "peer"}:
+        return systems
+    read = {name: interval for name, interval in systems.items() if name not in ("floor", "peer")}
+    if systems.get("floor") is not None:
+        read[MAJORITY] = {"value": systems["floor"], "low": 0.0, "high": 1.0}
+    if systems.get("peer") is not None:
+        read[TFIDF] = systems["peer"]
+    return read
+
+
+# Metric -> system -> its value on the held-out split.
+Metrics = Annotated[dict[str, dict[str, Interval]], BeforeValidator(_read_metrics)]
 
 
 class GroupMetric(Record):
@@ -45,7 +68,7 @@ class EvaluationRecord(Record):
     test_sha256: Sha256
     adapter_sha256: Sha256
     primary: str
-    metrics: dict[str, MetricRecord]
+    metrics: Metrics
     beats_base: bool = Field(description="for every metric the adapter's interval lies wholly above the base's")
     groups: dict[str, GroupMetric] = Field(
         default_factory=dict, description="exact match for each label, with its rows; empty for free text"

@@ -74,6 +74,9 @@ class Manifest(Record):
         the given version are left out, and packaging again registers nothing twice.
         """
         kept = self.model_dump(mode="json", include={"tenant", "base_model", "data", "params", "license"})
-        kept["metrics"] = {name: metric.model_dump() for name, metric in self.evaluation.metrics.items()}
+        kept["metrics"] = {
+            name: {system: interval.model_dump() for system, interval in systems.items()}
+            for name, systems in self.evaluation.metrics.items()
+        }
         kept["files"] = {name: file.sha256 for name, file in self.files.items() if name in ADAPTER_FILES}
         return sha256_text(canonical(kept))

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.data import SourceRecord, SplitRecord
-from lora_ops.records.evaluation import BiasAssessment, MetricRecord
+from lora_ops.records.evaluation import BiasAssessment, Metrics
 from lora_ops.records.evidence import Evidence, HumanEvaluation, PolicyCheck
 from lora_ops.records.manifest import GitRecord
 from lora_ops.records.record import Record, Sha256
@@ -92,7 +92,7 @@ class Performance(Record):
 
     rows: int
     primary: str
-    metrics: dict[str, MetricRecord]
+    metrics: Metrics
     report_sha256: Sha256 | None
     human_evaluation: HumanEvaluation | None
     policy: list[PolicyCheck]

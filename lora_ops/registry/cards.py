@@ -151,11 +151,7 @@ SECTIONS = {
     "data": lambda version: version.manifest.data.model_dump(mode="json"),
     "params": lambda version: version.manifest.params,
     "metrics": lambda version: {
-        name: {
-            who: str(interval)
-            for who, interval in (("base", metric.base), ("adapter", metric.adapter), ("peer", metric.peer))
-            if interval
-        }
+        name: {system: str(interval) for system, interval in metric.items()}
         for name, metric in version.manifest.evaluation.metrics.items()
     },
     "training": lambda version: version.manifest.training.model_dump(

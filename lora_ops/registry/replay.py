@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from lora_ops.clock import utc
 from lora_ops.hashing import sha256_text
+from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import fits
 from lora_ops.registry.versions import Version
@@ -64,7 +65,7 @@ def unlike(version: Version, told: Told) -> Iterator[str]:
         "signature": told.born.body["signature_sha256"],
         "fresh_until": utc(manifest.fresh_until),
         "primary_metric": metric,
-        "primary_value": manifest.evaluation.metrics[metric].adapter.value,
+        "primary_value": manifest.evaluation.metrics[metric][ADAPTER].value,
         "size_bytes": manifest.size_bytes,
     }
     for field, value in expected.items():

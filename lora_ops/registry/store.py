@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from lora_ops.clock import now, utc
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
+from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry, State
@@ -286,7 +287,7 @@ class Registry:
             fresh_until=utc(manifest.fresh_until),
             next_review_due=None,
             primary_metric=metric,
-            primary_value=manifest.evaluation.metrics[metric].adapter.value,
+            primary_value=manifest.evaluation.metrics[metric][ADAPTER].value,
             size_bytes=manifest.size_bytes,
             content_digest=manifest.content_digest(),
             signature=signature,

@@ -164,9 +164,11 @@ def _reported(sha256: str | None) -> str:
 
 
 def _measured(performance: "Performance") -> Iterator[tuple[str, str]]:
+    from lora_ops.records.evaluation import ADAPTER, BASE
+
     for name, metric in performance.metrics.items():
         report = _reported(performance.report_sha256)
-        yield name, f"{metric.adapter}, base {metric.base}, {performance.rows} rows, {report}"
+        yield name, f"{metric[ADAPTER]}, base {metric[BASE]}, {performance.rows} rows, {report}"
     people = performance.human_evaluation
     if people:
         counts = f"{people.adapter_better} better, {people.same} same, {people.base_better} worse"

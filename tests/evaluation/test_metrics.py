@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_ops.evaluation.baselines import majority, tfidf_peer
+from lora_ops.evaluation.baselines import majority_baseline, tfidf_baseline
 from lora_ops.evaluation.metrics import (
     NO_LABEL,
     bootstrap_macro_f1,
@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert score(*args, seed=5).value == 0.5
 
 
-def test_floor_and_peer_are_what_they_are_called() -> None:
-    assert majority(["a", "b", "a"], 2) == ["a", "a"]
+def test_baselines_are_what_they_are_called() -> None:
+    assert majority_baseline(["a", "b", "a"], 2) == ["a", "a"]
     texts = ["grand hotel", "city hotel", "blue airline", "red airline"]
-    assert tfidf_peer(texts, ["H", "H", "A", "A"], ["old hotel", "new airline"]) == ["H", "A"]
+    assert tfidf_baseline(texts, ["H", "H", "A", "A"], ["old hotel", "new airline"]) == ["H", "A"]

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from lora_ops.hashing import sha256_file, sha256_text
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.data import DataRecord, SourceRecord, SplitRecord
-from lora_ops.records.evaluation import EvaluationRecord, Interval, MetricRecord
+from lora_ops.records.evaluation import EvaluationRecord, Interval
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.manifest import FileRecord, GitRecord, Manifest
 from lora_ops.records.training import TrainingRecord
@@ -98,7 +98,7 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
             test_sha256=digest,
             adapter_sha256=digest,
             primary="exact_match",
-            metrics={"exact_match": MetricRecord(base=interval(0.1), adapter=interval(score))},
+            metrics={"exact_match": {"base": interval(0.1), "adapter": interval(score)}},
             beats_base=True,
             seconds_base=1.0,
             seconds_adapter=1.0,

@@ -1,0 +1,29 @@
+"""Records of an evaluation: what older ones said is read as what newer ones say."""
+
+from pydantic import TypeAdapter
+
+from lora_ops.records.evaluation import Interval, Metrics
+
+INTERVAL = {"value": 0.6, "low": 0.5, "high": 0.7}
+
+
+def read(metric: object) -> dict[str, Interval]:
+    return TypeAdapter(Metrics).validate_python({"exact_match": metric})["exact_match"]
+
+
+def test_metrics_of_schema_1_name_both_baselines() -> None:
+    """A floor had no interval: all that is known is that the metric lies between 0 and 1."""
+    metric = read({"base": INTERVAL, "adapter": INTERVAL, "floor": 0.27, "peer": INTERVAL})
+    assert list(metric) == ["base", "adapter", "majority_baseline", "tfidf_baseline"]
+    assert metric["majority_baseline"] == Interval(value=0.27, low=0, high=1)
+    assert metric["tfidf_baseline"] == Interval.model_validate(INTERVAL)
+
+
+def test_metrics_of_schema_1_without_baselines_have_none() -> None:
+    metric = read({"base": INTERVAL, "adapter": INTERVAL, "floor": None, "peer": None})
+    assert set(metric) == {"base", "adapter"}
+
+
+def test_metrics_of_today_are_read_as_they_are() -> None:
+    written = {"base": INTERVAL, "adapter": INTERVAL, "base_few_shot": INTERVAL}
+    assert read(written) == {name: Interval.model_validate(INTERVAL) for name in written}
