@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import shutil
-import subprocess
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any
 
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
+from lora_ops.git import git_state
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.paths import EVALUATION, MANIFEST, SAMPLES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import SourceRecord, read_data_record
 from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, BiasAssessment, read_evaluation
-from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, GitRecord, Manifest
+from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, Manifest
 from lora_ops.records.training import read_training_record
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -156,21 +156,6 @@ def lock_digest(root: Path, tenant: str) -> str | None:
     if not all(name in stages for name in names):
         return None
     return sha256_text(canonical({name: stages[name] for name in names}))
-
-
-def git_state(root: Path) -> GitRecord:
-    """The commit of `root` and whether its files differ from it.
-
-    dvc.lock is left out of the question: the pipeline itself writes it while it runs, and the manifest has
-    its digest.
-    """
-
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changed = git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock")
-    return GitRecord(commit=git("rev-parse", "HEAD"), dirty=changed is None or changed != "")
 
 
 def model_card(manifest: Manifest, settings: TenantSettings) -> str:

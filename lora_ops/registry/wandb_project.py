@@ -30,7 +30,7 @@ from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AdapterRecord, AuditEntry
 from lora_ops.registry.audit import Head
 from lora_ops.settings.registry import WandbSettings
-from lora_ops.tracking import tracking_mode
+from lora_ops.tracking.runs import tracking_mode
 
 AUDIT = "audit"
 ADAPTER = "lora-adapter"

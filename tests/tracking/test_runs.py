@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 import pandas as pd
 from lora_ops.settings.tracking import TrackingSettings
-from lora_ops.tracking import log_folder, log_table, track
+from lora_ops.tracking.runs import log_folder, log_table, track
 
 root = Path(sys.argv[1])
 with track("package", "finance", {"rank": 8}, TrackingSettings(project="adapters"), root) as run:
