@@ -8,6 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 repro: .venv/installed
 	dvc repro
+	lora-ops register
 	lora-ops report
 
 serve: .venv/installed
@@ -40,6 +41,7 @@ wandb-sync: .venv/installed
 # The same pipeline, logged while it runs; without a key it stops at the first stage.
 wandb-online: .venv/installed
 	WANDB_MODE=online dvc repro
+	lora-ops register
 
 # Pin what pyproject.toml allows today. A local build's tag (+cpu) is dropped, so the file fits every machine.
 lock:

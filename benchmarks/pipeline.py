@@ -92,6 +92,7 @@ def main() -> None:
         stages = len(re.findall("^Running stage", output, re.M))
         again, output = timed(["dvc", "repro"], root)
         assert "up to date" in output, output
+        timed(["lora-ops", "register"], root)
         table = timed(["lora-ops", "report"], root)[1]
         training = json.loads((root / "reports/finance/training.json").read_text())
         peer = timed([sys.executable, "-c", PEER, str(root), temporary], root)[1]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -100,36 +101,77 @@ def rollback(
 
 
 @app.command()
-def report() -> None:
-    """The adapters that the pipeline made, against their base; the registry takes those that it lacks."""
-    from lora_ops.packaging import ensure_registered, packaged
-    from lora_ops.records.evaluation import ADAPTER, BASE
+def register(
+    tenants: Annotated[
+        list[str] | None, typer.Argument(help="Tenants of params.yaml; default: each one that has a package.")
+    ] = None,
+    actor: Actor = None,
+) -> None:
+    """Register what packages/ holds as each tenant's next version, named by the alias candidate.
+
+    The same content again is the same version. A package that is refused doesn't stop the others.
+    """
+    from lora_ops.registration import register_packages, tenants_with_package
     from lora_ops.registry.backends import open_registry
 
     root = find_root()
-    manifests = [packaged(tenant, root) for tenant in load_settings(root).tenants]
-    registry = open_registry(root)
+    settings = load_settings(root)
+    for name in tenants or ():
+        settings.tenant(name)
+    chosen = tenants or tenants_with_package(settings.tenants, root)
+    refused = []
+    with closing(open_registry(root)) as registry:
+        for outcome in register_packages(chosen, root, registry, actor=actor):
+            if outcome.version is None:
+                refused.append(outcome.tenant)
+                print(f"lora-ops: {outcome.tenant}: {outcome.problem}", file=sys.stderr)
+                continue
+            how = "a new version" if outcome.is_new else "this content was registered before"
+            console.print(
+                f"{outcome.version.id} is the candidate of {outcome.tenant} ({how}).", highlight=False
+            )
+    if refused:
+        raise LoraOpsError(f"Not registered: {', '.join(refused)}; the reasons are above.")
+
+
+@app.command()
+def report() -> None:
+    """Show the adapters that the pipeline made beside their base; nothing is changed."""
+    from lora_ops.packaging import packaged
+    from lora_ops.records.evaluation import ADAPTER, BASE
+    from lora_ops.registration import registered_id
+    from lora_ops.registry.backends import open_registry
+
+    root = find_root()
+    settings = load_settings(root)
+    manifests = [packaged(tenant, root) for tenant in settings.tenants]
+    # Only `register` makes a registry: looking must not.
+    registry = open_registry(root) if (root / settings.registry.path).is_dir() else None
     table = Table(
         "tenant", "version", "metric", "base", "adapter", "size", "training", box=SIMPLE, pad_edge=False
     )
-    pages = []
+    pages, missing = [], []
     for manifest in manifests:
-        version = ensure_registered(manifest, registry, root)
+        version = registered_id(manifest, registry)
+        if version is None:
+            missing.append(manifest.tenant)
         evaluation = manifest.evaluation
         others = sorted(evaluation.metrics.keys() - {evaluation.primary})
         for name in (evaluation.primary, *others):
             metric, first = evaluation.metrics[name], name == evaluation.primary
             table.add_row(
                 manifest.tenant if first else "",
-                version.id if first else "",
+                (version or "-") if first else "",
                 name,
                 f"{metric[BASE].value:.3f}",
                 f"{metric[ADAPTER].value:.3f}",
                 f"{manifest.size_bytes / 1e6:.1f} MB" if first else "",
                 f"{manifest.training.seconds:.0f} s" if first else "",
             )
-        pages.append(f"{version.id}: {manifest.report}")
+        pages.append(f"{version or manifest.tenant}: {manifest.report}")
     console.print(table, "Reports, for a browser:", *pages, sep="\n", highlight=False)
+    if missing:
+        console.print(f"Not registered: {', '.join(missing)}. Next: lora-ops register", highlight=False)
 
 
 @app.command()

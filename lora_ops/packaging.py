@@ -17,8 +17,6 @@ from lora_ops.records.data import SourceRecord, read_data_record
 from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, BiasAssessment, read_evaluation
 from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, Manifest
 from lora_ops.records.training import read_training_record
-from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import Version
 from lora_ops.settings.files import read_yaml
 from lora_ops.settings.tenant import TenantSettings
 
@@ -46,7 +44,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
             for name, metric in evaluation.metrics.items()
         )
         raise LoraOpsError(
-            f"The adapter of '{tenant}' does not clearly beat its base ({metrics}), so it is not registered: "
+            f"The adapter of '{tenant}' does not clearly beat its base ({metrics}), so it is not packaged: "
             "change its data or recipe, or set evaluate.must_beat_base to false."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,17 +83,10 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
             for path in sorted(folder.iterdir())
         }
         manifest = draft.model_copy(update={"files": files})
-        write_manifest(manifest, folder)
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         folder.replace(target)
     return manifest
-
-
-def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Replace `manifest.json` in one rename."""
-    temporary = folder / f".{MANIFEST}"
-    temporary.write_text(manifest.to_json(), encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
 
 
 def packaged(tenant: str, root: Path) -> Manifest:
@@ -111,22 +102,6 @@ def packaged(tenant: str, root: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LoraOpsError(f"{path} is no manifest: run `dvc repro --force package@{tenant}`.") from error
-
-
-def ensure_registered(manifest: Manifest, registry: Registry, root: Path) -> Version:
-    """The version that a package is in the registry; one that it lacks is registered as its next version.
-
-    Packages also come with `dvc pull`, and outlive a registry that was lost; then DVC has nothing to run. The
-    package stays as it is: to DVC it is an output, and its number is that of the registry that it was made for.
-
-    Raises:
-        LoraOpsError: the package's files do not fit its manifest, or the registry can't be written.
-    """
-    held = registry.holding(manifest)
-    if held:
-        return held
-    draft = manifest.model_copy(update={"version": None, "parent": None})
-    return registry.register(root / "packages" / manifest.tenant, draft)[0]
 
 
 def fresh_until(source: SourceRecord, days: int) -> datetime:

@@ -1,6 +1,5 @@
 """What a package says of its data's age and of dvc.lock, and how it comes into a registry that lacks it."""
 
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,14 +7,9 @@ import pytest
 
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
-from lora_ops.packaging import ensure_registered, fresh_until, lock_digest, packaged, write_manifest
+from lora_ops.packaging import fresh_until, lock_digest, packaged
 from lora_ops.records.data import SourceRecord
-from lora_ops.registry import lifecycle
-from lora_ops.registry.backends import open_registry
-from lora_ops.registry.store import Registry
-from lora_ops.registry.verification import verify
 from tests.conftest import ROOT, run
-from tests.registry.conftest import build_package
 
 TENANTS = ("finance", "healthcare", "media")
 STAGES = """\
@@ -90,60 +84,10 @@ def test_without_an_entry_of_each_stage_no_lock_is_named(tmp_path: Path) -> None
     assert lock_digest(tmp_path, "finance") is None
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """A clone whose three packages were registered, as the pipeline leaves it."""
-    for name in ("params.yaml", "owners.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    registry = open_registry(tmp_path)
-    for seed, tenant in enumerate(TENANTS):
-        first, folder = tmp_path / "before" / tenant, tmp_path / "packages" / tenant
-        registry.register(first, build_package(first, 10 + seed, tenant))
-        version, _ = registry.register(folder, build_package(folder, seed, tenant))
-        write_manifest(version.manifest, folder)
-    registry.close()
-    return tmp_path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_registry_that_was_lost_is_filled_again_from_the_packages(clone: Path) -> None:
-    shutil.rmtree(clone / ".registry")
-    packages = contents(clone / "packages")
-    for _ in range(2):
-        shown = run("lora-ops", "report", cwd=clone, LORA_OPS_ROOT=str(clone), COLUMNS="200")
-        assert shown.returncode == 0, shown.stderr
-        assert all(f"{tenant}@1" in shown.stdout for tenant in TENANTS)
-    registry = open_registry(clone)
-    assert [one.id for one in registry.summaries()] == [f"{tenant}@1" for tenant in TENANTS]
-    assert registry.get("finance@candidate").manifest.parent is None
-    assert verify(registry).ok
-    assert contents(clone / "packages") == packages  # they are outputs of DVC
-
-
-def test_a_registry_that_holds_the_packages_is_left_as_it_is(clone: Path) -> None:
-    registry = open_registry(clone)
-    lifecycle.revoke(registry, "media@2", actor="hugo.martin", reason="leaks")
-    head = registry.log.head()
-    shown = run("lora-ops", "report", cwd=clone, LORA_OPS_ROOT=str(clone), COLUMNS="200")
-    assert all(f"{tenant}@2" in shown.stdout for tenant in TENANTS)
-    assert registry.log.head() == head
-
-
-def test_a_package_that_was_changed_is_not_registered(clone: Path) -> None:
-    (clone / "packages/media/adapter_config.json").write_text("{}")
-    registry = Registry(clone / "new")
-    with pytest.raises(LoraOpsError, match="not the file that its manifest describes"):
-        ensure_registered(packaged("media", clone), registry, clone)
-    assert registry.summaries() == []
-
-
-def test_a_manifest_that_is_none_is_said(clone: Path) -> None:
-    (clone / "packages/media/manifest.json").write_text("{}")
+def test_packaged_names_the_command_for_a_broken_manifest(tmp_path: Path) -> None:
+    (tmp_path / "packages/media").mkdir(parents=True)
+    (tmp_path / "packages/media/manifest.json").write_text("{}")
     with pytest.raises(
         LoraOpsError, match="manifest.json is no manifest: run `dvc repro --force package@media`"
     ):
-        packaged("media", clone)
+        packaged("media", tmp_path)

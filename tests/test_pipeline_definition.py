@@ -40,23 +40,26 @@ def used_by(sources: list[str]) -> set[Path]:
     return {path for path in seen if path.read_text().count("\n") > 10}
 
 
+def sources(definition: dict) -> list[str]:
+    """The Python that a stage runs."""
+    words = definition["cmd"].split()
+    if words[1] != "run":
+        return ["import lora_ops.base_model\nimport lora_ops.settings.params"]
+    cells = nbformat.read(ROOT / words[2], as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    return [*code, (ROOT / "lora_ops/notebooks.py").read_text()]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_its_notebook_and_on_all_code_that_it_uses(stage: str) -> None:
     definition = STAGES[stage]
     deps = {ROOT / dep for dep in definition["deps"] if "$" not in dep}
     words = definition["cmd"].split()
     if words[1] == "run":
-        notebook = ROOT / words[2]
-        assert notebook in deps
-        cells = nbformat.read(notebook, as_version=4).cells
-        sources = [cell.source for cell in cells if cell.cell_type == "code"]
-        sources.append((ROOT / "lora_ops/notebooks.py").read_text())
-        assert ROOT / "lora_ops/notebooks.py" in deps
-    else:
-        sources = ["import lora_ops.base_model\nimport lora_ops.settings.params"]
+        assert ROOT / words[2] in deps
     missing = {
         str(path.relative_to(ROOT))
-        for path in used_by(sources)
+        for path in used_by(sources(definition))
         if path not in deps and not any(folder in deps for folder in path.parents)
     }
     assert not missing
@@ -72,3 +75,11 @@ def test_no_stage_names_a_tenant() -> None:
     commands = [line for line in text.splitlines() if not line.strip().startswith("#")]
     for tenant in ("finance", "healthcare", "media"):
         assert not [line for line in commands if tenant in line]
+
+
+def test_no_stage_reaches_the_registry() -> None:
+    """C4: each trial of `dvc exp run` became the candidate."""
+    for stage, definition in STAGES.items():
+        reached = {path.relative_to(ROOT).as_posix() for path in used_by(sources(definition))}
+        assert not [path for path in reached if path.startswith("lora_ops/registry")], stage
+        assert "registry" not in definition.get("params", [])

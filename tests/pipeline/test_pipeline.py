@@ -57,6 +57,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit_params(root, quick)
     made = run("dvc", "repro", cwd=root)
     assert made.returncode == 0, made.stdout[-4000:] + made.stderr[-4000:]
+    assert not (root / ".registry").exists()
+    registered = run("lora-ops", "register", cwd=root)
+    assert registered.returncode == 0, registered.stderr
     return root
 
 
@@ -64,10 +67,17 @@ def manifest(root: Path, tenant: str) -> Manifest:
     return Manifest.model_validate_json((root / "packages" / tenant / "manifest.json").read_text())
 
 
+def registered_as(root: Path, tenant: str) -> str:
+    """Register a tenant's package and return the version that it is."""
+    done = run("lora-ops", "register", tenant, cwd=root)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[0]
+
+
 @pytest.mark.parametrize("tenant", TENANTS)
 def test_every_tenant_is_packaged_with_files_that_match_their_digests(done: Path, tenant: str) -> None:
     found = manifest(done, tenant)
-    assert found.adapter_id == f"{tenant}@1"
+    assert found.version is None  # the registry gives it
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= set(found.files)
     for name, file in found.files.items():
         assert sha256_file(done / "packages" / tenant / name) == file.sha256
@@ -179,15 +189,15 @@ def test_one_tenants_learning_rate_runs_its_own_stages_and_makes_a_new_version(d
     scale_learning_rate(done, 4)
     changed = run("dvc", "repro", cwd=done)
     assert stages_run(changed.stdout) == {"train@finance", "evaluate@finance", "package@finance"}
-    assert manifest(done, "finance").adapter_id == "finance@2"
+    assert registered_as(done, "finance") == "finance@2"
 
 
 def test_the_earlier_recipe_is_the_earlier_version_again(done: Path) -> None:
     scale_learning_rate(done, 1 / 4)
     again = run("dvc", "repro", cwd=done)
-    # Training and evaluation come from DVC's run cache; registering is done again.
-    assert stages_run(again.stdout) == {"package@finance"}, again.stdout
-    assert manifest(done, "finance").adapter_id == "finance@1"
+    # Every stage's results come from DVC's run cache.
+    assert stages_run(again.stdout) == set(), again.stdout
+    assert registered_as(done, "finance") == "finance@1"
     registry = Registry(done / ".registry")
     assert registry.get("finance@candidate").number == 1
     assert len(registry.versions("finance")) == 2
@@ -263,10 +273,10 @@ def test_a_broken_contract_stops_the_pipeline_and_names_the_row(done: Path) -> N
     finally:
         source.write_text(good)
     assert run("dvc", "repro", "package@support", cwd=done).returncode == 0
-    assert manifest(done, "support").adapter_id == "support@1"
+    assert registered_as(done, "support") == "support@1"
 
 
-def test_an_adapter_that_does_not_beat_its_base_is_not_registered(done: Path) -> None:
+def test_an_adapter_that_does_not_beat_its_base_is_not_packaged(done: Path) -> None:
     def demand(value: bool):
         def change(params: dict) -> None:
             params["tenants"]["media"]["evaluate"]["must_beat_base"] = value
@@ -277,7 +287,7 @@ def test_an_adapter_that_does_not_beat_its_base_is_not_registered(done: Path) ->
     failed = run("dvc", "repro", "package@media", cwd=done)
     assert failed.returncode != 0
     assert "The adapter of 'media' does not clearly beat its base" in failed.stderr
-    assert len(Registry(done / ".registry").versions("media")) == 1
+    assert not (done / "packages/media").exists()
     edit_params(done, demand(False))
     assert run("dvc", "repro", "package@media", cwd=done).returncode == 0
 
@@ -298,7 +308,7 @@ def test_two_repros_at_once_do_not_hurt_each_other(done: Path) -> None:
     for process, error in zip(both, errors, strict=True):
         assert process.returncode == 0 or "lock" in error or "busy" in error, error
     assert run("dvc", "repro", "package@support", cwd=done).returncode == 0
-    assert [v.number for v in Registry(done / ".registry").versions("support")] == [1, 2]
+    assert registered_as(done, "support") == "support@2"
 
 
 def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path) -> None:
@@ -329,7 +339,7 @@ def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path
     assert mended.returncode == 0, mended.stdout[-3000:] + mended.stderr[-3000:]
     training = json.loads((done / "reports/media/training.json").read_text())
     assert 0 < training["resumed_from_step"] < training["steps"]
-    assert manifest(done, "media").adapter_id == "media@2"
+    assert registered_as(done, "media") == "media@2"
 
 
 def test_a_full_disk_is_said_and_the_next_run_mends_it(done: Path) -> None:
@@ -348,4 +358,4 @@ def test_a_full_disk_is_said_and_the_next_run_mends_it(done: Path) -> None:
     assert not (done / "models/adapters/healthcare").exists()
     mended = run("dvc", "repro", "package@healthcare", cwd=done)
     assert mended.returncode == 0, mended.stderr[-3000:]
-    assert manifest(done, "healthcare").adapter_id == "healthcare@2"
+    assert registered_as(done, "healthcare") == "healthcare@2"

@@ -1,0 +1,118 @@
+"""`lora-ops register` and `lora-ops report`, over packages as the pipeline leaves them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lora_ops.registry import lifecycle
+from lora_ops.registry.backends import open_registry
+from lora_ops.registry.verification import verify
+from tests.conftest import ROOT, SAMPLE_TENANTS, run
+from tests.registry.conftest import build_package
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A repository with a package of each sample tenant, and no registry yet."""
+    for name in ("params.yaml", "owners.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    for seed, tenant in enumerate(SAMPLE_TENANTS):
+        put_package(tmp_path, tenant, seed)
+    return tmp_path
+
+
+def put_package(root: Path, tenant: str, seed: int) -> None:
+    folder = root / "packages" / tenant
+    shutil.rmtree(folder, ignore_errors=True)
+    manifest = build_package(folder, seed, tenant)
+    (folder / "manifest.json").write_text(manifest.to_json())
+
+
+def lora_ops(root: Path, *words: str):
+    return run("lora-ops", *words, cwd=root, LORA_OPS_ROOT=str(root), COLUMNS="200")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_register_takes_every_package_and_changes_none(clone: Path) -> None:
+    packages = contents(clone / "packages")  # they are outputs of DVC
+    first = lora_ops(clone, "register")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("(a new version)") == 3
+    assert contents(clone / "packages") == packages
+    registry = open_registry(clone)
+    assert [one.id for one in registry.summaries()] == [f"{tenant}@1" for tenant in SAMPLE_TENANTS]
+    assert registry.get("finance@candidate").manifest.parent is None
+    assert verify(registry).ok
+
+
+def test_register_again_adds_nothing(clone: Path) -> None:
+    lora_ops(clone, "register")
+    registry = open_registry(clone)
+    head = registry.log.head()
+    again = lora_ops(clone, "register")
+    assert again.returncode == 0 and again.stdout.count("registered before") == 3
+    assert registry.log.head() == head
+
+
+def test_register_an_earlier_package_makes_it_candidate_again(clone: Path) -> None:
+    for seed in (0, 7, 0):
+        put_package(clone, "finance", seed)
+        assert lora_ops(clone, "register", "finance").returncode == 0
+    registry = open_registry(clone)
+    assert registry.get("finance@candidate").number == 1
+    assert [one.id for one in registry.summaries()] == ["finance@1", "finance@2"]
+
+
+def test_register_goes_on_after_a_revoked_package(clone: Path) -> None:
+    """A10: one revoked version stopped the pipeline, so later tenants were not processed."""
+    lora_ops(clone, "register")
+    registry = open_registry(clone)
+    lifecycle.revoke(registry, "finance@1", actor="chen.wei", reason="leaks")
+    put_package(clone, "media", 9)
+    done = lora_ops(clone, "register")
+    assert done.returncode == 2
+    assert "lora-ops: finance: finance@1 has exactly this content and was revoked" in done.stderr
+    assert "Not registered: finance" in done.stderr
+    assert "media@2 is the candidate of media" in done.stdout
+
+
+def test_register_refuses_a_changed_package(clone: Path) -> None:
+    (clone / "packages/media/adapter_config.json").write_text("{}")
+    done = lora_ops(clone, "register", "media")
+    assert done.returncode == 2 and "not the file that its manifest describes" in done.stderr
+    assert open_registry(clone).summaries() == []
+
+
+def test_register_without_a_package_names_the_command(clone: Path) -> None:
+    shutil.rmtree(clone / "packages")
+    for words in ([], ["finance"]):
+        refused = lora_ops(clone, "register", *words)
+        assert refused.returncode == 2 and "run `make repro`" in refused.stderr
+
+
+def test_register_refuses_an_unknown_tenant(clone: Path) -> None:
+    refused = lora_ops(clone, "register", "retail")
+    assert refused.returncode == 2 and "params.yaml has no tenant 'retail'" in refused.stderr
+    assert not (clone / ".registry").exists()
+
+
+def test_register_names_its_author(clone: Path) -> None:
+    lora_ops(clone, "register", "finance", "--actor", "ana.silva")
+    listed = json.loads(lora_ops(clone, "registry", "list", "--json").stdout)
+    assert [row["author"] for row in listed] == ["ana.silva"]
+
+
+def test_report_registers_nothing(clone: Path) -> None:
+    shown = lora_ops(clone, "report")
+    assert shown.returncode == 0, shown.stderr
+    assert "Not registered: finance, healthcare, media. Next: lora-ops register" in shown.stdout
+    assert not (clone / ".registry").exists()
+    lora_ops(clone, "register", "media")
+    shown = lora_ops(clone, "report")
+    assert "media@1" in shown.stdout and "Not registered: finance, healthcare." in shown.stdout
