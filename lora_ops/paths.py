@@ -13,6 +13,7 @@ from lora_ops.records.record import Record
 BASE_MODEL = "base_model.json"
 CONTRACT = "contract.json"
 DATA = "data.json"
+MEMBERSHIP = "membership.csv"  # of each split: its groups, as digests, and their rows
 TRAINING = "training.json"
 LOSSES = "loss.csv"
 EVALUATION = "evaluation.json"

@@ -10,10 +10,10 @@ import pandas as pd
 from lora_ops.datasets.contract import check_contract, require
 from lora_ops.datasets.prompts import render_example
 from lora_ops.datasets.source import read_source
-from lora_ops.datasets.split import SPLITS, sample, split_by_group
+from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import CONTRACT, DATA
+from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP
 from lora_ops.records.data import ContractRecord, DataRecord, SplitRecord
 from lora_ops.records.example import Example
 from lora_ops.settings.data import DataSettings
@@ -58,7 +58,7 @@ def prepare(
     root: Path,
     raw: Path,
 ) -> tuple[DataRecord, ContractRecord]:
-    """Write `train.jsonl`, `validation.jsonl`, `test.jsonl`, `data.json` and `contract.json` into `target`.
+    """Write the splits, `membership.csv`, `data.json` and `contract.json` into `target`.
 
     When the contract is broken only `contract.json` is written, so that no stage can use the data.
 
@@ -76,11 +76,13 @@ def prepare(
         if not contract.success:
             _replace(folder, target)
             require(contract)
-        splits = {}
+        chosen_rows, splits = {}, {}
         for name in SPLITS:
             of_split = rows[rows["split"] == name]
-            balance = settings.balance and settings.task == "labels"
+            # Held-out rows keep their natural shares: a balanced test would measure another mix.
+            balance = settings.balance and settings.task == "labels" and name == "train"
             chosen = sample(of_split, getattr(settings.rows, name), balance=balance, seed=settings.seed)
+            chosen_rows[name] = chosen
             if chosen.empty:
                 raise LoraOpsError(
                     f"The {name} split of '{tenant}' is empty: {rows['group'].nunique()} groups are too "
@@ -93,6 +95,7 @@ def prepare(
             splits[name] = SplitRecord(
                 rows=len(chosen), groups=chosen["group"].nunique(), sha256=sha256_file(path)
             )
+        membership(chosen_rows).to_csv(folder / MEMBERSHIP, index=False)
         record = DataRecord(
             tenant=tenant,
             task=settings.task,
@@ -101,6 +104,7 @@ def prepare(
             source_rows=len(rows),
             contract_success=contract.success,
             base_model_sha256=base_model_sha256,
+            warnings=thin_labels(chosen_rows, settings.labels, settings.contract.min_label_rows),
         )
         (folder / DATA).write_text(record.to_json(), encoding="utf-8")
         _replace(folder, target)

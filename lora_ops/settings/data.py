@@ -10,7 +10,10 @@ SOURCE_SUFFIXES = (".csv", ".jsonl", ".py")
 
 
 class SplitRows(Section):
-    """How many rows each split holds at most."""
+    """How many rows each split holds at most.
+
+    Their shares of the sum are the splits' shares of the groups, so another ratio moves groups between splits.
+    """
 
     train: int = Field(ge=1)
     validation: int = Field(ge=1)
@@ -24,6 +27,7 @@ class ContractLimits(Section):
     max_chars: int = Field(4000, ge=1)
     max_tokens: int = Field(512, ge=8)
     min_rows: int = Field(30, ge=1)
+    min_label_rows: int = Field(5, ge=1)
     allow_pii: bool = False
 
 
