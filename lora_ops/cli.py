@@ -213,7 +213,7 @@ def profile(name: Annotated[str, typer.Argument(help="A file of profiles/, such 
 @tenant_app.command("add")
 def tenant_add(
     name: Annotated[str, typer.Argument(help="Lower case, such as support.")],
-    source: Annotated[str, typer.Argument(help="A .csv, .jsonl or .py file inside the repository.")],
+    source: Annotated[str, typer.Argument(help="A .csv, .jsonl, .parquet or .py file inside the repository.")],
     template: Annotated[str, typer.Option(help="The prompt, columns as {name}.")] = "{text}",
     target: Annotated[str, typer.Option(help="The column with the right answer.")] = "label",
     task: Annotated[str, typer.Option(help="labels, or text for free answers.")] = "labels",
@@ -221,6 +221,8 @@ def tenant_add(
         str | None, typer.Option(help="The column whose values must not be in two splits.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    encoding: Annotated[str, typer.Option(help="Of a CSV or JSONL file, such as latin-1.")] = "utf-8",
+    delimiter: Annotated[str, typer.Option(help="Of a CSV file, such as ; or tab.")] = ",",
     license: Annotated[str, typer.Option(help="Licence of the adapter.")] = "proprietary",
 ) -> None:
     """Check a file of your own and make it a tenant: its entry is written into params.yaml."""
@@ -240,6 +242,8 @@ def tenant_add(
         task=task,
         group=group,
         system=system,
+        encoding=encoding,
+        delimiter="\t" if delimiter == "tab" else delimiter,
         license=license,
     )
     contract = check_tenant(name, TenantSettings.model_validate(entry), root)

@@ -29,6 +29,8 @@ def draft_tenant(
     task: str,
     group: str | None = None,
     system: str | None = None,
+    encoding: str = "utf-8",
+    delimiter: str = ",",
     license: str = "proprietary",
 ) -> dict[str, Any]:
     """A complete params.yaml entry for a source file, with splits and labels read from the file.
@@ -40,6 +42,8 @@ def draft_tenant(
     """
     data: dict[str, Any] = {"source": source, "template": template, "target": target, "task": task}
     data |= {name: value for name, value in {"system": system, "group": group}.items() if value is not None}
+    read = {"encoding": (encoding, "utf-8"), "delimiter": (delimiter, ",")}
+    data |= {name: value for name, (value, usual) in read.items() if value != usual}
     probe = {**data, "labels": ["a", "b"] if task == "labels" else [], "rows": dict.fromkeys(SHARES, 1)}
     frame, _ = read_source(_validated("data", probe, root), root, root / "data/raw")
     if task == "labels":

@@ -47,6 +47,18 @@ def test_labels_are_read_from_the_file(faq: Path) -> None:
     assert checked.returncode == 0 and "target is a known label" in checked.stdout
 
 
+def test_encoding_and_delimiter_are_options_that_the_entry_keeps(faq: Path) -> None:
+    rows = "".join(f"Où est la pièce {n}?;À {n}.\n" for n in range(60))
+    (faq / "data/sources/aide.csv").write_text("question;réponse\n" + rows, encoding="latin-1")
+    added = add(
+        faq, "aide", "data/sources/aide.csv", "--template", "{question}", "--target", "réponse",
+        "--task", "text", "--encoding", "latin-1", "--delimiter", ";",
+    )  # fmt: skip
+    assert added.returncode == 0, added.stderr
+    data = load_settings(faq).tenants["aide"].data
+    assert (data.encoding, data.delimiter, data.target) == ("latin-1", ";", "réponse")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -57,7 +69,7 @@ def test_labels_are_read_from_the_file(faq: Path) -> None:
          "has 60 different values of 'answer': that is free text, use --task text"),
         (["faq", "data/sources/gone.csv"], "there is no file"),
         (["faq", "/etc/hostname.csv"], "is outside the repository"),
-        (["faq", "README.md"], "must end in one of .csv, .jsonl, .py"),
+        (["faq", "README.md"], "must end in one of .csv, .jsonl, .parquet, .py"),
         (["Faq!", "data/sources/faq.csv", "--template", "{question}", "--target", "answer", "--task", "text"],
          "params.yaml is unchanged"),
     ],

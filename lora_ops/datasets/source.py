@@ -1,13 +1,16 @@
-"""A tenant's rows, read from its CSV, JSONL or Python source, before any split."""
+"""A tenant's rows, read from its CSV, JSONL, Parquet or Python source, before any split."""
 
 import importlib.util
 import json
+import re
 import string
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from lora_ops.datasets.files import LONGEST_SHOWN, read_file, shorten
 from lora_ops.errors import LoraOpsError
 from lora_ops.fetch import fetch_package
 from lora_ops.hashing import sha256_file
@@ -34,10 +37,15 @@ def read_source(settings: DataSettings, root: Path, raw: Path) -> tuple[pd.DataF
     if path.suffix == ".py":
         frame, record = _from_python(path, settings, raw)
     else:
-        frame = _from_file(path)
+        frame = read_file(path, settings)
         digest = sha256_file(path)
         record = SourceRecord(name=settings.source, version=digest[:12], sha256=digest, date=settings.published)
     _require_columns(frame, settings)
+    if path.suffix != ".py":
+        # Column by column with dtype object: pandas would make None NaN.
+        frame = pd.DataFrame(
+            {name: pd.Series([_as_text(cell) for cell in frame[name]], dtype=object) for name in frame}
+        )
     return frame, record
 
 
@@ -86,38 +94,58 @@ def _from_python(path: Path, settings: DataSettings, raw: Path) -> tuple[pd.Data
     return frame, record
 
 
-def _from_file(path: Path) -> pd.DataFrame:
-    try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-        # Not splitlines(): JSON text may hold other line separators.
-        lines = path.read_text(encoding="utf-8").split("\n")
-        rows = [_text_of(json.loads(line)) for line in lines if line.strip()]
-        return pd.DataFrame(rows, dtype=object)
-    except (ValueError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise LoraOpsError(f"{path.name} cannot be read as {path.suffix[1:].upper()}: {reason}.") from error
-
-
-def _text_of(row: Any) -> dict[str, str | None]:
-    # pandas' reader would take codes for numbers, and columns that are called "date" for times.
-    if not isinstance(row, dict):
-        raise ValueError(f"a line must be an object, not {json.dumps(row)}")
-    return {
-        name: value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False)
-        for name, value in row.items()
-    }
+def _as_text(value: object) -> str | None:
+    # Codes stay codes and dates dates: numbers and truth values are written as JSON writes them.
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float | list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value.isoformat() if isinstance(value, date) else str(value)
 
 
 def _require_columns(frame: pd.DataFrame, settings: DataSettings) -> None:
-    wanted = {
+    twins = frame.columns[frame.columns.duplicated()]
+    if len(twins):
+        raise LoraOpsError(f"{settings.source} has two columns {shorten(twins[0])}: rename one or remove it.")
+    used = {
         **dict.fromkeys(template_fields(settings.template), "template"),
         settings.target: "target",
         **({settings.group: "group"} if settings.group else {}),
     }
-    for column, setting in wanted.items():
+    if {"chosen", "rejected"} <= set(frame.columns) and not {"chosen", "rejected"}.isdisjoint(used):
+        raise LoraOpsError(
+            f"{settings.source} holds preferences (columns chosen and rejected), and an adapter is trained on "
+            "one right answer a row: write a column with the answer and name it in data.target."
+        )
+    for column, setting in used.items():
         if column not in frame.columns:
-            there = ", ".join(map(str, frame.columns))
-            raise LoraOpsError(f"{settings.source} has no column '{column}' (data.{setting}); it has: {there}.")
+            there = ", ".join(str(name)[:LONGEST_SHOWN] for name in frame.columns[:20])
+            raise LoraOpsError(
+                f"{settings.source} has no column '{column}' (data.{setting}); it has: {there or 'none'}."
+                + (_CHATS if _CHAT_COLUMNS.intersection(frame.columns) else "")
+            )
+        _require_plain_cells(frame[column], column, settings)
     if frame.empty:
         raise LoraOpsError(f"{settings.source} has no rows.")
+
+
+_CHAT_COLUMNS = frozenset(("messages", "conversations", "conversation"))
+_CHATS = " Chats are not read: write each question and its answer as two columns of one row."
+
+
+def _require_plain_cells(cells: "pd.Series[Any]", column: str, settings: DataSettings) -> None:
+    for number, value in enumerate(cells, start=1):
+        if isinstance(value, list | dict | tuple | bytes):
+            kind = {list: "a list", dict: "an object", tuple: "a list", bytes: "binary"}[type(value)]
+            raise LoraOpsError(
+                f"{settings.source}: '{column}' is {kind} in row {number}, not text: {shorten(value)}."
+                + (_CHATS if column in _CHAT_COLUMNS else "")
+            )
+        if isinstance(value, str) and _HALF_PAIR.search(value):
+            raise LoraOpsError(
+                f"{settings.source}: '{column}' in row {number} holds half of a character (a lone surrogate): "
+                f"{shorten(value)}. Mend or remove the row."
+            )
+
+
+_HALF_PAIR = re.compile(r"[\ud800-\udfff]")

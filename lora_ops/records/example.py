@@ -25,4 +25,6 @@ def read_split(folder: Path, split: str) -> list[Example]:
     """
     path = folder / f"{split}.jsonl"
     require_file(path, "prepare")
-    return [Example.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines(): U+2028 and other line separators may stand inside JSON text.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [Example.model_validate_json(line) for line in lines if line]

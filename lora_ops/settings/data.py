@@ -1,12 +1,13 @@
 """`tenants.NAME.data` of params.yaml."""
 
+from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from lora_ops.settings.section import Section, Sha256
 
-SOURCE_SUFFIXES = (".csv", ".jsonl", ".py")
+SOURCE_SUFFIXES = (".csv", ".jsonl", ".parquet", ".py")
 
 
 class SplitRows(Section):
@@ -35,6 +36,8 @@ class DataSettings(Section):
     """Where a tenant's rows come from and how a row becomes a prompt and its answer."""
 
     source: str
+    encoding: str = Field("utf-8", description="of a CSV or JSONL file, such as latin-1 or utf-16")
+    delimiter: str = Field(",", description="between the fields of a CSV file: one character, such as ;")
     requirement: str | None = None
     archive: Literal["wheel", "sdist"] = "wheel"
     archive_sha256: Sha256 | None = None
@@ -50,10 +53,42 @@ class DataSettings(Section):
     seed: int = 7
     contract: ContractLimits = ContractLimits()
 
+    @field_validator("encoding")
+    @classmethod
+    def _text_encoding(cls, name: str) -> str:
+        try:
+            "".encode(name)
+        except (LookupError, ValueError) as error:
+            raise ValueError(
+                "Python knows no such text encoding: use utf-8, utf-16, latin-1, cp1252"
+            ) from error
+        return name
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, mark: str) -> str:
+        if len(mark) != 1 or mark in '"\n\r' or mark.isalnum():
+            raise ValueError("a delimiter is one character such as ; or a tab, and no letter, digit or quote")
+        return mark
+
+    @field_validator("published")
+    @classmethod
+    def _real_day(cls, day: str | None) -> str | None:
+        if day is not None:
+            try:
+                date.fromisoformat(day)
+            except ValueError as error:
+                raise ValueError("there is no such day: write YYYY-MM-DD") from error
+        return day
+
     @model_validator(mode="after")
     def _consistent(self) -> "DataSettings":
         if not self.source.endswith(SOURCE_SUFFIXES):
             raise ValueError(f"source must end in one of {', '.join(SOURCE_SUFFIXES)}, not '{self.source}'")
+        if self.encoding != "utf-8" and not self.source.endswith((".csv", ".jsonl")):
+            raise ValueError(f"encoding is for .csv and .jsonl files, and source is '{self.source}': remove it")
+        if self.delimiter != "," and not self.source.endswith(".csv"):
+            raise ValueError(f"delimiter is for .csv files, and source is '{self.source}': remove it")
         if (self.requirement is None) != (self.archive_sha256 is None):
             raise ValueError("requirement and archive_sha256 come together or not at all")
         if self.task == "labels" and len(set(self.labels)) < 2:

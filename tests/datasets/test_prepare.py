@@ -50,6 +50,15 @@ def test_splits_carry_the_chat_template_and_the_record_their_digests(root: Path,
     assert row.completion == f"{row.target}<|im_end|>"
 
 
+def test_line_separators_inside_a_text_survive(root: Path, tiny_base: Path) -> None:
+    with (root / "faq.csv").open("a", encoding="utf-8") as file:
+        file.write("".join(f"First\u2028second {n}\x85third?,No {n}.\n" for n in range(40)))
+    prepare("faq", settings(), load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
+    texts = [row.text for split in ("train", "validation", "test") for row in read_split(root / "out", split)]
+    assert len(texts) == 30
+    assert any("\u2028second" in text and "\x85third?" in text for text in texts)
+
+
 def test_preparing_twice_gives_the_same_bytes(root: Path, tiny_base: Path) -> None:
     tokenizer = load_tokenizer(tiny_base)
     records = [prepare("faq", settings(), tokenizer, "0" * 64, root / "out", root, root)[0] for _ in range(2)]

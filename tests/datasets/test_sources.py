@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from lora_ops.datasets.source import read_source, template_fields
 from lora_ops.errors import LoraOpsError
@@ -91,9 +93,42 @@ def test_jsonl_and_a_python_function_give_the_same_rows(tmp_path: Path) -> None:
     [
         ("a.csv", "text,reply\nhi,hello\n", r"no column 'answer' \(data.target\); it has: text, reply"),
         ("a.csv", "text,answer\n", "has no rows"),
-        ("a.csv", "", "cannot be read as CSV"),
-        ("a.jsonl", "{broken\n", "cannot be read as JSONL"),
-        ("a.jsonl", "[1]\n", r"cannot be read as JSONL: a line must be an object, not \[1\]"),
+        ("a.csv", "", "cannot be read as CSV: it has no header line"),
+        (
+            "a.csv",
+            "text,answer\n1,a\n2,b, or c\n",
+            r"line 3 has 3 fields and the header 2 \('2', 'b', ' or c'\)",
+        ),
+        ("a.csv", 'text,answer\n"1\n1",a\n2\n', "line 4 has 1 fields and the header 2"),
+        ("a.csv", "text,answer\nhello, world,\nhi,there,\nyou,\n", "line 2 has 3 fields and the header 2"),
+        ("a.csv", 'text,answer\n1,a\n"2,b\n3,c\n', "line 3: unexpected end of data .*quote"),
+        ("a.csv", "text,answer,answer\n1,a,b\n", "two columns are named 'answer'"),
+        ("a.csv", "text,answer,\n1,a,b\n", "column 3 has no name in the header, and line 2 fills it"),
+        (
+            "a.csv",
+            "text;answer\n1;a\n",
+            "one column, 'text;answer': its delimiter seems to be ';'.*data.delimiter",
+        ),
+        ("a.csv", "chosen,rejected,text\na,b,c\n", r"no column 'answer'"),
+        ("a.jsonl", "{broken\n", "cannot be read as JSONL: line 1: Expecting property name"),
+        ("a.jsonl", '{"text": "a"}\n1\n', "line 2 must be an object, not 1"),
+        ("a.jsonl", '[{"text": "a", "answer": "b"}]\n', r"one JSON array.*jq -c '\.\[\]' a\.jsonl"),
+        ("a.jsonl", '{"text": "a", "answer": "b", "answer": "c"}\n', "line 1: two columns are named 'answer'"),
+        ("a.jsonl", '{"text": "a", "answer": ' + "[" * 100_000 + "\n", "line 1: "),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": "hi"}]}\n',
+            "no column 'text'.*Chats are not read",
+        ),
+        ("a.jsonl", '{"text": "hi", "answer": ["a"]}\n', r"'answer' is a list in row 1, not text: \['a'\]"),
+        ("a.jsonl", '{"text": "cut \\ud83d", "answer": "a"}\n', "'text' in row 1 holds half of a character"),
+        ("a.parquet", "PAR1", "cannot be read as PARQUET"),
+        (
+            "a.py",
+            "import pandas\ndef load():\n    return pandas.DataFrame([[1, 2, 3]], columns=['text', 'answer', "
+            "'answer'])\n",
+            "has two columns 'answer'",
+        ),
         ("a.py", "x = 1\n", "defines no function `load`"),
         ("a.py", "def load():\n    return 3\n", "returned int, not a DataFrame"),
     ],
@@ -102,6 +137,116 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path: Path, name: str, c
     (tmp_path / name).write_text(content)
     with pytest.raises(LoraOpsError, match=told):
         read_source(own(name), tmp_path, tmp_path)
+
+
+def test_a_delimiter_at_the_end_of_each_row_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "faq.csv").write_text("text,answer\nhi,hello,\nbye,,\n")
+    (tmp_path / "named.csv").write_text("text,answer,\nhi,hello,\nbye,,\n")
+    rows = [{"text": "hi", "answer": "hello"}, {"text": "bye", "answer": None}]
+    assert read_source(own("faq.csv"), tmp_path, tmp_path)[0].to_dict("records") == rows
+    assert read_source(own("named.csv"), tmp_path, tmp_path)[0].to_dict("records") == rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1", "cp1252"])
+@pytest.mark.parametrize("name", ["faq.csv", "faq.jsonl"])
+def test_a_named_encoding_is_read_with_or_without_its_mark(tmp_path: Path, name: str, encoding: str) -> None:
+    content = {"faq.csv": "text;answer\ncafé;été\n", "faq.jsonl": '{"text": "café", "answer": "été"}\n'}[name]
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    options = {"encoding": encoding} | ({"delimiter": ";"} if name == "faq.csv" else {})
+    frame, _ = read_source(own(name, **options), tmp_path, tmp_path)
+    assert frame.to_dict("records") == [{"text": "café", "answer": "été"}]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    for name, content in (("a.csv", "text,answer\nhi,yes\n"), ("a.jsonl", '{"text": "hi", "answer": "yes"}\n')):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert list(read_source(own(name), tmp_path, tmp_path)[0].columns) == ["text", "answer"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [
+        ("latin-1", r"line 2 is not utf-8 \(byte 0xe9\): name its encoding, such as latin-1, in data.encoding"),
+        ("utf-16", "begins as UTF-16, not utf-8: name its encoding, such as utf-16"),
+        ("utf-16-le", "holds NUL characters, so it is not utf-8: name its encoding, such as utf-16"),
+    ],
+)
+def test_another_encoding_is_refused_with_the_remedy(tmp_path: Path, encoding: str, told: str) -> None:
+    text = "text,answer\ncafé,a\n" if encoding != "utf-16-le" else "text,answer\nhi,a\n"
+    (tmp_path / "faq.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(LoraOpsError, match=told):
+        read_source(own("faq.csv"), tmp_path, tmp_path)
+
+
+def test_nan_and_null_in_jsonl_are_missing_values(tmp_path: Path) -> None:
+    (tmp_path / "faq.jsonl").write_text(
+        '{"text": "a", "answer": NaN}\n{"text": "b", "answer": -Infinity}\n{"text": "c", "answer": null}\n'
+        '{"text": "d"}\n{"text": "e", "answer": 1e999}\n'
+    )
+    assert read_source(own("faq.jsonl"), tmp_path, tmp_path)[0]["answer"].tolist() == [None] * 5
+
+
+def test_line_separators_inside_jsonl_text_are_text(tmp_path: Path) -> None:
+    (tmp_path / "faq.jsonl").write_text('{"text": "a\u2028b", "answer": "c\x85d"}\n', encoding="utf-8")
+    frame, _ = read_source(own("faq.jsonl"), tmp_path, tmp_path)
+    assert frame.to_dict("records") == [{"text": "a\u2028b", "answer": "c\x85d"}]
+
+
+def test_parquet_gives_what_jsonl_gives(tmp_path: Path) -> None:
+    duckdb.sql(
+        "COPY (SELECT * FROM (VALUES ('007', 1, true, DATE '2024-01-02', 'nan'::DOUBLE),"
+        " ('8', NULL, false, NULL, 1.5)) t(text, answer, sure, day, score))"
+        f" TO '{tmp_path / 'faq.parquet'}' (FORMAT parquet)"
+    )
+    frame, record = read_source(own("faq.parquet"), tmp_path, tmp_path)
+    assert frame.to_dict("records") == [
+        {"text": "007", "answer": "1", "sure": "true", "day": "2024-01-02", "score": None},
+        {"text": "8", "answer": None, "sure": "false", "day": None, "score": "1.5"},
+    ]
+    assert record.name == "faq.parquet"
+
+
+def test_a_parquet_column_of_lists_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "faq.parquet"
+    duckdb.sql(f"COPY (SELECT 'hi' AS text, ['a', 'b'] AS answer) TO '{path}' (FORMAT parquet)")
+    with pytest.raises(LoraOpsError, match="'answer' is a list in row 1"):
+        read_source(own("faq.parquet"), tmp_path, tmp_path)
+
+
+def test_a_preference_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"text": "q", "chosen": "a", "rejected": "b"}\n')
+    with pytest.raises(LoraOpsError, match="holds preferences .*one right answer a row"):
+        read_source(own("pairs.jsonl", target="chosen"), tmp_path, tmp_path)
+
+
+def test_chats_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}], "answer": "a"}\n')
+    with pytest.raises(LoraOpsError, match="'messages' is a list in row 1.*Chats are not read"):
+        read_source(own("chats.jsonl", template="{messages}"), tmp_path, tmp_path)
+
+
+def test_a_huge_cell_makes_no_huge_error(tmp_path: Path) -> None:
+    (tmp_path / "faq.jsonl").write_text('{"text": "hi", "answer": ["' + "x" * 1_500_000 + '"]}\n')
+    with pytest.raises(LoraOpsError) as told:
+        read_source(own("faq.jsonl"), tmp_path, tmp_path)
+    assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"encoding": "klingon"}, "no such text encoding"),
+        ({"encoding": "rot13"}, "no such text encoding"),
+        ({"delimiter": "ab"}, "one character"),
+        ({"delimiter": '"'}, "one character"),
+        ({"source": "rows.parquet", "encoding": "latin-1"}, "encoding is for .csv and .jsonl files"),
+        ({"source": "rows.jsonl", "delimiter": ";"}, "delimiter is for .csv files"),
+        ({"published": "2025-02-30"}, "there is no such day"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(values: dict[str, str], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        own(values.pop("source", "rows.csv"), **values)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
