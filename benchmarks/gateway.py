@@ -84,7 +84,7 @@ class Site:
         package = self.root / "package"
         model.save_pretrained(package)
         round_file(package)
-        with closing(open_registry(self.root)) as registry:
+        with closing(open_registry(self.root, create=True)) as registry:
             for number, tenant in enumerate(tenants, 1):
                 self._register(registry, package, tenant, number)
 

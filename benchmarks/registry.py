@@ -96,7 +96,7 @@ def manifest(number: int) -> Manifest:
 
 def ours(folder: Path, versions: int) -> dict[str, Callable[[], object]]:
     """Fill the registry (rows and audit entries; no files, which neither operation reads)."""
-    registry = Registry(folder / "registry")
+    registry = Registry(folder / "registry", create=True)
     with registry.change("benchmark") as change:
         for number in range(1, versions + 1):
             registry._insert(change, "registered", manifest(number), None, change.at, "ci", ("candidate",))

@@ -120,7 +120,7 @@ def register(
         settings.tenant(name)
     chosen = tenants or tenants_with_package(settings.tenants, root)
     refused = []
-    with closing(open_registry(root)) as registry:
+    with closing(open_registry(root, create=True)) as registry:
         for outcome in register_packages(chosen, root, registry, actor=actor):
             if outcome.version is None:
                 refused.append(outcome.tenant)

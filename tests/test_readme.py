@@ -81,7 +81,7 @@ def test_the_readmes_way_to_production_is_a_way(repository: Path, tmp_path: Path
             "evaluation_report_sha256": digest,
         }
     )
-    registry = open_registry(repository)
+    registry = open_registry(repository, create=True)
     registry.register(folder, manifest, actor="ana.silva")
     registry.close()
     done = run("bash", "-euc", block, cwd=repository, COLUMNS="300", LORA_OPS_ROOT=str(repository))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.mirror import Mirror
 from lora_ops.registry.owners import load_owners
 from lora_ops.registry.shared import SharedRegistry
@@ -12,23 +13,44 @@ from lora_ops.settings.files import find_root
 from lora_ops.settings.params import Settings, load_settings
 
 
-def open_registry(root: Path | None = None) -> Registry:
-    """The registry that params.yaml names, for the repository at `root`, with the owners of owners.yaml.
+def open_registry(root: Path | None = None, *, create: bool = False) -> Registry:
+    """Open the registry that params.yaml names, with the owners of owners.yaml.
+
+    Args:
+        root: of the repository; default: the one around the working directory.
+        create: make the registry if it is missing; only registering a version does.
 
     Raises:
-        LoraOpsError: params.yaml or owners.yaml is wrong, or the registry can't be opened.
+        MissingRegistry: there is none, and `create` is not set.
+        LoraOpsError: params.yaml or owners.yaml is wrong, the registry can't be opened, or W&B, which holds it,
+            can't be reached for the first copy.
     """
     root = root or find_root()
-    opened = open_copy(root, load_settings(root))
+    opened = open_copy(root, load_settings(root), create=create)
     if isinstance(opened, SharedRegistry):
-        opened.refresh()
+        try:
+            _take_what_is_new(opened, create)
+        except BaseException:
+            opened.close()
+            raise
     return opened
 
 
-def open_copy(root: Path, everything: Settings) -> Registry:
-    """The registry as this machine has it; what other machines changed meanwhile is not asked for.
+def _take_what_is_new(registry: SharedRegistry, create: bool) -> None:
+    if registry.log.head().seq:
+        registry.refresh()
+        return
+    # Without the first entry nobody can tell an empty registry from one that was not reached.
+    registry.pull()
+    if registry.log.head().seq == 0 and not create:
+        raise MissingRegistry(registry.path)
+
+
+def open_copy(root: Path, everything: Settings, *, create: bool = False) -> Registry:
+    """Open the registry as this machine has it; what other machines changed meanwhile is not asked for.
 
     Raises:
+        MissingRegistry: there is none, and `create` is not set.
         LoraOpsError: owners.yaml is wrong, or the registry can't be opened.
     """
     settings = everything.registry
@@ -36,7 +58,7 @@ def open_copy(root: Path, everything: Settings) -> Registry:
     owners = load_owners(file) if file.is_file() else None
     registry: Registry
     if settings.backend == "embedded":
-        registry = Registry(path, owners=owners, signing=settings.signing)
+        registry = Registry(path, create=create, owners=owners, signing=settings.signing)
     else:
         registry = SharedRegistry(path, WandbProject(settings.wandb), owners=owners, signing=settings.signing)
     registry.allow_candidates = everything.serving.allow_candidates

@@ -14,22 +14,43 @@ from lora_ops.errors import LoraOpsError
 BUSY_SECONDS = 30.0
 
 
-class Database:
-    """The registry's database; use one per thread."""
+class MissingRegistry(LoraOpsError):
+    """There is no registry where params.yaml says; only registering the first version makes one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"There is no registry in {folder}: `lora-ops register` makes it.")
+
+
+class Database:
+    """The registry's database; use one per thread.
+
+    Args:
+        path: the SQLite file.
+        create: make the folder and the file where they are missing.
+
+    Raises:
+        MissingRegistry: the file is missing and `create` is not set; nothing is made.
+        LoraOpsError: the file can't be used.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
         folder = path.parent
         try:
-            if not folder.exists():
-                folder.mkdir(parents=True)
+            if create:
+                folder.mkdir(parents=True, exist_ok=True)
+            elif not path.is_file():
+                raise _missing(path)
             self.read_only = not os.access(folder, os.W_OK)
-            self.connection = self._open_to_read() if self.read_only else self._open_to_write()
+            self.connection = self._open_to_read() if self.read_only else self._open_to_write(create)
         except (OSError, sqlite3.Error) as error:
             raise self._sentence(error) from error
 
-    def _open_to_write(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_SECONDS)
+    def _open_to_write(self, create: bool) -> sqlite3.Connection:
+        # `rwc` makes a missing file, `rw` does not: it may be deleted since somebody looked.
+        mode = "rwc" if create else "rw"
+        uri = f"file:{quote(str(self.path))}?mode={mode}"
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
@@ -127,3 +148,12 @@ class Database:
         if "unable to open" in text and self.path.exists() is False:
             return LoraOpsError(f"There is no registry in {folder}, and one can't be made there ({text}).")
         return LoraOpsError(f"The registry in {folder} can't be used ({text}).")
+
+
+def _missing(path: Path) -> LoraOpsError:
+    left = [one.name for one in path.parent.glob("*") if one.name != path.name] if path.parent.is_dir() else []
+    if left:
+        return LoraOpsError(
+            f"{path} was removed, and the rest of the registry is there: restore it from a backup."
+        )
+    return MissingRegistry(path.parent)

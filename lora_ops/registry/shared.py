@@ -59,7 +59,8 @@ class SharedRegistry(Registry):
         signing: SigningSettings | None = None,
         clock: Callable[[], datetime] = now,
     ) -> None:
-        super().__init__(path, owners=owners, signing=signing, clock=clock)
+        # A machine's first copy is empty until it takes the log from W&B.
+        super().__init__(path, create=True, owners=owners, signing=signing, clock=clock)
         self.mirror = Mirror(self, project, self._take)
         self.files.fetch = self._fetch
 

@@ -18,7 +18,7 @@ from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry import migrations, reports
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.changes import Change, whoami
-from lora_ops.registry.database import Database
+from lora_ops.registry.database import Database, MissingRegistry
 from lora_ops.registry.files import FileStore, check_package
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.signing import Signer
@@ -38,12 +38,24 @@ class Registry:
     """Adapter versions under one folder; every change is one transaction and one entry of the audit log.
 
     A registry belongs to one thread; open another one for another thread or process.
+
+    Args:
+        path: its folder.
+        create: make the registry if it is missing, as only registering a version does.
+        owners: who may do what; None refuses what needs a role.
+        signing: who vouches for packages and for the log.
+        clock: gives the time.
+
+    Raises:
+        MissingRegistry: there is none, and `create` is not set; nothing is made.
+        LoraOpsError: it can't be opened, or was written by a newer lora-ops.
     """
 
     def __init__(
         self,
         path: Path,
         *,
+        create: bool = False,
         owners: Owners | None = None,
         signing: SigningSettings | None = None,
         clock: Callable[[], datetime] = now,
@@ -55,11 +67,11 @@ class Registry:
         """Whether the gateway beside this registry also serves what nobody has approved."""
         self.files = FileStore(path / "files")
         self.signer = Signer(path / "keys", signing)
-        self.db = Database(path / "registry.sqlite")
+        self.db = Database(path / "registry.sqlite", create=create)
         self.log = Log(self.db)
         self.anchor = Anchor(path / "audit.head", self.signer)
         try:
-            self._migrate()
+            self._migrate(create)
         except BaseException:
             self.db.close()
             raise
@@ -70,8 +82,10 @@ class Registry:
 
     # Changes.
 
-    def _migrate(self) -> None:
+    def _migrate(self, create: bool) -> None:
         found = migrations.schema_of(self.db)
+        if found == 0 and not create:  # its making was broken off before anything was in it
+            raise MissingRegistry(self.path)
         if found > migrations.SCHEMA_VERSION:
             raise LoraOpsError(
                 f"The registry in {self.path} was written by a newer lora-ops (schema {found}, "

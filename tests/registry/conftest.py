@@ -159,7 +159,7 @@ def owners() -> Owners:
 
 @pytest.fixture
 def registry(tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Registry]:
-    opened = Registry(tmp_path / "registry", owners=owners, clock=clock)
+    opened = Registry(tmp_path / "registry", create=True, owners=owners, clock=clock)
     yield opened
     opened.close()
 

@@ -129,8 +129,12 @@ def test_a_whole_database_that_was_removed_is_noticed(six: Registry) -> None:
     six.close()
     for path in six.path.glob("registry.sqlite*"):
         path.unlink()
-    with pytest.raises(LoraOpsError, match="entry 1 was removed: the log ends at 0, not at 6"):
+    with pytest.raises(
+        LoraOpsError, match="registry.sqlite was removed, and the rest of the registry is there"
+    ):
         Registry(six.path)
+    with pytest.raises(LoraOpsError, match="entry 1 was removed: the log ends at 0, not at 6"):
+        Registry(six.path, create=True)
 
 
 def test_nothing_is_added_to_a_log_that_can_not_be_trusted(six: Registry, package: Build) -> None:

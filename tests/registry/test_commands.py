@@ -34,7 +34,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "report.md").write_text("# all is well\n")
     for kind, text in READ.items():
         (tmp_path / f"{kind}.json").write_text(text)
-    registry = open_registry(tmp_path)
+    registry = open_registry(tmp_path, create=True)
     for seed in (1, 2):
         folder = tmp_path / f"package-{seed}"
         registry.register(folder, build_package(folder, seed, fresh_days=3650), actor="ana.silva")

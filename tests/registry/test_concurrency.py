@@ -20,7 +20,7 @@ def test_writers_that_start_together_get_one_number_each(tmp_path: Path, package
     path = tmp_path / "shared"
 
     def write(mine: list) -> None:
-        registry = Registry(path)
+        registry = Registry(path, create=True)
         for one in mine:
             registry.register(*one)
 
@@ -38,7 +38,11 @@ def test_writers_that_start_together_get_one_number_each(tmp_path: Path, package
 def test_writers_of_the_same_content_make_one_version(tmp_path: Path, package: Build) -> None:
     folder, manifest = package()
     path = tmp_path / "shared"
-    started = [processes.start(lambda: Registry(path).register(folder, manifest)) for _ in range(5)]
+
+    def write() -> None:
+        Registry(path, create=True).register(folder, manifest)
+
+    started = [processes.start(write) for _ in range(5)]
     assert [processes.wait(one) for one in started] == [processes.DONE] * 5
     registry = Registry(path)
     assert [one.id for one in registry.summaries()] == ["finance@1"]

@@ -62,7 +62,7 @@ def test_processes_killed_at_any_moment_leave_a_registry_that_verifies(tmp_path:
     path = tmp_path / "shared"
 
     def write() -> None:
-        registry = Registry(path)
+        registry = Registry(path, create=True)
         for one in packages:
             registry.register(*one)
             lifecycle.reject(registry, registry.get("finance").id, actor="ben", reason="next")
@@ -72,7 +72,7 @@ def test_processes_killed_at_any_moment_leave_a_registry_that_verifies(tmp_path:
         time.sleep(0.004 * attempt)
         os.kill(process, signal.SIGKILL)
         processes.wait(process)
-        registry = Registry(path)
+        registry = Registry(path, create=True)
         assert verify(registry).ok
         registry.close()
     registry = Registry(path)
@@ -121,7 +121,7 @@ def served() -> Path:
     """One version in production, one approved in canary, so that what needs a long life happens early."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
-    registry = Registry(folder / "registry", owners=TEAM, clock=Clock())
+    registry = Registry(folder / "registry", create=True, owners=TEAM, clock=Clock())
     story = Story(registry, folder / "reports")
     for seed, stage in ((1, "production"), (2, "canary")):
         package = folder / f"package-{seed}"

@@ -366,7 +366,7 @@ def test_an_approval_by_somebody_who_left_the_role_no_longer_counts(
 
 
 def test_without_owners_nobody_approves(tmp_path: Path, package: Build, clock: Clock) -> None:
-    registry = Registry(tmp_path / "r", clock=clock)
+    registry = Registry(tmp_path / "r", create=True, clock=clock)
     registry.register(*package(), actor=AUTHOR)
     Story(registry, tmp_path / "reports").to("finance@1", "shadow")
     with pytest.raises(LoraOpsError, match="no owners.yaml"):

@@ -260,7 +260,7 @@ def test_a_lasting_fault_is_one_sentence_and_the_next_sync_goes_on_where_this_on
 def test_a_sync_that_is_killed_is_mended_by_the_next_one(
     clone: Path, package: Build, server: WandbServer, where: str
 ) -> None:
-    registry = open_registry(clone)
+    registry = open_registry(clone, create=True)
     registry.register(*package(1), actor="ana.silva")
     lifecycle.reject(registry, "finance@1", actor="ana.silva", reason="biased")
     started: list[subprocess.Popen[bytes]] = []
@@ -360,7 +360,7 @@ def test_two_registries_that_share_one_project_are_refused(
 ) -> None:
     registry.register(*package(1), actor="ana")
     mirror.sync()
-    other = Registry(tmp_path / "other")
+    other = Registry(tmp_path / "other", create=True)
     other.register(*package(2), actor="ben")
     with pytest.raises(LoraOpsError, match="belongs to another registry"):
         Mirror(other, mirror.project).sync()

@@ -31,7 +31,7 @@ def test_it_answers_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("params.yaml", "owners.yaml"):
         shutil.copy(ROOT / name, clone)
     (clone / "dvc.yaml").write_text("stages: {}\n")
-    registry = open_registry(clone)
+    registry = open_registry(clone, create=True)
     for seed in (1, 2):
         folder = clone / f"package-{seed}"
         registry.register(folder, build_package(folder, seed, fresh_days=3650), actor="ana.silva")

@@ -99,7 +99,7 @@ def test_a_registry_that_was_embedded_before_is_sent_when_it_becomes_shared(
     machine: Machine, package: Build, tmp_path: Path, server: WandbServer
 ) -> None:
     for seed in (1, 2):
-        Registry(tmp_path / "ci").register(*package(seed), actor="ana")
+        Registry(tmp_path / "ci", create=True).register(*package(seed), actor="ana")
     machine("ci").pull()
     assert log_at(server) == [(1, "registered"), (2, "registered")]
     laptop = machine("laptop")
@@ -166,7 +166,7 @@ def test_a_change_that_is_killed_after_wandb_took_it_counts(
     write_params(tmp_path, {"registry": {"backend": "wandb"}})
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     shutil.copy(ROOT / "owners.yaml", tmp_path)
-    open_registry(tmp_path).register(*package(1), actor="ana.silva")
+    open_registry(tmp_path, create=True).register(*package(1), actor="ana.silva")
     started = []
     reject = ("reject", "finance@1", "--reason", "biased", "--actor", "ana.silva")
 

@@ -206,7 +206,7 @@ def test_a_file_that_can_not_be_read_is_named(public_folder: Path) -> None:
     def register() -> None:
         give_up_root()
         with tempfile.TemporaryDirectory() as folder:
-            Registry(Path(folder)).register(package, manifest)
+            Registry(Path(folder), create=True).register(package, manifest)
 
     assert processes.run(register) == processes.REFUSED
 
@@ -297,7 +297,7 @@ def test_a_registry_that_is_not_a_database_is_named(tmp_path: Path) -> None:
 def test_a_registry_where_a_file_stands_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LoraOpsError, match="can't be used"):
-        Registry(tmp_path / "file" / "registry")
+        Registry(tmp_path / "file" / "registry", create=True)
 
 
 def test_another_writer_is_waited_for_but_not_for_ever(registry: Registry, package: Build) -> None:
@@ -349,7 +349,7 @@ def test_a_read_only_folder_is_read_and_every_change_refused_in_a_sentence(
 ) -> None:
     package, path = public_folder / "package", public_folder / "registry"
     manifest = build_package(package, 1)
-    registry = Registry(path, clock=lambda: MORNING)
+    registry = Registry(path, create=True, clock=lambda: MORNING)
     registry.register(package, manifest)
     if index_left:  # as when a process was killed
         shutil.copytree(path, public_folder / "copy")
@@ -364,7 +364,7 @@ def test_a_read_only_folder_is_read_and_every_change_refused_in_a_sentence(
 def test_the_registry_of_a_repository_has_the_owners_of_its_owners_yaml(tmp_path: Path) -> None:
     for name in ("params.yaml", "owners.yaml"):
         shutil.copy(ROOT / name, tmp_path)
-    with_owners = open_registry(tmp_path)
+    with_owners = open_registry(tmp_path, create=True)
     assert with_owners.owners is not None
     (tmp_path / "owners.yaml").unlink()
     without = open_registry(tmp_path)

@@ -106,7 +106,7 @@ def clone_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.TempP
     (root / "owners.yaml").write_text(owners.model_dump_json())
     (root / "dvc.yaml").write_text("stages: {}\n")
     shutil.copytree(tiny_base, root / "models/base")
-    registry = open_registry(root)
+    registry = open_registry(root, create=True)
     packages = tmp_path_factory.mktemp("packages")
     register(registry, tiny_base, packages / "f1", "finance", 1)
     register(registry, tiny_base, packages / "f2", "finance", 2, rank=8, modules="q_proj,v_proj")

@@ -1,0 +1,78 @@
+"""Only registering makes a registry; whatever reads one says that there is none, and makes nothing."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lora_ops.registry.backends import open_registry
+from lora_ops.registry.database import MissingRegistry
+from lora_ops.registry.store import Registry
+from tests.conftest import ROOT, run, write_params
+from tests.wandb_server import WandbServer
+
+from .conftest import Build, build_package
+
+READING = (
+    ["list"],
+    ["show", "finance@1"],
+    ["history", "finance@1"],
+    ["diff", "finance@1", "finance@2"],
+    ["due"],
+    ["verify"],
+    ["export", "finance@1", "out"],
+    ["revoke", "finance@1", "--reason", "leaks"],
+    ["promote", "finance@1", "validated", "--reason", "good"],
+)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A clone in which nothing was registered yet."""
+    for name in ("params.yaml", "owners.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", READING, ids=lambda words: words[0])
+def test_command_on_missing_registry_makes_none(empty: Path, words: list[str]) -> None:
+    done = run("lora-ops", "registry", *words, cwd=empty, LORA_OPS_ROOT=str(empty))
+    assert done.returncode not in (0, 1)
+    assert f"There is no registry in {empty / '.registry'}: `lora-ops register` makes it." in done.stderr
+    assert not (empty / ".registry").exists()
+
+
+def test_deleted_registry_does_not_verify(empty: Path) -> None:
+    with closing(open_registry(empty, create=True)) as registry:
+        registry.register(empty / "package", build_package(empty / "package", 1))
+    shutil.rmtree(empty / ".registry")
+    done = run("lora-ops", "registry", "verify", cwd=empty, LORA_OPS_ROOT=str(empty))
+    assert done.returncode != 0
+    assert not (empty / ".registry").exists()
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file", "a database without tables"])
+def test_registry_whose_making_was_cut_off_is_missing(tmp_path: Path, package: Build, left: str) -> None:
+    path = tmp_path / "registry"
+    path.mkdir()
+    if left != "nothing":
+        (path / "registry.sqlite").touch()
+    if left == "a database without tables":
+        sqlite3.connect(path / "registry.sqlite").execute("PRAGMA journal_mode = WAL")
+    with pytest.raises(MissingRegistry):
+        Registry(path)
+    made = Registry(path, create=True)
+    assert made.register(*package())[1]
+    made.close()
+    again = Registry(path)
+    assert again.get("finance").id == "finance@1"
+
+
+def test_shared_registry_that_is_empty_is_missing(empty: Path, server: WandbServer) -> None:
+    write_params(empty, {"registry.backend": "wandb"})
+    with pytest.raises(MissingRegistry):
+        open_registry(empty)
+    open_registry(empty, create=True).close()
