@@ -152,7 +152,8 @@ def write_record(
 def _served(registry: Registry, tenant: str) -> list[int]:
     """The versions that were ever in production, the last one first."""
     entries = reversed(registry.log.entries(tenant))
-    return list(dict.fromkeys(entry.number for entry in entries if entry.action == "production"))
+    numbers = (entry.number for entry in entries if entry.action == "production")
+    return list(dict.fromkeys(number for number in numbers if number is not None))
 
 
 def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:

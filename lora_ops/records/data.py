@@ -55,9 +55,7 @@ class DataRecord(Record):
     source_rows: int
     contract_success: bool
     base_model_sha256: Sha256 = Field(description="the prompts carry this model's chat template")
-    warnings: list[str] = Field(
-        default_factory=list, description="what weakens the data"
-    )
+    warnings: list[str] = Field(default_factory=list, description="what weakens the data")
 
 
 def read_data_record(folder: Path) -> DataRecord:

@@ -1,5 +1,6 @@
 """The manifest: everything that is known of one adapter version when it is packaged."""
 
+import json
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,8 @@ from lora_ops.records.record import Record, Sha256
 from lora_ops.records.training import TrainingRecord
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+# 1: before the content digest was taken from stored fields. 2: the digest of `content_digest`.
+SCHEMA_VERSION = 2
 
 
 class FileRecord(Record):
@@ -33,7 +36,7 @@ class GitRecord(Record):
 class Manifest(Record):
     """Everything that is known of one adapter version when it is packaged."""
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     tenant: str
     version: int | None = Field(None, description="given by the registry, which writes it into the file")
     created_at: datetime
@@ -67,16 +70,42 @@ class Manifest(Record):
         """`tenant@version`, or `tenant@?` before registration."""
         return f"{self.tenant}@{self.version or '?'}"
 
-    def content_digest(self) -> str:
-        """SHA-256 over what makes this adapter this adapter.
 
-        Two runs of the same code on the same data give the same digest, so clocks, timings, the commit and
-        the given version are left out, and packaging again registers nothing twice.
-        """
-        kept = self.model_dump(mode="json", include={"tenant", "base_model", "data", "params", "license"})
-        kept["metrics"] = {
-            name: {system: interval.model_dump() for system, interval in systems.items()}
-            for name, systems in self.evaluation.metrics.items()
-        }
-        kept["files"] = {name: file.sha256 for name, file in self.files.items() if name in ADAPTER_FILES}
+def content_digest(text: str, rule: int | None = None) -> str:
+    """Return the SHA-256 over what makes an adapter this adapter, taken from a stored manifest.
+
+    Only named fields of the stored JSON count, so a field that a later release adds to a record changes no
+    digest of an older manifest. Clocks, timings, the commit and the given version are left out: packaging the
+    same adapter again registers nothing twice.
+
+    Args:
+        text: the manifest as it is stored.
+        rule: the schema whose rule is used, 1 or 2; default: the manifest's own. Rule 2 reads both schemas.
+
+    Raises:
+        KeyError, TypeError, ValueError: the text is not a manifest.
+    """
+    stored = json.loads(text)
+    rule = min(rule or stored.get("schema_version", 1), SCHEMA_VERSION)
+    files = {name: stored["files"][name]["sha256"] for name in ADAPTER_FILES if name in stored["files"]}
+    if rule == 1:
+        kept = {name: stored[name] for name in ("tenant", "base_model", "data", "params", "license")}
+        kept |= {"metrics": stored["evaluation"]["metrics"], "files": files}
         return sha256_text(canonical(kept))
+    data, params = stored["data"], stored["params"]
+    return sha256_text(
+        canonical(
+            {
+                "rule": rule,
+                "tenant": stored["tenant"],
+                "files": files,
+                "base_model": stored["base_model"]["sha256"],
+                "source": [data["source"]["sha256"], data["source"].get("date")],
+                "splits": {name: split["sha256"] for name, split in data["splits"].items()},
+                "license": stored["license"],
+                "freshness_days": params.get("package", {}).get("freshness_days"),
+                "max_new_tokens": params.get("evaluate", {}).get("max_new_tokens"),
+                "metrics": sorted(stored["evaluation"]["metrics"]),
+            }
+        )
+    )

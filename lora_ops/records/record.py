@@ -8,9 +8,13 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Record(BaseModel):
-    """A typed, frozen JSON document."""
+    """A typed, frozen JSON document.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Reading is lenient: a field that a newer release wrote is ignored, because an older machine of the same team
+    must still read the log and serve. What decides on identity reads the stored bytes, never these classes.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     def to_json(self) -> str:
         """Indented JSON with a final newline; the same record always gives the same text."""

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.data import SourceRecord, SplitRecord
@@ -25,18 +25,74 @@ State = Literal[
 ]
 
 
-class AuditEntry(Record):
-    """One change of the registry; `hash` covers every other field, `previous` is the hash before it."""
+class Subject(Record):
+    """What an entry of the audit log is about."""
 
+    kind: str = Field(description="version, route, owners, key, incident, runbook, drift, registry")
+    id: str = Field(description="which one; of a version `tenant@number`")
+
+    @classmethod
+    def version(cls, tenant: str, number: int) -> "Subject":
+        """Return the subject of an entry about one version."""
+        return cls(kind="version", id=f"{tenant}@{number}")
+
+    def __str__(self) -> str:
+        return self.id if self.kind == "version" else f"{self.kind} {self.id}"
+
+
+class AuditEntry(Record):
+    """One change of the registry; `hash` covers every other field, `previous` is the hash before it.
+
+    Action, kind of subject and states are open texts: an entry of a newer release must not make an older reader
+    refuse the log.
+    """
+
+    format: int = Field(2, description="how `hash` is taken: 1 for entries of schema 3 and before, else 2")
     seq: int = Field(ge=1)
-    at: str = Field(description="UTC, ISO 8601; never before the entry above it")
+    at: str = Field(description="UTC, ISO 8601, by the clock of the machine that wrote it; the order is `seq`")
     actor: str
     action: str
-    tenant: str
-    number: int
+    subject: Subject
     body: dict[str, Any]
     previous: Sha256
     hash: Sha256
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_format_1(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "subject" not in value and "tenant" in value:
+            rest = {name: one for name, one in value.items() if name not in ("tenant", "number")}
+            return {
+                **rest,
+                "format": 1,
+                "subject": {"kind": "version", "id": f"{value['tenant']}@{value['number']}"},
+            }
+        return value
+
+    def stored(self) -> dict[str, Any]:
+        """Return the entry as its own format writes it: the JSON that is signed and sent."""
+        content = self.model_dump(mode="json")
+        if self.format == 1:
+            subject = content.pop("subject")
+            tenant, _, number = subject["id"].rpartition("@")
+            del content["format"]
+            content |= {"tenant": tenant, "number": int(number)}
+        return content
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose version the entry is about; None for another kind of subject."""
+        return self.subject.id.rpartition("@")[0] if self.subject.kind == "version" else None
+
+    @property
+    def number(self) -> int | None:
+        """The number of the version that the entry is about; None for another kind of subject."""
+        return int(self.subject.id.rpartition("@")[2]) if self.subject.kind == "version" else None
+
+    @property
+    def effects(self) -> dict[str, Any]:
+        """What the entry did to the tables: states, aliases, review_due; of the subject's tenant."""
+        return self.body.get("effects", {})
 
     @property
     def evidence(self) -> list[Evidence]:
@@ -44,11 +100,10 @@ class AuditEntry(Record):
         return [Evidence.model_validate(one) for one in self.body.get("evidence", [])]
 
     def effect_on(self, number: int) -> str:
-        """What it did to version `number`, in words; a promotion also ends another one's turn."""
+        """Return what it did to version `number`, in words; a promotion also ends another one's turn."""
         if self.number == number:
             return self.action
-        state = self.body.get("effects", {}).get("states", {}).get(str(number), "replaced")
-        return f"{state} by {self.tenant}@{self.number}"
+        return f"{self.effects.get('states', {}).get(str(number), 'replaced')} by {self.subject}"
 
 
 class Approval(Record):
@@ -130,7 +185,7 @@ class AdapterRecord(Record):
     id: str
     tenant: str
     number: int
-    state: State
+    state: str
     aliases: list[str]
     author: str
     registered_at: str

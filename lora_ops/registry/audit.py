@@ -9,13 +9,16 @@ from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import canonical, sha256_text
-from lora_ops.records.registry import AuditEntry
+from lora_ops.records.registry import AuditEntry, Subject
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.signing import Signer
 
 GENESIS = "0" * 64
-COLUMNS = "seq, at, actor, action, tenant, number, body, previous, hash"
+COLUMNS = "seq, format, at, actor, action, kind, subject, body, previous, hash"
+FORMAT = 2
+# "A" follows "@" in ASCII, so this is the range of all `tenant@...`, which the index can find.
+OF_TENANT = "kind = 'version' AND subject >= ?1 || '@' AND subject < ?1 || 'A'"
 
 
 class Head(NamedTuple):
@@ -42,63 +45,110 @@ class Log:
         return Head(*row) if row else Head()
 
     def last_time(self) -> str:
-        """When the last entry was written (UTC, ISO 8601), or an empty text."""
+        """Return when the last entry was written (UTC, ISO 8601), or an empty text."""
         row = self._db.row("SELECT at FROM audit ORDER BY seq DESC LIMIT 1")
         return row[0] if row else ""
 
-    def append(self, at: str, actor: str, action: str, tenant: str, number: int, body: dict[str, Any]) -> None:
+    def append(self, at: str, actor: str, action: str, subject: Subject, body: dict[str, Any]) -> None:
         """Add one entry that continues the chain."""
         last = self.head()
-        values = [last.seq + 1, at, actor, action, tenant, number, canonical(body), last.hash]
-        self._db.rows(
-            f"INSERT INTO audit ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, entry_hash(*values))
-        )
+        row = Row(last.seq + 1, FORMAT, at, actor, action, subject.kind, subject.id, canonical(body), last.hash)
+        self._insert(row._replace(hash=row.expected_hash()))
+
+    def take(self, entry: AuditEntry) -> None:
+        """Add an entry that another machine wrote, in its own format."""
+        subject = entry.subject
+        place = (entry.seq, entry.format, entry.at, entry.actor, entry.action, subject.kind, subject.id)
+        self._insert(Row(*place, canonical(entry.body), entry.previous, entry.hash))
+
+    def _insert(self, row: "Row") -> None:
+        marks = ", ".join("?" * len(row))
+        self._db.rows(f"INSERT INTO audit ({COLUMNS}) VALUES ({marks})", row)
 
     def entries(self, tenant: str | None = None, number: int | None = None, after: int = 0) -> list[AuditEntry]:
-        """Entries in order: all, of one tenant, or of one version; only those after entry `after`.
+        """Return entries in order: all, of one tenant, or of one version; only those after entry `after`.
 
         Those of one version include the promotions of another one that took its place.
         """
+        if tenant is None:
+            rows = self._db.rows(f"SELECT {COLUMNS} FROM audit WHERE seq > ? ORDER BY seq", (after,))
+            return [_entry(Row(*row)) for row in rows]
         rows = self._db.rows(
-            f"SELECT {COLUMNS} FROM audit WHERE seq > ?3 AND (?1 IS NULL OR tenant = ?1)"
-            " AND (?2 IS NULL OR number = ?2 OR CASE WHEN action = 'production' AND json_valid(body)"
+            f"SELECT {COLUMNS} FROM audit WHERE seq > ?3 AND {OF_TENANT}"
+            " AND (?2 IS NULL OR subject = ?1 || '@' || ?2"
+            " OR CASE WHEN action = 'production' AND json_valid(body)"
             " THEN json_type(body, '$.effects.states.\"' || ?2 || '\"') IS NOT NULL"
             " OR json_extract(body, '$.concerns') = ?2 END) ORDER BY seq",
             (tenant, number, after),
         )
-        return [_entry(row) for row in rows]
+        return [_entry(Row(*row)) for row in rows]
 
     def last_in_production(self, tenant: str) -> int | None:
-        """The version that went into production last, whether or not it is still there."""
+        """Return the version that went into production last, whether or not it is still there."""
         row = self._db.row(
-            "SELECT number FROM audit WHERE tenant = ? AND action = 'production' ORDER BY seq DESC LIMIT 1",
+            f"SELECT subject FROM audit WHERE {OF_TENANT} AND action = 'production' ORDER BY seq DESC LIMIT 1",
             (tenant,),
         )
-        return row[0] if row else None
+        return int(row[0].rpartition("@")[2]) if row else None
 
-    def rows(self) -> list[tuple[Any, ...]]:
-        """Every entry as it lies in the database, unchecked."""
-        return self._db.rows(f"SELECT {COLUMNS} FROM audit ORDER BY seq")
+    def rows(self) -> list["Row"]:
+        """Return every entry as it lies in the database, unchecked."""
+        return [Row(*row) for row in self._db.rows(f"SELECT {COLUMNS} FROM audit ORDER BY seq")]
 
 
-def fits(entry: AuditEntry) -> bool:
-    """Whether an entry's hash is that of its fields."""
-    place = (entry.seq, entry.at, entry.actor, entry.action, entry.tenant, entry.number)
-    return entry_hash(*place, canonical(entry.body), entry.previous) == entry.hash
+class Row(NamedTuple):
+    """One entry as the database holds it; `body` is canonical JSON."""
+
+    seq: int
+    format: int
+    at: str
+    actor: str
+    action: str
+    kind: str
+    subject: str
+    body: str
+    previous: str
+    hash: str = ""
+
+    def expected_hash(self) -> str:
+        """Return the hash of these fields, by the rule of the row's format.
+
+        Entries of format 1 were written when an entry was always about a version: tenant and number were fields
+        of their own. A migration keeps their hashes, so the chain of an old registry goes on unbroken.
+
+        Raises:
+            ValueError: a row of format 1 is not about a version.
+        """
+        if self.format == 1:
+            tenant, _, number = self.subject.rpartition("@")
+            place = (self.seq, self.at, self.actor, self.action, tenant, int(number))
+            return entry_hash(*place, self.body, self.previous)
+        return entry_hash(*self[:-1])
+
+
+def matches_hash(entry: AuditEntry) -> bool:
+    """Return whether an entry's hash is that of its fields."""
+    subject = entry.subject
+    place = (entry.seq, entry.format, entry.at, entry.actor, entry.action, subject.kind, subject.id)
+    try:
+        return Row(*place, canonical(entry.body), entry.previous).expected_hash() == entry.hash
+    except ValueError:
+        return False
 
 
 def entry_hash(*values: Any) -> str:
-    """The hash of an entry: over its place, every field and the hash of the entry before it."""
+    """Return the hash of an entry: over its place, every field and the hash of the entry before it."""
     return sha256_text(canonical(values))
 
 
-def _entry(row: tuple[Any, ...]) -> AuditEntry:
+def _entry(row: Row) -> AuditEntry:
     try:
-        fields = dict(zip(COLUMNS.split(", "), row, strict=True))
-        return AuditEntry.model_validate({**fields, "body": json.loads(fields["body"])})
+        fields = {**row._asdict(), "body": json.loads(row.body)}
+        fields["subject"] = {"kind": fields.pop("kind"), "id": row.subject}
+        return AuditEntry.model_validate(fields)
     except (ValueError, ValidationError) as error:
         raise LoraOpsError(
-            f"Entry {row[0]} of the audit log was changed: run `lora-ops registry verify`."
+            f"Entry {row.seq} of the audit log was changed: run `lora-ops registry verify`."
         ) from error
 
 
@@ -150,24 +200,30 @@ class Anchor:
         write_atomically(self.path, (json.dumps(signed, indent=2) + "\n").encode())
 
 
-def chain_problem(rows: Iterable[tuple[Any, ...]]) -> str | None:
-    """The first entry that was changed, removed or re-ordered, in words; None when the chain holds."""
+def chain_problem(rows: Iterable[Row]) -> str | None:
+    """Return the first entry that was changed, removed or re-ordered, in words; None when the chain holds."""
     entries = list(rows)
-    hashes = {row[-1] for row in entries}
+    hashes = {row.hash for row in entries}
     last = Head()
     for row in entries:
-        seq, *fields, previous, hash_ = row
         name = f"entry {last.seq + 1}"
-        if seq != last.seq + 1:
-            return f"{name} was removed: the next one is {seq}"
-        if entry_hash(*row[:-1]) != hash_:
+        if row.seq != last.seq + 1:
+            return f"{name} was removed: the next one is {row.seq}"
+        if not _hash_holds(row):
             places = range(1, len(entries) + 1000)
-            if not any(entry_hash(place, *fields, previous) == hash_ for place in places):
-                return f"{name} ({row[3]} {row[4]}@{row[5]} by {row[2]}, {row[1]}) was changed"
-            if previous in hashes or previous == GENESIS:
+            if not any(_hash_holds(row._replace(seq=place)) for place in places):
+                return f"{name} ({row.action} {row.subject} by {row.actor}, {row.at}) was changed"
+            if row.previous in hashes or row.previous == GENESIS:
                 return f"{name} was re-ordered: it was written in another place"
             return f"{name} was removed, and those after it were numbered anew"
-        if previous != last.hash:
+        if row.previous != last.hash:
             return f"{name} was re-ordered or put in the place of another one"
-        last = Head(seq, hash_)
+        last = Head(row.seq, row.hash)
     return None
+
+
+def _hash_holds(row: Row) -> bool:
+    try:
+        return row.expected_hash() == row.hash
+    except ValueError:
+        return False

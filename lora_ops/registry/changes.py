@@ -4,7 +4,7 @@ import getpass
 import os
 from typing import Any
 
-from lora_ops.records.registry import State
+from lora_ops.records.registry import State, Subject
 from lora_ops.registry.audit import Log
 from lora_ops.registry.database import Database
 
@@ -41,7 +41,7 @@ class Change:
         review_due: str | None = None,
         **body: Any,
     ) -> None:
-        """Do one thing to a version and tell of it.
+        """Apply one change of a version and append its audit entry.
 
         Args:
             action: what was done, one word.
@@ -60,9 +60,16 @@ class Change:
         if review_due:
             effects["review_due"] = review_due
         apply(self._db, tenant, number, effects)
+        self._append(action, Subject.version(tenant, number), {**body, "effects": effects})
+
+    def note(self, action: str, kind: str, id: str, **body: Any) -> None:
+        """Append an entry about something else than a version: owners, an API key, the registry itself."""
+        self._append(action, Subject(kind=kind, id=id), body)
+
+    def _append(self, action: str, subject: Subject, body: dict[str, Any]) -> None:
         if self._clock_behind:
             body["clock_behind_seconds"] = self._clock_behind
-        self._log.append(self.at, self._actor, action, tenant, number, {**body, "effects": effects})
+        self._log.append(self.at, self._actor, action, subject, body)
 
 
 def apply(db: Database, tenant: str, number: int, effects: dict[str, Any]) -> None:

@@ -57,6 +57,12 @@ MAY: dict[State, frozenset[Role]] = {
 }
 
 
+def allowed(before: str, after: str) -> bool:
+    """Return whether the rules have this step; a state of a newer release is judged by that release alone."""
+    known = get_args(State)
+    return before not in known or after not in known or (before, after) in EVIDENCE
+
+
 class Due(NamedTuple):
     """One thing to do soon, or late already."""
 

@@ -66,7 +66,7 @@ def nodes(registry: Registry, record: AdapterRecord) -> list[Node]:
     made = record.registered_at[:10]
     boxes.append(Node(1, record.id, f"{record.state}, by {record.author}\n{made}", target=True))
     for entry in record.history:
-        if "states" in entry.body.get("effects", {}) and entry.action not in ("registered", "imported"):
+        if "states" in entry.effects and entry.action not in ("registered", "imported"):
             kinds = ", ".join(one["kind"] for one in entry.body.get("evidence", []))
             title = entry.effect_on(record.number)
             boxes.append(Node(2, title, f"{entry.at[:10]}, {entry.actor}\n{kinds or 'no report'}"))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from lora_ops.registry.database import Database
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FIRST_WITH_LOG = 2
 
 V1 = """
@@ -89,6 +89,33 @@ CREATE TABLE mirrors (
 ) STRICT;
 """
 
+# Until schema 3 an entry was always about a version. Its subject is a kind and an id now, and its format says
+# by which rule its hash was taken: the hashes of schema 3 stay, so the chain and its signed head stay valid.
+V4 = """
+CREATE TABLE entries (
+    seq INTEGER PRIMARY KEY,
+    format INTEGER NOT NULL,
+    at TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    action TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    body TEXT NOT NULL,
+    previous TEXT NOT NULL,
+    hash TEXT NOT NULL
+) STRICT;
+INSERT INTO entries
+    SELECT seq, 1, at, actor, action, 'version', tenant || '@' || number, body, previous, hash FROM audit;
+DROP TABLE audit;
+ALTER TABLE entries RENAME TO audit;
+CREATE INDEX audit_by_subject ON audit (kind, subject);
+CREATE TRIGGER audit_keeps BEFORE DELETE ON audit BEGIN SELECT raise(ABORT, 'audit is append-only'); END;
+CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT raise(ABORT, 'audit is append-only'); END;
+CREATE TRIGGER audit_grows BEFORE INSERT ON audit
+    WHEN new.seq IS NOT (SELECT coalesce(max(seq), 0) + 1 FROM audit)
+    BEGIN SELECT raise(ABORT, 'audit is append-only'); END;
+"""
+
 
 class OldVersion(NamedTuple):
     """A row of schema 1, which the registry registers anew under schema 2."""
@@ -113,9 +140,9 @@ def upgrade(db: Database, found: int) -> list[OldVersion]:
         The versions of schema 1, whose tables are gone now, to be registered anew.
     """
     old = _take_v1(db) if found == 1 else []
-    if found < 2:
-        _run(db, V2)
-    _run(db, V3)
+    for schema, script in ((2, V2), (3, V3), (4, V4)):
+        if found < schema:
+            _run(db, script)
     db.rows(f"PRAGMA user_version = {SCHEMA_VERSION}")
     return old
 

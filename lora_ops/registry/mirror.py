@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.registry import AuditEntry
-from lora_ops.registry.audit import Head, fits
+from lora_ops.registry.audit import Head, matches_hash
 from lora_ops.registry.cards import record
 from lora_ops.registry.replay import BORN
 from lora_ops.registry.signing import SIGNATURE_FILE
@@ -159,8 +159,12 @@ class Mirror:
         if self.project.holds(entry):
             return
         registry = self.registry
-        version = registry.get(f"{entry.tenant}@{entry.number}")
-        signature = registry.signer.sign_text(canonical(entry.model_dump(mode="json")))
+        signature = registry.signer.sign_text(canonical(entry.stored()))
+        public_key = registry.signer.public_key(signature["key"])
+        if entry.subject.kind != "version":  # it brings no package and no report, only itself
+            self.project.send(entry, None, signature, public_key)
+            return
+        version = registry.get(entry.subject.id)
         parcel = Parcel(
             manifest_sha256=sha256_text(version.manifest_text),
             package=None,
@@ -168,7 +172,6 @@ class Mirror:
             parent_manifest_sha256=self._parent(version),
             reports=[(registry.files.checked(one.sha256, one.summary), one) for one in entry.evidence],
         )
-        public_key = registry.signer.public_key(signature["key"])
         if entry.action not in BORN:
             self.project.send(entry, parcel, signature, public_key)
             return
@@ -189,11 +192,12 @@ class Mirror:
             LoraOpsError: W&B can't be reached, or lost a version.
         """
         registry, head = self.registry, self.registry.log.head()
-        effects = entry.body.get("effects", {})
-        concerned = entry.body.get("concerns", entry.number)
-        touched = {entry.number, concerned, *map(int, effects.get("states", {}))}
+        touched: set[int] = set()
+        if entry.tenant is not None and entry.number is not None:
+            concerned = entry.body.get("concerns", entry.number)
+            touched = {entry.number, concerned, *map(int, entry.effects.get("states", {}))}
         for number in sorted(touched):
-            sha256 = self.manifest_sha256(entry.tenant, number)
+            sha256 = self.manifest_sha256(str(entry.tenant), number)
             assert sha256 is not None
             self.project.show(record(registry, f"{entry.tenant}@{number}"), sha256, head)
         self.project.mark_shown(entry)
@@ -254,7 +258,7 @@ def chain(sent: list[SentEntry], start: Head) -> list[SentEntry]:
         entry = one.entry
         if entry.seq != last.seq + 1 or entry.previous != last.hash:
             continue  # it lost a race, or was sent twice
-        if not fits(entry):
+        if not matches_hash(entry):
             raise LoraOpsError(f"Entry {entry.seq} of the audit log was changed at W&B: its hash does not fit.")
         kept.append(one)
         last = Head(entry.seq, entry.hash)

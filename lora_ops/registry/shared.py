@@ -28,7 +28,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
-from lora_ops.registry.audit import Head
+from lora_ops.registry.audit import Head, matches_hash
 from lora_ops.registry.changes import Change, apply
 from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.owners import Owners
@@ -120,8 +120,9 @@ class SharedRegistry(Registry):
     def _publish(self, before: Head, named: dict[tuple[str, str], int]) -> None:
         entries = self.log.entries(after=before.seq)
         for entry in entries:
-            for alias in entry.body["effects"].get("aliases", {}):
-                moved = self.mirror.moved(entry.tenant, alias, named.get((entry.tenant, alias)))
+            for alias in entry.effects.get("aliases", {}):
+                tenant = str(entry.tenant)
+                moved = self.mirror.moved(tenant, alias, named.get((tenant, alias)))
                 if moved:
                     raise LoraOpsError(
                         f"{moved}: it was moved by hand, or another machine is not done, so nothing was "
@@ -134,7 +135,7 @@ class SharedRegistry(Registry):
             if mine.hash != first.entry.hash:
                 other = first.entry
                 raise LostRace(
-                    f"{other.tenant}@{other.number} was {_done(other)} by {other.actor} meanwhile, so nothing "
+                    f"{other.subject} was {_done(other)} by {other.actor} meanwhile, so nothing "
                     "was changed: look again before you repeat it."
                 )
         if len(took) < len(entries):
@@ -144,7 +145,7 @@ class SharedRegistry(Registry):
 
     def _take(self, sent: SentEntry) -> None:
         entry = sent.entry
-        text = canonical(entry.model_dump(mode="json"))
+        text = canonical(entry.stored())
         self.signer.adopt(sent.public_key)
         if not self.signer.fits_text(text, sent.signature):
             raise LoraOpsError(
@@ -152,21 +153,27 @@ class SharedRegistry(Registry):
             )
         manifest_text = ""
         if entry.action in BORN:
-            manifest_text = self.mirror.project.fetch_manifest(entry.tenant, entry.body["manifest_sha256"])
+            manifest_text = self.mirror.project.fetch_manifest(str(entry.tenant), entry.body["manifest_sha256"])
         with self._transaction():
             head = self.log.head()
             if head.seq >= entry.seq:
                 return  # another process of this machine took it
+            if (entry.seq, entry.previous) != (head.seq + 1, head.hash) or not matches_hash(entry):
+                raise LoraOpsError(f"Entry {entry.seq} of the audit log at W&B does not continue the one here.")
             if entry.action in BORN:
                 body = entry.body
                 manifest = _manifest(manifest_text, entry)
                 self._add(
-                    manifest, manifest_text, body["signature_sha256"], body["registered_at"], body["author"]
+                    manifest,
+                    manifest_text,
+                    body["content_digest"],
+                    body["signature_sha256"],
+                    body["registered_at"],
+                    body["author"],
                 )
-            apply(self.db, entry.tenant, entry.number, entry.body["effects"])
-            self.log.append(entry.at, entry.actor, entry.action, entry.tenant, entry.number, entry.body)
-            if self.log.head() != Head(entry.seq, entry.hash):
-                raise LoraOpsError(f"Entry {entry.seq} of the audit log at W&B does not continue the one here.")
+            if entry.tenant is not None and entry.number is not None:
+                apply(self.db, entry.tenant, entry.number, entry.effects)
+            self.log.take(entry)
         self._bring_reports(entry)
 
     def _bring_reports(self, entry: AuditEntry) -> None:
@@ -175,7 +182,7 @@ class SharedRegistry(Registry):
             try:
                 self.files.present(report.sha256, report.summary)
             except LoraOpsError as error:
-                log.warning("The %s report of %s@%d: %s", report.kind, entry.tenant, entry.number, error)
+                log.warning("The %s report of %s: %s", report.kind, entry.subject, error)
 
     def _fetch(self, digest: str) -> None:
         project = self.mirror.project
@@ -194,7 +201,7 @@ class SharedRegistry(Registry):
             for entry in self.log.entries():
                 for report in entry.evidence:
                     if report.sha256 == digest:
-                        project.fetch_report(entry.tenant, report, folder)
+                        project.fetch_report(str(entry.tenant), report, folder)
                         self.files.add(folder / "report", digest)
                         return
 
@@ -204,8 +211,7 @@ def _manifest(text: str, entry: AuditEntry) -> Manifest:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         raise LoraOpsError(
-            f"The manifest of {entry.tenant}@{entry.number} at W&B does not fit its schema: "
-            f"{first_problem(error)}."
+            f"The manifest of {entry.subject} at W&B does not fit its schema: {first_problem(error)}."
         ) from error
 
 

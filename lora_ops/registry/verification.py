@@ -1,15 +1,17 @@
 """Whether the registry still is what its audit log says: chain, digests, signatures and state, recomputed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import NamedTuple
 
+from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
-from lora_ops.registry.audit import Head, chain_problem
-from lora_ops.registry.lifecycle import EVIDENCE
+from lora_ops.registry.audit import Head, Row, chain_problem
+from lora_ops.registry.lifecycle import allowed
 from lora_ops.registry.replay import BORN, Told, unlike
-from lora_ops.registry.store import Registry
+from lora_ops.registry.store import CLOCK_TOLERANCE_SECONDS, Registry
 from lora_ops.registry.versions import Summary, Version
 
 
@@ -76,8 +78,19 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
     if files:
         problems += _damaged(registry, kept)
         problems += _unsigned(registry, versions)
-    warnings = tuple(_unpinned(registry))
+    warnings = (*_unpinned(registry), *_dated_ahead(registry, rows))
     return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems), warnings)
+
+
+def _dated_ahead(registry: Registry, rows: Sequence[Row]) -> Iterator[str]:
+    latest = utc(registry.clock() + timedelta(seconds=CLOCK_TOLERANCE_SECONDS))
+    ahead = [row for row in rows if row.at > latest]
+    if ahead:
+        first = ahead[0]
+        yield (
+            f"entry {first.seq} is dated {first.at}, ahead of this machine's clock: the clock of {first.actor} "
+            f"was wrong, or this one is ({len(ahead)} such entries)"
+        )
 
 
 def _unpinned(registry: Registry) -> Iterator[str]:
@@ -96,12 +109,14 @@ def _replay(
     known: dict[tuple[str, int], Told] = {}
     aliases: dict[tuple[str, str], int] = {}
     for entry in entries:
-        tenant, effects = entry.tenant, entry.body.get("effects", {})
+        tenant, effects = entry.tenant, entry.effects
+        if tenant is None or entry.number is None:
+            continue  # it is about something else than a version, and changes no row of one
         born = entry.action in BORN
         for number, state in effects.get("states", {}).items():
             key = (tenant, int(number))
             before = known.get(key)
-            if born == (before is not None) or (before and (before.state, state) not in EVIDENCE):
+            if born == (before is not None) or (before and not allowed(before.state, state)):
                 yield f"entry {entry.seq} makes {tenant}@{number} '{state}', which the rules do not allow"
             known[key] = before._replace(state=state) if before else Told(entry, state, None)
         for alias, number in effects.get("aliases", {}).items():

@@ -113,19 +113,20 @@ class WandbProject:
         with self._talking():
             return self._find(AUDIT, entry_alias(entry)) is not None
 
-    def send(self, entry: AuditEntry, parcel: Parcel, signature: dict[str, str], public_key: str) -> None:
+    def send(
+        self, entry: AuditEntry, parcel: Parcel | None, signature: dict[str, str], public_key: str
+    ) -> None:
         """Send one entry: what it uses and brings first, itself last, so that it is there only with all of it.
 
         Raises:
             LoraOpsError: W&B can't be reached or refuses; sending again goes on where this ended.
         """
         with self._talking(), self._run(entry) as run:
-            adapter = adapter_alias(parcel.manifest_sha256)
-            if parcel.package:
+            if parcel and parcel.package:
                 self._send_package(run, entry, parcel, parcel.package)
-            else:
-                self._use(run, entry.tenant, adapter)
-            for path, report in parcel.reports:
+            elif parcel:
+                self._use(run, str(entry.tenant), adapter_alias(parcel.manifest_sha256))
+            for path, report in parcel.reports if parcel else ():
                 kind = "incident" if report.kind == "incident" else "evaluation"
                 artifact = self._artifact(f"{entry.tenant}-{report.kind}", kind, report.model_dump(mode="json"))
                 artifact.add_file(str(path), "report", policy="immutable", skip_cache=True)
@@ -136,9 +137,10 @@ class WandbProject:
                 {
                     "seq": entry.seq,
                     "hash": entry.hash,
-                    "adapter": f"{entry.tenant}@{entry.number}",
+                    "adapter": entry.subject.id if entry.subject.kind == "version" else None,
+                    "subject": str(entry.subject),
                     "action": entry.action,
-                    "entry": canonical(entry.model_dump(mode="json")),
+                    "entry": canonical(entry.stored()),
                     "signature": signature,
                     "public_key": public_key,
                 },
@@ -148,17 +150,18 @@ class WandbProject:
             self._log(run, artifact, entry_alias(entry))
 
     def _send_package(self, run: Any, entry: AuditEntry, parcel: Parcel, package: Path) -> None:
-        data = self._artifact(f"{entry.tenant}-data", "dataset", parcel.data.model_dump(mode="json"))
+        tenant = str(entry.tenant)
+        data = self._artifact(f"{tenant}-data", "dataset", parcel.data.model_dump(mode="json"))
         text = parcel.data.to_json()
         with data.new_file("data.json", encoding="utf-8") as file:
             file.write(text)
         alias = f"data-{sha256_text(text)[:12]}"
         self._log(run, data, alias)
-        self._use(run, f"{entry.tenant}-data", alias)
+        self._use(run, f"{tenant}-data", alias)
         if parcel.parent_manifest_sha256:
-            self._use(run, entry.tenant, adapter_alias(parcel.parent_manifest_sha256))
+            self._use(run, tenant, adapter_alias(parcel.parent_manifest_sha256))
         adapter = self._artifact(
-            entry.tenant,
+            tenant,
             ADAPTER,
             {"manifest_sha256": parcel.manifest_sha256, "number": entry.number, "state": "not registered yet"},
         )
@@ -369,7 +372,7 @@ class WandbProject:
         import wandb
 
         self._api()
-        adapter = f"{entry.tenant}@{entry.number}"
+        subject = str(entry.subject)
         with (
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
             wandb.init(
@@ -379,11 +382,11 @@ class WandbProject:
                 resume="allow",
                 reinit="create_new",
                 dir=folder,
-                name=f"{entry.action} {adapter}",
-                group=entry.tenant,
+                name=f"{entry.action} {subject}",
+                group=entry.tenant or entry.subject.kind,
                 job_type=entry.action,
                 config={
-                    "adapter": adapter,
+                    "adapter": subject,
                     "actor": entry.actor,
                     "at": entry.at,
                     "why": entry.body.get("reason"),

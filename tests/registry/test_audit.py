@@ -48,7 +48,7 @@ def first_problem(registry: Registry) -> str:
         "UPDATE audit SET actor = 'nobody' WHERE seq = 2",
         "DELETE FROM audit WHERE seq = 6",
         "INSERT OR REPLACE INTO audit SELECT * FROM audit WHERE seq = 3",
-        "INSERT INTO audit SELECT 9, at, '', '', tenant, number, '{}', previous, hash FROM audit LIMIT 1",
+        "INSERT INTO audit SELECT 9, 2, at, '', '', kind, subject, '{}', previous, hash FROM audit LIMIT 1",
     ],
 )
 def test_sqlite_refuses_to_change_the_log(six: Registry, statement: str) -> None:
@@ -57,7 +57,7 @@ def test_sqlite_refuses_to_change_the_log(six: Registry, statement: str) -> None
     assert verify(six).ok
 
 
-@pytest.mark.parametrize("field", ["at", "actor", "action", "tenant", "body"])
+@pytest.mark.parametrize("field", ["at", "actor", "action", "kind", "subject", "body"])
 @pytest.mark.parametrize("seq", [1, 4, 6])
 def test_a_changed_entry_is_named(six: Registry, field: str, seq: int) -> None:
     value = '{"reason":"better"}' if field == "body" else "other"
@@ -100,11 +100,11 @@ def test_a_chain_that_was_forged_to_its_end_does_not_fit_the_signed_head(six: Re
     for row in rows:
         fields = list(row[:-2])
         if row[0] == 3:
-            fields[2] = "somebody else"
+            fields[3] = "somebody else"
         hash_ = entry_hash(*fields, previous)
         db.execute(
             "UPDATE audit SET actor = ?, previous = ?, hash = ? WHERE seq = ?",
-            (fields[2], previous, hash_, row[0]),
+            (fields[3], previous, hash_, row[0]),
         )
         previous = hash_
     assert first_problem(six) == "entry 6 was changed: it is not the one that audit.head vouches for"

@@ -1,20 +1,27 @@
 """A database of schema 1 is brought forward where it lies; one from the future is left alone."""
 
+import json
 import shutil
 import sqlite3
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry import packages
+from lora_ops.records.manifest import Manifest, content_digest
+from lora_ops.registry import lifecycle, packages
+from lora_ops.registry.cards import record
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.migrations import SCHEMA_VERSION, V1
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
 from . import processes
 from .conftest import Build, Clock
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture
@@ -30,16 +37,25 @@ def old(tmp_path: Path, package: Build) -> Path:
         for name in manifest.files:
             files.add(folder / name)
         number = 1 if tenant == "media" else number
-        registered = manifest.model_copy(update={"version": number})
+        registered = manifest.model_copy(update={"version": number, "schema_version": 1})
+        digest = content_digest(registered.to_json())
         db.execute(
             "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
-            (tenant, number, manifest.content_digest(), registered.to_json(), "2026-01-01T00:00:00+00:00"),
+            (tenant, number, digest, registered.to_json(), "2026-01-01T00:00:00+00:00"),
         )
         db.execute("INSERT OR REPLACE INTO aliases VALUES (?, 'candidate', ?)", (tenant, number))
     db.execute("PRAGMA user_version = 1")
     db.commit()
     db.close()
     return path
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    """A registry that the release with schema 3 wrote: four versions, one in production, one revoked."""
+    with tarfile.open(FIXTURES / "schema-3.tar.gz") as archive:
+        archive.extractall(tmp_path / "released", filter="data")
+    return tmp_path / "released" / "schema-3"
 
 
 def test_an_old_registry_keeps_its_versions_and_gains_signatures_and_a_log(old: Path) -> None:
@@ -98,26 +114,27 @@ def test_an_upgrade_that_is_killed_leaves_the_old_registry_or_the_new_one(
 
 @pytest.mark.parametrize("calls", [None, *range(3, 60, 8)])
 def test_a_registry_of_schema_2_keeps_its_log_and_gains_a_queue_killed_or_not(
-    registry: Registry, package: Build, clock: Clock, calls: int | None
+    released: Path, package: Build, clock: Clock, calls: int | None
 ) -> None:
-    registry.register(*package(1))
-    log = registry.log.entries()
-    registry.db.rows("DROP TABLE mirrors")
-    registry.db.rows("PRAGMA user_version = 2")
-    registry.close()
-    path = registry.path
+    db = sqlite3.connect(released / "registry.sqlite")
+    db.execute("DROP TABLE mirrors")
+    db.execute("PRAGMA user_version = 2")
+    hashes = db.execute("SELECT hash FROM audit ORDER BY seq").fetchall()
+    db.commit()
+    db.close()
+    path = released
     assert processes.run(lambda: Registry(path), kill_at=calls) in (processes.KILLED, processes.DONE)
     upgraded = Registry(path, clock=clock)
-    assert upgraded.log.entries() == log
+    assert [(entry.hash,) for entry in upgraded.log.entries()] == hashes
     assert upgraded.db.rows("SELECT * FROM mirrors") == []
     assert verify(upgraded).ok
-    assert upgraded.register(*package(2))[0].id == "finance@2"
+    assert upgraded.register(*package(9))[0].id == "finance@3"
 
 
 def test_a_registry_from_the_future_is_refused_in_one_sentence(registry: Registry) -> None:
     registry.db.rows(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     registry.close()
-    with pytest.raises(LoraOpsError, match=r"written by a newer lora-ops \(schema 4, this one knows 3\)"):
+    with pytest.raises(LoraOpsError, match=r"written by a newer lora-ops \(schema 5, this one knows 4\)"):
         Registry(registry.path)
 
 
@@ -129,3 +146,65 @@ def test_an_old_manifest_that_fails_its_schema_stops_the_upgrade_and_changes_not
         Registry(old)
     assert db.execute("PRAGMA user_version").fetchone() == (1,)
     assert db.execute("SELECT count(*) FROM versions").fetchone() == (3,)
+
+
+def test_schema_3_keeps_hashes_states_and_aliases(released: Path, clock: Clock) -> None:
+    """The chain, its signed head and each manifest of a released registry hold after the upgrade."""
+    db = sqlite3.connect(released / "registry.sqlite")
+    hashes = db.execute("SELECT seq, hash FROM audit ORDER BY seq").fetchall()
+    db.close()
+    registry = Registry(released, clock=clock)
+    assert [(entry.seq, entry.hash) for entry in registry.log.entries()] == hashes
+    assert {entry.format for entry in registry.log.entries()} == {1}
+    assert [(one.id, one.state, one.aliases) for one in registry.summaries()] == [
+        ("finance@1", "production", ("production",)),
+        ("finance@2", "candidate", ("candidate",)),
+        ("healthcare@1", "shadow", ("candidate", "shadow")),
+        ("media@1", "revoked", ()),
+    ]
+    assert verify(registry).ok
+    assert record(registry, "finance@1").verdict.may_serve
+    assert packages.verified_path(registry, "finance@1").is_dir()
+
+
+def test_schema_3_goes_on_with_entries_of_both_formats(released: Path, owners: Owners, clock: Clock) -> None:
+    registry = Registry(released, owners=owners, clock=clock)
+    clock.move(days=10)
+    lifecycle.revoke(registry, "finance@1", actor="ben", reason="leaks card numbers")
+    last = registry.log.entries()[-1]
+    assert (last.format, last.subject.id, last.action) == (2, "finance@1", "revoked")
+    assert [entry.format for entry in registry.history("finance@1")][-2:] == [1, 2]
+    assert verify(registry).ok
+
+
+@pytest.mark.parametrize("calls", range(3, 90, 9))
+def test_schema_3_upgrade_killed_goes_on(released: Path, clock: Clock, calls: int) -> None:
+    done = processes.run(lambda: Registry(released), kill_at=calls)
+    assert done in (processes.KILLED, processes.DONE)
+    assert verify(Registry(released, clock=clock)).ok
+
+
+def test_register_knows_content_of_an_older_schema(released: Path, package: Build, clock: Clock) -> None:
+    """The same adapter, packaged again by today's release, is the version that the old one registered."""
+    registry = Registry(released, clock=clock)
+    version, is_new = registry.register(*package(2))
+    assert (version.id, is_new) == ("finance@2", False)
+
+
+def test_register_refuses_revoked_weights_around_other_settings(released: Path, package: Build) -> None:
+    registry = Registry(released)
+    folder, manifest = package(3, tenant="media")
+    with pytest.raises(LoraOpsError, match="media@1 has exactly this content and was revoked"):
+        registry.register(folder, manifest.model_copy(update={"license": "MIT"}))
+
+
+def test_registry_survives_fields_of_a_newer_release(registry: Registry, package: Build) -> None:
+    """A field that this release does not know is kept in the manifest, and takes nothing out of service."""
+    folder, manifest = package(1)
+    registry.register(folder, manifest)
+    version = registry.get("finance@1")
+    newer = json.loads(version.manifest_text)
+    newer["data"]["language"] = "en"
+    newer["evaluation"]["judge"] = {"model": "x"}
+    assert Manifest.model_validate(newer) == version.manifest
+    assert content_digest(json.dumps(newer)) == version.summary.content_digest

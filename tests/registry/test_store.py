@@ -21,7 +21,7 @@ from lora_ops.registry.verification import verify
 from lora_ops.registry.versions import parse_reference
 
 from . import processes
-from .conftest import AUTHOR, MORNING, Build, Clock, Story, build_package
+from .conftest import AUTHOR, FIRST, MORNING, Build, Clock, Story, build_package
 
 ROOT = Path(__file__).parents[2]
 
@@ -275,12 +275,18 @@ def test_a_clock_that_is_a_little_behind_keeps_the_log_in_order_and_is_told(
     assert second.body["clock_behind_seconds"] == 240
 
 
-def test_a_clock_that_went_back_is_refused(registry: Registry, package: Build, clock: Clock) -> None:
+def test_change_is_made_whatever_the_clock(registry: Registry, package: Build, clock: Clock) -> None:
+    """One entry of a machine whose clock was a day ahead must not stop a revocation by another."""
     registry.register(*package(1))
+    clock.move(days=1)
+    registry.register(*package(2))
     clock.move(days=-1)
-    with pytest.raises(LoraOpsError, match="The clock went back"):
-        registry.register(*package(2))
-    assert [one.id for one in registry.summaries()] == ["finance@1"]
+    assert "is dated 2026-03-03" in verify(registry).warnings[-1]
+    lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks card numbers")
+    last = registry.log.entries()[-1]
+    assert last.at == "2026-03-02T09:00:00+00:00"
+    assert last.body["clock_behind_seconds"] == 86400
+    assert verify(registry).ok
 
 
 def test_nobody_is_no_actor(registry: Registry, package: Build) -> None:
