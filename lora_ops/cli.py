@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.escaping import markup, show, visible
+from lora_ops.grid import Grid
 from lora_ops.registry.commands import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.serving.commands import keys_app, serve
@@ -24,7 +23,6 @@ app.add_typer(tenant_app, name="tenant")
 app.add_typer(registry_app, name="registry")
 app.add_typer(keys_app, name="keys")
 app.command()(serve)
-console = Console()
 
 
 @app.command("base-model")
@@ -36,7 +34,7 @@ def base_model() -> None:
     settings = load_settings(root).base_model
     _stay_offline(settings.source)
     record = make_base_model(settings, root / "models/base", root / "data/raw", root)
-    console.print(f"{record.id} {record.revision}: {record.parameters:,} parameters, SHA-256 {record.sha256}")
+    show(markup(f"{record.id} {record.revision}: {record.parameters:,} parameters, SHA-256 {record.sha256}"))
 
 
 @app.command()
@@ -97,7 +95,7 @@ def rollback(
         "confirm": yes,
     }
     run_notebook(root / "runbooks/rollback.ipynb", folder / "rollback.ipynb", parameters, root)
-    console.print(f"The page: {(folder / 'rollback.html').relative_to(root)}", highlight=False)
+    show(f"The page: {(folder / 'rollback.html').relative_to(root)}")
 
 
 @app.command()
@@ -124,12 +122,10 @@ def register(
         for outcome in register_packages(chosen, root, registry, actor=actor):
             if outcome.version is None:
                 refused.append(outcome.tenant)
-                print(f"lora-ops: {outcome.tenant}: {outcome.problem}", file=sys.stderr)
+                print(f"lora-ops: {outcome.tenant}: {visible(str(outcome.problem))}", file=sys.stderr)
                 continue
             how = "a new version" if outcome.is_new else "this content was registered before"
-            console.print(
-                f"{outcome.version.id} is the candidate of {outcome.tenant} ({how}).", highlight=False
-            )
+            show(f"{outcome.version.id} is the candidate of {outcome.tenant} ({how}).")
     if refused:
         raise LoraOpsError(f"Not registered: {', '.join(refused)}; the reasons are above.")
 
@@ -147,9 +143,8 @@ def report() -> None:
     manifests = [packaged(tenant, root) for tenant in settings.tenants]
     # Only `register` makes a registry: looking must not.
     registry = open_registry(root) if (root / settings.registry.path).is_dir() else None
-    table = Table(
-        "tenant", "version", "metric", "base", "adapter", "size", "training", box=SIMPLE, pad_edge=False
-    )
+    columns = ("tenant", "version", "metric", "base", "adapter", "size", "training")
+    table = Grid(*columns, solid={*columns})
     pages, missing = [], []
     for manifest in manifests:
         version = registered_id(manifest, registry)
@@ -168,10 +163,10 @@ def report() -> None:
                 f"{manifest.size_bytes / 1e6:.1f} MB" if first else "",
                 f"{manifest.training.seconds:.0f} s" if first else "",
             )
-        pages.append(f"{version or manifest.tenant}: {manifest.report}")
-    console.print(table, "Reports, for a browser:", *pages, sep="\n", highlight=False)
+        pages.append(markup(f"{version or manifest.tenant}: {manifest.report}"))
+    show(table, "Reports, for a browser:", *pages, sep="\n")
     if missing:
-        console.print(f"Not registered: {', '.join(missing)}. Next: lora-ops register", highlight=False)
+        show(f"Not registered: {', '.join(missing)}. Next: lora-ops register")
 
 
 @app.command()
@@ -186,10 +181,10 @@ def chat(
     root = find_root()
     _stay_offline(load_settings(root).base_model.source)
     adapter_id, base_answer, adapter_answer = ask(adapter, text, open_registry(root), root)
-    table = Table("who", "answer", title=text)
+    table = Grid("who", "answer", solid={"who"}, title=text)
     table.add_row("base model", base_answer)
     table.add_row(adapter_id, adapter_answer)
-    console.print(table)
+    show(table)
 
 
 @app.command("wandb-sync")
@@ -207,7 +202,7 @@ def profile(name: Annotated[str, typer.Argument(help="A file of profiles/, such 
 
     root = find_root()
     apply_profile(root / "profiles" / f"{name}.yaml", root)
-    console.print(f"params.yaml now has the values of profiles/{name}.yaml.")
+    show(f"params.yaml now has the values of profiles/{name}.yaml.")
 
 
 @tenant_app.command("add")
@@ -249,7 +244,7 @@ def tenant_add(
     contract = check_tenant(name, TenantSettings.model_validate(entry), root)
     require(contract)
     add_tenant(name, entry, root)
-    console.print(
+    show(
         f"{name}: {contract.rows} rows pass {len(contract.checks)} checks; its entry is in params.yaml. "
         f"Next: dvc repro package@{name}"
     )
@@ -261,7 +256,7 @@ def tenant_remove(name: Annotated[str, typer.Argument(help="A tenant of params.y
     from lora_ops.tenants import remove_tenant
 
     remove_tenant(name, find_root())
-    console.print(f"{name} is no tenant of params.yaml any more; its versions stay in the registry.")
+    show(f"{name} is no tenant of params.yaml any more; its versions stay in the registry.")
 
 
 @tenant_app.command("check")
@@ -272,10 +267,10 @@ def tenant_check(name: Annotated[str, typer.Argument(help="A tenant of params.ya
 
     root = find_root()
     contract = check_tenant(name, load_settings(root).tenant(name), root)
-    table = Table("check", "result", "rows that fail", title=f"{name}: {contract.rows} rows")
+    table = Grid("check", "result", "rows that fail", solid={"result"}, title=f"{name}: {contract.rows} rows")
     for check in contract.checks:
         table.add_row(check.name, "ok" if check.success else "FAILED", "; ".join(check.failed_rows[:3]))
-    console.print(table)
+    show(table)
     require(contract)
 
 
@@ -284,11 +279,11 @@ def main() -> None:
     try:
         app()
     except LoraOpsError as error:
-        print(f"lora-ops: {error}", file=sys.stderr)
+        print(f"lora-ops: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"lora-ops: {error.strerror or error}{where}.", file=sys.stderr)
+        print(f"lora-ops: {visible(f'{error.strerror or error}{where}')}.", file=sys.stderr)
         sys.exit(2)
 
 

@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.escaping import clean_html
 
 # A Unix socket's path must fit into 108 bytes with its end; zmq adds `/ipc-` and the number of the channel.
 LONGEST_SOCKET_FOLDER = 80
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# nbconvert's page without its scripts from a CDN, and with a policy that lets none run.
+PAGE_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; font-src data:; \
+style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+{%- endblock html_head_js -%}
+{%- block html_head_js_mathjax -%}{%- endblock html_head_js_mathjax -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock html_head_js_mermaidjs -%}
+"""
 KINDS: dict[str, str] = {
     "bool": "True or False",
     "int": "a whole number",
@@ -235,16 +246,28 @@ def _socket_folder() -> Path:
 
 
 def write_html(executed: Path) -> Path:
-    """An executed notebook as a page that opens without Jupyter; its path."""
+    """Write an executed notebook as a page that opens without Jupyter and without a network; return its path.
+
+    The page has no script: what it shows of data was cleaned (`lora_ops.escaping`), and its policy forbids the
+    browser to run or load anything. A widget needs a kernel, so it is left out.
+    """
+    import nbformat
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.outputs = [one for one in cell.get("outputs", []) if WIDGET not in one.get("data", {})]
     exporter = HTMLExporter(
+        raw_template=PAGE_TEMPLATE,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
+        sanitize_html=True,
+        filters={"clean_html": clean_html},
         preprocessors=[CoalesceStreamsPreprocessor],  # of a progress bar, its last state
     )
-    body, _ = exporter.from_filename(str(executed))
+    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
     page = executed.with_suffix(".html")
     page.write_text(body, encoding="utf-8")
     return page

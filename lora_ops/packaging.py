@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
+from lora_ops.escaping import code, markdown
 from lora_ops.git import git_state
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.paths import EVALUATION, MANIFEST, SAMPLES
@@ -142,7 +143,8 @@ def model_card(manifest: Manifest, settings: TenantSettings) -> str:
         f"| {name} | {' | '.join(str(metric.get(system, '-')) for system in systems)} |"
         for name, metric in evaluation.metrics.items()
     )
-    labels = ", ".join(settings.data.labels) or "free text"
+    labels = ", ".join(map(markdown, settings.data.labels)) or "free text"
+    source = markdown(f"{manifest.data.source.name} {manifest.data.source.version}")
     recipe = settings.train
     return f"""---
 base_model: {manifest.base_model.id}
@@ -153,10 +155,10 @@ tags: [lora, {manifest.tenant}]
 
 # {manifest.tenant}: a LoRA adapter of {manifest.base_model.id}
 
-**For**: answering `{settings.data.template}`{_system(settings)} with: {labels}.
+**For**: answering {code(settings.data.template)}{_system(settings)} with: {labels}.
 
 **Not for**: anything else. It was measured on {evaluation.rows} held-out rows of
-{manifest.data.source.name} {manifest.data.source.version} and on nothing more.
+{source} and on nothing more.
 
 ## Results on the held-out split (value [95 % bootstrap interval])
 {head}
@@ -164,7 +166,7 @@ tags: [lora, {manifest.tenant}]
 
 ## Lineage
 - Base model {manifest.base_model.id}, {manifest.base_model.revision}, SHA-256 `{manifest.base_model.sha256}`
-- Data {manifest.data.source.name} {manifest.data.source.version}, SHA-256 `{manifest.data.source.sha256}`
+- Data {source}, SHA-256 `{manifest.data.source.sha256}`
 - Split by group: {", ".join(f"{name} {split.rows} rows" for name, split in manifest.data.splits.items())}
 - Rank {recipe.rank}, alpha {recipe.alpha}, dropout {recipe.dropout}, learning rate {recipe.learning_rate},
   {recipe.epochs} epoch(s), batch {recipe.batch_size}, seed {recipe.seed}; all linear layers;
@@ -182,7 +184,7 @@ model = PeftModel.from_pretrained(base, "packages/{manifest.tenant}")
 
 
 def _system(settings: TenantSettings) -> str:
-    return f" under the system prompt “{settings.data.system}”" if settings.data.system else ""
+    return f" under the system prompt “{markdown(settings.data.system)}”" if settings.data.system else ""
 
 
 def _require_one_lineage(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lora_ops.escaping import plot_text
 from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, EvaluationRecord
 
 
@@ -22,6 +23,7 @@ def plot_counts(frame: pd.DataFrame, title: str) -> Plot:
     """Rows of each target in each split; `frame` has columns target and split."""
     counts = frame.groupby(["target", "split"]).size().unstack(fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values().index].tail(25)
+    counts.index = counts.index.map(plot_text)
     figure = Plot(figsize=(8, 0.6 + 0.28 * len(counts)), layout="constrained")
     axes = figure.subplots()
     counts.plot.barh(stacked=True, ax=axes, width=0.8)
@@ -75,7 +77,7 @@ def plot_confusion(table: pd.DataFrame, labels: Sequence[str]) -> Plot:
             if count:
                 dark = shares[y, x] > 0.5
                 axes.text(x, y, count, ha="center", va="center", fontsize=8, color="w" if dark else "k")
-    axes.set_xticks(range(len(columns)), columns, rotation=90)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), map(plot_text, columns), rotation=90)
+    axes.set_yticks(range(len(rows)), map(plot_text, rows))
     axes.set(title="Held-out rows: target and the adapter's answer", xlabel="answer", ylabel="target")
     return figure

@@ -217,3 +217,10 @@ def test_committed_notebooks_are_narratives_without_outputs(path: Path) -> None:
             assert cell.outputs == [] and cell.execution_count is None
             assert "def " not in cell.source and "class " not in cell.source
             assert len(cell.source.splitlines()) <= 25
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_shows_text_through_escaping(path: Path) -> None:
+    """pandas' Styler and rich's own print would take text of data for HTML or markup."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert ".style" not in cell.source and "from rich" not in cell.source

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from lora_ops import escaping
+from lora_ops.escaping import markup
 from lora_ops.registry import tables
 
 if TYPE_CHECKING:
@@ -272,9 +274,9 @@ def verify(
             f"the log ends at {result.head}."
         )
     else:
-        _print("[red]The registry does not verify[/]:", *(f"  {tables.plain(one)}" for one in result.problems))
+        _print("[red]The registry does not verify[/]:", *(f"  {markup(one)}" for one in result.problems))
     if not as_json:
-        _print(*(f"[yellow]Note[/]: {tables.plain(one)}." for one in result.warnings))
+        _print(*(f"[yellow]Note[/]: {markup(one)}." for one in result.warnings))
     if not result.ok:
         raise typer.Exit(1)
 
@@ -292,7 +294,7 @@ def sync(as_json: AsJson = False) -> None:
         _print_json({"target": target, **done._asdict()})
         return
     sent = f"{done.sent} change{'s' if done.sent > 1 else ''} sent" if done.sent else "nothing was missing"
-    _print(f"W&B ({target}): {sent}.", *(f"  put back: {tables.plain(one)}" for one in done.restored))
+    _print(f"W&B ({markup(target)}): {sent}.", *(f"  put back: {markup(one)}" for one in done.restored))
 
 
 @app.command()
@@ -356,15 +358,12 @@ def _done(version: "Version", what: str, as_json: bool) -> None:
     if as_json:
         _print_json({"adapter": version.id, **version.summary._asdict()})
     else:
-        _print(f"[bold]{version.id}[/] {tables.plain(what)}.")
+        _print(f"[bold]{version.id}[/] {markup(what)}.")
 
 
 def _print(*parts: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    for part in parts:
-        console.print(part)
+    if parts:
+        escaping.show(*parts, sep="\n")
 
 
 def _print_json(value: Any) -> None:

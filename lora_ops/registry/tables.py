@@ -1,13 +1,18 @@
 """The registry as people read it: rich tables, for the terminal and for a notebook."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from lora_ops.escaping import cell, markup
+from lora_ops.grid import Grid
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from lora_ops.records.evaluation import BiasAssessment
     from lora_ops.records.registry import AdapterRecord, AuditEntry, Performance
     from lora_ops.registry.cards import Difference
@@ -24,9 +29,16 @@ COLOURS = {
 }
 
 
-def versions(rows: "Iterable[Summary]") -> Table:
+def versions(rows: "Iterable[Summary]") -> Grid:
     """One line per version."""
-    table = _table("version", "state", "aliases", "main metric", "fresh until", fixed=2)
+    table = Grid(
+        "version",
+        "state",
+        "aliases",
+        "main metric",
+        "fresh until",
+        solid={"version", "state", "main metric", "fresh until"},
+    )
     for row in rows:
         table.add_row(
             row.id,
@@ -38,29 +50,29 @@ def versions(rows: "Iterable[Summary]") -> Table:
     return table
 
 
-def card(record: "AdapterRecord") -> Iterator[Table | str]:
+def card(record: "AdapterRecord") -> "Iterator[RenderableType]":
     """The answer in a sentence, the record, and the history with its evidence."""
     verdict = record.verdict
     names = f" ({', '.join(record.aliases)})" if record.aliases else ""
     answer = "[green]may serve today[/]" if verdict.may_serve else "[red]may NOT serve today[/]"
     because = "; ".join([*verdict.reasons, *(f"note: {warning}" for warning in verdict.warnings)])
-    yield f"[bold]{record.id}[/] is {_state(record.state)}{names} and {answer}" + (
-        f": {plain(because)}." if because else "."
+    yield f"[bold]{record.id}[/] is {_state(record.state).markup}{names} and {answer}" + (
+        f": {markup(because)}." if because else "."
     )
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
+    table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in _facts(record):
-        table.add_row(name, plain(text))
+        table.add_row(cell(name), cell(text))
     yield table
     if record.risk.bias:
-        yield f"\n[bold]{plain(record.risk.bias.metric)} by group[/], best first"
+        yield f"\n[bold]{markup(record.risk.bias.metric)} by group[/], best first"
         yield groups(record.risk.bias)
     yield "\n[bold]Who let it where, on what evidence[/]"
     yield history(record.history, record.number)
 
 
-def page(registry: "Registry", reference: str, beside: str | None = None) -> Iterator[Table | str]:
+def page(registry: "Registry", reference: str, beside: str | None = None) -> "Iterator[RenderableType]":
     """The card of one version, and what differs from another one.
 
     Raises:
@@ -74,53 +86,48 @@ def page(registry: "Registry", reference: str, beside: str | None = None) -> Ite
         yield differences(left.id, right.id, cards.differences(left, right))
 
 
-def history(entries: "Iterable[AuditEntry]", number: int) -> Table:
+def history(entries: "Iterable[AuditEntry]", number: int) -> Grid:
     """One line per entry of the audit log on version `number`, with the evidence that it rests on."""
-    table = _table("#", "when", "did", "who", "why", "on what evidence")
+    table = Grid("#", "when", "did", "who", "why", "on what evidence", solid={"#", "when", "did"})
     for entry in entries:
         evidence = [f"{one.kind}: {one.summary} ({one.sha256[:8]}…)" for one in entry.evidence]
         behind = entry.body.get("clock_behind_seconds")
         when = entry.at[:10] + (f"\n(clock {behind} s behind)" if behind else "")
         reason = str(entry.body.get("reason", ""))
         row = (str(entry.seq), when, entry.effect_on(number), entry.actor, reason, "\n".join(evidence))
-        table.add_row(*map(plain, row))
+        table.add_row(*row)
     return table
 
 
-def groups(bias: "BiasAssessment") -> Table:
+def groups(bias: "BiasAssessment") -> Grid:
     """One line per group with its rows; those with too few of them to be compared are dim."""
-    table = _table("group", "rows", "value", "95 % interval", fixed=4)
+    table = Grid("group", "rows", "value", "95 % interval", solid={"rows", "value", "95 % interval"})
     for name, group in sorted(bias.groups.items(), key=lambda item: -item[1].value.value):
         value = group.value
-        row = (plain(name), str(group.rows), f"{value.value:.3f}", f"{value.low:.3f} to {value.high:.3f}")
+        row = (name, str(group.rows), f"{value.value:.3f}", f"{value.low:.3f} to {value.high:.3f}")
         table.add_row(*row, style=None if name in bias.compared else "dim")
     return table
 
 
-def differences(left: str, right: str, rows: "Iterable[Difference]") -> Table:
+def differences(left: str, right: str, rows: "Iterable[Difference]") -> Grid:
     """What two versions do not share, side by side."""
-    table = _table("", "what", left, right, fixed=1)
+    table = Grid("section", "what", left, right, solid={"section"})
     section = ""
     for row in rows:
         if section and row.section != section:
             table.add_section()
         label, section = (row.section if row.section != section else ""), row.section
-        table.add_row(label, plain(row.name), _short(row.left), _short(row.right))
+        table.add_row(label, row.name, _short(row.left), _short(row.right))
     return table
 
 
-def due(items: "Iterable[Due]") -> Table:
+def due(items: "Iterable[Due]") -> Grid:
     """One line per thing to do, overdue ones in red."""
-    table = _table("version", "state", "what", "when", "team")
+    table = Grid("version", "state", "what", "when", "team", solid={"version", "state", "what", "when"})
     for item in items:
-        when = f"[red]{item.at[:10]}, overdue[/]" if item.overdue else item.at[:10]
-        table.add_row(item.id, _state(item.state), item.what, when, plain(item.team or "-"))
+        when = Text(f"{item.at[:10]}, overdue", style="red") if item.overdue else item.at[:10]
+        table.add_row(item.id, _state(item.state), item.what, when, item.team or "-")
     return table
-
-
-def plain(text: str) -> str:
-    """Text that rich prints as it stands, whatever brackets somebody put into it."""
-    return escape(text)
 
 
 def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
@@ -182,18 +189,12 @@ def _measured(performance: "Performance") -> Iterator[tuple[str, str]]:
         yield "policy", f"{said}, {_reported(performance.policy[0].report_sha256)}"
 
 
-def _state(state: str) -> str:
-    return f"[{COLOURS[state]}]{state}[/]" if state in COLOURS else state
+def _state(state: str) -> Text:
+    return Text(state, style=COLOURS.get(state, ""))
 
 
-def _short(text: str | None) -> str:
-    if text is None:
-        return "[dim]absent[/]"
-    return plain(text if len(text) <= 48 else text[:20] + "…")
-
-
-def _table(*columns: str, fixed: int = 3) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=place < fixed)
-    return table
+def _short(value: str | None) -> Text:
+    """Return a value for a comparison; of a digest its first digits tell enough."""
+    if value is None:
+        return Text("absent", style="dim")
+    return cell(f"{value[:12]}…" if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", value) else value)

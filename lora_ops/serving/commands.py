@@ -56,19 +56,20 @@ def create(
 @keys_app.command("list")
 def list_() -> None:
     """Every key, revoked ones too; the keys themselves can't be read again."""
-    from rich.console import Console
-    from rich.table import Table
+    from lora_ops.escaping import show
+    from lora_ops.grid import Grid
 
     with closing(_keys()) as keys:
         rows = keys.all()
     if not rows:
-        Console().print("There are no keys: the gateway is open to this machine.")
+        show("There are no keys: the gateway is open to this machine.")
         return
-    table = Table("key", "role", "tenant", "base model", "created", "revoked", "note")
+    columns = ("key", "role", "tenant", "base model", "created", "revoked")
+    table = Grid(*columns, "note", solid={*columns})
     for key in rows:
         reaches = "yes" if key.base else "no"
         table.add_row(key.id, key.role, key.tenant, reaches, key.created_at, key.revoked_at, key.note)
-    Console().print(table)
+    show(table)
 
 
 @keys_app.command("revoke")

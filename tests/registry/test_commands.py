@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,36 @@ def test_show_as_json_is_the_record_of_the_published_schema(cli: Cli) -> None:
     record = AdapterRecord.model_validate_json(cli("show", "finance@production", "--json").output)
     assert record.verdict.may_serve
     assert json.loads(cli("schema").output) == AdapterRecord.model_json_schema()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_no_table_cuts_a_number(cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    into_production(cli)
+    registry = open_registry(root)
+    folder = root / "package-3"
+    manifest = build_package(folder, 3, fresh_days=-1)
+    value = Interval(value=0.938, low=0.911, high=0.988)
+    bias = BiasAssessment(
+        metric="exact_match",
+        groups={"Business services of many kinds": GroupMetric(rows=1234, value=value)},
+        report_sha256="ab" * 32,
+    )
+    registry.register(folder, manifest.model_copy(update={"bias": bias}), actor="ana.silva")
+    registry.close()
+    for command in (
+        ("list",),
+        ("show", "finance@2"),
+        ("show", "finance@3"),
+        ("history", "finance@2"),
+        ("diff", "finance@1", "finance@2"),
+        ("due",),
+    ):
+        monkeypatch.setenv("COLUMNS", "1000")
+        numbers = set(re.findall(r"(?<![\w.-])[\d.]*\d(?![\w-])", cli(*command).output))
+        assert numbers
+        monkeypatch.setenv("COLUMNS", str(width))
+        page = cli(*command).output
+        assert [number for number in numbers if number not in page] == []
 
 
 def test_list_shows_every_version_or_those_of_a_tenant(cli: Cli) -> None:

@@ -1,0 +1,146 @@
+"""Show text of data as text, wherever it is shown: in a terminal, a notebook, an HTML page or a plot.
+
+Rows, answers, labels and reasons are written by others. None of them may run in a reviewer's browser, move the
+cursor of a terminal or vanish as markup. The rule for each of these places is in this module only.
+"""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pandas.io.formats.style import Styler
+    from rich.console import Console
+    from rich.text import Text
+
+# Control characters without tab and line feed, and the characters that turn the direction of what follows.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+|~$&!])")
+_STYLE_BLOCK = re.compile(r"<style\b.*?</style\s*>", re.DOTALL | re.IGNORECASE)
+
+TAGS = frozenset(
+    {
+        "a",
+        "abbr",
+        "b",
+        "blockquote",
+        "br",
+        "caption",
+        "code",
+        "dd",
+        "del",
+        "div",
+        "dl",
+        "dt",
+        "em",
+        "hr",
+        "i",
+        "s",
+    }
+    | {
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "li",
+        "ol",
+        "p",
+        "pre",
+        "small",
+        "span",
+        "strong",
+        "sub",
+        "sup",
+        "ul",
+    }
+    | {"table", "tbody", "td", "tfoot", "th", "thead", "tr"}
+)
+ATTRIBUTES = {
+    "*": ["class", "id", "title", "style"],
+    "a": ["href"],
+    "ol": ["start"],
+    "table": ["border"],
+    "td": ["colspan", "rowspan"],
+    "th": ["colspan", "rowspan", "scope"],
+}
+STYLES = frozenset(
+    {"background-color", "color", "font-family", "font-style", "font-weight", "line-height", "overflow-x"}
+    | {"text-align", "text-decoration", "vertical-align", "white-space", "width"}
+)
+PROTOCOLS = frozenset({"http", "https", "mailto"})
+
+
+def visible(text: str) -> str:
+    r"""Return `text` with each control character as its escape, such as \x1b: a terminal can't act on it."""
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def cell(text: str) -> "Text":
+    """Return `text` for a cell or a title of rich's tables."""
+    from rich.text import Text
+
+    return Text(visible(text))
+
+
+def markup(text: str) -> str:
+    """Return `text` for a sentence in rich's markup: brackets in it are no tags."""
+    from rich.markup import escape
+
+    return escape(visible(text))
+
+
+def markdown(text: str) -> str:
+    """Return `text` on one line for Markdown: no link, no tag, no table cell comes of it."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(visible(text).split()))
+
+
+def code(text: str) -> str:
+    """Return `text` on one line as a code span of Markdown, whatever backticks it has."""
+    text = " ".join(visible(text).split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    # In a table even a code span ends at a bar.
+    return f"{fence}{pad}{text}{pad}{fence}".replace("|", "\\|")
+
+
+def plot_text(text: str) -> str:
+    """Return `text` for matplotlib: a dollar sign begins no formula."""
+    return visible(text).replace("$", r"\$")
+
+
+def table(frame: "pd.DataFrame") -> "Styler":
+    """Return a table of texts for a notebook, without its index; pandas' own Styler would run their HTML."""
+    shown = frame.style.format(escape="html").format_index(escape="html", axis="columns")
+    return shown.hide(axis="index")
+
+
+def console(**options: Any) -> "Console":
+    """Return rich's console that changes nothing in a text: no `:cow:` becomes an emoji, no number a colour."""
+    from rich.console import Console
+
+    return Console(highlight=False, emoji=False, **options)
+
+
+def show(*parts: Any, sep: str = " ") -> None:
+    """Print rich's markup and tables; text of data in them has gone through `markup` or `cell`."""
+    console().print(*parts, sep=sep)
+
+
+def clean_html(html: str) -> str:
+    """Return HTML without anything that could run or load: scripts, handlers, images, `javascript:` links.
+
+    A tag that is not in `TAGS` becomes text, so that a reviewer sees what somebody tried. Blocks of style are
+    dropped: pandas writes one before each table.
+    """
+    import bleach
+    from bleach.css_sanitizer import CSSSanitizer
+
+    return bleach.clean(
+        _STYLE_BLOCK.sub("", html),
+        tags=TAGS,
+        attributes=ATTRIBUTES,
+        protocols=PROTOCOLS,
+        css_sanitizer=CSSSanitizer(allowed_css_properties=STYLES),
+    )
