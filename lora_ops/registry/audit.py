@@ -44,6 +44,11 @@ class Log:
         row = self._db.row("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
         return Head(*row) if row else Head()
 
+    def hash_at(self, seq: int) -> str | None:
+        """Return the hash of entry `seq`, or None where there is no such entry."""
+        row = self._db.row("SELECT hash FROM audit WHERE seq = ?", (seq,))
+        return row[0] if row else None
+
     def last_time(self) -> str:
         """Return when the last entry was written (UTC, ISO 8601), or an empty text."""
         row = self._db.row("SELECT at FROM audit ORDER BY seq DESC LIMIT 1")

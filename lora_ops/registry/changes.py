@@ -29,6 +29,8 @@ class Change:
         self._actor = actor
         self._clock_behind = clock_behind
         self.at = at
+        self.states: dict[str, str] = {}
+        """Every version (`finance@3`) whose state was changed, to its new state."""
 
     def record(
         self,
@@ -55,6 +57,7 @@ class Change:
         effects: dict[str, Any] = {}
         if states:
             effects["states"] = {str(one): state for one, state in states.items()}
+            self.states |= {f"{tenant}@{one}": state for one, state in states.items()}
         if aliases:
             effects["aliases"] = aliases
         if review_due:

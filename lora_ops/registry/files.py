@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.hashing import sha256_file
 
 FORGOTTEN_AFTER_SECONDS = 24 * 3600
@@ -111,27 +111,32 @@ class FileStore:
         """The path of a kept file; its bytes are not read.
 
         Raises:
-            LoraOpsError: the file is missing.
+            Damaged: the file is missing.
+        LoraOpsError: it is to be fetched from elsewhere, which can't be reached.
         """
         path = self.path(digest)
         if self.fetch and not path.is_file():
             self.fetch(digest)
         if not path.is_file():
-            raise LoraOpsError(f"The registry has lost {name} ({path}): restore it from a backup.")
+            raise Damaged(
+                f"The registry has lost {name} ({path}): register the same package again, or restore it from a "
+                "backup."
+            )
         return path
 
     def checked(self, digest: str, name: str) -> Path:
         """The path of a kept file, after reading it and comparing its digest.
 
         Raises:
-            LoraOpsError: the file is missing or its bytes have another digest.
+            Damaged: the file is missing or its bytes have another digest.
+        LoraOpsError: as `present`.
         """
         path = self.present(digest, name)
         found = sha256_file(path)
         if found != digest:
-            raise LoraOpsError(
-                f"{name} was changed on disk: {path} has SHA-256 {found[:12]}…, "
-                f"not {digest[:12]}…; restore it from a backup."
+            raise Damaged(
+                f"{name} was changed on disk: {path} has SHA-256 {found[:12]}…, not {digest[:12]}…; register "
+                "the same package again, or restore it from a backup."
             )
         return path
 

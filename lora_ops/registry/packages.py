@@ -1,15 +1,19 @@
 """The files of a version: verified, exported, and laid out for an engine to load."""
 
+import logging
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.registry.files import check_package
 from lora_ops.registry.replay import unlike_the_log
 from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Version
+
+logger = logging.getLogger(__name__)
 
 
 def export(registry: Registry, reference: str, target: Path) -> Version:
@@ -35,22 +39,44 @@ def export(registry: Registry, reference: str, target: Path) -> Version:
 
 
 def verified_path(registry: Registry, reference: str) -> Path:
-    """The folder that a version may be loaded from; digests and signature are verified on every call.
+    """Return the folder that a version may be loaded from; digests and signature are verified on every call.
+
+    A folder that was damaged is laid out again from the kept files.
 
     Raises:
-        LoraOpsError: unknown, rejected, revoked or archived version; a file or the signature does not fit.
+        Damaged: a kept file, the signature or a row is not what was registered.
+        LoraOpsError: unknown, rejected, revoked or archived version; the disk is read-only or full.
     """
     version = _loadable(registry, reference)
-    folder = registry.path / "verified" / f"{version.tenant}-{version.number}"
-    if folder.is_dir():
-        check_folder(registry, version, folder)
-        return folder
+    folder = registry.copies.folder(version.id)
+    if not folder.is_dir():
+        return _lay_out(registry, version)
     try:
-        export(registry, version.id, folder)
-    except LoraOpsError:
-        if not folder.is_dir():
-            raise
-        check_folder(registry, version, folder)  # another process wrote it meanwhile
+        check_folder(registry, version, folder)
+    except LoraOpsError as error:
+        logger.warning("The verified copy of %s is laid out again: %s", version.id, error)
+        return _lay_out(registry, version)
+    return folder
+
+
+def _lay_out(registry: Registry, version: Version) -> Path:
+    """Put a new verified copy in its place, unless another process did so meanwhile."""
+    copies = registry.copies
+    folder = copies.folder(version.id)
+    try:
+        with copies.alone():
+            if folder.is_dir():
+                with suppress(LoraOpsError):
+                    check_folder(registry, version, folder)
+                    return folder
+            with tempfile.TemporaryDirectory(dir=copies.root, prefix=".laid-out-") as name:
+                made = Path(name) / "package"
+                _fill(registry, version, made)
+                # What is wrong now is wrong in the registry itself, so the old folder stays as it is.
+                check_folder(registry, version, made)
+                copies.put(version.id, made)
+    except OSError as error:
+        raise LoraOpsError(f"{version.id} can't be laid out in {copies.root}: {error}.") from error
     return folder
 
 
@@ -67,7 +93,7 @@ def check_folder(registry: Registry, version: Version, folder: Path) -> None:
         found = registry.load(version.tenant, version.number)
         history = registry.log.entries(version.tenant, version.number)
     for problem in unlike_the_log(found, history):
-        raise LoraOpsError(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
+        raise Damaged(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
 
 
 def check_kept(registry: Registry, version: Version) -> None:
@@ -113,5 +139,5 @@ def _fill(registry: Registry, version: Version, folder: Path) -> None:
 def _signature(registry: Registry, version: Version) -> Path:
     digest = version.summary.signature
     if digest is None:
-        raise LoraOpsError(f"{version.id} carries no signature: package and register it again.")
+        raise Damaged(f"{version.id} carries no signature: package and register it again.")
     return registry.files.checked(digest, f"the signature of {version.id}")

@@ -174,6 +174,8 @@ class SharedRegistry(Registry):
             if entry.tenant is not None and entry.number is not None:
                 apply(self.db, entry.tenant, entry.number, entry.effects)
             self.log.take(entry)
+        states = entry.effects.get("states", {})
+        self._forget_closed({f"{entry.tenant}@{number}": state for number, state in states.items()})
         self._bring_reports(entry)
 
     def _bring_reports(self, entry: AuditEntry) -> None:

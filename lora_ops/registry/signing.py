@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.registry.files import write_atomically
 from lora_ops.settings.registry import SigningSettings
 
@@ -61,7 +61,7 @@ class Signer:
         """Verify that `package` holds exactly the files that were signed, by a key or identity we trust.
 
         Raises:
-            LoraOpsError: the signature does not fit; the text names `what` and the reason.
+            Damaged: the signature does not fit; the text names `what` and the reason.
         """
         from model_signing import verifying
 
@@ -76,7 +76,7 @@ class Signer:
                 )
             config.verify(package, signature)
         except Exception as error:
-            raise LoraOpsError(
+            raise Damaged(
                 f"The signature of {what} does not verify: do not load it ({_one_line(error)})."
             ) from error
 
@@ -84,10 +84,10 @@ class Signer:
         try:
             name = json.loads(signature.read_bytes())["verificationMaterial"]["publicKey"]["hint"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LoraOpsError(f"The signature of {what} is no signature: do not load it.") from error
+            raise Damaged(f"The signature of {what} is no signature: do not load it.") from error
         path = self._public(str(name))
         if path is None:
-            raise LoraOpsError(f"The signature of {what} is by a key that is not trusted: do not load it.")
+            raise Damaged(f"The signature of {what} is by a key that is not trusted: do not load it.")
         return path
 
     def _public(self, fingerprint: str) -> Path | None:

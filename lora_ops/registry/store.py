@@ -18,6 +18,7 @@ from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry import migrations, reports
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.changes import Change, whoami
+from lora_ops.registry.copies import Copies
 from lora_ops.registry.database import Database, MissingRegistry
 from lora_ops.registry.files import FileStore, check_package
 from lora_ops.registry.owners import Owners
@@ -66,6 +67,7 @@ class Registry:
         self.allow_candidates = False
         """Whether the gateway beside this registry also serves what nobody has approved."""
         self.files = FileStore(path / "files")
+        self.copies = Copies(path / "verified", self.files.incoming)
         self.signer = Signer(path / "keys", signing)
         self.db = Database(path / "registry.sqlite", create=create)
         self.log = Log(self.db)
@@ -167,7 +169,15 @@ class Registry:
                 behind = int((datetime.fromisoformat(last) - datetime.fromisoformat(at)).total_seconds())
                 if behind <= CLOCK_TOLERANCE_SECONDS:
                     at = last
-            yield Change(self.db, self.log, actor.strip(), at, behind)
+            change = Change(self.db, self.log, actor.strip(), at, behind)
+            yield change
+        self._forget_closed(change.states)
+
+    def _forget_closed(self, states: dict[str, str]) -> None:
+        """Take away the verified copies of versions (`finance@3` to its new state) that may not be loaded."""
+        for version, state in states.items():
+            if state in CLOSED:
+                self.copies.forget(version)
 
     def register(self, package: Path, manifest: Manifest, *, actor: str | None = None) -> tuple[Version, bool]:
         """Keep a package as the next version of its tenant, signed, and let `candidate` name it.

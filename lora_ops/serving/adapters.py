@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.versions import Version
 from lora_ops.serving.engine import Engine, EngineError
@@ -24,11 +24,21 @@ Verify = Callable[[str], Path]
 
 
 class AdapterUnavailable(LoraOpsError):
-    """An adapter can't be used now; `retry_after` is in seconds."""
+    """An adapter can't be used now.
 
-    def __init__(self, text: str, retry_after: float = 1.0) -> None:
+    Attributes:
+        retry_after: seconds; None where trying again changes nothing.
+        damaged: whether what is kept of it is not what was registered.
+    """
+
+    def __init__(self, text: str, retry_after: float | None = 1.0, *, damaged: bool = False) -> None:
         super().__init__(text)
         self.retry_after = retry_after
+        self.damaged = damaged
+
+
+class WrongBase(LoraOpsError):
+    """An adapter was trained on another base model than the one that is served."""
 
 
 class NoRoom(LoraOpsError):
@@ -60,6 +70,7 @@ class Entry:
         users: generations that use it now.
         heat: uses, each counting half after `RECENT_SECONDS`.
         failures: loads that failed since the last good one.
+        fault: why the last one failed, as its askers are told until it is tried again.
     """
 
     name: str
@@ -73,7 +84,7 @@ class Entry:
     heat: float = 0.0
     failures: int = 0
     retry_at: float = 0.0
-    problem: str = ""
+    fault: AdapterUnavailable | None = None
 
     @property
     def there(self) -> bool:
@@ -239,8 +250,8 @@ class AdapterCache:
             if entry.loaded:
                 return
             wait = entry.retry_at - time.monotonic()
-            if wait > 0:
-                raise AdapterUnavailable(f"{entry.problem} It is tried again in {wait:.0f} s.", wait)
+            if wait > 0 and entry.fault:
+                raise _again(entry.fault, wait)
             started = time.monotonic()
             try:
                 folder = await asyncio.to_thread(self._verified, version)
@@ -249,15 +260,15 @@ class AdapterCache:
                 took = await self._engine.load(entry.name, folder)
             except Exception as error:
                 entry.bytes = 0
-                self._failed(entry, error)
+                fault = self._failed(entry, error)
                 self._notify()
-                raise AdapterUnavailable(entry.problem, entry.retry_at - time.monotonic()) from error
+                raise fault from error
             except BaseException:
                 entry.bytes = 0
                 self._notify()
                 raise
             entry.bytes = took or needed
-            entry.loaded, entry.failures, entry.problem = True, 0, ""
+            entry.loaded, entry.failures, entry.fault = True, 0, None
             seconds = time.monotonic() - started
             log.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)
             if self._observer:
@@ -266,22 +277,26 @@ class AdapterCache:
     def _verified(self, version: Version) -> Path:
         theirs, ours = version.manifest.base_model, self._base_model
         if theirs.sha256 != ours.sha256:
-            raise LoraOpsError(
+            raise WrongBase(
                 f"{version.id} was trained on {theirs.id} {theirs.revision} ({theirs.sha256[:12]}…), and this "
                 f"gateway serves {ours.id} {ours.revision} ({ours.sha256[:12]}…): train it on this one."
             )
         return self._verify(version.id)
 
-    def _failed(self, entry: Entry, error: Exception) -> None:
+    def _failed(self, entry: Entry, error: Exception) -> AdapterUnavailable:
+        # A permanent fault is looked at again too, whoever asks: somebody may have restored a backup.
         delay = BACK_OFF_SECONDS[min(entry.failures, len(BACK_OFF_SECONDS) - 1)]
         entry.failures += 1
         entry.retry_at = time.monotonic() + delay
-        entry.problem = f"{entry.name} can't be loaded: {str(error).rstrip('.')}."
+        text = f"{entry.name} can't be loaded: {str(error).rstrip('.')}."
+        permanent = isinstance(error, Damaged | NoRoom | WrongBase)
+        entry.fault = AdapterUnavailable(text, None if permanent else delay, damaged=isinstance(error, Damaged))
         # What nobody foresaw needs its traceback to be found.
         foreseen = isinstance(error, LoraOpsError | EngineError | OSError)
-        log.error("%s", entry.problem, exc_info=None if foreseen else error)
+        log.error("%s", text, exc_info=None if foreseen else error)
         if self._observer:
             self._observer.adapter_failed(entry.name)
+        return entry.fault
 
     async def _make_room(self, entry: Entry, needed: int) -> None:
         pinned = sum(other.bytes for other in self._entries.values() if other.pin == "warm")
@@ -332,3 +347,10 @@ class AdapterCache:
     def _notify(self) -> None:
         self._freed.set()
         self._freed = asyncio.Event()
+
+
+def _again(fault: AdapterUnavailable, wait: float) -> AdapterUnavailable:
+    """The fault of a load that failed a moment ago, for the next one who asks."""
+    if fault.retry_after is None:
+        return AdapterUnavailable(str(fault), None, damaged=fault.damaged)
+    return AdapterUnavailable(f"{fault} It is tried again in {wait:.0f} s.", wait)

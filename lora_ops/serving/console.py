@@ -197,7 +197,7 @@ def _adapters(gateway: Gateway, events: list[Event]) -> list[dict[str, Any]]:
                 "bytes": entry.bytes if entry and entry.loaded else 0,
                 "users": entry.users if entry else 0,
                 "idle": now - entry.last_used if entry and entry.last_used else None,
-                "problem": entry.problem if entry and entry.failures else None,
+                "problem": str(entry.fault) if entry and entry.fault else None,
                 **_numbers(mine),
             }
         )

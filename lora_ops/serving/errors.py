@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.serving.adapters import AdapterUnavailable
 from lora_ops.serving.engine import EngineError
 from lora_ops.serving.limits import NeverFits, Overloaded, TooMany
@@ -71,7 +71,7 @@ def as_api_error(error: BaseException) -> ApiError:
         case Overloaded():
             return ApiError(503, str(error), "server_error", "overloaded", retry_after=error.retry_after)
         case AdapterUnavailable():
-            code = "adapter_unavailable"
+            code = "adapter_damaged" if error.damaged else "adapter_unavailable"
             return ApiError(503, _outside(error), "server_error", code, retry_after=error.retry_after)
         case TimeoutError():
             return ApiError(
@@ -81,6 +81,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(
                 502, "The engine failed; the gateway's log says why.", "server_error", "engine_error"
             )
+        case Damaged():
+            return ApiError(503, _outside(error), "server_error", "registry_damaged")
         case LoraOpsError():
             return ApiError(503, _outside(error), "server_error", "unavailable", retry_after=1)
         case asyncio.CancelledError() | GeneratorExit():

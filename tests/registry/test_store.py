@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.records.manifest import Manifest
 from lora_ops.registry import lifecycle, packages
@@ -145,9 +145,9 @@ def test_an_export_does_not_write_over_anything(registry: Registry, package: Bui
 def test_a_version_is_verified_on_every_load(registry: Registry, package: Build) -> None:
     registry.register(*package())
     folder = packages.verified_path(registry, "finance@1")
-    assert packages.verified_path(registry, "finance@1") == folder
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 64}')
-    with pytest.raises(LoraOpsError, match="adapter_config.json is not the file that its manifest describes"):
+    assert packages.verified_path(registry, "finance@1") == folder == registry.path / "verified/finance@1"
+    registry.db.rows("UPDATE versions SET author = 'eve'")
+    with pytest.raises(Damaged, match="may not be loaded: the author of finance@1 was changed"):
         packages.verified_path(registry, "finance@1")
 
 
