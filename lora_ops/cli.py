@@ -145,7 +145,7 @@ def report() -> None:
     registry = open_registry(root) if (root / settings.registry.path).is_dir() else None
     columns = ("tenant", "version", "metric", "base", "adapter", "size", "training")
     table = Grid(*columns, solid={*columns})
-    pages, missing = [], []
+    verdicts, pages, missing = [], [], []
     for manifest in manifests:
         version = registered_id(manifest, registry)
         if version is None:
@@ -163,8 +163,9 @@ def report() -> None:
                 f"{manifest.size_bytes / 1e6:.1f} MB" if first else "",
                 f"{manifest.training.seconds:.0f} s" if first else "",
             )
+        verdicts.append(markup(f"{version or manifest.tenant} {evaluation.verdict}."))
         pages.append(markup(f"{version or manifest.tenant}: {manifest.report}"))
-    show(table, "Reports, for a browser:", *pages, sep="\n")
+    show(table, *verdicts, "\nReports, for a browser:", *pages, sep="\n")
     if missing:
         show(f"Not registered: {', '.join(missing)}. Next: lora-ops register")
 

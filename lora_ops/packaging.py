@@ -160,9 +160,11 @@ tags: [lora, {manifest.tenant}]
 **Not for**: anything else. It was measured on {evaluation.rows} held-out rows of
 {source} and on nothing more.
 
-## Results on the held-out split (value [95 % bootstrap interval])
+## Results on the held-out split (value [95 % interval])
 {head}
 {rows}
+
+In its main metric the adapter {evaluation.verdict}.
 
 ## Lineage
 - Base model {manifest.base_model.id}, {manifest.base_model.revision}, SHA-256 `{manifest.base_model.sha256}`

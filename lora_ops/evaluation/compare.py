@@ -10,7 +10,8 @@ import pandas as pd
 
 from lora_ops.evaluation.baselines import majority_baseline, tfidf_baseline
 from lora_ops.evaluation.generate import generate
-from lora_ops.evaluation.metrics import read_label, score
+from lora_ops.evaluation.inference import Sample, difference, holm, interval
+from lora_ops.evaluation.metrics import read_label, sample
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
 from lora_ops.records.evaluation import (
@@ -20,7 +21,7 @@ from lora_ops.records.evaluation import (
     TFIDF,
     EvaluationRecord,
     GroupMetric,
-    Interval,
+    PairedDifference,
 )
 from lora_ops.records.example import Example
 from lora_ops.settings.tenant import TenantSettings
@@ -62,17 +63,27 @@ def with_baselines(answers: pd.DataFrame, train: Sequence[Example], task: str) -
     return answers.assign(**{MAJORITY: majority_baseline(targets, len(answers)), TFIDF: tfidf})
 
 
-def measure(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, dict[str, Interval]]:
-    """Return metric -> system -> interval for every metric of params.yaml and every system in `answers`."""
-    evaluate, labels = settings.evaluate, settings.data.labels
-    targets = list(answers["target"])
+def samples_of(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, dict[str, Sample]]:
+    """Return metric -> system -> sample for every metric of params.yaml and every system in `answers`."""
+    targets, groups = list(answers["target"]), list(answers["group"])
     systems = [name for name in SYSTEMS if name in answers]
     return {
         metric: {
-            name: score(metric, targets, list(answers[name]), labels, evaluate.bootstrap, evaluate.seed)
-            for name in systems
+            name: sample(metric, targets, list(answers[name]), settings.data.labels, groups) for name in systems
         }
-        for metric in evaluate.metrics
+        for metric in settings.evaluate.metrics
+    }
+
+
+def compare(
+    samples: dict[str, dict[str, Sample]], draws: int, seed: int
+) -> dict[str, dict[str, PairedDifference]]:
+    """Return system -> metric -> adapter minus system, p-values corrected for the metrics."""
+    systems = next(iter(samples.values())).keys() - {ADAPTER}
+    return {
+        name: holm({metric: difference(of[ADAPTER], of[name], draws, seed) for metric, of in samples.items()})
+        for name in SYSTEMS
+        if name in systems
     }
 
 
@@ -84,8 +95,10 @@ def measure_groups(answers: pd.DataFrame, settings: TenantSettings) -> dict[str,
     return {
         str(label): GroupMetric(
             rows=len(rows),
-            value=score(
-                "exact_match", list(rows["target"]), list(rows["adapter"]), (), chosen.bootstrap, chosen.seed
+            value=interval(
+                sample("exact_match", list(rows["target"]), list(rows["adapter"]), (), list(rows["group"])),
+                chosen.bootstrap,
+                chosen.seed,
             ),
         )
         for label, rows in answers.groupby("target")
@@ -112,19 +125,29 @@ def evaluate(
     test_file: Path,
     adapter_file: Path,
 ) -> EvaluationRecord:
-    """The record of one comparison.
+    """Return the record of one comparison.
 
-    The adapter beats its base when, for every metric, its interval lies wholly above the base's.
+    The adapter beats its base when the paired difference of every metric is clear and above zero.
     """
-    metrics = measure(answers, settings)
+    chosen = settings.evaluate
+    primary = chosen.metrics[0]
+    samples = samples_of(answers, settings)
+    metrics = {
+        metric: {name: interval(one, chosen.bootstrap, chosen.seed) for name, one in of.items()}
+        for metric, of in samples.items()
+    }
+    differences = compare(samples, chosen.bootstrap, chosen.seed)
     return EvaluationRecord(
         tenant=tenant,
         rows=len(answers),
         test_sha256=sha256_file(test_file),
         adapter_sha256=sha256_file(adapter_file),
-        primary=settings.evaluate.metrics[0],
+        primary=primary,
         metrics=metrics,
-        beats_base=all(metric[ADAPTER].low > metric[BASE].high for metric in metrics.values()),
+        beats_base=all(one.is_clear and one.value > 0 for one in differences[BASE].values()),
+        clusters=answers["group"].nunique(),
+        strongest_opponent=max(differences, key=lambda name: metrics[primary][name].value),
+        differences=differences,
         groups=measure_groups(answers, settings),
         seconds_base=round(seconds[0], 2),
         seconds_adapter=round(seconds[1], 2),

@@ -1,4 +1,4 @@
-"""What an answer is worth: exact match, macro-F1 and token F1, with bootstrap intervals."""
+"""What an answer is worth: exact match, macro-F1 and token F1."""
 
 import re
 import string
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lora_ops.records.evaluation import Interval
+from lora_ops.evaluation.inference import Sample, macro_f1_sample, mean_sample
 
 NO_LABEL = "(no label)"
 Floats = npt.NDArray[np.float64]
@@ -46,58 +46,20 @@ def token_f1(targets: Sequence[str], answers: Sequence[str]) -> Floats:
     return np.array([_overlap(t, a) for t, a in zip(targets, answers, strict=True)])
 
 
-def bootstrap_mean(values: Floats, draws: int, seed: int) -> Interval:
-    """The mean of `values` (rows,) and its 95 % percentile interval over `draws` resamples of the rows."""
-    generator = np.random.default_rng(seed)
-    means = np.array([values[generator.integers(0, len(values), len(values))].mean() for _ in range(draws)])
-    return _interval(float(values.mean()), means)
-
-
-def bootstrap_macro_f1(
-    targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str], draws: int, seed: int
-) -> Interval:
-    """Macro-F1 over the labels that occur in `targets`, with its 95 % interval.
-
-    A prediction outside `labels` counts as wrong for its target and for no other label. In a resample a
-    label that was not drawn is left out of the mean rather than counted as zero.
-    """
-    index = {label: number for number, label in enumerate(labels)}
-    truth = np.array([index[target] for target in targets])
-    guess = np.array([index.get(prediction, len(labels)) for prediction in predictions])
-    generator = np.random.default_rng(seed)
-
-    def score(rows: npt.NDArray[np.intp]) -> float:
-        size = len(labels) + 1
-        table = np.bincount(truth[rows] * size + guess[rows], minlength=size * size).reshape(size, size)
-        hits, support, guessed = table.diagonal(), table.sum(axis=1), table.sum(axis=0)
-        present = support > 0
-        return float((2 * hits[present] / (support[present] + guessed[present])).mean())
-
-    rows = np.arange(len(truth))
-    scores = [score(generator.integers(0, len(rows), len(rows))) for _ in range(draws)]
-    return _interval(score(rows), np.array(scores))
-
-
-def score(
-    metric: str, targets: Sequence[str], answers: Sequence[str], labels: Sequence[str], draws: int, seed: int
-) -> Interval:
-    """One metric of params.yaml over all rows, by its name there."""
+def sample(
+    metric: str, targets: Sequence[str], answers: Sequence[str], labels: Sequence[str], groups: Sequence[str]
+) -> Sample:
+    """Return the sample of one metric of params.yaml, by its name there."""
     if metric == "macro_f1":
-        read = [read_label(answer, labels) for answer in answers]
-        return bootstrap_macro_f1(targets, read, labels, draws, seed)
+        return macro_f1_sample(targets, [read_label(answer, labels) for answer in answers], labels, groups)
     rows: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
         "exact_match": exact_match,
         "token_f1": token_f1,
     }
-    return bootstrap_mean(rows[metric](targets, answers), draws, seed)
+    return mean_sample(rows[metric](targets, answers), groups)
 
 
 def _overlap(target: str, answer: str) -> float:
     wanted, given = normalize(target).split(), normalize(answer).split()
     shared = sum((Counter(wanted) & Counter(given)).values())
     return 2 * shared / (len(wanted) + len(given)) if shared else 0.0
-
-
-def _interval(value: float, draws: Floats) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(value=round(value, 4), low=round(float(low), 4), high=round(float(high), 4))

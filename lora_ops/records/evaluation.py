@@ -9,6 +9,7 @@ from lora_ops.paths import EVALUATION, read_record
 from lora_ops.records.record import Record, Sha256
 
 COMPARED_ROWS = 10
+SIGNIFICANCE = 0.05
 # The systems that answer the held-out rows.
 BASE = "base"
 ADAPTER = "adapter"
@@ -17,7 +18,7 @@ TFIDF = "tfidf_baseline"
 
 
 class Interval(Record):
-    """A value with its 95 % bootstrap interval."""
+    """A value with its 95 % interval; see `lora_ops.evaluation.inference`."""
 
     value: float
     low: float
@@ -25,6 +26,28 @@ class Interval(Record):
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class PairedDifference(Interval):
+    """One system minus another one on the same rows."""
+
+    p_value: float = Field(description="of the hypothesis that both systems answer alike")
+    p_corrected: float = Field(description="the p-value, corrected for the number of metrics by Holm's method")
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether chance alone is an unlikely cause."""
+        return self.p_corrected < SIGNIFICANCE
+
+    @property
+    def verdict(self) -> str:
+        """The difference as a verb."""
+        if not self.is_clear:
+            return "does not clearly differ from"
+        return "clearly beats" if self.value > 0 else "is clearly worse than"
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 def _read_metrics(value: Any) -> Any:
@@ -69,12 +92,35 @@ class EvaluationRecord(Record):
     adapter_sha256: Sha256
     primary: str
     metrics: Metrics
-    beats_base: bool = Field(description="for every metric the adapter's interval lies wholly above the base's")
+    beats_base: bool = Field(description="every metric's paired difference to the base is clear and above 0")
+    clusters: int | None = Field(None, description="groups of the rows: what the intervals resample")
+    strongest_opponent: str | None = Field(
+        None, description="the system with the highest primary metric, the adapter left out"
+    )
+    differences: dict[str, dict[str, PairedDifference]] = Field(
+        default_factory=dict, description="system -> metric -> adapter minus system"
+    )
     groups: dict[str, GroupMetric] = Field(
         default_factory=dict, description="exact match for each label, with its rows; empty for free text"
     )
     seconds_base: float
     seconds_adapter: float
+
+    @property
+    def against_strongest(self) -> PairedDifference | None:
+        """The adapter minus its strongest opponent in the primary metric; None in a record of schema 1."""
+        if self.strongest_opponent is None:
+            return None
+        return self.differences[self.strongest_opponent][self.primary]
+
+    @property
+    def verdict(self) -> str:
+        """What the primary metric says of the adapter and its strongest opponent, in words."""
+        difference = self.against_strongest
+        if difference is None or self.strongest_opponent is None:
+            return "was not compared with its strongest opponent"
+        opponent = self.strongest_opponent.replace("_", " ")
+        return f"{difference.verdict} its strongest opponent, the {opponent} ({self.primary} {difference})"
 
 
 class BiasAssessment(Record):

@@ -148,6 +148,7 @@ class Performance(Record):
     rows: int
     primary: str
     metrics: Metrics
+    verdict: str = Field("", description="of the adapter and its strongest opponent, in words")
     report_sha256: Sha256 | None
     human_evaluation: HumanEvaluation | None
     policy: list[PolicyCheck]

@@ -73,6 +73,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             rows=manifest.evaluation.rows,
             primary=manifest.evaluation.primary,
             metrics=manifest.evaluation.metrics,
+            verdict=manifest.evaluation.verdict,
             report_sha256=manifest.evaluation_report_sha256,
             human_evaluation=_quoted(registry, reports, "human_evaluation", read_human_evaluation, notes)
             or manifest.human_evaluation,

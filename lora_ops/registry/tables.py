@@ -176,6 +176,8 @@ def _measured(performance: "Performance") -> Iterator[tuple[str, str]]:
     for name, metric in performance.metrics.items():
         report = _reported(performance.report_sha256)
         yield name, f"{metric[ADAPTER]}, base {metric[BASE]}, {performance.rows} rows, {report}"
+    if performance.verdict:
+        yield "verdict", f"it {performance.verdict}"
     people = performance.human_evaluation
     if people:
         counts = f"{people.adapter_better} better, {people.same} same, {people.base_better} worse"

@@ -2,7 +2,7 @@
 
 from pydantic import TypeAdapter
 
-from lora_ops.records.evaluation import Interval, Metrics
+from lora_ops.records.evaluation import EvaluationRecord, Interval, Metrics
 
 INTERVAL = {"value": 0.6, "low": 0.5, "high": 0.7}
 
@@ -27,3 +27,33 @@ def test_metrics_of_schema_1_without_baselines_have_none() -> None:
 def test_metrics_of_today_are_read_as_they_are() -> None:
     written = {"base": INTERVAL, "adapter": INTERVAL, "base_few_shot": INTERVAL}
     assert read(written) == {name: Interval.model_validate(INTERVAL) for name in written}
+
+
+SCHEMA_1 = {
+    "tenant": "finance",
+    "rows": 300,
+    "test_sha256": "0" * 64,
+    "adapter_sha256": "0" * 64,
+    "primary": "exact_match",
+    "metrics": {"exact_match": {"base": INTERVAL, "adapter": INTERVAL, "floor": 0.27, "peer": INTERVAL}},
+    "beats_base": True,
+    "seconds_base": 1.0,
+    "seconds_adapter": 1.0,
+}
+
+
+def test_verdict_names_the_strongest_opponent() -> None:
+    worse = {"value": -0.06, "low": -0.121, "high": -0.002, "p_value": 0.02, "p_corrected": 0.03}
+    record = EvaluationRecord.model_validate(
+        SCHEMA_1
+        | {"strongest_opponent": "tfidf_baseline", "differences": {"tfidf_baseline": {"exact_match": worse}}}
+    )
+    assert record.verdict == (
+        "is clearly worse than its strongest opponent, the tfidf baseline (exact_match -0.060 [-0.121, -0.002])"
+    )
+
+
+def test_verdict_of_schema_1_claims_nothing() -> None:
+    record = EvaluationRecord.model_validate(SCHEMA_1)
+    assert record.verdict == "was not compared with its strongest opponent"
+    assert record.against_strongest is None

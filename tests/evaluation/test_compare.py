@@ -1,0 +1,86 @@
+"""One evaluation from answers to its record: who beats whom, on what rows."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lora_ops.evaluation.compare import evaluate, write_report
+from lora_ops.paths import METRICS
+from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, EvaluationRecord, read_evaluation
+from lora_ops.settings.tenant import TenantSettings
+from tests.conftest import ROOT
+
+LABELS = ("negative", "neutral", "positive")
+
+
+@pytest.fixture
+def media() -> TenantSettings:
+    from lora_ops.settings.params import load_settings
+
+    return load_settings(ROOT).tenants["media"]
+
+
+def answers(adapter_hits: int, tfidf_hits: int, rows: int = 120) -> pd.DataFrame:
+    """The first rows of each system are right; two rows are one group."""
+    targets = [LABELS[row % 3] for row in range(rows)]
+    wrong = [LABELS[(row + 1) % 3] for row in range(rows)]
+
+    def system(hits: int) -> list[str]:
+        return [
+            right if row < hits else miss for row, (right, miss) in enumerate(zip(targets, wrong, strict=True))
+        ]
+
+    return pd.DataFrame(
+        {
+            "id": [str(row) for row in range(rows)],
+            "group": [str(row // 2) for row in range(rows)],
+            "text": [f"text {row}" for row in range(rows)],
+            "target": targets,
+            BASE: ["I cannot say."] * rows,
+            ADAPTER: system(adapter_hits),
+            TFIDF: system(tfidf_hits),
+            MAJORITY: ["neutral"] * rows,
+        }
+    )
+
+
+def record(frame: pd.DataFrame, settings: TenantSettings, folder: Path) -> EvaluationRecord:
+    file = folder / "file"
+    file.write_text("rows")
+    return evaluate("media", settings, frame, (1.0, 1.0), file, file)
+
+
+def test_evaluate_names_an_opponent_that_the_adapter_loses_to(media: TenantSettings, tmp_path: Path) -> None:
+    """Beating the base says little where a classical model does better on the same rows."""
+    found = record(answers(adapter_hits=70, tfidf_hits=100), media, tmp_path)
+    assert found.beats_base
+    assert found.strongest_opponent == TFIDF
+    assert found.against_strongest is not None
+    assert found.against_strongest.value == pytest.approx(-0.25)
+    assert found.verdict.startswith("is clearly worse than its strongest opponent, the tfidf baseline")
+    assert found.clusters == 60
+
+
+def test_evaluate_gives_every_system_an_interval(media: TenantSettings, tmp_path: Path) -> None:
+    found = record(answers(70, 70), media, tmp_path)
+    for metric in found.metrics.values():
+        assert list(metric) == [BASE, ADAPTER, TFIDF, MAJORITY]
+        assert all(interval.low < interval.high for interval in metric.values())
+    assert set(found.differences) == {BASE, TFIDF, MAJORITY}
+    assert "does not clearly differ" in found.verdict
+
+
+def test_evaluate_does_not_beat_a_base_that_is_as_good(media: TenantSettings, tmp_path: Path) -> None:
+    frame = answers(70, 70)
+    found = record(frame.assign(base=frame[ADAPTER]), media, tmp_path)
+    assert not found.beats_base
+
+
+def test_write_report_keeps_the_record_and_every_answer(media: TenantSettings, tmp_path: Path) -> None:
+    frame = answers(70, 100)
+    found = record(frame, media, tmp_path)
+    write_report(found, frame, media, tmp_path / "report")
+    assert read_evaluation(tmp_path / "report") == found
+    assert len(pd.read_csv(tmp_path / "report/answers.csv")) == len(frame)
+    assert '"tfidf_baseline": 0.8333' in (tmp_path / "report" / METRICS).read_text()
