@@ -191,7 +191,7 @@ def chat(
 @app.command("wandb-sync")
 def wandb_sync() -> None:
     """Send to W&B the runs and artifacts that were logged without a key."""
-    from lora_ops.tracking.runs import send_offline_runs
+    from lora_ops.tracking.offline import send_offline_runs
 
     send_offline_runs(find_root())
 

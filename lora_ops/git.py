@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from lora_ops.records.manifest import GitRecord
+from lora_ops.records.git import GitRecord
 
 
 def git_state(root: Path) -> GitRecord:

@@ -6,7 +6,8 @@ here. A query that asks for what the schema lacks fails as it would at W&B, so a
 
 What it holds to, as W&B does: a version gets its number when it is committed, never before; an alias names one
 version of a collection; the content of the latest version logged again is that version; a half-uploaded version
-is pending and invisible. What it leaves out: permissions, search, media, sweeps, reports.
+is pending and invisible; a resumed run goes on behind its last line. What it leaves out: permissions, search,
+media, sweeps, reports.
 """
 
 import base64
@@ -62,7 +63,7 @@ class Version:
     collection: "Collection"
     digest: str
     metadata: str | None
-    run: "Run"
+    run: "Run | None"  # None: a run declared it as an input, and nobody made it here
     ttl: int | None = None
     description: str | None = None
     index: int | None = None
@@ -115,16 +116,41 @@ class Collection:
 
 @dataclass
 class Run:
-    """One run and the artifacts that went into it and came out of it."""
+    """One run, what it streamed, and the artifacts that went into it and came out of it."""
 
     id: str
     entity: str
     project: str
     name: str
     fields: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, list[str]] = field(default_factory=dict)
+    exit_code: int | None = None
     created: str = field(default_factory=_now)
     inputs: list[Version] = field(default_factory=list)
     outputs: list[Version] = field(default_factory=list)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its settings; the client's own are under `_wandb`."""
+        parsed = json.loads(self.fields.get("config") or "{}")
+        return {name: one["value"] for name, one in parsed.items()}
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was logged step by step."""
+        return [json.loads(line) for line in self.files.get("wandb-history.jsonl", [])]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Its summary, as it was streamed last."""
+        streamed = self.files.get("wandb-summary.json") or [self.fields.get("summaryMetrics", "{}")]
+        parsed: dict[str, Any] = json.loads(streamed[-1])
+        return parsed
+
+    @property
+    def state(self) -> str:
+        """`running` until somebody says how it ended."""
+        return {None: "running", 0: "finished"}.get(self.exit_code, "failed")
 
 
 @dataclass
@@ -296,7 +322,8 @@ class WandbServer:
         collection = self.collections[key]
         if collection.type != input["artifactTypeName"]:
             raise ValueError(f"collection {name} holds artifacts of type {collection.type}")
-        run = self.runs[entity, input["projectName"], input["runName"]]
+        name = input.get("runName")
+        run = self.runs[entity, input["projectName"], name] if name else None
         latest = collection.aliases.get("latest")
         if latest is not None and latest.digest == input["digest"] and input.get("enableDigestDeduplication"):
             version = latest
@@ -356,7 +383,8 @@ class WandbServer:
             version.index = sum(one.index is not None for one in collection.versions)
             version.state = "COMMITTED"
             collection.versions.append(version)
-            version.run.outputs.append(version)
+            if version.run:
+                version.run.outputs.append(version)
             self._name(collection, version, ["latest", *version.asked_aliases])
         return {"artifact": self._artifact(version)}
 
@@ -610,7 +638,7 @@ class WandbServer:
             "filesByManifestEntries": by_entries,
             "files": lambda _, **args: self._files(version, **args),
             "usedBy": lambda _: {"edges": [{"node": self._run(run)} for run in version.used_by]},
-            "createdBy": lambda _: self._run(version.run),
+            "createdBy": lambda _: version.run and self._run(version.run),
         }
 
     def _files(
@@ -658,16 +686,18 @@ class WandbServer:
             "displayName": run.fields.get("displayName", run.name),
             "config": run.fields.get("config", "{}"),
             "project": lambda _: self._project(run.entity, run.project),
-            "historyLineCount": 0,
+            "historyLineCount": len(run.files.get("wandb-history.jsonl", [])),
             "logLineCount": 0,
-            "eventsLineCount": 0,
-            "historyTail": "[]",
-            "eventsTail": "[]",
-            "summaryMetrics": run.fields.get("summaryMetrics", "{}"),
+            "eventsLineCount": len(run.files.get("wandb-events.jsonl", [])),
+            "historyTail": json.dumps(run.files.get("wandb-history.jsonl", [])[-1:]),
+            "eventsTail": json.dumps(run.files.get("wandb-events.jsonl", [])[-1:]),
+            "summaryMetrics": json.dumps(run.summary),
+            "systemMetrics": "{}",
+            "historyKeys": None,
             "tags": [],
-            "state": run.fields.get("state", "running"),
+            "state": run.state,
             "jobType": run.fields.get("jobType"),
-            "wandbConfig": "{}",
+            "wandbConfig": json.dumps(run.config.get("_wandb", {})),
             "stopped": False,
             "projectId": "1",
             "readOnly": False,
@@ -682,6 +712,18 @@ class WandbServer:
 
     def _url(self, path: str) -> str:
         return f"{self.url}/storage/{quote(path)}"
+
+    def stream(self, path: str, body: dict[str, Any]) -> None:
+        """Take lines of a run's history and summary, and how it ended."""
+        entity, project, name = path.split("/")[-4:-1]
+        with self.lock:
+            run = self.runs[entity, project, name]
+            for file, chunk in (body.get("files") or {}).items():
+                lines = run.files.setdefault(file, [])
+                start = chunk["offset"]
+                lines[start : start + len(chunk["content"])] = chunk["content"]
+            if body.get("complete"):
+                run.exit_code = body.get("exitcode")
 
     def put(self, path: str, content: bytes) -> None:
         """Keep an uploaded file; content under another digest than its own is refused, as storage does."""
@@ -709,6 +751,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(json.dumps(self.wandb.execute(asked)).encode())
         elif not self._meets_fault(self.path):
             self.wandb.requests.append(self.path.rsplit("/", 1)[-1])
+            if self.path.endswith("/file_stream"):
+                self.wandb.stream(self.path, json.loads(body))
             self._answer(b"{}")
 
     def do_PUT(self) -> None:

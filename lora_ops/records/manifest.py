@@ -11,6 +11,7 @@ from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.data import DataRecord
 from lora_ops.records.evaluation import BiasAssessment, EvaluationRecord
 from lora_ops.records.evidence import HumanEvaluation, PolicyCheck
+from lora_ops.records.git import GitRecord
 from lora_ops.records.record import Record, Sha256
 from lora_ops.records.training import TrainingRecord
 
@@ -24,13 +25,6 @@ class FileRecord(Record):
 
     bytes: int
     sha256: Sha256
-
-
-class GitRecord(Record):
-    """The commit that the package was built from."""
-
-    commit: str | None
-    dirty: bool
 
 
 class Manifest(Record):

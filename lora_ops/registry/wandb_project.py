@@ -30,7 +30,7 @@ from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AdapterRecord, AuditEntry
 from lora_ops.registry.audit import Head
 from lora_ops.settings.registry import WandbSettings
-from lora_ops.tracking.runs import tracking_mode
+from lora_ops.tracking.client import is_client_error, tracking_mode
 
 AUDIT = "audit"
 ADAPTER = "lora-adapter"
@@ -399,14 +399,10 @@ class WandbProject:
     @contextmanager
     def _talking(self) -> Iterator[None]:
         """Every way in which the client fails, as one sentence."""
-        import requests
-
         try:
             yield
         except Exception as error:
-            # Some of the client's errors have no public name, so its own are known by their package.
-            of_client = type(error).__module__.partition(".")[0] == "wandb"
-            if not of_client and not isinstance(error, requests.RequestException | OSError | ValueError):
+            if not is_client_error(error):
                 raise
             text = " ".join(str(error).split()) or type(error).__name__
             raise LoraOpsError(

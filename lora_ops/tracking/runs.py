@@ -1,70 +1,96 @@
-"""W&B runs of the pipeline: online with an API key and a server that answers, offline else."""
+"""W&B runs of the pipeline: online with an API key and a server that answers, offline else.
 
-import netrc
+A run says what it is: its config holds the commit, the base model, the data and the stage's settings. It uses
+its inputs and logs its outputs, so W&B draws how a package came about. The client can't declare an input
+offline: `lineage.json` in the run's folder keeps the inputs, and `lora-ops wandb-sync` declares them later.
+"""
+
+import json
 import os
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.git import git_state
+from lora_ops.hashing import canonical, sha256_text
 from lora_ops.settings.tracking import TrackingSettings
+from lora_ops.tracking.artifacts import TrackedArtifact, describe
+from lora_ops.tracking.client import (
+    PATIENCE,
+    has_api_key,
+    is_client_error,
+    server_answers,
+    server_url,
+    tracking_mode,
+)
+from lora_ops.tracking.lineage import Lineage, use_inputs
 
 RECORDED_AT = "recorded-at"  # in the folder of a run: the repository that its artifacts' paths start with
-PATIENCE = 3  # seconds that a stage waits to learn whether W&B answers
 
 
-def has_api_key() -> bool:
-    """Whether the client can log in: by the environment, or by what `wandb login` wrote into the netrc file."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    named = os.environ.get("NETRC")
-    paths = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    for path in paths:
-        try:
-            login = netrc.netrc(path).authenticators(urlsplit(server_url()).netloc)
-        except (OSError, netrc.NetrcParseError):
-            continue
-        if login and login[2]:
-            return True
-    return False
+@contextmanager
+def track(
+    job_type: str,
+    tenant: str,
+    config: dict[str, Any],
+    settings: TrackingSettings,
+    root: Path,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+    resume: Path | None = None,
+) -> Iterator[Any]:
+    """Open a W&B run for one stage of one tenant; an exception inside marks it as failed and goes on.
 
+    Offline runs are in `root/wandb/offline-run-*`, the files of their artifacts in `root/wandb/artifacts`;
+    `send_offline_runs` sends both later.
 
-def server_url() -> str:
-    """Where W&B is: `$WANDB_BASE_URL`, else what `wandb login --host` wrote, else W&B's own servers."""
+    Args:
+        config: the settings of the stage; commit and inputs are added.
+        inputs: what the stage reads, as rows of the table in `lora_ops.tracking.artifacts`.
+        outputs: what the stage makes; they are logged when the block ends without an exception.
+        resume: a file that keeps the run's id until the block ends without an exception. A stage that was
+            killed and starts again with the same config and inputs goes on with the same run.
+
+    Raises:
+        LoraOpsError: `$WANDB_MODE` is online and there is no API key, or an input does not exist yet.
+    """
+    mode = _mode_of_run()
+    os.environ.setdefault("WANDB_SILENT", "true")  # a run's own setting does not silence artifacts
+    # Else these files wait in the home directory, and wandb/ alone would not be enough.
+    os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb"))
     import wandb
 
-    return str(wandb.setup().settings.base_url)
-
-
-def server_answers(url: str) -> bool:
-    """Whether a server answers at `url` within `PATIENCE` seconds; an answer of 500 and more is none.
-
-    The client itself would try for two minutes and then raise. Nothing secret is sent, so certificates are left
-    to the client; proxies of the environment are used as the client uses them.
-    """
-    import httpx
-
-    answers: list[int] = []
-
-    def ask() -> None:
-        with suppress(httpx.HTTPError):
-            answers.append(httpx.get(url, timeout=PATIENCE, verify=False).status_code)
-
-    # In a thread: looking up a name without a network may take longer than any of httpx's own limits.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return any(status < 500 for status in answers)
-
-
-def tracking_mode() -> str:
-    """`$WANDB_MODE` if it is set, else "online" when there is an API key and "offline" when there is none."""
-    return os.environ.get("WANDB_MODE") or ("online" if has_api_key() else "offline")
+    used = {what: describe(what, tenant, root) for what in inputs}
+    facts = {what: artifact.facts for what, artifact in used.items()}
+    commit = git_state(root)
+    with wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        dir=root,
+        mode=mode,  # type: ignore[arg-type]
+        id=_run_id(resume, sha256_text(canonical([job_type, tenant, config, facts]))),
+        resume="allow",
+        job_type=job_type,
+        group=tenant,
+        name=f"{tenant}-{job_type}",
+        config={**config, **facts, "commit": commit.commit, "commit_dirty": commit.dirty},
+        settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
+    ) as run:
+        folder = Path(run.settings.sync_dir)
+        if run.offline:
+            (folder / RECORDED_AT).write_text(str(root.resolve()), encoding="utf-8")
+        # A resumed run logs again from its last checkpoint on, so W&B's own count would part from the steps.
+        run.define_metric("*", step_metric="step")
+        _keep_lineage(run, folder, list(used.values()))
+        yield run
+        for what in outputs:
+            artifact = describe(what, tenant, root)
+            run.log_artifact(artifact.draft(), aliases=[artifact.alias])
+    if resume:
+        resume.unlink(missing_ok=True)
 
 
 def _mode_of_run() -> str:
@@ -84,62 +110,39 @@ def _mode_of_run() -> str:
     return "offline"
 
 
-@contextmanager
-def track(
-    job_type: str, tenant: str, config: dict[str, Any], settings: TrackingSettings, root: Path
-) -> Iterator[Any]:
-    """A W&B run for one stage of one tenant; an exception inside marks it as failed and goes on.
-
-    Offline runs lie in `root/wandb/offline-run-*`, the files of their artifacts in `root/wandb/artifacts`;
-    `send_offline_runs` sends both later.
-
-    Raises:
-        LoraOpsError: `$WANDB_MODE` is online and there is no API key.
-    """
-    mode = _mode_of_run()
-    os.environ.setdefault("WANDB_SILENT", "true")  # a run's own setting does not silence artifacts
-    # Else these files wait in the home directory, and wandb/ alone would not be enough.
-    os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb"))
-    import wandb
-
-    with wandb.init(
-        project=settings.project,
-        entity=settings.entity,
-        dir=root,
-        mode=mode,  # type: ignore[arg-type]
-        job_type=job_type,
-        group=tenant,
-        name=f"{tenant}-{job_type}",
-        config=config,
-        settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
-    ) as run:
-        if run.offline:
-            (Path(run.settings.sync_dir) / RECORDED_AT).write_text(str(root.resolve()), encoding="utf-8")
-        yield run
+def _run_id(kept: Path | None, recipe: str) -> str:
+    """Return the id that `kept` holds for this recipe, else a new one, which `kept` then holds."""
+    fresh = secrets.token_hex(4)
+    if kept is None:
+        return fresh
+    if kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["recipe"] == recipe:
+            return str(found["run"])
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"run": fresh, "recipe": recipe}), encoding="utf-8")
+    temporary.replace(kept)
+    return fresh
 
 
-def send_offline_runs(root: Path) -> None:
-    """Send to W&B what was logged offline into `root/wandb`; what was sent before is left out.
-
-    Raises:
-        LoraOpsError: there is no API key, a run was recorded in another folder, or the client failed.
-    """
-    if not has_api_key():
-        raise LoraOpsError(
-            "There is no API key: set WANDB_API_KEY or run `wandb login`; the runs stay in wandb/ until then."
-        )
-    for marker in sorted((root / "wandb").glob(f"offline-run-*/{RECORDED_AT}")):
-        recorded = Path(marker.read_text(encoding="utf-8"))
-        # The client would pass over files that it doesn't find, and take the run for sent.
-        if not recorded.exists() or not recorded.samefile(root):
-            raise LoraOpsError(
-                f"{marker.parent.name} was recorded in {recorded}, and its artifacts name their files there: "
-                f"put wandb/ there again or link {recorded} to {root}."
-            )
-    kept = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_SILENT")}
-    command = [sys.executable, "-m", "wandb", "sync", "--yes"]
-    if subprocess.run(command, cwd=root, env={**kept, "WANDB_DIR": str(root)}).returncode != 0:
-        raise LoraOpsError("wandb sync failed, see above; run it again to send the rest.")
+def _keep_lineage(run: Any, folder: Path, inputs: list[TrackedArtifact]) -> None:
+    """Declare the inputs of a run, or keep them for `lora-ops wandb-sync` where W&B can't be asked."""
+    if run.disabled or not inputs:
+        return
+    lineage = Lineage(run.settings.entity, run.settings.project, run.id, inputs)
+    lineage.write(folder)
+    if run.offline:
+        return
+    try:
+        use_inputs(run, lineage)
+    except Exception as error:
+        if not is_client_error(error):
+            raise
+        text = " ".join(str(error).split())[:200]
+        print(f"W&B did not take the inputs of {run.name}: {text}. `lora-ops wandb-sync` declares them later.")
+        return
+    lineage.mark_sent(folder)
 
 
 def log_folder(run: Any, name: str, kind: str, folder: Path, metadata: dict[str, Any]) -> None:

@@ -3,13 +3,12 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import wandb_server
-from tests.conftest import ROOT, run
+from tests.conftest import run
 from tests.wandb_server import WandbServer
 
 STAGE = """
@@ -17,36 +16,16 @@ import sys
 from pathlib import Path
 import pandas as pd
 from lora_ops.settings.tracking import TrackingSettings
-from lora_ops.tracking.runs import log_folder, log_table, track
+from lora_ops.tracking.runs import log_table, track
 
-root = Path(sys.argv[1])
-with track("package", "finance", {"rank": 8}, TrackingSettings(project="adapters"), root) as run:
-    run.log({"loss": 0.5})
+root, settings = Path(sys.argv[1]), TrackingSettings(project="adapters")
+with track("train", "finance", {"rank": 8}, settings, root, outputs=["adapter"]) as run:
+    run.log({"step": 1, "loss": 0.5})
     log_table(run, "samples", pd.DataFrame({"text": ["AIRBNB"]}))
-    log_folder(run, "finance-adapter", "lora-adapter", root / "adapter", {"rank": 8})
 """
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with an adapter to log, on a machine where nobody has logged in to W&B."""
-    root, home = tmp_path / "repository", tmp_path / "home"
-    (root / "adapter").mkdir(parents=True)
-    home.mkdir()
-    (root / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    for name in ("params.yaml", "dvc.yaml"):
-        (root / name).write_bytes((ROOT / name).read_bytes())
-    for name in ("MODE", "API_KEY", "BASE_URL", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR", "DIR"):
-        monkeypatch.delenv(f"WANDB_{name}", raising=False)
-    monkeypatch.delenv("NETRC", raising=False)
-    monkeypatch.setenv("HOME", str(home))
-    return root
-
-
-@pytest.fixture
-def server() -> Iterator[WandbServer]:
-    with wandb_server.serving() as server:
-        yield server
+ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
 
 
 def log_in(home: Path, server: WandbServer) -> None:
@@ -56,6 +35,10 @@ def log_in(home: Path, server: WandbServer) -> None:
         f"machine {server.url.partition('//')[2]}\n  login user\n  password {wandb_server.API_KEY}\n"
     )
     netrc.chmod(0o600)
+
+
+def commit(root: Path) -> str:
+    return run("git", "rev-parse", "HEAD", cwd=root).stdout.strip()
 
 
 def stage(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -78,9 +61,10 @@ def test_what_was_logged_without_a_key_is_sent_whole_once_there_is_one(root: Pat
     for _ in range(2):
         sent = run("lora-ops", "wandb-sync", cwd=root, WANDB_BASE_URL=server.url, WANDB_MODE="offline")
         assert sent.returncode == 0, sent.stderr
-    assert logged_files(server) == {"adapter_model.safetensors": b"weights"}
+    assert logged_files(server) == ADAPTER
     (logged,) = server.runs.values()
-    assert logged.fields["displayName"] == "finance-package"
+    assert logged.config["rank"] == 8 and logged.config["commit"] == commit(root)
+    assert logged.fields["displayName"] == "finance-train"
     assert server.collection(f"run-{logged.name}-samples", project="adapters").live()
     assert server.refusals == []
 
@@ -95,14 +79,14 @@ def test_runs_of_another_folder_are_sent_when_it_is_linked_there_and_not_before(
     assert refused.returncode == 2 and f"was recorded in {root}" in refused.stderr
     root.symlink_to(moved)
     assert run("lora-ops", "wandb-sync", cwd=moved, **environment).returncode == 0
-    assert logged_files(server) == {"adapter_model.safetensors": b"weights"}
+    assert logged_files(server) == ADAPTER
 
 
 def test_after_a_login_runs_are_logged_while_they_run(root: Path, server: WandbServer) -> None:
     log_in(root.parent / "home", server)
     done = stage(root, WANDB_BASE_URL=server.url)
     assert done.returncode == 0, done.stderr
-    assert logged_files(server) == {"adapter_model.safetensors": b"weights"}
+    assert logged_files(server) == ADAPTER
     assert not list((root / "wandb").glob("offline-run-*"))
 
 
