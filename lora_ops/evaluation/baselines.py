@@ -18,6 +18,8 @@ def tfidf_baseline(texts: Sequence[str], targets: Sequence[str], questions: Sequ
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
 
+    if len(set(targets)) == 1:
+        return majority_baseline(targets, len(questions))  # a regression needs two classes
     features = make_union(TfidfVectorizer(), TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5)))
     model = make_pipeline(features, LogisticRegression(C=10, max_iter=2000))
     model.fit(list(texts), list(targets))

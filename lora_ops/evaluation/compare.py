@@ -11,7 +11,8 @@ import pandas as pd
 from lora_ops.evaluation.baselines import majority_baseline, tfidf_baseline
 from lora_ops.evaluation.generate import generate
 from lora_ops.evaluation.inference import Sample, difference, holm, interval
-from lora_ops.evaluation.metrics import read_label, sample
+from lora_ops.evaluation.labels import read_label
+from lora_ops.evaluation.metrics import sample
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
 from lora_ops.records.evaluation import (
@@ -96,7 +97,13 @@ def measure_groups(answers: pd.DataFrame, settings: TenantSettings) -> dict[str,
         str(label): GroupMetric(
             rows=len(rows),
             value=interval(
-                sample("exact_match", list(rows["target"]), list(rows["adapter"]), (), list(rows["group"])),
+                sample(
+                    "exact_match",
+                    list(rows["target"]),
+                    list(rows["adapter"]),
+                    settings.data.labels,
+                    list(rows["group"]),
+                ),
                 chosen.bootstrap,
                 chosen.seed,
             ),

@@ -1,41 +1,24 @@
 """What an answer is worth: exact match, macro-F1 and token F1."""
 
-import re
-import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from lora_ops.evaluation.inference import Sample, macro_f1_sample, mean_sample
+from lora_ops.evaluation.labels import label_form, normalize, read_label
 
-NO_LABEL = "(no label)"
 Floats = npt.NDArray[np.float64]
 
 
-def normalize(text: str) -> str:
-    """Lower case, single spaces, no punctuation at the ends: what two equal answers may differ in."""
-    return " ".join(text.lower().split()).strip(string.punctuation + " ")
+def exact_match(targets: Sequence[str], answers: Sequence[str], labels: Sequence[str] = ()) -> Floats:
+    """Return 1.0 for each answer that equals its target, else 0.0; shape (rows,).
 
-
-def read_label(answer: str, labels: Sequence[str]) -> str:
-    """The label that an answer names first, or `NO_LABEL`.
-
-    A base model answers in sentences ("The sentiment is neutral."); counting only bare labels would make any
-    adapter look good. Of labels that begin at the same place the longest is meant.
+    Case and marks at the ends are forgiven where they tell no two of `labels` apart, and in free text.
     """
-    found = []
-    for label in labels:
-        match = re.search(rf"\b{re.escape(label.lower())}\b", answer.lower())
-        if match:
-            found.append((match.start(), -len(label), label))
-    return min(found)[2] if found else NO_LABEL
-
-
-def exact_match(targets: Sequence[str], answers: Sequence[str]) -> Floats:
-    """1.0 for each answer that equals its target after `normalize`, else 0.0; shape (rows,)."""
-    return np.array([normalize(t) == normalize(a) for t, a in zip(targets, answers, strict=True)], float)
+    form = label_form(labels) if labels else normalize
+    return np.array([form(t) == form(a) for t, a in zip(targets, answers, strict=True)], float)
 
 
 def token_f1(targets: Sequence[str], answers: Sequence[str]) -> Floats:
@@ -52,11 +35,9 @@ def sample(
     """Return the sample of one metric of params.yaml, by its name there."""
     if metric == "macro_f1":
         return macro_f1_sample(targets, [read_label(answer, labels) for answer in answers], labels, groups)
-    rows: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
-        "exact_match": exact_match,
-        "token_f1": token_f1,
-    }
-    return mean_sample(rows[metric](targets, answers), groups)
+    if metric == "exact_match":
+        return mean_sample(exact_match(targets, answers, labels), groups)
+    return mean_sample(token_f1(targets, answers), groups)
 
 
 def _overlap(target: str, answer: str) -> float:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from lora_ops.settings.labels import indistinct
 from lora_ops.settings.section import Section, Sha256
 
 SOURCE_SUFFIXES = (".csv", ".jsonl", ".parquet", ".py")
@@ -93,6 +94,9 @@ class DataSettings(Section):
             raise ValueError("requirement and archive_sha256 come together or not at all")
         if self.task == "labels" and len(set(self.labels)) < 2:
             raise ValueError("task 'labels' needs at least two different labels (or use task: text)")
+        problem = indistinct(self.labels)
+        if problem:
+            raise ValueError(f"labels: {problem}: rename one, or remove it")
         if self.task == "text" and self.labels:
             raise ValueError("task 'text' has free answers: remove labels (or use task: labels)")
         return self

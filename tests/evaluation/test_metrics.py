@@ -4,9 +4,7 @@ import pytest
 
 from lora_ops.evaluation.baselines import majority_baseline, tfidf_baseline
 from lora_ops.evaluation.metrics import (
-    NO_LABEL,
     exact_match,
-    read_label,
     sample,
     token_f1,
 )
@@ -19,21 +17,18 @@ def test_exact_match_forgives_case_spaces_and_final_punctuation_only() -> None:
     assert exact_match(["Lodging"] * 4, answers).tolist() == [1, 1, 0, 0]
 
 
+def test_exact_match_of_labels_is_strict_where_labels_are_alike() -> None:
+    """Wrong answers that differ from their target in signs or case only are wrong."""
+    assert exact_match(["<=50K", ">50K"], [">50K", ">50K."], ["<=50K", ">50K"]).tolist() == [0, 1]
+    assert exact_match(["yes", "Yes"], ["Yes", " Yes."], ["yes", "Yes", "YES"]).tolist() == [0, 1]
+
+
+def test_exact_match_of_free_text_keeps_signs() -> None:
+    assert exact_match(["-1", "!!!", "C#"], ["1", "???", "c#."]).tolist() == [0, 0, 1]
+
+
 def test_token_f1_counts_shared_words() -> None:
     assert token_f1(["reset your password", "yes"], ["reset the password", "no"]) == pytest.approx([2 / 3, 0])
-
-
-@pytest.mark.parametrize(
-    ("answer", "label"),
-    [
-        ("retail outlets", "Retail outlets"),
-        ("It is Clothing outlets, not Other.", "Clothing outlets"),
-        ("another thing", NO_LABEL),
-        ("", NO_LABEL),
-    ],
-)
-def test_an_answer_is_read_as_the_label_that_it_names_first(answer: str, label: str) -> None:
-    assert read_label(answer, LABELS) == label
 
 
 def test_sample_finds_a_metric_by_its_name() -> None:
@@ -47,3 +42,7 @@ def test_baselines_are_what_they_are_called() -> None:
     assert majority_baseline(["a", "b", "a"], 2) == ["a", "a"]
     texts = ["grand hotel", "city hotel", "blue airline", "red airline"]
     assert tfidf_baseline(texts, ["H", "H", "A", "A"], ["old hotel", "new airline"]) == ["H", "A"]
+
+
+def test_tfidf_baseline_of_one_label_always_answers_it() -> None:
+    assert tfidf_baseline(["grand hotel", "city hotel"], ["H", "H"], ["blue airline"]) == ["H"]
