@@ -2,15 +2,18 @@
 
 import os
 import sys
+import traceback
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import markup, show, visible
+from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
+from lora_ops.output import AsJson, print_error, print_json, prose_on_stderr, wants_json
 from lora_ops.registry.commands import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.serving.commands import keys_app, serve
@@ -26,14 +29,18 @@ app.command()(serve)
 
 
 @app.command("base-model")
-def base_model() -> None:
+def base_model(as_json: AsJson = False) -> None:
     """Make models/base, the base model as safetensors, as params.yaml says."""
     from lora_ops.base_model import make_base_model
 
     root = find_root()
     settings = load_settings(root).base_model
     _stay_offline(settings.source)
-    record = make_base_model(settings, root / "models/base", root / "data/raw", root)
+    with prose_on_stderr(as_json):
+        record = make_base_model(settings, root / "models/base", root / "data/raw", root)
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+        return
     show(markup(f"{record.id} {record.revision}: {record.parameters:,} parameters, SHA-256 {record.sha256}"))
 
 
@@ -46,6 +53,7 @@ def run(
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="name=value, may be repeated.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Execute a notebook; its result and its page go to reports/TENANT/, without a tenant to reports/."""
     from lora_ops.notebooks import declared_parameters, parse_parameters, run_notebook
@@ -63,7 +71,12 @@ def run(
     elif takes is not None and not takes.optional:
         raise LoraOpsError(f"{path.name} is about one tenant: say which one with --tenant.")
     _stay_offline(settings.base_model.source)
-    run_notebook(path, root / "reports" / (tenant or "") / path.name, parameters, root)
+    output = root / "reports" / (tenant or "") / path.name
+    with prose_on_stderr(as_json):
+        run_notebook(path, output, parameters, root)
+    if as_json:
+        page = output.with_suffix(".html")
+        print_json({"tenant": tenant, "notebook": str(output), "page": str(page), "parameters": parameters})
 
 
 @app.command()
@@ -75,6 +88,7 @@ def rollback(
     yes: Annotated[
         bool, typer.Option("--yes", help="Do it; without this, only show what would happen.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put the version before VERSION back into production, by runbooks/rollback.ipynb."""
     from lora_ops import incidents
@@ -94,8 +108,13 @@ def rollback(
         "folder": str(folder),
         "confirm": yes,
     }
-    run_notebook(root / "runbooks/rollback.ipynb", folder / "rollback.ipynb", parameters, root)
-    show(f"The page: {(folder / 'rollback.html').relative_to(root)}")
+    page = folder / "rollback.html"
+    with prose_on_stderr(as_json):
+        run_notebook(root / "runbooks/rollback.ipynb", folder / "rollback.ipynb", parameters, root)
+    if as_json:
+        print_json({"version": version, "done": yes, "page": str(page)})
+        return
+    show(f"The page: {markup(str(page.relative_to(root)))}")
 
 
 @app.command()
@@ -104,6 +123,7 @@ def register(
         list[str] | None, typer.Argument(help="Tenants of params.yaml; default: each one that has a package.")
     ] = None,
     actor: Actor = None,
+    as_json: AsJson = False,
 ) -> None:
     """Register what packages/ holds as each tenant's next version, named by the alias candidate.
 
@@ -117,21 +137,34 @@ def register(
     for name in tenants or ():
         settings.tenant(name)
     chosen = tenants or tenants_with_package(settings.tenants, root)
-    refused = []
+    outcomes, refused = [], []
     with closing(open_registry(root, create=True)) as registry:
         for outcome in register_packages(chosen, root, registry, actor=actor):
+            adapter = outcome.version.id if outcome.version else None
+            outcomes.append(
+                {
+                    "tenant": outcome.tenant,
+                    "adapter": adapter,
+                    "is_new": outcome.is_new,
+                    "problem": outcome.problem,
+                }
+            )
             if outcome.version is None:
                 refused.append(outcome.tenant)
                 print(f"lora-ops: {outcome.tenant}: {visible(str(outcome.problem))}", file=sys.stderr)
                 continue
             how = "a new version" if outcome.is_new else "this content was registered before"
-            show(f"{outcome.version.id} is the candidate of {outcome.tenant} ({how}).")
+            if not as_json:
+                show(f"{adapter} is the candidate of {outcome.tenant} ({how}).")
+    if as_json:
+        print_json(outcomes)
+        raise typer.Exit(ExitCode.INVALID if refused else ExitCode.OK)
     if refused:
         raise LoraOpsError(f"Not registered: {', '.join(refused)}; the reasons are above.")
 
 
 @app.command()
-def report() -> None:
+def report(as_json: AsJson = False) -> None:
     """Show the adapters that the pipeline made beside their base; nothing is changed."""
     from lora_ops.packaging import packaged
     from lora_ops.records.evaluation import ADAPTER, BASE
@@ -145,9 +178,21 @@ def report() -> None:
     registry = open_registry(root) if (root / settings.registry.path).is_dir() else None
     columns = ("tenant", "version", "metric", "base", "adapter", "size", "training")
     table = Grid(*columns, solid={*columns})
-    verdicts, pages, missing = [], [], []
+    verdicts, pages, missing, rows = [], [], [], []
     for manifest in manifests:
         version = registered_id(manifest, registry)
+        rows.append(
+            {
+                "tenant": manifest.tenant,
+                "adapter": version,
+                "metrics": manifest.evaluation.model_dump(mode="json")["metrics"],
+                "primary": manifest.evaluation.primary,
+                "verdict": manifest.evaluation.verdict,
+                "size_bytes": manifest.size_bytes,
+                "training_seconds": manifest.training.seconds,
+                "report": manifest.report,
+            }
+        )
         if version is None:
             missing.append(manifest.tenant)
         evaluation = manifest.evaluation
@@ -165,6 +210,9 @@ def report() -> None:
             )
         verdicts.append(markup(f"{version or manifest.tenant} {evaluation.verdict}."))
         pages.append(markup(f"{version or manifest.tenant}: {manifest.report}"))
+    if as_json:
+        print_json(rows)
+        return
     show(table, *verdicts, "\nReports, for a browser:", *pages, sep="\n")
     if missing:
         show(f"Not registered: {', '.join(missing)}. Next: lora-ops register")
@@ -174,6 +222,7 @@ def report() -> None:
 def chat(
     adapter: Annotated[str, typer.Argument(help="A tenant (its candidate) or a version such as finance@1.")],
     text: Annotated[str, typer.Argument(help="What to ask.")],
+    as_json: AsJson = False,
 ) -> None:
     """Answer TEXT with an adapter and with its base model, side by side."""
     from lora_ops.chat import ask
@@ -181,7 +230,11 @@ def chat(
 
     root = find_root()
     _stay_offline(load_settings(root).base_model.source)
-    adapter_id, base_answer, adapter_answer = ask(adapter, text, open_registry(root), root)
+    with prose_on_stderr(as_json), closing(open_registry(root)) as registry:
+        adapter_id, base_answer, adapter_answer = ask(adapter, text, registry, root)
+    if as_json:
+        print_json({"adapter": adapter_id, "text": text, "base": base_answer, "answer": adapter_answer})
+        return
     table = Grid("who", "answer", solid={"who"}, title=text)
     table.add_row("base model", base_answer)
     table.add_row(adapter_id, adapter_answer)
@@ -189,20 +242,28 @@ def chat(
 
 
 @app.command("wandb-sync")
-def wandb_sync() -> None:
+def wandb_sync(as_json: AsJson = False) -> None:
     """Send to W&B the runs and artifacts that were logged without a key."""
     from lora_ops.tracking.offline import send_offline_runs
 
-    send_offline_runs(find_root())
+    with prose_on_stderr(as_json):
+        send_offline_runs(find_root())
+    if as_json:
+        print_json({"sent": True})
 
 
 @app.command()
-def profile(name: Annotated[str, typer.Argument(help="A file of profiles/, such as small.")]) -> None:
+def profile(
+    name: Annotated[str, typer.Argument(help="A file of profiles/, such as small.")], as_json: AsJson = False
+) -> None:
     """Lay a profile over params.yaml (`git checkout params.yaml` takes it back)."""
     from lora_ops.tenants import apply_profile
 
     root = find_root()
     apply_profile(root / "profiles" / f"{name}.yaml", root)
+    if as_json:
+        print_json({"profile": name})
+        return
     show(f"params.yaml now has the values of profiles/{name}.yaml.")
 
 
@@ -220,6 +281,7 @@ def tenant_add(
     encoding: Annotated[str, typer.Option(help="Of a CSV or JSONL file, such as latin-1.")] = "utf-8",
     delimiter: Annotated[str, typer.Option(help="Of a CSV file, such as ; or tab.")] = ",",
     license: Annotated[str, typer.Option(help="Licence of the adapter.")] = "proprietary",
+    as_json: AsJson = False,
 ) -> None:
     """Check a file of your own and make it a tenant: its entry is written into params.yaml."""
     from lora_ops.datasets.contract import require
@@ -245,6 +307,9 @@ def tenant_add(
     contract = check_tenant(name, TenantSettings.model_validate(entry), root)
     require(contract)
     add_tenant(name, entry, root)
+    if as_json:
+        print_json({"tenant": name, "entry": entry, "contract": contract.model_dump(mode="json")})
+        return
     show(
         f"{name}: {contract.rows} rows pass {len(contract.checks)} checks; its entry is in params.yaml. "
         f"Next: dvc repro package@{name}"
@@ -252,22 +317,33 @@ def tenant_add(
 
 
 @tenant_app.command("remove")
-def tenant_remove(name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")]) -> None:
+def tenant_remove(
+    name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")], as_json: AsJson = False
+) -> None:
     """Take a tenant out of params.yaml; its versions stay in the registry."""
     from lora_ops.tenants import remove_tenant
 
     remove_tenant(name, find_root())
+    if as_json:
+        print_json({"removed": name})
+        return
     show(f"{name} is no tenant of params.yaml any more; its versions stay in the registry.")
 
 
 @tenant_app.command("check")
-def tenant_check(name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")]) -> None:
+def tenant_check(
+    name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")], as_json: AsJson = False
+) -> None:
     """Hold a tenant's source against its contract without training anything."""
     from lora_ops.datasets.contract import require
     from lora_ops.tenants import check_tenant
 
     root = find_root()
     contract = check_tenant(name, load_settings(root).tenant(name), root)
+    if as_json:
+        passed = all(check.success for check in contract.checks)
+        print_json({"ok": passed, **contract.model_dump(mode="json")})
+        raise typer.Exit(ExitCode.OK if passed else ExitCode.INVALID)
     table = Grid("check", "result", "rows that fail", solid={"result"}, title=f"{name}: {contract.rows} rows")
     for check in contract.checks:
         table.add_row(check.name, "ok" if check.success else "FAILED", "; ".join(check.failed_rows[:3]))
@@ -276,16 +352,35 @@ def tenant_check(name: Annotated[str, typer.Argument(help="A tenant of params.ya
 
 
 def main() -> None:
-    """Run the command line; what a person can mend is one sentence on stderr and exit code 2."""
+    """Run the command line and exit with a code of `lora_ops.exit_codes`.
+
+    What a person can mend is one sentence on stderr. With `--json` it is one JSON object on stdout instead.
+    """
+    as_json = wants_json(sys.argv[1:])
     try:
-        app()
+        # Typer prints wrong usage and exits by itself; for JSON it hands both over.
+        returned = app(standalone_mode=not as_json)
     except LoraOpsError as error:
-        print(f"lora-ops: {visible(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        _fail(error.exit_code, str(error), as_json)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"lora-ops: {visible(f'{error.strerror or error}{where}')}.", file=sys.stderr)
-        sys.exit(2)
+        _fail(ExitCode.UNAVAILABLE, f"{error.strerror or error}{where}.", as_json)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the exit code must say that it is ours
+        if as_json and hasattr(error, "format_message"):  # wrong usage; typer has no public class for it
+            _fail(ExitCode.INVALID, error.format_message(), as_json)
+        traceback.print_exc()
+        if as_json:
+            print_error(ExitCode.INTERNAL, f"{type(error).__name__}: {error}")
+        sys.exit(ExitCode.INTERNAL)
+    sys.exit(returned if isinstance(returned, int) else ExitCode.OK)
+
+
+def _fail(code: ExitCode, message: str, as_json: bool) -> NoReturn:
+    if as_json:
+        print_error(code, message)
+    else:
+        print(f"lora-ops: {visible(message)}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _stay_offline(source: str) -> None:

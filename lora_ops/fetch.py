@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, Unavailable
 from lora_ops.hashing import sha256_file
 
 
@@ -23,7 +23,7 @@ def fetch_package(requirement: str, sha256: str, folder: Path, *, sdist: bool = 
     for archive in kept.glob("*"):
         if sha256_file(archive) == sha256:
             return archive
-        raise LoraOpsError(
+        raise Damaged(
             f"{archive} was changed on disk (its SHA-256 is not {sha256[:12]}…): delete it and run again."
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def _download(requirement: str, sha256: str, folder: Path, *, sdist: bool) -> Pa
     )
     found = re.search(r"Got\s+([0-9a-f]{64})", done.stdout + done.stderr)
     if done.returncode != 0 and found:
-        raise LoraOpsError(
+        raise Damaged(
             f"{requirement}: the package index gave a file with SHA-256 {found[1]}, params.yaml pins {sha256}; "
             "nothing was used. If the change is expected, put the new digest into params.yaml."
         )
@@ -58,5 +58,5 @@ def _download(requirement: str, sha256: str, folder: Path, *, sdist: bool) -> Pa
     if done.returncode != 0 or len(archives) != 1:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip exited with {done.returncode}"
-        raise LoraOpsError(f"Cannot download {requirement}: {reason.rstrip('.')}.")
+        raise Unavailable(f"Cannot download {requirement}: {reason.rstrip('.')}.")
     return archives[0]

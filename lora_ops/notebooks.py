@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
 from lora_ops.escaping import clean_html
 
 # A Unix socket's path must fit into 108 bytes with its end; zmq adds `/ipc-` and the number of the channel.
 LONGEST_SOCKET_FOLDER = 80
+OUR_ERRORS = {one.__name__: one for one in (LoraOpsError, Refused, NotFound, Unavailable, Damaged)}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # nbconvert's page without its scripts from a CDN, and with a policy that lets none run.
 PAGE_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
@@ -58,7 +59,7 @@ def declared_parameters(notebook: Path) -> dict[str, Parameter]:
     from IPython.core.inputtransformer2 import TransformerManager
 
     if not notebook.is_file():
-        raise LoraOpsError(f"There is no notebook {notebook}.")
+        raise NotFound(f"There is no notebook {notebook}.")
     cells = nbformat.read(notebook, as_version=4).cells
     tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if not tagged:
@@ -215,9 +216,10 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
             )
     except PapermillExecutionError as error:
         # Our own errors are already a sentence; others need their class to make sense.
-        kind = "" if error.ename == LoraOpsError.__name__ else f"{error.ename}: "
+        ours = OUR_ERRORS.get(error.ename)
+        kind = "" if ours else f"{error.ename}: "
         line = next(iter(error.source.strip().splitlines()), "")
-        raise LoraOpsError(
+        raise (ours or LoraOpsError)(
             f"{notebook.name} failed in cell [{error.exec_count}] `{line}`: {kind}{error.evalue.rstrip('.')}. "
             f"The partly executed notebook is {output}."
         ) from error

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from lora_ops.datasets.contract import check_contract
 from lora_ops.datasets.prepare import candidate_rows, with_prompts
 from lora_ops.datasets.source import read_source, template_fields
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.loading import load_tokenizer
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import ContractRecord
@@ -150,7 +150,7 @@ def apply_profile(profile: Path, root: Path) -> None:
     """
     if not profile.is_file():
         there = ", ".join(sorted(path.stem for path in profile.parent.glob("*.yaml")))
-        raise LoraOpsError(f"There is no profile {profile} (there are: {there}).")
+        raise NotFound(f"There is no profile {profile} (there are: {there}).")
     overlay = YAML().load(profile.read_text(encoding="utf-8"))
 
     def put(params: Any) -> None:

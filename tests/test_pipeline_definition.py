@@ -36,8 +36,12 @@ def used_by(sources: list[str]) -> set[Path]:
         path = todo.pop()
         seen.add(path)
         todo |= imported(path.read_text()) - seen
-    # These hold no behaviour of a stage: a package's first line, the error class.
-    return {path for path in seen if path.read_text().count("\n") > 10}
+    # These hold no behaviour of a stage: a package's first line, the error classes and their exit codes.
+    return {
+        path
+        for path in seen
+        if path.read_text().count("\n") > 10 and path.name not in ("errors.py", "exit_codes.py")
+    }
 
 
 def sources(definition: dict) -> list[str]:

@@ -98,7 +98,7 @@ def test_register_without_a_package_names_the_command(clone: Path) -> None:
 
 def test_register_refuses_an_unknown_tenant(clone: Path) -> None:
     refused = lora_ops(clone, "register", "retail")
-    assert refused.returncode == 2 and "params.yaml has no tenant 'retail'" in refused.stderr
+    assert refused.returncode == 4 and "params.yaml has no tenant 'retail'" in refused.stderr
     assert not (clone / ".registry").exists()
 
 

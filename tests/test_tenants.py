@@ -105,7 +105,7 @@ def test_a_removed_tenant_is_gone_from_the_gateways_settings_too(faq: Path, tena
 
 def test_what_cannot_be_removed_is_said(faq: Path) -> None:
     unknown = run("lora-ops", "tenant", "remove", "retail", cwd=faq)
-    assert unknown.returncode == 2 and "no tenant 'retail'" in unknown.stderr
+    assert unknown.returncode == 4 and "no tenant 'retail'" in unknown.stderr
     *others, last = load_settings(faq).tenants
     for tenant in others:
         assert run("lora-ops", "tenant", "remove", tenant, cwd=faq).returncode == 0
@@ -119,4 +119,4 @@ def test_a_profile_changes_every_tenant_and_an_unknown_one_is_refused(faq: Path)
     assert run("lora-ops", "profile", "small", cwd=faq).returncode == 0
     assert {tenant.data.rows.train for tenant in load_settings(faq).tenants.values()} == {160}
     refused = run("lora-ops", "profile", "huge", cwd=faq)
-    assert refused.returncode == 2 and "there are: small, tiny" in refused.stderr
+    assert refused.returncode == 4 and "there are: small, tiny" in refused.stderr

@@ -1,7 +1,5 @@
 """`lora-ops registry`: tables for people, JSON for CI."""
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,8 @@ import typer
 
 from lora_ops import escaping
 from lora_ops.escaping import markup
+from lora_ops.exit_codes import ExitCode
+from lora_ops.output import AsJson, print_json
 from lora_ops.registry import tables
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ app = typer.Typer(
 )
 
 Reference = Annotated[str, typer.Argument(help="finance@3, finance@production or finance")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 Actor = Annotated[
     str | None,
     typer.Option("--actor", envvar="LORA_OPS_ACTOR", help="Who does this; default: the login name."),
@@ -57,7 +56,7 @@ def list_(
         _check_tenant(registry, tenant)
         rows = registry.summaries(tenant)
     if as_json:
-        _print_json([{"adapter": row.id, **row._asdict()} for row in rows])
+        print_json([{"adapter": row.id, **row._asdict()} for row in rows])
         return
     whose = f"'{tenant}' has no version yet" if tenant else "The registry is empty"
     _print(tables.versions(rows) if rows else f"{whose}: `make repro` registers the first one.")
@@ -71,7 +70,7 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
     with _registry() as registry:
         card = record(registry, reference)
     if as_json:
-        _print_json(card.model_dump(mode="json"))
+        print_json(card.model_dump(mode="json"))
         return
     _print(*tables.card(card))
 
@@ -83,7 +82,7 @@ def history(reference: Reference, as_json: AsJson = False) -> None:
         tenant, number = registry.resolve(reference)
         entries = registry.log.entries(tenant, number)
     if as_json:
-        _print_json([entry.model_dump(mode="json") for entry in entries])
+        print_json([entry.model_dump(mode="json") for entry in entries])
         return
     _print(tables.history(entries, number))
 
@@ -97,7 +96,7 @@ def diff(left: Reference, right: Reference, as_json: AsJson = False) -> None:
         a, b = registry.get(left), registry.get(right)
         rows = differences(a, b)
     if as_json:
-        _print_json({"left": a.id, "right": b.id, "differences": [row._asdict() for row in rows]})
+        print_json({"left": a.id, "right": b.id, "differences": [row._asdict() for row in rows]})
         return
     same = f"{a.id} and {b.id} record the same data, parameters, metrics and code."
     _print(tables.differences(a.id, b.id, rows) if rows else same)
@@ -244,7 +243,7 @@ def due(
         _check_tenant(registry, tenant)
         items = lifecycle.due(registry, tenant)
     if as_json:
-        _print_json([item._asdict() for item in items])
+        print_json([item._asdict() for item in items])
         return
     nothing = "Nothing is due: no overdue review, no data that expires within 14 days."
     _print(tables.due(items) if items else nothing)
@@ -266,7 +265,7 @@ def verify(
     if differs:
         result = result._replace(problems=(*result.problems, differs))
     if as_json:
-        _print_json({"ok": result.ok, **result._asdict()})
+        print_json({"ok": result.ok, **result._asdict()})
     elif result.ok:
         read = f"{result.files} files" if files else "no files read"
         _print(
@@ -278,7 +277,7 @@ def verify(
     if not as_json:
         _print(*(f"[yellow]Note[/]: {markup(one)}." for one in result.warnings))
     if not result.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
 @app.command()
@@ -291,7 +290,7 @@ def sync(as_json: AsJson = False) -> None:
         done = mirror.sync()
         target = mirror.project.target
     if as_json:
-        _print_json({"target": target, **done._asdict()})
+        print_json({"target": target, **done._asdict()})
         return
     sent = f"{done.sent} change{'s' if done.sent > 1 else ''} sent" if done.sent else "nothing was missing"
     _print(f"W&B ({markup(target)}): {sent}.", *(f"  put back: {markup(one)}" for one in done.restored))
@@ -312,22 +311,22 @@ def export(
 
 
 @app.command()
-def schema() -> None:
-    """The JSON schema of the full adapter record, as `show --json` prints it."""
+def schema(as_json: AsJson = True) -> None:
+    """Print the JSON schema of the full adapter record, as `show --json` prints it."""
     from lora_ops.records.registry import AdapterRecord
 
-    _print_json(AdapterRecord.model_json_schema())
+    print_json(AdapterRecord.model_json_schema())
 
 
 def _check_tenant(registry: "Registry", tenant: str | None) -> None:
-    from lora_ops.errors import LoraOpsError
+    from lora_ops.errors import NotFound
     from lora_ops.settings.params import load_settings
 
     if tenant is None or registry.summaries(tenant):
         return
     known = load_settings().tenants
     if tenant not in known:
-        raise LoraOpsError(f"There is no tenant '{tenant}' (params.yaml has: {', '.join(known)}).")
+        raise NotFound(f"There is no tenant '{tenant}' (params.yaml has: {', '.join(known)}).")
 
 
 def _kept(registry: "Registry", options: list[str] | None) -> "list[Evidence]":
@@ -356,7 +355,7 @@ def _who(actor: str | None) -> str:
 
 def _done(version: "Version", what: str, as_json: bool) -> None:
     if as_json:
-        _print_json({"adapter": version.id, **version.summary._asdict()})
+        print_json({"adapter": version.id, **version.summary._asdict()})
     else:
         _print(f"[bold]{version.id}[/] {markup(what)}.")
 
@@ -364,22 +363,3 @@ def _done(version: "Version", what: str, as_json: bool) -> None:
 def _print(*parts: Any) -> None:
     if parts:
         escaping.show(*parts, sep="\n")
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def main() -> None:
-    """Run these commands on their own; `lora-ops registry` does the same."""
-    from lora_ops.errors import LoraOpsError
-
-    try:
-        app(prog_name="lora-ops registry")
-    except LoraOpsError as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(2) from error
-
-
-if __name__ == "__main__":
-    main()

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError, NotFound, Unavailable
 
 BUSY_SECONDS = 30.0
 
 
-class MissingRegistry(LoraOpsError):
+class MissingRegistry(NotFound):
     """There is no registry where params.yaml says; only registering the first version makes one."""
 
     def __init__(self, folder: Path) -> None:
@@ -99,7 +99,7 @@ class Database:
             LoraOpsError: the disk or the folder is read-only.
         """
         if self.read_only:
-            raise LoraOpsError(
+            raise Unavailable(
                 f"The registry in {self.path.parent} is on a read-only disk or folder: nothing was changed."
             )
 
@@ -137,23 +137,21 @@ class Database:
         text = str(error)
         folder = self.path.parent
         if "readonly" in text or "Read-only" in text or isinstance(error, PermissionError):
-            return LoraOpsError(f"The registry in {folder} can't be written ({text}): nothing was changed.")
+            return Unavailable(f"The registry in {folder} can't be written ({text}): nothing was changed.")
         if "locked" in text:
-            return LoraOpsError(
+            return Unavailable(
                 f"The registry in {folder} is busy: another process has been writing to it for "
                 f"{BUSY_SECONDS:.0f} seconds; try again."
             )
         if "not a database" in text or "malformed" in text:
-            return LoraOpsError(f"{self.path} is damaged ({text}): restore it from a backup.")
+            return Damaged(f"{self.path} is damaged ({text}): restore it from a backup.")
         if "unable to open" in text and self.path.exists() is False:
-            return LoraOpsError(f"There is no registry in {folder}, and one can't be made there ({text}).")
-        return LoraOpsError(f"The registry in {folder} can't be used ({text}).")
+            return Unavailable(f"There is no registry in {folder}, and one can't be made there ({text}).")
+        return Unavailable(f"The registry in {folder} can't be used ({text}).")
 
 
 def _missing(path: Path) -> LoraOpsError:
     left = [one.name for one in path.parent.glob("*") if one.name != path.name] if path.parent.is_dir() else []
     if left:
-        return LoraOpsError(
-            f"{path} was removed, and the rest of the registry is there: restore it from a backup."
-        )
+        return Damaged(f"{path} was removed, and the rest of the registry is there: restore it from a backup.")
     return MissingRegistry(path.parent)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lora_ops.clock import now, utc
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.evidence import Evidence, EvidenceKind
@@ -472,16 +472,16 @@ class Registry:
         row = self.db.row("SELECT number FROM aliases WHERE tenant = ? AND alias = ?", (tenant, alias))
         return row[0] if row else None
 
-    def _unknown(self, tenant: str, which: int | str) -> LoraOpsError:
+    def _unknown(self, tenant: str, which: int | str) -> NotFound:
         there = self.summaries(tenant)
         if not there:
             known = ", ".join(row[0] for row in self.db.rows("SELECT DISTINCT tenant FROM versions ORDER BY 1"))
-            return LoraOpsError(
+            return NotFound(
                 f"The registry has no adapter of '{tenant}' (tenants: {known or 'none yet: run `make repro`'})."
             )
         names = [f"{tenant}@{alias}" for one in there for alias in one.aliases]
         listed = ", ".join([*names, *(one.id for one in there[-5:])])
-        return LoraOpsError(f"The registry has no {tenant}@{which} (there are: {listed}).")
+        return NotFound(f"The registry has no {tenant}@{which} (there are: {listed}).")
 
     def load(self, tenant: str, number: int) -> Version:
         key = (tenant, number)

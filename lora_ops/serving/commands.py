@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_ops.output import AsJson, print_json
+
 if TYPE_CHECKING:
     from lora_ops.serving.keys import KeyStore, Role
 
@@ -14,8 +16,12 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys of the gateway.")
 def serve(
     host: Annotated[str | None, typer.Option(help="Instead of serving.host.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of serving.port.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Answer on localhost with every tenant's adapter and the base model, as OpenAI's API does."""
+    """Answer on localhost with every tenant's adapter and the base model, as OpenAI's API does.
+
+    With --json a refusal to start is JSON; what the gateway logs while it runs is JSON in any case.
+    """
     from lora_ops.serving.server import run
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
@@ -34,11 +40,11 @@ def create(
     monitor: Annotated[bool, typer.Option("--monitor", help="A key for /metrics and /console only.")] = False,
     base: Annotated[bool, typer.Option("--base", help="It reaches the base model too.")] = False,
     note: Annotated[str, typer.Option(help="Who holds it, what for.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Make a key and show it, once. From the first key on, the gateway answers nobody without one."""
-    from rich.console import Console
-
     from lora_ops.errors import LoraOpsError
+    from lora_ops.escaping import show
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
@@ -49,18 +55,24 @@ def create(
     with closing(_keys()) as keys:
         role: Role = "admin" if admin else "monitor" if monitor else "tenant"
         key, secret = keys.create(role, tenant, base=base or admin, note=note)
-    Console(highlight=False).print(f"Key {key.id} ({role}{f' {tenant}' if tenant else ''}), shown only now:")
+    if as_json:
+        print_json({**key._asdict(), "secret": secret})
+        return
+    show(f"Key {key.id} ({role}{f' {tenant}' if tenant else ''}), shown only now:")
     typer.echo(secret)
 
 
 @keys_app.command("list")
-def list_() -> None:
+def list_(as_json: AsJson = False) -> None:
     """Every key, revoked ones too; the keys themselves can't be read again."""
     from lora_ops.escaping import show
     from lora_ops.grid import Grid
 
     with closing(_keys()) as keys:
         rows = keys.all()
+    if as_json:
+        print_json([key._asdict() for key in rows])
+        return
     if not rows:
         show("There are no keys: the gateway is open to this machine.")
         return
@@ -73,13 +85,18 @@ def list_() -> None:
 
 
 @keys_app.command("revoke")
-def revoke(key: Annotated[str, typer.Argument(help="Its id, such as k-1a2b3c4d.")]) -> None:
+def revoke(
+    key: Annotated[str, typer.Argument(help="Its id, such as k-1a2b3c4d.")], as_json: AsJson = False
+) -> None:
     """Refuse a key from the next request on."""
-    from rich.console import Console
+    from lora_ops.escaping import show
 
     with closing(_keys()) as keys:
         revoked = keys.revoke(key)
-    Console(highlight=False).print(f"{revoked.id} is revoked.")
+    if as_json:
+        print_json(revoked._asdict())
+        return
+    show(f"{revoked.id} is revoked.")
 
 
 def _keys() -> "KeyStore":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lora_ops.clock import now
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, NotFound, Unavailable
 
 Role = Literal["tenant", "admin", "monitor"]
 SCHEMA = """
@@ -80,7 +80,7 @@ class KeyStore:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute(SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise LoraOpsError(f"The API keys in {path} can't be used ({error}).") from error
+            raise Unavailable(f"The API keys in {path} can't be used ({error}).") from error
 
     def close(self) -> None:
         """Release the file."""
@@ -122,7 +122,7 @@ class KeyStore:
             key_id,
         )
         if not revoked:
-            raise LoraOpsError(f"There is no key '{key_id}' that could be revoked: see `lora-ops keys list`.")
+            raise NotFound(f"There is no key '{key_id}' that could be revoked: see `lora-ops keys list`.")
         return Key._make(revoked[0])
 
     def any(self) -> bool:
@@ -143,7 +143,7 @@ class KeyStore:
         try:
             return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
-            raise LoraOpsError(f"The API keys in {self._path} can't be used ({error}).") from error
+            raise Unavailable(f"The API keys in {self._path} can't be used ({error}).") from error
 
 
 def _digest(secret: str) -> str:

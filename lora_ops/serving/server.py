@@ -19,7 +19,7 @@ from types import FrameType
 import uvicorn
 from transformers.utils import logging as transformers_logging
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.serving.connection import Connection
 from lora_ops.serving.edge import JsonLines
 from lora_ops.serving.endpoints import create_app
@@ -156,7 +156,7 @@ def bind(settings: ServingSettings) -> socket.socket:
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         port.bind(address)
     except OSError as error:
-        raise LoraOpsError(
+        raise Unavailable(
             f"Port {settings.port} of {settings.host} can't be taken ({error.strerror}): is a gateway running "
             "already? Take another --port, or stop it."
         ) from error

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.settings.base_model import BaseModelSettings
 from lora_ops.settings.files import find_root, first_problem, read_yaml
 from lora_ops.settings.registry import RegistrySettings
@@ -47,11 +47,11 @@ class Settings(Section):
         """The settings of one tenant.
 
         Raises:
-            LoraOpsError: params.yaml has no such tenant.
+            NotFound: params.yaml has no such tenant.
         """
         if name not in self.tenants:
             known = ", ".join(self.tenants)
-            raise LoraOpsError(
+            raise NotFound(
                 f"params.yaml has no tenant '{name}' (it has: {known}): add it with `lora-ops tenant add`."
             )
         return self.tenants[name]

@@ -112,7 +112,7 @@ def test_a_port_that_is_taken_is_one_sentence(clone: Clone) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = run("lora-ops", "serve", "--port", port, cwd=clone.root)
-    assert done.returncode == 2
+    assert done.returncode == 5
     assert done.stderr.splitlines()[-1].startswith(f"lora-ops: Port {port} of 127.0.0.1 can't be taken")
 
 
