@@ -128,7 +128,7 @@ def lock_digest(root: Path, tenant: str) -> str | None:
     """
     path = root / "dvc.lock"
     stages = read_yaml(path).get("stages", {}) if path.is_file() else {}
-    names = ["base_model", *(f"{stage}@{tenant}" for stage in ("prepare", "train", "evaluate"))]
+    names = ["base_model", *(f"{stage}@{tenant}" for stage in ("prepare", "train", "generate", "evaluate"))]
     if not all(name in stages for name in names):
         return None
     return sha256_text(canonical({name: stages[name] for name in names}))

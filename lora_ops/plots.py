@@ -19,19 +19,6 @@ class Plot(Figure):
         return image.getvalue()
 
 
-def plot_counts(frame: pd.DataFrame, title: str) -> Plot:
-    """Rows of each target in each split; `frame` has columns target and split."""
-    counts = frame.groupby(["target", "split"]).size().unstack(fill_value=0)
-    counts = counts.loc[counts.sum(axis=1).sort_values().index].tail(25)
-    counts.index = counts.index.map(plot_text)
-    figure = Plot(figsize=(8, 0.6 + 0.28 * len(counts)), layout="constrained")
-    axes = figure.subplots()
-    counts.plot.barh(stacked=True, ax=axes, width=0.8)
-    axes.set(title=title, xlabel="rows", ylabel="")
-    axes.legend(title="split", loc="lower right")
-    return figure
-
-
 def plot_loss(losses: pd.DataFrame, validation_loss: float, title: str) -> Plot:
     """Training loss per step (columns step, loss) and the loss on the validation split at the end."""
     figure = Plot(figsize=(8, 3), layout="constrained")

@@ -21,9 +21,12 @@ stages:
   train:
     foreach: TENANTS
     do: {cmd: "cp prepared-${item} trained-${item}", deps: ["prepared-${item}"], outs: ["trained-${item}"]}
+  generate:
+    foreach: TENANTS
+    do: {cmd: "cp trained-${item} answers-${item}", deps: ["trained-${item}"], outs: ["answers-${item}"]}
   evaluate:
     foreach: TENANTS
-    do: {cmd: "cp trained-${item} score-${item}", deps: ["trained-${item}"], outs: ["score-${item}"]}
+    do: {cmd: "cp answers-${item} score-${item}", deps: ["answers-${item}"], outs: ["score-${item}"]}
   package:
     foreach: TENANTS
     do:

@@ -1,19 +1,15 @@
-"""Base model and adapter on the held-out split: answers, metrics and the record of both."""
+"""What the answers on the held-out split are worth: metrics and the record of the comparison."""
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from lora_ops.evaluation.baselines import majority_baseline, tfidf_baseline
-from lora_ops.evaluation.generate import generate
 from lora_ops.evaluation.inference import Sample, difference, holm, interval
 from lora_ops.evaluation.labels import read_label
 from lora_ops.evaluation.metrics import sample
-from lora_ops.hashing import sha256_file
 from lora_ops.paths import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
 from lora_ops.records.evaluation import (
     ADAPTER,
@@ -25,34 +21,11 @@ from lora_ops.records.evaluation import (
     PairedDifference,
 )
 from lora_ops.records.example import Example
+from lora_ops.records.generation import GenerationRecord
 from lora_ops.settings.tenant import TenantSettings
 
 # In the order in which pages show them.
 SYSTEMS = (BASE, ADAPTER, TFIDF, MAJORITY)
-
-
-def answer_both(
-    model: Any, tokenizer: Any, rows: Sequence[Example], settings: TenantSettings
-) -> tuple[pd.DataFrame, float, float]:
-    """Answers of the base model and of the adapter that `model` (a PeftModel) carries.
-
-    Returns:
-        A frame with one row for each example (id, group, text, target, base, adapter), and the seconds that
-        base and adapter took.
-    """
-    prompts = [row.prompt for row in rows]
-    limits = {
-        "max_new_tokens": settings.evaluate.max_new_tokens,
-        "batch_size": settings.evaluate.batch_size,
-    }
-    start = time.perf_counter()
-    with model.disable_adapter():
-        base = generate(model, tokenizer, prompts, what="base", **limits)
-    middle = time.perf_counter()
-    adapter = generate(model, tokenizer, prompts, what="adapter", **limits)
-    end = time.perf_counter()
-    frame = pd.DataFrame([row.model_dump(include={"id", "group", "text", "target"}) for row in rows])
-    return frame.assign(base=base, adapter=adapter), middle - start, end - middle
 
 
 def with_baselines(answers: pd.DataFrame, train: Sequence[Example], task: str) -> pd.DataFrame:
@@ -128,9 +101,7 @@ def evaluate(
     tenant: str,
     settings: TenantSettings,
     answers: pd.DataFrame,
-    seconds: tuple[float, float],
-    test_file: Path,
-    adapter_file: Path,
+    generation: GenerationRecord,
 ) -> EvaluationRecord:
     """Return the record of one comparison.
 
@@ -147,8 +118,8 @@ def evaluate(
     return EvaluationRecord(
         tenant=tenant,
         rows=len(answers),
-        test_sha256=sha256_file(test_file),
-        adapter_sha256=sha256_file(adapter_file),
+        test_sha256=generation.test_sha256,
+        adapter_sha256=generation.adapter_sha256,
         primary=primary,
         metrics=metrics,
         beats_base=all(one.is_clear and one.value > 0 for one in differences[BASE].values()),
@@ -156,8 +127,8 @@ def evaluate(
         strongest_opponent=max(differences, key=lambda name: metrics[primary][name].value),
         differences=differences,
         groups=measure_groups(answers, settings),
-        seconds_base=round(seconds[0], 2),
-        seconds_adapter=round(seconds[1], 2),
+        seconds_base=generation.seconds[BASE],
+        seconds_adapter=generation.seconds[ADAPTER],
     )
 
 

@@ -39,7 +39,7 @@ class Manifest(Record):
     git: GitRecord
     dvc_lock_sha256: Sha256 | None = Field(
         description="of the entries in dvc.lock of the stages that it came from (base_model, and the tenant's "
-        "prepare, train and evaluate) as JSON with sorted keys and no spaces; None unless all of them are there"
+        "prepare, train, generate and evaluate) as JSON with sorted keys, no spaces; None unless all are there"
     )
     params: dict[str, Any]
     packages: dict[str, str]

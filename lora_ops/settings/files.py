@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.settings.section import Section
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 def find_root() -> Path:
@@ -42,6 +45,25 @@ def read_yaml(path: Path) -> Any:
     except YAMLError as error:
         reason = " ".join(str(error).split())
         raise LoraOpsError(f"{path.name} is not valid YAML: {reason}.") from error
+
+
+def read_section(root: Path, name: str, kind: type[AnySection]) -> AnySection:
+    """Read one section of params.yaml, such as `tenants.finance.train`, and look at no other.
+
+    Stages read their sections this way: what a stage doesn't read can't make it run again.
+
+    Raises:
+        LoraOpsError: the file is missing, has no such section, or a value is wrong; the text names the value.
+    """
+    value = read_yaml(root / "params.yaml")
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise LoraOpsError(f"params.yaml has no {name}: add it, or correct the name.")
+        value = value[part]
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise LoraOpsError(f"params.yaml: {name}: {first_problem(error)}.") from error
 
 
 def first_problem(error: ValidationError) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from lora_ops.evaluation.answers import write_answers
 from lora_ops.evaluation.compare import evaluate, write_report
 from lora_ops.paths import METRICS
 from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, EvaluationRecord, read_evaluation
@@ -46,9 +47,11 @@ def answers(adapter_hits: int, tfidf_hits: int, rows: int = 120) -> pd.DataFrame
 
 
 def record(frame: pd.DataFrame, settings: TenantSettings, folder: Path) -> EvaluationRecord:
-    file = folder / "file"
-    file.write_text("rows")
-    return evaluate("media", settings, frame, (1.0, 1.0), file, file)
+    for name in ("test.jsonl", "adapter.safetensors"):
+        (folder / name).write_text(name)
+    files = (folder / "test.jsonl", folder / "adapter.safetensors")
+    generation = write_answers("media", frame, {BASE: 1.0, ADAPTER: 1.0}, *files, folder / "report")
+    return evaluate("media", settings, frame, generation)
 
 
 def test_evaluate_names_an_opponent_that_the_adapter_loses_to(media: TenantSettings, tmp_path: Path) -> None:

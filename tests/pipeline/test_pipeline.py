@@ -22,6 +22,7 @@ from tests.conftest import ROOT, SAMPLE_TENANTS, copy_repository, make_tiny_base
 
 pytestmark = pytest.mark.pipeline
 TENANTS = (*SAMPLE_TENANTS, "support")
+NOTEBOOKS = ("01_prepare", "02_train", "02_curve", "03_generate", "03_evaluate", "04_package")
 
 
 def tiny_repository(target: Path) -> Path:
@@ -133,7 +134,15 @@ def test_the_table_at_the_end_names_every_tenant(done: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "pictures"), [("01_prepare", 1), ("02_train", 1), ("03_evaluate", 2), ("04_package", 0)]
+    ("page", "pictures"),
+    [
+        ("01_prepare", 0),
+        ("02_train", 0),
+        ("02_curve", 1),
+        ("03_generate", 0),
+        ("03_evaluate", 2),
+        ("04_package", 0),
+    ],
 )
 def test_a_page_shows_its_plots_and_nothing_in_red(done: Path, page: str, pictures: int) -> None:
     text = (done / f"reports/finance/{page}.html").read_text()
@@ -174,6 +183,37 @@ def test_a_second_repro_does_nothing(done: Path) -> None:
     assert (done / "dvc.lock").read_bytes() == before
 
 
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def changed_stages(root: Path) -> set[str]:
+    shown = run("dvc", "status", "--json", cwd=root)
+    return {name.partition("@")[0] for name in json.loads(shown.stdout)}
+
+
+def test_a_plot_a_setting_of_others_and_a_day_train_nothing_again(done: Path, tmp_path: Path) -> None:
+    """C1 and C2: each of these made 13 stages run, training included."""
+    copy = tmp_path / "copy"
+    shutil.copytree(done, copy, symlinks=True)
+    append(copy / "lora_ops/plots.py", "# a comment\n")
+    assert changed_stages(copy) == {"train_page", "evaluate"}
+    shutil.copy(done / "lora_ops/plots.py", copy / "lora_ops/plots.py")
+
+    append(copy / "lora_ops/settings/serving.py", "\n\nclass NewSettings(Section):\n    one: int = 1\n")
+    append(copy / "lora_ops/records/registry.py", "# a comment\n")
+    append(copy / "lora_ops/tracking/runs.py", "# a comment\n")
+    assert changed_stages(copy) == set()
+
+    def publish(params: dict) -> None:
+        params["tenants"]["finance"]["data"]["published"] = "2025-09-04"
+
+    edit_params(copy, publish)
+    again = run("dvc", "repro", "prepare@finance", cwd=copy)
+    assert again.returncode == 0, again.stderr
+    assert changed_stages(copy) == {"evaluate", "package"}
+
+
 def stages_run(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
 
@@ -188,7 +228,8 @@ def scale_learning_rate(root: Path, factor: float) -> None:
 def test_one_tenants_learning_rate_runs_its_own_stages_and_makes_a_new_version(done: Path) -> None:
     scale_learning_rate(done, 4)
     changed = run("dvc", "repro", cwd=done)
-    assert stages_run(changed.stdout) == {"train@finance", "evaluate@finance", "package@finance"}
+    names = ("train", "train_page", "generate", "evaluate", "package")
+    assert stages_run(changed.stdout) == {f"{name}@finance" for name in names}
     assert registered_as(done, "finance") == "finance@2"
 
 
@@ -207,9 +248,7 @@ def test_executed_notebooks_run_again_and_say_the_same(done: Path) -> None:
     asked = run("lora-ops", "run", "notebooks/registry.ipynb", "--tenant", "finance", cwd=done)
     assert asked.returncode == 0, asked.stderr
     notebooks = ["reports/finance/registry.ipynb"] + [
-        f"reports/{tenant}/{name}.ipynb"
-        for tenant in ("finance", "support")
-        for name in ("01_prepare", "02_train", "03_evaluate", "04_package")
+        f"reports/{tenant}/{name}.ipynb" for tenant in ("finance", "support") for name in NOTEBOOKS
     ]
     again = run(
         sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-p", "no:cacheprovider",
@@ -218,7 +257,7 @@ def test_executed_notebooks_run_again_and_say_the_same(done: Path) -> None:
     assert again.returncode == 0, again.stdout[-6000:]
 
 
-@pytest.mark.parametrize("name", ["01_prepare", "02_train", "03_evaluate", "04_package"])
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_data_scientist_runs_a_notebook_from_a_folder_of_their_own(done: Path, name: str) -> None:
     elsewhere = done / "scratch" / "deep"
     elsewhere.mkdir(parents=True, exist_ok=True)

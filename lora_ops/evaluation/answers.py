@@ -1,0 +1,71 @@
+"""The answers of base model and adapter to the held-out rows, kept as files: the dear part of an evaluation."""
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora_ops.evaluation.generate import generate
+from lora_ops.hashing import sha256_file
+from lora_ops.paths import GENERATED, GENERATION, require_file
+from lora_ops.records.example import Example
+from lora_ops.records.generation import GenerationRecord
+from lora_ops.settings.evaluate import EvaluateSettings
+
+
+def answer_both(
+    model: Any, tokenizer: Any, rows: Sequence[Example], settings: EvaluateSettings
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Answers of the base model and of the adapter that `model` (a PeftModel) carries.
+
+    Returns:
+        A frame with one row for each example (id, group, text, target, base, adapter), and the seconds that
+        each of the two took.
+    """
+    prompts = [row.prompt for row in rows]
+    limits = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
+    start = time.perf_counter()
+    with model.disable_adapter():
+        base = generate(model, tokenizer, prompts, what="base", **limits)
+    middle = time.perf_counter()
+    adapter = generate(model, tokenizer, prompts, what="adapter", **limits)
+    seconds = {"base": round(middle - start, 2), "adapter": round(time.perf_counter() - middle, 2)}
+    frame = pd.DataFrame([row.model_dump(include={"id", "group", "text", "target"}) for row in rows])
+    return frame.assign(base=base, adapter=adapter), seconds
+
+
+def write_answers(
+    tenant: str,
+    answers: pd.DataFrame,
+    seconds: dict[str, float],
+    test_file: Path,
+    adapter_file: Path,
+    folder: Path,
+) -> GenerationRecord:
+    """Write the answers and the record of who gave them into `folder`."""
+    record = GenerationRecord(
+        tenant=tenant,
+        rows=len(answers),
+        test_sha256=sha256_file(test_file),
+        adapter_sha256=sha256_file(adapter_file),
+        seconds=seconds,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    # Quoted, since a carriage return in an answer would else end its row.
+    answers.to_csv(folder / GENERATED, index=False, quoting=csv.QUOTE_ALL)
+    (folder / GENERATION).write_text(record.to_json(), encoding="utf-8")
+    return record
+
+
+def read_answers(folder: Path) -> pd.DataFrame:
+    """Read the answers that `write_answers` left in `folder`, every column as text.
+
+    Raises:
+        LoraOpsError: nobody has answered yet.
+    """
+    require_file(folder / GENERATED, "generate")
+    # An empty answer is an answer, and so is "NA".
+    return pd.read_csv(folder / GENERATED, dtype=str, keep_default_na=False)

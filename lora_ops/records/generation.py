@@ -1,0 +1,25 @@
+"""The record of the answers that an evaluation rests on."""
+
+from pathlib import Path
+
+from lora_ops.paths import GENERATION, read_record
+from lora_ops.records.record import Record, Sha256
+
+
+class GenerationRecord(Record):
+    """Which adapter answered which rows, and how long base model and adapter took."""
+
+    tenant: str
+    rows: int
+    test_sha256: Sha256
+    adapter_sha256: Sha256
+    seconds: dict[str, float]
+
+
+def read_generation(folder: Path) -> GenerationRecord:
+    """Read the record of the answers in `folder`.
+
+    Raises:
+        LoraOpsError: nobody has answered yet.
+    """
+    return read_record(folder / GENERATION, GenerationRecord, "generate")
