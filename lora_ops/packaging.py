@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from lora_ops.adapter_files import require_finite
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import code, markdown
@@ -29,8 +30,8 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     """Write adapter, model card, samples and `manifest.json` into `target`, all or nothing.
 
     Raises:
-        LoraOpsError: a stage before this one has not run, its results do not belong together, or the
-            adapter does not beat its base though `evaluate.must_beat_base` asks for it.
+        LoraOpsError: a stage before this one has not run, its results do not belong together, a matrix
+            holds NaN, or the adapter does not beat its base though `evaluate.must_beat_base` asks for it.
     """
     adapter = root / "models/adapters" / tenant
     report = root / "reports" / tenant
@@ -39,6 +40,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     training = read_training_record(report)
     evaluation = read_evaluation(report)
     _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
+    require_finite(adapter / ADAPTER_FILES[0])
     if settings.evaluate.must_beat_base and not evaluation.beats_base:
         metrics = "; ".join(
             f"{name}: base {metric[BASE]}, adapter {metric[ADAPTER]}"

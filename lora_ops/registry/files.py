@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from lora_ops.adapter_files import require_finite
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.hashing import sha256_file
 
@@ -142,14 +143,14 @@ class FileStore:
 
 
 def check_package(folder: Path, files: Mapping[str, str]) -> None:
-    """Refuse a package that is not exactly what its manifest says, or that could run code when loaded.
+    """Refuse a package that is not exactly what its manifest says, or that couldn't serve.
 
     Args:
         folder: the package.
         files: name of each file in it to SHA-256.
 
     Raises:
-        LoraOpsError: a pickle, a name that leaves the folder, no safetensors, or another digest.
+        LoraOpsError: a pickle, a name that leaves the folder, no safetensors, NaN in one, or another digest.
     """
     if not folder.is_dir():
         raise LoraOpsError(f"There is no package folder {folder}: run the package stage first.")
@@ -169,6 +170,8 @@ def check_package(folder: Path, files: Mapping[str, str]) -> None:
             raise LoraOpsError(f"{path} is not the file that its manifest describes: package it again.")
         if parts.suffix == ".safetensors" and not _is_safetensors(path):
             raise LoraOpsError(f"{path} is not a safetensors file, whatever its name says: package it again.")
+        if parts.suffix == ".safetensors":
+            require_finite(path)
     if not any(name.endswith(".safetensors") for name in files):
         raise LoraOpsError(f"The package {folder} holds no safetensors file: package it again.")
 

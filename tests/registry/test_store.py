@@ -9,11 +9,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.hashing import sha256_file
-from lora_ops.records.manifest import Manifest
+from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry
@@ -408,3 +410,14 @@ def test_a_version_whose_row_was_changed_is_not_loaded(registry: Registry, packa
     registry.db.rows("UPDATE versions SET state = 'production'")
     with pytest.raises(LoraOpsError, match="may not be loaded: the state of finance@1 was changed"):
         packages.verified_path(registry, "finance@1")
+
+
+def test_register_refuses_an_adapter_with_nan(registry: Registry, package: Build) -> None:
+    folder, manifest = package()
+    path = folder / "adapter_model.safetensors"
+    save_file({"model.layers.0.q_proj.lora_B.weight": np.array([[1.0, np.nan]], np.float32)}, path)
+    record = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+    broken = manifest.model_copy(update={"files": {**manifest.files, path.name: record}})
+    with pytest.raises(LoraOpsError, match="infinite values in model.layers.0.q_proj: its training diverged"):
+        registry.register(folder, broken)
+    assert registry.versions() == []

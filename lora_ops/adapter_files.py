@@ -1,0 +1,64 @@
+"""What stands in an adapter's safetensors file, read without the library that trained it."""
+
+import json
+from pathlib import Path
+
+from lora_ops.errors import LoraOpsError
+
+# Of each floating type: its unsigned integer, and the bits of its exponent; all of them set is NaN or infinite.
+EXPONENTS = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
+
+
+def non_finite_tensors(path: Path) -> list[str]:
+    """Return the names of the tensors of a safetensors file that hold NaN or infinity.
+
+    Raises:
+        LoraOpsError: the header can't be read, or a tensor lies outside the file.
+    """
+    import numpy as np
+
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        start, found = 8 + length, []
+        for name, tensor in header.items():
+            if name == "__metadata__" or tensor["dtype"] not in EXPONENTS:
+                continue
+            kind, exponent = EXPONENTS[tensor["dtype"]]
+            first, last = (start + offset for offset in tensor["data_offsets"])
+            if not start <= first <= last <= size:
+                raise ValueError(f"'{name}' lies outside the file")
+            if first == last:
+                continue
+            count = (last - first) // np.dtype(kind).itemsize
+            bits = np.memmap(path, dtype=kind, mode="r", offset=first, shape=(count,))
+            if ((bits & exponent) == exponent).any():
+                found.append(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoraOpsError(f"{path} is not a safetensors file ({error}): package it again.") from error
+    return found
+
+
+def require_finite(path: Path) -> None:
+    """Refuse an adapter that would answer with nothing or with NaN.
+
+    Raises:
+        LoraOpsError: a matrix holds NaN or infinity; the text names its modules.
+    """
+    names = non_finite_tensors(path)
+    if names:
+        modules = list(
+            dict.fromkeys(name.split(".lora_")[0].removeprefix("base_model.model.") for name in names)
+        )
+        more = f" and {len(modules) - 3} more modules" if len(modules) > 3 else ""
+        raise LoraOpsError(
+            f"{path.name} has NaN or infinite values in {', '.join(modules[:3])}{more}: its training diverged; "
+            "train it again with a lower train.learning_rate or train.max_grad_norm."
+        )
