@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
 DRAWING = ("train_page", "evaluate")
 COMPUTING = [name for name in STAGES if name not in DRAWING]
-# They run a notebook, show its results or its error and log to W&B: nothing that a stage computes comes from them.
+# They run a notebook, show its results or its error and log to W&B: nothing that a stage computes is theirs.
 OBSERVERS = (
     "lora_ops/errors.py",
     "lora_ops/escaping.py",
