@@ -20,12 +20,29 @@ from lora_ops.serving.commands import keys_app, serve
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 tenant_app = typer.Typer(no_args_is_help=True, help="The tenants of params.yaml.")
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(registry_app, name="registry")
 app.add_typer(keys_app, name="keys")
 app.command()(serve)
+
+
+def _print_version(asked: bool) -> None:
+    from importlib.metadata import version
+
+    if asked:
+        typer.echo(f"lora-ops {version('lora-ops')}")
+        raise typer.Exit
+
+
+@app.callback()
+def lora_ops(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train, register, serve and take back LoRA adapters: thin commands over the package."""
 
 
 @app.command("base-model")
@@ -220,7 +237,7 @@ def report(as_json: AsJson = False) -> None:
 
 @app.command()
 def chat(
-    adapter: Annotated[str, typer.Argument(help="A tenant (its candidate) or a version such as finance@1.")],
+    adapter: Annotated[str, typer.Argument(help="A tenant, or a version such as finance@1.")],
     text: Annotated[str, typer.Argument(help="What to ask.")],
     as_json: AsJson = False,
 ) -> None:
@@ -314,6 +331,23 @@ def tenant_add(
         f"{name}: {contract.rows} rows pass {len(contract.checks)} checks; its entry is in params.yaml. "
         f"Next: dvc repro package@{name}"
     )
+
+
+@tenant_app.command("list")
+def tenant_list(as_json: AsJson = False) -> None:
+    """Show every tenant of params.yaml with its data and its rows."""
+    tenants = load_settings(find_root()).tenants
+    if as_json:
+        print_json({name: tenant.model_dump(mode="json") for name, tenant in tenants.items()})
+        return
+    columns = ("tenant", "answers", "train", "validation", "test", "licence")
+    table = Grid(*columns, "source", solid={*columns})
+    for name, tenant in tenants.items():
+        data, rows = tenant.data, tenant.data.rows
+        answers = f"{len(data.labels)} labels" if data.task == "labels" else "text"
+        counts = (str(rows.train), str(rows.validation), str(rows.test))
+        table.add_row(name, answers, *counts, tenant.package.license, data.source)
+    show(table)
 
 
 @tenant_app.command("remove")

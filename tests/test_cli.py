@@ -1,5 +1,7 @@
 """The command line: one sentence on stderr for what a person can mend, and the exit code of its kind."""
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,32 @@ def test_a_root_that_is_none_is_said(tmp_path: Path) -> None:
 def test_every_command_explains_itself() -> None:
     for words in ([], ["tenant"], ["registry"]):
         assert run("lora-ops", *words, "--help", cwd=ROOT).returncode == 0
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    shown = run("lora-ops", "--version", cwd=ROOT)
+    assert (shown.returncode, shown.stdout) == (0, f"lora-ops {version('lora-ops')}\n")
+    assert run(sys.executable, "-m", "lora_ops", "--version", cwd=ROOT).stdout == shown.stdout
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {"_LORA_OPS_COMPLETE": "complete_bash", "COMP_WORDS": "lora-ops reg", "COMP_CWORD": "1"}
+    assert run("lora-ops", cwd=ROOT, **asked).stdout.split() == ["register", "registry"]
+    assert "--install-completion" in run("lora-ops", "--help", cwd=ROOT, COLUMNS="200").stdout
+
+
+def test_tenants_are_listed_with_their_rows(repository: Path) -> None:
+    listed = json.loads(run("lora-ops", "tenant", "list", "--json", cwd=repository).stdout)
+    assert listed["finance"]["data"]["rows"]["test"] > 0
+    page = run("lora-ops", "tenant", "list", cwd=repository, COLUMNS="60").stdout
+    for name, tenant in listed.items():
+        assert name in page and str(tenant["data"]["rows"]["train"]) in page
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """So that `lora-ops --help` and completion stay quick."""
+    heavy = ("torch", "pandas", "wandb", "papermill", "matplotlib")
+    code = f"import sys, lora_ops.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert run(sys.executable, "-c", code, cwd=ROOT).stdout == "[]\n"

@@ -49,17 +49,47 @@ def _registry() -> "Iterator[Registry]":
 
 @app.command("list")
 def list_(
-    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
+    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None,
+    state: Annotated[str | None, typer.Option("--state", help="Only versions in it, such as canary.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Every version with its state, aliases and main number."""
+    from lora_ops.errors import LoraOpsError
+    from lora_ops.records.registry import State
+
+    if state is not None and state not in get_args(State):
+        raise LoraOpsError(f"There is no state '{state}': write one of {', '.join(get_args(State))}.")
     with _registry() as registry:
         _check_tenant(registry, tenant)
-        rows = registry.summaries(tenant)
+        rows = [row for row in registry.summaries(tenant) if state in (None, row.state)]
     if as_json:
         print_json([{"adapter": row.id, **row._asdict()} for row in rows])
         return
-    whose = f"'{tenant}' has no version yet" if tenant else "The registry is empty"
-    _print(tables.versions(rows) if rows else f"{whose}: `make repro` registers the first one.")
+    if rows:
+        _print(tables.versions(rows))
+    elif state:
+        _print(f"No version{f' of {tenant}' if tenant else ''} is '{state}'.")
+    else:
+        whose = f"'{tenant}' has no version yet" if tenant else "The registry is empty"
+        _print(f"{whose}: `make repro` registers the first one.")
+
+
+@app.command()
+def status(
+    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
+) -> None:
+    """Show for each tenant what is in which stage, until when, and what the next step still needs."""
+    from lora_ops.registry.status import status as status_
+    from lora_ops.settings.params import load_settings
+
+    with _registry() as registry:
+        _check_tenant(registry, tenant)
+        known = {*load_settings().tenants, *(one.tenant for one in registry.summaries())}
+        rows = status_(registry, [tenant] if tenant else sorted(known))
+    if as_json:
+        print_json([row._asdict() for row in rows])
+        return
+    _print(tables.status(rows))
 
 
 @app.command()

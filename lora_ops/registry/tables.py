@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_ops.records.registry import AdapterRecord, AuditEntry, Performance
     from lora_ops.registry.cards import Difference
     from lora_ops.registry.lifecycle import Due
+    from lora_ops.registry.status import TenantStatus
     from lora_ops.registry.store import Registry
     from lora_ops.registry.versions import Summary
 
@@ -118,6 +119,19 @@ def differences(left: str, right: str, rows: "Iterable[Difference]") -> Grid:
             table.add_section()
         label, section = (row.section if row.section != section else ""), row.section
         table.add_row(label, row.name, _short(row.left), _short(row.right))
+    return table
+
+
+def status(rows: "Iterable[TenantStatus]") -> Grid:
+    """One line per tenant, and what its next step needs."""
+    columns = ("tenant", "production", "canary", "shadow", "candidate", "fresh until", "review due")
+    table = Grid(*columns, "next", solid={*columns})
+    for row in rows:
+        needs = f" needs {'; '.join(row.missing)}" if row.missing else " lacks nothing but a reason"
+        coming = f"{row.next_version} -> {row.next_stage}{needs}" if row.next_stage else "-"
+        dates = [moment[:10] if moment else "-" for moment in (row.fresh_until, row.next_review_due)]
+        stages = [version or "-" for version in (row.production, row.canary, row.shadow, row.candidate)]
+        table.add_row(row.tenant, *stages, *dates, coming)
     return table
 
 

@@ -133,6 +133,7 @@ def test_no_table_cuts_a_number(cli: Cli, root: Path, monkeypatch: pytest.Monkey
         ("history", "finance@2"),
         ("diff", "finance@1", "finance@2"),
         ("due",),
+        ("status",),
     ):
         monkeypatch.setenv("COLUMNS", "1000")
         numbers = set(re.findall(r"(?<![\w.-])[\d.]*\d(?![\w-])", cli(*command).output))
@@ -151,6 +152,34 @@ def test_list_shows_every_version_or_those_of_a_tenant(cli: Cli) -> None:
     ]
     assert json.loads(cli("list", "media", "--json").output) == []
     assert "'media' has no version yet" in cli("list", "media").output
+
+
+def test_list_shows_the_versions_of_one_state(cli: Cli) -> None:
+    cli("reject", "finance@1", "--reason=worse")
+    rows = json.loads(cli("list", "--state", "rejected", "--json").output)
+    assert [row["adapter"] for row in rows] == ["finance@1"]
+    assert "No version of finance is 'canary'." in cli("list", "finance", "--state=canary").output
+    with pytest.raises(LoraOpsError, match="There is no state 'dead': write one of candidate, validated, "):
+        cli("list", "--state=dead")
+
+
+def test_status_says_what_the_next_step_needs(cli: Cli) -> None:
+    (finance, *others) = json.loads(cli("status", "--json").output)
+    assert [row["tenant"] for row in (finance, *others)] == ["finance", "healthcare", "media"]
+    assert (finance["production"], finance["candidate"]) == (None, "finance@2")
+    assert (finance["next_version"], finance["next_stage"]) == ("finance@2", "validated")
+    assert any("policy" in one for one in finance["missing"])
+    assert others[0]["candidate"] is None and others[0]["missing"] == []
+    page = " ".join(cli("status").output.split())
+    assert "finance@2 -> validated needs" in page
+
+
+def test_status_follows_the_version_furthest_on_its_way(cli: Cli) -> None:
+    into_canary(cli, "finance@1")
+    (row,) = json.loads(cli("status", "finance", "--json").output)
+    assert (row["canary"], row["candidate"]) == ("finance@1", "finance@2")
+    assert (row["next_version"], row["next_stage"]) == ("finance@1", "production")
+    assert "approval" in " ".join(row["missing"])
 
 
 def test_diff_shows_data_params_and_metrics_side_by_side(cli: Cli) -> None:

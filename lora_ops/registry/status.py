@@ -1,0 +1,64 @@
+"""Where each tenant stands: what is in which stage, how long it stays fresh, and what comes next."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lora_ops.registry.lifecycle import LIVE, missing_for
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Summary
+
+# The version that is furthest on its way to production is the one that somebody waits for.
+ON_THE_WAY = ("canary", "shadow", "validated", "candidate")
+
+
+class TenantStatus(NamedTuple):
+    """One tenant; a version is None where nothing is in that stage."""
+
+    tenant: str
+    production: str | None
+    canary: str | None
+    shadow: str | None
+    candidate: str | None
+    fresh_until: str | None  # of production, else of the version that is furthest
+    next_review_due: str | None  # of the same version
+    next_version: str | None  # the version that is furthest on its way to production
+    next_stage: str | None
+    missing: tuple[str, ...]  # what that step still needs, besides a reason
+
+
+def status(registry: Registry, tenants: Iterable[str]) -> list[TenantStatus]:
+    """Return where each of `tenants` stands, one entry each, also for a tenant without a version."""
+    return [_status(registry, tenant) for tenant in tenants]
+
+
+def _status(registry: Registry, tenant: str) -> TenantStatus:
+    live = [one for one in registry.summaries(tenant) if one.state in LIVE]
+    by_alias = {alias: one for one in live for alias in one.aliases}
+    production, coming = by_alias.get("production"), _furthest(live)
+    stage, missing = missing_for(registry, coming.id) if coming else (None, [])
+    shown = production or coming
+    return TenantStatus(
+        tenant=tenant,
+        production=_id(production),
+        canary=_id(by_alias.get("canary")),
+        shadow=_id(by_alias.get("shadow")),
+        candidate=_id(by_alias.get("candidate")),
+        fresh_until=shown.fresh_until if shown else None,
+        next_review_due=shown.next_review_due if shown else None,
+        next_version=_id(coming),
+        next_stage=stage,
+        missing=tuple(missing),
+    )
+
+
+def _furthest(live: list[Summary]) -> Summary | None:
+    """Return the version next in line: the furthest stage, and in it the newest."""
+    for state in ON_THE_WAY:
+        in_state = [one for one in live if one.state == state]
+        if in_state:
+            return in_state[-1]
+    return None
+
+
+def _id(version: Summary | None) -> str | None:
+    return version.id if version else None
