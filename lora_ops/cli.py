@@ -5,7 +5,7 @@ import sys
 import traceback
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -19,6 +19,9 @@ from lora_ops.registry.commands import app as registry_app
 from lora_ops.serving.commands import keys_app, serve
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 tenant_app = typer.Typer(no_args_is_help=True, help="The tenants of params.yaml.")
@@ -301,7 +304,7 @@ def tenant_add(
     as_json: AsJson = False,
 ) -> None:
     """Check a file of your own and make it a tenant: its entry is written into params.yaml."""
-    from lora_ops.datasets.contract import require
+    from lora_ops.datasets.contract import failed_rows, require
     from lora_ops.settings.tenant import TenantSettings
     from lora_ops.tenants import add_tenant, check_tenant, draft_tenant
 
@@ -322,6 +325,8 @@ def tenant_add(
         license=license,
     )
     contract = check_tenant(name, TenantSettings.model_validate(entry), root)
+    if not contract.success and not as_json:
+        show(_grid(failed_rows(contract), title=f"Rows of {source} that fail"))
     require(contract)
     add_tenant(name, entry, root)
     if as_json:
@@ -369,20 +374,26 @@ def tenant_check(
     name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")], as_json: AsJson = False
 ) -> None:
     """Hold a tenant's source against its contract without training anything."""
-    from lora_ops.datasets.contract import require
+    from lora_ops.datasets.contract import checks_table, failed_rows, require
     from lora_ops.tenants import check_tenant
 
     root = find_root()
     contract = check_tenant(name, load_settings(root).tenant(name), root)
     if as_json:
-        passed = all(check.success for check in contract.checks)
-        print_json({"ok": passed, **contract.model_dump(mode="json")})
-        raise typer.Exit(ExitCode.OK if passed else ExitCode.INVALID)
-    table = Grid("check", "result", "rows that fail", solid={"result"}, title=f"{name}: {contract.rows} rows")
-    for check in contract.checks:
-        table.add_row(check.name, "ok" if check.success else "FAILED", "; ".join(check.failed_rows[:3]))
-    show(table)
+        print_json({"ok": contract.success, **contract.model_dump(mode="json")})
+        raise typer.Exit(ExitCode.OK if contract.success else ExitCode.INVALID)
+    show(_grid(checks_table(contract), title=f"{name}: {contract.rows} rows"))
+    if not contract.success:
+        show(_grid(failed_rows(contract), title="Rows that fail"))
     require(contract)
+
+
+def _grid(frame: "pd.DataFrame", title: str) -> Grid:
+    solid = {"row", "result", "failed"}.intersection(frame.columns)
+    table = Grid(*frame.columns, solid=solid, title=title)
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(str, row))
+    return table
 
 
 def main() -> None:

@@ -6,8 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from lora_ops.datasets.contract import check_contract
-from lora_ops.datasets.prepare import candidate_rows, with_prompts
+from lora_ops.datasets.prepare import check_rows
 from lora_ops.datasets.source import read_source, template_fields
 from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.loading import load_tokenizer
@@ -101,12 +100,11 @@ def check_tenant(name: str, settings: TenantSettings, root: Path) -> ContractRec
     Token counts are checked only when the base model, whose tokenizer they need, is there already.
     """
     frame, _ = read_source(settings.data, root, root / "data/raw")
-    rows = candidate_rows(frame, settings.data)
-    base = root / "models/base"
-    if base.is_dir():
-        read_base_model(base)
-        rows = with_prompts(rows, load_tokenizer(base), settings.data)
-    return check_contract(rows, name, settings.data)
+    tokenizer = None
+    if (root / "models/base").is_dir():
+        read_base_model(root / "models/base")
+        tokenizer = load_tokenizer(root / "models/base")
+    return check_rows(frame, name, settings.data, tokenizer)[2]
 
 
 def add_tenant(name: str, entry: dict[str, Any], root: Path) -> None:

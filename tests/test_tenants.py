@@ -88,7 +88,8 @@ def test_a_file_with_a_bad_row_is_refused_with_the_row(faq: Path) -> None:
         file.write("Who are you?,Write to jo@example.org.,part 99\n")
     options = ("--template", "{question}", "--target", "answer", "--task", "text")
     refused = add(faq, "faq", "data/sources/faq.csv", *options)
-    assert refused.returncode == 2 and "row 61: 'Write to jo@example.org.'" in refused.stderr
+    assert refused.returncode == 2 and "row 61: 'Write to [e-mail address].'" in refused.stderr
+    assert "row 61" in refused.stdout
     assert "faq" not in load_settings(faq).tenants
 
 

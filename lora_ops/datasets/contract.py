@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from lora_ops.datasets.files import shorten
 from lora_ops.errors import LoraOpsError
-from lora_ops.pii import PII
+from lora_ops.pii import KINDS, find_pii, redact
 from lora_ops.records.data import Check, ContractRecord
 from lora_ops.settings.data import DataSettings
 
@@ -35,6 +36,8 @@ def check_contract(frame: pd.DataFrame, tenant: str, settings: DataSettings) -> 
         splits_of_group=frame.groupby("group")["split"].transform("nunique"),
         splits_of_wording=frame.groupby(wording)["split"].transform("nunique"),
     )
+    if not settings.contract.allow_pii:
+        facts = pd.concat([facts, _identifiers(frame)], axis=1)
     suite = gx.ExpectationSuite(tenant, expectations=_expectations(settings, tokens="tokens" in frame))
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -43,31 +46,49 @@ def check_contract(frame: pd.DataFrame, tenant: str, settings: DataSettings) -> 
     result = batch.validate(
         suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["id"]}
     )
-    checks = [_check(each) for each in result.results]
-    return ContractRecord(
-        tenant=tenant, success=all(check.success for check in checks), rows=len(frame), checks=checks
-    )
+    return ContractRecord.of(tenant, len(frame), [_check(each) for each in result.results])
 
 
 def require(contract: ContractRecord) -> None:
     """Stop unless the contract holds.
 
     Raises:
-        LoraOpsError: a check failed; the text names the check and its first rows.
+        LoraOpsError: a check failed; the text names the first checks and the first rows of each.
     """
     failed = [check for check in contract.checks if not check.success]
     if not failed:
         return
     parts = []
-    for check in failed:
+    for check in failed[:3]:
         rows = "; ".join(check.failed_rows[:3])
         more = f" and {check.failed_count - 3} more" if check.failed_count > 3 else ""
         parts.append(f"{check.name} ({rows}{more})" if rows else check.name)
+    if len(failed) > 3:
+        parts.append(f"and {len(failed) - 3} more checks")
     settings = dict.fromkeys(check.setting for check in failed if check.setting)
     or_else = f" or, where they are right, {', '.join(settings)} in params.yaml" if settings else ""
     raise LoraOpsError(
         f"The data of '{contract.tenant}' breaks its contract: {', '.join(parts)}. Mend the rows{or_else}."
     )
+
+
+def checks_table(contract: ContractRecord) -> pd.DataFrame:
+    """Return one row for each check: its name, whether it holds, how many rows break it."""
+    return pd.DataFrame(
+        [(check.name, "ok" if check.success else "FAILED", check.failed_count) for check in contract.checks],
+        columns=["check", "result", "failed"],
+    )
+
+
+def failed_rows(contract: ContractRecord, most: int = 5) -> pd.DataFrame:
+    """Return the first rows that break each check, at most `most` of each, their values cut."""
+    found = [
+        (check.name, *row.partition(": ")[::2])
+        for check in contract.checks
+        if not check.success
+        for row in check.failed_rows[:most]
+    ]
+    return pd.DataFrame(found, columns=["check", "row", "value"])
 
 
 def _expectations(settings: DataSettings, *, tokens: bool) -> list[Any]:
@@ -128,20 +149,41 @@ def _expectations(settings: DataSettings, *, tokens: bool) -> list[Any]:
         )
     if not limits.allow_pii:
         expected += [
-            gxe.ExpectColumnValuesToNotMatchRegex(
-                column=column,
-                regex=pattern,
-                meta=named(f"no {kind} in {column}", "data.contract.allow_pii"),
+            gxe.ExpectColumnValuesToBeNull(
+                column=name, meta=named(f"no {name}", "data.on_pii or data.contract.allow_pii")
             )
-            for column in ("text", "target")
-            for kind, pattern in PII.items()
+            for name in _identifier_columns()
         ]
     return expected
 
 
+def _identifier_columns() -> dict[str, tuple[str, str]]:
+    return {f"{kind} in {column}": (kind, column) for column in ("text", "target") for kind in KINDS}
+
+
+def _identifiers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a column for each kind and place: the text where it was found, else None.
+
+    The text is redacted: who reads the contract's page needs the row, not the number.
+    """
+    columns: dict[str, list[str | None]] = {}
+    found = {
+        column: [{one.kind for one in find_pii(str(cell))} for cell in frame[column]]
+        for column in ("text", "target")
+    }
+    for name, (kind, column) in _identifier_columns().items():
+        columns[name] = [
+            redact(str(cell))[0] if kind in kinds else None
+            for cell, kinds in zip(frame[column], found[column], strict=True)
+        ]
+    return pd.DataFrame(columns, index=frame.index, dtype=object)
+
+
 def _named(row_id: str, value: Any) -> str:
-    shown = value if isinstance(value, str | None) else float(value)
-    return f"row {row_id}: {shown!r}".removesuffix(".0")
+    if isinstance(value, str):
+        # The page of the contract is read by more people than the data.
+        return f"row {row_id}: {shorten(redact(value[:10_000])[0])}"
+    return f"row {row_id}: {shorten(value if value is None else float(value))}".removesuffix(".0")
 
 
 def _check(result: Any) -> Check:
@@ -152,7 +194,7 @@ def _check(result: Any) -> Check:
         rows = [f"there are {details['observed_value']}"]
     raised = (result.exception_info or {}).get("exception_message")
     if raised:
-        rows = [str(raised)]
+        rows = [shorten(str(raised))]
     return Check(
         name=config.meta["name"],
         success=bool(result.success),

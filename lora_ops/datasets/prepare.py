@@ -7,34 +7,68 @@ from typing import Any
 
 import pandas as pd
 
-from lora_ops.datasets.contract import check_contract, require
+from lora_ops.datasets.checks import check_splits
+from lora_ops.datasets.contract import check_contract
 from lora_ops.datasets.prompts import render_example
 from lora_ops.datasets.source import read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
-from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP
-from lora_ops.records.data import ContractRecord, DataRecord, SplitRecord
+from lora_ops.pii import find_pii, redact
+from lora_ops.records.data import ContractRecord, DataRecord, IdentifiersRecord, SplitRecord
 from lora_ops.records.example import Example
 from lora_ops.settings.data import DataSettings
 
 
 def candidate_rows(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
-    """Every row of a source: what is asked, what should be answered, and which split it falls into.
+    """Return every row of a source that may be used, and the split that it falls into.
+
+    Where `data.on_pii` is drop, rows with direct identifiers are left out; where it is redact, their text and
+    target are redacted before anything else is made of them.
 
     Returns:
-        Columns id (row number in the source, from 1), text, target, group, split.
+        Columns id (row number in the source, from 1), text, target, group, split, redacted.
     """
     rows = pd.DataFrame({"id": [str(number) for number in range(1, len(frame) + 1)]})
     filled = frame.fillna("").to_dict("records")
     rows["text"] = [settings.template.format_map(row).strip() for row in filled]
     target = frame[settings.target].reset_index(drop=True)
     rows["target"] = target.where(target.isna(), target.astype(str).str.strip())
-    group = frame[settings.group].reset_index(drop=True) if settings.group else rows["text"].str.lower()
+    group = frame[settings.group].reset_index(drop=True) if settings.group else None
+    rows["redacted"] = False
+    if settings.on_pii != "stop":
+        said = rows["text"] + "\n" + rows["target"].fillna("").astype(str)
+        rows["redacted"] = [bool(find_pii(text)) for text in said]
+    if settings.on_pii == "redact":
+        for column in ("text", "target"):
+            there = rows["redacted"] & rows[column].notna()
+            rows.loc[there, column] = [redact(text)[0] for text in rows.loc[there, column]]
+    if group is None:
+        group = rows["text"].str.lower()
     rows["group"] = group.where(group.isna(), group.astype(str))
+    if settings.on_pii == "drop":
+        rows = rows[~rows["redacted"]].reset_index(drop=True)
     split_of = split_by_group(rows["group"].astype(str).tolist(), settings.rows, settings.seed)
     rows["split"] = rows["group"].astype(str).map(split_of)
     return rows
+
+
+def identifiers_of(rows: pd.DataFrame, source_rows: int, settings: DataSettings) -> IdentifiersRecord | None:
+    """Return how many rows `candidate_rows` left out or redacted, or None where it does neither."""
+    if settings.on_pii == "stop":
+        return None
+    return IdentifiersRecord(dropped_rows=source_rows - len(rows), redacted_rows=int(rows["redacted"].sum()))
+
+
+def choose_rows(rows: pd.DataFrame, settings: DataSettings) -> dict[str, pd.DataFrame]:
+    """Return the rows of each split that are used, at most as many as `data.rows` says."""
+    chosen = {}
+    for name in SPLITS:
+        # Held-out rows keep their natural shares: a balanced test would measure another mix.
+        balance = settings.balance and settings.task == "labels" and name == "train"
+        count = getattr(settings.rows, name)
+        chosen[name] = sample(rows[rows["split"] == name], count, balance=balance, seed=settings.seed)
+    return chosen
 
 
 def with_prompts(rows: pd.DataFrame, tokenizer: Any, settings: DataSettings) -> pd.DataFrame:
@@ -57,17 +91,20 @@ def prepare(
     target: Path,
     root: Path,
     raw: Path,
-) -> tuple[DataRecord, ContractRecord]:
+) -> tuple[DataRecord | None, ContractRecord]:
     """Write the splits, `membership.csv`, `data.json` and `contract.json` into `target`.
 
-    When the contract is broken only `contract.json` is written, so that no stage can use the data.
+    When the contract is broken only `contract.json` is written, so that no stage can use the data: the caller
+    shows it and stops with `require`.
+
+    Returns:
+        The record of the data, None when the contract is broken, and the contract.
 
     Raises:
-        LoraOpsError: the source can't be read, the contract is broken, or a split would be empty.
+        LoraOpsError: the source can't be read.
     """
     frame, source = read_source(settings, root, raw)
-    rows = with_prompts(candidate_rows(frame, settings), tokenizer, settings)
-    contract = check_contract(rows, tenant, settings)
+    rows, chosen, contract = check_rows(frame, tenant, settings, tokenizer)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{tenant}-") as temporary:
         folder = Path(temporary) / "data"
@@ -75,40 +112,49 @@ def prepare(
         (folder / CONTRACT).write_text(contract.to_json(), encoding="utf-8")
         if not contract.success:
             _replace(folder, target)
-            require(contract)
-        chosen_rows, splits = {}, {}
-        for name in SPLITS:
-            of_split = rows[rows["split"] == name]
-            # Held-out rows keep their natural shares: a balanced test would measure another mix.
-            balance = settings.balance and settings.task == "labels" and name == "train"
-            chosen = sample(of_split, getattr(settings.rows, name), balance=balance, seed=settings.seed)
-            chosen_rows[name] = chosen
-            if chosen.empty:
-                raise LoraOpsError(
-                    f"The {name} split of '{tenant}' is empty: {rows['group'].nunique()} groups are too "
-                    "few for three splits; add rows or choose another data.group."
-                )
-            path = folder / f"{name}.jsonl"
-            records = chosen[list(Example.model_fields)].to_dict("records")
-            examples = [Example.model_validate(record) for record in records]
-            path.write_text("".join(e.model_dump_json() + "\n" for e in examples), encoding="utf-8")
-            splits[name] = SplitRecord(
-                rows=len(chosen), groups=chosen["group"].nunique(), sha256=sha256_file(path)
-            )
-        membership(chosen_rows).to_csv(folder / MEMBERSHIP, index=False)
+            return None, contract
+        splits = {name: _write_split(folder / f"{name}.jsonl", of_split) for name, of_split in chosen.items()}
+        membership(chosen).to_csv(folder / MEMBERSHIP, index=False)
         record = DataRecord(
             tenant=tenant,
             task=settings.task,
             source=source,
             splits=splits,
-            source_rows=len(rows),
+            source_rows=len(frame),
             contract_success=contract.success,
             base_model_sha256=base_model_sha256,
-            warnings=thin_labels(chosen_rows, settings.labels, settings.contract.min_label_rows),
+            identifiers=contract.identifiers,
+            warnings=thin_labels(chosen, settings.labels, settings.contract.min_label_rows),
         )
         (folder / DATA).write_text(record.to_json(), encoding="utf-8")
         _replace(folder, target)
     return record, contract
+
+
+def check_rows(
+    frame: pd.DataFrame, tenant: str, settings: DataSettings, tokenizer: Any | None
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], ContractRecord]:
+    """Hold a source's rows against the tenant's contract.
+
+    Without a tokenizer (the base model isn't there yet) nothing that counts tokens is checked.
+
+    Returns:
+        The rows that may be used, those of each split that are used, and the contract.
+    """
+    rows = candidate_rows(frame, settings)
+    if tokenizer is not None:
+        rows = with_prompts(rows, tokenizer, settings)
+    chosen = choose_rows(rows, settings)
+    contract = check_contract(rows, tenant, settings)
+    checks = [*contract.checks, *check_splits(rows, chosen, settings)]
+    identifiers = identifiers_of(rows, len(frame), settings)
+    return rows, chosen, ContractRecord.of(tenant, len(rows), checks, identifiers)
+
+
+def _write_split(path: Path, rows: pd.DataFrame) -> SplitRecord:
+    examples = [Example.model_validate(row) for row in rows[list(Example.model_fields)].to_dict("records")]
+    path.write_text("".join(example.model_dump_json() + "\n" for example in examples), encoding="utf-8")
+    return SplitRecord(rows=len(rows), groups=rows["group"].nunique(), sha256=sha256_file(path))
 
 
 def _replace(folder: Path, target: Path) -> None:

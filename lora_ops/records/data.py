@@ -26,12 +26,19 @@ class SplitRecord(Record):
     sha256: Sha256
 
 
+class IdentifiersRecord(Record):
+    """What was done with the rows that held direct identifiers (`data.on_pii`)."""
+
+    dropped_rows: int = 0
+    redacted_rows: int = 0
+
+
 class Check(Record):
     """One expectation of the data contract and how it went."""
 
     name: str
     success: bool
-    failed_rows: list[str] = Field(default_factory=list, description="`row id: value`, the first 20")
+    failed_rows: list[str] = Field(default_factory=list, description="`row id: value`, the first 20, cut")
     failed_count: int = 0
     setting: str | None = Field(None, description="what to change in params.yaml where the rows are right")
 
@@ -43,6 +50,15 @@ class ContractRecord(Record):
     success: bool
     rows: int
     checks: list[Check]
+    identifiers: IdentifiersRecord | None = None
+
+    @classmethod
+    def of(
+        cls, tenant: str, rows: int, checks: list[Check], identifiers: IdentifiersRecord | None = None
+    ) -> "ContractRecord":
+        """Return the result of these checks: it holds where each of them does."""
+        success = all(check.success for check in checks)
+        return cls(tenant=tenant, success=success, rows=rows, checks=checks, identifiers=identifiers)
 
 
 class DataRecord(Record):
@@ -55,6 +71,7 @@ class DataRecord(Record):
     source_rows: int
     contract_success: bool
     base_model_sha256: Sha256 = Field(description="the prompts carry this model's chat template")
+    identifiers: IdentifiersRecord | None = Field(None, description="None where `data.on_pii` is stop")
     warnings: list[str] = Field(default_factory=list, description="what weakens the data")
 
 

@@ -52,6 +52,9 @@ class DataSettings(Section):
     rows: SplitRows
     balance: bool = False
     seed: int = 7
+    on_pii: Literal["stop", "drop", "redact"] = Field(
+        "stop", description="rows with direct identifiers: stop, leave the rows out, or replace what was found"
+    )
     contract: ContractLimits = ContractLimits()
 
     @field_validator("encoding")
@@ -92,6 +95,8 @@ class DataSettings(Section):
             raise ValueError(f"delimiter is for .csv files, and source is '{self.source}': remove it")
         if (self.requirement is None) != (self.archive_sha256 is None):
             raise ValueError("requirement and archive_sha256 come together or not at all")
+        if self.on_pii != "stop" and self.contract.allow_pii:
+            raise ValueError("contract.allow_pii keeps direct identifiers: remove it or on_pii")
         if self.task == "labels" and len(set(self.labels)) < 2:
             raise ValueError("task 'labels' needs at least two different labels (or use task: text)")
         problem = indistinct(self.labels)

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from lora_ops.datasets.contract import check_contract, require
+from lora_ops.datasets.contract import check_contract, checks_table, failed_rows, require
 from lora_ops.errors import LoraOpsError
 from lora_ops.settings.data import DataSettings
 
@@ -51,7 +51,7 @@ def test_good_rows_pass_every_check() -> None:
         ("group", 4, "g1", "no group is in two splits", "row 5"),
         ("id", 1, "1", "row ids are unique", "row 1"),
         ("tokens", 5, 21, "prompt and answer fit 20 tokens", "row 6: 21"),
-        ("text", 3, "mail jo@example.org", "no e-mail address in text", "row 4: 'mail jo@example.org'"),
+        ("text", 3, "mail jo@example.org", "no e-mail address in text", "row 4: 'mail [e-mail address]'"),
         ("text", 3, "call (212) 555-0147", "no phone number in text", "row 4"),
         ("text", 3, "ssn 078-05-1120", "no US social security number in text", "row 4"),
         ("text", 3, "card 4111 1111 1111 1111", "no payment card number in text", "row 4"),
@@ -102,3 +102,50 @@ def test_a_file_of_many_bad_rows_names_three_and_counts_the_rest() -> None:
     frame = good().assign(target="zzz")
     with pytest.raises(LoraOpsError, match=r"row 1: 'zzz'; row 2: 'zzz'; row 3: 'zzz' and 3 more"):
         require(check_contract(frame, "t", SETTINGS))
+
+
+def test_a_huge_value_makes_no_huge_error() -> None:
+    frame = good()
+    frame.loc[0, "text"] = "x" * 1_500_000
+    frame.loc[1, "target"] = "y" * 1_500_000
+    contract = check_contract(frame, "t", SETTINGS)
+    assert len(contract.to_json()) < 20_000
+    with pytest.raises(LoraOpsError) as told:
+        require(contract)
+    assert len(str(told.value)) < 1200
+
+
+def test_identifiers_in_many_rows_are_a_short_table() -> None:
+    frame = pd.concat([good()] * 20, ignore_index=True)
+    frame = frame.assign(
+        id=[str(n) for n in range(len(frame))],
+        text=[f"to jo{n}@example.org or (212) 555-{n:04}, ssn 078-05-{n + 1:04}" for n in range(len(frame))],
+    )
+    contract = check_contract(frame, "t", SETTINGS)
+    table = failed_rows(contract)
+    assert list(table.columns) == ["check", "row", "value"]
+    assert (table["check"].value_counts() <= 5).all()
+    assert table["value"].str.len().max() <= 80
+    assert not table["value"].str.contains("example.org|555-|078-05").any()
+    with pytest.raises(LoraOpsError) as told:
+        require(contract)
+    assert len(str(told.value)) < 1200
+
+
+def test_the_table_of_checks_has_each_check_with_its_count() -> None:
+    table = checks_table(check_contract(good().assign(target="zzz"), "t", SETTINGS)).set_index("check")
+    assert tuple(table.loc["target is a known label"]) == ("FAILED", 6)
+    assert tuple(table.loc["row ids are unique"]) == ("ok", 0)
+
+
+@pytest.mark.parametrize("column", ["target", "group"])
+def test_a_column_without_any_value_is_named(column: str) -> None:
+    contract = check_contract(good().assign(**{column: None}), "t", SETTINGS)
+    failed = {check.name: check for check in contract.checks if not check.success}
+    assert failed[f"{column} is present"].failed_count == 6
+
+
+def test_a_time_stamp_is_no_card_number() -> None:
+    frame = good()
+    frame.loc[0, "text"] = "at 1617176400000"
+    assert check_contract(frame, "t", SETTINGS).success

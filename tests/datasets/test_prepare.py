@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from lora_ops.datasets.contract import require
 from lora_ops.datasets.prepare import prepare
 from lora_ops.datasets.prompts import render_example
+from lora_ops.datasets.split import split_by_group
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
-from lora_ops.records.data import ContractRecord, read_data_record
+from lora_ops.records.data import ContractRecord, IdentifiersRecord, read_data_record
 from lora_ops.records.example import read_split
 from lora_ops.settings.data import DataSettings
 
@@ -68,8 +70,10 @@ def test_preparing_twice_gives_the_same_bytes(root: Path, tiny_base: Path) -> No
 def test_a_broken_contract_leaves_only_its_result(root: Path, tiny_base: Path) -> None:
     with (root / "faq.csv").open("a") as file:
         file.write("Where do I write?,To jo@example.org\n")
-    with pytest.raises(LoraOpsError, match=r"no e-mail address in target \(row 41: 'To jo@example.org'\)"):
-        prepare("faq", settings(), load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
+    record, contract = prepare("faq", settings(), load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
+    assert record is None
+    with pytest.raises(LoraOpsError, match=r"no e-mail address in target \(row 41: 'To \[e-mail address\]'\)"):
+        require(contract)
     assert [path.name for path in (root / "out").iterdir()] == ["contract.json"]
     kept = ContractRecord.model_validate_json((root / "out" / "contract.json").read_text())
     assert not kept.success
@@ -79,8 +83,77 @@ def test_a_broken_contract_leaves_only_its_result(root: Path, tiny_base: Path) -
 
 def test_one_group_cannot_be_split_and_that_is_said(root: Path, tiny_base: Path) -> None:
     (root / "faq.csv").write_text("question,answer,who\n" + "".join(f"q{n}?,a{n},me\n" for n in range(20)))
+    tokenizer = load_tokenizer(tiny_base)
+    _, contract = prepare("faq", settings(group="who"), tokenizer, "0" * 64, root / "out", root, root)
     with pytest.raises(LoraOpsError, match="1 groups are too few for three splits"):
-        prepare("faq", settings(group="who"), load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
+        require(contract)
+
+
+def with_numbers(root: Path, **options: object) -> tuple[DataSettings, Path]:
+    """The FAQ with 3 rows more, of which two hold an identifier."""
+    with (root / "faq.csv").open("a") as file:
+        file.write("Where do I write?,To jo@example.org\nWho pays DE89 3704 0044 0532 0130 00?,Jo\nWhy?,So\n")
+    return settings(rows={"train": 60, "validation": 20, "test": 20}, **options), root / "out"
+
+
+def all_rows(folder: Path) -> str:
+    return "".join((folder / f"{split}.jsonl").read_text() for split in ("train", "validation", "test"))
+
+
+def test_on_pii_drop_leaves_the_rows_out_and_counts_them(root: Path, tiny_base: Path) -> None:
+    data, out = with_numbers(root, on_pii="drop")
+    record, contract = prepare("faq", data, load_tokenizer(tiny_base), "0" * 64, out, root, root)
+    assert contract.success and record is not None
+    assert record.identifiers == IdentifiersRecord(dropped_rows=2)
+    assert contract.identifiers == record.identifiers
+    assert (record.source_rows, contract.rows) == (43, 41)
+    assert (
+        "Where do I write" not in all_rows(out) and "Who pays" not in all_rows(out) and "Why?" in all_rows(out)
+    )
+
+
+def test_on_pii_redact_replaces_text_target_and_group(root: Path, tiny_base: Path) -> None:
+    data, out = with_numbers(root, on_pii="redact")
+    record, contract = prepare("faq", data, load_tokenizer(tiny_base), "0" * 64, out, root, root)
+    assert contract.success and record is not None
+    assert record.identifiers == IdentifiersRecord(redacted_rows=2)
+    assert "To [e-mail address]" in all_rows(out) and "Who pays [IBAN]?" in all_rows(out)
+    for rest in ("example.org", "3704", "de89"):
+        assert rest not in all_rows(out)
+
+
+def test_on_pii_stop_names_the_rows(root: Path, tiny_base: Path) -> None:
+    data, out = with_numbers(root)
+    record, contract = prepare("faq", data, load_tokenizer(tiny_base), "0" * 64, out, root, root)
+    assert record is None and contract.identifiers is None
+    with pytest.raises(LoraOpsError, match=r"row 42: 'Who pays \[IBAN\]\?'.*data\.on_pii"):
+        require(contract)
+    assert "3704" not in (out / "contract.json").read_text()
+
+
+def test_one_label_alone_is_refused_before_training(root: Path, tiny_base: Path) -> None:
+    (root / "mood.csv").write_text("text,label\n" + "".join(f"sentence {n},a\n" for n in range(40)))
+    data = settings(source="mood.csv", template="{text}", target="label", task="labels", labels=["a", "b"])
+    record, contract = prepare("mood", data, load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
+    assert record is None
+    with pytest.raises(LoraOpsError, match=r"at least two labels \(train: 'a' alone\)"):
+        require(contract)
+
+
+def test_a_label_that_training_never_sees_is_refused(root: Path, tiny_base: Path) -> None:
+    lines = "".join(f"sentence {n},{'a' if n % 2 else 'b'},g{n}\n" for n in range(60))
+    names = [f"x{n}" for n in range(99)]
+    split = split_by_group(names, settings().rows, settings().seed)
+    held_out = next(name for name in names if split[name] == "test")
+    (root / "mood.csv").write_text(f"text,label,who\n{lines}rare,c,{held_out}\n")
+    data = settings(
+        source="mood.csv", template="{text}", target="label", task="labels", labels=["a", "b", "c"], group="who"
+    )
+    _, contract = prepare("mood", data, load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
+    with pytest.raises(
+        LoraOpsError, match="training sees every label .*label 'c': 1 rows, none of them in train"
+    ):
+        require(contract)
 
 
 def test_a_template_that_does_not_continue_its_prompt_is_refused(tiny_base: Path) -> None:
