@@ -18,29 +18,31 @@ from lora_ops.settings.evaluate import EvaluateSettings
 
 def answer_both(
     model: Any, tokenizer: Any, rows: Sequence[Example], settings: EvaluateSettings
-) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Answers of the base model and of the adapter that `model` (a PeftModel) carries.
+) -> tuple[pd.DataFrame, dict[str, float], dict[str, int]]:
+    """Return the answers of the base model and of the adapter that `model` (a PeftModel) carries.
 
     Returns:
-        A frame with one row for each example (id, group, text, target, base, adapter), and the seconds that
-        each of the two took.
+        A frame with one row for each example (id, group, text, target, base, adapter), the seconds that each of
+        the two took, and how many answers of each were cut at `max_new_tokens`.
     """
     prompts = [row.prompt for row in rows]
     limits = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
     start = time.perf_counter()
     with model.disable_adapter():
-        base = generate(model, tokenizer, prompts, what="base", **limits)
+        base, base_cut = generate(model, tokenizer, prompts, what="base", **limits)
     middle = time.perf_counter()
-    adapter = generate(model, tokenizer, prompts, what="adapter", **limits)
+    adapter, adapter_cut = generate(model, tokenizer, prompts, what="adapter", **limits)
     seconds = {"base": round(middle - start, 2), "adapter": round(time.perf_counter() - middle, 2)}
     frame = pd.DataFrame([row.model_dump(include={"id", "group", "text", "target"}) for row in rows])
-    return frame.assign(base=base, adapter=adapter), seconds
+    cut = {"base": base_cut, "adapter": adapter_cut}
+    return frame.assign(base=base, adapter=adapter), seconds, cut
 
 
 def write_answers(
     tenant: str,
     answers: pd.DataFrame,
     seconds: dict[str, float],
+    truncated: dict[str, int],
     test_file: Path,
     adapter_file: Path,
     folder: Path,
@@ -52,6 +54,7 @@ def write_answers(
         test_sha256=sha256_file(test_file),
         adapter_sha256=sha256_file(adapter_file),
         seconds=seconds,
+        truncated=truncated,
     )
     folder.mkdir(parents=True, exist_ok=True)
     # Quoted, since a carriage return in an answer would else end its row.

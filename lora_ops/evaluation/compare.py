@@ -127,6 +127,7 @@ def evaluate(
         strongest_opponent=max(differences, key=lambda name: metrics[primary][name].value),
         differences=differences,
         groups=measure_groups(answers, settings),
+        truncated=generation.truncated,
         seconds_base=generation.seconds[BASE],
         seconds_adapter=generation.seconds[ADAPTER],
     )

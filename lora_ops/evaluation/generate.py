@@ -11,11 +11,13 @@ from tqdm import tqdm
 @torch.inference_mode()
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int, what: str = ""
-) -> list[str]:
-    """One greedy answer to each prompt, in the order of `prompts`, special tokens removed.
+) -> tuple[list[str], int]:
+    """Return one greedy answer to each prompt, in their order, and how many were cut at `max_new_tokens`.
 
     Prompts of similar length share a batch, since a batch is as slow as its longest row.
     """
+    ends = torch.tensor(_end_tokens(model, tokenizer))
+    cut = 0
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
     starts = range(0, len(order), batch_size)
@@ -29,6 +31,16 @@ def generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
         new = outputs[:, inputs["input_ids"].shape[1] :]
+        # An answer that ended by itself holds a token that ends it.
+        cut += int((~torch.isin(new.cpu(), ends).any(dim=1)).sum())
         for index, answer in zip(chosen, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             answers[index] = answer.strip()
-    return answers
+    return answers, cut
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens at which `model.generate` stops."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    return list(ends) if isinstance(ends, list | tuple) else [ends]

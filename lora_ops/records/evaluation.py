@@ -103,6 +103,9 @@ class EvaluationRecord(Record):
     groups: dict[str, GroupMetric] = Field(
         default_factory=dict, description="exact match for each label, with its rows; empty for free text"
     )
+    truncated: dict[str, int] = Field(
+        default_factory=dict, description="system -> answers cut at evaluate.max_new_tokens"
+    )
     seconds_base: float
     seconds_adapter: float
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import Field
+
 from lora_ops.paths import GENERATION, read_record
 from lora_ops.records.record import Record, Sha256
 
@@ -14,6 +16,9 @@ class GenerationRecord(Record):
     test_sha256: Sha256
     adapter_sha256: Sha256
     seconds: dict[str, float]
+    truncated: dict[str, int] = Field(
+        default_factory=dict, description="system -> answers cut at evaluate.max_new_tokens"
+    )
 
 
 def read_generation(folder: Path) -> GenerationRecord:

@@ -38,7 +38,9 @@ def test_answers_come_back_as_they_were_given(tmp_path: Path) -> None:
     for name in ("test.jsonl", "adapter.safetensors"):
         (tmp_path / name).write_text(name)
     files = (tmp_path / "test.jsonl", tmp_path / "adapter.safetensors")
-    record = write_answers("media", frame, {"base": 1.0, "adapter": 2.0}, *files, tmp_path / "report")
+    record = write_answers(
+        "media", frame, {"base": 1.0, "adapter": 2.0}, {"base": 9, "adapter": 0}, *files, tmp_path / "report"
+    )
     pd.testing.assert_frame_equal(read_answers(tmp_path / "report"), frame, check_dtype=False)
     assert read_generation(tmp_path / "report") == record
     assert record.adapter_sha256 == sha256_file(files[1])

@@ -50,7 +50,8 @@ def record(frame: pd.DataFrame, settings: TenantSettings, folder: Path) -> Evalu
     for name in ("test.jsonl", "adapter.safetensors"):
         (folder / name).write_text(name)
     files = (folder / "test.jsonl", folder / "adapter.safetensors")
-    generation = write_answers("media", frame, {BASE: 1.0, ADAPTER: 1.0}, *files, folder / "report")
+    measured = ({BASE: 1.0, ADAPTER: 1.0}, {BASE: 120, ADAPTER: 2})
+    generation = write_answers("media", frame, *measured, *files, folder / "report")
     return evaluate("media", settings, frame, generation)
 
 
@@ -63,6 +64,7 @@ def test_evaluate_names_an_opponent_that_the_adapter_loses_to(media: TenantSetti
     assert found.against_strongest.value == pytest.approx(-0.25)
     assert found.verdict.startswith("is clearly worse than its strongest opponent, the tfidf baseline")
     assert found.clusters == 60
+    assert found.truncated == {BASE: 120, ADAPTER: 2}
 
 
 def test_evaluate_gives_every_system_an_interval(media: TenantSettings, tmp_path: Path) -> None:
