@@ -1,7 +1,6 @@
 """The base model as safetensors in one folder, made once from a package, a hub or a local folder."""
 
 import os
-import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.fetch import fetch_package
+from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import BASE_MODEL
 from lora_ops.records.base_model import BaseModelRecord
@@ -29,11 +29,9 @@ def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: 
     Raises:
         LoraOpsError: the model can't be had, has no chat template or its digest is not the pinned one.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".base-") as temporary:
-        folder = Path(temporary) / "model"
+    with tempfile.TemporaryDirectory(prefix="base-") as scratch, replacing(target) as folder:
         if settings.source == "package":
-            model, tokenizer = _from_package(settings, raw, Path(temporary))
+            model, tokenizer = _from_package(settings, raw, Path(scratch))
         else:
             model, tokenizer = _from_transformers(settings, root)
         if not tokenizer.chat_template:
@@ -51,8 +49,6 @@ def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: 
             source=settings.requirement or settings.path or f"hub:{settings.id}",
         )
         (folder / BASE_MODEL).write_text(record.to_json(), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        folder.replace(target)
     return record
 
 

@@ -209,8 +209,16 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
                 kernel_name="python3",
                 cwd=str(root),
                 progress_bar=False,
-                # Unix sockets: no other user of the machine can talk to the kernel.
-                config=Config({"KernelManager": {"transport": "ipc", "ip": str(Path(sockets) / "ipc")}}),
+                config=Config(
+                    {
+                        # Unix sockets: no other user of the machine can talk to the kernel.
+                        "KernelManager": {"transport": "ipc", "ip": str(Path(sockets) / "ipc")},
+                        # A killed run leaves no kernel at work: see `load_ipython_extension` there.
+                        "NotebookClient": {
+                            "extra_arguments": ["--IPKernelApp.extra_extensions=lora_ops.processes"]
+                        },
+                    }
+                ),
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
             )

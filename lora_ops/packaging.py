@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import shutil
-import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lora_ops.adapter_files import require_finite
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import code, markdown
+from lora_ops.folders import replacing
 from lora_ops.git import git_state
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.paths import EVALUATION, MANIFEST, SAMPLES
@@ -50,10 +50,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
             f"The adapter of '{tenant}' does not clearly beat its base ({metrics}), so it is not packaged: "
             "change its data or recipe, or set evaluate.must_beat_base to false."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{tenant}-") as temporary:
-        folder = Path(temporary) / "package"
-        folder.mkdir()
+    with replacing(target) as folder:
         for name in ADAPTER_FILES:
             shutil.copyfile(adapter / name, folder / name)
         for name in (EVALUATION, SAMPLES):
@@ -87,8 +84,6 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
         }
         manifest = draft.model_copy(update={"files": files})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        folder.replace(target)
     return manifest
 
 

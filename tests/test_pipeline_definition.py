@@ -12,13 +12,15 @@ from tests.conftest import ROOT
 STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
 DRAWING = ("train_page", "evaluate")
 COMPUTING = [name for name in STAGES if name not in DRAWING]
-# They run a notebook, show its results or its error and log to W&B: nothing that a stage computes is theirs.
+# They run a notebook, put its files in place, show results and log to W&B: they compute nothing.
 OBSERVERS = (
     "lora_ops/errors.py",
     "lora_ops/escaping.py",
     "lora_ops/exit_codes.py",
+    "lora_ops/folders.py",
     "lora_ops/git.py",
     "lora_ops/notebooks.py",
+    "lora_ops/processes.py",
     "lora_ops/records/git.py",
     "lora_ops/settings/tracking.py",
     "lora_ops/tracking/",

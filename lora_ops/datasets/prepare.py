@@ -1,7 +1,5 @@
 """A tenant's prepared data: splits as JSONL, their record and the result of the contract, in one folder."""
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from lora_ops.datasets.contract import check_contract
 from lora_ops.datasets.prompts import render_example
 from lora_ops.datasets.source import read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
+from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP
 from lora_ops.pii import find_pii, redact
@@ -105,13 +104,9 @@ def prepare(
     """
     frame, source = read_source(settings, root, raw)
     rows, chosen, contract = check_rows(frame, tenant, settings, tokenizer)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{tenant}-") as temporary:
-        folder = Path(temporary) / "data"
-        folder.mkdir()
+    with replacing(target) as folder:
         (folder / CONTRACT).write_text(contract.to_json(), encoding="utf-8")
         if not contract.success:
-            _replace(folder, target)
             return None, contract
         splits = {name: _write_split(folder / f"{name}.jsonl", of_split) for name, of_split in chosen.items()}
         membership(chosen).to_csv(folder / MEMBERSHIP, index=False)
@@ -127,7 +122,6 @@ def prepare(
             warnings=thin_labels(chosen, settings.labels, settings.contract.min_label_rows),
         )
         (folder / DATA).write_text(record.to_json(), encoding="utf-8")
-        _replace(folder, target)
     return record, contract
 
 
@@ -155,8 +149,3 @@ def _write_split(path: Path, rows: pd.DataFrame) -> SplitRecord:
     examples = [Example.model_validate(row) for row in rows[list(Example.model_fields)].to_dict("records")]
     path.write_text("".join(example.model_dump_json() + "\n" for example in examples), encoding="utf-8")
     return SplitRecord(rows=len(rows), groups=rows["group"].nunique(), sha256=sha256_file(path))
-
-
-def _replace(folder: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    folder.replace(target)

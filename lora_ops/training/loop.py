@@ -1,9 +1,7 @@
 """Train one LoRA adapter: a plain loop that a kill does not hurt and that a seed makes repeatable."""
 
 import csv
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +11,11 @@ import torch
 from tqdm import tqdm
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.folders import replacing
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.loading import load_base_model, pick_device
 from lora_ops.paths import LOSSES, TRAINING
+from lora_ops.processes import only_one
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.example import Example
 from lora_ops.records.training import TrainingRecord
@@ -55,6 +55,33 @@ def train(
     Raises:
         LoraOpsError: the loss is not finite (the recipe diverged).
     """
+    with only_one(checkpoint.with_suffix(".lock"), f"training '{tenant}'"):
+        return _train(
+            tenant,
+            settings,
+            base_folder,
+            train_rows,
+            validation_rows,
+            data_sha256,
+            target,
+            report,
+            checkpoint,
+            on_step,
+        )
+
+
+def _train(
+    tenant: str,
+    settings: TrainSettings,
+    base_folder: Path,
+    train_rows: Sequence[Example],
+    validation_rows: Sequence[Example],
+    data_sha256: str,
+    target: Path,
+    report: Path,
+    checkpoint: Path,
+    on_step: Callable[[dict[str, float]], None],
+) -> TrainingRecord:
     device, dtype = pick_device()
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(device == "cpu")
@@ -194,9 +221,7 @@ def _write_report(record: TrainingRecord, losses: list[tuple[int, float]], folde
 
 
 def _write_adapter(model: Any, base_model_id: str, weights: dict[str, torch.Tensor], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-        folder = Path(temporary) / "adapter"
+    with replacing(target) as folder:
         # The folder that the base model lies in on this machine means nothing elsewhere.
         config = model.peft_config["default"]
         config.base_model_name_or_path = base_model_id
@@ -204,5 +229,3 @@ def _write_adapter(model: Any, base_model_id: str, weights: dict[str, torch.Tens
         # No layer of the vocabulary is adapted, so there is nothing of it to look for or to save.
         model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        folder.replace(target)

@@ -199,3 +199,28 @@ def test_a_recipe_that_diverges_says_so_and_leaves_no_adapter(tiny_base: Path, t
     with pytest.raises(LoraOpsError, match="diverged at step 1 of 8"):
         run(broken, tmp_path)
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_second_training_of_a_tenant_names_the_first(tiny_base: Path, tmp_path: Path) -> None:
+    """C5: two trainings wrote one checkpoint and one adapter."""
+    script = (
+        "import sys, time; from pathlib import Path; from tests.training.test_loop import run\n"
+        "def wait(metrics):\n    print('training', flush=True); time.sleep(600)\n"
+        "run(Path(sys.argv[1]), Path(sys.argv[2]), on_step=wait)"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", script, str(tiny_base), str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert first.stdout is not None
+        while "training" not in first.stdout.readline():
+            assert first.poll() is None
+        with pytest.raises(LoraOpsError, match=f"Process {first.pid} on .* is training 'finance' already"):
+            run(tiny_base, tmp_path)
+    finally:
+        first.kill()
+        first.wait()
+    assert run(tiny_base, tmp_path).steps == 8

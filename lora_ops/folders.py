@@ -1,0 +1,100 @@
+"""Replace a folder in one step: whoever looks, or kills, finds the old folder or the new one, whole."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+# What a system or a file system answers that can't exchange two names.
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a new, empty folder that takes the place of `target` when the block ends without an error.
+
+    The folder is made beside `target`, on the same file system. What a killed process left there is removed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}-"
+    _sweep(target.parent, prefix)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as temporary:
+        # Held while this process lives, so that nobody takes the folder for a left one.
+        lock = os.open(temporary, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            folder = Path(temporary) / target.name
+            folder.mkdir()
+            yield folder
+            replace_folder(folder, target)
+        finally:
+            os.close(lock)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the finished folder `new` in the place of `target`, which may not exist, and remove the old one.
+
+    Every file is on the disk before its name is, so a power failure leaves no empty file under a good name.
+    Where the system can't exchange two names, `target` is missing for the moment between two renames.
+    """
+    _sync(new)
+    if not target.exists():
+        new.rename(target)
+    elif _exchange(new, target):
+        shutil.rmtree(new)
+    else:
+        old = new.with_name(f"{new.name}.old")
+        target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old)
+    _sync_entry(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the system can't."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in UNSUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    for left in parent.glob(f"{prefix}*"):
+        try:
+            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # another process is at work in it
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync_entry(path)
+    _sync_entry(folder)
+
+
+def _sync_entry(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

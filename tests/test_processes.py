@@ -1,0 +1,82 @@
+"""One process at a time, and none that outlives its parent: real processes, killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.processes import only_one
+from tests.conftest import ROOT, run
+from tests.test_notebooks import write
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from lora_ops.processes import only_one
+with only_one(Path(sys.argv[1]), "training 'finance'"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_only_one_names_the_process_that_holds_it(tmp_path: Path) -> None:
+    lock = tmp_path / "locks" / "finance.lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(LoraOpsError, match=rf"^Process {holder.pid} on .* is training 'finance' already"),
+            only_one(lock, "training 'finance'"),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with only_one(lock, "training 'finance'"):  # its death released it
+        pass
+
+
+def wait_for(happened: Callable[[], object], of: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline and (of is None or of.poll() is None)
+        time.sleep(0.05)
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can do it")
+def test_kernel_dies_with_a_killed_dvc(tmp_path: Path) -> None:
+    """C5: the kernel went on training beside the second `dvc repro`."""
+    for name in ("params.yaml", "owners.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    write(
+        tmp_path / "slow.ipynb",
+        "tenant = 'finance'",
+        "import os, time\nfrom pathlib import Path\nPath('pid').write_text(str(os.getpid()))",
+        "time.sleep(600)",
+    )
+    command = "lora-ops run slow.ipynb --tenant finance"
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{slow: {{cmd: {command}}}}}\n")
+    assert run("dvc", "init", "--no-scm", "--quiet", cwd=tmp_path).returncode == 0
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    environment.pop("LORA_OPS_ROOT", None)
+    dvc = subprocess.Popen(["dvc", "repro"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), dvc)
+        kernel = int((tmp_path / "pid").read_text())
+        assert not gone(kernel)
+    finally:
+        dvc.send_signal(signal.SIGKILL)
+        dvc.wait()
+    wait_for(lambda: gone(kernel))
