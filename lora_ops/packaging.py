@@ -13,7 +13,7 @@ from lora_ops.escaping import code, markdown
 from lora_ops.folders import replacing
 from lora_ops.git import git_state
 from lora_ops.hashing import canonical, sha256_file, sha256_text
-from lora_ops.paths import EVALUATION, MANIFEST, SAMPLES
+from lora_ops.paths import ANSWERS, EVALUATION, MANIFEST, MEMBERSHIP, SAMPLES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import SourceRecord, read_data_record
 from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, BiasAssessment, read_evaluation
@@ -27,7 +27,7 @@ VERSIONS_OF = ("lora-ops", "torch", "transformers", "peft", "safetensors", "toke
 
 
 def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> Manifest:
-    """Write adapter, model card, samples and `manifest.json` into `target`, all or nothing.
+    """Write adapter, model card, evaluation and `manifest.json` into `target`, all or nothing.
 
     Raises:
         LoraOpsError: a stage before this one has not run, its results do not belong together, a matrix
@@ -53,8 +53,10 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     with replacing(target) as folder:
         for name in ADAPTER_FILES:
             shutil.copyfile(adapter / name, folder / name)
-        for name in (EVALUATION, SAMPLES):
+        # With all answers and the groups of each split, a later version is compared without generating again.
+        for name in (EVALUATION, SAMPLES, ANSWERS):
             shutil.copyfile(report / name, folder / name)
+        shutil.copyfile(root / "data/prepared" / tenant / MEMBERSHIP, folder / MEMBERSHIP)
         evaluation_sha256 = sha256_file(report / EVALUATION)
         draft = Manifest(
             tenant=tenant,

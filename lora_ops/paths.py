@@ -24,6 +24,7 @@ ANSWERS = "answers.csv"
 CONFUSION = "confusion.csv"
 SAMPLES = "samples.csv"
 MANIFEST = "manifest.json"
+EVALUATION_PAGE = "03_evaluate.html"
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 

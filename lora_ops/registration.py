@@ -4,14 +4,18 @@
 candidate, so a person or CI registers what is worth it.
 """
 
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_file
 from lora_ops.packaging import packaged
-from lora_ops.paths import MANIFEST
-from lora_ops.records.manifest import Manifest
+from lora_ops.paths import EVALUATION, EVALUATION_PAGE, MANIFEST
+from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -48,11 +52,35 @@ def register_packages(
     for tenant in tenants:
         try:
             manifest = packaged(tenant, root).model_copy(update={"version": None, "parent": None})
-            version, is_new = registry.register(root / "packages" / tenant, manifest, actor=actor)
+            with _with_page(manifest, root) as (folder, whole):
+                version, is_new = registry.register(folder, whole, actor=actor)
         except LoraOpsError as error:
             yield Outcome(tenant, None, problem=str(error))
         else:
             yield Outcome(tenant, version, is_new)
+
+
+@contextmanager
+def _with_page(manifest: Manifest, root: Path) -> Iterator[tuple[Path, Manifest]]:
+    """Give the package with the page of its evaluation, so that a version keeps what its reviewers read.
+
+    The page joins here and not in the stage `package`: an executed notebook has other bytes at each run, and no
+    stage may depend on one. A page of another evaluation than the package's is left out; so is one that a clone
+    with pulled packages lacks.
+    """
+    package, report = root / "packages" / manifest.tenant, root / "reports" / manifest.tenant
+    page, evaluated = report / EVALUATION_PAGE, manifest.files.get(EVALUATION)
+    record = report / EVALUATION
+    is_its_own = evaluated is not None and record.is_file() and sha256_file(record) == evaluated.sha256
+    if not page.is_file() or not is_its_own:
+        yield package, manifest
+        return
+    with tempfile.TemporaryDirectory(dir=package.parent, prefix=f".{manifest.tenant}-") as temporary:
+        folder = Path(temporary) / "package"
+        shutil.copytree(package, folder)
+        shutil.copyfile(page, folder / EVALUATION_PAGE)
+        added = FileRecord(bytes=page.stat().st_size, sha256=sha256_file(folder / EVALUATION_PAGE))
+        yield folder, manifest.model_copy(update={"files": {**manifest.files, EVALUATION_PAGE: added}})
 
 
 def registered_id(manifest: Manifest, registry: Registry | None) -> str | None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_ops.hashing import sha256_file
+from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.verification import verify
@@ -49,6 +51,33 @@ def test_register_takes_every_package_and_changes_none(clone: Path) -> None:
     assert [one.id for one in registry.summaries()] == [f"{tenant}@1" for tenant in SAMPLE_TENANTS]
     assert registry.get("finance@candidate").manifest.parent is None
     assert verify(registry).ok
+
+
+def test_register_keeps_the_page_of_the_same_evaluation(clone: Path) -> None:
+    """Media's page is of another evaluation than its package: what nobody reviewed is not kept as evidence."""
+    for tenant in SAMPLE_TENANTS:
+        folder, report = clone / "packages" / tenant, clone / "reports" / tenant
+        report.mkdir(parents=True)
+        (report / "evaluation.json").write_text(f"{{{tenant}}}")
+        (report / "03_evaluate.html").write_text(f"the page of {tenant}")
+        manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+        shutil.copy(report / "evaluation.json", folder)
+        path = folder / "evaluation.json"
+        files = {**manifest.files, path.name: FileRecord(bytes=1, sha256=sha256_file(path))}
+        (folder / "manifest.json").write_text(manifest.model_copy(update={"files": files}).to_json())
+    (clone / "reports/media/evaluation.json").write_text("another run")
+    done = lora_ops(clone, "register")
+    assert done.returncode == 0, done.stderr
+    registry = open_registry(clone)
+    kept = {one.tenant: one.manifest.files for one in registry.versions()}
+    page = registry.files.checked(kept["finance"]["03_evaluate.html"].sha256, "the page")
+    assert page.read_text() == "the page of finance"
+    assert "03_evaluate.html" not in kept["media"]
+    assert verify(registry).ok
+    # The next run of the same notebook has other bytes, and the adapter is the same version still.
+    (clone / "reports/finance/03_evaluate.html").write_text("drawn again")
+    again = lora_ops(clone, "register", "finance")
+    assert "registered before" in again.stdout
 
 
 def test_register_again_adds_nothing(clone: Path) -> None:
