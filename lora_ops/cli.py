@@ -16,6 +16,7 @@ from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_error, print_json, prose_on_stderr, wants_json
 from lora_ops.registry.commands import Actor
 from lora_ops.registry.commands import app as registry_app
+from lora_ops.registry.owners_commands import app as owners_app
 from lora_ops.serving.commands import keys_app, serve
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings
@@ -27,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 tenant_app = typer.Typer(no_args_is_help=True, help="The tenants of params.yaml.")
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(registry_app, name="registry")
+app.add_typer(owners_app, name="owners")
 app.add_typer(keys_app, name="keys")
 app.command()(serve)
 

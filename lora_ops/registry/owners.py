@@ -5,9 +5,20 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from ruamel.yaml import YAML
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.registry.ssh_signatures import checked_public_key, fingerprint
 from lora_ops.settings.files import first_problem, read_yaml
 from lora_ops.settings.section import StoredTenantName
 
@@ -29,6 +40,9 @@ class Person(Entry):
     name: str
     email: Email
     logins: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = ()
+    keys: tuple[Annotated[str, AfterValidator(checked_public_key)], ...] = Field(
+        (), description="SSH public keys that sign this person's approvals, as in a .pub file"
+    )
     roles: tuple[Role, ...] = Field(min_length=1)
 
     @property
@@ -52,6 +66,9 @@ class Team(Entry):
         twice = [name for name, count in names.items() if count > 1]
         if twice:
             raise ValueError(f"'{twice[0]}' stands for two people")
+        keys = Counter(key for person in self.people for key in {one.split(" ")[1] for one in person.keys})
+        if any(count > 1 for count in keys.values()):
+            raise ValueError("one SSH key stands for two people")
         approvers = sum("approver" in person.roles for person in self.people)
         if approvers < APPROVERS_NEEDED:
             raise ValueError(
@@ -78,6 +95,17 @@ class Owners(Entry):
 
     default: Team
     tenants: dict[StoredTenantName, Team] = Field(default_factory=dict)
+    _text: str | None = PrivateAttr(None)
+
+    @property
+    def text(self) -> str:
+        """The file as it was read, which the registry keeps by its digest; else the same as JSON."""
+        return self._text if self._text is not None else self.model_dump_json(indent=2) + "\n"
+
+    @property
+    def teams(self) -> list[Team]:
+        """Every team, the default one first."""
+        return [self.default, *self.tenants.values()]
 
     def team(self, tenant: str) -> Team:
         """The tenant's own team, else the default one, so that a new tenant needs params.yaml alone."""
@@ -85,12 +113,61 @@ class Owners(Entry):
 
 
 def load_owners(path: Path) -> Owners:
-    """owners.yaml at `path`.
+    """Read owners.yaml.
 
     Raises:
         LoraOpsError: the file is missing, is not YAML, or an entry is wrong; the text names the entry.
     """
     try:
-        return Owners.model_validate(read_yaml(path))
+        owners = Owners.model_validate(read_yaml(path))
     except ValidationError as error:
         raise LoraOpsError(f"{path.name}: {first_problem(error)}.") from error
+    owners._text = path.read_text(encoding="utf-8")
+    return owners
+
+
+def add_key(path: Path, person: str, public_key: Path) -> str:
+    """Give a person of owners.yaml one more SSH key, in each team that names them; comments are kept.
+
+    Args:
+        path: owners.yaml.
+        person: id, e-mail address or login.
+        public_key: a `.pub` file.
+
+    Returns:
+        The key's fingerprint.
+
+    Raises:
+        LoraOpsError: owners.yaml names no such person, the file holds no public key, or the key is somebody
+            else's; owners.yaml is as it was then.
+    """
+    owners = load_owners(path)
+    try:
+        key = checked_public_key(public_key.expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise LoraOpsError(f"{public_key}: {reason}.") from error
+    ids = {found.id for team in owners.teams if (found := team.person(person))}
+    if len(ids) != 1:
+        known = sorted({one.id for team in owners.teams for one in team.people})
+        who = f"several people '{person}'" if ids else f"nobody '{person}'"
+        raise LoraOpsError(f"owners.yaml names {who} (people: {', '.join(known)}).")
+    yaml = YAML()
+    yaml.width = 4096  # a person stays on one line
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    for team in [content["default"], *(content.get("tenants") or {}).values()]:
+        for one in team["people"]:
+            if one["id"] in ids:
+                one["keys"] = list(dict.fromkeys([*one.get("keys", ()), key]))
+    temporary = path.with_name(".owners.yaml")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yaml.dump(content, file)
+        load_owners(temporary)
+        temporary.replace(path)
+    except LoraOpsError as error:
+        raise LoraOpsError(f"owners.yaml is unchanged: {str(error).removeprefix('.owners.yaml: ')}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return fingerprint(key)

@@ -1,11 +1,12 @@
 """owners.yaml: who answers for a tenant, and what is refused before anybody relies on it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry.owners import Owners, load_owners
+from lora_ops.registry.owners import Owners, add_key, load_owners
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -72,3 +73,64 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_person_is_known_under_each_of_their_logins(owners: Owners) -> None:
     person = owners.default.person("ANA.silva")
     assert person is not None and person.id == "ana"
+
+
+# SSH keys.
+
+KEYS = (
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHdGqDWVVswBqEkMUO8QprVATus3BIusIRJLytHSwBkA ana@laptop",
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB3I2gfmv3TqQX5Vh1c1mKyHk0F0oE0kq8gwqXqJc1dW ben@laptop",
+)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A folder with this repository's owners.yaml and two public keys, `0.pub` and `1.pub`."""
+    shutil.copy(REPOSITORY / "owners.yaml", tmp_path)
+    for place, key in enumerate(KEYS):
+        (tmp_path / f"{place}.pub").write_text(key + "\n")
+    return tmp_path
+
+
+def test_add_key_changes_one_line_of_owners_yaml(repository: Path) -> None:
+    path = repository / "owners.yaml"
+    before = path.read_text().splitlines()
+    assert add_key(path, "Ben.Okafor@example.com", repository / "0.pub").startswith("SHA256:")
+    changed = [line for line in path.read_text().splitlines() if line not in before]
+    assert len(changed) == 1 and "id: ben.okafor" in changed[0]
+    person = load_owners(path).team("finance").person("ben.okafor")
+    assert person is not None and person.keys == (KEYS[0],)
+    again = path.read_text()
+    add_key(path, "ben.okafor", repository / "0.pub")
+    assert path.read_text() == again
+
+
+def test_add_key_refuses_a_key_of_somebody_else(repository: Path) -> None:
+    path = repository / "owners.yaml"
+    add_key(path, "ben.okafor", repository / "0.pub")
+    before = path.read_text()
+    with pytest.raises(LoraOpsError, match="owners.yaml is unchanged: .*one SSH key stands for two people"):
+        add_key(path, "chen.wei", repository / "0.pub")
+    assert path.read_text() == before and not (repository / ".owners.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("person", "file", "says"),
+    [
+        ("nobody", "0.pub", "names nobody 'nobody' \\(people: ana.silva, ben.okafor"),
+        ("ben.okafor", "none.pub", "none.pub: No such file"),
+        ("ben.okafor", "owners.yaml", "owners.yaml: an SSH public key is one line"),
+    ],
+)
+def test_add_key_names_what_is_wrong(repository: Path, person: str, file: str, says: str) -> None:
+    before = (repository / "owners.yaml").read_text()
+    with pytest.raises(LoraOpsError, match=says):
+        add_key(repository / "owners.yaml", person, repository / file)
+    assert (repository / "owners.yaml").read_text() == before
+
+
+def test_owners_text_is_the_file_or_reads_as_the_same(tmp_path: Path) -> None:
+    read = owners_of(tmp_path, "# who\n" + TEAM)
+    assert read.text == "# who\n" + TEAM
+    made = Owners(default=read.default)
+    assert owners_of(tmp_path, made.text).default == read.default

@@ -1,0 +1,114 @@
+"""Signatures with people's own SSH keys (`ssh-keygen -Y`), for approvals."""
+
+import base64
+import binascii
+import hashlib
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_ops.errors import LoraOpsError
+
+# A signature counts for one purpose only: a commit or a mail that somebody signed is no approval.
+NAMESPACE = "lora-ops-approval"
+TYPES = (
+    "ssh-ed25519",
+    "sk-ssh-ed25519@openssh.com",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+    "ssh-rsa",
+)
+
+
+def checked_public_key(line: str) -> str:
+    """Return one line of an OpenSSH public key file, stripped.
+
+    Raises:
+        ValueError: the line is not a public key; the text never repeats it, since it may be a private one.
+    """
+    kind, _, rest = line.strip().partition(" ")
+    text = rest.split(" ", 1)[0]
+    try:
+        blob = base64.b64decode(text, validate=True)
+        names = blob[4 : 4 + int.from_bytes(blob[:4], "big")]
+    except binascii.Error:
+        names = b""
+    if "\n" in line.strip() or kind not in TYPES or names.decode("ascii", "replace") != kind:
+        raise ValueError(
+            "an SSH public key is one line of a .pub file, such as `ssh-ed25519 AAAA... ana@example.com`"
+        )
+    return line.strip()
+
+
+def fingerprint(public_key: str) -> str:
+    """Return a public key's fingerprint (`SHA256:...`), as `ssh-keygen -l` prints it."""
+    blob = base64.b64decode(public_key.split(" ")[1])
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def sign(text: str, key: Path) -> str:
+    """Return the signature of `text` (an armored SSH signature) by the key in `key`.
+
+    `key` is a private key, or the `.pub` file of a key that an ssh-agent holds. ssh-keygen asks on the terminal
+    for a passphrase or a touch.
+
+    Raises:
+        LoraOpsError: the key can't be used; the text says why, and what to do where that is known.
+    """
+    if not key.expanduser().is_file():
+        raise LoraOpsError(
+            f"There is no SSH key {key}: name yours with --key, or make one with `ssh-keygen -t ed25519`."
+        )
+    # Text goes in by stdin: with a file, ssh-keygen keeps an older .sig beside it and exits with 0.
+    command = ["-Y", "sign", "-n", NAMESPACE, "-f", str(key.expanduser())]
+    done = _ssh_keygen(command, text)
+    if done.returncode or not done.stdout.startswith("-----BEGIN SSH SIGNATURE-----"):
+        raise LoraOpsError(f"The SSH key {key} can't sign: {_reason(done.stderr, key)}.")
+    return done.stdout
+
+
+def signer_of(text: str, signature: str, person: str, keys: Sequence[str]) -> str | None:
+    """Return the fingerprint of the key of `person` that signed `text`; None if none of `keys` did.
+
+    Raises:
+        LoraOpsError: ssh-keygen is not installed.
+    """
+    if not keys:
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        allowed, kept = Path(name) / "allowed_signers", Path(name) / "signature"
+        allowed.write_text("".join(f'{person} namespaces="{NAMESPACE}" {key}\n' for key in keys))
+        kept.write_text(signature)
+        files = ["-f", str(allowed), "-s", str(kept)]
+        done = _ssh_keygen(["-Y", "verify", "-n", NAMESPACE, "-I", person, *files], text)
+    if done.returncode:
+        return None
+    return next((key for key in map(fingerprint, keys) if key in done.stdout.split()), None)
+
+
+def _ssh_keygen(arguments: list[str], text: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            ["ssh-keygen", *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise LoraOpsError(
+            "ssh-keygen (OpenSSH 8.2 or newer) is not installed: approvals are signed and verified with it."
+        ) from error
+
+
+def _reason(stderr: str, key: Path) -> str:
+    if "too open" in stderr or "UNPROTECTED" in stderr:
+        return f"others may read it, so OpenSSH ignores it (chmod 600 {key})"
+    if "incorrect passphrase" in stderr:
+        return "its passphrase was not given (run this in a terminal, or use a key that ssh-agent holds)"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and "Signing data" not in line]
+    return lines[-1].rstrip(".") if lines else "ssh-keygen gives no reason"
