@@ -10,7 +10,8 @@ from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
-from lora_ops.registry import lifecycle, packages
+from lora_ops.registry import lifecycle, packages, reports
+from lora_ops.registry.roles import owners_of
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -72,7 +73,7 @@ def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, r
         LoraOpsError: as `plan`, or the registry refuses one of the two steps; what was done stays done.
     """
     rollback = plan(registry, reference)
-    incident = registry.keep("incident", record, reason)
+    incident = reports.make(registry, reference, "incident", record, reason)
     if not rollback.done_already:
         lifecycle.promote(
             registry, rollback.returns.id, "production", actor=actor, reason=reason, evidence=[incident]
@@ -131,7 +132,7 @@ def write_record(
     """
     if not reason.strip():
         raise LoraOpsError("Say why: an incident's record needs a reason.")
-    team = lifecycle.owners_of(registry, rollback.leaves.tenant)
+    team = owners_of(registry, rollback.leaves.tenant)
     record = IncidentRecord(
         tenant=rollback.leaves.tenant,
         at=registry.clock(),

@@ -15,6 +15,7 @@ from lora_ops.hashing import sha256_file
 from lora_ops.notebooks import run_notebook
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle
+from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from tests.conftest import ROOT
@@ -67,7 +68,7 @@ def test_a_run_killed_between_its_two_decisions_is_ended_by_the_next(
     bad_release: Registry, tmp_path: Path
 ) -> None:
     path = record(bad_release, tmp_path / "incident")
-    incident = bad_release.keep("incident", path)
+    incident = make(bad_release, "finance@2", "incident", path)
     lifecycle.promote(
         bad_release, "finance@1", "production", actor=ON_CALL, reason="It leaks.", evidence=[incident]
     )

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from lora_ops.cli import app
-from lora_ops.hashing import sha256_file
-from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run
@@ -72,15 +70,6 @@ def test_the_readmes_way_to_production_is_a_way(repository: Path, tmp_path: Path
     block = README.split("<!-- promotion -->")[1].split("```bash\n")[1].split("```")[0]
     folder = tmp_path / "package"
     manifest = build_package(folder, 1, fresh_days=36500)
-    (folder / "evaluation.json").write_text(manifest.evaluation.model_dump_json())
-    digest = sha256_file(folder / "evaluation.json")
-    evaluation = FileRecord(bytes=(folder / "evaluation.json").stat().st_size, sha256=digest)
-    manifest = manifest.model_copy(
-        update={
-            "files": {**manifest.files, "evaluation.json": evaluation},
-            "evaluation_report_sha256": digest,
-        }
-    )
     registry = open_registry(repository, create=True)
     registry.register(folder, manifest, actor="ana.silva")
     registry.close()
@@ -100,6 +89,7 @@ def test_every_path_in_backticks_exists_or_is_made_by_the_pipeline() -> None:
         "data/prepared",
         "wandb",
         ".registry",
+        ".serving",
         ".checkpoints",
         ".venv",
         "dvc",

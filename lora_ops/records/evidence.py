@@ -1,12 +1,14 @@
-"""Evidence that a decision rests on, and the reports that the registry reads."""
+"""Evidence that a decision rests on: typed by kind, bound to one version's content, with counts."""
 
-from typing import Literal
+from datetime import datetime
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
 from lora_ops.records.record import Record, Sha256
 
 EvidenceKind = Literal["evaluation", "policy", "human_evaluation", "shadow", "canary", "incident", "review"]
+NonEmpty = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class PolicyCheck(Record):
@@ -43,15 +45,115 @@ class HumanEvaluation(Record):
             raise ValueError("there are more votes than pairs")
         return self
 
+
+class Source(Record):
+    """The file that the counts were computed from; the registry keeps it under its digest."""
+
+    name: str
+    sha256: Sha256
+    bytes: int = Field(ge=1)
+
+
+class EvidenceDocument(Record):
+    """What every kind of evidence says: about which content, made by what and when, from which file."""
+
+    schema_version: int = 1
+    tenant: str
+    adapter: str = Field(description="`tenant@number`")
+    content_digest: Sha256
+    made_by: str = Field(description="release and command that computed the counts")
+    made_at: datetime
+    source: Source
+
+
+class PolicyEvidence(EvidenceDocument):
+    """Results of policy checks, counted from one row for each prompt."""
+
+    kind: Literal["policy"] = "policy"
+    checks: list[PolicyCheck] = Field(min_length=1)
+
+
+class HumanEvidence(EvidenceDocument):
+    """Votes of people on pairs of answers, counted from one row for each vote; a pair's majority decides."""
+
+    kind: Literal["human_evaluation"] = "human_evaluation"
+    annotators: int = Field(ge=1)
+    votes_needed: int = Field(ge=1, description="people who must judge a pair so that it counts")
+    pairs: int = Field(ge=0, description="pairs that so many people judged")
+    too_few_votes: int = Field(ge=0, description="pairs that fewer people judged; they don't count")
+    adapter_better: int = Field(ge=0)
+    same: int = Field(ge=0)
+    base_better: int = Field(ge=0)
+
+
+class TrafficEvidence(EvidenceDocument):
+    """Requests that a version answered since it entered its stage, counted from one row for each."""
+
+    kind: Literal["shadow", "canary"]
+    first_at: datetime
+    last_at: datetime
+    requests: int = Field(ge=1)
+    errors: int = Field(ge=0, description="answers with a status of 500 or more")
+    adapter_better: int = Field(0, ge=0, description="of the answers that were compared with production's")
+    same: int = Field(0, ge=0)
+    production_better: int = Field(0, ge=0)
+
     @property
-    def lost(self) -> bool:
-        """People preferred the base model more often than the adapter."""
-        return self.base_better > self.adapter_better
+    def hours(self) -> float:
+        """From the first to the last request."""
+        return (self.last_at - self.first_at).total_seconds() / 3600
+
+
+class TextEvidence(EvidenceDocument):
+    """What somebody wrote of an incident or a review."""
+
+    kind: Literal["incident", "review"]
+    characters: int = Field(ge=1, description="without white space")
+
+
+AnyEvidence = PolicyEvidence | HumanEvidence | TrafficEvidence | TextEvidence
+DOCUMENT: TypeAdapter[AnyEvidence] = TypeAdapter(Annotated[AnyEvidence, Field(discriminator="kind")])
+
+
+class Row(Record):
+    """One line of a file of raw results; it names the version that it is about, and may say more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    adapter: NonEmpty
+
+
+class PolicyRow(Row):
+    """One prompt of one check."""
+
+    check: NonEmpty
+    prompt: NonEmpty
+    passed: Annotated[bool, Field(strict=True)]
+
+
+class VoteRow(Row):
+    """One person's vote on one pair of answers."""
+
+    pair: NonEmpty
+    annotator: NonEmpty
+    vote: Literal["adapter", "same", "base"]
+
+
+class TrafficRow(Row):
+    """One answered request, as the gateway's event log has it; `better` where it was compared."""
+
+    time: AwareDatetime
+    status: int = Field(ge=100, le=599)
+    better: Literal["adapter", "same", "production"] | None = None
 
 
 class Evidence(Record):
-    """A report that a decision rests on; the registry keeps the file under its digest."""
+    """A document that a decision rests on; the registry keeps it, and what it was computed from, by digest.
 
-    kind: EvidenceKind
+    `kind` is any text, so that a log with the kinds of a newer release can be read.
+    """
+
+    kind: str
     sha256: Sha256
     summary: str = Field(min_length=1)
+    source_sha256: Sha256 | None = None

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from lora_ops.records.approval import Approval
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.data import SourceRecord, SplitRecord
 from lora_ops.records.evaluation import BiasAssessment, Metrics
@@ -99,20 +100,24 @@ class AuditEntry(Record):
         """The reports that it rests on."""
         return [Evidence.model_validate(one) for one in self.body.get("evidence", [])]
 
+    @property
+    def kept_files(self) -> list[Evidence]:
+        """Every file that is kept for this entry: documents, what they were counted from, owners.yaml."""
+        files = []
+        for one in self.evidence:
+            files.append(one)
+            if one.source_sha256:
+                counted = f"what the {one.kind} report was counted from"
+                files.append(Evidence(kind=one.kind, sha256=one.source_sha256, summary=counted))
+        if self.action == "owners":
+            files.append(Evidence(kind="owners", sha256=self.body["owners_sha256"], summary="owners.yaml"))
+        return files
+
     def effect_on(self, number: int) -> str:
         """Return what it did to version `number`, in words; a promotion also ends another one's turn."""
         if self.number == number:
             return self.action
         return f"{self.effects.get('states', {}).get(str(number), 'replaced')} by {self.subject}"
-
-
-class Approval(Record):
-    """One person's agreement to production."""
-
-    person: str
-    roles: list[str]
-    reason: str
-    at: str
 
 
 class Lineage(Record):

@@ -62,6 +62,7 @@ def open_copy(root: Path, everything: Settings, *, create: bool = False) -> Regi
     else:
         registry = SharedRegistry(path, WandbProject(settings.wandb), owners=owners, signing=settings.signing)
     registry.allow_candidates = everything.serving.allow_candidates
+    registry.approvals, registry.least = settings.approvals, settings.evidence
     return registry
 
 

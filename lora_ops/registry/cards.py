@@ -1,8 +1,7 @@
 """One version on one page: what it is, who let it where, on what evidence, and whether it may serve today."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lora_ops.clock import utc
@@ -10,9 +9,11 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.registry import AdapterRecord, AuditEntry, Lineage, Ownership, Performance, Risk, Verdict
 from lora_ops.registry import packages
-from lora_ops.registry.lifecycle import FRESHNESS_WARNING, SERVING, approvals_in, incidents_in, own_evidence
+from lora_ops.registry.approvals import approvals_of
+from lora_ops.registry.files import FileStore
+from lora_ops.registry.lifecycle import FRESHNESS_WARNING, SERVING, incidents_in
 from lora_ops.registry.replay import unlike_the_log
-from lora_ops.registry.reports import latest, read_human_evaluation, read_policy
+from lora_ops.registry.reports import filed, human_evaluation, policy_checks
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Version
 
@@ -38,7 +39,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
         version = registry.get(reference)
         history = registry.log.entries(version.tenant, version.number)
     manifest, summary = version.manifest, version.summary
-    reports, notes = own_evidence(history, version.number), list[str]()
+    reports, notes = filed(version, history), list[str]()
     ownership = None
     if registry.owners:
         team = registry.owners.team(version.tenant)
@@ -75,9 +76,9 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             metrics=manifest.evaluation.metrics,
             verdict=manifest.evaluation.verdict,
             report_sha256=manifest.evaluation_report_sha256,
-            human_evaluation=_quoted(registry, reports, "human_evaluation", read_human_evaluation, notes)
+            human_evaluation=_quoted(registry, reports, "human_evaluation", human_evaluation, notes)
             or manifest.human_evaluation,
-            policy=_quoted(registry, reports, "policy", read_policy, notes) or manifest.policy,
+            policy=_quoted(registry, reports, "policy", policy_checks, notes) or manifest.policy,
         ),
         risk=Risk(
             bias=manifest.bias,
@@ -85,7 +86,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             fresh_until=manifest.fresh_until,
         ),
         ownership=ownership,
-        approvals=approvals_in(history),
+        approvals=approvals_of(registry, version, history),
         history=history,
         verdict=verdict(registry, version, history, notes),
     )
@@ -93,14 +94,14 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
 
 def _quoted(
     registry: Registry,
-    evidence: Sequence[Evidence],
+    evidence: Mapping[str, Evidence],
     kind: EvidenceKind,
-    read: Callable[[Path, str], T | None],
+    read: Callable[[FileStore, Evidence], T | None],
     notes: list[str],
 ) -> T | None:
     """What the latest report of one kind says; if its file is not what it was, a note says so instead."""
     try:
-        return latest(registry.files, evidence, kind, read)
+        return read(registry.files, evidence[kind]) if kind in evidence else None
     except LoraOpsError as error:
         notes.append(str(error).rstrip("."))
         return None

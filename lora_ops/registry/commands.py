@@ -14,7 +14,7 @@ from lora_ops.output import AsJson, print_json
 from lora_ops.registry import tables
 
 if TYPE_CHECKING:
-    from lora_ops.records.evidence import Evidence
+    from lora_ops.registry.reports import Report
     from lora_ops.registry.store import Registry
     from lora_ops.registry.versions import Version
 
@@ -136,20 +136,68 @@ def diff(left: Reference, right: Reference, as_json: AsJson = False) -> None:
 def approve(
     reference: Reference,
     reason: Reason,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Your SSH key, which signs: a private key, or the .pub file of one in ssh-agent."),
+    ] = None,
     actor: Actor = None,
-    evidence: Reports = None,
     as_json: AsJson = False,
 ) -> None:
-    """Agree that a canary may go to production (two approvers, neither of them its author)."""
+    """Agree that a canary may go to production, having seen its evidence (two approvers, never its author)."""
     from lora_ops.registry import lifecycle
 
     with _registry() as registry:
-        reports = _kept(registry, evidence)
-        version = lifecycle.approve(registry, reference, actor=_who(actor), reason=reason, evidence=reports)
-        _, missing = lifecycle.missing_for(registry, version.id)
-        _done(
-            version, f"approved by {_who(actor)}; for production it still needs: {'; '.join(missing)}", as_json
-        )
+        said = lifecycle.approve(registry, reference, actor=_who(actor), reason=reason, key=key)
+        _, missing = lifecycle.missing_for(registry, reference)
+    if as_json:
+        print_json({**said.model_dump(mode="json"), "missing": missing})
+        return
+    seen = ", ".join(f"{kind} {digest[:12]}…" for kind, digest in said.evidence.items())
+    needs = f"for production it still needs: {'; '.join(missing)}" if missing else "nothing is missing now"
+    _print(
+        f"[bold]{said.adapter}[/] approved by {markup(said.person)}, {'signed' if key else 'unsigned'}, "
+        f"until {said.expires_at[:10]}; {markup(needs)}.",
+        f"  seen: content {said.content_digest[:12]}…, {seen}, owners.yaml {said.owners_sha256[:12]}…",
+    )
+
+
+@app.command()
+def withdraw(reference: Reference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+    """Take back your own approval while the version is in canary."""
+    from lora_ops.registry import lifecycle
+
+    with _registry() as registry:
+        version = lifecycle.withdraw(registry, reference, actor=_who(actor), reason=reason)
+        _done(version, f"is no longer approved by {_who(actor)}", as_json)
+
+
+@app.command("file")
+def file_(
+    reference: Reference,
+    kind: Annotated[str, typer.Argument(help="policy, human_evaluation, shadow, canary, incident or review")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Raw results as JSON lines, a gateway's event folder, or a text; see the README."),
+    ],
+    summary: Annotated[str | None, typer.Option(help="One sentence for people.")] = None,
+    actor: Actor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count raw results into evidence of a version and file it; approvals given before become void."""
+    from lora_ops.registry import lifecycle
+    from lora_ops.registry.reports import lacks, make
+
+    with _registry() as registry:
+        report = make(registry, reference, kind, source, summary)
+        version = lifecycle.file_evidence(registry, reference, report, actor=_who(actor))
+        lacking = list(lacks(report.document, registry.least))
+    if as_json:
+        print_json({**report.document.model_dump(mode="json"), "lacks": lacking})
+        return
+    _print(
+        f"[bold]{version.id}[/] has new evidence of kind '{kind}' ({report.reference.sha256[:12]}…).",
+        *(f"[yellow]It does not suffice[/]: a step needs {markup(one)}." for one in lacking),
+    )
 
 
 @app.command()
@@ -169,7 +217,8 @@ def promote(
     from lora_ops.registry import lifecycle
 
     with _registry() as registry:
-        reports = _kept(registry, evidence)
+        about = lifecycle.concerned(registry, reference, to)
+        reports = _made(registry, about, evidence)
         version = lifecycle.promote(
             registry,
             reference,
@@ -194,7 +243,7 @@ def reject(
     from lora_ops.registry import lifecycle
 
     with _registry() as registry:
-        reports = _kept(registry, evidence)
+        reports = _made(registry, reference, evidence)
         version = lifecycle.reject(registry, reference, actor=_who(actor), reason=reason, evidence=reports)
         _done(version, "is now 'rejected'", as_json)
 
@@ -211,7 +260,7 @@ def revoke(
     from lora_ops.registry import lifecycle
 
     with _registry() as registry:
-        reports = _kept(registry, evidence)
+        reports = _made(registry, reference, evidence)
         version = lifecycle.revoke(registry, reference, actor=_who(actor), reason=reason, evidence=reports)
         _done(version, "is now 'revoked'", as_json)
 
@@ -238,7 +287,7 @@ def review(
     from lora_ops.registry import lifecycle
 
     with _registry() as registry:
-        reports = _kept(registry, evidence)
+        reports = _made(registry, reference, evidence)
         version = lifecycle.review(registry, reference, actor=_who(actor), reason=reason, evidence=reports)
         _done(version, f"reviewed; the next review is due on {version.summary.next_review_due}", as_json)
 
@@ -255,7 +304,7 @@ def incident(
     from lora_ops.registry import lifecycle
 
     with _registry() as registry:
-        reports = _kept(registry, evidence)
+        reports = _made(registry, reference, evidence)
         version = lifecycle.link_incident(
             registry, reference, actor=_who(actor), reason=reason, evidence=reports
         )
@@ -359,22 +408,22 @@ def _check_tenant(registry: "Registry", tenant: str | None) -> None:
         raise NotFound(f"There is no tenant '{tenant}' (params.yaml has: {', '.join(known)}).")
 
 
-def _kept(registry: "Registry", options: list[str] | None) -> "list[Evidence]":
+def _made(registry: "Registry", reference: str, options: list[str] | None) -> "list[Report]":
     from lora_ops.errors import LoraOpsError
     from lora_ops.records.evidence import EvidenceKind
+    from lora_ops.registry.reports import make
 
     kinds: tuple[EvidenceKind, ...] = get_args(EvidenceKind)
-    kept = []
+    made = []
     for option in options or []:
         kind, _, rest = option.partition("=")
         path, _, summary = rest.partition("=")
-        known = next((one for one in kinds if one == kind), None)
-        if known is None or not path:
+        if kind not in kinds or not path:
             raise LoraOpsError(
                 f"'{option}' is no evidence: write KIND=FILE, with KIND one of {', '.join(kinds)}."
             )
-        kept.append(registry.keep(known, Path(path), summary or None))
-    return kept
+        made.append(make(registry, reference, kind, Path(path), summary or None))
+    return made
 
 
 def _who(actor: str | None) -> str:

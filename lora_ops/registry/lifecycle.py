@@ -1,17 +1,36 @@
 """The life of a version: who may move it where, on what evidence, with whose agreement."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
-from lora_ops.paths import EVALUATION
+from lora_ops.records.approval import Approval, ApprovalStatement
 from lora_ops.records.evidence import Evidence, EvidenceKind
-from lora_ops.records.registry import Approval, AuditEntry, State
+from lora_ops.records.registry import AuditEntry, State
+from lora_ops.registry.approvals import (
+    PRODUCTION_RESTS_ON,
+    approvals_of,
+    ground_now,
+    judged,
+    missing_approvals,
+    signature_of,
+    statement,
+)
 from lora_ops.registry.changes import Change
-from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Role, Team
-from lora_ops.registry.reports import FORMS, latest, read_human_evaluation, read_policy
+from lora_ops.registry.owners import Person
+from lora_ops.registry.reports import Report, failing, filed, lacks, load
+from lora_ops.registry.roles import (
+    ANYBODY,
+    APPROVE,
+    JUDGE,
+    MAY,
+    owners_of,
+    require_approver,
+    require_role,
+)
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version, parse_reference
 
@@ -40,23 +59,6 @@ EVIDENCE: dict[tuple[State, State], frozenset[EvidenceKind]] = {
 }
 
 
-# Who of a tenant's team may do what. Taking a version out of service, and telling of an incident, is for
-# everybody who is named: to wait for a role would be worse.
-APPROVE: frozenset[Role] = frozenset({"approver"})
-MOVE: frozenset[Role] = frozenset({"approver", "operator"})
-JUDGE: frozenset[Role] = frozenset({"reviewer", "approver"})
-ANYBODY: frozenset[Role] = frozenset(get_args(Role))
-MAY: dict[State, frozenset[Role]] = {
-    "validated": JUDGE | MOVE,
-    "shadow": MOVE,
-    "canary": MOVE,
-    "production": MOVE,
-    "rejected": JUDGE | MOVE,
-    "archived": MOVE,
-    "revoked": ANYBODY,
-}
-
-
 def allowed(before: str, after: str) -> bool:
     """Return whether the rules have this step; a state of a newer release is judged by that release alone."""
     known = get_args(State)
@@ -81,7 +83,7 @@ def promote(
     *,
     actor: str,
     reason: str,
-    evidence: Sequence[Evidence] = (),
+    evidence: Sequence[Report] = (),
     expect: str | None = None,
 ) -> Version:
     """Move a version one stage on: validated, shadow, canary, production; or back to production (rollback).
@@ -92,19 +94,19 @@ def promote(
         to: the stage.
         actor: who does it.
         reason: why.
-        evidence: what it rests on, from `Registry.keep`; see `EVIDENCE`.
+        evidence: reports that are filed in the same step; what was filed before counts by itself.
         expect: the version that the alias `to` must name at this moment (`finance@2`, or `none`).
 
     Raises:
         LoraOpsError: the actor has no role for it, the step does not exist, evidence or approvals are missing,
-            its policy report fails or people prefer its base model, the version has expired, or the alias moved
-            meanwhile. Nothing is changed then.
+            evidence speaks against it, the version has expired, or the alias moved meanwhile. Nothing is
+            changed or kept then.
     """
     if to not in STAGES:
         raise LoraOpsError(f"A version can't be promoted to '{to}': choose one of {', '.join(STAGES)}.")
     with registry.change(actor) as change:
         version = registry.get(reference)
-        _require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
+        require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         current = registry.named(version.tenant, to)
         now = f"{version.tenant}@{current}" if current else "none"
         if expect is not None and expect != now:
@@ -112,15 +114,15 @@ def promote(
                 f"{version.tenant}@{to} moved meanwhile: it names {now}, not {expect}; look again before "
                 "you promote."
             )
-        evidence = [*_packaged(registry, version, to, evidence), *evidence]
-        needed = _step(registry, version, to, reason, evidence)
-        needed += _objections(registry, version, evidence)
+        _require_step(version, to, reason)
         if utc(registry.clock()) >= version.summary.fresh_until:
             raise LoraOpsError(
                 f"{version.id} expired on {version.summary.fresh_until[:10]}: train it on fresh data."
             )
-        if (version.state, to) == ("canary", "production"):
-            needed += _approvals_missing(registry, version)
+        concerns = _leaves(registry, version, to)
+        basis, needed = _basis(registry, version, to, evidence, concerns)
+        if to == "production" and concerns is None:
+            needed += _approvals_needed(registry, version)
         if needed:
             raise LoraOpsError(f"{version.id} can't become '{to}' yet; missing: {'; '.join(needed)}.")
         states: dict[int, State] = {version.number: to}
@@ -135,15 +137,24 @@ def promote(
         }
         if to in SERVING:
             aliases[to] = version.number
-        # A rollback's incident is one of the version that it puts out of production, not of the good one.
-        rollback = (version.state, to) == ("superseded", "production")
-        concerns = registry.log.last_in_production(version.tenant) if rollback else None
-        _record(change, version, to, reason, evidence, states, aliases, concerns)
+        _record(
+            registry,
+            change,
+            version,
+            to,
+            reason,
+            [*basis.values(), *(one for one in _kept(registry, evidence) if one not in basis.values())],
+            states=states,
+            aliases=aliases,
+            before=version.state,
+            rules={"approvals": registry.approvals, "least": registry.least.model_dump(mode="json")},
+            **({"concerns": concerns} if concerns else {}),
+        )
     return registry.get(version.id)
 
 
 def reject(
-    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Evidence] = ()
+    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Report] = ()
 ) -> Version:
     """Decide that a version never serves; its aliases go.
 
@@ -154,12 +165,12 @@ def reject(
 
 
 def revoke(
-    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Evidence] = ()
+    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Report] = ()
 ) -> Version:
     """Take a version out of service for good; anybody in its team may, at once, and its aliases go.
 
     Raises:
-        LoraOpsError: unknown version, no reason, or it is closed already.
+        LoraOpsError: unknown version, nobody of its team, no reason, or it is closed already.
     """
     return _close(registry, reference, "revoked", actor, reason, evidence)
 
@@ -173,76 +184,109 @@ def archive(registry: Registry, reference: str, *, actor: str, reason: str) -> V
     return _close(registry, reference, "archived", actor, reason, ())
 
 
+def file_evidence(registry: Registry, reference: str, report: Report, *, actor: str) -> Version:
+    """File a report on a version, in whatever state that is; it counts from now on, and it voids approvals.
+
+    Raises:
+        LoraOpsError: unknown version, nobody of its team, or a report on another one.
+    """
+    with registry.change(actor) as change:
+        version = registry.get(reference)
+        require_role(registry, version, actor, ANYBODY, f"file evidence of {version.id}")
+        _require_about(version, [report])
+        _record(registry, change, version, "evidence", report.summary, _kept(registry, [report]))
+    return registry.get(version.id)
+
+
 def approve(
-    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Evidence] = ()
-) -> Version:
-    """Agree that a canary may go to production.
+    registry: Registry, reference: str, *, actor: str, reason: str, key: Path | None = None
+) -> ApprovalStatement:
+    """Agree that a canary may go to production, having seen the evidence that is filed now.
 
     Args:
         registry: where.
         reference: the exact version; an alias may move between reading and agreeing.
         actor: id or e-mail of a person with the role `approver` in owners.yaml.
         reason: why.
-        evidence: what they looked at, if it is more than the canary's own.
+        key: the SSH key that signs; needed unless unsigned approvals count.
+
+    Returns:
+        What was signed.
 
     Raises:
-        LoraOpsError: not an approver, the author, somebody who agreed already, no canary, or an author whom
-            owners.yaml does not name, so that nobody can tell who must not approve.
+        LoraOpsError: not an approver, the author, somebody who agreed already, no canary, evidence that is
+            missing or speaks against it, a key that isn't theirs, or an author whom owners.yaml does not name,
+            so that nobody can tell who must not approve.
     """
-    tenant, which = parse_reference(reference)
-    if not isinstance(which, int):
-        raise LoraOpsError(f"Name the exact version to approve ({tenant}@3): an alias may move meanwhile.")
+    # ssh-keygen may wait for a passphrase or a touch, so the signature is made before the registry is locked.
+    said, person = _agreement(registry, reference, actor, reason)
+    signature = signature_of(registry, said, person, key)
     with registry.change(actor) as change:
+        now, _ = _agreement(registry, reference, actor, reason)
+        timeless = {"at", "expires_at"}
+        if now.model_dump(exclude=timeless) != said.model_dump(exclude=timeless):
+            raise LoraOpsError(
+                f"What {said.adapter} rests on changed while you signed: look again before you approve."
+            )
         version = registry.get(reference)
-        person = _approver(registry, version, actor)
-        _said(reason, evidence, registry)
-        if version.state != "canary":
-            raise LoraOpsError(f"{version.id} is '{version.state}': production is approved while in canary.")
-        if person.id in {approval.person for approval in approvals(registry, version)}:
-            raise LoraOpsError(f"{person.name} has approved {version.id} already: a second person must agree.")
-        change.record(
+        _record(
+            registry,
+            change,
+            version,
             "approved",
-            version.tenant,
-            version.number,
+            reason,
+            (),
             person=person.id,
             roles=list(person.roles),
-            reason=reason,
-            evidence=[one.model_dump() for one in evidence],
+            approval=said.model_dump(mode="json"),
+            signature=signature,
         )
+    return said
+
+
+def withdraw(registry: Registry, reference: str, *, actor: str, reason: str) -> Version:
+    """Take back one's own approval while the version is in canary.
+
+    Raises:
+        LoraOpsError: no approver, no approval of theirs that counts, or a version that left the canary.
+    """
+    with registry.change(actor) as change:
+        version = registry.get(reference)
+        person = require_role(registry, version, actor, APPROVE, f"withdraw an approval of {version.id}")
+        _require_reason(reason)
+        if version.state != "canary":
+            raise LoraOpsError(f"{version.id} is '{version.state}': an approval is withdrawn while in canary.")
+        if not any(one.person == person.id and one.void is None for one in approvals(registry, version)):
+            raise LoraOpsError(f"{person.name} has no approval of {version.id} that counts.")
+        _record(registry, change, version, "withdrawn", reason, (), person=person.id)
     return registry.get(version.id)
 
 
 def review(
-    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Evidence]
+    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Report]
 ) -> Version:
     """Say that a version was looked at again; the next review is due one cadence from now.
 
     Raises:
-        LoraOpsError: no owners.yaml, no reviewer or approver, no evidence of kind `review`, or a closed
-            version.
+        LoraOpsError: no reviewer or approver, no evidence of kind `review`, or a closed version.
     """
     with registry.change(actor) as change:
         version = registry.get(reference)
-        team = owners_of(registry, version.tenant)
-        _require_role(registry, version, actor, JUDGE, f"review {version.id}")
-        _said(reason, evidence, registry)
+        require_role(registry, version, actor, JUDGE, f"review {version.id}")
+        _require_reason(reason)
+        _require_about(version, evidence)
         if version.state not in LIVE:
             raise LoraOpsError(f"{version.id} is '{version.state}': there is nothing to review.")
-        if "review" not in {one.kind for one in evidence}:
+        if "review" not in {one.document.kind for one in evidence}:
             raise LoraOpsError(f"The review of {version.id} is missing: evidence of kind 'review'.")
-        change.record(
-            "reviewed",
-            version.tenant,
-            version.number,
-            review_due=utc(team.next_review(datetime.fromisoformat(change.at))),
-            reason=reason,
-            evidence=[one.model_dump() for one in evidence],
-        )
+        next_ = owners_of(registry, version.tenant).next_review(datetime.fromisoformat(change.at))
+        kept = _kept(registry, evidence)
+        _record(registry, change, version, "reviewed", reason, kept, review_due=utc(next_))
     return registry.get(version.id)
 
 
 def link_incident(
-    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Evidence]
+    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Report]
 ) -> Version:
     """Link an incident's report to the version that was involved, in whatever state that is.
 
@@ -251,22 +295,17 @@ def link_incident(
     """
     with registry.change(actor) as change:
         version = registry.get(reference)
-        _require_role(registry, version, actor, ANYBODY, f"tell of an incident of {version.id}")
-        _said(reason, evidence, registry)
-        if "incident" not in {one.kind for one in evidence}:
+        require_role(registry, version, actor, ANYBODY, f"tell of an incident of {version.id}")
+        _require_reason(reason)
+        _require_about(version, evidence)
+        if "incident" not in {one.document.kind for one in evidence}:
             raise LoraOpsError(f"The incident of {version.id} is missing: evidence of kind 'incident'.")
-        change.record(
-            "incident",
-            version.tenant,
-            version.number,
-            reason=reason,
-            evidence=[one.model_dump() for one in evidence],
-        )
+        _record(registry, change, version, "incident", reason, _kept(registry, evidence))
     return registry.get(version.id)
 
 
 def incidents_in(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
-    """The incidents of version `number` that its history tells of, each report once."""
+    """Return the incidents of version `number` that its history tells of, each report once."""
     told = {
         one.sha256: one
         for entry in history
@@ -277,25 +316,9 @@ def incidents_in(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
     return list(told.values())
 
 
-def own_evidence(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
-    """Every report on version `number` itself, oldest first, without those on one that took its place."""
-    return [one for entry in history if entry.number == number for one in entry.evidence]
-
-
 def approvals(registry: Registry, version: Version) -> list[Approval]:
-    """Who agreed that this version may go to production, oldest first."""
-    return approvals_in(registry.log.entries(version.tenant, version.number))
-
-
-def approvals_in(history: Sequence[AuditEntry]) -> list[Approval]:
-    """The approvals in one version's history."""
-    return [
-        Approval(
-            person=entry.body["person"], roles=entry.body["roles"], reason=entry.body["reason"], at=entry.at
-        )
-        for entry in history
-        if entry.action == "approved"
-    ]
+    """Return who agreed that this version may go to production, oldest first, and whether it counts."""
+    return approvals_of(registry, version, registry.log.entries(version.tenant, version.number))
 
 
 def due(registry: Registry, tenant: str | None = None) -> list[Due]:
@@ -315,7 +338,7 @@ def due(registry: Registry, tenant: str | None = None) -> list[Due]:
 
 
 def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[str]]:
-    """The next stage of a version, and what is still needed for it besides a reason.
+    """Return the next stage of a version, and what is still needed for it besides a reason.
 
     Raises:
         LoraOpsError: unknown version.
@@ -324,175 +347,188 @@ def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[
     stage = next((stage for stage in STAGES if (version.state, stage) in EVIDENCE), None)
     if stage is None:
         return None, []
-    packaged = {one.kind for one in _packaged(registry, version, stage, ())}
-    needed = [f"evidence of kind '{kind}'" for kind in sorted(EVIDENCE[version.state, stage] - packaged)]
-    needed += _objections(registry, version, ())
-    if version.state == "canary":
-        needed += _approvals_missing(registry, version)
+    concerns = _leaves(registry, version, stage)
+    needed = _basis(registry, version, stage, (), concerns)[1]
+    if stage == "production" and concerns is None:
+        needed += _approvals_needed(registry, version)
     return stage, needed
 
 
+def _basis(
+    registry: Registry, version: Version, to: State, given: Sequence[Report], concerns: int | None
+) -> tuple[dict[str, Evidence], list[str]]:
+    """Return the evidence that a step rests on, by kind, and what it lacks besides approvals, in words.
+
+    Raises:
+        LoraOpsError: a given report is about another version, or comes after the approvals that must name it.
+    """
+    history = registry.log.entries(version.tenant, version.number)
+    if concerns:
+        return _incident_of(registry, version, given, concerns)
+    _require_about(version, given)
+    late = [one.document.kind for one in given if one.document.kind in PRODUCTION_RESTS_ON]
+    if to == "production" and late:
+        raise LoraOpsError(
+            f"Approvals name the evidence that was seen, so file it before them: `lora-ops registry file "
+            f"{version.id} {late[0]} FILE`."
+        )
+    found = filed(version, history)
+    documents = {one.document.kind: one.document for one in given}
+    required = set(PRODUCTION_RESTS_ON) if to == "production" else set(EVIDENCE[version.state, to])
+    needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
+    for kind in PRODUCTION_RESTS_ON:
+        if kind == "evaluation":
+            continue
+        if kind in documents:
+            needed += lacks(documents[kind], registry.least)
+        elif kind in found:
+            needed += _kept_lacks(registry, version, found[kind])
+    if not version.manifest.evaluation.beats_base:
+        needed.append("an evaluation in which it beats its base model")
+    if "policy" not in {*found, *documents}:
+        needed += failing(version.manifest.policy)
+    basis = found | {one.document.kind: one.reference for one in given}
+    return {kind: one for kind, one in basis.items() if kind in required}, needed
+
+
+def concerned(registry: Registry, reference: str, to: str) -> str:
+    """Return the version that a promotion's evidence must be about; of a rollback, the one that it puts out.
+
+    Raises:
+        LoraOpsError: unknown version.
+    """
+    version = registry.get(reference)
+    number = _leaves(registry, version, to)
+    return f"{version.tenant}@{number}" if number else version.id
+
+
+def _leaves(registry: Registry, version: Version, to: str) -> int | None:
+    """Return the version that a rollback puts out of production; None for any other step."""
+    rollback = (version.state, to) == ("superseded", "production")
+    return registry.log.last_in_production(version.tenant) if rollback else None
+
+
+def _approvals_needed(registry: Registry, version: Version) -> list[str]:
+    history = registry.log.entries(version.tenant, version.number)
+    ground = ground_now(registry, version, history)
+    return missing_approvals(ground, judged(ground, history))
+
+
+def _kept_lacks(registry: Registry, version: Version, one: Evidence) -> Iterator[str]:
+    document = load(registry.files, one)
+    if document is None:
+        yield f"a {one.kind} report that lora-ops counted (the last one has another form: file it again)"
+    elif document.content_digest != version.summary.content_digest:
+        yield f"a {one.kind} report on {version.id} (the last one is about {document.adapter})"
+    else:
+        yield from lacks(document, registry.least)
+
+
+def _incident_of(
+    registry: Registry, version: Version, given: Sequence[Report], concerns: int
+) -> tuple[dict[str, Evidence], list[str]]:
+    """Return the incident that a rollback rests on: one of the version that leaves production."""
+    leaves = registry.get(f"{version.tenant}@{concerns}")
+    _require_about(leaves, given)
+    linked = incidents_in(registry.log.entries(leaves.tenant, leaves.number), leaves.number)
+    known = [*linked, *(one.reference for one in given if one.document.kind == "incident")]
+    if not known:
+        return {}, [f"evidence of kind 'incident' on {leaves.id}, which leaves production"]
+    return {"incident": known[-1]}, []
+
+
+def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> tuple[ApprovalStatement, Person]:
+    """Return what an approver would sign now, and who they are; refuse what can't be approved."""
+    tenant, which = parse_reference(reference)
+    if not isinstance(which, int):
+        raise LoraOpsError(f"Name the exact version to approve ({tenant}@3): an alias may move meanwhile.")
+    version = registry.get(reference)
+    person = require_approver(registry, version, actor)
+    _require_reason(reason)
+    if version.state != "canary":
+        raise LoraOpsError(f"{version.id} is '{version.state}': production is approved while in canary.")
+    if any(one.person == person.id and one.void is None for one in approvals(registry, version)):
+        raise LoraOpsError(f"{person.name} has approved {version.id} already: a second person must agree.")
+    basis, needed = _basis(registry, version, "production", (), None)
+    if needed:
+        raise LoraOpsError(f"{version.id} can't be approved yet; missing: {'; '.join(needed)}.")
+    return statement(registry, version, basis, person, reason), person
+
+
 def _close(
-    registry: Registry, reference: str, to: State, actor: str, reason: str, evidence: Sequence[Evidence]
+    registry: Registry, reference: str, to: State, actor: str, reason: str, evidence: Sequence[Report]
 ) -> Version:
     with registry.change(actor) as change:
         version = registry.get(reference)
-        _require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
-        missing = _step(registry, version, to, reason, evidence)
-        if missing:
-            raise LoraOpsError(f"{version.id} can't become '{to}' yet; missing: {'; '.join(missing)}.")
+        require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
+        _require_step(version, to, reason)
+        _require_about(version, evidence)
         gone: dict[str, int | None] = dict.fromkeys(version.aliases)
-        _record(change, version, to, reason, evidence, {version.number: to}, gone)
+        _record(
+            registry,
+            change,
+            version,
+            to,
+            reason,
+            _kept(registry, evidence),
+            states={version.number: to},
+            aliases=gone,
+            before=version.state,
+        )
     return registry.get(version.id)
 
 
-def _step(
-    registry: Registry, version: Version, to: State, reason: str, evidence: Sequence[Evidence]
-) -> list[str]:
-    """What the step lacks; raises when there is no such step."""
-    required = EVIDENCE.get((version.state, to))
-    if required is None:
+def _require_step(version: Version, to: State, reason: str) -> None:
+    if (version.state, to) not in EVIDENCE:
         steps = [b for a, b in EVIDENCE if a == version.state and b != "superseded"]
         ways = ", ".join(steps) if steps else "none"
         raise LoraOpsError(
             f"{version.id} is '{version.state}': it can't become '{to}' (ways from here: {ways})."
         )
-    _said(reason, evidence, registry)
-    return [f"evidence of kind '{kind}'" for kind in sorted(required - {one.kind for one in evidence})]
+    _require_reason(reason)
 
 
-def _packaged(registry: Registry, version: Version, to: State, given: Sequence[Evidence]) -> list[Evidence]:
-    """The evaluation that lies in the package, which nobody needs to hand in again."""
-    if (version.state, to) != ("candidate", "validated") or "evaluation" in {one.kind for one in given}:
-        return []
-    file = version.manifest.files.get(EVALUATION)
-    if file is None or file.sha256 != version.manifest.evaluation_report_sha256:
-        return []
-    registry.files.present(file.sha256, EVALUATION)
-    return [Evidence(kind="evaluation", sha256=file.sha256, summary=f"{EVALUATION} of the package")]
-
-
-def _objections(registry: Registry, version: Version, given: Sequence[Evidence]) -> list[str]:
-    """What the latest reports of policy and people say against going on, now given or known from before."""
-    known = [*own_evidence(registry.log.entries(version.tenant, version.number), version.number), *given]
-    checks = latest(registry.files, known, "policy", read_policy)
-    people = latest(registry.files, known, "human_evaluation", read_human_evaluation)
-    kinds = {one.kind for one in given}
-    found = [
-        f"a {kind} report that can be read (JSON, {FORMS[kind]})"
-        for kind, report in (("policy", checks), ("human_evaluation", people))
-        if kind in kinds and report is None
-    ]
-    failing = [
-        f"{check.name} fails {check.failed} of {check.prompts} prompts"
-        for check in (checks if checks is not None else version.manifest.policy)
-        if not check.passed
-    ]
-    if failing:
-        found.append(f"a policy report without a failure ({', '.join(failing)})")
-    people = people or version.manifest.human_evaluation
-    if people and people.lost:
-        found.append(
-            "a human evaluation that the adapter does not lose "
-            f"(better in {people.adapter_better} of {people.pairs} pairs, its base in {people.base_better})"
-        )
-    return found
-
-
-def _said(reason: str, evidence: Sequence[Evidence], registry: Registry) -> None:
+def _require_reason(reason: str) -> None:
     if not reason.strip():
         raise LoraOpsError("Say why: a change of the registry needs a reason.")
-    for one in evidence:
-        if not registry.files.holds(one.sha256):
+
+
+def _require_about(version: Version, given: Sequence[Report]) -> None:
+    for one in given:
+        if one.document.content_digest != version.summary.content_digest:
             raise LoraOpsError(
-                f"The {one.kind} report {one.sha256[:12]}… is not kept in the registry: hand in the file."
+                f"The {one.document.kind} report is about {one.document.adapter}, not {version.id}."
             )
 
 
+def _kept(registry: Registry, given: Sequence[Report]) -> list[Evidence]:
+    """Keep reports once everything was checked, so that a refusal leaves no file behind."""
+    try:
+        return [one.keep(registry.files) for one in given]
+    except OSError as error:
+        raise LoraOpsError(
+            f"The evidence can't be kept in {registry.path} ({error}): nothing was changed."
+        ) from error
+
+
 def _record(
+    registry: Registry,
     change: Change,
     version: Version,
-    to: State,
+    action: str,
     reason: str,
     evidence: Sequence[Evidence],
-    states: dict[int, State],
-    aliases: dict[str, int | None],
-    concerns: int | None = None,
+    **more: Any,
 ) -> None:
-    body: dict[str, Any] = {"concerns": concerns} if concerns else {}
+    """Write the entry, with the owners.yaml that it was allowed by."""
+    assert registry.owners is not None
+    text = registry.owners.text
     change.record(
-        to,
+        action,
         version.tenant,
         version.number,
-        states=states,
-        aliases=aliases,
-        before=version.state,
         reason=reason,
-        evidence=[one.model_dump() for one in evidence],
-        **body,
+        evidence=[one.model_dump(exclude_none=True) for one in evidence],
+        owners_sha256=registry.files.add_bytes(text.encode()),
+        **more,
     )
-
-
-def owners_of(registry: Registry, tenant: str) -> Team:
-    """Who answers for a tenant, and whom to tell.
-
-    Raises:
-        LoraOpsError: there is no owners.yaml.
-    """
-    if registry.owners is None:
-        raise LoraOpsError(
-            "There is no owners.yaml beside params.yaml: it says who may approve and review, and whom to tell."
-        )
-    return registry.owners.team(tenant)
-
-
-def _require_role(registry: Registry, version: Version, actor: str, roles: frozenset[Role], what: str) -> None:
-    """Refuse who has none of the roles; without an owners.yaml nobody has one, and only approving needs it."""
-    if registry.owners is None:
-        return
-    team = registry.owners.team(version.tenant)
-    people = team.with_role(roles)
-    if team.person(actor) not in people:
-        raise LoraOpsError(
-            f"{actor} may not {what}: owners.yaml gives that to "
-            f"{', '.join(one.id for one in people)}; act under your name there (--actor, $LORA_OPS_ACTOR), or "
-            "add your login to your entry."
-        )
-
-
-def _approver(registry: Registry, version: Version, actor: str) -> Person:
-    team = owners_of(registry, version.tenant)
-    approvers, person = team.with_role(APPROVE), team.person(actor)
-    if person is None or person not in approvers:
-        listed = ", ".join(one.id for one in approvers)
-        raise LoraOpsError(f"{actor} is no approver of '{version.tenant}' in owners.yaml (they are: {listed}).")
-    author = team.person(version.summary.author)
-    if author is None:
-        raise LoraOpsError(f"{version.id} can't be approved yet; missing: {_unknown_author(version)}.")
-    if author == person:
-        raise LoraOpsError(f"{person.name} is the author of {version.id}: somebody else must approve it.")
-    return person
-
-
-def _unknown_author(version: Version) -> str:
-    name = version.summary.author
-    return (
-        f"its author '{name}' in owners.yaml, without whom nobody can tell who must not approve (add `logins: "
-        f"[{name}]` to the person of '{version.tenant}' whom it belongs to, or a person of that id)"
-    )
-
-
-def _approvals_missing(registry: Registry, version: Version) -> list[str]:
-    # Judged by owners.yaml as it is now: an approval by someone who has left the role no longer counts.
-    team = owners_of(registry, version.tenant)
-    author = team.person(version.summary.author)
-    if author is None:
-        return [_unknown_author(version)]
-    eligible = [person for person in team.with_role(APPROVE) if person != author]
-    given = {approval.person for approval in approvals(registry, version)}
-    open_ = [person.id for person in eligible if person.id not in given]
-    lacking = APPROVERS_NEEDED - (len(eligible) - len(open_))
-    if lacking <= 0:
-        return []
-    people = "1 more approval" if lacking == 1 else f"{lacking} approvals"
-    return [f"{people} (by {', '.join(open_) or 'nobody in owners.yaml who is not the author'})"]

@@ -170,7 +170,7 @@ class Mirror:
             package=None,
             data=version.manifest.data,
             parent_manifest_sha256=self._parent(version),
-            reports=[(registry.files.checked(one.sha256, one.summary), one) for one in entry.evidence],
+            reports=[(registry.files.checked(one.sha256, one.summary), one) for one in entry.kept_files],
         )
         if entry.action not in BORN:
             self.project.send(entry, parcel, signature, public_key)

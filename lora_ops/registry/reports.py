@@ -1,99 +1,231 @@
-"""Reports that the record can read, so that nobody copies a number: JSON of people's votes or of policy checks.
-
-Both are looked at before a version moves on. A report of any other kind is kept in whatever form it has, a page
-or a notebook; people read it, and the record names it.
-"""
+"""Evidence of a version: made from raw results, kept by digest, read back and judged."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, NamedTuple
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records.evidence import Evidence, EvidenceKind, HumanEvaluation, PolicyCheck
+from lora_ops.hashing import sha256_text
+from lora_ops.paths import EVALUATION
+from lora_ops.records.evidence import (
+    DOCUMENT,
+    AnyEvidence,
+    Evidence,
+    HumanEvaluation,
+    HumanEvidence,
+    PolicyCheck,
+    PolicyEvidence,
+    TextEvidence,
+    TrafficEvidence,
+)
+from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.counting import COUNT, About, count
 from lora_ops.registry.files import FileStore
-from lora_ops.settings.files import first_problem
-
-POLICY: TypeAdapter[list[PolicyCheck]] = TypeAdapter(Annotated[list[PolicyCheck], Field(min_length=1)])
-FORMS: dict[EvidenceKind, str] = {
-    "human_evaluation": "{annotators, pairs, adapter_better, same, base_better}",
-    "policy": "a list of {name, passed, prompts, failed}",
-}
-Report = TypeVar("Report")
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+from lora_ops.settings.registry import EvidenceSettings
 
 
-def read_human_evaluation(path: Path, sha256: str) -> HumanEvaluation | None:
-    """People's votes: an object with the fields of `HumanEvaluation`; None when the report is no JSON.
+class Report(NamedTuple):
+    """A document that is not kept yet, with the bytes that it was counted from."""
+
+    document: AnyEvidence
+    source: bytes
+    summary: str
+
+    @property
+    def reference(self) -> Evidence:
+        """How the audit log names it."""
+        return Evidence(
+            kind=self.document.kind,
+            sha256=sha256_text(self.document.to_json()),
+            summary=self.summary,
+            source_sha256=self.document.source.sha256,
+        )
+
+    def keep(self, files: FileStore) -> Evidence:
+        """Keep the document and its source, and return the reference to it."""
+        files.add_bytes(self.source)
+        files.add_bytes(self.document.to_json().encode())
+        return self.reference
+
+
+def make(registry: Registry, reference: str, kind: str, path: Path, summary: str | None = None) -> Report:
+    """Count raw results into a document about one version; nothing is kept yet.
+
+    Args:
+        registry: where the version is.
+        reference: which version.
+        kind: which kind of evidence; see `count`.
+        path: the raw results.
+        summary: one sentence for people; default: the file's name.
 
     Raises:
-        LoraOpsError: it is JSON, and not of this form.
+        LoraOpsError: there is no such version or kind, nothing to count, or a row is wrong or about another
+            version.
     """
-    content = _json(path)
-    if content is None:
-        return None
-    try:
-        return HumanEvaluation.model_validate({**_object(content), "report_sha256": sha256})
-    except ValidationError as error:
+    version = registry.get(reference)
+    if kind == "evaluation":
         raise LoraOpsError(
-            f"A report of kind 'human_evaluation' has a wrong value: {first_problem(error)}."
-        ) from error
+            f"The evaluation of {version.id} is the {EVALUATION} of its package: nothing else counts, so it "
+            "can't be filed."
+        )
+    if kind not in COUNT:
+        raise LoraOpsError(f"There is no evidence of kind '{kind}' (kinds: {', '.join(COUNT)}).")
+    entered = [
+        entry.at
+        for entry in registry.log.entries(version.tenant, version.number)
+        if entry.body.get("effects", {}).get("states", {}).get(str(version.number)) == kind
+    ]
+    about = About(
+        tenant=version.tenant,
+        adapter=version.id,
+        content_digest=version.summary.content_digest,
+        since=datetime.fromisoformat(entered[-1]) if entered else None,
+        now=registry.clock(),
+        votes_needed=registry.least.annotators,
+    )
+    document, source = count(kind, about, path)
+    return Report(document, source, summary or path.name)
 
 
-def read_policy(path: Path, sha256: str) -> list[PolicyCheck] | None:
-    """Policy checks: a list of objects with the fields of `PolicyCheck`; None when the report is no JSON.
+def own_evidence(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
+    """Return every report on version `number` itself, oldest first; not those on one that took its place."""
+    return [one for entry in history if entry.number == number for one in entry.evidence]
 
-    Raises:
-        LoraOpsError: it is JSON, and not of this form.
-    """
-    content = _json(path)
-    if content is None:
+
+def packaged_evaluation(version: Version) -> Evidence | None:
+    """Return the evaluation in the package, the only one that counts; None where there is none."""
+    file = version.manifest.files.get(EVALUATION)
+    if file is None or file.sha256 != version.manifest.evaluation_report_sha256:
         return None
-    rows = content if isinstance(content, list) else [content]
-    try:
-        return POLICY.validate_python([{**_object(row), "report_sha256": sha256} for row in rows])
-    except ValidationError as error:
-        raise LoraOpsError(f"A report of kind 'policy' has a wrong value: {first_problem(error)}.") from error
+    return Evidence(kind="evaluation", sha256=file.sha256, summary=f"{EVALUATION} of the package")
 
 
-def latest(
-    files: FileStore,
-    evidence: Sequence[Evidence],
-    kind: EvidenceKind,
-    read: Callable[[Path, str], Report | None],
-) -> Report | None:
-    """What the last report of one kind says; None when there is none, or it is not in the form that is read.
+def filed(version: Version, history: Sequence[AuditEntry]) -> dict[str, Evidence]:
+    """Return the evidence that counts now, by kind: the latest one filed, and the package's own evaluation."""
+    found = {one.kind: one for one in own_evidence(history, version.number) if one.kind != "evaluation"}
+    evaluation = packaged_evaluation(version)
+    return ({"evaluation": evaluation} if evaluation else {}) | found
+
+
+def load(files: FileStore, evidence: Evidence) -> AnyEvidence | None:
+    """Return a kept document; None if an older release kept a file of another form.
 
     Raises:
         LoraOpsError: the kept file is missing or was changed.
     """
-    for one in reversed(evidence):
-        if one.kind == kind:
-            return read(files.checked(one.sha256, f"the {kind} report"), one.sha256)
-    return None
-
-
-def check(kind: EvidenceKind, path: Path) -> None:
-    """Refuse a report that would be read, and can't be.
-
-    Raises:
-        LoraOpsError: it has not the form that its kind has.
-    """
-    readers: dict[EvidenceKind, Callable[[Path, str], object]] = {
-        "human_evaluation": read_human_evaluation,
-        "policy": read_policy,
-    }
-    if kind in readers and readers[kind](path, "0" * 64) is None:
-        raise LoraOpsError(f"A report of kind '{kind}' is read by lora-ops: hand in JSON, {FORMS[kind]}.")
-
-
-def _json(path: Path) -> Any:
+    path = files.checked(evidence.sha256, f"the {evidence.kind} report")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # a page for people, or a picture
+        return DOCUMENT.validate_json(path.read_bytes())
+    except ValidationError:
         return None
 
 
-def _object(content: Any) -> dict[str, Any]:
-    return content if isinstance(content, dict) else {"not an object": content}
+def lacks(document: AnyEvidence, least: EvidenceSettings) -> Iterator[str]:
+    """Yield what a document must say, and doesn't, before a step may rest on it."""
+    if isinstance(document, PolicyEvidence):
+        yield from failing(document.checks)
+        few = [f"{one.name} has {one.prompts}" for one in document.checks if one.prompts < least.policy_prompts]
+        if few:
+            yield f"a policy report with at least {least.policy_prompts} prompts a check ({', '.join(few)})"
+    elif isinstance(document, HumanEvidence):
+        yield from _human_lacks(document, least)
+    elif isinstance(document, TrafficEvidence):
+        yield from _traffic_lacks(document, least)
+    else:
+        assert isinstance(document, TextEvidence)  # its length is checked when it is counted
+
+
+def failing(checks: Sequence[PolicyCheck]) -> Iterator[str]:
+    """Yield what a policy report lacks if a check fails."""
+    failed = [
+        f"{one.name} fails {one.failed} of {one.prompts} prompts"
+        for one in checks
+        if one.failed or not one.passed
+    ]
+    if failed:
+        yield f"a policy report without a failure ({', '.join(failed)})"
+
+
+def _human_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[str]:
+    if document.votes_needed < least.annotators or document.pairs < least.pairs:
+        yield (
+            f"a human evaluation of at least {least.pairs} pairs, each judged by {least.annotators} people "
+            f"(it has {document.pairs}, and {document.too_few_votes} that fewer than {document.votes_needed} "
+            "judged)"
+        )
+    if document.base_better > document.adapter_better:
+        yield (
+            "a human evaluation that the adapter does not lose "
+            f"(better in {document.adapter_better} of {document.pairs} pairs, its base in "
+            f"{document.base_better})"
+        )
+    elif document.pairs and not document.adapter_better:
+        yield "a human evaluation in which somebody prefers an answer (in all pairs both are the same)"
+
+
+def _traffic_lacks(document: TrafficEvidence, least: EvidenceSettings) -> Iterator[str]:
+    kind = document.kind
+    if document.requests < least.requests or document.hours < least.hours:
+        yield (
+            f"a {kind} report of at least {least.requests} requests in {least.hours:g} hours (it has "
+            f"{document.requests} in {document.hours:.1f})"
+        )
+    if document.errors > least.error_share * document.requests:
+        yield (
+            f"a {kind} report with at most {least.error_share:.1%} errors ({document.errors} of "
+            f"{document.requests} requests)"
+        )
+    if document.production_better > document.adapter_better:
+        yield (
+            f"a {kind} report that production does not win (better in {document.production_better} pairs, "
+            f"the adapter in {document.adapter_better})"
+        )
+
+
+# What a record quotes.
+
+
+def human_evaluation(files: FileStore, evidence: Evidence) -> HumanEvaluation | None:
+    """Return what people said, from a document or from a file that an older release kept.
+
+    Raises:
+        LoraOpsError: the kept file is missing or was changed.
+    """
+    found = load(files, evidence)
+    if isinstance(found, HumanEvidence) and found.pairs:
+        counts = found.model_dump(include={"annotators", "pairs", "adapter_better", "same", "base_better"})
+        return HumanEvaluation(**counts, report_sha256=evidence.sha256)
+    try:
+        return HumanEvaluation.model_validate({**_older(files, evidence), "report_sha256": evidence.sha256})
+    except (ValidationError, TypeError):
+        return None
+
+
+def policy_checks(files: FileStore, evidence: Evidence) -> list[PolicyCheck] | None:
+    """Return the policy checks of a document, or of a file that an older release kept.
+
+    Raises:
+        LoraOpsError: the kept file is missing or was changed.
+    """
+    found = load(files, evidence)
+    if isinstance(found, PolicyEvidence):
+        return [one.model_copy(update={"report_sha256": evidence.sha256}) for one in found.checks]
+    older = _older(files, evidence)
+    try:
+        rows = older if isinstance(older, list) else [older]
+        return [PolicyCheck.model_validate({**row, "report_sha256": evidence.sha256}) for row in rows]
+    except (ValidationError, TypeError):
+        return None
+
+
+def _older(files: FileStore, evidence: Evidence) -> Any:
+    try:
+        return json.loads(files.path(evidence.sha256).read_text(encoding="utf-8"))
+    except ValueError:  # a page for people
+        return None

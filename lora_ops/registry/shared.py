@@ -180,7 +180,7 @@ class SharedRegistry(Registry):
 
     def _bring_reports(self, entry: AuditEntry) -> None:
         # Reports are small, and the record quotes them; packages come when somebody loads them.
-        for report in entry.evidence:
+        for report in entry.kept_files:
             try:
                 self.files.present(report.sha256, report.summary)
             except LoraOpsError as error:
@@ -201,7 +201,7 @@ class SharedRegistry(Registry):
                         self.files.add(folder / file, expected)
                 return
             for entry in self.log.entries():
-                for report in entry.evidence:
+                for report in entry.kept_files:
                     if report.sha256 == digest:
                         project.fetch_report(str(entry.tenant), report, folder)
                         self.files.add(folder / "report", digest)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -12,10 +13,9 @@ from lora_ops.clock import now, utc
 from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import ADAPTER
-from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.manifest import ADAPTER_FILES, SCHEMA_VERSION, Manifest, content_digest
 from lora_ops.records.registry import AuditEntry, State
-from lora_ops.registry import migrations, reports
+from lora_ops.registry import migrations
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.changes import Change, whoami
 from lora_ops.registry.copies import Copies
@@ -25,7 +25,7 @@ from lora_ops.registry.owners import Owners
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 from lora_ops.settings.files import first_problem
-from lora_ops.settings.registry import SigningSettings
+from lora_ops.settings.registry import EvidenceSettings, SigningSettings
 from lora_ops.settings.section import TENANT_PATTERN, colliding_tenant, refuse_reserved_name
 
 CLOCK_TOLERANCE_SECONDS = 300
@@ -66,6 +66,10 @@ class Registry:
         self.clock = clock
         self.allow_candidates = False
         """Whether the gateway beside this registry also serves what nobody has approved."""
+        self.approvals: Literal["signed", "unsigned"] = "signed"
+        """Whether an approval counts only with a signature."""
+        self.least = EvidenceSettings()
+        """The least that evidence must say."""
         self.files = FileStore(path / "files")
         self.copies = Copies(path / "verified", self.files.incoming)
         self.signer = Signer(path / "keys", signing)
@@ -344,24 +348,6 @@ class Registry:
             )
         if self.named(tenant, "candidate") != number:
             change.record("named", tenant, number, aliases={"candidate": number})
-
-    def keep(self, kind: EvidenceKind, report: Path, summary: str | None = None) -> Evidence:
-        """Keep a report and give what a transition needs to rest on it.
-
-        Args:
-            kind: what it shows.
-            report: the file.
-            summary: one sentence for people; default: the file's name.
-
-        Raises:
-            LoraOpsError: the file is missing, or is JSON that does not fit its kind; the registry can't be
-                written.
-        """
-        if not report.is_file():
-            raise LoraOpsError(f"There is no report {report}: evidence is a file.")
-        with self._keeping(report):
-            reports.check(kind, report)
-            return Evidence(kind=kind, sha256=self.files.add(report), summary=summary or report.name)
 
     @contextmanager
     def _keeping(self, what: Path) -> Iterator[None]:

@@ -167,6 +167,9 @@ def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
         review = owner.next_review_due.date().isoformat() if owner.next_review_due else "not set"
         yield "owner", f"{owner.team} ({', '.join(owner.contacts)}), review due {review}"
         yield "escalation", " -> ".join(owner.escalation)
+    for one in record.approvals:
+        how = f"key {one.key[:17]}…" if one.key else "unsigned"
+        yield "approved", f"{one.person} ({how}){f': void, {one.void}' if one.void else ''}"
     signed = f"signature {record.signature_sha256[:12]}…" if record.signature_sha256 else "unsigned"
     yield "content", f"{record.content_digest[:12]}…, {signed}"
 

@@ -64,7 +64,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         # A broken chain can't be replayed: everything after the first wrong entry is hearsay.
         entries = registry.log.entries()
         problems += _replay(registry, entries, versions)
-        kept = {one["sha256"] for entry in entries for one in entry.body.get("evidence", [])}
+        kept = {file.sha256 for entry in entries for file in entry.kept_files}
     for one in versions.values():
         try:
             manifest = registry.get(one.id).manifest

@@ -40,6 +40,19 @@ class WandbSettings(Section):
     )
 
 
+class EvidenceSettings(Section):
+    """The least that evidence must say before a step may rest on it."""
+
+    policy_prompts: int = Field(
+        30, ge=1, description="in each check: if none of 30 fails, fewer than 10 % do (95 %, rule of three)"
+    )
+    annotators: int = Field(2, ge=1, description="people who judge each pair, so that it is nobody's taste")
+    pairs: int = Field(20, ge=1, description="judged; of 20 a sign test still tells 15 to 5 from chance")
+    requests: int = Field(100, ge=1, description="answered in shadow, and in canary")
+    hours: float = Field(24, ge=0, description="from the first to the last of them: each hour of a day once")
+    error_share: float = Field(0.01, ge=0, le=1, description="of them that may end in an error")
+
+
 class RegistrySettings(Section):
     """Where adapter versions are kept."""
 
@@ -47,6 +60,10 @@ class RegistrySettings(Section):
     mirror: Literal["wandb"] | None = None
     path: str = ".registry"
     signing: SigningSettings = SigningSettings()
+    approvals: Literal["signed", "unsigned"] = Field(
+        "signed", description="by the approver's SSH key in owners.yaml; unsigned: by name only, for a laptop"
+    )
+    evidence: EvidenceSettings = EvidenceSettings()
     wandb: WandbSettings = WandbSettings()
 
     @model_validator(mode="after")

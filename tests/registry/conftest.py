@@ -1,7 +1,13 @@
 """What the registry's tests share: real packages, real folders, a clock that can be set."""
 
+import atexit
+import json
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +15,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from lora_ops.hashing import sha256_file, sha256_text
+from lora_ops.paths import EVALUATION
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.data import DataRecord, SourceRecord, SplitRecord
 from lora_ops.records.evaluation import EvaluationRecord, Interval
-from lora_ops.records.evidence import Evidence
 from lora_ops.records.manifest import FileRecord, GitRecord, Manifest
 from lora_ops.records.training import TrainingRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.reports import Report, make
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.registry.wandb_project import WandbProject
@@ -25,6 +32,22 @@ from tests.wandb_server import WandbServer
 
 MORNING = datetime(2026, 3, 2, 9, tzinfo=UTC)
 AUTHOR, FIRST, SECOND = "ana", "ben", "chen"
+
+
+@cache
+def ssh_key(person: str) -> Path:
+    """Make a person's SSH key, once in a run; its public key is beside it."""
+    folder = Path(tempfile.mkdtemp(prefix="ssh-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "id_ed25519"
+    made = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{person}@example.com", "-f", str(path)]
+    subprocess.run(made, check=True)
+    return path
+
+
+def public_key(person: str) -> str:
+    """Return the line that owners.yaml has of a person's SSH key."""
+    return ssh_key(person).with_suffix(".pub").read_text().strip()
 
 
 class Clock:
@@ -50,16 +73,28 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
     save_file({"lora_A.weight": weights}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
     (folder / "README.md").write_text(f"# {tenant}\n")
-    files = {
-        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-        for path in sorted(folder.iterdir())
-    }
     digest = sha256_text(f"{tenant}{seed}")
     score = 0.5 + (seed % 40) / 100
 
     def interval(value: float) -> Interval:
         return Interval(value=value, low=value - 0.05, high=value + 0.05)
 
+    evaluation = EvaluationRecord(
+        tenant=tenant,
+        rows=300,
+        test_sha256=digest,
+        adapter_sha256=digest,
+        primary="exact_match",
+        metrics={"exact_match": {"base": interval(0.1), "adapter": interval(score)}},
+        beats_base=True,
+        seconds_base=1.0,
+        seconds_adapter=1.0,
+    )
+    (folder / EVALUATION).write_text(evaluation.to_json())
+    files = {
+        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+        for path in sorted(folder.iterdir())
+    }
     return Manifest(
         tenant=tenant,
         created_at=MORNING,
@@ -92,17 +127,8 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
             final_loss=0.4,
             validation_loss=0.5,
         ),
-        evaluation=EvaluationRecord(
-            tenant=tenant,
-            rows=300,
-            test_sha256=digest,
-            adapter_sha256=digest,
-            primary="exact_match",
-            metrics={"exact_match": {"base": interval(0.1), "adapter": interval(score)}},
-            beats_base=True,
-            seconds_base=1.0,
-            seconds_adapter=1.0,
-        ),
+        evaluation=evaluation,
+        evaluation_report_sha256=files[EVALUATION].sha256,
         license="Apache-2.0",
         fresh_until=MORNING + timedelta(days=fresh_days),
         report="report.html",
@@ -144,6 +170,7 @@ def owners() -> Owners:
                         "email": f"{name}@example.com",
                         "logins": [f"{name}.silva"] if name == AUTHOR else [],
                         "roles": [role],
+                        "keys": [public_key(name)] if role == "approver" else [],
                     }
                     for role, names in (
                         ("approver", (AUTHOR, FIRST, SECOND, "dana")),
@@ -164,28 +191,56 @@ def registry(tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Registry]
     opened.close()
 
 
-# The reports that are looked at; any other is a page for people.
-READ = {
-    "policy": '[{"name": "no-advice", "passed": true, "prompts": 40, "failed": 0}]',
-    "human_evaluation": '{"annotators": 3, "pairs": 40, "adapter_better": 25, "same": 10, "base_better": 5}',
-}
+def rows_of(kind: str, adapter: str, at: datetime) -> str:
+    """Write raw results of one kind that a step may rest on; of other kinds a text."""
+    rows: list[dict[str, object]] = []
+    if kind == "policy":
+        rows = [{"check": "no-advice", "prompt": f"prompt {i}", "passed": True} for i in range(40)]
+    elif kind == "human_evaluation":
+        votes = ["adapter"] * 25 + ["same"] * 10 + ["base"] * 5
+        rows = [
+            {"pair": str(i), "annotator": who, "vote": vote}
+            for i, vote in enumerate(votes)
+            for who in ("eve", "dana", "ben")
+        ]
+    elif kind in ("shadow", "canary"):
+        rows = [{"time": at.isoformat(), "status": 200}] * 100
+    else:
+        return f"# {kind} of {adapter}\n\nWhat happened, and what was done about it.\n"
+    return "".join(json.dumps({"adapter": adapter, **row}) + "\n" for row in rows)
 
 
 class Story:
-    """Takes a version through its life, one stage after the other, with everything that each needs."""
+    """Takes a version through its life, one stage after the other, with everything that each needs.
+
+    The clock of a test stands still, so shadow and canary need requests here, and no hours.
+    """
 
     def __init__(self, registry: Registry, folder: Path) -> None:
         self.registry = registry
         self.folder = folder
+        registry.least = registry.least.model_copy(update={"hours": 0})
 
-    def evidence(self, *kinds: str) -> list[Evidence]:
+    def evidence(self, *kinds: str, about: str = "finance@1") -> list[Report]:
+        """Count raw results of some kinds into reports about one version; nothing is filed yet."""
         self.folder.mkdir(exist_ok=True)
-        kept = []
+        made = []
         for kind in kinds:
-            report = self.folder / f"{kind}.md"
-            report.write_text(READ.get(kind, f"# {kind}\n"))
-            kept.append(self.registry.keep(kind, report))  # type: ignore[arg-type]
-        return kept
+            report = self.folder / f"{kind}.txt"
+            report.write_text(rows_of(kind, about, self.registry.clock()))
+            made.append(make(self.registry, about, kind, report))
+        return made
+
+    def file(self, *kinds: str, about: str = "finance@1") -> None:
+        """File evidence of some kinds, each in a change of its own."""
+        for report in self.evidence(*kinds, about=about):
+            lifecycle.file_evidence(self.registry, about, report, actor="ci")
+
+    def approve(self, reference: str, *people: str) -> None:
+        """Let people approve, each with a key of their own."""
+        for person in people or (FIRST, SECOND):
+            key = ssh_key(person)
+            lifecycle.approve(self.registry, reference, actor=person, reason="the canary is fine", key=key)
 
     def to(self, reference: str, stage: str) -> Version:
         """Promote stage by stage until the version is in `stage`."""
@@ -193,12 +248,15 @@ class Story:
         while version.state != stage:
             step, _ = lifecycle.missing_for(self.registry, version.id)
             assert step, f"{version.id} is {version.state}: no way to {stage}"
+            given: list[Report] = []
             if step == "production":
-                for person in (FIRST, SECOND):
-                    lifecycle.approve(self.registry, version.id, actor=person, reason="the canary is fine")
-            kinds = lifecycle.EVIDENCE[version.state, step]
+                self.file("canary", about=version.id)
+                self.approve(version.id)
+            else:
+                kinds = lifecycle.EVIDENCE[version.state, step] - {"evaluation"}
+                given = self.evidence(*kinds, about=version.id)
             version = lifecycle.promote(
-                self.registry, version.id, step, actor="ci", reason="next", evidence=self.evidence(*kinds)
+                self.registry, version.id, step, actor="ci", reason="next", evidence=given
             )
         return version
 

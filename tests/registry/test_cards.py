@@ -1,5 +1,6 @@
 """One version on one page: the whole record, the verdict of the day, and what differs from another."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -71,21 +72,17 @@ def test_the_record_tells_who_let_it_into_production_on_what_evidence(
     assert [one.person for one in card.approvals] == [FIRST, SECOND]
     last = card.history[-1]
     assert (last.action, last.actor) == ("production", "ci")
-    (evidence,) = last.evidence
-    assert registry.files.checked(evidence.sha256, "the report").read_text() == "# canary\n"
+    found = {one.kind: registry.files.checked(one.sha256, one.kind).read_text() for one in last.evidence}
+    assert list(found) == ["evaluation", "policy", "human_evaluation", "shadow", "canary"]
+    assert json.loads(found["canary"])["requests"] == 100
 
 
 def test_the_record_quotes_the_latest_reports_of_people_and_policy(
-    registry: Registry, package: Build, story: Story, tmp_path: Path
+    registry: Registry, package: Build, story: Story
 ) -> None:
     registry.register(*package(), actor=AUTHOR)
-    votes, checks = tmp_path / "votes.json", tmp_path / "checks.json"
-    votes.write_text('{"annotators": 3, "pairs": 40, "adapter_better": 25, "same": 10, "base_better": 5}')
-    checks.write_text('[{"name": "no-advice", "passed": true, "prompts": 40, "failed": 0}]')
-    policy = [registry.keep("policy", checks), *story.evidence("evaluation")]
-    people = [registry.keep("human_evaluation", votes)]
-    for stage, evidence in (("validated", policy), ("shadow", people)):
-        lifecycle.promote(registry, "finance@1", stage, actor="ci", reason="next", evidence=evidence)
+    story.to("finance@1", "shadow")
+    people = registry.history("finance@1")[-1].evidence
     performance = record(registry, "finance@1").performance
     assert performance.human_evaluation is not None
     assert performance.human_evaluation.adapter_better == 25

@@ -12,15 +12,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evaluation import BiasAssessment, GroupMetric, Interval
 from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.commands import app
+from lora_ops.registry.owners import add_key
 from tests.conftest import write_params
 from tests.wandb_server import WandbServer
 
-from .conftest import READ, build_package
+from .conftest import build_package, rows_of, ssh_key
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Result]
@@ -32,9 +34,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("params.yaml", "owners.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    (tmp_path / "report.md").write_text("# all is well\n")
-    for kind, text in READ.items():
-        (tmp_path / f"{kind}.json").write_text(text)
+    (tmp_path / "report.md").write_text("# all is well\n\nWhat happened, and what was done.\n")
+    write_params(tmp_path, {"registry.evidence": {"hours": 0}})
+    for person in ("ben.okafor", "chen.wei", "dana.roth"):
+        add_key(tmp_path / "owners.yaml", person, ssh_key(person).with_suffix(".pub"))
     registry = open_registry(tmp_path, create=True)
     for seed in (1, 2):
         folder = tmp_path / f"package-{seed}"
@@ -51,9 +54,7 @@ def cli(root: Path) -> Cli:
     runner = CliRunner()
 
     def invoke(*words: str) -> Result:
-        files = {"REPORT": "report.md", "POLICY": "policy.json", "PEOPLE": "human_evaluation.json"}
-        for name, file in files.items():
-            words = tuple(word.replace(name, str(root / file)) for word in words)
+        words = tuple(word.replace("REPORT", str(root / "report.md")) for word in words)
         result = runner.invoke(app, words)
         if isinstance(result.exception, LoraOpsError):
             raise result.exception
@@ -62,32 +63,35 @@ def cli(root: Path) -> Cli:
     return invoke
 
 
-def into_canary(cli: Cli, reference: str) -> None:
-    for stage, evidence in (
-        ("validated", ("evaluation=REPORT", "policy=POLICY")),
-        ("shadow", ("human_evaluation=PEOPLE",)),
-        ("canary", ("shadow=REPORT",)),
-    ):
-        given = [f"--evidence={one}" for one in evidence]
-        assert cli("promote", reference, stage, "--reason", "fine", *given).exit_code == 0
+def results(root: Path, kind: str, reference: str) -> str:
+    """Write raw results of one kind, and return the path of their file."""
+    path = root / f"{kind}.jsonl"
+    path.write_text(rows_of(kind, reference, now()))
+    return str(path)
 
 
-def into_production(cli: Cli) -> None:
-    into_canary(cli, "finance@2")
+def approve(cli: Cli, reference: str, person: str) -> Result:
+    key = str(ssh_key(person))
+    return cli("approve", reference, "--actor", person, "--reason", f"{person} agrees", "--key", key)
+
+
+def into_canary(cli: Cli, root: Path, reference: str) -> None:
+    for stage, kind in (("validated", "policy"), ("shadow", "human_evaluation"), ("canary", "shadow")):
+        given = f"--evidence={kind}={results(root, kind, reference)}"
+        assert cli("promote", reference, stage, "--reason", "fine", given).exit_code == 0
+    rows = results(root, "canary", reference)
+    assert cli("file", reference, "canary", rows, "--summary=no regressions in 24 h").exit_code == 0
+
+
+def into_production(cli: Cli, root: Path) -> None:
+    into_canary(cli, root, "finance@2")
     for person in ("ben.okafor", "chen.wei"):
-        cli("approve", "finance@2", "--actor", person, "--reason", f"{person} agrees")
-    cli(
-        "promote",
-        "finance@2",
-        "production",
-        "--reason=canary is [bold]fine[/bold]",
-        "--evidence=canary=REPORT=no regressions in 24 h",
-        "--expect=none",
-    )
+        assert approve(cli, "finance@2", person).exit_code == 0
+    cli("promote", "finance@2", "production", "--reason=canary is [bold]fine[/bold]", "--expect=none")
 
 
-def test_show_answers_what_it_is_who_let_it_in_on_what_evidence_and_whether_it_may_serve(cli: Cli) -> None:
-    into_production(cli)
+def test_show_answers_who_let_it_in_on_what_evidence(cli: Cli, root: Path) -> None:
+    into_production(cli, root)
     page = cli("show", "finance@2").output
     for part in (
         "finance@2 is production (candidate, production) and may serve today",
@@ -96,6 +100,7 @@ def test_show_answers_what_it_is_who_let_it_in_on_what_evidence_and_whether_it_m
         "by ana.silva",
         "exact_match  0.520 [0.470, 0.570], base 0.100",
         "Payments intelligence",
+        "ben.okafor (key SHA256:",
         "ben.okafor agrees",
         "chen.wei agrees",
         "canary is [bold]fine[/bold]",
@@ -105,8 +110,8 @@ def test_show_answers_what_it_is_who_let_it_in_on_what_evidence_and_whether_it_m
     assert len(page.splitlines()) <= 40
 
 
-def test_show_as_json_is_the_record_of_the_published_schema(cli: Cli) -> None:
-    into_production(cli)
+def test_show_as_json_is_the_record_of_the_published_schema(cli: Cli, root: Path) -> None:
+    into_production(cli, root)
     record = AdapterRecord.model_validate_json(cli("show", "finance@production", "--json").output)
     assert record.verdict.may_serve
     assert json.loads(cli("schema").output) == AdapterRecord.model_json_schema()
@@ -114,7 +119,7 @@ def test_show_as_json_is_the_record_of_the_published_schema(cli: Cli) -> None:
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_no_table_cuts_a_number(cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    into_production(cli)
+    into_production(cli, root)
     registry = open_registry(root)
     folder = root / "package-3"
     manifest = build_package(folder, 3, fresh_days=-1)
@@ -191,14 +196,15 @@ def test_diff_shows_data_params_and_metrics_side_by_side(cli: Cli) -> None:
     assert "record the same" in cli("diff", "finance@1", "finance@1").output
 
 
-def test_history_is_the_audit_log_of_one_version(cli: Cli) -> None:
-    into_production(cli)
+def test_history_is_the_audit_log_of_one_version(cli: Cli, root: Path) -> None:
+    into_production(cli, root)
     entries = json.loads(cli("history", "finance@2", "--json").output)
     assert [entry["action"] for entry in entries] == [
         "registered",
         "validated",
         "shadow",
         "canary",
+        "evidence",
         "approved",
         "approved",
         "production",
@@ -206,10 +212,30 @@ def test_history_is_the_audit_log_of_one_version(cli: Cli) -> None:
     assert "chen.wei agrees" in cli("history", "finance@2").output
 
 
-def test_an_approval_says_what_is_still_missing(cli: Cli) -> None:
-    into_canary(cli, "finance@1")
-    said = cli("approve", "finance@1", "--actor=dana.roth", "--reason=ok").output
-    assert "1 more approval (by ben.okafor, chen.wei)" in " ".join(said.split())
+def test_an_approval_says_what_was_seen_and_what_is_missing(cli: Cli, root: Path) -> None:
+    into_canary(cli, root, "finance@1")
+    said = " ".join(approve(cli, "finance@1", "dana.roth").output.split())
+    assert "finance@1 approved by dana.roth, signed, until " in said
+    assert "1 more approval (by ben.okafor, chen.wei)" in said
+    evaluation = build_package(root / "again", 1).files["evaluation.json"].sha256[:12]
+    assert "seen: content " in said and f"evaluation {evaluation}…, policy " in said
+    assert (
+        "is no longer approved by dana.roth"
+        in cli("withdraw", "finance@1", "--actor=dana.roth", "--reason=x").output
+    )
+
+
+def test_file_says_what_does_not_suffice_yet(cli: Cli, root: Path) -> None:
+    path = root / "policy.jsonl"
+    path.write_text('{"adapter": "finance@1", "check": "cards", "prompt": "p", "passed": true}\n')
+    said = " ".join(cli("file", "finance@1", "policy", str(path)).output.split())
+    assert "finance@1 has new evidence of kind 'policy'" in said
+    assert (
+        "It does not suffice: a step needs a policy report with at least 30 prompts a check (cards has 1)"
+        in said
+    )
+    printed = json.loads(cli("file", "finance@1", "policy", str(path), "--json").output)
+    assert printed["checks"][0]["prompts"] == 1 and len(printed["lacks"]) == 1
 
 
 def test_reject_revoke_archive_and_review_say_what_they_did(cli: Cli) -> None:

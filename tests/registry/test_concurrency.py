@@ -8,11 +8,13 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
 from . import processes
-from .conftest import AUTHOR, FIRST, SECOND, Build, Clock, Story
+from .conftest import AUTHOR, FIRST, Build, Clock, Story, ssh_key
 
 
 def open_again(registry: Registry) -> Registry:
-    return Registry(registry.path, owners=registry.owners, clock=registry.clock)
+    again = Registry(registry.path, owners=registry.owners, clock=registry.clock)
+    again.least = registry.least
+    return again
 
 
 def test_writers_that_start_together_get_one_number_each(tmp_path: Path, package: Build) -> None:
@@ -59,29 +61,15 @@ def test_of_two_promotions_that_expect_the_same_one_wins(
         registry.register(*package(seed), actor=AUTHOR)
         reference = f"finance@{seed}"
         story.to(reference, "canary")
-        for person in (FIRST, SECOND):
-            lifecycle.approve(registry, reference, actor=person, reason="ok")
+        story.file("canary", about=reference)
+        story.approve(reference)
         if seed == 2:
-            lifecycle.promote(
-                registry,
-                reference,
-                "production",
-                actor="ci",
-                reason="r",
-                evidence=story.evidence("canary"),
-            )
-    (incident,) = story.evidence("incident")
-    (canary,) = story.evidence("canary")
+            lifecycle.promote(registry, reference, "production", actor="ci", reason="r")
+    story.file("incident", about="finance@2")
 
     def move(reference: str) -> None:
         lifecycle.promote(
-            open_again(registry),
-            reference,
-            "production",
-            actor="ci",
-            reason="race",
-            evidence=[incident, canary],
-            expect="finance@2",
+            open_again(registry), reference, "production", actor="ci", reason="race", expect="finance@2"
         )
 
     started = [processes.start(lambda one=one: move(one)) for one in ("finance@1", "finance@3")]
@@ -93,9 +81,11 @@ def test_of_two_promotions_that_expect_the_same_one_wins(
 def test_of_many_approvals_by_one_person_one_counts(registry: Registry, package: Build, story: Story) -> None:
     registry.register(*package(1), actor=AUTHOR)
     story.to("finance@1", "canary")
+    story.file("canary")
+    key = ssh_key(FIRST)
 
     def approve() -> None:
-        lifecycle.approve(open_again(registry), "finance@1", actor=FIRST, reason="ok")
+        lifecycle.approve(open_again(registry), "finance@1", actor=FIRST, reason="ok", key=key)
 
     started = [processes.start(approve) for _ in range(4)]
     ended = sorted(processes.wait(one) for one in started)

@@ -24,7 +24,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
 from . import processes
-from .conftest import FIRST, SECOND, Build, Clock, Story, build_package
+from .conftest import FIRST, SECOND, Build, Clock, Story, build_package, public_key, ssh_key
 
 PEOPLE = ("ana", FIRST, SECOND, "dana", "eve", "mallory")
 CALLS = st.none() | st.integers(1, 330)
@@ -107,7 +107,13 @@ TEAM = Owners.model_validate(
             "escalation": ["b@example.com"],
             "review_cadence_days": 30,
             "people": [
-                {"id": name, "name": name, "email": f"{name}@example.com", "roles": ["approver"]}
+                {
+                    "id": name,
+                    "name": name,
+                    "email": f"{name}@example.com",
+                    "roles": ["approver"],
+                    "keys": [public_key(name)],
+                }
                 for name in PEOPLE[:4]
             ]
             + [{"id": "ci", "name": "CI", "email": "ci@example.com", "roles": ["operator"]}],
@@ -127,8 +133,8 @@ def served() -> Path:
         package = folder / f"package-{seed}"
         registry.register(package, build_package(package, seed), actor="ana")
         story.to(f"finance@{seed}", stage)
-    for person in (FIRST, SECOND):
-        lifecycle.approve(registry, "finance@2", actor=person, reason="ok")
+    story.file("canary", about="finance@2")
+    story.approve("finance@2")
     registry.close()
     return registry.path
 
@@ -190,8 +196,9 @@ class Life(RuleBasedStateMachine):
             stage, _ = lifecycle.missing_for(registry, version.id)
             if stage is None:
                 raise LoraOpsError("nowhere to go")
-            kinds = sorted(lifecycle.EVIDENCE[version.state, stage])[: -1 if lacking else None]
-            evidence = Story(registry, self.folder / "reports").evidence(*kinds)
+            kinds = lifecycle.EVIDENCE[version.state, stage] - {"evaluation", "canary", "incident"}
+            story = Story(registry, self.folder / "reports")
+            evidence = story.evidence(*([] if lacking else kinds), about=version.id)
             lifecycle.promote(registry, version.id, stage, actor=person, reason="r", evidence=evidence)
 
         self.attempt(step, kill_at)
@@ -199,9 +206,18 @@ class Life(RuleBasedStateMachine):
     @rule(number=st.integers(1, 3), person=st.sampled_from(PEOPLE), kill_at=CALLS)
     def approve(self, number: int, person: str, kill_at: int | None) -> None:
         self.attempt(
-            lambda registry: lifecycle.approve(registry, f"finance@{number}", actor=person, reason="r"),
+            lambda registry: lifecycle.approve(
+                registry, f"finance@{number}", actor=person, reason="r", key=ssh_key(person)
+            ),
             kill_at,
         )
+
+    @rule(number=st.integers(1, 3), kind=st.sampled_from(["policy", "canary", "incident"]), kill_at=CALLS)
+    def file(self, number: int, kind: str, kill_at: int | None) -> None:
+        def step(registry: Registry) -> None:
+            Story(registry, self.folder / "reports").file(kind, about=f"finance@{number}")
+
+        self.attempt(step, kill_at)
 
     @rule(
         number=st.integers(1, 3),
@@ -230,7 +246,8 @@ class Life(RuleBasedStateMachine):
                 assert len(named) <= 1
             for one in rows:
                 served = one.state in ("production", "superseded")
-                approved = {each.person for each in lifecycle.approvals(registry, registry.get(one.id))}
+                given = lifecycle.approvals(registry, registry.get(one.id))
+                approved = {each.person for each in given if each.void is None}
                 assert one.author not in approved
                 assert not served or len(approved) >= 2
         finally:

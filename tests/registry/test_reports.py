@@ -1,76 +1,81 @@
-"""Reports that the record quotes: what is read, what is left to people, what is refused."""
+"""Evidence as the record quotes it: what lora-ops counted, and what an older release kept."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records.evidence import EvidenceKind, PolicyCheck
-from lora_ops.registry.reports import check, read_human_evaluation, read_policy
+from lora_ops.hashing import sha256_text
+from lora_ops.records.evidence import Evidence, PolicyCheck
+from lora_ops.registry import lifecycle
+from lora_ops.registry.files import FileStore
+from lora_ops.registry.reports import human_evaluation, load, make, policy_checks
 from lora_ops.registry.store import Registry
 
+from .conftest import AUTHOR, Build, Story
+
 VOTES = '{"annotators": 2, "pairs": 20, "adapter_better": 12, "same": 6, "base_better": 2}'
-DIGEST = "a" * 64
+CHECK = '{"name": "no-advice", "passed": true, "prompts": 40, "failed": 0}'
 
 
-def written(folder: Path, text: str) -> Path:
-    path = folder / "report.json"
-    path.write_text(text)
-    return path
+@pytest.fixture
+def files(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "files")
 
 
-def test_votes_and_policy_checks_are_read_with_the_digest_of_their_report(tmp_path: Path) -> None:
-    votes = read_human_evaluation(written(tmp_path, VOTES), DIGEST)
-    assert votes is not None
-    assert (votes.adapter_better, votes.report_sha256) == (12, DIGEST)
-    one = '{"name": "no-advice", "passed": true, "prompts": 40, "failed": 0}'
-    expected = PolicyCheck(name="no-advice", passed=True, prompts=40, failed=0, report_sha256=DIGEST)
-    assert read_policy(written(tmp_path, one), DIGEST) == [expected]
-    assert read_policy(written(tmp_path, f"[{one}, {one}]"), DIGEST) == [expected, expected]
+def kept(files: FileStore, kind: str, text: str) -> Evidence:
+    return Evidence(kind=kind, sha256=files.add_bytes(text.encode()), summary="it is fine")
 
 
-@pytest.mark.parametrize("read", [read_human_evaluation, read_policy])
-def test_a_page_is_left_to_people(tmp_path: Path, read: object) -> None:
-    assert callable(read)
-    assert read(written(tmp_path, "<html>fine</html>"), DIGEST) is None
+def test_report_is_kept_with_what_it_was_counted_from(registry: Registry, package: Build, story: Story) -> None:
+    registry.register(*package(), actor=AUTHOR)
+    [report] = story.evidence("policy")
+    assert not registry.files.holds(report.reference.sha256)
+    found = report.keep(registry.files)
+    assert found == report.reference
+    assert load(registry.files, found) == report.document
+    assert found.source_sha256 is not None
+    assert registry.files.path(found.source_sha256).read_bytes() == report.source
+    assert policy_checks(registry.files, found) == [
+        PolicyCheck(name="no-advice", passed=True, prompts=40, failed=0, report_sha256=found.sha256)
+    ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "text", "told"),
-    [
-        ("human_evaluation", VOTES.replace("20", "0"), "'human_evaluation' has a wrong value: pairs: .*got 0"),
-        ("human_evaluation", "[1]", "'human_evaluation' has a wrong value: annotators: Field required"),
-        ("policy", '[{"name": "no-advice"}]', "'policy' has a wrong value: 0.passed: Field required"),
-        ("policy", "3", "'policy' has a wrong value"),
-    ],
-)
-def test_json_that_does_not_fit_its_kind_is_not_kept(
-    registry: Registry, tmp_path: Path, kind: EvidenceKind, text: str, told: str
+def test_reports_of_an_older_release_are_still_quoted(files: FileStore) -> None:
+    votes = human_evaluation(files, kept(files, "human_evaluation", VOTES))
+    assert votes is not None and (votes.adapter_better, votes.report_sha256) == (12, sha256_text(VOTES))
+    for text in (CHECK, f"[{CHECK}]"):
+        checks = policy_checks(files, kept(files, "policy", text))
+        assert checks is not None and [one.name for one in checks] == ["no-advice"]
+
+
+@pytest.mark.parametrize("text", ["<html>fine</html>", "3", "[3]", '{"name": "no-advice"}'])
+def test_what_has_another_form_is_left_to_people(files: FileStore, text: str) -> None:
+    page = kept(files, "policy", text)
+    assert (load(files, page), policy_checks(files, page), human_evaluation(files, page)) == (None, None, None)
+
+
+def test_evidence_of_an_older_release_is_filed_again(registry: Registry, package: Build, story: Story) -> None:
+    registry.register(*package(), actor=AUTHOR)
+    with registry.change("ci") as change:
+        one = kept(registry.files, "policy", f"[{CHECK}]").model_dump()
+        change.record("reviewed", "finance", 1, reason="by 0.0", evidence=[one])
+    with pytest.raises(LoraOpsError, match="policy report that lora-ops counted .*file it again"):
+        validate(registry)
+    story.file("policy")
+    validate(registry)
+
+
+def validate(registry: Registry) -> None:
+    lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="r")
+
+
+@pytest.mark.parametrize("kind", ["gossip", "evaluation"])
+def test_make_refuses_what_is_no_kind_of_evidence(
+    registry: Registry, package: Build, tmp_path: Path, kind: str
 ) -> None:
-    with pytest.raises(LoraOpsError, match=told):
-        registry.keep(kind, written(tmp_path, text))
-    assert not list(registry.files.root.glob("??/*"))
-
-
-@pytest.mark.parametrize(
-    ("kind", "content", "says"),
-    [
-        (
-            "policy",
-            '[{"name": "a", "passed": true, "prompts": 9, "failed": 1}]',
-            "can't have passed with failed prompts",
-        ),
-        ("policy", '[{"name": "a", "passed": false, "prompts": 9, "failed": 10}]', "more prompts than it has"),
-        ("policy", "[]", "at least 1 item"),
-        (
-            "human_evaluation",
-            '{"annotators": 1, "pairs": 9, "adapter_better": 5, "same": 3, "base_better": 2}',
-            "more votes than pairs",
-        ),
-    ],
-)
-def test_numbers_that_do_not_add_up_are_refused(tmp_path: Path, kind: str, content: str, says: str) -> None:
-    report = tmp_path / "report.json"
-    report.write_text(content)
-    with pytest.raises(LoraOpsError, match=says):
-        check(kind, report)  # type: ignore[arg-type]
+    registry.register(*package(), actor=AUTHOR)
+    (tmp_path / "ev.txt").write_text(json.dumps({"beats_base": True}))
+    with pytest.raises(LoraOpsError, match=r"no evidence of kind 'gossip'|nothing else counts"):
+        make(registry, "finance@1", kind, tmp_path / "ev.txt")

@@ -11,6 +11,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.reports import make
 from lora_ops.registry.shared import LostRace, SharedRegistry
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.store import Registry
@@ -21,7 +22,7 @@ from tests.conftest import write_params
 from tests.wandb_server import WandbServer
 
 from . import processes
-from .conftest import READ, Build, Clock, Story
+from .conftest import Build, Clock, Story
 from .test_mirror import log_at, names, run_command
 
 ROOT = Path(__file__).parents[2]
@@ -81,10 +82,10 @@ def test_two_machines_take_one_version_through_its_life_and_both_logs_are_the_sa
 def test_one_file_may_be_the_report_of_two_kinds(machine: Machine, package: Build, tmp_path: Path) -> None:
     ci, laptop = machine("ci"), machine("laptop")
     ci.register(*package(1), actor="ana")
-    report = tmp_path / "report.json"
-    report.write_text(READ["policy"])
-    evidence = [ci.keep("evaluation", report), ci.keep("policy", report)]
-    lifecycle.promote(ci, "finance@1", "validated", actor="ben", reason="good", evidence=evidence)
+    report = tmp_path / "report.md"
+    report.write_text("It repeated a card number, and we looked at it again.")
+    for kind in ("incident", "review"):
+        lifecycle.file_evidence(ci, "finance@1", make(ci, "finance@1", kind, report), actor="ben")
     laptop.pull()
     assert verify(laptop).ok
 

@@ -343,7 +343,6 @@ def as_a_reader(path: Path, package: Path) -> None:
     result = verify(registry)
     assert result.ok, result
     for attempt in (
-        lambda: registry.keep("review", Path(__file__)),
         lambda: lifecycle.reject(registry, "finance@1", actor="ben", reason="no"),
         lambda: registry.register(package, manifest),
     ):

@@ -25,9 +25,10 @@ def serving(registry: Registry, package: Build, story: Story) -> Registry:
 def test_an_untouched_registry_verifies_and_says_what_was_read(serving: Registry) -> None:
     result = verify(serving)
     assert result.ok
-    assert (result.entries, result.versions) == (8, 2)
-    # Two signatures, two weights, one configuration and one card for both, five different reports.
-    assert result.files == 2 + 2 + 2 + 5
+    assert (result.entries, result.versions) == (9, 2)
+    # Two signatures, weights and evaluations, one configuration and one card for both, four documents and
+    # what they were counted from (shadow and canary from the same).
+    assert result.files == 2 + 2 + 2 + 2 + 7
     assert result.head == serving.log.head().text
 
 
@@ -81,7 +82,7 @@ def test_a_changed_row_is_named(serving: Registry, statement: str, says: str) ->
 def test_a_removed_version_is_named(serving: Registry) -> None:
     for table in ("manifests", "aliases", "versions"):
         serving.db.rows(f"DELETE FROM {table} WHERE number = 2")
-    assert verify(serving).problems[0] == "finance@2, registered by entry 8, was removed"
+    assert verify(serving).problems[0] == "finance@2, registered by entry 9, was removed"
 
 
 def kept(registry: Registry, name: str) -> Path:

@@ -52,7 +52,7 @@ def test_a_rollback_holds_for_the_very_next_request(clone: Clone, reader: Regist
             "production",
             actor="ben",
             reason="finance@2 is wrong",
-            evidence=story.evidence("incident"),
+            evidence=story.evidence("incident", about="finance@2"),
         )
     assert routes.route("finance").name == "finance@1"
 

@@ -1,0 +1,212 @@
+"""Approvals of production: what is signed, and which of them count."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from lora_ops.clock import utc
+from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import canonical, sha256_text
+from lora_ops.records.approval import Approval, ApprovalStatement
+from lora_ops.records.evidence import Evidence
+from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Team, load_owners
+from lora_ops.registry.reports import filed
+from lora_ops.registry.roles import APPROVE, unknown_author
+from lora_ops.registry.ssh_signatures import sign, signer_of
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+
+APPROVAL_DAYS = 30  # what somebody agreed to last season says little of today's traffic
+# An approval names the latest document of each of these, so a newer one makes it void.
+PRODUCTION_RESTS_ON = ("evaluation", "policy", "human_evaluation", "shadow", "canary")
+
+
+class Ground(NamedTuple):
+    """What approvals are judged by, now or at the moment of a promotion.
+
+    Attributes:
+        version: which version.
+        team: its owners; None where owners.yaml is missing.
+        evidence: digest of the document that counts, by kind.
+        at: the time (UTC, ISO 8601).
+        signed: whether an unsigned approval counts.
+    """
+
+    version: Version
+    team: Team | None
+    evidence: dict[str, str]
+    at: str
+    signed: bool
+
+
+def digests(evidence: Mapping[str, Evidence]) -> dict[str, str]:
+    """Return the digest of each document that production rests on, by kind."""
+    return {kind: evidence[kind].sha256 for kind in PRODUCTION_RESTS_ON if kind in evidence}
+
+
+def ground_now(registry: Registry, version: Version, history: Sequence[AuditEntry]) -> Ground:
+    """Return what the approvals of a version are judged by at this moment."""
+    team = registry.owners.team(version.tenant) if registry.owners else None
+    seen = digests(filed(version, history))
+    return Ground(version, team, seen, utc(registry.clock()), registry.approvals == "signed")
+
+
+def ground_at(registry: Registry, version: Version, promoted: AuditEntry) -> Ground:
+    """Return what the approvals of a version were judged by when `promoted` let it into production.
+
+    Raises:
+        LoraOpsError: the kept owners.yaml is missing or was changed.
+    """
+    path = registry.files.checked(promoted.body["owners_sha256"], "the owners.yaml of that day")
+    seen = digests({one.kind: one for one in promoted.evidence})
+    signed = promoted.body["rules"]["approvals"] == "signed"
+    return Ground(version, load_owners(path).team(version.tenant), seen, promoted.at, signed)
+
+
+def promotion_in(version: Version, history: Sequence[AuditEntry]) -> AuditEntry | None:
+    """Return the entry that let a version into production on the strength of approvals; None without one."""
+    return next(
+        (
+            entry
+            for entry in history
+            if entry.number == version.number
+            and entry.action == "production"
+            and entry.body.get("before") == "canary"
+        ),
+        None,
+    )
+
+
+def approvals_of(registry: Registry, version: Version, history: Sequence[AuditEntry]) -> list[Approval]:
+    """Return who agreed that a version may go to production, oldest first, and whether it counts.
+
+    Once the version is in production the approvals are judged by what held at that moment.
+    """
+    promoted = promotion_in(version, history)
+    if promoted is None or "rules" not in promoted.body:  # not yet, or by the rules of an older release
+        return judged(ground_now(registry, version, history), history)
+    try:
+        ground = ground_at(registry, version, promoted)
+    except LoraOpsError:
+        ground = ground_now(registry, version, history)._replace(team=None)
+    return judged(ground, [entry for entry in history if entry.seq < promoted.seq])
+
+
+def judged(ground: Ground, history: Sequence[AuditEntry]) -> list[Approval]:
+    """Return every approval in a version's history; `void` says why one doesn't count."""
+    withdrawn = {entry.body.get("person"): entry.seq for entry in history if entry.action == "withdrawn"}
+    found = []
+    for entry in history:
+        if entry.action != "approved" or entry.number != ground.version.number:
+            continue
+        person = entry.body["person"]
+        key, void = _judge(ground, entry)
+        if withdrawn.get(person, 0) > entry.seq:
+            void = "it was withdrawn"
+        found.append(
+            Approval(
+                person=person,
+                roles=entry.body["roles"],
+                reason=entry.body["reason"],
+                at=entry.at,
+                key=key,
+                void=void,
+            )
+        )
+    return found
+
+
+def _judge(ground: Ground, entry: AuditEntry) -> tuple[str | None, str | None]:
+    """Return the key that signed an approval, and why the approval doesn't count."""
+    try:
+        said = ApprovalStatement.model_validate(entry.body["approval"])
+    except (KeyError, ValidationError):
+        return None, "it names nothing that was seen (given under an older release)"
+    version, team = ground.version, ground.team
+    if (said.adapter, said.content_digest) != (version.id, version.summary.content_digest):
+        return None, f"it is about {said.adapter}"
+    if team is None:
+        return None, "owners.yaml is missing"
+    person, author = team.person(said.person), team.person(version.summary.author)
+    if person is None or person not in team.with_role(APPROVE):
+        return None, f"{said.person} is no approver any more"
+    if author is None or author == person:
+        return None, f"{said.person} is the author" if author else unknown_author(version)
+    key, void = None, None
+    if entry.body.get("signature"):
+        key = signer_of(canonical(entry.body["approval"]), entry.body["signature"], person.id, person.keys)
+        void = None if key else f"its signature fits no key of {person.id} in owners.yaml"
+    elif ground.signed:
+        void = "it is not signed"
+    seen, now = said.evidence, ground.evidence
+    changed = sorted(kind for kind in {*seen, *now} if seen.get(kind) != now.get(kind))
+    if changed:
+        void = f"newer evidence was filed ({', '.join(changed)})"
+    if ground.at >= said.expires_at:
+        void = f"it lapsed on {said.expires_at[:10]}"
+    return key, void
+
+
+def missing_approvals(ground: Ground, given: Sequence[Approval]) -> list[str]:
+    """Return what approvals still lack for production, in words."""
+    if ground.team is None:
+        return ["owners.yaml"]
+    author = ground.team.person(ground.version.summary.author)
+    if author is None:
+        return [unknown_author(ground.version)]
+    counting = {approval.person for approval in given if approval.void is None}
+    open_ = [
+        person.id for person in ground.team.with_role(APPROVE) if person != author and person.id not in counting
+    ]
+    lacking = APPROVERS_NEEDED - len(counting)
+    if lacking <= 0:
+        return []
+    people = "1 more approval" if lacking == 1 else f"{lacking} approvals"
+    void = [f"that of {one.person} is void: {one.void}" for one in given if one.void and one.person in open_]
+    because = f"; {'; '.join(dict.fromkeys(void))}" if void else ""
+    return [f"{people} (by {', '.join(open_) or 'nobody in owners.yaml who is not the author'}{because})"]
+
+
+def statement(
+    registry: Registry, version: Version, evidence: Mapping[str, Evidence], person: Person, reason: str
+) -> ApprovalStatement:
+    """Return what `person` signs to let a version into production."""
+    assert registry.owners is not None
+    now: datetime = registry.clock()
+    return ApprovalStatement(
+        adapter=version.id,
+        content_digest=version.summary.content_digest,
+        evidence=digests(evidence),
+        owners_sha256=sha256_text(registry.owners.text),
+        person=person.id,
+        reason=reason.strip(),
+        at=utc(now),
+        expires_at=utc(now + timedelta(days=APPROVAL_DAYS)),
+    )
+
+
+def signature_of(registry: Registry, said: ApprovalStatement, person: Person, key: Path | None) -> str | None:
+    """Return the signature of a statement; None where unsigned approvals count and no key is given.
+
+    Raises:
+        LoraOpsError: no key, a key that can't sign, or one that owners.yaml doesn't give to this person.
+    """
+    if key is None:
+        if registry.approvals == "unsigned":
+            return None
+        raise LoraOpsError(
+            "Approvals are signed: name your SSH key (--key ~/.ssh/id_ed25519). On a laptop of your own "
+            "`registry.approvals: unsigned` in params.yaml turns that off, and `show` says so."
+        )
+    text = canonical(said.model_dump(mode="json"))
+    signature = sign(text, key)
+    if signer_of(text, signature, person.id, person.keys) is None:
+        raise LoraOpsError(
+            f"{key} is none of {person.id}'s keys in owners.yaml: `lora-ops owners add-key {person.id} "
+            f"{str(key).removesuffix('.pub')}.pub` adds it."
+        )
+    return signature

@@ -1,0 +1,246 @@
+"""From raw results to evidence: rows in, counts out, so that nobody types a number."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from lora_ops import __version__
+from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_bytes
+from lora_ops.records.evidence import (
+    AnyEvidence,
+    HumanEvidence,
+    PolicyCheck,
+    PolicyEvidence,
+    PolicyRow,
+    Row,
+    Source,
+    TextEvidence,
+    TrafficEvidence,
+    TrafficRow,
+    VoteRow,
+)
+from lora_ops.settings.files import first_problem
+
+SOURCE_BYTES = 256 * 2**20
+TEXT_CHARACTERS = 20  # what is shorter than a short sentence tells nobody what happened
+CLOCKS_DIFFER = timedelta(minutes=5)
+COLUMNS = {
+    "policy": "adapter, check, prompt, passed",
+    "human_evaluation": "adapter, pair, annotator, vote (adapter, same or base)",
+    "shadow": "adapter, time, status, and better (adapter, same or production) where answers were compared",
+    "canary": "adapter, time, status",
+}
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+class About(NamedTuple):
+    """The version that evidence speaks of, and what of its life the counting needs.
+
+    Attributes:
+        tenant, adapter, content_digest: which content.
+        since: when it entered the stage of the evidence; None while it has not.
+        now: the time at which the counts are made.
+        votes_needed: how many people must judge a pair so that it counts.
+    """
+
+    tenant: str
+    adapter: str
+    content_digest: str
+    since: datetime | None
+    now: datetime
+    votes_needed: int
+
+
+class Counted(NamedTuple):
+    """A document and the bytes that it was counted from."""
+
+    document: AnyEvidence
+    source: bytes
+
+
+def count(kind: str, about: About, path: Path) -> Counted:
+    """Read raw results of one kind and count them.
+
+    Args:
+        kind: `policy`, `human_evaluation`, `shadow` or `canary` (JSON lines); `incident` or `review` (any
+            file).
+        about: the version that the rows must name.
+        path: the file; for `shadow` and `canary` also the folder of a gateway's event log.
+
+    Raises:
+        LoraOpsError: there is nothing to count, or a row is wrong or about another version; the text names the
+            line.
+    """
+    source = _read(path, about, log=kind in ("shadow", "canary"))
+    head: dict[str, Any] = {
+        "tenant": about.tenant,
+        "adapter": about.adapter,
+        "content_digest": about.content_digest,
+        "made_by": f"lora-ops {__version__}",
+        "made_at": about.now,
+        "source": Source(name=path.name, sha256=sha256_bytes(source), bytes=len(source)),
+    }
+    return Counted(COUNT[kind](head, source, about, kind), source)
+
+
+def _policy(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
+    prompts: dict[str, dict[str, bool]] = defaultdict(dict)
+    for place, row in _rows(PolicyRow, head, source, kind):
+        _about(row, about, head, place)
+        if row.prompt in prompts[row.check]:
+            raise LoraOpsError(
+                f"{_line(head, place)}: check '{row.check}' has this prompt already, and each counts once."
+            )
+        prompts[row.check][row.prompt] = row.passed
+    checks = [
+        PolicyCheck(
+            name=name,
+            passed=all(passed.values()),
+            prompts=len(passed),
+            failed=len(passed) - sum(passed.values()),
+        )
+        for name, passed in prompts.items()
+    ]
+    return PolicyEvidence(**head, checks=checks)
+
+
+def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
+    votes: dict[str, dict[str, str]] = defaultdict(dict)
+    for place, row in _rows(VoteRow, head, source, kind):
+        _about(row, about, head, place)
+        if row.annotator in votes[row.pair]:
+            raise LoraOpsError(
+                f"{_line(head, place)}: {row.annotator} has judged pair {row.pair} already, and each vote "
+                "counts once."
+            )
+        votes[row.pair][row.annotator] = row.vote
+    judged = [list(said.values()) for said in votes.values() if len(said) >= about.votes_needed]
+    results = Counter(map(_majority, judged))
+    return HumanEvidence(
+        **head,
+        annotators=len({who for said in votes.values() for who in said}),
+        votes_needed=about.votes_needed,
+        pairs=len(judged),
+        too_few_votes=len(votes) - len(judged),
+        adapter_better=results["adapter"],
+        same=results["same"],
+        base_better=results["base"],
+    )
+
+
+def _majority(votes: list[str]) -> str:
+    adapter, base = votes.count("adapter"), votes.count("base")
+    return "adapter" if adapter > base else "base" if base > adapter else "same"
+
+
+def _traffic(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
+    if about.since is None:
+        raise LoraOpsError(f"{about.adapter} has not been in '{kind}': there are no requests to count.")
+    rows = []
+    for place, row in _rows(TrafficRow, head, source, kind):
+        if row.time > about.now + CLOCKS_DIFFER:
+            raise LoraOpsError(f"{_line(head, place)}: {row.time.isoformat()} has not come yet.")
+        if row.adapter == about.adapter and row.time >= about.since:
+            rows.append(row)
+    if not rows:
+        raise LoraOpsError(
+            f"{head['source'].name} has no request to {about.adapter} since it entered '{kind}' "
+            f"({about.since.isoformat()})."
+        )
+    better = Counter(row.better for row in rows)
+    return TrafficEvidence(
+        **head,
+        kind=kind,  # type: ignore[arg-type]
+        first_at=min(row.time for row in rows),
+        last_at=max(row.time for row in rows),
+        requests=len(rows),
+        errors=sum(row.status >= 500 for row in rows),
+        adapter_better=better["adapter"],
+        same=better["same"],
+        production_better=better["production"],
+    )
+
+
+def _text(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
+    try:
+        characters = len("".join(source.decode("utf-8-sig").split()))
+    except UnicodeDecodeError:  # a picture or a PDF
+        characters = len(source)
+    if characters < TEXT_CHARACTERS:
+        raise LoraOpsError(
+            f"{head['source'].name} has {characters} characters: evidence of kind '{kind}' needs at least "
+            f"{TEXT_CHARACTERS}."
+        )
+    return TextEvidence(**head, kind=kind, characters=characters)  # type: ignore[arg-type]
+
+
+COUNT: dict[str, Callable[[dict[str, Any], bytes, About, str], AnyEvidence]] = {
+    "policy": _policy,
+    "human_evaluation": _votes,
+    "shadow": _traffic,
+    "canary": _traffic,
+    "incident": _text,
+    "review": _text,
+}
+
+
+def _read(path: Path, about: About, *, log: bool) -> bytes:
+    try:
+        if log and path.is_dir():
+            return _logged(path, about)
+        if not path.is_file():
+            raise LoraOpsError(f"There is no file {path}: evidence is counted from a file of raw results.")
+        size = path.stat().st_size
+        if size > SOURCE_BYTES:
+            raise LoraOpsError(f"{path} has {size:,} bytes: more than {SOURCE_BYTES:,} are not kept.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise LoraOpsError(f"{path} can't be read: {error.strerror}.") from error
+    if not content.strip():
+        raise LoraOpsError(f"{path} is empty: an empty file is no evidence.")
+    return content
+
+
+def _logged(folder: Path, about: About) -> bytes:
+    """Return the lines of a gateway's event log that name this version; other tenants' requests stay out."""
+    lines = []
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_bytes().split(b"\n"):
+            try:
+                event = json.loads(line) if line.strip() else {}
+            except ValueError:  # the last line of a gateway that was killed
+                continue
+            if isinstance(event, dict) and event.get("adapter") == about.adapter:
+                lines.append(line)
+    if not lines:
+        raise LoraOpsError(f"The event log in {folder} has no request to {about.adapter}.")
+    return b"\n".join(lines) + b"\n"
+
+
+def _rows(form: type[AnyRow], head: dict[str, Any], source: bytes, kind: str) -> Iterator[tuple[int, AnyRow]]:
+    """Each row with its line number; lines end with a line feed, as JSON lines do, and nothing else."""
+    for place, line in enumerate(source.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield place, form.model_validate_json(line.removeprefix(b"\xef\xbb\xbf"))
+        except ValidationError as error:
+            raise LoraOpsError(
+                f"{_line(head, place)}: {first_problem(error)}; evidence of kind '{kind}' is a file with one "
+                f"JSON object in each line: {COLUMNS[kind]}."
+            ) from error
+
+
+def _about(row: Row, about: About, head: dict[str, Any], place: int) -> None:
+    if row.adapter != about.adapter:
+        raise LoraOpsError(f"{_line(head, place)} is about {row.adapter}, not {about.adapter}.")
+
+
+def _line(head: dict[str, Any], place: int) -> str:
+    return f"{head['source'].name}, line {place}"

@@ -1,0 +1,208 @@
+"""Rows in, counts out: what is counted, what is refused, and that every document names its version."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_bytes
+from lora_ops.records.evidence import (
+    DOCUMENT,
+    HumanEvidence,
+    PolicyCheck,
+    PolicyEvidence,
+    TextEvidence,
+    TrafficEvidence,
+)
+from lora_ops.registry.counting import About, count
+from lora_ops.registry.reports import lacks
+from lora_ops.settings.registry import EvidenceSettings
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+ABOUT = About("finance", "finance@1", "a" * 64, NOON - timedelta(days=2), NOON, 2)
+LEAST = EvidenceSettings()
+Rows = list[dict[str, Any]]
+Count = Callable[..., Any]
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Count:
+    """Count rows of one kind: `counted("policy", rows)` gives the document."""
+
+    def counted_(kind: str, rows: Rows, about: About = ABOUT) -> object:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps({"adapter": "finance@1"} | row) + "\n" for row in rows))
+        found = count(kind, about, path)
+        assert found.source == path.read_bytes()
+        return found.document
+
+    return counted_
+
+
+def policy(prompts: int = 30, failed: int = 0, check: str = "no-advice") -> Rows:
+    return [{"check": check, "prompt": f"p{i}", "passed": i >= failed} for i in range(prompts)]
+
+
+def votes(pairs: int, vote: str = "adapter", people: tuple[str, ...] = ("eve", "dana")) -> Rows:
+    return [{"pair": f"{vote}{i}", "annotator": who, "vote": vote} for i in range(pairs) for who in people]
+
+
+def traffic(requests: int = 100, hours: float = 24, errors: int = 0, **more: object) -> Rows:
+    begin, step = NOON - timedelta(hours=hours), timedelta(hours=hours) / max(requests - 1, 1)
+    return [
+        {"time": (begin + i * step).isoformat(), "status": 503 if i < errors else 200} | more
+        for i in range(requests)
+    ]
+
+
+def test_document_names_content_maker_time_and_source(counted: Count, tmp_path: Path) -> None:
+    document = counted("policy", policy())
+    assert (document.tenant, document.adapter, document.content_digest) == ("finance", "finance@1", "a" * 64)
+    assert document.made_by.startswith("lora-ops ") and document.made_at == NOON
+    content = (tmp_path / "rows.jsonl").read_bytes()
+    assert document.source.sha256 == sha256_bytes(content) and document.source.bytes == len(content)
+    assert DOCUMENT.validate_json(document.to_json()) == document
+
+
+def test_policy_rows_are_counted_by_check(counted: Count) -> None:
+    document = counted("policy", policy(30) + policy(40, failed=2, check="cards"))
+    assert isinstance(document, PolicyEvidence)
+    assert document.checks == [
+        PolicyCheck(name="no-advice", passed=True, prompts=30, failed=0),
+        PolicyCheck(name="cards", passed=False, prompts=40, failed=2),
+    ]
+
+
+def test_votes_are_counted_by_the_majority_of_each_pair(counted: Count) -> None:
+    rows = votes(3) + votes(2, "base") + votes(1, "same") + votes(4, people=("eve",))[3:]
+    rows += [{"pair": "x", "annotator": who, "vote": vote} for who, vote in (("a", "adapter"), ("b", "base"))]
+    document = counted("human_evaluation", rows)
+    assert isinstance(document, HumanEvidence)
+    assert (document.annotators, document.pairs, document.too_few_votes) == (4, 7, 1)
+    assert (document.adapter_better, document.same, document.base_better) == (3, 2, 2)
+
+
+def test_requests_since_the_stage_began_are_counted(counted: Count) -> None:
+    rows = traffic(10, hours=24, errors=1) + traffic(5, hours=1, better="production")
+    rows += [{"time": (NOON - timedelta(days=3)).isoformat(), "status": 200}]
+    rows += [{"time": NOON.isoformat(), "status": 200, "adapter": "finance@2"}]
+    document = counted("canary", rows)
+    assert isinstance(document, TrafficEvidence)
+    assert (document.requests, document.errors, document.production_better) == (15, 1, 5)
+    assert document.hours == pytest.approx(24)
+
+
+def test_a_gateways_event_log_is_counted_without_other_tenants(tmp_path: Path) -> None:
+    events = [{"adapter": f"finance@{i % 2 + 1}", "time": NOON.isoformat(), "status": 200} for i in range(8)]
+    lines = [json.dumps(one) for one in events]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines[:4]) + "\n")
+    (tmp_path / "b.jsonl").write_text("\n".join(lines[4:]) + '\n{"adapter": "finance@1", "ti')
+    document, source = count("shadow", ABOUT, tmp_path)
+    assert isinstance(document, TrafficEvidence)
+    assert (document.requests, document.kind) == (4, "shadow")
+    assert b"finance@2" not in source
+
+
+def test_text_is_kept_with_its_length(tmp_path: Path) -> None:
+    path = tmp_path / "incident.md"
+    path.write_text("# It leaks\n\nIt repeated a card number.\n")
+    document = count("incident", ABOUT, path).document
+    assert isinstance(document, TextEvidence)
+    assert document.characters == 30
+
+
+@pytest.mark.parametrize("kind", ["policy", "human_evaluation", "shadow", "canary", "incident", "review"])
+@pytest.mark.parametrize("content", [b"", b" \n\n"])
+def test_an_empty_file_is_no_evidence(tmp_path: Path, kind: str, content: bytes) -> None:
+    (tmp_path / "empty").write_bytes(content)
+    with pytest.raises(LoraOpsError, match="is empty: an empty file is no evidence"):
+        count(kind, ABOUT, tmp_path / "empty")
+    with pytest.raises(LoraOpsError, match="There is no file"):
+        count(kind, ABOUT, tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["policy", "human_evaluation", "shadow", "canary"])
+def test_free_text_is_no_row(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "page.md").write_text("No worse than what serves, in 24 hours of mirrored traffic.\n")
+    with pytest.raises(LoraOpsError, match=f"page.md, line 1: .*evidence of kind '{kind}' is a file with one"):
+        count(kind, ABOUT, tmp_path / "page.md")
+
+
+def test_a_word_is_no_incident(tmp_path: Path) -> None:
+    (tmp_path / "note.md").write_text("# oops\n")
+    with pytest.raises(LoraOpsError, match="note.md has 5 characters: evidence of kind"):
+        count("incident", ABOUT, tmp_path / "note.md")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "says"),
+    [
+        ("policy", [{"passed": True, "prompts": 40, "failed": 0}], "line 1: check: Field required"),
+        ("policy", [{"check": "a", "prompt": "p", "passed": "yes"}], "line 1: passed: .*valid boolean"),
+        ("policy", policy(2) + policy(1), "line 3: check 'no-advice' has this prompt already"),
+        ("policy", [policy(1)[0] | {"adapter": "finance@2"}], "line 1 is about finance@2, not finance@1"),
+        ("human_evaluation", votes(1) + votes(1), "line 3: eve has judged pair adapter0 already"),
+        ("human_evaluation", [votes(1)[0] | {"vote": "mine"}], "line 1: vote: "),
+        ("human_evaluation", [votes(1)[0] | {"adapter": "media@1"}], "is about media@1, not finance@1"),
+        ("shadow", [{"time": "2026-03-02T11:00:00", "status": 200}], "line 1: time: .*timezone"),
+        (
+            "shadow",
+            [{"time": "2026-03-03T11:00:00Z", "status": 200}],
+            "line 1: 2026-03-03T11.* not come yet",
+        ),
+        (
+            "canary",
+            [traffic(1)[0] | {"adapter": "media@1"}],
+            "no request to finance@1 since it entered",
+        ),
+    ],
+)
+def test_a_wrong_row_is_refused_with_its_line(counted: Count, kind: str, rows: Rows, says: str) -> None:
+    with pytest.raises(LoraOpsError, match=says):
+        counted(kind, rows)
+
+
+def test_a_version_that_was_never_in_canary_has_no_requests(counted: Count) -> None:
+    with pytest.raises(LoraOpsError, match="finance@1 has not been in 'canary'"):
+        counted("canary", traffic(), ABOUT._replace(since=None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "lacking"),
+    [
+        ("policy", policy(30), ""),
+        ("policy", policy(29), r"at least 30 prompts a check \(no-advice has 29\)"),
+        ("policy", policy(40, failed=2), r"without a failure \(no-advice fails 2 of 40 prompts\)"),
+        ("human_evaluation", votes(20), ""),
+        ("human_evaluation", votes(10) + votes(10, "base"), ""),
+        ("human_evaluation", votes(19), "at least 20 pairs, each judged by 2 people .it has 19"),
+        ("human_evaluation", votes(20, people=("eve",)), "it has 0, and 20 that fewer than 2 judged"),
+        ("human_evaluation", votes(9) + votes(11, "base"), "better in 9 of 20 pairs, its base in 11"),
+        ("human_evaluation", votes(20, "same"), "in which somebody prefers an answer"),
+        ("shadow", traffic(), ""),
+        ("shadow", traffic(99), "at least 100 requests in 24 hours .it has 99 in 24.0"),
+        ("canary", traffic(hours=23.9), "at least 100 requests in 24 hours .it has 100 in 23.9"),
+        ("canary", traffic(errors=1), ""),
+        ("canary", traffic(errors=2), "a canary report with at most 1.0% errors .2 of 100"),
+        ("shadow", traffic(better="same"), ""),
+        ("shadow", traffic(better="production"), "that production does not win"),
+    ],
+)
+def test_what_a_step_needs_has_a_minimum(counted: Count, kind: str, rows: Rows, lacking: str) -> None:
+    found = list(lacks(counted(kind, rows), LEAST))
+    if lacking:
+        assert len(found) == 1
+        with pytest.raises(LoraOpsError, match=lacking):
+            raise LoraOpsError(found[0])
+    else:
+        assert found == []
+
+
+def test_votes_counted_by_a_lower_rule_do_not_pass_a_higher_one(counted: Count) -> None:
+    document = counted("human_evaluation", votes(20, people=("eve",)), ABOUT._replace(votes_needed=1))
+    assert list(lacks(document, LEAST.model_copy(update={"annotators": 1}))) == []
+    assert len(list(lacks(document, LEAST))) == 1
