@@ -1,50 +1,59 @@
-# make repro   trains, evaluates, packages and registers every tenant's adapter (skips what is up to date)
-# make serve   answers on localhost:8000 with every tenant's adapter, as OpenAI's API does
-# make test    runs every test
+# `make help` lists what there is; a line after `##` is its explanation.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro serve test lint format lab metrics wandb-sync wandb-online lock clean
+.DEFAULT_GOAL := help
+.PHONY: help repro serve test test-fast nightly lint format lab metrics wandb-sync wandb-online lock clean
 
-repro: .venv/installed
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+repro: .venv/installed ## train, evaluate, package and register each tenant's adapter; skips what is up to date
 	dvc repro
 	lora-ops register
 	lora-ops report
 
-serve: .venv/installed
+serve: .venv/installed ## answer on localhost:8000 with each tenant's adapter, as OpenAI's API does
 	lora-ops serve
 
 # The pipeline's tests fill one worker, all others the second.
-test: .venv/installed
-	pytest --numprocesses 2 --dist loadfile
+test: .venv/installed ## run every test, slow ones and notebooks included
+	pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
-lint: .venv/installed
+# Within two minutes on two quiet cores. SLOW in tests/conftest.py lists what it leaves out.
+test-fast: .venv/installed ## run the tests that need no notebook, gateway or pipeline
+	pytest --numprocesses 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
+nightly: .venv/installed ## run every test, all rows, vLLM (VLLM_PYTHON) and the benchmarks: hours
+	.ci/nightly
+
+lint: .venv/installed ## run ruff and mypy
 	ruff check .
 	ruff format --check .
 	mypy
 
-format: .venv/installed
+format: .venv/installed ## let ruff mend and format what it can
 	ruff check --fix .
 	ruff format .
 
-lab: .venv/installed
+lab: .venv/installed ## open the notebooks in JupyterLab
 	jupyter lab notebooks
 
-metrics: .venv/installed
+metrics: .venv/installed ## show metrics and plots of the last results
 	dvc metrics show
 	dvc plots show
 
 # Runs that were logged without a key lie in wandb/; this sends them once you have one.
-wandb-sync: .venv/installed
+wandb-sync: .venv/installed ## send to W&B the runs that were logged without a key
 	lora-ops wandb-sync
 
 # The same pipeline, logged while it runs; without a key it stops at the first stage.
-wandb-online: .venv/installed
+wandb-online: .venv/installed ## run the pipeline, logged to W&B while it runs
 	WANDB_MODE=online dvc repro
 	lora-ops register
 
 # Pin what pyproject.toml allows today. A local build's tag (+cpu) is dropped, so the file fits every machine.
-lock:
+lock: ## pin anew what pyproject.toml allows
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet torch==2.13.0 setuptools wheel
@@ -63,5 +72,5 @@ lock:
 	touch .venv/installed
 
 # What the pipeline made; the registry, the downloads and DVC's cache stay.
-clean:
+clean: ## remove what the pipeline made; registry, downloads and DVC cache stay
 	rm -rf data/prepared models packages reports .checkpoints

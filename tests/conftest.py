@@ -21,12 +21,40 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# What `make test-fast` leaves out: each of these starts kernels, gateways, browsers or many processes.
+SLOW = (
+    "pipeline/",
+    "registry/test_concurrency.py",
+    "registry/test_kills.py",
+    "registry/test_notebook.py",
+    "serving/",
+    "test_chat.py",
+    "test_cli.py",
+    "test_escaping.py",
+    "test_exit_codes.py",
+    "test_incidents.py",
+    "test_jupyter.py",
+    "test_notebooks.py",
+    "test_readme.py",
+    "test_registration.py",
+    "test_tenants.py",
+    "tracking/",
+    "training/test_loop.py",
+)
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 # Two workers share the cores, and more threads do nothing for a tiny model.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what `SLOW` lists."""
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def make_tiny_base(folder: Path) -> Path:
