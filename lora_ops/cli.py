@@ -238,6 +238,9 @@ def report(as_json: AsJson = False) -> None:
         print_json(rows)
         return
     show(table, *verdicts, "\nReports, for a browser:", *pages, sep="\n")
+    if registry:
+        # Printed and kept elsewhere, it shows later that the registry was not replaced by an older copy.
+        show(f"The audit log ends at {registry.log.head().text} (`lora-ops registry verify --expect-head`).")
     if missing:
         show(f"Not registered: {', '.join(missing)}. Next: lora-ops register")
 

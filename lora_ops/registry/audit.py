@@ -1,7 +1,7 @@
 """The audit log: one hash-chained entry per change, which nobody can quietly change, remove or re-order."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,12 +163,14 @@ class Anchor:
     A change is announced here before it is committed and confirmed after. A kill in between leaves the
     announcement, which fits the log with the change as well as the log without it; only in that state, until
     the next change, could the very last entry be cut off unseen. An older copy of the whole folder fits too:
-    a mirror elsewhere is what tells.
+    what is remembered outside it shows that, here `elsewhere`, or a mirror.
     """
 
-    def __init__(self, path: Path, signer: Signer) -> None:
+    def __init__(self, path: Path, signer: Signer, elsewhere: Callable[[], str | None] = lambda: None) -> None:
         self.path = path
         self._signer = signer
+        self._elsewhere = elsewhere
+        """Says why the log is not the one that was seen before, or None."""
 
     def announce(self, before: Head, after: Head) -> None:
         """Say that the log is about to grow from `before` to `after`."""
@@ -178,8 +180,11 @@ class Anchor:
         """Say that the log ends at `head`."""
         self._write(head, None)
 
-    def problem(self, head: Head) -> str | None:
-        """Why a log that ends at `head` is not the one this file vouches for, or None."""
+    def problem(self, head: Head, *, catching_up: bool = False) -> str | None:
+        """Return why a log that ends at `head` is not the one this file vouches for, or None."""
+        return self._problem_here(head) or (None if catching_up else self._elsewhere())
+
+    def _problem_here(self, head: Head) -> str | None:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             signature = content.pop("signature")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry.database import MissingRegistry
+from lora_ops.registry.heads import HEADS_FILE, HeadMemory
 from lora_ops.registry.mirror import Mirror
 from lora_ops.registry.owners import load_owners
 from lora_ops.registry.shared import SharedRegistry
@@ -36,6 +37,26 @@ def open_registry(root: Path | None = None, *, create: bool = False) -> Registry
     return opened
 
 
+def open_to_accept(root: Path | None = None) -> tuple[Registry, HeadMemory]:
+    """Open the registry whatever head is remembered of it, and return both; a missing registry is begun.
+
+    Raises:
+        LoraOpsError: params.yaml or owners.yaml is wrong, the registry can't be opened, or W&B holds it.
+    """
+    root = root or find_root()
+    everything = load_settings(root)
+    if everything.registry.backend != "embedded":
+        raise LoraOpsError(
+            "This registry is at W&B: its log there says where it ends, so there is nothing to accept."
+        )
+    registry = open_copy(root, everything, create=True, compare=False)
+    return registry, _memory(root, everything)
+
+
+def _memory(root: Path, everything: Settings) -> HeadMemory:
+    return HeadMemory(root / everything.serving.path / HEADS_FILE, everything.registry.path)
+
+
 def _take_what_is_new(registry: SharedRegistry, create: bool) -> None:
     if registry.log.head().seq:
         registry.refresh()
@@ -46,8 +67,14 @@ def _take_what_is_new(registry: SharedRegistry, create: bool) -> None:
         raise MissingRegistry(registry.path)
 
 
-def open_copy(root: Path, everything: Settings, *, create: bool = False) -> Registry:
+def open_copy(root: Path, everything: Settings, *, create: bool = False, compare: bool = True) -> Registry:
     """Open the registry as this machine has it; what other machines changed meanwhile is not asked for.
+
+    Args:
+        root: of the repository.
+        everything: its settings.
+        create: make the registry if it is missing.
+        compare: refuse a log that is not the one whose head is remembered in `serving.path`.
 
     Raises:
         MissingRegistry: there is none, and `create` is not set.
@@ -56,11 +83,14 @@ def open_copy(root: Path, everything: Settings, *, create: bool = False) -> Regi
     settings = everything.registry
     path, file = root / settings.path, root / "owners.yaml"
     owners = load_owners(file) if file.is_file() else None
+    memory = _memory(root, everything) if compare else None
     registry: Registry
     if settings.backend == "embedded":
-        registry = Registry(path, create=create, owners=owners, signing=settings.signing)
+        registry = Registry(path, create=create, owners=owners, signing=settings.signing, memory=memory)
     else:
-        registry = SharedRegistry(path, WandbProject(settings.wandb), owners=owners, signing=settings.signing)
+        registry = SharedRegistry(
+            path, WandbProject(settings.wandb), owners=owners, signing=settings.signing, memory=memory
+        )
     registry.allow_candidates = everything.serving.allow_candidates
     registry.approvals, registry.least = settings.approvals, settings.evidence
     return registry

@@ -12,6 +12,7 @@ from lora_ops.escaping import markup
 from lora_ops.exit_codes import ExitCode
 from lora_ops.output import AsJson, print_json
 from lora_ops.registry import tables
+from lora_ops.registry.operations_commands import operations
 
 if TYPE_CHECKING:
     from lora_ops.registry.reports import Report
@@ -23,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+app.registered_commands += operations.registered_commands
 
 Reference = Annotated[str, typer.Argument(help="finance@3, finance@production or finance")]
 Actor = Annotated[
@@ -332,17 +334,25 @@ def due(
 def verify(
     files: Annotated[bool, typer.Option(help="Also read every kept file and check every signature.")] = True,
     mirror: Annotated[bool, typer.Option("--mirror", help="Also compare the log with the one at W&B.")] = False,
+    expect_head: Annotated[
+        str | None,
+        typer.Option(
+            "--expect-head", help="Fail unless the log holds this entry (17:a0d71c22e54f); it may have grown."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute the audit log's chain, every digest and signature, and the state; exit 1 if one is off."""
     from lora_ops.registry.backends import open_mirror
+    from lora_ops.registry.heads import compare, read_head
     from lora_ops.registry.verification import verify as verify_
 
     with _registry() as registry:
         result = verify_(registry, files=files)
-        differs = open_mirror(registry).problem() if mirror else None
-    if differs:
-        result = result._replace(problems=(*result.problems, differs))
+        differs = [open_mirror(registry).problem() if mirror else None]
+        if expect_head:
+            differs.append(compare(registry.log, read_head(expect_head), "--expect-head"))
+    result = result._replace(problems=(*result.problems, *filter(None, differs)))
     if as_json:
         print_json({"ok": result.ok, **result._asdict()})
     elif result.ok:

@@ -30,6 +30,7 @@ from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head, matches_hash
 from lora_ops.registry.changes import Change, apply
+from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.replay import BORN
@@ -57,10 +58,13 @@ class SharedRegistry(Registry):
         *,
         owners: Owners | None = None,
         signing: SigningSettings | None = None,
+        memory: HeadMemory | None = None,
         clock: Callable[[], datetime] = now,
     ) -> None:
         # A machine's first copy is empty until it takes the log from W&B.
         super().__init__(path, create=True, owners=owners, signing=signing, clock=clock)
+        # Compared from now on: a copy that was deleted is behind what is remembered until it is taken again.
+        self.memory = memory
         self.mirror = Mirror(self, project, self._take)
         self.files.fetch = self._fetch
 
@@ -154,7 +158,7 @@ class SharedRegistry(Registry):
         manifest_text = ""
         if entry.action in BORN:
             manifest_text = self.mirror.project.fetch_manifest(str(entry.tenant), entry.body["manifest_sha256"])
-        with self._transaction():
+        with self._transaction(catching_up=True):
             head = self.log.head()
             if head.seq >= entry.seq:
                 return  # another process of this machine took it

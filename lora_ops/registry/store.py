@@ -21,6 +21,7 @@ from lora_ops.registry.changes import Change, whoami
 from lora_ops.registry.copies import Copies
 from lora_ops.registry.database import Database, MissingRegistry
 from lora_ops.registry.files import FileStore, check_package
+from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
@@ -45,6 +46,7 @@ class Registry:
         create: make the registry if it is missing, as only registering a version does.
         owners: who may do what; None refuses what needs a role.
         signing: who vouches for packages and for the log.
+        memory: where the last head is kept outside the registry, so that an older copy in its place shows.
         clock: gives the time.
 
     Raises:
@@ -59,6 +61,7 @@ class Registry:
         create: bool = False,
         owners: Owners | None = None,
         signing: SigningSettings | None = None,
+        memory: HeadMemory | None = None,
         clock: Callable[[], datetime] = now,
     ) -> None:
         self.path = path
@@ -75,7 +78,8 @@ class Registry:
         self.signer = Signer(path / "keys", signing)
         self.db = Database(path / "registry.sqlite", create=create)
         self.log = Log(self.db)
-        self.anchor = Anchor(path / "audit.head", self.signer)
+        self.memory = memory
+        self.anchor = Anchor(path / "audit.head", self.signer, self._replaced)
         try:
             self._migrate(create)
         except BaseException:
@@ -85,6 +89,18 @@ class Registry:
     def close(self) -> None:
         """Release the database."""
         self.db.close()
+
+    def _replaced(self) -> str | None:
+        if self.memory is None:
+            return None
+        # A registry that is being made has no table of entries yet.
+        ready = migrations.schema_of(self.db) >= migrations.FIRST_WITH_LOG
+        return self.memory.problem(self.log if ready else None)
+
+    def remember(self, head: Head) -> None:
+        """Keep a head outside the registry that was written here, or verified."""
+        if self.memory:
+            self.memory.remember(head)
 
     # Changes.
 
@@ -125,16 +141,22 @@ class Registry:
         self._insert(change, "imported", manifest, signature, old.registered_at, "unknown", old.aliases)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, catching_up: bool = False) -> Iterator[None]:
+        """Write all or nothing, and sign where the log ends then.
+
+        Args:
+            catching_up: the log is being taken from elsewhere, so it may be behind what is remembered of it.
+        """
         announced = False
         with self.db.writing():
             ready = migrations.schema_of(self.db) >= migrations.FIRST_WITH_LOG
             before = self.log.head() if ready else Head()
-            problem = self.anchor.problem(before)
+            problem = self.anchor.problem(before, catching_up=catching_up)
             if problem:
                 raise LoraOpsError(
                     f"The audit log in {self.path} can't be trusted, so nothing is changed: {problem}; "
-                    "restore the registry from a backup."
+                    "restore the registry from a backup, or, if you put this one here yourself, run `lora-ops "
+                    "registry accept-head --reason TEXT`."
                 )
             yield
             after = self.log.head()
@@ -147,6 +169,7 @@ class Registry:
                     ) from error
                 announced = True
         if announced:
+            self.remember(after)
             # The change is done, and its announcement fits until the next one replaces it, so whatever goes
             # wrong here does no harm. Without the lock this could put an old head over a newer one.
             with suppress(OSError, LoraOpsError), self.db.writing():

@@ -50,8 +50,12 @@ def verify(registry: Registry, *, files: bool = True) -> Verification:
             tail = registry.anchor.problem(head)
             # A change committed between these two reads looks like a wrong head, but then the log has grown.
             if tail is None or head == last:
-                return _verify(registry, head, tail, files)
+                result = _verify(registry, head, tail, files)
+                break
         last = head
+    if result.ok:
+        registry.remember(head)
+    return result
 
 
 def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Verification:

@@ -1,0 +1,184 @@
+"""The last head of each registry's audit log, remembered outside the registry's own folder.
+
+Whoever replaces the folder by an older copy, or by another registry, replaces the signed head inside it too.
+This file is not part of that copy: it shows that the log once went on.
+"""
+
+import fcntl
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.registry.audit import Head, Log
+from lora_ops.registry.files import write_atomically
+
+if TYPE_CHECKING:
+    from lora_ops.registry.store import Registry
+
+HEADS_FILE = "head.json"
+SHORTEST = 12
+"""Hex digits of a hash that name an entry; as many as `Head.text` prints."""
+
+logger = logging.getLogger(__name__)
+
+
+class HeadMemory:
+    """What is remembered of one registry.
+
+    Args:
+        path: the file; it may hold the heads of several registries.
+        name: which registry, as params.yaml names its folder.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self.name = name
+
+    def recall(self) -> Head | None:
+        """Return the last head that any process of this machine saw, or None.
+
+        Raises:
+            LoraOpsError: the file was damaged.
+        """
+        found = self._read().get(self.name)
+        return Head(*found) if found else None
+
+    def remember(self, head: Head) -> None:
+        """Keep `head`, unless a later one is kept already.
+
+        A folder that can't be written is logged and changes nothing else: the change that is told of is made.
+        """
+        if head.seq == 0:
+            return
+        try:
+            known = self.recall()
+            if known and known.seq >= head.seq:
+                return
+            self._write(head, only_later=True)
+        except (OSError, LoraOpsError) as error:
+            logger.warning("The head %s of the audit log could not be remembered: %s", head.text, error)
+
+    def replace(self, head: Head) -> None:
+        """Keep `head` whatever was kept before: somebody accepted that the log goes on from here.
+
+        Raises:
+            LoraOpsError: the file can't be written.
+        """
+        try:
+            self._write(head, only_later=False)
+        except OSError as error:
+            raise LoraOpsError(f"The head {head.text} can't be kept in {self.path} ({error}).") from error
+
+    def problem(self, log: Log | None) -> str | None:
+        """Return why `log` is not the one that was seen here before, or None; no log is an empty one."""
+        try:
+            known = self.recall()
+        except LoraOpsError as error:
+            return str(error).rstrip(".")
+        return compare(log, known, f"{self.path.parent.name}/{self.path.name}") if known else None
+
+    def _read(self) -> dict[str, tuple[int, str]]:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            return {str(name): (int(seq), str(hash_)) for name, (seq, hash_) in content.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise Damaged(
+                f"{self.path}, which remembers where the audit log ended, can't be read ({error}): if the "
+                "registry is the right one, run `lora-ops registry accept-head`."
+            ) from error
+
+    def _write(self, head: Head, *, only_later: bool) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            try:
+                heads = self._read()
+            except LoraOpsError:
+                if only_later:
+                    raise
+                heads = {}  # damaged, and accepted to be written again
+            # Two processes may come here in the other order than they changed the registry.
+            if only_later and heads.get(self.name, (0, ""))[0] >= head.seq:
+                return
+            heads[self.name] = (head.seq, head.hash)
+            write_atomically(self.path, (json.dumps(heads, indent=2) + "\n").encode())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self.path.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def compare(log: Log | None, known: Head, source: str) -> str | None:
+    """Return how `log` differs from one that held `known`, or None; the log may have grown since.
+
+    Args:
+        log: the log; None is an empty one.
+        known: a head that it had; its hash may be cut to its first digits.
+        source: who says so, for the text.
+    """
+    head = log.head() if log else Head()
+    if log is None or head.seq < known.seq:
+        return (
+            f"the audit log ends at entry {head.seq}, and {source} knows entry {known.text}: the registry was "
+            "replaced by an older copy, or by another one"
+        )
+    found = log.hash_at(known.seq)
+    if found is None or not found.startswith(known.hash):
+        return (
+            f"entry {known.seq} of the audit log is {(found or 'missing')[:SHORTEST]}, and {source} knows "
+            f"{known.text}: the registry was replaced by another one, or its history was written again"
+        )
+    return None
+
+
+def read_head(text: str) -> Head:
+    """Return the head that `17:a0d7…` names, as `lora-ops registry verify` prints it; the hash may be cut.
+
+    Raises:
+        LoraOpsError: the text names no head.
+    """
+    match = re.fullmatch(rf"([1-9][0-9]{{0,17}}):([0-9a-f]{{{SHORTEST},64}})…?", text.strip())
+    if match is None:
+        raise LoraOpsError(
+            f"'{text}' is no head of an audit log: write SEQ:HASH with at least {SHORTEST} digits of the hash, "
+            "as `lora-ops registry verify` prints it (17:a0d71c22e54f)."
+        )
+    return Head(int(match[1]), match[2])
+
+
+def accept_head(registry: "Registry", memory: HeadMemory, *, actor: str, reason: str) -> Head:
+    """Let the log go on from where it ends, though another head is remembered, and state so in the log.
+
+    This is for a registry that was restored from an older backup on purpose, or begun anew: what the lost
+    entries did, such as a revocation, is to be done again.
+
+    Args:
+        registry: opened without `memory`, which would refuse any change.
+        memory: what is remembered of it.
+        actor: who accepts it.
+        reason: why.
+
+    Returns:
+        The new head.
+
+    Raises:
+        LoraOpsError: no reason, nothing to accept, or the log itself was tampered with.
+    """
+    if not reason.strip():
+        raise LoraOpsError("Say why the head is accepted: --reason is kept in the audit log.")
+    problem = memory.problem(registry.log)
+    if problem is None:
+        raise Refused(f"The audit log ends at {registry.log.head().text}, as expected: nothing to accept.")
+    with registry.change(actor) as change:
+        change.note("head_accepted", "registry", "head", reason=reason, problem=problem)
+    head = registry.log.head()
+    memory.replace(head)
+    return head

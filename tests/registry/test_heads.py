@@ -1,0 +1,219 @@
+"""The last head is remembered outside the registry: an older copy, or another registry in its place, shows."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.registry import lifecycle
+from lora_ops.registry.audit import Head
+from lora_ops.registry.backends import open_registry
+from lora_ops.registry.commands import app
+from lora_ops.registry.heads import HeadMemory, read_head
+from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
+from lora_ops.registry.wandb_project import WandbProject
+from tests.conftest import write_params
+
+from . import processes
+from .conftest import build_package
+
+ROOT = Path(__file__).parents[2]
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone in which finance@1 was registered and then revoked; `before/` is its registry until then."""
+    root = tmp_path / "clone"
+    root.mkdir()
+    for name in ("params.yaml", "owners.yaml"):
+        shutil.copy(ROOT / name, root)
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    register(root, 1)
+    shutil.copytree(root / ".registry", root / "before")
+    with closing(open_registry(root)) as registry:
+        lifecycle.revoke(registry, "finance@1", actor="ana.silva", reason="leaks")
+    monkeypatch.setenv("LORA_OPS_ROOT", str(root))
+    monkeypatch.setenv("LORA_OPS_ACTOR", "ben.okafor")
+    monkeypatch.setenv("COLUMNS", "300")
+    return root
+
+
+def register(root: Path, seed: int, **options: str) -> None:
+    folder = root / f"package-{seed}"
+    with closing(open_registry(root, create=True)) as registry:
+        registry.register(folder, build_package(folder, seed, **options), actor="ana.silva")
+
+
+@pytest.fixture
+def cli() -> Cli:
+    def invoke(*words: str) -> Result:
+        result = CliRunner().invoke(app, words)
+        if isinstance(result.exception, LoraOpsError):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def opened(root: Path) -> Iterator[Registry]:
+    with closing(open_registry(root)) as registry:
+        yield registry
+
+
+def replay(root: Path) -> None:
+    shutil.rmtree(root / ".registry")
+    shutil.copytree(root / "before", root / ".registry")
+
+
+def remembered(root: Path) -> list:
+    return json.loads((root / ".serving/head.json").read_text())[".registry"]
+
+
+def test_every_change_is_remembered(root: Path, opened: Registry) -> None:
+    assert remembered(root) == list(opened.log.head()) and opened.log.head().seq == 2
+
+
+def test_verify_remembers_what_it_verified(root: Path, opened: Registry) -> None:
+    (root / ".serving/head.json").unlink()
+    assert verify(opened).ok
+    assert remembered(root) == list(opened.log.head())
+
+
+def test_replayed_registry_does_not_verify(root: Path, cli: Cli) -> None:
+    """A8: an older copy of the folder verified, and its revoked version could be loaded again."""
+    replay(root)
+    done = cli("verify")
+    assert done.exit_code == 1
+    assert "the audit log ends at entry 1, and .serving/head.json knows entry 2:" in done.output
+    assert "the registry was replaced by an older copy, or by another one" in done.output
+
+
+def test_replayed_registry_is_not_changed(root: Path) -> None:
+    replay(root)
+    with pytest.raises(LoraOpsError, match=r"can't be trusted, so nothing is changed: .*accept-head --reason"):
+        register(root, 2)
+
+
+def test_older_copy_that_went_on_elsewhere_is_named(root: Path) -> None:
+    replay(root)
+    with closing(Registry(root / ".registry")) as registry:  # by somebody whose machine remembers nothing
+        for seed in (2, 3):
+            folder = root / f"package-{seed}"
+            registry.register(folder, build_package(folder, seed), actor="ana.silva")
+    with closing(open_registry(root)) as registry:
+        (problem,) = verify(registry).problems
+    assert problem.startswith("entry 2 of the audit log is ") and "its history was written again" in problem
+
+
+def test_deleted_registry_is_not_begun_again_unseen(root: Path) -> None:
+    shutil.rmtree(root / ".registry")
+    with pytest.raises(LoraOpsError, match="ends at entry 0, and .serving/head.json knows entry 2"):
+        register(root, 1)
+
+
+def test_accepted_head_goes_on_and_is_an_entry(root: Path, cli: Cli) -> None:
+    replay(root)
+    cli("accept-head", "--reason", "the disk died, this is the backup of Monday")
+    register(root, 2)
+    with closing(open_registry(root)) as registry:
+        assert verify(registry).ok
+        accepted = registry.log.entries()[1]
+    assert (accepted.action, accepted.actor, str(accepted.subject)) == (
+        "head_accepted",
+        "ben.okafor",
+        "registry head",
+    )
+    assert accepted.body["reason"] == "the disk died, this is the backup of Monday"
+    assert "knows entry 2:" in accepted.body["problem"]
+
+
+def test_accept_head_begins_a_lost_registry_again(root: Path, cli: Cli) -> None:
+    shutil.rmtree(root / ".registry")
+    cli("accept-head", "--reason", "there is no backup")
+    register(root, 1)
+    with closing(open_registry(root)) as registry:
+        assert [entry.action for entry in registry.log.entries()] == ["head_accepted", "registered"]
+        assert verify(registry).ok
+
+
+def test_accept_head_refuses_without_need_or_reason(root: Path, cli: Cli) -> None:
+    with pytest.raises(LoraOpsError, match="as expected: nothing to accept"):
+        cli("accept-head", "--reason", "just so")
+    replay(root)
+    with pytest.raises(LoraOpsError, match="Say why"):
+        cli("accept-head", "--reason", " ")
+
+
+def test_damaged_memory_is_named_and_accepted(root: Path, cli: Cli) -> None:
+    (root / ".serving/head.json").write_text("{")
+    assert "remembers where the audit log ended, can't be read" in cli("verify").output
+    cli("accept-head", "--reason", "the file was cut")
+    assert cli("verify").exit_code == 0
+
+
+def test_expected_head_may_be_short_and_the_log_longer(root: Path, cli: Cli, opened: Registry) -> None:
+    first, second = (Head(entry.seq, entry.hash) for entry in opened.log.entries())
+    assert cli("verify", "--expect-head", first.text).exit_code == 0
+    assert cli("verify", "--expect-head", f"2:{second.hash}").exit_code == 0
+    wrong = cli("verify", "--expect-head", f"1:{second.hash[:12]}")
+    assert wrong.exit_code == 1 and "--expect-head knows 1:" in wrong.output
+    later = cli("verify", "--expect-head", "17:" + "a" * 12)
+    assert later.exit_code == 1 and "ends at entry 2, and --expect-head knows entry 17:" in later.output
+
+
+@pytest.mark.parametrize("text", ["", "17", "17:a0d7", "0:" + "a" * 12, "x:" + "a" * 12, "17:" + "g" * 12])
+def test_text_that_is_no_head_is_refused(text: str) -> None:
+    with pytest.raises(LoraOpsError, match="is no head of an audit log"):
+        read_head(text)
+
+
+def test_memory_only_grows(tmp_path: Path) -> None:
+    memory = HeadMemory(tmp_path / "new/head.json", ".registry")
+    other = HeadMemory(tmp_path / "new/head.json", "other")
+    for seq in (3, 1, 2):
+        memory.remember(Head(seq, f"{seq:064x}"))
+    other.remember(Head(1, "f" * 64))
+    assert (memory.recall(), other.recall()) == (Head(3, f"{3:064x}"), Head(1, "f" * 64))
+
+
+def test_processes_that_remember_together_keep_the_last(tmp_path: Path) -> None:
+    memory = HeadMemory(tmp_path / "head.json", ".registry")
+
+    def work(start: int) -> None:
+        for seq in range(start, 60, 3):
+            memory.remember(Head(seq, f"{seq:064x}"))
+
+    started = [processes.start(lambda first=first: work(first)) for first in (1, 2, 3)]
+    assert [processes.wait(one) for one in started] == [processes.DONE] * 3
+    assert memory.recall() == Head(59, f"{59:064x}")
+
+
+def test_change_goes_on_where_nothing_can_be_remembered(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / ".serving/head.lock").unlink()
+    (root / ".serving/head.lock").mkdir()
+    register(root, 2)
+    assert "could not be remembered" in caplog.text
+
+
+def test_copy_of_a_shared_registry_is_taken_again(root: Path, connect: Callable[..., WandbProject]) -> None:
+    shutil.rmtree(root / ".registry")
+    shutil.rmtree(root / ".serving")
+    write_params(root, {"registry.backend": "wandb"})
+    for seed in (1, 2):
+        register(root, seed)
+    with closing(open_registry(root)) as registry:
+        head, key = registry.log.head(), registry.signer.known()[0]
+    shutil.rmtree(root / ".registry/files")
+    for path in (root / ".registry").glob("*.*"):
+        path.unlink()
+    assert remembered(root) == list(head) and key
+    with closing(open_registry(root)) as registry:
+        assert registry.log.head() == head
