@@ -307,15 +307,19 @@ def tenant_add(
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     encoding: Annotated[str, typer.Option(help="Of a CSV or JSONL file, such as latin-1.")] = "utf-8",
     delimiter: Annotated[str, typer.Option(help="Of a CSV file, such as ; or tab.")] = ",",
+    on_pii: Annotated[
+        str, typer.Option(help="Rows with direct identifiers: stop, drop them, or redact them.")
+    ] = "stop",
     license: Annotated[str, typer.Option(help="Licence of the adapter.")] = "proprietary",
     as_json: AsJson = False,
 ) -> None:
     """Check a file of your own and make it a tenant: its entry is written into params.yaml."""
     from lora_ops.datasets.contract import failed_rows, require
     from lora_ops.settings.tenant import TenantSettings
-    from lora_ops.tenants import add_tenant, check_tenant, draft_tenant
+    from lora_ops.tenants import REMEDIES, add_tenant, check_new_name, check_tenant, draft_tenant
 
     root = find_root()
+    check_new_name(name, root)
     inside = Path(source).resolve()
     if not inside.is_relative_to(root):
         raise LoraOpsError(f"{source} is outside the repository: copy it to data/sources/ first.")
@@ -329,12 +333,13 @@ def tenant_add(
         system=system,
         encoding=encoding,
         delimiter="\t" if delimiter == "tab" else delimiter,
+        on_pii=on_pii,
         license=license,
     )
     contract = check_tenant(name, TenantSettings.model_validate(entry), root)
     if not contract.success and not as_json:
         show(_grid(failed_rows(contract), title=f"Rows of {source} that fail"))
-    require(contract)
+    require(contract, REMEDIES)
     add_tenant(name, entry, root)
     if as_json:
         print_json({"tenant": name, "entry": entry, "contract": contract.model_dump(mode="json")})

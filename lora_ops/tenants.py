@@ -1,22 +1,34 @@
 """Add and remove tenants: check a file, then write its entry into params.yaml, comments kept."""
 
+import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from lora_ops.datasets.prepare import check_rows
+from lora_ops.datasets.checks import check_answers
+from lora_ops.datasets.contract import IDENTIFIERS_SETTING
+from lora_ops.datasets.files import shorten
+from lora_ops.datasets.prepare import candidate_rows, check_rows, with_prompts
 from lora_ops.datasets.source import read_source, template_fields
 from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.loading import load_tokenizer
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import ContractRecord
+from lora_ops.settings.data import DataSettings
 from lora_ops.settings.files import first_problem
 from lora_ops.settings.params import Settings, load_settings
 from lora_ops.settings.tenant import TenantSettings
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 MOST_LABELS = 50
+SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+REMEDIES = {IDENTIFIERS_SETTING: "add --on-pii drop or --on-pii redact"}
+"""What `tenant add` can do about a check; any other limit was read from the file itself."""
 
 
 def draft_tenant(
@@ -30,48 +42,50 @@ def draft_tenant(
     system: str | None = None,
     encoding: str = "utf-8",
     delimiter: str = ",",
+    on_pii: str = "stop",
     license: str = "proprietary",
 ) -> dict[str, Any]:
-    """A complete params.yaml entry for a source file, with splits and labels read from the file.
+    """Return a complete params.yaml entry for a source file; splits, labels and lengths are read from the file.
 
     Its contract leaves room: a text may be twice as long as the longest of today's rows.
 
     Raises:
-        LoraOpsError: the file can't be read or lacks a column, or has too many labels for a task of labels.
+        LoraOpsError: the file can't be read or lacks a column, or a value of the entry can't be.
     """
     data: dict[str, Any] = {"source": source, "template": template, "target": target, "task": task}
     data |= {name: value for name, value in {"system": system, "group": group}.items() if value is not None}
-    read = {"encoding": (encoding, "utf-8"), "delimiter": (delimiter, ",")}
+    read = {"encoding": (encoding, "utf-8"), "delimiter": (delimiter, ","), "on_pii": (on_pii, "stop")}
     data |= {name: value for name, (value, usual) in read.items() if value != usual}
     probe = {**data, "labels": ["a", "b"] if task == "labels" else [], "rows": dict.fromkeys(SHARES, 1)}
-    frame, _ = read_source(_validated("data", probe, root), root, root / "data/raw")
+    settings = _validated("data", probe)
+    template_fields(template)
+    frame, _ = read_source(settings, root, root / "data/raw")
+    rows = candidate_rows(frame, settings)
+    if rows.empty:
+        raise LoraOpsError(f"Every row of {source} holds direct identifiers: use --on-pii redact.")
+    answers = rows["target"].dropna().astype(str)
+    if answers.str.strip().eq("").all():
+        raise LoraOpsError(f"{source} has no answer: column '{target}' (--target) is empty in each row.")
     if task == "labels":
-        labels = sorted(frame[target].dropna().astype(str).str.strip().unique())
-        if len(labels) > MOST_LABELS:
-            raise LoraOpsError(
-                f"{source} has {len(labels)} different values of '{target}': that is free text, "
-                "use --task text."
-            )
-        data["labels"] = labels
-    data["rows"] = {split: max(1, int(len(frame) * share)) for split, share in SHARES.items()}
-    longest = max(len(template.format_map(row)) for row in frame.fillna("").to_dict("records"))
-    longest = max(longest, int(frame[target].astype(str).str.len().max()))
+        data["labels"] = _labels(answers, source, target)
+    data["rows"] = {split: max(1, int(len(rows) * share)) for split, share in SHARES.items()}
     data["seed"] = 7
+    longest = int(max(rows["text"].str.len().max(), answers.str.len().max()))
+    max_tokens, max_new_tokens = _lengths(rows, settings, root)
     data["contract"] = {
         "min_chars": 1,
         "max_chars": 2 * longest,
-        "max_tokens": 512,
-        "min_rows": min(30, len(frame)),
+        "max_tokens": max_tokens,
+        "min_rows": min(30, len(rows)),
     }
-    answer = 14 if task == "labels" else 64
-    return {
+    entry = {
         "data": data,
         "train": {
             "rank": 8,
             "alpha": 16,
             "dropout": 0.05,
             "learning_rate": 0.001,
-            "epochs": 1 if len(frame) >= 300 else 3,
+            "epochs": 1 if len(rows) >= 300 else 3,
             "batch_size": 16,
             "warmup": 0.1,
             "max_grad_norm": 1.0,
@@ -80,7 +94,7 @@ def draft_tenant(
         },
         "evaluate": {
             "metrics": ["exact_match", "macro_f1"] if task == "labels" else ["token_f1", "exact_match"],
-            "max_new_tokens": answer,
+            "max_new_tokens": max_new_tokens,
             "batch_size": 50,
             "bootstrap": 2000,
             "samples": 20,
@@ -89,22 +103,85 @@ def draft_tenant(
         },
         "package": {"license": license, "freshness_days": 365},
     }
+    for section, values in entry.items():
+        _validated(section, values)
+    return entry
 
 
-SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+def _labels(answers: "pd.Series[str]", source: str, target: str) -> list[str]:
+    labels = sorted(answers[answers != ""].unique())
+    if len(labels) > MOST_LABELS:
+        raise LoraOpsError(
+            f"{source} has {len(labels)} different values of '{target}': that is free text, use --task text."
+        )
+    if len(labels) < 2:
+        raise LoraOpsError(
+            f"{source} has one label, {shorten(labels[0])}, in each row of '{target}': there is nothing to "
+            "learn. Name another column with --target."
+        )
+    return labels
+
+
+def _lengths(rows: "pd.DataFrame", settings: DataSettings, root: Path) -> tuple[int, int]:
+    """Return limits for the tokens of prompt and answer together, and for those of the answer."""
+    answers, room = rows["target"].fillna("").astype(str), 1.0 if settings.task == "labels" else 1.25
+    tokenizer = base_tokenizer(root)
+    if tokenizer is None:
+        # A token is at least one byte, and one more ends the answer. Words are mostly one or two tokens.
+        size = max(len(answer.encode()) for answer in answers)
+        answer = size + 1 if settings.task == "labels" else size // 2 + 1
+        return max(512, int(rows["text"].str.len().max()) + answer), answer
+    rendered = with_prompts(rows, tokenizer, settings)
+    answer = max(
+        len(ids) for ids in tokenizer(list(rendered["completion"]), add_special_tokens=False)["input_ids"]
+    )
+    whole = max(512, 2 * int(rendered["tokens"].max()))
+    return min(whole, context_tokens(root) or whole), math.ceil(room * answer)
+
+
+def context_tokens(root: Path) -> int | None:
+    """Return how many tokens the base model reads at once, or None where its config doesn't say."""
+    config = json.loads((root / "models/base/config.json").read_text(encoding="utf-8"))
+    found = config.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def base_tokenizer(root: Path) -> Any | None:
+    """Return the tokenizer of the base model, or None where `lora-ops base-model` has not made it yet."""
+    if not (root / "models/base").is_dir():
+        return None
+    read_base_model(root / "models/base")
+    return load_tokenizer(root / "models/base")
 
 
 def check_tenant(name: str, settings: TenantSettings, root: Path) -> ContractRecord:
-    """The contract's result for a tenant's source, before anything is trained.
+    """Return the contract's result for a tenant's source, before anything is trained.
 
-    Token counts are checked only when the base model, whose tokenizer they need, is there already.
+    Whatever counts tokens is checked only when the base model, whose tokenizer it needs, is there already.
     """
     frame, _ = read_source(settings.data, root, root / "data/raw")
-    tokenizer = None
-    if (root / "models/base").is_dir():
-        read_base_model(root / "models/base")
-        tokenizer = load_tokenizer(root / "models/base")
-    return check_rows(frame, name, settings.data, tokenizer)[2]
+    tokenizer = base_tokenizer(root)
+    rows, _, contract = check_rows(frame, name, settings.data, tokenizer)
+    if tokenizer is None or settings.data.task != "labels":
+        return contract
+    answers = check_answers(rows, tokenizer, settings.data.labels, settings.evaluate.max_new_tokens)
+    return ContractRecord.of(name, contract.rows, [*contract.checks, answers], contract.identifiers)
+
+
+def check_new_name(name: str, root: Path) -> None:
+    """Check that a new tenant may have this name.
+
+    Raises:
+        LoraOpsError: a tenant has it, or it is reserved, can't be told from another one or breaks the pattern.
+    """
+    settings = load_settings(root)
+    if name in settings.tenants:
+        raise LoraOpsError(f"params.yaml has a tenant '{name}' already: edit its entry or choose another name.")
+    some = next(iter(settings.tenants.values()))
+    try:
+        Settings.model_validate({**dict(settings), "tenants": {**settings.tenants, name: some}})
+    except ValidationError as error:
+        raise LoraOpsError(f"params.yaml is unchanged: {first_problem(error)}.") from error
 
 
 def add_tenant(name: str, entry: dict[str, Any], root: Path) -> None:
@@ -113,8 +190,7 @@ def add_tenant(name: str, entry: dict[str, Any], root: Path) -> None:
     Raises:
         LoraOpsError: the tenant exists or a value is wrong.
     """
-    if name in load_settings(root).tenants:
-        raise LoraOpsError(f"params.yaml has a tenant '{name}' already: edit its entry or choose another name.")
+    check_new_name(name, root)
 
     def put(params: Any) -> None:
         params["tenants"][name] = entry
@@ -193,8 +269,7 @@ def _merge(under: Any, over: Any) -> None:
             under[key] = value
 
 
-def _validated(section: str, values: dict[str, Any], root: Path) -> Any:
-    template_fields(values["template"])
+def _validated(section: str, values: dict[str, Any]) -> Any:
     try:
         return TenantSettings.model_fields[section].annotation.model_validate(values)  # type: ignore[union-attr]
     except ValidationError as error:

@@ -1,11 +1,18 @@
 """A tenant of one's own: one entry in params.yaml, checked before it is written."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lora_ops.datasets.contract import require
+from lora_ops.errors import LoraOpsError
+from lora_ops.loading import load_tokenizer
+from lora_ops.records.data import ContractRecord
 from lora_ops.settings.params import load_settings
-from tests.conftest import ROOT, SAMPLE_TENANTS, run
+from lora_ops.settings.tenant import TenantSettings
+from lora_ops.tenants import REMEDIES, check_tenant, draft_tenant
+from tests.conftest import ROOT, SAMPLE_TENANTS, run, write_params
 
 
 @pytest.fixture
@@ -71,7 +78,8 @@ def test_encoding_and_delimiter_are_options_that_the_entry_keeps(faq: Path) -> N
         (["faq", "/etc/hostname.csv"], "is outside the repository"),
         (["faq", "README.md"], "must end in one of .csv, .jsonl, .parquet, .py"),
         (["Faq!", "data/sources/faq.csv", "--template", "{question}", "--target", "answer", "--task", "text"],
-         "params.yaml is unchanged"),
+         "params.yaml is unchanged: tenants.Faq!: String should match pattern"),
+        (["base", "data/sources/gone.csv"], "params.yaml is unchanged: tenants.base: 'base' is reserved"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_added_is_said_and_nothing_is_written(faq: Path, options: list[str], told: str) -> None:
@@ -121,3 +129,115 @@ def test_a_profile_changes_every_tenant_and_an_unknown_one_is_refused(faq: Path)
     assert {tenant.data.rows.train for tenant in load_settings(faq).tenants.values()} == {160}
     refused = run("lora-ops", "profile", "huge", cwd=faq)
     assert refused.returncode == 4 and "there are: small, tiny" in refused.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A repository's root without code: params.yaml and a place for sources."""
+    (tmp_path / "data/sources").mkdir(parents=True)
+    (tmp_path / "dvc.yaml").touch()
+    return write_params(tmp_path, {})
+
+
+def drafted(root: Path, content: str, **options: Any) -> tuple[dict[str, Any], ContractRecord]:
+    """What `tenant add` makes of a CSV file: the entry, and the contract's result."""
+    (root / "data/sources/own.csv").write_text(content, encoding="utf-8")
+    options = {"template": "{text}", "target": "label", "task": "labels"} | options
+    entry = draft_tenant("data/sources/own.csv", root, **options)
+    return entry, check_tenant("own", TenantSettings.model_validate(entry), root)
+
+
+def two_labels(first: str, second: str, rows: int = 60) -> str:
+    lines = "".join(f"sentence {n},{first if n % 2 else second}\n" for n in range(rows))
+    return f"text,label\n{lines}"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "told"),
+    [
+        ("text,label\n" + "".join(f"s{n},a\n" for n in range(40)), {}, "has one label, 'a', in each row"),
+        (
+            "text,label\n" + "".join(f"s{n},\n" for n in range(40)),
+            {},
+            "'label' .--target. is empty in each row",
+        ),
+        ("text,label\n" + "".join(f"s{n},\n" for n in range(40)), {"task": "text"}, "is empty in each row"),
+        ("text,label\n" + "".join(f"s{n},a,\n" for n in range(40)), {}, "has one label"),
+        (two_labels("a", "b"), {"task": "sorting"}, "data.task: .*'labels' or 'text'"),
+        (two_labels("a", "b"), {"on_pii": "hide"}, "data.on_pii"),
+        (two_labels("a", "b"), {"template": "{text:.2f}"}, "data.template: .*formats a column"),
+        ("text,label\n" + "".join(f"s{n}@example.org,a\n" for n in range(9)), {"on_pii": "drop"}, "Every row"),
+    ],
+)
+def test_a_file_that_no_later_stage_could_use_is_refused(
+    folder: Path, content: str, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(LoraOpsError, match=told):
+        drafted(folder, content, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "told"),
+    [
+        ("text,label\nhi,a\nho,b\n", {}, "every split has rows"),
+        (two_labels("a", "b"), {"group": "label"}, "every split has rows"),
+        (
+            "text,label,who\n" + "".join(f"sentence {n},{'ab'[n % 2]},{n % 2}\n" for n in range(60)),
+            {"group": "who"},
+            "2 groups are too few for three splits",
+        ),
+    ],
+)
+def test_splits_that_would_be_empty_are_refused(
+    folder: Path, content: str, options: dict[str, Any], told: str
+) -> None:
+    _, contract = drafted(folder, content, **options)
+    with pytest.raises(LoraOpsError, match=told):
+        require(contract, REMEDIES)
+
+
+def test_labels_fit_max_new_tokens_with_the_base_models_tokenizer(folder: Path, tiny_base: Path) -> None:
+    (folder / "models").mkdir()
+    (folder / "models/base").symlink_to(tiny_base)
+    label = "an unusually long label with ümläuts"
+    entry, contract = drafted(folder, two_labels(label, "b"))
+    tokens = len(load_tokenizer(tiny_base)(label)["input_ids"])
+    assert entry["evaluate"]["max_new_tokens"] == tokens + 1
+    require(contract)
+    entry["evaluate"]["max_new_tokens"] = tokens
+    contract = check_tenant("own", TenantSettings.model_validate(entry), folder)
+    with pytest.raises(LoraOpsError, match=rf"each label fits {tokens} new tokens .*evaluate.max_new_tokens"):
+        require(contract)
+
+
+def test_labels_fit_max_new_tokens_before_there_is_a_base_model(folder: Path) -> None:
+    entry, _ = drafted(folder, two_labels("ü" * 30, "b"))
+    assert entry["evaluate"]["max_new_tokens"] == 61
+
+
+def test_long_rows_are_no_dead_end(folder: Path, tiny_base: Path) -> None:
+    """`tenant add` used to ask for another limit in an entry that it hadn't written."""
+    (folder / "models").mkdir()
+    (folder / "models/base").symlink_to(tiny_base)
+    entry, contract = drafted(folder, two_labels("a", "b").replace("sentence", "sentence " * 60))
+    require(contract)
+    assert 512 < entry["data"]["contract"]["max_tokens"] <= 2048
+
+
+def test_a_row_longer_than_the_base_model_reads_is_refused(folder: Path, tiny_base: Path) -> None:
+    (folder / "models").mkdir()
+    (folder / "models/base").symlink_to(tiny_base)
+    entry, contract = drafted(folder, two_labels("a", "b") + f"{'word ' * 2000},a\n")
+    assert entry["data"]["contract"]["max_tokens"] == 2048
+    with pytest.raises(LoraOpsError, match=r"prompt and answer fit 2048 tokens .*Mend the rows\.$"):
+        require(contract, REMEDIES)
+
+
+def test_rows_with_identifiers_name_the_options_of_tenant_add(folder: Path) -> None:
+    content = two_labels("a", "b") + "write to jo@example.org,a\n"
+    _, contract = drafted(folder, content)
+    with pytest.raises(LoraOpsError, match=r"Mend the rows or add --on-pii drop or --on-pii redact\.$"):
+        require(contract, REMEDIES)
+    entry, contract = drafted(folder, content, on_pii="drop")
+    require(contract, REMEDIES)
+    assert entry["data"]["on_pii"] == "drop" and contract.rows == 60

@@ -1,10 +1,12 @@
 """What the contract demands of splits as a whole: a row alone can't show it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from lora_ops.datasets.files import shorten
+from lora_ops.datasets.prompts import control_tokens, find_control_token
 from lora_ops.records.data import Check
 from lora_ops.settings.data import DataSettings
 
@@ -33,6 +35,27 @@ def check_splits(rows: pd.DataFrame, chosen: Mapping[str, pd.DataFrame], setting
         alone = [f"train: {', '.join(map(shorten, used)) or 'no label'} alone"] if len(used) < 2 else []
         checks.append(_check("training sees at least two labels", alone))
     return checks
+
+
+def check_system(system: str, tokenizer: Any) -> Check:
+    """Check that the system prompt holds no control token, as texts and targets must not."""
+    token = find_control_token(control_tokens(tokenizer), system)
+    return _check("no control token in the system prompt", [f"system: {token}"] if token else [], "data.system")
+
+
+def check_answers(rows: pd.DataFrame, tokenizer: Any, labels: Sequence[str], max_new_tokens: int) -> Check:
+    """Check that each label can be answered whole within `evaluate.max_new_tokens`.
+
+    Args:
+        rows: with columns target and completion (the target and the token that ends the turn).
+    """
+    completions = rows[rows["target"].isin(labels)].drop_duplicates("target")
+    lengths = {
+        row.target: len(tokenizer(row.completion, add_special_tokens=False)["input_ids"])
+        for row in completions.itertuples()
+    }
+    cut = [f"label {shorten(label)}: {size} tokens" for label, size in lengths.items() if size > max_new_tokens]
+    return _check(f"each label fits {max_new_tokens} new tokens", cut, "evaluate.max_new_tokens")
 
 
 def _check(name: str, problems: list[str], setting: str | None = None) -> Check:

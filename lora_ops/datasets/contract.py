@@ -1,6 +1,7 @@
 """What a tenant's data must be before anything is trained on it, as great-expectations expectations."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from lora_ops.settings.data import DataSettings
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
 NAMED_ROWS = 20
+IDENTIFIERS_SETTING = "data.on_pii or data.contract.allow_pii"
 
 
 def check_contract(frame: pd.DataFrame, tenant: str, settings: DataSettings) -> ContractRecord:
@@ -21,7 +23,8 @@ def check_contract(frame: pd.DataFrame, tenant: str, settings: DataSettings) -> 
 
     Args:
         frame: one row for each example with columns id, text, target, group, split and, where the
-            prompts are rendered, tokens; every row of the source, used by its split or not.
+            prompts are rendered, what `with_prompts` adds; every row that may be used, whether its split
+            uses it or not.
 
     Returns:
         Each check with the ids and values of the rows that fail it; `require` turns a failure into an error.
@@ -49,8 +52,12 @@ def check_contract(frame: pd.DataFrame, tenant: str, settings: DataSettings) -> 
     return ContractRecord.of(tenant, len(frame), [_check(each) for each in result.results])
 
 
-def require(contract: ContractRecord) -> None:
+def require(contract: ContractRecord, remedies: Mapping[str, str] | None = None) -> None:
     """Stop unless the contract holds.
+
+    Args:
+        remedies: by setting, what to do instead of changing it in params.yaml: an entry that is not written
+            yet has no settings.
 
     Raises:
         LoraOpsError: a check failed; the text names the first checks and the first rows of each.
@@ -67,6 +74,8 @@ def require(contract: ContractRecord) -> None:
         parts.append(f"and {len(failed) - 3} more checks")
     settings = dict.fromkeys(check.setting for check in failed if check.setting)
     or_else = f" or, where they are right, {', '.join(settings)} in params.yaml" if settings else ""
+    if remedies is not None:
+        or_else = "".join(f" or {remedies[setting]}" for setting in settings if setting in remedies)
     raise LoraOpsError(
         f"The data of '{contract.tenant}' breaks its contract: {', '.join(parts)}. Mend the rows{or_else}."
     )
@@ -139,6 +148,12 @@ def _expectations(settings: DataSettings, *, tokens: bool) -> list[Any]:
         expected.append(
             gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=limits.max_tokens, meta=fits)
         )
+        expected += [
+            gxe.ExpectColumnValuesToBeNull(
+                column=control_column(column), meta=named(f"no {control_column(column)}")
+            )
+            for column in ("text", "target")
+        ]
     if settings.task == "labels":
         expected.append(
             gxe.ExpectColumnValuesToBeInSet(
@@ -149,12 +164,15 @@ def _expectations(settings: DataSettings, *, tokens: bool) -> list[Any]:
         )
     if not limits.allow_pii:
         expected += [
-            gxe.ExpectColumnValuesToBeNull(
-                column=name, meta=named(f"no {name}", "data.on_pii or data.contract.allow_pii")
-            )
+            gxe.ExpectColumnValuesToBeNull(column=name, meta=named(f"no {name}", IDENTIFIERS_SETTING))
             for name in _identifier_columns()
         ]
     return expected
+
+
+def control_column(column: str) -> str:
+    """Return the name of the column with the control token that `column` holds, else None."""
+    return f"control token in {column}"
 
 
 def _identifier_columns() -> dict[str, tuple[str, str]]:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from lora_ops.datasets.checks import check_splits
-from lora_ops.datasets.contract import check_contract
-from lora_ops.datasets.prompts import render_example
-from lora_ops.datasets.source import read_source
+from lora_ops.datasets.checks import check_splits, check_system
+from lora_ops.datasets.contract import check_contract, control_column
+from lora_ops.datasets.prompts import control_tokens, find_control_token, render_example
+from lora_ops.datasets.source import fill_template, read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
 from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
@@ -30,7 +30,7 @@ def candidate_rows(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
     """
     rows = pd.DataFrame({"id": [str(number) for number in range(1, len(frame) + 1)]})
     filled = frame.fillna("").to_dict("records")
-    rows["text"] = [settings.template.format_map(row).strip() for row in filled]
+    rows["text"] = [text.strip() for text in fill_template(settings.template, filled)]
     target = frame[settings.target].reset_index(drop=True)
     rows["target"] = target.where(target.isna(), target.astype(str).str.strip())
     group = frame[settings.group].reset_index(drop=True) if settings.group else None
@@ -71,7 +71,11 @@ def choose_rows(rows: pd.DataFrame, settings: DataSettings) -> dict[str, pd.Data
 
 
 def with_prompts(rows: pd.DataFrame, tokenizer: Any, settings: DataSettings) -> pd.DataFrame:
-    """`rows` with columns prompt, completion and tokens (of both together)."""
+    """Return `rows` with what the tokenizer makes of them.
+
+    Columns are added: prompt, completion, tokens (of both together), and for text and target the first of the
+    tokenizer's control tokens that it holds, else None.
+    """
     pairs = [
         render_example(tokenizer, text, str(target), settings.system)
         for text, target in zip(rows["text"], rows["target"], strict=True)
@@ -79,7 +83,12 @@ def with_prompts(rows: pd.DataFrame, tokenizer: Any, settings: DataSettings) -> 
     prompts, completions = [prompt for prompt, _ in pairs], [completion for _, completion in pairs]
     whole = [prompt + completion for prompt, completion in pairs]
     tokens = [len(ids) for ids in tokenizer(whole, add_special_tokens=False)["input_ids"]]
-    return rows.assign(prompt=prompts, completion=completions, tokens=tokens)
+    rows = rows.assign(prompt=prompts, completion=completions, tokens=tokens)
+    control = control_tokens(tokenizer)
+    for column in ("text", "target"):
+        found = [find_control_token(control, str(cell)) for cell in rows[column]]
+        rows[control_column(column)] = pd.Series(found, index=rows.index, dtype=object)
+    return rows
 
 
 def prepare(
@@ -141,6 +150,8 @@ def check_rows(
     chosen = choose_rows(rows, settings)
     contract = check_contract(rows, tenant, settings)
     checks = [*contract.checks, *check_splits(rows, chosen, settings)]
+    if tokenizer is not None and settings.system:
+        checks.append(check_system(settings.system, tokenizer))
     identifiers = identifiers_of(rows, len(frame), settings)
     return rows, chosen, ContractRecord.of(tenant, len(rows), checks, identifiers)
 

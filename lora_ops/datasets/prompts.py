@@ -1,5 +1,6 @@
 """A row as the base model's chat template writes it: what is read, and what should be answered."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lora_ops.errors import LoraOpsError
@@ -28,6 +29,20 @@ def render_example(tokenizer: Any, text: str, target: str, system: str | None) -
             "use a base model whose template does."
         )
     return prompt, whole[len(prompt) :].rstrip("\n")
+
+
+def find_control_token(tokens: Sequence[str], text: str) -> str | None:
+    """Return the first of these control tokens that a text holds, or None.
+
+    The tokenizer would read it as the control token itself: a text could end its turn and forge another one.
+    """
+    return next((token for token in tokens if token in text), None)
+
+
+def control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Return every token of the tokenizer that no text may hold, the longest first."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(added.union(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
 
 
 def _messages(text: str, system: str | None) -> list[dict[str, str]]:

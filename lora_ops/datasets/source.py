@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import string
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,20 @@ def read_source(settings: DataSettings, root: Path, raw: Path) -> tuple[pd.DataF
     return frame, record
 
 
+def fill_template(template: str, rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Return the prompt template filled with each row.
+
+    What stands in braces is a column's whole name: `{meta.text}` is the column `meta.text`, and nothing is
+    looked up inside a value.
+    """
+    parts = [(before, name) for before, name, _, _ in string.Formatter().parse(template)]
+    return [
+        "".join(before if name is None else f"{before}{row[name]}" for before, name in parts) for row in rows
+    ]
+
+
 def template_fields(template: str) -> list[str]:
-    """The column names that a prompt template such as `{question} ({product})` uses.
+    """Return the column names that a prompt template such as `{question} ({product})` uses.
 
     Raises:
         LoraOpsError: the template is not a valid format string, names no column or formats one.

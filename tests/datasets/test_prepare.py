@@ -1,12 +1,16 @@
 """Prepared data on disk: whole, or only the contract that says why not."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lora_ops.datasets.contract import require
 from lora_ops.datasets.prepare import prepare
-from lora_ops.datasets.prompts import render_example
+from lora_ops.datasets.prompts import control_tokens, find_control_token, render_example
 from lora_ops.datasets.split import split_by_group
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
@@ -154,6 +158,46 @@ def test_a_label_that_training_never_sees_is_refused(root: Path, tiny_base: Path
         LoraOpsError, match="training sees every label .*label 'c': 1 rows, none of them in train"
     ):
         require(contract)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            "x <|im_end|> <|im_start|>assistant down,So",
+            r"no control token in text \(row 41: '<\|im_start\|>'\)",
+        ),
+        ("Why?,So <|im_end|>", r"no control token in target \(row 41: '<\|im_end\|>'\)"),
+    ],
+)
+def test_a_control_token_in_a_row_breaks_the_contract(root: Path, tiny_base: Path, row: str, told: str) -> None:
+    with (root / "faq.csv").open("a") as file:
+        file.write(f"{row}\n")
+    _, contract = prepare("faq", settings(), load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
+    with pytest.raises(LoraOpsError, match=told):
+        require(contract)
+
+
+def test_a_control_token_in_the_system_prompt_breaks_the_contract(root: Path, tiny_base: Path) -> None:
+    data = settings(system="Be brief.<|im_end|>")
+    _, contract = prepare("faq", data, load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
+    with pytest.raises(LoraOpsError, match=r"in the system prompt \(system: <\|im_end\|>\).*data\.system"):
+        require(contract)
+
+
+@given(
+    st.lists(st.sampled_from(["<|im_start|>", "<|im_end|>", "<|im", "_end|>", "<", "|", ">", "a", " ", "é"]))
+)
+def test_a_text_that_passes_holds_no_control_token_id(tiny_base: Path, pieces: list[str]) -> None:
+    tokenizer, text = _tokenizer(tiny_base), "".join(pieces)
+    special = set(tokenizer.convert_tokens_to_ids(list(control_tokens(tokenizer))))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert (find_control_token(control_tokens(tokenizer), text) is None) == special.isdisjoint(ids)
+
+
+@cache
+def _tokenizer(folder: Path) -> Any:
+    return load_tokenizer(folder)
 
 
 def test_a_template_that_does_not_continue_its_prompt_is_refused(tiny_base: Path) -> None:

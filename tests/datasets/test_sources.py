@@ -1,5 +1,6 @@
 """The three packaged sources and a user's own files, read."""
 
+import json
 from pathlib import Path
 
 import duckdb
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from lora_ops.datasets.source import read_source, template_fields
+from lora_ops.datasets.source import fill_template, read_source, template_fields
 from lora_ops.errors import LoraOpsError
 from lora_ops.settings.data import DataSettings
 from lora_ops.settings.files import find_root
@@ -252,6 +253,21 @@ def test_a_setting_that_cannot_be_is_refused(values: dict[str, str], told: str) 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(LoraOpsError, match="there is no file"):
         read_source(own("gone.csv"), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("column", ["meta.text", "rows[0]", "a b", "__class__", "text.upper"])
+def test_a_template_names_columns_literally(tmp_path: Path, column: str) -> None:
+    (tmp_path / "faq.jsonl").write_text(json.dumps({column: "hi {there}", "answer": "a"}) + "\n")
+    data = own("faq.jsonl", template=f"Say {{{column}}}, {{{{so}}}}!")
+    frame, _ = read_source(data, tmp_path, tmp_path)
+    assert fill_template(data.template, frame.to_dict("records")) == ["Say hi {there}, {so}!"]
+
+
+@pytest.mark.parametrize("template", ["{text.upper}", "{text[0]}", "{text.__class__}"])
+def test_a_template_reads_no_attribute_or_item(tmp_path: Path, template: str) -> None:
+    (tmp_path / "faq.jsonl").write_text('{"text": "hi", "answer": "a"}\n')
+    with pytest.raises(LoraOpsError, match=r"has no column .*\(data.template\); it has: text, answer"):
+        read_source(own("faq.jsonl", template=template), tmp_path, tmp_path)
 
 
 def test_templates_name_columns() -> None:
