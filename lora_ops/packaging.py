@@ -1,6 +1,5 @@
 """A trained, evaluated adapter as one folder with its model card and its manifest."""
 
-import importlib.metadata
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,13 +16,14 @@ from lora_ops.paths import ANSWERS, EVALUATION, MANIFEST, MEMBERSHIP, SAMPLES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import SourceRecord, read_data_record
 from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, BiasAssessment, read_evaluation
-from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, Manifest
+from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, Manifest, PackagingRecord
 from lora_ops.records.training import read_training_record
 from lora_ops.settings.files import read_yaml
 from lora_ops.settings.tenant import TenantSettings
+from lora_ops.versions import TRAINING_PACKAGES, installed_versions
 
 CARD = "README.md"
-VERSIONS_OF = ("lora-ops", "torch", "transformers", "peft", "safetensors", "tokenizers", "scikit-learn")
+VERSIONS_OF = (*TRAINING_PACKAGES, "scikit-learn")
 
 
 def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> Manifest:
@@ -58,15 +58,17 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
             shutil.copyfile(report / name, folder / name)
         shutil.copyfile(root / "data/prepared" / tenant / MEMBERSHIP, folder / MEMBERSHIP)
         evaluation_sha256 = sha256_file(report / EVALUATION)
+        packaging = PackagingRecord(git=git_state(root), packages=installed_versions(VERSIONS_OF))
         draft = Manifest(
             tenant=tenant,
             created_at=now(),
             base_model=base,
             data=data,
-            git=git_state(root),
+            git=training.git or packaging.git,
             dvc_lock_sha256=lock_digest(root, tenant),
             params=settings.model_dump(mode="json"),
-            packages={name: importlib.metadata.version(name) for name in VERSIONS_OF},
+            packages=training.packages or packaging.packages,
+            packaging=packaging,
             training=training,
             evaluation=evaluation,
             license=settings.package.license,

@@ -19,15 +19,15 @@ class Plot(Figure):
         return image.getvalue()
 
 
-def plot_loss(losses: pd.DataFrame, validation_loss: float, title: str) -> Plot:
-    """Training loss per step (columns step, loss) and the loss on the validation split at the end."""
+def plot_loss(losses: pd.DataFrame, validations: pd.DataFrame, title: str) -> Plot:
+    """Loss of training and of validation per step (columns step, loss); logarithmic, so that its end shows."""
     figure = Plot(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(losses["step"], losses["loss"], color="0.75", label="training, each step")
     smooth = losses["loss"].rolling(8, min_periods=1).mean()
     axes.plot(losses["step"], smooth, color="tab:blue", label="training, mean of 8 steps")
-    axes.axhline(validation_loss, color="tab:red", linestyle="--", label=f"validation {validation_loss:.3f}")
-    axes.set(title=title, xlabel="step", ylabel="loss per completion token", ylim=(0, None))
+    axes.plot(validations["step"], validations["loss"], "o--", color="tab:red", label="validation")
+    axes.set(title=plot_text(title), xlabel="step", ylabel="loss per completion token", yscale="log")
     axes.legend()
     return figure
 

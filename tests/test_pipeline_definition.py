@@ -1,6 +1,8 @@
 """dvc.yaml against the code: a stage runs again when what it computes may differ, and at no other time."""
 
 import ast
+import re
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -43,9 +45,15 @@ def imported(source: str) -> set[Path]:
     return {file for file in files if not file.relative_to(ROOT).as_posix().startswith(OBSERVERS)}
 
 
+def words_of(stage: str) -> list[str]:
+    """The first command of a stage."""
+    command = STAGES[stage]["cmd"]
+    return (command if isinstance(command, str) else command[0]).split()
+
+
 def reached(stage: str) -> set[str]:
     """Every file of lora_ops that a stage's code reaches, but for observers."""
-    words = STAGES[stage].get("cmd", "").split()
+    words = words_of(stage)
     if words[1] == "run":
         cells = nbformat.read(ROOT / words[2], as_version=4).cells
         sources = [cell.source for cell in cells if cell.cell_type == "code"]
@@ -79,7 +87,7 @@ def test_stage_depends_on_the_code_that_it_reaches(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_depends_on_its_notebook(stage: str) -> None:
-    words = STAGES[stage]["cmd"].split()
+    words = words_of(stage)
     if words[1] == "run":
         assert words[2] in STAGES[stage]["deps"]
 
@@ -114,6 +122,30 @@ def test_stage_depends_on_split_files(stage: str) -> None:
     """C2: the folder also holds the day of publication and the contract, which change no row."""
     data = {dep for dep in STAGES[stage]["deps"] if dep.startswith("data/prepared")}
     assert data and all(dep.endswith(".jsonl") for dep in data)
+
+
+@pytest.mark.parametrize(
+    ("pin", "differ"),
+    [("ruff==9", []), ("torch==9", ["train.txt"]), ("peft==9", ["train.txt"]), ("numpy==9", ["evaluate.txt"])],
+)
+def test_versions_differ_for_what_computes(tmp_path: Path, pin: str, differ: list[str]) -> None:
+    """C3: another torch or peft reran nothing."""
+    for folder, change in (("before", "ruff==0"), ("after", pin)):
+        name = change.partition("==")[0]
+        lock = (ROOT / "requirements.lock").read_text()
+        assert re.search(rf"(?m)^{name}==", lock)
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "requirements.lock").write_text(re.sub(rf"(?m)^{name}==.*", change, lock))
+        for command in STAGES["versions"]["cmd"]:
+            subprocess.run(command, shell=True, check=True, cwd=tmp_path / folder)
+    files = [sorted((tmp_path / folder / "reports/versions").iterdir()) for folder in ("before", "after")]
+    changed = [one.name for one, other in zip(*files, strict=True) if one.read_text() != other.read_text()]
+    assert changed == differ
+
+
+@pytest.mark.parametrize("stage", ["base_model", "prepare", "train", "generate", "evaluate"])
+def test_computing_stage_depends_on_versions(stage: str) -> None:
+    assert [dep for dep in STAGES[stage]["deps"] if dep.startswith("reports/versions/")]
 
 
 def test_no_stage_depends_on_an_executed_notebook() -> None:

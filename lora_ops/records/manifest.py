@@ -27,6 +27,13 @@ class FileRecord(Record):
     sha256: Sha256
 
 
+class PackagingRecord(Record):
+    """The commit and the versions where a package was put together, which may not be those of its training."""
+
+    git: GitRecord
+    packages: dict[str, str]
+
+
 class Manifest(Record):
     """Everything that is known of one adapter version when it is packaged."""
 
@@ -36,13 +43,14 @@ class Manifest(Record):
     created_at: datetime
     base_model: BaseModelRecord
     data: DataRecord
-    git: GitRecord
+    git: GitRecord = Field(description="the commit that the training ran at")
     dvc_lock_sha256: Sha256 | None = Field(
         description="of the entries in dvc.lock of the stages that it came from (base_model, and the tenant's "
         "prepare, train, generate and evaluate) as JSON with sorted keys, no spaces; None unless all are there"
     )
     params: dict[str, Any]
-    packages: dict[str, str]
+    packages: dict[str, str] = Field(description="versions where the training ran")
+    packaging: PackagingRecord | None = None
     training: TrainingRecord
     evaluation: EvaluationRecord
     license: str

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from pydantic import Field
+
 from lora_ops.paths import TRAINING, read_record
+from lora_ops.records.git import GitRecord
 from lora_ops.records.record import Record, Sha256
 
 
@@ -21,7 +24,11 @@ class TrainingRecord(Record):
     dtype: str
     trainable_parameters: int
     final_loss: float
-    validation_loss: float
+    validation_loss: float = Field(description="of the weights that are saved, rounded as they are saved")
+    planned_steps: int | None = Field(None, description="`steps` are fewer where it stopped early")
+    best_step: int | None = Field(None, description="whose weights are saved, where train.patience is set")
+    packages: dict[str, str] = Field(default_factory=dict, description="versions where the training ran")
+    git: GitRecord | None = Field(None, description="the commit that the training ran at")
 
 
 def read_training_record(folder: Path) -> TrainingRecord:

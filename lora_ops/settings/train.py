@@ -20,6 +20,12 @@ class TrainSettings(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are clipped to this norm")
     seed: int = 0
     checkpoint_every: int = Field(10, ge=1)
+    validate_every: int = Field(20, ge=1, description="steps between two points of the validation curve")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after this many validations without a better one; keep the best weights",
+    )
     adapter_dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="that it is saved in, half as large in bfloat16; what is saved is evaluated"
     )

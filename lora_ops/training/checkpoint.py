@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ class Progress:
     tokens: int
     seconds: float
     losses: list[tuple[int, float]]
+    validations: list[tuple[int, float]] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -26,12 +27,18 @@ def save_checkpoint(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     progress: Progress,
+    best: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Replace the checkpoint in one rename, so that a kill leaves the old one or the new one, whole."""
+    """Replace the checkpoint in one rename, so that a kill leaves the old one or the new one, whole.
+
+    Args:
+        best: the weights with the lowest validation loss so far, where they are kept.
+    """
     tensors = {f"weight/{name}": p.detach().cpu().contiguous() for name, p in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().contiguous()
+    tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
@@ -49,8 +56,8 @@ def load_checkpoint(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     fingerprint: str,
-) -> Progress | None:
-    """Put the checkpoint's state into the arguments and say how far it had come.
+) -> tuple[Progress, dict[str, torch.Tensor] | None] | None:
+    """Put the checkpoint's state into the arguments; return how far it had come and the best weights, if kept.
 
     Returns:
         None, and nothing changed, when there is no checkpoint, or it is of another run (other data, recipe,
@@ -75,4 +82,5 @@ def load_checkpoint(
     torch.set_rng_state(tensors["random/cpu"])
     if torch.cuda.is_available() and "random/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random/cuda"])
-    return progress
+    best = {name: tensors[f"best/{name}"] for name in parameters if f"best/{name}" in tensors}
+    return progress, best or None

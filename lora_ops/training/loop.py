@@ -1,9 +1,11 @@
 """Train one LoRA adapter: a plain loop that a kill does not hurt and that a seed makes repeatable."""
 
 import csv
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from tqdm import tqdm
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.folders import replacing
+from lora_ops.git import git_state
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.loading import load_base_model, pick_device
-from lora_ops.paths import LOSSES, TRAINING
+from lora_ops.paths import LOSSES, TRAIN_METRICS, TRAINING, VALIDATION_LOSSES
 from lora_ops.processes import only_one
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.example import Example
@@ -23,7 +26,8 @@ from lora_ops.settings.train import TrainSettings
 from lora_ops.training.batches import Tokens, tokenize
 from lora_ops.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from lora_ops.training.lora_linear import FusedLinear
-from lora_ops.training.packing import Loss, choose_loss
+from lora_ops.training.packing import choose_loss
+from lora_ops.versions import TRAINING_PACKAGES, installed_versions
 
 
 def train(
@@ -37,8 +41,9 @@ def train(
     report: Path,
     checkpoint: Path,
     on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
+    root: Path | None = None,
 ) -> TrainingRecord:
-    """Train one adapter and write its files to `target`, `training.json` and `loss.csv` to `report`.
+    """Train one adapter: its files go to `target`, its record and its curves to `report`.
 
     LoRA (Hu et al., 2021, arXiv:2106.09685) on every linear layer but the output layer; AdamW without
     weight decay; learning rate with linear warmup and linear decay to zero; loss on completion tokens only.
@@ -46,119 +51,197 @@ def train(
     the same kind of CPU with the same number of threads; the checkpoint is deleted at the end.
 
     Args:
-        data_sha256: of the train split; a checkpoint of other data or code is not resumed.
+        data_sha256: of the train split; a checkpoint of other data, code or packages is not resumed.
         target: folder for `adapter_model.safetensors` and `adapter_config.json`, replaced in one step at the
             end. The two files depend on nothing but code, data, recipe and machine: no clock is in them.
-        report: folder for what was observed on the way.
-        on_step: called after each step with step, loss and learning_rate, and at the end with validation_loss.
+        report: folder for `training.json`, `loss.csv`, `validation.csv` and `train_metrics.json`.
+        on_step: called after each step with step, loss and learning_rate, and after each validation with step
+            and validation_loss.
+        root: the repository whose commit the record names.
 
     Raises:
-        LoraOpsError: the loss is not finite (the recipe diverged).
+        LoraOpsError: the loss is not finite (the recipe diverged), or another process trains this tenant.
     """
-    with only_one(checkpoint.with_suffix(".lock"), f"training '{tenant}'"):
-        return _train(
-            tenant,
-            settings,
-            base_folder,
-            train_rows,
-            validation_rows,
-            data_sha256,
-            target,
-            report,
-            checkpoint,
-            on_step,
+    with only_one(checkpoint.with_suffix(".lock"), f"training '{tenant}'"), _deterministic():
+        run = _Run(tenant, settings, base_folder, train_rows, validation_rows, data_sha256, checkpoint, on_step)
+        seconds = run.train()
+        saved, validation_loss = run.finish()
+        base = read_base_model(base_folder)
+        record = TrainingRecord(
+            tenant=tenant,
+            base_model_sha256=base.sha256,
+            train_sha256=data_sha256,
+            examples=len(run.rows),
+            steps=len(run.losses),
+            resumed_from_step=run.resumed_from,
+            tokens=run.tokens,
+            seconds=round(seconds, 2),
+            device=torch.cuda.get_device_name() if run.device == "cuda" else "cpu",
+            dtype=str(run.dtype).removeprefix("torch."),
+            trainable_parameters=sum(p.numel() for p in run.trainable.values()),
+            final_loss=run.losses[-1][1],
+            validation_loss=validation_loss,
+            planned_steps=run.steps,
+            best_step=run.best_step,
+            packages=installed_versions(TRAINING_PACKAGES),
+            git=git_state(root) if root else None,
         )
+        _write_report(record, run.losses, run.validations, report)
+        _write_adapter(run.model, base.id, saved, target)
+        checkpoint.unlink(missing_ok=True)
+    return record
 
 
-def _train(
-    tenant: str,
-    settings: TrainSettings,
-    base_folder: Path,
-    train_rows: Sequence[Example],
-    validation_rows: Sequence[Example],
-    data_sha256: str,
-    target: Path,
-    report: Path,
-    checkpoint: Path,
-    on_step: Callable[[dict[str, float]], None],
-) -> TrainingRecord:
-    device, dtype = pick_device()
-    torch.manual_seed(settings.seed)
-    torch.use_deterministic_algorithms(device == "cpu")
-    model, tokenizer = _adapted(base_folder, settings, device)
-    base = read_base_model(base_folder)
-    rows = tokenize(train_rows, tokenizer)
-    validation = tokenize(validation_rows, tokenizer)
-    per_epoch = -(-len(rows) // settings.batch_size)
-    steps = per_epoch * settings.epochs
-    loss_of = choose_loss(model, rows, tokenizer.pad_token_id)
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trainable.values(), lr=settings.learning_rate, weight_decay=0.0)
-    fingerprint = sha256_text(
-        canonical(
-            [settings.model_dump(exclude={"adapter_dtype"}), data_sha256, base.sha256, device, _code_sha256()]
-        )
-    )
-    done = load_checkpoint(checkpoint, trainable, optimizer, fingerprint)
-    begun = done or Progress(fingerprint, 0, 0, 0.0, [])
-    losses = [(int(step), float(loss)) for step, loss in begun.losses]
-    tokens, start = begun.tokens, time.perf_counter() - begun.seconds
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Let torch use deterministic algorithms on a CPU, and put its setting back."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(pick_device()[0] == "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
-    model.train()
-    progress = {"initial": begun.step, "total": steps, "unit": "step", "mininterval": 5}
-    # On stdout: a page shows stderr in red, and progress is no fault.
-    for step in tqdm(range(begun.step, steps), file=sys.stdout, **progress):
-        chosen = _rows_of_step(rows, step, per_epoch, settings)
-        rate = settings.learning_rate * _schedule(step, steps, settings.warmup)
-        for group in optimizer.param_groups:
+
+class _Run:
+    """One training with all that changes from step to step."""
+
+    def __init__(
+        self,
+        tenant: str,
+        settings: TrainSettings,
+        base_folder: Path,
+        train_rows: Sequence[Example],
+        validation_rows: Sequence[Example],
+        data_sha256: str,
+        checkpoint: Path,
+        on_step: Callable[[dict[str, float]], None],
+    ) -> None:
+        self.tenant, self.settings, self.checkpoint, self.on_step = tenant, settings, checkpoint, on_step
+        self.device, self.dtype = pick_device()
+        torch.manual_seed(settings.seed)
+        self.model, tokenizer = _adapted(base_folder, settings, self.device)
+        self.rows = tokenize(train_rows, tokenizer)
+        self.validation = tokenize(validation_rows, tokenizer)
+        self.per_epoch = -(-len(self.rows) // settings.batch_size)
+        self.steps = self.per_epoch * settings.epochs
+        self.loss_of = choose_loss(self.model, self.rows, tokenizer.pad_token_id)
+        self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.trainable.values(), lr=settings.learning_rate, weight_decay=0.0)
+        base_sha256 = read_base_model(base_folder).sha256
+        self.fingerprint = _fingerprint(settings, data_sha256, base_sha256, self.device)
+        found = load_checkpoint(checkpoint, self.trainable, self.optimizer, self.fingerprint)
+        begun, self.best = found or (Progress(self.fingerprint, 0, 0, 0.0, []), None)
+        self.resumed_from, self.tokens, self.seconds_before = begun.step, begun.tokens, begun.seconds
+        self.losses = [(int(step), float(loss)) for step, loss in begun.losses]
+        self.validations = [(int(step), float(loss)) for step, loss in begun.validations]
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the lowest validation loss, where the best weights are kept."""
+        if self.settings.patience is None:
+            return None
+        return min(self.validations, key=lambda point: point[1])[0]
+
+    def train(self) -> float:
+        """Take every step that is left, or stop early; return the seconds of all steps.
+
+        Raises:
+            LoraOpsError: the loss is not finite.
+        """
+        settings, start = self.settings, time.perf_counter() - self.seconds_before
+        self.model.train()
+        progress = {"initial": self.resumed_from, "total": self.steps, "unit": "step", "mininterval": 5}
+        # On stdout: a page shows stderr in red, and progress is no fault.
+        for step in tqdm(range(self.resumed_from, self.steps), file=sys.stdout, **progress):
+            self._step(step)
+            done = step + 1
+            if done % settings.validate_every == 0 or (settings.patience and done == self.steps):
+                self._validate(done)
+            if done % settings.checkpoint_every == 0:
+                seconds = time.perf_counter() - start
+                so_far = Progress(self.fingerprint, done, self.tokens, seconds, self.losses, self.validations)
+                save_checkpoint(self.checkpoint, self.trainable, self.optimizer, so_far, self.best)
+            if self._has_stalled():
+                break
+        return time.perf_counter() - start
+
+    def finish(self) -> tuple[dict[str, torch.Tensor], float]:
+        """Return the weights to save, as they are saved, and their validation loss."""
+        if self.best is not None:
+            with torch.no_grad():
+                for name, parameter in self.trainable.items():
+                    parameter.copy_(self.best[name])
+        # Rounded before they are validated, so that nothing is measured that is not saved.
+        saved_in = getattr(torch, self.settings.adapter_dtype)
+        saved = {name: parameter.detach().to(saved_in) for name, parameter in self.trainable.items()}
+        for name, parameter in self.trainable.items():
+            parameter.data = saved[name].to(parameter.dtype)
+        loss = self._validation_loss()
+        step = len(self.losses)
+        if not self.validations or self.validations[-1][0] != step:
+            self.validations.append((step, loss))
+        self.on_step({"step": step, "validation_loss": loss})
+        return saved, loss
+
+    def _step(self, step: int) -> None:
+        settings = self.settings
+        chosen = _rows_of_step(self.rows, step, self.per_epoch, settings)
+        rate = settings.learning_rate * _schedule(step, self.steps, settings.warmup)
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            loss = loss_of(model, chosen)
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            loss = self.loss_of(self.model, chosen)
         if not torch.isfinite(loss):
             raise LoraOpsError(
-                f"Training '{tenant}' diverged at step {step + 1} of {steps} (loss {loss.item()}): "
+                f"Training '{self.tenant}' diverged at step {step + 1} of {self.steps} (loss {loss.item()}): "
                 "lower train.learning_rate."
             )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainable.values(), settings.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        tokens += sum(len(row.prompt) + len(row.completion) for row in chosen)
-        losses.append((step + 1, loss.item()))
-        on_step({"step": step + 1, "loss": loss.item(), "learning_rate": rate})
-        if (step + 1) % settings.checkpoint_every == 0:
-            seconds = time.perf_counter() - start
-            save_checkpoint(
-                checkpoint, trainable, optimizer, Progress(fingerprint, step + 1, tokens, seconds, losses)
-            )
-    seconds = time.perf_counter() - start
-    # Before it is validated, so that nothing is measured that is not saved.
-    saved_in = getattr(torch, settings.adapter_dtype)
-    saved = {name: parameter.detach().to(saved_in) for name, parameter in trainable.items()}
-    for name, parameter in trainable.items():
-        parameter.data = saved[name].to(parameter.dtype)
-    validation_loss = _mean_loss(loss_of, model, validation, settings.batch_size, device, dtype)
-    on_step({"step": steps, "validation_loss": validation_loss})
+        torch.nn.utils.clip_grad_norm_(self.trainable.values(), settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.tokens += sum(len(row.prompt) + len(row.completion) for row in chosen)
+        self.losses.append((step + 1, loss.item()))
+        self.on_step({"step": step + 1, "loss": loss.item(), "learning_rate": rate})
 
-    record = TrainingRecord(
-        tenant=tenant,
-        base_model_sha256=base.sha256,
-        train_sha256=data_sha256,
-        examples=len(rows),
-        steps=steps,
-        resumed_from_step=begun.step,
-        tokens=tokens,
-        seconds=round(seconds, 2),
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        dtype=str(dtype).removeprefix("torch."),
-        trainable_parameters=sum(p.numel() for p in trainable.values()),
-        final_loss=losses[-1][1],
-        validation_loss=validation_loss,
-    )
-    _write_report(record, losses, report)
-    _write_adapter(model, base.id, saved, target)
-    checkpoint.unlink(missing_ok=True)
-    return record
+    def _validate(self, done: int) -> None:
+        loss = self._validation_loss()
+        # Evaluation draws no random numbers, so how often it is done changes no weight.
+        self.model.train()
+        best_before = min((before for _, before in self.validations), default=float("inf"))
+        self.validations.append((done, loss))
+        self.on_step({"step": done, "validation_loss": loss})
+        if self.settings.patience is not None and loss < best_before:
+            self.best = {name: p.detach().cpu().clone() for name, p in self.trainable.items()}
+
+    def _has_stalled(self) -> bool:
+        """Whether the last `patience` validations were no better than one before them."""
+        patience = self.settings.patience
+        if patience is None or len(self.validations) <= patience:
+            return False
+        losses = [loss for _, loss in self.validations]
+        return min(losses[-patience:]) >= min(losses[:-patience])
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """Mean cross-entropy per completion token of the validation split."""
+        self.model.eval()
+        total, count = 0.0, 0
+        for index in range(0, len(self.validation), self.settings.batch_size):
+            chosen = self.validation[index : index + self.settings.batch_size]
+            weight = sum(len(row.completion) for row in chosen)
+            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+                total += self.loss_of(self.model, chosen).item() * weight
+            count += weight
+        return total / count
+
+
+def _fingerprint(settings: TrainSettings, data_sha256: str, base_sha256: str, device: str) -> str:
+    """One digest of what a run is: a run resumed on other data, code or packages would be a run of neither."""
+    recipe = settings.model_dump(exclude={"adapter_dtype"})
+    packages = installed_versions(TRAINING_PACKAGES)
+    return sha256_text(canonical([recipe, data_sha256, base_sha256, device, packages, _code_sha256()]))
 
 
 def _code_sha256() -> str:
@@ -196,28 +279,22 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return min(1.0, rising, (steps - step) / steps)
 
 
-@torch.no_grad()
-def _mean_loss(
-    loss_of: Loss, model: Any, rows: list[Tokens], batch_size: int, device: str, dtype: torch.dtype
-) -> float:
-    model.eval()
-    total, count = 0.0, 0
-    for index in range(0, len(rows), batch_size):
-        chosen = rows[index : index + batch_size]
-        weight = sum(len(row.completion) for row in chosen)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            total += loss_of(model, chosen).item() * weight
-        count += weight
-    return total / count
-
-
-def _write_report(record: TrainingRecord, losses: list[tuple[int, float]], folder: Path) -> None:
+def _write_report(
+    record: TrainingRecord,
+    losses: list[tuple[int, float]],
+    validations: list[tuple[int, float]],
+    folder: Path,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRAINING).write_text(record.to_json(), encoding="utf-8")
-    with (folder / LOSSES).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("step", "loss"))
-        writer.writerows((step, f"{loss:.6f}") for step, loss in losses)
+    # What `dvc metrics show` compares: a sweep is judged on validation, never on the held-out rows.
+    metrics = record.model_dump(include={"validation_loss", "final_loss", "steps"})
+    (folder / TRAIN_METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    for name, points in ((LOSSES, losses), (VALIDATION_LOSSES, validations)):
+        with (folder / name).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("step", "loss"))
+            writer.writerows((step, f"{loss:.6f}") for step, loss in points)
 
 
 def _write_adapter(model: Any, base_model_id: str, weights: dict[str, torch.Tensor], target: Path) -> None:

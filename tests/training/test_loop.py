@@ -1,5 +1,6 @@
 """Training: repeatable by its seed, unhurt by a kill, readable by plain peft."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -224,3 +225,56 @@ def test_a_second_training_of_a_tenant_names_the_first(tiny_base: Path, tmp_path
         first.kill()
         first.wait()
     assert run(tiny_base, tmp_path).steps == 8
+
+
+def curve(folder: Path) -> list[int]:
+    lines = (folder / "report/validation.csv").read_text().splitlines()
+    return [int(line.split(",")[0]) for line in lines[1:]]
+
+
+def test_validating_more_often_changes_no_weight(tiny_base: Path, tmp_path: Path) -> None:
+    for name, every in (("rare", 100), ("often", 2)):
+        run(tiny_base, tmp_path / name, RECIPE.model_copy(update={"validate_every": every}))
+    assert digest(tmp_path / "rare") == digest(tmp_path / "often")
+    assert curve(tmp_path / "rare") == [8] and curve(tmp_path / "often") == [2, 4, 6, 8]
+
+
+def test_patience_stops_and_saves_the_best_weights(tiny_base: Path, tmp_path: Path) -> None:
+    # At this rate the random model gets worse after its first steps.
+    wild = {"learning_rate": 0.5, "epochs": 8, "validate_every": 1, "patience": 3, "adapter_dtype": "float32"}
+    record = run(tiny_base, tmp_path, RECIPE.model_copy(update=wild))
+    lines = (tmp_path / "report/validation.csv").read_text().splitlines()[1:]
+    losses = [float(line.split(",")[1]) for line in lines]
+    assert record.steps < record.planned_steps == 32
+    assert record.best_step == 1 + losses.index(min(losses)) == record.steps - 3
+    assert record.validation_loss == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_a_killed_run_with_patience_ends_with_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"validate_every": 1, "patience": 8})
+    whole = run(tiny_base, tmp_path / "whole", recipe)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_base, tmp_path / "killed", recipe, on_step=stop)
+    resumed = run(tiny_base, tmp_path / "killed", recipe)
+    assert resumed.resumed_from_step == 3
+    assert (resumed.best_step, digest(tmp_path / "killed")) == (whole.best_step, digest(tmp_path / "whole"))
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+
+
+def test_record_names_versions_and_commit_of_the_training(tiny_base: Path, tmp_path: Path) -> None:
+    """C3: the manifest named those of the packaging."""
+    record = run(tiny_base, tmp_path, root=ROOT)
+    assert record.packages["torch"] == importlib.metadata.version("torch")
+    assert {"peft", "transformers", "tokenizers"} <= record.packages.keys()
+    assert record.git is not None and len(record.git.commit or "") == 40
+
+
+def test_metrics_are_the_few_numbers_that_sweeps_compare(tiny_base: Path, tmp_path: Path) -> None:
+    """C9: training.json filled `dvc metrics show` with digests."""
+    record = run(tiny_base, tmp_path)
+    metrics = json.loads((tmp_path / "report/train_metrics.json").read_text())
+    assert metrics == {
+        "steps": 8,
+        "final_loss": record.final_loss,
+        "validation_loss": record.validation_loss,
+    }
