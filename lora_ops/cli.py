@@ -246,6 +246,33 @@ def report(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def compare(
+    left: Annotated[str, typer.Argument(help="A version, such as finance@2.")],
+    right: Annotated[str, typer.Argument(help="Another version of the same tenant, such as finance@3.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two versions on the rows that both answered and neither was trained on."""
+    from lora_ops.evaluation.versions import compare_versions
+    from lora_ops.registry.backends import open_registry
+
+    with closing(open_registry(find_root())) as registry:
+        found = compare_versions(registry, registry.get(left), registry.get(right))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    table = Grid("metric", found.left, found.right, "difference", "p (Holm)", solid={"metric"})
+    for metric, values in found.metrics.items():
+        change = found.differences[metric]
+        row = (*map(str, values.values()), str(change), f"{change.p_corrected:.4f}")
+        table.add_row(metric, *row)
+    show(table)
+    rows = f"{found.rows} rows of {found.groups} groups that neither was trained on"
+    show(markup(f"{found.verdict}: {rows}; {found.left_out} rows of either don't count."))
+    for note in found.notes:
+        show(markup(f"The metrics that they recorded can't be compared: {note}."))
+
+
+@app.command()
 def chat(
     adapter: Annotated[str, typer.Argument(help="A tenant, or a version such as finance@1.")],
     text: Annotated[str, typer.Argument(help="What to ask.")],

@@ -123,15 +123,21 @@ def history(reference: Reference, as_json: AsJson = False) -> None:
 def diff(left: Reference, right: Reference, as_json: AsJson = False) -> None:
     """Data, parameters and metrics of two versions, side by side, where they differ."""
     from lora_ops.registry.cards import differences
+    from lora_ops.registry.membership import incomparable
 
     with _registry() as registry:
         a, b = registry.get(left), registry.get(right)
-        rows = differences(a, b)
+        rows, reasons = differences(a, b), incomparable(registry, a, b)
     if as_json:
-        print_json({"left": a.id, "right": b.id, "differences": [row._asdict() for row in rows]})
+        told = [row._asdict() for row in rows]
+        print_json({"left": a.id, "right": b.id, "differences": told, "incomparable": reasons})
         return
     same = f"{a.id} and {b.id} record the same data, parameters, metrics and code."
     _print(tables.differences(a.id, b.id, rows) if rows else same)
+    if reasons and a.id != b.id:
+        said = "; ".join(reasons)
+        rest = f"`lora-ops compare {a.id} {b.id}` takes the rows that neither was trained on."
+        _print(markup(f"Their metrics can't be compared: {said}. {rest}"))
 
 
 @app.command()

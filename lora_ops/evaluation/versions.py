@@ -1,0 +1,118 @@
+"""Two versions on the rows that both answered and neither was trained on, from what their packages keep."""
+
+from typing import Any
+
+import pandas as pd
+from pydantic import Field
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.inference import difference, holm, interval
+from lora_ops.evaluation.metrics import sample
+from lora_ops.hashing import sha256_text
+from lora_ops.paths import ANSWERS
+from lora_ops.records.evaluation import ADAPTER, Interval, PairedDifference
+from lora_ops.records.record import Record
+from lora_ops.registry.membership import SEEN, groups_of, incomparable
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+
+DRAWS = 2000
+
+
+class VersionComparison(Record):
+    """Right minus left, paired by row, resampled by group."""
+
+    left: str
+    right: str
+    rows: int = Field(
+        description="that both answered, with the same target, of groups that neither was trained on"
+    )
+    groups: int
+    left_out: int = Field(description="rows of either that don't count")
+    metrics: dict[str, dict[str, Interval]] = Field(description="metric -> version -> value on those rows")
+    differences: dict[str, PairedDifference] = Field(description="metric -> right minus left")
+    notes: list[str] = Field(description="why the metrics that the versions recorded can't be compared")
+
+    @property
+    def verdict(self) -> str:
+        """What the first metric says, in words."""
+        metric, found = next(iter(self.differences.items()))
+        return f"{self.right} {found.verdict} {self.left} ({metric} {found})"
+
+
+def compare_versions(registry: Registry, left: Version, right: Version) -> VersionComparison:
+    """Compare two versions of one tenant by the answers that their packages keep.
+
+    Raises:
+        LoraOpsError: two tenants, a package without answers, no row in common, or a kept file that was changed.
+    """
+    if left.tenant != right.tenant:
+        raise LoraOpsError(f"{left.id} and {right.id} are of two tenants, which answer different questions.")
+    params = right.manifest.params
+    answers = {version.id: _answers(registry, version) for version in (left, right)}
+    both = answers[left.id].merge(answers[right.id], on="key", suffixes=("_left", "_right"))
+    seen = _seen(registry, left, right)
+    unseen = ~both["group_left"].isin(seen) & ~both["group_right"].isin(seen)
+    both = both[unseen & (both["target_left"] == both["target_right"])]
+    if both.empty:
+        raise LoraOpsError(
+            f"{left.id} and {right.id} answered no row in common that neither was trained on: evaluate both on "
+            "one test split (the same data.seed and ratio of data.rows)."
+        )
+    metrics: dict[str, dict[str, Interval]] = {}
+    differences: dict[str, PairedDifference] = {}
+    for metric in _shared_metrics(left.manifest.params, params):
+        of_left, of_right = (
+            sample(
+                metric,
+                list(both["target_left"]),
+                list(both[f"{ADAPTER}_{side}"]),
+                params.get("data", {}).get("labels", ()),
+                list(both["group_right"]),
+            )
+            for side in ("left", "right")
+        )
+        metrics[metric] = {left.id: interval(of_left, DRAWS, 0), right.id: interval(of_right, DRAWS, 0)}
+        differences[metric] = difference(of_right, of_left, DRAWS, 0)
+    everything = {*answers[left.id]["key"], *answers[right.id]["key"]}
+    return VersionComparison(
+        left=left.id,
+        right=right.id,
+        rows=len(both),
+        groups=both["group_right"].nunique(),
+        left_out=len(everything) - len(both),
+        metrics=metrics,
+        differences=holm(differences),
+        notes=incomparable(registry, left, right),
+    )
+
+
+def _answers(registry: Registry, version: Version) -> pd.DataFrame:
+    """Return columns key (digest of the text), group (digest), target and the adapter's answer."""
+    file = version.manifest.files.get(ANSWERS)
+    if file is None:
+        raise LoraOpsError(
+            f"{version.id} keeps no answers (an older package): package its adapter again with `dvc repro`."
+        )
+    path = registry.files.checked(file.sha256, ANSWERS)
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame["key"] = frame["text"].map(sha256_text)
+    frame["group"] = frame["group"].map(sha256_text)
+    return frame[["key", "group", "target", ADAPTER]].drop_duplicates("key")
+
+
+def _seen(registry: Registry, *versions: Version) -> set[str]:
+    """Return the groups that one of `versions` was trained or tuned on."""
+    seen: set[str] = set()
+    for version in versions:
+        groups = groups_of(registry, version) or {}
+        seen = seen.union(*(groups.get(split, set()) for split in SEEN))
+    return seen
+
+
+def _shared_metrics(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
+    """Return the metrics that both versions measure; macro-F1 only where both have the same labels."""
+    same_labels = left.get("data", {}).get("labels") == right.get("data", {}).get("labels")
+    measured = left.get("evaluate", {}).get("metrics", [])
+    shared = [name for name in right.get("evaluate", {}).get("metrics", []) if name in measured]
+    return [name for name in shared if name != "macro_f1" or same_labels] or ["exact_match"]

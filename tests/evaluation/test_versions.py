@@ -1,0 +1,115 @@
+"""Two versions on rows that neither was trained on: found, counted, paired, or plainly refused."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.versions import compare_versions
+from lora_ops.hashing import sha256_file, sha256_text
+from lora_ops.records.manifest import FileRecord
+from lora_ops.registry.membership import incomparable
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+from tests.registry.conftest import build_package
+
+LABELS = ["hotel", "airline"]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry", create=True)
+
+
+def answers(groups: Iterable[int], right: int) -> pd.DataFrame:
+    """Three rows in each group; the adapter is right about the first `right` rows."""
+    rows = [(str(group), f"text {group} {row}") for group in groups for row in range(3)]
+    frame = pd.DataFrame(rows, columns=["group", "text"]).assign(target="hotel")
+    return frame.assign(adapter=["hotel" if row < right else "airline" for row in range(len(frame))])
+
+
+def register(
+    registry: Registry,
+    folder: Path,
+    seed: int,
+    rows: pd.DataFrame | None,
+    trained: Iterable[int] | None,
+    **data: Any,
+) -> Version:
+    manifest = build_package(folder, seed)
+    added = []
+    if rows is not None:
+        rows.to_csv(folder / "answers.csv", index=False)
+        added.append(folder / "answers.csv")
+    if rows is not None and trained is not None:
+        listed = [("train", str(group)) for group in trained]
+        listed += [("test", group) for group in sorted(set(rows["group"]))]
+        digests = pd.DataFrame(listed, columns=["split", "group"])
+        digests["group_sha256"] = digests.pop("group").map(sha256_text)
+        digests.assign(rows=3).to_csv(folder / "membership.csv", index=False)
+        added.append(folder / "membership.csv")
+    files = {path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path)) for path in added}
+    params = {
+        "train": {"seed": seed},
+        "data": {"labels": LABELS, "group": "code", **data},
+        "evaluate": {"metrics": ["exact_match", "macro_f1"]},
+    }
+    full = manifest.model_copy(update={"files": {**manifest.files, **files}, "params": params})
+    return registry.register(folder, full)[0]
+
+
+def test_compare_takes_rows_that_neither_was_trained_on(registry: Registry, tmp_path: Path) -> None:
+    """Groups 0 to 39 and 10 to 49 are tested; the second version was trained on 10 to 14."""
+    first = register(registry, tmp_path / "1", 1, answers(range(40), 60), range(100, 200))
+    trained = [*range(10, 15), *range(100, 150)]
+    second = register(registry, tmp_path / "2", 2, answers(range(10, 50), 110), trained)
+    found = compare_versions(registry, first, second)
+    assert (found.rows, found.groups) == (75, 25)
+    assert found.left_out == 150 - 75
+    assert found.metrics["exact_match"][first.id].value == pytest.approx(15 / 75)
+    assert found.metrics["exact_match"][second.id].value == 1
+    assert found.differences["exact_match"].value == pytest.approx(0.8)
+    assert found.verdict.startswith("finance@2 clearly beats finance@1 (exact_match +0.800")
+    assert found.notes[0] == "finance@2 was trained or tuned on 5 of the 40 test groups of finance@1"
+
+
+def test_compare_of_the_same_answers_finds_no_difference(registry: Registry, tmp_path: Path) -> None:
+    first = register(registry, tmp_path / "1", 1, answers(range(40), 60), range(100, 200))
+    second = register(registry, tmp_path / "2", 2, answers(range(40), 60), range(100, 200))
+    found = compare_versions(registry, first, second)
+    assert (found.rows, found.left_out) == (120, 0)
+    assert found.differences["exact_match"].p_value == 1
+    assert "does not clearly differ from" in found.verdict
+
+
+def test_compare_refuses_versions_without_a_common_row(registry: Registry, tmp_path: Path) -> None:
+    first = register(registry, tmp_path / "1", 1, answers(range(20), 9), range(100, 120))
+    second = register(registry, tmp_path / "2", 2, answers(range(50, 70), 9), range(100, 120))
+    with pytest.raises(LoraOpsError, match="finance@1 and finance@2 answered no row in common"):
+        compare_versions(registry, first, second)
+
+
+def test_compare_refuses_an_older_package(registry: Registry, tmp_path: Path) -> None:
+    first = register(registry, tmp_path / "1", 1, None, None)
+    second = register(registry, tmp_path / "2", 2, answers(range(20), 9), range(100, 120))
+    with pytest.raises(LoraOpsError, match=r"finance@1 keeps no answers \(an older package\)"):
+        compare_versions(registry, first, second)
+    unknown = "finance@1 keeps no membership.csv (an older package), so it can't be known"
+    assert unknown in incomparable(registry, first, second)[0]
+
+
+def test_incomparable_says_that_groups_have_another_meaning(registry: Registry, tmp_path: Path) -> None:
+    first = register(registry, tmp_path / "1", 1, answers(range(20), 9), range(100, 120))
+    second = register(registry, tmp_path / "2", 2, answers(range(20), 9), range(100, 120), group="customer")
+    assert incomparable(registry, first, second) == [
+        "finance@1 is grouped by code and finance@2 by customer, so it can't be known whether one was trained "
+        "on test groups of the other"
+    ]
+
+
+def test_incomparable_finds_nothing_in_twins(registry: Registry, tmp_path: Path) -> None:
+    first = register(registry, tmp_path / "1", 1, answers(range(20), 9), range(100, 120))
+    assert incomparable(registry, first, first) == []
