@@ -46,7 +46,7 @@ def clone(tmp_path: Path) -> Path:
 def run_command(root: Path, *words: str) -> subprocess.Popen[bytes]:
     """Start `lora-ops registry ...` as a process of its own, with a client and a Go core of its own."""
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    command = [sys.executable, "-m", "lora_ops.registry.commands", *words]
+    command = [sys.executable, "-m", "lora_ops", "registry", *words]
     return subprocess.Popen(command, env={**inherited, "LORA_OPS_ROOT": str(root)}, stdout=subprocess.DEVNULL)
 
 
