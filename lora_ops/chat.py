@@ -10,6 +10,7 @@ from lora_ops.evaluation.generate import generate
 from lora_ops.loading import load_base_model
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import packages
+from lora_ops.registry.eligibility import base_model_reason
 from lora_ops.registry.store import Registry
 from lora_ops.settings.tenant import TenantSettings
 
@@ -27,13 +28,10 @@ def ask(reference: str, text: str, registry: Registry, root: Path) -> tuple[str,
     base = read_base_model(root / "models/base")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "adapter"
-        version = packages.export(registry, reference, folder)
-        wanted = version.manifest.base_model
-        if wanted.sha256 != base.sha256:
-            raise LoraOpsError(
-                f"{version.manifest.adapter_id} was trained on {wanted.id} {wanted.revision} "
-                f"({wanted.sha256[:12]}…), models/base is {base.id} {base.revision} ({base.sha256[:12]}…)."
-            )
+        version = packages.export(registry, reference, folder, for_review=True)
+        other = base_model_reason(version, base)
+        if other:
+            raise LoraOpsError(f"{other}.")
         model, tokenizer = load_base_model(root / "models/base")
         model = PeftModel.from_pretrained(model, folder)
         settings = TenantSettings.model_validate(version.manifest.params)

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import httpx
 
-from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, packages, reports
+from lora_ops.registry.eligibility import expiry_reason
 from lora_ops.registry.roles import owners_of
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -179,8 +179,9 @@ def _unfit(registry: Registry, version: Version) -> str | None:
     """Why a version may not answer again."""
     if version.state != "superseded":
         return f"{version.id} is '{version.state}'"
-    if version.summary.fresh_until <= utc(registry.clock()):
-        return f"{version.id} expired on {version.summary.fresh_until[:10]}"
+    expired = expiry_reason(version.summary, registry.clock())
+    if expired:
+        return expired
     try:
         packages.check_kept(registry, version)
     except LoraOpsError as error:

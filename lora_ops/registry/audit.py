@@ -96,9 +96,10 @@ class Log:
         )
         return int(row[0].rpartition("@")[2]) if row else None
 
-    def rows(self) -> list["Row"]:
-        """Return every entry as it lies in the database, unchecked."""
-        return [Row(*row) for row in self._db.rows(f"SELECT {COLUMNS} FROM audit ORDER BY seq")]
+    def rows(self, after: int = 0) -> list["Row"]:
+        """Return every entry after entry `after` as it lies in the database, unchecked."""
+        rows = self._db.rows(f"SELECT {COLUMNS} FROM audit WHERE seq > ? ORDER BY seq", (after,))
+        return [Row(*row) for row in rows]
 
 
 class Row(NamedTuple):
@@ -210,17 +211,22 @@ class Anchor:
         write_atomically(self.path, (json.dumps(signed, indent=2) + "\n").encode())
 
 
-def chain_problem(rows: Iterable[Row]) -> str | None:
-    """Return the first entry that was changed, removed or re-ordered, in words; None when the chain holds."""
+def chain_problem(rows: Iterable[Row], start: Head = Head()) -> str | None:  # noqa: B008 - a value, never changed
+    """Return the first entry that was changed, removed or re-ordered, in words; None when the chain holds.
+
+    Args:
+        rows: the entries that follow `start`.
+        start: the entry that they follow.
+    """
     entries = list(rows)
-    hashes = {row.hash for row in entries}
-    last = Head()
+    hashes = {row.hash for row in entries} | {start.hash}
+    last = start
     for row in entries:
         name = f"entry {last.seq + 1}"
         if row.seq != last.seq + 1:
             return f"{name} was removed: the next one is {row.seq}"
         if not _hash_holds(row):
-            places = range(1, len(entries) + 1000)
+            places = range(1, start.seq + len(entries) + 1000)
             if not any(_hash_holds(row._replace(seq=place)) for place in places):
                 return f"{name} ({row.action} {row.subject} by {row.actor}, {row.at}) was changed"
             if row.previous in hashes or row.previous == GENESIS:

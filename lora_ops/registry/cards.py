@@ -10,12 +10,14 @@ from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.registry import AdapterRecord, AuditEntry, Lineage, Ownership, Performance, Risk, Verdict
 from lora_ops.registry import packages
 from lora_ops.registry.approvals import approvals_of
+from lora_ops.registry.eligibility import UNREVIEWED, expiry_warning, reasons_against
 from lora_ops.registry.files import FileStore
-from lora_ops.registry.lifecycle import FRESHNESS_WARNING, SERVING, incidents_in
-from lora_ops.registry.replay import unlike_the_log
+from lora_ops.registry.integrity import registry_problem
+from lora_ops.registry.lifecycle import incidents_in
+from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.reports import filed, human_evaluation, policy_checks
 from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import CLOSED, Version
+from lora_ops.registry.versions import Version
 
 T = TypeVar("T")
 
@@ -110,29 +112,31 @@ def _quoted(
 def verdict(
     registry: Registry, version: Version, history: Sequence[AuditEntry], notes: Sequence[str] = ()
 ) -> Verdict:
-    """Whether a version may serve at this moment: its stage, freshness, files and signature.
+    """Decide whether a version may serve at this moment: log, stage, freshness, files and signature.
 
-    The rows are held against the version's own entries of the audit log first, so that whoever changes a row
-    changes no answer. `notes` are warnings that were found before.
+    The log is verified up to its signed head first, and the rows are compared with it, so that a changed row, a
+    moved alias or a cut log changes no answer. `notes` are warnings that were found before.
     """
-    summary, now = version.summary, utc(registry.clock())
-    soon = utc(registry.clock() + FRESHNESS_WARNING)
-    reasons, warnings = list(unlike_the_log(version, history)), []
-    stage = f"it is '{summary.state}', and only shadow, canary and production serve"
-    if summary.state not in SERVING:
-        reasons.append(stage)
-    if summary.fresh_until <= now:
-        reasons.append(f"its data expired on {summary.fresh_until[:10]}")
-    elif summary.fresh_until <= soon:
-        warnings.append(f"its data expires on {summary.fresh_until[:10]}")
-    if summary.next_review_due and summary.next_review_due <= now:
+    summary, now = version.summary, registry.clock()
+    damage = registry_problem(registry)
+    reasons = [damage] if damage else []
+    reasons += row_mismatches(version, history)
+    reasons += reasons_against(registry, summary, now)
+    warnings = []
+    expires = expiry_warning(summary, now)
+    if expires:
+        warnings.append(expires)
+    if summary.next_review_due and summary.next_review_due <= utc(now):
         warnings.append(f"its review has been due since {summary.next_review_due[:10]}")
     try:
         packages.check_kept(registry, version)
     except LoraOpsError as error:
         reasons.append(str(error).rstrip("."))
-    if reasons == [stage] and registry.allow_candidates and summary.state not in CLOSED:
-        warnings.append("the gateway serves it all the same: serving.allow_candidates is on in params.yaml")
+    if not reasons and summary.state in UNREVIEWED:
+        warnings.append(
+            "nobody has approved it: the gateway serves it because serving.allow_candidates is on in "
+            f"params.yaml and '{version.tenant}' never had a version in production"
+        )
     return Verdict(may_serve=not reasons, reasons=reasons, warnings=[*warnings, *notes])
 
 

@@ -395,13 +395,14 @@ def sync(as_json: AsJson = False) -> None:
 def export(
     reference: Reference,
     target: Annotated[Path, typer.Argument(help="A new folder.")],
+    for_review: Annotated[bool, typer.Option("--for-review", help="Also what may not serve.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a version's files, manifest and signature into a new folder, all verified."""
     from lora_ops.registry import packages
 
     with _registry() as registry:
-        version = packages.export(registry, reference, target)
+        version = packages.export(registry, reference, target, for_review=for_review)
         _done(version, f"written to {target}, digests and signature verified", as_json)
 
 

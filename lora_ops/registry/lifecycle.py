@@ -1,7 +1,7 @@
 """The life of a version: who may move it where, on what evidence, with whose agreement."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -20,6 +20,7 @@ from lora_ops.registry.approvals import (
     statement,
 )
 from lora_ops.registry.changes import Change
+from lora_ops.registry.eligibility import FRESHNESS_WARNING, SERVING, expiry_reason
 from lora_ops.registry.owners import Person
 from lora_ops.registry.reports import Report, failing, filed, lacks, load
 from lora_ops.registry.roles import (
@@ -32,13 +33,11 @@ from lora_ops.registry.roles import (
     require_role,
 )
 from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import Version, parse_reference
+from lora_ops.registry.versions import Version
 
 Stage = Literal["validated", "shadow", "canary", "production"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-FRESHNESS_WARNING = timedelta(days=14)
 LIVE: frozenset[State] = frozenset({"candidate", "validated", *STAGES})
-SERVING: frozenset[State] = frozenset({"shadow", "canary", "production"})
 
 # From, to: the evidence without which the step is refused. A version is superseded only by the promotion of
 # another one, and goes back to production only from there: a rollback, which rests on its incident.
@@ -105,7 +104,7 @@ def promote(
     if to not in STAGES:
         raise LoraOpsError(f"A version can't be promoted to '{to}': choose one of {', '.join(STAGES)}.")
     with registry.change(actor) as change:
-        version = registry.get(reference)
+        version = registry.get_exact(reference)
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         current = registry.named(version.tenant, to)
         now = f"{version.tenant}@{current}" if current else "none"
@@ -115,10 +114,9 @@ def promote(
                 "you promote."
             )
         _require_step(version, to, reason)
-        if utc(registry.clock()) >= version.summary.fresh_until:
-            raise LoraOpsError(
-                f"{version.id} expired on {version.summary.fresh_until[:10]}: train it on fresh data."
-            )
+        expired = expiry_reason(version.summary, registry.clock())
+        if expired:
+            raise LoraOpsError(f"{expired}.")
         concerns = _leaves(registry, version, to)
         basis, needed = _basis(registry, version, to, evidence, concerns)
         if to == "production" and concerns is None:
@@ -191,7 +189,7 @@ def file_evidence(registry: Registry, reference: str, report: Report, *, actor: 
         LoraOpsError: unknown version, nobody of its team, or a report on another one.
     """
     with registry.change(actor) as change:
-        version = registry.get(reference)
+        version = registry.get_exact(reference)
         require_role(registry, version, actor, ANYBODY, f"file evidence of {version.id}")
         _require_about(version, [report])
         _record(registry, change, version, "evidence", report.summary, _kept(registry, [report]))
@@ -228,7 +226,7 @@ def approve(
             raise LoraOpsError(
                 f"What {said.adapter} rests on changed while you signed: look again before you approve."
             )
-        version = registry.get(reference)
+        version = registry.get_exact(reference)
         _record(
             registry,
             change,
@@ -251,7 +249,7 @@ def withdraw(registry: Registry, reference: str, *, actor: str, reason: str) -> 
         LoraOpsError: no approver, no approval of theirs that counts, or a version that left the canary.
     """
     with registry.change(actor) as change:
-        version = registry.get(reference)
+        version = registry.get_exact(reference)
         person = require_role(registry, version, actor, APPROVE, f"withdraw an approval of {version.id}")
         _require_reason(reason)
         if version.state != "canary":
@@ -271,7 +269,7 @@ def review(
         LoraOpsError: no reviewer or approver, no evidence of kind `review`, or a closed version.
     """
     with registry.change(actor) as change:
-        version = registry.get(reference)
+        version = registry.get_exact(reference)
         require_role(registry, version, actor, JUDGE, f"review {version.id}")
         _require_reason(reason)
         _require_about(version, evidence)
@@ -294,7 +292,7 @@ def link_incident(
         LoraOpsError: unknown version, nobody of its team, no reason, or no evidence of kind `incident`.
     """
     with registry.change(actor) as change:
-        version = registry.get(reference)
+        version = registry.get_exact(reference)
         require_role(registry, version, actor, ANYBODY, f"tell of an incident of {version.id}")
         _require_reason(reason)
         _require_about(version, evidence)
@@ -439,10 +437,7 @@ def _incident_of(
 
 def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> tuple[ApprovalStatement, Person]:
     """Return what an approver would sign now, and who they are; refuse what can't be approved."""
-    tenant, which = parse_reference(reference)
-    if not isinstance(which, int):
-        raise LoraOpsError(f"Name the exact version to approve ({tenant}@3): an alias may move meanwhile.")
-    version = registry.get(reference)
+    version = registry.get_exact(reference)
     person = require_approver(registry, version, actor)
     _require_reason(reason)
     if version.state != "canary":
@@ -459,7 +454,7 @@ def _close(
     registry: Registry, reference: str, to: State, actor: str, reason: str, evidence: Sequence[Report]
 ) -> Version:
     with registry.change(actor) as change:
-        version = registry.get(reference)
+        version = registry.get_exact(reference)
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         _require_step(version, to, reason)
         _require_about(version, evidence)

@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.files import check_package
-from lora_ops.registry.replay import unlike_the_log
+from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Version
@@ -16,14 +17,23 @@ from lora_ops.registry.versions import CLOSED, Version
 logger = logging.getLogger(__name__)
 
 
-def export(registry: Registry, reference: str, target: Path) -> Version:
+def export(registry: Registry, reference: str, target: Path, *, for_review: bool = False) -> Version:
     """Write a version's files, manifest and signature into the new folder `target`, all verified.
 
+    Args:
+        registry: where.
+        reference: which version.
+        target: a new folder.
+        for_review: also write what may not serve, to be looked at: a candidate, or one whose data expired.
+
     Raises:
-        LoraOpsError: unknown, rejected, revoked or archived version, a kept file is missing or changed, the
-            signature does not fit, or `target` exists.
+        LoraOpsError: unknown, rejected, revoked or archived version, one that may not serve, a kept file is
+            missing or changed, the signature does not fit, or `target` exists.
     """
     version = _loadable(registry, reference)
+    reason = next(reasons_against(registry, version.summary, registry.clock()), None)
+    if reason and not for_review:
+        raise LoraOpsError(f"{reason}. To look at it all the same: `--for-review`; nothing was written.")
     if target.exists():
         raise LoraOpsError(f"{target} exists already: name a new folder.")
     try:
@@ -92,7 +102,7 @@ def check_folder(registry: Registry, version: Version, folder: Path) -> None:
     with registry.db.reading():
         found = registry.load(version.tenant, version.number)
         history = registry.log.entries(version.tenant, version.number)
-    for problem in unlike_the_log(found, history):
+    for problem in row_mismatches(found, history):
         raise Damaged(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
 
 
@@ -122,6 +132,10 @@ def check_signature(registry: Registry, version: Version) -> None:
 
 def _loadable(registry: Registry, reference: str) -> Version:
     version = registry.get(reference)
+    follower = registry.follower
+    problem = follower.head_problem() if reference == version.id else follower.problem()
+    if problem:
+        raise Damaged(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
     if version.state in CLOSED:
         raise LoraOpsError(f"{version.id} was {version.state}: it may not be loaded.")
     return version

@@ -34,7 +34,7 @@ def replay(number: int, entries: Sequence[AuditEntry]) -> Told | None:
     return Told(born, state, due) if born else None
 
 
-def unlike_the_log(version: Version, history: Sequence[AuditEntry]) -> Iterator[str]:
+def row_mismatches(version: Version, history: Sequence[AuditEntry]) -> Iterator[str]:
     """Where a version's rows are not what its own entries say, in words.
 
     So much can be said without reading the whole log: `verify` also sees an entry that was removed, or changed

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from lora_ops.clock import now, utc
-from lora_ops.errors import LoraOpsError, NotFound
+from lora_ops.errors import Damaged, LoraOpsError, NotFound
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.manifest import ADAPTER_FILES, SCHEMA_VERSION, Manifest, content_digest
@@ -22,6 +22,7 @@ from lora_ops.registry.copies import Copies
 from lora_ops.registry.database import Database, MissingRegistry
 from lora_ops.registry.files import FileStore, check_package
 from lora_ops.registry.heads import HeadMemory
+from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
@@ -80,6 +81,7 @@ class Registry:
         self.log = Log(self.db)
         self.memory = memory
         self.anchor = Anchor(path / "audit.head", self.signer, self._replaced)
+        self.follower = LogFollower(self)
         try:
             self._migrate(create)
         except BaseException:
@@ -149,12 +151,15 @@ class Registry:
         """
         announced = False
         with self.db.writing():
-            ready = migrations.schema_of(self.db) >= migrations.FIRST_WITH_LOG
-            before = self.log.head() if ready else Head()
-            problem = self.anchor.problem(before, catching_up=catching_up)
+            schema = migrations.schema_of(self.db)
+            before = self.log.head() if schema >= migrations.FIRST_WITH_LOG else Head()
+            if schema == migrations.SCHEMA_VERSION:
+                problem = self.follower.problem_inside(catching_up=catching_up)
+            else:  # the upgrade, which changes the tables that the follower reads
+                problem = self.anchor.problem(before, catching_up=catching_up)
             if problem:
-                raise LoraOpsError(
-                    f"The audit log in {self.path} can't be trusted, so nothing is changed: {problem}; "
+                raise Damaged(
+                    f"The registry in {self.path} can't be trusted, so nothing is changed: {problem}; "
                     "restore the registry from a backup, or, if you put this one here yourself, run `lora-ops "
                     "registry accept-head --reason TEXT`."
                 )
@@ -397,6 +402,25 @@ class Registry:
         )
         return [Summary._make((*row, names.get(row[:2], ()))) for row in rows]
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let every query inside see the same moment."""
+        with self.db.reading():
+            yield
+
+    def states(self) -> dict[tuple[str, int], State]:
+        """Return the state of every version: (tenant, number) to state."""
+        rows = self.db.rows("SELECT tenant, number, state FROM versions")
+        return {(tenant, number): state for tenant, number, state in rows}
+
+    def seen(self) -> tuple[int, ...]:
+        """Return what differs after every change by others, of the database or of its signed head."""
+        try:
+            found = self.anchor.path.stat()
+        except OSError:  # removed; whoever verifies the log says so
+            return (self.data_version(),)
+        return self.data_version(), found.st_mtime_ns, found.st_size, found.st_ino
+
     def data_version(self) -> int:
         """Return a number that changes with every commit of another connection."""
         row = self.db.row("PRAGMA data_version")
@@ -453,15 +477,40 @@ class Registry:
         ]
 
     def get(self, reference: str) -> Version:
-        """The version that `finance@3`, `finance@candidate` or `finance` names.
+        """Return the version that `finance@3`, `finance@candidate` or `finance` names; see `current`.
 
         Raises:
             LoraOpsError: there is no such tenant, version or alias; the text lists what there is.
         """
         return self.load(*self.resolve(reference))
 
+    def get_exact(self, reference: str) -> Version:
+        """Return the version that `finance@3` names; what can't be undone asks for no less.
+
+        Raises:
+            LoraOpsError: an alias or a bare tenant, which may name another version by now; or there is none.
+        """
+        tenant, which = parse_reference(reference)
+        if not isinstance(which, int):
+            raise LoraOpsError(
+                f"'{reference}' may name another version in a moment: name the exact one ({tenant}@3, see "
+                f"`lora-ops registry list {tenant}`); nothing was changed."
+            )
+        return self.get(reference)
+
+    def current(self, tenant: str) -> int | None:
+        """Return the number of the version that a bare tenant means, everywhere; None where it means none.
+
+        That is what is in production. Before anything ever was, it is the candidate. After production was
+        revoked nothing takes its place by itself: a candidate was reviewed by nobody.
+        """
+        number = self.named(tenant, "production")
+        if number is None and self.log.last_in_production(tenant) is None:
+            number = self.named(tenant, "candidate")
+        return number
+
     def resolve(self, reference: str) -> tuple[str, int]:
-        """The tenant and the number that a reference names now.
+        """Return the tenant and the number that a reference names now.
 
         Raises:
             LoraOpsError: there is no such tenant, version or alias; the text lists what there is.
@@ -471,9 +520,9 @@ class Registry:
             row = self.db.row("SELECT number FROM versions WHERE tenant = ? AND number = ?", (tenant, which))
             number = row[0] if row else None
         else:
-            number = self.named(tenant, which)
+            number = self.named(tenant, which) if which else self.current(tenant)
         if number is None:
-            raise self._unknown(tenant, which)
+            raise self._unknown(tenant, which or "production")
         return tenant, number
 
     def named(self, tenant: str, alias: str) -> int | None:

@@ -91,8 +91,10 @@ class Version:
         return self.summary.registered_at
 
 
-def parse_reference(reference: str) -> tuple[str, int | str]:
-    """`finance@3` as ("finance", 3), `finance@candidate` and `finance` as ("finance", "candidate").
+def parse_reference(reference: str) -> tuple[str, int | str | None]:
+    """Read a reference: `finance@3` as ("finance", 3), `finance@candidate` as ("finance", "candidate").
+
+    A bare tenant names no version by itself: ("finance", None), see `Registry.current`.
 
     Raises:
         LoraOpsError: the text is none of these.
@@ -103,5 +105,5 @@ def parse_reference(reference: str) -> tuple[str, int | str]:
             f"'{reference}' names no version: write tenant@number (finance@3) or tenant@alias "
             "(finance@candidate)."
         )
-    tenant, which = match[1], match[2] or "candidate"
-    return tenant, int(which) if which.isdigit() else which
+    which = match[2]
+    return match[1], int(which) if which and which.isdigit() else which

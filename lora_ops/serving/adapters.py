@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.base_model import BaseModelRecord
+from lora_ops.registry.eligibility import base_model_reason
 from lora_ops.registry.versions import Version
 from lora_ops.serving.engine import Engine, EngineError
 
@@ -275,12 +276,9 @@ class AdapterCache:
                 self._observer.adapter_loaded(entry.name, seconds)
 
     def _verified(self, version: Version) -> Path:
-        theirs, ours = version.manifest.base_model, self._base_model
-        if theirs.sha256 != ours.sha256:
-            raise WrongBase(
-                f"{version.id} was trained on {theirs.id} {theirs.revision} ({theirs.sha256[:12]}…), and this "
-                f"gateway serves {ours.id} {ours.revision} ({ours.sha256[:12]}…): train it on this one."
-            )
+        other = base_model_reason(version, self._base_model)
+        if other:
+            raise WrongBase(f"{other}.")
         return self._verify(version.id)
 
     def _failed(self, entry: Entry, error: Exception) -> AdapterUnavailable:

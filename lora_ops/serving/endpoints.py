@@ -242,7 +242,11 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     @app.get("/ready")
     async def ready() -> Response:
-        """It may be sent requests: the engine runs, and the registry can be read."""
+        """It may be sent requests: the engine runs, and the registry is what its signed log says."""
+        damage = gateway.router.damage()
+        if damage:
+            text = f"The registry can't be trusted: {damage}. What was verified before goes on answering."
+            raise ApiError(503, text, "server_error", "registry_damaged")
         if not gateway.ready:
             text = "The gateway is starting or stopping, or its engine does not answer."
             raise ApiError(503, text, "server_error", "not_ready", retry_after=1)

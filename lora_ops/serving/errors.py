@@ -10,7 +10,7 @@ from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.serving.adapters import AdapterUnavailable
 from lora_ops.serving.engine import EngineError
 from lora_ops.serving.limits import NeverFits, Overloaded, TooMany
-from lora_ops.serving.router import NotServed, UnknownModel
+from lora_ops.serving.router import NotServed, OutOfService, UnknownModel
 from lora_ops.serving.tokenization import BadPrompt
 
 
@@ -59,6 +59,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return error
         case UnknownModel():
             return ApiError(404, str(error), code="model_not_found", param="model")
+        case OutOfService():
+            return ApiError(503, str(error), "server_error", "model_not_served", "model")
         case NotServed():
             return ApiError(403, str(error), "permission_error", "model_not_served", "model")
         case BadPrompt():
@@ -81,7 +83,7 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(
                 502, "The engine failed; the gateway's log says why.", "server_error", "engine_error"
             )
-        case Damaged():
+        case Damaged():  # no Retry-After: trying again mends nothing
             return ApiError(503, _outside(error), "server_error", "registry_damaged")
         case LoraOpsError():
             return ApiError(503, _outside(error), "server_error", "unavailable", retry_after=1)

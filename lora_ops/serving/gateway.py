@@ -8,14 +8,16 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 from starlette.requests import Request
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import packages
 from lora_ops.registry.backends import open_copy, open_registry
+from lora_ops.registry.eligibility import expiry_warning
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
 from lora_ops.serving.answering import Answering
@@ -82,11 +84,12 @@ class Gateway:
         self.answering = Answering(
             engine, self.cache, self.queue, serving, self.telemetry, self.tracing, self._tell
         )
-        self.telemetry.watch(engine, self.cache, self.queue)
+        self.telemetry.watch(engine, self.cache, self.queue, self)
         self.traffic = RecentTraffic()
         self.started = time.monotonic()
         self.stopping = False
         self._healthy = False
+        self._damage: str | None = None
         self._forever: list[asyncio.Task[None]] = []
         self._said: set[str] = set()
 
@@ -111,7 +114,12 @@ class Gateway:
     @property
     def ready(self) -> bool:
         """Whether it should be sent requests: it neither starts nor stops, and the engine answered lately."""
-        return self._healthy and not self.stopping
+        return self._healthy and not self.stopping and self.damage is None
+
+    @property
+    def damage(self) -> str | None:
+        """Why the registry can't be trusted, as of the last look at it, or None."""
+        return self._damage
 
     async def stop(self) -> None:
         """Stop the engine and write what is left of the event log."""
@@ -169,7 +177,9 @@ class Gateway:
         self.traffic.add(event)
 
     def _verify(self, reference: str) -> Path:
-        # Runs in a thread, and a registry belongs to one thread.
+        # Runs in a thread, and a registry belongs to one thread. What was found damaged loads nothing new.
+        if self._damage:
+            raise Damaged(f"The registry can't be trusted ({self._damage}): nothing new is loaded.")
         with closing(open_copy(self._root, self._everything)) as registry:
             return packages.verified_path(registry, reference)
 
@@ -183,6 +193,10 @@ class Gateway:
 
     async def _keep_house(self, *, starting: bool = False) -> None:
         """Keep the warm ones in memory, and what may not serve any more out of it."""
+        self._damage = self.router.damage()
+        if self._damage:
+            return  # what is in memory was verified and stays; nothing is loaded or unloaded on damaged records
+        self._warn_of_expiry()
         warm = []
         for name in self.settings.warm:
             try:
@@ -200,6 +214,31 @@ class Gateway:
                 except (UnknownModel, NotServed) as error:
                     log.warning("%s is unloaded: %s", entry.name, error)
                     await self._unload(entry.name)
+
+    def _warn_of_expiry(self) -> None:
+        # Expiry stops a tenant's answers at once, so it is said long before, once a day: the text counts days.
+        for one in self.router.versions():
+            warning = expiry_warning(one, self.registry.clock()) if one.aliases else None
+            if warning:
+                self._say_once(warning)
+
+    def freshness(self) -> list[tuple[str, str, float, float | None]]:
+        """Return what an alias names: tenant, version, seconds until its data expires and its review is due."""
+        now = self.registry.clock()
+
+        def left(until: str) -> float:
+            return (datetime.fromisoformat(until) - now).total_seconds()
+
+        return [
+            (
+                one.tenant,
+                one.id,
+                left(one.fresh_until),
+                left(one.next_review_due) if one.next_review_due else None,
+            )
+            for one in self.router.versions()
+            if one.aliases
+        ]
 
     async def _unload(self, name: str) -> None:
         try:

@@ -1,16 +1,20 @@
 """Which adapter version answers to a model's name: what is in production, what is pinned, or the base model."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_ops.clock import utc
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.base_model import BaseModelRecord
-from lora_ops.registry.lifecycle import SERVING
+from lora_ops.registry.eligibility import expiry_reason, state_reason
+from lora_ops.registry.integrity import LogFollower
+from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
+from lora_ops.registry.versions import Summary, Version, parse_reference
+
+logger = logging.getLogger(__name__)
 
 Decision = Literal["production", "candidate", "pinned", "base"]
 BASE = "base"
@@ -22,6 +26,10 @@ class UnknownModel(LoraOpsError):
 
 class NotServed(LoraOpsError):
     """The model exists and may not answer; the text says why."""
+
+
+class OutOfService(NotServed):
+    """The tenant had a version in production, and has none that may answer now."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class Route:
     decision: Decision
     version: Version | None
     base_model: BaseModelRecord
+    refusal: str | None = None
+    """Why it may not answer whatever the time is; its age is asked at each request."""
 
     @property
     def name(self) -> str:
@@ -64,25 +74,37 @@ class Router:
 
     SQLite's `data_version` tells of every commit by others, so a promotion, a rollback or a revocation holds
     for the next request, at the price of one pragma.
+
+    A change counts only once the log verifies up to its signed head and rows and aliases are what it says.
+    Where they are not, the routes that were verified before go on, and no new one is read: `damage` says why.
     """
 
     def __init__(self, registry: Registry, base_model: BaseModelRecord, *, allow_candidates: bool) -> None:
         self._registry = registry
         self._base_model = base_model
-        self._allow_candidates = allow_candidates
-        self._seen: int | None = None
+        registry.allow_candidates = allow_candidates
+        self._log = LogFollower(registry)
+        self._seen: tuple[int, ...] | None = None
         self._routes: dict[str, Route] = {}
         self._versions: Sequence[Summary] | None = None
+        self._damage: str | None = None
+
+    def damage(self) -> str | None:
+        """Return why the registry can't be trusted at this moment, or None."""
+        self._take_changes()
+        return self._damage
 
     def route(self, model: str) -> Route:
-        """The route of a model's name: a tenant, an exact version (`finance@3`), the base model's id or `base`.
+        """Return the route of a model's name: a tenant, a version (`finance@3`), `base` or the base model's id.
 
         Raises:
             UnknownModel: no tenant, version or alias has this name.
             NotServed: the version was closed, has expired, or nobody has approved it.
+            OutOfService: so is what was in production for this tenant.
+            Damaged: the registry differs from its signed log, and this route was not verified before.
             LoraOpsError: the registry can't be read.
         """
-        self._forget_if_changed()
+        self._take_changes()
         return self._route(model)
 
     def _route(self, model: str) -> Route:
@@ -90,17 +112,26 @@ class Router:
         if found is None:
             found = self._routes[model] = self._find(model)
         if found.version:
-            self._check(found.version)
+            refusal = found.refusal or expiry_reason(found.version.summary, self._registry.clock())
+            if refusal:
+                # Who asks for a tenant wants its service back; who pins a version has chosen the wrong one.
+                kind = OutOfService if found.decision == "production" else NotServed
+                raise kind(f"{refusal}.")
         return found
 
     def is_base(self, model: str) -> bool:
-        """Whether a name means the base model."""
+        """Return whether a name means the base model."""
         return model in (self._base_model.id, BASE)
 
     def served(self) -> list[tuple[str, Route]]:
-        """Every name that answers now, with its route: the tenants, their versions, then the base model."""
-        summaries = self.versions()
-        names = [*dict.fromkeys(one.tenant for one in summaries), *(one.id for one in summaries)]
+        """Return every name that answers now, with its route: tenants, their versions, then the base model."""
+        self._take_changes()
+        names: Iterable[str]
+        if self._damage:
+            names = [name for name in self._routes if not self.is_base(name)]
+        else:
+            summaries = self.versions()
+            names = [*dict.fromkeys(one.tenant for one in summaries), *(one.id for one in summaries)]
         routes = []
         for name in names:
             with suppress(UnknownModel, NotServed):  # listed are the names that answer
@@ -108,38 +139,59 @@ class Router:
         return [*routes, (self._base_model.id, self._route(self._base_model.id))]
 
     def versions(self) -> Sequence[Summary]:
-        """Every version in the registry."""
-        self._forget_if_changed()
+        """Return every version in the registry; while it is damaged, those that were verified last."""
+        self._take_changes()
         if self._versions is None:
-            self._versions = self._registry.summaries()
+            self._versions = () if self._damage else self._registry.summaries()
         return self._versions
 
     def tenants(self) -> list[str]:
-        """Every tenant with a version in the registry."""
+        """Return every tenant with a version in the registry."""
         return list(dict.fromkeys(one.tenant for one in self.versions()))
 
-    def _forget_if_changed(self) -> None:
-        seen = self._registry.data_version()
-        if seen != self._seen:
+    def _take_changes(self) -> None:
+        seen = self._registry.seen()
+        if seen == self._seen:
+            return
+        damage = self._log.problem()
+        self._seen = seen
+        if damage is None:
             self._routes.clear()
             self._versions = None
-            self._seen = seen
+        if damage != self._damage:
+            if damage:
+                logger.error(
+                    "The registry can't be trusted: %s. Routes that were verified before go on; nothing new is "
+                    "loaded until it is restored (`lora-ops registry verify`).",
+                    damage,
+                )
+            else:
+                logger.warning("The registry verifies again.")
+        self._damage = damage
 
     def _find(self, model: str) -> Route:
         if self.is_base(model):
             return Route("base", None, self._base_model)
+        if self._damage:
+            raise Damaged(
+                f"The registry can't be trusted ({self._damage}): '{model[:80]}' was not verified before."
+            )
         try:
-            tenant, which = parse_reference(model)
+            tenant, _ = parse_reference(model)
         except LoraOpsError as error:
             raise UnknownModel(f"There is no model '{model[:80]}': see /v1/models for the names.") from error
         if "@" not in model:
             return self._current(tenant)
-        return Route("pinned", self._load(model), self._base_model)
+        return self._verified("pinned", self._load(model))
 
     def _current(self, tenant: str) -> Route:
         if self._registry.named(tenant, "production") is not None:
-            return Route("production", self._load(f"{tenant}@production"), self._base_model)
-        return Route("candidate", self._load(f"{tenant}@candidate"), self._base_model)
+            return self._verified("production", self._load(f"{tenant}@production"))
+        last = self._registry.log.last_in_production(tenant)
+        if last is None:
+            return self._verified("candidate", self._load(f"{tenant}@candidate"))
+        # Nothing takes the place of a revoked version by itself: what is there was reviewed by nobody.
+        return self._verified("production", self._load(f"{tenant}@{last}"))
 
     def _load(self, reference: str) -> Version:
         try:
@@ -147,16 +199,12 @@ class Router:
         except LoraOpsError as error:
             raise UnknownModel(str(error)) from error
 
-    def _check(self, version: Version) -> None:
-        # The same rules as `lora-ops registry show` tells of.
-        if version.state in CLOSED:
-            raise NotServed(f"{version.id} was {version.state}: it does not answer any more.")
-        if version.state not in SERVING and not self._allow_candidates:
-            raise NotServed(
-                f"{version.id} is '{version.state}', and only shadow, canary and production serve: promote it, "
-                "or set serving.allow_candidates in params.yaml."
-            )
-        if utc(self._registry.clock()) >= version.summary.fresh_until:
-            raise NotServed(
-                f"{version.id} expired on {version.summary.fresh_until[:10]}: train it on fresh data."
-            )
+    def _verified(self, decision: Decision, version: Version) -> Route:
+        """Return the route to a version whose rows are what its entries of the log say.
+
+        Raises:
+            Damaged: they are not.
+        """
+        for problem in row_mismatches(version, self._registry.log.entries(version.tenant, version.number)):
+            raise Damaged(f"{version.id} may not be loaded: {problem}.")
+        return Route(decision, version, self._base_model, state_reason(self._registry, version.summary))

@@ -8,11 +8,13 @@ route was known: `refused_total` (tenant of the key, code). Of adapters, labelle
 `adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent), `adapter_bytes`; and
 `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine; `slots_used` and
 `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`. Of the event
-log: `events_total`, `events_lost_total`.
+log: `events_total`, `events_lost_total`. Of the registry: `registry_damaged`, and of what an alias names, by
+tenant and adapter, `adapter_fresh_seconds` and `adapter_review_due_seconds`; both are negative once it is late.
 """
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -97,19 +99,31 @@ class Telemetry:
         """Count an eviction."""
         self._evictions.labels(name).inc()
 
-    def watch(self, engine: Engine, cache: AdapterCache, queue: FairQueue) -> None:
+    def watch(self, engine: Engine, cache: AdapterCache, queue: FairQueue, versions: "Freshness") -> None:
         """Read these whenever somebody scrapes."""
-        self.registry.register(_Now(engine, cache, queue))
+        self.registry.register(_Now(engine, cache, queue, versions))
 
     def scrape(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
+class Freshness(Protocol):
+    """What the gateway knows of the registry's versions at the moment of the scrape."""
+
+    @property
+    def damage(self) -> str | None:
+        """Why the registry can't be trusted, or None."""
+
+    def freshness(self) -> list[tuple[str, str, float, float | None]]:
+        """Return tenant, version, seconds until its data expires and until its review is due."""
+
+
 class _Now(Collector):
     """What is loaded, running and waiting at the moment of the scrape."""
 
-    def __init__(self, engine: Engine, cache: AdapterCache, queue: FairQueue) -> None:
+    def __init__(self, engine: Engine, cache: AdapterCache, queue: FairQueue, versions: "Freshness") -> None:
+        self._versions = versions
         self._engine = engine
         self._cache = cache
         self._queue = queue
@@ -140,3 +154,18 @@ class _Now(Collector):
             if entry.loaded:
                 size.add_metric([entry.name], entry.bytes)
         yield from (waiting, loaded, size)
+        damaged = int(self._versions.damage is not None)
+        text = "1 while the registry differs from its signed log"
+        yield GaugeMetricFamily("lora_ops_registry_damaged", text, value=damaged)
+        labels = ["tenant", "adapter"]
+        fresh = GaugeMetricFamily(
+            "lora_ops_adapter_fresh_seconds", "Until its data expires and it stops answering", labels=labels
+        )
+        review = GaugeMetricFamily(
+            "lora_ops_adapter_review_due_seconds", "Until its next review is due", labels=labels
+        )
+        for tenant, adapter, fresh_seconds, review_seconds in self._versions.freshness():
+            fresh.add_metric([tenant, adapter], fresh_seconds)
+            if review_seconds is not None:
+                review.add_metric([tenant, adapter], review_seconds)
+        yield from (fresh, review)

@@ -109,7 +109,10 @@ def test_a_candidate_may_not_serve(registry: Registry, package: Build) -> None:
     registry.register(*package())
     verdict = record(registry, "finance@1").verdict
     assert not verdict.may_serve
-    assert verdict.reasons == ["it is 'candidate', and only shadow, canary and production serve"]
+    assert verdict.reasons == [
+        "finance@1 is 'candidate', and only shadow, canary and production serve: "
+        "promote it, or set serving.allow_candidates in params.yaml"
+    ]
 
 
 def test_the_verdict_warns_before_and_refuses_after_the_data_expires(
@@ -121,13 +124,14 @@ def test_the_verdict_warns_before_and_refuses_after_the_data_expires(
     verdict = record(registry, "finance@1").verdict
     assert verdict.may_serve
     assert verdict.warnings == [
-        "its data expires on 2027-03-02",
+        "the data of finance@1 expires on 2027-03-02, in 10 days, and it does not answer from then on: "
+        "train and promote a version on fresh data",
         "its review has been due since 2026-05-31",
     ]
     clock.move(days=10)
     verdict = record(registry, "finance@1").verdict
     assert not verdict.may_serve
-    assert verdict.reasons == ["its data expired on 2027-03-02"]
+    assert verdict.reasons == ["finance@1 expired on 2027-03-02: train it on fresh data"]
 
 
 def test_a_changed_file_takes_the_permission_to_serve(registry: Registry, package: Build, story: Story) -> None:
@@ -165,6 +169,7 @@ def test_what_a_row_says_is_held_against_the_log(registry: Registry, package: Bu
     verdict = record(registry, "finance@1").verdict
     assert not verdict.may_serve
     assert verdict.reasons == [
+        "the state of finance@1 was changed: it is production, and the audit log says candidate",
         "the state of finance@1 was changed: it is 'production', and was 'candidate'",
         "the fresh_until of finance@1 was changed: it is '2099-01-01', and was '2026-03-03T09:00:00+00:00'",
     ]
@@ -179,7 +184,8 @@ def test_an_entry_that_was_changed_takes_the_permission_to_serve(
     registry.db.rows("UPDATE audit SET body = replace(body, '\"validated\"', '\"production\"') WHERE seq = 2")
     registry.db.rows("UPDATE versions SET state = 'production'")
     verdict = record(registry, "finance@1").verdict
-    assert verdict.reasons == ["entry 2 of the audit log was changed"]
+    assert "entry 2 (validated finance@1 by ci" in verdict.reasons[0]
+    assert verdict.reasons[1] == "entry 2 of the audit log was changed"
 
 
 def test_a_report_that_was_changed_is_not_quoted(
@@ -200,9 +206,10 @@ def test_a_candidate_that_the_gateway_serves_all_the_same_is_said(registry: Regi
     assert record(registry, "finance@1").verdict.warnings == []
     registry.allow_candidates = True
     verdict = record(registry, "finance@1").verdict
-    assert not verdict.may_serve
+    assert verdict.may_serve
     assert verdict.warnings == [
-        "the gateway serves it all the same: serving.allow_candidates is on in params.yaml"
+        "nobody has approved it: the gateway serves it because serving.allow_candidates is on in params.yaml "
+        "and 'finance' never had a version in production"
     ]
     lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
     assert record(registry, "finance@1").verdict.warnings == []

@@ -307,8 +307,8 @@ def test_show_tells_of_the_gateways_setting_and_of_groups(cli: Cli, root: Path) 
     registry.register(folder, manifest.model_copy(update={"bias": bias}), actor="ana.silva")
     registry.close()
     page = cli("show", "finance@3").output
-    assert "may NOT serve today" in page
-    assert "the gateway serves it all the same: serving.allow_candidates is on" in page
+    assert "may serve today" in page
+    assert "nobody has approved it: the gateway serves it because serving.allow_candidates is on" in page
     assert "largest gap 0.300 between groups with at least 10 rows (2 of 3), report abababab…" in page
     assert [line.split()[0] for line in page.splitlines() if " to 0." in line] == [
         "Lodging",

@@ -1,6 +1,8 @@
 """The life of a version: each step has its evidence, production has its two approvers, the past stays."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -502,3 +504,27 @@ def test_an_incident_is_linked_to_the_version_that_it_concerns(
     assert registry.history(first)[-1].action == "incident"
     with pytest.raises(LoraOpsError, match="missing: evidence of kind 'incident'"):
         lifecycle.link_incident(registry, first, evidence=story.evidence("policy"), actor="oncall", reason="x")
+
+
+@pytest.mark.parametrize("reference", ["finance", "finance@candidate", "finance@production"])
+@pytest.mark.parametrize("step", ["promote", "reject", "revoke", "archive", "approve", "review", "incident"])
+def test_steps_ask_for_an_exact_version(
+    registry: Registry, package: Build, story: Story, step: str, reference: str
+) -> None:
+    """`revoke finance` revoked the candidate and left production answering."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    head = registry.log.head()
+    steps: dict[str, Callable[..., object]] = {
+        "promote": partial(lifecycle.promote, to="validated"),
+        "reject": lifecycle.reject,
+        "revoke": lifecycle.revoke,
+        "archive": lifecycle.archive,
+        "approve": lifecycle.approve,
+        "review": partial(lifecycle.review, evidence=()),
+        "incident": partial(lifecycle.link_incident, evidence=()),
+    }
+    with pytest.raises(LoraOpsError, match="name the exact one"):
+        steps[step](registry, reference, actor=FIRST, reason="so")
+    assert registry.log.head() == head

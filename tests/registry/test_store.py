@@ -125,7 +125,7 @@ def test_an_export_is_the_package_with_its_manifest_and_a_signature_that_others_
 ) -> None:
     folder, manifest = package()
     registry.register(folder, manifest)
-    packages.export(registry, "finance@1", tmp_path / "out")
+    packages.export(registry, "finance@1", tmp_path / "out", for_review=True)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *manifest.files,
         "manifest.json",
@@ -141,7 +141,7 @@ def test_an_export_is_the_package_with_its_manifest_and_a_signature_that_others_
 def test_an_export_does_not_write_over_anything(registry: Registry, package: Build, tmp_path: Path) -> None:
     registry.register(*package())
     with pytest.raises(LoraOpsError, match="exists already"):
-        packages.export(registry, "finance@1", tmp_path)
+        packages.export(registry, "finance@1", tmp_path, for_review=True)
 
 
 def test_a_version_is_verified_on_every_load(registry: Registry, package: Build) -> None:
@@ -168,7 +168,7 @@ def test_a_kept_file_that_was_changed_stops_the_export_and_leaves_no_folder(
     registry.files.path(manifest.files["README.md"].sha256).write_text("better than it is")
     before = set(tmp_path.iterdir())
     with pytest.raises(LoraOpsError, match="README.md was changed on disk"):
-        packages.export(registry, "finance@1", tmp_path / "out")
+        packages.export(registry, "finance@1", tmp_path / "out", for_review=True)
     assert set(tmp_path.iterdir()) == before
 
 
@@ -196,7 +196,7 @@ def test_an_unknown_version_is_refused_with_what_there_is(
 def test_references_are_read() -> None:
     assert parse_reference("finance@3") == ("finance", 3)
     assert parse_reference("finance@production") == ("finance", "production")
-    assert parse_reference("brand-safety_2") == ("brand-safety_2", "candidate")
+    assert parse_reference("brand-safety_2") == ("brand-safety_2", None)
 
 
 def test_a_file_that_can_not_be_read_is_named(public_folder: Path) -> None:
@@ -399,7 +399,7 @@ def test_a_closed_version_is_not_exported(
     registry.register(*package())
     end(registry, "finance@1", actor="ben", reason="leaks")
     with pytest.raises(LoraOpsError, match="finance@1 was (rejected|revoked): it may not be loaded"):
-        packages.export(registry, "finance@1", tmp_path / "out")
+        packages.export(registry, "finance@1", tmp_path / "out", for_review=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,12 +1,15 @@
 """A model's name means what the registry says at this moment."""
 
+import sqlite3
+
 import pytest
 
+from lora_ops.errors import Damaged
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry
-from lora_ops.serving.router import NotServed, Router, UnknownModel
+from lora_ops.serving.router import NotServed, OutOfService, Router, UnknownModel
 from tests.serving.conftest import Clone
 
 
@@ -55,6 +58,60 @@ def test_a_rollback_holds_for_the_very_next_request(clone: Clone, reader: Regist
             evidence=story.evidence("incident", about="finance@2"),
         )
     assert routes.route("finance").name == "finance@1"
+
+
+def test_route_never_falls_back_to_a_candidate(clone: Clone, reader: Registry) -> None:
+    """The README's own incident command put an unreviewed version on air."""
+    routes = router(clone, reader, candidates=True)
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+        with pytest.raises(NotServed, match="has had a version in production"):
+            routes.route("finance@2")
+        lifecycle.revoke(writer, "finance@1", actor="ben", reason="leaks card numbers")
+    with pytest.raises(OutOfService, match="finance@1 was revoked"):
+        routes.route("finance")
+    assert "finance" not in dict(routes.served())
+
+
+def test_route_of_expired_production_is_out_of_service(clone: Clone, reader: Registry) -> None:
+    from datetime import UTC, datetime
+
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+    reader.clock = lambda: datetime(2500, 1, 1, tzinfo=UTC)
+    with pytest.raises(OutOfService, match="finance@1 expired on"):
+        router(clone, reader, candidates=True).route("finance")
+
+
+@pytest.mark.parametrize("attack", ["alias", "state", "head", "cut"])
+def test_route_goes_on_as_verified_while_damaged(clone: Clone, reader: Registry, attack: str) -> None:
+    routes = router(clone, reader, candidates=True)
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+    assert routes.route("finance").name == "finance@1"
+    head = reader.anchor.path.read_bytes()
+    db = sqlite3.connect(reader.db.path, isolation_level=None)
+    if attack == "alias":
+        db.execute("UPDATE aliases SET number = 2 WHERE tenant = 'finance' AND alias = 'production'")
+    elif attack == "state":
+        db.execute("UPDATE versions SET state = 'production' WHERE tenant = 'healthcare'")
+    elif attack == "cut":
+        db.execute("DROP TRIGGER audit_keeps")
+        db.execute("DELETE FROM audit WHERE seq = (SELECT max(seq) FROM audit)")
+    else:
+        reader.anchor.path.unlink()
+    assert routes.damage()
+    assert routes.route("finance").name == "finance@1"
+    with pytest.raises(Damaged, match="can't be trusted"):
+        routes.route("healthcare@1")
+    assert routes.route("base").decision == "base"
+    if attack == "alias":
+        db.execute("UPDATE aliases SET number = 1 WHERE tenant = 'finance' AND alias = 'production'")
+    elif attack == "head":
+        reader.anchor.path.write_bytes(head)
+    else:
+        return
+    assert routes.damage() is None
 
 
 def test_a_revoked_version_does_not_answer_even_when_pinned(clone: Clone, reader: Registry) -> None:

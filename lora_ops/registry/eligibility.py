@@ -1,0 +1,74 @@
+"""May a version serve: the one place that decides it. Gateway, `show`, promotion and rollback all ask here."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from lora_ops.clock import utc
+from lora_ops.records.base_model import BaseModelRecord
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import CLOSED, Summary, Version
+
+SERVING = frozenset({"shadow", "canary", "production"})
+UNREVIEWED = frozenset({"candidate", "validated"})
+FRESHNESS_WARNING = timedelta(days=14)
+
+
+def reasons_against(registry: Registry, summary: Summary, now: datetime) -> Iterator[str]:
+    """Yield each reason why a version may not serve at `now`, as a sentence; nothing where it may."""
+    for reason in (state_reason(registry, summary), expiry_reason(summary, now)):
+        if reason:
+            yield reason
+
+
+def state_reason(registry: Registry, summary: Summary) -> str | None:
+    """Return why the state of a version keeps it from serving, or None.
+
+    A candidate serves only where the settings allow it and only until the tenant has had a version in
+    production: from then on people rely on reviewed answers, so a revoked or expired version is never replaced
+    by one that nobody has reviewed. A state of a newer release never serves.
+    """
+    if summary.state in SERVING:
+        return None
+    if summary.state in CLOSED:
+        return f"{summary.id} was {summary.state}: it does not answer any more"
+    if summary.state not in UNREVIEWED or not registry.allow_candidates:
+        advice = "promote it"
+        if summary.state in UNREVIEWED:
+            advice += ", or set serving.allow_candidates in params.yaml"
+        return f"{summary.id} is '{summary.state}', and only shadow, canary and production serve: {advice}"
+    last = registry.log.last_in_production(summary.tenant)
+    if last is not None:
+        return (
+            f"{summary.id} is '{summary.state}', and '{summary.tenant}' has had a version in production "
+            f"({summary.tenant}@{last}): from then on only reviewed versions serve, so promote it"
+        )
+    return None
+
+
+def expiry_reason(summary: Summary, now: datetime) -> str | None:
+    """Return why the age of a version's data keeps it from serving at `now`, or None."""
+    if utc(now) >= summary.fresh_until:
+        return f"{summary.id} expired on {summary.fresh_until[:10]}: train it on fresh data"
+    return None
+
+
+def expiry_warning(summary: Summary, now: datetime) -> str | None:
+    """Return when the version stops serving, if that is within `FRESHNESS_WARNING` of `now`, else None."""
+    if utc(now) < summary.fresh_until <= utc(now + FRESHNESS_WARNING):
+        days = (datetime.fromisoformat(summary.fresh_until) - now).days
+        return (
+            f"the data of {summary.id} expires on {summary.fresh_until[:10]}, in {days} days, and it does not "
+            "answer from then on: train and promote a version on fresh data"
+        )
+    return None
+
+
+def base_model_reason(version: Version, base: BaseModelRecord) -> str | None:
+    """Return why a version does not belong on the base model `base`, or None: other weights, other answers."""
+    theirs = version.manifest.base_model
+    if theirs.sha256 == base.sha256:
+        return None
+    return (
+        f"{version.id} was trained on {theirs.id} {theirs.revision} ({theirs.sha256[:12]}…), and the base "
+        f"model here is {base.id} {base.revision} ({base.sha256[:12]}…): train it on this one"
+    )

@@ -1,0 +1,139 @@
+"""Is the registry what its signed log says, as far as answers depend on it: chain, head, aliases and states."""
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from lora_ops.registry.audit import Anchor, Head, Log, Row, chain_problem
+
+
+class Tables(Protocol):
+    """What a registry shows of itself to be verified."""
+
+    log: Log
+    anchor: Anchor
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Let every query inside see the same moment."""
+
+    def aliases(self) -> Mapping[tuple[str, str], int]:
+        """Return every alias: (tenant, alias) to the number of the version that it names."""
+
+    def states(self) -> Mapping[tuple[str, int], str]:
+        """Return the state of every version: (tenant, number) to state."""
+
+
+class LogFollower:
+    """Verifies the log once, and after that what was added to it: cheap enough for every change.
+
+    Somebody who can write in the registry's folder can move an alias or edit a row by SQL, and can compute the
+    hashes of a log without its last entry, but can't sign the head of that log. So nothing is decided on a row
+    or an alias before the chain reaches the signed head, and the rows are what the chain says.
+    """
+
+    def __init__(self, registry: Tables) -> None:
+        self._registry = registry
+        self._head = Head()
+        self._aliases: dict[tuple[str, str], int] = {}
+        self._states: dict[tuple[str, int], str] = {}
+
+    def problem(self) -> str | None:
+        """Verify everything that is new, and return what is wrong, or None.
+
+        What was found right stays the point from which the next call goes on.
+
+        Raises:
+            LoraOpsError: the database can't be read.
+        """
+        last = None
+        while True:
+            with self._registry.reading():
+                head = self._registry.log.head()
+                tail = self._registry.anchor.problem(head)
+                # A change committed between these two reads looks like a wrong head, but then the log grew.
+                if tail is None or head == last:
+                    return tail or self._follow(head)
+            last = head
+
+    def head_problem(self) -> str | None:
+        """Return why the log does not end where its signed head says, or None.
+
+        It costs one signature however long the log is. That is enough where an exact version is named and its
+        rows are compared with its own entries.
+        """
+        last = None
+        while True:
+            head = self._registry.log.head()
+            tail = self._registry.anchor.problem(head)
+            if tail is None or head == last:
+                return tail
+            last = head
+
+    def problem_inside(self, *, catching_up: bool = False) -> str | None:
+        """As `problem`, for a caller that holds the write lock: nobody else changes log or head meanwhile.
+
+        Args:
+            catching_up: the log is being taken from elsewhere, so it may be behind what is remembered of it.
+        """
+        head = self._registry.log.head()
+        return self._registry.anchor.problem(head, catching_up=catching_up) or self._follow(head)
+
+    def _follow(self, head: Head) -> str | None:
+        log = self._registry.log
+        rows = log.rows(after=self._head.seq - 1)
+        if self._head.seq and (not rows or Head(rows[0].seq, rows[0].hash) != self._head):
+            return f"entry {self._head.seq} was changed or removed"
+        new = rows[1:] if self._head.seq else rows
+        broken = chain_problem(new, self._head)
+        if broken:
+            return broken
+        aliases, states = dict(self._aliases), dict(self._states)
+        for row in new:
+            _replay(row, aliases, states)
+        wrong = _difference(self._registry, aliases, states)
+        if wrong:
+            return wrong
+        self._head, self._aliases, self._states = head, aliases, states
+        return None
+
+
+def registry_problem(registry: Tables) -> str | None:
+    """Return the first thing in which the registry differs from its signed log, or None."""
+    return LogFollower(registry).problem()
+
+
+def _replay(row: Row, aliases: dict[tuple[str, str], int], states: dict[tuple[str, int], str]) -> None:
+    if row.kind != "version":
+        return
+    tenant = row.subject.rpartition("@")[0]
+    effects: dict[str, Any] = json.loads(row.body).get("effects", {})
+    for number, state in effects.get("states", {}).items():
+        states[tenant, int(number)] = state
+    for alias, target in effects.get("aliases", {}).items():
+        if target is None:
+            aliases.pop((tenant, alias), None)
+        else:
+            aliases[tenant, alias] = target
+
+
+def _difference(
+    registry: Tables, aliases: dict[tuple[str, str], int], states: dict[tuple[str, int], str]
+) -> str | None:
+    found = registry.aliases()
+    for tenant, alias in sorted(found.keys() | aliases.keys()):
+        now, told = found.get((tenant, alias)), aliases.get((tenant, alias))
+        if now != told:
+            return (
+                f"alias {tenant}@{alias} was changed: it names {now or 'nothing'}, "
+                f"and the audit log says {told or 'nothing'}"
+            )
+    rows = registry.states()
+    for tenant, number in sorted(rows.keys() | states.keys()):
+        here, said = rows.get((tenant, number)), states.get((tenant, number))
+        if here != said:
+            return (
+                f"the state of {tenant}@{number} was changed: it is {here or 'gone'}, "
+                f"and the audit log says {said or 'nothing of it'}"
+            )
+    return None

@@ -1,0 +1,125 @@
+"""What somebody who can write in `.registry` but has no private key changes is found before it counts."""
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.registry import lifecycle, packages
+from lora_ops.registry.cards import record
+from lora_ops.registry.integrity import LogFollower, registry_problem
+from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
+
+from .conftest import AUTHOR, FIRST, Build, Story
+
+
+@pytest.fixture
+def served(registry: Registry, package: Build, story: Story) -> Registry:
+    """finance@1 in production, finance@2 its candidate."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    return registry
+
+
+def tamper(registry: Registry, *statements: str) -> None:
+    """Write into the database as somebody who knows its tables."""
+    db = sqlite3.connect(registry.db.path, isolation_level=None)
+    for trigger in ("audit_keeps", "audit_stays", "audit_grows"):
+        db.execute(f"DROP TRIGGER {trigger}")
+    for statement in statements:
+        db.execute(statement)
+    db.close()
+
+
+def revive(registry: Registry) -> None:
+    """Cut the revocation of finance@1 off the log, and put row and alias back."""
+    lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks card numbers")
+    tamper(
+        registry,
+        "DELETE FROM audit WHERE seq = (SELECT max(seq) FROM audit)",
+        "UPDATE versions SET state = 'production' WHERE number = 1",
+        "INSERT INTO aliases VALUES ('finance', 'production', 1)",
+    )
+
+
+def move_alias(registry: Registry) -> None:
+    tamper(registry, "UPDATE aliases SET number = 2 WHERE alias = 'production'")
+
+
+def edit_row(registry: Registry) -> None:
+    tamper(registry, "UPDATE versions SET state = 'production' WHERE number = 2")
+
+
+def edit_entry(registry: Registry) -> None:
+    tamper(registry, "UPDATE audit SET actor = 'nobody' WHERE seq = 2")
+
+
+def delete_head(registry: Registry) -> None:
+    registry.anchor.path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        (revive, "was removed: the log ends at"),
+        (move_alias, "alias finance@production was changed: it names 2, and the audit log says 1"),
+        (edit_row, "the state of finance@2 was changed"),
+        (edit_entry, "entry 2 (validated finance@1"),
+        (delete_head, "audit.head, which says where the log ends, was removed"),
+    ],
+)
+@pytest.mark.parametrize("followed", [True, False], ids=["while followed", "before the first look"])
+def test_follower_names_what_was_tampered(served: Registry, attack: object, words: str, followed: bool) -> None:
+    follower = LogFollower(served)
+    if followed:
+        assert follower.problem() is None
+    attack(served)  # type: ignore[operator]
+    if attack is edit_entry and followed:
+        return  # verified before; whoever loads or shows the version looks at its own entries again
+    assert words in str(follower.problem())
+    assert words in str(registry_problem(served))
+    assert not verify(served).ok
+    verdict = record(served, "finance@2" if attack is edit_row else "finance@1").verdict
+    assert not verdict.may_serve
+    assert words in " ".join(verdict.reasons)
+
+
+@pytest.mark.parametrize("attack", [revive, move_alias, edit_row, edit_entry, delete_head])
+def test_load_refuses_a_registry_that_was_tampered(served: Registry, attack: object) -> None:
+    attack(served)  # type: ignore[operator]
+    with pytest.raises(LoraOpsError):
+        packages.verified_path(served, "finance@2" if attack is edit_row else "finance")
+
+
+@pytest.mark.parametrize("attack", [revive, move_alias, delete_head])
+def test_change_is_refused_on_a_tampered_registry(served: Registry, package: Build, attack: object) -> None:
+    attack(served)  # type: ignore[operator]
+    with pytest.raises(LoraOpsError, match="can't be trusted"):
+        lifecycle.reject(served, "finance@2", actor="ci", reason="worse")
+
+
+def test_follower_goes_on_with_honest_changes(served: Registry, package: Build) -> None:
+    follower = LogFollower(served)
+    for seed in range(3, 6):
+        assert follower.problem() is None
+        served.register(*package(seed), actor=AUTHOR)
+    assert follower.problem() is None
+
+
+def test_follower_names_an_older_copy_put_back(served: Registry, tmp_path: Path) -> None:
+    """A running follower remembers more than the folder does."""
+    copy = tmp_path / "copy"
+    shutil.copytree(served.path, copy)
+    follower = LogFollower(served)
+    lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+    assert follower.problem() is None
+    served.close()
+    shutil.rmtree(served.path)
+    shutil.copytree(copy, served.path)
+    again = Registry(served.path, owners=served.owners, clock=served.clock)
+    follower._registry = again
+    assert "was changed or removed" in str(follower.problem())
