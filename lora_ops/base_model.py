@@ -46,6 +46,8 @@ def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: 
             revision=settings.revision,
             sha256=sha256_file(folder / WEIGHTS),
             parameters=sum(p.numel() for p in model.parameters()),
+            origin=settings.origin,
+            quantization=settings.quantization,
             source=settings.requirement or settings.path or f"hub:{settings.id}",
         )
         (folder / BASE_MODEL).write_text(record.to_json(), encoding="utf-8")

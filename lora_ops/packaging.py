@@ -168,7 +168,7 @@ tags: [lora, {manifest.tenant}]
 In its main metric the adapter {evaluation.verdict}.
 
 ## Lineage
-- Base model {manifest.base_model.id}, {manifest.base_model.revision}, SHA-256 `{manifest.base_model.sha256}`
+- Base model {_base_model(manifest)}, {manifest.base_model.revision}, SHA-256 `{manifest.base_model.sha256}`
 - Data {source}, SHA-256 `{manifest.data.source.sha256}`
 - Split by group: {", ".join(f"{name} {split.rows} rows" for name, split in manifest.data.splits.items())}
 - Rank {recipe.rank}, alpha {recipe.alpha}, dropout {recipe.dropout}, learning rate {recipe.learning_rate},
@@ -184,6 +184,13 @@ base = AutoModelForCausalLM.from_pretrained("models/base")
 model = PeftModel.from_pretrained(base, "packages/{manifest.tenant}")
 ```
 """
+
+
+def _base_model(manifest: Manifest) -> str:
+    base = manifest.base_model
+    if base.made_from is None:
+        return base.id
+    return f"{base.id}, made from {base.made_from}; the adapter fits these weights, not those of {base.origin}"
 
 
 def _system(settings: TenantSettings) -> str:

@@ -13,6 +13,8 @@ from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_base_model
 from lora_ops.records.base_model import read_base_model
 from lora_ops.settings.base_model import BaseModelSettings
+from lora_ops.settings.params import load_settings
+from tests.conftest import ROOT
 
 
 def settings(path: Path | str) -> BaseModelSettings:
@@ -59,3 +61,17 @@ def test_a_tokenizer_without_chat_template_is_refused(tiny_source: Path, tmp_pat
 def test_loading_before_it_is_made_says_which_command_makes_it(tmp_path: Path) -> None:
     with pytest.raises(LoraOpsError, match="run the stage `base_model` first"):
         load_base_model(tmp_path)
+
+
+def test_record_says_what_the_weights_were_made_from(tiny_source: Path, tmp_path: Path) -> None:
+    """C7: a widened 4-bit GGUF went by the id of the hub's own weights."""
+    widened = settings(tiny_source).model_copy(update={"origin": "hub/tiny", "quantization": "GGUF Q4_1"})
+    record = make_base_model(widened, tmp_path / "base", tmp_path, tmp_path)
+    assert read_base_model(tmp_path / "base") == record
+    assert record.made_from == "hub/tiny (GGUF Q4_1)"
+
+
+def test_committed_base_model_does_not_go_by_its_origin() -> None:
+    base = load_settings(ROOT).base_model
+    assert base.source == "package" and base.origin and base.quantization
+    assert base.id not in (base.origin, base.origin.partition("/")[2])

@@ -7,9 +7,10 @@ import pytest
 
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
-from lora_ops.packaging import fresh_until, lock_digest, packaged
+from lora_ops.packaging import fresh_until, lock_digest, model_card, packaged
 from lora_ops.records.data import SourceRecord
 from tests.conftest import ROOT, run
+from tests.registry.conftest import build_package
 
 TENANTS = ("finance", "healthcare", "media")
 STAGES = """\
@@ -94,3 +95,15 @@ def test_packaged_names_the_command_for_a_broken_manifest(tmp_path: Path) -> Non
         LoraOpsError, match="manifest.json is no manifest: run `dvc repro --force package@media`"
     ):
         packaged("media", tmp_path)
+
+
+def test_model_card_says_what_the_base_was_made_from(tmp_path: Path) -> None:
+    """C7: whoever loads the adapter on the hub's weights has another model."""
+    from lora_ops.settings.params import load_settings
+
+    manifest = build_package(tmp_path, 1)
+    made = {"id": "smol-widened", "origin": "hub/smol", "quantization": "GGUF Q4_1"}
+    manifest = manifest.model_copy(update={"base_model": manifest.base_model.model_copy(update=made)})
+    card = model_card(manifest, load_settings(ROOT).tenants["finance"])
+    assert "base_model: smol-widened\n" in card
+    assert "made from hub/smol (GGUF Q4_1); the adapter fits these weights, not those of hub/smol" in card

@@ -39,6 +39,7 @@ def test_a_learning_rate_in_yaml_1_2_notation_is_a_number(tmp_path: Path) -> Non
         ("tenants.finance.data.task", "text", "has free answers: remove labels"),
         ("tenants.finance.data.source", "rows.xlsx", "must end in one of"),
         ("base_model.source", "folder", "source 'folder' also needs path"),
+        ("base_model.id", "HuggingFaceTB/SmolLM2-135M-Instruct", "origin is another model than id"),
         (
             "base_model",
             {"id": "a/b", "source": "hub", "revision": "main"},

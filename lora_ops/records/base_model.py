@@ -16,6 +16,15 @@ class BaseModelRecord(Record):
     sha256: Sha256 = Field(description="of model.safetensors")
     parameters: int
     source: str
+    origin: str | None = Field(None, description="the model that these weights were made from")
+    quantization: str | None = Field(None, description="what the weights of `origin` went through")
+
+    @property
+    def made_from(self) -> str | None:
+        """What the weights were made from, in words; None where they are those that `id` names."""
+        if self.origin is None:
+            return None
+        return f"{self.origin} ({self.quantization})" if self.quantization else self.origin
 
 
 def read_base_model(folder: Path) -> BaseModelRecord:

@@ -14,6 +14,10 @@ class BaseModelSettings(Section):
     id: str
     source: Literal["package", "hub", "folder"]
     revision: str
+    origin: str | None = Field(
+        None, description="the model that these weights were made from, where it is another"
+    )
+    quantization: str | None = Field(None, description="what its weights went through, such as GGUF Q4_1")
     requirement: str | None = None
     archive_sha256: Sha256 | None = None
     file: str | None = None
@@ -27,6 +31,10 @@ class BaseModelSettings(Section):
         missing = [name for name in needed[self.source] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"source '{self.source}' also needs {', '.join(missing)}")
+        if self.origin == self.id:
+            raise ValueError(
+                f"origin is another model than id, and both are '{self.id}': remove origin or rename id"
+            )
         if self.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
             raise ValueError(
                 f"revision '{self.revision}' can come to name other files: "
