@@ -88,9 +88,8 @@ def open_copy(root: Path, everything: Settings, *, create: bool = False, compare
     if settings.backend == "embedded":
         registry = Registry(path, create=create, owners=owners, signing=settings.signing, memory=memory)
     else:
-        registry = SharedRegistry(
-            path, WandbProject(settings.wandb), owners=owners, signing=settings.signing, memory=memory
-        )
+        project = WandbProject(settings.wandb, everything.tracking)
+        registry = SharedRegistry(path, project, owners=owners, signing=settings.signing, memory=memory)
     registry.allow_candidates = everything.serving.allow_candidates
     registry.approvals, registry.least = settings.approvals, settings.evidence
     return registry
@@ -104,10 +103,11 @@ def open_mirror(registry: Registry, root: Path | None = None) -> Mirror:
     """
     if isinstance(registry, SharedRegistry):
         return registry.mirror
-    settings = load_settings(root or find_root()).registry
+    everything = load_settings(root or find_root())
+    settings = everything.registry
     if settings.mirror is None:
         raise LoraOpsError(
             "This registry has no mirror: set `mirror: wandb` under `registry` in params.yaml; every change "
             "that was made before is sent too."
         )
-    return Mirror(registry, WandbProject(settings.wandb))
+    return Mirror(registry, WandbProject(settings.wandb, everything.tracking))

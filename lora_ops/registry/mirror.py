@@ -21,6 +21,7 @@ from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.registry.wandb_project import Parcel, SentEntry, WandbProject
+from lora_ops.tracking.artifacts import content_alias
 
 ALIASES = ("candidate", "shadow", "canary", "production")
 
@@ -78,13 +79,24 @@ class Mirror:
                 self.level()
                 queue = self.queued()
                 for entry in queue:
-                    self.send(entry)
-                    self.show(entry)
+                    self._deliver(entry)
                 return Sync(len(queue), tuple(self._restore()))
             except LoraOpsError as error:
                 left = len(self.queued())
                 waiting = "1 change stays queued" if left == 1 else f"{left} changes stay queued"
-                raise LoraOpsError(f"{str(error).rstrip('.')}; {waiting} for the next sync.") from error
+                raise type(error)(f"{str(error).rstrip('.')}; {waiting} for the next sync.") from error
+
+    def _deliver(self, entry: AuditEntry) -> None:
+        try:
+            self.send(entry)
+            self.show(entry)
+        except LoraOpsError as error:
+            # The log can't leave an entry out, so who reads this has to know which one holds up the others.
+            raise type(error)(
+                f"Entry {entry.seq} ({entry.action} {entry.subject}) was not sent: {str(error).rstrip('.')}. "
+                "If W&B refuses it each time, remove what W&B names there, or set another "
+                "`registry.wandb.project` in params.yaml, which gets the whole log"
+            ) from error
 
     def problem(self) -> str | None:
         """How W&B's log differs from this one, or None; entries that are only queued are no difference.
@@ -168,6 +180,7 @@ class Mirror:
         parcel = Parcel(
             manifest_sha256=sha256_text(version.manifest_text),
             package=None,
+            content=content_alias({name: file.sha256 for name, file in version.manifest.files.items()}),
             data=version.manifest.data,
             parent_manifest_sha256=self._parent(version),
             reports=[(registry.files.checked(one.sha256, one.summary), one) for one in entry.kept_files],

@@ -3,12 +3,18 @@
 | artifact | type | named by | what it is |
 |---|---|---|---|
 | `finance` | `lora-adapter` | `manifest-<12 hex>`, `version-3`, its aliases | package, manifest, signature |
-| `finance-data` | `dataset` | `data-<12 hex>` | the record of the prepared data |
-| `finance-policy`, ... | `evaluation`, `incident` | `report-<12 hex>` | a report that a decision rests on |
+| `finance.data` | `dataset` | `data-<12 hex>` | the record of the prepared data |
+| `finance.policy`, ... | `evaluation`, `incident` | `report-<12 hex>` | a report that a decision rests on |
 | `audit` | `audit` | `entry-<12 hex>` | one signed entry of the audit log |
 
+A tenant's name has no dot, so no tenant has the name of another one's artifact. Earlier releases wrote
+`finance-data`, `finance-policy` and so on: such artifacts stay where they are and are still read. A tenant
+whose name reads like one of those, from before names were reserved, has its versions in `<tenant>.adapter`.
+
 Each entry of the log is one W&B run: it uses the artifacts that it rests on and logs those that it brings, so
-W&B draws the lineage. Names are digests, so sending twice finds what the first time left.
+W&B draws the lineage. An adapter's entry also uses the package that the pipeline logged into the project of the
+runs, and the adapter's metadata names the run that made it. Names are digests, so sending twice finds what the
+first time left.
 """
 
 import json
@@ -23,13 +29,15 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lora_ops.clock import now
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.data import DataRecord
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AdapterRecord, AuditEntry
 from lora_ops.registry.audit import Head
 from lora_ops.settings.registry import WandbSettings
+from lora_ops.settings.section import refuse_reserved_name
+from lora_ops.settings.tracking import TrackingSettings
 from lora_ops.tracking.client import is_client_error, tracking_mode
 
 AUDIT = "audit"
@@ -62,16 +70,23 @@ class Parcel(NamedTuple):
 
     manifest_sha256: str
     package: Path | None
+    content: str
+    """The alias of the package in the project of the runs."""
     data: DataRecord
     parent_manifest_sha256: str | None
     reports: Sequence[tuple[Path, Evidence]]
 
 
 class WandbProject:
-    """One W&B project; nothing is asked of W&B before the first call."""
+    """One W&B project; nothing is asked of W&B before the first call.
 
-    def __init__(self, settings: WandbSettings) -> None:
+    Args:
+        runs: the project that the pipeline logs into; without it, no version names the run that made it.
+    """
+
+    def __init__(self, settings: WandbSettings, runs: TrackingSettings | None = None) -> None:
         self.settings = settings
+        self.runs = runs
         self._connected: Any = None
 
     @property
@@ -125,10 +140,12 @@ class WandbProject:
             if parcel and parcel.package:
                 self._send_package(run, entry, parcel, parcel.package)
             elif parcel:
-                self._use(run, str(entry.tenant), adapter_alias(parcel.manifest_sha256))
+                used = self._find_adapter(str(entry.tenant), adapter_alias(parcel.manifest_sha256))
+                if used is not None:
+                    run.use_artifact(used)
             for path, report in parcel.reports if parcel else ():
                 kind = "incident" if report.kind == "incident" else "evaluation"
-                artifact = self._artifact(f"{entry.tenant}-{report.kind}", kind, report.model_dump(mode="json"))
+                artifact = self._artifact(f"{entry.tenant}.{report.kind}", kind, report.model_dump(mode="json"))
                 artifact.add_file(str(path), "report", policy="immutable", skip_cache=True)
                 self._log(run, artifact, report_alias(report.sha256))
             artifact = self._artifact(
@@ -151,19 +168,29 @@ class WandbProject:
 
     def _send_package(self, run: Any, entry: AuditEntry, parcel: Parcel, package: Path) -> None:
         tenant = str(entry.tenant)
-        data = self._artifact(f"{tenant}-data", "dataset", parcel.data.model_dump(mode="json"))
+        data = self._artifact(f"{tenant}.data", "dataset", parcel.data.model_dump(mode="json"))
         text = parcel.data.to_json()
         with data.new_file("data.json", encoding="utf-8") as file:
             file.write(text)
         alias = f"data-{sha256_text(text)[:12]}"
         self._log(run, data, alias)
-        self._use(run, f"{tenant}-data", alias)
-        if parcel.parent_manifest_sha256:
-            self._use(run, tenant, adapter_alias(parcel.parent_manifest_sha256))
+        parent = parcel.parent_manifest_sha256
+        for used in (
+            self._find(f"{tenant}.data", alias),
+            self._find_adapter(tenant, adapter_alias(parent)) if parent else None,
+            self._logged_package(tenant, parcel.content),
+        ):
+            if used is not None:
+                run.use_artifact(used)
         adapter = self._artifact(
-            tenant,
+            adapter_collections(tenant)[0],
             ADAPTER,
-            {"manifest_sha256": parcel.manifest_sha256, "number": entry.number, "state": "not registered yet"},
+            {
+                "manifest_sha256": parcel.manifest_sha256,
+                "number": entry.number,
+                "state": "not registered yet",
+                "package": parcel.content,
+            },
         )
         adapter.ttl = UNCLAIMED
         adapter.add_dir(str(package), policy="immutable", skip_cache=True)
@@ -183,6 +210,7 @@ class WandbProject:
             artifact = self._adapter(record, manifest_sha256)
             if artifact.metadata.get("log", [0])[0] <= head.seq:
                 artifact.metadata = {
+                    **self._origin(record.tenant, artifact.metadata),
                     **record.model_dump(mode="json"),
                     "manifest_sha256": manifest_sha256,
                     "log": list(head),
@@ -196,6 +224,24 @@ class WandbProject:
                 self._link(artifact, record, closed or record.state == "candidate")
                 artifact.ttl = self._ttl(artifact) if record.state == "archived" else None
                 artifact.save()
+
+    def _origin(self, tenant: str, metadata: dict[str, Any]) -> dict[str, str]:
+        """Return what joins a version to the project of the runs: its package there, and the run that made it.
+
+        The runs may be sent after the version, so whoever shows it next looks again.
+        """
+        kept = {name: metadata[name] for name in ("package", "run", "run_url") if metadata.get(name)}
+        package = self._logged_package(tenant, kept.get("package"))
+        maker = package.logged_by() if package is not None and "run" not in kept else None
+        if maker is not None:
+            kept |= {"run": "/".join(maker.path), "run_url": maker.url}
+        return kept
+
+    def _logged_package(self, tenant: str, content: str | None) -> Any:
+        if self.runs is None or content is None:
+            return None
+        entity = self.runs.entity or self._api().default_entity
+        return self._look_up(f"{entity}/{self.runs.project}/{tenant}-package:{content}")
 
     def mark_shown(self, entry: AuditEntry) -> None:
         """Say at W&B that everything which this entry did can be seen.
@@ -236,7 +282,7 @@ class WandbProject:
             LoraOpsError: W&B can't be reached.
         """
         with self._talking():
-            found = self._find(tenant, alias)
+            found = self._find_adapter(tenant, alias)
         if found is None:
             return None
         sha256 = str(found.metadata.get("manifest_sha256", ""))
@@ -249,7 +295,7 @@ class WandbProject:
             LoraOpsError: W&B can't be reached.
         """
         with self._talking():
-            artifact = self._find(tenant, adapter_alias(manifest_sha256) if manifest_sha256 else alias)
+            artifact = self._find_adapter(tenant, adapter_alias(manifest_sha256) if manifest_sha256 else alias)
             if artifact is None:
                 return
             aliases = set(artifact.aliases)
@@ -264,7 +310,7 @@ class WandbProject:
         Raises:
             LoraOpsError: W&B can't be reached, or has no such version.
         """
-        self._fetch(tenant, adapter_alias(manifest_sha256), folder)
+        self._fetch(adapter_collections(tenant), adapter_alias(manifest_sha256), folder)
 
     def fetch_manifest(self, tenant: str, manifest_sha256: str) -> str:
         """The text of a version's manifest, checked against its digest.
@@ -273,7 +319,8 @@ class WandbProject:
             LoraOpsError: W&B can't be reached, has no such version, or its manifest was changed.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self._fetch(tenant, adapter_alias(manifest_sha256), Path(folder), "manifest.json")
+            collections, alias = adapter_collections(tenant), adapter_alias(manifest_sha256)
+            self._fetch(collections, alias, Path(folder), "manifest.json")
             path = Path(folder) / "manifest.json"
             text = path.read_text(encoding="utf-8") if path.is_file() else ""
         if sha256_text(text) != manifest_sha256:
@@ -286,19 +333,21 @@ class WandbProject:
         Raises:
             LoraOpsError: W&B can't be reached, or has no such report.
         """
-        self._fetch(f"{tenant}-{report.kind}", report_alias(report.sha256), folder)
+        collections = [f"{tenant}{separator}{report.kind}" for separator in (".", "-")]
+        self._fetch(collections, report_alias(report.sha256), folder)
 
-    def _fetch(self, collection: str, alias: str, folder: Path, prefix: str | None = None) -> None:
+    def _fetch(self, collections: Sequence[str], alias: str, folder: Path, prefix: str | None = None) -> None:
         with self._talking():
-            artifact = self._find(collection, alias)
+            artifact = self._find_first(collections, alias)
             if artifact is None:
-                raise LoraOpsError(f"W&B has no {collection}:{alias} in {self.target}: it was deleted there.")
+                name = f"{collections[0]}:{alias}"
+                raise LoraOpsError(f"W&B has no {name} in {self.target}: it was deleted there.")
             artifact.download(root=str(folder), path_prefix=prefix, skip_cache=True)
 
     # The client.
 
     def _adapter(self, record: AdapterRecord, manifest_sha256: str) -> Any:
-        artifact = self._find(record.tenant, adapter_alias(manifest_sha256))
+        artifact = self._find_adapter(record.tenant, adapter_alias(manifest_sha256))
         if artifact is None:
             raise LoraOpsError(f"W&B has lost {record.id} ({self.target}): it was deleted there.")
         return artifact
@@ -312,16 +361,24 @@ class WandbProject:
         if self._find(artifact.name, alias) is None:
             run.log_artifact(artifact, aliases=[alias]).wait()
 
-    def _use(self, run: Any, collection: str, alias: str) -> None:
-        found = self._find(collection, alias)
-        if found is not None:
-            run.use_artifact(found)
+    def _find_adapter(self, tenant: str, alias: str) -> Any:
+        return self._find_first(adapter_collections(tenant), alias, ADAPTER)
+
+    def _find_first(self, collections: Sequence[str], alias: str, kind: str | None = None) -> Any:
+        for collection in collections:
+            found = self._find(collection, alias)
+            if found is not None and kind in (None, found.type):
+                return found
+        return None
 
     def _find(self, collection: str, alias: str) -> Any:
+        return self._look_up(f"{self._path(collection)}:{alias}")
+
+    def _look_up(self, path: str) -> Any:
         from wandb.errors import CommError
 
         try:
-            return self._api().artifact(f"{self._path(collection)}:{alias}")
+            return self._api().artifact(path)
         except CommError as error:
             if isinstance(error.exc, ValueError):  # W&B answered, and there is none
                 return None
@@ -405,7 +462,7 @@ class WandbProject:
             if not is_client_error(error):
                 raise
             text = " ".join(str(error).split()) or type(error).__name__
-            raise LoraOpsError(
+            raise Unavailable(
                 f"W&B ({self.target}) can't be reached or refuses: {text[:200].rstrip('.')}."
             ) from error
 
@@ -415,6 +472,19 @@ def _answer(record: AdapterRecord) -> str:
     may = "may serve" if verdict.may_serve else "may NOT serve"
     because = "; ".join([*verdict.reasons, *verdict.warnings]) or "fresh, signed, in a serving stage"
     return f"{record.id} is '{record.state}' and {may}, as of {now().isoformat()}: {because}."
+
+
+def adapter_collections(tenant: str) -> list[str]:
+    """Return where a tenant's versions are, the place that new ones go to first.
+
+    An ordinary tenant has one place, under its own name. A tenant from before names were reserved may have the
+    name of a collection that holds something else.
+    """
+    try:
+        refuse_reserved_name(tenant)
+    except ValueError:
+        return [f"{tenant}.adapter", tenant]
+    return [tenant]
 
 
 def adapter_alias(manifest_sha256: str) -> str:

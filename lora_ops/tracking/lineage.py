@@ -104,6 +104,8 @@ def _send_lacking(entity: str | None, lineage: Lineage, lacking: list[TrackedArt
             mode="online",
             settings=settings,
         )
-        for draft, alias in drafts:
-            run.use_artifact(draft, aliases=[alias])
-        run.finish(exit_code=exit_code)
+        try:
+            for draft, alias in drafts:
+                run.use_artifact(draft, aliases=[alias])
+        finally:
+            run.finish(exit_code=exit_code)

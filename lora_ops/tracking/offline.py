@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.tracking.client import has_api_key, is_client_error
 from lora_ops.tracking.lineage import Lineage, add_inputs, unsent
 from lora_ops.tracking.runs import RECORDED_AT
@@ -20,8 +20,8 @@ def send_offline_runs(root: Path) -> None:
     damaged, and reports success.
 
     Raises:
-        LoraOpsError: there is no API key, a run was recorded in another folder, or some of it could not be
-            sent; all else was sent, and the next call goes on there.
+        LoraOpsError: there is no API key, or a run was recorded in another folder.
+        Unavailable: some of it could not be sent; all else was, and the next call goes on there.
     """
     if not has_api_key():
         raise LoraOpsError(
@@ -37,7 +37,7 @@ def send_offline_runs(root: Path) -> None:
     problems = [*_send_runs(waiting, root), *_send_lineage(root)]
     if problems:
         text = "; ".join(problems)
-        raise LoraOpsError(f"{text}. All else was sent; run `lora-ops wandb-sync` again for the rest.")
+        raise Unavailable(f"{text}. All else was sent; run `lora-ops wandb-sync` again for the rest.")
 
 
 def _logs(root: Path) -> list[Path]:

@@ -10,8 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import wandb
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_file
+from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.audit import Head
@@ -19,8 +22,11 @@ from lora_ops.registry.backends import open_registry
 from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.store import Registry
 from lora_ops.registry.wandb_project import WandbProject
+from lora_ops.settings.registry import WandbSettings
+from lora_ops.settings.tracking import TrackingSettings
+from lora_ops.tracking.runs import track
 from tests.conftest import write_params
-from tests.wandb_server import Version, WandbServer
+from tests.wandb_server import ENTITY, Version, WandbServer
 
 from . import processes
 from .conftest import Build, Clock, Story
@@ -91,8 +97,8 @@ def test_lineage_leads_from_the_data_over_the_version_to_its_reports_and_its_suc
     registry.register(*package(2), actor="ana")
     mirror.sync()
     first, second = server.collection("finance").versions
-    [data_1, data_2] = server.collection("finance-data").versions
-    policy, rows = server.collection("finance-policy").versions
+    [data_1, data_2] = server.collection("finance.data").versions
+    policy, rows = server.collection("finance.policy").versions
     assert (data_1.collection.type, policy.collection.type) == ("dataset", "evaluation")
     assert first.run.inputs == [data_1]
     assert policy.run.inputs == [first]
@@ -140,7 +146,7 @@ def test_names_states_and_incidents_follow_each_decision(
     assert (names(second), second.tags) == ({"version-2", "candidate", "shadow"}, {"shadow"})
     assert first.info["verdict"]["may_serve"] is False
     assert first.info["risk"]["incidents"] == [incident.reference.model_dump()]
-    assert {one.collection.type for one in server.collection("finance-incident").versions} == {"incident"}
+    assert {one.collection.type for one in server.collection("finance.incident").versions} == {"incident"}
 
 
 def test_an_archived_version_goes_away_after_its_days_and_a_live_one_never(
@@ -185,6 +191,104 @@ def test_versions_that_were_registered_before_there_was_a_mirror_are_sent_too(
         registry.register(*package(seed, tenant=tenant), actor="ana")
     assert Mirror(registry, connect()).sync().sent == 3
     assert [len(server.collection(name).versions) for name in ("finance", "media", "audit")] == [2, 1, 3]
+
+
+# Names.
+
+
+def log_at_wandb(name: str, kind: str, file: Path, *aliases: str) -> None:
+    """Log an artifact into the registry's project, as somebody else or an earlier release would."""
+    with wandb.init(project="lora-ops-registry", dir=file.parent, reinit="create_new") as run:
+        artifact = wandb.Artifact(name, type=kind)
+        artifact.add_file(str(file), "report")
+        run.log_artifact(artifact, aliases=list(aliases)).wait()
+
+
+def test_tenant_with_the_name_of_a_store_jams_nothing(
+    registry: Registry,
+    mirror: Mirror,
+    package: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server: WandbServer,
+) -> None:
+    # A registry from before names were reserved, and its mirror, where finance's data has the name already.
+    monkeypatch.setattr("lora_ops.registry.store.refuse_reserved_name", lambda name: name)
+    (tmp_path / "data.json").write_text("{}")
+    log_at_wandb("finance-data", "dataset", tmp_path / "data.json")
+    for seed, tenant in enumerate(("finance", "finance-data", "audit"), start=1):
+        registry.register(*package(seed, tenant=tenant), actor="ana")
+    assert mirror.sync().sent == 3
+    assert mirror.problem() is None and mirror.sync().restored == ()
+    for tenant in ("finance-data", "audit"):
+        [sent] = server.collection(f"{tenant}.adapter").versions
+        assert names(sent) == {"candidate", "version-1"}
+
+
+def test_report_under_an_earlier_name_is_read(mirror: Mirror, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# a policy")
+    report = Evidence(kind="policy", sha256=sha256_file(page), summary="page.md")
+    log_at_wandb("finance-policy", "evaluation", page, f"report-{report.sha256[:12]}")
+    mirror.project.fetch_report("finance", report, tmp_path / "fetched")
+    assert (tmp_path / "fetched" / "report").read_text() == "# a policy"
+
+
+def test_entry_that_wandb_refuses_is_named(
+    registry: Registry, mirror: Mirror, package: Build, tmp_path: Path, server: WandbServer
+) -> None:
+    (tmp_path / "file").write_text("{}")
+    log_at_wandb("finance", "model", tmp_path / "file")
+    registry.register(*package(1), actor="ana")
+    with pytest.raises(
+        LoraOpsError, match=r"Entry 1 \(registered finance@1\) was not sent: .*type 'model'"
+    ) as told:
+        mirror.sync()
+    assert "`registry.wandb.project`" in str(told.value)
+    server.collections.pop((ENTITY, "lora-ops-registry", "finance"))
+    assert mirror.sync().sent == 1
+
+
+# The runs that made it.
+
+
+@pytest.mark.parametrize("runs_first", [True, False], ids=["runs first", "registry first"])
+def test_version_names_the_run_that_made_it(
+    registry: Registry,
+    package: Build,
+    story: Story,
+    tmp_path: Path,
+    server: WandbServer,
+    runs_first: bool,
+) -> None:
+    runs = TrackingSettings(project="lora-ops")
+    mirror = Mirror(registry, WandbProject(WandbSettings(retries=1), runs))
+    folder, manifest = package(1)
+    root = tmp_path / "repository"
+    shutil.copytree(folder, root / "packages/finance")
+    (root / "packages/finance/manifest.json").write_text(manifest.to_json())
+
+    def run_pipeline() -> str:
+        with track("package", "finance", {}, runs, root, outputs=["package"]) as run:
+            return str(run.id)
+
+    def sync() -> Version:
+        mirror.sync()
+        return server.collection("finance").versions[0]
+
+    registry.register(folder, manifest, actor="ana")
+    if runs_first:
+        made_by, sent = run_pipeline(), sync()
+        assert [one.collection.name for one in sent.run.inputs if one.collection.project == "lora-ops"] == [
+            "finance-package"
+        ]
+    else:
+        sent, made_by = sync(), run_pipeline()
+        assert "run" not in sent.info
+        lifecycle.reject(registry, "finance@1", actor="ana", reason="biased")
+        sent = sync()
+    assert sent.info["run"] == f"{ENTITY}/lora-ops/{made_by}"
+    assert sent.info["run_url"].endswith(f"/{ENTITY}/lora-ops/runs/{made_by}")
 
 
 # Twice is once.

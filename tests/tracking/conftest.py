@@ -51,7 +51,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git = ["git", "-C", str(root), "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]):
         subprocess.run([*git, *command], check=True)
-    for name in ("MODE", "API_KEY", "BASE_URL", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR", "DIR"):
+    # SERVICE: else a process would use the Go core of the tests' own client, and its settings.
+    for name in ("MODE", "API_KEY", "BASE_URL", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR", "DIR", "SERVICE"):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(home))

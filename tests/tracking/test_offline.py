@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_ops.exit_codes import ExitCode
 from tests import wandb_server
 from tests.conftest import run
 from tests.wandb_server import WandbServer
@@ -112,7 +113,7 @@ def test_sync_goes_on_after_a_failure(root: Path, server: WandbServer) -> None:
     assert log(STAGES, root).returncode == 0
     server.fail("UseArtifact", status=400, times=1000)
     failed = sync(root, server)
-    assert failed.returncode == 2 and "could not be declared" in failed.stderr
+    assert failed.returncode == ExitCode.UNAVAILABLE and "could not be declared" in failed.stderr
     assert len(server.runs) == 4
     server.faults.clear()
     assert sync(root, server).returncode == 0
@@ -133,7 +134,7 @@ def test_damaged_log_holds_up_no_other(root: Path, server: WandbServer) -> None:
     damaged = next((root / "wandb").glob("offline-run-*/run-*.wandb"))
     damaged.write_bytes(b"no log of W&B at all")
     sent = sync(root, server)
-    assert sent.returncode == 2 and f"{damaged.parent.name} could not be sent" in sent.stderr
+    assert sent.returncode == ExitCode.UNAVAILABLE and f"{damaged.parent.name} could not be sent" in sent.stderr
     assert len(server.runs) == 3
 
 
@@ -141,7 +142,7 @@ def test_changed_input_is_named_not_sent(root: Path, server: WandbServer) -> Non
     assert log(STAGES.replace('("prepare"', '# ("prepare"'), root).returncode == 0
     (root / "data/prepared/finance/train.jsonl").write_bytes(b"other rows")
     sent = sync(root, server)
-    assert sent.returncode == 2 and "finance-data:content-" in " ".join(sent.stderr.split())
+    assert sent.returncode == ExitCode.UNAVAILABLE and "finance-data:content-" in " ".join(sent.stderr.split())
 
 
 @pytest.mark.parametrize("online", [True, False], ids=["online", "offline"])
