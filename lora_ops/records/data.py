@@ -13,7 +13,8 @@ class SourceRecord(Record):
 
     name: str
     version: str
-    sha256: Sha256
+    sha256: Sha256 = Field(description="of the file, the archive, or the rows that a script returned")
+    script_sha256: Sha256 | None = Field(None, description="of the Python file that read the rows")
     url: str | None = None
     date: str | None = Field(None, description="when this version of the source was published, ISO 8601")
 

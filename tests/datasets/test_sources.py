@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lora_ops.datasets.source import fill_template, read_source, template_fields
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_file
 from lora_ops.settings.data import DataSettings
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings
@@ -275,3 +276,20 @@ def test_templates_name_columns() -> None:
     for broken in ("no column", "{", "{}", "{price:.2f}", "{price!r}"):
         with pytest.raises(LoraOpsError, match=r"data\.template"):
             template_fields(broken)
+
+
+def test_a_scripts_record_has_the_digest_of_its_rows(tmp_path: Path) -> None:
+    """C6: the digest was the script's, so changed rows of a database left no trace."""
+    script = tmp_path / "faq.py"
+    script.write_text(
+        "import pandas as pd\nfrom pathlib import Path\n\n\n"
+        "def load():\n    return pd.read_csv(Path(__file__).with_name('database.csv'))\n"
+    )
+    records = []
+    for answer in ("yes", "no", "yes"):
+        (tmp_path / "database.csv").write_text(f"text,answer\nMay I?,{answer}\n")
+        records.append(read_source(own("faq.py"), tmp_path, tmp_path)[1])
+    assert records[0] == records[2] != records[1]
+    assert records[0].sha256 != records[1].sha256
+    assert records[0].version == records[0].sha256[:12]
+    assert records[0].script_sha256 == records[1].script_sha256 == sha256_file(script)
