@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.cards import record
+from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.integrity import LogFollower, registry_problem
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
@@ -60,6 +61,57 @@ def edit_entry(registry: Registry) -> None:
 
 def delete_head(registry: Registry) -> None:
     registry.anchor.path.unlink()
+
+
+def weights(registry: Registry, reference: str) -> Path:
+    files = registry.get(reference).manifest.files
+    return registry.files.path(files["adapter_model.safetensors"].sha256)
+
+
+def swap_files(registry: Registry) -> None:
+    one, two = weights(registry, "finance@1"), weights(registry, "finance@2")
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+
+
+def flip_byte(registry: Registry) -> None:
+    content = bytearray(weights(registry, "finance@1").read_bytes())
+    content[-1] ^= 1
+    weights(registry, "finance@1").write_bytes(content)
+
+
+def cut_short(registry: Registry) -> None:
+    path = weights(registry, "finance@1")
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def edit_manifest(registry: Registry) -> None:
+    tamper(registry, "UPDATE manifests SET manifest = replace(manifest, '600', '601')")
+
+
+@pytest.mark.parametrize("attack", [swap_files, flip_byte, cut_short, edit_manifest])
+def test_bytes_that_were_tampered_are_refused(served: Registry, attack: object) -> None:
+    attack(served)  # type: ignore[operator]
+    assert not verify(served).ok
+    assert not record(served, "finance@1").verdict.may_serve
+    with pytest.raises(Damaged):
+        packages.verified_path(served, "finance@1")
+
+
+def test_older_copy_of_the_folder_is_refused(served: Registry, tmp_path: Path) -> None:
+    """A revoked version must not come back with a copy from before its revocation."""
+    memory = HeadMemory(tmp_path / "head.json", ".registry")
+    copy = tmp_path / "copy"
+    shutil.copytree(served.path, copy)
+    memory.remember(served.log.head())
+    lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+    memory.remember(served.log.head())
+    old = Registry(copy, owners=served.owners, clock=served.clock, memory=memory)
+    assert "replaced by an older copy" in verify(old).problems[0]
+    assert "replaced by an older copy" in record(old, "finance@1").verdict.reasons[0]
+    with pytest.raises(Damaged, match="replaced by an older copy"):
+        packages.verified_path(old, "finance@1")
 
 
 @pytest.mark.parametrize(
