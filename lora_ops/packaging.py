@@ -15,7 +15,15 @@ from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.paths import ANSWERS, EVALUATION, MANIFEST, MEMBERSHIP, SAMPLES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import SourceRecord, read_data_record
-from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, BiasAssessment, read_evaluation
+from lora_ops.records.evaluation import (
+    ADAPTER,
+    BASE,
+    MAJORITY,
+    TFIDF,
+    BiasAssessment,
+    EvaluationRecord,
+    read_evaluation,
+)
 from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, Manifest, PackagingRecord
 from lora_ops.records.training import read_training_record
 from lora_ops.settings.files import read_yaml
@@ -74,9 +82,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
             license=settings.package.license,
             fresh_until=fresh_until(data.source, settings.package.freshness_days),
             evaluation_report_sha256=evaluation_sha256,
-            bias=BiasAssessment(metric="exact_match", groups=evaluation.groups, report_sha256=evaluation_sha256)
-            if evaluation.groups
-            else None,
+            bias=bias_of(evaluation, evaluation_sha256),
             report=f"reports/{tenant}/03_evaluate.html",
             size_bytes=sum((folder / name).stat().st_size for name in ADAPTER_FILES),
             files={},
@@ -89,6 +95,17 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
         manifest = draft.model_copy(update={"files": files})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def bias_of(evaluation: EvaluationRecord, report_sha256: str) -> BiasAssessment | None:
+    """Return the groups that the adapter was measured on, by label and by declared column; None without any."""
+    if not evaluation.groups and not evaluation.bias:
+        return None
+    means = [name for name in evaluation.metrics if name != "macro_f1"]
+    metric = "exact_match" if evaluation.groups else means[0]
+    return BiasAssessment(
+        metric=metric, groups=evaluation.groups, columns=evaluation.bias, report_sha256=report_sha256
+    )
 
 
 def packaged(tenant: str, root: Path) -> Manifest:

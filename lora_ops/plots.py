@@ -49,7 +49,10 @@ def plot_metrics(record: EvaluationRecord) -> Plot:
 
 
 def plot_confusion(table: pd.DataFrame, labels: Sequence[str]) -> Plot:
-    """Shares of each target's rows by predicted label (columns target, predicted), counts in the cells."""
+    """Shares of each target's rows by predicted label (columns target, predicted), counts in the cells.
+
+    Labels have numbers, so that the columns need no turned text: row 3 and column 3 are the same label.
+    """
     rows = [label for label in labels if (table["target"] == label).any()]
     columns = [*labels, *sorted(set(table["predicted"]) - set(labels))]
     counts = pd.crosstab(table["target"], table["predicted"]).reindex(index=rows, columns=columns, fill_value=0)
@@ -64,7 +67,12 @@ def plot_confusion(table: pd.DataFrame, labels: Sequence[str]) -> Plot:
             if count:
                 dark = shares[y, x] > 0.5
                 axes.text(x, y, count, ha="center", va="center", fontsize=8, color="w" if dark else "k")
-    axes.set_xticks(range(len(columns)), map(plot_text, columns), rotation=90)
-    axes.set_yticks(range(len(rows)), map(plot_text, rows))
-    axes.set(title="Held-out rows: target and the adapter's answer", xlabel="answer", ylabel="target")
+    number = {label: str(place) for place, label in enumerate(labels, start=1)}
+    axes.set_xticks(range(len(columns)), [number.get(label, "none") for label in columns])
+    axes.set_yticks(range(len(rows)), [f"{plot_text(label)}  {number[label]}" for label in rows])
+    axes.set(
+        title="Held-out rows: target and the adapter's answer",
+        xlabel="answer (the number of its label)",
+        ylabel="target",
+    )
     return figure

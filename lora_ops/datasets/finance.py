@@ -14,7 +14,7 @@ PRIVATE_RANGES = ((3000, 3299, "Airlines"), (3300, 3499, "Car rental"), (3500, 3
 
 
 def load(archive: Path) -> pd.DataFrame:
-    """Columns text (descriptor as a network lists it), label (range), mcc (four digits).
+    """Columns text (descriptor as a network lists it), label (range), mcc (four digits), list (its first one).
 
     A wording that several lists share stands once; one that belongs to codes of different ranges is
     left out, since no model can be right about it. Codes in ranges that ISO reserves are left out.
@@ -26,12 +26,12 @@ def load(archive: Path) -> pd.DataFrame:
             return list(csv.reader(io.StringIO(text)))[1:]
 
         official = tuple((int(first), int(last), what) for first, last, what in table("iso18245_ranges"))
-        rows = [(row[1], row[0]) for name in LISTS for row in table(f"{name}_list")]
+        rows = [(row[1], row[0], name) for name in LISTS for row in table(f"{name}_list")]
 
     def label(code: int) -> str:
         return next(what for first, last, what in PRIVATE_RANGES + official if first <= code <= last)
 
-    frame = pd.DataFrame(rows, columns=["text", "mcc"])
+    frame = pd.DataFrame(rows, columns=["text", "mcc", "list"])
     frame["text"] = frame["text"].str.split().str.join(" ")
     frame["mcc"] = frame["mcc"].str.zfill(4)
     frame["label"] = [label(int(code)) for code in frame["mcc"]]

@@ -12,7 +12,7 @@ from lora_ops.datasets.source import fill_template, read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
 from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP
+from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP, SLICE, SLICES
 from lora_ops.pii import find_pii, redact
 from lora_ops.records.data import ContractRecord, DataRecord, IdentifiersRecord, SplitRecord
 from lora_ops.records.example import Example
@@ -26,7 +26,8 @@ def candidate_rows(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
     target are redacted before anything else is made of them.
 
     Returns:
-        Columns id (row number in the source, from 1), text, target, group, split, redacted.
+        Columns id (row number in the source, from 1), text, target, group, split, redacted, and `slice.NAME`
+        for each column of `data.bias_columns`.
     """
     rows = pd.DataFrame({"id": [str(number) for number in range(1, len(frame) + 1)]})
     filled = frame.fillna("").to_dict("records")
@@ -34,6 +35,8 @@ def candidate_rows(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
     target = frame[settings.target].reset_index(drop=True)
     rows["target"] = target.where(target.isna(), target.astype(str).str.strip())
     group = frame[settings.group].reset_index(drop=True) if settings.group else None
+    for column in settings.bias_columns:
+        rows[SLICE + column] = frame[column].reset_index(drop=True).fillna("").astype(str).str.strip()
     rows["redacted"] = False
     if settings.on_pii != "stop":
         said = rows["text"] + "\n" + rows["target"].fillna("").astype(str)
@@ -100,7 +103,7 @@ def prepare(
     root: Path,
     raw: Path,
 ) -> tuple[DataRecord | None, ContractRecord]:
-    """Write the splits, `membership.csv`, `data.json` and `contract.json` into `target`.
+    """Write the splits, `membership.csv`, `slices.csv`, `data.json` and `contract.json` into `target`.
 
     When the contract is broken only `contract.json` is written, so that no stage can use the data: the caller
     shows it and stops with `require`.
@@ -119,6 +122,9 @@ def prepare(
             return None, contract
         splits = {name: _write_split(folder / f"{name}.jsonl", of_split) for name, of_split in chosen.items()}
         membership(chosen).to_csv(folder / MEMBERSHIP, index=False)
+        # Beside the splits and not in them, so that another column to compare trains nothing again.
+        columns = ["id", *(SLICE + name for name in settings.bias_columns)]
+        chosen["test"][columns].to_csv(folder / SLICES, index=False)
         record = DataRecord(
             tenant=tenant,
             task=settings.task,

@@ -128,6 +128,7 @@ def _require_columns(frame: pd.DataFrame, settings: DataSettings) -> None:
         **dict.fromkeys(template_fields(settings.template), "template"),
         settings.target: "target",
         **({settings.group: "group"} if settings.group else {}),
+        **dict.fromkeys(settings.bias_columns, "bias_columns"),
     }
     if {"chosen", "rejected"} <= set(frame.columns) and not {"chosen", "rejected"}.isdisjoint(used):
         raise LoraOpsError(

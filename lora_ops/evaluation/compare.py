@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from lora_ops.evaluation.baselines import majority_baseline, tfidf_baseline
+from lora_ops.evaluation.bias import measure_bias
 from lora_ops.evaluation.inference import Sample, difference, holm, interval
 from lora_ops.evaluation.labels import read_label
 from lora_ops.evaluation.metrics import sample
@@ -127,6 +128,7 @@ def evaluate(
         strongest_opponent=max(differences, key=lambda name: metrics[primary][name].value),
         differences=differences,
         groups=measure_groups(answers, settings),
+        bias=measure_bias(answers, settings),
         truncated=generation.truncated,
         seconds_base=generation.seconds[BASE],
         seconds_adapter=generation.seconds[ADAPTER],

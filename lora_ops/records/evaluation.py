@@ -83,6 +83,32 @@ class GroupMetric(Record):
     value: Interval
 
 
+class ColumnBias(Record):
+    """How well the adapter serves each group of one column of the source."""
+
+    groups: dict[str, GroupMetric]
+    best: str | None = Field(None, description=f"of the groups with at least {COMPARED_ROWS} rows")
+    worst: str | None = None
+    gap: Interval | None = Field(None, description="best minus worst; its interval allows for the choice")
+    limit: float | None = Field(None, description="evaluate.max_gap")
+
+    @property
+    def exceeds_limit(self) -> bool:
+        """Whether the gap is larger than the limit, beyond what chance explains."""
+        return self.gap is not None and self.limit is not None and self.gap.low > self.limit
+
+    def __str__(self) -> str:
+        if self.gap is None or self.best is None or self.worst is None:
+            return f"no gap: fewer than two of {len(self.groups)} groups have {COMPARED_ROWS} rows"
+        best, worst = self.groups[self.best], self.groups[self.worst]
+        limit = "no limit" if self.limit is None else f"limit {self.limit}"
+        exceeded = ", which it clearly exceeds" if self.exceeds_limit else ""
+        return (
+            f"gap {self.gap} between {self.best} ({best.value.value:.3f}, {best.rows} rows) and {self.worst} "
+            f"({worst.value.value:.3f}, {worst.rows} rows); {limit}{exceeded}"
+        )
+
+
 class EvaluationRecord(Record):
     """Base model and adapter on the same held-out rows."""
 
@@ -102,6 +128,9 @@ class EvaluationRecord(Record):
     )
     groups: dict[str, GroupMetric] = Field(
         default_factory=dict, description="exact match for each label, with its rows; empty for free text"
+    )
+    bias: dict[str, ColumnBias] = Field(
+        default_factory=dict, description="column of data.bias_columns -> how well each of its groups is served"
     )
     truncated: dict[str, int] = Field(
         default_factory=dict, description="system -> answers cut at evaluate.max_new_tokens"
@@ -132,6 +161,9 @@ class BiasAssessment(Record):
     metric: str
     groups: dict[str, GroupMetric]
     report_sha256: Sha256
+    columns: dict[str, ColumnBias] = Field(
+        default_factory=dict, description="column of data.bias_columns -> how well each of its groups is served"
+    )
 
     @property
     def compared(self) -> dict[str, GroupMetric]:

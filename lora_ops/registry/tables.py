@@ -66,7 +66,7 @@ def card(record: "AdapterRecord") -> "Iterator[RenderableType]":
     for name, text in _facts(record):
         table.add_row(cell(name), cell(text))
     yield table
-    if record.risk.bias:
+    if record.risk.bias and record.risk.bias.groups:
         yield f"\n[bold]{markup(record.risk.bias.metric)} by group[/], best first"
         yield groups(record.risk.bias)
     yield "\n[bold]Who let it where, on what evidence[/]"
@@ -159,7 +159,10 @@ def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
     yield "made", f"by {record.author} on {made}, after {lineage.parent or 'no other version'}"
     yield from _measured(record.performance)
     if risk.bias:
-        yield "bias", _gap(risk.bias)
+        if risk.bias.groups:
+            yield "bias", _gap(risk.bias)
+        for name, column in risk.bias.columns.items():
+            yield f"bias by {name}", f"{risk.bias.metric}: {column}"
     yield "incidents", "; ".join(one.summary for one in risk.incidents) or "none linked"
     yield "fresh until", risk.fresh_until.date().isoformat()
     if record.ownership:

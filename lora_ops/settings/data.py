@@ -51,6 +51,9 @@ class DataSettings(Section):
     labels: tuple[str, ...] = ()
     rows: SplitRows
     balance: bool = False
+    bias_columns: tuple[str, ...] = Field(
+        (), description="columns of the source, such as region or language, whose groups must be served alike"
+    )
     seed: int = 7
     on_pii: Literal["stop", "drop", "redact"] = Field(
         "stop", description="rows with direct identifiers: stop, leave the rows out, or replace what was found"

@@ -19,3 +19,6 @@ class EvaluateSettings(Section):
     samples: int = Field(20, ge=1)
     seed: int = 0
     must_beat_base: bool = True
+    max_gap: float | None = Field(
+        None, gt=0, le=1, description="between two groups of a column of data.bias_columns; None: no limit"
+    )

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -205,3 +206,20 @@ def test_a_template_that_does_not_continue_its_prompt_is_refused(tiny_base: Path
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ 'GO' }}"
     with pytest.raises(LoraOpsError, match="does not continue its generation prompt"):
         render_example(tokenizer, "question", "answer", None)
+
+
+def test_prepare_keeps_the_declared_columns_beside_the_test_rows(root: Path, tiny_base: Path) -> None:
+    """Another column to compare changes slices.csv and no byte of the rows that are trained on."""
+    lines = "".join(f"What is {n} and {n}?,It is {2 * n}.,{'de' if n % 2 else 'en'}\n" for n in range(40))
+    (root / "faq.csv").write_text("question,answer,language\n" + lines)
+    tokenizer = load_tokenizer(tiny_base)
+    plain, _ = prepare("faq", settings(), tokenizer, "0" * 64, root / "plain", root, root)
+    chosen = settings(bias_columns=["language"])
+    record, _ = prepare("faq", chosen, tokenizer, "0" * 64, root / "out", root, root)
+    assert plain is not None and record is not None and record.splits == plain.splits
+    slices = pd.read_csv(root / "out/slices.csv", dtype=str)
+    assert set(slices["id"]) == {row.id for row in read_split(root / "out", "test")}
+    for number, language in zip(slices["id"], slices["slice.language"], strict=True):
+        assert language == ("en" if int(number) % 2 else "de")
+    with pytest.raises(LoraOpsError, match=r"no column 'region' \(data.bias_columns\)"):
+        prepare("faq", settings(bias_columns=["region"]), tokenizer, "0" * 64, root / "x", root, root)

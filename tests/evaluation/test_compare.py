@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from lora_ops.evaluation.answers import write_answers
+from lora_ops.evaluation.bias import errors_by
 from lora_ops.evaluation.compare import evaluate, write_report
 from lora_ops.paths import METRICS
 from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, EvaluationRecord, read_evaluation
@@ -80,6 +82,36 @@ def test_evaluate_does_not_beat_a_base_that_is_as_good(media: TenantSettings, tm
     frame = answers(70, 70)
     found = record(frame.assign(base=frame[ADAPTER]), media, tmp_path)
     assert not found.beats_base
+
+
+def test_evaluate_finds_whom_the_adapter_serves_worse(media: TenantSettings, tmp_path: Path) -> None:
+    """The last rows are wrong: all rows from the south, and a third of those from the north."""
+    evaluation = media.evaluate.model_copy(update={"max_gap": 0.2})
+    settings = media.model_copy(update={"evaluate": evaluation})
+    region = ["north" if row < 75 else "south" if row < 117 else "east" for row in range(120)]
+    found = record(answers(50, 70).assign(**{"slice.region": region}), settings, tmp_path)
+    bias = found.bias["region"]
+    assert {name: group.rows for name, group in bias.groups.items()} == {"east": 3, "north": 75, "south": 42}
+    assert (bias.best, bias.worst) == ("north", "south")
+    assert bias.gap is not None and bias.gap.value == pytest.approx(2 / 3, abs=1e-3)
+    assert bias.exceeds_limit
+    assert "between north (0.667, 75 rows) and south (0.000, 42 rows); limit 0.2, which it clearly" in str(bias)
+
+
+def test_evaluate_blames_no_group_for_chance(media: TenantSettings, tmp_path: Path) -> None:
+    """Twelve groups of ten rows, all served alike: the best and the worst still differ."""
+    frame = answers(120, 0)
+    wrong = np.random.default_rng(0).random(120) < 0.4
+    frame.loc[wrong, ADAPTER] = "?"
+    frame["slice.region"] = [str(row // 10) for row in range(120)]
+    bias = record(frame, media, tmp_path).bias["region"]
+    assert bias.gap is not None and bias.gap.value > 0.3 and bias.gap.low < 0
+
+
+def test_errors_by_lists_what_was_said_instead(media: TenantSettings) -> None:
+    rows = errors_by(answers(60, 70), "target", media)
+    assert rows["errors"].tolist() == [20, 20, 20]
+    assert rows.set_index("target").loc["neutral", "said most often instead"] == "positive (20 times)"
 
 
 def test_write_report_keeps_the_record_and_every_answer(media: TenantSettings, tmp_path: Path) -> None:
