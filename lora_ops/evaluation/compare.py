@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from lora_ops.paths import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
 from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
+    COMPARED_ROWS,
     MAJORITY,
     TFIDF,
     EvaluationRecord,
@@ -135,17 +137,25 @@ def evaluate(
     )
 
 
+def numbers(record: EvaluationRecord) -> dict[str, Any]:
+    """Return what `dvc metrics show` compares: every interval as numbers, and the gap between labels."""
+    found: dict[str, Any] = {
+        name: {system: {"value": one.value, "low": one.low, "high": one.high} for system, one in metric.items()}
+        for name, metric in record.metrics.items()
+    }
+    compared = [group.value.value for group in record.groups.values() if group.rows >= COMPARED_ROWS]
+    if len(compared) > 1:
+        found["label_gap"] = round(max(compared) - min(compared), 4)
+    return found
+
+
 def write_report(
     record: EvaluationRecord, answers: pd.DataFrame, settings: TenantSettings, folder: Path
 ) -> None:
     """Write the record, DVC's metrics and plots, all answers and the samples into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EVALUATION).write_text(record.to_json(), encoding="utf-8")
-    flat = {
-        name: {system: interval.value for system, interval in metric.items()}
-        for name, metric in record.metrics.items()
-    }
-    (folder / METRICS).write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
+    (folder / METRICS).write_text(json.dumps(numbers(record), indent=2) + "\n", encoding="utf-8")
     answers.to_csv(folder / ANSWERS, index=False)
     samples(answers, settings.evaluate.samples, settings.evaluate.seed).to_csv(folder / SAMPLES, index=False)
     # A free-text tenant has no labels to confuse; DVC wants its plot all the same.

@@ -1,5 +1,6 @@
 """One evaluation from answers to its record: who beats whom, on what rows."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -120,4 +121,7 @@ def test_write_report_keeps_the_record_and_every_answer(media: TenantSettings, t
     write_report(found, frame, media, tmp_path / "report")
     assert read_evaluation(tmp_path / "report") == found
     assert len(pd.read_csv(tmp_path / "report/answers.csv")) == len(frame)
-    assert '"tfidf_baseline": 0.8333' in (tmp_path / "report" / METRICS).read_text()
+    numbers = json.loads((tmp_path / "report" / METRICS).read_text())
+    tfidf = numbers["exact_match"]["tfidf_baseline"]
+    assert tfidf["low"] < tfidf["value"] == 0.8333 < tfidf["high"]
+    assert numbers["label_gap"] >= 0
