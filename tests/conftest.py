@@ -1,9 +1,11 @@
 """The parts that the tests share: a tiny random base model, and copies of the repository to break."""
 
+import atexit
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +46,10 @@ SLOW = (
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+# Private keys of registries, which must not be made in the real home.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="lora-ops-config-")
+os.environ.pop("LORA_OPS_SIGNING_KEY", None)
+atexit.register(shutil.rmtree, os.environ["XDG_CONFIG_HOME"], ignore_errors=True)
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 # Two workers share the cores, and more threads do nothing for a tiny model.

@@ -49,6 +49,20 @@ class Log:
         row = self._db.row("SELECT hash FROM audit WHERE seq = ?", (seq,))
         return row[0] if row else None
 
+    def current_key(self) -> str | None:
+        """Return the fingerprint of the key that signs this log: the one that its last rotation names.
+
+        Before any rotation the first entry names it; logs that earlier releases began name none.
+        """
+        row = self._db.row(
+            "SELECT body FROM audit WHERE kind = 'key' AND action = 'key_rotated' ORDER BY seq DESC LIMIT 1"
+        ) or self._db.row("SELECT body FROM audit WHERE seq = 1")
+        try:
+            body = json.loads(row[0]) if row else {}
+            return body.get("new") or body.get("key")
+        except (ValueError, AttributeError):  # it was changed, which the chain says
+            return None
+
     def last_time(self) -> str:
         """Return when the last entry was written (UTC, ISO 8601), or an empty text."""
         row = self._db.row("SELECT at FROM audit ORDER BY seq DESC LIMIT 1")
@@ -184,6 +198,13 @@ class Anchor:
     def problem(self, head: Head, *, catching_up: bool = False) -> str | None:
         """Return why a log that ends at `head` is not the one this file vouches for, or None."""
         return self._problem_here(head) or (None if catching_up else self._elsewhere())
+
+    def signed_by(self) -> str | None:
+        """Return the fingerprint of the key that signed this file, or None where it can't be read."""
+        try:
+            return str(json.loads(self.path.read_text(encoding="utf-8"))["signature"]["key"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _problem_here(self, head: Head) -> str | None:
         try:

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+from collections.abc import Callable
 from typing import Any
 
 from lora_ops.records.registry import State, Subject
@@ -23,11 +24,14 @@ def whoami() -> str:
 class Change:
     """What one transaction does: each `record` applies its effects and writes its line in the audit log."""
 
-    def __init__(self, db: Database, log: Log, actor: str, at: str, clock_behind: int) -> None:
+    def __init__(
+        self, db: Database, log: Log, actor: str, at: str, clock_behind: int, key: Callable[[], str]
+    ) -> None:
         self._db = db
         self._log = log
         self._actor = actor
         self._clock_behind = clock_behind
+        self._key = key
         self.at = at
         self.states: dict[str, str] = {}
         """Every version (`finance@3`) whose state was changed, to its new state."""
@@ -72,6 +76,9 @@ class Change:
     def _append(self, action: str, subject: Subject, body: dict[str, Any]) -> None:
         if self._clock_behind:
             body["clock_behind_seconds"] = self._clock_behind
+        if self._log.head().seq == 0:
+            # From the first entry on the log names the key that signs it, so that another one shows.
+            body["key"] = self._key()
         self._log.append(self.at, self._actor, action, subject, body)
 
 

@@ -29,6 +29,23 @@ def accept_head(reason: Reason, actor: Actor = None, as_json: AsJson = False) ->
     _done(as_json, f"The audit log goes on from {head.text}.", head=head.text)
 
 
+@operations.command("rotate-key")
+def rotate_key(reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+    """Replace the private key that signs packages and the log, as an entry of the log."""
+    from lora_ops.registry.backends import open_registry
+    from lora_ops.registry.rotation import rotate_key as rotate
+
+    with closing(open_registry()) as registry:
+        new = rotate(registry, actor=_who(actor), reason=reason)
+        path = registry.signer.own.path
+    _done(
+        as_json,
+        f"Key {new} signs from now on; it is {path}: back it up, apart from the registry.",
+        key=new,
+        path=str(path),
+    )
+
+
 def _who(actor: str | None) -> str:
     from lora_ops.registry.changes import whoami
 

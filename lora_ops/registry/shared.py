@@ -62,7 +62,7 @@ class SharedRegistry(Registry):
         clock: Callable[[], datetime] = now,
     ) -> None:
         # A machine's first copy is empty until it takes the log from W&B.
-        super().__init__(path, create=True, owners=owners, signing=signing, clock=clock)
+        super().__init__(path, create=True, owners=owners, signing=signing, clock=clock, several_keys=True)
         # Compared from now on: a copy that was deleted is behind what is remembered until it is taken again.
         self.memory = memory
         self.mirror = Mirror(self, project, self._take)

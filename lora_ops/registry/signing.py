@@ -1,9 +1,7 @@
 """Who vouches for a package: OpenSSF model signatures, and one signature over the head of the audit log."""
 
 import base64
-import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.registry.files import write_atomically
+from lora_ops.registry.signing_keys import PrivateKey, key_fingerprint, public_pem
 from lora_ops.settings.registry import SigningSettings
 
 if TYPE_CHECKING:
@@ -24,14 +23,14 @@ SIGNATURE_FILE = "model.sig"
 class Signer:
     """Signs with one private key and verifies with every public key under `folder`.
 
-    The private key is made on first use, readable by its owner only. A public key is kept under its own
-    fingerprint, so replacing the private key leaves older signatures verifiable.
+    A public key is kept under its own fingerprint, so that older signatures stay verifiable after the private
+    key was replaced.
     """
 
-    def __init__(self, folder: Path, settings: SigningSettings | None = None) -> None:
+    def __init__(self, folder: Path, settings: SigningSettings | None = None, *, several: bool = False) -> None:
         self.folder = folder
         self.settings = settings or SigningSettings()
-        self.private_key = folder / (self.settings.key or "signing.key")
+        self.own = PrivateKey(folder, self.settings.key, several=several)
 
     def sign(self, package: Path) -> bytes:
         """The signature over every file in `package`, as a sigstore bundle (JSON).
@@ -47,7 +46,7 @@ class Signer:
             self._own_key()
         try:
             if self.settings.method == "key":
-                config.use_elliptic_key_signer(private_key=self.private_key)
+                config.use_elliptic_key_signer(private_key=self.own.path)
             else:
                 config.use_sigstore_signer(use_ambient_credentials=True)
             config.sign(package, target)
@@ -95,13 +94,13 @@ class Signer:
         path = self.folder / f"{fingerprint}.pub"
         if (trusted and fingerprint not in trusted) or not fingerprint.isalnum() or not path.is_file():
             return None
-        return path if _fingerprint(path.read_bytes()) == fingerprint else None
+        return path if key_fingerprint(path.read_bytes()) == fingerprint else None
 
     def sign_text(self, text: str) -> dict[str, str]:
         """A signature over `text` by the local key: its fingerprint and the value, base64."""
         key = self._own_key()
         value = key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
-        return {"key": _fingerprint(_public_pem(key)), "value": base64.b64encode(value).decode()}
+        return {"key": key_fingerprint(public_pem(key)), "value": base64.b64encode(value).decode()}
 
     def fits_text(self, text: str, signature: dict[str, str]) -> bool:
         """Whether `signature` is one over `text`, by a key in the folder that the settings trust."""
@@ -120,7 +119,7 @@ class Signer:
     def known(self) -> list[str]:
         """The fingerprints of the public keys in the folder, sorted."""
         return sorted(
-            path.stem for path in self.folder.glob("*.pub") if _fingerprint(path.read_bytes()) == path.stem
+            path.stem for path in self.folder.glob("*.pub") if key_fingerprint(path.read_bytes()) == path.stem
         )
 
     def public_key(self, fingerprint: str) -> str:
@@ -134,10 +133,10 @@ class Signer:
             LoraOpsError: it is not named there; the text says how to trust it.
         """
         content = public_key.encode()
-        fingerprint, trusted = _fingerprint(content), self.settings.trusted_keys
+        fingerprint, trusted = key_fingerprint(content), self.settings.trusted_keys
         path = self.folder / f"{fingerprint}.pub"
         if fingerprint not in trusted and (trusted or not path.is_file()):
-            mine = _fingerprint(_public_pem(self._key()))
+            mine = key_fingerprint(public_pem(self.own.load()))
             raise LoraOpsError(
                 f"Key {fingerprint} is not trusted here: if it is a colleague's or CI's, list it under "
                 f"registry.signing.trusted_keys in params.yaml, with your own ({mine})."
@@ -148,8 +147,8 @@ class Signer:
 
     def _own_key(self) -> ec.EllipticCurvePrivateKey:
         # Signed by a key that is not trusted here, the next change would find a log that it can't believe.
-        key, trusted = self._key(), self.settings.trusted_keys
-        mine = _fingerprint(_public_pem(key))
+        key, trusted = self.own.load(), self.settings.trusted_keys
+        mine = key_fingerprint(public_pem(key))
         if trusted and mine not in trusted:
             raise LoraOpsError(
                 f"This machine's own key ({mine}) is not listed under registry.signing.trusted_keys in "
@@ -157,62 +156,12 @@ class Signer:
             )
         return key
 
-    def _key(self) -> ec.EllipticCurvePrivateKey:
-        try:
-            if not self.private_key.exists():
-                self._make_key()
-            if self.private_key.stat().st_mode & 0o077:
-                raise LoraOpsError(
-                    f"The private key {self.private_key} can be read by others: chmod 600 it, or remove it "
-                    "and a new one is made."
-                )
-            key = serialization.load_pem_private_key(self.private_key.read_bytes(), None)
-            assert isinstance(key, ec.EllipticCurvePrivateKey)
-            public = _public_pem(key)
-            path = self.folder / f"{_fingerprint(public)}.pub"
-            if not path.exists():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, public)
-        except OSError as error:
-            raise LoraOpsError(f"The key {self.private_key} can't be used: {error.strerror}.") from error
-        except (ValueError, TypeError, AssertionError) as error:
-            raise LoraOpsError(f"{self.private_key} is not an elliptic-curve private key in PEM.") from error
-        return key
-
-    def _make_key(self) -> None:
-        folder = self.private_key.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        ignore = folder / ".gitignore"
-        if not ignore.exists():
-            write_atomically(ignore, b"*\n")
-        pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        mine = folder / f".signing-{os.getpid()}"
-        write_atomically(mine, pem, 0o600)
-        try:
-            os.link(mine, self.private_key)
-        except FileExistsError:
-            pass  # another process was first: its key is everybody's
-        finally:
-            mine.unlink()
-
 
 def _every_file() -> "Hashing":
     from model_signing import hashing
 
     # By default files named like git's own are left out of the hash, and so could be slipped in unsigned.
     return hashing.Config().set_ignored_paths(paths=[SIGNATURE_FILE], ignore_git_paths=False)
-
-
-def _public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-
-
-def _fingerprint(public_pem: bytes) -> str:
-    return hashlib.sha256(public_pem).hexdigest()
 
 
 def _one_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from lora_ops.clock import now, utc
-from lora_ops.errors import Damaged, LoraOpsError, NotFound
+from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.manifest import ADAPTER_FILES, SCHEMA_VERSION, Manifest, content_digest
@@ -49,6 +49,7 @@ class Registry:
         signing: who vouches for packages and for the log.
         memory: where the last head is kept outside the registry, so that an older copy in its place shows.
         clock: gives the time.
+        several_keys: each machine signs with a key of its own.
 
     Raises:
         MissingRegistry: there is none, and `create` is not set; nothing is made.
@@ -64,6 +65,7 @@ class Registry:
         signing: SigningSettings | None = None,
         memory: HeadMemory | None = None,
         clock: Callable[[], datetime] = now,
+        several_keys: bool = False,
     ) -> None:
         self.path = path
         self.owners = owners
@@ -76,7 +78,7 @@ class Registry:
         """The least that evidence must say."""
         self.files = FileStore(path / "files")
         self.copies = Copies(path / "verified", self.files.incoming)
-        self.signer = Signer(path / "keys", signing)
+        self.signer = Signer(path / "keys", signing, several=several_keys)
         self.db = Database(path / "registry.sqlite", create=create)
         self.log = Log(self.db)
         self.memory = memory
@@ -98,6 +100,11 @@ class Registry:
         # A registry that is being made has no table of entries yet.
         ready = migrations.schema_of(self.db) >= migrations.FIRST_WITH_LOG
         return self.memory.problem(self.log if ready else None)
+
+    def sign_head(self) -> None:
+        """Sign where the log ends again, with the key that is the private one now."""
+        with self.db.writing():
+            self.anchor.confirm(self.log.head())
 
     def remember(self, head: Head) -> None:
         """Keep a head outside the registry that was written here, or verified."""
@@ -122,7 +129,9 @@ class Registry:
             if found == migrations.SCHEMA_VERSION:  # another process was first
                 return
             old = migrations.upgrade(self.db, found)
-            change = Change(self.db, self.log, "lora-ops upgrade", utc(self.clock()), 0)
+            change = Change(
+                self.db, self.log, "lora-ops upgrade", utc(self.clock()), 0, self.signer.own.fingerprint
+            )
             for row in old:
                 self._import(change, row)
 
@@ -163,9 +172,13 @@ class Registry:
                     "restore the registry from a backup, or, if you put this one here yourself, run `lora-ops "
                     "registry accept-head --reason TEXT`."
                 )
+            key = self.log.current_key() if schema == migrations.SCHEMA_VERSION else None
+            if key:
+                self.signer.own.settle(key)
             yield
             after = self.log.head()
             if after != before:
+                self._refuse_other_key(key)
                 try:
                     self.anchor.announce(before, after)
                 except OSError as error:
@@ -180,6 +193,18 @@ class Registry:
             with suppress(OSError, LoraOpsError), self.db.writing():
                 if self.log.head() == after:
                     self.anchor.confirm(after)
+
+    def _refuse_other_key(self, key: str | None) -> None:
+        """Refuse to sign with a key that the log names neither before (`key`) nor after this transaction."""
+        allowed = {key, self.log.current_key()} - {None}
+        mine = self.signer.own.fingerprint() if allowed and not self.signer.own.several else None
+        if mine and mine not in allowed:
+            raise Refused(
+                f"This machine's private key ({mine[:12]}…) is not the one that the audit log names "
+                f"({', '.join(sorted(f'{one[:12]}…' for one in allowed if one))}): bring that one back to "
+                f"{self.signer.own.path}, or, if it is lost, run `lora-ops registry rotate-key --reason TEXT`; "
+                "nothing was changed."
+            )
 
     @contextmanager
     def change(self, actor: str) -> Iterator[Change]:
@@ -201,7 +226,7 @@ class Registry:
                 behind = int((datetime.fromisoformat(last) - datetime.fromisoformat(at)).total_seconds())
                 if behind <= CLOCK_TOLERANCE_SECONDS:
                     at = last
-            change = Change(self.db, self.log, actor.strip(), at, behind)
+            change = Change(self.db, self.log, actor.strip(), at, behind, self.signer.own.fingerprint)
             yield change
         self._forget_closed(change.states)
 

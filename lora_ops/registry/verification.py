@@ -11,6 +11,7 @@ from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.lifecycle import allowed
 from lora_ops.registry.replay import BORN, Told, unlike
+from lora_ops.registry.rotation import key_notes, key_problems
 from lora_ops.registry.store import CLOCK_TOLERANCE_SECONDS, Registry
 from lora_ops.registry.versions import Summary, Version
 
@@ -63,11 +64,14 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
     versions = {(one.tenant, one.number): one for one in registry.summaries()}
     broken = chain_problem(rows)
     problems = [problem for problem in (broken, tail) if problem]
+    warnings: list[str] = []
     kept: set[str] = set()
     if not broken:
         # A broken chain can't be replayed: everything after the first wrong entry is hearsay.
         entries = registry.log.entries()
         problems += _replay(registry, entries, versions)
+        problems += key_problems(registry, entries)
+        warnings += key_notes(registry, entries)
         kept = {file.sha256 for entry in entries for file in entry.kept_files}
     for one in versions.values():
         try:
@@ -82,8 +86,8 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
     if files:
         problems += _damaged(registry, kept)
         problems += _unsigned(registry, versions)
-    warnings = (*_unpinned(registry), *_dated_ahead(registry, rows))
-    return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems), warnings)
+    warnings += [*_unpinned(registry), *_dated_ahead(registry, rows)]
+    return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems), tuple(warnings))
 
 
 def _dated_ahead(registry: Registry, rows: Sequence[Row]) -> Iterator[str]:

@@ -38,10 +38,11 @@ def test_what_was_signed_verifies(signer: Signer, folder: Path) -> None:
 def test_the_key_is_made_on_first_use_for_its_owner_alone_and_never_committed(
     signer: Signer, folder: Path
 ) -> None:
-    assert not signer.private_key.exists()
     signer.sign(folder)
-    assert signer.private_key.stat().st_mode & 0o777 == 0o600
-    assert (signer.folder / ".gitignore").read_text() == "*\n"
+    key = signer.own.path
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert (key.parent / ".gitignore").read_text() == "*\n"
+    assert {path.suffix for path in signer.folder.iterdir()} == {".pub", ".json"}
 
 
 def change(folder: Path) -> None:
@@ -103,7 +104,7 @@ def test_only_named_keys_are_trusted_when_the_settings_name_some(signer: Signer,
 
 def test_an_older_signature_verifies_after_the_key_was_replaced(signer: Signer, folder: Path) -> None:
     kept = signature(signer, folder)
-    signer.private_key.unlink()
+    signer.own.settle(signer.own.rotate(signer.own.fingerprint()).new)
     assert signature(Signer(signer.folder), folder).read_bytes() != b""
     again = Signer(signer.folder)
     again.check(folder, kept, "finance@1")
@@ -120,15 +121,15 @@ def test_the_key_may_lie_outside_the_registry(folder: Path, tmp_path: Path) -> N
 
 def test_a_key_that_others_can_read_is_refused(signer: Signer, folder: Path) -> None:
     signer.sign(folder)
-    signer.private_key.chmod(0o644)
+    signer.own.path.chmod(0o644)
     with pytest.raises(LoraOpsError, match="can be read by others: chmod 600"):
         signer.sign(folder)
 
 
 def test_a_file_that_is_no_key_is_refused(signer: Signer, folder: Path) -> None:
-    signer.folder.mkdir()
-    signer.private_key.write_text("hello")
-    signer.private_key.chmod(0o600)
+    signer.own.path.parent.mkdir(parents=True, exist_ok=True)
+    signer.own.path.write_text("hello")
+    signer.own.path.chmod(0o600)
     with pytest.raises(LoraOpsError, match="is not an elliptic-curve private key"):
         signer.sign(folder)
 
@@ -137,7 +138,7 @@ def test_processes_that_start_together_end_with_one_key(signer: Signer, folder: 
     started = [processes.start(lambda: signer.sign_text("x")) for _ in range(6)]
     assert [processes.wait(one) for one in started] == [processes.DONE] * 6
     assert len(list(signer.folder.glob("*.pub"))) == 1
-    assert {path.name for path in signer.folder.glob("*.key")} == {"signing.key"}
+    assert signer.own.path.is_file()
 
 
 def test_a_signed_text_fits_only_itself(signer: Signer) -> None:

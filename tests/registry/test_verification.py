@@ -6,6 +6,7 @@ import pytest
 
 from lora_ops.registry.audit import Anchor, Head, entry_hash
 from lora_ops.registry.signing import Signer
+from lora_ops.registry.signing_keys import make_key
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.registry import SigningSettings
@@ -134,17 +135,23 @@ def test_a_registry_verifies_while_others_write(serving: Registry, package: Buil
     assert len(reader.summaries()) == 22
 
 
-def forge(registry: Registry) -> None:
+def forge(registry: Registry, *, names_own_key: bool) -> None:
     """Make somebody else the author, as one who can write in the folder but has not its private key."""
+    forger = Signer(registry.signer.folder, SigningSettings(key="own.key"))
+    make_key(forger.own.path)
+    (mine,) = registry.signer.known()
     registry.db.rows("DROP TRIGGER audit_stays")
     registry.db.rows("UPDATE versions SET author = 'mallory'")
     last = Head()
     for *fields, body, _, _ in registry.log.rows():
-        values = (*fields, body.replace('"ana"', '"mallory"'), last.hash)
+        body = body.replace('"ana"', '"mallory"')
+        if names_own_key:
+            body = body.replace(mine, forger.own.fingerprint())
+        values = (*fields, body, last.hash)
         last = Head(fields[0], entry_hash(*values))
         changed = (*values[-2:], last.hash, last.seq)
         registry.db.rows("UPDATE audit SET body = ?, previous = ?, hash = ? WHERE seq = ?", changed)
-    Anchor(registry.anchor.path, Signer(registry.signer.folder, SigningSettings(key="own.key"))).confirm(last)
+    Anchor(registry.anchor.path, forger).confirm(last)
 
 
 def test_a_history_that_was_forged_with_another_key_is_named_once_keys_are_pinned(serving: Registry) -> None:
@@ -153,7 +160,7 @@ def test_a_history_that_was_forged_with_another_key_is_named_once_keys_are_pinne
     assert clean.ok
     assert f"no key is pinned, so whoever can write in {serving.path}" in clean.warnings[0]
     assert mine in clean.warnings[0]
-    forge(serving)
+    forge(serving, names_own_key=True)
     assert verify(serving).ok  # which is why it warns
     pinned = Registry(
         serving.path,
@@ -166,6 +173,12 @@ def test_a_history_that_was_forged_with_another_key_is_named_once_keys_are_pinne
     assert result.problems == (
         "audit.head, which says where the log ends, was changed: its signature does not fit",
     )
+
+
+def test_forged_history_that_names_the_true_key_is_named(serving: Registry) -> None:
+    forge(serving, names_own_key=False)
+    (problem,) = verify(serving).problems
+    assert problem.startswith("audit.head is signed by key ")
 
 
 def test_a_registry_whose_key_is_pinned_verifies_without_a_word(serving: Registry, package: Build) -> None:

@@ -1,0 +1,89 @@
+"""Another private key for a registry: the log says when, why, and that the old key agreed."""
+
+from collections.abc import Iterator, Sequence
+
+from lora_ops.errors import Refused
+from lora_ops.hashing import canonical
+from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.store import Registry
+
+ROTATED = "key_rotated"
+
+
+def rotate_key(registry: Registry, *, actor: str, reason: str) -> str:
+    """Make a new private key and let it sign from now on; what older keys signed stays valid.
+
+    Killed anywhere, the next change or rotation goes on.
+
+    Args:
+        registry: whose key.
+        actor: who does it.
+        reason: why.
+
+    Returns:
+        The fingerprint of the new key.
+
+    Raises:
+        Refused: no reason, or `registry.signing.trusted_keys` does not name the new key yet.
+        LoraOpsError: a key can't be read or made, or the log can't be trusted.
+    """
+    if not reason.strip():
+        raise Refused("Say why the key is replaced: --reason is kept in the audit log.")
+    own, current = registry.signer.own, registry.log.current_key()
+    rotation = own.rotate(current)
+    trusted = registry.signer.settings.trusted_keys
+    if trusted and rotation.new not in trusted:
+        raise Refused(
+            f"The new key ({rotation.new}) is not listed under registry.signing.trusted_keys in params.yaml: "
+            "add it, keep the old one there, and run this again; nothing was changed."
+        )
+    old = own.fingerprint() if rotation.by_old else current
+    signature = registry.signer.sign_text(_statement(old, rotation.new)) if rotation.by_old else None
+    with registry.change(actor) as change:
+        change.note(ROTATED, "key", rotation.new, old=old, new=rotation.new, reason=reason, signature=signature)
+    own.settle(rotation.new)
+    registry.sign_head()
+    return rotation.new
+
+
+def key_problems(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator[str]:
+    """Yield where the keys that signed are not those that the log names, in words."""
+    allowed = set()
+    for entry in entries:
+        if entry.action != ROTATED or entry.subject.kind != "key":
+            continue
+        old, new, signature = (entry.body.get(name) for name in ("old", "new", "signature"))
+        allowed = {old} if entry is entries[-1] else set()  # the old key signs its own end
+        if signature and not registry.signer.fits_text(_statement(old, new), signature):
+            yield f"entry {entry.seq} replaced the key, and the old key's signature does not fit"
+    current, found = registry.log.current_key(), registry.anchor.signed_by()
+    if current and found and not registry.signer.own.several and found not in {current, *allowed}:
+        yield (
+            f"{registry.anchor.path.name} is signed by key {found[:12]}…, and the audit log names "
+            f"{current[:12]}…: another key was put in its place"
+        )
+
+
+def key_notes(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator[str]:
+    """Yield what should be known of the keys, and proves nothing wrong, in words."""
+    for entry in entries:
+        if entry.action == ROTATED and not entry.body.get("signature"):
+            yield (
+                f"entry {entry.seq} replaced the key without the old key's signature ({entry.actor}: "
+                f"{entry.body.get('reason')})"
+            )
+    if entries and not registry.log.current_key():
+        yield (
+            "no entry of the audit log names the key that signs it: `lora-ops registry rotate-key` makes a new "
+            "one that is named"
+        )
+    inside = registry.signer.own.inside
+    if inside:
+        yield (
+            f"the private key {inside} lies in the registry's folder, so every copy of that holds it: move it "
+            "elsewhere and name the place with LORA_OPS_SIGNING_KEY"
+        )
+
+
+def _statement(old: str | None, new: str | None) -> str:
+    return canonical({"old": old, "new": new, "what": "this registry is signed by another key from now on"})

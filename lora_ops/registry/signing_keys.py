@@ -1,0 +1,310 @@
+"""The private key that signs for a registry on this machine: its place, its making, its replacement."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from lora_ops.errors import LoraOpsError, NotFound
+from lora_ops.registry.files import sync_folder, write_atomically
+
+IDENTITY_FILE = "registry.json"
+OLD_KEY = "signing.key"
+"""Where earlier releases kept the private key: inside the registry."""
+PLACE = "LORA_OPS_SIGNING_KEY"
+
+logger = logging.getLogger(__name__)
+
+
+class Identity(NamedTuple):
+    """Which registry this is, and which private key signs for it on this machine.
+
+    Attributes:
+        id: made with the registry; a copy of the folder keeps it, so that it finds the same private key.
+        key: fingerprint of the private key, once it has signed something.
+    """
+
+    id: str
+    key: str | None
+
+
+class Rotation(NamedTuple):
+    """A key that is to follow.
+
+    Attributes:
+        new: its fingerprint.
+        by_old: whether the key until now is there and signs the rotation.
+    """
+
+    new: str
+    by_old: bool
+
+
+class MissingKey(NotFound):
+    """The private key of a registry that has one is not where it should be."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"The private key of this registry is not at {path}: bring it back from where it was backed up, "
+            "or, if it is lost, run `lora-ops registry rotate-key --reason TEXT`; nothing was changed."
+        )
+
+
+class PrivateKey:
+    """One private key, made together with its registry and kept apart from it.
+
+    The registry's folder is copied and backed up, so the private key does not lie in it.
+
+    Args:
+        folder: of the public keys, inside the registry.
+        named: registry.signing.key; a relative path starts in `folder`.
+        several: whether each machine signs with a key of its own, as in a registry that is shared at W&B.
+    """
+
+    def __init__(self, folder: Path, named: str | None, *, several: bool) -> None:
+        self.folder = folder
+        self._named = named
+        self.several = several
+
+    @property
+    def path(self) -> Path:
+        """Where it is: $LORA_OPS_SIGNING_KEY, else registry.signing.key, else the user's own folder of keys.
+
+        Raises:
+            LoraOpsError: the registry's identity can't be read or made.
+        """
+        return self._place() or keys_home() / f"{self.identity().id}.key"
+
+    @property
+    def inside(self) -> Path | None:
+        """A private key in the registry's folder, and so in every copy of it; None if there is none."""
+        registry = self.folder.parent.resolve()
+        for path in filter(None, (self._place(), self.folder / OLD_KEY)):
+            if path.is_file() and path.resolve().is_relative_to(registry):
+                return path
+        return None
+
+    def load(self) -> ec.EllipticCurvePrivateKey:
+        """Return the key; it is made when the registry is.
+
+        Raises:
+            MissingKey: the registry has one, which is not there; it is never replaced unseen.
+            LoraOpsError: it can't be read or made, or others can read it.
+        """
+        path = self.path
+        try:
+            if not path.exists() and not self._take_old(path):
+                # Another process may have begun the registry since: it makes the key before anything else.
+                if self._used() and not path.exists():
+                    raise MissingKey(path)
+                make_key(path)
+            key = read_key(path)
+            self._use(key)
+        except OSError as error:
+            raise LoraOpsError(
+                f"The key {path} can't be used ({error.strerror}): name another place with {PLACE}, or with "
+                "registry.signing.key in params.yaml."
+            ) from error
+        return key
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the key.
+
+        Raises:
+            LoraOpsError: as `load`.
+        """
+        return key_fingerprint(public_pem(self.load()))
+
+    def identity(self) -> Identity:
+        """Return which registry this is; its id is made when it is first asked for.
+
+        Raises:
+            LoraOpsError: the file that holds it was damaged or can't be written.
+        """
+        path = self.folder / IDENTITY_FILE
+        try:
+            if not path.exists():
+                self._begin(path)
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = Identity(content["id"], content["key"])
+            if re.fullmatch(r"[0-9a-f]{32}", found.id) is None:
+                raise ValueError(f"'{found.id[:40]}' is no id")
+            return found
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LoraOpsError(
+                f"{path}, which names the registry and its key, can't be used ({error}): restore the registry "
+                "from a backup."
+            ) from error
+
+    def rotate(self, current: str | None) -> Rotation:
+        """Make the key that is to follow; nothing signs with it before `settle`, unless the old one is lost.
+
+        A rotation that was broken off goes on with the key that it had made.
+
+        Args:
+            current: fingerprint of the key that the audit log names, or None.
+
+        Raises:
+            LoraOpsError: the new key can't be made.
+        """
+        path = self.path
+        try:
+            if not path.exists():
+                make_key(path)
+                return Rotation(self._use(read_key(path)), by_old=False)
+            mine = self._use(read_key(path))
+            if current not in (None, mine):
+                # The old key was lost, and this one took its place without an entry: now it gets one.
+                return Rotation(mine, by_old=False)
+            following = _following(path)
+            if not following.exists():
+                make_key(following)
+            return Rotation(self._publish(read_key(following)), by_old=True)
+        except OSError as error:
+            raise LoraOpsError(f"No new key can be made beside {path} ({error.strerror}).") from error
+
+    def settle(self, current: str | None) -> None:
+        """Let the following key take this one's place, if the audit log says that it is the current one.
+
+        Raises:
+            LoraOpsError: the key can't be moved.
+        """
+        path = self.path
+        following = _following(path)
+        try:
+            if not following.exists():
+                return
+            key = read_key(following)
+            if key_fingerprint(public_pem(key)) == current:
+                following.replace(path)
+                sync_folder(path.parent)
+                self._use(key)
+        except OSError as error:
+            raise LoraOpsError(f"The key {path} can't be replaced ({error.strerror}).") from error
+
+    def _place(self) -> Path | None:
+        variable = os.environ.get(PLACE)
+        if variable:
+            return Path(variable).absolute()
+        return self.folder / self._named if self._named else None
+
+    def _used(self) -> bool:
+        """Whether a private key has signed here before, so that a new one would replace it unseen."""
+        # Public keys in a shared registry may all be those of other machines.
+        return self.identity().key is not None or (not self.several and any(self.folder.glob("*.pub")))
+
+    def _use(self, key: ec.EllipticCurvePrivateKey) -> str:
+        mine = self._publish(key)
+        identity = self.identity()
+        if identity.key != mine:
+            self._write_identity(self.folder / IDENTITY_FILE, identity._replace(key=mine))
+        return mine
+
+    def _publish(self, key: ec.EllipticCurvePrivateKey) -> str:
+        public = public_pem(key)
+        path = self.folder / f"{key_fingerprint(public)}.pub"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, public)
+        return path.stem
+
+    def _take_old(self, path: Path) -> bool:
+        """Move the key that earlier releases kept inside the registry; says whether there was one."""
+        old = self.folder / OLD_KEY
+        if self._place() or not old.is_file() or self.identity().key is not None:
+            return False
+        try:
+            read_key(old)
+            _write_key(path, old.read_bytes())
+            self._use(read_key(path))
+            old.unlink()
+        except FileNotFoundError:  # another process moved it meanwhile
+            return path.exists()
+        logger.warning("The private key was moved from %s to %s: back it up on its own.", old, path)
+        return True
+
+    def _begin(self, path: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mine = self.folder / f".identity-{os.getpid()}"
+        self._write_identity(mine, Identity(uuid.uuid4().hex, None))
+        try:
+            with suppress(FileExistsError):  # of several that begin one registry together, the first names it
+                os.link(mine, path)
+        finally:
+            mine.unlink()
+
+    def _write_identity(self, path: Path, identity: Identity) -> None:
+        write_atomically(path, (json.dumps(identity._asdict(), indent=2) + "\n").encode())
+
+
+def keys_home() -> Path:
+    """Return the user's own folder of private keys."""
+    configuration = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(configuration) if configuration else Path.home() / ".config") / "lora-ops" / "keys"
+
+
+def make_key(path: Path) -> None:
+    """Make a private key at `path`, unless another process was first.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    _write_key(path, key.private_bytes(encoding, form, serialization.NoEncryption()))
+
+
+def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the private key at `path`.
+
+    Raises:
+        LoraOpsError: it is no key, or others can read it.
+        OSError: it can't be read.
+    """
+    if path.stat().st_mode & 0o077:
+        raise LoraOpsError(f"The private key {path} can be read by others: chmod 600 it.")
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise LoraOpsError(f"{path} is not an elliptic-curve private key in PEM.") from error
+    return key
+
+
+def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return the public key of a private one, in PEM."""
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def key_fingerprint(public: bytes) -> str:
+    """Return the SHA-256 of a public key in PEM, in hex."""
+    return hashlib.sha256(public).hexdigest()
+
+
+def _write_key(path: Path, pem: bytes) -> None:
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        write_atomically(ignore, b"*\n")
+    mine = folder / f".signing-{os.getpid()}"
+    write_atomically(mine, pem, 0o600)
+    try:
+        with suppress(FileExistsError):  # another process was first: its key is everybody's
+            os.link(mine, path)
+    finally:
+        mine.unlink()
+
+
+def _following(path: Path) -> Path:
+    return path.with_name(f"{path.name}.next")
