@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.fetch import fetch_package
 from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
@@ -94,7 +94,7 @@ def _from_transformers(settings: BaseModelSettings, root: Path) -> tuple[Any, An
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **where)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise LoraOpsError(f"Cannot load base model {settings.id} from {settings.source}: {reason}") from error
+        raise Unavailable(f"Cannot load base model {settings.id} from {settings.source}: {reason}") from error
     return model, tokenizer
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import httpx
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Refused, Unavailable
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, packages, reports
@@ -49,13 +49,13 @@ def plan(registry: Registry, reference: str) -> Rollback:
     if returned:
         return Rollback(leaves, registry.get(f"{leaves.tenant}@{serving}"), done_already=True)
     if serving is not None and serving != leaves.number:
-        raise LoraOpsError(
+        raise Refused(
             f"{leaves.id} is '{leaves.state}': {leaves.tenant}@{serving} is in production, so there is nothing "
             "to roll back."
         )
     served = _served(registry, leaves.tenant)
     if serving is None and leaves.number not in served:
-        raise LoraOpsError(f"{leaves.id} is '{leaves.state}' and was never in production.")
+        raise Refused(f"{leaves.id} is '{leaves.state}' and was never in production.")
     return Rollback(leaves, _before(registry, leaves, served), done_already=False)
 
 
@@ -109,7 +109,7 @@ def capture(gateway: str, folder: Path, key: str | None = None, seconds: float =
             try:
                 answer = client.get(path).raise_for_status()
             except httpx.HTTPError as error:
-                raise LoraOpsError(f"{gateway}{path} could not be captured ({error}).") from error
+                raise Unavailable(f"{gateway}{path} could not be captured ({error}).") from error
             (folder / name).write_bytes(answer.content)
             kept[name] = sha256_file(folder / name)
     return kept
@@ -169,7 +169,7 @@ def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
             return version
         refused.append(problem)
     why = "; ".join(refused) or "no other version was in production before"
-    raise LoraOpsError(
+    raise Refused(
         f"There is no version to go back to from {leaves.id}: {why}. To stop its answers all the same: "
         f"lora-ops registry revoke {leaves.id} --reason ..."
     )

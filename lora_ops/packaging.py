@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_ops.adapter_files import require_finite
 from lora_ops.clock import now
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.escaping import code, markdown
 from lora_ops.folders import replacing
 from lora_ops.git import git_state
@@ -54,7 +54,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
             f"{name}: base {metric[BASE]}, adapter {metric[ADAPTER]}"
             for name, metric in evaluation.metrics.items()
         )
-        raise LoraOpsError(
+        raise Refused(
             f"The adapter of '{tenant}' does not clearly beat its base ({metrics}), so it is not packaged: "
             "change its data or recipe, or set evaluate.must_beat_base to false."
         )

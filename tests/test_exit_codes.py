@@ -15,6 +15,8 @@ from lora_ops.cli import app
 from lora_ops.errors import LoraOpsError
 from lora_ops.exit_codes import MEANINGS, ExitCode
 from tests.conftest import ROOT, run
+from tests.registry.conftest import owners  # noqa: F401 - a fixture
+from tests.serving.conftest import Clone, clone, clone_source  # noqa: F401 - fixtures
 
 
 def commands(group: Any, *words: str) -> Iterator[tuple[str, Any]]:
@@ -74,6 +76,15 @@ def test_a_refusal_in_json_is_one_object(
     error = printed["error"]
     assert (error["code"], error["exit_code"]) == (code.name.lower(), code)
     assert message in error["message"]
+
+
+def test_a_rule_that_forbids_it_is_refused(clone: Clone) -> None:  # noqa: F811
+    """Through a notebook too: the runbook's own error keeps its kind."""
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    words = ("rollback", "finance@1", "--reason", "leaks", "--actor", "ben")
+    returned, printed = in_json(clone.root, *words)
+    assert returned == ExitCode.REFUSED
+    assert "was never in production" in printed["error"]["message"]
 
 
 def test_a_fault_of_our_own_is_internal(repository: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.registry import AuditEntry, Subject
 from lora_ops.registry.database import Database
@@ -167,7 +167,7 @@ def _entry(row: Row) -> AuditEntry:
         fields["subject"] = {"kind": fields.pop("kind"), "id": row.subject}
         return AuditEntry.model_validate(fields)
     except (ValueError, ValidationError) as error:
-        raise LoraOpsError(
+        raise Damaged(
             f"Entry {row.seq} of the audit log was changed: run `lora-ops registry verify`."
         ) from error
 

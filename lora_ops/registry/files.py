@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from lora_ops.adapter_files import require_finite
-from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.hashing import sha256_file
 
 FORGOTTEN_AFTER_SECONDS = 24 * 3600
@@ -106,7 +106,7 @@ class FileStore:
                     (folder / file).write_text(text, encoding="utf-8")
                 yield folder
         except OSError as error:
-            raise LoraOpsError(f"{name} can't be laid out for its signature ({error}).") from error
+            raise Unavailable(f"{name} can't be laid out for its signature ({error}).") from error
 
     def present(self, digest: str, name: str) -> Path:
         """The path of a kept file; its bytes are not read.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head, matches_hash
@@ -130,7 +130,7 @@ class Mirror:
         compared = self._compare()
         for sent in compared.unknown:
             if self._take is None:
-                raise LoraOpsError(
+                raise Damaged(
                     f"W&B ({self.project.target}) holds entry {sent.entry.seq}, and the log here ends "
                     "before it: this registry was restored from an older copy, or two registries share "
                     "one project."
@@ -155,7 +155,7 @@ class Mirror:
         theirs = chain(sent or [], start)
         for here, there in zip(mine, theirs, strict=False):
             if here.hash != there.entry.hash:
-                raise LoraOpsError(
+                raise Damaged(
                     f"Entry {here.seq} of the audit log is not the one that W&B ({self.project.target}) holds: "
                     "it belongs to another registry, or one of the two was changed; name another project in "
                     "params.yaml."
@@ -256,7 +256,7 @@ class Mirror:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise LoraOpsError("Another sync of this registry is at work: wait for it.") from error
+                raise Unavailable("Another sync of this registry is at work: wait for it.") from error
             yield
 
 
@@ -272,7 +272,7 @@ def chain(sent: list[SentEntry], start: Head) -> list[SentEntry]:
         if entry.seq != last.seq + 1 or entry.previous != last.hash:
             continue  # it lost a race, or was sent twice
         if not matches_hash(entry):
-            raise LoraOpsError(f"Entry {entry.seq} of the audit log was changed at W&B: its hash does not fit.")
+            raise Damaged(f"Entry {entry.seq} of the audit log was changed at W&B: its hash does not fit.")
         kept.append(one)
         last = Head(entry.seq, entry.hash)
     return kept

@@ -6,7 +6,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable
 from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.files import check_package
 from lora_ops.registry.replay import row_mismatches
@@ -44,7 +44,7 @@ def export(registry: Registry, reference: str, target: Path, *, for_review: bool
             check_folder(registry, version, folder)
             folder.rename(target)
     except OSError as error:
-        raise LoraOpsError(f"{version.id} can't be written to {target}: {error}.") from error
+        raise Unavailable(f"{version.id} can't be written to {target}: {error}.") from error
     return version
 
 
@@ -86,7 +86,7 @@ def _lay_out(registry: Registry, version: Version) -> Path:
                 check_folder(registry, version, made)
                 copies.put(version.id, made)
     except OSError as error:
-        raise LoraOpsError(f"{version.id} can't be laid out in {copies.root}: {error}.") from error
+        raise Unavailable(f"{version.id} can't be laid out in {copies.root}: {error}.") from error
     return folder
 
 
@@ -137,7 +137,7 @@ def _loadable(registry: Registry, reference: str) -> Version:
     if problem:
         raise Damaged(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
     if version.state in CLOSED:
-        raise LoraOpsError(f"{version.id} was {version.state}: it may not be loaded.")
+        raise Refused(f"{version.id} was {version.state}: it may not be loaded.")
     return version
 
 

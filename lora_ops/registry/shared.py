@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lora_ops.clock import now
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
@@ -143,7 +143,7 @@ class SharedRegistry(Registry):
                     "was changed: look again before you repeat it."
                 )
         if len(took) < len(entries):
-            raise LoraOpsError(
+            raise Unavailable(
                 f"W&B ({self.mirror.project.target}) did not keep the change: nothing was changed."
             )
 
@@ -152,9 +152,7 @@ class SharedRegistry(Registry):
         text = canonical(entry.stored())
         self.signer.adopt(sent.public_key)
         if not self.signer.fits_text(text, sent.signature):
-            raise LoraOpsError(
-                f"Entry {entry.seq} of the audit log at W&B is not signed by a key that is trusted."
-            )
+            raise Damaged(f"Entry {entry.seq} of the audit log at W&B is not signed by a key that is trusted.")
         manifest_text = ""
         if entry.action in BORN:
             manifest_text = self.mirror.project.fetch_manifest(str(entry.tenant), entry.body["manifest_sha256"])
@@ -163,7 +161,7 @@ class SharedRegistry(Registry):
             if head.seq >= entry.seq:
                 return  # another process of this machine took it
             if (entry.seq, entry.previous) != (head.seq + 1, head.hash) or not matches_hash(entry):
-                raise LoraOpsError(f"Entry {entry.seq} of the audit log at W&B does not continue the one here.")
+                raise Damaged(f"Entry {entry.seq} of the audit log at W&B does not continue the one here.")
             if entry.action in BORN:
                 body = entry.body
                 manifest = _manifest(manifest_text, entry)
@@ -216,7 +214,7 @@ def _manifest(text: str, entry: AuditEntry) -> Manifest:
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise LoraOpsError(
+        raise Damaged(
             f"The manifest of {entry.subject} at W&B does not fit its schema: {first_problem(error)}."
         ) from error
 

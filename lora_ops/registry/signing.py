@@ -9,7 +9,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.signing_keys import PrivateKey, key_fingerprint, public_pem
 from lora_ops.settings.registry import SigningSettings
@@ -137,7 +137,7 @@ class Signer:
         path = self.folder / f"{fingerprint}.pub"
         if fingerprint not in trusted and (trusted or not path.is_file()):
             mine = key_fingerprint(public_pem(self.own.load()))
-            raise LoraOpsError(
+            raise Refused(
                 f"Key {fingerprint} is not trusted here: if it is a colleague's or CI's, list it under "
                 f"registry.signing.trusted_keys in params.yaml, with your own ({mine})."
             )
@@ -150,7 +150,7 @@ class Signer:
         key, trusted = self.own.load(), self.settings.trusted_keys
         mine = key_fingerprint(public_pem(key))
         if trusted and mine not in trusted:
-            raise LoraOpsError(
+            raise Refused(
                 f"This machine's own key ({mine}) is not listed under registry.signing.trusted_keys in "
                 "params.yaml: add it, or use a key that is; nothing was changed."
             )

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from lora_ops.clock import now, utc
-from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused
+from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.manifest import ADAPTER_FILES, SCHEMA_VERSION, Manifest, content_digest
@@ -182,7 +182,7 @@ class Registry:
                 try:
                     self.anchor.announce(before, after)
                 except OSError as error:
-                    raise LoraOpsError(
+                    raise Unavailable(
                         f"The registry in {self.path} can't be written ({error}): nothing was changed."
                     ) from error
                 announced = True
@@ -395,7 +395,7 @@ class Registry:
 
     def _again(self, change: Change, tenant: str, number: int, state: State) -> None:
         if state in CLOSED:
-            raise LoraOpsError(
+            raise Refused(
                 f"{tenant}@{number} has exactly this content and was {state}: change the data or the "
                 "recipe, and train it again, before you register it."
             )
@@ -408,7 +408,7 @@ class Registry:
         try:
             yield
         except OSError as error:
-            raise LoraOpsError(
+            raise Unavailable(
                 f"{what} can't be read, or not be kept in {self.path} ({error}): nothing was changed."
             ) from error
 
@@ -571,7 +571,7 @@ class Registry:
         row = self.db.row(f"SELECT {SUMMARY} FROM versions WHERE tenant = ? AND number = ?", key)
         text = self.db.row("SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", key)
         if row is None or text is None:
-            raise LoraOpsError(
+            raise Damaged(
                 f"The registry has lost the record of {tenant}@{number}: run `lora-ops registry verify`."
             )
         aliases = self.db.rows("SELECT alias FROM aliases WHERE tenant = ? AND number = ? ORDER BY alias", key)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lora_ops.clock import now
-from lora_ops.errors import LoraOpsError, Unavailable
+from lora_ops.errors import Damaged, Unavailable
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.data import DataRecord
 from lora_ops.records.evidence import Evidence
@@ -324,7 +324,7 @@ class WandbProject:
             path = Path(folder) / "manifest.json"
             text = path.read_text(encoding="utf-8") if path.is_file() else ""
         if sha256_text(text) != manifest_sha256:
-            raise LoraOpsError(f"The manifest of an adapter of {tenant} in W&B ({self.target}) was changed.")
+            raise Damaged(f"The manifest of an adapter of {tenant} in W&B ({self.target}) was changed.")
         return text
 
     def fetch_report(self, tenant: str, report: Evidence, folder: Path) -> None:
@@ -341,7 +341,7 @@ class WandbProject:
             artifact = self._find_first(collections, alias)
             if artifact is None:
                 name = f"{collections[0]}:{alias}"
-                raise LoraOpsError(f"W&B has no {name} in {self.target}: it was deleted there.")
+                raise Damaged(f"W&B has no {name} in {self.target}: it was deleted there.")
             artifact.download(root=str(folder), path_prefix=prefix, skip_cache=True)
 
     # The client.
@@ -349,7 +349,7 @@ class WandbProject:
     def _adapter(self, record: AdapterRecord, manifest_sha256: str) -> Any:
         artifact = self._find_adapter(record.tenant, adapter_alias(manifest_sha256))
         if artifact is None:
-            raise LoraOpsError(f"W&B has lost {record.id} ({self.target}): it was deleted there.")
+            raise Damaged(f"W&B has lost {record.id} ({self.target}): it was deleted there.")
         return artifact
 
     def _artifact(self, name: str, kind: str, metadata: dict[str, Any]) -> Any:
@@ -395,7 +395,7 @@ class WandbProject:
             if tracking_mode() != "online":
                 mode = os.environ.get("WANDB_MODE")
                 why = f"WANDB_MODE is '{mode}'" if mode else "WANDB_API_KEY is not set"
-                raise LoraOpsError(f"W&B ({self.target}) is not asked: {why}.")
+                raise Unavailable(f"W&B ({self.target}) is not asked: {why}.")
             wandb.setup(settings=self._client_settings())
             self._connected = wandb.Api(timeout=30)
         return self._connected
@@ -513,6 +513,6 @@ def _entry_of(artifact: Any) -> SentEntry:
             SHOWN in artifact.tags,
         )
     except (KeyError, TypeError, ValidationError, ValueError) as error:
-        raise LoraOpsError(
+        raise Damaged(
             f"{artifact.qualified_name} in W&B is no entry of an audit log: it was changed."
         ) from error
