@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from lora_ops.clock import utc
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.approval import Approval, ApprovalStatement
 from lora_ops.records.evidence import Evidence
@@ -198,14 +198,14 @@ def signature_of(registry: Registry, said: ApprovalStatement, person: Person, ke
     if key is None:
         if registry.approvals == "unsigned":
             return None
-        raise LoraOpsError(
+        raise Refused(
             "Approvals are signed: name your SSH key (--key ~/.ssh/id_ed25519). On a laptop of your own "
             "`registry.approvals: unsigned` in params.yaml turns that off, and `show` says so."
         )
     text = canonical(said.model_dump(mode="json"))
     signature = sign(text, key)
     if signer_of(text, signature, person.id, person.keys) is None:
-        raise LoraOpsError(
+        raise Refused(
             f"{key} is none of {person.id}'s keys in owners.yaml: `lora-ops owners add-key {person.id} "
             f"{str(key).removesuffix('.pub')}.pub` adds it."
         )

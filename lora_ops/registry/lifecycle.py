@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from lora_ops.clock import utc
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.records.approval import Approval, ApprovalStatement
 from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.registry import AuditEntry, State
@@ -109,27 +109,25 @@ def promote(
         current = registry.named(version.tenant, to)
         now = f"{version.tenant}@{current}" if current else "none"
         if expect is not None and expect != now:
-            raise LoraOpsError(
+            raise Refused(
                 f"{version.tenant}@{to} moved meanwhile: it names {now}, not {expect}; look again before "
                 "you promote."
             )
         _require_step(version, to, reason)
         expired = expiry_reason(version.summary, registry.clock())
         if expired:
-            raise LoraOpsError(f"{expired}.")
+            raise Refused(f"{expired}.")
         concerns = _leaves(registry, version, to)
         basis, needed = _basis(registry, version, to, evidence, concerns)
         if to == "production" and concerns is None:
             needed += _approvals_needed(registry, version)
         if needed:
-            raise LoraOpsError(f"{version.id} can't become '{to}' yet; missing: {'; '.join(needed)}.")
+            raise Refused(f"{version.id} can't become '{to}' yet; missing: {'; '.join(needed)}.")
         states: dict[int, State] = {version.number: to}
         if current and to == "production":
             states[current] = "superseded"
         elif current:
-            raise LoraOpsError(
-                f"{now} is '{to}' already: promote or reject it before {version.id} takes its place."
-            )
+            raise Refused(f"{now} is '{to}' already: promote or reject it before {version.id} takes its place.")
         aliases: dict[str, int | None] = {
             alias: None for alias in version.aliases if alias in SERVING and alias != to
         }
@@ -223,7 +221,7 @@ def approve(
         now, _ = _agreement(registry, reference, actor, reason)
         timeless = {"at", "expires_at"}
         if now.model_dump(exclude=timeless) != said.model_dump(exclude=timeless):
-            raise LoraOpsError(
+            raise Refused(
                 f"What {said.adapter} rests on changed while you signed: look again before you approve."
             )
         version = registry.get_exact(reference)
@@ -253,9 +251,9 @@ def withdraw(registry: Registry, reference: str, *, actor: str, reason: str) -> 
         person = require_role(registry, version, actor, APPROVE, f"withdraw an approval of {version.id}")
         _require_reason(reason)
         if version.state != "canary":
-            raise LoraOpsError(f"{version.id} is '{version.state}': an approval is withdrawn while in canary.")
+            raise Refused(f"{version.id} is '{version.state}': an approval is withdrawn while in canary.")
         if not any(one.person == person.id and one.void is None for one in approvals(registry, version)):
-            raise LoraOpsError(f"{person.name} has no approval of {version.id} that counts.")
+            raise Refused(f"{person.name} has no approval of {version.id} that counts.")
         _record(registry, change, version, "withdrawn", reason, (), person=person.id)
     return registry.get(version.id)
 
@@ -274,9 +272,9 @@ def review(
         _require_reason(reason)
         _require_about(version, evidence)
         if version.state not in LIVE:
-            raise LoraOpsError(f"{version.id} is '{version.state}': there is nothing to review.")
+            raise Refused(f"{version.id} is '{version.state}': there is nothing to review.")
         if "review" not in {one.document.kind for one in evidence}:
-            raise LoraOpsError(f"The review of {version.id} is missing: evidence of kind 'review'.")
+            raise Refused(f"The review of {version.id} is missing: evidence of kind 'review'.")
         next_ = owners_of(registry, version.tenant).next_review(datetime.fromisoformat(change.at))
         kept = _kept(registry, evidence)
         _record(registry, change, version, "reviewed", reason, kept, review_due=utc(next_))
@@ -297,7 +295,7 @@ def link_incident(
         _require_reason(reason)
         _require_about(version, evidence)
         if "incident" not in {one.document.kind for one in evidence}:
-            raise LoraOpsError(f"The incident of {version.id} is missing: evidence of kind 'incident'.")
+            raise Refused(f"The incident of {version.id} is missing: evidence of kind 'incident'.")
         _record(registry, change, version, "incident", reason, _kept(registry, evidence))
     return registry.get(version.id)
 
@@ -366,7 +364,7 @@ def _basis(
     _require_about(version, given)
     late = [one.document.kind for one in given if one.document.kind in PRODUCTION_RESTS_ON]
     if to == "production" and late:
-        raise LoraOpsError(
+        raise Refused(
             f"Approvals name the evidence that was seen, so file it before them: `lora-ops registry file "
             f"{version.id} {late[0]} FILE`."
         )
@@ -441,12 +439,12 @@ def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> t
     person = require_approver(registry, version, actor)
     _require_reason(reason)
     if version.state != "canary":
-        raise LoraOpsError(f"{version.id} is '{version.state}': production is approved while in canary.")
+        raise Refused(f"{version.id} is '{version.state}': production is approved while in canary.")
     if any(one.person == person.id and one.void is None for one in approvals(registry, version)):
-        raise LoraOpsError(f"{person.name} has approved {version.id} already: a second person must agree.")
+        raise Refused(f"{person.name} has approved {version.id} already: a second person must agree.")
     basis, needed = _basis(registry, version, "production", (), None)
     if needed:
-        raise LoraOpsError(f"{version.id} can't be approved yet; missing: {'; '.join(needed)}.")
+        raise Refused(f"{version.id} can't be approved yet; missing: {'; '.join(needed)}.")
     return statement(registry, version, basis, person, reason), person
 
 
@@ -477,9 +475,7 @@ def _require_step(version: Version, to: State, reason: str) -> None:
     if (version.state, to) not in EVIDENCE:
         steps = [b for a, b in EVIDENCE if a == version.state and b != "superseded"]
         ways = ", ".join(steps) if steps else "none"
-        raise LoraOpsError(
-            f"{version.id} is '{version.state}': it can't become '{to}' (ways from here: {ways})."
-        )
+        raise Refused(f"{version.id} is '{version.state}': it can't become '{to}' (ways from here: {ways}).")
     _require_reason(reason)
 
 
@@ -491,9 +487,7 @@ def _require_reason(reason: str) -> None:
 def _require_about(version: Version, given: Sequence[Report]) -> None:
     for one in given:
         if one.document.content_digest != version.summary.content_digest:
-            raise LoraOpsError(
-                f"The {one.document.kind} report is about {one.document.adapter}, not {version.id}."
-            )
+            raise Refused(f"The {one.document.kind} report is about {one.document.adapter}, not {version.id}.")
 
 
 def _kept(registry: Registry, given: Sequence[Report]) -> list[Evidence]:

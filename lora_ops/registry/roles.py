@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Refused
 from lora_ops.records.registry import State
 from lora_ops.registry.owners import Person, Role, Team
 from lora_ops.registry.store import Registry
@@ -32,7 +32,7 @@ def owners_of(registry: Registry, tenant: str) -> Team:
         LoraOpsError: there is no owners.yaml.
     """
     if registry.owners is None:
-        raise LoraOpsError(
+        raise Refused(
             "There is no owners.yaml beside params.yaml: it says who may do what, and whom to tell. Without it "
             "versions are registered and nothing else; restore it (git checkout owners.yaml)."
         )
@@ -48,7 +48,7 @@ def require_role(registry: Registry, version: Version, actor: str, roles: frozen
     team = owners_of(registry, version.tenant)
     people, person = team.with_role(roles), team.person(actor)
     if person is None or person not in people:
-        raise LoraOpsError(
+        raise Refused(
             f"{actor} may not {what}: owners.yaml gives that to "
             f"{', '.join(one.id for one in people)}; act under your name there (--actor, $LORA_OPS_ACTOR), or "
             "add your login to your entry."
@@ -66,12 +66,12 @@ def require_approver(registry: Registry, version: Version, actor: str) -> Person
     approvers, person = team.with_role(APPROVE), team.person(actor)
     if person is None or person not in approvers:
         listed = ", ".join(one.id for one in approvers)
-        raise LoraOpsError(f"{actor} is no approver of '{version.tenant}' in owners.yaml (they are: {listed}).")
+        raise Refused(f"{actor} is no approver of '{version.tenant}' in owners.yaml (they are: {listed}).")
     author = team.person(version.summary.author)
     if author is None:
-        raise LoraOpsError(f"{version.id} can't be approved yet; missing: {unknown_author(version)}.")
+        raise Refused(f"{version.id} can't be approved yet; missing: {unknown_author(version)}.")
     if author == person:
-        raise LoraOpsError(f"{person.name} is the author of {version.id}: somebody else must approve it.")
+        raise Refused(f"{person.name} is the author of {version.id}: somebody else must approve it.")
     return person
 
 
