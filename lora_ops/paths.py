@@ -12,6 +12,7 @@ from lora_ops.records.record import Record
 
 BASE_MODEL = "base_model.json"
 CONTRACT = "contract.json"
+SUITE = "suite.json"
 DATA = "data.json"
 SLICE = "slice."  # before the name of a column of data.bias_columns, wherever it stands beside others
 SLICES = "slices.csv"  # of each test row: its values in data.bias_columns

@@ -15,6 +15,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.packaging import packaged
 from lora_ops.paths import EVALUATION, EVALUATION_PAGE, MANIFEST
+from lora_ops.records.data import DataRecord, previous_path
 from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -57,7 +58,17 @@ def register_packages(
         except LoraOpsError as error:
             yield Outcome(tenant, None, problem=str(error))
         else:
+            _keep_for_comparison(manifest.data, root)
             yield Outcome(tenant, version, is_new)
+
+
+def _keep_for_comparison(data: DataRecord, root: Path) -> None:
+    # 01_prepare compares the next data with it, and must not read the registry.
+    path = previous_path(data.tenant, root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(data.to_json(), encoding="utf-8")
+    temporary.replace(path)
 
 
 @contextmanager

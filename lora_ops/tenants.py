@@ -9,14 +9,14 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from lora_ops.datasets.checks import check_answers
-from lora_ops.datasets.contract import IDENTIFIERS_SETTING
 from lora_ops.datasets.files import shorten
 from lora_ops.datasets.prepare import candidate_rows, check_rows, with_prompts
 from lora_ops.datasets.source import read_source, template_fields
+from lora_ops.datasets.suites import IDENTIFIERS_SETTING, read_own_suite
 from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.loading import load_tokenizer
 from lora_ops.records.base_model import read_base_model
-from lora_ops.records.data import ContractRecord
+from lora_ops.records.data import ContractRecord, read_previous
 from lora_ops.settings.data import DataSettings
 from lora_ops.settings.files import first_problem
 from lora_ops.settings.params import Settings, load_settings
@@ -161,7 +161,9 @@ def check_tenant(name: str, settings: TenantSettings, root: Path) -> ContractRec
     """
     frame, _ = read_source(settings.data, root, root / "data/raw")
     tokenizer = base_tokenizer(root)
-    rows, _, contract = check_rows(frame, name, settings.data, tokenizer)
+    rows, _, contract = check_rows(
+        frame, name, settings.data, tokenizer, read_own_suite(name, root), read_previous(name, root)
+    )
     if tokenizer is None or settings.data.task != "labels":
         return contract
     answers = check_answers(rows, tokenizer, settings.data.labels, settings.evaluate.max_new_tokens)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_ops.hashing import sha256_file
+from lora_ops.packaging import packaged
+from lora_ops.records.data import read_previous
 from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import open_registry
@@ -78,6 +80,13 @@ def test_register_keeps_the_page_of_the_same_evaluation(clone: Path) -> None:
     (clone / "reports/finance/03_evaluate.html").write_text("drawn again")
     again = lora_ops(clone, "register", "finance")
     assert "registered before" in again.stdout
+
+
+def test_register_keeps_the_datas_record_for_the_next_comparison(clone: Path) -> None:
+    assert read_previous("finance", clone) is None
+    assert lora_ops(clone, "register", "finance").returncode == 0
+    assert read_previous("finance", clone) == packaged("finance", clone).data
+    assert read_previous("media", clone) is None
 
 
 def test_register_again_adds_nothing(clone: Path) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lora_ops.datasets.files import shorten
 from lora_ops.datasets.prompts import control_tokens, find_control_token
-from lora_ops.records.data import Check
+from lora_ops.records.data import Check, DataRecord
 from lora_ops.settings.data import DataSettings
 
 
@@ -34,6 +34,54 @@ def check_splits(rows: pd.DataFrame, chosen: Mapping[str, pd.DataFrame], setting
         used = sorted(chosen["train"]["target"].dropna().unique())
         alone = [f"train: {', '.join(map(shorten, used)) or 'no label'} alone"] if len(used) < 2 else []
         checks.append(_check("training sees at least two labels", alone))
+    return checks
+
+
+def label_shares(rows: pd.DataFrame) -> dict[str, float]:
+    """Return each label's share of the rows, the largest first."""
+    shares = rows["target"].dropna().value_counts(normalize=True)
+    return {str(label): round(float(share), 6) for label, share in shares.items()}
+
+
+def check_shares(rows: pd.DataFrame, settings: DataSettings) -> list[Check]:
+    """Check that each label has at least `data.contract.min_label_share` of the rows."""
+    least = settings.contract.min_label_share
+    if settings.task != "labels" or not least:
+        return []
+    shares = label_shares(rows)
+    small = [
+        f"label {shorten(label)}: {shares.get(label, 0):.2%} of the rows"
+        for label in settings.labels
+        if shares.get(label, 0) < least
+    ]
+    return [_check(f"each label has {least:.1%} of the rows", small, "data.contract.min_label_share")]
+
+
+def check_previous(
+    rows: pd.DataFrame, source_rows: int, previous: DataRecord, settings: DataSettings
+) -> list[Check]:
+    """Compare the data with that of the version registered last: rows lost, and the labels' shares.
+
+    The shift of shares is their total variation: half the sum of the absolute differences, 0 to 1.
+    """
+    limits = settings.contract
+    lost = max(0.0, 1 - source_rows / previous.source_rows) if previous.source_rows else 0.0
+    told = f"source: {source_rows} rows, {previous.source_rows} before"
+    fewer = [told] if lost > limits.max_rows_lost else []
+    name = f"the source lost at most {limits.max_rows_lost:.0%} of its rows"
+    checks = [_check(name, fewer, "data.contract.max_rows_lost")]
+    if settings.task == "labels" and previous.label_shares is not None:
+        before, now = previous.label_shares, label_shares(rows)
+        moves = {label: now.get(label, 0) - before.get(label, 0) for label in {*before, *now}}
+        shift = sum(map(abs, moves.values())) / 2
+        moved = sorted(moves, key=lambda label: (-abs(moves[label]), label))[:5]
+        moved_labels = [
+            f"label {shorten(label)}: {before.get(label, 0):.1%} before, {now.get(label, 0):.1%} now"
+            for label in moved
+        ]
+        name = f"shares of labels moved by at most {limits.max_label_shift:.0%}"
+        within = shift <= limits.max_label_shift
+        checks.append(_check(name, [] if within else moved_labels, "data.contract.max_label_shift"))
     return checks
 
 

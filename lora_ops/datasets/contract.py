@@ -1,55 +1,118 @@
 """What a tenant's data must be before anything is trained on it, as great-expectations expectations."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from lora_ops.datasets.files import shorten
+from lora_ops.datasets.suites import OWN_SUITES, default_suite, identifier_columns, load_suite
 from lora_ops.errors import LoraOpsError
-from lora_ops.pii import KINDS, find_pii, redact
+from lora_ops.pii import find_pii, redact
 from lora_ops.records.data import Check, ContractRecord
 from lora_ops.settings.data import DataSettings
 
-os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-
 NAMED_ROWS = 20
-IDENTIFIERS_SETTING = "data.on_pii or data.contract.allow_pii"
+ROW = "number of the row"
+RESULT_FORMAT = {"result_format": "COMPLETE", "unexpected_index_column_names": [ROW]}
+NUMERIC = frozenset(
+    f"expect_column_{what}_to_be_{how}"
+    for what, how in (
+        *(("values", how) for how in ("between", "of_type", "in_type_list", "increasing", "decreasing")),
+        *((what, "between") for what in ("min", "max", "mean", "median", "sum", "stdev", "quantile_values")),
+    )
+) | {"expect_column_value_z_scores_to_be_less_than"}
+_NUMBER = r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?"
 
 
-def check_contract(frame: pd.DataFrame, tenant: str, settings: DataSettings) -> ContractRecord:
+def check_contract(
+    frame: pd.DataFrame,
+    tenant: str,
+    settings: DataSettings,
+    source: pd.DataFrame | None = None,
+    own: dict[str, Any] | None = None,
+) -> ContractRecord:
     """Hold `frame` against the tenant's contract.
 
     Args:
         frame: one row for each example with columns id, text, target, group, split and, where the
             prompts are rendered, what `with_prompts` adds; every row that may be used, whether its split
             uses it or not.
+        source: the rows of the source, which `own` is about.
+        own: the tenant's own suite.
 
     Returns:
         Each check with the ids and values of the rows that fail it; `require` turns a failure into an error.
     """
-    import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    checks = []
+    for suite, table in suites_with_tables(frame, tenant, settings, source, own):
+        batch = _asset(_context(), suite.name).get_batch({"dataframe": table})
+        result = batch.validate(suite, result_format=RESULT_FORMAT)
+        checks += [_check(each) for each in result.results]
+    return ContractRecord.of(tenant, len(frame), checks)
 
+
+def suites_with_tables(
+    frame: pd.DataFrame,
+    tenant: str,
+    settings: DataSettings,
+    source: pd.DataFrame | None = None,
+    own: dict[str, Any] | None = None,
+) -> list[tuple[Any, pd.DataFrame]]:
+    """Return each suite of a contract, as great-expectations loads it, with the table that it is about.
+
+    An own expectation about numbers sees a column of numbers as such, any other one as text.
+    """
+    tokens = "tokens" in frame
+    generated = load_suite(default_suite(tenant, settings, tokens=tokens), "the generated suite")
+    found = [(generated, _facts(frame, settings))]
+    if own is None or source is None:
+        return found
+    numbered = source.assign(**{ROW: [str(number) for number in range(1, len(source) + 1)]})
+    for name, numeric in (("source", False), ("source numbers", True)):
+        of_kind = [each for each in own["expectations"] if (each["type"] in NUMERIC) == numeric]
+        if of_kind:
+            suite = load_suite({**own, "name": f"{tenant} {name}", "expectations": of_kind}, OWN_SUITES)
+            found.append((suite, numbers_typed(numbered) if numeric else numbered))
+    return found
+
+
+def numbers_typed(source: pd.DataFrame) -> pd.DataFrame:
+    """Return `source` with columns of nothing but numbers, as JSON writes them, as such: 007 is a code."""
+    typed = {}
+    for name in source.columns:
+        cells = source[name].dropna().astype(str)
+        is_number = name != ROW and len(cells) and cells.str.fullmatch(_NUMBER).all()
+        typed[name] = pd.to_numeric(source[name]) if is_number else source[name]
+    return pd.DataFrame(typed)
+
+
+def _facts(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
     # Whether a group or a wording crosses splits is a property of the table; as a column it is row by row.
     wording = frame["text"].astype("str").str.lower().str.split().str.join(" ")
     facts = frame.assign(
+        **{ROW: frame["id"]},
         wording=wording,
         splits_of_group=frame.groupby("group")["split"].transform("nunique"),
         splits_of_wording=frame.groupby(wording)["split"].transform("nunique"),
     )
-    if not settings.contract.allow_pii:
-        facts = pd.concat([facts, _identifiers(frame)], axis=1)
-    suite = gx.ExpectationSuite(tenant, expectations=_expectations(settings, tokens="tokens" in frame))
+    if settings.contract.allow_pii:
+        return facts
+    return pd.concat([facts, _identifiers(frame)], axis=1)
+
+
+def _context() -> Any:
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    asset = context.data_sources.add_pandas("prepared").add_dataframe_asset(tenant)
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": facts})
-    result = batch.validate(
-        suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["id"]}
-    )
-    return ContractRecord.of(tenant, len(frame), [_check(each) for each in result.results])
+    return context
+
+
+def _asset(context: Any, name: str) -> Any:
+    asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
+    return asset.add_batch_definition_whole_dataframe("all")
 
 
 def require(contract: ContractRecord, remedies: Mapping[str, str] | None = None) -> None:
@@ -100,85 +163,6 @@ def failed_rows(contract: ContractRecord, most: int = 5) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["check", "row", "value"])
 
 
-def _expectations(settings: DataSettings, *, tokens: bool) -> list[Any]:
-    import great_expectations.expectations as gxe
-
-    limits = settings.contract
-
-    def named(name: str, setting: str | None = None) -> dict[str, str | None]:
-        return {"name": name, "setting": setting}
-
-    expected = [
-        *(
-            gxe.ExpectColumnValuesToNotBeNull(column=column, meta=named(f"{column} is present"))
-            for column in ("id", "text", "target", "group")
-        ),
-        gxe.ExpectColumnValuesToBeUnique(column="id", meta=named("row ids are unique")),
-        gxe.ExpectColumnValuesToBeUnique(column="wording", meta=named("no wording stands twice")),
-        gxe.ExpectColumnValueLengthsToBeBetween(
-            column="text",
-            min_value=limits.min_chars,
-            max_value=limits.max_chars,
-            meta=named(
-                f"text has {limits.min_chars} to {limits.max_chars} characters",
-                "data.contract.min_chars and max_chars",
-            ),
-        ),
-        gxe.ExpectColumnValueLengthsToBeBetween(
-            column="target", min_value=1, meta=named("target is not empty")
-        ),
-        gxe.ExpectColumnValueLengthsToBeBetween(
-            column="target",
-            max_value=limits.max_chars,
-            meta=named(f"target has at most {limits.max_chars} characters", "data.contract.max_chars"),
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="splits_of_group", max_value=1, meta=named("no group is in two splits")
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="splits_of_wording", max_value=1, meta=named("no wording is in two splits")
-        ),
-        gxe.ExpectTableRowCountToBeBetween(
-            min_value=limits.min_rows,
-            meta=named(f"at least {limits.min_rows} rows", "data.contract.min_rows"),
-        ),
-    ]
-    if tokens:
-        fits = named(f"prompt and answer fit {limits.max_tokens} tokens", "data.contract.max_tokens")
-        expected.append(
-            gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=limits.max_tokens, meta=fits)
-        )
-        expected += [
-            gxe.ExpectColumnValuesToBeNull(
-                column=control_column(column), meta=named(f"no {control_column(column)}")
-            )
-            for column in ("text", "target")
-        ]
-    if settings.task == "labels":
-        expected.append(
-            gxe.ExpectColumnValuesToBeInSet(
-                column="target",
-                value_set=list(settings.labels),
-                meta=named("target is a known label", "data.labels"),
-            )
-        )
-    if not limits.allow_pii:
-        expected += [
-            gxe.ExpectColumnValuesToBeNull(column=name, meta=named(f"no {name}", IDENTIFIERS_SETTING))
-            for name in _identifier_columns()
-        ]
-    return expected
-
-
-def control_column(column: str) -> str:
-    """Return the name of the column with the control token that `column` holds, else None."""
-    return f"control token in {column}"
-
-
-def _identifier_columns() -> dict[str, tuple[str, str]]:
-    return {f"{kind} in {column}": (kind, column) for column in ("text", "target") for kind in KINDS}
-
-
 def _identifiers(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a column for each kind and place: the text where it was found, else None.
 
@@ -189,7 +173,7 @@ def _identifiers(frame: pd.DataFrame) -> pd.DataFrame:
         column: [{one.kind for one in find_pii(str(cell))} for cell in frame[column]]
         for column in ("text", "target")
     }
-    for name, (kind, column) in _identifier_columns().items():
+    for name, (kind, column) in identifier_columns().items():
         columns[name] = [
             redact(str(cell))[0] if kind in kinds else None
             for cell, kinds in zip(frame[column], found[column], strict=True)
@@ -207,16 +191,26 @@ def _named(row_id: str, value: Any) -> str:
 def _check(result: Any) -> Check:
     config, details = result.expectation_config, result.result
     column = config.kwargs.get("column")
-    rows = [_named(row["id"], row[column]) for row in details.get("unexpected_index_list") or []]
+    rows = [_named(row[ROW], row.get(column)) for row in details.get("unexpected_index_list") or []]
     if "observed_value" in details and not result.success:
         rows = [f"there are {details['observed_value']}"]
-    raised = (result.exception_info or {}).get("exception_message")
+    raised = _raised(result.exception_info or {})
     if raised:
-        rows = [shorten(str(raised))]
+        rows = [shorten(raised, 200)]
+    meta = config.meta or {}
+    arguments = ", ".join(f"{key}={value}" for key, value in config.kwargs.items() if key != "batch_id")
     return Check(
-        name=config.meta["name"],
+        name=meta.get("name") or f"{config.type}({arguments})"[:120],
         success=bool(result.success),
-        failed_rows=rows[:NAMED_ROWS],
-        setting=config.meta["setting"],
+        failed_rows=[] if result.success else rows[:NAMED_ROWS],
+        setting=meta.get("setting"),
         failed_count=details.get("unexpected_count") or (0 if result.success else 1),
     )
+
+
+def _raised(info: Mapping[str, Any]) -> str | None:
+    """Return what great-expectations raised: for the expectation, or for one of the metrics that it needs."""
+    for each in (info, *(value for value in info.values() if isinstance(value, Mapping))):
+        if each.get("exception_message"):
+            return str(each["exception_message"])
+    return None

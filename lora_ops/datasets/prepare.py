@@ -1,20 +1,22 @@
 """A tenant's prepared data: splits as JSONL, their record and the result of the contract, in one folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lora_ops.datasets.checks import check_splits, check_system
-from lora_ops.datasets.contract import check_contract, control_column
+from lora_ops.datasets.checks import check_previous, check_shares, check_splits, check_system, label_shares
+from lora_ops.datasets.contract import check_contract
 from lora_ops.datasets.prompts import control_tokens, find_control_token, render_example
 from lora_ops.datasets.source import fill_template, read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
+from lora_ops.datasets.suites import control_column, default_suite, read_own_suite
 from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP, SLICE, SLICES
+from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP, SLICE, SLICES, SUITE
 from lora_ops.pii import find_pii, redact
-from lora_ops.records.data import ContractRecord, DataRecord, IdentifiersRecord, SplitRecord
+from lora_ops.records.data import ContractRecord, DataRecord, IdentifiersRecord, SplitRecord, read_previous
 from lora_ops.records.example import Example
 from lora_ops.settings.data import DataSettings
 
@@ -115,9 +117,12 @@ def prepare(
         LoraOpsError: the source can't be read.
     """
     frame, source = read_source(settings, root, raw)
-    rows, chosen, contract = check_rows(frame, tenant, settings, tokenizer)
+    own, previous = read_own_suite(tenant, root), read_previous(tenant, root)
+    rows, chosen, contract = check_rows(frame, tenant, settings, tokenizer, own, previous)
+    suite = default_suite(tenant, settings, tokens=True)
     with replacing(target) as folder:
         (folder / CONTRACT).write_text(contract.to_json(), encoding="utf-8")
+        (folder / SUITE).write_text(json.dumps(suite, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not contract.success:
             return None, contract
         splits = {name: _write_split(folder / f"{name}.jsonl", of_split) for name, of_split in chosen.items()}
@@ -134,6 +139,7 @@ def prepare(
             contract_success=contract.success,
             base_model_sha256=base_model_sha256,
             identifiers=contract.identifiers,
+            label_shares=label_shares(rows) if settings.task == "labels" else None,
             warnings=thin_labels(chosen, settings.labels, settings.contract.min_label_rows),
         )
         (folder / DATA).write_text(record.to_json(), encoding="utf-8")
@@ -141,11 +147,19 @@ def prepare(
 
 
 def check_rows(
-    frame: pd.DataFrame, tenant: str, settings: DataSettings, tokenizer: Any | None
+    frame: pd.DataFrame,
+    tenant: str,
+    settings: DataSettings,
+    tokenizer: Any | None,
+    own: dict[str, Any] | None = None,
+    previous: DataRecord | None = None,
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], ContractRecord]:
     """Hold a source's rows against the tenant's contract.
 
-    Without a tokenizer (the base model isn't there yet) nothing that counts tokens is checked.
+    Args:
+        tokenizer: the base model's; without it nothing that counts tokens is checked.
+        own: the tenant's own suite, about the columns of `frame`.
+        previous: the data of the version that was registered last.
 
     Returns:
         The rows that may be used, those of each split that are used, and the contract.
@@ -154,8 +168,10 @@ def check_rows(
     if tokenizer is not None:
         rows = with_prompts(rows, tokenizer, settings)
     chosen = choose_rows(rows, settings)
-    contract = check_contract(rows, tenant, settings)
-    checks = [*contract.checks, *check_splits(rows, chosen, settings)]
+    contract = check_contract(rows, tenant, settings, frame, own)
+    checks = [*contract.checks, *check_splits(rows, chosen, settings), *check_shares(rows, settings)]
+    if previous is not None:
+        checks += check_previous(rows, len(frame), previous, settings)
     if tokenizer is not None and settings.system:
         checks.append(check_system(settings.system, tokenizer))
     identifiers = identifiers_of(rows, len(frame), settings)

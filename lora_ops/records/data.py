@@ -73,6 +73,7 @@ class DataRecord(Record):
     contract_success: bool
     base_model_sha256: Sha256 = Field(description="the prompts carry this model's chat template")
     identifiers: IdentifiersRecord | None = Field(None, description="None where `data.on_pii` is stop")
+    label_shares: dict[str, float] | None = Field(None, description="of all usable rows; None for free text")
     warnings: list[str] = Field(default_factory=list, description="what weakens the data")
 
 
@@ -83,3 +84,14 @@ def read_data_record(folder: Path) -> DataRecord:
         LoraOpsError: the data is not prepared yet.
     """
     return read_record(folder / DATA, DataRecord, "prepare")
+
+
+def previous_path(tenant: str, root: Path) -> Path:
+    """Return where `lora-ops register` keeps the record of the data of a tenant's last version."""
+    return root / "data/previous" / f"{tenant}.json"
+
+
+def read_previous(tenant: str, root: Path) -> DataRecord | None:
+    """Read the record of the data of the version that was registered last here, or None where there is none."""
+    path = previous_path(tenant, root)
+    return read_record(path, DataRecord, "register") if path.is_file() else None

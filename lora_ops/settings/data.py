@@ -31,6 +31,11 @@ class ContractLimits(Section):
     min_rows: int = Field(30, ge=1)
     min_label_rows: int = Field(5, ge=1)
     allow_pii: bool = False
+    min_label_share: float = Field(0, ge=0, lt=1, description="of the rows, for each label")
+    max_label_shift: float = Field(
+        0.25, ge=0, le=1, description="total variation of the labels' shares since the last registered version"
+    )
+    max_rows_lost: float = Field(0.5, ge=0, le=1, description="share of rows since the last registered version")
 
 
 class DataSettings(Section):

@@ -305,7 +305,8 @@ def test_a_broken_contract_stops_the_pipeline_and_names_the_row(done: Path) -> N
     try:
         failed = run("dvc", "repro", "package@support", cwd=done)
         assert failed.returncode != 0
-        assert "no e-mail address in target (row 61: 'Write to jo@example.org')" in failed.stderr
+        assert "failed in cell [7] `require(contract)`" in failed.stderr
+        assert "no e-mail address in target (row 61: 'Write to [e-mail address]')" in failed.stderr
         kept = (done / "data/prepared/support/contract.json").read_text()
         assert not ContractRecord.model_validate_json(kept).success
         assert (done / "reports/support/01_prepare.ipynb").is_file()
