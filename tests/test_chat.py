@@ -1,5 +1,6 @@
 """One question to an adapter and its base: which version answers, and text that looks like markup."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,16 @@ def test_a_question_with_brackets_is_shown_as_it_is(finance: Clone) -> None:
     assert said.exit_code == 0, said.exception
     assert "AIRBNB [/b] [red]x" in said.output
     assert "base model" in said.output and "finance@3" in said.output
+
+
+def test_a_bare_tenant_is_what_serves(finance: Clone) -> None:
+    """Not the alias candidate, which names finance@4 here: what the gateway answers with."""
+    with finance.registry() as registry:
+        finance.story(registry).to("finance@3", "production")
+        folder = finance.root.parent / "next"
+        manifest = build_package(folder, 4, fresh_days=36500)
+        registry.register(folder, manifest, actor="ana.silva")
+        assert registry.named("finance", "candidate") == 4
+    said = CliRunner().invoke(app, ["chat", "finance", "AIRBNB", "--json"])
+    assert said.exit_code == 0, said.exception
+    assert json.loads(said.stdout)["adapter"] == "finance@3"

@@ -179,8 +179,8 @@ def test_status_says_what_the_next_step_needs(cli: Cli) -> None:
     assert "finance@2 -> validated needs" in page
 
 
-def test_status_follows_the_version_furthest_on_its_way(cli: Cli) -> None:
-    into_canary(cli, "finance@1")
+def test_status_follows_the_version_furthest_on_its_way(cli: Cli, root: Path) -> None:
+    into_canary(cli, root, "finance@1")
     (row,) = json.loads(cli("status", "finance", "--json").output)
     assert (row["canary"], row["candidate"]) == ("finance@1", "finance@2")
     assert (row["next_version"], row["next_stage"]) == ("finance@1", "production")
