@@ -12,6 +12,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import Settings, load_settings
+from lora_ops.settings.registry import SigningSettings
 
 
 def open_registry(root: Path | None = None, *, create: bool = False) -> Registry:
@@ -51,6 +52,19 @@ def open_to_accept(root: Path | None = None) -> tuple[Registry, HeadMemory]:
         )
     registry = open_copy(root, everything, create=True, compare=False)
     return registry, _memory(root, everything)
+
+
+def registry_path(root: Path | None = None) -> tuple[Path, SigningSettings]:
+    """Return the folder of the registry that params.yaml names, which may be missing, and who signs it."""
+    root = root or find_root()
+    settings = load_settings(root).registry
+    return root / settings.path, settings.signing
+
+
+def open_restored(root: Path | None = None) -> Registry:
+    """Open a registry that was just restored; what W&B holds is not asked for."""
+    root = root or find_root()
+    return open_copy(root, load_settings(root))
 
 
 def _memory(root: Path, everything: Settings) -> HeadMemory:

@@ -4,7 +4,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -128,6 +128,18 @@ class Database:
             yield
         finally:
             self.rows("ROLLBACK")
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the database as this connection sees it, inside `reading` of that moment.
+
+        Raises:
+            LoraOpsError: the database is damaged, or the copy can't be written.
+        """
+        try:
+            with closing(sqlite3.connect(path)) as copy:
+                self.connection.backup(copy)
+        except sqlite3.Error as error:
+            raise self._sentence(error) from error
 
     def close(self) -> None:
         """Release the file."""

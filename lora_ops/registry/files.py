@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -47,6 +48,9 @@ class FileStore:
         """
         digest = expected or sha256_file(source)
         target = self.path(digest)
+        # Touched before it is read: `gc` leaves a young file, and one that it takes now is missing here.
+        with contextlib.suppress(OSError):
+            os.utime(target)
         if target.is_file() and sha256_file(target) == digest:
             return digest
         with self._arriving() as temporary:
@@ -78,6 +82,32 @@ class FileStore:
             yield Path(name)
         finally:
             Path(name).unlink(missing_ok=True)
+
+    def digests(self) -> Iterator[str]:
+        """Yield the digest of every kept file."""
+        for folder in self.root.glob("[0-9a-f][0-9a-f]"):
+            for path in folder.iterdir():
+                if re.fullmatch("[0-9a-f]{62}", path.name):
+                    yield folder.name + path.name
+
+    def remove(self, digest: str, older_than_seconds: float) -> bool:
+        """Remove a kept file that nothing names, unless somebody keeps it again; say whether it went.
+
+        Raises:
+            OSError: the disk is read-only.
+        """
+        path = self.path(digest)
+        with self._arriving() as aside:
+            try:
+                path.rename(aside)
+            except FileNotFoundError:
+                return False
+            # Whoever kept it again before it was moved has touched it; who comes later writes it anew.
+            if aside.stat().st_mtime <= time.time() - older_than_seconds:
+                return True
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.rename(path)
+            return False
 
     def sweep(self) -> None:
         """Remove what killed processes left behind more than a day ago."""

@@ -14,6 +14,7 @@ Actor = Annotated[
     str | None,
     typer.Option("--actor", envvar="LORA_OPS_ACTOR", help="Who does this; default: the login name."),
 ]
+Url = Annotated[str, typer.Argument(help="A folder, or a URL such as s3://bucket/registry.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the audit log.")]
 
 
@@ -43,6 +44,83 @@ def rotate_key(reason: Reason, actor: Actor = None, as_json: AsJson = False) -> 
         f"Key {new} signs from now on; it is {path}: back it up, apart from the registry.",
         key=new,
         path=str(path),
+    )
+
+
+@operations.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove kept files that nothing names for a day, and verified copies of closed versions."""
+    from lora_ops.registry.backends import open_registry
+    from lora_ops.registry.gc import collect_garbage, find_garbage
+
+    with closing(open_registry()) as registry:
+        found = find_garbage(registry) if dry_run else collect_garbage(registry)
+    would = "would go" if dry_run else "went"
+    _done(
+        as_json,
+        f"{len(found.orphans)} files and {len(found.copies)} verified copies {would}, {found.bytes:,} bytes.",
+        *(f"  file {one.digest}, {one.bytes:,} bytes" for one in found.orphans),
+        *(f"  verified copy {name}" for name in found.copies),
+        dry_run=dry_run,
+        bytes=found.bytes,
+        orphans=[one._asdict() for one in found.orphans],
+        copies=list(found.copies),
+    )
+
+
+@operations.command()
+def backup(url: Url, as_json: AsJson = False) -> None:
+    """Copy the registry, without its private key, to a folder or any URL that fsspec knows."""
+    from lora_ops.registry.backends import open_registry
+    from lora_ops.registry.backup import backup as make
+
+    with closing(open_registry()) as registry:
+        made = make(registry, url)
+        key = registry.signer.own.path
+    _done(
+        as_json,
+        f"Backed up to {url}: the log ends at {made.head.text}; {made.files} files, {made.sent} of them new.",
+        f"The private key is not in it: keep {key} in another place.",
+        head=made.head.text,
+        files=made.files,
+        sent=made.sent,
+    )
+
+
+@operations.command()
+def restore(
+    url: Url,
+    head: Annotated[
+        str | None,
+        typer.Option("--head", help="The snapshot that ends there (17:a0d71c22e54f); default: the last."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the registry back from a backup, verified, where there is none now."""
+    from lora_ops.registry.backends import open_restored, registry_path
+    from lora_ops.registry.backup import restore as bring
+    from lora_ops.registry.heads import read_head
+
+    path, signing = registry_path()
+    snapshot = bring(url, path, head=read_head(head) if head else None, signing=signing)
+    with closing(open_restored()) as registry:
+        problem = registry.anchor.problem(registry.log.head())
+    later = (
+        f"It is not the last state that was seen here ({problem}): look what is lost, then run "
+        if problem
+        else ""
+    )
+    _done(
+        as_json,
+        f"Restored to {path}: the log ends at {snapshot.head.text}, backed up at {snapshot.at}.",
+        *([f"{later}`lora-ops registry accept-head --reason TEXT`."] if problem else []),
+        path=str(path),
+        head=snapshot.head.text,
+        at=snapshot.at,
+        problem=problem,
     )
 
 

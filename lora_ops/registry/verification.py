@@ -9,6 +9,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
+from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.lifecycle import allowed
 from lora_ops.registry.replay import BORN, Told, unlike
 from lora_ops.registry.rotation import key_notes, key_problems
@@ -84,10 +85,19 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         else:
             problems.append(f"{one.id} carries no signature")
     if files:
+        warnings += _orphaned(registry)
         problems += _damaged(registry, kept)
         problems += _unsigned(registry, versions)
     warnings += [*_unpinned(registry), *_dated_ahead(registry, rows)]
     return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems), tuple(warnings))
+
+
+def _orphaned(registry: Registry) -> Iterator[str]:
+    orphans = find_garbage(registry).orphans
+    if orphans:
+        many = f"{len(orphans)} kept files are" if len(orphans) > 1 else "1 kept file is"
+        size = sum(one.bytes for one in orphans)
+        yield f"{many} named by nothing ({size:,} bytes): `lora-ops registry gc` removes what is a day old"
 
 
 def _dated_ahead(registry: Registry, rows: Sequence[Row]) -> Iterator[str]:

@@ -1,0 +1,281 @@
+"""Backups of a registry at any URL that fsspec reads and writes, and the way back.
+
+A backup is a folder of content-addressed files, which backups share, and one small folder for each snapshot.
+The list of a snapshot's files is written last: without it a snapshot does not count, wherever a process was
+killed. The private key is in none of them.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from lora_ops.clock import utc
+from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
+from lora_ops.hashing import sha256_file
+from lora_ops.registry.audit import Anchor, Head
+from lora_ops.registry.files import FileStore, sync_folder
+from lora_ops.registry.gc import named_digests
+from lora_ops.registry.signing_keys import IDENTITY_FILE
+from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
+from lora_ops.settings.registry import SigningSettings
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+LIST = "snapshot.json"
+SCHEMA = 1
+ATTEMPTS = 5
+UNFINISHED = ".restoring-"
+DIGEST = re.compile(r"[0-9a-f]{64}")
+SMALL = re.compile(r"registry\.sqlite|audit\.head|keys/registry\.json|keys/[0-9a-f]{64}\.pub")
+
+
+class Backup(NamedTuple):
+    """What one backup did.
+
+    Attributes:
+        head: where the log of the snapshot ends.
+        files: kept files that the snapshot names.
+        sent: those that were not there from an earlier backup.
+    """
+
+    head: Head
+    files: int
+    sent: int
+
+
+class Snapshot(NamedTuple):
+    """One whole snapshot at a backup's place."""
+
+    head: Head
+    at: str
+    small: dict[str, str]
+    """Name to SHA-256: the database, the signed head, the public keys."""
+    files: tuple[str, ...]
+    """Digests of the kept files."""
+
+    @property
+    def folder(self) -> str:
+        """Its folder at the backup's place; names sort as heads do."""
+        return f"snapshots/{self.head.seq:09d}-{self.head.hash[:12]}"
+
+
+def backup(registry: Registry, url: str) -> Backup:
+    """Copy the registry to `url`; changes go on meanwhile, and files that are there already are not sent again.
+
+    Raises:
+        Damaged: the log can't be trusted, or a kept file is missing or changed: a backup of it would be none.
+        Unavailable: `url` can't be written.
+    """
+    place = _Place(url)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        head = _take_database(registry, folder)
+        small = {path.relative_to(folder).as_posix(): sha256_file(path) for path in _files_in(folder)}
+        # What the log grew by since is named too, which does no harm.
+        named = {one for one in named_digests(registry) if registry.files.holds(one)}
+        snapshot = Snapshot(head, utc(registry.clock()), small, tuple(sorted(named | _required(registry))))
+        sent = 0
+        for digest in snapshot.files:
+            path = registry.files.checked(digest, f"file {digest[:12]}…")
+            sent += place.put(path, _kept(digest))
+        if snapshot.folder not in {one.folder for one in place.snapshots()}:
+            for relative in small:
+                place.put(folder / relative, f"{snapshot.folder}/{relative}", again=True)
+            content = {"schema": SCHEMA, **snapshot._asdict()}
+            place.write(f"{snapshot.folder}/{LIST}", json.dumps(content, indent=2).encode())
+    return Backup(head, len(snapshot.files), sent)
+
+
+def restore(
+    url: str, target: Path, *, head: Head | None = None, signing: SigningSettings | None = None
+) -> Snapshot:
+    """Bring the newest snapshot at `url`, or the one that ends at `head`, back to the new folder `target`.
+
+    Everything is verified before the folder gets its name, so a kill leaves no half registry.
+
+    Raises:
+        Refused: `target` holds something.
+        NotFound: there is no such snapshot.
+        Damaged: a file of the snapshot is missing or changed, or the registry in it does not verify.
+        Unavailable: `url` can't be read, or the disk can't be written.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Refused(f"{target} is there already: move it away first (mv {target} {target}.old).")
+    place = _Place(url)
+    snapshot = _chosen(place, head)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=UNFINISHED) as name:
+            folder = Path(name) / "registry"
+            _fetch(place, snapshot, folder)
+            _check(folder, snapshot, signing)
+            if target.exists():
+                target.rmdir()
+            folder.rename(target)
+            sync_folder(target.parent)
+    except OSError as error:
+        raise Unavailable(f"The backup can't be restored to {target} ({error}).") from error
+    return snapshot
+
+
+def _take_database(registry: Registry, folder: Path) -> Head:
+    """Copy the database, the signed head and the public keys as they are at one moment."""
+    problem = None
+    for _ in range(ATTEMPTS):
+        with registry.db.reading():
+            head = registry.log.head()
+            registry.db.copy_to(folder / "registry.sqlite")
+        if not registry.anchor.path.is_file():
+            break
+        shutil.copyfile(registry.anchor.path, folder / "audit.head")
+        # A change between these two copies gives a head that is newer than the database: take both again.
+        problem = Anchor(folder / "audit.head", registry.signer).problem(head)
+        if problem is None:
+            (folder / "keys").mkdir()
+            for path in (*registry.signer.folder.glob("*.pub"), registry.signer.folder / IDENTITY_FILE):
+                shutil.copyfile(path, folder / "keys" / path.name)
+            return head
+    what = problem or "audit.head was removed"
+    raise Damaged(f"The audit log in {registry.path} can't be trusted, so it is not backed up: {what}.")
+
+
+def _required(registry: Registry) -> set[str]:
+    """Return the digests of the files without which a version can't be restored."""
+    found: set[str] = set()
+    for version in registry.versions():
+        found |= {file.sha256 for file in version.manifest.files.values()}
+        if version.summary.signature:
+            found.add(version.summary.signature)
+    return found
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _kept(digest: str) -> str:
+    return f"files/{digest[:2]}/{digest[2:]}"
+
+
+def _chosen(place: "_Place", head: Head | None) -> Snapshot:
+    found = place.snapshots()
+    if head:
+        found = [one for one in found if one.head.seq == head.seq and one.head.hash.startswith(head.hash)]
+    if not found:
+        what = f"no snapshot that ends at {head.text}" if head else "no whole snapshot"
+        raise NotFound(f"There is {what} at {place.url}: `lora-ops registry backup URL` makes one.")
+    return max(found, key=lambda one: one.head.seq)
+
+
+def _fetch(place: "_Place", snapshot: Snapshot, folder: Path) -> None:
+    for relative, digest in snapshot.small.items():
+        if SMALL.fullmatch(relative) is None:
+            raise Damaged(f"The snapshot at {place.url} names a file that no registry has: '{relative}'.")
+        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        place.get(f"{snapshot.folder}/{relative}", folder / relative)
+        if sha256_file(folder / relative) != digest:
+            raise Damaged(f"{relative} was changed at {place.url}: restore another snapshot (--head).")
+    files = FileStore(folder / "files")
+    arrived = folder / "arrived"
+    for digest in snapshot.files:
+        if DIGEST.fullmatch(digest) is None:
+            raise Damaged(f"The snapshot at {place.url} names a file that no registry has: '{digest[:80]}'.")
+        place.get(_kept(digest), arrived)
+        if sha256_file(arrived) != digest:
+            raise Damaged(
+                f"{_kept(digest)} was changed at {place.url}: make another backup of a whole registry."
+            )
+        files.add(arrived, digest)
+        arrived.unlink()
+
+
+def _check(folder: Path, snapshot: Snapshot, signing: SigningSettings | None) -> None:
+    with closing(Registry(folder, signing=signing)) as registry:
+        result = verify(registry)
+        if result.problems:
+            raise Damaged(f"The registry in the backup does not verify: {result.problems[0]}.")
+        if registry.log.head() != snapshot.head:
+            raise Damaged(
+                f"The registry in the backup ends at {registry.log.head().text}, not at {snapshot.head.text}."
+            )
+
+
+class _Place:
+    """A folder that fsspec reaches: file paths, file://, memory://, and s3:// and others with their package."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        with self._reached():
+            from fsspec.core import url_to_fs
+
+            self._fs: AbstractFileSystem
+            self._fs, self._root = url_to_fs(url)
+
+    def put(self, source: Path, relative: str, *, again: bool = False) -> bool:
+        """Send a file, unless one of this name and size is there; say whether it was sent."""
+        path = f"{self._root}/{relative}"
+        with self._reached():
+            if not again and self._fs.exists(path) and self._fs.size(path) == source.stat().st_size:
+                return False
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._fs.put_file(str(source), path)
+        return True
+
+    def write(self, relative: str, content: bytes) -> None:
+        """Write a small file."""
+        with self._reached():
+            self._fs.pipe_file(f"{self._root}/{relative}", content)
+
+    def get(self, relative: str, target: Path) -> None:
+        """Bring a file.
+
+        Raises:
+            Damaged: it is missing.
+        """
+        with self._reached():
+            try:
+                self._fs.get_file(f"{self._root}/{relative}", str(target))
+            except FileNotFoundError as error:
+                raise Damaged(f"{relative} is missing at {self.url}.") from error
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return every snapshot whose list was written whole."""
+        found = []
+        with self._reached():
+            for path in self._fs.glob(f"{self._root}/snapshots/*/{LIST}"):
+                with suppress(ValueError, KeyError, TypeError):  # a list that was cut off counts for nothing
+                    content = json.loads(self._fs.cat_file(path))
+                    if content["schema"] != SCHEMA:
+                        raise LoraOpsError(
+                            f"{path} was written by a newer lora-ops (schema {content['schema']}): update "
+                            "lora-ops."
+                        )
+                    head = Head(int(content["head"][0]), str(content["head"][1]))
+                    small = {str(name): str(digest) for name, digest in content["small"].items()}
+                    found.append(Snapshot(head, str(content["at"]), small, tuple(map(str, content["files"]))))
+        return found
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except LoraOpsError:
+            raise
+        except ImportError as error:
+            raise LoraOpsError(
+                f"{self.url} needs a package that is not installed: {_one_line(error)}."
+            ) from error
+        except Exception as error:  # each storage has errors of its own
+            raise Unavailable(f"{self.url} can't be used ({_one_line(error)}).") from error
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."

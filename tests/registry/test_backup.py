@@ -1,0 +1,260 @@
+"""A backup is whole or doesn't count, and a restored registry verifies before it gets its name."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import fsspec
+import pytest
+from typer.testing import CliRunner
+
+from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
+from lora_ops.registry import lifecycle, packages
+from lora_ops.registry.audit import Head
+from lora_ops.registry.backends import open_registry
+from lora_ops.registry.backup import LIST, UNFINISHED, backup, restore
+from lora_ops.registry.commands import app
+from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
+
+from . import processes
+from .conftest import AUTHOR, Build, Story, build_package
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def serving(registry: Registry, package: Build, story: Story) -> Registry:
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "shadow")
+    registry.register(*package(2), actor=AUTHOR)
+    return registry
+
+
+@pytest.fixture(params=["folder", "file://", "memory://"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "memory://":
+        yield "memory://backups/registry"
+        fsspec.filesystem("memory").rm("/backups", recursive=True)
+    else:
+        yield f"{request.param.removeprefix('folder')}{tmp_path}/backups"
+
+
+def test_restored_registry_is_the_one_that_was_backed_up(serving: Registry, url: str, tmp_path: Path) -> None:
+    made = backup(serving, url)
+    assert (made.head, made.sent) == (serving.log.head(), made.files)
+    restore(url, tmp_path / "restored")
+    with closing(Registry(tmp_path / "restored", owners=serving.owners, clock=serving.clock)) as restored:
+        assert restored.log.entries() == serving.log.entries()
+        assert restored.summaries() == serving.summaries()
+        assert verify(restored).ok
+        assert packages.verified_path(restored, "finance@1").is_dir()
+        lifecycle.revoke(restored, "finance@2", actor="ben", reason="leaks")  # with the key of this machine
+        assert verify(restored).ok
+    assert not list(tmp_path.glob(f"{UNFINISHED}*"))
+
+
+def test_private_key_is_in_no_backup(serving: Registry, tmp_path: Path) -> None:
+    backup(serving, str(tmp_path / "backups"))
+    files = [path for path in (tmp_path / "backups").rglob("*") if path.is_file()]
+    assert files and not any(b"PRIVATE KEY" in path.read_bytes() for path in files)
+
+
+def test_second_backup_sends_what_is_new(serving: Registry, url: str, package: Build, tmp_path: Path) -> None:
+    first = backup(serving, url)
+    assert backup(serving, url).sent == 0
+    serving.register(*package(3), actor=AUTHOR)
+    third = backup(serving, url)
+    assert 0 < third.sent < first.sent
+    for number, head in ((2, first.head), (3, None)):
+        restore(url, tmp_path / f"restored-{number}", head=head)
+        with closing(Registry(tmp_path / f"restored-{number}")) as restored:
+            assert len(restored.summaries()) == number
+
+
+def test_restore_refuses_a_folder_that_holds_something(serving: Registry, tmp_path: Path) -> None:
+    backup(serving, str(tmp_path / "backups"))
+    with pytest.raises(Refused, match="is there already: move it away first"):
+        restore(str(tmp_path / "backups"), serving.path)
+    (tmp_path / "empty").mkdir()
+    restore(str(tmp_path / "backups"), tmp_path / "empty")
+    assert (tmp_path / "empty/registry.sqlite").is_file()
+
+
+def kept(folder: Path) -> Path:
+    return next(path for path in sorted(folder.glob("files/*/*")) if path.is_file())
+
+
+def flip(folder: Path) -> None:
+    path = kept(folder)
+    path.write_bytes(path.read_bytes()[:-1] + b"~")
+
+
+def lose(folder: Path) -> None:
+    kept(folder).unlink()
+
+
+def cut_the_database(folder: Path) -> None:
+    path = next(folder.glob("snapshots/*/registry.sqlite"))
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change_the_head(folder: Path) -> None:
+    """The list fits the changed file, as it does for whoever can write at the backup's place."""
+    from lora_ops.hashing import sha256_file
+
+    path = next(folder.glob("snapshots/*/audit.head"))
+    path.write_text(path.read_text().replace('"value": "', '"value": "AAAA'))
+    listed = path.with_name(LIST)
+    content = json.loads(listed.read_text())
+    content["small"]["audit.head"] = sha256_file(path)
+    listed.write_text(json.dumps(content))
+
+
+def leave_the_folder(folder: Path) -> None:
+    listed = next(folder.glob(f"snapshots/*/{LIST}"))
+    content = json.loads(listed.read_text())
+    content["small"]["../../../stolen"] = "0" * 64
+    listed.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("damage", [flip, lose, cut_the_database, change_the_head, leave_the_folder])
+def test_damaged_backup_is_not_restored(serving: Registry, tmp_path: Path, damage: object) -> None:
+    backup(serving, str(tmp_path / "backups"))
+    damage(tmp_path / "backups")  # type: ignore[operator]
+    with pytest.raises(Damaged):
+        restore(str(tmp_path / "backups"), tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
+    assert not list(tmp_path.glob(f"{UNFINISHED}*"))
+
+
+@pytest.mark.parametrize("cut", [0, 40])
+def test_snapshot_without_its_whole_list_counts_for_nothing(
+    serving: Registry, tmp_path: Path, cut: int
+) -> None:
+    backup(serving, str(tmp_path / "backups"))
+    listed = next((tmp_path / "backups").glob(f"snapshots/*/{LIST}"))
+    listed.write_bytes(listed.read_bytes()[:cut])
+    with pytest.raises(NotFound, match="There is no whole snapshot"):
+        restore(str(tmp_path / "backups"), tmp_path / "restored")
+    backup(serving, str(tmp_path / "backups"))
+    restore(str(tmp_path / "backups"), tmp_path / "restored")
+
+
+@pytest.mark.parametrize("calls", range(1, 400, 23))
+def test_killed_backup_is_mended_by_the_next(serving: Registry, tmp_path: Path, calls: int) -> None:
+    path, url = serving.path, str(tmp_path / "backups")
+    serving.close()
+    killed = processes.run(lambda: backup(Registry(path), url), kill_at=calls)
+    assert killed in (processes.KILLED, processes.DONE)
+    if killed == processes.KILLED:
+        with pytest.raises(NotFound):
+            restore(url, tmp_path / "early")
+    with closing(Registry(path)) as registry:
+        backup(registry, url)
+    restore(url, tmp_path / "restored")
+
+
+@pytest.mark.parametrize("calls", range(1, 400, 23))
+def test_killed_restore_leaves_no_half_registry(serving: Registry, tmp_path: Path, calls: int) -> None:
+    url, target = str(tmp_path / "backups"), tmp_path / "restored"
+    backup(serving, url)
+    killed = processes.run(lambda: restore(url, target), kill_at=calls)
+    assert killed in (processes.KILLED, processes.DONE)
+    if not target.exists():
+        restore(url, target)
+    with closing(Registry(target)) as registry:
+        assert verify(registry).ok and registry.log.head() == serving.log.head()
+
+
+def test_damaged_registry_is_not_backed_up(serving: Registry, tmp_path: Path) -> None:
+    digest = serving.get("finance@1").manifest.files["README.md"].sha256
+    content = serving.files.path(digest).read_bytes()
+    serving.files.path(digest).write_text("changed")
+    with pytest.raises(Damaged, match="was changed on disk"):
+        backup(serving, str(tmp_path / "backups"))
+    serving.files.path(digest).write_bytes(content)
+    serving.db.rows("DROP TRIGGER audit_keeps")
+    serving.db.rows("DELETE FROM audit WHERE seq = (SELECT max(seq) FROM audit)")
+    with pytest.raises(Damaged, match="can't be trusted, so it is not backed up"):
+        backup(serving, str(tmp_path / "backups"))
+    with pytest.raises(NotFound):
+        restore(str(tmp_path / "backups"), tmp_path / "restored")
+
+
+def test_backup_goes_on_while_others_register(registry: Registry, package: Build, tmp_path: Path) -> None:
+    registry.register(*package(1))
+    built, path = [package(seed) for seed in range(2, 12)], registry.path
+
+    def write() -> None:
+        opened = Registry(path)
+        for one in built:
+            opened.register(*one)
+
+    writer = processes.start(write)
+    heads = [backup(registry, str(tmp_path / "backups")).head for _ in range(4)]
+    assert processes.wait(writer) == processes.DONE
+    for number, head in enumerate(dict.fromkeys(heads)):
+        restore(str(tmp_path / "backups"), tmp_path / f"restored-{number}", head=head)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "says"),
+    [
+        ("nosuch://bucket/x", Unavailable, "can't be used"),
+        ("memory://empty", NotFound, "There is no whole snapshot at memory://empty"),
+        ("/proc/nothing/here", LoraOpsError, "/proc/nothing/here"),
+    ],
+)
+def test_place_that_can_not_be_used_is_one_sentence(
+    serving: Registry, tmp_path: Path, url: str, error: type[LoraOpsError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        restore(url, tmp_path / "restored")
+    if url != "memory://empty":
+        with pytest.raises(LoraOpsError, match="can't be used"):
+            backup(serving, url)
+
+
+def test_unknown_head_is_not_found(serving: Registry, tmp_path: Path) -> None:
+    backup(serving, str(tmp_path / "backups"))
+    with pytest.raises(NotFound, match="no snapshot that ends at 99:"):
+        restore(str(tmp_path / "backups"), tmp_path / "restored", head=Head(99, "a" * 12))
+
+
+def test_restored_key_is_asked_for(serving: Registry, tmp_path: Path, package: Build) -> None:
+    backup(serving, str(tmp_path / "backups"))
+    key = serving.signer.own.path
+    shutil.move(key, tmp_path / "key")
+    restore(str(tmp_path / "backups"), tmp_path / "restored")
+    with closing(Registry(tmp_path / "restored")) as restored:
+        with pytest.raises(NotFound, match="The private key of this registry is not at"):
+            restored.register(*package(3))
+        shutil.move(tmp_path / "key", key)
+        assert restored.register(*package(3))[1]
+
+
+def test_commands_back_up_lose_and_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older backup is named, because the head is remembered outside, and goes on once it is accepted."""
+    for name in ("params.yaml", "owners.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "400")
+    url = str(tmp_path / "backups")
+    with closing(open_registry(tmp_path, create=True)) as registry:
+        registry.register(tmp_path / "one", build_package(tmp_path / "one", 1), actor="ana.silva")
+        CliRunner().invoke(app, ["backup", url])
+        registry.register(tmp_path / "two", build_package(tmp_path / "two", 2), actor="ana.silva")
+    shutil.rmtree(tmp_path / ".registry")
+    restored = CliRunner().invoke(app, ["restore", url, "--json"])
+    told = json.loads(restored.output)
+    assert told["head"].startswith("1:") and "knows entry 2:" in told["problem"]
+    assert CliRunner().invoke(app, ["verify"]).exit_code == 1
+    accepted = CliRunner().invoke(app, ["accept-head", "--reason", "the disk died", "--actor", "ben.okafor"])
+    assert "The audit log goes on from 2:" in accepted.output
+    assert CliRunner().invoke(app, ["verify", "--json"]).exit_code == 0
+    cleaned = CliRunner().invoke(app, ["gc", "--dry-run"])
+    assert "0 files and 0 verified copies would go, 0 bytes." in cleaned.output
