@@ -97,12 +97,11 @@ def markdown(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Return `text` on one line as a code span of Markdown, whatever backticks it has."""
+    """Return `text` on one line as a code span of Markdown, whatever backticks it has; not for tables."""
     text = " ".join(visible(text).split())
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
-    # In a table even a code span ends at a bar.
-    return f"{fence}{pad}{text}{pad}{fence}".replace("|", "\\|")
+    return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def plot_text(text: str) -> str:

@@ -1,5 +1,7 @@
 """What a package says of its data's age and of dvc.lock, and how it comes into a registry that lacks it."""
 
+import html
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
 from lora_ops.packaging import fresh_until, lock_digest, model_card, packaged
 from lora_ops.records.data import SourceRecord
+from lora_ops.settings.params import load_settings
 from tests.conftest import ROOT, run
 from tests.registry.conftest import build_package
 
@@ -107,3 +110,20 @@ def test_model_card_says_what_the_base_was_made_from(tmp_path: Path) -> None:
     card = model_card(manifest, load_settings(ROOT).tenants["finance"])
     assert "base_model: smol-widened\n" in card
     assert "made from hub/smol (GGUF Q4_1); the adapter fits these weights, not those of hub/smol" in card
+
+
+def test_model_card_shows_labels_as_text(tmp_path: Path) -> None:
+    """A label is data: in the card, which a hub renders, it is no link, tag or cell of a table."""
+    from nbconvert.filters.markdown_mistune import markdown2html_mistune
+
+    labels = ["<img src=x onerror=alert(1)>", "[x](javascript:alert(2))", "a | b", "*c*", "`d`"]
+    tenant = load_settings(ROOT).tenant("finance")
+    data = tenant.data.model_copy(
+        update={"labels": labels, "template": "`{text}` | <b>", "system": "<i>[y](z)"}
+    )
+    manifest = build_package(tmp_path / "package", 1)
+    card = model_card(manifest, tenant.model_copy(update={"data": data}))
+    page = markdown2html_mistune(card.split("---", 2)[2])
+    assert not re.search(r"<(img|a href|b>|i>|em>)", page)
+    text = html.unescape(re.sub(r"<[^>]+>", "", page))
+    assert all(label in text for label in [*labels, "`{text}` | <b>", "<i>[y](z)"])

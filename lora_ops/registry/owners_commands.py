@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lora_ops.escaping import markup, show
 from lora_ops.output import AsJson, print_json
 
 app = typer.Typer(no_args_is_help=True, help="The people of owners.yaml.")
@@ -17,8 +18,6 @@ def add_key(
     as_json: AsJson = False,
 ) -> None:
     """Give a person the SSH key that signs their approvals; owners.yaml keeps its comments."""
-    from rich.console import Console
-
     from lora_ops.registry.owners import add_key as add
     from lora_ops.settings.files import find_root
 
@@ -26,4 +25,4 @@ def add_key(
     if as_json:
         print_json({"person": person, "key": fingerprint})
         return
-    Console(highlight=False).print(f"owners.yaml has key {fingerprint} of {person}: commit it.")
+    show(markup(f"owners.yaml has key {fingerprint} of {person}: commit it."))
