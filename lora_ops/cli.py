@@ -410,20 +410,28 @@ def tenant_remove(
 
 @tenant_app.command("check")
 def tenant_check(
-    name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")], as_json: AsJson = False
+    name: Annotated[str, typer.Argument(help="A tenant of params.yaml.")],
+    docs: Annotated[
+        bool, typer.Option("--docs", help="Also write great-expectations' pages to reports/NAME/data_docs.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Hold a tenant's source against its contract without training anything."""
     from lora_ops.datasets.contract import checks_table, failed_rows, require
-    from lora_ops.tenants import check_tenant
+    from lora_ops.tenants import check_tenant, document_tenant
 
     root = find_root()
-    contract = check_tenant(name, load_settings(root).tenant(name), root)
+    settings = load_settings(root).tenant(name)
+    contract = check_tenant(name, settings, root)
+    page = document_tenant(name, settings, root) if docs else None
     if as_json:
         print_json({"ok": contract.success, **contract.model_dump(mode="json")})
         raise typer.Exit(ExitCode.OK if contract.success else ExitCode.INVALID)
     show(_grid(checks_table(contract), title=f"{name}: {contract.rows} rows"))
     if not contract.success:
         show(_grid(failed_rows(contract), title="Rows that fail"))
+    if page:
+        show(markup(f"The contract as pages, for a browser: {page.relative_to(root)}"))
     require(contract)
 
 

@@ -170,6 +170,22 @@ def check_tenant(name: str, settings: TenantSettings, root: Path) -> ContractRec
     return ContractRecord.of(name, contract.rows, [*contract.checks, answers], contract.identifiers)
 
 
+def document_tenant(name: str, settings: TenantSettings, root: Path) -> Path:
+    """Write a tenant's contract as data docs into `reports/NAME/data_docs` and return the first page.
+
+    Raises:
+        LoraOpsError: the source can't be read.
+    """
+    from lora_ops.datasets.docs import build_data_docs
+
+    frame, _ = read_source(settings.data, root, root / "data/raw")
+    rows, tokenizer = candidate_rows(frame, settings.data), base_tokenizer(root)
+    if tokenizer is not None:
+        rows = with_prompts(rows, tokenizer, settings.data)
+    own = read_own_suite(name, root)
+    return build_data_docs(frame, rows, name, settings.data, own, root / "reports" / name / "data_docs")
+
+
 def check_new_name(name: str, root: Path) -> None:
     """Check that a new tenant may have this name.
 
