@@ -1,7 +1,8 @@
 """`lora-ops registry`, for whoever keeps the registry itself: its head, its key, its files, its copies."""
 
 from contextlib import closing
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -121,6 +122,64 @@ def restore(
         head=snapshot.head.text,
         at=snapshot.at,
         problem=problem,
+    )
+
+
+@operations.command("export-log")
+def export_log(
+    target: Annotated[Path, typer.Argument(help="A new file; its signature and public key go beside it.")],
+    form: Annotated[
+        Literal["json", "csv"], typer.Option("--format", help="One document, or one row for an entry.")
+    ] = "json",
+    as_json: AsJson = False,
+) -> None:
+    """Write the whole audit log to a signed file, for an auditor."""
+    from lora_ops.registry.backends import open_registry
+    from lora_ops.registry.log_export import beside
+    from lora_ops.registry.log_export import export_log as write
+
+    with closing(open_registry()) as registry:
+        made = write(registry, target, form)
+    signature, key = beside(target)
+    _done(
+        as_json,
+        f"Written to {target}: {made.entries} entries, the log ends at {made.head.text}.",
+        f"It is signed by key {made.key}.",
+        f"To check it: openssl dgst -sha256 -verify {key} -signature {signature} {target}",
+        "or, with the chain of hashes: lora-ops registry check-export FILE",
+        path=str(target),
+        entries=made.entries,
+        head=made.head.text,
+        key=made.key,
+    )
+
+
+@operations.command("check-export")
+def check_export(
+    target: Annotated[Path, typer.Argument(help="An exported log, with .sig and .pub beside it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check an exported log: its signature and its chain of hashes; no registry is needed."""
+    from lora_ops.errors import LoraOpsError
+    from lora_ops.registry.backends import registry_path
+    from lora_ops.registry.log_export import check_export as check
+    from lora_ops.settings.files import find_root
+
+    try:
+        root = find_root()
+    except LoraOpsError:  # an auditor's machine, where no params.yaml pins a key
+        keys: tuple[str, ...] = ()
+    else:
+        keys = registry_path(root)[1].trusted_keys
+    found = check(target, keys=keys)
+    whose = "" if keys else ": compare that with the one that you know"
+    _done(
+        as_json,
+        f"{target} is whole: {found.entries} entries, the log ends at {found.head.text}.",
+        f"It is signed by key {found.key}{whose}.",
+        entries=found.entries,
+        head=found.head.text,
+        key=found.key,
     )
 
 

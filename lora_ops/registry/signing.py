@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.registry.files import write_atomically
-from lora_ops.registry.signing_keys import PrivateKey, key_fingerprint, public_pem
+from lora_ops.registry.signing_keys import PrivateKey, key_fingerprint, matches_signature, public_pem
 from lora_ops.settings.registry import SigningSettings
 
 if TYPE_CHECKING:
@@ -108,13 +107,10 @@ class Signer:
         if path is None:
             return False
         try:
-            key = serialization.load_pem_public_key(path.read_bytes())
-            assert isinstance(key, ec.EllipticCurvePublicKey)
             value = base64.b64decode(str(signature.get("value")), validate=True)
-            key.verify(value, text.encode(), ec.ECDSA(hashes.SHA256()))
-        except (InvalidSignature, ValueError):
+        except ValueError:
             return False
-        return True
+        return matches_signature(path.read_bytes(), text.encode(), value)
 
     def known(self) -> list[str]:
         """The fingerprints of the public keys in the folder, sorted."""

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from lora_ops.errors import LoraOpsError, NotFound
@@ -289,6 +290,18 @@ def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def key_fingerprint(public: bytes) -> str:
     """Return the SHA-256 of a public key in PEM, in hex."""
     return hashlib.sha256(public).hexdigest()
+
+
+def matches_signature(public: bytes, content: bytes, signature: bytes) -> bool:
+    """Return whether `signature` (ECDSA over SHA-256, DER) is one over `content` by the key `public` (PEM)."""
+    try:
+        key = serialization.load_pem_public_key(public)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            return False
+        key.verify(signature, content, ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _write_key(path: Path, pem: bytes) -> None:
