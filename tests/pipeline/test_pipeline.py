@@ -89,6 +89,9 @@ def test_every_tenant_is_packaged_with_files_that_match_their_digests(done: Path
     assert found.git.commit == head
     assert found.git.dirty  # the profile changed params.yaml
     assert found.params["train"]["rank"] == 2
+    # Those of the training, whatever is installed when it is packaged.
+    assert (found.packages, found.git) == (found.training.packages, found.training.git)
+    assert found.packaging is not None and found.packaging.packages["torch"] == found.packages["torch"]
 
 
 def test_the_package_loads_with_plain_peft(done: Path) -> None:
