@@ -18,11 +18,12 @@ from lora_ops.registry.commands import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.registry.owners_commands import app as owners_app
 from lora_ops.serving.commands import keys_app, serve
-from lora_ops.settings.files import find_root
-from lora_ops.settings.params import load_settings
 
 if TYPE_CHECKING:
     import pandas as pd
+
+if TYPE_CHECKING:
+    from lora_ops.settings.params import Settings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 tenant_app = typer.Typer(no_args_is_help=True, help="The tenants of params.yaml.")
@@ -31,6 +32,21 @@ app.add_typer(registry_app, name="registry")
 app.add_typer(owners_app, name="owners")
 app.add_typer(keys_app, name="keys")
 app.command()(serve)
+
+
+# These two load pydantic, which would take as long as all the rest of `lora-ops --help`.
+def find_root() -> Path:
+    """Return the repository's folder; see lora_ops.settings.files."""
+    from lora_ops.settings import files
+
+    return files.find_root()
+
+
+def load_settings(root: Path) -> "Settings":
+    """Return params.yaml, checked; see lora_ops.settings.params."""
+    from lora_ops.settings import params
+
+    return params.load_settings(root)
 
 
 def _print_version(asked: bool) -> None:

@@ -86,6 +86,6 @@ def test_tenants_are_listed_with_their_rows(repository: Path) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     """So that `lora-ops --help` and completion stay quick."""
-    heavy = ("torch", "pandas", "wandb", "papermill", "matplotlib")
+    heavy = ("torch", "pandas", "wandb", "papermill", "matplotlib", "pydantic")
     code = f"import sys, lora_ops.cli; print([name for name in {heavy} if name in sys.modules])"
     assert run(sys.executable, "-c", code, cwd=ROOT).stdout == "[]\n"
