@@ -1,5 +1,6 @@
 """params.yaml: what it accepts, and the sentence with which it refuses."""
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -94,6 +95,16 @@ def test_no_evidence_of_a_tenant_is_stored_under_anothers_name() -> None:
     for kind in get_args(EvidenceKind):
         with pytest.raises(ValueError, match=f"'finance-{kind}' would collide"):
             refuse_reserved_name(f"finance-{kind}")
+
+
+def test_no_artifact_of_a_tenant_is_stored_under_anothers_name() -> None:
+    """Each collection `{tenant}-WORD` that the package writes at W&B."""
+    sources = [path.read_text() for path in (ROOT / "lora_ops").rglob("*.py")]
+    words = {word for text in sources for word in re.findall(r'f"\{[\w.]*tenant\}-([a-z_]+)"', text)}
+    assert {"data", "adapter", "source"} <= words
+    for word in words:
+        with pytest.raises(ValueError, match=f"'finance-{word}' would collide"):
+            refuse_reserved_name(f"finance-{word}")
 
 
 @pytest.mark.parametrize("name", ["finance", "database", "credit-risk", "eu-finance", "line2", "policyholders"])

@@ -16,7 +16,7 @@ RESERVED_TENANTS = frozenset({
     "candidate", "validated", "shadow", "canary", "production",
     "superseded", "archived", "rejected", "revoked",
     "incidents", "incident", "data_docs", "registry", "traffic", "tenants", "previous",  # reports/, data/
-    "policy", "drift", "sets", "audit", "adapter", "lora-adapter", "dataset",  # suites/, W&B
+    "data", "policy", "drift", "sets", "audit", "adapter", "lora-adapter", "base-model",  # suites/, W&B
 })
 # fmt: on
 
@@ -25,7 +25,7 @@ RESERVED_TENANTS = frozenset({
 # fmt: off
 STORE_SUFFIXES = (
     "data", "adapter", "evaluation", "policy", "human_evaluation", "shadow", "canary", "incident", "review",
-    "drift", "audit",
+    "drift", "audit", "source", "package",
 )
 # fmt: on
 
