@@ -8,6 +8,7 @@ import pandas as pd
 
 from lora_ops.datasets.checks import check_previous, check_shares, check_splits, check_system, label_shares
 from lora_ops.datasets.contract import check_contract
+from lora_ops.datasets.near_duplicates import check_near_duplicates
 from lora_ops.datasets.prompts import control_tokens, find_control_token, render_example
 from lora_ops.datasets.source import fill_template, read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
@@ -172,6 +173,7 @@ def check_rows(
     checks = [*contract.checks, *check_splits(rows, chosen, settings), *check_shares(rows, settings)]
     if previous is not None:
         checks += check_previous(rows, len(frame), previous, settings)
+    checks.append(check_near_duplicates(chosen, settings))
     if tokenizer is not None and settings.system:
         checks.append(check_system(settings.system, tokenizer))
     identifiers = identifiers_of(rows, len(frame), settings)

@@ -30,6 +30,9 @@ class ContractLimits(Section):
     max_tokens: int = Field(512, ge=8)
     min_rows: int = Field(30, ge=1)
     min_label_rows: int = Field(5, ge=1)
+    max_near_duplicates: float | None = Field(
+        None, ge=0, le=1, description="share of the held-out rows; None: they are named and pass"
+    )
     allow_pii: bool = False
     min_label_share: float = Field(0, ge=0, lt=1, description="of the rows, for each label")
     max_label_shift: float = Field(
