@@ -59,7 +59,7 @@ def plot_confusion(table: pd.DataFrame, labels: Sequence[str]) -> Plot:
     cells = counts.to_numpy(dtype=float)
     shares = cells / cells.sum(axis=1, keepdims=True)
     size = max(3.5, 1.8 + 0.34 * len(columns))
-    figure = Plot(figsize=(size + 1.5, size), layout="constrained")
+    figure = Plot(figsize=(size + 1.5, max(3.0, 1.2 + 0.34 * len(rows))), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for y, row in enumerate(counts.to_numpy()):

@@ -24,6 +24,8 @@ Statistic = Callable[[Floats], Floats]
 CONFIDENCE = 0.95
 # Fewer groups than this can't tell the shape of their distribution: a bootstrap of them is too narrow.
 BOOTSTRAP_GROUPS = 20
+# Fewer permutations leave a small p-value to chance.
+PERMUTATIONS = 4999
 
 
 class Sample(NamedTuple):
@@ -84,11 +86,11 @@ def difference(left: Sample, right: Sample, draws: int, seed: int) -> PairedDiff
     """
     value, groups = left.value - right.value, len(left.parts)
     generator = np.random.default_rng(seed)
-    swap = generator.integers(0, 2, (draws, groups)).astype(float)
+    swap = generator.integers(0, 2, (PERMUTATIONS, groups)).astype(float)
     swapped = _statistic_of(left, right, swap) - _statistic_of(right, left, swap)
     # A tie with the observed difference counts against it, whatever the last bits say.
     extreme = int((np.abs(swapped) >= abs(value) - 1e-9).sum())
-    p_value = (extreme + 1) / (draws + 1)
+    p_value = (extreme + 1) / (PERMUTATIONS + 1)
     drawn = _resampled(left, draws, seed) - _resampled(right, draws, seed)
     if groups < BOOTSTRAP_GROUPS or np.ptp(drawn) == 0:
         bounds = _mover(interval(left, draws, seed), interval(right, draws, seed))
