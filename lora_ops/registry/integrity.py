@@ -38,6 +38,11 @@ class LogFollower:
         self._aliases: dict[tuple[str, str], int] = {}
         self._states: dict[tuple[str, int], str] = {}
 
+    @property
+    def verified(self) -> Head:
+        """The last head up to which everything was right."""
+        return self._head
+
     def problem(self) -> str | None:
         """Verify everything that is new, and return what is wrong, or None.
 

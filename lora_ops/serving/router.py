@@ -156,6 +156,7 @@ class Router:
         damage = self._log.problem()
         self._seen = seen
         if damage is None:
+            self._registry.remember(self._log.verified)
             self._routes.clear()
             self._versions = None
         if damage != self._damage:

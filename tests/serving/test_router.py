@@ -1,12 +1,14 @@
 """A model's name means what the registry says at this moment."""
 
+import json
+import shutil
 import sqlite3
 
 import pytest
 
 from lora_ops.errors import Damaged
 from lora_ops.records.base_model import read_base_model
-from lora_ops.registry import lifecycle
+from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry
 from lora_ops.serving.router import NotServed, OutOfService, Router, UnknownModel
@@ -138,3 +140,27 @@ def test_an_expired_version_does_not_answer(clone: Clone) -> None:
 def test_what_names_nothing_is_unknown(clone: Clone, reader: Registry, name: str) -> None:
     with pytest.raises(UnknownModel):
         router(clone, reader, candidates=True).route(name)
+
+
+def test_router_remembers_the_head_it_verified(clone: Clone, reader: Registry) -> None:
+    remembered = clone.root / ".serving/head.json"
+    remembered.unlink(missing_ok=True)
+    router(clone, reader, candidates=True).route("finance")
+    assert json.loads(remembered.read_text())[".registry"] == list(reader.log.head())
+
+
+def test_replayed_registry_serves_no_adapter(clone: Clone) -> None:
+    """A8: an older copy of the folder was served, with the version that had been revoked since."""
+    shutil.copytree(clone.root / ".registry", clone.root / "before")
+    with clone.registry() as writer:
+        lifecycle.revoke(writer, "finance@2", actor="ben", reason="leaks")
+    shutil.rmtree(clone.root / ".registry")
+    shutil.copytree(clone.root / "before", clone.root / ".registry")
+    with clone.registry() as replayed:
+        routes = router(clone, replayed, candidates=True)
+        with pytest.raises(Damaged, match="replaced by an older copy"):
+            routes.route("finance@2")
+        assert routes.route("base").decision == "base"
+        assert "knows entry 4:" in str(routes.damage())
+        with pytest.raises(Damaged, match="replaced by an older copy"):
+            packages.verified_path(replayed, "finance@2")
