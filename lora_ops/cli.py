@@ -171,6 +171,7 @@ def register(
     """
     from lora_ops.registration import register_packages, tenants_with_package
     from lora_ops.registry.backends import open_registry
+    from lora_ops.tracking.registration import log_registration
 
     root = find_root()
     settings = load_settings(root)
@@ -193,6 +194,11 @@ def register(
                 refused.append(outcome.tenant)
                 print(f"lora-ops: {outcome.tenant}: {visible(str(outcome.problem))}", file=sys.stderr)
                 continue
+            if outcome.is_new:
+                number, tracking = outcome.version.number, settings.tracking
+                problem = log_registration(outcome.tenant, number, tracking, root)
+                if problem:
+                    print(f"lora-ops: {visible(problem)}", file=sys.stderr)
             how = "a new version" if outcome.is_new else "this content was registered before"
             if not as_json:
                 show(f"{adapter} is the candidate of {outcome.tenant} ({how}).")

@@ -21,7 +21,7 @@ from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.registry.wandb_project import Parcel, SentEntry, WandbProject
-from lora_ops.tracking.artifacts import content_alias
+from lora_ops.tracking.artifacts import package_alias
 
 ALIASES = ("candidate", "shadow", "canary", "production")
 
@@ -180,7 +180,7 @@ class Mirror:
         parcel = Parcel(
             manifest_sha256=sha256_text(version.manifest_text),
             package=None,
-            content=content_alias({name: file.sha256 for name, file in version.manifest.files.items()}),
+            content=package_alias({name: file.sha256 for name, file in version.manifest.files.items()}),
             data=version.manifest.data,
             parent_manifest_sha256=self._parent(version),
             reports=[(registry.files.checked(one.sha256, one.summary), one) for one in entry.kept_files],

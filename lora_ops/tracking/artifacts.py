@@ -7,7 +7,8 @@
 | `data` | `finance-data` | `dataset` | the prepared data |
 | `adapter` | `finance-adapter` | `lora-adapter` | the trained weights and their configuration |
 | `evaluation` | `finance-evaluation` | `evaluation` | metrics and every answer |
-| `package` | `finance-package` | `lora-package` | the package, with the page of the evaluation |
+| `package` | `finance-package` | `lora-package` | the package |
+| `page` | `finance-page` | `page` | the page of the evaluation, for a browser |
 
 The alias `content-<12 hex>` is the digest of the files. A stage finds its input by it, so the edge leads to the
 version that was read, whichever run logged it and whatever was logged since.
@@ -20,7 +21,19 @@ from typing import Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import canonical, sha256_file, sha256_text
-from lora_ops.paths import ANSWERS, BASE_MODEL, DATA, EVALUATION, MANIFEST, SAMPLES, TRAINING, require_file
+from lora_ops.paths import (
+    ANSWERS,
+    BASE_MODEL,
+    DATA,
+    EVALUATION,
+    EVALUATION_PAGE,
+    MANIFEST,
+    SAMPLES,
+    TRAINING,
+    require_file,
+)
+
+PACKAGE = "lora-package"
 
 
 class TrackedArtifact(NamedTuple):
@@ -46,7 +59,8 @@ class TrackedArtifact(NamedTuple):
         """
         import wandb
 
-        if self.files and _digest({name: Path(path) for name, path in self.files.items()}) != self.alias:
+        paths = {name: Path(path) for name, path in self.files.items()}
+        if paths and _alias(self.type, paths) != self.alias:
             where = Path(next(iter(self.files.values()))).parent
             raise LoraOpsError(f"{self.name}:{self.alias} is no longer what is in {where}")
         artifact = wandb.Artifact(self.name, type=self.type, metadata=self.metadata)
@@ -59,8 +73,18 @@ class TrackedArtifact(NamedTuple):
 
 
 def content_alias(digests: Mapping[str, str]) -> str:
-    """Return the alias that names one content: of the digest of each file's name and SHA-256."""
+    """Return the alias that names one content, given each file's name and SHA-256."""
     return f"content-{sha256_text(canonical(dict(digests)))[:12]}"
+
+
+def package_alias(digests: Mapping[str, str]) -> str:
+    """Return the alias of a package: that of its files but for those that join it late and hold clocks.
+
+    So the package that the pipeline logged and the version that the registry holds have one alias, though the
+    registry numbers the manifest and adds the page of the evaluation.
+    """
+    late = (MANIFEST, EVALUATION_PAGE)
+    return content_alias({name: digest for name, digest in digests.items() if name not in late})
 
 
 def describe(what: str, tenant: str, root: Path) -> TrackedArtifact:
@@ -119,7 +143,13 @@ def _evaluation(tenant: str, root: Path) -> TrackedArtifact:
 def _package(tenant: str, root: Path) -> TrackedArtifact:
     folder = root / "packages" / tenant
     manifest = _read(folder / MANIFEST, "package")
-    return _of_files(f"{tenant}-package", "lora-package", folder, _names(folder), {}, manifest)
+    return _of_files(f"{tenant}-package", PACKAGE, folder, _names(folder), {}, manifest)
+
+
+def _page(tenant: str, root: Path) -> TrackedArtifact:
+    folder = root / "reports" / tenant
+    require_file(folder / EVALUATION_PAGE, "evaluate")
+    return _of_files(f"{tenant}-page", "page", folder, [EVALUATION_PAGE], {}, {})
 
 
 DESCRIBED: dict[str, Callable[[str, Path], TrackedArtifact]] = {
@@ -129,6 +159,7 @@ DESCRIBED: dict[str, Callable[[str, Path], TrackedArtifact]] = {
     "adapter": _adapter,
     "evaluation": _evaluation,
     "package": _package,
+    "page": _page,
 }
 
 
@@ -144,16 +175,14 @@ def _of_files(
     name: str, kind: str, folder: Path, names: list[str], facts: dict[str, Any], metadata: dict[str, Any]
 ) -> TrackedArtifact:
     files = {each: (folder / each).resolve() for each in names}
-    alias = _digest(files)
+    alias = _alias(kind, files)
     paths = {each: str(path) for each, path in files.items()}
     return TrackedArtifact(name, kind, alias, {**facts, "content": alias}, metadata, paths, {})
 
 
-def _digest(files: Mapping[str, Path]) -> str:
-    # A manifest holds clocks, so what it lists names the package; the registry names packages so as well.
-    return content_alias(
-        {name: sha256_file(path) if path.is_file() else "" for name, path in files.items() if name != MANIFEST}
-    )
+def _alias(kind: str, files: Mapping[str, Path]) -> str:
+    digests = {name: sha256_file(path) if path.is_file() else "" for name, path in files.items()}
+    return package_alias(digests) if kind == PACKAGE else content_alias(digests)
 
 
 def _names(folder: Path) -> list[str]:

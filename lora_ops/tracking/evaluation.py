@@ -25,9 +25,19 @@ def log_evaluation(
             run.summary[f"{metric}/{system}"] = interval.value
             run.summary.update({f"{metric}/{system}/{bound}": value for bound, value in bounds.items()})
     run.summary["beats_base"] = record.beats_base
+    run.summary["strongest_opponent"] = record.strongest_opponent
+    run.summary["verdict"] = record.verdict
+    if record.against_strongest:
+        run.summary["minus_strongest"] = record.against_strongest.model_dump()
+    if record.differences:
+        log_table(run, "differences", difference_rows(record))
     log_table(run, "metrics", metric_rows(record))
     log_table(run, "answers", answers)
     log_table(run, "errors_by_group", error_slices(answers, "group"))
+    if record.bias:
+        log_table(run, "bias", bias_rows(record))
+        gaps = {column: bias.gap for column, bias in record.bias.items() if bias.gap}
+        run.summary.update({f"bias/{column}/gap": gap.model_dump() for column, gap in gaps.items()})
     if confused is None:
         return
     log_table(run, "errors_by_label", label_rows(record) if record.groups else error_slices(answers, "target"))
@@ -41,6 +51,33 @@ def metric_rows(record: EvaluationRecord) -> pd.DataFrame:
             {"metric": metric, "system": system, **interval.model_dump(include={"value", "low", "high"})}
             for metric, systems in record.metrics.items()
             for system, interval in systems.items()
+        ]
+    )
+
+
+def difference_rows(record: EvaluationRecord) -> pd.DataFrame:
+    """Return one row for each opponent and metric: adapter minus opponent, its interval and p-values."""
+    return pd.DataFrame(
+        [
+            {"opponent": opponent, "metric": metric, **difference.model_dump()}
+            for opponent, metrics in record.differences.items()
+            for metric, difference in metrics.items()
+        ]
+    )
+
+
+def bias_rows(record: EvaluationRecord) -> pd.DataFrame:
+    """Return one row for each group of each declared column, with the adapter's interval."""
+    return pd.DataFrame(
+        [
+            {
+                "column": column,
+                "group": name,
+                "rows": group.rows,
+                **group.value.model_dump(include={"value", "low", "high"}),
+            }
+            for column, bias in record.bias.items()
+            for name, group in bias.groups.items()
         ]
     )
 

@@ -41,7 +41,9 @@ def send_offline_runs(root: Path) -> None:
 
 
 def _logs(root: Path) -> list[Path]:
-    return sorted((root / "wandb").glob("offline-run-*/run-*.wandb"))
+    logs = (root / "wandb").glob("offline-run-*/run-*.wandb")
+    # A folder's name has the second in which its run began; the last write tells two runs of one second apart.
+    return sorted(logs, key=lambda log: (log.parent.name.rpartition("-")[0], log.stat().st_mtime))
 
 
 def _is_sent(log: Path) -> bool:
@@ -62,24 +64,25 @@ def _check_place(folder: Path, root: Path) -> None:
 
 
 def _send_runs(logs: list[Path], root: Path) -> list[str]:
-    """Send the runs in the order in which they began, and return a sentence for each one that was not sent."""
-    _wandb_sync(logs, root)
-    left = [log for log in logs if not _is_sent(log)]
-    if left and len(logs) > 1:  # one damaged log keeps the client from sending any
-        for log in left:
-            _wandb_sync([log], root)
-    return [
-        f"{log.parent.name} could not be sent (see above): if its log is damaged, delete {log.parent}"
-        for log in logs
-        if not _is_sent(log)
-    ]
+    """Send the runs, and return a sentence for each one that was not sent.
+
+    One process for each, in the order in which they began: the client sends several at once, and then two runs
+    that logged the same content make two versions of it, `latest` is any of them, and one damaged log keeps it
+    from sending the others.
+    """
+    problems = []
+    for log in logs:
+        _wandb_sync(log, root)
+        if not _is_sent(log):
+            problems.append(
+                f"{log.parent.name} could not be sent (see above): if its log is damaged, delete {log.parent}"
+            )
+    return problems
 
 
-def _wandb_sync(logs: list[Path], root: Path) -> None:
-    if not logs:
-        return
+def _wandb_sync(log: Path, root: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_SILENT")}
-    command = [sys.executable, "-m", "wandb", "sync", *map(str, logs)]
+    command = [sys.executable, "-m", "wandb", "sync", str(log)]
     # Its exit code is 0 even when it sent nothing; the marker that it leaves beside each log tells.
     subprocess.run(command, cwd=root, env={**kept, "WANDB_DIR": str(root)})
 

@@ -41,6 +41,7 @@ def track(
     inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
     resume: Path | None = None,
+    aliases: Sequence[str] = (),
 ) -> Iterator[Any]:
     """Open a W&B run for one stage of one tenant; an exception inside marks it as failed and goes on.
 
@@ -53,6 +54,7 @@ def track(
         outputs: what the stage makes; they are logged when the block ends without an exception.
         resume: a file that keeps the run's id until the block ends without an exception. A stage that was
             killed and starts again with the same config and inputs goes on with the same run.
+        aliases: also name the outputs.
 
     Raises:
         LoraOpsError: `$WANDB_MODE` is online and there is no API key, or an input does not exist yet.
@@ -88,7 +90,7 @@ def track(
         yield run
         for what in outputs:
             artifact = describe(what, tenant, root)
-            run.log_artifact(artifact.draft(), aliases=[artifact.alias])
+            run.log_artifact(artifact.draft(), aliases=[artifact.alias, *aliases])
     if resume:
         resume.unlink(missing_ok=True)
 
@@ -143,15 +145,6 @@ def _keep_lineage(run: Any, folder: Path, inputs: list[TrackedArtifact]) -> None
         print(f"W&B did not take the inputs of {run.name}: {text}. `lora-ops wandb-sync` declares them later.")
         return
     lineage.mark_sent(folder)
-
-
-def log_folder(run: Any, name: str, kind: str, folder: Path, metadata: dict[str, Any]) -> None:
-    """Log every file of `folder` as an artifact of type `kind`."""
-    import wandb
-
-    artifact = wandb.Artifact(name, type=kind, metadata=metadata)
-    artifact.add_dir(str(folder))
-    run.log_artifact(artifact)
 
 
 def log_table(run: Any, name: str, frame: Any) -> None:

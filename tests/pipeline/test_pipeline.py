@@ -18,6 +18,7 @@ from lora_ops.records.manifest import Manifest
 from lora_ops.registry.store import Registry
 from lora_ops.settings.params import load_settings
 from lora_ops.tenants import apply_profile, edit_params
+from tests import wandb_server
 from tests.conftest import ROOT, SAMPLE_TENANTS, copy_repository, make_tiny_base, run
 
 pytestmark = pytest.mark.pipeline
@@ -171,10 +172,34 @@ def test_metrics_and_plots_are_dvcs(done: Path) -> None:
     assert "dvc_plots" not in changed.stdout  # a manifest would say that the tree was dirty
 
 
-def test_wandb_runs_and_artifacts_wait_offline_for_a_sync(done: Path) -> None:
-    runs = list((done / "wandb").glob("offline-run-*"))
-    assert len(runs) >= 4 * len(TENANTS)
-    assert all(list(run.glob("run-*.wandb")) for run in runs)
+def test_wandb_sync_sends_the_whole_lineage(done: Path) -> None:
+    """Every stage's run says what it read and made, also when it ran without a key (D)."""
+    with wandb_server.serving() as server:
+        sent = run(
+            "lora-ops",
+            "wandb-sync",
+            cwd=done,
+            WANDB_BASE_URL=server.url,
+            WANDB_API_KEY=wandb_server.API_KEY,
+            HOME=str(done),
+        )
+        assert sent.returncode == 0, sent.stderr
+        edges: dict[str, tuple[set[str], set[str]]] = {}
+        for logged in server.runs.values():
+            inputs, outputs = edges.setdefault(logged.fields["displayName"], (set(), set()))
+            inputs |= {version.collection.name for version in logged.inputs}
+            outputs |= {version.collection.name for version in logged.outputs}
+            assert logged.config["commit"]
+    for tenant in TENANTS:
+        data, adapter, base = f"{tenant}-data", f"{tenant}-adapter", "base-model"
+        evaluation, package = f"{tenant}-evaluation", f"{tenant}-package"
+        assert edges[f"{tenant}-prepare"] == ({f"{tenant}-source", base}, {data})
+        assert edges[f"{tenant}-train"] == ({data, base}, {adapter})
+        inputs, outputs = edges[f"{tenant}-evaluate"]
+        assert inputs == {adapter, data, base} and evaluation in outputs
+        assert edges[f"{tenant}-register"][1] == {f"{tenant}-page"}  # its package is the one that was logged
+        inputs, outputs = edges[f"{tenant}-package"]
+        assert inputs == {adapter, evaluation, data, base} and outputs == {package}
 
 
 def test_a_second_repro_does_nothing(done: Path) -> None:

@@ -14,7 +14,9 @@ import wandb
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
+from lora_ops.paths import EVALUATION_PAGE
 from lora_ops.records.evidence import Evidence
+from lora_ops.records.manifest import FileRecord
 from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.audit import Head
@@ -267,6 +269,10 @@ def test_version_names_the_run_that_made_it(
     root = tmp_path / "repository"
     shutil.copytree(folder, root / "packages/finance")
     (root / "packages/finance/manifest.json").write_text(manifest.to_json())
+    # Registering adds the page, which the stage `package` does not have.
+    (folder / EVALUATION_PAGE).write_text("<html></html>")
+    page = FileRecord(bytes=13, sha256=sha256_file(folder / EVALUATION_PAGE))
+    manifest = manifest.model_copy(update={"files": {**manifest.files, EVALUATION_PAGE: page}})
 
     def run_pipeline() -> str:
         with track("package", "finance", {}, runs, root, outputs=["package"]) as run:

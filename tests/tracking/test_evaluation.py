@@ -28,6 +28,9 @@ RECORD = {
         "Hotels": {"rows": 2, "value": INTERVAL},
         "Airlines": {"rows": 1, "value": {**INTERVAL, "value": 0}},
     },
+    "bias": {"region": {"groups": {"north": {"rows": 3, "value": INTERVAL}}, "gap": INTERVAL}},
+    "differences": {"base": {"exact_match": {**INTERVAL, "p_value": 0.01, "p_corrected": 0.02}}},
+    "strongest_opponent": "base",
     "seconds_base": 1.0,
     "seconds_adapter": 1.0,
 }
@@ -74,7 +77,11 @@ def test_evaluation_is_whole_at_wandb(root: Path, server: WandbServer) -> None:
         found: dict[str, Any] = json.loads(server.storage[path])
         return found
 
+    assert logged.summary["minus_strongest"]["p_corrected"] == 0.02
+    assert logged.summary["bias/region/gap"]["low"] == 0.4
     assert len(table("answers")["data"]) == 3
+    assert table("bias")["data"] == [["region", "north", 3, 0.5, 0.4, 0.6]]
+    assert table("differences")["data"][0][:2] == ["base", "exact_match"]
     assert table("metrics")["columns"] == ["metric", "system", "value", "low", "high"]
     assert table("errors_by_label")["data"][0][:3] == ["Airlines", 1, 0]
     assert table("errors_by_group")["data"] == [["b", 1, 1, 1], ["a", 2, 1, 2]]
