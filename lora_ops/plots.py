@@ -28,6 +28,8 @@ def plot_loss(losses: pd.DataFrame, validations: pd.DataFrame, title: str) -> Pl
     axes.plot(losses["step"], smooth, color="tab:blue", label="training, mean of 8 steps")
     axes.plot(validations["step"], validations["loss"], "o--", color="tab:red", label="validation")
     axes.set(title=plot_text(title), xlabel="step", ylabel="loss per completion token", yscale="log")
+    axes.yaxis.set_major_formatter("{x:.4g}")
+    axes.yaxis.set_minor_formatter("{x:.4g}")
     axes.legend()
     return figure
 
