@@ -44,8 +44,10 @@ def compare_versions(registry: Registry, left: Version, right: Version) -> Versi
     """Compare two versions of one tenant by the answers that their packages keep.
 
     Raises:
-        LoraOpsError: two tenants, a package without answers, no row in common, or a kept file that was changed.
+        LoraOpsError: one version, two tenants, a package without answers, no common row, or a changed file.
     """
+    if left.id == right.id:
+        raise LoraOpsError(f"{left.id} is the same version as itself: name two versions.")
     if left.tenant != right.tenant:
         raise LoraOpsError(f"{left.id} and {right.id} are of two tenants, which answer different questions.")
     params = right.manifest.params

@@ -1,5 +1,6 @@
 """Two versions on rows that neither was trained on: found, counted, paired, or plainly refused."""
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.membership import incomparable
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
+from tests.conftest import ROOT, run
 from tests.registry.conftest import build_package
 
 LABELS = ["hotel", "airline"]
@@ -21,7 +23,7 @@ LABELS = ["hotel", "airline"]
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "registry", create=True)
+    return Registry(tmp_path / ".registry", create=True)
 
 
 def answers(groups: Iterable[int], right: int) -> pd.DataFrame:
@@ -83,6 +85,21 @@ def test_compare_of_the_same_answers_finds_no_difference(registry: Registry, tmp
     assert (found.rows, found.left_out) == (120, 0)
     assert found.differences["exact_match"].p_value == 1
     assert "does not clearly differ from" in found.verdict
+
+
+def test_compare_command_prints_the_difference(registry: Registry, tmp_path: Path) -> None:
+    """The command, with a second version that was trained on a test group of the first."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    register(registry, tmp_path / "1", 1, answers(range(40), 60), range(100, 200))
+    register(registry, tmp_path / "2", 2, answers(range(40), 110), range(39, 100))
+    where = {"cwd": tmp_path, "LORA_OPS_ROOT": str(tmp_path), "COLUMNS": "200"}
+    done = run("lora-ops", "compare", "finance@1", "finance@2", **where)
+    assert done.returncode == 0, done.stderr
+    assert "117 rows of 39 groups that neither was trained on; 3 rows of either don't count" in done.stdout
+    assert "finance@2 was trained or tuned on 1 of the 40 test groups of finance@1" in done.stdout
+    twice = run("lora-ops", "compare", "finance@1", "finance@1", **where)
+    assert twice.returncode != 0 and "name two versions" in twice.stderr
 
 
 def test_compare_refuses_versions_without_a_common_row(registry: Registry, tmp_path: Path) -> None:
