@@ -102,15 +102,13 @@ class AuditEntry(Record):
 
     @property
     def kept_files(self) -> list[Evidence]:
-        """Every file that is kept for this entry: documents, what they were counted from, owners.yaml."""
+        """Every file that is kept for this entry: documents, and what they were counted from."""
         files = []
         for one in self.evidence:
             files.append(one)
             if one.source_sha256:
                 counted = f"what the {one.kind} report was counted from"
                 files.append(Evidence(kind=one.kind, sha256=one.source_sha256, summary=counted))
-        if self.action == "owners":
-            files.append(Evidence(kind="owners", sha256=self.body["owners_sha256"], summary="owners.yaml"))
         return files
 
     def effect_on(self, number: int) -> str:

@@ -13,7 +13,8 @@ from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.approval import Approval, ApprovalStatement
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
-from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Team, load_owners
+from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Team
+from lora_ops.registry.owners_log import owners_before
 from lora_ops.registry.reports import filed
 from lora_ops.registry.roles import APPROVE, unknown_author
 from lora_ops.registry.ssh_signatures import sign, signer_of
@@ -59,12 +60,12 @@ def ground_at(registry: Registry, version: Version, promoted: AuditEntry) -> Gro
     """Return what the approvals of a version were judged by when `promoted` let it into production.
 
     Raises:
-        LoraOpsError: the kept owners.yaml is missing or was changed.
+        LoraOpsError: the log does not hold the owners.yaml of that day.
     """
-    path = registry.files.checked(promoted.body["owners_sha256"], "the owners.yaml of that day")
+    team = owners_before(registry, promoted).team(version.tenant)
     seen = digests({one.kind: one for one in promoted.evidence})
     signed = promoted.body["rules"]["approvals"] == "signed"
-    return Ground(version, load_owners(path).team(version.tenant), seen, promoted.at, signed)
+    return Ground(version, team, seen, promoted.at, signed)
 
 
 def promotion_in(version: Version, history: Sequence[AuditEntry]) -> AuditEntry | None:

@@ -102,6 +102,11 @@ class Log:
         )
         return [_entry(Row(*row)) for row in rows]
 
+    def of_kind(self, kind: str) -> list[AuditEntry]:
+        """Return the entries about one kind of subject, such as `owners` or `key`, in order."""
+        rows = self._db.rows(f"SELECT {COLUMNS} FROM audit WHERE kind = ? ORDER BY seq", (kind,))
+        return [_entry(Row(*row)) for row in rows]
+
     def last_in_production(self, tenant: str) -> int | None:
         """Return the version that went into production last, whether or not it is still there."""
         row = self._db.row(

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.hashing import sha256_text
 from lora_ops.records.approval import Approval, ApprovalStatement
 from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.registry import AuditEntry, State
@@ -22,6 +23,7 @@ from lora_ops.registry.approvals import (
 from lora_ops.registry.changes import Change
 from lora_ops.registry.eligibility import FRESHNESS_WARNING, SERVING, expiry_reason
 from lora_ops.registry.owners import Person
+from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.reports import Report, failing, filed, lacks, load
 from lora_ops.registry.roles import (
     ANYBODY,
@@ -103,7 +105,7 @@ def promote(
     """
     if to not in STAGES:
         raise LoraOpsError(f"A version can't be promoted to '{to}': choose one of {', '.join(STAGES)}.")
-    with registry.change(actor) as change:
+    with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference)
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         current = registry.named(version.tenant, to)
@@ -186,7 +188,7 @@ def file_evidence(registry: Registry, reference: str, report: Report, *, actor: 
     Raises:
         LoraOpsError: unknown version, nobody of its team, or a report on another one.
     """
-    with registry.change(actor) as change:
+    with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference)
         require_role(registry, version, actor, ANYBODY, f"file evidence of {version.id}")
         _require_about(version, [report])
@@ -217,7 +219,7 @@ def approve(
     # ssh-keygen may wait for a passphrase or a touch, so the signature is made before the registry is locked.
     said, person = _agreement(registry, reference, actor, reason)
     signature = signature_of(registry, said, person, key)
-    with registry.change(actor) as change:
+    with change_with_owners(registry, actor) as change:
         now, _ = _agreement(registry, reference, actor, reason)
         timeless = {"at", "expires_at"}
         if now.model_dump(exclude=timeless) != said.model_dump(exclude=timeless):
@@ -246,7 +248,7 @@ def withdraw(registry: Registry, reference: str, *, actor: str, reason: str) -> 
     Raises:
         LoraOpsError: no approver, no approval of theirs that counts, or a version that left the canary.
     """
-    with registry.change(actor) as change:
+    with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference)
         person = require_role(registry, version, actor, APPROVE, f"withdraw an approval of {version.id}")
         _require_reason(reason)
@@ -266,7 +268,7 @@ def review(
     Raises:
         LoraOpsError: no reviewer or approver, no evidence of kind `review`, or a closed version.
     """
-    with registry.change(actor) as change:
+    with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference)
         require_role(registry, version, actor, JUDGE, f"review {version.id}")
         _require_reason(reason)
@@ -289,7 +291,7 @@ def link_incident(
     Raises:
         LoraOpsError: unknown version, nobody of its team, no reason, or no evidence of kind `incident`.
     """
-    with registry.change(actor) as change:
+    with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference)
         require_role(registry, version, actor, ANYBODY, f"tell of an incident of {version.id}")
         _require_reason(reason)
@@ -451,7 +453,7 @@ def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> t
 def _close(
     registry: Registry, reference: str, to: State, actor: str, reason: str, evidence: Sequence[Report]
 ) -> Version:
-    with registry.change(actor) as change:
+    with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference)
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         _require_step(version, to, reason)
@@ -509,15 +511,14 @@ def _record(
     evidence: Sequence[Evidence],
     **more: Any,
 ) -> None:
-    """Write the entry, with the owners.yaml that it was allowed by."""
+    """Write the entry, and which owners.yaml allowed it."""
     assert registry.owners is not None
-    text = registry.owners.text
     change.record(
         action,
         version.tenant,
         version.number,
         reason=reason,
         evidence=[one.model_dump(exclude_none=True) for one in evidence],
-        owners_sha256=registry.files.add_bytes(text.encode()),
+        owners_sha256=sha256_text(registry.owners.text),
         **more,
     )

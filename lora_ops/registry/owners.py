@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry.ssh_signatures import checked_public_key, fingerprint
-from lora_ops.settings.files import first_problem, read_yaml
+from lora_ops.settings.files import first_problem, parse_yaml
 from lora_ops.settings.section import StoredTenantName
 
 Role = Literal["author", "reviewer", "approver", "operator"]
@@ -119,10 +119,23 @@ def load_owners(path: Path) -> Owners:
         LoraOpsError: the file is missing, is not YAML, or an entry is wrong; the text names the entry.
     """
     try:
-        owners = Owners.model_validate(read_yaml(path))
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise LoraOpsError(f"Cannot read {path}: {error.strerror}.") from error
+    return parse_owners(text, path.name)
+
+
+def parse_owners(text: str, name: str) -> Owners:
+    """Return owners.yaml from its text; `name` is for the reader of an error.
+
+    Raises:
+        LoraOpsError: it is not YAML, or an entry is wrong; the text names the entry.
+    """
+    try:
+        owners = Owners.model_validate(parse_yaml(text, name))
     except ValidationError as error:
-        raise LoraOpsError(f"{path.name}: {first_problem(error)}.") from error
-    owners._text = path.read_text(encoding="utf-8")
+        raise LoraOpsError(f"{name}: {first_problem(error)}.") from error
+    owners._text = text
     return owners
 
 

@@ -137,7 +137,9 @@ class SharedRegistry(Registry):
         took = chain(self.mirror.project.entries(before) or [], before)
         for mine, first in zip(entries, took, strict=False):
             if mine.hash != first.entry.hash:
-                other = first.entry
+                # A change may begin with an entry about owners.yaml; what it did to a version says more.
+                told = [one.entry for one in took if one.entry.subject.kind == "version"]
+                other = told[0] if told else first.entry
                 raise LostRace(
                     f"{other.subject} was {_done(other)} by {other.actor} meanwhile, so nothing "
                     "was changed: look again before you repeat it."

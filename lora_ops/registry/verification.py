@@ -9,10 +9,12 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
+from lora_ops.registry.eligibility import SERVING
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.lifecycle import allowed
 from lora_ops.registry.replay import BORN, Told, unlike
 from lora_ops.registry.rotation import key_notes, key_problems
+from lora_ops.registry.rules import broken_rules, weaknesses
 from lora_ops.registry.store import CLOCK_TOLERANCE_SECONDS, Registry
 from lora_ops.registry.versions import Summary, Version
 
@@ -72,6 +74,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         entries = registry.log.entries()
         problems += _replay(registry, entries, versions)
         problems += key_problems(registry, entries)
+        problems += broken_rules(registry, entries)
         warnings += key_notes(registry, entries)
         kept = {file.sha256 for entry in entries for file in entry.kept_files}
     for one in versions.values():
@@ -89,7 +92,16 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problems += _damaged(registry, kept)
         problems += _unsigned(registry, versions)
     warnings += [*_unpinned(registry), *_dated_ahead(registry, rows)]
+    if not broken:
+        warnings += _weak(registry, versions)
     return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems), tuple(warnings))
+
+
+def _weak(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iterator[str]:
+    for one in versions.values():
+        if one.state in SERVING:
+            history = registry.log.entries(one.tenant, one.number)
+            yield from (f"{one.id}: {note}" for note in weaknesses(history, one.id))
 
 
 def _orphaned(registry: Registry) -> Iterator[str]:

@@ -39,12 +39,23 @@ def read_yaml(path: Path) -> Any:
         LoraOpsError: the file is missing or is not YAML.
     """
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise LoraOpsError(f"Cannot read {path}: {error.strerror}.") from error
+    return parse_yaml(text, path.name)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Return the plain values of YAML 1.2 that was read before; `name` is for the reader of an error.
+
+    Raises:
+        LoraOpsError: the text is not YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         reason = " ".join(str(error).split())
-        raise LoraOpsError(f"{path.name} is not valid YAML: {reason}.") from error
+        raise LoraOpsError(f"{name} is not valid YAML: {reason}.") from error
 
 
 def read_section(root: Path, name: str, kind: type[AnySection]) -> AnySection:

@@ -19,11 +19,11 @@ Tamper = Callable[[sqlite3.Connection], None]
 
 @pytest.fixture
 def six(registry: Registry, package: Build, story: Story) -> Registry:
-    """A registry whose log has six entries: two registered, one rejected, one taken to canary."""
+    """A registry whose log has six entries: two registered, owners, one rejected, one taken to shadow."""
     registry.register(*package(1), actor=AUTHOR)
     registry.register(*package(2), actor=AUTHOR)
     lifecycle.reject(registry, "finance@1", actor="ben", reason="worse")
-    story.to("finance@2", "canary")
+    story.to("finance@2", "shadow")
     assert registry.log.head().seq == 6
     return registry
 
@@ -144,11 +144,11 @@ def test_nothing_is_added_to_a_log_that_can_not_be_trusted(six: Registry, packag
 
 
 def test_an_entry_that_is_no_json_is_named_when_it_is_read(six: Registry) -> None:
-    unlocked(six).execute("UPDATE audit SET body = 'x' WHERE seq = 3")
-    with pytest.raises(LoraOpsError, match="Entry 3 of the audit log was changed"):
+    unlocked(six).execute("UPDATE audit SET body = 'x' WHERE seq = 4")
+    with pytest.raises(LoraOpsError, match="Entry 4 of the audit log was changed"):
         six.history("finance@1")
 
 
 def test_entries_are_read_from_where_a_mirror_stopped(six: Registry) -> None:
     assert [entry.seq for entry in six.log.entries(after=4)] == [5, 6]
-    assert [entry.seq for entry in six.log.entries("finance", 1)] == [1, 3]
+    assert [entry.seq for entry in six.log.entries("finance", 1)] == [1, 4]

@@ -117,5 +117,5 @@ def test_writers_in_quick_turns_agree_where_the_log_ends(
 
     started = [processes.start(link) for _ in range(4)]
     assert [processes.wait(one) for one in started] == [processes.DONE] * 4
-    assert registry.log.head().seq == 241
+    assert registry.log.head().seq == 242
     assert verify(registry).ok

@@ -15,6 +15,7 @@ from lora_ops.registry.audit import Head
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.commands import app
 from lora_ops.registry.heads import HeadMemory, read_head
+from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.registry.wandb_project import WandbProject
@@ -36,6 +37,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(ROOT / name, root)
     (root / "dvc.yaml").write_text("stages: {}\n")
     register(root, 1)
+    with closing(open_registry(root)) as registry, change_with_owners(registry, "ana.silva"):
+        pass  # the first change of a version would bring this entry
     shutil.copytree(root / ".registry", root / "before")
     with closing(open_registry(root)) as registry:
         lifecycle.revoke(registry, "finance@1", actor="ana.silva", reason="leaks")
@@ -78,7 +81,7 @@ def remembered(root: Path) -> list:
 
 
 def test_every_change_is_remembered(root: Path, opened: Registry) -> None:
-    assert remembered(root) == list(opened.log.head()) and opened.log.head().seq == 2
+    assert remembered(root) == list(opened.log.head()) and opened.log.head().seq == 3
 
 
 def test_verify_remembers_what_it_verified(root: Path, opened: Registry) -> None:
@@ -92,7 +95,7 @@ def test_replayed_registry_does_not_verify(root: Path, cli: Cli) -> None:
     replay(root)
     done = cli("verify")
     assert done.exit_code == 1
-    assert "the audit log ends at entry 1, and .serving/head.json knows entry 2:" in done.output
+    assert "the audit log ends at entry 2, and .serving/head.json knows entry 3:" in done.output
     assert "the registry was replaced by an older copy, or by another one" in done.output
 
 
@@ -110,12 +113,12 @@ def test_older_copy_that_went_on_elsewhere_is_named(root: Path) -> None:
             registry.register(folder, build_package(folder, seed), actor="ana.silva")
     with closing(open_registry(root)) as registry:
         (problem,) = verify(registry).problems
-    assert problem.startswith("entry 2 of the audit log is ") and "its history was written again" in problem
+    assert problem.startswith("entry 3 of the audit log is ") and "its history was written again" in problem
 
 
 def test_deleted_registry_is_not_begun_again_unseen(root: Path) -> None:
     shutil.rmtree(root / ".registry")
-    with pytest.raises(LoraOpsError, match="ends at entry 0, and .serving/head.json knows entry 2"):
+    with pytest.raises(LoraOpsError, match="ends at entry 0, and .serving/head.json knows entry 3"):
         register(root, 1)
 
 
@@ -125,14 +128,14 @@ def test_accepted_head_goes_on_and_is_an_entry(root: Path, cli: Cli) -> None:
     register(root, 2)
     with closing(open_registry(root)) as registry:
         assert verify(registry).ok
-        accepted = registry.log.entries()[1]
+        accepted = registry.log.entries()[2]
     assert (accepted.action, accepted.actor, str(accepted.subject)) == (
         "head_accepted",
         "ben.okafor",
         "registry head",
     )
     assert accepted.body["reason"] == "the disk died, this is the backup of Monday"
-    assert "knows entry 2:" in accepted.body["problem"]
+    assert "knows entry 3:" in accepted.body["problem"]
 
 
 def test_accept_head_begins_a_lost_registry_again(root: Path, cli: Cli) -> None:
@@ -160,13 +163,13 @@ def test_damaged_memory_is_named_and_accepted(root: Path, cli: Cli) -> None:
 
 
 def test_expected_head_may_be_short_and_the_log_longer(root: Path, cli: Cli, opened: Registry) -> None:
-    first, second = (Head(entry.seq, entry.hash) for entry in opened.log.entries())
+    _, first, second = (Head(entry.seq, entry.hash) for entry in opened.log.entries())
     assert cli("verify", "--expect-head", first.text).exit_code == 0
-    assert cli("verify", "--expect-head", f"2:{second.hash}").exit_code == 0
-    wrong = cli("verify", "--expect-head", f"1:{second.hash[:12]}")
-    assert wrong.exit_code == 1 and "--expect-head knows 1:" in wrong.output
+    assert cli("verify", "--expect-head", f"3:{second.hash}").exit_code == 0
+    wrong = cli("verify", "--expect-head", f"2:{second.hash[:12]}")
+    assert wrong.exit_code == 1 and "--expect-head knows 2:" in wrong.output
     later = cli("verify", "--expect-head", "17:" + "a" * 12)
-    assert later.exit_code == 1 and "ends at entry 2, and --expect-head knows entry 17:" in later.output
+    assert later.exit_code == 1 and "ends at entry 3, and --expect-head knows entry 17:" in later.output
 
 
 @pytest.mark.parametrize("text", ["", "17", "17:a0d7", "0:" + "a" * 12, "x:" + "a" * 12, "17:" + "g" * 12])

@@ -56,7 +56,7 @@ def edit_row(registry: Registry) -> None:
 
 
 def edit_entry(registry: Registry) -> None:
-    tamper(registry, "UPDATE audit SET actor = 'nobody' WHERE seq = 2")
+    tamper(registry, "UPDATE audit SET actor = 'nobody' WHERE seq = 3")
 
 
 def delete_head(registry: Registry) -> None:
@@ -120,7 +120,7 @@ def test_older_copy_of_the_folder_is_refused(served: Registry, tmp_path: Path) -
         (revive, "was removed: the log ends at"),
         (move_alias, "alias finance@production was changed: it names 2, and the audit log says 1"),
         (edit_row, "the state of finance@2 was changed"),
-        (edit_entry, "entry 2 (validated finance@1"),
+        (edit_entry, "entry 3 (validated finance@1"),
         (delete_head, "audit.head, which says where the log ends, was removed"),
     ],
 )

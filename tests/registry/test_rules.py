@@ -1,0 +1,220 @@
+"""What `verify` rechecks: each step had the evidence, the roles and the approvals that its day asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_text
+from lora_ops.registry import lifecycle
+from lora_ops.registry.cards import record
+from lora_ops.registry.changes import Change
+from lora_ops.registry.owners import Owners
+from lora_ops.registry.reports import filed
+from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
+
+from .conftest import AUTHOR, FIRST, SECOND, Build, Clock, Story
+
+Alter = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def alter(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Alter], None]:
+    """Let an insider's lora-ops alter the entries of one action; they are signed by the machine's own key."""
+
+    def alter_(action: str, change: Alter) -> None:
+        honest = Change.record
+
+        def record_(self: Change, name: str, tenant: str, number: int, **body: Any) -> None:
+            if name == action:
+                change(body)
+            honest(self, name, tenant, number, **body)
+
+        monkeypatch.setattr(Change, "record", record_)
+
+    return alter_
+
+
+def without(kind: str) -> Alter:
+    def change(body: dict[str, Any]) -> None:
+        body["evidence"] = [one for one in body["evidence"] if one["kind"] != kind]
+
+    return change
+
+
+def asking_for_50_prompts(body: dict[str, Any]) -> None:
+    body["rules"]["least"]["policy_prompts"] = 50
+
+
+def with_other_owners(body: dict[str, Any]) -> None:
+    body["owners_sha256"] = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("action", "change", "says"),
+    [
+        ("validated", without("policy"), "makes finance@1 'validated' without evidence of kind 'policy'"),
+        ("validated", without("evaluation"), "'validated' without evidence of kind 'evaluation'"),
+        ("validated", asking_for_50_prompts, "without a policy report with at least 50 prompts a check"),
+        ("canary", without("shadow"), "makes finance@1 'canary' without evidence of kind 'shadow'"),
+        ("production", without("human_evaluation"), "without evidence of kind 'human_evaluation'; 2 approvals"),
+        ("shadow", with_other_owners, "entry 4 names an owners.yaml that the log does not hold"),
+    ],
+)
+def test_verify_names_a_step_that_broke_the_rules(
+    registry: Registry,
+    package: Build,
+    story: Story,
+    alter: Callable[[str, Alter], None],
+    action: str,
+    change: Alter,
+    says: str,
+) -> None:
+    alter(action, change)
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", action)
+    (problem,) = verify(registry).problems
+    assert says in problem
+
+
+def test_verify_names_evidence_of_another_version(
+    registry: Registry, package: Build, story: Story, alter: Callable[[str, Alter], None]
+) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    registry.register(*package(2, tenant="media"), actor=AUTHOR)
+    [other] = story.evidence("policy", about="media@1")
+    story.file("policy", about="media@1")
+
+    def swap(body: dict[str, Any]) -> None:
+        without("policy")(body)
+        body["evidence"].append(other.reference.model_dump())
+
+    alter("validated", swap)
+    story.to("finance@1", "validated")
+    (problem,) = verify(registry).problems
+    assert "without a policy report on it (that one is about media@1)" in problem
+
+
+def into_production(registry: Registry, actor: str) -> None:
+    """Write the entry that lets finance@1 into production, asking nobody."""
+    version = registry.get("finance@1")
+    assert registry.owners is not None
+    with registry.change(actor) as change:
+        change.record(
+            "production",
+            "finance",
+            1,
+            states={1: "production"},
+            aliases={"production": 1, "canary": None},
+            before="canary",
+            reason="because I can",
+            evidence=[one.model_dump() for one in filed(version, registry.history("finance@1")).values()],
+            owners_sha256=sha256_text(registry.owners.text),
+            rules={"approvals": "signed", "least": registry.least.model_dump()},
+        )
+
+
+@pytest.fixture
+def canary(registry: Registry, package: Build, story: Story) -> Registry:
+    """finance@1 in canary, with its report filed."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "canary")
+    story.file("canary")
+    return registry
+
+
+def test_verify_names_production_without_approvals(canary: Registry) -> None:
+    into_production(canary, "ci")
+    (problem,) = verify(canary).problems
+    assert "makes finance@1 'production' without 2 approvals (by ben, chen, dana)" in problem
+
+
+def test_verify_names_an_approval_that_somebody_else_wrote(canary: Registry, story: Story) -> None:
+    """The machine's key signs the log, but not for chen."""
+    story.approve("finance@1", FIRST)
+    honest = canary.history("finance@1")[-1].body
+    forged = {**honest, "person": SECOND, "approval": {**honest["approval"], "person": SECOND}}
+    with canary.change(SECOND) as change:
+        change.record("approved", "finance", 1, **{k: v for k, v in forged.items() if k != "effects"})
+    into_production(canary, "ci")
+    (problem,) = verify(canary).problems
+    assert "1 more approval" in problem
+    assert "that of chen is void: its signature fits no key of chen" in problem
+
+
+def test_verify_names_a_promotion_by_somebody_without_the_role(canary: Registry, story: Story) -> None:
+    story.approve("finance@1")
+    into_production(canary, "mallory")
+    (problem,) = verify(canary).problems
+    assert "'production' by mallory, whom owners.yaml of that day does not let" in problem
+
+
+def test_verify_accepts_rollback_archive_and_withdrawal(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    for seed in (1, 2):
+        registry.register(*package(seed), actor=AUTHOR)
+        story.to(f"finance@{seed}", "canary")
+        story.file("canary", about=f"finance@{seed}")
+        story.approve(f"finance@{seed}", FIRST)
+        lifecycle.withdraw(registry, f"finance@{seed}", actor=FIRST, reason="I look again")
+        story.to(f"finance@{seed}", "production")
+    incident = story.evidence("incident", about="finance@2")
+    lifecycle.promote(registry, "finance@1", "production", actor="ci", reason="leaks", evidence=incident)
+    lifecycle.archive(registry, "finance@2", actor="ci", reason="old")
+    assert verify(registry).problems == ()
+
+
+def test_verify_judges_by_the_owners_of_that_day(
+    registry: Registry, package: Build, story: Story, owners: Owners, clock: Clock
+) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    people = tuple(one for one in owners.default.people if one.id != FIRST)
+    registry.owners = Owners(default=owners.default.model_copy(update={"people": people}))
+    clock.move(days=60)
+    story.file("review")
+    assert verify(registry).problems == ()
+    given = lifecycle.approvals(registry, registry.get("finance@1"))
+    assert {one.person: one.void for one in given} == {FIRST: None, SECOND: None}
+    [first, then] = registry.log.of_kind("owners")
+    assert (first.action, then.action, then.actor) == ("read", "changed", "ci")
+    assert then.body["text"] == registry.owners.text
+
+
+def test_owners_are_noted_once_and_not_by_a_refused_change(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    with pytest.raises(LoraOpsError, match="missing: evidence of kind 'policy'"):
+        lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="r")
+    assert registry.log.of_kind("owners") == []
+    story.to("finance@1", "canary")
+    assert len(registry.log.of_kind("owners")) == 1
+
+
+def test_weaker_rules_are_said(canary: Registry, story: Story) -> None:
+    less = "it was promoted by rules that ask for less evidence than usual (hours 0, not 24)"
+    assert less in record(canary, "finance@1").verdict.warnings
+    assert f"finance@1: {less}" in verify(canary).warnings
+    canary.approvals = "unsigned"
+    for person in (FIRST, SECOND):
+        lifecycle.approve(canary, "finance@1", actor=person, reason="ok")
+    lifecycle.promote(canary, "finance@1", "production", actor="ci", reason="r")
+    unsigned = "it was promoted by rules that let approvals go unsigned"
+    assert unsigned in record(canary, "finance@1").verdict.warnings
+    result = verify(canary)
+    assert result.ok and f"finance@1: {unsigned}" in result.warnings
+
+
+def test_production_of_an_older_release_is_said_and_not_judged(
+    canary: Registry, alter: Callable[[str, Alter], None], story: Story
+) -> None:
+    alter("production", lambda body: body.pop("rules"))
+    story.approve("finance@1")
+    lifecycle.promote(canary, "finance@1", "production", actor="ci", reason="r")
+    result = verify(canary)
+    assert result.ok
+    assert any("by the rules of an older release" in note for note in result.warnings)
