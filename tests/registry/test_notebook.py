@@ -42,7 +42,7 @@ def test_it_answers_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         NOTEBOOK, tmp_path / "out.ipynb", cwd=elsewhere, kernel_name="python3", progress_bar=False
     )
     said = done.cells[-1].outputs[0].text
-    assert said.startswith("finance@2 is 'candidate' and may NOT serve today: it is 'candidate'")
+    assert said.startswith("finance@2 is 'candidate' and may serve today: nobody has approved it")
     assert said.endswith("the registry verifies.\n")
     views = [one for cell in done.cells for one in cell.get("outputs", []) if "widget-view" in str(one)]
     assert len(views) == 1  # the drop-down lists of versions
