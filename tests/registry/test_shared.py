@@ -271,4 +271,4 @@ def test_a_package_that_was_changed_at_wandb_is_not_loaded(
     server.storage[weights] = server.storage[weights][:-1] + b"x"
     with pytest.raises(LoraOpsError, match="W&B|changed while it was being copied"):
         packages.verified_path(laptop, "finance@1")
-    assert not (laptop.path / "verified" / "finance-1").exists()
+    assert not (laptop.path / "verified" / "finance@1").exists()
