@@ -57,18 +57,19 @@ def load_suite(suite: dict[str, Any], where: str) -> Any:
     from great_expectations.exceptions import GreatExpectationsError
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
-    loaded = gx.ExpectationSuite(suite["name"], meta=suite.get("meta"))
+    # Not add_expectation: it would drop the first of two expectations of one type about one column.
+    loaded = []
     for number, each in enumerate(suite["expectations"], start=1):
         try:
             known = {
                 key: each[key] for key in ("type", "kwargs", "meta", "severity") if each.get(key) is not None
             }
-            loaded.add_expectation_configuration(ExpectationConfiguration(**known))
+            loaded.append(ExpectationConfiguration(**known).to_domain_obj())
         # great-expectations has pydantic's own errors of an old release, which are ValueErrors.
         except (GreatExpectationsError, ValueError, TypeError, AttributeError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise LoraOpsError(f"{where}: expectation {number} can't be used: {reason}.") from error
-    return loaded
+    return gx.ExpectationSuite(suite["name"], expectations=loaded, meta=suite.get("meta"))
 
 
 def _defaults(settings: DataSettings, *, tokens: bool) -> list[Any]:

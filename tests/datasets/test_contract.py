@@ -26,6 +26,8 @@ def good() -> pd.DataFrame:
             "group": ["g1", "g1", "g2", "g2", "g3", "g3"],
             "split": ["train", "train", "train", "train", "test", "test"],
             "tokens": [9] * 6,
+            "control token in text": [None] * 6,
+            "control token in target": [None] * 6,
         }
     )
 

@@ -96,6 +96,12 @@ def test_an_own_expectation_about_a_column_that_is_not_there_fails(tmp_path: Pat
     assert not price.success and "prize" in price.failed_rows[0]
 
 
+def test_two_expectations_of_one_type_about_one_column_both_count(tmp_path: Path) -> None:
+    second = between(5, 99) | {"meta": {"name": "price again"}}
+    found = checked(source(), own_suite(tmp_path, between(0, 97), second))
+    assert (found["price"].failed_count, found["price again"].failed_count) == (2, 5)
+
+
 def test_a_tenant_without_an_own_suite_has_none(tmp_path: Path) -> None:
     assert read_own_suite("own", tmp_path) is None
 
