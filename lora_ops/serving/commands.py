@@ -55,11 +55,12 @@ def create(
     with closing(_keys()) as keys:
         role: Role = "admin" if admin else "monitor" if monitor else "tenant"
         key, secret = keys.create(role, tenant, base=base or admin, note=note)
-    if as_json:
-        print_json({**key._asdict(), "secret": secret})
-        return
-    show(f"Key {key.id} ({role}{f' {tenant}' if tenant else ''}), shown only now:")
-    typer.echo(secret)
+        if as_json:
+            print_json({**key._asdict(), "secret": secret})
+        else:
+            show(f"Key {key.id} ({role}{f' {tenant}' if tenant else ''}), shown only now:")
+            typer.echo(secret)
+        _log(keys)
 
 
 @keys_app.command("list")
@@ -93,10 +94,28 @@ def revoke(
 
     with closing(_keys()) as keys:
         revoked = keys.revoke(key)
+        _log(keys)
     if as_json:
         print_json(revoked._asdict())
         return
     show(f"{revoked.id} is revoked.")
+
+
+def _log(keys: "KeyStore") -> None:
+    """Write what was done into the audit log; a key holds or is refused all the same where that fails."""
+    from lora_ops.errors import LoraOpsError
+    from lora_ops.registry.backends import open_registry
+    from lora_ops.registry.changes import whoami
+    from lora_ops.registry.database import MissingRegistry
+    from lora_ops.serving.key_log import log_keys
+
+    try:
+        with closing(open_registry()) as registry:
+            log_keys(registry, keys, whoami())
+    except MissingRegistry:
+        return  # the first `keys` command after the first registration writes it
+    except LoraOpsError as error:
+        typer.echo(f"It is done, and the audit log does not tell of it yet: {error}", err=True)
 
 
 def _keys() -> "KeyStore":
