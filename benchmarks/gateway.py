@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import http.client
 import json
+import os
 import random
 import shutil
 import socket
@@ -84,6 +85,8 @@ class Site:
         package = self.root / "package"
         model.save_pretrained(package)
         round_file(package)
+        # The key of a registry that is thrown away must not be made in the real home.
+        os.environ["LORA_OPS_SIGNING_KEY"] = str(self.root / "signing.key")
         with closing(open_registry(self.root, create=True)) as registry:
             for number, tenant in enumerate(tenants, 1):
                 self._register(registry, package, tenant, number)

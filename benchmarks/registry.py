@@ -19,6 +19,7 @@ from rich.table import Table
 
 from lora_ops.records.manifest import Manifest
 from lora_ops.registry.store import Registry
+from lora_ops.settings.registry import SigningSettings
 
 DIGEST = "ab" * 32
 TARGET_MS = {"list": 100.0, "resolve": 1.0}
@@ -96,7 +97,9 @@ def manifest(number: int) -> Manifest:
 
 def ours(folder: Path, versions: int) -> dict[str, Callable[[], object]]:
     """Fill the registry (rows and audit entries; no files, which neither operation reads)."""
-    registry = Registry(folder / "registry", create=True)
+    registry = Registry(
+        folder / "registry", create=True, signing=SigningSettings(key=str(folder / "signing.key"))
+    )
     with registry.change("benchmark") as change:
         for number in range(1, versions + 1):
             registry._insert(change, "registered", manifest(number), None, change.at, "ci", ("candidate",))
