@@ -12,6 +12,7 @@ from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, packages, reports
 from lora_ops.registry.eligibility import expiry_reason
 from lora_ops.registry.roles import owners_of
+from lora_ops.registry.rollbacks import against_return
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -31,7 +32,8 @@ def plan(registry: Registry, reference: str) -> Rollback:
     """What must happen so that `reference` no longer answers and the version before it does.
 
     The version that returns is the one that was in production last before it, unless that one has expired,
-    was closed, or its files or signature are no longer what they were; then the one before that.
+    was closed, had an incident since, its evidence speaks against it, or its files or signature are no longer
+    what they were; then the one before that.
 
     Args:
         registry: where.
@@ -45,8 +47,7 @@ def plan(registry: Registry, reference: str) -> Rollback:
     if reference != leaves.id:
         raise LoraOpsError(f"Name the exact version that must go ({leaves.id}): an alias may move meanwhile.")
     serving = registry.named(leaves.tenant, "production")
-    returned = serving is not None and serving < leaves.number and leaves.state in ("superseded", "revoked")
-    if returned:
+    if serving is not None and _replaced(registry, leaves, serving):
         return Rollback(leaves, registry.get(f"{leaves.tenant}@{serving}"), done_already=True)
     if serving is not None and serving != leaves.number:
         raise Refused(
@@ -157,6 +158,17 @@ def _served(registry: Registry, tenant: str) -> list[int]:
     return list(dict.fromkeys(number for number in numbers if number is not None))
 
 
+def _replaced(registry: Registry, leaves: Version, serving: int) -> bool:
+    """Whether a rollback put `serving` in the place of `leaves`; the bad one may still have to be revoked."""
+    entries = registry.log.entries(leaves.tenant)
+    last = next((entry for entry in reversed(entries) if entry.action == "production"), None)
+    return (
+        last is not None
+        and (last.number, last.body.get("concerns")) == (serving, leaves.number)
+        and leaves.state in ("superseded", "revoked")
+    )
+
+
 def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
     """The last version in production that may answer again."""
     refused = []
@@ -184,6 +196,7 @@ def _unfit(registry: Registry, version: Version) -> str | None:
         return expired
     try:
         packages.check_kept(registry, version)
+        lacking = list(against_return(registry, version))
     except LoraOpsError as error:
         return str(error).rstrip(".")
-    return None
+    return f"{version.id} lacks {'; '.join(lacking)}" if lacking else None

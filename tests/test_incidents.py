@@ -77,6 +77,38 @@ def test_a_run_killed_between_its_two_decisions_is_ended_by_the_next(
     assert bad_release.get("finance@2").state == "revoked"
 
 
+def test_a_killed_rollback_to_a_higher_number_is_ended(
+    registry: Registry,  # noqa: F811
+    package: Build,  # noqa: F811
+    story: Story,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """finance@1 served last, after finance@2: it stayed unrevoked, and the second run found nothing to do."""
+    for seed in (1, 2):
+        registry.register(*package(seed), actor="ana")
+    for version in ("finance@2", "finance@1"):
+        story.to(version, "production")
+    path = record(registry, tmp_path / "incident", "finance@1")
+    incident = make(registry, "finance@1", "incident", path)
+    lifecycle.promote(
+        registry, "finance@2", "production", actor=ON_CALL, reason="It leaks.", evidence=[incident]
+    )
+    assert incidents.plan(registry, "finance@1").done_already
+    incidents.roll_back(registry, "finance@1", path, actor=ON_CALL, reason="It leaks.")
+    assert registry.get("finance@1").state == "revoked"
+    assert registry.named("finance", "production") == 2
+
+
+def test_a_version_with_an_incident_of_its_own_does_not_return(
+    bad_release: Registry,
+    story: Story,  # noqa: F811
+) -> None:
+    found = story.evidence("incident", about="finance@1")
+    lifecycle.link_incident(bad_release, "finance@1", actor=ON_CALL, reason="leaks too", evidence=found)
+    with pytest.raises(LoraOpsError, match="finance@1 lacks a version without an incident since"):
+        incidents.plan(bad_release, "finance@2")
+
+
 def test_a_version_that_was_revoked_first_can_still_be_replaced(bad_release: Registry, tmp_path: Path) -> None:
     lifecycle.revoke(bad_release, "finance@2", actor=ON_CALL, reason="It leaks.")
     path = record(bad_release, tmp_path / "incident")

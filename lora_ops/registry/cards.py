@@ -13,9 +13,9 @@ from lora_ops.registry.approvals import approvals_of
 from lora_ops.registry.eligibility import SERVING, UNREVIEWED, expiry_warning, reasons_against
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.integrity import registry_problem
-from lora_ops.registry.lifecycle import incidents_in
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.reports import filed, human_evaluation, policy_checks
+from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.rules import weaknesses
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version

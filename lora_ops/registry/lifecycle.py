@@ -1,6 +1,6 @@
 """The life of a version: who may move it where, on what evidence, with whose agreement."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -10,7 +10,8 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.hashing import sha256_text
 from lora_ops.records.approval import Approval, ApprovalStatement
 from lora_ops.records.evidence import Evidence, EvidenceKind
-from lora_ops.records.registry import AuditEntry, State
+from lora_ops.records.registry import State
+from lora_ops.registry import packages
 from lora_ops.registry.approvals import (
     PRODUCTION_RESTS_ON,
     approvals_of,
@@ -24,7 +25,7 @@ from lora_ops.registry.changes import Change
 from lora_ops.registry.eligibility import FRESHNESS_WARNING, SERVING, expiry_reason
 from lora_ops.registry.owners import Person
 from lora_ops.registry.owners_log import change_with_owners
-from lora_ops.registry.reports import Report, failing, filed, lacks, load
+from lora_ops.registry.reports import Report, failing, filed, kept_lacks, lacks
 from lora_ops.registry.roles import (
     ANYBODY,
     APPROVE,
@@ -34,6 +35,7 @@ from lora_ops.registry.roles import (
     require_approver,
     require_role,
 )
+from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -100,8 +102,8 @@ def promote(
 
     Raises:
         LoraOpsError: the actor has no role for it, the step does not exist, evidence or approvals are missing,
-            evidence speaks against it, the version has expired, or the alias moved meanwhile. Nothing is
-            changed or kept then.
+            evidence speaks against it, the version has expired, a kept file of it was damaged, or the alias
+            moved meanwhile. Nothing is changed or kept then.
     """
     if to not in STAGES:
         raise LoraOpsError(f"A version can't be promoted to '{to}': choose one of {', '.join(STAGES)}.")
@@ -125,6 +127,7 @@ def promote(
             needed += _approvals_needed(registry, version)
         if needed:
             raise Refused(f"{version.id} can't become '{to}' yet; missing: {'; '.join(needed)}.")
+        packages.check_kept(registry, version)
         states: dict[int, State] = {version.number: to}
         if current and to == "production":
             states[current] = "superseded"
@@ -302,18 +305,6 @@ def link_incident(
     return registry.get(version.id)
 
 
-def incidents_in(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
-    """Return the incidents of version `number` that its history tells of, each report once."""
-    told = {
-        one.sha256: one
-        for entry in history
-        if entry.body.get("concerns", entry.number) == number
-        for one in entry.evidence
-        if one.kind == "incident"
-    }
-    return list(told.values())
-
-
 def approvals(registry: Registry, version: Version) -> list[Approval]:
     """Return who agreed that this version may go to production, oldest first, and whether it counts."""
     return approvals_of(registry, version, registry.log.entries(version.tenant, version.number))
@@ -380,7 +371,7 @@ def _basis(
         if kind in documents:
             needed += lacks(documents[kind], registry.least)
         elif kind in found:
-            needed += _kept_lacks(registry, version, found[kind])
+            needed += kept_lacks(registry, version, found[kind])
     if not version.manifest.evaluation.beats_base:
         needed.append("an evaluation in which it beats its base model")
     if "policy" not in {*found, *documents}:
@@ -412,27 +403,16 @@ def _approvals_needed(registry: Registry, version: Version) -> list[str]:
     return missing_approvals(ground, judged(ground, history))
 
 
-def _kept_lacks(registry: Registry, version: Version, one: Evidence) -> Iterator[str]:
-    document = load(registry.files, one)
-    if document is None:
-        yield f"a {one.kind} report that lora-ops counted (the last one has another form: file it again)"
-    elif document.content_digest != version.summary.content_digest:
-        yield f"a {one.kind} report on {version.id} (the last one is about {document.adapter})"
-    else:
-        yield from lacks(document, registry.least)
-
-
 def _incident_of(
     registry: Registry, version: Version, given: Sequence[Report], concerns: int
 ) -> tuple[dict[str, Evidence], list[str]]:
-    """Return the incident that a rollback rests on: one of the version that leaves production."""
+    """Return the incident that a rollback rests on, and what it lacks, also of the version that returns."""
     leaves = registry.get(f"{version.tenant}@{concerns}")
     _require_about(leaves, given)
-    linked = incidents_in(registry.log.entries(leaves.tenant, leaves.number), leaves.number)
-    known = [*linked, *(one.reference for one in given if one.document.kind == "incident")]
-    if not known:
-        return {}, [f"evidence of kind 'incident' on {leaves.id}, which leaves production"]
-    return {"incident": known[-1]}, []
+    offered = [one.reference for one in given if one.document.kind == "incident"]
+    fresh = fresh_incidents(registry.log.entries(leaves.tenant, leaves.number), leaves.number, offered)
+    needed = [] if fresh else [no_incident(leaves.id, told_before=bool(offered))]
+    return {one.kind: one for one in fresh[-1:]}, [*needed, *against_return(registry, version)]
 
 
 def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> tuple[ApprovalStatement, Person]:

@@ -12,6 +12,7 @@ from lora_ops.registry.lifecycle import EVIDENCE, STAGES
 from lora_ops.registry.owners_log import owners_before
 from lora_ops.registry.reports import lacks, load
 from lora_ops.registry.roles import MAY
+from lora_ops.registry.rollbacks import fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
@@ -92,6 +93,10 @@ def _rollback_lacks(registry: Registry, version: Version, entry: AuditEntry) -> 
     if not incidents:
         yield f"an incident of {leaves.id}"
         return
+    history = registry.log.entries(leaves.tenant, leaves.number)
+    before = [one for one in history if one.seq < entry.seq]
+    if not fresh_incidents(before, leaves.number, incidents[:1]):
+        yield no_incident(leaves.id, told_before=True)
     try:
         document = load(registry.files, incidents[0])
     except LoraOpsError:

@@ -11,6 +11,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
 from lora_ops.registry.reports import Report, make
+from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
@@ -365,8 +366,8 @@ def test_a_rollbacks_incident_is_one_of_the_version_that_left_production(
         lifecycle.revoke(registry, "finance@2", actor="oncall", reason="leaks")
     incident = story.evidence("incident", about="finance@2")
     lifecycle.promote(registry, first, "production", actor="oncall", reason="leaks", evidence=incident)
-    assert lifecycle.incidents_in(registry.history("finance@2"), 2) == [incident[0].reference]
-    assert lifecycle.incidents_in(registry.history(first), 1) == []
+    assert incidents_in(registry.history("finance@2"), 2) == [incident[0].reference]
+    assert incidents_in(registry.history(first), 1) == []
     assert verify(registry).ok
 
 

@@ -1,0 +1,81 @@
+"""What a rollback rests on: a fresh incident of what leaves, and nothing against what returns."""
+
+from collections.abc import Iterator, Sequence
+
+from lora_ops.records.evidence import Evidence
+from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
+from lora_ops.registry.reports import failing, filed, kept_lacks
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+
+
+def incidents_in(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
+    """Return the incidents of version `number` that its history tells of, each report once."""
+    told = {
+        one.sha256: one
+        for entry in history
+        if entry.body.get("concerns", entry.number) == number
+        for one in entry.evidence
+        if one.kind == "incident"
+    }
+    return list(told.values())
+
+
+def fresh_incidents(
+    history: Sequence[AuditEntry], number: int, offered: Sequence[Evidence] = ()
+) -> list[Evidence]:
+    """Return the incidents of version `number` that were told since it entered production last.
+
+    One that was told before, or that an earlier rollback rested on, is not told anew by filing its text again.
+
+    Args:
+        history: the version's entries.
+        number: the version that leaves production.
+        offered: incidents that are not filed yet.
+    """
+    since = _entered(history, number)
+    before = {_text(one) for one in incidents_in([e for e in history if e.seq <= since], number)}
+    told = [*incidents_in([e for e in history if e.seq > since], number), *offered]
+    return [one for one in told if _text(one) not in before]
+
+
+def no_incident(leaves: str, *, told_before: bool) -> str:
+    """Say which incident a rollback lacks."""
+    said = "; what was given was told before that" if told_before else ""
+    return (
+        f"evidence of kind 'incident' on {leaves}, which leaves production, told since it entered production "
+        f"last{said}"
+    )
+
+
+def against_return(registry: Registry, version: Version) -> Iterator[str]:
+    """Yield why a version may not return to production, as what it lacks.
+
+    Its evidence is judged as for its first time; only the approvals need not be given again.
+    """
+    history = registry.log.entries(version.tenant, version.number)
+    since = _entered(history, version.number)
+    told = incidents_in([entry for entry in history if entry.seq >= since], version.number)
+    if told:
+        yield f"a version without an incident since it entered production last ('{told[-1].summary}')"
+    found = filed(version, history)
+    for kind in PRODUCTION_RESTS_ON:
+        if kind not in found:
+            yield f"evidence of kind '{kind}' on {version.id}, which returns"
+        elif kind != "evaluation":
+            yield from kept_lacks(registry, version, found[kind])
+    if not version.manifest.evaluation.beats_base:
+        yield "an evaluation in which it beats its base model"
+    if "policy" not in found:
+        yield from failing(version.manifest.policy)
+
+
+def _entered(history: Sequence[AuditEntry], number: int) -> int:
+    """Return the entry that let version `number` into production last; 0 without one."""
+    entries = [entry.seq for entry in history if entry.number == number and entry.action == "production"]
+    return entries[-1] if entries else 0
+
+
+def _text(one: Evidence) -> str:
+    return one.source_sha256 or one.sha256

@@ -1,0 +1,86 @@
+"""A rollback rests on a fresh incident of what leaves, and nothing may speak against what returns."""
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.registry import lifecycle
+from lora_ops.registry.reports import Report, make
+from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
+
+from .conftest import AUTHOR, Build, Story
+
+
+@pytest.fixture
+def two(registry: Registry, package: Build, story: Story) -> Registry:
+    """finance@2 took over from finance@1; somebody told of an incident of finance@2 in its canary."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    story.to("finance@2", "canary")
+    told(registry, story, "finance@2", "early")
+    story.to("finance@2", "production")
+    return registry
+
+
+def incident(registry: Registry, story: Story, about: str, name: str) -> Report:
+    path = story.folder / f"{name}.md"
+    path.write_text(f"# {name}\n\nIt answered with a card number of somebody else.\n")
+    return make(registry, about, "incident", path)
+
+
+def told(registry: Registry, story: Story, about: str, name: str) -> None:
+    report = incident(registry, story, about, name)
+    lifecycle.link_incident(registry, about, actor="oncall", reason="r", evidence=[report])
+
+
+def back(registry: Registry, reference: str, *evidence: Report) -> None:
+    lifecycle.promote(registry, reference, "production", actor="oncall", reason="leaks", evidence=evidence)
+
+
+def test_an_incident_from_before_production_is_none(two: Registry, story: Story) -> None:
+    with pytest.raises(LoraOpsError, match="'incident' on finance@2, .* told since it entered production last"):
+        back(two, "finance@1")
+    again = incident(two, story, "finance@2", "early")
+    with pytest.raises(LoraOpsError, match="what was given was told before that"):
+        back(two, "finance@1", again)
+    told(two, story, "finance@2", "late")
+    back(two, "finance@1")
+    assert two.named("finance", "production") == 1
+    assert verify(two).ok
+
+
+def test_a_version_that_a_rollback_put_out_stays_out(two: Registry, story: Story) -> None:
+    """The incident of one rollback, or any of the other version, brought the bad one back."""
+    back(two, "finance@1", incident(two, story, "finance@2", "late"))
+    other = incident(two, story, "finance@1", "other")
+    with pytest.raises(LoraOpsError, match=r"a version without an incident since .* last \('late.md'\)"):
+        back(two, "finance@2", other)
+
+
+def test_what_speaks_against_a_version_stops_its_return(two: Registry, story: Story) -> None:
+    rows = '{"adapter": "finance@1", "check": "no-advice", "prompt": "%d", "passed": false}\n'
+    path = story.folder / "bad.jsonl"
+    path.write_text("".join(rows % i for i in range(40)))
+    bad = make(two, "finance@1", "policy", path)
+    lifecycle.file_evidence(two, "finance@1", bad, actor="eve")
+    with pytest.raises(LoraOpsError, match=r"without a failure \(no-advice fails 40 of 40 prompts\)"):
+        back(two, "finance@1", incident(two, story, "finance@2", "late"))
+
+
+def test_an_incident_of_the_old_version_stops_its_return(two: Registry, story: Story) -> None:
+    told(two, story, "finance@1", "found later")
+    with pytest.raises(LoraOpsError, match="without an incident since it entered production last"):
+        back(two, "finance@1", incident(two, story, "finance@2", "late"))
+
+
+def test_damaged_files_are_not_promoted(registry: Registry, package: Build, story: Story) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    story.file("policy")
+    digest = registry.get("finance@1").manifest.files["adapter_model.safetensors"].sha256
+    path = registry.files.path(digest)
+    path.chmod(0o600)
+    path.write_bytes(b"other weights")
+    with pytest.raises(LoraOpsError, match="adapter_model.safetensors"):
+        lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="r")
+    assert registry.get("finance@1").state == "candidate"
