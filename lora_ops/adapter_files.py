@@ -1,9 +1,11 @@
 """What stands in an adapter's safetensors file, read without the library that trained it."""
 
+import hashlib
 import json
 from pathlib import Path
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import canonical
 
 # Of each floating type: its unsigned integer, and the bits of its exponent; all of them set is NaN or infinite.
 EXPONENTS = {
@@ -12,6 +14,31 @@ EXPONENTS = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
 }
+
+
+def weights_digest(path: Path) -> str:
+    """Return the SHA-256 over the tensors of a safetensors file: names, types, shapes and bytes.
+
+    Metadata and the order in the file don't count, so the same weights saved again have the same digest.
+
+    Raises:
+        LoraOpsError: the header can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            for name in sorted(header):
+                tensor = header[name]
+                first, last = tensor["data_offsets"]
+                file.seek(8 + length + first)
+                digest.update(canonical([name, tensor["dtype"], tensor["shape"]]).encode())
+                digest.update(file.read(last - first))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoraOpsError(f"{path} is not a safetensors file ({error}): package it again.") from error
+    return digest.hexdigest()
 
 
 def non_finite_tensors(path: Path) -> list[str]:

@@ -33,6 +33,8 @@ class Change:
         self._clock_behind = clock_behind
         self._key = key
         self.at = at
+        self.entries = 0
+        """How many entries were written."""
         self.states: dict[str, str] = {}
         """Every version (`finance@3`) whose state was changed, to its new state."""
 
@@ -80,6 +82,7 @@ class Change:
             # From the first entry on the log names the key that signs it, so that another one shows.
             body["key"] = self._key()
         self._log.append(self.at, self._actor, action, subject, body)
+        self.entries += 1
 
 
 def apply(db: Database, tenant: str, number: int, effects: dict[str, Any]) -> None:

@@ -14,6 +14,9 @@ from pathlib import Path, PurePosixPath
 from lora_ops.adapter_files import require_finite
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.hashing import sha256_file
+from lora_ops.paths import EVALUATION
+from lora_ops.records.evaluation import EvaluationRecord
+from lora_ops.records.manifest import ADAPTER_FILES, Manifest
 
 FORGOTTEN_AFTER_SECONDS = 24 * 3600
 PICKLES = {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
@@ -204,6 +207,39 @@ def check_package(folder: Path, files: Mapping[str, str]) -> None:
             require_finite(path)
     if not any(name.endswith(".safetensors") for name in files):
         raise LoraOpsError(f"The package {folder} holds no safetensors file: package it again.")
+
+
+def require_consistent(folder: Path, manifest: Manifest) -> None:
+    """Refuse a manifest that says something else than the files beside it: gates read it, people read them.
+
+    Raises:
+        LoraOpsError: the evaluation in the package is another one, or is of another adapter, tenant or base.
+    """
+    path = folder / EVALUATION
+    if not {EVALUATION, ADAPTER_FILES[0]} <= manifest.files.keys() or not path.is_file():
+        return  # without an evaluation in the package a version can't become more than a candidate
+    try:
+        evaluated = EvaluationRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoraOpsError(f"{path} is not an evaluation: evaluate and package it again.") from error
+    weights = manifest.files[ADAPTER_FILES[0]].sha256
+    tenant, data, training = manifest.tenant, manifest.data, manifest.training
+    bases = {data.base_model_sha256, training.base_model_sha256, manifest.base_model.sha256}
+    facts = {
+        "its evaluation is not the one in the package": evaluated == manifest.evaluation,
+        "it was evaluated with another adapter": evaluated.adapter_sha256 == weights,
+        "it names several tenants": {evaluated.tenant, data.tenant, training.tenant, tenant} == {tenant},
+        "it was trained or prepared for another base model": len(bases) == 1,
+        "it was trained on other data": training.train_sha256 == data.splits["train"].sha256,
+        "its data broke the contract": data.contract_success,
+        "no row was evaluated": evaluated.rows > 0,
+    }
+    wrong = [problem for problem, holds in facts.items() if not holds]
+    if wrong:
+        raise LoraOpsError(
+            f"The manifest of '{tenant}' does not fit its package: {'; '.join(wrong)}. Run `dvc repro "
+            f"package@{tenant}`; nothing was registered."
+        )
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -23,6 +23,9 @@ class Tables(Protocol):
     def states(self) -> Mapping[tuple[str, int], str]:
         """Return the state of every version: (tenant, number) to state."""
 
+    def foreign_triggers(self) -> list[str]:
+        """Return the names of triggers and views that no release of lora-ops made."""
+
 
 class LogFollower:
     """Verifies the log once, and after that what was added to it: cheap enough for every change.
@@ -84,7 +87,15 @@ class LogFollower:
         head = self._registry.log.head()
         return self._registry.anchor.problem(head, catching_up=catching_up) or self._follow(head)
 
-    def _follow(self, head: Head) -> str | None:
+    def unwritten(self) -> str | None:
+        """Return what a transaction that is about to commit did not do, though it was told to, or None.
+
+        A trigger that somebody put into the database can drop an entry or a row without an error. The caller
+        would say that a version was revoked, and it would go on answering.
+        """
+        return self._follow(self._registry.log.head(), keep=False)
+
+    def _follow(self, head: Head, *, keep: bool = True) -> str | None:
         log = self._registry.log
         rows = log.rows(after=self._head.seq - 1)
         if self._head.seq and (not rows or Head(rows[0].seq, rows[0].hash) != self._head):
@@ -99,7 +110,8 @@ class LogFollower:
         wrong = _difference(self._registry, aliases, states)
         if wrong:
             return wrong
-        self._head, self._aliases, self._states = head, aliases, states
+        if keep:
+            self._head, self._aliases, self._states = head, aliases, states
         return None
 
 
@@ -141,4 +153,12 @@ def _difference(
                 f"the state of {tenant}@{number} was changed: it is {here or 'gone'}, "
                 f"and the audit log says {said or 'nothing of it'}"
             )
-    return None
+    return foreign_trigger(registry)
+
+
+def foreign_trigger(registry: Tables) -> str | None:
+    """Return that somebody put a trigger or a view into the database, in words, or None."""
+    foreign = registry.foreign_triggers()
+    if not foreign:
+        return None
+    return f"the database has a trigger '{foreign[0]}' that is not of lora-ops, and can drop what is written"

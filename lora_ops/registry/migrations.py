@@ -1,6 +1,8 @@
 """The registry's tables, one step per schema version; a database is brought forward in one transaction."""
 
 import sqlite3
+from contextlib import closing
+from functools import cache
 from typing import NamedTuple
 
 from lora_ops.registry.database import Database
@@ -125,6 +127,15 @@ class OldVersion(NamedTuple):
     manifest: str
     registered_at: str
     aliases: tuple[str, ...]
+
+
+@cache
+def triggers() -> frozenset[tuple[str, str]]:
+    """Return name and SQL of each trigger that this schema has."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        for script in (V2, V3, V4):
+            db.executescript(script)
+        return frozenset(db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall())
 
 
 def schema_of(db: Database) -> int:

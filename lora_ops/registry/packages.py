@@ -48,16 +48,22 @@ def export(registry: Registry, reference: str, target: Path, *, for_review: bool
     return version
 
 
-def verified_path(registry: Registry, reference: str) -> Path:
+def verified_path(registry: Registry, reference: str, *, followed: bool = False) -> Path:
     """Return the folder that a version may be loaded from; digests and signature are verified on every call.
 
     A folder that was damaged is laid out again from the kept files.
+
+    Args:
+        registry: where.
+        reference: which version.
+        followed: the caller follows the log and has verified all of it up to now, as the gateway's router does;
+            then its signed head is enough here.
 
     Raises:
         Damaged: a kept file, the signature or a row is not what was registered.
         LoraOpsError: unknown, rejected, revoked or archived version; the disk is read-only or full.
     """
-    version = _loadable(registry, reference)
+    version = _loadable(registry, reference, followed=followed)
     folder = registry.copies.folder(version.id)
     if not folder.is_dir():
         return _lay_out(registry, version)
@@ -130,10 +136,10 @@ def check_signature(registry: Registry, version: Version) -> None:
         registry.signer.check(folder, kept, version.id)
 
 
-def _loadable(registry: Registry, reference: str) -> Version:
+def _loadable(registry: Registry, reference: str, *, followed: bool = False) -> Version:
     version = registry.get(reference)
     follower = registry.follower
-    problem = follower.head_problem() if reference == version.id else follower.problem()
+    problem = follower.head_problem() if followed else follower.problem()
     if problem:
         raise Damaged(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
     if version.state in CLOSED:

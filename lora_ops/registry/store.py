@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from lora_ops.adapter_files import weights_digest
 from lora_ops.clock import now, utc
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
 from lora_ops.hashing import sha256_text
@@ -20,7 +21,7 @@ from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.changes import Change, whoami
 from lora_ops.registry.copies import Copies
 from lora_ops.registry.database import Database, MissingRegistry
-from lora_ops.registry.files import FileStore, check_package
+from lora_ops.registry.files import FileStore, check_package, require_consistent
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.owners import Owners
@@ -178,6 +179,12 @@ class Registry:
             yield
             after = self.log.head()
             if after != before:
+                unwritten = self.follower.unwritten()
+                if unwritten:
+                    raise Damaged(
+                        f"The registry in {self.path} did not take the change, so nothing is changed: "
+                        f"{unwritten}; restore the registry from a backup."
+                    )
                 self._refuse_other_key(key)
                 try:
                     self.anchor.announce(before, after)
@@ -227,7 +234,13 @@ class Registry:
                 if behind <= CLOCK_TOLERANCE_SECONDS:
                     at = last
             change = Change(self.db, self.log, actor.strip(), at, behind, self.signer.own.fingerprint)
+            first = self.log.head().seq
             yield change
+            if self.log.head().seq != first + change.entries:
+                raise Damaged(
+                    f"The registry in {self.path} did not keep the entry of this change, so nothing is "
+                    "changed: run `lora-ops registry verify`, and restore it from a backup."
+                )
         self._forget_closed(change.states)
 
     def _forget_closed(self, states: dict[str, str]) -> None:
@@ -260,6 +273,7 @@ class Registry:
         actor = actor or whoami()
         with self._keeping(package):
             check_package(package, digests)
+            require_consistent(package, manifest)
             self.files.sweep()
             for name, expected in digests.items():
                 self.files.add(package / name, expected)
@@ -277,6 +291,9 @@ class Registry:
                 elif not signature or draft != self._next(manifest):
                     continue
                 else:
+                    twin = self.closed_twin(manifest)
+                    if twin:
+                        self._again(change, twin.tenant, twin.number, twin.state)
                     assert draft.version is not None
                     number = draft.version
                     with self._keeping(package):
@@ -307,13 +324,32 @@ class Registry:
         if row is not None:
             return row[0], row[1]
         # A version of an older schema keeps the digest that the log states; by today's rule it may be this one.
-        # A closed adapter is known by its weights alone: other settings around them don't bring it back.
-        weights = manifest.files.get(ADAPTER_FILES[0])
         for version in self.versions(tenant):
-            closed = version.state in CLOSED and version.manifest.files.get(ADAPTER_FILES[0]) == weights
-            if closed or content_digest(version.manifest_text, SCHEMA_VERSION) == digest:
+            if content_digest(version.manifest_text, SCHEMA_VERSION) == digest:
                 return version.number, version.state
         return None
+
+    def closed_twin(self, manifest: Manifest) -> Version | None:
+        """Return a version, of whatever tenant, that was closed and has the same tensors, or None.
+
+        A closed adapter is known by its tensors: another file around them, other settings or another tenant's
+        name don't bring it back. The adapter's file must be kept already.
+        """
+        mine = self._weights(manifest)
+        for one in self.summaries():
+            if one.state in CLOSED:
+                version = self.load(one.tenant, one.number)
+                if self._weights(version.manifest) == mine:
+                    return version
+        return None
+
+    def _weights(self, manifest: Manifest) -> str | None:
+        file = manifest.files.get(ADAPTER_FILES[0])
+        if file is None:
+            return None
+        kept = self.files.path(file.sha256)
+        # Closed long ago, its file may be gone: then its digest is all that it can be known by.
+        return weights_digest(kept) if kept.is_file() else file.sha256
 
     def _next(self, manifest: Manifest) -> Manifest:
         row = self.db.row(
@@ -438,8 +474,19 @@ class Registry:
         rows = self.db.rows("SELECT tenant, number, state FROM versions")
         return {(tenant, number): state for tenant, number, state in rows}
 
+    def foreign_triggers(self) -> list[str]:
+        """Return the names of triggers and views that no release of lora-ops made."""
+        rows = self.db.rows(
+            "SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'view') ORDER BY name"
+        )
+        return [name for name, sql in rows if (name, sql) not in migrations.triggers()]
+
     def seen(self) -> tuple[int, ...]:
-        """Return what differs after every change by others, of the database or of its signed head."""
+        """Return what differs after every change by others, of the database or of its signed head.
+
+        A file that took the place of the database, as a restore puts it there, is opened.
+        """
+        self.db.follow_replacement()
         try:
             found = self.anchor.path.stat()
         except OSError:  # removed; whoever verifies the log says so

@@ -181,7 +181,7 @@ class Gateway:
         if self._damage:
             raise Damaged(f"The registry can't be trusted ({self._damage}): nothing new is loaded.")
         with closing(open_copy(self._root, self._everything)) as registry:
-            return packages.verified_path(registry, reference)
+            return packages.verified_path(registry, reference, followed=True)
 
     def _open_shared(self) -> SharedRegistry:
         opened = open_copy(self._root, self._everything)

@@ -154,6 +154,68 @@ def test_change_is_refused_on_a_tampered_registry(served: Registry, package: Bui
         lifecycle.reject(served, "finance@2", actor="ci", reason="worse")
 
 
+DROPPERS = {
+    "state": "BEFORE UPDATE ON versions WHEN new.state = 'revoked'",
+    "alias": "BEFORE DELETE ON aliases",
+    "entry": "BEFORE INSERT ON audit WHEN new.action = 'revoked'",
+}
+
+
+@pytest.mark.parametrize("dropped", DROPPERS)
+def test_change_dropped_by_a_trigger_is_not_claimed(served: Registry, dropped: str) -> None:
+    """`revoke` said that it revoked, and everything stayed as it was and green."""
+    served.db.rows(f"CREATE TRIGGER x {DROPPERS[dropped]} BEGIN SELECT raise(IGNORE); END")
+    with pytest.raises(Damaged, match="nothing is changed"):
+        lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+    assert served.get("finance@1").state == "production"
+    assert "trigger 'x' that is not of lora-ops" in str(registry_problem(served))
+    assert not verify(served).ok
+    assert not record(served, "finance@1").verdict.may_serve
+
+
+def test_change_is_read_back_before_it_counts(served: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the schema can't tell, what was written still does."""
+    monkeypatch.setattr(Registry, "foreign_triggers", lambda self: [])
+    for dropped in DROPPERS.values():
+        served.db.rows(f"CREATE TRIGGER x {dropped} BEGIN SELECT raise(IGNORE); END")
+        with pytest.raises(Damaged, match="nothing is\\s+changed"):
+            lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+        served.db.rows("DROP TRIGGER x")
+    assert served.get("finance@1").state == "production"
+    assert verify(served).ok
+
+
+def test_exact_version_is_refused_on_a_forged_middle(served: Registry, package: Build) -> None:
+    """The revocation is cut out of the middle of the log, and only later entries reach the signed head."""
+    lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+    served.register(*package(3), actor=AUTHOR)
+    tamper(
+        served,
+        "DELETE FROM audit WHERE action = 'revoked'",
+        "UPDATE versions SET state = 'production' WHERE number = 1",
+        "INSERT INTO aliases VALUES ('finance', 'production', 1)",
+    )
+    again = Registry(served.path, owners=served.owners, clock=served.clock)
+    with pytest.raises(Damaged, match="was removed"):
+        packages.verified_path(again, "finance@1")
+
+
+def test_replaced_database_is_opened_again(served: Registry, tmp_path: Path) -> None:
+    """A restore puts another file in the database's place; a gateway must not go on with the old one."""
+    follower = LogFollower(served)
+    assert follower.problem() is None
+    before = served.seen()
+    served.db.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    copy = tmp_path / "copy.sqlite"
+    shutil.copy(served.db.path, copy)
+    copy.replace(served.db.path)
+    other = Registry(served.path, owners=served.owners, clock=served.clock)
+    lifecycle.revoke(other, "finance@1", actor=FIRST, reason="leaks card numbers")
+    assert served.seen() != before
+    assert follower.problem() is None
+    assert served.get("finance@1").state == "revoked"
+
+
 def test_follower_goes_on_with_honest_changes(served: Registry, package: Build) -> None:
     follower = LogFollower(served)
     for seed in range(3, 6):

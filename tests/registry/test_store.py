@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.hashing import sha256_file
@@ -420,3 +420,37 @@ def test_register_refuses_an_adapter_with_nan(registry: Registry, package: Build
     with pytest.raises(LoraOpsError, match="infinite values in model.layers.0.q_proj: its training diverged"):
         registry.register(folder, broken)
     assert registry.versions() == []
+
+
+def test_register_refuses_closed_tensors_in_another_file(registry: Registry, package: Build) -> None:
+    """Saved again with metadata, under other settings or another tenant, revoked weights stay revoked."""
+    registry.register(*package(1), actor=AUTHOR)
+    lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
+    folder, manifest = package(1, tenant="media")
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"x": "1"})
+    evaluation = manifest.evaluation.model_copy(update={"adapter_sha256": sha256_file(path)})
+    (folder / "evaluation.json").write_text(evaluation.to_json())
+    files = {
+        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+        for name in manifest.files
+    }
+    changed = manifest.model_copy(update={"files": files, "evaluation": evaluation})
+    with pytest.raises(LoraOpsError, match="finance@1 has exactly this content and was rejected"):
+        registry.register(folder, changed)
+
+
+def test_register_compares_manifest_and_evaluation(registry: Registry, package: Build) -> None:
+    """The gate reads the manifest; people read the evaluation beside it."""
+    folder, manifest = package(1)
+    other = manifest.evaluation.model_copy(update={"beats_base": False})
+    with pytest.raises(LoraOpsError, match="its evaluation is not the one in the package"):
+        registry.register(folder, manifest.model_copy(update={"evaluation": other}))
+    assert registry.summaries() == []
+
+
+def test_register_refuses_data_that_broke_its_contract(registry: Registry, package: Build) -> None:
+    folder, manifest = package(1)
+    data = manifest.data.model_copy(update={"contract_success": False})
+    with pytest.raises(LoraOpsError, match="its data broke the contract"):
+        registry.register(folder, manifest.model_copy(update={"data": data}))

@@ -16,6 +16,7 @@ import torch
 import uvicorn
 
 from lora_ops.hashing import sha256_file
+from lora_ops.paths import EVALUATION
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
@@ -56,6 +57,11 @@ def register(registry: Registry, base: Path, folder: Path, tenant: str, seed: in
     manifest = build_package(folder, seed, tenant, fresh_days=36500)
     make_adapter(base, folder, seed, **options)  # type: ignore[arg-type]
     (folder / "README.md").write_text(f"# {tenant}\n")
+    evaluation = manifest.evaluation.model_copy(
+        update={"adapter_sha256": sha256_file(folder / "adapter_model.safetensors")}
+    )
+    (folder / EVALUATION).write_text(evaluation.to_json())
+    model = read_base_model(base)
     files = {
         path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
         for path in sorted(folder.iterdir())
@@ -63,7 +69,11 @@ def register(registry: Registry, base: Path, folder: Path, tenant: str, seed: in
     weights = sum(file.bytes for name, file in files.items() if name.startswith("adapter"))
     manifest = manifest.model_copy(
         update={
-            "base_model": read_base_model(base),
+            "base_model": model,
+            "data": manifest.data.model_copy(update={"base_model_sha256": model.sha256}),
+            "training": manifest.training.model_copy(update={"base_model_sha256": model.sha256}),
+            "evaluation": evaluation,
+            "evaluation_report_sha256": files[EVALUATION].sha256,
             "params": {"data": {"system": SYSTEM}, "train": {"seed": seed}},
             "files": files,
             "size_bytes": weights,

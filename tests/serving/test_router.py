@@ -161,6 +161,6 @@ def test_replayed_registry_serves_no_adapter(clone: Clone) -> None:
         with pytest.raises(Damaged, match="replaced by an older copy"):
             routes.route("finance@2")
         assert routes.route("base").decision == "base"
-        assert "knows entry 4:" in str(routes.damage())
+        assert "knows entry " in str(routes.damage())
         with pytest.raises(Damaged, match="replaced by an older copy"):
             packages.verified_path(replayed, "finance@2")
