@@ -81,26 +81,37 @@ class HumanEvidence(EvidenceDocument):
     votes_needed: int = Field(ge=1, description="people who must judge a pair so that it counts")
     pairs: int = Field(ge=0, description="pairs that so many people judged")
     too_few_votes: int = Field(ge=0, description="pairs that fewer people judged; they don't count")
+    other_votes: int = Field(
+        0, ge=0, description="by the author or by people whom owners.yaml does not name; they don't count"
+    )
     adapter_better: int = Field(ge=0)
     same: int = Field(ge=0)
     base_better: int = Field(ge=0)
 
 
 class TrafficEvidence(EvidenceDocument):
-    """Requests that a version answered since it entered its stage, counted from one row for each."""
+    """Requests that a version answered or failed since it entered its stage, counted from one row for each."""
 
     kind: Literal["shadow", "canary"]
     first_at: datetime
     last_at: datetime
     requests: int = Field(ge=1)
-    errors: int = Field(ge=0, description="answers with a status of 500 or more")
+    errors: int = Field(ge=0, description="of them, with a status of 500 or more")
+    left_out: int = Field(
+        0, ge=0, description="refused requests, such as 401 or 429, and those that the file has twice"
+    )
     adapter_better: int = Field(0, ge=0, description="of the answers that were compared with production's")
     same: int = Field(0, ge=0)
     production_better: int = Field(0, ge=0)
 
     @property
+    def answered(self) -> int:
+        """Requests that got an answer."""
+        return self.requests - self.errors
+
+    @property
     def hours(self) -> float:
-        """From the first to the last request."""
+        """From the first to the last answered request."""
         return (self.last_at - self.first_at).total_seconds() / 3600
 
 
@@ -140,8 +151,11 @@ class VoteRow(Row):
 
 
 class TrafficRow(Row):
-    """One answered request, as the gateway's event log has it; `better` where it was compared."""
+    """One request, as the gateway's event log has it; `better` where its answer was compared."""
 
+    id: str | None = None
+    request_id: str | None = None
+    digest: str | None = None
     time: AwareDatetime
     status: int = Field(ge=100, le=599)
     better: Literal["adapter", "same", "production"] | None = None

@@ -1,6 +1,7 @@
 """From raw results to evidence: rows in, counts out, so that nobody types a number."""
 
 import json
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -25,6 +26,7 @@ from lora_ops.records.evidence import (
     TrafficRow,
     VoteRow,
 )
+from lora_ops.registry.owners import Team
 from lora_ops.settings.files import first_problem
 
 SOURCE_BYTES = 256 * 2**20
@@ -33,8 +35,9 @@ CLOCKS_DIFFER = timedelta(minutes=5)
 COLUMNS = {
     "policy": "adapter, check, prompt, passed",
     "human_evaluation": "adapter, pair, annotator, vote (adapter, same or base)",
-    "shadow": "adapter, time, status, and better (adapter, same or production) where answers were compared",
-    "canary": "adapter, time, status",
+    "shadow": "adapter, time, status, request_id, and better (adapter, same or production) where answers were "
+    "compared",
+    "canary": "adapter, time, status, request_id",
 }
 AnyRow = TypeVar("AnyRow", bound=Row)
 
@@ -47,6 +50,8 @@ class About(NamedTuple):
         since: when it entered the stage of the evidence; None while it has not.
         now: the time at which the counts are made.
         votes_needed: how many people must judge a pair so that it counts.
+        team: the people whose votes count; needed for votes alone.
+        author: who made the version, and does not vote.
     """
 
     tenant: str
@@ -55,6 +60,8 @@ class About(NamedTuple):
     since: datetime | None
     now: datetime
     votes_needed: int
+    team: Team | None = None
+    author: str = ""
 
 
 class Counted(NamedTuple):
@@ -89,15 +96,23 @@ def count(kind: str, about: About, path: Path) -> Counted:
     return Counted(COUNT[kind](head, source, about, kind), source)
 
 
+def plain(text: str) -> str:
+    """Return what makes a text another one: not letter case, spaces, invisible characters or their encoding."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join("".join(one for one in folded if unicodedata.category(one) != "Cf").split())
+
+
 def _policy(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
     prompts: dict[str, dict[str, bool]] = defaultdict(dict)
+    names: dict[str, str] = {}
     for place, row in _rows(PolicyRow, head, source, kind):
         _about(row, about, head, place)
-        if row.prompt in prompts[row.check]:
+        name, prompt = names.setdefault(plain(row.check), row.check), plain(row.prompt)
+        if prompt in prompts[name]:
             raise LoraOpsError(
                 f"{_line(head, place)}: check '{row.check}' has this prompt already, and each counts once."
             )
-        prompts[row.check][row.prompt] = row.passed
+        prompts[name][prompt] = row.passed
     checks = [
         PolicyCheck(
             name=name,
@@ -111,15 +126,27 @@ def _policy(head: dict[str, Any], source: bytes, about: About, kind: str) -> Any
 
 
 def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
+    assert about.team is not None
     votes: dict[str, dict[str, str]] = defaultdict(dict)
+    author, others = about.team.person(about.author), 0
     for place, row in _rows(VoteRow, head, source, kind):
         _about(row, about, head, place)
-        if row.annotator in votes[row.pair]:
+        person, pair = about.team.person(plain(row.annotator)), plain(row.pair)
+        if person is None or person == author:
+            others += 1
+            continue
+        if person.id in votes[pair]:
             raise LoraOpsError(
-                f"{_line(head, place)}: {row.annotator} has judged pair {row.pair} already, and each vote "
+                f"{_line(head, place)}: {person.id} has judged pair {row.pair} already, and each vote "
                 "counts once."
             )
-        votes[row.pair][row.annotator] = row.vote
+        votes[pair][person.id] = row.vote
+    if not votes:
+        known = ", ".join(one.id for one in about.team.people if one != author)
+        raise LoraOpsError(
+            f"{head['source'].name} has no vote of anybody whom owners.yaml names and who is not the author of "
+            f"{about.adapter}: the votes of {known} count."
+        )
     judged = [list(said.values()) for said in votes.values() if len(said) >= about.votes_needed]
     results = Counter(map(_majority, judged))
     return HumanEvidence(
@@ -128,6 +155,7 @@ def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyE
         votes_needed=about.votes_needed,
         pairs=len(judged),
         too_few_votes=len(votes) - len(judged),
+        other_votes=others,
         adapter_better=results["adapter"],
         same=results["same"],
         base_better=results["base"],
@@ -142,29 +170,49 @@ def _majority(votes: list[str]) -> str:
 def _traffic(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
     if about.since is None:
         raise LoraOpsError(f"{about.adapter} has not been in '{kind}': there are no requests to count.")
-    rows = []
+    rows, seen, left_out = list[TrafficRow](), set[str](), 0
     for place, row in _rows(TrafficRow, head, source, kind):
         if row.time > about.now + CLOCKS_DIFFER:
             raise LoraOpsError(f"{_line(head, place)}: {row.time.isoformat()} has not come yet.")
-        if row.adapter == about.adapter and row.time >= about.since:
+        if not _is_of(row.adapter, row.digest, about) or row.time < about.since:
+            continue
+        marks = _marks(row)
+        if seen.isdisjoint(marks) and (200 <= row.status < 300 or row.status >= 500):
             rows.append(row)
+        else:
+            left_out += 1
+        seen |= marks
     if not rows:
         raise LoraOpsError(
-            f"{head['source'].name} has no request to {about.adapter} since it entered '{kind}' "
-            f"({about.since.isoformat()})."
+            f"{head['source'].name} has no request to {about.adapter} that was answered or failed since it "
+            f"entered '{kind}' ({about.since.isoformat()})."
         )
-    better = Counter(row.better for row in rows)
+    answered = [row for row in rows if row.status < 300]
+    better = Counter(row.better for row in answered)
+    times = [row.time for row in answered or rows]
     return TrafficEvidence(
         **head,
         kind=kind,  # type: ignore[arg-type]
-        first_at=min(row.time for row in rows),
-        last_at=max(row.time for row in rows),
+        first_at=min(times),
+        last_at=max(times),
         requests=len(rows),
-        errors=sum(row.status >= 500 for row in rows),
+        errors=len(rows) - len(answered),
+        left_out=left_out,
         adapter_better=better["adapter"],
         same=better["same"],
         production_better=better["production"],
     )
+
+
+def _marks(row: TrafficRow) -> set[str]:
+    """Return what tells a request from every other one; without an id the whole row must."""
+    ids = {f"{name} {one}" for name, one in (("id", row.id), ("request", row.request_id)) if one}
+    return ids or {row.model_dump_json()}
+
+
+def _is_of(adapter: Any, digest: Any, about: About) -> bool:
+    """Whether a request went to this version: another registry may give its name to other content."""
+    return adapter == about.adapter and digest in (None, about.content_digest)
 
 
 def _text(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
@@ -216,7 +264,7 @@ def _logged(folder: Path, about: About) -> bytes:
                 event = json.loads(line) if line.strip() else {}
             except ValueError:  # the last line of a gateway that was killed
                 continue
-            if isinstance(event, dict) and event.get("adapter") == about.adapter:
+            if isinstance(event, dict) and _is_of(event.get("adapter"), event.get("digest"), about):
                 lines.append(line)
     if not lines:
         raise LoraOpsError(f"The event log in {folder} has no request to {about.adapter}.")

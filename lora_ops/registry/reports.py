@@ -25,6 +25,7 @@ from lora_ops.records.evidence import (
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.counting import COUNT, About, count
 from lora_ops.registry.files import FileStore
+from lora_ops.registry.roles import owners_of
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
@@ -88,6 +89,8 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         since=datetime.fromisoformat(entered[-1]) if entered else None,
         now=registry.clock(),
         votes_needed=registry.least.annotators,
+        team=owners_of(registry, version.tenant) if kind == "human_evaluation" else None,
+        author=version.summary.author,
     )
     document, source = count(kind, about, path)
     return Report(document, source, summary or path.name)
@@ -172,7 +175,7 @@ def _human_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[s
         yield (
             f"a human evaluation of at least {least.pairs} pairs, each judged by {least.annotators} people "
             f"(it has {document.pairs}, and {document.too_few_votes} that fewer than {document.votes_needed} "
-            "judged)"
+            f"judged{_others(document)})"
         )
     if document.base_better > document.adapter_better:
         yield (
@@ -184,12 +187,17 @@ def _human_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[s
         yield "a human evaluation in which somebody prefers an answer (in all pairs both are the same)"
 
 
+def _others(document: HumanEvidence) -> str:
+    many = document.other_votes
+    return f"; {many} votes are the author's or of people whom owners.yaml does not name" if many else ""
+
+
 def _traffic_lacks(document: TrafficEvidence, least: EvidenceSettings) -> Iterator[str]:
     kind = document.kind
-    if document.requests < least.requests or document.hours < least.hours:
+    if document.answered < least.requests or document.hours < least.hours:
         yield (
             f"a {kind} report of at least {least.requests} requests in {least.hours:g} hours (it has "
-            f"{document.requests} in {document.hours:.1f})"
+            f"{document.answered} answered in {document.hours:.1f})"
         )
     if document.errors > least.error_share * document.requests:
         yield (

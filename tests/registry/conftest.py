@@ -191,7 +191,7 @@ def registry(tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Registry]
     opened.close()
 
 
-def rows_of(kind: str, adapter: str, at: datetime) -> str:
+def rows_of(kind: str, adapter: str, at: datetime, people: tuple[str, ...] = ("eve", "dana", "ben")) -> str:
     """Write raw results of one kind that a step may rest on; of other kinds a text."""
     rows: list[dict[str, object]] = []
     if kind == "policy":
@@ -199,12 +199,10 @@ def rows_of(kind: str, adapter: str, at: datetime) -> str:
     elif kind == "human_evaluation":
         votes = ["adapter"] * 25 + ["same"] * 10 + ["base"] * 5
         rows = [
-            {"pair": str(i), "annotator": who, "vote": vote}
-            for i, vote in enumerate(votes)
-            for who in ("eve", "dana", "ben")
+            {"pair": str(i), "annotator": who, "vote": vote} for i, vote in enumerate(votes) for who in people
         ]
     elif kind in ("shadow", "canary"):
-        rows = [{"time": at.isoformat(), "status": 200}] * 100
+        rows = [{"time": at.isoformat(), "status": 200, "request_id": str(i)} for i in range(100)]
     else:
         return f"# {kind} of {adapter}\n\nWhat happened, and what was done about it.\n"
     return "".join(json.dumps({"adapter": adapter, **row}) + "\n" for row in rows)

@@ -19,11 +19,25 @@ from lora_ops.records.evidence import (
     TrafficEvidence,
 )
 from lora_ops.registry.counting import About, count
+from lora_ops.registry.owners import Team
 from lora_ops.registry.reports import lacks
 from lora_ops.settings.registry import EvidenceSettings
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
-ABOUT = About("finance", "finance@1", "a" * 64, NOON - timedelta(days=2), NOON, 2)
+PEOPLE = [
+    {"id": who, "name": who, "email": f"{who}@example.com", "logins": [f"{who}.x"], "roles": ["approver"]}
+    for who in ("eve", "dana", "ana")
+]
+TEAM = Team.model_validate(
+    {
+        "team": "Payments",
+        "contacts": ["a@example.com"],
+        "escalation": ["a@example.com"],
+        "review_cadence_days": 90,
+        "people": PEOPLE,
+    }
+)
+ABOUT = About("finance", "finance@1", "a" * 64, NOON - timedelta(days=2), NOON, 2, TEAM, "ana")
 LEAST = EvidenceSettings()
 Rows = list[dict[str, Any]]
 Count = Callable[..., Any]
@@ -79,10 +93,12 @@ def test_policy_rows_are_counted_by_check(counted: Count) -> None:
 
 def test_votes_are_counted_by_the_majority_of_each_pair(counted: Count) -> None:
     rows = votes(3) + votes(2, "base") + votes(1, "same") + votes(4, people=("eve",))[3:]
-    rows += [{"pair": "x", "annotator": who, "vote": vote} for who, vote in (("a", "adapter"), ("b", "base"))]
+    rows += [
+        {"pair": "x", "annotator": who, "vote": vote} for who, vote in (("eve", "adapter"), ("dana", "base"))
+    ]
     document = counted("human_evaluation", rows)
     assert isinstance(document, HumanEvidence)
-    assert (document.annotators, document.pairs, document.too_few_votes) == (4, 7, 1)
+    assert (document.annotators, document.pairs, document.too_few_votes) == (2, 7, 1)
     assert (document.adapter_better, document.same, document.base_better) == (3, 2, 2)
 
 
@@ -93,11 +109,12 @@ def test_requests_since_the_stage_began_are_counted(counted: Count) -> None:
     document = counted("canary", rows)
     assert isinstance(document, TrafficEvidence)
     assert (document.requests, document.errors, document.production_better) == (15, 1, 5)
-    assert document.hours == pytest.approx(24)
+    assert document.hours == pytest.approx(24 * 8 / 9)  # the first one failed
 
 
 def test_a_gateways_event_log_is_counted_without_other_tenants(tmp_path: Path) -> None:
-    events = [{"adapter": f"finance@{i % 2 + 1}", "time": NOON.isoformat(), "status": 200} for i in range(8)]
+    one = {"time": NOON.isoformat(), "status": 200}
+    events = [one | {"adapter": f"finance@{i % 2 + 1}", "id": str(i)} for i in range(8)]
     lines = [json.dumps(one) for one in events]
     (tmp_path / "a.jsonl").write_text("\n".join(lines[:4]) + "\n")
     (tmp_path / "b.jsonl").write_text("\n".join(lines[4:]) + '\n{"adapter": "finance@1", "ti')
@@ -157,13 +174,61 @@ def test_a_word_is_no_incident(tmp_path: Path) -> None:
         (
             "canary",
             [traffic(1)[0] | {"adapter": "media@1"}],
-            "no request to finance@1 since it entered",
+            "no request to finance@1 that was answered or failed since it entered",
         ),
     ],
 )
 def test_a_wrong_row_is_refused_with_its_line(counted: Count, kind: str, rows: Rows, says: str) -> None:
     with pytest.raises(LoraOpsError, match=says):
         counted(kind, rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "again"),
+    [
+        ("policy", policy(1)[0], {"prompt": "P\u200b0 "}),
+        ("policy", policy(1)[0], {"check": "NO-ADVICE", "prompt": "\uff500"}),
+        ("human_evaluation", votes(1)[0], {"annotator": "EVE@example.com"}),
+        ("human_evaluation", votes(1)[0], {"annotator": "eve.x", "pair": "Adapter0\ufeff"}),
+    ],
+)
+def test_the_same_in_another_spelling_counts_once(
+    counted: Count, kind: str, row: dict[str, Any], again: dict[str, str]
+) -> None:
+    with pytest.raises(LoraOpsError, match="line 2: .*already"):
+        counted(kind, [row, row | again])
+
+
+def test_only_named_people_vote_and_never_the_author(counted: Count) -> None:
+    document = counted("human_evaluation", votes(3, people=("eve", "ana", "a login", "ana.x")))
+    assert (document.annotators, document.pairs, document.other_votes) == (1, 0, 9)
+    with pytest.raises(LoraOpsError, match="has no vote of anybody .* the votes of eve, dana count"):
+        counted("human_evaluation", votes(3, people=("lea", "tom")))
+
+
+def test_a_request_counts_once(counted: Count) -> None:
+    rows = [row | {"request_id": f"r{i}", "id": f"e{i}"} for i, row in enumerate(traffic(50))]
+    document = counted("canary", rows * 2 + [rows[0] | {"id": "new"}, rows[1] | {"request_id": "new"}])
+    assert (document.requests, document.left_out) == (50, 52)
+    assert counted("canary", traffic(50) * 3).requests == 50
+
+
+def test_a_refused_request_is_no_answer(counted: Count) -> None:
+    refused = [row | {"status": 401 + i % 30} for i, row in enumerate(traffic(90, hours=40))]
+    document = counted("canary", refused + traffic(10, hours=2, errors=1))
+    assert (document.requests, document.answered, document.errors, document.left_out) == (10, 9, 1, 90)
+    assert document.hours < 2
+    with pytest.raises(LoraOpsError, match="no request to finance@1 that was answered or failed"):
+        counted("canary", refused)
+
+
+def test_requests_to_other_content_of_the_same_name_are_not_counted(counted: Count, tmp_path: Path) -> None:
+    mine, other = traffic(3, digest="a" * 64), traffic(7, hours=2, digest="b" * 64)
+    assert counted("canary", mine + other).requests == 3
+    lines = [json.dumps({"adapter": "finance@1"} | row) for row in [*mine, *other]]
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log/events.jsonl").write_text("\n".join(lines))
+    assert count("canary", ABOUT, tmp_path / "log").source.count(b"finance@1") == 3
 
 
 def test_a_version_that_was_never_in_canary_has_no_requests(counted: Count) -> None:
@@ -184,10 +249,11 @@ def test_a_version_that_was_never_in_canary_has_no_requests(counted: Count) -> N
         ("human_evaluation", votes(9) + votes(11, "base"), "better in 9 of 20 pairs, its base in 11"),
         ("human_evaluation", votes(20, "same"), "in which somebody prefers an answer"),
         ("shadow", traffic(), ""),
-        ("shadow", traffic(99), "at least 100 requests in 24 hours .it has 99 in 24.0"),
-        ("canary", traffic(hours=23.9), "at least 100 requests in 24 hours .it has 100 in 23.9"),
-        ("canary", traffic(errors=1), ""),
-        ("canary", traffic(errors=2), "a canary report with at most 1.0% errors .2 of 100"),
+        ("shadow", traffic(99), "at least 100 requests in 24 hours .it has 99 answered in 24.0"),
+        ("canary", traffic(hours=23.9), "at least 100 requests in 24 hours .it has 100 answered in 23.9"),
+        ("canary", traffic(101, hours=25, errors=1), ""),
+        ("canary", traffic(102, hours=25, errors=2), "a canary report with at most 1.0% errors .2 of 102"),
+        ("canary", traffic(100, errors=1), "at least 100 requests in 24 hours .it has 99 answered"),
         ("shadow", traffic(better="same"), ""),
         ("shadow", traffic(better="production"), "that production does not win"),
     ],
