@@ -13,6 +13,7 @@ from lora_ops.registry.approvals import approvals_of
 from lora_ops.registry.eligibility import SERVING, UNREVIEWED, expiry_warning, reasons_against
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.integrity import registry_problem
+from lora_ops.registry.objections import outvoted
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.reports import filed, human_evaluation, policy_checks
 from lora_ops.registry.rollbacks import incidents_in
@@ -45,6 +46,10 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
     reports, notes = filed(version, history), list[str]()
     if version.state in SERVING:
         notes += weaknesses(history, version.id)
+    try:
+        notes += outvoted(registry, version, history)
+    except LoraOpsError as error:
+        notes.append(str(error).rstrip("."))
     ownership = None
     if registry.owners:
         team = registry.owners.team(version.tenant)

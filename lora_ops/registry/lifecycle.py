@@ -23,9 +23,10 @@ from lora_ops.registry.approvals import (
 )
 from lora_ops.registry.changes import Change
 from lora_ops.registry.eligibility import FRESHNESS_WARNING, SERVING, expiry_reason
+from lora_ops.registry.objections import kept_lacks, unanswered
 from lora_ops.registry.owners import Person
 from lora_ops.registry.owners_log import change_with_owners
-from lora_ops.registry.reports import Report, failing, filed, kept_lacks, lacks
+from lora_ops.registry.reports import Report, failing, filed, lacks
 from lora_ops.registry.roles import (
     ANYBODY,
     APPROVE,
@@ -370,8 +371,9 @@ def _basis(
             continue
         if kind in documents:
             needed += lacks(documents[kind], registry.least)
+            needed += unanswered(registry, version, history, documents[kind])
         elif kind in found:
-            needed += kept_lacks(registry, version, found[kind])
+            needed += kept_lacks(registry, version, history, found[kind])
     if not version.manifest.evaluation.beats_base:
         needed.append("an evaluation in which it beats its base model")
     if "policy" not in {*found, *documents}:

@@ -129,21 +129,6 @@ def load(files: FileStore, evidence: Evidence) -> AnyEvidence | None:
         return None
 
 
-def kept_lacks(registry: Registry, version: Version, one: Evidence) -> Iterator[str]:
-    """Yield what a report that was filed lacks before a step of `version` may rest on it.
-
-    Raises:
-        LoraOpsError: the kept file is missing or was changed.
-    """
-    document = load(registry.files, one)
-    if document is None:
-        yield f"a {one.kind} report that lora-ops counted (the last one has another form: file it again)"
-    elif document.content_digest != version.summary.content_digest:
-        yield f"a {one.kind} report on {version.id} (the last one is about {document.adapter})"
-    else:
-        yield from lacks(document, registry.least)
-
-
 def lacks(document: AnyEvidence, least: EvidenceSettings) -> Iterator[str]:
     """Yield what a document must say, and doesn't, before a step may rest on it."""
     if isinstance(document, PolicyEvidence):

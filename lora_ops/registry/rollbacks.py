@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
-from lora_ops.registry.reports import failing, filed, kept_lacks
+from lora_ops.registry.objections import kept_lacks
+from lora_ops.registry.reports import failing, filed
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -64,7 +65,7 @@ def against_return(registry: Registry, version: Version) -> Iterator[str]:
         if kind not in found:
             yield f"evidence of kind '{kind}' on {version.id}, which returns"
         elif kind != "evaluation":
-            yield from kept_lacks(registry, version, found[kind])
+            yield from kept_lacks(registry, version, history, found[kind])
     if not version.manifest.evaluation.beats_base:
         yield "an evaluation in which it beats its base model"
     if "policy" not in found:

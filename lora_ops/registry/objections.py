@@ -1,0 +1,103 @@
+"""What earlier evidence says against a version, and which of it a newer report took the place of."""
+
+from collections.abc import Iterator, Sequence
+
+from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
+from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
+from lora_ops.registry.counting import plain
+from lora_ops.registry.reports import filed, lacks, load, own_evidence
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+
+NO_MINIMUM = {"policy_prompts": 0, "annotators": 0, "pairs": 0, "requests": 0, "hours": 0}
+
+
+def kept_lacks(
+    registry: Registry, version: Version, history: Sequence[AuditEntry], one: Evidence
+) -> Iterator[str]:
+    """Yield what a report that was filed lacks before a step of `version` may rest on it.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    document = load(registry.files, one)
+    if document is None:
+        yield f"a {one.kind} report that lora-ops counted (the last one has another form: file it again)"
+    elif document.content_digest != version.summary.content_digest:
+        yield f"a {one.kind} report on {version.id} (the last one is about {document.adapter})"
+    else:
+        yield from lacks(document, registry.least)
+        yield from unanswered(registry, version, history, document)
+
+
+def unanswered(
+    registry: Registry, version: Version, history: Sequence[AuditEntry], newest: AnyEvidence
+) -> Iterator[str]:
+    """Yield what the newest report of a kind still lacks because of earlier ones of the same kind.
+
+    A policy report holds every check of the earlier ones, so that a failing check can't be left out. A human
+    evaluation that the adapter lost is answered by one of at least as many pairs.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    earlier = list(_earlier(registry, version, history, newest))
+    if isinstance(newest, PolicyEvidence):
+        held = {plain(one.name) for one in newest.checks}
+        names = {
+            plain(one.name): one.name
+            for _, old in earlier
+            if isinstance(old, PolicyEvidence)
+            for one in old.checks
+        }
+        gone = [names[name] for name in sorted(names.keys() - held)]
+        if gone:
+            yield f"a policy report with every check of the earlier ones (it leaves out {', '.join(gone)})"
+    elif isinstance(newest, HumanEvidence):
+        lost = [
+            old.pairs
+            for _, old in earlier
+            if isinstance(old, HumanEvidence) and old.base_better > old.adapter_better
+        ]
+        if lost and newest.pairs < max(lost):
+            yield (
+                f"a human evaluation of at least {max(lost)} pairs, as many as one that the adapter lost "
+                f"(it has {newest.pairs})"
+            )
+
+
+def outvoted(registry: Registry, version: Version, history: Sequence[AuditEntry]) -> Iterator[str]:
+    """Yield each report that speaks against a version and that a newer one took the place of.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    newest, least = filed(version, history), registry.least.model_copy(update=NO_MINIMUM)
+    for kind in PRODUCTION_RESTS_ON:
+        if kind == "evaluation" or kind not in newest:
+            continue
+        current = load(registry.files, newest[kind])
+        for one, old in _earlier(registry, version, history, current, kind):
+            against = list(lacks(old, least))
+            if against:
+                yield (
+                    f"an earlier {kind} report speaks against it ({one.summary}, {one.sha256[:8]}…), and a "
+                    f"newer one counts: asked for was {'; '.join(against)}"
+                )
+
+
+def _earlier(
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry],
+    newest: AnyEvidence | None,
+    kind: str | None = None,
+) -> Iterator[tuple[Evidence, AnyEvidence]]:
+    wanted = newest.kind if newest else kind
+    for one in {one.sha256: one for one in own_evidence(history, version.number)}.values():
+        if one.kind != wanted:
+            continue
+        document = load(registry.files, one)
+        if document and document != newest and document.content_digest == version.summary.content_digest:
+            yield one, document
