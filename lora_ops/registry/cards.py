@@ -10,14 +10,14 @@ from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.registry import AdapterRecord, AuditEntry, Lineage, Ownership, Performance, Risk, Verdict
 from lora_ops.registry import packages
 from lora_ops.registry.approvals import approvals_of
-from lora_ops.registry.eligibility import SERVING, UNREVIEWED, expiry_warning, reasons_against
+from lora_ops.registry.eligibility import UNREVIEWED, expiry_warning, reasons_against
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.integrity import registry_problem
 from lora_ops.registry.objections import outvoted
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.reports import filed, human_evaluation, policy_checks
 from lora_ops.registry.rollbacks import incidents_in
-from lora_ops.registry.rules import weaknesses
+from lora_ops.registry.rules import signer_notes, weaknesses
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -43,9 +43,8 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
         version = registry.get(reference)
         history = registry.log.entries(version.tenant, version.number)
     manifest, summary = version.manifest, version.summary
-    reports, notes = filed(version, history), list[str]()
-    if version.state in SERVING:
-        notes += weaknesses(history, version.id)
+    reports = filed(version, history)
+    notes = [*weaknesses(history, version.id), *signer_notes(registry, version, history)]
     try:
         notes += outvoted(registry, version, history)
     except LoraOpsError as error:

@@ -149,7 +149,6 @@ def promote(
             states=states,
             aliases=aliases,
             before=version.state,
-            rules={"approvals": registry.approvals, "least": registry.least.model_dump(mode="json")},
             **({"concerns": concerns} if concerns else {}),
         )
     return registry.get(version.id)
@@ -493,7 +492,7 @@ def _record(
     evidence: Sequence[Evidence],
     **more: Any,
 ) -> None:
-    """Write the entry, and which owners.yaml allowed it."""
+    """Write the entry, which owners.yaml allowed it, and what the settings asked for."""
     assert registry.owners is not None
     change.record(
         action,
@@ -502,5 +501,6 @@ def _record(
         reason=reason,
         evidence=[one.model_dump(exclude_none=True) for one in evidence],
         owners_sha256=sha256_text(registry.owners.text),
+        rules={"approvals": registry.approvals, "least": registry.least.model_dump(mode="json")},
         **more,
     )

@@ -30,9 +30,17 @@ def note_owners(registry: Registry, change: Change) -> bool:
         return False
     text = registry.owners.text
     entries = registry.log.of_kind(KIND)
-    if entries and entries[-1].body.get("owners_sha256") == sha256_text(text):
+    before = entries[-1].body.get("owners_sha256") if entries else None
+    if before == sha256_text(text):
         return False
-    change.note("changed" if entries else "read", KIND, FILE, owners_sha256=sha256_text(text), text=text)
+    change.note(
+        "changed" if entries else "read",
+        KIND,
+        FILE,
+        owners_sha256=sha256_text(text),
+        replaces_sha256=before,
+        text=text,
+    )
     return True
 
 

@@ -1,21 +1,34 @@
 """Whether each step had what the rules of its day asked for, from the audit log and kept files alone."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
-from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, ground_at, judged, missing_approvals
+from lora_ops.registry.approvals import (
+    PRODUCTION_RESTS_ON,
+    approvals_of,
+    ground_at,
+    judged,
+    missing_approvals,
+    promotion_in,
+)
 from lora_ops.registry.lifecycle import EVIDENCE, STAGES
+from lora_ops.registry.owners import Team
 from lora_ops.registry.owners_log import owners_before
 from lora_ops.registry.reports import lacks, load
-from lora_ops.registry.roles import MAY
+from lora_ops.registry.roles import APPROVE, MAY
 from lora_ops.registry.rollbacks import fresh_incidents, no_incident
+from lora_ops.registry.ssh_signatures import fingerprint
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
+
+DID: dict[str, str] = dict.fromkeys(STAGES, "promoted")
+DID |= {"approved": "approved", "evidence": "given evidence"}
 
 
 def broken_rules(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator[str]:
@@ -106,27 +119,71 @@ def _rollback_lacks(registry: Registry, version: Version, entry: AuditEntry) -> 
 
 
 def weaknesses(entries: Sequence[AuditEntry], version: str) -> list[str]:
-    """Return where a version's promotions were held to less than this release asks by default, in words."""
-    default, found = EvidenceSettings().model_dump(mode="json"), list[str]()
+    """Return where a version was held to less than this release asks by default, in words, for ever."""
+    less: dict[str, list[str]] = {}
+    found, unsigned = list[str](), list[str]()
     for entry in entries:
-        before = entry.body.get("before")
-        if entry.subject.id != version or entry.action not in STAGES or before == "superseded":
+        did = DID.get(entry.action)
+        if entry.subject.id != version or did is None:
             continue
         rules = entry.body.get("rules")
         if rules is None:
-            if entry.action == "production":
+            if entry.action == "production" and entry.body.get("before") != "superseded":
                 found.append(
                     "it went into production by the rules of an older release, whose approvals name nothing"
                 )
             continue
-        least = rules.get("least", {})
-        less = [
-            f"{name} {least[name]:g}, not {value:g}"
-            for name, value in default.items()
-            if name in least and (least[name] > value if name == "error_share" else least[name] < value)
-        ]
-        if less:
-            found.append(f"it was promoted by rules that ask for less evidence than usual ({', '.join(less)})")
-        if entry.action == "production" and rules.get("approvals") == "unsigned":
-            found.append("it was promoted by rules that let approvals go unsigned")
+        asked = _less(rules.get("least", {}))
+        if asked:
+            less.setdefault(asked, []).append(did)
+        rests_on_approvals = entry.action == "approved" or entry.body.get("before") == "canary"
+        if rests_on_approvals and rules.get("approvals") == "unsigned":
+            unsigned.append(did)
+    found += [
+        f"it was {_listed(did)} by rules that ask for less evidence than usual ({asked})"
+        for asked, did in less.items()
+    ]
+    if unsigned:
+        found.append(f"it was {_listed(unsigned)} by rules that let approvals go unsigned")
     return list(dict.fromkeys(found))
+
+
+def _less(least: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {least[name]:g}, not {value:g}"
+        for name, value in EvidenceSettings().model_dump(mode="json").items()
+        if name in least and (least[name] > value if name == "error_share" else least[name] < value)
+    )
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(dict.fromkeys(words))
+
+
+def signer_notes(registry: Registry, version: Version, history: Sequence[AuditEntry]) -> Iterator[str]:
+    """Yield which approvals a production rests on that owners.yaml of another day would not have."""
+    given = [one for one in approvals_of(registry, version, history) if one.void is None]
+    canary = [one for one in history if one.number == version.number and one.action == "canary"]
+    try:
+        then = owners_before(registry, canary[-1]).team(version.tenant) if canary else None
+    except LoraOpsError:  # an older release kept no copy of it
+        then = None
+    today = registry.owners.team(version.tenant) if registry.owners else None
+    for one in given:
+        if one.key and then and one.key not in _keys(then, one.person):
+            yield (
+                f"{one.person} approved it with key {one.key}, which was added to owners.yaml only after the "
+                "version entered canary"
+            )
+        if promotion_in(version, history) is None or today is None:
+            continue
+        person = today.person(one.person)
+        if person is None or person not in today.with_role(APPROVE):
+            yield f"it rests on the approval of {one.person}, who is no approver in today's owners.yaml"
+        elif one.key and one.key not in _keys(today, one.person):
+            yield f"it rests on the approval of {one.person} by key {one.key}, which today's owners.yaml lacks"
+
+
+def _keys(team: Team, person: str) -> set[str]:
+    found = team.person(person)
+    return {fingerprint(key) for key in found.keys} if found else set()

@@ -1,6 +1,7 @@
 """Whether the registry still is what its audit log says: chain, digests, signatures and state, recomputed."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -9,13 +10,12 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
-from lora_ops.registry.eligibility import SERVING
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.integrity import foreign_trigger
 from lora_ops.registry.lifecycle import allowed
 from lora_ops.registry.replay import BORN, Told, unlike
 from lora_ops.registry.rotation import key_notes, key_problems
-from lora_ops.registry.rules import broken_rules, weaknesses
+from lora_ops.registry.rules import broken_rules, signer_notes, weaknesses
 from lora_ops.registry.store import CLOCK_TOLERANCE_SECONDS, Registry
 from lora_ops.registry.versions import Summary, Version
 
@@ -100,9 +100,11 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
 
 def _weak(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iterator[str]:
     for one in versions.values():
-        if one.state in SERVING:
-            history = registry.log.entries(one.tenant, one.number)
-            yield from (f"{one.id}: {note}" for note in weaknesses(history, one.id))
+        history = registry.log.entries(one.tenant, one.number)
+        notes = weaknesses(history, one.id)
+        with suppress(LoraOpsError):  # the replay has named a row that can't be read
+            notes += signer_notes(registry, registry.get(one.id), history)
+        yield from (f"{one.id}: {note}" for note in notes)
 
 
 def _orphaned(registry: Registry) -> Iterator[str]:

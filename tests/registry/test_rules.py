@@ -12,10 +12,11 @@ from lora_ops.registry.cards import record
 from lora_ops.registry.changes import Change
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import filed
+from lora_ops.registry.ssh_signatures import fingerprint
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
-from .conftest import AUTHOR, FIRST, SECOND, Build, Clock, Story
+from .conftest import AUTHOR, FIRST, SECOND, Build, Clock, Story, public_key
 
 Alter = Callable[[dict[str, Any]], None]
 
@@ -195,18 +196,64 @@ def test_owners_are_noted_once_and_not_by_a_refused_change(
     assert len(registry.log.of_kind("owners")) == 1
 
 
-def test_weaker_rules_are_said(canary: Registry, story: Story) -> None:
-    less = "it was promoted by rules that ask for less evidence than usual (hours 0, not 24)"
+def test_weaker_rules_are_said_for_ever(canary: Registry, story: Story, owners: Owners) -> None:
+    less = "it was promoted, given evidence by rules that ask for less evidence than usual (hours 0, not 24)"
     assert less in record(canary, "finance@1").verdict.warnings
     assert f"finance@1: {less}" in verify(canary).warnings
     canary.approvals = "unsigned"
     for person in (FIRST, SECOND):
         lifecycle.approve(canary, "finance@1", actor=person, reason="ok")
     lifecycle.promote(canary, "finance@1", "production", actor="ci", reason="r")
-    unsigned = "it was promoted by rules that let approvals go unsigned"
-    assert unsigned in record(canary, "finance@1").verdict.warnings
-    result = verify(canary)
-    assert result.ok and f"finance@1: {unsigned}" in result.warnings
+    canary.approvals = "signed"
+    unsigned = "it was approved, promoted by rules that let approvals go unsigned"
+    for _ in range(2):
+        assert unsigned in record(canary, "finance@1").verdict.warnings
+        result = verify(canary)
+        assert result.ok and f"finance@1: {unsigned}" in result.warnings
+        if canary.get("finance@1").state == "production":
+            lifecycle.revoke(canary, "finance@1", actor="ci", reason="r")
+
+
+def with_keys(owners: Owners, person: str, *keys: str) -> Owners:
+    people = tuple(
+        one.model_copy(update={"keys": keys}) if one.id == person else one for one in owners.default.people
+    )
+    return Owners(default=owners.default.model_copy(update={"people": people}))
+
+
+def test_a_key_that_came_after_the_canary_is_said(
+    registry: Registry, package: Build, story: Story, owners: Owners
+) -> None:
+    """Whoever may write owners.yaml could add a key and approve as somebody else, unseen."""
+    registry.owners = with_keys(owners, FIRST)
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "canary")
+    story.file("canary")
+    registry.owners = owners
+    story.approve("finance@1")
+    lifecycle.promote(registry, "finance@1", "production", actor="ci", reason="r")
+    late = (
+        f"ben approved it with key {fingerprint(public_key(FIRST))}, which was added to owners.yaml only after"
+    )
+    assert [note for note in record(registry, "finance@1").verdict.warnings if late in note]
+    result = verify(registry)
+    assert result.ok and [note for note in result.warnings if late in note]
+    [first, then] = registry.log.of_kind("owners")
+    assert then.body["replaces_sha256"] == first.body["owners_sha256"]
+
+
+def test_production_on_approvals_that_today_has_not_is_said(
+    canary: Registry, story: Story, owners: Owners
+) -> None:
+    story.to("finance@1", "production")
+    assert not [note for note in verify(canary).warnings if "today's owners.yaml" in note]
+    lost = with_keys(owners, FIRST)
+    people = tuple(one for one in lost.default.people if one.id != SECOND)
+    canary.owners = Owners(default=lost.default.model_copy(update={"people": people}))
+    for notes in (verify(canary).warnings, record(canary, "finance@1").verdict.warnings):
+        told = "\n".join(notes)
+        assert "it rests on the approval of ben by key SHA256:" in told
+        assert "it rests on the approval of chen, who is no approver in today's owners.yaml" in told
 
 
 def test_production_of_an_older_release_is_said_and_not_judged(
