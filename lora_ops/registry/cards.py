@@ -12,6 +12,7 @@ from lora_ops.registry import packages
 from lora_ops.registry.approvals import approvals_of
 from lora_ops.registry.eligibility import UNREVIEWED, expiry_warning, reasons_against
 from lora_ops.registry.files import FileStore
+from lora_ops.registry.heads import accepted_heads
 from lora_ops.registry.integrity import registry_problem
 from lora_ops.registry.objections import outvoted
 from lora_ops.registry.replay import row_mismatches
@@ -45,6 +46,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
     manifest, summary = version.manifest, version.summary
     reports = filed(version, history)
     notes = [*weaknesses(history, version.id), *signer_notes(registry, version, history)]
+    notes += accepted_heads(registry)
     try:
         notes += outvoted(registry, version, history)
     except LoraOpsError as error:

@@ -81,6 +81,7 @@ def status(
     tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
 ) -> None:
     """Show for each tenant what is in which stage, until when, and what the next step still needs."""
+    from lora_ops.registry.heads import accepted_heads
     from lora_ops.registry.status import status as status_
     from lora_ops.settings.params import load_settings
 
@@ -88,10 +89,11 @@ def status(
         _check_tenant(registry, tenant)
         known = {*load_settings().tenants, *(one.tenant for one in registry.summaries())}
         rows = status_(registry, [tenant] if tenant else sorted(known))
+        notes = accepted_heads(registry)
     if as_json:
         print_json([row._asdict() for row in rows])
         return
-    _print(tables.status(rows))
+    _print(tables.status(rows), *(f"[yellow]Note[/]: {markup(one)}." for one in notes))
 
 
 @app.command()

@@ -170,15 +170,54 @@ def accept_head(registry: "Registry", memory: HeadMemory, *, actor: str, reason:
         The new head.
 
     Raises:
-        LoraOpsError: no reason, nothing to accept, or the log itself was tampered with.
+        LoraOpsError: no reason, nothing to accept, the log itself was tampered with, or the actor is no
+            approver of the default team.
     """
+    _require_approver(registry, actor)
     if not reason.strip():
         raise LoraOpsError("Say why the head is accepted: --reason is kept in the audit log.")
     problem = memory.problem(registry.log)
     if problem is None:
         raise Refused(f"The audit log ends at {registry.log.head().text}, as expected: nothing to accept.")
     with registry.change(actor) as change:
-        change.note("head_accepted", "registry", "head", reason=reason, problem=problem)
+        lost = _lost(memory, registry.log.head())
+        change.note("head_accepted", "registry", "head", reason=reason, problem=problem, lost_entries=lost)
     head = registry.log.head()
     memory.replace(head)
     return head
+
+
+def accepted_heads(registry: "Registry") -> list[str]:
+    """Return each time that somebody accepted another head of the log, in words; these stay for ever."""
+    notes = []
+    for entry in registry.log.of_kind("registry"):
+        if entry.action == "head_accepted":
+            many = entry.body.get("lost_entries")
+            lost = "an unknown number of entries was" if many is None else f"{many} entries were"
+            when = entry.at[:16].replace("T", " ")
+            notes.append(
+                f"entry {entry.seq}: {entry.actor} accepted on {when} that the log goes on "
+                f"from an older or other head ({entry.body.get('reason')}); {lost} lost"
+            )
+    return notes
+
+
+def _lost(memory: HeadMemory, head: Head) -> int | None:
+    """Return how many entries at the end are known to be lost; None where the memory itself is lost."""
+    try:
+        known = memory.recall()
+    except LoraOpsError:
+        return None
+    return max(known.seq - head.seq, 0) if known else None
+
+
+def _require_approver(registry: "Registry", actor: str) -> None:
+    if registry.owners is None:
+        raise Refused("There is no owners.yaml beside params.yaml: without it nobody may accept another head.")
+    team = registry.owners.default
+    approvers, person = team.with_role(frozenset({"approver"})), team.person(actor)
+    if person is None or person not in approvers:
+        raise Refused(
+            f"{actor} may not accept another head of the log: that is for the approvers of the default team in "
+            f"owners.yaml ({', '.join(one.id for one in approvers)})."
+        )

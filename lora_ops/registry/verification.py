@@ -11,6 +11,7 @@ from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.gc import find_garbage
+from lora_ops.registry.heads import accepted_heads
 from lora_ops.registry.integrity import foreign_trigger
 from lora_ops.registry.lifecycle import allowed
 from lora_ops.registry.replay import BORN, Told, unlike
@@ -94,7 +95,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problems += _unsigned(registry, versions)
     warnings += [*_unpinned(registry), *_dated_ahead(registry, rows)]
     if not broken:
-        warnings += _weak(registry, versions)
+        warnings += [*_weak(registry, versions), *accepted_heads(registry)]
     return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems), tuple(warnings))
 
 

@@ -253,7 +253,7 @@ def test_commands_back_up_lose_and_restore(tmp_path: Path, monkeypatch: pytest.M
     told = json.loads(restored.output)
     assert told["head"].startswith("1:") and "knows entry 2:" in told["problem"]
     assert CliRunner().invoke(app, ["verify"]).exit_code == 1
-    accepted = CliRunner().invoke(app, ["accept-head", "--reason", "the disk died", "--actor", "ben.okafor"])
+    accepted = CliRunner().invoke(app, ["accept-head", "--reason", "the disk died", "--actor", "tom.becker"])
     assert "The audit log goes on from 2:" in accepted.output
     assert CliRunner().invoke(app, ["verify", "--json"]).exit_code == 0
     cleaned = CliRunner().invoke(app, ["gc", "--dry-run"])

@@ -43,7 +43,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with closing(open_registry(root)) as registry:
         lifecycle.revoke(registry, "finance@1", actor="ana.silva", reason="leaks")
     monkeypatch.setenv("LORA_OPS_ROOT", str(root))
-    monkeypatch.setenv("LORA_OPS_ACTOR", "ben.okafor")
+    monkeypatch.setenv("LORA_OPS_ACTOR", "tom.becker")
     monkeypatch.setenv("COLUMNS", "300")
     return root
 
@@ -127,15 +127,37 @@ def test_accepted_head_goes_on_and_is_an_entry(root: Path, cli: Cli) -> None:
     cli("accept-head", "--reason", "the disk died, this is the backup of Monday")
     register(root, 2)
     with closing(open_registry(root)) as registry:
-        assert verify(registry).ok
+        result = verify(registry)
+        assert result.ok and any("tom.becker accepted on" in one for one in result.warnings)
+        assert any(
+            "(the disk died, this is the backup of Monday); 1 entries were lost" in o for o in result.warnings
+        )
         accepted = registry.log.entries()[2]
     assert (accepted.action, accepted.actor, str(accepted.subject)) == (
         "head_accepted",
-        "ben.okafor",
+        "tom.becker",
         "registry head",
     )
     assert accepted.body["reason"] == "the disk died, this is the backup of Monday"
     assert "knows entry 3:" in accepted.body["problem"]
+
+
+@pytest.mark.parametrize("actor", ["mallory", "ben.okafor", "lea.novak"])
+def test_head_is_accepted_by_an_approver_of_the_default_team(root: Path, cli: Cli, actor: str) -> None:
+    """Anybody could forget a revocation."""
+    replay(root)
+    with pytest.raises(LoraOpsError, match=f"{actor} may not accept .*ines.moreau, tom.becker"):
+        cli("accept-head", "--reason", "so", "--actor", actor)
+    (root / "owners.yaml").unlink()
+    with pytest.raises(LoraOpsError, match="without it nobody may accept another head"):
+        cli("accept-head", "--reason", "so", "--actor", "tom.becker")
+
+
+def test_accepted_head_is_shown(root: Path, cli: Cli) -> None:
+    replay(root)
+    cli("accept-head", "--reason", "the disk died")
+    for command in (("status",), ("show", "finance@1")):
+        assert "tom.becker accepted on" in " ".join(cli(*command).output.split())
 
 
 def test_accept_head_begins_a_lost_registry_again(root: Path, cli: Cli) -> None:
