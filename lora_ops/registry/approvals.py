@@ -132,6 +132,8 @@ def _judge(ground: Ground, entry: AuditEntry) -> tuple[str | None, str | None]:
         return None, f"it is about {said.adapter}"
     if team is None:
         return None, "owners.yaml is missing"
+    if said.person != entry.body["person"]:
+        return None, f"it was signed for {said.person}"
     person, author = team.person(said.person), team.person(version.summary.author)
     if person is None or person not in team.with_role(APPROVE):
         return None, f"{said.person} is no approver any more"
@@ -147,9 +149,16 @@ def _judge(ground: Ground, entry: AuditEntry) -> tuple[str | None, str | None]:
     changed = sorted(kind for kind in {*seen, *now} if seen.get(kind) != now.get(kind))
     if changed:
         void = f"newer evidence was filed ({', '.join(changed)})"
-    if ground.at >= said.expires_at:
-        void = f"it lapsed on {said.expires_at[:10]}"
+    lapses = _lapses(said, entry)
+    if ground.at >= lapses:
+        void = f"it lapsed on {lapses[:10]}"
     return key, void
+
+
+def _lapses(said: ApprovalStatement, entry: AuditEntry) -> str:
+    """Return when an approval lapses, by its signer's clock or the log's, whichever is earlier."""
+    given = min(datetime.fromisoformat(said.at), datetime.fromisoformat(entry.at))
+    return min(said.expires_at, utc(given + timedelta(days=APPROVAL_DAYS)))
 
 
 def missing_approvals(ground: Ground, given: Sequence[Approval]) -> list[str]:

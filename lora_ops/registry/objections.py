@@ -6,7 +6,7 @@ from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, Poli
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.counting import plain
-from lora_ops.registry.reports import filed, lacks, load, own_evidence
+from lora_ops.registry.reports import filed, from_the_future, lacks, load, own_evidence
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -28,6 +28,7 @@ def kept_lacks(
         yield f"a {one.kind} report on {version.id} (the last one is about {document.adapter})"
     else:
         yield from lacks(document, registry.least)
+        yield from from_the_future(document, registry.clock())
         yield from unanswered(registry, version, history, document)
 
 

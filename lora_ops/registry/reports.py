@@ -23,7 +23,7 @@ from lora_ops.records.evidence import (
     TrafficEvidence,
 )
 from lora_ops.records.registry import AuditEntry
-from lora_ops.registry.counting import COUNT, About, count
+from lora_ops.registry.counting import CLOCKS_DIFFER, COUNT, About, count
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.roles import owners_of
 from lora_ops.registry.store import Registry
@@ -77,16 +77,11 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         )
     if kind not in COUNT:
         raise LoraOpsError(f"There is no evidence of kind '{kind}' (kinds: {', '.join(COUNT)}).")
-    entered = [
-        entry.at
-        for entry in registry.log.entries(version.tenant, version.number)
-        if entry.body.get("effects", {}).get("states", {}).get(str(version.number)) == kind
-    ]
     about = About(
         tenant=version.tenant,
         adapter=version.id,
         content_digest=version.summary.content_digest,
-        since=datetime.fromisoformat(entered[-1]) if entered else None,
+        since=_entered(registry, version, kind),
         now=registry.clock(),
         votes_needed=registry.least.annotators,
         team=owners_of(registry, version.tenant) if kind == "human_evaluation" else None,
@@ -94,6 +89,21 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
     )
     document, source = count(kind, about, path)
     return Report(document, source, summary or path.name)
+
+
+def _entered(registry: Registry, version: Version, stage: str) -> datetime | None:
+    """Return when a version entered a stage last; None while it has not.
+
+    The order of the log is certain, its clocks are not: where one ran behind, the time of the entries above it
+    counts, so that nobody lengthens a stage by setting a clock back.
+    """
+    entries = registry.log.entries(version.tenant, version.number)
+    number = str(version.number)
+    entered = [entry.seq for entry in entries if entry.effects.get("states", {}).get(number) == stage]
+    if not entered:
+        return None
+    rows = registry.log.rows()
+    return max(datetime.fromisoformat(row.at) for row in rows if row.seq <= entered[-1])
 
 
 def own_evidence(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
@@ -107,6 +117,15 @@ def packaged_evaluation(version: Version) -> Evidence | None:
     if file is None or file.sha256 != version.manifest.evaluation_report_sha256:
         return None
     return Evidence(kind="evaluation", sha256=file.sha256, summary=f"{EVALUATION} of the package")
+
+
+def from_the_future(document: AnyEvidence, now: datetime) -> Iterator[str]:
+    """Yield what is wrong with a document whose times have not come yet."""
+    last = (
+        max(document.made_at, document.last_at) if isinstance(document, TrafficEvidence) else document.made_at
+    )
+    if last > now + CLOCKS_DIFFER:
+        yield f"a {document.kind} report of the past (the last one is dated {last.isoformat()})"
 
 
 def filed(version: Version, history: Sequence[AuditEntry]) -> dict[str, Evidence]:

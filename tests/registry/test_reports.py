@@ -1,6 +1,7 @@
 """Evidence as the record quotes it: what lora-ops counted, and what an older release kept."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lora_ops.registry.files import FileStore
 from lora_ops.registry.reports import human_evaluation, load, make, policy_checks
 from lora_ops.registry.store import Registry
 
-from .conftest import AUTHOR, Build, Story
+from .conftest import AUTHOR, Build, Clock, Story
 
 VOTES = '{"annotators": 2, "pairs": 20, "adapter_better": 12, "same": 6, "base_better": 2}'
 CHECK = '{"name": "no-advice", "passed": true, "prompts": 40, "failed": 0}'
@@ -79,3 +80,32 @@ def test_make_refuses_what_is_no_kind_of_evidence(
     (tmp_path / "ev.txt").write_text(json.dumps({"beats_base": True}))
     with pytest.raises(LoraOpsError, match=r"no evidence of kind 'gossip'|nothing else counts"):
         make(registry, "finance@1", kind, tmp_path / "ev.txt")
+
+
+def test_a_clock_set_back_lengthens_no_stage(
+    registry: Registry, package: Build, story: Story, clock: Clock
+) -> None:
+    """Shadow was entered with a clock of two days ago, so requests from before it counted."""
+    registry.register(*package(), actor=AUTHOR)
+    story.to("finance@1", "validated")
+    registered = clock.time
+    clock.move(seconds=-120)
+    story.to("finance@1", "shadow")
+    clock.time = registered
+    path = story.folder / "early.jsonl"
+    row = {"adapter": "finance@1", "status": 200, "time": (registered - timedelta(seconds=60)).isoformat()}
+    path.write_text(json.dumps(row))
+    with pytest.raises(LoraOpsError, match="no request to finance@1 that was answered or failed since"):
+        make(registry, "finance@1", "shadow", path)
+
+
+def test_evidence_of_tomorrow_does_not_count(
+    registry: Registry, package: Build, story: Story, clock: Clock
+) -> None:
+    registry.register(*package(), actor=AUTHOR)
+    clock.move(days=1)
+    [report] = story.evidence("policy")
+    clock.move(days=-1)
+    lifecycle.file_evidence(registry, "finance@1", report, actor="ci")
+    with pytest.raises(LoraOpsError, match="a policy report of the past .the last one is dated 2026-03-03"):
+        validate(registry)

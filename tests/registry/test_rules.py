@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.hashing import sha256_text
+from lora_ops.hashing import canonical, sha256_text
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
 from lora_ops.registry.changes import Change
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import filed
-from lora_ops.registry.ssh_signatures import fingerprint
+from lora_ops.registry.ssh_signatures import fingerprint, sign
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
-from .conftest import AUTHOR, FIRST, SECOND, Build, Clock, Story, public_key
+from .conftest import AUTHOR, FIRST, SECOND, Build, Clock, Story, public_key, ssh_key
 
 Alter = Callable[[dict[str, Any]], None]
 
@@ -143,6 +143,30 @@ def test_verify_names_an_approval_that_somebody_else_wrote(canary: Registry, sto
     (problem,) = verify(canary).problems
     assert "1 more approval" in problem
     assert "that of chen is void: its signature fits no key of chen" in problem
+
+
+def test_approval_signed_for_somebody_else_is_void(canary: Registry, story: Story) -> None:
+    """One person's signed statement, filed once more under another name, was two approvals."""
+    story.approve("finance@1", FIRST)
+    honest = canary.history("finance@1")[-1].body
+    with canary.change(SECOND) as change:
+        again = {**honest, "person": SECOND}
+        change.record("approved", "finance", 1, **{k: v for k, v in again.items() if k != "effects"})
+    [mine, copy] = lifecycle.approvals(canary, canary.get("finance@1"))
+    assert (mine.void, copy.person, copy.void) == (None, SECOND, "it was signed for ben")
+
+
+def test_approval_lapses_by_the_earlier_clock(canary: Registry, story: Story, clock: Clock) -> None:
+    """A statement dated ahead lasted longer than 30 days."""
+    story.approve("finance@1", FIRST)
+    honest = canary.history("finance@1")[-1].body
+    late = {**honest["approval"], "at": "2026-12-01T00:00:00Z", "expires_at": "2026-12-31T00:00:00Z"}
+    signature = sign(canonical(late), ssh_key(FIRST))
+    with canary.change(FIRST) as change:
+        body = {**honest, "approval": late, "signature": signature}
+        change.record("approved", "finance", 1, **{k: v for k, v in body.items() if k != "effects"})
+    clock.move(days=31)
+    assert lifecycle.approvals(canary, canary.get("finance@1"))[-1].void == "it lapsed on 2026-04-01"
 
 
 def test_verify_names_a_promotion_by_somebody_without_the_role(canary: Registry, story: Story) -> None:
