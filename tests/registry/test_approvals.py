@@ -160,7 +160,7 @@ def test_nobody_approves_while_the_author_is_unknown(
 
 
 def test_an_approval_names_the_exact_version(registry: Registry, story: Story, canary: str) -> None:
-    with pytest.raises(LoraOpsError, match="Name the exact version"):
+    with pytest.raises(LoraOpsError, match="name the exact one"):
         story.approve("finance@canary", FIRST)
 
 
