@@ -169,7 +169,7 @@ def register(
 
     The same content again is the same version. A package that is refused doesn't stop the others.
     """
-    from lora_ops.registration import register_packages, tenants_with_package
+    from lora_ops.registration import register_packages, require_one_fit, tenants_with_package
     from lora_ops.registry.backends import open_registry
     from lora_ops.tracking.registration import log_registration
 
@@ -179,6 +179,8 @@ def register(
         settings.tenant(name)
     chosen = tenants or tenants_with_package(settings.tenants, root)
     outcomes, refused = [], []
+    if not (root / settings.registry.path).exists():
+        require_one_fit(chosen, root)
     with closing(open_registry(root, create=True)) as registry:
         for outcome in register_packages(chosen, root, registry, actor=actor):
             adapter = outcome.version.id if outcome.version else None

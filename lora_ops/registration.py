@@ -17,6 +17,7 @@ from lora_ops.packaging import packaged
 from lora_ops.paths import EVALUATION, EVALUATION_PAGE, MANIFEST
 from lora_ops.records.data import DataRecord, previous_path
 from lora_ops.records.manifest import FileRecord, Manifest
+from lora_ops.registry.files import check_package, require_consistent
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -40,6 +41,24 @@ def tenants_with_package(tenants: Iterable[str], root: Path) -> list[str]:
     if not found:
         raise LoraOpsError("Nothing is packaged yet: run `make repro`.")
     return found
+
+
+def require_one_fit(tenants: Iterable[str], root: Path) -> None:
+    """Refuse packages of which none can be registered, before a registry is made for them.
+
+    Raises:
+        LoraOpsError: no package is whole; the text says what is wrong with each.
+    """
+    problems = []
+    for tenant in tenants:
+        try:
+            folder, manifest = root / "packages" / tenant, packaged(tenant, root)
+            check_package(folder, {name: one.sha256 for name, one in manifest.files.items()})
+            require_consistent(folder, manifest)
+            return
+        except LoraOpsError as error:
+            problems.append(f"{tenant}: {str(error).rstrip('.')}")
+    raise LoraOpsError(f"Nothing was registered, and no registry was made: {'; '.join(problems)}.")
 
 
 def register_packages(
