@@ -374,20 +374,22 @@ def tenant_add(
     inside = Path(source).resolve()
     if not inside.is_relative_to(root):
         raise LoraOpsError(f"{source} is outside the repository: copy it to data/sources/ first.")
-    entry = draft_tenant(
-        inside.relative_to(root).as_posix(),
-        root,
-        template=template,
-        target=target,
-        task=task,
-        group=group,
-        system=system,
-        encoding=encoding,
-        delimiter="\t" if delimiter == "tab" else delimiter,
-        on_pii=on_pii,
-        license=license,
-    )
-    contract = check_tenant(name, TenantSettings.model_validate(entry), root)
+    with prose_on_stderr(as_json):
+        entry = draft_tenant(
+            inside.relative_to(root).as_posix(),
+            root,
+            template=template,
+            target=target,
+            task=task,
+            group=group,
+            system=system,
+            encoding=encoding,
+            delimiter="\t" if delimiter == "tab" else delimiter,
+            on_pii=on_pii,
+            license=license,
+        )
+    with prose_on_stderr(as_json):  # a script may print
+        contract = check_tenant(name, TenantSettings.model_validate(entry), root)
     if not contract.success and not as_json:
         show(_grid(failed_rows(contract), title=f"Rows of {source} that fail"))
     require(contract, REMEDIES)
@@ -473,6 +475,10 @@ def main() -> None:
     What a person can mend is one sentence on stderr. With `--json` it is one JSON object on stdout instead.
     """
     as_json = wants_json(sys.argv[1:])
+    for word in sys.argv[1:]:
+        if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
+            text = "an argument is not UTF-8: set the terminal to UTF-8, or rename the file"
+            _fail(ExitCode.INVALID, f"{ascii(word)}: {text}.", as_json)
     try:
         # Typer prints wrong usage and exits by itself; for JSON it hands both over.
         returned = app(standalone_mode=not as_json)

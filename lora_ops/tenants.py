@@ -13,6 +13,7 @@ from lora_ops.datasets.files import shorten
 from lora_ops.datasets.prepare import candidate_rows, check_rows, with_prompts
 from lora_ops.datasets.source import read_source, template_fields
 from lora_ops.datasets.suites import IDENTIFIERS_SETTING, read_own_suite
+from lora_ops.editing import edited
 from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.loading import load_tokenizer
 from lora_ops.records.base_model import read_base_model
@@ -260,23 +261,21 @@ def edit_params(root: Path, change: Any) -> None:
     Raises:
         LoraOpsError: a value would be wrong; the file is as it was.
     """
-    path = root / "params.yaml"
     yaml = YAML()
     yaml.width = 112
     yaml.indent(mapping=2, sequence=4, offset=2)
-    params = yaml.load(path.read_text(encoding="utf-8"))
-    change(params)
-    temporary = path.with_name(".params.yaml")
-    with temporary.open("w", encoding="utf-8") as file:
-        yaml.dump(params, file)
-    try:
-        Settings.model_validate(YAML(typ="safe", pure=True).load(temporary.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise LoraOpsError(f"params.yaml is unchanged: {first_problem(error)}.") from error
-    else:
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with edited(root / "params.yaml") as (path, new):
+        params = yaml.load(path.read_text(encoding="utf-8"))
+        try:
+            change(params)
+        except KeyError as error:  # another command took it out since this one looked
+            raise LoraOpsError(f"params.yaml has no {error} any more: look again.") from error
+        with new.open("w", encoding="utf-8") as file:
+            yaml.dump(params, file)
+        try:
+            Settings.model_validate(YAML(typ="safe", pure=True).load(new.read_text(encoding="utf-8")))
+        except ValidationError as error:
+            raise LoraOpsError(f"params.yaml is unchanged: {first_problem(error)}.") from error
 
 
 def _merge(under: Any, over: Any) -> None:

@@ -152,3 +152,17 @@ def test_the_root_is_found_from_any_folder_below_and_from_elsewhere(
     monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
     with pytest.raises(LoraOpsError, match="LORA_OPS_ROOT"):
         find_root()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("base_model: é".encode("latin-1"), "is not UTF-8"),
+        (b"base_model: " + b"[" * 3000, "is not valid YAML"),
+        (b"base_model: " + b"9" * 5000, "is not valid YAML"),
+    ],
+)
+def test_params_that_can_not_be_read_are_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(LoraOpsError, match=says):
+        load_settings(tmp_path)

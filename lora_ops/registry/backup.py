@@ -73,6 +73,7 @@ def backup(registry: Registry, url: str) -> Backup:
         Damaged: the log can't be trusted, or a kept file is missing or changed: a backup of it would be none.
         Unavailable: `url` can't be written.
     """
+    _refuse_no_backup(registry, url)
     place = _Place(url)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -91,6 +92,18 @@ def backup(registry: Registry, url: str) -> Backup:
             content = {"schema": SCHEMA, **snapshot._asdict()}
             place.write(f"{snapshot.folder}/{LIST}", json.dumps(content, indent=2).encode())
     return Backup(head, len(snapshot.files), sent)
+
+
+def _refuse_no_backup(registry: Registry, url: str) -> None:
+    """Refuse a place that is gone with the registry: inside of it, or around it without a folder of its own."""
+    local = (
+        Path(url.removeprefix("file://")).resolve() if "://" not in url or url.startswith("file://") else None
+    )
+    own = registry.path.resolve()
+    if not url.strip() or (local and (local.is_relative_to(own) or own.is_relative_to(local))):
+        raise LoraOpsError(
+            f"'{url}' is no place for a backup of {registry.path}: name a folder elsewhere, or a URL."
+        )
 
 
 def restore(

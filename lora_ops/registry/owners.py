@@ -17,6 +17,7 @@ from pydantic import (
 )
 from ruamel.yaml import YAML
 
+from lora_ops.editing import edited
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry.ssh_signatures import checked_public_key, fingerprint
 from lora_ops.settings.files import first_problem, parse_yaml
@@ -168,19 +169,18 @@ def add_key(path: Path, person: str, public_key: Path) -> str:
     yaml = YAML()
     yaml.width = 4096  # a person stays on one line
     yaml.indent(mapping=2, sequence=4, offset=2)
-    content = yaml.load(path.read_text(encoding="utf-8"))
-    for team in [content["default"], *(content.get("tenants") or {}).values()]:
-        for one in team["people"]:
-            if one["id"] in ids:
-                one["keys"] = list(dict.fromkeys([*one.get("keys", ()), key]))
-    temporary = path.with_name(".owners.yaml")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
+    with edited(path) as (old, new):
+        content = yaml.load(old.read_text(encoding="utf-8"))
+        for team in [content["default"], *(content.get("tenants") or {}).values()]:
+            for one in team["people"]:
+                if one["id"] in ids:
+                    one["keys"] = list(dict.fromkeys([*one.get("keys", ()), key]))
+        with new.open("w", encoding="utf-8") as file:
             yaml.dump(content, file)
-        load_owners(temporary)
-        temporary.replace(path)
-    except LoraOpsError as error:
-        raise LoraOpsError(f"owners.yaml is unchanged: {str(error).removeprefix('.owners.yaml: ')}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            load_owners(new)
+        except LoraOpsError as error:
+            raise LoraOpsError(
+                f"owners.yaml is unchanged: {str(error).removeprefix(f'{new.name}: ')}"
+            ) from error
     return fingerprint(key)

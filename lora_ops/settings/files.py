@@ -42,6 +42,8 @@ def read_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise LoraOpsError(f"Cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise LoraOpsError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
     return parse_yaml(text, path.name)
 
 
@@ -53,7 +55,7 @@ def parse_yaml(text: str, name: str) -> Any:
     """
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # a number or a nesting that Python refuses, too
         reason = " ".join(str(error).split())
         raise LoraOpsError(f"{name} is not valid YAML: {reason}.") from error
 
@@ -83,7 +85,10 @@ def first_problem(error: ValidationError) -> str:
     where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     what = problem["msg"].removeprefix("Value error, ")
     got = problem.get("input")
-    shown = "" if isinstance(got, dict | None) else f" (got {got!r})"
+    given = repr(got)
+    shown = (
+        "" if isinstance(got, dict | None) else f" (got {given if len(given) <= 200 else given[:200] + '…'})"
+    )
     if problem["type"] == "extra_forbidden":
         what, shown = "is not a setting that exists; check its spelling or remove it", ""
     return f"{where}: {what}{shown}" if where else f"{what}{shown}"

@@ -25,7 +25,7 @@ RESERVED_TENANTS = frozenset({
 # fmt: off
 STORE_SUFFIXES = (
     "data", "adapter", "evaluation", "policy", "human_evaluation", "shadow", "canary", "incident", "review",
-    "drift", "audit", "source", "package",
+    "drift", "audit", "source", "package", "page",
 )
 # fmt: on
 

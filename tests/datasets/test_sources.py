@@ -293,3 +293,22 @@ def test_a_scripts_record_has_the_digest_of_its_rows(tmp_path: Path) -> None:
     assert records[0].sha256 != records[1].sha256
     assert records[0].version == records[0].sha256[:12]
     assert records[0].script_sha256 == records[1].script_sha256 == sha256_file(script)
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("def load():\n    return 1 / 0\n", "line 2 fails with ZeroDivisionError"),
+        ("import no_such_module\n", "line 1 fails with ModuleNotFoundError"),
+        ("def load(:\n", "line 1 fails with SyntaxError"),
+        ("import sys\nsys.exit(9)\n", "line 2 fails with SystemExit"),
+        ("def load(rows):\n    return rows\n", "fails with TypeError"),
+    ],
+)
+def test_script_that_fails_is_named_with_its_line(tmp_path: Path, script: str, says: str) -> None:
+    (tmp_path / "rows.py").write_text(script)
+    settings = DataSettings.model_validate(
+        {"source": "rows.py", "task": "text", "rows": {"train": 1, "validation": 1, "test": 1}}
+    )
+    with pytest.raises(LoraOpsError, match=says):
+        read_source(settings, tmp_path, tmp_path / "raw")

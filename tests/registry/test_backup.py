@@ -258,3 +258,14 @@ def test_commands_back_up_lose_and_restore(tmp_path: Path, monkeypatch: pytest.M
     assert CliRunner().invoke(app, ["verify", "--json"]).exit_code == 0
     cleaned = CliRunner().invoke(app, ["gc", "--dry-run"])
     assert "0 files and 0 verified copies would go, 0 bytes." in cleaned.output
+
+
+@pytest.mark.parametrize(
+    "place", ["", " ", "{registry}", "{registry}/files", "file://{registry}", "{registry}/.."]
+)
+def test_backup_refuses_the_registry_itself(serving: Registry, place: str) -> None:
+    """A backup that is gone with the registry is none, and its files would lie among the registry's."""
+    before = sorted(serving.path.rglob("*"))
+    with pytest.raises(LoraOpsError, match="is no place for a backup"):
+        backup(serving, place.format(registry=serving.path))
+    assert sorted(serving.path.rglob("*")) == before

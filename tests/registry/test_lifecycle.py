@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_file
+from lora_ops.records.manifest import FileRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
 from lora_ops.registry.reports import Report, make
@@ -211,7 +213,12 @@ def test_a_version_that_does_not_beat_its_base_is_not_promoted(
 ) -> None:
     folder, manifest = package(1)
     worse = manifest.evaluation.model_copy(update={"beats_base": False})
-    registry.register(folder, manifest.model_copy(update={"evaluation": worse}), actor=AUTHOR)
+    path = folder / "evaluation.json"
+    path.write_text(worse.to_json())
+    file = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+    changed = {"evaluation": worse, "files": {**manifest.files, path.name: file}}
+    changed["evaluation_report_sha256"] = file.sha256
+    registry.register(folder, manifest.model_copy(update=changed), actor=AUTHOR)
     with pytest.raises(LoraOpsError, match="missing: an evaluation in which it beats its base model"):
         story.to("finance@1", "validated")
 
