@@ -72,9 +72,9 @@ def test_register_keeps_the_page_of_the_same_evaluation(clone: Path) -> None:
     for tenant in SAMPLE_TENANTS:
         folder, report = clone / "packages" / tenant, clone / "reports" / tenant
         report.mkdir(parents=True)
-        (report / "evaluation.json").write_text(f"{{{tenant}}}")
-        (report / "03_evaluate.html").write_text(f"the page of {tenant}")
         manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+        (report / "evaluation.json").write_text(manifest.evaluation.to_json())
+        (report / "03_evaluate.html").write_text(f"the page of {tenant}")
         shutil.copy(report / "evaluation.json", folder)
         path = folder / "evaluation.json"
         files = {**manifest.files, path.name: FileRecord(bytes=1, sha256=sha256_file(path))}

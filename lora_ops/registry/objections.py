@@ -9,14 +9,26 @@ from lora_ops.registry.counting import plain
 from lora_ops.registry.reports import filed, from_the_future, lacks, load, own_evidence
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
+from lora_ops.settings.registry import EvidenceSettings
 
 NO_MINIMUM = {"policy_prompts": 0, "annotators": 0, "pairs": 0, "requests": 0, "hours": 0}
 
 
 def kept_lacks(
-    registry: Registry, version: Version, history: Sequence[AuditEntry], one: Evidence
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry],
+    one: Evidence,
+    least: EvidenceSettings | None = None,
 ) -> Iterator[str]:
     """Yield what a report that was filed lacks before a step of `version` may rest on it.
+
+    Args:
+        registry: where.
+        version: what it is about.
+        history: the version's entries.
+        one: the report.
+        least: the minimums; default: today's.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
@@ -27,7 +39,7 @@ def kept_lacks(
     elif document.content_digest != version.summary.content_digest:
         yield f"a {one.kind} report on {version.id} (the last one is about {document.adapter})"
     else:
-        yield from lacks(document, registry.least)
+        yield from lacks(document, least or registry.least)
         yield from from_the_future(document, registry.clock())
         yield from unanswered(registry, version, history, document)
 

@@ -6,9 +6,10 @@ from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.objections import kept_lacks
-from lora_ops.registry.reports import failing, filed
+from lora_ops.registry.reports import failing, filed, load
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
+from lora_ops.settings.registry import EvidenceSettings
 
 
 def incidents_in(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
@@ -53,23 +54,34 @@ def no_incident(leaves: str, *, told_before: bool) -> str:
 def against_return(registry: Registry, version: Version) -> Iterator[str]:
     """Yield why a version may not return to production, as what it lacks.
 
-    Its evidence is judged as for its first time; only the approvals need not be given again.
+    Its evidence is judged by the minimums of the day it entered production: in an incident, stricter ones of
+    today must not keep a version out that served well. What speaks against it counts whenever it was filed. A
+    version that an older release promoted has no minimums, and may have reports of another form.
     """
     history = registry.log.entries(version.tenant, version.number)
     since = _entered(history, version.number)
+    least = _minimums(history, since)
     told = incidents_in([entry for entry in history if entry.seq >= since], version.number)
     if told:
         yield f"a version without an incident since it entered production last ('{told[-1].summary}')"
     found = filed(version, history)
     for kind in PRODUCTION_RESTS_ON:
         if kind not in found:
-            yield f"evidence of kind '{kind}' on {version.id}, which returns"
-        elif kind != "evaluation":
-            yield from kept_lacks(registry, version, history, found[kind])
+            if least:
+                yield f"evidence of kind '{kind}' on {version.id}, which returns"
+        elif kind != "evaluation" and (least or load(registry.files, found[kind])):
+            yield from kept_lacks(registry, version, history, found[kind], least)
     if not version.manifest.evaluation.beats_base:
         yield "an evaluation in which it beats its base model"
     if "policy" not in found:
         yield from failing(version.manifest.policy)
+
+
+def _minimums(history: Sequence[AuditEntry], seq: int) -> EvidenceSettings | None:
+    """Return what evidence had to say when entry `seq` let a version into production, or None."""
+    entry = next((one for one in history if one.seq == seq), None)
+    rules = entry.body.get("rules") if entry else None
+    return EvidenceSettings.model_validate(rules["least"]) if rules else None
 
 
 def _entered(history: Sequence[AuditEntry], number: int) -> int:
