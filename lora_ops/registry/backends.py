@@ -68,7 +68,10 @@ def open_restored(root: Path | None = None) -> Registry:
 
 
 def _memory(root: Path, everything: Settings) -> HeadMemory:
-    return HeadMemory(root / everything.serving.path / HEADS_FILE, everything.registry.path)
+    # By where it really is: `./.registry` is the same folder, and must not begin without a memory.
+    path, inside = (root / everything.registry.path).resolve(), root.resolve()
+    name = path.relative_to(inside) if path.is_relative_to(inside) else path
+    return HeadMemory(root / everything.serving.path / HEADS_FILE, name.as_posix())
 
 
 def _take_what_is_new(registry: SharedRegistry, create: bool) -> None:

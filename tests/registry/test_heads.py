@@ -242,3 +242,14 @@ def test_copy_of_a_shared_registry_is_taken_again(root: Path, connect: Callable[
     assert remembered(root) == list(head) and key
     with closing(open_registry(root)) as registry:
         assert registry.log.head() == head
+
+
+@pytest.mark.parametrize("path", ["./.registry", "before/../.registry", "link"])
+def test_memory_knows_the_folder_by_another_name(root: Path, path: str) -> None:
+    """A path written in another way must not begin without a memory."""
+    replay(root)
+    (root / "link").symlink_to(root / ".registry")
+    params = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(params.replace("  path: .registry\n", f"  path: {path}\n"))
+    with closing(open_registry(root)) as registry:
+        assert "replaced by an older copy" in verify(registry).problems[0]
