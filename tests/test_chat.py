@@ -7,34 +7,17 @@ import pytest
 from typer.testing import CliRunner
 
 from lora_ops.cli import app
-from lora_ops.hashing import sha256_file
-from lora_ops.records.base_model import read_base_model
-from lora_ops.records.manifest import FileRecord
 from lora_ops.settings.params import load_settings
 from tests.registry.conftest import build_package, owners  # noqa: F401 - a fixture
-from tests.serving.conftest import Clone, clone, clone_source, make_adapter  # noqa: F401
+from tests.serving.conftest import Clone, clone, clone_source, make_adapter, register  # noqa: F401
 
 
 @pytest.fixture
 def finance(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:  # noqa: F811
     """finance@3 is packaged with the settings of params.yaml, as the pipeline does it."""
-    folder = tmp_path / "package"
-    manifest = build_package(folder, 3, fresh_days=36500)
-    make_adapter(clone.base, folder, 3)
-    (folder / "README.md").write_text("# finance\n")
-    files = {
-        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-        for path in sorted(folder.iterdir())
-    }
     params = load_settings(clone.root).tenant("finance").model_dump(mode="json")
     with clone.registry() as registry:
-        registry.register(
-            folder,
-            manifest.model_copy(
-                update={"base_model": read_base_model(clone.base), "params": params, "files": files}
-            ),
-            actor="ana.silva",
-        )
+        register(registry, clone.base, tmp_path / "package", "finance", 3, params)
     monkeypatch.setenv("LORA_OPS_ROOT", str(clone.root))
     monkeypatch.setenv("COLUMNS", "200")
     return clone

@@ -52,7 +52,15 @@ def make_adapter(base: Path, folder: Path, seed: int, rank: int = 4, modules: st
     return rounded(folder)
 
 
-def register(registry: Registry, base: Path, folder: Path, tenant: str, seed: int, **options: object) -> str:
+def register(
+    registry: Registry,
+    base: Path,
+    folder: Path,
+    tenant: str,
+    seed: int,
+    params: dict[str, object] | None = None,
+    **options: object,
+) -> str:
     """Package and register an adapter of the tiny model; gives its id."""
     manifest = build_package(folder, seed, tenant, fresh_days=36500)
     make_adapter(base, folder, seed, **options)  # type: ignore[arg-type]
@@ -74,7 +82,7 @@ def register(registry: Registry, base: Path, folder: Path, tenant: str, seed: in
             "training": manifest.training.model_copy(update={"base_model_sha256": model.sha256}),
             "evaluation": evaluation,
             "evaluation_report_sha256": files[EVALUATION].sha256,
-            "params": {"data": {"system": SYSTEM}, "train": {"seed": seed}},
+            "params": params or {"data": {"system": SYSTEM}, "train": {"seed": seed}},
             "files": files,
             "size_bytes": weights,
         }

@@ -57,6 +57,7 @@ def test_it_shows_who_answers_how_fast_and_what_is_in_memory(
 ) -> None:
     with clone.registry() as registry:
         clone.story(registry).to("finance@1", "production")
+        clone.story(registry).to("finance@2", "shadow")
     send(gateway, "finance", 6)
     send(gateway, "finance@2", 2)
     send(gateway, "healthcare", 3)
