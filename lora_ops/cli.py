@@ -70,8 +70,9 @@ def lora_ops(
 def base_model(as_json: AsJson = False) -> None:
     """Make models/base, the base model as safetensors, as params.yaml says."""
     from lora_ops.base_model import make_base_model
+    from lora_ops.processes import end_with_dvc
 
-    _end_with_dvc()
+    end_with_dvc()
     root = find_root()
     settings = load_settings(root).base_model
     _stay_offline(settings.source)
@@ -96,8 +97,9 @@ def run(
 ) -> None:
     """Execute a notebook; its result and its page go to reports/TENANT/, without a tenant to reports/."""
     from lora_ops.notebooks import declared_parameters, parse_parameters, run_notebook
+    from lora_ops.processes import end_with_dvc
 
-    _end_with_dvc()
+    end_with_dvc()
     root = find_root()
     settings = load_settings(root)
     path = notebook if notebook.is_absolute() else root / notebook
@@ -503,14 +505,6 @@ def _fail(code: ExitCode, message: str, as_json: bool) -> NoReturn:
     else:
         print(f"lora-ops: {visible(message)}", file=sys.stderr)
     sys.exit(code)
-
-
-def _end_with_dvc() -> None:
-    """Die with the DVC that runs this as a stage: a killed `dvc repro` must leave no second writer."""
-    if "DVC_ROOT" in os.environ:
-        from lora_ops.processes import end_with_parent
-
-        end_with_parent()
 
 
 def _stay_offline(source: str) -> None:

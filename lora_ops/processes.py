@@ -6,15 +6,19 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lora_ops.clock import now, utc
 from lora_ops.errors import LoraOpsError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+DVC_STAGE = "DVC_STAGE"  # dvc/env.py: DVC sets it for the command of a stage
 
 
 @contextmanager
@@ -44,17 +48,45 @@ def only_one(lock_file: Path, what: str) -> Iterator[None]:
         os.close(lock)
 
 
-def end_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
-    """Let the system send `how` to this process when its parent dies; on other systems than Linux do nothing.
+def end_with_dvc() -> None:
+    """Let this process die with the DVC that runs it as a stage; outside a stage do nothing.
 
-    DVC, `lora-ops run` and the kernel are parent and child. Without this a killed DVC leaves a training behind.
+    A killed `dvc repro` must leave no second writer. The parent is not always DVC: bash gives way to its last
+    command, but dash waits for it and outlives DVC. Only what a stage started has DVC_STAGE.
+    """
+    if DVC_STAGE not in os.environ:
+        return
+    dvc = next((process for process in psutil.Process().parents() if not _in_a_stage(process)), None)
+    # An orphan is handed to init, which is of another session: DVC died before this call.
+    if dvc is None or os.getsid(dvc.pid) != os.getsid(0):
+        os.kill(os.getpid(), signal.SIGKILL)
+        return
+    threading.Thread(target=_die_after, args=(dvc,), name="end-with-dvc", daemon=True).start()
+
+
+def _in_a_stage(process: psutil.Process) -> bool:
+    try:
+        return DVC_STAGE in process.environ()
+    except psutil.Error:  # another user's, or gone
+        return False
+
+
+def _die_after(process: psutil.Process) -> None:
+    process.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent dies; on other systems than Linux do nothing.
+
+    The system does it even while this process keeps the GIL in a training step.
     """
     if not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(how))
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:  # it died before the call
-        os.kill(os.getpid(), how)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def load_ipython_extension(shell: Any) -> None:

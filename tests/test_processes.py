@@ -1,6 +1,7 @@
 """One process at a time, and none that outlives its parent: real processes, killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,8 +56,12 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can do it")
-def test_kernel_dies_with_a_killed_dvc(tmp_path: Path) -> None:
-    """C5: the kernel went on training beside the second `dvc repro`."""
+@pytest.mark.parametrize("shell", ["bash", "dash"])
+def test_kernel_dies_with_a_killed_dvc(tmp_path: Path, shell: str) -> None:
+    """C5: the kernel went on training beside the second `dvc repro`. DVC runs a stage in the user's shell."""
+    found = shutil.which(shell)
+    if found is None:
+        pytest.skip(f"there is no {shell} here")
     for name in ("params.yaml", "owners.yaml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     write(
@@ -69,7 +74,7 @@ def test_kernel_dies_with_a_killed_dvc(tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text(f"stages: {{slow: {{cmd: {command}}}}}\n")
     assert run("dvc", "init", "--no-scm", "--quiet", cwd=tmp_path).returncode == 0
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PATH": path, "SHELL": found, "PYTHONPATH": str(ROOT)}
     environment.pop("LORA_OPS_ROOT", None)
     dvc = subprocess.Popen(["dvc", "repro"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     try:
