@@ -88,7 +88,7 @@ def test_a_rule_that_forbids_it_is_refused(clone: Clone) -> None:  # noqa: F811
 
 
 def test_a_fault_of_our_own_is_internal(repository: Path) -> None:
-    script = "import lora_ops.settings.files as f, lora_ops.cli as c; c.find_root = lambda: 1 / 0; c.main()"
+    script = "import lora_ops.settings.files as f, lora_ops.cli as c; f.find_root = lambda: 1 / 0; c.main()"
     for words, out in ((["report"], False), (["report", "--json"], True)):
         done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == ExitCode.INTERNAL

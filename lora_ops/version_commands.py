@@ -1,0 +1,155 @@
+"""`lora-ops register`, `report` and `compare`: what the pipeline made, as versions of the registry."""
+
+import sys
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.escaping import markup, show, visible
+from lora_ops.exit_codes import ExitCode
+from lora_ops.grid import Grid
+from lora_ops.output import AsJson, print_json
+from lora_ops.registry.commands import Actor
+
+
+def register(
+    tenants: Annotated[
+        list[str] | None, typer.Argument(help="Tenants of params.yaml; default: each one that has a package.")
+    ] = None,
+    actor: Actor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register what packages/ holds as each tenant's next version, named by the alias candidate.
+
+    The same content again is the same version. A package that is refused doesn't stop the others.
+    """
+    from lora_ops.registration import register_packages, require_one_fit, tenants_with_package
+    from lora_ops.registry.backends import open_registry
+    from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
+    from lora_ops.tracking.registration import log_registration
+
+    root = find_root()
+    settings = load_settings(root)
+    for name in tenants or ():
+        settings.tenant(name)
+    chosen = tenants or tenants_with_package(settings.tenants, root)
+    outcomes, refused = [], []
+    if not (root / settings.registry.path).exists():
+        require_one_fit(chosen, root)
+    with closing(open_registry(root, create=True)) as registry:
+        for outcome in register_packages(chosen, root, registry, actor=actor):
+            adapter = outcome.version.id if outcome.version else None
+            outcomes.append(
+                {
+                    "tenant": outcome.tenant,
+                    "adapter": adapter,
+                    "is_new": outcome.is_new,
+                    "problem": outcome.problem,
+                }
+            )
+            if outcome.version is None:
+                refused.append(outcome.tenant)
+                print(f"lora-ops: {outcome.tenant}: {visible(str(outcome.problem))}", file=sys.stderr)
+                continue
+            if outcome.is_new:
+                number, tracking = outcome.version.number, settings.tracking
+                problem = log_registration(outcome.tenant, number, tracking, root)
+                if problem:
+                    print(f"lora-ops: {visible(problem)}", file=sys.stderr)
+            how = "a new version" if outcome.is_new else "this content was registered before"
+            if not as_json:
+                show(f"{adapter} is the candidate of {outcome.tenant} ({how}).")
+    if as_json:
+        print_json(outcomes)
+        raise typer.Exit(ExitCode.INVALID if refused else ExitCode.OK)
+    if refused:
+        raise LoraOpsError(f"Not registered: {', '.join(refused)}; the reasons are above.")
+
+
+def report(as_json: AsJson = False) -> None:
+    """Show the adapters that the pipeline made beside their base; nothing is changed."""
+    from lora_ops.packaging import packaged
+    from lora_ops.records.evaluation import ADAPTER, BASE
+    from lora_ops.registration import registered_id
+    from lora_ops.registry.backends import open_registry
+    from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
+
+    root = find_root()
+    settings = load_settings(root)
+    manifests = [packaged(tenant, root) for tenant in settings.tenants]
+    # Only `register` makes a registry: looking must not.
+    registry = open_registry(root) if (root / settings.registry.path).is_dir() else None
+    columns = ("tenant", "version", "metric", "base", "adapter", "size", "training")
+    table = Grid(*columns, solid={*columns})
+    verdicts, pages, missing, rows = [], [], [], []
+    for manifest in manifests:
+        version = registered_id(manifest, registry)
+        rows.append(
+            {
+                "tenant": manifest.tenant,
+                "adapter": version,
+                "metrics": manifest.evaluation.model_dump(mode="json")["metrics"],
+                "primary": manifest.evaluation.primary,
+                "verdict": manifest.evaluation.verdict,
+                "size_bytes": manifest.size_bytes,
+                "training_seconds": manifest.training.seconds,
+                "report": manifest.report,
+            }
+        )
+        if version is None:
+            missing.append(manifest.tenant)
+        evaluation = manifest.evaluation
+        others = sorted(evaluation.metrics.keys() - {evaluation.primary})
+        for name in (evaluation.primary, *others):
+            metric, first = evaluation.metrics[name], name == evaluation.primary
+            table.add_row(
+                manifest.tenant if first else "",
+                (version or "-") if first else "",
+                name,
+                f"{metric[BASE].value:.3f}",
+                f"{metric[ADAPTER].value:.3f}",
+                f"{manifest.size_bytes / 1e6:.1f} MB" if first else "",
+                f"{manifest.training.seconds:.0f} s" if first else "",
+            )
+        verdicts.append(markup(f"{version or manifest.tenant} {evaluation.verdict}."))
+        pages.append(markup(f"{version or manifest.tenant}: {manifest.report}"))
+    if as_json:
+        print_json(rows)
+        return
+    show(table, *verdicts, "\nReports, for a browser:", *pages, sep="\n")
+    if registry:
+        # Printed and kept elsewhere, it shows later that the registry was not replaced by an older copy.
+        show(f"The audit log ends at {registry.log.head().text} (`lora-ops registry verify --expect-head`).")
+    if missing:
+        show(f"Not registered: {', '.join(missing)}. Next: lora-ops register")
+
+
+def compare(
+    left: Annotated[str, typer.Argument(help="A version, such as finance@2.")],
+    right: Annotated[str, typer.Argument(help="Another version of the same tenant, such as finance@3.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two versions on the rows that both answered and neither was trained on."""
+    from lora_ops.evaluation.versions import compare_versions
+    from lora_ops.registry.backends import open_registry
+    from lora_ops.settings.files import find_root
+
+    with closing(open_registry(find_root())) as registry:
+        found = compare_versions(registry, registry.get(left), registry.get(right))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    table = Grid("metric", found.left, found.right, "difference", "p (Holm)", solid={"metric"})
+    for metric, values in found.metrics.items():
+        change = found.differences[metric]
+        row = (*map(str, values.values()), str(change), f"{change.p_corrected:.4f}")
+        table.add_row(metric, *row)
+    show(table)
+    rows = f"{found.rows} rows of {found.groups} groups that neither was trained on"
+    show(markup(f"{found.verdict}: {rows}; {found.left_out} rows of either don't count."))
+    for note in found.notes:
+        show(markup(f"The metrics that they recorded can't be compared: {note}."))
