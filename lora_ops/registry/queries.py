@@ -1,0 +1,244 @@
+"""What a registry's tables say: versions, aliases, states and manifests; nothing here changes a row."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lora_ops.adapter_files import weights_digest
+from lora_ops.errors import Damaged, LoraOpsError, NotFound
+from lora_ops.records.manifest import ADAPTER_FILES, SCHEMA_VERSION, Manifest, content_digest
+from lora_ops.records.registry import AuditEntry, State
+from lora_ops.registry import migrations
+from lora_ops.registry.audit import Anchor, Head, Log
+from lora_ops.registry.database import Database
+from lora_ops.registry.files import FileStore
+from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
+
+SUMMARY = (
+    "tenant, number, state, author, registered_at, fresh_until, next_review_due, primary_metric,"
+    " primary_value, size_bytes, content_digest, signature"
+)
+
+
+class Queries:
+    """Every read of one registry; `Registry` in store.py opens what these ask, and changes it."""
+
+    db: Database
+    log: Log
+    anchor: Anchor
+    files: FileStore
+
+    def summaries(self, tenant: str | None = None) -> list[Summary]:
+        """Every version, or those of one tenant, oldest first, without their manifests."""
+        names: dict[tuple[str, int], tuple[str, ...]] = {}
+        for name, alias, number in self.db.rows(
+            "SELECT tenant, alias, number FROM aliases WHERE ?1 IS NULL OR tenant = ?1 ORDER BY alias",
+            (tenant,),
+        ):
+            names[name, number] = (*names.get((name, number), ()), alias)
+        rows = self.db.rows(
+            f"SELECT {SUMMARY} FROM versions WHERE ?1 IS NULL OR tenant = ?1 ORDER BY tenant, number", (tenant,)
+        )
+        return [Summary._make((*row, names.get(row[:2], ()))) for row in rows]
+
+    def tenants(self) -> list[str]:
+        """Return every tenant that has a version, sorted."""
+        return [tenant for (tenant,) in self.db.rows("SELECT DISTINCT tenant FROM versions ORDER BY 1")]
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let every query inside see the same moment."""
+        with self.db.reading():
+            yield
+
+    def states(self) -> dict[tuple[str, int], State]:
+        """Return the state of every version: (tenant, number) to state."""
+        rows = self.db.rows("SELECT tenant, number, state FROM versions")
+        return {(tenant, number): state for tenant, number, state in rows}
+
+    def foreign_triggers(self) -> list[str]:
+        """Return the names of triggers and views that no release of lora-ops made."""
+        rows = self.db.rows(
+            "SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'view') ORDER BY name"
+        )
+        return [name for name, sql in rows if (name, sql) not in migrations.triggers()]
+
+    def seen(self) -> tuple[int, ...]:
+        """Return what differs after every change by others, of the database or of its signed head.
+
+        A file that took the place of the database, as a restore puts it there, is opened.
+        """
+        self.db.follow_replacement()
+        try:
+            found = self.anchor.path.stat()
+        except OSError:  # removed; whoever verifies the log says so
+            return (self.data_version(),)
+        return self.data_version(), found.st_mtime_ns, found.st_size, found.st_ino
+
+    def data_version(self) -> int:
+        """Return a number that changes with every commit of another connection."""
+        row = self.db.row("PRAGMA data_version")
+        return row[0] if row else 0
+
+    def aliases(self) -> dict[tuple[str, str], int]:
+        """Return every alias: (tenant, alias) to the number of the version that it names."""
+        rows = self.db.rows("SELECT tenant, alias, number FROM aliases")
+        return {(tenant, alias): number for tenant, alias, number in rows}
+
+    def manifest_text(self, tenant: str, number: int | None) -> str | None:
+        """Return a version's manifest as it is stored, unchecked; None where there is none."""
+        row = self.db.row("SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", (tenant, number))
+        return row[0] if row else None
+
+    def manifest_naming(self, digest: str) -> tuple[str, str] | None:
+        """Return tenant and manifest of the newest version that has the file or signature `digest`."""
+        row = self.db.row(
+            "SELECT v.tenant, m.manifest FROM versions v JOIN manifests m USING (tenant, number)"
+            " WHERE v.signature = ?1 OR instr(m.manifest, ?1) ORDER BY number DESC LIMIT 1",
+            (digest,),
+        )
+        return (row[0], row[1]) if row else None
+
+    def mirrored(self, target: str) -> Head:
+        """Return the last entry that the mirror `target` shows, as far as is known here."""
+        row = self.db.row("SELECT seq, hash FROM mirrors WHERE target = ?", (target,))
+        return Head(*row) if row else Head()
+
+    def versions(self, tenant: str | None = None) -> list[Version]:
+        """Every version, or those of one tenant, oldest first, with their manifests."""
+        texts = {
+            (name, number): text
+            for name, number, text in self.db.rows(
+                "SELECT tenant, number, manifest FROM manifests WHERE ?1 IS NULL OR tenant = ?1", (tenant,)
+            )
+        }
+        return [
+            Version(one, texts[one.tenant, one.number])
+            for one in self.summaries(tenant)
+            if (one.tenant, one.number) in texts
+        ]
+
+    def get(self, reference: str) -> Version:
+        """Return the version that `finance@3`, `finance@candidate` or `finance` names; see `current`.
+
+        Raises:
+            LoraOpsError: there is no such tenant, version or alias; the text lists what there is.
+        """
+        return self.load(*self.resolve(reference))
+
+    def get_exact(self, reference: str) -> Version:
+        """Return the version that `finance@3` names; what can't be undone asks for no less.
+
+        Raises:
+            LoraOpsError: an alias or a bare tenant, which may name another version by now; or there is none.
+        """
+        tenant, which = parse_reference(reference)
+        if not isinstance(which, int):
+            raise LoraOpsError(
+                f"'{reference}' may name another version in a moment: name the exact one ({tenant}@3, see "
+                f"`lora-ops registry list {tenant}`); nothing was changed."
+            )
+        return self.get(reference)
+
+    def current(self, tenant: str) -> int | None:
+        """Return the number of the version that a bare tenant means, everywhere; None where it means none.
+
+        That is what is in production. Before anything ever was, it is the candidate. After production was
+        revoked nothing takes its place by itself: a candidate was reviewed by nobody.
+        """
+        number = self.named(tenant, "production")
+        if number is None and self.log.last_in_production(tenant) is None:
+            number = self.named(tenant, "candidate")
+        return number
+
+    def resolve(self, reference: str) -> tuple[str, int]:
+        """Return the tenant and the number that a reference names now.
+
+        Raises:
+            LoraOpsError: there is no such tenant, version or alias; the text lists what there is.
+        """
+        tenant, which = parse_reference(reference)
+        if isinstance(which, int):
+            row = self.db.row("SELECT number FROM versions WHERE tenant = ? AND number = ?", (tenant, which))
+            number = row[0] if row else None
+        else:
+            number = self.named(tenant, which) if which else self.current(tenant)
+        if number is None:
+            raise self._unknown(tenant, which or "production")
+        return tenant, number
+
+    def named(self, tenant: str, alias: str) -> int | None:
+        """The number of the version that an alias names now, or None."""
+        row = self.db.row("SELECT number FROM aliases WHERE tenant = ? AND alias = ?", (tenant, alias))
+        return row[0] if row else None
+
+    def _unknown(self, tenant: str, which: int | str) -> NotFound:
+        there = self.summaries(tenant)
+        if not there:
+            known = ", ".join(self.tenants())
+            return NotFound(
+                f"The registry has no adapter of '{tenant}' (tenants: {known or 'none yet: run `make repro`'})."
+            )
+        names = [f"{tenant}@{alias}" for one in there for alias in one.aliases]
+        listed = ", ".join([*names, *(one.id for one in there[-5:])])
+        return NotFound(f"The registry has no {tenant}@{which} (there are: {listed}).")
+
+    def load(self, tenant: str, number: int) -> Version:
+        key = (tenant, number)
+        row = self.db.row(f"SELECT {SUMMARY} FROM versions WHERE tenant = ? AND number = ?", key)
+        text = self.db.row("SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", key)
+        if row is None or text is None:
+            raise Damaged(
+                f"The registry has lost the record of {tenant}@{number}: run `lora-ops registry verify`."
+            )
+        aliases = self.db.rows("SELECT alias FROM aliases WHERE tenant = ? AND number = ? ORDER BY alias", key)
+        return Version(Summary._make((*row, tuple(alias for (alias,) in aliases))), text[0])
+
+    def history(self, reference: str) -> list[AuditEntry]:
+        """What the audit log says of one version, oldest first.
+
+        Raises:
+            LoraOpsError: unknown version, or an entry that was changed.
+        """
+        return self.log.entries(*self.resolve(reference))
+
+    def holding(self, manifest: Manifest) -> Version | None:
+        """The version with exactly this content, in whatever state, or None."""
+        known = self.known_content(manifest)
+        return self.load(manifest.tenant, known[0]) if known else None
+
+    def known_content(self, manifest: Manifest) -> tuple[int, State] | None:
+        """Return number and state of the version with exactly this content, or None."""
+        tenant, text = manifest.tenant, manifest.to_json()
+        digest = content_digest(text)
+        row = self.db.row(
+            "SELECT number, state FROM versions WHERE tenant = ? AND content_digest = ?", (tenant, digest)
+        )
+        if row is not None:
+            return row[0], row[1]
+        # A version of an older schema keeps the digest that the log states; by today's rule it may be this one.
+        for version in self.versions(tenant):
+            if content_digest(version.manifest_text, SCHEMA_VERSION) == digest:
+                return version.number, version.state
+        return None
+
+    def closed_twin(self, manifest: Manifest) -> Version | None:
+        """Return a version, of whatever tenant, that was closed and has the same tensors, or None.
+
+        A closed adapter is known by its tensors: another file around them, other settings or another tenant's
+        name don't bring it back. The adapter's file must be kept already.
+        """
+        mine = self._weights(manifest)
+        for one in self.summaries():
+            if one.state in CLOSED:
+                version = self.load(one.tenant, one.number)
+                if self._weights(version.manifest) == mine:
+                    return version
+        return None
+
+    def _weights(self, manifest: Manifest) -> str | None:
+        file = manifest.files.get(ADAPTER_FILES[0])
+        if file is None:
+            return None
+        kept = self.files.path(file.sha256)
+        # Closed long ago, its file may be gone: then its digest is all that it can be known by.
+        return weights_digest(kept) if kept.is_file() else file.sha256
