@@ -155,10 +155,11 @@ def approve(
 ) -> None:
     """Agree that a canary may go to production, having seen its evidence (two approvers, never its author)."""
     from lora_ops.registry import lifecycle
+    from lora_ops.registry.requirements import missing_for
 
     with _registry() as registry:
         said = lifecycle.approve(registry, reference, actor=_who(actor), reason=reason, key=key)
-        _, missing = lifecycle.missing_for(registry, reference)
+        _, missing = missing_for(registry, reference)
     if as_json:
         print_json({**said.model_dump(mode="json"), "missing": missing})
         return
@@ -225,9 +226,10 @@ def promote(
 ) -> None:
     """Move a version one stage on, or a superseded one back to production."""
     from lora_ops.registry import lifecycle
+    from lora_ops.registry.requirements import concerned
 
     with _registry() as registry:
-        about = lifecycle.concerned(registry, reference, to)
+        about = concerned(registry, reference, to)
         reports = _made(registry, about, evidence)
         version = lifecycle.promote(
             registry,
@@ -326,11 +328,11 @@ def due(
     tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
 ) -> None:
     """Overdue reviews, and data that expires within 14 days."""
-    from lora_ops.registry import lifecycle
+    from lora_ops.registry.status import due as due_
 
     with _registry() as registry:
         _check_tenant(registry, tenant)
-        items = lifecycle.due(registry, tenant)
+        items = due_(registry, tenant)
     if as_json:
         print_json([item._asdict() for item in items])
         return

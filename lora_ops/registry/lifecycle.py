@@ -3,30 +3,35 @@
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.hashing import sha256_text
 from lora_ops.records.approval import Approval, ApprovalStatement
-from lora_ops.records.evidence import Evidence, EvidenceKind
+from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import State
 from lora_ops.registry import packages
 from lora_ops.registry.approvals import (
-    PRODUCTION_RESTS_ON,
     approvals_of,
-    ground_now,
-    judged,
-    missing_approvals,
     signature_of,
     statement,
 )
 from lora_ops.registry.changes import Change
-from lora_ops.registry.eligibility import FRESHNESS_WARNING, SERVING, expiry_reason
-from lora_ops.registry.objections import kept_lacks, unanswered
+from lora_ops.registry.eligibility import SERVING, expiry_reason
 from lora_ops.registry.owners import Person
 from lora_ops.registry.owners_log import change_with_owners
-from lora_ops.registry.reports import Report, failing, filed, lacks
+from lora_ops.registry.reports import Report
+from lora_ops.registry.requirements import (
+    EVIDENCE,
+    LIVE,
+    STAGES,
+    Stage,
+    approvals_needed,
+    leaves_production,
+    require_about,
+    step_basis,
+)
 from lora_ops.registry.roles import (
     ANYBODY,
     APPROVE,
@@ -36,48 +41,8 @@ from lora_ops.registry.roles import (
     require_approver,
     require_role,
 )
-from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
-
-Stage = Literal["validated", "shadow", "canary", "production"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-LIVE: frozenset[State] = frozenset({"candidate", "validated", *STAGES})
-
-# From, to: the evidence without which the step is refused. A version is superseded only by the promotion of
-# another one, and goes back to production only from there: a rollback, which rests on its incident.
-EVIDENCE: dict[tuple[State, State], frozenset[EvidenceKind]] = {
-    ("candidate", "validated"): frozenset({"evaluation", "policy"}),
-    ("validated", "shadow"): frozenset({"human_evaluation"}),
-    ("shadow", "canary"): frozenset({"shadow"}),
-    ("canary", "production"): frozenset({"canary"}),
-    ("production", "superseded"): frozenset(),
-    ("superseded", "production"): frozenset({"incident"}),
-    ("superseded", "archived"): frozenset(),
-    ("rejected", "archived"): frozenset(),
-    **{(state, "rejected"): frozenset() for state in ("candidate", "validated", "shadow", "canary")},
-    **{
-        (state, "revoked"): frozenset()
-        for state in ("candidate", "validated", "shadow", "canary", "production", "superseded")
-    },
-}
-
-
-def allowed(before: str, after: str) -> bool:
-    """Return whether the rules have this step; a state of a newer release is judged by that release alone."""
-    known = get_args(State)
-    return before not in known or after not in known or (before, after) in EVIDENCE
-
-
-class Due(NamedTuple):
-    """One thing to do soon, or late already."""
-
-    id: str
-    what: Literal["review", "freshness"]
-    at: str
-    overdue: bool
-    state: State
-    team: str | None
 
 
 def promote(
@@ -122,10 +87,10 @@ def promote(
         expired = expiry_reason(version.summary, registry.clock())
         if expired:
             raise Refused(f"{expired}.")
-        concerns = _leaves(registry, version, to)
-        basis, needed = _basis(registry, version, to, evidence, concerns)
+        concerns = leaves_production(registry, version, to)
+        basis, needed = step_basis(registry, version, to, evidence, concerns)
         if to == "production" and concerns is None:
-            needed += _approvals_needed(registry, version)
+            needed += approvals_needed(registry, version)
         if needed:
             raise Refused(f"{version.id} can't become '{to}' yet; missing: {'; '.join(needed)}.")
         packages.check_kept(registry, version)
@@ -194,7 +159,7 @@ def file_evidence(registry: Registry, reference: str, report: Report, *, actor: 
     with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference)
         require_role(registry, version, actor, ANYBODY, f"file evidence of {version.id}")
-        _require_about(version, [report])
+        require_about(version, [report])
         _record(registry, change, version, "evidence", report.summary, _kept(registry, [report]))
     return registry.get(version.id)
 
@@ -275,7 +240,7 @@ def review(
         version = registry.get_exact(reference)
         require_role(registry, version, actor, JUDGE, f"review {version.id}")
         _require_reason(reason)
-        _require_about(version, evidence)
+        require_about(version, evidence)
         if version.state not in LIVE:
             raise Refused(f"{version.id} is '{version.state}': there is nothing to review.")
         if "review" not in {one.document.kind for one in evidence}:
@@ -298,7 +263,7 @@ def link_incident(
         version = registry.get_exact(reference)
         require_role(registry, version, actor, ANYBODY, f"tell of an incident of {version.id}")
         _require_reason(reason)
-        _require_about(version, evidence)
+        require_about(version, evidence)
         if "incident" not in {one.document.kind for one in evidence}:
             raise Refused(f"The incident of {version.id} is missing: evidence of kind 'incident'.")
         _record(registry, change, version, "incident", reason, _kept(registry, evidence))
@@ -310,112 +275,6 @@ def approvals(registry: Registry, version: Version) -> list[Approval]:
     return approvals_of(registry, version, registry.log.entries(version.tenant, version.number))
 
 
-def due(registry: Registry, tenant: str | None = None) -> list[Due]:
-    """Reviews that are overdue and data that expires within 14 days (or has), the most urgent first."""
-    today = registry.clock()
-    now, soon = utc(today), utc(today + FRESHNESS_WARNING)
-    found = []
-    for one in registry.summaries(tenant):
-        if one.state not in LIVE:
-            continue
-        team = registry.owners.team(one.tenant).team if registry.owners else None
-        if one.next_review_due and one.next_review_due <= now:
-            found.append(Due(one.id, "review", one.next_review_due, True, one.state, team))
-        if one.fresh_until <= soon:
-            found.append(Due(one.id, "freshness", one.fresh_until, one.fresh_until <= now, one.state, team))
-    return sorted(found, key=lambda item: item.at)
-
-
-def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[str]]:
-    """Return the next stage of a version, and what is still needed for it besides a reason.
-
-    Raises:
-        LoraOpsError: unknown version.
-    """
-    version = registry.get(reference)
-    stage = next((stage for stage in STAGES if (version.state, stage) in EVIDENCE), None)
-    if stage is None:
-        return None, []
-    concerns = _leaves(registry, version, stage)
-    needed = _basis(registry, version, stage, (), concerns)[1]
-    if stage == "production" and concerns is None:
-        needed += _approvals_needed(registry, version)
-    return stage, needed
-
-
-def _basis(
-    registry: Registry, version: Version, to: State, given: Sequence[Report], concerns: int | None
-) -> tuple[dict[str, Evidence], list[str]]:
-    """Return the evidence that a step rests on, by kind, and what it lacks besides approvals, in words.
-
-    Raises:
-        LoraOpsError: a given report is about another version, or comes after the approvals that must name it.
-    """
-    history = registry.log.entries(version.tenant, version.number)
-    if concerns:
-        return _incident_of(registry, version, given, concerns)
-    _require_about(version, given)
-    late = [one.document.kind for one in given if one.document.kind in PRODUCTION_RESTS_ON]
-    if to == "production" and late:
-        raise Refused(
-            f"Approvals name the evidence that was seen, so file it before them: `lora-ops registry file "
-            f"{version.id} {late[0]} FILE`."
-        )
-    found = filed(version, history)
-    documents = {one.document.kind: one.document for one in given}
-    required = set(PRODUCTION_RESTS_ON) if to == "production" else set(EVIDENCE[version.state, to])
-    needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
-    for kind in PRODUCTION_RESTS_ON:
-        if kind == "evaluation":
-            continue
-        if kind in documents:
-            needed += lacks(documents[kind], registry.least)
-            needed += unanswered(registry, version, history, documents[kind])
-        elif kind in found:
-            needed += kept_lacks(registry, version, history, found[kind])
-    if not version.manifest.evaluation.beats_base:
-        needed.append("an evaluation in which it beats its base model")
-    if "policy" not in {*found, *documents}:
-        needed += failing(version.manifest.policy)
-    basis = found | {one.document.kind: one.reference for one in given}
-    return {kind: one for kind, one in basis.items() if kind in required}, needed
-
-
-def concerned(registry: Registry, reference: str, to: str) -> str:
-    """Return the version that a promotion's evidence must be about; of a rollback, the one that it puts out.
-
-    Raises:
-        LoraOpsError: unknown version.
-    """
-    version = registry.get(reference)
-    number = _leaves(registry, version, to)
-    return f"{version.tenant}@{number}" if number else version.id
-
-
-def _leaves(registry: Registry, version: Version, to: str) -> int | None:
-    """Return the version that a rollback puts out of production; None for any other step."""
-    rollback = (version.state, to) == ("superseded", "production")
-    return registry.log.last_in_production(version.tenant) if rollback else None
-
-
-def _approvals_needed(registry: Registry, version: Version) -> list[str]:
-    history = registry.log.entries(version.tenant, version.number)
-    ground = ground_now(registry, version, history)
-    return missing_approvals(ground, judged(ground, history))
-
-
-def _incident_of(
-    registry: Registry, version: Version, given: Sequence[Report], concerns: int
-) -> tuple[dict[str, Evidence], list[str]]:
-    """Return the incident that a rollback rests on, and what it lacks, also of the version that returns."""
-    leaves = registry.get(f"{version.tenant}@{concerns}")
-    _require_about(leaves, given)
-    offered = [one.reference for one in given if one.document.kind == "incident"]
-    fresh = fresh_incidents(registry.log.entries(leaves.tenant, leaves.number), leaves.number, offered)
-    needed = [] if fresh else [no_incident(leaves.id, told_before=bool(offered))]
-    return {one.kind: one for one in fresh[-1:]}, [*needed, *against_return(registry, version)]
-
-
 def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> tuple[ApprovalStatement, Person]:
     """Return what an approver would sign now, and who they are; refuse what can't be approved."""
     version = registry.get_exact(reference)
@@ -425,7 +284,7 @@ def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> t
         raise Refused(f"{version.id} is '{version.state}': production is approved while in canary.")
     if any(one.person == person.id and one.void is None for one in approvals(registry, version)):
         raise Refused(f"{person.name} has approved {version.id} already: a second person must agree.")
-    basis, needed = _basis(registry, version, "production", (), None)
+    basis, needed = step_basis(registry, version, "production", (), None)
     if needed:
         raise Refused(f"{version.id} can't be approved yet; missing: {'; '.join(needed)}.")
     return statement(registry, version, basis, person, reason), person
@@ -438,7 +297,7 @@ def _close(
         version = registry.get_exact(reference)
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         _require_step(version, to, reason)
-        _require_about(version, evidence)
+        require_about(version, evidence)
         gone: dict[str, int | None] = dict.fromkeys(version.aliases)
         _record(
             registry,
@@ -465,12 +324,6 @@ def _require_step(version: Version, to: State, reason: str) -> None:
 def _require_reason(reason: str) -> None:
     if not reason.strip():
         raise LoraOpsError("Say why: a change of the registry needs a reason.")
-
-
-def _require_about(version: Version, given: Sequence[Report]) -> None:
-    for one in given:
-        if one.document.content_digest != version.summary.content_digest:
-            raise Refused(f"The {one.document.kind} report is about {one.document.adapter}, not {version.id}.")
 
 
 def _kept(registry: Registry, given: Sequence[Report]) -> list[Evidence]:

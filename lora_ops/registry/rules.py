@@ -16,10 +16,10 @@ from lora_ops.registry.approvals import (
     missing_approvals,
     promotion_in,
 )
-from lora_ops.registry.lifecycle import EVIDENCE, STAGES
 from lora_ops.registry.owners import Team
 from lora_ops.registry.owners_log import owners_before
 from lora_ops.registry.reports import lacks, load
+from lora_ops.registry.requirements import EVIDENCE, STAGES
 from lora_ops.registry.roles import APPROVE, MAY
 from lora_ops.registry.rollbacks import fresh_incidents, no_incident
 from lora_ops.registry.ssh_signatures import fingerprint

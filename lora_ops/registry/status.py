@@ -1,9 +1,12 @@
-"""Where each tenant stands: what is in which stage, how long it stays fresh, and what comes next."""
+"""Where each tenant stands: what is in which stage, until when, what is due and what comes next."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from lora_ops.registry.lifecycle import LIVE, missing_for
+from lora_ops.clock import utc
+from lora_ops.records.registry import State
+from lora_ops.registry.eligibility import FRESHNESS_WARNING
+from lora_ops.registry.requirements import LIVE, missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Summary
 
@@ -26,9 +29,36 @@ class TenantStatus(NamedTuple):
     missing: tuple[str, ...]  # what that step still needs, besides a reason
 
 
+class Due(NamedTuple):
+    """One thing to do soon, or late already."""
+
+    id: str
+    what: Literal["review", "freshness"]
+    at: str
+    overdue: bool
+    state: State
+    team: str | None
+
+
 def status(registry: Registry, tenants: Iterable[str]) -> list[TenantStatus]:
     """Return where each of `tenants` stands, one entry each, also for a tenant without a version."""
     return [_status(registry, tenant) for tenant in tenants]
+
+
+def due(registry: Registry, tenant: str | None = None) -> list[Due]:
+    """Reviews that are overdue and data that expires within 14 days (or has), the most urgent first."""
+    today = registry.clock()
+    now, soon = utc(today), utc(today + FRESHNESS_WARNING)
+    found = []
+    for one in registry.summaries(tenant):
+        if one.state not in LIVE:
+            continue
+        team = registry.owners.team(one.tenant).team if registry.owners else None
+        if one.next_review_due and one.next_review_due <= now:
+            found.append(Due(one.id, "review", one.next_review_due, True, one.state, team))
+        if one.fresh_until <= soon:
+            found.append(Due(one.id, "freshness", one.fresh_until, one.fresh_until <= now, one.state, team))
+    return sorted(found, key=lambda item: item.at)
 
 
 def _status(registry: Registry, tenant: str) -> TenantStatus:

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from lora_ops.records.evaluation import BiasAssessment
     from lora_ops.records.registry import AdapterRecord, AuditEntry, Performance
     from lora_ops.registry.cards import Difference
-    from lora_ops.registry.lifecycle import Due
-    from lora_ops.registry.status import TenantStatus
+    from lora_ops.registry.status import Due, TenantStatus
     from lora_ops.registry.store import Registry
     from lora_ops.registry.versions import Summary
 

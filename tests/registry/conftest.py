@@ -24,6 +24,7 @@ from lora_ops.records.training import TrainingRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import Report, make
+from lora_ops.registry.requirements import EVIDENCE, missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.registry.wandb_project import WandbProject
@@ -244,14 +245,14 @@ class Story:
         """Promote stage by stage until the version is in `stage`."""
         version = self.registry.get(reference)
         while version.state != stage:
-            step, _ = lifecycle.missing_for(self.registry, version.id)
+            step, _ = missing_for(self.registry, version.id)
             assert step, f"{version.id} is {version.state}: no way to {stage}"
             given: list[Report] = []
             if step == "production":
                 self.file("canary", about=version.id)
                 self.approve(version.id)
             else:
-                kinds = lifecycle.EVIDENCE[version.state, step] - {"evaluation"}
+                kinds = EVIDENCE[version.state, step] - {"evaluation"}
                 given = self.evidence(*kinds, about=version.id)
             version = lifecycle.promote(
                 self.registry, version.id, step, actor="ci", reason="next", evidence=given

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.requirements import EVIDENCE, missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
@@ -193,10 +194,10 @@ class Life(RuleBasedStateMachine):
     def go_on(self, number: int, person: str, lacking: bool, kill_at: int | None) -> None:
         def step(registry: Registry) -> None:
             version = registry.get(f"finance@{number}")
-            stage, _ = lifecycle.missing_for(registry, version.id)
+            stage, _ = missing_for(registry, version.id)
             if stage is None:
                 raise LoraOpsError("nowhere to go")
-            kinds = lifecycle.EVIDENCE[version.state, stage] - {"evaluation", "canary", "incident"}
+            kinds = EVIDENCE[version.state, stage] - {"evaluation", "canary", "incident"}
             story = Story(registry, self.folder / "reports")
             evidence = story.evidence(*([] if lacking else kinds), about=version.id)
             lifecycle.promote(registry, version.id, stage, actor=person, reason="r", evidence=evidence)

@@ -13,6 +13,7 @@ from lora_ops.records.manifest import FileRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
 from lora_ops.registry.reports import Report, make
+from lora_ops.registry.requirements import STAGES, missing_for
 from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
@@ -163,7 +164,7 @@ def test_later_report_stops_a_version_until_a_better_one(
 ) -> None:
     story.to(first, "canary")
     lifecycle.file_evidence(registry, first, report(registry, tmp_path, kind, rows), actor="eve")
-    assert says in lifecycle.missing_for(registry, first)[1]
+    assert says in missing_for(registry, first)[1]
     with pytest.raises(LoraOpsError) as caught:
         story.to(first, "production")
     assert says in str(caught.value)
@@ -201,7 +202,7 @@ def test_the_evaluation_is_the_packages_own(registry: Registry, package: Build, 
     story.to("finance@1", "validated")
     own = registry.history("finance@1")[-1].evidence[0]
     assert own.sha256 == manifest.files["evaluation.json"].sha256
-    assert "evidence of kind 'evaluation'" in lifecycle.missing_for(registry, "finance@2")[1]
+    assert "evidence of kind 'evaluation'" in missing_for(registry, "finance@2")[1]
     page = story.folder / "looked.txt"
     page.write_text("I looked at it, and it is great.")
     with pytest.raises(LoraOpsError, match="The evaluation of finance@2 is the evaluation.json of its package"):
@@ -437,7 +438,7 @@ def test_a_revoked_version_loses_its_aliases_and_never_comes_back(
     story.to(first, stage)
     lifecycle.revoke(registry, first, actor="oncall", reason="leaks names")
     assert registry.get(first).aliases == ()
-    for then in lifecycle.STAGES:
+    for then in STAGES:
         with pytest.raises(LoraOpsError, match="is 'revoked': it can't become"):
             lifecycle.promote(registry, first, then, actor="ci", reason="r")
     assert verify(registry).ok
@@ -461,47 +462,9 @@ def test_only_what_no_longer_serves_is_archived(
     assert verify(registry).ok
 
 
-# What is due.
-
-
-def test_nothing_is_due_on_the_first_day(registry: Registry, first: str) -> None:
-    assert lifecycle.due(registry) == []
-
-
-def test_a_review_is_due_one_cadence_after_registration_and_again_after_each_review(
-    registry: Registry, story: Story, first: str, clock: Clock
-) -> None:
-    clock.move(days=90)
-    (item,) = lifecycle.due(registry, "finance")
-    assert (item.id, item.what, item.overdue, item.team) == (first, "review", True, "Payments")
-    lifecycle.review(registry, first, actor="eve", reason="quarterly", evidence=story.evidence("review"))
-    assert lifecycle.due(registry) == []
-    clock.move(days=90)
-    assert [item.what for item in lifecycle.due(registry)] == ["review"]
-    assert verify(registry).ok
-
-
 def test_a_review_rests_on_its_report(registry: Registry, story: Story, first: str) -> None:
     with pytest.raises(LoraOpsError, match="evidence of kind 'review'"):
         lifecycle.review(registry, first, actor="eve", reason="r", evidence=story.evidence("policy"))
-
-
-@pytest.mark.parametrize(
-    ("days", "listed", "overdue"), [(15, 0, 0), (14, 1, 0), (1, 1, 0), (0, 1, 1), (-3, 1, 1)]
-)
-def test_freshness_is_listed_14_days_ahead_and_for_as_long_as_it_is_over(
-    registry: Registry, package: Build, days: int, listed: int, overdue: int
-) -> None:
-    registry.register(*package(fresh_days=days))
-    items = lifecycle.due(registry)
-    assert len(items) == listed
-    assert sum(item.overdue for item in items) == overdue
-
-
-def test_nothing_is_due_for_what_no_longer_serves(registry: Registry, first: str, clock: Clock) -> None:
-    lifecycle.reject(registry, first, actor="ben", reason="r")
-    clock.move(days=1000)
-    assert lifecycle.due(registry) == []
 
 
 def test_an_incident_is_linked_to_the_version_that_it_concerns(

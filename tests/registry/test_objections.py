@@ -8,6 +8,7 @@ import pytest
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
 from lora_ops.registry.reports import make
+from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 
 from .conftest import AUTHOR, Build, Clock, Story
@@ -40,7 +41,7 @@ def votes(pairs: int, lost: int) -> list[dict[str, object]]:
 
 
 def missing(registry: Registry) -> list[str]:
-    return lifecycle.missing_for(registry, "finance@1")[1][:-1]  # without the approvals
+    return missing_for(registry, "finance@1")[1][:-1]  # without the approvals
 
 
 def test_a_failing_check_cannot_be_left_out(canary: Registry, tmp_path: Path, clock: Clock) -> None:

@@ -1,0 +1,144 @@
+"""The stages of a version, what each step needs, and what a version still lacks for its next one."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from lora_ops.errors import Refused
+from lora_ops.records.evidence import Evidence, EvidenceKind
+from lora_ops.records.registry import State
+from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, ground_now, judged, missing_approvals
+from lora_ops.registry.objections import kept_lacks, unanswered
+from lora_ops.registry.reports import Report, failing, filed, lacks
+from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+
+Stage = Literal["validated", "shadow", "canary", "production"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+LIVE: frozenset[State] = frozenset({"candidate", "validated", *STAGES})
+
+# From, to: the evidence without which the step is refused. A version is superseded only by the promotion of
+# another one, and goes back to production only from there: a rollback, which rests on its incident.
+EVIDENCE: dict[tuple[State, State], frozenset[EvidenceKind]] = {
+    ("candidate", "validated"): frozenset({"evaluation", "policy"}),
+    ("validated", "shadow"): frozenset({"human_evaluation"}),
+    ("shadow", "canary"): frozenset({"shadow"}),
+    ("canary", "production"): frozenset({"canary"}),
+    ("production", "superseded"): frozenset(),
+    ("superseded", "production"): frozenset({"incident"}),
+    ("superseded", "archived"): frozenset(),
+    ("rejected", "archived"): frozenset(),
+    **{(state, "rejected"): frozenset() for state in ("candidate", "validated", "shadow", "canary")},
+    **{
+        (state, "revoked"): frozenset()
+        for state in ("candidate", "validated", "shadow", "canary", "production", "superseded")
+    },
+}
+
+
+def allowed(before: str, after: str) -> bool:
+    """Return whether the rules have this step; a state of a newer release is judged by that release alone."""
+    known = get_args(State)
+    return before not in known or after not in known or (before, after) in EVIDENCE
+
+
+def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[str]]:
+    """Return the next stage of a version, and what is still needed for it besides a reason.
+
+    Raises:
+        LoraOpsError: unknown version.
+    """
+    version = registry.get(reference)
+    stage = next((stage for stage in STAGES if (version.state, stage) in EVIDENCE), None)
+    if stage is None:
+        return None, []
+    concerns = leaves_production(registry, version, stage)
+    needed = step_basis(registry, version, stage, (), concerns)[1]
+    if stage == "production" and concerns is None:
+        needed += approvals_needed(registry, version)
+    return stage, needed
+
+
+def step_basis(
+    registry: Registry, version: Version, to: State, given: Sequence[Report], concerns: int | None
+) -> tuple[dict[str, Evidence], list[str]]:
+    """Return the evidence that a step rests on, by kind, and what it lacks besides approvals, in words.
+
+    Raises:
+        LoraOpsError: a given report is about another version, or comes after the approvals that must name it.
+    """
+    history = registry.log.entries(version.tenant, version.number)
+    if concerns:
+        return _incident_of(registry, version, given, concerns)
+    require_about(version, given)
+    late = [one.document.kind for one in given if one.document.kind in PRODUCTION_RESTS_ON]
+    if to == "production" and late:
+        raise Refused(
+            f"Approvals name the evidence that was seen, so file it before them: `lora-ops registry file "
+            f"{version.id} {late[0]} FILE`."
+        )
+    found = filed(version, history)
+    documents = {one.document.kind: one.document for one in given}
+    required = set(PRODUCTION_RESTS_ON) if to == "production" else set(EVIDENCE[version.state, to])
+    needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
+    for kind in PRODUCTION_RESTS_ON:
+        if kind == "evaluation":
+            continue
+        if kind in documents:
+            needed += lacks(documents[kind], registry.least)
+            needed += unanswered(registry, version, history, documents[kind])
+        elif kind in found:
+            needed += kept_lacks(registry, version, history, found[kind])
+    if not version.manifest.evaluation.beats_base:
+        needed.append("an evaluation in which it beats its base model")
+    if "policy" not in {*found, *documents}:
+        needed += failing(version.manifest.policy)
+    basis = found | {one.document.kind: one.reference for one in given}
+    return {kind: one for kind, one in basis.items() if kind in required}, needed
+
+
+def concerned(registry: Registry, reference: str, to: str) -> str:
+    """Return the version that a promotion's evidence must be about; of a rollback, the one that it puts out.
+
+    Raises:
+        LoraOpsError: unknown version.
+    """
+    version = registry.get(reference)
+    number = leaves_production(registry, version, to)
+    return f"{version.tenant}@{number}" if number else version.id
+
+
+def leaves_production(registry: Registry, version: Version, to: str) -> int | None:
+    """Return the version that a rollback puts out of production; None for any other step."""
+    rollback = (version.state, to) == ("superseded", "production")
+    return registry.log.last_in_production(version.tenant) if rollback else None
+
+
+def approvals_needed(registry: Registry, version: Version) -> list[str]:
+    """Return what the approvals of a version lack now for production, in words."""
+    history = registry.log.entries(version.tenant, version.number)
+    ground = ground_now(registry, version, history)
+    return missing_approvals(ground, judged(ground, history))
+
+
+def _incident_of(
+    registry: Registry, version: Version, given: Sequence[Report], concerns: int
+) -> tuple[dict[str, Evidence], list[str]]:
+    """Return the incident that a rollback rests on, and what it lacks, also of the version that returns."""
+    leaves = registry.get(f"{version.tenant}@{concerns}")
+    require_about(leaves, given)
+    offered = [one.reference for one in given if one.document.kind == "incident"]
+    fresh = fresh_incidents(registry.log.entries(leaves.tenant, leaves.number), leaves.number, offered)
+    needed = [] if fresh else [no_incident(leaves.id, told_before=bool(offered))]
+    return {one.kind: one for one in fresh[-1:]}, [*needed, *against_return(registry, version)]
+
+
+def require_about(version: Version, given: Sequence[Report]) -> None:
+    """Refuse a report that is about another version.
+
+    Raises:
+        Refused: one of `given` is.
+    """
+    for one in given:
+        if one.document.content_digest != version.summary.content_digest:
+            raise Refused(f"The {one.document.kind} report is about {one.document.adapter}, not {version.id}.")
