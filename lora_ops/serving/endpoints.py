@@ -14,7 +14,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import Send
 
-from lora_ops.serving import api, console
+from lora_ops.serving import console
 from lora_ops.serving.answering import Ask, Piece
 from lora_ops.serving.edge import Edge, report, until_disconnected
 from lora_ops.serving.errors import ApiError, as_api_error
@@ -28,6 +28,8 @@ from lora_ops.serving.rendering import (
     failure,
     provenance,
 )
+from lora_ops.serving.request_schemas import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
+from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer, ErrorAnswer, ModelCard, ModelList
 from lora_ops.serving.router import Route
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ LONG_TEXT = 20_000
 PUBLIC = {"/health", "/ready", "/openapi.json"}
 BEARER = HTTPBearer(auto_error=False, description="An API key; none is needed while none was ever created.")
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": api.ErrorAnswer, "description": text}
+    status: {"model": ErrorAnswer, "description": text}
     for status, text in {
         400: "The request is wrong, or larger than will ever fit; the text names what",
         401: "No valid API key",
@@ -89,9 +91,9 @@ def create_app(gateway: Gateway) -> FastAPI:
 
         return Depends(check)
 
-    @app.post("/v1/chat/completions", response_model=api.ChatAnswer)
+    @app.post("/v1/chat/completions", response_model=ChatAnswer)
     async def chat(
-        request: Request, body: api.ChatRequest, who: Annotated[Caller, allowed("tenant", "admin")]
+        request: Request, body: ChatRequest, who: Annotated[Caller, allowed("tenant", "admin")]
     ) -> Response:
         """Answer a chat; a tenant's own system prompt is put first where the chat has none."""
         route = gateway.route(who, body.model)
@@ -110,9 +112,9 @@ def create_app(gateway: Gateway) -> FastAPI:
         every = bool(body.stream_options and body.stream_options.continuous_usage_stats)
         return await respond(request, body, ask, ChatRendering(ask, every))
 
-    @app.post("/v1/completions", response_model=api.CompletionAnswer)
+    @app.post("/v1/completions", response_model=CompletionAnswer)
     async def completions(
-        request: Request, body: api.CompletionRequest, who: Annotated[Caller, allowed("tenant", "admin")]
+        request: Request, body: CompletionRequest, who: Annotated[Caller, allowed("tenant", "admin")]
     ) -> Response:
         """Continue one or more texts, or lists of token ids."""
         route = gateway.route(who, body.model)
@@ -134,7 +136,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     def _ask(
         request: Request,
         endpoint: Literal["chat", "completions"],
-        body: api.ChatRequest | api.CompletionRequest,
+        body: ChatRequest | CompletionRequest,
         who: Caller,
         route: Route,
         prompts: tuple[tuple[int, ...], ...],
@@ -173,7 +175,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         return ask
 
     async def respond(
-        request: Request, body: api.ChatRequest | api.CompletionRequest, ask: Ask, rendering: Rendering
+        request: Request, body: ChatRequest | CompletionRequest, ask: Ask, rendering: Rendering
     ) -> Response:
         pieces = gateway.answering.answer(ask)
         if not body.stream:
@@ -190,8 +192,8 @@ def create_app(gateway: Gateway) -> FastAPI:
         deadline = gateway.answering.deadline(ask) + settings.body_timeout_seconds
         return Stream(events, deadline, headers)
 
-    @app.get("/v1/models", response_model=api.ModelList)
-    async def models(who: Annotated[Caller, allowed("tenant", "admin", "monitor")]) -> api.ModelList:
+    @app.get("/v1/models", response_model=ModelList)
+    async def models(who: Annotated[Caller, allowed("tenant", "admin", "monitor")]) -> ModelList:
         """Every name that answers and that the key reaches."""
         cards = []
         for name, route in gateway.router.served():
@@ -199,7 +201,7 @@ def create_app(gateway: Gateway) -> FastAPI:
             if who.role == "monitor" or who.reaches(route.tenant):
                 at = datetime.fromisoformat(version.registered_at).timestamp() if version else 0
                 cards.append(
-                    api.ModelCard(
+                    ModelCard(
                         id=name,
                         created=int(at),
                         owned_by=route.tenant or "base",
@@ -210,10 +212,10 @@ def create_app(gateway: Gateway) -> FastAPI:
                         state=version.state if version else None,
                     )
                 )
-        return api.ModelList(data=cards)
+        return ModelList(data=cards)
 
     @app.post("/v1/load_lora_adapter", response_model=None, responses=TEXT)
-    async def load(body: api.LoadRequest, who: Annotated[Caller, allowed("admin")]) -> Response:
+    async def load(body: LoadRequest, who: Annotated[Caller, allowed("admin")]) -> Response:
         """Load a registered version now, before anybody asks for it."""
         route = gateway.route(who, body.lora_name)
         if route.version is None:
@@ -223,7 +225,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         return PlainTextResponse(f"Success: LoRA adapter '{route.name}' added successfully.")
 
     @app.post("/v1/unload_lora_adapter", response_model=None, responses=TEXT)
-    async def unload(body: api.UnloadRequest, who: Annotated[Caller, allowed("admin")]) -> Response:
+    async def unload(body: UnloadRequest, who: Annotated[Caller, allowed("admin")]) -> Response:
         """Take a version out of memory once nobody uses it; the next request loads it again."""
         # A version by its own name first: one that was revoked has no route any more.
         loaded = any(entry.name == body.lora_name for entry in gateway.cache.entries())

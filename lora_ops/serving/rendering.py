@@ -6,9 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lora_ops.serving import api
 from lora_ops.serving.answering import Ask, Piece
+from lora_ops.serving.engine import TokenLogprob
 from lora_ops.serving.errors import ApiError
+from lora_ops.serving.response_schemas import (
+    Alternative,
+    AnswerMessage,
+    ChatAnswer,
+    ChatChoice,
+    ChatLogprob,
+    ChatLogprobs,
+    CompletionAnswer,
+    CompletionChoice,
+    CompletionLogprobs,
+    Usage,
+)
 
 DONE = b"data: [DONE]\n\n"
 
@@ -16,7 +28,7 @@ DONE = b"data: [DONE]\n\n"
 class Rendering(Protocol):
     """One endpoint's way of writing an answer."""
 
-    def whole(self, pieces: Sequence[Piece]) -> api.ChatAnswer | api.CompletionAnswer:
+    def whole(self, pieces: Sequence[Piece]) -> ChatAnswer | CompletionAnswer:
         """All pieces of an answer as one response."""
 
     def opening(self, count: int) -> list[bytes]:
@@ -81,21 +93,21 @@ class ChatRendering(_Head):
     prefix: str = "chatcmpl"
     object: str = "chat.completion.chunk"
 
-    def whole(self, pieces: Sequence[Piece]) -> api.ChatAnswer:
+    def whole(self, pieces: Sequence[Piece]) -> ChatAnswer:
         """All pieces as one response."""
         self.written = sum(piece.chunk.tokens for piece in pieces)
         choices = []
         for index, chunks in _by_choice(pieces):
             logprobs = tuple(one for chunk in chunks for one in chunk.logprobs)
             choices.append(
-                api.ChatChoice(
+                ChatChoice(
                     index=index,
-                    message=api.AnswerMessage(content="".join(chunk.text for chunk in chunks)),
-                    logprobs=api.chat_logprobs(logprobs) if self._wants_logprobs else None,
+                    message=AnswerMessage(content="".join(chunk.text for chunk in chunks)),
+                    logprobs=_chat_logprobs(logprobs) if self._wants_logprobs else None,
                     finish_reason=chunks[-1].finish or "length",
                 )
             )
-        return api.ChatAnswer(**self.head, choices=choices, usage=api.Usage(**self.tokens()))
+        return ChatAnswer(**self.head, choices=choices, usage=Usage(**self.tokens()))
 
     def opening(self, count: int) -> list[bytes]:
         """One event for each answer that says whose turn of the chat it is."""
@@ -109,7 +121,7 @@ class ChatRendering(_Head):
         """One piece as an event."""
         chunk = piece.chunk
         delta = {"content": chunk.text} if chunk.text or not chunk.finish else {}
-        logprobs = api.chat_logprobs(chunk.logprobs).model_dump() if self._wants_logprobs else None
+        logprobs = _chat_logprobs(chunk.logprobs).model_dump() if self._wants_logprobs else None
         return self._piece(piece, {"delta": delta, "logprobs": logprobs})
 
     @property
@@ -128,21 +140,21 @@ class CompletionRendering(_Head):
         super().__post_init__()
         self._lengths: dict[int, int] = {}
 
-    def whole(self, pieces: Sequence[Piece]) -> api.CompletionAnswer:
+    def whole(self, pieces: Sequence[Piece]) -> CompletionAnswer:
         """All pieces as one response."""
         self.written = sum(piece.chunk.tokens for piece in pieces)
         choices = []
         for index, chunks in _by_choice(pieces):
             logprobs = tuple(one for chunk in chunks for one in chunk.logprobs)
             choices.append(
-                api.CompletionChoice(
+                CompletionChoice(
                     index=index,
                     text="".join(chunk.text for chunk in chunks),
-                    logprobs=api.completion_logprobs(logprobs, 0) if self._wants_logprobs else None,
+                    logprobs=_completion_logprobs(logprobs, 0) if self._wants_logprobs else None,
                     finish_reason=chunks[-1].finish or "length",
                 )
             )
-        return api.CompletionAnswer(**self.head, choices=choices, usage=api.Usage(**self.tokens()))
+        return CompletionAnswer(**self.head, choices=choices, usage=Usage(**self.tokens()))
 
     def opening(self, count: int) -> list[bytes]:
         """None: this endpoint's answers begin with their text."""
@@ -153,7 +165,7 @@ class CompletionRendering(_Head):
         logprobs = None
         if self._wants_logprobs:
             offset = self._lengths.get(piece.index, 0)
-            logprobs = api.completion_logprobs(piece.chunk.logprobs, offset).model_dump()
+            logprobs = _completion_logprobs(piece.chunk.logprobs, offset).model_dump()
             self._lengths[piece.index] = offset + sum(len(one.token) for one in piece.chunk.logprobs)
         return self._piece(piece, {"text": piece.chunk.text, "logprobs": logprobs})
 
@@ -195,3 +207,40 @@ def _by_choice(pieces: Sequence[Piece]) -> list[tuple[int, list[Any]]]:
     for piece in pieces:
         chunks.setdefault(piece.index, []).append(piece.chunk)
     return sorted(chunks.items())
+
+
+def _chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs:
+    """Log probabilities as chat completions have them."""
+    return ChatLogprobs(
+        content=[
+            ChatLogprob(
+                token=one.token,
+                logprob=one.logprob,
+                bytes=list(one.token.encode()),
+                top_logprobs=[Alternative(token=t, logprob=p, bytes=list(t.encode())) for t, p in one.top],
+            )
+            for one in tokens
+        ]
+    )
+
+
+def _completion_logprobs(tokens: tuple[TokenLogprob, ...], offset: int) -> CompletionLogprobs:
+    """Log probabilities as completions have them; the first token begins at character `offset`."""
+    offsets = []
+    for one in tokens:
+        offsets.append(offset)
+        offset += len(one.token)
+    return CompletionLogprobs(
+        tokens=[one.token for one in tokens],
+        token_logprobs=[one.logprob for one in tokens],
+        top_logprobs=[_by_token(one.top) for one in tokens],
+        text_offset=offsets,
+    )
+
+
+def _by_token(top: tuple[tuple[str, float], ...]) -> dict[str, float]:
+    # Tokens that are parts of a character can look the same: the likeliest one stands for them.
+    best: dict[str, float] = {}
+    for token, logprob in top:
+        best.setdefault(token, logprob)
+    return best
