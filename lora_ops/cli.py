@@ -14,7 +14,7 @@ from lora_ops.escaping import markup, show, visible
 from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_error, print_json, prose_on_stderr, wants_json
-from lora_ops.registry.commands import Actor
+from lora_ops.registry.command_options import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.registry.owners_commands import app as owners_app
 from lora_ops.serving.commands import keys_app, serve

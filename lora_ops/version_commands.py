@@ -11,7 +11,7 @@ from lora_ops.escaping import markup, show, visible
 from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_json
-from lora_ops.registry.commands import Actor
+from lora_ops.registry.command_options import Actor
 
 
 def register(

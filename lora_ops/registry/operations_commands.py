@@ -8,15 +8,11 @@ import typer
 
 from lora_ops.escaping import markup, show
 from lora_ops.output import AsJson, print_json
+from lora_ops.registry.command_options import Actor, Reason, who
 
 operations = typer.Typer()
 
-Actor = Annotated[
-    str | None,
-    typer.Option("--actor", envvar="LORA_OPS_ACTOR", help="Who does this; default: the login name."),
-]
 Url = Annotated[str, typer.Argument(help="A folder, or a URL such as s3://bucket/registry.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the audit log.")]
 
 
 @operations.command("accept-head")
@@ -27,7 +23,7 @@ def accept_head(reason: Reason, actor: Actor = None, as_json: AsJson = False) ->
 
     registry, memory = open_to_accept()
     with closing(registry):
-        head = heads.accept_head(registry, memory, actor=_who(actor), reason=reason)
+        head = heads.accept_head(registry, memory, actor=who(actor), reason=reason)
     _done(as_json, f"The audit log goes on from {head.text}.", head=head.text)
 
 
@@ -38,7 +34,7 @@ def rotate_key(reason: Reason, actor: Actor = None, as_json: AsJson = False) -> 
     from lora_ops.registry.rotation import rotate_key as rotate
 
     with closing(open_registry()) as registry:
-        new = rotate(registry, actor=_who(actor), reason=reason)
+        new = rotate(registry, actor=who(actor), reason=reason)
         path = registry.signer.own.path
     _done(
         as_json,
@@ -181,12 +177,6 @@ def check_export(
         head=found.head.text,
         key=found.key,
     )
-
-
-def _who(actor: str | None) -> str:
-    from lora_ops.registry.changes import whoami
-
-    return actor or whoami()
 
 
 def _done(as_json: bool, *lines: str, **facts: Any) -> None:

@@ -1,0 +1,230 @@
+"""`lora-ops registry`, for whoever moves a version on, judges it or takes it out of service."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from lora_ops.escaping import markup
+from lora_ops.output import AsJson, print_json
+from lora_ops.registry.command_options import (
+    Actor,
+    Reason,
+    Reference,
+    opened_registry,
+    print_lines,
+    print_version,
+    who,
+)
+
+if TYPE_CHECKING:
+    from lora_ops.registry.reports import Report
+    from lora_ops.registry.store import Registry
+
+changes = typer.Typer()
+
+Reports = Annotated[
+    list[str] | None,
+    typer.Option("--evidence", help="KIND=FILE or KIND=FILE=SUMMARY; may be given more than once."),
+]
+
+
+@changes.command()
+def approve(
+    reference: Reference,
+    reason: Reason,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Your SSH key, which signs: a private key, or the .pub file of one in ssh-agent."),
+    ] = None,
+    actor: Actor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Agree that a canary may go to production, having seen its evidence (two approvers, never its author)."""
+    from lora_ops.registry import lifecycle
+    from lora_ops.registry.requirements import missing_for
+
+    with opened_registry() as registry:
+        said = lifecycle.approve(registry, reference, actor=who(actor), reason=reason, key=key)
+        _, missing = missing_for(registry, reference)
+    if as_json:
+        print_json({**said.model_dump(mode="json"), "missing": missing})
+        return
+    seen = ", ".join(f"{kind} {digest[:12]}…" for kind, digest in said.evidence.items())
+    needs = f"for production it still needs: {'; '.join(missing)}" if missing else "nothing is missing now"
+    print_lines(
+        f"[bold]{said.adapter}[/] approved by {markup(said.person)}, {'signed' if key else 'unsigned'}, "
+        f"until {said.expires_at[:10]}; {markup(needs)}.",
+        f"  seen: content {said.content_digest[:12]}…, {seen}, owners.yaml {said.owners_sha256[:12]}…",
+    )
+
+
+@changes.command()
+def withdraw(reference: Reference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+    """Take back your own approval while the version is in canary."""
+    from lora_ops.registry import lifecycle
+
+    with opened_registry() as registry:
+        version = lifecycle.withdraw(registry, reference, actor=who(actor), reason=reason)
+        print_version(version, f"is no longer approved by {who(actor)}", as_json)
+
+
+@changes.command("file")
+def file_(
+    reference: Reference,
+    kind: Annotated[str, typer.Argument(help="policy, human_evaluation, shadow, canary, incident or review")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Raw results as JSON lines, a gateway's event folder, or a text; see the README."),
+    ],
+    summary: Annotated[str | None, typer.Option(help="One sentence for people.")] = None,
+    actor: Actor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count raw results into evidence of a version and file it; approvals given before become void."""
+    from lora_ops.registry import lifecycle
+    from lora_ops.registry.reports import lacks, make
+
+    with opened_registry() as registry:
+        report = make(registry, reference, kind, source, summary)
+        version = lifecycle.file_evidence(registry, reference, report, actor=who(actor))
+        lacking = list(lacks(report.document, registry.least))
+    if as_json:
+        print_json({**report.document.model_dump(mode="json"), "lacks": lacking})
+        return
+    print_lines(
+        f"[bold]{version.id}[/] has new evidence of kind '{kind}' ({report.reference.sha256[:12]}…).",
+        *(f"[yellow]It does not suffice[/]: a step needs {markup(one)}." for one in lacking),
+    )
+
+
+@changes.command()
+def promote(
+    reference: Reference,
+    to: Annotated[str, typer.Argument(help="validated, shadow, canary or production")],
+    reason: Reason,
+    actor: Actor = None,
+    evidence: Reports = None,
+    expect: Annotated[
+        str | None,
+        typer.Option("--expect", help="Go on only if the alias names this version now (finance@2, or none)."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move a version one stage on, or a superseded one back to production."""
+    from lora_ops.registry import lifecycle
+    from lora_ops.registry.requirements import concerned
+
+    with opened_registry() as registry:
+        about = concerned(registry, reference, to)
+        reports = _made(registry, about, evidence)
+        version = lifecycle.promote(
+            registry,
+            reference,
+            to,  # type: ignore[arg-type]
+            actor=who(actor),
+            reason=reason,
+            evidence=reports,
+            expect=expect,
+        )
+        print_version(version, f"is now '{version.state}'", as_json)
+
+
+@changes.command()
+def reject(
+    reference: Reference,
+    reason: Reason,
+    actor: Actor = None,
+    evidence: Reports = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide that a version never serves."""
+    from lora_ops.registry import lifecycle
+
+    with opened_registry() as registry:
+        reports = _made(registry, reference, evidence)
+        version = lifecycle.reject(registry, reference, actor=who(actor), reason=reason, evidence=reports)
+        print_version(version, "is now 'rejected'", as_json)
+
+
+@changes.command()
+def revoke(
+    reference: Reference,
+    reason: Reason,
+    actor: Actor = None,
+    evidence: Reports = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a version out of service for good, at once."""
+    from lora_ops.registry import lifecycle
+
+    with opened_registry() as registry:
+        reports = _made(registry, reference, evidence)
+        version = lifecycle.revoke(registry, reference, actor=who(actor), reason=reason, evidence=reports)
+        print_version(version, "is now 'revoked'", as_json)
+
+
+@changes.command()
+def archive(reference: Reference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+    """Put a superseded or rejected version away."""
+    from lora_ops.registry import lifecycle
+
+    with opened_registry() as registry:
+        version = lifecycle.archive(registry, reference, actor=who(actor), reason=reason)
+        print_version(version, "is now 'archived'", as_json)
+
+
+@changes.command()
+def review(
+    reference: Reference,
+    reason: Reason,
+    evidence: Reports = None,
+    actor: Actor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say that a version was looked at again; the next review is due one cadence from now."""
+    from lora_ops.registry import lifecycle
+
+    with opened_registry() as registry:
+        reports = _made(registry, reference, evidence)
+        version = lifecycle.review(registry, reference, actor=who(actor), reason=reason, evidence=reports)
+        print_version(
+            version, f"reviewed; the next review is due on {version.summary.next_review_due}", as_json
+        )
+
+
+@changes.command()
+def incident(
+    reference: Reference,
+    reason: Reason,
+    evidence: Reports = None,
+    actor: Actor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Link an incident's report (--evidence incident=FILE) to the version that was involved."""
+    from lora_ops.registry import lifecycle
+
+    with opened_registry() as registry:
+        reports = _made(registry, reference, evidence)
+        version = lifecycle.link_incident(
+            registry, reference, actor=who(actor), reason=reason, evidence=reports
+        )
+        print_version(version, f"has one more incident on its record, and is still '{version.state}'", as_json)
+
+
+def _made(registry: "Registry", reference: str, options: list[str] | None) -> "list[Report]":
+    from lora_ops.errors import LoraOpsError
+    from lora_ops.records.evidence import EvidenceKind
+    from lora_ops.registry.reports import make
+
+    kinds: tuple[EvidenceKind, ...] = get_args(EvidenceKind)
+    made = []
+    for option in options or []:
+        kind, _, rest = option.partition("=")
+        path, _, summary = rest.partition("=")
+        if kind not in kinds or not path:
+            raise LoraOpsError(
+                f"'{option}' is no evidence: write KIND=FILE, with KIND one of {', '.join(kinds)}."
+            )
+        made.append(make(registry, reference, kind, Path(path), summary or None))
+    return made

@@ -1,0 +1,55 @@
+"""What the commands of `lora-ops registry` share: arguments, the opened registry, what they print."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lora_ops import escaping
+from lora_ops.escaping import markup
+from lora_ops.output import print_json
+
+if TYPE_CHECKING:
+    from lora_ops.registry.store import Registry
+    from lora_ops.registry.versions import Version
+
+Reference = Annotated[str, typer.Argument(help="finance@3, finance@production or finance")]
+Actor = Annotated[
+    str | None,
+    typer.Option("--actor", envvar="LORA_OPS_ACTOR", help="Who does this; default: the login name."),
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the audit log.")]
+
+
+@contextmanager
+def opened_registry() -> "Iterator[Registry]":
+    """Open the registry that params.yaml names, and close it."""
+    from lora_ops.registry.backends import open_registry
+
+    registry = open_registry()
+    try:
+        yield registry
+    finally:
+        registry.close()
+
+
+def who(actor: str | None) -> str:
+    """Return who acts: the person named by --actor, else `whoami()`."""
+    from lora_ops.registry.changes import whoami
+
+    return actor or whoami()
+
+
+def print_version(version: "Version", what: str, as_json: bool) -> None:
+    """Say what was done to a version: a line for people, its summary for programs."""
+    if as_json:
+        print_json({"adapter": version.id, **version.summary._asdict()})
+    else:
+        print_lines(f"[bold]{version.id}[/] {markup(what)}.")
+
+
+def print_lines(*parts: Any) -> None:
+    """Print what people read, one part a line."""
+    if parts:
+        escaping.show(*parts, sep="\n")
