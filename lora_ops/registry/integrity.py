@@ -1,11 +1,12 @@
 """Is the registry what its signed log says, as far as answers depend on it: chain, head, aliases and states."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from lora_ops.registry.audit import Anchor, Head, Log, Row, chain_problem
+from lora_ops.registry.replay import Alias, alias_mismatches, replay_aliases
 
 
 class Tables(Protocol):
@@ -38,7 +39,7 @@ class LogFollower:
     def __init__(self, registry: Tables) -> None:
         self._registry = registry
         self._head = Head()
-        self._aliases: dict[tuple[str, str], int] = {}
+        self._aliases: dict[Alias, int] = {}
         self._states: dict[tuple[str, int], str] = {}
 
     @property
@@ -107,12 +108,19 @@ class LogFollower:
         aliases, states = dict(self._aliases), dict(self._states)
         for row in new:
             _replay(row, aliases, states)
-        wrong = _difference(self._registry, aliases, states)
+        wrong = self._difference(aliases, states)
         if wrong:
             return wrong
         if keep:
             self._head, self._aliases, self._states = head, aliases, states
         return None
+
+    def _difference(self, aliases: dict[Alias, int], states: dict[tuple[str, int], str]) -> str | None:
+        wrong = [
+            *alias_mismatches(self._registry.aliases(), aliases),
+            *_state_mismatches(self._registry.states(), states),
+        ]
+        return wrong[0] if wrong else foreign_trigger(self._registry)
 
 
 def registry_problem(registry: Tables) -> str | None:
@@ -120,40 +128,28 @@ def registry_problem(registry: Tables) -> str | None:
     return LogFollower(registry).problem()
 
 
-def _replay(row: Row, aliases: dict[tuple[str, str], int], states: dict[tuple[str, int], str]) -> None:
+def _replay(row: Row, aliases: dict[Alias, int], states: dict[tuple[str, int], str]) -> None:
     if row.kind != "version":
         return
     tenant = row.subject.rpartition("@")[0]
     effects: dict[str, Any] = json.loads(row.body).get("effects", {})
     for number, state in effects.get("states", {}).items():
         states[tenant, int(number)] = state
-    for alias, target in effects.get("aliases", {}).items():
-        if target is None:
-            aliases.pop((tenant, alias), None)
-        else:
-            aliases[tenant, alias] = target
+    replay_aliases(tenant, effects, aliases)
 
 
-def _difference(
-    registry: Tables, aliases: dict[tuple[str, str], int], states: dict[tuple[str, int], str]
-) -> str | None:
-    found = registry.aliases()
-    for tenant, alias in sorted(found.keys() | aliases.keys()):
-        now, told = found.get((tenant, alias)), aliases.get((tenant, alias))
-        if now != told:
-            return (
-                f"alias {tenant}@{alias} was changed: it names {now or 'nothing'}, "
-                f"and the audit log says {told or 'nothing'}"
-            )
-    rows = registry.states()
-    for tenant, number in sorted(rows.keys() | states.keys()):
-        here, said = rows.get((tenant, number)), states.get((tenant, number))
+def _state_mismatches(
+    found: Mapping[tuple[str, int], str], told: Mapping[tuple[str, int], str]
+) -> Iterator[str]:
+    if found == told:
+        return
+    for tenant, number in sorted(found.keys() | told.keys()):
+        here, said = found.get((tenant, number)), told.get((tenant, number))
         if here != said:
-            return (
+            yield (
                 f"the state of {tenant}@{number} was changed: it is {here or 'gone'}, "
                 f"and the audit log says {said or 'nothing of it'}"
             )
-    return foreign_trigger(registry)
 
 
 def foreign_trigger(registry: Tables) -> str | None:

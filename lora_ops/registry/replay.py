@@ -1,6 +1,6 @@
 """What the audit log says a version must be, and where its rows say something else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lora_ops.clock import utc
@@ -12,6 +12,8 @@ from lora_ops.registry.audit import matches_hash
 from lora_ops.registry.versions import Version
 
 BORN = ("registered", "imported")
+Alias = tuple[str, str]
+"""Tenant and alias."""
 
 
 class Told(NamedTuple):
@@ -32,6 +34,28 @@ def replay(number: int, entries: Sequence[AuditEntry]) -> Told | None:
             born = entry if entry.action in BORN else born
             due = effects.get("review_due", due)
     return Told(born, state, due) if born else None
+
+
+def replay_aliases(tenant: str, effects: Mapping[str, Any], aliases: dict[Alias, int]) -> None:
+    """Let `aliases` name what they name after an entry with these effects."""
+    for alias, number in effects.get("aliases", {}).items():
+        if number is None:
+            aliases.pop((tenant, alias), None)
+        else:
+            aliases[tenant, alias] = number
+
+
+def alias_mismatches(found: Mapping[Alias, int], told: Mapping[Alias, int]) -> Iterator[str]:
+    """Yield where aliases don't name what the audit log says, in words."""
+    if found == told:
+        return
+    for tenant, alias in sorted(found.keys() | told.keys()):
+        now, said = found.get((tenant, alias)), told.get((tenant, alias))
+        if now != said:
+            yield (
+                f"alias {tenant}@{alias} was changed: it names {now or 'nothing'}, "
+                f"and the audit log says {said or 'nothing'}"
+            )
 
 
 def row_mismatches(version: Version, history: Sequence[AuditEntry]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.heads import accepted_heads
 from lora_ops.registry.integrity import foreign_trigger
-from lora_ops.registry.replay import BORN, Told, unlike
+from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay_aliases, unlike
 from lora_ops.registry.requirements import allowed
 from lora_ops.registry.rotation import key_notes, key_problems
 from lora_ops.registry.rules import broken_rules, signer_notes, weaknesses
@@ -141,7 +141,7 @@ def _replay(
     registry: Registry, entries: list[AuditEntry], versions: dict[tuple[str, int], Summary]
 ) -> Iterator[str]:
     known: dict[tuple[str, int], Told] = {}
-    aliases: dict[tuple[str, str], int] = {}
+    aliases: dict[Alias, int] = {}
     for entry in entries:
         tenant, effects = entry.tenant, entry.effects
         if tenant is None or entry.number is None:
@@ -153,11 +153,7 @@ def _replay(
             if born == (before is not None) or (before and not allowed(before.state, state)):
                 yield f"entry {entry.seq} makes {tenant}@{number} '{state}', which the rules do not allow"
             known[key] = before._replace(state=state) if before else Told(entry, state, None)
-        for alias, number in effects.get("aliases", {}).items():
-            if number is None:
-                aliases.pop((tenant, alias), None)
-            else:
-                aliases[tenant, alias] = number
+        replay_aliases(tenant, effects, aliases)
         due = effects.get("review_due")
         if due and (tenant, entry.number) in known:
             known[tenant, entry.number] = known[tenant, entry.number]._replace(review_due=due)
@@ -169,14 +165,7 @@ def _replay(
             yield from _unlike(registry, one, state)
     for tenant, number in versions.keys() - known.keys():
         yield f"{tenant}@{number} was added by something that is not lora-ops: no entry tells of it"
-    named = registry.aliases()
-    for tenant, alias in sorted(named.keys() | aliases.keys()):
-        found, told = named.get((tenant, alias)), aliases.get((tenant, alias))
-        if found != told:
-            yield (
-                f"alias {tenant}@{alias} was changed: it names {found or 'nothing'}, "
-                f"and the audit log says {told or 'nothing'}"
-            )
+    yield from alias_mismatches(registry.aliases(), aliases)
 
 
 def _unlike(registry: Registry, one: Summary, told: Told) -> Iterator[str]:
