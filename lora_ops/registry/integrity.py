@@ -3,10 +3,13 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from lora_ops.registry.audit import Anchor, Head, Log, Row, chain_problem
 from lora_ops.registry.replay import Alias, alias_mismatches, replay_aliases
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Tables(Protocol):
@@ -20,6 +23,12 @@ class Tables(Protocol):
 
     def aliases(self) -> Mapping[tuple[str, str], int]:
         """Return every alias: (tenant, alias) to the number of the version that it names."""
+
+    def named(self, tenant: str, alias: str) -> int | None:
+        """Return the number of the version that an alias names now, or None."""
+
+    def state(self, tenant: str, number: int) -> str | None:
+        """Return the state of one version, or None where there is no such version."""
 
     def states(self) -> Mapping[tuple[str, int], str]:
         """Return the state of every version: (tenant, number) to state."""
@@ -93,16 +102,38 @@ class LogFollower:
 
         A trigger that somebody put into the database can drop an entry or a row without an error. The caller
         would say that a version was revoked, and it would go on answering.
-        """
-        return self._follow(self._registry.log.head(), keep=False)
 
-    def _follow(self, head: Head, *, keep: bool = True) -> str | None:
-        log = self._registry.log
-        rows = log.rows(after=self._head.seq - 1)
+        Only the rows that the new entries name are read. `problem_inside` compared all of them when the
+        transaction began, and the write lock keeps everybody else out since then.
+        """
+        new, broken = self._unread()
+        if broken:
+            return broken
+        aliases, states = dict(self._aliases), dict(self._states)
+        named, moved = set[Alias](), set[tuple[str, int]]()
+        for row in new:
+            tenant, effects = _effects(row)
+            named |= {(tenant, alias) for alias in effects.get("aliases", {})}
+            moved |= {(tenant, int(number)) for number in effects.get("states", {})}
+            _replay(row, aliases, states)
+        names = {one: self._registry.named(*one) for one in named}
+        there = {one: self._registry.state(*one) for one in moved}
+        wrong = [
+            *alias_mismatches(_without_none(names), {one: aliases[one] for one in named & aliases.keys()}),
+            *_state_mismatches(_without_none(there), {one: states[one] for one in moved}),
+        ]
+        return wrong[0] if wrong else foreign_trigger(self._registry)
+
+    def _unread(self) -> tuple[list[Row], str | None]:
+        """Return the entries after the last verified one, and where they don't continue it."""
+        rows = self._registry.log.rows(after=self._head.seq - 1)
         if self._head.seq and (not rows or Head(rows[0].seq, rows[0].hash) != self._head):
-            return f"entry {self._head.seq} was changed or removed"
+            return [], f"entry {self._head.seq} was changed or removed"
         new = rows[1:] if self._head.seq else rows
-        broken = chain_problem(new, self._head)
+        return new, chain_problem(new, self._head)
+
+    def _follow(self, head: Head) -> str | None:
+        new, broken = self._unread()
         if broken:
             return broken
         aliases, states = dict(self._aliases), dict(self._states)
@@ -111,8 +142,7 @@ class LogFollower:
         wrong = self._difference(aliases, states)
         if wrong:
             return wrong
-        if keep:
-            self._head, self._aliases, self._states = head, aliases, states
+        self._head, self._aliases, self._states = head, aliases, states
         return None
 
     def _difference(self, aliases: dict[Alias, int], states: dict[tuple[str, int], str]) -> str | None:
@@ -128,14 +158,22 @@ def registry_problem(registry: Tables) -> str | None:
     return LogFollower(registry).problem()
 
 
-def _replay(row: Row, aliases: dict[Alias, int], states: dict[tuple[str, int], str]) -> None:
+def _effects(row: Row) -> tuple[str, dict[str, Any]]:
+    """Return the tenant of an entry about a version, and what it did; nothing of any other entry."""
     if row.kind != "version":
-        return
-    tenant = row.subject.rpartition("@")[0]
-    effects: dict[str, Any] = json.loads(row.body).get("effects", {})
+        return "", {}
+    return row.subject.rpartition("@")[0], json.loads(row.body).get("effects", {})
+
+
+def _replay(row: Row, aliases: dict[Alias, int], states: dict[tuple[str, int], str]) -> None:
+    tenant, effects = _effects(row)
     for number, state in effects.get("states", {}).items():
         states[tenant, int(number)] = state
     replay_aliases(tenant, effects, aliases)
+
+
+def _without_none(found: Mapping[Key, Value | None]) -> dict[Key, Value]:
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _state_mismatches(

@@ -55,6 +55,11 @@ class Queries:
         rows = self.db.rows("SELECT tenant, number, state FROM versions")
         return {(tenant, number): state for tenant, number, state in rows}
 
+    def state(self, tenant: str, number: int) -> State | None:
+        """Return the state of one version, or None where there is no such version."""
+        row = self.db.row("SELECT state FROM versions WHERE tenant = ? AND number = ?", (tenant, number))
+        return row[0] if row else None
+
     def foreign_triggers(self) -> list[str]:
         """Return the names of triggers and views that no release of lora-ops made."""
         rows = self.db.rows(
