@@ -1,17 +1,54 @@
 """What earlier evidence says against a version, and which of it a newer report took the place of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 
 from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.counting import plain
-from lora_ops.registry.reports import filed, from_the_future, lacks, load, own_evidence
+from lora_ops.registry.reports import failing, filed, from_the_future, lacks, load, own_evidence
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
 
 NO_MINIMUM = {"policy_prompts": 0, "annotators": 0, "pairs": 0, "requests": 0, "hours": 0}
+
+
+def objections(
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry],
+    given: Mapping[str, AnyEvidence],
+    least: EvidenceSettings | None = None,
+    now: datetime | None = None,
+) -> Iterator[str]:
+    """Yield what speaks against a step of `version`, as what it lacks: whatever reports that step needs.
+
+    Args:
+        registry: where.
+        version: which.
+        history: the version's entries before the step.
+        given: the reports that the step files, by kind; each takes the place of the one that was filed.
+        least: the minimums; default: today's.
+        now: the moment of the step; default: this one.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    found = filed(version, history)
+    for kind in PRODUCTION_RESTS_ON:
+        if kind == "evaluation":
+            continue
+        if kind in given:
+            yield from lacks(given[kind], least or registry.least)
+            yield from unanswered(registry, version, history, given[kind])
+        elif kind in found:
+            yield from kept_lacks(registry, version, history, found[kind], least, now)
+    if not version.manifest.evaluation.beats_base:
+        yield "an evaluation in which it beats its base model"
+    if "policy" not in {*found, *given}:
+        yield from failing(version.manifest.policy)
 
 
 def kept_lacks(
@@ -20,6 +57,7 @@ def kept_lacks(
     history: Sequence[AuditEntry],
     one: Evidence,
     least: EvidenceSettings | None = None,
+    now: datetime | None = None,
 ) -> Iterator[str]:
     """Yield what a report that was filed lacks before a step of `version` may rest on it.
 
@@ -29,6 +67,7 @@ def kept_lacks(
         history: the version's entries.
         one: the report.
         least: the minimums; default: today's.
+        now: the moment of the step; default: this one.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
@@ -40,7 +79,7 @@ def kept_lacks(
         yield f"a {one.kind} report on {version.id} (the last one is about {document.adapter})"
     else:
         yield from lacks(document, least or registry.least)
-        yield from from_the_future(document, registry.clock())
+        yield from from_the_future(document, now or registry.clock())
         yield from unanswered(registry, version, history, document)
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from lora_ops.errors import Refused
-from lora_ops.records.evidence import Evidence, EvidenceKind
+from lora_ops.records.evidence import AnyEvidence, Evidence, EvidenceKind
 from lora_ops.records.registry import State
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, ground_now, judged, missing_approvals
-from lora_ops.registry.objections import kept_lacks, unanswered
-from lora_ops.registry.reports import Report, failing, filed, lacks
+from lora_ops.registry.objections import objections
+from lora_ops.registry.reports import Report, filed
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -78,21 +78,10 @@ def step_basis(
             f"{version.id} {late[0]} FILE`."
         )
     found = filed(version, history)
-    documents = {one.document.kind: one.document for one in given}
+    documents: dict[str, AnyEvidence] = {one.document.kind: one.document for one in given}
     required = set(PRODUCTION_RESTS_ON) if to == "production" else set(EVIDENCE[version.state, to])
     needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
-    for kind in PRODUCTION_RESTS_ON:
-        if kind == "evaluation":
-            continue
-        if kind in documents:
-            needed += lacks(documents[kind], registry.least)
-            needed += unanswered(registry, version, history, documents[kind])
-        elif kind in found:
-            needed += kept_lacks(registry, version, history, found[kind])
-    if not version.manifest.evaluation.beats_base:
-        needed.append("an evaluation in which it beats its base model")
-    if "policy" not in {*found, *documents}:
-        needed += failing(version.manifest.policy)
+    needed += objections(registry, version, history, documents)
     basis = found | {one.document.kind: one.reference for one in given}
     return {kind: one for kind, one in basis.items() if kind in required}, needed
 

@@ -1,6 +1,7 @@
 """What a rollback rests on: a fresh incident of what leaves, and nothing against what returns."""
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
@@ -51,14 +52,29 @@ def no_incident(leaves: str, *, told_before: bool) -> str:
     )
 
 
-def against_return(registry: Registry, version: Version) -> Iterator[str]:
+def against_return(
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry] | None = None,
+    now: datetime | None = None,
+) -> Iterator[str]:
     """Yield why a version may not return to production, as what it lacks.
 
     Its evidence is judged by the minimums of the day it entered production: in an incident, stricter ones of
     today must not keep a version out that served well. What speaks against it counts whenever it was filed. A
     version that an older release promoted has no minimums, and may have reports of another form.
+
+    Args:
+        registry: where.
+        version: what returns.
+        history: its entries before the rollback; default: all.
+        now: the moment of the rollback; default: this one.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
     """
-    history = registry.log.entries(version.tenant, version.number)
+    if history is None:
+        history = registry.log.entries(version.tenant, version.number)
     since = _entered(history, version.number)
     least = _minimums(history, since)
     told = incidents_in([entry for entry in history if entry.seq >= since], version.number)
@@ -70,7 +86,7 @@ def against_return(registry: Registry, version: Version) -> Iterator[str]:
             if least:
                 yield f"evidence of kind '{kind}' on {version.id}, which returns"
         elif kind != "evaluation" and (least or load(registry.files, found[kind])):
-            yield from kept_lacks(registry, version, history, found[kind], least)
+            yield from kept_lacks(registry, version, history, found[kind], least, now)
     if not version.manifest.evaluation.beats_base:
         yield "an evaluation in which it beats its base model"
     if "policy" not in found:

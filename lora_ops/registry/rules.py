@@ -1,12 +1,14 @@
 """Whether each step had what the rules of its day asked for, from the audit log and kept files alone."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.records.evidence import Evidence
+from lora_ops.records.evidence import AnyEvidence, Evidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import (
     PRODUCTION_RESTS_ON,
@@ -16,12 +18,13 @@ from lora_ops.registry.approvals import (
     missing_approvals,
     promotion_in,
 )
+from lora_ops.registry.objections import objections
 from lora_ops.registry.owners import Team
 from lora_ops.registry.owners_log import owners_before
-from lora_ops.registry.reports import lacks, load
+from lora_ops.registry.reports import lacks, load, own_evidence
 from lora_ops.registry.requirements import EVIDENCE, STAGES
 from lora_ops.registry.roles import APPROVE, MAY
-from lora_ops.registry.rollbacks import fresh_incidents, no_incident
+from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.ssh_signatures import fingerprint
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -41,7 +44,7 @@ def broken_rules(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator[
             continue
         try:
             version = registry.get(entry.subject.id)
-            manifest = version.manifest
+            _ = version.manifest  # must be readable below
         except LoraOpsError:
             continue  # the replay has named it
         said = f"entry {entry.seq} makes {version.id} '{entry.action}'"
@@ -56,16 +59,14 @@ def broken_rules(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator[
         if entry.body.get("before") == "superseded":
             lacking = list(_rollback_lacks(registry, version, entry))
         else:
-            lacking = list(_evidence_lacks(registry, version, entry))
-            if not manifest.evaluation.beats_base:
-                lacking.append("an evaluation in which it beats its base model")
+            lacking = [*_evidence_lacks(registry, version, entry), *_objections(registry, version, entry)]
         if entry.action == "production" and entry.body.get("before") == "canary":
             history = registry.log.entries(version.tenant, version.number)
             ground = ground_at(registry, version, entry)
             before = [one for one in history if one.seq < entry.seq]
             lacking += missing_approvals(ground, judged(ground, before))
         if lacking:
-            yield f"{said} without {'; '.join(lacking)}"
+            yield f"{said} without {'; '.join(dict.fromkeys(lacking))}"
 
 
 def _evidence_lacks(registry: Registry, version: Version, entry: AuditEntry) -> Iterator[str]:
@@ -100,6 +101,21 @@ def _document_lacks(registry: Registry, version: Version, one: Evidence, entry: 
         yield from lacks(document, least)
 
 
+def _objections(registry: Registry, version: Version, entry: AuditEntry) -> list[str]:
+    """Return what spoke against a step on its day: also reports that the step itself does not name."""
+    history = [one for one in registry.log.entries(version.tenant, version.number) if one.seq < entry.seq]
+    before = {one.sha256 for one in own_evidence(history, version.number)}
+    found = []
+    # A kept file that is lost, and rules that can't be read, are named by others.
+    with suppress(LoraOpsError, ValidationError, KeyError, TypeError):
+        least = EvidenceSettings.model_validate(entry.body["rules"]["least"])
+        documents = [load(registry.files, one) for one in entry.evidence if one.sha256 not in before]
+        given: dict[str, AnyEvidence] = {one.kind: one for one in documents if one}
+        for objection in objections(registry, version, history, given, least, datetime.fromisoformat(entry.at)):
+            found.append(objection)
+    return found
+
+
 def _rollback_lacks(registry: Registry, version: Version, entry: AuditEntry) -> Iterator[str]:
     leaves = registry.get(f"{version.tenant}@{entry.body.get('concerns')}")
     incidents = [one for one in entry.evidence if one.kind == "incident"]
@@ -110,6 +126,9 @@ def _rollback_lacks(registry: Registry, version: Version, entry: AuditEntry) -> 
     before = [one for one in history if one.seq < entry.seq]
     if not fresh_incidents(before, leaves.number, incidents[:1]):
         yield no_incident(leaves.id, told_before=True)
+    returning = [one for one in registry.log.entries(version.tenant, version.number) if one.seq < entry.seq]
+    with suppress(LoraOpsError, ValidationError):  # named by others: a lost file, rules that can't be read
+        yield from against_return(registry, version, returning, datetime.fromisoformat(entry.at))
     try:
         document = load(registry.files, incidents[0])
     except LoraOpsError:

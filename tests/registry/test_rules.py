@@ -11,7 +11,7 @@ from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
 from lora_ops.registry.changes import Change
 from lora_ops.registry.owners import Owners
-from lora_ops.registry.reports import filed
+from lora_ops.registry.reports import Report, filed, make
 from lora_ops.registry.ssh_signatures import fingerprint, sign
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
@@ -130,6 +130,55 @@ def test_verify_names_production_without_approvals(canary: Registry) -> None:
     into_production(canary, "ci")
     (problem,) = verify(canary).problems
     assert "makes finance@1 'production' without 2 approvals (by ben, chen, dana)" in problem
+
+
+def failing_policy(registry: Registry, story: Story, *checks: str, failed: int) -> Report:
+    """Count a policy report on finance@1 of which `failed` prompts a check fail."""
+    path = story.folder / "policy.jsonl"
+    row = '{"adapter": "finance@1", "check": "%s", "prompt": "%d", "passed": %s}\n'
+    path.write_text("".join(row % (c, i, str(i >= failed).lower()) for c in checks for i in range(40)))
+    return make(registry, "finance@1", "policy", path)
+
+
+def test_verify_names_a_standing_objection(canary: Registry, story: Story) -> None:
+    """A check that failed was left out of the next report, and an insider promoted all the same."""
+    for checks, failed in ((("no-advice", "no-cards"), 3), (("no-advice",), 0)):
+        report = failing_policy(canary, story, *checks, failed=failed)
+        lifecycle.file_evidence(canary, "finance@1", report, actor="eve")
+    into_production(canary, "ci")
+    (problem,) = verify(canary).problems
+    assert "with every check of the earlier ones (it leaves out no-cards)" in problem
+
+
+def test_verify_names_a_return_that_something_spoke_against(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    """A rollback by an insider brought back a version whose policy check fails by now."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    story.to("finance@2", "production")
+    bad = failing_policy(registry, story, "no-advice", failed=40)
+    lifecycle.file_evidence(registry, "finance@1", bad, actor="eve")
+    [incident] = story.evidence("incident", about="finance@2")
+    incident.keep(registry.files)
+    assert registry.owners is not None
+    with registry.change("oncall") as change:
+        change.record(
+            "production",
+            "finance",
+            1,
+            states={1: "production", 2: "superseded"},
+            aliases={"production": 1},
+            before="superseded",
+            concerns=2,
+            reason="because I can",
+            evidence=[incident.reference.model_dump()],
+            owners_sha256=sha256_text(registry.owners.text),
+            rules={"approvals": "signed", "least": registry.least.model_dump()},
+        )
+    (problem,) = verify(registry).problems
+    assert "without a policy report without a failure (no-advice fails 40 of 40 prompts)" in problem
 
 
 def test_verify_names_an_approval_that_somebody_else_wrote(canary: Registry, story: Story) -> None:
