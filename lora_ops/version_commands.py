@@ -11,7 +11,7 @@ from lora_ops.escaping import markup, show, visible
 from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_json
-from lora_ops.registry.command_options import Actor
+from lora_ops.registry.command_options import Actor, head_remembered
 
 
 def register(
@@ -62,8 +62,9 @@ def register(
             how = "a new version" if outcome.is_new else "this content was registered before"
             if not as_json:
                 show(f"{adapter} is the candidate of {outcome.tenant} ({how}).")
+        remembered = head_remembered(registry)
     if as_json:
-        print_json(outcomes)
+        print_json([{**outcome, **remembered} for outcome in outcomes])
         raise typer.Exit(ExitCode.INVALID if refused else ExitCode.OK)
     if refused:
         raise LoraOpsError(f"Not registered: {', '.join(refused)}; the reasons are above.")

@@ -11,6 +11,7 @@ from lora_ops.registry.command_options import (
     Actor,
     Reason,
     Reference,
+    head_remembered,
     opened_registry,
     print_lines,
     print_version,
@@ -47,8 +48,9 @@ def approve(
     with opened_registry() as registry:
         said = lifecycle.approve(registry, reference, actor=who(actor), reason=reason, key=key)
         _, missing = missing_for(registry, reference)
+        remembered = head_remembered(registry)
     if as_json:
-        print_json({**said.model_dump(mode="json"), "missing": missing})
+        print_json({**said.model_dump(mode="json"), "missing": missing, **remembered})
         return
     seen = ", ".join(f"{kind} {digest[:12]}…" for kind, digest in said.evidence.items())
     needs = f"for production it still needs: {'; '.join(missing)}" if missing else "nothing is missing now"
@@ -66,7 +68,7 @@ def withdraw(reference: Reference, reason: Reason, actor: Actor = None, as_json:
 
     with opened_registry() as registry:
         version = lifecycle.withdraw(registry, reference, actor=who(actor), reason=reason)
-        print_version(version, f"is no longer approved by {who(actor)}", as_json)
+        print_version(registry, version, f"is no longer approved by {who(actor)}", as_json)
 
 
 @changes.command("file")
@@ -89,8 +91,9 @@ def file_(
         report = make(registry, reference, kind, source, summary)
         version = lifecycle.file_evidence(registry, reference, report, actor=who(actor))
         lacking = list(lacks(report.document, registry.least))
+        remembered = head_remembered(registry)
     if as_json:
-        print_json({**report.document.model_dump(mode="json"), "lacks": lacking})
+        print_json({**report.document.model_dump(mode="json"), "lacks": lacking, **remembered})
         return
     print_lines(
         f"[bold]{version.id}[/] has new evidence of kind '{kind}' ({report.reference.sha256[:12]}…).",
@@ -127,7 +130,7 @@ def promote(
             evidence=reports,
             expect=expect,
         )
-        print_version(version, f"is now '{version.state}'", as_json)
+        print_version(registry, version, f"is now '{version.state}'", as_json)
 
 
 @changes.command()
@@ -144,7 +147,7 @@ def reject(
     with opened_registry() as registry:
         reports = _made(registry, reference, evidence)
         version = lifecycle.reject(registry, reference, actor=who(actor), reason=reason, evidence=reports)
-        print_version(version, "is now 'rejected'", as_json)
+        print_version(registry, version, "is now 'rejected'", as_json)
 
 
 @changes.command()
@@ -161,7 +164,7 @@ def revoke(
     with opened_registry() as registry:
         reports = _made(registry, reference, evidence)
         version = lifecycle.revoke(registry, reference, actor=who(actor), reason=reason, evidence=reports)
-        print_version(version, "is now 'revoked'", as_json)
+        print_version(registry, version, "is now 'revoked'", as_json)
 
 
 @changes.command()
@@ -171,7 +174,7 @@ def archive(reference: Reference, reason: Reason, actor: Actor = None, as_json: 
 
     with opened_registry() as registry:
         version = lifecycle.archive(registry, reference, actor=who(actor), reason=reason)
-        print_version(version, "is now 'archived'", as_json)
+        print_version(registry, version, "is now 'archived'", as_json)
 
 
 @changes.command()
@@ -189,7 +192,7 @@ def review(
         reports = _made(registry, reference, evidence)
         version = lifecycle.review(registry, reference, actor=who(actor), reason=reason, evidence=reports)
         print_version(
-            version, f"reviewed; the next review is due on {version.summary.next_review_due}", as_json
+            registry, version, f"reviewed; the next review is due on {version.summary.next_review_due}", as_json
         )
 
 
@@ -209,7 +212,9 @@ def incident(
         version = lifecycle.link_incident(
             registry, reference, actor=who(actor), reason=reason, evidence=reports
         )
-        print_version(version, f"has one more incident on its record, and is still '{version.state}'", as_json)
+        print_version(
+            registry, version, f"has one more incident on its record, and is still '{version.state}'", as_json
+        )
 
 
 def _made(registry: "Registry", reference: str, options: list[str] | None) -> "list[Report]":

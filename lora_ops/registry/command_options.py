@@ -41,12 +41,17 @@ def who(actor: str | None) -> str:
     return actor or whoami()
 
 
-def print_version(version: "Version", what: str, as_json: bool) -> None:
+def print_version(registry: "Registry", version: "Version", what: str, as_json: bool) -> None:
     """Say what was done to a version: a line for people, its summary for programs."""
     if as_json:
-        print_json({"adapter": version.id, **version.summary._asdict()})
+        print_json({"adapter": version.id, **version.summary._asdict(), **head_remembered(registry)})
     else:
         print_lines(f"[bold]{version.id}[/] {markup(what)}.")
+
+
+def head_remembered(registry: "Registry") -> dict[str, bool]:
+    """Return whether the head of the log is kept outside the registry, as `--json` says it after a change."""
+    return {"head_remembered": registry.unremembered() is None}
 
 
 def print_lines(*parts: Any) -> None:

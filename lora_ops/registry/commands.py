@@ -63,9 +63,10 @@ def status(
         _check_tenant(registry, tenant)
         known = {*load_settings().tenants, *(one.tenant for one in registry.summaries())}
         rows = status_(registry, [tenant] if tenant else sorted(known))
-        notes = accepted_heads(registry)
+        behind = registry.unremembered()
+        notes = [*accepted_heads(registry), *([behind] if behind else [])]
     if as_json:
-        print_json([row._asdict() for row in rows])
+        print_json([{**row._asdict(), "head_remembered": behind is None} for row in rows])
         return
     print_lines(tables.status(rows), *(f"[yellow]Note[/]: {markup(one)}." for one in notes))
 
@@ -200,7 +201,7 @@ def export(
 
     with opened_registry() as registry:
         version = packages.export(registry, reference, target, for_review=for_review)
-        print_version(version, f"written to {target}, digests and signature verified", as_json)
+        print_version(registry, version, f"written to {target}, digests and signature verified", as_json)
 
 
 @app.command()

@@ -51,7 +51,8 @@ class HeadMemory:
     def remember(self, head: Head) -> None:
         """Keep `head`, unless a later one is kept already.
 
-        A folder that can't be written is logged and changes nothing else: the change that is told of is made.
+        A folder that can't be written is logged and changes nothing else: the change is made. Until a head is
+        kept again, `behind` says so.
         """
         if head.seq == 0:
             return
@@ -61,7 +62,27 @@ class HeadMemory:
                 return
             self._write(head, only_later=True)
         except (OSError, LoraOpsError) as error:
-            logger.warning("The head %s of the audit log could not be remembered: %s", head.text, error)
+            logger.warning(
+                "The change is made, but the head %s of the audit log can't be kept in %s (%s): make that "
+                "folder writable, and run `lora-ops registry verify`.",
+                head.text,
+                self.path,
+                error,
+            )
+
+    def behind(self, head: Head) -> str | None:
+        """Return that nothing outside the registry knows of `head` yet, in words, or None."""
+        try:
+            known = self.recall()
+        except LoraOpsError:
+            return None  # `problem` says that the file was damaged
+        if head.seq == 0 or (known and known.seq >= head.seq):
+            return None
+        knows = f"knows it up to entry {known.seq}" if known else "knows no entry of it"
+        return (
+            f"the audit log ends at entry {head.seq}, and {self.path} {knows}: an older copy in the registry's "
+            "place would not show, so make that folder writable, and run `lora-ops registry verify`"
+        )
 
     def replace(self, head: Head) -> None:
         """Keep `head` whatever was kept before: somebody accepted that the log goes on from here.

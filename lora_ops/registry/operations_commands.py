@@ -8,7 +8,7 @@ import typer
 
 from lora_ops.escaping import markup, show
 from lora_ops.output import AsJson, print_json
-from lora_ops.registry.command_options import Actor, Reason, who
+from lora_ops.registry.command_options import Actor, Reason, head_remembered, who
 
 operations = typer.Typer()
 
@@ -36,11 +36,13 @@ def rotate_key(reason: Reason, actor: Actor = None, as_json: AsJson = False) -> 
     with closing(open_registry()) as registry:
         new = rotate(registry, actor=who(actor), reason=reason)
         path = registry.signer.own.path
+        remembered = head_remembered(registry)
     _done(
         as_json,
         f"Key {new} signs from now on; it is {path}: back it up, apart from the registry.",
         key=new,
         path=str(path),
+        **remembered,
     )
 
 

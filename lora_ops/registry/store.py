@@ -108,6 +108,10 @@ class Registry(Queries):
         if self.memory:
             self.memory.remember(head)
 
+    def unremembered(self) -> str | None:
+        """Return that the head is not kept outside the registry, in words, or None."""
+        return self.memory.behind(self.log.head()) if self.memory else None
+
     # Changes.
 
     def _migrate(self, create: bool) -> None:

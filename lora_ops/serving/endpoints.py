@@ -253,7 +253,9 @@ def create_app(gateway: Gateway) -> FastAPI:
             text = "The gateway is starting or stopping, or its engine does not answer."
             raise ApiError(503, text, "server_error", "not_ready", retry_after=1)
         gateway.router.route(gateway.base_model.id)
-        return JSONResponse({"status": "ready"})
+        # Answers don't depend on it, so it is a warning: only an older copy of the registry would not show.
+        behind = gateway.router.unremembered()
+        return JSONResponse({"status": "ready", **({"warning": f"{behind}."} if behind else {})})
 
     @app.get("/metrics", response_model=None, responses=TEXT)
     async def metrics(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:

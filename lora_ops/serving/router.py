@@ -94,6 +94,10 @@ class Router:
         self._take_changes()
         return self._damage
 
+    def unremembered(self) -> str | None:
+        """Return that the log's head is not kept outside the registry, in words, or None."""
+        return None if self._damage else self._registry.unremembered()
+
     def route(self, model: str) -> Route:
         """Return the route of a model's name: a tenant, a version (`finance@3`), `base` or the base model's id.
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -221,11 +223,33 @@ def test_processes_that_remember_together_keep_the_last(tmp_path: Path) -> None:
     assert memory.recall() == Head(59, f"{59:064x}")
 
 
-def test_change_goes_on_where_nothing_can_be_remembered(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def forbid_memory(root: Path) -> None:
+    """Let nobody write the memory, root neither."""
     (root / ".serving/head.lock").unlink()
     (root / ".serving/head.lock").mkdir()
+
+
+def test_change_goes_on_where_nothing_can_be_remembered(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    forbid_memory(root)
     register(root, 2)
-    assert "could not be remembered" in caplog.text
+    assert "can't be kept in" in caplog.text
+
+
+def test_change_that_is_not_remembered_says_so(root: Path, cli: Cli) -> None:
+    """Only a line of the log said it: nobody saw that a replaced registry would not show."""
+    register(root, 2)
+    assert json.loads(cli("status", "--json").output)[0]["head_remembered"] is True
+    forbid_memory(root)
+    words = ["registry", "reject", "finance@2", "--reason", "worse", "--actor", "ben.okafor", "--json"]
+    done = subprocess.run([sys.executable, "-m", "lora_ops", *words], cwd=root, capture_output=True, text=True)
+    assert json.loads(done.stdout)["state"] == "rejected"
+    assert json.loads(done.stdout)["head_remembered"] is False
+    assert "The change is made, but the head" in done.stderr
+    assert json.loads(cli("status", "--json").output)[0]["head_remembered"] is False
+    assert "head.json knows it up to entry 4: an older copy" in " ".join(cli("status").output.split())
+    (root / ".serving/head.lock").rmdir()
+    assert cli("verify").exit_code == 0
+    assert json.loads(cli("status", "--json").output)[0]["head_remembered"] is True
 
 
 def test_copy_of_a_shared_registry_is_taken_again(root: Path, connect: Callable[..., WandbProject]) -> None:

@@ -57,3 +57,17 @@ def test_gateway_serves_no_candidate_after_revocation(clone: Clone, gateway: Ser
 def test_gateway_shows_how_long_data_stays_fresh(gateway: Served) -> None:
     assert gateway.metric("lora_ops_adapter_fresh_seconds", adapter="finance@2") > 86400
     assert gateway.metric("lora_ops_adapter_review_due_seconds", adapter="finance@2") != 0
+
+
+def test_ready_warns_of_a_head_that_is_not_remembered(clone: Clone, gateway: Served) -> None:
+    """The gateway goes on, and whoever probes it reads that an older copy of the registry would not show."""
+    http = gateway.http()
+    assert http.get("/ready").json() == {"status": "ready"}
+    lock = clone.root / ".serving/head.lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    with clone.registry() as registry:
+        lifecycle.reject(registry, "healthcare@1", actor="ben", reason="worse")
+    ready = http.get("/ready")
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    assert "run `lora-ops registry verify`" in ready.json()["warning"]
