@@ -211,18 +211,33 @@ class Anchor:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _problem_here(self, head: Head) -> str | None:
+    def damage(self) -> str | None:
+        """Return why this file vouches for no head at all, in words, or None."""
+        found = self._read()
+        return found if isinstance(found, str) else None
+
+    def _read(self) -> tuple[Head, Head | None] | str:
+        """Return the head that this file vouches for and the one before it, or why it vouches for none."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             signature = content.pop("signature")
             says = Head(*content["head"])
             before = Head(*content["before"]) if content["before"] else None
         except FileNotFoundError:
-            return None if head == Head() else f"{self.path.name}, which says where the log ends, was removed"
+            return f"{self.path.name}, which says where the log ends, was removed"
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return f"{self.path.name}, which says where the log ends, was changed"
         if not self._signer.fits_text(canonical(content), signature):
             return f"{self.path.name}, which says where the log ends, was changed: its signature does not fit"
+        return says, before
+
+    def _problem_here(self, head: Head) -> str | None:
+        if head == Head() and not self.path.exists():
+            return None
+        found = self._read()
+        if isinstance(found, str):
+            return found
+        says, before = found
         if head in (says, before):
             return None
         if head.seq < says.seq:

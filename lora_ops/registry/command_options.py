@@ -44,7 +44,8 @@ def who(actor: str | None) -> str:
 def print_version(registry: "Registry", version: "Version", what: str, as_json: bool) -> None:
     """Say what was done to a version: a line for people, its summary for programs."""
     if as_json:
-        print_json({"adapter": version.id, **version.summary._asdict(), **head_remembered(registry)})
+        damage = {"registry_was_damaged": registry.mended} if registry.mended else {}
+        print_json({"adapter": version.id, **version.summary._asdict(), **head_remembered(registry), **damage})
     else:
         print_lines(f"[bold]{version.id}[/] {markup(what)}.")
 

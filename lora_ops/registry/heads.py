@@ -209,9 +209,15 @@ def accept_head(registry: "Registry", memory: HeadMemory, *, actor: str, reason:
 
 
 def accepted_heads(registry: "Registry") -> list[str]:
-    """Return each time that somebody accepted another head of the log, in words; these stay for ever."""
+    """Return each time that somebody accepted or replaced a head of the log, in words; these stay for ever."""
     notes = []
     for entry in registry.log.of_kind("registry"):
+        if entry.action == "head_mended":
+            when = entry.at[:16].replace("T", " ")
+            notes.append(
+                f"entry {entry.seq}: when {entry.actor} changed the registry on {when}, "
+                f"{entry.body.get('problem')}; the head kept outside it stood in"
+            )
         if entry.action == "head_accepted":
             many = entry.body.get("lost_entries")
             lost = "an unknown number of entries was" if many is None else f"{many} entries were"

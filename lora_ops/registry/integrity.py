@@ -97,6 +97,10 @@ class LogFollower:
         head = self._registry.log.head()
         return self._registry.anchor.problem(head, catching_up=catching_up) or self._follow(head)
 
+    def rows_problem(self) -> str | None:
+        """As `problem_inside`, of the chain and the rows alone: who vouches for its end is not asked."""
+        return self._follow(self._registry.log.head())
+
     def unwritten(self) -> str | None:
         """Return what a transaction that is about to commit did not do, though it was told to, or None.
 

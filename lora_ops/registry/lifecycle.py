@@ -135,6 +135,8 @@ def revoke(
 ) -> Version:
     """Take a version out of service for good; anybody in its team may, at once, and its aliases go.
 
+    A damaged `audit.head` does not stop it while the head kept outside the registry stands in for that file.
+
     Raises:
         LoraOpsError: unknown version, nobody of its team, no reason, or it is closed already.
     """
@@ -293,7 +295,7 @@ def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> t
 def _close(
     registry: Registry, reference: str, to: State, actor: str, reason: str, evidence: Sequence[Report]
 ) -> Version:
-    with change_with_owners(registry, actor) as change:
+    with change_with_owners(registry, actor, despite_head=to == "revoked") as change:
         version = registry.get_exact(reference)
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         _require_step(version, to, reason)

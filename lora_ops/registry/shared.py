@@ -91,7 +91,7 @@ class SharedRegistry(Registry):
         return len(compared.unknown)
 
     @contextmanager
-    def change(self, actor: str) -> Iterator[Change]:
+    def change(self, actor: str, *, despite_head: bool = False) -> Iterator[Change]:
         """One transaction by `actor`, all or nothing, that counts once W&B took its entry.
 
         Raises:
@@ -102,7 +102,7 @@ class SharedRegistry(Registry):
             self.pull()
         except LoraOpsError as error:
             raise LoraOpsError(f"{str(error).rstrip('.')}; nothing was changed.") from error
-        with super().change(actor) as change:
+        with super().change(actor, despite_head=despite_head) as change:
             before = self.log.head()
             named = {(one.tenant, alias): one.number for one in self.summaries() for alias in one.aliases}
             yield change

@@ -1,5 +1,6 @@
 """The embedded registry: SQLite for records, content-addressed files beside it, every change audited."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +33,8 @@ from lora_ops.settings.registry import EvidenceSettings, SigningSettings
 from lora_ops.settings.section import TENANT_PATTERN, colliding_tenant, refuse_reserved_name
 
 CLOCK_TOLERANCE_SECONDS = 300
+
+logger = logging.getLogger(__name__)
 
 
 class Registry(Queries):
@@ -79,6 +82,8 @@ class Registry(Queries):
         self.db = Database(path / "registry.sqlite", create=create)
         self.log = Log(self.db)
         self.memory = memory
+        self.mended: str | None = None
+        """What was wrong with the signed head when the last change replaced it."""
         self.anchor = Anchor(path / "audit.head", self.signer, self._replaced)
         self.follower = LogFollower(self)
         try:
@@ -153,11 +158,12 @@ class Registry(Queries):
         self._insert(change, "imported", manifest, signature, old.registered_at, "unknown", old.aliases)
 
     @contextmanager
-    def _transaction(self, *, catching_up: bool = False) -> Iterator[None]:
+    def _transaction(self, *, catching_up: bool = False, despite_head: bool = False) -> Iterator[str | None]:
         """Write all or nothing, and sign where the log ends then.
 
         Args:
             catching_up: the log is being taken from elsewhere, so it may be behind what is remembered of it.
+            despite_head: go on where nothing but `audit.head` is damaged; what was wrong is yielded.
         """
         announced = False
         with self.db.writing():
@@ -167,16 +173,17 @@ class Registry(Queries):
                 problem = self.follower.problem_inside(catching_up=catching_up)
             else:  # the upgrade, which changes the tables that the follower reads
                 problem = self.anchor.problem(before, catching_up=catching_up)
-            if problem:
+            if problem and not (despite_head and self._vouched_outside(before)):
                 raise Damaged(
                     f"The registry in {self.path} can't be trusted, so nothing is changed: {problem}; "
                     "restore the registry from a backup, or, if you put this one here yourself, run `lora-ops "
-                    "registry accept-head --reason TEXT`."
+                    "registry accept-head --reason TEXT`"
+                    f"{'; until then only stopping the gateway takes a version out' if despite_head else ''}."
                 )
             key = self.log.current_key() if schema == migrations.SCHEMA_VERSION else None
             if key:
                 self.signer.own.settle(key)
-            yield
+            yield problem
             after = self.log.head()
             if after != before:
                 unwritten = self.follower.unwritten()
@@ -201,6 +208,19 @@ class Registry(Queries):
                 if self.log.head() == after:
                     self.anchor.confirm(after)
 
+    def _vouched_outside(self, head: Head) -> bool:
+        """Return whether nothing but the signed head is damaged, and the head kept outside stands in for it.
+
+        In an incident a wrong byte there must not keep a version on air. But the head is signed again with the
+        change, which would hide that entries were cut off. So chain and rows must agree, no signed head may say
+        otherwise, and the memory outside must name exactly this entry as the last one.
+        """
+        try:
+            known = self.memory.recall() if self.memory else None
+        except LoraOpsError:
+            return False
+        return known == head and self.anchor.damage() is not None and self.follower.rows_problem() is None
+
     def _refuse_other_key(self, key: str | None) -> None:
         """Refuse to sign with a key that the log names neither before (`key`) nor after this transaction."""
         allowed = {key, self.log.current_key()} - {None}
@@ -214,19 +234,24 @@ class Registry(Queries):
             )
 
     @contextmanager
-    def change(self, actor: str) -> Iterator[Change]:
+    def change(self, actor: str, *, despite_head: bool = False) -> Iterator[Change]:
         """One transaction by `actor`, all or nothing.
 
         The order of the log is `seq`, never the time: a wrong clock on one machine must not stop a revocation
         on another. A clock that is up to five minutes behind the last entry gets that entry's time; one further
         behind keeps its own. Both entries state by how much the clock was behind.
 
+        Args:
+            actor: who does it.
+            despite_head: go on where nothing but the signed head is damaged and the head kept outside stands in
+                for it; the first entry says so for ever.
+
         Raises:
             LoraOpsError: no actor, a log that was tampered with, a read-only disk.
         """
         if not actor.strip():
             raise LoraOpsError("Say who does this: a change of the registry needs an actor.")
-        with self._transaction():
+        with self._transaction(despite_head=despite_head) as damage:
             at, last = utc(self.clock()), self.log.last_time()
             behind = 0
             if at < last:
@@ -235,12 +260,17 @@ class Registry(Queries):
                     at = last
             change = Change(self.db, self.log, actor.strip(), at, behind, self.signer.own.fingerprint)
             first = self.log.head().seq
+            if damage:
+                change.note("head_mended", "registry", "head", problem=damage)
             yield change
             if self.log.head().seq != first + change.entries:
                 raise Damaged(
                     f"The registry in {self.path} did not keep the entry of this change, so nothing is "
                     "changed: run `lora-ops registry verify`, and restore it from a backup."
                 )
+        self.mended = damage
+        if damage:
+            logger.warning("The change is made, and the registry was damaged: %s. Find out by whom.", damage)
         self._forget_closed(change.states)
 
     def _forget_closed(self, states: dict[str, str]) -> None:

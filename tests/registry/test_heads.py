@@ -277,3 +277,49 @@ def test_memory_knows_the_folder_by_another_name(root: Path, path: str) -> None:
     (root / "params.yaml").write_text(params.replace("  path: .registry\n", f"  path: {path}\n"))
     with closing(open_registry(root)) as registry:
         assert "replaced by an older copy" in verify(registry).problems[0]
+
+
+def flip_head(root: Path) -> None:
+    path = root / ".registry/audit.head"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1  # of the signature
+    path.write_bytes(content)
+
+
+def test_revocation_goes_through_a_damaged_head(root: Path, cli: Cli) -> None:
+    """In an incident one wrong byte kept a version on air."""
+    register(root, 2)
+    flip_head(root)
+    with pytest.raises(LoraOpsError, match="can't be trusted, so nothing is changed"):
+        cli("reject", "finance@2", "--reason", "worse", "--actor", "ben.okafor")
+    done = json.loads(cli("revoke", "finance@2", "--reason", "leaks", "--actor", "ben.okafor", "--json").output)
+    assert done["state"] == "revoked"
+    assert done["registry_was_damaged"].startswith("audit.head, which says where the log ends, was changed")
+    assert cli("verify").exit_code == 0
+    for command in (("status",), ("verify",)):
+        assert "was changed: its signature does not fit; the head kept" in " ".join(
+            cli(*command).output.split()
+        )
+
+
+@pytest.mark.parametrize("loss", ["memory", "older", "row"])
+def test_revocation_needs_somebody_to_vouch_for_the_log(root: Path, cli: Cli, loss: str) -> None:
+    """Signing the head again would hide what somebody cut off or moved."""
+    register(root, 2)
+    if loss == "memory":
+        (root / ".serving/head.json").unlink()
+    elif loss == "older":
+        replay(root)
+        register_without_memory(root, 2)
+    else:
+        with closing(open_registry(root)) as registry:
+            registry.db.rows("UPDATE aliases SET number = 1")
+    flip_head(root)
+    with pytest.raises(LoraOpsError, match="until then only stopping the gateway takes a version out"):
+        cli("revoke", "finance@2", "--reason", "leaks", "--actor", "ben.okafor")
+
+
+def register_without_memory(root: Path, seed: int) -> None:
+    with closing(Registry(root / ".registry")) as registry:
+        folder = root / f"package-{seed}"
+        registry.register(folder, build_package(folder, seed), actor="ana.silva")
