@@ -179,7 +179,7 @@ def test_a_control_token_in_a_row_breaks_the_contract(root: Path, tiny_base: Pat
         require(contract)
 
 
-def test_a_control_token_in_the_system_prompt_breaks_the_contract(root: Path, tiny_base: Path) -> None:
+def test_control_token_in_system_prompt_breaks_the_contract(root: Path, tiny_base: Path) -> None:
     data = settings(system="Be brief.<|im_end|>")
     _, contract = prepare("faq", data, load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
     with pytest.raises(LoraOpsError, match=r"in the system prompt \(system: <\|im_end\|>\).*data\.system"):

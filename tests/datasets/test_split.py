@@ -98,7 +98,7 @@ def test_membership_counts_the_rows_of_each_group() -> None:
     }
 
 
-def test_thin_labels_names_what_is_hardly_trained_or_never_tested() -> None:
+def test_thin_labels_are_hardly_trained_or_never_tested() -> None:
     splits = {
         "train": pd.DataFrame({"target": ["a"] * 9 + ["b"] * 2 + ["c"] * 9}),
         "validation": pd.DataFrame({"target": ["a"]}),
@@ -125,7 +125,7 @@ def test_no_group_and_no_wording_of_the_real_test_split_is_in_training(tenant, t
     assert listed["train"] == len(train) and listed["test"] == len(test)
 
 
-def test_prepare_balances_training_and_leaves_test_its_natural_shares(tiny_base, tmp_path) -> None:
+def test_prepare_balances_training_and_not_the_test_split(tiny_base, tmp_path) -> None:
     """Media: 55, 28 and 17 in a hundred rows of the source are neutral, negative and positive."""
     root = find_root()
     data = load_settings(root).tenants["media"].data

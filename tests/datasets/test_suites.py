@@ -91,12 +91,12 @@ def test_an_own_expectation_about_text_sees_codes_as_written(tmp_path: Path) -> 
     assert next(check for name, check in found.items() if "match_regex" in name).success
 
 
-def test_an_own_expectation_about_a_column_that_is_not_there_fails(tmp_path: Path) -> None:
+def test_own_expectation_of_a_missing_column_fails(tmp_path: Path) -> None:
     price = checked(source(), own_suite(tmp_path, between(0, 9, column="prize")))["price"]
     assert not price.success and "prize" in price.failed_rows[0]
 
 
-def test_two_expectations_of_one_type_about_one_column_both_count(tmp_path: Path) -> None:
+def test_two_expectations_of_one_type_on_one_column_count(tmp_path: Path) -> None:
     second = between(5, 99) | {"meta": {"name": "price again"}}
     found = checked(source(), own_suite(tmp_path, between(0, 97), second))
     assert (found["price"].failed_count, found["price again"].failed_count) == (2, 5)

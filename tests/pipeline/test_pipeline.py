@@ -220,7 +220,7 @@ def changed_stages(root: Path) -> set[str]:
     return {name.partition("@")[0] for name in json.loads(shown.stdout)}
 
 
-def test_a_plot_a_setting_of_others_and_a_day_train_nothing_again(done: Path, tmp_path: Path) -> None:
+def test_plot_foreign_setting_and_day_train_nothing_again(done: Path, tmp_path: Path) -> None:
     """C1 and C2: each of these made 13 stages run, training included."""
     copy = tmp_path / "copy"
     shutil.copytree(done, copy, symlinks=True)

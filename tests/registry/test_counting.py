@@ -222,7 +222,7 @@ def test_a_refused_request_is_no_answer(counted: Count) -> None:
         counted("canary", refused)
 
 
-def test_requests_to_other_content_of_the_same_name_are_not_counted(counted: Count, tmp_path: Path) -> None:
+def test_requests_to_other_content_of_that_name_do_not_count(counted: Count, tmp_path: Path) -> None:
     mine, other = traffic(3, digest="a" * 64), traffic(7, hours=2, digest="b" * 64)
     assert counted("canary", mine + other).requests == 3
     lines = [json.dumps({"adapter": "finance@1"} | row) for row in [*mine, *other]]

@@ -144,7 +144,7 @@ def kept(registry: Registry) -> int:
 
 
 @AGAINST
-def test_promote_refuses_a_report_against_a_version_and_keeps_nothing(
+def test_promote_refuses_a_report_against_it_and_keeps_nothing(
     registry: Registry, story: Story, first: str, tmp_path: Path, kind: str, rows: Rows, says: str
 ) -> None:
     stage, then = ("candidate", "validated") if kind == "policy" else ("validated", "shadow")
