@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.registry.audit import Head, Log
 from lora_ops.registry.files import write_atomically
+from lora_ops.registry.owners_log import change_with_owners
 
 if TYPE_CHECKING:
     from lora_ops.registry.store import Registry
@@ -200,8 +201,8 @@ def accept_head(registry: "Registry", memory: HeadMemory, *, actor: str, reason:
     problem = memory.problem(registry.log)
     if problem is None:
         raise Refused(f"The audit log ends at {registry.log.head().text}, as expected: nothing to accept.")
-    with registry.change(actor) as change:
-        lost = _lost(memory, registry.log.head())
+    lost = _lost(memory, registry.log.head())
+    with change_with_owners(registry, actor) as change:
         change.note("head_accepted", "registry", "head", reason=reason, problem=problem, lost_entries=lost)
     head = registry.log.head()
     memory.replace(head)

@@ -32,12 +32,21 @@ def change_with_owners(registry: "Registry", actor: str, *, despite_head: bool =
         yield change
 
 
-def note_owners(registry: "Registry", change: Change) -> bool:
-    """Append an entry with owners.yaml as it is now, unless the log ends with the same; say whether it did."""
+def note_owners(registry: "Registry", change: Change, *, begin: bool = True) -> bool:
+    """Append an entry with owners.yaml as it is now, unless the log ends with the same; say whether it did.
+
+    Args:
+        registry: whose owners.
+        change: the transaction.
+        begin: also where the log holds no owners.yaml yet. A change that asks nobody's role, such as
+            registering, leaves that to the first one that does.
+    """
     if registry.owners is None:
         return False
     text = registry.owners.text
     entries = registry.log.of_kind(KIND)
+    if not entries and not begin:
+        return False
     before = entries[-1].body.get("owners_sha256") if entries else None
     if before == sha256_text(text):
         return False

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from lora_ops.errors import Refused
 from lora_ops.hashing import canonical
 from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.owners_log import note_owners
 from lora_ops.registry.store import Registry
 
 ROTATED = "key_rotated"
@@ -40,6 +41,7 @@ def rotate_key(registry: Registry, *, actor: str, reason: str) -> str:
     old = own.fingerprint() if rotation.by_old else current
     signature = registry.signer.sign_text(_statement(old, rotation.new)) if rotation.by_old else None
     with registry.change(actor) as change:
+        note_owners(registry, change, begin=False)
         change.note(ROTATED, "key", rotation.new, old=old, new=rotation.new, reason=reason, signature=signature)
     own.settle(rotation.new)
     registry.sign_head()

@@ -25,6 +25,7 @@ from lora_ops.registry.files import FileStore, check_package, require_consistent
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.owners_log import note_owners
 from lora_ops.registry.queries import SUMMARY, Queries
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.versions import CLOSED, Summary, Version
@@ -328,6 +329,7 @@ class Registry(Queries):
                     number = draft.version
                     with self._keeping(package):
                         kept = self.files.add_bytes(signature)
+                    note_owners(self, change, begin=False)
                     self._insert(change, "registered", draft, kept, change.at, actor, ("candidate",))
                 return self.load(tenant, number), known is None
 
@@ -425,6 +427,7 @@ class Registry(Queries):
                 "recipe, and train it again, before you register it."
             )
         if self.named(tenant, "candidate") != number:
+            note_owners(self, change, begin=False)
             change.record("named", tenant, number, aliases={"candidate": number})
 
     @contextmanager

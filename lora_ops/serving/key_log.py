@@ -1,5 +1,6 @@
 """Making and revoking an API key are entries of the audit log."""
 
+from lora_ops.registry.owners_log import note_owners
 from lora_ops.registry.store import Registry
 from lora_ops.serving.keys import Key, KeyStore
 
@@ -23,6 +24,8 @@ def log_keys(registry: Registry, keys: KeyStore, actor: str) -> int:
         return 0
     with registry.change(actor) as change:
         missing = _missing(registry, keys)  # another process may have been first
+        if missing:
+            note_owners(registry, change, begin=False)
         for action, key in missing:
             when = key.revoked_at if action == "revoked" else key.created_at
             change.note(

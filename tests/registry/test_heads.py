@@ -144,6 +144,17 @@ def test_accepted_head_goes_on_and_is_an_entry(root: Path, cli: Cli) -> None:
     assert "knows entry 3:" in accepted.body["problem"]
 
 
+def test_accepting_a_head_notes_changed_owners(root: Path, cli: Cli) -> None:
+    """Who might accept on that day could not be proved."""
+    replay(root)
+    (root / "owners.yaml").write_text((root / "owners.yaml").read_text() + "# moved\n")
+    cli("accept-head", "--reason", "the disk died")
+    with closing(open_registry(root)) as registry:
+        *_, noted, accepted = registry.log.entries()
+        assert (noted.action, accepted.action) == ("changed", "head_accepted")
+        assert noted.body["text"].endswith("# moved\n") and accepted.body["lost_entries"] == 1
+
+
 @pytest.mark.parametrize("actor", ["mallory", "ben.okafor", "lea.novak"])
 def test_head_is_accepted_by_an_approver_of_the_default_team(root: Path, cli: Cli, actor: str) -> None:
     """Anybody could forget a revocation."""
@@ -167,7 +178,8 @@ def test_accept_head_begins_a_lost_registry_again(root: Path, cli: Cli) -> None:
     cli("accept-head", "--reason", "there is no backup")
     register(root, 1)
     with closing(open_registry(root)) as registry:
-        assert [entry.action for entry in registry.log.entries()] == ["head_accepted", "registered"]
+        actions = [entry.action for entry in registry.log.entries()]
+        assert actions == ["read", "head_accepted", "registered"]
         assert verify(registry).ok
 
 

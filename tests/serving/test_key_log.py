@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_ops.registry.owners import Owners
+from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.serving.key_log import log_keys
@@ -41,6 +43,21 @@ def test_keys_are_logged_once_and_without_their_secret(
     assert (entry.body["tenant"], entry.body["reason"]) == ("finance", "ERP")
     assert secret not in json.dumps([one.body for one in registry.log.entries()])
     assert verify(registry).ok
+
+
+def test_logged_key_notes_changed_owners(
+    registry: Registry,  # noqa: F811
+    package: Build,  # noqa: F811
+    owners: Owners,  # noqa: F811
+    keys: KeyStore,
+) -> None:
+    registry.register(*package(1), actor="ana")
+    with change_with_owners(registry, "ana"):
+        pass  # the first decision about a version brings this entry
+    registry.owners = Owners(default=owners.default.model_copy(update={"review_cadence_days": 30}))
+    keys.create("admin")
+    log_keys(registry, keys, "ben")
+    assert [one.action for one in registry.log.entries()[-2:]] == ["changed", "created"]
 
 
 def test_what_a_kill_kept_from_the_log_comes_with_the_next(
