@@ -26,11 +26,12 @@ TARGET_MS = {"list": 100.0, "resolve": 1.0}
 
 
 def manifest(number: int) -> Manifest:
-    """A manifest as 04_package writes it; every version has other parameters."""
+    """A manifest as 04_package writes it; every version has another adapter."""
     started = datetime(2026, 1, 1, tzinfo=UTC)
     interval = {"value": 0.7, "low": 0.65, "high": 0.75}
     metric = {"base": interval, "adapter": interval, "majority_baseline": interval, "tfidf_baseline": interval}
-    files = {name: {"bytes": 1000, "sha256": DIGEST} for name in ("adapter_model.safetensors", "README.md")}
+    digests = {"adapter_model.safetensors": f"{number:064x}", "README.md": DIGEST}
+    files = {name: {"bytes": 1000, "sha256": digest} for name, digest in digests.items()}
     base_model = {
         "id": "smol",
         "revision": "r1",
@@ -191,7 +192,8 @@ def main() -> None:
             )
     console.print(table)
     if not peer:
-        console.print("MLflow is not installed here, so its column is empty: pip install -e .[benchmarks].")
+        text = "MLflow is not installed here, so its column is empty: pip install -e .[benchmarks]."
+        console.print(text, markup=False)
 
 
 if __name__ == "__main__":
