@@ -2,6 +2,7 @@
 
 import ast
 import json
+import logging
 import math
 import os
 import re
@@ -12,21 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
-from lora_ops.escaping import clean_html
+from lora_ops.page import write_page
 
 # A Unix socket's path must fit into 108 bytes with its end; zmq adds `/ipc-` and the number of the channel.
 LONGEST_SOCKET_FOLDER = 80
 OUR_ERRORS = {one.__name__: one for one in (LoraOpsError, Refused, NotFound, Unavailable, Damaged)}
-WIDGET = "application/vnd.jupyter.widget-view+json"
-# nbconvert's page without its scripts from a CDN, and with a policy that lets none run.
-PAGE_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js -%}
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; font-src data:; \
-style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-{%- endblock html_head_js -%}
-{%- block html_head_js_mathjax -%}{%- endblock html_head_js_mathjax -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock html_head_js_mermaidjs -%}
-"""
 KINDS: dict[str, str] = {
     "bool": "True or False",
     "int": "a whole number",
@@ -197,6 +188,7 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
     from traitlets.config import Config
 
     _require_declared(notebook, declared_parameters(notebook), sorted(parameters))
+    logging.getLogger("papermill").addFilter(_is_news)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(
@@ -236,7 +228,12 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
             f"{notebook.name}: the kernel was killed, most often because memory ran out (`dmesg` tells): "
             f"use a smaller batch_size or a machine with more memory. The partly executed notebook is {output}."
         ) from error
-    write_html(output)
+    write_page(output)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return False for papermill's guess that a parameter is unknown: it misses `x: str | None = None`."""
+    return not record.getMessage().startswith("Passed unknown parameter")
 
 
 def _socket_folder() -> Path:
@@ -253,31 +250,3 @@ def _socket_folder() -> Path:
         f"TMPDIR is too long for the kernel's sockets ({folders[0]}), and /tmp can't be written: "
         f"set TMPDIR to a folder of at most {LONGEST_SOCKET_FOLDER} bytes."
     )
-
-
-def write_html(executed: Path) -> Path:
-    """Write an executed notebook as a page that opens without Jupyter and without a network; return its path.
-
-    The page has no script: what it shows of data was cleaned (`lora_ops.escaping`), and its policy forbids the
-    browser to run or load anything. A widget needs a kernel, so it is left out.
-    """
-    import nbformat
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-
-    notebook = nbformat.read(executed, as_version=4)
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        cell.outputs = [one for one in cell.get("outputs", []) if WIDGET not in one.get("data", {})]
-    exporter = HTMLExporter(
-        raw_template=PAGE_TEMPLATE,
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        sanitize_html=True,
-        filters={"clean_html": clean_html},
-        preprocessors=[CoalesceStreamsPreprocessor],  # of a progress bar, its last state
-    )
-    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
-    page = executed.with_suffix(".html")
-    page.write_text(body, encoding="utf-8")
-    return page

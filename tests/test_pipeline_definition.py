@@ -22,6 +22,7 @@ OBSERVERS = (
     "lora_ops/folders.py",
     "lora_ops/git.py",
     "lora_ops/notebooks.py",
+    "lora_ops/page.py",
     "lora_ops/processes.py",
     "lora_ops/records/git.py",
     "lora_ops/settings/tracking.py",
@@ -99,8 +100,8 @@ def test_computing_stage_reaches_no_plot(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", DRAWING)
-def test_drawing_stage_renders_again_with_the_runner(stage: str) -> None:
-    assert {"lora_ops/plots.py", "lora_ops/notebooks.py", "lora_ops/escaping.py"} <= set(STAGES[stage]["deps"])
+def test_drawing_stage_renders_again_with_its_look(stage: str) -> None:
+    assert {"lora_ops/plots.py", "lora_ops/page.py", "lora_ops/escaping.py"} <= set(STAGES[stage]["deps"])
 
 
 @pytest.mark.parametrize("stage", STAGES)
