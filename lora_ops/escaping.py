@@ -8,6 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from pandas.io.formats.style import Styler
     from rich.console import Console
@@ -113,6 +115,19 @@ def table(frame: "pd.DataFrame") -> "Styler":
     """Return a table of texts for a notebook, without its index; pandas' own Styler would run their HTML."""
     shown = frame.style.format(escape="html").format_index(escape="html", axis="columns")
     return shown.hide(axis="index")
+
+
+def facts(values: "Mapping[str, object]", name: str) -> "Styler":
+    """Return one value a line for a notebook, each whole: pandas cuts a digest after 50 characters.
+
+    Args:
+        values: what each line is called, and its value.
+        name: whose values they are, the heading of their column.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame({"": list(values), name: [str(value) for value in values.values()]})
+    return table(frame)
 
 
 def console(**options: Any) -> "Console":
