@@ -138,9 +138,13 @@ def evaluate(
 
 
 def numbers(record: EvaluationRecord) -> dict[str, Any]:
-    """Return what `dvc metrics show` compares: every interval as numbers, and the gap between labels."""
+    """Return what `dvc metrics show` compares: adapter, base, strongest opponent, and the gap between labels.
+
+    Intervals and the other systems are in the report: a table of all of them fits no screen.
+    """
+    shown = {ADAPTER: ADAPTER, BASE: BASE, "strongest": record.strongest_opponent}
     found: dict[str, Any] = {
-        name: {system: {"value": one.value, "low": one.low, "high": one.high} for system, one in metric.items()}
+        name: {heading: metric[system].value for heading, system in shown.items() if system in metric}
         for name, metric in record.metrics.items()
     }
     compared = [group.value.value for group in record.groups.values() if group.rows >= COMPARED_ROWS]

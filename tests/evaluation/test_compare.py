@@ -122,6 +122,11 @@ def test_write_report_keeps_the_record_and_every_answer(media: TenantSettings, t
     assert read_evaluation(tmp_path / "report") == found
     assert len(pd.read_csv(tmp_path / "report/answers.csv")) == len(frame)
     numbers = json.loads((tmp_path / "report" / METRICS).read_text())
-    tfidf = numbers["exact_match"]["tfidf_baseline"]
-    assert tfidf["low"] < tfidf["value"] == 0.8333 < tfidf["high"]
+    assert found.strongest_opponent == TFIDF
+    systems = found.metrics["exact_match"]
+    assert numbers["exact_match"] == {
+        "adapter": systems[ADAPTER].value,
+        "base": systems[BASE].value,
+        "strongest": systems[TFIDF].value,
+    }
     assert numbers["label_gap"] >= 0
