@@ -1,5 +1,6 @@
 """A trained, evaluated adapter as one folder with its model card and its manifest."""
 
+import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -116,7 +117,7 @@ def packaged(tenant: str, root: Path) -> Manifest:
     """
     path = root / "packages" / tenant / MANIFEST
     if not path.is_file():
-        raise LoraOpsError(f"'{tenant}' is not packaged yet: run `make repro`.")
+        raise LoraOpsError(f"'{tenant}' is not packaged yet: run `dvc repro package@{tenant}`.")
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -195,12 +196,26 @@ In its main metric the adapter {evaluation.verdict}.
 ## Use
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+tokenizer = AutoTokenizer.from_pretrained("models/base")
 base = AutoModelForCausalLM.from_pretrained("models/base")
 model = PeftModel.from_pretrained(base, "packages/{manifest.tenant}")
+messages = {_messages(settings)}  # with your text in the braces' place
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+tokens = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+answer = model.generate(**tokens, max_new_tokens={settings.evaluate.max_new_tokens}, do_sample=False)
+print(tokenizer.decode(answer[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 """
+
+
+def _messages(settings: TenantSettings) -> str:
+    """Return the turns that training used, as Python: another prompt gets other answers."""
+    system = [{"role": "system", "content": settings.data.system}] if settings.data.system else []
+    turns = [*system, {"role": "user", "content": settings.data.template}]
+    # A backtick would end the card's block of code; JSON's escapes are Python's, too.
+    return json.dumps(turns, ensure_ascii=False).replace("`", r"\u0060")
 
 
 def _base_model(manifest: Manifest) -> str:

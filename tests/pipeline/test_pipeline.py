@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
@@ -102,6 +103,16 @@ def test_the_package_loads_with_plain_peft(done: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(done / "models/base")
     model = PeftModel.from_pretrained(base, done / "packages/support")
     assert model.peft_config["default"].r == 2
+
+
+def test_model_cards_code_answers_as_evaluated(done: Path) -> None:
+    """A client who renders another prompt gets other answers than those that were reviewed."""
+    card = (done / "packages/finance/README.md").read_text(encoding="utf-8")
+    row = pd.read_csv(done / "packages/finance/answers.csv", dtype=str, keep_default_na=False).iloc[0]
+    code = card.split("```python\n")[1].split("```")[0].replace('"{text}"', json.dumps(row["text"]))
+    answered = run(sys.executable, "-c", code, cwd=done)
+    assert answered.returncode == 0, answered.stderr
+    assert answered.stdout.strip() == row["adapter"].strip()
 
 
 def test_the_contract_is_kept_beside_the_data(done: Path) -> None:
