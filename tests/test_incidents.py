@@ -253,3 +253,18 @@ def test_the_runbook_brings_the_earlier_answers_back_and_keeps_the_evidence(
     assert json.loads((kept[0] / "console.json").read_text())["total"]["requests"] >= 1
     assert 'adapter="finance@2"' in (kept[0] / "metrics.txt").read_text()
     assert "finance@1 is in production again" in (kept[0] / "rollback.html").read_text()
+
+
+def test_runbook_says_what_was_not_captured(clone: Clone) -> None:  # noqa: F811
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    with clone.registry() as opened:
+        for version in ("finance@1", "finance@2"):
+            clone.story(opened).to(version, "production")
+    options = ("--reason", "It leaks card numbers.", "--gateway", "http://localhost:9")
+    shown = runbook(clone.root, *options, "--actor", "mallory")
+    assert shown.returncode == 0, shown.stderr
+    assert "You act as mallory and may NOT do it" in shown.stdout
+    done = runbook(clone.root, *options, "--actor", ON_CALL, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "The dashboards were NOT captured" in done.stdout
+    assert "You act as Ben" in done.stdout
