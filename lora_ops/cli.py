@@ -99,6 +99,7 @@ def run(
     """Execute a notebook; its result and its page go to reports/TENANT/, without a tenant to reports/."""
     from lora_ops.notebooks import declared_parameters, parse_parameters, run_notebook
     from lora_ops.processes import end_with_dvc
+    from lora_ops.registry.backends import remembered_head
 
     end_with_dvc()
     root = find_root()
@@ -116,7 +117,7 @@ def run(
     _stay_offline(settings.base_model.source)
     output = root / "reports" / (tenant or "") / path.name
     with prose_on_stderr(as_json):
-        run_notebook(path, output, parameters, root)
+        run_notebook(path, output, parameters, root, lambda: remembered_head(root))
     if as_json:
         page = output.with_suffix(".html")
         print_json({"tenant": tenant, "notebook": str(output), "page": str(page), "parameters": parameters})
@@ -137,6 +138,7 @@ def rollback(
     from lora_ops import incidents
     from lora_ops.clock import now
     from lora_ops.notebooks import run_notebook
+    from lora_ops.registry.backends import remembered_head
     from lora_ops.registry.versions import parse_reference
 
     root = find_root()
@@ -153,7 +155,13 @@ def rollback(
     }
     page = folder / "rollback.html"
     with prose_on_stderr(as_json):
-        run_notebook(root / "runbooks/rollback.ipynb", folder / "rollback.ipynb", parameters, root)
+        run_notebook(
+            root / "runbooks/rollback.ipynb",
+            folder / "rollback.ipynb",
+            parameters,
+            root,
+            lambda: remembered_head(root),
+        )
     if as_json:
         print_json({"version": version, "done": yes, "page": str(page)})
         return

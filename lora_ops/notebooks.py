@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,8 +175,17 @@ def _literal(text: str) -> Any:
     return None
 
 
-def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root: Path) -> None:
+def run_notebook(
+    notebook: Path,
+    output: Path,
+    parameters: dict[str, Any],
+    root: Path,
+    head: Callable[[], str | None] = lambda: None,
+) -> None:
     """Execute `notebook` into `output` and write `output` with the suffix .html beside it.
+
+    Args:
+        head: asked after the last cell where the registry's audit log ends; the page keeps the answer.
 
     Raises:
         LoraOpsError: the notebook is missing, does not declare one of `parameters`, a cell failed or the kernel
@@ -228,7 +237,7 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any], root:
             f"{notebook.name}: the kernel was killed, most often because memory ran out (`dmesg` tells): "
             f"use a smaller batch_size or a machine with more memory. The partly executed notebook is {output}."
         ) from error
-    write_page(output)
+    write_page(output, head())
 
 
 def _is_news(record: logging.LogRecord) -> bool:

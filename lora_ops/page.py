@@ -21,7 +21,7 @@ style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 body { max-width: 72rem; margin: 0 auto !important; }
 details.code > summary { cursor: pointer; color: #757575; font: 12px sans-serif; padding: 2px 0; }
 .jp-OutputArea-output { overflow-x: auto; }
-.jp-RenderedHTMLCommon td { overflow-wrap: anywhere; }
+.jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th { text-align: left !important; }
 </style>
 {%- endblock html_head_css -%}
 {%- block input_group -%}
@@ -30,12 +30,17 @@ details.code > summary { cursor: pointer; color: #757575; font: 12px sans-serif;
 """
 
 
-def write_page(executed: Path) -> Path:
+def write_page(executed: Path, head: str | None = None) -> Path:
     """Write an executed notebook as a page that opens without Jupyter and without a network; return its path.
 
     The page begins with its subject, its day and what the last cell printed, which is the notebook's decision.
     It has no script: what it shows of data was cleaned (`lora_ops.escaping`), and its policy forbids the
     browser to run or load anything. A widget needs a kernel, so it is left out.
+
+    Args:
+        executed: the notebook; the page gets its name with the suffix .html.
+        head: where the registry's audit log ends, such as `17:a0d71c22e54f`; the page keeps it, so that whoever
+            holds the page can tell whether the registry was replaced by an older one.
     """
     import nbformat
     from nbconvert import HTMLExporter
@@ -49,8 +54,11 @@ def write_page(executed: Path) -> Path:
     notebook.metadata["title"] = visible(f"{subject}: {question}" if subject else question)
     if subject or found:
         lines = [f"**{markdown(subject)}**"] * bool(subject) + [markdown(line) for line in found]
-        head = nbformat.v4.new_markdown_cell("  \n".join(lines))
-        notebook.cells.insert(1 if notebook.cells[0].cell_type == "markdown" else 0, head)
+        opening = nbformat.v4.new_markdown_cell("  \n".join(lines))
+        notebook.cells.insert(1 if notebook.cells[0].cell_type == "markdown" else 0, opening)
+    if head is not None:
+        check = f"`lora-ops registry verify --expect-head {head}` compares."
+        notebook.cells.append(nbformat.v4.new_markdown_cell(f"The audit log ended at {head}: {check}"))
     exporter = HTMLExporter(
         raw_template=TEMPLATE,
         exclude_input_prompt=True,

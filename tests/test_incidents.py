@@ -252,7 +252,10 @@ def test_the_runbook_brings_the_earlier_answers_back_and_keeps_the_evidence(
     assert {name: sha256_file(kept[0] / name) for name in said.captured} == said.captured
     assert json.loads((kept[0] / "console.json").read_text())["total"]["requests"] >= 1
     assert 'adapter="finance@2"' in (kept[0] / "metrics.txt").read_text()
-    assert "finance@1 is in production again" in (kept[0] / "rollback.html").read_text()
+    written = (kept[0] / "rollback.html").read_text()
+    assert "finance@1 is in production again" in written
+    with clone.registry() as opened:
+        assert f"verify --expect-head {opened.log.head().text}" in written
 
 
 def test_runbook_says_what_was_not_captured(clone: Clone) -> None:  # noqa: F811
@@ -267,4 +270,3 @@ def test_runbook_says_what_was_not_captured(clone: Clone) -> None:  # noqa: F811
     done = runbook(clone.root, *options, "--actor", ON_CALL, "--yes")
     assert done.returncode == 0, done.stderr
     assert "The dashboards were NOT captured" in done.stdout
-    assert "You act as Ben" in done.stdout

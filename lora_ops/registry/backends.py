@@ -1,8 +1,9 @@
 """Opens the registry that params.yaml names, embedded or shared at W&B, and its mirror."""
 
+import logging
 from pathlib import Path
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.heads import HEADS_FILE, HeadMemory
 from lora_ops.registry.mirror import Mirror
@@ -13,6 +14,8 @@ from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import Settings, load_settings
 from lora_ops.settings.registry import SigningSettings
+
+logger = logging.getLogger(__name__)
 
 
 def open_registry(root: Path | None = None, *, create: bool = False) -> Registry:
@@ -65,6 +68,23 @@ def open_restored(root: Path | None = None) -> Registry:
     """Open a registry that was just restored; what W&B holds is not asked for."""
     root = root or find_root()
     return open_copy(root, load_settings(root))
+
+
+def remembered_head(root: Path) -> str | None:
+    """Return the last head of the audit log that this machine saw, such as `17:a0d71c22e54f`; None without one.
+
+    A damaged file of heads is logged and is no head: a page in an incident must not wait for it, and `verify`
+    and each change name it.
+
+    Raises:
+        LoraOpsError: params.yaml is wrong.
+    """
+    try:
+        head = _memory(root, load_settings(root)).recall()
+    except Damaged as error:
+        logger.warning("The page names no head of the audit log: %s", error)
+        return None
+    return None if head is None else head.text
 
 
 def _memory(root: Path, everything: Settings) -> HeadMemory:
