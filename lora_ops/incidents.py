@@ -11,6 +11,7 @@ from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, packages, reports
 from lora_ops.registry.eligibility import expiry_reason
+from lora_ops.registry.requirements import closed_alike
 from lora_ops.registry.roles import owners_of
 from lora_ops.registry.rollbacks import against_return
 from lora_ops.registry.store import Registry
@@ -176,7 +177,7 @@ def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
         if number == leaves.number:
             continue
         version = registry.get(f"{leaves.tenant}@{number}")
-        problem = _unfit(registry, version)
+        problem = _unfit(registry, version, leaves)
         if problem is None:
             return version
         refused.append(problem)
@@ -187,13 +188,18 @@ def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
     )
 
 
-def _unfit(registry: Registry, version: Version) -> str | None:
+def _unfit(registry: Registry, version: Version, leaves: Version) -> str | None:
     """Why a version may not answer again."""
     if version.state != "superseded":
         return f"{version.id} is '{version.state}'"
     expired = expiry_reason(version.summary, registry.clock())
     if expired:
         return expired
+    if registry.same_weights(version, leaves):
+        return f"{version.id} has the weights of {leaves.id}"
+    closed = closed_alike(registry, version)
+    if closed:
+        return closed
     try:
         packages.check_kept(registry, version)
         lacking = list(against_return(registry, version))

@@ -19,7 +19,17 @@ from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from tests.conftest import ROOT
-from tests.registry.conftest import Build, Clock, Story, clock, owners, package, registry, story  # noqa: F401
+from tests.registry.conftest import (  # noqa: F401
+    Build,
+    Clock,
+    Story,
+    clock,
+    owners,
+    package,
+    registry,
+    saved_again,
+    story,
+)
 from tests.serving.conftest import Clone, Served, clone, clone_source, engine, served  # noqa: F401
 
 ON_CALL = "ben"
@@ -54,6 +64,21 @@ def test_the_version_that_served_before_returns_and_the_bad_one_is_revoked(
     assert (said.leaves, said.returns, said.actor) == ("finance@2", "finance@1", ON_CALL)
     assert said.tell == ["payments@example.com", "cro@example.com"]
     assert bad_release.files.holds(sha256_file(path))
+
+
+def test_plan_returns_no_version_with_the_same_weights(
+    registry: Registry,  # noqa: F811
+    package: Build,  # noqa: F811
+    story: Story,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    registry.register(*package(1), actor="ana")
+    folder, manifest = package(1)
+    registry.register(folder, saved_again(folder, manifest), actor="ana")
+    for version in ("finance@1", "finance@2"):
+        story.to(version, "production")
+    with pytest.raises(LoraOpsError, match="finance@1 has the weights of finance@2"):
+        incidents.plan(registry, "finance@2")
 
 
 def test_a_second_run_changes_nothing(bad_release: Registry, tmp_path: Path) -> None:

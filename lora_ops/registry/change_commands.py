@@ -21,6 +21,7 @@ from lora_ops.registry.command_options import (
 if TYPE_CHECKING:
     from lora_ops.registry.reports import Report
     from lora_ops.registry.store import Registry
+    from lora_ops.registry.versions import Version
 
 changes = typer.Typer()
 
@@ -148,6 +149,7 @@ def reject(
         reports = _made(registry, reference, evidence)
         version = lifecycle.reject(registry, reference, actor=who(actor), reason=reason, evidence=reports)
         print_version(registry, version, "is now 'rejected'", as_json)
+        _tell_of_twins(registry, version)
 
 
 @changes.command()
@@ -165,6 +167,7 @@ def revoke(
         reports = _made(registry, reference, evidence)
         version = lifecycle.revoke(registry, reference, actor=who(actor), reason=reason, evidence=reports)
         print_version(registry, version, "is now 'revoked'", as_json)
+        _tell_of_twins(registry, version)
 
 
 @changes.command()
@@ -233,3 +236,10 @@ def _made(registry: "Registry", reference: str, options: list[str] | None) -> "l
             )
         made.append(make(registry, reference, kind, Path(path), summary or None))
     return made
+
+
+def _tell_of_twins(registry: "Registry", version: "Version") -> None:
+    """Name on stderr what may still answer with the weights that were just closed."""
+    for twin in registry.answering_twins(version):
+        text = f"{twin.id} ('{twin.state}') has the same weights: look whether it must go, too."
+        typer.echo(text, err=True)

@@ -28,6 +28,7 @@ from lora_ops.registry.requirements import (
     STAGES,
     Stage,
     approvals_needed,
+    closed_alike,
     leaves_production,
     require_about,
     step_basis,
@@ -68,8 +69,8 @@ def promote(
 
     Raises:
         LoraOpsError: the actor has no role for it, the step does not exist, evidence or approvals are missing,
-            evidence speaks against it, the version has expired, a kept file of it was damaged, or the alias
-            moved meanwhile. Nothing is changed or kept then.
+            evidence speaks against it, the version has expired, a closed version has the same weights, a kept
+            file of it was damaged, or the alias moved meanwhile. Nothing is changed or kept then.
     """
     if to not in STAGES:
         raise LoraOpsError(f"A version can't be promoted to '{to}': choose one of {', '.join(STAGES)}.")
@@ -87,6 +88,9 @@ def promote(
         expired = expiry_reason(version.summary, registry.clock())
         if expired:
             raise Refused(f"{expired}.")
+        closed = closed_alike(registry, version)
+        if closed:
+            raise Refused(f"{closed}: train another one.")
         concerns = leaves_production(registry, version, to)
         basis, needed = step_basis(registry, version, to, evidence, concerns)
         if to == "production" and concerns is None:

@@ -240,6 +240,16 @@ class Queries:
                     return version
         return None
 
+    def answering_twins(self, version: Version) -> list[Version]:
+        """Return the other versions with the same tensors that an alias names: they may answer today."""
+        named = [one for one in self.summaries() if one.aliases and one.id != version.id]
+        loaded = (self.load(one.tenant, one.number) for one in named)
+        return [one for one in loaded if self.same_weights(one, version)]
+
+    def same_weights(self, left: Version, right: Version) -> bool:
+        """Return whether two versions have the same tensors, whatever else is in their packages."""
+        return self._weights(left.manifest) == self._weights(right.manifest)
+
     def _weights(self, manifest: Manifest) -> str | None:
         file = manifest.files.get(ADAPTER_FILES[0])
         if file is None:

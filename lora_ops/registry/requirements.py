@@ -42,6 +42,12 @@ def allowed(before: str, after: str) -> bool:
     return before not in known or after not in known or (before, after) in EVIDENCE
 
 
+def closed_alike(registry: Registry, version: Version) -> str | None:
+    """Return why a version may not go on though it is open: a closed one has the same weights; or None."""
+    twin = registry.closed_twin(version.manifest)
+    return f"{version.id} has the weights of {twin.id}, which is '{twin.state}'" if twin else None
+
+
 def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[str]]:
     """Return the next stage of a version, and what is still needed for it besides a reason.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lora_ops.hashing import sha256_file, sha256_text
 from lora_ops.paths import EVALUATION
@@ -152,6 +152,21 @@ def package(tmp_path: Path) -> Build:
         return folder, build_package(folder, seed, **options)  # type: ignore[arg-type]
 
     return build
+
+
+def saved_again(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the same tensors with other bytes around them; the manifest that fits them."""
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"x": "1"})
+    evaluation = manifest.evaluation.model_copy(update={"adapter_sha256": sha256_file(path)})
+    (folder / "evaluation.json").write_text(evaluation.to_json())
+    files = {
+        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+        for name in manifest.files
+    }
+    report = files["evaluation.json"].sha256
+    changes = {"files": files, "evaluation": evaluation, "evaluation_report_sha256": report}
+    return manifest.model_copy(update=changes)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
-from .conftest import AUTHOR, FIRST, Build, Clock, Story
+from .conftest import AUTHOR, FIRST, Build, Clock, Story, saved_again
 
 
 @pytest.fixture
@@ -500,3 +500,18 @@ def test_steps_ask_for_an_exact_version(
     with pytest.raises(LoraOpsError, match="name the exact one"):
         steps[step](registry, reference, actor=FIRST, reason="so")
     assert registry.log.head() == head
+
+
+def test_promote_refuses_weights_that_another_version_lost(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    """Registering them anew is refused; a version that was registered before must not go on either."""
+    registry.register(*package(1), actor=AUTHOR)
+    folder, manifest = package(1, tenant="media")
+    registry.register(folder, saved_again(folder, manifest), actor=AUTHOR)
+    story.to("media@1", "validated")
+    assert [twin.id for twin in registry.answering_twins(registry.get("finance@1"))] == ["media@1"]
+    lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
+    with pytest.raises(LoraOpsError, match="media@1 has the weights of finance@1, which is 'rejected'"):
+        story.to("media@1", "shadow")
+    assert registry.get("media@1").state == "validated"

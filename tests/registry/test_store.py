@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.hashing import sha256_file
@@ -23,7 +23,7 @@ from lora_ops.registry.verification import verify
 from lora_ops.registry.versions import parse_reference
 
 from . import processes
-from .conftest import AUTHOR, FIRST, MORNING, Build, Clock, Story, build_package
+from .conftest import AUTHOR, FIRST, MORNING, Build, Clock, Story, build_package, saved_again
 
 ROOT = Path(__file__).parents[2]
 
@@ -427,15 +427,7 @@ def test_register_refuses_closed_tensors_in_another_file(registry: Registry, pac
     registry.register(*package(1), actor=AUTHOR)
     lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
     folder, manifest = package(1, tenant="media")
-    path = folder / "adapter_model.safetensors"
-    save_file(load_file(path), path, metadata={"x": "1"})
-    evaluation = manifest.evaluation.model_copy(update={"adapter_sha256": sha256_file(path)})
-    (folder / "evaluation.json").write_text(evaluation.to_json())
-    files = {
-        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
-        for name in manifest.files
-    }
-    changed = manifest.model_copy(update={"files": files, "evaluation": evaluation})
+    changed = saved_again(folder, manifest)
     with pytest.raises(LoraOpsError, match="finance@1 has exactly this content and was rejected"):
         registry.register(folder, changed)
 
