@@ -19,8 +19,8 @@ from lora_ops.records.data import SourceRecord, read_data_record
 from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
-    MAJORITY,
-    TFIDF,
+    BASE_FEW_SHOT,
+    SYSTEMS,
     BiasAssessment,
     EvaluationRecord,
     read_evaluation,
@@ -51,8 +51,9 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
     require_finite(adapter / ADAPTER_FILES[0])
     if settings.evaluate.must_beat_base and not evaluation.beats_base:
+        asked = [one for one in (BASE, BASE_FEW_SHOT, ADAPTER) if one in evaluation.metrics[evaluation.primary]]
         metrics = "; ".join(
-            f"{name}: base {metric[BASE]}, adapter {metric[ADAPTER]}"
+            f"{name}: {', '.join(f'{one} {metric[one]}' for one in asked)}"
             for name, metric in evaluation.metrics.items()
         )
         raise Refused(
@@ -156,8 +157,9 @@ def lock_digest(root: Path, tenant: str) -> str | None:
 def model_card(manifest: Manifest, settings: TenantSettings) -> str:
     """A model card in the hub's format: what the adapter is for, how it was made, what it scored."""
     evaluation, training = manifest.evaluation, manifest.training
-    systems = (BASE, ADAPTER, TFIDF, MAJORITY)
-    head = f"| metric | {' | '.join(name.replace('_', ' ') for name in systems)} |\n|---|---|---|---|---|"
+    systems = [name for name in SYSTEMS if any(name in metric for metric in evaluation.metrics.values())]
+    names = " | ".join(name.replace("_", " ") for name in systems)
+    head = f"| metric | {names} |\n|---{'|---' * len(systems)}|"
     rows = "\n".join(
         f"| {name} | {' | '.join(str(metric.get(system, '-')) for system in systems)} |"
         for name, metric in evaluation.metrics.items()

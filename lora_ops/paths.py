@@ -14,6 +14,7 @@ BASE_MODEL = "base_model.json"
 CONTRACT = "contract.json"
 SUITE = "suite.json"
 DATA = "data.json"
+PROMPT = "prompt.json"  # the system prompt and the labels: what prompts have in common
 SLICE = "slice."  # before the name of a column of data.bias_columns, wherever it stands beside others
 SLICES = "slices.csv"  # of each test row: its values in data.bias_columns
 MEMBERSHIP = "membership.csv"  # of each split: its groups, as digests, and their rows

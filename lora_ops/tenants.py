@@ -96,6 +96,7 @@ def draft_tenant(
         "evaluate": {
             "metrics": ["exact_match", "macro_f1"] if task == "labels" else ["token_f1", "exact_match"],
             "max_new_tokens": max_new_tokens,
+            "few_shot": 6,
             "batch_size": 50,
             "bootstrap": 2000,
             "samples": 20,

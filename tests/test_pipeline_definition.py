@@ -122,7 +122,7 @@ def test_stage_reaches_no_registry(stage: str) -> None:
 def test_stage_depends_on_split_files(stage: str) -> None:
     """C2: the folder also holds the day of publication and the contract, which change no row."""
     data = {dep for dep in STAGES[stage]["deps"] if dep.startswith("data/prepared")}
-    assert data and all(dep.endswith(".jsonl") for dep in data)
+    assert data and all(dep.endswith((".jsonl", "/prompt.json")) for dep in data)
 
 
 @pytest.mark.parametrize(

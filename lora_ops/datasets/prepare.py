@@ -15,9 +15,16 @@ from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, 
 from lora_ops.datasets.suites import control_column, default_suite, read_own_suite
 from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP, SLICE, SLICES, SUITE
+from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP, PROMPT, SLICE, SLICES, SUITE
 from lora_ops.pii import find_pii, redact
-from lora_ops.records.data import ContractRecord, DataRecord, IdentifiersRecord, SplitRecord, read_previous
+from lora_ops.records.data import (
+    ContractRecord,
+    DataRecord,
+    IdentifiersRecord,
+    PromptRecord,
+    SplitRecord,
+    read_previous,
+)
 from lora_ops.records.example import Example
 from lora_ops.settings.data import DataSettings
 
@@ -106,7 +113,7 @@ def prepare(
     root: Path,
     raw: Path,
 ) -> tuple[DataRecord | None, ContractRecord]:
-    """Write the splits, `membership.csv`, `slices.csv`, `data.json` and `contract.json` into `target`.
+    """Write the splits, what is known of them, the prompts' common part and the contract into `target`.
 
     When the contract is broken only `contract.json` is written, so that no stage can use the data: the caller
     shows it and stops with `require`.
@@ -128,6 +135,8 @@ def prepare(
             return None, contract
         splits = {name: _write_split(folder / f"{name}.jsonl", of_split) for name, of_split in chosen.items()}
         membership(chosen).to_csv(folder / MEMBERSHIP, index=False)
+        prompt = PromptRecord(system=settings.system, labels=list(settings.labels))
+        (folder / PROMPT).write_text(prompt.to_json(), encoding="utf-8")
         # Beside the splits and not in them, so that another column to compare trains nothing again.
         columns = ["id", *(SLICE + name for name in settings.bias_columns)]
         chosen["test"][columns].to_csv(folder / SLICES, index=False)

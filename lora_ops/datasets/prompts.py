@@ -6,11 +6,14 @@ from typing import Any
 from lora_ops.errors import LoraOpsError
 
 
-def render_prompt(tokenizer: Any, text: str, system: str | None) -> str:
-    """The chat up to the point where the assistant's answer begins."""
-    return str(
-        tokenizer.apply_chat_template(_messages(text, system), tokenize=False, add_generation_prompt=True)
-    )
+def render_prompt(tokenizer: Any, text: str, system: str | None, shots: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the chat up to the point where the assistant's answer begins.
+
+    Args:
+        shots: texts and their answers, shown as earlier turns of the chat.
+    """
+    messages = _messages(text, system, shots)
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def render_example(tokenizer: Any, text: str, target: str, system: str | None) -> tuple[str, str]:
@@ -45,6 +48,8 @@ def control_tokens(tokenizer: Any) -> tuple[str, ...]:
     return tuple(sorted(added.union(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
 
 
-def _messages(text: str, system: str | None) -> list[dict[str, str]]:
+def _messages(text: str, system: str | None, shots: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
     opening = [{"role": "system", "content": system}] if system else []
+    for question, answer in shots:
+        opening += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return [*opening, {"role": "user", "content": text}]

@@ -1,8 +1,9 @@
-"""The answers of base model and adapter to the held-out rows, kept as files: the dear part of an evaluation."""
+"""The answers of base model and adapter to the held-out rows, kept as files: the slow part of an evaluation."""
 
 import csv
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,42 @@ import pandas as pd
 from lora_ops.evaluation.generate import generate
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import GENERATED, GENERATION, require_file
+from lora_ops.records.evaluation import ADAPTER, BASE, BASE_FEW_SHOT
 from lora_ops.records.example import Example
 from lora_ops.records.generation import GenerationRecord
 from lora_ops.settings.evaluate import EvaluateSettings
 
 
-def answer_both(
-    model: Any, tokenizer: Any, rows: Sequence[Example], settings: EvaluateSettings
+def answer(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Example],
+    settings: EvaluateSettings,
+    few_shot: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, dict[str, float], dict[str, int]]:
     """Return the answers of the base model and of the adapter that `model` (a PeftModel) carries.
 
+    Args:
+        few_shot: the prompt of each row with examples before it, which only the base model gets; none: no such
+            system.
+
     Returns:
-        A frame with one row for each example (id, group, text, target, base, adapter), the seconds that each of
-        the two took, and how many answers of each were cut at `max_new_tokens`.
+        A frame with one row for each example (id, group, text, target, then a column for each system), the
+        seconds that each system took, and how many of its answers were cut at `max_new_tokens`.
     """
     prompts = [row.prompt for row in rows]
     limits = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
-    start = time.perf_counter()
-    with model.disable_adapter():
-        base, base_cut = generate(model, tokenizer, prompts, what="base", **limits)
-    middle = time.perf_counter()
-    adapter, adapter_cut = generate(model, tokenizer, prompts, what="adapter", **limits)
-    seconds = {"base": round(middle - start, 2), "adapter": round(time.perf_counter() - middle, 2)}
+    answers, seconds, cut = {}, {}, {}
+    asked = {BASE: prompts, BASE_FEW_SHOT: list(few_shot), ADAPTER: prompts}
+    for system, questions in asked.items():
+        if not questions:
+            continue
+        start = time.perf_counter()
+        with nullcontext() if system == ADAPTER else model.disable_adapter():
+            answers[system], cut[system] = generate(model, tokenizer, questions, what=system, **limits)
+        seconds[system] = round(time.perf_counter() - start, 2)
     frame = pd.DataFrame([row.model_dump(include={"id", "group", "text", "target"}) for row in rows])
-    cut = {"base": base_cut, "adapter": adapter_cut}
-    return frame.assign(base=base, adapter=adapter), seconds, cut
+    return frame.assign(**answers), seconds, cut
 
 
 def write_answers(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from lora_ops.paths import DATA, read_record
+from lora_ops.paths import DATA, PROMPT, read_record
 from lora_ops.records.record import Record, Sha256
 
 
@@ -75,6 +75,22 @@ class DataRecord(Record):
     identifiers: IdentifiersRecord | None = Field(None, description="None where `data.on_pii` is stop")
     label_shares: dict[str, float] | None = Field(None, description="of all usable rows; None for free text")
     warnings: list[str] = Field(default_factory=list, description="what weakens the data")
+
+
+class PromptRecord(Record):
+    """What each prompt says besides its row, and the labels that may answer it."""
+
+    system: str | None
+    labels: list[str] = Field(default_factory=list, description="empty for free text")
+
+
+def read_prompt(folder: Path) -> PromptRecord:
+    """Read what the prompts of the prepared data in `folder` have in common.
+
+    Raises:
+        LoraOpsError: the data is not prepared yet.
+    """
+    return read_record(folder / PROMPT, PromptRecord, "prepare")
 
 
 def read_data_record(folder: Path) -> DataRecord:

@@ -12,9 +12,12 @@ COMPARED_ROWS = 10
 SIGNIFICANCE = 0.05
 # The systems that answer the held-out rows.
 BASE = "base"
+BASE_FEW_SHOT = "base_few_shot"
 ADAPTER = "adapter"
 MAJORITY = "majority_baseline"
 TFIDF = "tfidf_baseline"
+# In the order in which pages show them.
+SYSTEMS = (BASE, BASE_FEW_SHOT, ADAPTER, TFIDF, MAJORITY)
 
 
 class Interval(Record):
@@ -118,7 +121,10 @@ class EvaluationRecord(Record):
     adapter_sha256: Sha256
     primary: str
     metrics: Metrics
-    beats_base: bool = Field(description="every metric's paired difference to the base is clear and above 0")
+    beats_base: bool = Field(
+        description="every metric's paired difference to the base is clear and above 0, also to the base with "
+        "few-shot examples where it answered"
+    )
     clusters: int | None = Field(None, description="groups of the rows: what the intervals resample")
     strongest_opponent: str | None = Field(
         None, description="the system with the highest primary metric, the adapter left out"

@@ -16,7 +16,7 @@ from lora_ops.datasets.split import split_by_group
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
-from lora_ops.records.data import ContractRecord, IdentifiersRecord, read_data_record
+from lora_ops.records.data import ContractRecord, IdentifiersRecord, PromptRecord, read_data_record, read_prompt
 from lora_ops.records.example import read_split
 from lora_ops.settings.data import DataSettings
 
@@ -206,6 +206,12 @@ def test_a_template_that_does_not_continue_its_prompt_is_refused(tiny_base: Path
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ 'GO' }}"
     with pytest.raises(LoraOpsError, match="does not continue its generation prompt"):
         render_example(tokenizer, "question", "answer", None)
+
+
+def test_prepare_writes_what_prompts_have_in_common(root: Path, tiny_base: Path) -> None:
+    (root / "faq.csv").write_text("question,answer\n" + "".join(f"What is {n}?,{2 * n}\n" for n in range(40)))
+    prepare("faq", settings(system="Be brief."), load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
+    assert read_prompt(root / "out") == PromptRecord(system="Be brief.", labels=[])
 
 
 def test_prepare_keeps_the_declared_columns_beside_the_test_rows(root: Path, tiny_base: Path) -> None:

@@ -11,7 +11,15 @@ from lora_ops.evaluation.answers import write_answers
 from lora_ops.evaluation.bias import errors_by
 from lora_ops.evaluation.compare import evaluate, write_report
 from lora_ops.paths import METRICS
-from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, TFIDF, EvaluationRecord, read_evaluation
+from lora_ops.records.evaluation import (
+    ADAPTER,
+    BASE,
+    BASE_FEW_SHOT,
+    MAJORITY,
+    TFIDF,
+    EvaluationRecord,
+    read_evaluation,
+)
 from lora_ops.settings.tenant import TenantSettings
 from tests.conftest import ROOT
 
@@ -77,6 +85,17 @@ def test_evaluate_gives_every_system_an_interval(media: TenantSettings, tmp_path
         assert all(interval.low < interval.high for interval in metric.values())
     assert set(found.differences) == {BASE, TFIDF, MAJORITY}
     assert "does not clearly differ" in found.verdict
+
+
+def test_evaluate_holds_the_adapter_against_the_base_at_its_best(media: TenantSettings, tmp_path: Path) -> None:
+    """A base that only lacked examples of the form: the win over the bare prompt says nothing."""
+    frame = answers(70, 60)
+    few_shot = frame[ADAPTER].where(frame.index < 68, "?")
+    found = record(frame.assign(**{BASE_FEW_SHOT: few_shot}), media, tmp_path)
+    assert found.strongest_opponent == BASE_FEW_SHOT
+    assert found.verdict.startswith("does not clearly differ from its strongest opponent, the base few shot")
+    assert all(one.is_clear for one in found.differences[BASE].values())
+    assert not found.beats_base
 
 
 def test_evaluate_does_not_beat_a_base_that_is_as_good(media: TenantSettings, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""The base model at its best: the labels listed and answered examples before each question.
+
+A bare prompt measures how well the base model guesses the form of an answer. An adapter is worth its upkeep
+only if it beats a prompt that shows that form.
+"""
+
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from typing import Any
+
+from lora_ops.datasets.prompts import render_prompt
+from lora_ops.hashing import sha256_text
+from lora_ops.records.data import PromptRecord
+from lora_ops.records.example import Example
+
+# Labels and shots may take so many tokens: each row of a batch keeps keys and values of all of them in memory.
+MOST_TOKENS = 1024
+
+
+def choose_shots(train: Sequence[Example], count: int) -> list[Example]:
+    """Return `count` training rows, of as many labels as possible, chosen by the hash of their ids.
+
+    The labels take turns, the most frequent one first.
+    """
+    by_target: dict[str, list[Example]] = {}
+    for row in sorted(train, key=lambda row: sha256_text(row.id)):
+        by_target.setdefault(row.target, []).append(row)
+    turns = sorted(by_target.values(), key=lambda rows: (-len(rows), rows[0].target))
+    taken = [row for row in chain.from_iterable(zip_longest(*turns)) if row is not None]
+    return taken[:count]
+
+
+def few_shot_prompts(
+    tokenizer: Any,
+    rows: Sequence[Example],
+    shots: Sequence[Example],
+    prompt: PromptRecord,
+    max_tokens: int | None,
+) -> tuple[list[str], int]:
+    """Return the prompt of each row with labels and shots before it, and how many shots there is room for.
+
+    Shots that would make labels and shots longer than `MOST_TOKENS` are left out. There are no prompts where
+    there are no shots or no room for one.
+
+    Args:
+        max_tokens: how long a prompt may be (`room`); None: any length.
+    """
+    system = system_with_labels(prompt)
+    plain = _lengths(tokenizer, [row.prompt for row in rows])
+    for count in range(len(shots), 0, -1):
+        # The rarest label comes first: what stands right before the question weighs most.
+        turns = [(shot.text, shot.target) for shot in reversed(shots[:count])]
+        prompts = [render_prompt(tokenizer, row.text, system, turns) for row in rows]
+        lengths = _lengths(tokenizer, prompts)
+        added = max(length - before for length, before in zip(lengths, plain, strict=True))
+        if added <= MOST_TOKENS and (max_tokens is None or max(lengths) <= max_tokens):
+            return prompts, count
+    return [], 0
+
+
+def _lengths(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
+    return [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+
+
+def room(model: Any, max_new_tokens: int) -> int | None:
+    """Return how many tokens a prompt may have, so that its answer still fits into the model's context."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    return None if context is None else context - max_new_tokens
+
+
+def system_with_labels(prompt: PromptRecord) -> str | None:
+    """Return the system prompt with the labels, unless it names each of them itself."""
+    system = prompt.system or ""
+    if all(label.casefold() in system.casefold() for label in prompt.labels):
+        return prompt.system
+    mark = "; " if any("," in label for label in prompt.labels) else ", "
+    return f"{system} Answer with one of: {mark.join(prompt.labels)}.".strip()
