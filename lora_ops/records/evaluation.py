@@ -95,21 +95,32 @@ class ColumnBias(Record):
     gap: Interval | None = Field(None, description="best minus worst; its interval allows for the choice")
     limit: float | None = Field(None, description="evaluate.max_gap")
 
+    def exceeds(self, limit: float | None) -> bool:
+        """Return whether the gap is larger than a limit, beyond what chance explains; None is no limit."""
+        return self.gap is not None and limit is not None and self.gap.low > limit
+
     @property
     def exceeds_limit(self) -> bool:
-        """Whether the gap is larger than the limit, beyond what chance explains."""
-        return self.gap is not None and self.limit is not None and self.gap.low > self.limit
+        """Whether the gap clearly exceeds the limit of its evaluation."""
+        return self.exceeds(self.limit)
 
-    def __str__(self) -> str:
+    @property
+    def between(self) -> str:
+        """The gap and its two groups, in words."""
         if self.gap is None or self.best is None or self.worst is None:
             return f"no gap: fewer than two of {len(self.groups)} groups have {COMPARED_ROWS} rows"
         best, worst = self.groups[self.best], self.groups[self.worst]
-        limit = "no limit" if self.limit is None else f"limit {self.limit}"
-        exceeded = ", which it clearly exceeds" if self.exceeds_limit else ""
         return (
             f"gap {self.gap} between {self.best} ({best.value.value:.3f}, {best.rows} rows) and {self.worst} "
-            f"({worst.value.value:.3f}, {worst.rows} rows); {limit}{exceeded}"
+            f"({worst.value.value:.3f}, {worst.rows} rows)"
         )
+
+    def __str__(self) -> str:
+        if self.gap is None:
+            return self.between
+        limit = "no limit" if self.limit is None else f"limit {self.limit}"
+        exceeded = ", which it clearly exceeds" if self.exceeds_limit else ""
+        return f"{self.between}; {limit}{exceeded}"
 
 
 class EvaluationRecord(Record):

@@ -47,6 +47,11 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
     reports = filed(version, history)
     notes = [*weaknesses(history, version.id), *signer_notes(registry, version, history)]
     notes += accepted_heads(registry)
+    notes += [
+        f"by {name} its {column.between} is clearly above the limit of its evaluation ({column.limit:g})"
+        for name, column in manifest.evaluation.bias.items()
+        if column.exceeds_limit
+    ]
     try:
         notes += outvoted(registry, version, history)
     except LoraOpsError as error:

@@ -21,7 +21,7 @@ from lora_ops.registry.changes import Change
 from lora_ops.registry.eligibility import SERVING, expiry_reason
 from lora_ops.registry.owners import Person
 from lora_ops.registry.owners_log import change_with_owners
-from lora_ops.registry.reports import Report
+from lora_ops.registry.reports import Report, gap_limit
 from lora_ops.registry.requirements import (
     EVIDENCE,
     LIVE,
@@ -118,6 +118,7 @@ def promote(
             states=states,
             aliases=aliases,
             before=version.state,
+            max_gap=gap_limit(registry, version),
             **({"concerns": concerns} if concerns else {}),
         )
     return registry.get(version.id)

@@ -7,7 +7,15 @@ from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, Poli
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.counting import plain
-from lora_ops.registry.reports import failing, filed, from_the_future, lacks, load, own_evidence
+from lora_ops.registry.reports import (
+    evaluation_lacks,
+    failing,
+    filed,
+    from_the_future,
+    lacks,
+    load,
+    own_evidence,
+)
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
@@ -22,6 +30,8 @@ def objections(
     given: Mapping[str, AnyEvidence],
     least: EvidenceSettings | None = None,
     now: datetime | None = None,
+    *,
+    max_gap: float | None,
 ) -> Iterator[str]:
     """Yield what speaks against a step of `version`, as what it lacks: whatever reports that step needs.
 
@@ -32,6 +42,7 @@ def objections(
         given: the reports that the step files, by kind; each takes the place of the one that was filed.
         least: the minimums; default: today's.
         now: the moment of the step; default: this one.
+        max_gap: the largest gap between two groups of a declared column; None: any.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
@@ -45,8 +56,7 @@ def objections(
             yield from unanswered(registry, version, history, given[kind])
         elif kind in found:
             yield from kept_lacks(registry, version, history, found[kind], least, now)
-    if not version.manifest.evaluation.beats_base:
-        yield "an evaluation in which it beats its base model"
+    yield from evaluation_lacks(version.manifest.evaluation, max_gap)
     if "policy" not in {*found, *given}:
         yield from failing(version.manifest.policy)
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import EVALUATION
+from lora_ops.records.evaluation import EvaluationRecord
 from lora_ops.records.evidence import (
     DOCUMENT,
     AnyEvidence,
@@ -172,6 +173,33 @@ def failing(checks: Sequence[PolicyCheck]) -> Iterator[str]:
     ]
     if failed:
         yield f"a policy report without a failure ({', '.join(failed)})"
+
+
+def evaluation_lacks(evaluation: EvaluationRecord, max_gap: float | None) -> Iterator[str]:
+    """Yield what the package's evaluation must show, and doesn't, before a step may rest on it.
+
+    Args:
+        evaluation: the one in the package.
+        max_gap: the largest gap between two groups of a declared column; None: any.
+    """
+    if not evaluation.beats_base:
+        yield "an evaluation in which it beats its base model"
+    for column, bias in evaluation.bias.items():
+        if bias.exceeds(max_gap):
+            yield (
+                f"an evaluation whose gap by {column} is not clearly above evaluate.max_gap ({max_gap:g}; it "
+                f"has {bias.between})"
+            )
+
+
+def gap_limit(registry: Registry, version: Version) -> float | None:
+    """Return today's `evaluate.max_gap` of a version's tenant; where nobody set it, that of its evaluation.
+
+    Raises:
+        LoraOpsError: the stored manifest does not fit its schema.
+    """
+    recorded = version.manifest.params.get("evaluate", {}).get("max_gap")
+    return registry.max_gap.get(version.tenant, recorded)
 
 
 def _human_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[str]:

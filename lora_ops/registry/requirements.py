@@ -8,7 +8,7 @@ from lora_ops.records.evidence import AnyEvidence, Evidence, EvidenceKind
 from lora_ops.records.registry import State
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, ground_now, judged, missing_approvals
 from lora_ops.registry.objections import objections
-from lora_ops.registry.reports import Report, filed
+from lora_ops.registry.reports import Report, filed, gap_limit
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -87,7 +87,7 @@ def step_basis(
     documents: dict[str, AnyEvidence] = {one.document.kind: one.document for one in given}
     required = set(PRODUCTION_RESTS_ON) if to == "production" else set(EVIDENCE[version.state, to])
     needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
-    needed += objections(registry, version, history, documents)
+    needed += objections(registry, version, history, documents, max_gap=gap_limit(registry, version))
     basis = found | {one.document.kind: one.reference for one in given}
     return {kind: one for kind, one in basis.items() if kind in required}, needed
 

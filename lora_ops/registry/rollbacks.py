@@ -7,7 +7,7 @@ from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.objections import kept_lacks
-from lora_ops.registry.reports import failing, filed, load
+from lora_ops.registry.reports import evaluation_lacks, failing, filed, load
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
@@ -87,8 +87,8 @@ def against_return(
                 yield f"evidence of kind '{kind}' on {version.id}, which returns"
         elif kind != "evaluation" and (least or load(registry.files, found[kind])):
             yield from kept_lacks(registry, version, history, found[kind], least, now)
-    if not version.manifest.evaluation.beats_base:
-        yield "an evaluation in which it beats its base model"
+    # A gap between groups was judged on the day that let it into production.
+    yield from evaluation_lacks(version.manifest.evaluation, max_gap=None)
     if "policy" not in found:
         yield from failing(version.manifest.policy)
 

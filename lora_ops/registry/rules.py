@@ -111,7 +111,8 @@ def _objections(registry: Registry, version: Version, entry: AuditEntry) -> list
         least = EvidenceSettings.model_validate(entry.body["rules"]["least"])
         documents = [load(registry.files, one) for one in entry.evidence if one.sha256 not in before]
         given: dict[str, AnyEvidence] = {one.kind: one for one in documents if one}
-        for objection in objections(registry, version, history, given, least, datetime.fromisoformat(entry.at)):
+        at, max_gap = datetime.fromisoformat(entry.at), entry.body.get("max_gap")  # no limit in older releases
+        for objection in objections(registry, version, history, given, least, at, max_gap=max_gap):
             found.append(objection)
     return found
 

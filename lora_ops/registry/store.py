@@ -77,6 +77,8 @@ class Registry(Queries):
         """Whether an approval counts only with a signature."""
         self.least = EvidenceSettings()
         """The least that evidence must say."""
+        self.max_gap: dict[str, float | None] = {}
+        """Tenant -> `evaluate.max_gap` as params.yaml has it today."""
         self.files = FileStore(path / "files")
         self.copies = Copies(path / "verified", self.files.incoming)
         self.signer = Signer(path / "keys", signing, several=several_keys)

@@ -138,6 +138,28 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
     )
 
 
+def with_evaluation(folder: Path, manifest: Manifest, **changed: object) -> Manifest:
+    """Change fields of the evaluation, in the package as in its manifest."""
+    evaluation = manifest.evaluation.model_copy(update=changed)
+    path = folder / EVALUATION
+    path.write_text(evaluation.to_json())
+    file = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+    files = {**manifest.files, path.name: file}
+    update = {"evaluation": evaluation, "files": files, "evaluation_report_sha256": file.sha256}
+    return manifest.model_copy(update=update)
+
+
+def trained_alike(
+    folder: Path, manifest: Manifest, common: Manifest, seed: int, rank: int, value: float
+) -> Manifest:
+    """Make a package of the same base model, data and test rows as `common`, of one recipe and its result."""
+    interval = Interval(value=value, low=max(0, value - 0.05), high=min(1, value + 0.05))
+    metrics = {"exact_match": {"base": interval, "adapter": interval}}
+    alike = with_evaluation(folder, manifest, test_sha256=common.evaluation.test_sha256, metrics=metrics)
+    same = {name: getattr(common, name) for name in ("base_model", "data", "training")}
+    return alike.model_copy(update={**same, "params": {"train": {"seed": seed, "rank": rank}}})
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()

@@ -9,16 +9,17 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
+from lora_ops.records.evaluation import ColumnBias, GroupMetric, Interval
 from lora_ops.records.manifest import FileRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
-from lora_ops.registry.reports import Report, make
+from lora_ops.registry.reports import Report, gap_limit, make
 from lora_ops.registry.requirements import STAGES, missing_for
 from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
-from .conftest import AUTHOR, FIRST, Build, Clock, Story, saved_again
+from .conftest import AUTHOR, FIRST, Build, Clock, Story, saved_again, with_evaluation
 
 
 @pytest.fixture
@@ -222,6 +223,63 @@ def test_a_version_that_does_not_beat_its_base_is_not_promoted(
     registry.register(folder, manifest.model_copy(update=changed), actor=AUTHOR)
     with pytest.raises(LoraOpsError, match="missing: an evaluation in which it beats its base model"):
         story.to("finance@1", "validated")
+
+
+@pytest.fixture
+def unfair(registry: Registry, package: Build) -> str:
+    """`finance@1`, which serves one region clearly worse than another, by more than its tenant's limit."""
+    folder, manifest = package(1)
+    changed = with_evaluation(folder, manifest, bias={"region": column_bias(limit=0.2)})
+    return registry.register(folder, changed, actor=AUTHOR)[0].id
+
+
+def column_bias(limit: float | None) -> ColumnBias:
+    high, low = Interval(value=0.9, low=0.85, high=0.95), Interval(value=0.4, low=0.3, high=0.5)
+    groups = {"north": GroupMetric(rows=100, value=high), "south": GroupMetric(rows=60, value=low)}
+    gap = Interval(value=0.5, low=0.38, high=0.61)
+    return ColumnBias(groups=groups, best="north", worst="south", gap=gap, limit=limit)
+
+
+def test_a_gap_clearly_above_its_limit_is_refused(registry: Registry, story: Story, unfair: str) -> None:
+    registry.max_gap = {"finance": 0.3}
+    with pytest.raises(
+        LoraOpsError, match=r"gap by region is not clearly above evaluate.max_gap \(0.3; it has "
+    ):
+        story.to(unfair, "validated")
+    assert registry.get(unfair).state == "candidate"
+    (note,) = [one for one in record(registry, unfair).verdict.warnings if "gap" in one]
+    assert note.startswith("by region its gap 0.500 [0.380, 0.610] between north (0.900, 100 rows) and south")
+
+
+def test_a_gap_within_its_interval_is_let_through(registry: Registry, story: Story, unfair: str) -> None:
+    """0.4 lies below the measured gap of 0.5 but inside its interval: that may be chance."""
+    registry.max_gap = {"finance": 0.4}
+    story.to(unfair, "production")
+    assert verify(registry).ok
+    entries = [entry for entry in registry.history(unfair) if entry.action == "production"]
+    assert entries[-1].body["max_gap"] == 0.4
+
+
+def test_the_limit_of_the_evaluation_counts_without_settings(
+    registry: Registry, story: Story, unfair: str
+) -> None:
+    """A looser limit of today lets it through, and `show` names the one that it was evaluated by for ever."""
+    stored = registry.get(unfair)
+    assert gap_limit(registry, stored) is None  # its params are those of an older release
+    registry.max_gap = {"finance": None}
+    story.to(unfair, "validated")
+    assert any("limit of its evaluation (0.2)" in one for one in record(registry, unfair).verdict.warnings)
+
+
+def test_verify_rechecks_the_gap_of_each_step(
+    registry: Registry, story: Story, unfair: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.max_gap = {"finance": 0.3}
+    with monkeypatch.context() as patch:
+        patch.setattr(ColumnBias, "exceeds", lambda self, limit: False)
+        story.to(unfair, "validated")
+    (problem,) = verify(registry).problems
+    assert "makes finance@1 'validated' without an evaluation whose gap by region" in problem
 
 
 def test_evidence_of_a_newer_release_does_not_stop_reading(registry: Registry, first: str) -> None:
