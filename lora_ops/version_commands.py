@@ -76,6 +76,7 @@ def report(as_json: AsJson = False) -> None:
     from lora_ops.records.evaluation import ADAPTER, BASE
     from lora_ops.registration import registered_id
     from lora_ops.registry.backends import open_registry
+    from lora_ops.registry.looks import looks
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
@@ -89,6 +90,7 @@ def report(as_json: AsJson = False) -> None:
     verdicts, pages, missing, rows = [], [], [], []
     for manifest in manifests:
         version = registered_id(manifest, registry)
+        counted = looks(registry, registry.get(version)) if registry and version else None
         rows.append(
             {
                 "tenant": manifest.tenant,
@@ -96,6 +98,7 @@ def report(as_json: AsJson = False) -> None:
                 "metrics": manifest.evaluation.model_dump(mode="json")["metrics"],
                 "primary": manifest.evaluation.primary,
                 "verdict": manifest.evaluation.verdict,
+                "looks": counted.model_dump() if counted else None,
                 "size_bytes": manifest.size_bytes,
                 "training_seconds": manifest.training.seconds,
                 "report": manifest.report,
@@ -116,12 +119,14 @@ def report(as_json: AsJson = False) -> None:
                 f"{manifest.size_bytes / 1e6:.1f} MB" if first else "",
                 f"{manifest.training.seconds:.0f} s" if first else "",
             )
-        verdicts.append(markup(f"{version or manifest.tenant} {evaluation.verdict}."))
+        judged = f" It is {counted}." if counted else ""
+        verdicts.append(markup(f"{version or manifest.tenant} {evaluation.verdict}.{judged}"))
         pages.append(markup(f"{version or manifest.tenant}: {manifest.report}"))
     if as_json:
         print_json(rows)
         return
-    show(table, *verdicts, "\nReports, for a browser:", *pages, sep="\n")
+    seeds = "The intervals cover the held-out rows, not the training seed."
+    show(table, *verdicts, seeds, "\nReports, for a browser:", *pages, sep="\n")
     if registry:
         # Printed and kept elsewhere, it shows later that the registry was not replaced by an older copy.
         show(f"The audit log ends at {registry.log.head().text} (`lora-ops registry verify --expect-head`).")
@@ -152,5 +157,6 @@ def compare(
     show(table)
     rows = f"{found.rows} rows of {found.groups} groups that neither was trained on"
     show(markup(f"{found.verdict}: {rows}; {found.left_out} rows of either don't count."))
+    show(markup(f"{found.about_seeds}."))
     for note in found.notes:
         show(markup(f"The metrics that they recorded can't be compared: {note}."))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 
 from lora_ops.records.evaluation import Interval, PairedDifference
 
@@ -128,6 +128,25 @@ def holm(differences: Mapping[str, PairedDifference]) -> dict[str, PairedDiffere
         largest = max(largest, min(1.0, differences[name].p_value * (len(differences) - rank)))
         corrected[name] = differences[name].model_copy(update={"p_corrected": largest})
     return corrected
+
+
+def seed_noise(recipes: Sequence[Sequence[float]]) -> float | None:
+    """Return how much two trainings of one recipe differ by their seeds alone, in 95 of 100 cases.
+
+    The variance between seeds is pooled over recipes, and the factor is Student's t for as many degrees of
+    freedom as it has: two seeds say little, and then the bound is wide.
+
+    Args:
+        recipes: for each recipe the metric of each of its seeds.
+
+    Returns:
+        The bound; None where no recipe has two seeds.
+    """
+    freedom = sum(len(values) - 1 for values in recipes)
+    if freedom < 1:
+        return None
+    squares = sum(float(np.square(np.asarray(values) - np.mean(values)).sum()) for values in recipes)
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(2 * squares / freedom))
 
 
 def _by_group(parts: Floats, groups: Sequence[str]) -> Floats:

@@ -6,13 +6,15 @@ import pandas as pd
 from pydantic import Field
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.evaluation.inference import difference, holm, interval
+from lora_ops.evaluation.inference import difference, holm, interval, seed_noise
 from lora_ops.evaluation.metrics import sample
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import ANSWERS
 from lora_ops.records.evaluation import ADAPTER, Interval, PairedDifference
 from lora_ops.records.record import Record
+from lora_ops.records.registry import SeedSpread
 from lora_ops.registry.membership import SEEN, groups_of, incomparable
+from lora_ops.registry.seeds import same_recipe, seed_spread
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -32,12 +34,35 @@ class VersionComparison(Record):
     metrics: dict[str, dict[str, Interval]] = Field(description="metric -> version -> value on those rows")
     differences: dict[str, PairedDifference] = Field(description="metric -> right minus left")
     notes: list[str] = Field(description="why the metrics that the versions recorded can't be compared")
+    seeds: dict[str, SeedSpread] = Field(description="version -> the main metric of each seed of its recipe")
+    same_recipe: bool = Field(description="whether they differ in nothing that they were made of but the seed")
+    seed_noise: float | None = Field(
+        description="how much two trainings of one recipe differ in the first metric by their seeds alone "
+        "(95 %); None where no recipe was registered with two seeds"
+    )
 
     @property
     def verdict(self) -> str:
         """What the first metric says, in words."""
         metric, found = next(iter(self.differences.items()))
+        if found.is_clear and self.seed_noise is not None and abs(found.value) <= self.seed_noise:
+            return (
+                f"{self.right} differs from {self.left} by no more than another training seed could change "
+                f"({metric} {found}, two seeds up to {self.seed_noise:.3f})"
+            )
         return f"{self.right} {found.verdict} {self.left} ({metric} {found})"
+
+    @property
+    def about_seeds(self) -> str:
+        """What is known of the noise between training seeds, which the intervals don't cover."""
+        if self.same_recipe:
+            return "They have the same recipe, so their difference is that of two trainings and of nothing else"
+        if self.seed_noise is None:
+            return (
+                "The intervals cover the test rows, not the training seed: to tell a recipe from a lucky seed, "
+                "register it with several seeds"
+            )
+        return "; ".join(f"{version}: {spread}" for version, spread in self.seeds.items())
 
 
 def compare_versions(registry: Registry, left: Version, right: Version) -> VersionComparison:
@@ -76,6 +101,9 @@ def compare_versions(registry: Registry, left: Version, right: Version) -> Versi
         )
         metrics[metric] = {left.id: interval(of_left, DRAWS, 0), right.id: interval(of_right, DRAWS, 0)}
         differences[metric] = difference(of_right, of_left, DRAWS, 0)
+    seeds = {version.id: seed_spread(registry, version) for version in (left, right)}
+    one_recipe, first = same_recipe(left, right), next(iter(metrics))
+    recipes = [spread for spread in seeds.values() if spread.metric == first][: 1 if one_recipe else 2]
     everything = {*answers[left.id]["key"], *answers[right.id]["key"]}
     return VersionComparison(
         left=left.id,
@@ -86,6 +114,9 @@ def compare_versions(registry: Registry, left: Version, right: Version) -> Versi
         metrics=metrics,
         differences=holm(differences),
         notes=incomparable(registry, left, right),
+        seeds=seeds,
+        same_recipe=one_recipe,
+        seed_noise=seed_noise([list(spread.values.values()) for spread in recipes]),
     )
 
 

@@ -1,6 +1,7 @@
 """What the registry says: audit entries, approvals, and the whole record of one version."""
 
 from datetime import datetime
+from statistics import stdev
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -145,6 +146,38 @@ class IncidentRecord(Record):
     not_captured: str | None = Field(description="why a dashboard is missing")
 
 
+class Looks(Record):
+    """How often the test rows of a version were looked at: the versions that were judged on them."""
+
+    number: int = Field(ge=1, description="which of them this version is, by number")
+    versions: int = Field(ge=1, description="of them in all, this one included")
+    limit: int = Field(ge=1, description="registry.max_looks")
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the test rows had been looked at so often that they are hardly held out."""
+        return self.number > self.limit
+
+    def __str__(self) -> str:
+        return f"version {self.number} of {self.versions} that were judged on these test rows"
+
+
+class SeedSpread(Record):
+    """One recipe, trained with several seeds."""
+
+    metric: str
+    values: dict[str, float] = Field(description="training seed -> the adapter's metric on its test rows")
+
+    def __str__(self) -> str:
+        if len(self.values) < 2:
+            return "one training of this recipe: the intervals cover the test rows, not the training seed"
+        low, high, spread = min(self.values.values()), max(self.values.values()), stdev(self.values.values())
+        return (
+            f"{len(self.values)} trainings of this recipe with other seeds: {self.metric} {low:.3f} to "
+            f"{high:.3f}, standard deviation {spread:.3f}"
+        )
+
+
 class Performance(Record):
     """How good it is, by machine and by people."""
 
@@ -152,6 +185,8 @@ class Performance(Record):
     primary: str
     metrics: Metrics
     verdict: str = Field("", description="of the adapter and its strongest opponent, in words")
+    looks: Looks | None = None
+    seeds: SeedSpread | None = None
     report_sha256: Sha256 | None
     human_evaluation: HumanEvaluation | None
     policy: list[PolicyCheck]

@@ -129,6 +129,7 @@ def open_copy(root: Path, everything: Settings, *, create: bool = False, compare
         registry = SharedRegistry(path, project, owners=owners, signing=settings.signing, memory=memory)
     registry.allow_candidates = everything.serving.allow_candidates
     registry.approvals, registry.least = settings.approvals, settings.evidence
+    registry.max_looks = settings.max_looks
     registry.max_gap = {name: tenant.evaluate.max_gap for name, tenant in everything.tenants.items()}
     return registry
 

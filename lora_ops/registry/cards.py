@@ -14,11 +14,13 @@ from lora_ops.registry.eligibility import UNREVIEWED, expiry_warning, reasons_ag
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.heads import accepted_heads
 from lora_ops.registry.integrity import registry_problem
+from lora_ops.registry.looks import looks
 from lora_ops.registry.objections import outvoted
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.reports import filed, human_evaluation, policy_checks
 from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.rules import signer_notes, weaknesses
+from lora_ops.registry.seeds import seed_spread
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -56,6 +58,16 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
         notes += outvoted(registry, version, history)
     except LoraOpsError as error:
         notes.append(str(error).rstrip("."))
+    counted, spread = None, None
+    try:
+        counted, spread = looks(registry, version), seed_spread(registry, version)
+    except LoraOpsError as error:  # a damaged file of another version must not hide this one
+        notes.append(str(error).rstrip("."))
+    if counted and counted.too_many:
+        notes.append(
+            f"it is {counted}, more than {counted.limit} (registry.max_looks): rows that were looked at so "
+            "often are hardly held out, so draw others (data.seed) or collect new ones"
+        )
     ownership = None
     if registry.owners:
         team = registry.owners.team(version.tenant)
@@ -91,6 +103,8 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             primary=manifest.evaluation.primary,
             metrics=manifest.evaluation.metrics,
             verdict=manifest.evaluation.verdict,
+            looks=counted,
+            seeds=spread,
             report_sha256=manifest.evaluation_report_sha256,
             human_evaluation=_quoted(registry, reports, "human_evaluation", human_evaluation, notes)
             or manifest.human_evaluation,

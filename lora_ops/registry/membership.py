@@ -1,6 +1,7 @@
 """Which groups a version was trained on, and whether its numbers may stand beside another version's."""
 
 import csv
+from pathlib import Path
 
 from lora_ops.paths import MEMBERSHIP
 from lora_ops.registry.store import Registry
@@ -19,7 +20,11 @@ def groups_of(registry: Registry, version: Version) -> dict[str, set[str]] | Non
     file = version.manifest.files.get(MEMBERSHIP)
     if file is None:
         return None
-    path = registry.files.checked(file.sha256, MEMBERSHIP)
+    return read_groups(registry.files.checked(file.sha256, MEMBERSHIP))
+
+
+def read_groups(path: Path) -> dict[str, set[str]]:
+    """Return split -> digests of its groups, from a file that lists them."""
     groups: dict[str, set[str]] = {}
     with path.open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines):

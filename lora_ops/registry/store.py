@@ -79,6 +79,8 @@ class Registry(Queries):
         """The least that evidence must say."""
         self.max_gap: dict[str, float | None] = {}
         """Tenant -> `evaluate.max_gap` as params.yaml has it today."""
+        self.max_looks = 10
+        """How many versions may be judged on the same test rows before `show` warns."""
         self.files = FileStore(path / "files")
         self.copies = Copies(path / "verified", self.files.incoming)
         self.signer = Signer(path / "keys", signing, several=several_keys)

@@ -197,6 +197,10 @@ def _measured(performance: "Performance") -> Iterator[tuple[str, str]]:
         yield name, f"{metric[ADAPTER]}, base {metric[BASE]}, {performance.rows} rows, {report}"
     if performance.verdict:
         yield "verdict", f"it {performance.verdict}"
+    if performance.looks:
+        yield "test rows", str(performance.looks)
+    if performance.seeds:
+        yield "seeds", str(performance.seeds)
     people = performance.human_evaluation
     if people:
         counts = f"{people.adapter_better} better, {people.same} same, {people.base_better} worse"

@@ -64,6 +64,12 @@ class RegistrySettings(Section):
         "signed", description="by the approver's SSH key in owners.yaml; unsigned: by name only, for a laptop"
     )
     evidence: EvidenceSettings = EvidenceSettings()
+    max_looks: int = Field(
+        10,
+        ge=1,
+        description="versions judged on the same test rows before `show` warns: of ten that are equally good "
+        "the best one looks 1.5 standard errors better than it is",
+    )
     wandb: WandbSettings = WandbSettings()
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from lora_ops.evaluation.inference import (
     interval,
     macro_f1_sample,
     mean_sample,
+    seed_noise,
     wilson,
 )
 from lora_ops.records.evaluation import Interval, PairedDifference
@@ -40,6 +41,32 @@ def test_independent_difference_gives_newcombes_published_values() -> None:
     for a, m, b, n, low, high in ((56, 70, 48, 80, 0.0524, 0.3339), (9, 10, 3, 10, 0.1705, 0.8090)):
         found = independent_difference(wilson(a / m, m), wilson(b / n, n))
         assert (found.low, found.high) == pytest.approx((low, high), abs=2e-4)
+
+
+def test_seed_noise_is_the_prediction_of_a_pooled_t_test() -> None:
+    """By scipy: the difference at which a t-test of one more training each is just at the 5 % level."""
+    recipes = [[0.60, 0.66, 0.63], [0.70, 0.71]]
+    found = seed_noise(recipes)
+    assert found is not None
+    freedom = 3
+    pooled = np.sqrt((2 * np.var(recipes[0], ddof=1) + np.var(recipes[1], ddof=1)) / freedom)
+    assert 2 * stats.t.sf(found / (pooled * np.sqrt(2)), freedom) == pytest.approx(0.05)
+
+
+def test_seed_noise_covers_what_two_trainings_differ_by() -> None:
+    """Of 2,000 pairs of trainings 95 % differ by less, whatever the three seeds before happened to be."""
+    generator = np.random.default_rng(0)
+    seeds, pairs = generator.normal(0.6, 0.02, (2000, 3)), generator.normal(0.6, 0.02, (2000, 2))
+    covered = [
+        abs(left - right) <= (seed_noise([values]) or 0)
+        for values, (left, right) in zip(seeds.tolist(), pairs, strict=True)
+    ]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_seed_noise_needs_two_seeds_of_one_recipe() -> None:
+    assert seed_noise([[0.6], [0.7]]) is None
+    assert seed_noise([]) is None
 
 
 def test_interval_of_rows_agrees_with_scipys_bca() -> None:

@@ -16,7 +16,7 @@ from lora_ops.registry.membership import incomparable
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from tests.conftest import ROOT, run
-from tests.registry.conftest import build_package
+from tests.registry.conftest import build_package, trained_alike
 
 LABELS = ["hotel", "airline"]
 
@@ -85,6 +85,36 @@ def test_compare_of_the_same_answers_finds_no_difference(registry: Registry, tmp
     assert (found.rows, found.left_out) == (120, 0)
     assert found.differences["exact_match"].p_value == 1
     assert "does not clearly differ from" in found.verdict
+
+
+def trained(registry: Registry, folder: Path, seed: int, rank: int, right: int) -> Version:
+    """Register a training of a recipe that differs from the others' in its rank only."""
+    manifest, common = build_package(folder, seed + 10 * rank), build_package(folder.parent / "common", 0)
+    path = folder / "answers.csv"
+    answers(range(40), right).to_csv(path, index=False)
+    file = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+    alike = trained_alike(folder, manifest, common, seed, rank, right / 120)
+    params = {**alike.params, "data": {"labels": LABELS}, "evaluate": {"metrics": ["exact_match"]}}
+    update = {"files": {**alike.files, path.name: file}, "params": params}
+    return registry.register(folder, alike.model_copy(update=update))[0]
+
+
+def test_compare_calls_nothing_clear_that_a_seed_could_make(registry: Registry, tmp_path: Path) -> None:
+    """The rows tell 60 from 84 right answers apart; three seeds of the first recipe are as far apart."""
+    first = trained(registry, tmp_path / "1", 0, 4, 60)
+    wide = trained(registry, tmp_path / "2", 0, 8, 84)
+    alone = compare_versions(registry, first, wide)
+    assert alone.seed_noise is None
+    assert alone.verdict.startswith("finance@2 clearly beats finance@1")
+    assert alone.about_seeds.startswith("The intervals cover the test rows, not the training seed")
+    again = trained(registry, tmp_path / "3", 1, 4, 72)
+    trained(registry, tmp_path / "4", 2, 4, 66)
+    found = compare_versions(registry, first, wide)
+    assert found.seed_noise == pytest.approx(4.303 * 2**0.5 * 0.05, rel=1e-3)
+    assert found.verdict.startswith("finance@2 differs from finance@1 by no more than another training seed")
+    assert "finance@1: 3 trainings of this recipe with other seeds" in found.about_seeds
+    twins = compare_versions(registry, first, again)
+    assert twins.same_recipe and twins.about_seeds.startswith("They have the same recipe")
 
 
 def test_compare_command_prints_the_difference(registry: Registry, tmp_path: Path) -> None:
