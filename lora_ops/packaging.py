@@ -186,6 +186,8 @@ tags: [lora, {manifest.tenant}]
 {rows}
 
 In its main metric the adapter {evaluation.verdict}.
+The intervals cover the held-out rows, not the training seed.
+{"".join(f"{chr(10)}- {markdown(warning)}" for warning in manifest.data.warnings)}
 
 ## Lineage
 - Base model {_base_model(manifest)}, {manifest.base_model.revision}, SHA-256 `{manifest.base_model.sha256}`

@@ -13,6 +13,11 @@ from lora_ops.settings.data import DataSettings
 # "HOTEL 13" are alike in this, "HOTEL" and "MOTEL" are not.
 ALIKE = 0.7
 PIECE = 4
+SETTING = "data.contract.max_near_duplicates"
+# Where no limit is set. So many answers known by heart can move a metric as far as the interval of 300 rows
+# reaches. It warns and doesn't refuse: texts of a template, such as tickets, are alike by nature, and only the
+# tenant knows whether their variants belong into one group.
+WARNED_SHARE = 0.05
 # How many similarities are in memory at a time, however many rows there are.
 BLOCK = 5_000_000
 
@@ -56,7 +61,7 @@ def near_duplicates(held_out: Sequence[str], trained: Sequence[str]) -> list[Pai
 def check_near_duplicates(chosen: Mapping[str, pd.DataFrame], settings: DataSettings) -> Check:
     """Check how many held-out rows are nearly a training row, by `data.contract.max_near_duplicates`.
 
-    Without a limit they are named and pass.
+    Without a limit they are named and pass; `near_duplicate_warnings` says when they are many.
 
     Args:
         chosen: the rows that each split uses, with columns id and text.
@@ -77,5 +82,18 @@ def check_near_duplicates(chosen: Mapping[str, pd.DataFrame], settings: DataSett
         success=limit is None or len(pairs) <= limit * len(held_out),
         failed_rows=named,
         failed_count=len(pairs),
-        setting="data.contract.max_near_duplicates",
+        setting=SETTING,
     )
+
+
+def near_duplicate_warnings(
+    check: Check, chosen: Mapping[str, pd.DataFrame], settings: DataSettings
+) -> list[str]:
+    """Return a warning if a tenant without a limit has many near-duplicates, by `check_near_duplicates`."""
+    rows = len(chosen["test"]) + len(chosen["validation"])
+    if settings.contract.max_near_duplicates is not None or check.failed_count <= WARNED_SHARE * rows:
+        return []
+    return [
+        f"{check.failed_count} of {rows} held-out rows are nearly a training row, so metrics on them show "
+        f"memory too: keep variants in one split (data.group), or set a limit ({SETTING})"
+    ]

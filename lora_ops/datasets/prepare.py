@@ -8,7 +8,8 @@ import pandas as pd
 
 from lora_ops.datasets.checks import check_previous, check_shares, check_splits, check_system, label_shares
 from lora_ops.datasets.contract import check_contract
-from lora_ops.datasets.near_duplicates import check_near_duplicates
+from lora_ops.datasets.near_duplicates import SETTING as NEAR_DUPLICATES
+from lora_ops.datasets.near_duplicates import check_near_duplicates, near_duplicate_warnings
 from lora_ops.datasets.prompts import control_tokens, find_control_token, render_example
 from lora_ops.datasets.source import fill_template, read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
@@ -128,6 +129,7 @@ def prepare(
     own, previous = read_own_suite(tenant, root), read_previous(tenant, root)
     rows, chosen, contract = check_rows(frame, tenant, settings, tokenizer, own, previous)
     suite = default_suite(tenant, settings, tokens=True)
+    alike = next(check for check in contract.checks if check.setting == NEAR_DUPLICATES)
     with replacing(target) as folder:
         (folder / CONTRACT).write_text(contract.to_json(), encoding="utf-8")
         (folder / SUITE).write_text(json.dumps(suite, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -150,7 +152,10 @@ def prepare(
             base_model_sha256=base_model_sha256,
             identifiers=contract.identifiers,
             label_shares=label_shares(rows) if settings.task == "labels" else None,
-            warnings=thin_labels(chosen, settings.labels, settings.contract.min_label_rows),
+            warnings=[
+                *thin_labels(chosen, settings.labels, settings.contract.min_label_rows),
+                *near_duplicate_warnings(alike, chosen, settings),
+            ],
         )
         (folder / DATA).write_text(record.to_json(), encoding="utf-8")
     return record, contract

@@ -125,6 +125,7 @@ class Lineage(Record):
     base_model: BaseModelRecord
     sources: list[SourceRecord]
     splits: dict[str, SplitRecord]
+    data_warnings: list[str] = Field(default_factory=list, description="what weakens the data")
     git: GitRecord
     params: dict[str, Any]
     dvc_lock_sha256: Sha256 | None

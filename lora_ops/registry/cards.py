@@ -92,6 +92,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             base_model=manifest.base_model,
             sources=[manifest.data.source],
             splits=manifest.data.splits,
+            data_warnings=manifest.data.warnings,
             git=manifest.git,
             params=manifest.params,
             dvc_lock_sha256=manifest.dvc_lock_sha256,

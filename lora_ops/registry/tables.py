@@ -151,6 +151,8 @@ def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
         rows = ", ".join(f"{name} {split.rows}" for name, split in lineage.splits.items())
         dated = f" of {source.date}" if source.date else ""
         yield "data", f"{source.name} {source.version}{dated} ({source.sha256[:12]}…); rows: {rows}"
+    if lineage.data_warnings:
+        yield "weak data", "; ".join(lineage.data_warnings)
     dirty = " with uncommitted changes" if lineage.git.dirty else ""
     lock = (lineage.dvc_lock_sha256 or "none")[:12]
     yield "code", f"commit {(lineage.git.commit or 'none')[:12]}{dirty}, dvc.lock {lock}"

@@ -31,7 +31,7 @@ class ContractLimits(Section):
     min_rows: int = Field(30, ge=1)
     min_label_rows: int = Field(5, ge=1)
     max_near_duplicates: float | None = Field(
-        None, ge=0, le=1, description="share of the held-out rows; None: they are named and pass"
+        None, ge=0, le=1, description="share of the held-out rows; None: they pass, and many are warned of"
     )
     allow_pii: bool = False
     min_label_share: float = Field(0, ge=0, lt=1, description="of the rows, for each label")

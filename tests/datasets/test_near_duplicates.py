@@ -3,7 +3,11 @@
 import pandas as pd
 import pytest
 
-from lora_ops.datasets.near_duplicates import check_near_duplicates, near_duplicates
+from lora_ops.datasets.near_duplicates import (
+    check_near_duplicates,
+    near_duplicate_warnings,
+    near_duplicates,
+)
 from lora_ops.settings.data import DataSettings
 
 
@@ -52,6 +56,15 @@ def test_check_names_near_duplicates_and_passes_without_a_limit() -> None:
     check = check_near_duplicates(CHOSEN, settings())
     assert check.success and check.failed_count == 1
     assert check.failed_rows == ["row s1: 0.84 like row t1 'How do I reset the main pump?'"]
+
+
+def test_many_near_duplicates_are_warned_of_without_a_limit() -> None:
+    (warning,) = near_duplicate_warnings(check_near_duplicates(CHOSEN, settings()), CHOSEN, settings())
+    assert warning.startswith("1 of 4 held-out rows are nearly a training row")
+    limited = settings(max_near_duplicates=0.5)
+    assert near_duplicate_warnings(check_near_duplicates(CHOSEN, limited), CHOSEN, limited) == []
+    few = CHOSEN | {"validation": split(**{f"v{n}": f"{n}{n}{n}{n} is a number" for n in range(30)})}
+    assert near_duplicate_warnings(check_near_duplicates(few, settings()), few, settings()) == []
 
 
 def test_check_fails_above_the_limit() -> None:
