@@ -21,7 +21,7 @@ from tests.conftest import ROOT, run
         (["run", "notebooks/01_prepare.ipynb", "-p", "tenant=media"], 2, "Name the tenant with --tenant"),
         (["run", "runbooks/rollback.ipynb", "--tenant", "finance", "-p", "confirm=maybe"], 2,
          "'confirm' takes True or False"),
-        (["report"], 2, "' is not packaged yet: run `make repro`"),
+        (["report"], 2, "' is not packaged yet: run `dvc repro package@"),
         (["chat", "finance", "hello"], 4, "There is no"),
         (["registry", "show", "finance@9"], 4, "There is no registry in"),
     ],
