@@ -5,8 +5,9 @@ import csv
 import io
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from lora_ops.settings.data import DataSettings
 
 LONGEST_SHOWN = 80
 LARGEST_CELL = 16 * 2**20
+MOST_COLUMNS = 1000
+"""A table of texts has a few. Each one costs time in every step, whether or not the prompt uses it."""
+_NESTED = re.compile(r"\('.*', '.*'\)", re.DOTALL)  # how pandas writes a name of a MultiIndex into Parquet
+# Tab, line feed, carriage return and NEL (U+0085) are spaces that texts have; the others no keyboard writes.
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 
 def read_file(path: Path, settings: DataSettings) -> pd.DataFrame:
@@ -59,8 +65,10 @@ def _undecodable(content: bytes, encoding: str, error: UnicodeError) -> str:
         return f"it begins as UTF-16, not {encoding}: {_encoding_advice('utf-16')}"
     if not isinstance(error, UnicodeDecodeError):
         return f"it is not {encoding} ({error}): {_encoding_advice('latin-1')}"
-    line = content.count(b"\n", 0, error.start) + 1
-    return f"line {line} is not {encoding} (byte 0x{content[error.start]:02x}): {_encoding_advice('latin-1')}"
+    line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+    # In latin-1 these bytes are control characters; in what Windows writes they are quotes and dashes.
+    likely = "cp1252" if 0x80 <= byte < 0xA0 else "latin-1"
+    return f"line {line} is not {encoding} (byte 0x{byte:02x}): {_encoding_advice(likely)}"
 
 
 def _encoding_advice(encoding: str) -> str:
@@ -73,6 +81,8 @@ def _read_csv(path: Path, settings: DataSettings) -> pd.DataFrame:
         raise ValueError("it has no header line")
     header = rows[0][1]
     width = len(header)
+    # Before the rows: two columns of one name explain best why rows seem to have too few fields.
+    _refuse_names(header if width > MOST_COLUMNS else [name for name in header if name.strip()], settings)
     surplus = {len(row) - width for _, row in rows[1:]}
     if surplus and min(surplus) > 0 and all(not any(row[width:]) for _, row in rows[1:]):
         # A delimiter at the end of each row: the fields after it are empty and have no name.
@@ -90,7 +100,6 @@ def _read_csv(path: Path, settings: DataSettings) -> pd.DataFrame:
             raise ValueError(f"column {place + 1} has no name in the header, and line {filled} fills it")
     kept = [place for place in range(width) if place not in empty]
     names = [header[place] for place in kept]
-    _refuse_twins(names)
     if len(names) == 1:
         other = next((mark for mark in ";\t|," if mark in names[0] and mark != settings.delimiter), None)
         if other:
@@ -138,6 +147,7 @@ def _read_jsonl(path: Path, settings: DataSettings) -> pd.DataFrame:
             raise ValueError(f"line {number} must be an object, not {shorten(row)}")
         rows.append({name: None if _is_nan(value) else value for name, value in row.items()})
     names = list(dict.fromkeys(name for row in rows for name in row))
+    _refuse_names(names, settings)
     return pd.DataFrame([[row.get(name) for name in names] for row in rows], columns=names, dtype=object)
 
 
@@ -159,6 +169,7 @@ def _read_parquet(path: Path, settings: DataSettings) -> pd.DataFrame:
             # A name with * or ? would be read as a pattern.
             found = connection.execute("SELECT * FROM read_parquet(?)", [_literal(path)])
             names = [str(column[0]) for column in found.description]
+            _refuse_names(names, settings)
             rows = found.fetchall()
         except duckdb.Error as error:
             raise ValueError(str(error).partition("\n")[0]) from error
@@ -174,10 +185,43 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
+def columns_problem(names: Sequence[str], settings: DataSettings) -> str | None:
+    """Return why columns of these names can't be read, or None."""
+    if len(names) > MOST_COLUMNS:
+        named = [f"template ({settings.template})", f"target ({settings.target})"]
+        named += [f"group ({settings.group})"] if settings.group else []
+        named += [f"bias_columns ({', '.join(settings.bias_columns)})"] if settings.bias_columns else []
+        return (
+            f"it has {len(names):,} columns, and at most {MOST_COLUMNS:,} are read: keep those that "
+            f"data.{', data.'.join(named)} name"
+        )
+    twin = _twin(names)
+    if twin is not None:
+        return f"two columns are named {shorten(twin)}: rename one or remove it"
+    for place, name in enumerate(names, start=1):
+        if CONTROL.search(name):
+            return f"the name of column {place} holds a control character ({shorten(name)}): rename it"
+        if _NESTED.fullmatch(name):
+            return (
+                f"its columns have two names each, such as {shorten(name)} (a MultiIndex): give each one name"
+            )
+    return None
+
+
+def _refuse_names(names: Sequence[str], settings: DataSettings) -> None:
+    problem = columns_problem(names, settings)
+    if problem:
+        raise ValueError(problem)
+
+
 def _refuse_twins(names: list[str]) -> None:
-    twin = next((name for name, times in Counter(names).items() if times > 1), None)
+    twin = _twin(names)
     if twin is not None:
         raise ValueError(f"two columns are named {shorten(twin)}: rename one or remove it")
+
+
+def _twin(names: Sequence[str]) -> str | None:
+    return next((name for name, times in Counter(names).items() if times > 1), None)
 
 
 def _shown_row(row: list[str]) -> str:

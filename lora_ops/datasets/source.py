@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora_ops.datasets.files import LONGEST_SHOWN, read_file, shorten
+from lora_ops.datasets.files import CONTROL, LONGEST_SHOWN, columns_problem, read_file, shorten
 from lora_ops.errors import LoraOpsError
 from lora_ops.fetch import fetch_package
 from lora_ops.hashing import sha256_file, sha256_text
@@ -144,9 +144,14 @@ def _as_text(value: object) -> str | None:
 
 
 def _require_columns(frame: pd.DataFrame, settings: DataSettings) -> None:
-    twins = frame.columns[frame.columns.duplicated()]
-    if len(twins):
-        raise LoraOpsError(f"{settings.source} has two columns {shorten(twins[0])}: rename one or remove it.")
+    if isinstance(frame.columns, pd.MultiIndex):
+        raise LoraOpsError(
+            f"{settings.source} has columns with {frame.columns.nlevels} names each (a MultiIndex), such as "
+            f"{shorten(frame.columns[0])}: give each column one name."
+        )
+    problem = columns_problem([str(name) for name in frame.columns], settings)
+    if problem:
+        raise LoraOpsError(f"{settings.source} can't be used: {problem}.")
     used = {
         **dict.fromkeys(template_fields(settings.template), "template"),
         settings.target: "target",
@@ -187,6 +192,31 @@ def _require_plain_cells(cells: "pd.Series[Any]", column: str, settings: DataSet
                 f"{settings.source}: '{column}' in row {number} holds half of a character (a lone surrogate): "
                 f"{shorten(value)}. Mend or remove the row."
             )
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            raise LoraOpsError(
+                f"{settings.source}: '{column}' in row {number} has {len(value):,} characters, and at most "
+                f"{LONGEST_TEXT:,} are read: shorten or remove the row."
+            )
+        found = CONTROL.search(value) if isinstance(value, str) else None
+        if found:
+            raise LoraOpsError(
+                f"{settings.source}: '{column}' in row {number} holds the control character "
+                f"U+{ord(found[0]):04X} ({shorten(value[max(found.start() - 20, 0) :], 40)}): "
+                f"{_control_advice(found[0], settings)}."
+            )
+
+
+LONGEST_TEXT = 2**18
+"""No base model reads a longer text at once: a token has some four characters, and a context up to 65,536."""
+
+
+def _control_advice(letter: str, settings: DataSettings) -> str:
+    if letter >= "\x80" and settings.source.endswith((".csv", ".jsonl")):
+        return (
+            "if Windows wrote the file, name cp1252 in data.encoding (`lora-ops tenant add --encoding`); else "
+            "remove the character"
+        )
+    return "remove the character, which no model was trained on"
 
 
 _HALF_PAIR = re.compile(r"[\ud800-\udfff]")

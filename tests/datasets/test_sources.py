@@ -129,7 +129,14 @@ def test_jsonl_and_a_python_function_give_the_same_rows(tmp_path: Path) -> None:
             "a.py",
             "import pandas\ndef load():\n    return pandas.DataFrame([[1, 2, 3]], columns=['text', 'answer', "
             "'answer'])\n",
-            "has two columns 'answer'",
+            "can't be used: two columns are named 'answer'",
+        ),
+        ("a.csv", "text,answer,text\n1,a\n", "two columns are named 'text'"),
+        (
+            "a.py",
+            "import pandas\ndef load():\n    return pandas.DataFrame([['x', 'y']], columns=pandas.MultiIndex."
+            "from_tuples([('text', 'a'), ('answer', 'a')]))\n",
+            r"has columns with 2 names each \(a MultiIndex\), such as \('text', 'a'\)",
         ),
         ("a.py", "x = 1\n", "defines no function `load`"),
         ("a.py", "def load():\n    return 3\n", "returned int, not a DataFrame"),
@@ -169,15 +176,99 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
     ("encoding", "told"),
     [
         ("latin-1", r"line 2 is not utf-8 \(byte 0xe9\): name its encoding, such as latin-1, in data.encoding"),
+        ("cp1252", r"line 2 is not utf-8 \(byte 0x96\): name its encoding, such as cp1252, in data.encoding"),
         ("utf-16", "begins as UTF-16, not utf-8: name its encoding, such as utf-16"),
         ("utf-16-le", "holds NUL characters, so it is not utf-8: name its encoding, such as utf-16"),
     ],
 )
 def test_another_encoding_is_refused_with_the_remedy(tmp_path: Path, encoding: str, told: str) -> None:
-    text = "text,answer\ncafé,a\n" if encoding != "utf-16-le" else "text,answer\nhi,a\n"
+    text = {"utf-16-le": "text,answer\nhi,a\n", "cp1252": "text,answer\nhi – you,a\n"}.get(
+        encoding, "text,answer\ncafé,a\n"
+    )
     (tmp_path / "faq.csv").write_bytes(text.encode(encoding))
     with pytest.raises(LoraOpsError, match=told):
         read_source(own("faq.csv"), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "a.csv",
+            "text,answer\n" + "hi,yes\n" * 500 + "a\0b,yes\n",
+            "'text' in row 501 .* U\\+0000 .*: remove",
+        ),
+        ("a.csv", "text,answer\nhi,yes\x1b[2J\n", "'answer' in row 1 holds the control character U\\+001B"),
+        (
+            "a.csv",
+            "text,answer\nhi,\x93yes\x94\n",
+            "'answer' in row 1 .* U\\+0093 .*name cp1252 in data.encoding",
+        ),
+        ("a.jsonl", '{"text": "hi", "answer": "yes\\u0000"}\n', "'answer' in row 1 .* U\\+0000"),
+        (
+            "a.py",
+            "import pandas\ndef load():\n    return pandas.DataFrame({'text': ['\\0'], 'answer': ['a']})\n",
+            "'text' in row 1 .* U\\+0000 .*: remove the character",
+        ),
+        ("a.csv", "text,answer,re\x07st\n1,a,b\n", "the name of column 3 holds a control character"),
+    ],
+)
+def test_control_characters_are_refused_with_their_row(
+    tmp_path: Path, name: str, content: str, told: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(LoraOpsError, match=told):
+        read_source(own(name), tmp_path, tmp_path)
+
+
+def test_tabs_and_lines_inside_a_quoted_text_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,answer\n"one\n\ttwo\r\nthree",yes\n', newline="")
+    frame, _ = read_source(own("a.csv"), tmp_path, tmp_path)
+    assert frame["text"].tolist() == ["one\n\ttwo\r\nthree"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.py"])
+def test_a_text_that_no_model_reads_at_once_is_refused(tmp_path: Path, name: str) -> None:
+    long = "x" * 2**20
+    content = {
+        "a.csv": f"text,answer\nhi,yes\n{long},yes\n",
+        "a.jsonl": "".join(json.dumps({"text": one, "answer": "yes"}) + "\n" for one in ("hi", long)),
+        "a.py": "import pandas\ndef load():\n"
+        "    return pandas.DataFrame({'text': ['hi', 'x' * 2**20], 'answer': 'a'})",
+    }[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(LoraOpsError, match="'text' in row 2 has 1,048,576 characters, and at most 262,144"):
+        read_source(own(name), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "empty names", "jsonl", "parquet"])
+def test_a_table_of_too_many_columns_is_refused(tmp_path: Path, kind: str) -> None:
+    names, name = [f"c{i}" for i in range(2000)], "a.csv"
+    if kind == "csv":
+        (tmp_path / name).write_text(",".join(names) + "\n")
+    elif kind == "empty names":
+        (tmp_path / name).write_text("text,answer" + "," * 1998 + "\nhi,yes" + "," * 1998 + "\n")
+    elif kind == "jsonl":
+        name = "a.jsonl"
+        (tmp_path / name).write_text(json.dumps(dict.fromkeys(names, "x")) + "\n")
+    else:
+        name = "a.parquet"
+        columns = ", ".join(f"'x' AS {one}" for one in names)
+        duckdb.sql(f"COPY (SELECT {columns}) TO '{tmp_path / name}' (FORMAT parquet)")
+    wanted = r"data.template \({text}\), data.target \(answer\) name"
+    with pytest.raises(
+        LoraOpsError, match=f"has 2,000 columns, and at most 1,000 are read: keep those .*{wanted}"
+    ):
+        read_source(own(name), tmp_path, tmp_path)
+
+
+def test_a_parquet_file_of_a_multiindex_is_refused(tmp_path: Path) -> None:
+    columns = "'x' AS \"('text', 'a')\", 'y' AS \"('answer', 'a')\""
+    duckdb.sql(f"COPY (SELECT {columns}) TO '{tmp_path / 'a.parquet'}' (FORMAT parquet)")
+    with pytest.raises(
+        LoraOpsError, match=r"its columns have two names each, .*\('text', 'a'\).* \(a MultiIndex\)"
+    ):
+        read_source(own("a.parquet"), tmp_path, tmp_path)
 
 
 def test_nan_and_null_in_jsonl_are_missing_values(tmp_path: Path) -> None:
