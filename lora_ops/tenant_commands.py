@@ -38,13 +38,14 @@ def tenant_add(
 ) -> None:
     """Check a file of your own and make it a tenant: its entry is written into params.yaml."""
     from lora_ops.datasets.contract import failed_rows, require
+    from lora_ops.named_paths import follow
     from lora_ops.settings.files import find_root
     from lora_ops.settings.tenant import TenantSettings
     from lora_ops.tenants import REMEDIES, add_tenant, check_new_name, check_tenant, draft_tenant
 
     root = find_root()
     check_new_name(name, root)
-    inside = Path(source).resolve()
+    inside = follow(Path(source), "SOURCE")
     if not inside.is_relative_to(root):
         raise LoraOpsError(f"{source} is outside the repository: copy it to data/sources/ first.")
     with prose_on_stderr(as_json):

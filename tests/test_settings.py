@@ -57,6 +57,35 @@ def test_a_wrong_value_is_named_with_its_place(tmp_path: Path, where: str, value
         load_settings(write(tmp_path, {where: value}))
 
 
+@pytest.mark.parametrize("where", ["registry.path", "serving.path"])
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("", "names no folder"),
+        (" ", "names no folder"),
+        ("a\0b", "names no folder"),
+        ("~/registry", "'~' is not replaced here: write the whole path"),
+        (".", "holds other things"),
+        ("a/..", "holds other things"),
+        ("..", "holds other things"),
+        ("/", "holds other things"),
+        (".git/registry", "is used already"),
+        ("data", "is used already"),
+        ("./lora_ops/", "is used already"),
+    ],
+)
+def test_folder_that_something_else_has_is_refused(tmp_path: Path, where: str, path: str, told: str) -> None:
+    with pytest.raises(LoraOpsError, match=f"params.yaml: {where}: .*{told}"):
+        load_settings(write(tmp_path, {where: path}))
+
+
+@pytest.mark.parametrize(
+    "path", [".registry", "./.registry", "/srv/registry", "data/registry", "../shared registry"]
+)
+def test_folder_of_its_own_is_accepted(tmp_path: Path, path: str) -> None:
+    assert load_settings(write(tmp_path, {"registry.path": path})).registry.path == path
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

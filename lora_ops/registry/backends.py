@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.named_paths import follow
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.heads import HEADS_FILE, HeadMemory
 from lora_ops.registry.mirror import Mirror
@@ -58,9 +59,14 @@ def open_to_accept(root: Path | None = None) -> tuple[Registry, HeadMemory]:
 
 
 def registry_path(root: Path | None = None) -> tuple[Path, SigningSettings]:
-    """Return the folder of the registry that params.yaml names, which may be missing, and who signs it."""
+    """Return the folder of the registry that params.yaml names, which may be missing, and who signs it.
+
+    Raises:
+        LoraOpsError: params.yaml is wrong, or the folder is a symlink that leads back to itself.
+    """
     root = root or find_root()
     settings = load_settings(root).registry
+    follow(root / settings.path, "registry.path")
     return root / settings.path, settings.signing
 
 
@@ -89,7 +95,7 @@ def remembered_head(root: Path) -> str | None:
 
 def _memory(root: Path, everything: Settings) -> HeadMemory:
     # By where it really is: `./.registry` is the same folder, and must not begin without a memory.
-    path, inside = (root / everything.registry.path).resolve(), root.resolve()
+    path, inside = follow(root / everything.registry.path, "registry.path"), root.resolve()
     name = path.relative_to(inside) if path.is_relative_to(inside) else path
     return HeadMemory(root / everything.serving.path / HEADS_FILE, name.as_posix())
 

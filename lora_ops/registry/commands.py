@@ -154,7 +154,7 @@ def verify(
     with opened_registry() as registry:
         result = verify_(registry, files=files)
         differs = [open_mirror(registry).problem() if mirror else None]
-        if expect_head:
+        if expect_head is not None:
             differs.append(compare(registry.log, read_head(expect_head), "--expect-head"))
     result = result._replace(problems=(*result.problems, *filter(None, differs)))
     if as_json:

@@ -1,5 +1,6 @@
 """One SQLite connection: WAL, foreign keys, one writer at a time, and errors that are sentences."""
 
+import errno
 import os
 import sqlite3
 import time
@@ -12,6 +13,8 @@ from urllib.parse import quote
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Unavailable
 
 BUSY_SECONDS = 30.0
+PARTS = frozenset(("files", "verified", "keys", "audit.head", "sync.lock"))
+"""What a registry's folder holds besides its database: it shows that one was there."""
 
 
 class MissingRegistry(NotFound):
@@ -37,6 +40,7 @@ class Database:
         self.path = path
         folder = path.parent
         try:
+            _require_own_folder(folder)
             if create:
                 folder.mkdir(parents=True, exist_ok=True)
             elif not path.is_file():
@@ -178,13 +182,38 @@ class Database:
             )
         if "not a database" in text or "malformed" in text:
             return Damaged(f"{self.path} is damaged ({text}): restore it from a backup.")
+        if "is full" in text or isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Unavailable(
+                f"The disk that holds the registry in {folder} is full: free some space and run this again; "
+                "nothing was changed."
+            )
         if "unable to open" in text and self.path.exists() is False:
             return Unavailable(f"There is no registry in {folder}, and one can't be made there ({text}).")
         return Unavailable(f"The registry in {folder} can't be used ({text}).")
 
 
+def _require_own_folder(folder: Path) -> None:
+    """Refuse a folder that can't be a registry's, or that holds something else and nothing of a registry."""
+    if folder.is_symlink() and not folder.exists():
+        raise LoraOpsError(f"{folder}, which should be the registry, is a symlink that leads nowhere: mend it.")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise LoraOpsError(f"{folder} is a file, and a registry is a folder: correct registry.path.")
+    found = {one.name for one in folder.iterdir() if not one.name.startswith(".")} - {"lost+found"}
+    if found and not _parts(folder):
+        raise LoraOpsError(
+            f"{folder} is no registry, and holds other things ({', '.join(sorted(found)[:3])}): name a folder "
+            "of its own in registry.path."
+        )
+
+
+def _parts(folder: Path) -> list[str]:
+    """Return what of a registry lies in `folder`."""
+    return [one.name for one in folder.iterdir() if one.name.startswith("registry.sqlite") or one.name in PARTS]
+
+
 def _missing(path: Path) -> LoraOpsError:
-    left = [one.name for one in path.parent.glob("*") if one.name != path.name] if path.parent.is_dir() else []
-    if left:
+    if path.parent.is_dir() and _parts(path.parent):
         return Damaged(f"{path} was removed, and the rest of the registry is there: restore it from a backup.")
     return MissingRegistry(path.parent)

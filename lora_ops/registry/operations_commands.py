@@ -104,7 +104,7 @@ def restore(
     from lora_ops.registry.heads import read_head
 
     path, signing = registry_path()
-    snapshot = bring(url, path, head=read_head(head) if head else None, signing=signing)
+    snapshot = bring(url, path, head=read_head(head) if head is not None else None, signing=signing)
     with closing(open_restored()) as registry:
         problem = registry.anchor.problem(registry.log.head())
     later = (

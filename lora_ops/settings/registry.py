@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from lora_ops.settings.section import Section, Sha256
+from lora_ops.settings.section import FolderPath, Section, Sha256
 
 
 class SigningSettings(Section):
@@ -58,7 +58,7 @@ class RegistrySettings(Section):
 
     backend: Literal["embedded", "wandb"] = "embedded"
     mirror: Literal["wandb"] | None = None
-    path: str = ".registry"
+    path: FolderPath = ".registry"
     signing: SigningSettings = SigningSettings()
     approvals: Literal["signed", "unsigned"] = Field(
         "signed", description="by the approver's SSH key in owners.yaml; unsigned: by name only, for a laptop"

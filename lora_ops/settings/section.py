@@ -1,7 +1,9 @@
 """The base of every section of params.yaml, and what several sections share."""
 
+import posixpath
 import re
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
@@ -67,6 +69,33 @@ def colliding_tenant(name: str, others: Iterable[str]) -> str | None:
 def _store_key(name: str) -> str:
     return re.sub(r"[-_]+", "-", name).strip("-")
 
+
+# Folders that hold something else: a registry or a gateway's files among it would be lost, or committed.
+_REPOSITORY_FOLDERS = frozenset(
+    ("benchmarks", "data", "lora_ops", "models", "notebooks", "packages", "profiles", "reports", "runbooks")
+    + ("suites", "tests", "wandb")
+)
+
+
+def refuse_shared_folder(path: str) -> str:
+    """Return the path of a folder that the project fills, unless something else has that folder already.
+
+    Raises:
+        ValueError: it names no folder, the repository itself, a part of git or DVC, or one of its folders.
+    """
+    if not path.strip() or not path.isprintable():
+        raise ValueError("this names no folder: write one of its own, such as .registry")
+    if path.startswith("~"):
+        raise ValueError("'~' is not replaced here: write the whole path of the folder")
+    parts = PurePosixPath(posixpath.normpath(path)).parts
+    if not parts or parts in (("/",), ("..",)):
+        raise ValueError("this folder holds other things: write one of its own, such as .registry")
+    if {".git", ".dvc"}.intersection(parts) or (len(parts) == 1 and parts[0] in _REPOSITORY_FOLDERS):
+        raise ValueError("that folder is used already: write one of its own, such as .registry")
+    return path
+
+
+FolderPath = Annotated[str, AfterValidator(refuse_shared_folder)]
 
 # A name in owners.yaml or in a registry that was made before names were reserved: its pattern alone counts.
 StoredTenantName = Annotated[str, StringConstraints(pattern=TENANT_PATTERN)]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import ByteSize, Field
 
-from lora_ops.settings.section import Section, TenantName
+from lora_ops.settings.section import FolderPath, Section, TenantName
 
 
 class TorchEngineSettings(Section):
@@ -61,7 +61,7 @@ class ServingSettings(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    path: str = Field(".serving", description="folder for API keys and the event log")
+    path: FolderPath = Field(".serving", description="folder for API keys and the event log")
     engine: Literal["torch", "openai"] = "torch"
     torch: TorchEngineSettings = TorchEngineSettings()
     openai: OpenAIEngineSettings = OpenAIEngineSettings()

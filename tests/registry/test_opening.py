@@ -2,11 +2,13 @@
 
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.store import Registry
@@ -76,3 +78,50 @@ def test_shared_registry_that_is_empty_is_missing(empty: Path, server: WandbServ
     with pytest.raises(MissingRegistry):
         open_registry(empty)
     open_registry(empty, create=True).close()
+
+
+def in_circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def to_nowhere(path: Path) -> None:
+    path.symlink_to("not/mounted")
+
+
+def as_a_file(path: Path) -> None:
+    path.write_text("a file")
+
+
+def full_of_others(path: Path) -> None:
+    path.mkdir()
+    (path / "rows.csv").write_text("text,label\n")
+
+
+@pytest.mark.parametrize("words", [["list"], ["verify"], ["restore", "backups"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (in_circle, "registry.path: {path} is a symlink that leads back to itself: mend it."),
+        (to_nowhere, "{path}, which should be the registry, is a symlink that leads nowhere: mend it."),
+        (as_a_file, "{path} is a file, and a registry is a folder: correct registry.path."),
+        (full_of_others, "{path} is no registry, and holds other things (rows.csv): name a folder of its own"),
+    ],
+)
+def test_folder_that_is_no_registry_is_named(
+    empty: Path, words: list[str], made: Callable[[Path], None], says: str
+) -> None:
+    path = empty / ".registry"
+    made(path)
+    done = run("lora-ops", "registry", *words, cwd=empty, LORA_OPS_ROOT=str(empty))
+    if words[0] == "restore" and made in (as_a_file, full_of_others):
+        assert done.returncode == 3 and f"{path} is there already: move it away first" in done.stderr
+    else:
+        assert done.returncode == 2 and says.format(path=path) in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_registry_is_made_among_other_things(tmp_path: Path) -> None:
+    full_of_others(tmp_path / "data")
+    with pytest.raises(LoraOpsError, match="holds other things"):
+        Registry(tmp_path / "data", create=True)
+    assert [one.name for one in (tmp_path / "data").iterdir()] == ["rows.csv"]
