@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from lora_ops.editing import edited
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry.ssh_signatures import checked_public_key, fingerprint
+from lora_ops.registry.ssh_signatures import checked_public_key, fingerprint, weakness
 from lora_ops.settings.files import first_problem, parse_yaml
 from lora_ops.settings.section import StoredTenantName
 
@@ -114,16 +114,25 @@ class Owners(Entry):
 
 
 def load_owners(path: Path) -> Owners:
-    """Read owners.yaml.
+    """Read today's owners.yaml.
 
     Raises:
-        LoraOpsError: the file is missing, is not YAML, or an entry is wrong; the text names the entry.
+        LoraOpsError: the file is missing, is not YAML, an entry is wrong, or a key is too weak to sign with;
+            the text names the entry.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise LoraOpsError(f"Cannot read {path}: {error.strerror}.") from error
-    return parse_owners(text, path.name)
+    except UnicodeDecodeError as error:
+        raise LoraOpsError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
+    owners = parse_owners(text, path.name)
+    for person in {one.id: one for team in owners.teams for one in team.people}.values():
+        for key in person.keys:
+            weak = weakness(key)
+            if weak:
+                raise LoraOpsError(f"{path.name}: {person.id} has {weak}: take it out.")
+    return owners
 
 
 def parse_owners(text: str, name: str) -> Owners:

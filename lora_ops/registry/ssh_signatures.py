@@ -1,7 +1,6 @@
 """Signatures with people's own SSH keys (`ssh-keygen -Y`), for approvals."""
 
 import base64
-import binascii
 import hashlib
 import subprocess
 import tempfile
@@ -21,6 +20,8 @@ TYPES = (
     "sk-ecdsa-sha2-nistp256@openssh.com",
     "ssh-rsa",
 )
+RSA_BITS = 3072
+_FIELDS = {"ssh-rsa": 3, "sk-ssh-ed25519@openssh.com": 3, "sk-ecdsa-sha2-nistp256@openssh.com": 4}
 
 
 def checked_public_key(line: str) -> str:
@@ -32,15 +33,52 @@ def checked_public_key(line: str) -> str:
     kind, _, rest = line.strip().partition(" ")
     text = rest.split(" ", 1)[0]
     try:
-        blob = base64.b64decode(text, validate=True)
-        names = blob[4 : 4 + int.from_bytes(blob[:4], "big")]
-    except binascii.Error:
-        names = b""
-    if "\n" in line.strip() or kind not in TYPES or names.decode("ascii", "replace") != kind:
+        parts = _parts(base64.b64decode(text, validate=True))
+    except ValueError:  # no base64, or not all of it
+        parts = []
+    named = parts[0].decode("ascii", "replace") if parts else ""
+    if "\n" in line.strip() or named != kind or len(parts) < _FIELDS.get(kind, 2):
         raise ValueError(
             "an SSH public key is one line of a .pub file, such as `ssh-ed25519 AAAA... ana@example.com`"
         )
+    if kind not in TYPES:
+        raise ValueError(
+            f"an SSH key of the type '{kind}' signs no approval: `ssh-keygen -t ed25519` makes one that does"
+        )
     return line.strip()
+
+
+def weakness(public_key: str) -> str | None:
+    """Return why a checked public key is too weak to sign with, or None.
+
+    NIST SP 800-57 gives RSA keys below 3072 bits less than the 128 bits of strength that the others have. A key
+    in a kept owners.yaml of another day stays readable, so that what it signed then can be verified.
+    """
+    if not public_key.startswith("ssh-rsa "):
+        return None
+    bits = int.from_bytes(_parts(base64.b64decode(public_key.split(" ")[1]))[2]).bit_length()
+    if bits >= RSA_BITS:
+        return None
+    return (
+        f"an RSA key of {bits} bits, and at least {RSA_BITS} are needed (`ssh-keygen -t ed25519` makes a "
+        "strong one)"
+    )
+
+
+def _parts(blob: bytes) -> list[bytes]:
+    """Return the fields of a public key's blob, each of which follows its length in four bytes.
+
+    Raises:
+        ValueError: a field is cut off.
+    """
+    parts, at = [], 0
+    while at < len(blob):
+        length = int.from_bytes(blob[at : at + 4])
+        if at + 4 + length > len(blob):
+            raise ValueError("the key is cut off")
+        parts.append(blob[at + 4 : at + 4 + length])
+        at += 4 + length
+    return parts
 
 
 def fingerprint(public_key: str) -> str:

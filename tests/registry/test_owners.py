@@ -1,12 +1,13 @@
 """owners.yaml: who answers for a tenant, and what is refused before anybody relies on it."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry.owners import Owners, add_key, load_owners
+from lora_ops.registry.owners import Owners, add_key, load_owners, parse_owners
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -127,6 +128,28 @@ def test_add_key_names_what_is_wrong(repository: Path, person: str, file: str, s
     with pytest.raises(LoraOpsError, match=says):
         add_key(repository / "owners.yaml", person, repository / file)
     assert (repository / "owners.yaml").read_text() == before
+
+
+def test_weak_key_is_refused_today_and_read_in_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-C", "ana", "-f", path], check=True
+    )
+    line = path.with_suffix(".pub").read_text().strip()
+    text = TEAM.replace("email: ana@example.com,", f"email: ana@example.com, keys: ['{line}'],")
+    with pytest.raises(LoraOpsError, match="owners.yaml: ana has an RSA key of 2048 bits, .*: take it out"):
+        owners_of(tmp_path, text)
+    assert parse_owners(text, "owners.yaml of the log").default.people[0].keys == (line,)
+    owners_of(tmp_path, TEAM)
+    with pytest.raises(LoraOpsError, match="owners.yaml is unchanged: ana has an RSA key of 2048 bits"):
+        add_key(tmp_path / "owners.yaml", "ana", path.with_suffix(".pub"))
+    assert (tmp_path / "owners.yaml").read_text() == TEAM
+
+
+def test_owners_that_are_not_utf8_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "owners.yaml").write_bytes(TEAM.replace("Ana", "Añ").encode("latin-1"))
+    with pytest.raises(LoraOpsError, match="owners.yaml is not UTF-8 .*: save it as UTF-8"):
+        load_owners(tmp_path / "owners.yaml")
 
 
 def test_owners_text_is_the_file_or_reads_as_the_same(tmp_path: Path) -> None:

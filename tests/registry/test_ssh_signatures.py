@@ -1,13 +1,14 @@
 """Signatures with SSH keys, by the real ssh-keygen."""
 
 import subprocess
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry.ssh_signatures import checked_public_key, fingerprint, sign, signer_of
+from lora_ops.registry.ssh_signatures import checked_public_key, fingerprint, sign, signer_of, weakness
 
 TEXT = '{"version":"finance@1","reason":"Größe geprüft"}'
 MakeKey = Callable[..., Path]
@@ -100,6 +101,27 @@ def test_what_is_no_public_key_is_refused_unrepeated(line: str) -> None:
     with pytest.raises(ValueError, match="one line of a .pub file") as caught:
         checked_public_key(line)
     assert "AAAAC3" not in str(caught.value) and "PRIVATE" not in str(caught.value)
+
+
+def test_key_of_a_type_that_signs_nothing_is_named() -> None:
+    blob = b"".join(len(one).to_bytes(4) + one for one in (b"ssh-dss", b"p", b"q", b"g", b"y"))
+    with pytest.raises(ValueError, match="an SSH key of the type 'ssh-dss' signs no approval: `ssh-keygen -t"):
+        checked_public_key(f"ssh-dss {b64encode(blob).decode()} ana@example.com")
+
+
+@pytest.mark.parametrize("kept", [-1, 20, 30])
+def test_public_key_that_was_cut_off_is_none(make_key: MakeKey, kept: int) -> None:
+    kind, blob, _ = public(make_key("ana")).split(" ")
+    with pytest.raises(ValueError, match="one line of a .pub file"):
+        checked_public_key(f"{kind} {b64encode(b64decode(blob)[:kept]).decode()}")
+
+
+@pytest.mark.parametrize(("bits", "weak"), [(1024, True), (2048, True), (3072, False)])
+def test_rsa_key_below_3072_bits_is_weak(tmp_path: Path, bits: int, weak: bool) -> None:
+    path = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-b", str(bits), "-N", "", "-f", path], check=True)
+    found = weakness(public(path))
+    assert (f"an RSA key of {bits} bits, and at least 3072" in found) if found else not weak
 
 
 def test_two_lines_are_not_one_public_key(make_key: MakeKey) -> None:
