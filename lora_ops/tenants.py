@@ -19,7 +19,7 @@ from lora_ops.loading import load_tokenizer
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import ContractRecord, read_previous
 from lora_ops.settings.data import DataSettings
-from lora_ops.settings.files import first_problem
+from lora_ops.settings.files import first_problem, read_yaml
 from lora_ops.settings.params import Settings, load_settings
 from lora_ops.settings.tenant import TenantSettings
 
@@ -245,6 +245,10 @@ def apply_profile(profile: Path, root: Path) -> None:
     if not profile.is_file():
         there = ", ".join(sorted(path.stem for path in profile.parent.glob("*.yaml")))
         raise NotFound(f"There is no profile {profile} (there are: {there}).")
+    values = read_yaml(profile)
+    tenants = values.get("tenants", {}) if isinstance(values, dict) else None
+    if not isinstance(tenants, dict) or not isinstance(tenants.get("*", {}), dict):
+        raise LoraOpsError(f"{profile} holds no settings: write them as params.yaml does.")
     overlay = YAML().load(profile.read_text(encoding="utf-8"))
 
     def put(params: Any) -> None:

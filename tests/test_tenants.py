@@ -11,7 +11,7 @@ from lora_ops.loading import load_tokenizer
 from lora_ops.records.data import ContractRecord
 from lora_ops.settings.params import load_settings
 from lora_ops.settings.tenant import TenantSettings
-from lora_ops.tenants import REMEDIES, check_tenant, draft_tenant
+from lora_ops.tenants import REMEDIES, apply_profile, check_tenant, draft_tenant
 from tests.conftest import ROOT, SAMPLE_TENANTS, run, write_params
 
 
@@ -129,6 +129,27 @@ def test_a_profile_changes_every_tenant_and_an_unknown_one_is_refused(faq: Path)
     assert {tenant.data.rows.train for tenant in load_settings(faq).tenants.values()} == {160}
     refused = run("lora-ops", "profile", "huge", cwd=faq)
     assert refused.returncode == 4 and "there are: small, tiny" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "holds no settings: write them as params.yaml does"),
+        (b"- a\n", "holds no settings"),
+        (b"tenants: 5\n", "holds no settings"),
+        (b"tenants: {'*': 5}\n", "holds no settings"),
+        (b"a: [1\n", "odd.yaml is not valid YAML"),
+        (b"a: \xff\n", "odd.yaml is not UTF-8"),
+        (b"registry: 5\n", "params.yaml is unchanged: registry: "),
+    ],
+)
+def test_a_profile_of_no_settings_is_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:
+    write_params(tmp_path, {})
+    before = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "odd.yaml").write_bytes(content)
+    with pytest.raises(LoraOpsError, match=says):
+        apply_profile(tmp_path / "odd.yaml", tmp_path)
+    assert (tmp_path / "params.yaml").read_text() == before
 
 
 @pytest.fixture
