@@ -1,5 +1,6 @@
 """Errors that a person can mend: the text of each is one sentence that says what to do."""
 
+import errno
 from typing import ClassVar
 
 from lora_ops.exit_codes import ExitCode
@@ -33,3 +34,16 @@ class Damaged(LoraOpsError):
     """What is kept is not what was kept; trying again changes nothing, restoring a backup does."""
 
     exit_code = ExitCode.DAMAGED
+
+
+def with_text(error: LoraOpsError, text: str) -> LoraOpsError:
+    """Return an error of the same kind with another text, so that its exit code stays."""
+    kind = next(one for one in type(error).__mro__ if one.__module__ == __name__)
+    return kind(text)  # type: ignore[no-any-return]
+
+
+def disk_reason(error: OSError) -> str:
+    """Return what the system refused to do with which file, and what to do where a disk is full."""
+    where = f": {error.filename}" if error.filename else ""
+    advice = "; free some space and run this again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{error.strerror or error}{where}{advice}"

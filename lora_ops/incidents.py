@@ -7,6 +7,7 @@ from typing import NamedTuple
 import httpx
 
 from lora_ops.errors import LoraOpsError, Refused, Unavailable
+from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, packages, reports
@@ -132,8 +133,7 @@ def write_record(
     Raises:
         LoraOpsError: no reason, or no owners.yaml.
     """
-    if not reason.strip():
-        raise LoraOpsError("Say why: an incident's record needs a reason.")
+    require_text(reason, "Say why (--reason)")
     team = owners_of(registry, rollback.leaves.tenant)
     record = IncidentRecord(
         tenant=rollback.leaves.tenant,

@@ -38,7 +38,7 @@ def who(actor: str | None) -> str:
     """Return who acts: the person named by --actor, else `whoami()`."""
     from lora_ops.registry.changes import whoami
 
-    return actor or whoami()
+    return whoami() if actor is None else actor
 
 
 def print_version(registry: "Registry", version: "Version", what: str, as_json: bool) -> None:

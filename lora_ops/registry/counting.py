@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from lora_ops import __version__
 from lora_ops.errors import LoraOpsError
+from lora_ops.free_text import count_letters
 from lora_ops.hashing import sha256_bytes
+from lora_ops.named_paths import why_no_file
 from lora_ops.records.evidence import (
     AnyEvidence,
     HumanEvidence,
@@ -30,7 +32,9 @@ from lora_ops.registry.owners import Team
 from lora_ops.settings.files import first_problem
 
 SOURCE_BYTES = 256 * 2**20
-TEXT_CHARACTERS = 20  # what is shorter than a short sentence tells nobody what happened
+TEXT_LETTERS = 20  # what is shorter than a short sentence tells nobody what happened
+# How pictures, PDFs, and documents of office programs (which are ZIP files) begin.
+DOCUMENTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"%PDF-", b"PK\x03\x04")
 CLOCKS_DIFFER = timedelta(minutes=5)
 COLUMNS = {
     "policy": "adapter, check, prompt, passed",
@@ -99,7 +103,11 @@ def count(kind: str, about: About, path: Path) -> Counted:
 def plain(text: str) -> str:
     """Return what makes a text another one: not letter case, spaces, invisible characters or their encoding."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join("".join(one for one in folded if unicodedata.category(one) != "Cf").split())
+    return " ".join("".join(one for one in folded if _is_shown(one)).split())
+
+
+def _is_shown(letter: str) -> bool:
+    return letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc")
 
 
 def _policy(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
@@ -216,15 +224,22 @@ def _is_of(adapter: Any, digest: Any, about: About) -> bool:
 
 
 def _text(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
+    if source.startswith(DOCUMENTS):
+        return TextEvidence(**head, kind=kind, characters=len(source))  # type: ignore[arg-type]
     try:
-        characters = len("".join(source.decode("utf-8-sig").split()))
-    except UnicodeDecodeError:  # a picture or a PDF
-        characters = len(source)
-    if characters < TEXT_CHARACTERS:
+        text = source.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise LoraOpsError(
-            f"{head['source'].name} has {characters} characters: evidence of kind '{kind}' needs at least "
-            f"{TEXT_CHARACTERS}."
+            f"{head['source'].name} is no text in UTF-8 (byte {error.start}), no picture, no PDF and no office "
+            "document: save it as one of these."
+        ) from error
+    letters = count_letters(text)
+    if letters < TEXT_LETTERS:
+        raise LoraOpsError(
+            f"{head['source'].name} has {letters} letters and digits: evidence of kind '{kind}' needs at least "
+            f"{TEXT_LETTERS}."
         )
+    characters = len("".join(text.split()))
     return TextEvidence(**head, kind=kind, characters=characters)  # type: ignore[arg-type]
 
 
@@ -243,7 +258,8 @@ def _read(path: Path, about: About, *, log: bool) -> bytes:
         if log and path.is_dir():
             return _logged(path, about)
         if not path.is_file():
-            raise LoraOpsError(f"There is no file {path}: evidence is counted from a file of raw results.")
+            why = why_no_file(path)
+            raise LoraOpsError(f"{why[0].upper()}{why[1:]}: evidence is counted from a file of raw results.")
         size = path.stat().st_size
         if size > SOURCE_BYTES:
             raise LoraOpsError(f"{path} has {size:,} bytes: more than {SOURCE_BYTES:,} are not kept.")

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
+from lora_ops.free_text import require_text
 from lora_ops.registry.audit import Head, Log
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.owners_log import change_with_owners
@@ -94,7 +95,8 @@ class HeadMemory:
         try:
             self._write(head, only_later=False)
         except OSError as error:
-            raise LoraOpsError(f"The head {head.text} can't be kept in {self.path} ({error}).") from error
+            reason = disk_reason(error)
+            raise Unavailable(f"The head {head.text} can't be kept in {self.path} ({reason}).") from error
 
     def problem(self, log: Log | None) -> str | None:
         """Return why `log` is not the one that was seen here before, or None; no log is an empty one."""
@@ -196,8 +198,7 @@ def accept_head(registry: "Registry", memory: HeadMemory, *, actor: str, reason:
             approver of the default team.
     """
     _require_approver(registry, actor)
-    if not reason.strip():
-        raise LoraOpsError("Say why the head is accepted: --reason is kept in the audit log.")
+    require_text(reason, "Say why the head is accepted (--reason)")
     problem = memory.problem(registry.log)
     if problem is None:
         raise Refused(f"The audit log ends at {registry.log.head().text}, as expected: nothing to accept.")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_ops.clock import utc
-from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.errors import LoraOpsError, Refused, Unavailable, disk_reason
+from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_text
 from lora_ops.records.approval import Approval, ApprovalStatement
 from lora_ops.records.evidence import Evidence
@@ -329,8 +330,7 @@ def _require_step(version: Version, to: State, reason: str) -> None:
 
 
 def _require_reason(reason: str) -> None:
-    if not reason.strip():
-        raise LoraOpsError("Say why: a change of the registry needs a reason.")
+    require_text(reason, "Say why (--reason)")
 
 
 def _kept(registry: Registry, given: Sequence[Report]) -> list[Evidence]:
@@ -338,8 +338,8 @@ def _kept(registry: Registry, given: Sequence[Report]) -> list[Evidence]:
     try:
         return [one.keep(registry.files) for one in given]
     except OSError as error:
-        raise LoraOpsError(
-            f"The evidence can't be kept in {registry.path} ({error}): nothing was changed."
+        raise Unavailable(
+            f"The evidence can't be kept in {registry.path} ({disk_reason(error)}): nothing was changed."
         ) from error
 
 

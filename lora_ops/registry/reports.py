@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import EVALUATION
 from lora_ops.records.evaluation import EvaluationRecord
@@ -89,7 +90,8 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         author=version.summary.author,
     )
     document, source = count(kind, about, path)
-    return Report(document, source, summary or path.name)
+    said = require_text(summary, "Say it in a sentence (--summary)") if summary else path.name
+    return Report(document, source, said)
 
 
 def _entered(registry: Registry, version: Version, stage: str) -> datetime | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from lora_ops.errors import Refused
+from lora_ops.free_text import require_text
 from lora_ops.hashing import canonical
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.owners_log import note_owners
@@ -25,11 +26,10 @@ def rotate_key(registry: Registry, *, actor: str, reason: str) -> str:
         The fingerprint of the new key.
 
     Raises:
-        Refused: no reason, or `registry.signing.trusted_keys` does not name the new key yet.
-        LoraOpsError: a key can't be read or made, or the log can't be trusted.
+        Refused: `registry.signing.trusted_keys` does not name the new key yet.
+        LoraOpsError: no reason, a key that can't be read or made, or a log that can't be trusted.
     """
-    if not reason.strip():
-        raise Refused("Say why the key is replaced: --reason is kept in the audit log.")
+    require_text(reason, "Say why the key is replaced (--reason)")
     own, current = registry.signer.own, registry.log.current_key()
     rotation = own.rotate(current)
     trusted = registry.signer.settings.trusted_keys

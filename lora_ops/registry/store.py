@@ -11,7 +11,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from lora_ops.clock import now, utc
-from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable
+from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
+from lora_ops.free_text import require_name
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.manifest import Manifest, content_digest
@@ -202,7 +203,8 @@ class Registry(Queries):
                     self.anchor.announce(before, after)
                 except OSError as error:
                     raise Unavailable(
-                        f"The registry in {self.path} can't be written ({error}): nothing was changed."
+                        f"The registry in {self.path} can't be written ({disk_reason(error)}): nothing was "
+                        "changed."
                     ) from error
                 announced = True
         if announced:
@@ -254,8 +256,7 @@ class Registry(Queries):
         Raises:
             LoraOpsError: no actor, a log that was tampered with, a read-only disk.
         """
-        if not actor.strip():
-            raise LoraOpsError("Say who does this: a change of the registry needs an actor.")
+        actor = require_name(actor, "Say who does this (--actor)")
         with self._transaction(despite_head=despite_head) as damage:
             at, last = utc(self.clock()), self.log.last_time()
             behind = 0
@@ -263,7 +264,7 @@ class Registry(Queries):
                 behind = int((datetime.fromisoformat(last) - datetime.fromisoformat(at)).total_seconds())
                 if behind <= CLOCK_TOLERANCE_SECONDS:
                     at = last
-            change = Change(self.db, self.log, actor.strip(), at, behind, self.signer.own.fingerprint)
+            change = Change(self.db, self.log, actor, at, behind, self.signer.own.fingerprint)
             first = self.log.head().seq
             if damage:
                 change.note("head_mended", "registry", "head", problem=damage)
@@ -305,7 +306,7 @@ class Registry(Queries):
         self._refuse_colliding_name(manifest.tenant)
         tenant = manifest.tenant
         digests = {name: file.sha256 for name, file in manifest.files.items()}
-        actor = actor or whoami()
+        actor = whoami() if actor is None else actor
         with self._keeping(package):
             check_package(package, digests)
             require_consistent(package, manifest)
@@ -441,7 +442,8 @@ class Registry(Queries):
             yield
         except OSError as error:
             raise Unavailable(
-                f"{what} can't be read, or not be kept in {self.path} ({error}): nothing was changed."
+                f"{what} can't be read, or not be kept in {self.path} ({disk_reason(error)}): nothing was "
+                "changed."
             ) from error
 
     def set_mirrored(self, target: str, head: Head | None) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError, NotFound, Unavailable
+from lora_ops.free_text import require_text
 
 Role = Literal["tenant", "admin", "monitor"]
 SCHEMA = """
@@ -95,10 +96,12 @@ class KeyStore:
             What is kept of it, and its secret, which can't be read again.
 
         Raises:
-            LoraOpsError: a tenant's key without a tenant, another one with it, or a disk that can't be written.
+            LoraOpsError: a tenant's key without a tenant, another one with it, a note that says nothing, or a
+                disk that can't be written.
         """
         if (role == "tenant") != (tenant is not None):
             raise LoraOpsError("A key is for one tenant, or it is an admin's or a monitor's: say which.")
+        note = require_text(note, "Say who holds the key (--note)") if note else ""
         secret = f"lora-{tenant or role}-{secrets.token_urlsafe(32)}"
         key = Key(f"k-{secrets.token_hex(4)}", role, tenant, base, note, now().isoformat(), None)
         self._rows(

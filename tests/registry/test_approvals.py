@@ -74,7 +74,7 @@ def test_nothing_is_approved_before_its_evidence(registry: Registry, package: Bu
         LoraOpsError, match="file it before them: `lora-ops registry file finance@1 canary FILE`"
     ):
         lifecycle.promote(
-            registry, "finance@1", "production", actor="ci", reason="r", evidence=story.evidence("canary")
+            registry, "finance@1", "production", actor="ci", reason="next", evidence=story.evidence("canary")
         )
 
 

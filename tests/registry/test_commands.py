@@ -221,7 +221,7 @@ def test_an_approval_says_what_was_seen_and_what_is_missing(cli: Cli, root: Path
     assert "seen: content " in said and f"evaluation {evaluation}…, policy " in said
     assert (
         "is no longer approved by dana.roth"
-        in cli("withdraw", "finance@1", "--actor=dana.roth", "--reason=x").output
+        in cli("withdraw", "finance@1", "--actor=dana.roth", "--reason=next").output
     )
 
 
@@ -241,7 +241,7 @@ def test_file_says_what_does_not_suffice_yet(cli: Cli, root: Path) -> None:
 def test_reject_revoke_archive_and_review_say_what_they_did(cli: Cli) -> None:
     assert "'rejected'" in cli("reject", "finance@1", "--reason=worse").output
     assert "'archived'" in cli("archive", "finance@1", "--reason=old").output
-    assert "next review" in cli("review", "finance@2", "--reason=q", "--evidence=review=REPORT").output
+    assert "next review" in cli("review", "finance@2", "--reason=next", "--evidence=review=REPORT").output
     assert json.loads(cli("revoke", "finance@2", "--reason=bad", "--json").output)["state"] == "revoked"
 
 
@@ -343,10 +343,22 @@ def test_export_writes_a_verified_folder(cli: Cli, root: Path) -> None:
     assert (root / "out" / "model.sig").is_file()
 
 
+def test_what_is_given_empty_is_not_left_out(cli: Cli, root: Path) -> None:
+    """A script whose variable is unset must not pass as if it had asked for nothing."""
+    with pytest.raises(LoraOpsError, match="'' is no head of an audit log"):
+        cli("verify", "--expect-head", "")
+    with pytest.raises(LoraOpsError, match="'' is no head of an audit log"):
+        cli("restore", str(root / "backups"), "--head", "")
+    with pytest.raises(LoraOpsError, match="Say who does this"):
+        cli("revoke", "finance@1", "--reason", "leaks names", "--actor", "")
+    with pytest.raises(LoraOpsError, match="There is no tenant ''"):
+        cli("list", "")
+
+
 @pytest.mark.parametrize("option", ["gossip=REPORT", "policy", "policy=", "=REPORT"])
 def test_what_is_no_evidence_is_refused(cli: Cli, option: str) -> None:
     with pytest.raises(LoraOpsError, match="is no evidence: write KIND=FILE"):
-        cli("promote", "finance@1", "validated", "--reason=r", f"--evidence={option}")
+        cli("promote", "finance@1", "validated", "--reason=next", f"--evidence={option}")
 
 
 def test_a_refusal_is_one_sentence_on_stderr(root: Path) -> None:

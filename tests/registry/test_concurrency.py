@@ -64,7 +64,7 @@ def test_of_two_promotions_that_expect_the_same_one_wins(
         story.file("canary", about=reference)
         story.approve(reference)
         if seed == 2:
-            lifecycle.promote(registry, reference, "production", actor="ci", reason="r")
+            lifecycle.promote(registry, reference, "production", actor="ci", reason="next")
     story.file("incident", about="finance@2")
 
     def move(reference: str) -> None:

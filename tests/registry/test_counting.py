@@ -151,8 +151,25 @@ def test_free_text_is_no_row(tmp_path: Path, kind: str) -> None:
 
 def test_a_word_is_no_incident(tmp_path: Path) -> None:
     (tmp_path / "note.md").write_text("# oops\n")
-    with pytest.raises(LoraOpsError, match="note.md has 5 characters: evidence of kind"):
+    with pytest.raises(LoraOpsError, match="note.md has 4 letters and digits: evidence of kind"):
         count("incident", ABOUT, tmp_path / "note.md")
+
+
+@pytest.mark.parametrize("content", ["\0" * 100, "\u200b" * 100, "\u3164" * 100, "-" * 100, "\x1b[0m\n" * 9])
+def test_a_text_of_nothing_to_read_is_no_incident(tmp_path: Path, content: str) -> None:
+    (tmp_path / "note.md").write_text(content)
+    with pytest.raises(
+        LoraOpsError, match=r"note.md has \d+ letters and digits: evidence of kind 'review' needs"
+    ):
+        count("review", ABOUT, tmp_path / "note.md")
+
+
+def test_bytes_of_no_known_document_are_no_incident(tmp_path: Path) -> None:
+    (tmp_path / "note").write_bytes(b"\xff" * 100)
+    with pytest.raises(LoraOpsError, match=r"note is no text in UTF-8 \(byte 0\), no picture, no PDF"):
+        count("incident", ABOUT, tmp_path / "note")
+    (tmp_path / "page.pdf").write_bytes(b"%PDF-1.7\n" + b"\xff" * 100)
+    assert count("incident", ABOUT, tmp_path / "page.pdf").document.kind == "incident"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +204,7 @@ def test_a_wrong_row_is_refused_with_its_line(counted: Count, kind: str, rows: R
     ("kind", "row", "again"),
     [
         ("policy", policy(1)[0], {"prompt": "P\u200b0 "}),
+        ("policy", policy(1)[0], {"prompt": "p\x000\x1b"}),
         ("policy", policy(1)[0], {"check": "NO-ADVICE", "prompt": "\uff500"}),
         ("human_evaluation", votes(1)[0], {"annotator": "EVE@example.com"}),
         ("human_evaluation", votes(1)[0], {"annotator": "eve.x", "pair": "Adapter0\ufeff"}),

@@ -200,7 +200,7 @@ class Life(RuleBasedStateMachine):
             kinds = EVIDENCE[version.state, stage] - {"evaluation", "canary", "incident"}
             story = Story(registry, self.folder / "reports")
             evidence = story.evidence(*([] if lacking else kinds), about=version.id)
-            lifecycle.promote(registry, version.id, stage, actor=person, reason="r", evidence=evidence)
+            lifecycle.promote(registry, version.id, stage, actor=person, reason="next", evidence=evidence)
 
         self.attempt(step, kill_at)
 
@@ -208,7 +208,7 @@ class Life(RuleBasedStateMachine):
     def approve(self, number: int, person: str, kill_at: int | None) -> None:
         self.attempt(
             lambda registry: lifecycle.approve(
-                registry, f"finance@{number}", actor=person, reason="r", key=ssh_key(person)
+                registry, f"finance@{number}", actor=person, reason="next", key=ssh_key(person)
             ),
             kill_at,
         )
@@ -226,7 +226,9 @@ class Life(RuleBasedStateMachine):
         kill_at=CALLS,
     )
     def end(self, number: int, decide: Callable[..., object], kill_at: int | None) -> None:
-        self.attempt(lambda registry: decide(registry, f"finance@{number}", actor="ben", reason="r"), kill_at)
+        self.attempt(
+            lambda registry: decide(registry, f"finance@{number}", actor="ben", reason="next"), kill_at
+        )
 
     @rule(days=st.floats(-0.01, 100))
     def wait(self, days: float) -> None:

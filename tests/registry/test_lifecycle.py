@@ -83,7 +83,7 @@ def test_evidence_of_one_kind_does_not_stand_for_another(registry: Registry, sto
             first,
             "validated",
             actor="ci",
-            reason="r",
+            reason="next",
             evidence=story.evidence("review"),
         )
 
@@ -97,17 +97,18 @@ def test_no_stage_is_skipped_and_none_goes_back(
 ) -> None:
     story.to(first, stage)
     with pytest.raises(LoraOpsError, match=f"is '{stage}': it can't become '{then}'"):
-        lifecycle.promote(registry, first, then, actor="ci", reason="r")  # type: ignore[arg-type]
+        lifecycle.promote(registry, first, then, actor="ci", reason="next")  # type: ignore[arg-type]
 
 
 def test_an_unknown_stage_is_refused(registry: Registry, first: str) -> None:
     with pytest.raises(LoraOpsError, match="can't be promoted to 'prod': choose one of validated"):
-        lifecycle.promote(registry, first, "prod", actor="ci", reason="r")  # type: ignore[arg-type]
+        lifecycle.promote(registry, first, "prod", actor="ci", reason="next")  # type: ignore[arg-type]
 
 
-def test_a_step_without_a_reason_is_refused(registry: Registry, first: str) -> None:
+@pytest.mark.parametrize("reason", [" ", "\0" * 100, "\u200b" * 100, "..."])
+def test_a_step_without_a_reason_is_refused(registry: Registry, first: str, reason: str) -> None:
     with pytest.raises(LoraOpsError, match="Say why"):
-        lifecycle.reject(registry, first, actor="ben", reason=" ")
+        lifecycle.reject(registry, first, actor="ben", reason=reason)
 
 
 # Evidence.
@@ -153,7 +154,7 @@ def test_promote_refuses_a_report_against_it_and_keeps_nothing(
     bad = report(registry, tmp_path, kind, rows)
     head, files = registry.log.head(), kept(registry)
     with pytest.raises(LoraOpsError) as caught:
-        lifecycle.promote(registry, first, then, actor="ci", reason="r", evidence=[bad])  # type: ignore[arg-type]
+        lifecycle.promote(registry, first, then, actor="ci", reason="next", evidence=[bad])  # type: ignore[arg-type]
     assert str(caught.value) == f"{first} can't become '{then}' yet; missing: {says}."
     assert unchanged(registry, first, stage, head)
     assert kept(registry) == files
@@ -176,7 +177,7 @@ def test_later_report_stops_a_version_until_a_better_one(
 def test_filed_evidence_counts_at_the_next_step(registry: Registry, story: Story, first: str) -> None:
     story.file("policy")
     assert registry.history(first)[-1].action == "evidence"
-    lifecycle.promote(registry, first, "validated", actor="ci", reason="r")
+    lifecycle.promote(registry, first, "validated", actor="ci", reason="next")
     assert [one.kind for one in registry.history(first)[-1].evidence] == ["evaluation", "policy"]
     assert verify(registry).ok
 
@@ -189,7 +190,7 @@ def test_evidence_of_another_version_is_refused(
     other, files = story.evidence("policy", about="media@1"), kept(registry)
     says = "The policy report is about media@1, not finance@1"
     with pytest.raises(LoraOpsError, match=says):
-        lifecycle.promote(registry, first, "validated", actor="ci", reason="r", evidence=other)
+        lifecycle.promote(registry, first, "validated", actor="ci", reason="next", evidence=other)
     with pytest.raises(LoraOpsError, match=says):
         lifecycle.file_evidence(registry, first, other[0], actor="ci")
     assert kept(registry) == files
@@ -316,7 +317,7 @@ def test_who_may_do_what_follows_the_roles(
     if action == "shadow":
         story.to(first, "validated")
     evidence = story.evidence("policy", "human_evaluation", "incident", "review")
-    said = {"actor": actor, "reason": "r", "evidence": evidence}
+    said = {"actor": actor, "reason": "next", "evidence": evidence}
     do = {
         "validate": lambda: lifecycle.promote(registry, first, "validated", **said),  # type: ignore[arg-type]
         "shadow": lambda: lifecycle.promote(registry, first, "shadow", **said),  # type: ignore[arg-type]
@@ -359,7 +360,7 @@ def test_without_owners_nobody_does_anything_but_register(
 ) -> None:
     """A deleted owners.yaml let anybody revoke and validate."""
     given = story.evidence("policy", "incident")
-    said = {"actor": FIRST, "reason": "r", "evidence": given}
+    said = {"actor": FIRST, "reason": "next", "evidence": given}
     registry.owners = None
     head = registry.log.head()
     do = {
@@ -459,7 +460,7 @@ def test_an_alias_that_moved_meanwhile_stops_the_promotion(
     story.approve("finance@2")
 
     def promote(expect: str) -> None:
-        lifecycle.promote(registry, "finance@2", "production", actor="ci", reason="r", expect=expect)
+        lifecycle.promote(registry, "finance@2", "production", actor="ci", reason="next", expect=expect)
 
     for wrong in ("none", "finance@7"):
         with pytest.raises(LoraOpsError, match=f"moved meanwhile: it names finance@1, not {wrong}"):
@@ -496,14 +497,14 @@ def test_a_revoked_version_loses_its_aliases_and_never_comes_back(
     assert registry.get(first).aliases == ()
     for then in STAGES:
         with pytest.raises(LoraOpsError, match="is 'revoked': it can't become"):
-            lifecycle.promote(registry, first, then, actor="ci", reason="r")
+            lifecycle.promote(registry, first, then, actor="ci", reason="next")
     assert verify(registry).ok
 
 
 def test_a_version_in_production_is_revoked_not_rejected(registry: Registry, story: Story, first: str) -> None:
     story.to(first, "production")
     with pytest.raises(LoraOpsError, match=r"can't become 'rejected' \(ways from here: revoked\)"):
-        lifecycle.reject(registry, first, actor="ben", reason="r")
+        lifecycle.reject(registry, first, actor="ben", reason="next")
 
 
 def test_only_what_no_longer_serves_is_archived(
@@ -520,7 +521,7 @@ def test_only_what_no_longer_serves_is_archived(
 
 def test_a_review_rests_on_its_report(registry: Registry, story: Story, first: str) -> None:
     with pytest.raises(LoraOpsError, match="evidence of kind 'review'"):
-        lifecycle.review(registry, first, actor="eve", reason="r", evidence=story.evidence("policy"))
+        lifecycle.review(registry, first, actor="eve", reason="next", evidence=story.evidence("policy"))
 
 
 def test_an_incident_is_linked_to_the_version_that_it_concerns(
@@ -531,7 +532,9 @@ def test_an_incident_is_linked_to_the_version_that_it_concerns(
     )
     assert registry.history(first)[-1].action == "incident"
     with pytest.raises(LoraOpsError, match="missing: evidence of kind 'incident'"):
-        lifecycle.link_incident(registry, first, evidence=story.evidence("policy"), actor="oncall", reason="x")
+        lifecycle.link_incident(
+            registry, first, evidence=story.evidence("policy"), actor="oncall", reason="next"
+        )
 
 
 @pytest.mark.parametrize("reference", ["finance", "finance@candidate", "finance@production"])

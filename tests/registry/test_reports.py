@@ -69,7 +69,7 @@ def test_evidence_of_an_older_release_is_filed_again(registry: Registry, package
 
 
 def validate(registry: Registry) -> None:
-    lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="r")
+    lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="next")
 
 
 @pytest.mark.parametrize("kind", ["gossip", "evaluation"])

@@ -31,7 +31,7 @@ def incident(registry: Registry, story: Story, about: str, name: str) -> Report:
 
 def told(registry: Registry, story: Story, about: str, name: str) -> None:
     report = incident(registry, story, about, name)
-    lifecycle.link_incident(registry, about, actor="oncall", reason="r", evidence=[report])
+    lifecycle.link_incident(registry, about, actor="oncall", reason="next", evidence=[report])
 
 
 def back(registry: Registry, reference: str, *evidence: Report) -> None:
@@ -82,5 +82,5 @@ def test_damaged_files_are_not_promoted(registry: Registry, package: Build, stor
     path.chmod(0o600)
     path.write_bytes(b"other weights")
     with pytest.raises(LoraOpsError, match="adapter_model.safetensors"):
-        lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="r")
+        lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="next")
     assert registry.get("finance@1").state == "candidate"

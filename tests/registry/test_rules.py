@@ -263,7 +263,7 @@ def test_owners_are_noted_once_and_not_by_a_refused_change(
 ) -> None:
     registry.register(*package(1), actor=AUTHOR)
     with pytest.raises(LoraOpsError, match="missing: evidence of kind 'policy'"):
-        lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="r")
+        lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="next")
     assert registry.log.of_kind("owners") == []
     story.to("finance@1", "canary")
     assert len(registry.log.of_kind("owners")) == 1
@@ -276,7 +276,7 @@ def test_weaker_rules_are_said_for_ever(canary: Registry, story: Story, owners: 
     canary.approvals = "unsigned"
     for person in (FIRST, SECOND):
         lifecycle.approve(canary, "finance@1", actor=person, reason="ok")
-    lifecycle.promote(canary, "finance@1", "production", actor="ci", reason="r")
+    lifecycle.promote(canary, "finance@1", "production", actor="ci", reason="next")
     canary.approvals = "signed"
     unsigned = "it was approved, promoted by rules that let approvals go unsigned"
     for _ in range(2):
@@ -284,7 +284,7 @@ def test_weaker_rules_are_said_for_ever(canary: Registry, story: Story, owners: 
         result = verify(canary)
         assert result.ok and f"finance@1: {unsigned}" in result.warnings
         if canary.get("finance@1").state == "production":
-            lifecycle.revoke(canary, "finance@1", actor="ci", reason="r")
+            lifecycle.revoke(canary, "finance@1", actor="ci", reason="next")
 
 
 def with_keys(owners: Owners, person: str, *keys: str) -> Owners:
@@ -304,7 +304,7 @@ def test_a_key_that_came_after_the_canary_is_said(
     story.file("canary")
     registry.owners = owners
     story.approve("finance@1")
-    lifecycle.promote(registry, "finance@1", "production", actor="ci", reason="r")
+    lifecycle.promote(registry, "finance@1", "production", actor="ci", reason="next")
     late = (
         f"ben approved it with key {fingerprint(public_key(FIRST))}, which was added to owners.yaml only after"
     )
@@ -334,7 +334,7 @@ def test_production_of_an_older_release_is_said_and_not_judged(
 ) -> None:
     alter("production", lambda body: body.pop("rules"))
     story.approve("finance@1")
-    lifecycle.promote(canary, "finance@1", "production", actor="ci", reason="r")
+    lifecycle.promote(canary, "finance@1", "production", actor="ci", reason="next")
     result = verify(canary)
     assert result.ok
     assert any("by the rules of an older release" in note for note in result.warnings)

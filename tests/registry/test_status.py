@@ -45,6 +45,6 @@ def test_freshness_is_listed_14_days_ahead_and_for_as_long_as_it_is_over(
 
 
 def test_nothing_is_due_for_what_no_longer_serves(registry: Registry, first: str, clock: Clock) -> None:
-    lifecycle.reject(registry, first, actor="ben", reason="r")
+    lifecycle.reject(registry, first, actor="ben", reason="next")
     clock.move(days=1000)
     assert due(registry) == []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.hashing import sha256_file
 from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry import lifecycle, packages
@@ -292,8 +292,23 @@ def test_change_is_made_whatever_the_clock(registry: Registry, package: Build, c
 
 
 def test_nobody_is_no_actor(registry: Registry, package: Build) -> None:
-    with pytest.raises(LoraOpsError, match="needs an actor"):
+    with pytest.raises(LoraOpsError, match="Say who does this"):
         registry.register(*package(), actor="  ")
+    with pytest.raises(LoraOpsError, match="Say who does this"):
+        registry.register(*package(), actor="")
+
+
+def test_a_full_disk_says_what_to_do_and_changes_nothing(registry: Registry, package: Build) -> None:
+    registry.register(*package(1))
+    (pages,) = registry.db.row("PRAGMA page_count") or (0,)
+    registry.db.rows(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(Unavailable, match="disk that holds the registry in .* is full: free some space"):
+        for seed in range(2, 60):
+            registry.register(*package(seed))
+    registry.db.rows("PRAGMA max_page_count = 1000000")
+    assert verify(registry).ok
+    many = len(registry.summaries())
+    assert registry.register(*package(many + 1))[0].number == many + 1
 
 
 def test_a_registry_that_is_not_a_database_is_named(tmp_path: Path) -> None:

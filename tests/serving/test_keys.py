@@ -43,6 +43,12 @@ def test_a_revoked_key_is_nobody_and_the_store_stays_closed(store: KeyStore) -> 
         store.revoke(key.id)
 
 
+def test_a_note_that_nobody_can_read_is_refused(store: KeyStore) -> None:
+    with pytest.raises(LoraOpsError, match="Say who holds the key"):
+        store.create("admin", note="\u200b" * 9)
+    assert store.all() == []
+
+
 def test_every_key_is_another_one(store: KeyStore) -> None:
     assert len({store.create("monitor")[1] for _ in range(20)}) == 20
 
