@@ -1,6 +1,7 @@
 """Run one notebook with parameters through papermill, so that a stage is a notebook and nothing more."""
 
 import ast
+import errno
 import json
 import logging
 import math
@@ -10,14 +11,20 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
 from lora_ops.page import write_page
 
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
 # A Unix socket's path must fit into 108 bytes with its end; zmq adds `/ipc-` and the number of the channel.
 LONGEST_SOCKET_FOLDER = 80
 OUR_ERRORS = {one.__name__: one for one in (LoraOpsError, Refused, NotFound, Unavailable, Damaged)}
+# Kinds of these, which a cell raises by their own names.
+OUR_ERRORS |= {"MissingRegistry": NotFound, "MissingKey": NotFound, "LostRace": Unavailable}
+DISK_FULL = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
 KINDS: dict[str, str] = {
     "bool": "True or False",
     "int": "a whole number",
@@ -27,6 +34,55 @@ KINDS: dict[str, str] = {
     "dict": 'a mapping, such as {"a": 1}',
     "None": "None",
 }
+
+
+def read_notebook(path: Path) -> "NotebookNode":
+    """Return a notebook, checked against the schema of its format.
+
+    Raises:
+        NotFound: there is no such file.
+        LoraOpsError: it is no notebook, or one of another format than 4.
+    """
+    import nbformat
+
+    if not path.is_file():
+        raise NotFound(f"There is no notebook {path}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no UTF-8, or no JSON
+        raise LoraOpsError(f"{path} is no notebook, which is a file of JSON: {error}.") from error
+    version = content.get("nbformat") if isinstance(content, dict) else None
+    if version is None:
+        raise LoraOpsError(f"{path} is JSON, and no notebook: it has no 'nbformat'.")
+    if version != 4:
+        raise LoraOpsError(
+            f"{path} has notebook format {str(version)[:20]}, and only 4 runs: convert it with `jupyter "
+            "nbconvert --to notebook --inplace FILE`."
+        )
+    problem = _schema_problem(content)
+    if problem:
+        raise LoraOpsError(f"{path} is no whole notebook: {problem}; open it in JupyterLab and save it again.")
+    return nbformat.reads(text, as_version=4)
+
+
+def _schema_problem(content: dict[str, Any]) -> str | None:
+    """Return where a notebook breaks the schema of format 4, or None."""
+    import nbformat
+
+    # nbformat mends ids before it validates, and takes these for granted.
+    if type(content.get("nbformat_minor")) is not int:
+        return "'nbformat_minor' is no number"
+    cells = content.get("cells")
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        return "'cells' is no list of cells"
+    try:
+        nbformat.validate(content, relax_add_props=True)
+    except nbformat.ValidationError as error:
+        place = ".".join(str(part) for part in error.path)
+        reason = " ".join(error.message.split())[:200]
+        return f"{place}: {reason}" if place else reason
+    return None
 
 
 class Parameter(NamedTuple):
@@ -44,14 +100,11 @@ def declared_parameters(notebook: Path) -> dict[str, Parameter]:
     parameter takes (`threads: int | None = None`), else the value itself.
 
     Raises:
-        LoraOpsError: there is no such notebook, or its cell is not Python.
+        LoraOpsError: there is no such notebook, it can't be read, or its cell is not Python.
     """
-    import nbformat
     from IPython.core.inputtransformer2 import TransformerManager
 
-    if not notebook.is_file():
-        raise NotFound(f"There is no notebook {notebook}.")
-    cells = nbformat.read(notebook, as_version=4).cells
+    cells = read_notebook(notebook).cells
     tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if not tagged:
         return {}
@@ -227,10 +280,13 @@ def run_notebook(
         # Our own errors are already a sentence; others need their class to make sense.
         ours = OUR_ERRORS.get(error.ename)
         kind = "" if ours else f"{error.ename}: "
+        advice = ""
+        if ours is None and DISK_FULL.search(error.evalue):
+            ours, advice = Unavailable, "; free some space and run this again"
         line = next(iter(error.source.strip().splitlines()), "")
         raise (ours or LoraOpsError)(
-            f"{notebook.name} failed in cell [{error.exec_count}] `{line}`: {kind}{error.evalue.rstrip('.')}. "
-            f"The partly executed notebook is {output}."
+            f"{notebook.name} failed in cell [{error.exec_count}] `{line}`: {kind}{error.evalue.rstrip('.')}"
+            f"{advice}. The partly executed notebook is {output}."
         ) from error
     except DeadKernelError as error:
         raise LoraOpsError(

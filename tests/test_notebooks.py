@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, NotFound, Unavailable
 from lora_ops.notebooks import parse_parameters, run_notebook
 from tests.conftest import ROOT
 
@@ -117,6 +117,42 @@ def test_a_parameter_that_does_not_fit_is_refused(tmp_path: Path, given: list[st
         parse_parameters(notebook, given)
 
 
+BEGIN = '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, '
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "is no notebook, which is a file of JSON"),
+        ("%PDF-1.7", "is no notebook, which is a file of JSON"),
+        ("\udcff", "is no notebook, which is a file of JSON: .*utf-8"),
+        ("[" * 100_000, "is no notebook, which is a file of JSON"),
+        ('{"cells": []}', "is JSON, and no notebook: it has no 'nbformat'"),
+        ("[1]", "is JSON, and no notebook: it has no 'nbformat'"),
+        ('{"nbformat": 3, "nbformat_minor": 0, "worksheets": []}', "has notebook format 3, and only 4 runs"),
+        ('{"nbformat": "x", "cells": []}', "has notebook format x, and only 4 runs"),
+        ('{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}', "is no whole notebook: .*'cells'"),
+        (
+            '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"source": "x"}]}',
+            "no whole notebook: ",
+        ),
+        ('{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [7]}', "no whole notebook: "),
+        (
+            '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": {"a": 1}}',
+            "no whole notebook: ",
+        ),
+        ('{"nbformat": 4, "nbformat_minor": "five", "metadata": {}, "cells": []}', "is no whole notebook: "),
+    ],
+    ids=range(13),
+)
+def test_a_file_that_is_no_notebook_is_one_sentence(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "n.ipynb").write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(LoraOpsError, match=told) as caught:
+        run_notebook(tmp_path / "n.ipynb", tmp_path / "out" / "n.ipynb", {}, tmp_path)
+    assert len(str(caught.value)) < 600 + len(str(tmp_path)) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_parameters_cell_that_is_not_python_is_named(tmp_path: Path) -> None:
     notebook = write(tmp_path / "n.ipynb", "x = 1\ny = = 2")
     with pytest.raises(LoraOpsError, match=r"n.ipynb: the cell tagged `parameters` is not Python .*line 2"):
@@ -163,6 +199,27 @@ def test_no_notebook_acts_on_a_truthy_confirm(path: Path) -> None:
         if isinstance(node, ast.Name) and node.id == "confirm" and isinstance(node.ctx, ast.Load)
     ]
     assert all(id(node) in compared for node in reads)
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "told"),
+    [
+        ("raise OSError(28, 'No space left on device')", Unavailable, "; free some space and run this again."),
+        (
+            "from pathlib import Path\nfrom lora_ops.registry.database import MissingRegistry\n"
+            "raise MissingRegistry(Path('.registry'))",
+            NotFound,
+            ": There is no registry in .registry: `lora-ops register` makes it.",
+        ),
+    ],
+    ids=["full disk", "missing registry"],
+)
+def test_an_error_in_a_cell_keeps_its_kind(
+    tmp_path: Path, cell: str, kind: type[LoraOpsError], told: str
+) -> None:
+    notebook = write(tmp_path / "n.ipynb", "x = 0", cell)
+    with pytest.raises(kind, match=re.escape(told)):
+        run_notebook(notebook, tmp_path / "out.ipynb", {}, tmp_path)
 
 
 def test_a_failing_cell_is_named_and_the_partly_executed_notebook_is_kept(tmp_path: Path) -> None:
