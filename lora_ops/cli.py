@@ -1,5 +1,6 @@
 """The command line `lora-ops`: thin commands over the package."""
 
+import errno
 import os
 import sys
 import traceback
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from lora_ops.errors import LoraOpsError
-from lora_ops.escaping import markup, show, visible
+from lora_ops.errors import LoraOpsError, disk_reason
+from lora_ops.escaping import markup, shortened, show
 from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
-from lora_ops.output import AsJson, print_error, print_json, prose_on_stderr, wants_json
+from lora_ops.output import AsJson, print_error, print_json, print_problem, prose_on_stderr, wants_json
 from lora_ops.registry.command_options import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.registry.owners_commands import app as owners_app
@@ -137,12 +138,14 @@ def rollback(
     """Put the version before VERSION back into production, by runbooks/rollback.ipynb."""
     from lora_ops import incidents
     from lora_ops.clock import now
+    from lora_ops.free_text import require_text
     from lora_ops.notebooks import run_notebook
     from lora_ops.registry.backends import remembered_head
     from lora_ops.registry.versions import parse_reference
 
     root = find_root()
     tenant, _ = parse_reference(version)
+    require_text(reason, "Say why (--reason)")
     folder = incidents.new_folder(root, tenant, now())
     parameters = {
         "tenant": tenant,
@@ -229,12 +232,14 @@ def main() -> None:
             _fail(ExitCode.INVALID, f"{ascii(word)}: {text}.", as_json)
     try:
         # Typer prints wrong usage and exits by itself; for JSON it hands both over.
-        returned = app(standalone_mode=not as_json)
+        try:
+            returned = app(standalone_mode=not as_json)
+        finally:
+            sys.stdout.flush()  # here, where a full disk is still a sentence
     except LoraOpsError as error:
         _fail(error.exit_code, str(error), as_json)
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        _fail(ExitCode.UNAVAILABLE, f"{error.strerror or error}{where}.", as_json)
+        _fail(*_of_system(error), as_json)
     except Exception as error:  # noqa: BLE001 - whatever it is, the exit code must say that it is ours
         if as_json and hasattr(error, "format_message"):  # wrong usage; typer has no public class for it
             _fail(ExitCode.INVALID, error.format_message(), as_json)
@@ -246,11 +251,26 @@ def main() -> None:
 
 
 def _fail(code: ExitCode, message: str, as_json: bool) -> NoReturn:
-    if as_json:
-        print_error(code, message)
-    else:
-        print(f"lora-ops: {visible(message)}", file=sys.stderr)
+    try:
+        if as_json:
+            print_error(code, shortened(message))
+        sys.stdout.flush()
+    except OSError:  # stdout takes nothing any more: what is left of it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        as_json = False
+    if not as_json:
+        print_problem(message)
     sys.exit(code)
+
+
+def _of_system(error: OSError) -> tuple[ExitCode, str]:
+    """Return the exit code and the sentence for what the operating system refused."""
+    said = disk_reason(error)
+    # What was named is wrong, and waiting doesn't mend it.
+    named = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+    if error.errno in named:
+        return ExitCode.INVALID, f"{said}: correct the path."
+    return ExitCode.UNAVAILABLE, f"{said}."
 
 
 def _stay_offline(source: str) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Control characters without tab and line feed, and the characters that turn the direction of what follows.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+LONGEST_MESSAGE = 4000
+_LONG_WORD = re.compile(r"\S{1000,}")  # no path, address, key or digest that a message names is as long
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+|~$&!])")
 _STYLE_BLOCK = re.compile(r"<style\b.*?</style\s*>", re.DOTALL | re.IGNORECASE)
 
@@ -72,6 +74,19 @@ STYLES = frozenset(
     | {"text-align", "text-decoration", "vertical-align", "white-space", "width"}
 )
 PROTOCOLS = frozenset({"http", "https", "mailto"})
+
+
+def shortened(message: str) -> str:
+    """Return a message for people without what floods a terminal, its begin and its end kept.
+
+    Messages quote what somebody gave: a value, a name, a line of a file. The end says what to do about it.
+    """
+    message = _LONG_WORD.sub(lambda found: f"{found[0][:80]}… ({len(found[0]):,} characters)", message)
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    half = LONGEST_MESSAGE // 2
+    left_out = len(message) - 2 * half
+    return f"{message[:half]} … ({left_out:,} characters left out) … {message[-half:]}"
 
 
 def visible(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_ops.escaping import shortened, visible
 from lora_ops.exit_codes import ExitCode
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
@@ -22,6 +23,11 @@ def print_json(value: Any) -> None:
 def print_error(code: ExitCode, message: str) -> None:
     """Write a refusal to stdout as JSON: `{"error": {"code", "exit_code", "message"}}`."""
     print_json({"error": {"code": code.name.lower(), "exit_code": int(code), "message": message}})
+
+
+def print_problem(message: str) -> None:
+    """Write what went wrong to stderr, on behalf of `lora-ops`, for people."""
+    print(f"lora-ops: {visible(shortened(message))}", file=sys.stderr)
 
 
 def wants_json(words: Sequence[str]) -> bool:

@@ -1,16 +1,15 @@
 """`lora-ops register`, `report` and `compare`: what the pipeline made, as versions of the registry."""
 
-import sys
 from contextlib import closing
 from typing import Annotated
 
 import typer
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.escaping import markup, show, visible
+from lora_ops.escaping import markup, show
 from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
-from lora_ops.output import AsJson, print_json
+from lora_ops.output import AsJson, print_json, print_problem
 from lora_ops.registry.command_options import Actor, head_remembered
 
 
@@ -52,13 +51,13 @@ def register(
             )
             if outcome.version is None:
                 refused.append(outcome.tenant)
-                print(f"lora-ops: {outcome.tenant}: {visible(str(outcome.problem))}", file=sys.stderr)
+                print_problem(f"{outcome.tenant}: {outcome.problem}")
                 continue
             if outcome.is_new:
                 number, tracking = outcome.version.number, settings.tracking
                 problem = log_registration(outcome.tenant, number, tracking, root)
                 if problem:
-                    print(f"lora-ops: {visible(problem)}", file=sys.stderr)
+                    print_problem(problem)
             how = "a new version" if outcome.is_new else "this content was registered before"
             if not as_json:
                 show(f"{adapter} is the candidate of {outcome.tenant} ({how}).")

@@ -1,6 +1,7 @@
 """The command line: one sentence on stderr for what a person can mend, and the exit code of its kind."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +36,36 @@ def test_what_cannot_be_done_is_one_sentence(
     assert refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
 
 
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_no_message_floods_a_terminal(repository: Path, words: list[str]) -> None:
+    given = ("-p", "x" * 100_000)
+    refused = run("lora-ops", "run", "notebooks/01_prepare.ipynb", *given, *words, cwd=repository)
+    assert refused.returncode == 2
+    said = refused.stdout + refused.stderr
+    assert len(said) < 500 and "x… (100,001 characters) write name=value" in said
+
+
+def test_a_source_that_leads_in_a_circle_is_one_sentence(repository: Path) -> None:
+    (repository / "data/sources/rows.csv").symlink_to("rows.csv")
+    refused = run("lora-ops", "tenant", "add", "support", "data/sources/rows.csv", cwd=repository)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("rows.csv is a symlink that leads back to itself: mend it.\n")
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_a_full_disk_under_stdout_is_one_sentence(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [Path(sys.executable).parent / "lora-ops", "registry", "schema", *words]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 5
+    assert done.stderr == "lora-ops: No space left on device; free some space and run this again.\n"
+
+
+def test_a_name_that_is_too_long_is_wrong_input(repository: Path) -> None:
+    refused = run("lora-ops", "registry", "check-export", "x" * 300, cwd=repository)
+    assert refused.returncode == 2 and "File name too long" in refused.stderr
+
+
 def test_a_page_about_all_tenants_runs_without_one(repository: Path) -> None:
     done = run("lora-ops", "run", "notebooks/traffic.ipynb", "-p", "days=0.5", cwd=repository)
     assert done.returncode == 0, done.stderr
@@ -47,9 +78,6 @@ def test_outside_a_repository_it_uses_the_one_that_it_is_installed_from(tmp_path
 
 
 def test_a_root_that_is_none_is_said(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     command = [Path(sys.executable).parent / "lora-ops", "report"]
     refused = subprocess.run(
         command, cwd=ROOT, env={"LORA_OPS_ROOT": str(tmp_path), "PATH": "/bin"}, capture_output=True, text=True

@@ -145,6 +145,15 @@ def test_visible_shows_what_a_terminal_would_act_on(text: str, shown: str) -> No
     assert escaping.visible(text) == shown
 
 
+def test_shortened_keeps_begin_and_end_of_a_message() -> None:
+    assert escaping.shortened("finance@9 is unknown: see /a/path") == "finance@9 is unknown: see /a/path"
+    word = escaping.shortened(f"'{'x' * 100_000}' names no version: write tenant@number")
+    assert word.startswith("'xxx") and "… (100,002 characters) names no version: write tenant@number" in word
+    flood = escaping.shortened(f"x={'a b ' * 50_000}does not fit: 'x' takes a number.")
+    assert len(flood) < 4100 and flood.startswith("x=a b ") and flood.endswith("'x' takes a number.")
+    assert "characters left out" in flood
+
+
 @pytest.mark.parametrize("text", ["$", "$$", "$$$", "a $x$ b", r"\$x$", "x_1 ^ {"])
 def test_plot_text_is_no_formula(text: str) -> None:
     from matplotlib.cbook import is_math_text

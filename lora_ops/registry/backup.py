@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_ops.clock import utc
-from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
+from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable, disk_reason
 from lora_ops.hashing import sha256_file
+from lora_ops.named_paths import follow
 from lora_ops.registry.audit import Anchor, Head
 from lora_ops.registry.files import FileStore, sync_folder
 from lora_ops.registry.gc import named_digests
@@ -96,9 +97,8 @@ def backup(registry: Registry, url: str) -> Backup:
 
 def _refuse_no_backup(registry: Registry, url: str) -> None:
     """Refuse a place that is gone with the registry: inside of it, or around it without a folder of its own."""
-    local = (
-        Path(url.removeprefix("file://")).resolve() if "://" not in url or url.startswith("file://") else None
-    )
+    is_local = "://" not in url or url.startswith("file://")
+    local = follow(Path(url.removeprefix("file://")), "URL") if is_local else None
     own = registry.path.resolve()
     if not url.strip() or (local and (local.is_relative_to(own) or own.is_relative_to(local))):
         raise LoraOpsError(
@@ -119,6 +119,8 @@ def restore(
         Damaged: a file of the snapshot is missing or changed, or the registry in it does not verify.
         Unavailable: `url` can't be read, or the disk can't be written.
     """
+    if target.is_symlink() and not target.exists():
+        raise LoraOpsError(f"{target}, which should be the registry, is a symlink that leads nowhere: mend it.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Refused(f"{target} is there already: move it away first (mv {target} {target}.old).")
     place = _Place(url)
@@ -134,7 +136,7 @@ def restore(
             folder.rename(target)
             sync_folder(target.parent)
     except OSError as error:
-        raise Unavailable(f"The backup can't be restored to {target} ({error}).") from error
+        raise Unavailable(f"The backup can't be restored to {target} ({disk_reason(error)}).") from error
     return snapshot
 
 
@@ -224,6 +226,10 @@ class _Place:
     """A folder that fsspec reaches: file paths, file://, memory://, and s3:// and others with their package."""
 
     def __init__(self, url: str) -> None:
+        if not url.strip():
+            raise LoraOpsError(
+                "No place of backups is named: name a folder, or a URL such as s3://bucket/registry."
+            )
         self.url = url
         with self._reached():
             from fsspec.core import url_to_fs

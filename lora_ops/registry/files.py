@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from lora_ops.adapter_files import require_finite
-from lora_ops.errors import Damaged, LoraOpsError, Unavailable
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import EVALUATION
 from lora_ops.records.evaluation import EvaluationRecord
@@ -139,7 +139,7 @@ class FileStore:
                     (folder / file).write_text(text, encoding="utf-8")
                 yield folder
         except OSError as error:
-            raise Unavailable(f"{name} can't be laid out for its signature ({error}).") from error
+            raise Unavailable(f"{name} can't be laid out for its signature ({disk_reason(error)}).") from error
 
     def present(self, digest: str, name: str) -> Path:
         """The path of a kept file; its bytes are not read.

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, Unavailable, disk_reason
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED
 
@@ -67,7 +67,7 @@ def collect_garbage(registry: Registry, grace: timedelta = GRACE) -> Garbage:
     registry.db.check_writable()
     problem = registry.anchor.problem(registry.log.head())
     if problem:
-        raise LoraOpsError(f"The audit log can't be trusted, so nothing is removed: {problem}.")
+        raise Damaged(f"The audit log can't be trusted, so nothing is removed: {problem}.")
     garbage = find_garbage(registry, grace)
     try:
         registry.files.sweep()
@@ -78,7 +78,8 @@ def collect_garbage(registry: Registry, grace: timedelta = GRACE) -> Garbage:
             for name in garbage.copies:
                 registry.copies.take_away(name)
     except OSError as error:
-        raise LoraOpsError(f"The registry in {registry.path} can't be cleaned up ({error}).") from error
+        reason = disk_reason(error)
+        raise Unavailable(f"The registry in {registry.path} can't be cleaned up ({reason}).") from error
     return garbage._replace(orphans=orphans)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lora_ops.clock import utc
-from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
 from lora_ops.hashing import canonical
 from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.files import write_atomically
@@ -45,7 +45,8 @@ def export_log(registry: Registry, target: Path, form: Format) -> Export:
 
     Raises:
         Damaged: the log can't be trusted.
-        LoraOpsError: `target` exists, or can't be written, or the private key can't be used.
+        Unavailable: `target` can't be written, or the private key can't be used.
+        LoraOpsError: `target` exists, or is no file.
     """
     signature_file, key_file = beside(target)
     for path in (target, signature_file, key_file):
@@ -64,7 +65,7 @@ def export_log(registry: Registry, target: Path, form: Format) -> Export:
         # Last, so that a file that is there has its signature.
         write_atomically(target, content.encode())
     except OSError as error:
-        raise LoraOpsError(f"The log can't be written to {target} ({error}).") from error
+        raise Unavailable(f"The log can't be written to {target} ({disk_reason(error)}).") from error
     return Export(_end(rows), len(rows), signature["key"])
 
 
@@ -99,7 +100,13 @@ def check_export(target: Path, *, keys: Sequence[str] = ()) -> Export:
 
 
 def beside(target: Path) -> tuple[Path, Path]:
-    """Return where the signature and the public key of an exported log lie."""
+    """Return where the signature and the public key of an exported log lie.
+
+    Raises:
+        LoraOpsError: `target` names no file.
+    """
+    if not target.name or target.is_dir():
+        raise LoraOpsError(f"'{target}' is no file: name a file, such as audit-2026.json.")
     return target.with_name(f"{target.name}.sig"), target.with_name(f"{target.name}.pub")
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ops.errors import Damaged, LoraOpsError, Unavailable
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable, with_text
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head, matches_hash
@@ -84,7 +84,7 @@ class Mirror:
             except LoraOpsError as error:
                 left = len(self.queued())
                 waiting = "1 change stays queued" if left == 1 else f"{left} changes stay queued"
-                raise type(error)(f"{str(error).rstrip('.')}; {waiting} for the next sync.") from error
+                raise with_text(error, f"{str(error).rstrip('.')}; {waiting} for the next sync.") from error
 
     def _deliver(self, entry: AuditEntry) -> None:
         try:
@@ -92,10 +92,11 @@ class Mirror:
             self.show(entry)
         except LoraOpsError as error:
             # The log can't leave an entry out, so who reads this has to know which one holds up the others.
-            raise type(error)(
+            raise with_text(
+                error,
                 f"Entry {entry.seq} ({entry.action} {entry.subject}) was not sent: {str(error).rstrip('.')}. "
                 "If W&B refuses it each time, remove what W&B names there, or set another "
-                "`registry.wandb.project` in params.yaml, which gets the whole log"
+                "`registry.wandb.project` in params.yaml, which gets the whole log",
             ) from error
 
     def problem(self) -> str | None:

@@ -6,7 +6,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable
+from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
 from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.files import check_package
 from lora_ops.registry.replay import row_mismatches
@@ -44,7 +44,7 @@ def export(registry: Registry, reference: str, target: Path, *, for_review: bool
             check_folder(registry, version, folder)
             folder.rename(target)
     except OSError as error:
-        raise Unavailable(f"{version.id} can't be written to {target}: {error}.") from error
+        raise Unavailable(f"{version.id} can't be written to {target}: {disk_reason(error)}.") from error
     return version
 
 
@@ -92,7 +92,7 @@ def _lay_out(registry: Registry, version: Version) -> Path:
                 check_folder(registry, version, made)
                 copies.put(version.id, made)
     except OSError as error:
-        raise Unavailable(f"{version.id} can't be laid out in {copies.root}: {error}.") from error
+        raise Unavailable(f"{version.id} can't be laid out in {copies.root}: {disk_reason(error)}.") from error
     return folder
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lora_ops.clock import now
-from lora_ops.errors import Damaged, LoraOpsError, Unavailable
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable, with_text
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
@@ -44,7 +44,7 @@ ATTEMPTS = 5
 log = logging.getLogger(__name__)
 
 
-class LostRace(LoraOpsError):
+class LostRace(Unavailable):
     """Another machine's change reached W&B first; nothing was changed here."""
 
 
@@ -101,7 +101,7 @@ class SharedRegistry(Registry):
         try:
             self.pull()
         except LoraOpsError as error:
-            raise LoraOpsError(f"{str(error).rstrip('.')}; nothing was changed.") from error
+            raise with_text(error, f"{str(error).rstrip('.')}; nothing was changed.") from error
         with super().change(actor, despite_head=despite_head) as change:
             before = self.log.head()
             named = {(one.tenant, alias): one.number for one in self.summaries() for alias in one.aliases}

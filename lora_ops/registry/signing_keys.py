@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from lora_ops.errors import LoraOpsError, NotFound
+from lora_ops.errors import LoraOpsError, NotFound, Unavailable, disk_reason
 from lora_ops.registry.files import sync_folder, write_atomically
 
 IDENTITY_FILE = "registry.json"
@@ -110,9 +110,9 @@ class PrivateKey:
             key = read_key(path)
             self._use(key)
         except OSError as error:
-            raise LoraOpsError(
-                f"The key {path} can't be used ({error.strerror}): name another place with {PLACE}, or with "
-                "registry.signing.key in params.yaml."
+            raise Unavailable(
+                f"The key {path} can't be used ({disk_reason(error)}): name another place with {PLACE}, or "
+                "with registry.signing.key in params.yaml."
             ) from error
         return key
 
@@ -170,7 +170,7 @@ class PrivateKey:
                 make_key(following)
             return Rotation(self._publish(read_key(following)), by_old=True)
         except OSError as error:
-            raise LoraOpsError(f"No new key can be made beside {path} ({error.strerror}).") from error
+            raise Unavailable(f"No new key can be made beside {path} ({disk_reason(error)}).") from error
 
     def settle(self, current: str | None) -> None:
         """Let the following key take this one's place, if the audit log says that it is the current one.
@@ -189,7 +189,7 @@ class PrivateKey:
                 sync_folder(path.parent)
                 self._use(key)
         except OSError as error:
-            raise LoraOpsError(f"The key {path} can't be replaced ({error.strerror}).") from error
+            raise Unavailable(f"The key {path} can't be replaced ({disk_reason(error)}).") from error
 
     def _place(self) -> Path | None:
         variable = os.environ.get(PLACE)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ops.output import AsJson, print_json
+from lora_ops.output import AsJson, print_json, print_problem
 
 if TYPE_CHECKING:
     from lora_ops.serving.keys import KeyStore, Role
@@ -115,7 +115,7 @@ def _log(keys: "KeyStore") -> None:
     except MissingRegistry:
         return  # the first `keys` command after the first registration writes it
     except LoraOpsError as error:
-        typer.echo(f"It is done, and the audit log does not tell of it yet: {error}", err=True)
+        print_problem(f"It is done, and the audit log does not tell of it yet: {error}")
 
 
 def _keys() -> "KeyStore":

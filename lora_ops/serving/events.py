@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
 from lora_ops.pii import redact
 from lora_ops.records.record import Record
 from lora_ops.serving.risk import toxicity
@@ -109,7 +109,7 @@ class EventLog:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LoraOpsError(f"The event log can't be kept in {folder} ({error.strerror}).") from error
+            raise Unavailable(f"The event log can't be kept in {folder} ({disk_reason(error)}).") from error
         self._folder = folder
         self._settings = settings
         self._keeps_text = keeps_text

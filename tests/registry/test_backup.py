@@ -269,3 +269,12 @@ def test_backup_refuses_the_registry_itself(serving: Registry, place: str) -> No
     with pytest.raises(LoraOpsError, match="is no place for a backup"):
         backup(serving, place.format(registry=serving.path))
     assert sorted(serving.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["", " ", "a\0b"])
+def test_place_that_names_nothing_is_refused(serving: Registry, tmp_path: Path, place: str) -> None:
+    with pytest.raises(LoraOpsError):
+        backup(serving, place)
+    with pytest.raises(LoraOpsError):
+        restore(place, tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()

@@ -134,3 +134,15 @@ def test_commands_export_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads(CliRunner().invoke(app, ["check-export", target, "--json"]).output)["head"] == head.text
     shutil.rmtree(tmp_path / ".registry")
     assert "signed by key" in CliRunner().invoke(app, ["check-export", target]).output
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "folder"])
+def test_export_into_what_is_no_file_is_refused(
+    told: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for call in (lambda: export_log(told, Path(name), "json"), lambda: check_export(Path(name))):
+        with pytest.raises(LoraOpsError, match="is no file: name a file, such as audit-2026.json"):
+            call()
+    assert not list(tmp_path.glob("**/*.sig"))
