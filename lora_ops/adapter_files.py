@@ -28,6 +28,8 @@ def weights_digest(path: Path) -> str:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:  # a damaged length would ask for all memory
+                raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             for name in sorted(header):

@@ -89,6 +89,8 @@ def promote(
         expired = expiry_reason(version.summary, registry.clock())
         if expired:
             raise Refused(f"{expired}.")
+        # First, since what follows reads the kept files.
+        packages.check_kept(registry, version)
         closed = closed_alike(registry, version)
         if closed:
             raise Refused(f"{closed}: train another one.")
@@ -98,7 +100,6 @@ def promote(
             needed += approvals_needed(registry, version)
         if needed:
             raise Refused(f"{version.id} can't become '{to}' yet; missing: {'; '.join(needed)}.")
-        packages.check_kept(registry, version)
         states: dict[int, State] = {version.number: to}
         if current and to == "production":
             states[current] = "superseded"
