@@ -197,11 +197,11 @@ def _unfit(registry: Registry, version: Version, leaves: Version) -> str | None:
         return expired
     if registry.same_weights(version, leaves):
         return f"{version.id} has the weights of {leaves.id}"
-    closed = closed_alike(registry, version)
-    if closed:
-        return closed
     try:
         packages.check_kept(registry, version)
+        closed = closed_alike(registry, version)
+        if closed:
+            return closed
         lacking = list(against_return(registry, version))
     except LoraOpsError as error:
         return str(error).rstrip(".")

@@ -231,12 +231,22 @@ class Queries:
 
         A closed adapter is known by its tensors: another file around them, other settings or another tenant's
         name don't bring it back. The adapter's file must be kept already.
+
+        Raises:
+            Damaged: the kept file of a closed version was changed, so nobody can tell.
         """
         mine = self._weights(manifest)
         for one in self.summaries():
             if one.state in CLOSED:
                 version = self.load(one.tenant, one.number)
-                if self._weights(version.manifest) == mine:
+                try:
+                    theirs = self._weights(version.manifest)
+                except LoraOpsError as error:
+                    raise Damaged(
+                        f"The kept weights of {version.id}, which is '{version.state}', are damaged, so nobody "
+                        f"can tell whether {manifest.tenant} has the same: restore them from a backup."
+                    ) from error
+                if theirs == mine:
                     return version
         return None
 
@@ -247,8 +257,15 @@ class Queries:
         return [one for one in loaded if self.same_weights(one, version)]
 
     def same_weights(self, left: Version, right: Version) -> bool:
-        """Return whether two versions have the same tensors, whatever else is in their packages."""
-        return self._weights(left.manifest) == self._weights(right.manifest)
+        """Return whether two versions have the same tensors, whatever else is in their packages.
+
+        A damaged file has no tensors: then the digests of the files decide, since an incident must not wait.
+        """
+        try:
+            return self._weights(left.manifest) == self._weights(right.manifest)
+        except LoraOpsError:
+            name = ADAPTER_FILES[0]
+            return left.manifest.files.get(name) == right.manifest.files.get(name)
 
     def _weights(self, manifest: Manifest) -> str | None:
         file = manifest.files.get(ADAPTER_FILES[0])

@@ -574,3 +574,21 @@ def test_promote_refuses_weights_that_another_version_lost(
     with pytest.raises(LoraOpsError, match="media@1 has the weights of finance@1, which is 'rejected'"):
         story.to("media@1", "shadow")
     assert registry.get("media@1").state == "validated"
+
+
+def test_damaged_weights_stop_a_promotion_and_no_revocation(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    """Nobody can tell whether a closed version had the same weights; an incident doesn't wait for that."""
+    for seed in (1, 2):
+        registry.register(*package(seed), actor=AUTHOR)
+    lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
+    weights = registry.get("finance@1").manifest.files["adapter_model.safetensors"]
+    kept = registry.files.path(weights.sha256)
+    kept.chmod(0o644)
+    kept.write_bytes(b"damaged")
+    with pytest.raises(LoraOpsError, match="kept weights of finance@1, which is 'rejected', are damaged"):
+        story.to("finance@2", "validated")
+    lifecycle.revoke(registry, "finance@2", actor=FIRST, reason="leaks")
+    assert registry.answering_twins(registry.get("finance@2")) == []
+    assert registry.get("finance@2").state == "revoked"
