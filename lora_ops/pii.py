@@ -33,9 +33,10 @@ KINDS = (EMAIL, IBAN, CARD, SSN, IP, PHONE)
 """Where two overlap, the earlier kind gives its name."""
 
 _GAP = "[ \u00a0\u202f\u2010\u2011\u2013-]"
-_EMAIL = re.compile(r"(?<![\w.+%'-])[\w.+%'-]++@(?:[\w-]+\.)+[^\W\d_]{2,63}")
+# `(?=(x))\1` takes x whole and gives no part of it back. Python's own possessive `++` is broken before 3.11.5.
+_EMAIL = re.compile(r"(?<![\w.+%'-])(?=([\w.+%'-]+))\1@(?:[\w-]+\.)+[^\W\d_]{2,63}")
 _DIGIT = re.compile(r"\d")
-_DIGITS = re.compile(rf"(?<![\w.,])\d++(?:{_GAP}\d++)*+(?!\w)")
+_DIGITS = re.compile(rf"(?<![\w.,])(?=(\d+(?:{_GAP}\d+)*))\1(?!\w)")
 _IBAN_START = re.compile(r"(?<![^\W_])[A-Za-z]{2}\d{2}")
 _SSN = re.compile(r"(?<![\w-])(?!000|666)\d{3}([ -])(?!00)\d{2}\1(?!0000)\d{4}(?![\w-])")
 _IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\w|\.\d)")
