@@ -141,9 +141,9 @@ def test_register_refuses_a_changed_package(clone: Path) -> None:
 
 def test_register_without_a_package_names_the_command(clone: Path) -> None:
     shutil.rmtree(clone / "packages")
-    for words in ([], ["finance"]):
+    for words, command in (([], "make repro"), (["finance"], "dvc repro package@finance")):
         refused = lora_ops(clone, "register", *words)
-        assert refused.returncode == 2 and "run `make repro`" in refused.stderr
+        assert refused.returncode == 2 and f"run `{command}`" in refused.stderr
 
 
 def test_register_refuses_an_unknown_tenant(clone: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sqlite3
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -53,8 +52,7 @@ def old(tmp_path: Path, package: Build) -> Path:
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
     """A registry that the release with schema 3 wrote: four versions, one in production, one revoked."""
-    with tarfile.open(FIXTURES / "schema-3.tar.gz") as archive:
-        archive.extractall(tmp_path / "released", filter="data")
+    shutil.unpack_archive(FIXTURES / "schema-3.tar.gz", tmp_path / "released")
     return tmp_path / "released" / "schema-3"
 
 
