@@ -15,8 +15,9 @@ class EvaluateSettings(Section):
     metrics: tuple[Metric, ...] = Field(min_length=1)
     max_new_tokens: int = Field(ge=1)
     batch_size: int = Field(50, ge=1)
+    # Without a default: DVC's stage watches the key, and fails after its work where params.yaml lacks it.
     few_shot: int = Field(
-        6, ge=0, description="training rows that the base model is shown in `base_few_shot`; 0: no such system"
+        ge=0, description="training rows that the base model is shown in `base_few_shot`; 0: no such system"
     )
     bootstrap: int = Field(2000, ge=100)
     samples: int = Field(20, ge=1)

@@ -62,7 +62,7 @@ def test_answer_asks_the_base_in_both_ways(tiny_base: Path) -> None:
         for n, text in enumerate(prompts)
     ]
     shown = [f"Name the merchant category. {text}" for text in prompts]
-    settings = EvaluateSettings(metrics=("exact_match",), max_new_tokens=5, batch_size=2)
+    settings = EvaluateSettings(metrics=("exact_match",), max_new_tokens=5, few_shot=0, batch_size=2)
     limits = {"max_new_tokens": 5, "batch_size": 2}
     plain = {
         BASE: generate(model, tokenizer, prompts, **limits)[0],
