@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import canonical
@@ -14,6 +15,8 @@ EXPONENTS = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
 }
+# What a damaged header raises; a deeply nested one exhausts the parser's stack.
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def weights_digest(path: Path) -> str:
@@ -22,23 +25,24 @@ def weights_digest(path: Path) -> str:
     Metadata and the order in the file don't count, so the same weights saved again have the same digest.
 
     Raises:
-        LoraOpsError: the header can't be read.
+        LoraOpsError: the header can't be read, or a tensor is outside the file.
     """
     digest = hashlib.sha256()
+    size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:  # a damaged length would ask for all memory
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
+            start, header = _read_header(file, size)
+            unread = size - start
             for name in sorted(header):
                 tensor = header[name]
-                first, last = tensor["data_offsets"]
-                file.seek(8 + length + first)
+                first, last = _place(name, tensor, start, size)
+                unread -= last - first
+                if unread < 0:  # tensors that share bytes would be read as often as the header says
+                    raise ValueError("its tensors overlap")
+                file.seek(first)
                 digest.update(canonical([name, tensor["dtype"], tensor["shape"]]).encode())
                 digest.update(file.read(last - first))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise LoraOpsError(f"{path} is not a safetensors file ({error}): package it again.") from error
     return digest.hexdigest()
 
@@ -47,32 +51,47 @@ def non_finite_tensors(path: Path) -> list[str]:
     """Return the names of the tensors of a safetensors file that hold NaN or infinity.
 
     Raises:
-        LoraOpsError: the header can't be read, or a tensor lies outside the file.
+        LoraOpsError: the header can't be read, or a tensor is outside the file.
     """
     import numpy as np
 
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        start, found = 8 + length, []
+            start, header = _read_header(file, size)
+        found = []
         for name, tensor in header.items():
-            if name == "__metadata__" or tensor["dtype"] not in EXPONENTS:
+            if tensor["dtype"] not in EXPONENTS:
                 continue
             kind, exponent = EXPONENTS[tensor["dtype"]]
-            first, last = (start + offset for offset in tensor["data_offsets"])
-            if not start <= first <= last <= size:
-                raise ValueError(f"'{name}' lies outside the file")
+            first, last = _place(name, tensor, start, size)
             if first == last:
                 continue
             count = (last - first) // np.dtype(kind).itemsize
             bits = np.memmap(path, dtype=kind, mode="r", offset=first, shape=(count,))
             if ((bits & exponent) == exponent).any():
                 found.append(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise LoraOpsError(f"{path} is not a safetensors file ({error}): package it again.") from error
     return found
+
+
+def _read_header(file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
+    """Return where the tensors begin in a file of `size` bytes, and what its header says of each."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > size - 8:  # a damaged length would ask for all memory
+        raise ValueError("its header is longer than the file")
+    header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return 8 + length, header
+
+
+def _place(name: str, tensor: dict[str, Any], start: int, size: int) -> tuple[int, int]:
+    """Return where a tensor begins and ends in its file; a damaged place would ask for all memory."""
+    first, last = (start + offset for offset in tensor["data_offsets"])
+    if not start <= first <= last <= size:
+        raise ValueError(f"'{name}' is outside the file")
+    return first, last
 
 
 def require_finite(path: Path) -> None:

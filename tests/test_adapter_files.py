@@ -1,13 +1,14 @@
 """An adapter with NaN or infinity is named by its module, whatever its type is."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lora_ops.adapter_files import non_finite_tensors, require_finite
+from lora_ops.adapter_files import non_finite_tensors, require_finite, weights_digest
 from lora_ops.errors import LoraOpsError
 
 NAME = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.weight"
@@ -37,12 +38,36 @@ def test_require_finite_names_the_modules(tmp_path: Path) -> None:
         require_finite(tmp_path / "adapter.safetensors")
 
 
-OUTSIDE = json.dumps({"a": {"dtype": "F32", "data_offsets": [0, 99]}}).encode()
+def tensor_at(*offsets: int) -> bytes:
+    return json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": offsets}}).encode()
 
 
-@pytest.mark.parametrize("header", [b"no json", OUTSIDE])
-def test_require_finite_refuses_a_broken_file(tmp_path: Path, header: bytes) -> None:
-    path = tmp_path / "adapter.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
+ELSEWHERE = [tensor_at(0, 99), tensor_at(0, 10**15), tensor_at(10**23, 10**23 + 4), tensor_at(-4, 0)]
+SHARED = json.dumps({name: {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}).encode()
+
+
+@pytest.mark.parametrize("header", [b"no json", b"[]", b'{"a":' + b"[" * 200_000, *ELSEWHERE])
+@pytest.mark.parametrize("read", [require_finite, weights_digest])
+def test_adapter_files_refuse_a_broken_header(
+    tmp_path: Path, header: bytes, read: Callable[[Path], object]
+) -> None:
     with pytest.raises(LoraOpsError, match="is not a safetensors file"):
-        require_finite(path)
+        read(with_header(tmp_path, header))
+
+
+def test_weights_digest_refuses_tensors_that_overlap(tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match="its tensors overlap"):
+        weights_digest(with_header(tmp_path, SHARED))
+
+
+def test_weights_digest_refuses_a_header_past_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes((10**15).to_bytes(8, "little") + b"{}")
+    with pytest.raises(LoraOpsError, match="its header is longer than the file"):
+        weights_digest(path)
+
+
+def with_header(folder: Path, header: bytes) -> Path:
+    path = folder / "adapter.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"data")
+    return path
