@@ -1,5 +1,6 @@
 """Going back to the version that served before: who may, whom to tell, what to capture, what remains."""
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from lora_ops.registry.versions import Version
 
 DASHBOARDS = {"console.json": "/console/data", "metrics.txt": "/metrics", "models.json": "/v1/models"}
 RECORD = "incident.json"
+LARGEST_DASHBOARD = 64 * 2**20
 
 
 class Rollback(NamedTuple):
@@ -98,7 +100,7 @@ def capture(gateway: str, folder: Path, key: str | None = None, seconds: float =
         gateway: its address, such as http://localhost:8000.
         folder: where the files go.
         key: an API key with the role `monitor` or `admin`, where the gateway asks for one.
-        seconds: how long one answer may take.
+        seconds: how long all of it may take.
 
     Raises:
         LoraOpsError: the gateway doesn't answer, or refuses. An incident must not wait for it: say so in the
@@ -106,16 +108,36 @@ def capture(gateway: str, folder: Path, key: str | None = None, seconds: float =
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {}
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=gateway, headers=headers, timeout=seconds) as client:
-        for name, path in DASHBOARDS.items():
-            try:
-                answer = client.get(path).raise_for_status()
-            except httpx.HTTPError as error:
-                raise Unavailable(f"{gateway}{path} could not be captured ({error}).") from error
-            (folder / name).write_bytes(answer.content)
-            kept[name] = sha256_file(folder / name)
+    deadline = time.monotonic() + seconds
+    try:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        with httpx.Client(base_url=gateway, headers=headers, timeout=seconds) as client:
+            for name, path in DASHBOARDS.items():
+                (folder / name).write_bytes(_answer(client, path, deadline))
+                kept[name] = sha256_file(folder / name)
+    # A wrong address is none of httpx's HTTP errors, and a key that is not ASCII is a ValueError.
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
+        raise Unavailable(f"The dashboards of {gateway} could not be captured ({error}).") from error
     return kept
+
+
+def _answer(client: httpx.Client, path: str, deadline: float) -> bytes:
+    """Return what `path` shows; httpx's own timeout is for each read, so a slow gateway could go on for ever.
+
+    Raises:
+        OSError: it takes longer than until `deadline`, or is larger than anything that a gateway shows.
+        httpx.HTTPError: it doesn't answer, or refuses.
+    """
+    body = bytearray()
+    with client.stream("GET", path) as answer:
+        answer.raise_for_status()
+        for part in answer.iter_bytes():
+            body += part
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{path} did not end in time")
+            if len(body) > LARGEST_DASHBOARD:
+                raise OSError(f"{path} is larger than {LARGEST_DASHBOARD} bytes")
+    return bytes(body)
 
 
 def write_record(

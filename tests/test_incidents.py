@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -191,9 +193,36 @@ def test_a_record_needs_a_reason(bad_release: Registry, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_a_gateway_that_does_not_answer_is_said(tmp_path: Path) -> None:
-    with pytest.raises(LoraOpsError, match="localhost:9/console/data could not be captured"):
-        incidents.capture("http://localhost:9", tmp_path)
+@pytest.mark.parametrize(
+    ("gateway", "key"),
+    [("http://localhost:9", None), ("http://localhost:port", None), ("http://localhost:9", "cl\u00e9")],
+)
+def test_capture_says_that_a_gateway_does_not_answer(tmp_path: Path, gateway: str, key: str | None) -> None:
+    """An incident must not end at an address or a key that was mistyped."""
+    with pytest.raises(LoraOpsError, match=f"The dashboards of {gateway} could not be captured"):
+        incidents.capture(gateway, tmp_path, key)
+
+
+def test_capture_waits_no_longer_than_it_was_told(tmp_path: Path) -> None:
+    """A gateway that sends a byte now and then held up the rollback for ever."""
+    ended = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+            while not ended.wait(0.05):
+                connection.sendall(b"x")
+
+    with socket.create_server(("localhost", 0)) as listener:
+        sender = threading.Thread(target=drip, args=(listener,))
+        sender.start()
+        try:
+            with pytest.raises(LoraOpsError, match="console/data did not end in time"):
+                incidents.capture(f"http://localhost:{listener.getsockname()[1]}", tmp_path, seconds=1)
+        finally:
+            ended.set()
+            sender.join()
 
 
 def runbook(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

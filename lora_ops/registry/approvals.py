@@ -17,7 +17,7 @@ from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Team
 from lora_ops.registry.owners_log import owners_before
 from lora_ops.registry.reports import filed
 from lora_ops.registry.roles import APPROVE, unknown_author
-from lora_ops.registry.ssh_signatures import sign, signer_of
+from lora_ops.registry.ssh_signatures import fingerprint, sign, signer_of, weakness
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -203,7 +203,7 @@ def signature_of(registry: Registry, said: ApprovalStatement, person: Person, ke
     """Return the signature of a statement; None where unsigned approvals count and no key is given.
 
     Raises:
-        LoraOpsError: no key, a key that can't sign, or one that owners.yaml doesn't give to this person.
+        LoraOpsError: no key, a key that can't sign or is weak, or one that owners.yaml gives to somebody else.
     """
     if key is None:
         if registry.approvals == "unsigned":
@@ -214,7 +214,11 @@ def signature_of(registry: Registry, said: ApprovalStatement, person: Person, ke
         )
     text = canonical(said.model_dump(mode="json"))
     signature = sign(text, key)
-    if signer_of(text, signature, person.id, person.keys) is None:
+    signer = signer_of(text, signature, person.id, person.keys)
+    weak = next((weakness(one) for one in person.keys if fingerprint(one) == signer), None)
+    if weak:
+        raise Refused(f"{key} is {weak}: give {person.id} another one in owners.yaml.")
+    if signer is None:
         raise Refused(
             f"{key} is none of {person.id}'s keys in owners.yaml: `lora-ops owners add-key {person.id} "
             f"{str(key).removesuffix('.pub')}.pub` adds it."

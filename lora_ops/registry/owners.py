@@ -1,5 +1,6 @@
 """owners.yaml, typed: which team answers for a tenant, and who in it may agree to production."""
 
+import logging
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ from lora_ops.settings.section import StoredTenantName
 Role = Literal["author", "reviewer", "approver", "operator"]
 Email = Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
 APPROVERS_NEEDED = 2
+
+logger = logging.getLogger(__name__)
 
 
 class Entry(BaseModel):
@@ -117,8 +120,7 @@ def load_owners(path: Path) -> Owners:
     """Read today's owners.yaml.
 
     Raises:
-        LoraOpsError: the file is missing, is not YAML, an entry is wrong, or a key is too weak to sign with;
-            the text names the entry.
+        LoraOpsError: the file is missing, is not YAML, or an entry is wrong; the text names the entry.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -130,8 +132,8 @@ def load_owners(path: Path) -> Owners:
     for person in {one.id: one for team in owners.teams for one in team.people}.values():
         for key in person.keys:
             weak = weakness(key)
-            if weak:
-                raise LoraOpsError(f"{path.name}: {person.id} has {weak}: take it out.")
+            if weak:  # it signs nothing more; whoever must stop a version needs the rest of the file
+                logger.warning("%s: %s has %s: take it out.", path.name, person.id, weak)
     return owners
 
 
@@ -161,8 +163,8 @@ def add_key(path: Path, person: str, public_key: Path) -> str:
         The key's fingerprint.
 
     Raises:
-        LoraOpsError: owners.yaml names no such person, the file holds no public key, or the key is somebody
-            else's; owners.yaml is as it was then.
+        LoraOpsError: owners.yaml names no such person, the file holds no public key, or the key is weak or
+            somebody else's; owners.yaml is as it was then.
     """
     owners = load_owners(path)
     try:
@@ -170,6 +172,9 @@ def add_key(path: Path, person: str, public_key: Path) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise LoraOpsError(f"{public_key}: {reason}.") from error
+    weak = weakness(key)
+    if weak:
+        raise LoraOpsError(f"owners.yaml is unchanged: {public_key} is {weak}.")
     ids = {found.id for team in owners.teams if (found := team.person(person))}
     if len(ids) != 1:
         known = sorted({one.id for team in owners.teams for one in team.people})

@@ -31,6 +31,7 @@ def rotate_key(registry: Registry, *, actor: str, reason: str) -> str:
     """
     require_text(reason, "Say why the key is replaced (--reason)")
     own, current = registry.signer.own, registry.log.current_key()
+    own.settle(current)  # a rotation that was killed after its entry: its key is the current one
     rotation = own.rotate(current)
     trusted = registry.signer.settings.trusted_keys
     if trusted and rotation.new not in trusted:

@@ -220,12 +220,13 @@ class Registry(Queries):
 
         In an incident a wrong byte there must not keep a version on air. But the head is signed again with the
         change, which would hide that entries were cut off. So chain and rows must agree, no signed head may say
-        otherwise, and the memory outside must name exactly this entry as the last one.
+        otherwise, and the memory outside must name exactly this entry as the last one. Where the memory is the
+        damaged one, the signed head stands in for it.
         """
         try:
             known = self.memory.recall() if self.memory else None
         except LoraOpsError:
-            return False
+            return self.anchor.damage() is None and self.follower.rows_problem() is None
         return known == head and self.anchor.damage() is not None and self.follower.rows_problem() is None
 
     def _refuse_other_key(self, key: str | None) -> None:

@@ -173,6 +173,9 @@ def test_killed_rotation_is_mended_by_the_next_change(registry: Registry, packag
     assert processes.run(rotate, kill_at=calls) in (processes.KILLED, processes.DONE)
     opened = Registry(path, owners=owners, clock=clock)
     assert verify(opened).ok
+    # Rotated again before anything else: the key of the killed rotation must not be lost.
+    assert rotate_key(opened, actor="ben", reason="again") == opened.log.current_key()
+    assert opened.signer.own.fingerprint() == opened.log.current_key()
     opened.register(*package(2))
     assert opened.signer.own.fingerprint() == opened.log.current_key()
     rotate_key(opened, actor="ben", reason="once more")
