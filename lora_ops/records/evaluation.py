@@ -163,6 +163,17 @@ class EvaluationRecord(Record):
         return self.differences[self.strongest_opponent][self.primary]
 
     @property
+    def differences_to_base_beat(self) -> bool | None:
+        """Whether the recorded differences say what `beats_base` says; None in a record of schema 1.
+
+        Every metric must be clearly better than the bare and than the few-shot base.
+        """
+        to_base = [self.differences[name] for name in (BASE, BASE_FEW_SHOT) if name in self.differences]
+        if BASE not in self.differences:
+            return None
+        return all(one.is_clear and one.value > 0 for of in to_base for one in of.values())
+
+    @property
     def verdict(self) -> str:
         """What the primary metric says of the adapter and its strongest opponent, in words."""
         difference = self.against_strongest

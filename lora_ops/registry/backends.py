@@ -1,6 +1,7 @@
 """Opens the registry that params.yaml names, embedded or shared at W&B, and its mirror."""
 
 import logging
+import os
 from pathlib import Path
 
 from lora_ops.errors import Damaged, LoraOpsError
@@ -94,10 +95,15 @@ def remembered_head(root: Path) -> str | None:
 
 
 def _memory(root: Path, everything: Settings) -> HeadMemory:
-    # By where it really is: `./.registry` is the same folder, and must not begin without a memory.
-    path, inside = follow(root / everything.registry.path, "registry.path"), root.resolve()
-    name = path.relative_to(inside) if path.is_relative_to(inside) else path
-    return HeadMemory(root / everything.serving.path / HEADS_FILE, name.as_posix())
+    # By where it really is: `./.registry` is the same folder, and must not begin without a memory. And by where
+    # params.yaml says: whoever puts a link to an older copy in its place must not get one without a memory.
+    inside = root.resolve()
+    real = follow(root / everything.registry.path, "registry.path")
+    said = Path(os.path.normpath(inside / everything.registry.path))
+    names = [
+        (path.relative_to(inside) if path.is_relative_to(inside) else path).as_posix() for path in (real, said)
+    ]
+    return HeadMemory(root / everything.serving.path / HEADS_FILE, names[0], names[1:])
 
 
 def _take_what_is_new(registry: SharedRegistry, create: bool) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path, PurePosixPath
 from lora_ops.adapter_files import require_finite
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import EVALUATION
-from lora_ops.records.evaluation import EvaluationRecord
+from lora_ops.paths import EVALUATION, MEMBERSHIP
+from lora_ops.records.evaluation import ADAPTER, EvaluationRecord
 from lora_ops.records.manifest import ADAPTER_FILES, Manifest
+from lora_ops.records.membership import read_groups
 
 FORGOTTEN_AFTER_SECONDS = 24 * 3600
 PICKLES = {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
@@ -213,8 +214,11 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
     """Refuse a manifest that says something else than the files beside it: gates read it, people read them.
 
     Raises:
-        LoraOpsError: the evaluation in the package is another one, or is of another adapter, tenant or base.
+        LoraOpsError: the evaluation in the package is another one, or is of another adapter, tenant or base, or
+            says two things; or a file that others read later can't be read.
     """
+    if MEMBERSHIP in manifest.files:
+        read_groups(folder / MEMBERSHIP)
     path = folder / EVALUATION
     if not {EVALUATION, ADAPTER_FILES[0]} <= manifest.files.keys() or not path.is_file():
         return  # without an evaluation in the package a version can't become more than a candidate
@@ -233,6 +237,13 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
         "it was trained on other data": training.train_sha256 == data.splits["train"].sha256,
         "its data broke the contract": data.contract_success,
         "no row was evaluated": evaluated.rows > 0,
+        "a metric lacks the adapter": all(ADAPTER in metric for metric in evaluated.metrics.values()),
+        "its differences to the base say something else than beats_base": (
+            evaluated.differences_to_base_beat in (None, evaluated.beats_base)
+        ),
+        "its params are not those of a tenant": all(
+            isinstance(manifest.params.get(section, {}), dict) for section in ("data", "train", "evaluate")
+        ),
     }
     wrong = [problem for problem, holds in facts.items() if not holds]
     if wrong:

@@ -8,7 +8,7 @@ import fcntl
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,12 +34,14 @@ class HeadMemory:
 
     Args:
         path: the file; it may hold the heads of several registries.
-        name: which registry, as params.yaml names its folder.
+        name: which registry: where its folder really is.
+        also: further names of it, such as that of a link to the folder. A link in the folder's place must not
+            begin without a memory.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, also: Sequence[str] = ()) -> None:
         self.path = path
-        self.name = name
+        self.names = tuple(dict.fromkeys((name, *also)))
 
     def recall(self) -> Head | None:
         """Return the last head that any process of this machine saw, or None.
@@ -47,8 +49,8 @@ class HeadMemory:
         Raises:
             LoraOpsError: the file was damaged.
         """
-        found = self._read().get(self.name)
-        return Head(*found) if found else None
+        heads = self._read()
+        return max((Head(*heads[name]) for name in self.names if name in heads), default=None)
 
     def remember(self, head: Head) -> None:
         """Keep `head`, unless a later one is kept already.
@@ -128,9 +130,9 @@ class HeadMemory:
                     raise
                 heads = {}  # damaged, and accepted to be written again
             # Two processes may come here in the other order than they changed the registry.
-            if only_later and heads.get(self.name, (0, ""))[0] >= head.seq:
+            if only_later and all(heads.get(name, (0, ""))[0] >= head.seq for name in self.names):
                 return
-            heads[self.name] = (head.seq, head.hash)
+            heads |= dict.fromkeys(self.names, (head.seq, head.hash))
             write_atomically(self.path, (json.dumps(heads, indent=2) + "\n").encode())
 
     @contextmanager

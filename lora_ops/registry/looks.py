@@ -7,8 +7,8 @@ metrics don't show that, but the registry can count.
 from typing import Any
 
 from lora_ops.paths import MEMBERSHIP
+from lora_ops.records.membership import read_groups
 from lora_ops.records.registry import Looks
-from lora_ops.registry.membership import read_groups
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 

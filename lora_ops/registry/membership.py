@@ -1,9 +1,7 @@
 """Which groups a version was trained on, and whether its numbers may stand beside another version's."""
 
-import csv
-from pathlib import Path
-
 from lora_ops.paths import MEMBERSHIP
+from lora_ops.records.membership import read_groups
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -21,15 +19,6 @@ def groups_of(registry: Registry, version: Version) -> dict[str, set[str]] | Non
     if file is None:
         return None
     return read_groups(registry.files.checked(file.sha256, MEMBERSHIP))
-
-
-def read_groups(path: Path) -> dict[str, set[str]]:
-    """Return split -> digests of its groups, from a file that lists them."""
-    groups: dict[str, set[str]] = {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            groups.setdefault(row["split"], set()).add(row["group_sha256"])
-    return groups
 
 
 def incomparable(registry: Registry, left: Version, right: Version) -> list[str]:

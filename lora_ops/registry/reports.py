@@ -111,7 +111,13 @@ def _entered(registry: Registry, version: Version, stage: str) -> datetime | Non
 
 def own_evidence(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
     """Return every report on version `number` itself, oldest first; not those on one that took its place."""
-    return [one for entry in history if entry.number == number for one in entry.evidence]
+    return [
+        one
+        for entry in history
+        # A rollback's entry is about the version that returns, and its evidence about the one that leaves.
+        if entry.number == number and entry.body.get("concerns", number) == number
+        for one in entry.evidence
+    ]
 
 
 def packaged_evaluation(version: Version) -> Evidence | None:
@@ -184,7 +190,7 @@ def evaluation_lacks(evaluation: EvaluationRecord, max_gap: float | None) -> Ite
         evaluation: the one in the package.
         max_gap: the largest gap between two groups of a declared column; None: any.
     """
-    if not evaluation.beats_base:
+    if not evaluation.beats_base or evaluation.differences_to_base_beat is False:
         yield "an evaluation in which it beats its base model"
     for column, bias in evaluation.bias.items():
         if bias.exceeds(max_gap):

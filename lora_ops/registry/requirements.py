@@ -71,8 +71,10 @@ def step_basis(
     """Return the evidence that a step rests on, by kind, and what it lacks besides approvals, in words.
 
     Raises:
-        LoraOpsError: a given report is about another version, or comes after the approvals that must name it.
+        LoraOpsError: a given report is about another version, is the second one of its kind, or comes after the
+            approvals that must name it.
     """
+    _require_one_of_a_kind(given)
     history = registry.log.entries(version.tenant, version.number)
     if concerns:
         return _incident_of(registry, version, given, concerns)
@@ -122,10 +124,30 @@ def _incident_of(
     """Return the incident that a rollback rests on, and what it lacks, also of the version that returns."""
     leaves = registry.get(f"{version.tenant}@{concerns}")
     require_about(leaves, given)
+    others = [one.document.kind for one in given if one.document.kind != "incident"]
+    if others:
+        raise Refused(
+            f"A rollback rests on its incident; file the {others[0]} report on the version that it is about: "
+            f"`lora-ops registry file {leaves.id} {others[0]} FILE`."
+        )
     offered = [one.reference for one in given if one.document.kind == "incident"]
     fresh = fresh_incidents(registry.log.entries(leaves.tenant, leaves.number), leaves.number, offered)
     needed = [] if fresh else [no_incident(leaves.id, told_before=bool(offered))]
     return {one.kind: one for one in fresh[-1:]}, [*needed, *against_return(registry, version)]
+
+
+def _require_one_of_a_kind(given: Sequence[Report]) -> None:
+    """Refuse two reports of one kind: only one could count, and they don't add up.
+
+    Raises:
+        Refused: there are two.
+    """
+    kinds = [one.document.kind for one in given]
+    twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+    if twice:
+        raise Refused(
+            f"Two reports of kind '{twice}' in one step: give the one that counts, or file them before."
+        )
 
 
 def require_about(version: Version, given: Sequence[Report]) -> None:

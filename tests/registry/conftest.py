@@ -180,13 +180,19 @@ def saved_again(folder: Path, manifest: Manifest) -> Manifest:
     """Write the same tensors with other bytes around them; the manifest that fits them."""
     path = folder / "adapter_model.safetensors"
     save_file(load_file(path), path, metadata={"x": "1"})
-    evaluation = manifest.evaluation.model_copy(update={"adapter_sha256": sha256_file(path)})
-    (folder / "evaluation.json").write_text(evaluation.to_json())
+    return evaluated(
+        folder, manifest, manifest.evaluation.model_copy(update={"adapter_sha256": sha256_file(path)})
+    )
+
+
+def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) -> Manifest:
+    """Write another evaluation into the package; the manifest that fits its files."""
+    (folder / EVALUATION).write_text(evaluation.to_json())
     files = {
         name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
         for name in manifest.files
     }
-    report = files["evaluation.json"].sha256
+    report = files[EVALUATION].sha256
     changes = {"files": files, "evaluation": evaluation, "evaluation_report_sha256": report}
     return manifest.model_copy(update=changes)
 

@@ -101,6 +101,17 @@ def test_replayed_registry_does_not_verify(root: Path, cli: Cli) -> None:
     assert "the registry was replaced by an older copy, or by another one" in done.output
 
 
+def test_link_to_an_older_copy_does_not_verify(root: Path, cli: Cli) -> None:
+    """By the folder that it leads to, the copy was a registry that nobody had seen."""
+    (root / ".registry").rename(root / "newer")
+    (root / ".registry").symlink_to("before")
+    shown = cli("verify")
+    assert shown.exit_code != 0 and "replaced by an older copy" in shown.output
+    (root / ".registry").unlink()
+    (root / ".registry").symlink_to("newer")
+    assert cli("verify").exit_code == 0
+
+
 def test_replayed_registry_is_not_changed(root: Path) -> None:
     replay(root)
     with pytest.raises(LoraOpsError, match=r"can't be trusted, so nothing is changed: .*accept-head --reason"):
@@ -164,6 +175,17 @@ def test_head_is_accepted_by_an_approver_of_the_default_team(root: Path, cli: Cl
     (root / "owners.yaml").unlink()
     with pytest.raises(LoraOpsError, match="without it nobody may accept another head"):
         cli("accept-head", "--reason", "so", "--actor", "tom.becker")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "", '{".registry": 5}'])
+def test_damaged_memory_stops_no_revocation(root: Path, cli: Cli, text: str) -> None:
+    register(root, 2)
+    (root / ".serving/head.json").write_text(text)
+    with pytest.raises(LoraOpsError, match="can't be trusted"):
+        register(root, 3)
+    assert cli("revoke", "finance@2", "--reason=leaks", "--actor=ana.silva").exit_code == 0
+    with closing(Registry(root / ".registry")) as registry:
+        assert registry.get("finance@2").state == "revoked"
 
 
 def test_accepted_head_is_shown(root: Path, cli: Cli) -> None:

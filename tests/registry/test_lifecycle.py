@@ -592,3 +592,13 @@ def test_damaged_weights_stop_a_promotion_and_no_revocation(
     lifecycle.revoke(registry, "finance@2", actor=FIRST, reason="leaks")
     assert registry.answering_twins(registry.get("finance@2")) == []
     assert registry.get("finance@2").state == "revoked"
+
+
+def test_promote_refuses_two_reports_of_one_kind(registry: Registry, package: Build, story: Story) -> None:
+    """The first one counted for nobody, and `verify` then judged the step by it."""
+    registry.register(*package(1), actor=AUTHOR)
+    reports = story.evidence("policy", "policy")
+    with pytest.raises(LoraOpsError, match="Two reports of kind 'policy' in one step"):
+        lifecycle.promote(registry, "finance@1", "validated", actor=FIRST, reason="next", evidence=reports)
+    assert registry.get("finance@1").state == "candidate"
+    assert verify(registry).ok

@@ -15,6 +15,8 @@ from safetensors.numpy import save_file
 
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.hashing import sha256_file
+from lora_ops.paths import MEMBERSHIP
+from lora_ops.records.evaluation import Interval, PairedDifference
 from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backends import open_registry
@@ -23,7 +25,7 @@ from lora_ops.registry.verification import verify
 from lora_ops.registry.versions import parse_reference
 
 from . import processes
-from .conftest import AUTHOR, FIRST, MORNING, Build, Clock, Story, build_package, saved_again
+from .conftest import AUTHOR, FIRST, MORNING, Build, Clock, Story, build_package, evaluated, saved_again
 
 ROOT = Path(__file__).parents[2]
 
@@ -461,3 +463,34 @@ def test_register_refuses_data_that_broke_its_contract(registry: Registry, packa
     data = manifest.data.model_copy(update={"contract_success": False})
     with pytest.raises(LoraOpsError, match="its data broke the contract"):
         registry.register(folder, manifest.model_copy(update={"data": data}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"beats_base": False}, "differences to the base say something else than beats_base"),
+        (
+            {"metrics": {"exact_match": {"base": Interval(value=0, low=0, high=0)}}},
+            "a metric lacks the adapter",
+        ),
+    ],
+)
+def test_register_refuses_an_evaluation_of_two_minds(
+    registry: Registry, package: Build, changes: dict[str, object], said: str
+) -> None:
+    folder, manifest = package(1)
+    clear = PairedDifference(value=0.4, low=0.3, high=0.5, p_value=0.001, p_corrected=0.002)
+    differences = {"base": {"exact_match": clear}}
+    evaluation = manifest.evaluation.model_copy(update={"differences": differences, **changes})
+    with pytest.raises(LoraOpsError, match=said):
+        registry.register(folder, evaluated(folder, manifest, evaluation))
+
+
+def test_register_refuses_a_membership_of_no_splits(registry: Registry, package: Build) -> None:
+    """It registered, and `show` of every version of the tenant failed."""
+    folder, manifest = package(1)
+    (folder / MEMBERSHIP).write_text("group_sha256\nabc\n")
+    listed = FileRecord(bytes=17, sha256=sha256_file(folder / MEMBERSHIP))
+    changed = manifest.model_copy(update={"files": {**manifest.files, MEMBERSHIP: listed}})
+    with pytest.raises(LoraOpsError, match="membership.csv doesn't list the groups of each split"):
+        registry.register(folder, changed)
