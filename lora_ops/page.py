@@ -55,7 +55,8 @@ def write_page(executed: Path, head: str | None = None) -> Path:
     if subject or found:
         lines = [f"**{markdown(subject)}**"] * bool(subject) + [markdown(line) for line in found]
         opening = nbformat.v4.new_markdown_cell("  \n".join(lines))
-        notebook.cells.insert(1 if notebook.cells[0].cell_type == "markdown" else 0, opening)
+        titled = bool(notebook.cells) and notebook.cells[0].cell_type == "markdown"
+        notebook.cells.insert(1 if titled else 0, opening)
     if head is not None:
         check = f"`lora-ops registry verify --expect-head {head}` compares."
         notebook.cells.append(nbformat.v4.new_markdown_cell(f"The audit log ended at {head}: {check}"))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.hashing import sha256_file
 from lora_ops.packaging import packaged
 from lora_ops.paths import EVALUATION, EVALUATION_PAGE, MANIFEST
@@ -76,6 +76,8 @@ def register_packages(
                 version, is_new = registry.register(folder, whole, actor=actor)
         except LoraOpsError as error:
             yield Outcome(tenant, None, problem=str(error))
+        except OSError as error:
+            yield Outcome(tenant, None, problem=f"packages/{tenant} can't be read whole ({_reason(error)}).")
         else:
             _keep_for_comparison(manifest.data, root)
             yield Outcome(tenant, version, is_new)
@@ -111,6 +113,13 @@ def _with_page(manifest: Manifest, root: Path) -> Iterator[tuple[Path, Manifest]
         shutil.copyfile(page, folder / EVALUATION_PAGE)
         added = FileRecord(bytes=page.stat().st_size, sha256=sha256_file(folder / EVALUATION_PAGE))
         yield folder, manifest.model_copy(update={"files": {**manifest.files, EVALUATION_PAGE: added}})
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, shutil.Error):  # of copying a folder: (file, its copy, why) of each that failed
+        source, _, why = error.args[0][0]
+        return f"{Path(source).name}: {why}"
+    return disk_reason(error)
 
 
 def registered_id(manifest: Manifest, registry: Registry | None) -> str | None:

@@ -128,8 +128,9 @@ def tenant_check(
 
     root = find_root()
     settings = load_settings(root).tenant(name)
-    contract = check_tenant(name, settings, root)
-    page = document_tenant(name, settings, root) if docs else None
+    with prose_on_stderr(as_json):  # a source in Python may print
+        contract = check_tenant(name, settings, root)
+        page = document_tenant(name, settings, root) if docs else None
     if as_json:
         print_json({"ok": contract.success, **contract.model_dump(mode="json")})
         raise typer.Exit(ExitCode.OK if contract.success else ExitCode.INVALID)

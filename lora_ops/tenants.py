@@ -245,6 +245,7 @@ def apply_profile(profile: Path, root: Path) -> None:
     if not profile.is_file():
         there = ", ".join(sorted(path.stem for path in profile.parent.glob("*.yaml")))
         raise NotFound(f"There is no profile {profile} (there are: {there}).")
+    load_settings(root)  # a broken params.yaml is said as every command says it
     values = read_yaml(profile)
     tenants = values.get("tenants", {}) if isinstance(values, dict) else None
     if not isinstance(tenants, dict) or not isinstance(tenants.get("*", {}), dict):

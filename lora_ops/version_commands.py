@@ -9,7 +9,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import markup, show
 from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
-from lora_ops.output import AsJson, print_json, print_problem
+from lora_ops.output import AsJson, print_json, print_problem, prose_on_stderr
 from lora_ops.registry.command_options import Actor, head_remembered
 
 
@@ -55,7 +55,8 @@ def register(
                 continue
             if outcome.is_new:
                 number, tracking = outcome.version.number, settings.tracking
-                problem = log_registration(outcome.tenant, number, tracking, root)
+                with prose_on_stderr(as_json):
+                    problem = log_registration(outcome.tenant, number, tracking, root)
                 if problem:
                     print_problem(problem)
             how = "a new version" if outcome.is_new else "this content was registered before"

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 
 from lora_ops.notebooks import run_notebook
+from lora_ops.page import write_page
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,13 @@ def test_page_folds_code_and_shows_output(page: str) -> None:
     for folded in re.findall(r'<details class="code">.*?</details>', body, re.DOTALL):
         body = body.replace(folded, "")
     assert "in between" in body and ">print<" not in body
+
+
+def test_page_of_an_empty_notebook_is_written(tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["papermill"] = {"end_time": "2026-03-02T09:00:00"}
+    nbformat.write(notebook, tmp_path / "out.ipynb")
+    assert "2026-03-02 09:00 UTC" in write_page(tmp_path / "out.ipynb").read_text(encoding="utf-8")
 
 
 def test_optional_parameter_is_passed_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -94,6 +94,24 @@ def test_register_keeps_the_page_of_the_same_evaluation(clone: Path) -> None:
     assert "registered before" in again.stdout
 
 
+def test_register_goes_on_beside_a_file_that_cannot_be_read(clone: Path) -> None:
+    folder, report = clone / "packages/finance", clone / "reports/finance"
+    report.mkdir(parents=True)
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+    (report / "evaluation.json").write_text(manifest.evaluation.to_json())
+    (report / "03_evaluate.html").write_text("the page")
+    shutil.copy(report / "evaluation.json", folder)
+    listed = FileRecord(bytes=1, sha256=sha256_file(folder / "evaluation.json"))
+    changed = manifest.model_copy(update={"files": {**manifest.files, "evaluation.json": listed}})
+    (folder / "manifest.json").write_text(changed.to_json())
+    assert lora_ops(clone, "register", "media").returncode == 0
+    put_package(clone, "media", 9)
+    (folder / "notes.txt").symlink_to("nowhere")
+    done = lora_ops(clone, "register")
+    assert done.returncode == 2 and "packages/finance can't be read whole (notes.txt: " in done.stderr
+    assert "media@2 is the candidate of media" in done.stdout
+
+
 def test_register_keeps_the_datas_record_for_the_next_comparison(clone: Path) -> None:
     assert read_previous("finance", clone) is None
     assert lora_ops(clone, "register", "finance").returncode == 0
