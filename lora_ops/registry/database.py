@@ -48,7 +48,8 @@ class Database:
             self.read_only = not os.access(folder, os.W_OK)
             self.connection = self._open_to_read() if self.read_only else self._open_to_write(create)
             found = path.stat()
-            self._inode = (found.st_dev, found.st_ino)
+            self.inode = (found.st_dev, found.st_ino)
+            """Which file is open; another one may take its place."""
         except (OSError, sqlite3.Error) as error:
             raise self._sentence(error) from error
 
@@ -62,14 +63,14 @@ class Database:
             found = self.path.stat()
         except OSError:
             return  # removed; what is open is all there is, and the signed head beside it is gone as well
-        if (found.st_dev, found.st_ino) == self._inode:
+        if (found.st_dev, found.st_ino) == self.inode:
             return
         self.connection.close()
         try:
             self.connection = self._open_to_read() if self.read_only else self._open_to_write(False)
         except sqlite3.Error as error:
             raise self._sentence(error) from error
-        self._inode = (found.st_dev, found.st_ino)
+        self.inode = (found.st_dev, found.st_ino)
 
     def _open_to_write(self, create: bool) -> sqlite3.Connection:
         # `rwc` makes a missing file, `rw` does not: it may be deleted since somebody looked.

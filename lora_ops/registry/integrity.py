@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from lora_ops.registry.audit import Anchor, Head, Log, Row, chain_problem
 from lora_ops.registry.replay import Alias, alias_mismatches, replay_aliases
+from lora_ops.registry.structure import Structure
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -17,6 +18,7 @@ class Tables(Protocol):
 
     log: Log
     anchor: Anchor
+    structure: Structure
 
     def reading(self) -> AbstractContextManager[None]:
         """Let every query inside see the same moment."""
@@ -32,9 +34,6 @@ class Tables(Protocol):
 
     def states(self) -> Mapping[tuple[str, int], str]:
         """Return the state of every version: (tenant, number) to state."""
-
-    def foreign_triggers(self) -> list[str]:
-        """Return the names of triggers and views that no release of lora-ops made."""
 
 
 class LogFollower:
@@ -75,17 +74,18 @@ class LogFollower:
             last = head
 
     def head_problem(self) -> str | None:
-        """Return why the log does not end where its signed head says, or None.
+        """Return why the log does not end where its signed head says, or why an index may lie, or None.
 
-        It costs one signature however long the log is. That is enough where an exact version is named and its
-        rows are compared with its own entries.
+        It costs one signature however long the log is, and a look at the indexes if others changed the file.
+        That is enough where an exact version is named and its rows are compared with its own entries: a false
+        index could hide one of them.
         """
         last = None
         while True:
             head = self._registry.log.head()
             tail = self._registry.anchor.problem(head)
             if tail is None or head == last:
-                return tail
+                return tail or self._registry.structure.problem()
             last = head
 
     def problem_inside(self, *, catching_up: bool = False) -> str | None:
@@ -126,7 +126,7 @@ class LogFollower:
             *alias_mismatches(_without_none(names), {one: aliases[one] for one in named & aliases.keys()}),
             *_state_mismatches(_without_none(there), {one: states[one] for one in moved}),
         ]
-        return wrong[0] if wrong else foreign_trigger(self._registry)
+        return wrong[0] if wrong else self._registry.structure.problem()
 
     def _unread(self) -> tuple[list[Row], str | None]:
         """Return the entries after the last verified one, and where they don't continue it."""
@@ -154,7 +154,7 @@ class LogFollower:
             *alias_mismatches(self._registry.aliases(), aliases),
             *_state_mismatches(self._registry.states(), states),
         ]
-        return wrong[0] if wrong else foreign_trigger(self._registry)
+        return wrong[0] if wrong else self._registry.structure.problem()
 
 
 def registry_problem(registry: Tables) -> str | None:
@@ -192,11 +192,3 @@ def _state_mismatches(
                 f"the state of {tenant}@{number} was changed: it is {here or 'gone'}, "
                 f"and the audit log says {said or 'nothing of it'}"
             )
-
-
-def foreign_trigger(registry: Tables) -> str | None:
-    """Return that somebody put a trigger or a view into the database, in words, or None."""
-    foreign = registry.foreign_triggers()
-    if not foreign:
-        return None
-    return f"the database has a trigger '{foreign[0]}' that is not of lora-ops, and can drop what is written"

@@ -130,12 +130,12 @@ class OldVersion(NamedTuple):
 
 
 @cache
-def triggers() -> frozenset[tuple[str, str]]:
-    """Return name and SQL of each trigger that this schema has."""
+def objects() -> tuple[tuple[str, str, str, str | None], ...]:
+    """Return type, name, table and SQL of each table, index and trigger that this schema has."""
     with closing(sqlite3.connect(":memory:")) as db:
         for script in (V2, V3, V4):
             db.executescript(script)
-        return frozenset(db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall())
+        return tuple(db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall())
 
 
 def schema_of(db: Database) -> int:

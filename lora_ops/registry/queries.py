@@ -7,10 +7,10 @@ from lora_ops.adapter_files import weights_digest
 from lora_ops.errors import Damaged, LoraOpsError, NotFound
 from lora_ops.records.manifest import ADAPTER_FILES, SCHEMA_VERSION, Manifest, content_digest
 from lora_ops.records.registry import AuditEntry, State
-from lora_ops.registry import migrations
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore
+from lora_ops.registry.structure import Structure
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 
 SUMMARY = (
@@ -26,6 +26,7 @@ class Queries:
     log: Log
     anchor: Anchor
     files: FileStore
+    structure: Structure
 
     def summaries(self, tenant: str | None = None) -> list[Summary]:
         """Every version, or those of one tenant, oldest first, without their manifests."""
@@ -59,13 +60,6 @@ class Queries:
         """Return the state of one version, or None where there is no such version."""
         row = self.db.row("SELECT state FROM versions WHERE tenant = ? AND number = ?", (tenant, number))
         return row[0] if row else None
-
-    def foreign_triggers(self) -> list[str]:
-        """Return the names of triggers and views that no release of lora-ops made."""
-        rows = self.db.rows(
-            "SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'view') ORDER BY name"
-        )
-        return [name for name, sql in rows if (name, sql) not in migrations.triggers()]
 
     def seen(self) -> tuple[int, ...]:
         """Return what differs after every change by others, of the database or of its signed head.

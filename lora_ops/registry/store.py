@@ -29,6 +29,7 @@ from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import note_owners
 from lora_ops.registry.queries import SUMMARY, Queries
 from lora_ops.registry.signing import Signer
+from lora_ops.registry.structure import Structure
 from lora_ops.registry.versions import CLOSED, Summary, Version
 from lora_ops.settings.files import first_problem
 from lora_ops.settings.registry import EvidenceSettings, SigningSettings
@@ -87,6 +88,7 @@ class Registry(Queries):
         self.signer = Signer(path / "keys", signing, several=several_keys)
         self.db = Database(path / "registry.sqlite", create=create)
         self.log = Log(self.db)
+        self.structure = Structure(self.db)
         self.memory = memory
         self.mended: str | None = None
         """What was wrong with the signed head when the last change replaced it."""

@@ -12,7 +12,6 @@ from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.heads import accepted_heads
-from lora_ops.registry.integrity import foreign_trigger
 from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay_aliases, unlike
 from lora_ops.registry.requirements import allowed
 from lora_ops.registry.rotation import key_notes, key_problems
@@ -68,7 +67,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
     rows = registry.log.rows()
     versions = {(one.tenant, one.number): one for one in registry.summaries()}
     broken = chain_problem(rows)
-    problems = [problem for problem in (broken, tail, foreign_trigger(registry)) if problem]
+    problems = [problem for problem in (broken, tail, registry.structure.problem(thorough=True)) if problem]
     warnings: list[str] = []
     kept: set[str] = set()
     if not broken:
