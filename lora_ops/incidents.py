@@ -17,6 +17,7 @@ from lora_ops.registry.requirements import closed_alike
 from lora_ops.registry.roles import owners_of
 from lora_ops.registry.rollbacks import against_return
 from lora_ops.registry.store import Registry
+from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Version
 
 DASHBOARDS = {"console.json": "/console/data", "metrics.txt": "/metrics", "models.json": "/v1/models"}
@@ -198,10 +199,14 @@ def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
     for number in served:
         if number == leaves.number:
             continue
-        version = registry.get(f"{leaves.tenant}@{number}")
-        problem = _unfit(registry, version, leaves)
-        if problem is None:
-            return version
+        try:
+            version = registry.get(f"{leaves.tenant}@{number}")
+            problem = _unfit(registry, version, leaves)
+        except LoraOpsError as error:  # a damaged record of one version must not stop the way back to another
+            problem = str(error).rstrip(".")
+        else:
+            if problem is None:
+                return version
         refused.append(problem)
     why = "; ".join(refused) or "no other version was in production before"
     raise Refused(
@@ -211,20 +216,21 @@ def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
 
 
 def _unfit(registry: Registry, version: Version, leaves: Version) -> str | None:
-    """Why a version may not answer again."""
+    """Return why a version may not answer again, or None.
+
+    Raises:
+        LoraOpsError: a record or a kept file of it is missing or damaged.
+    """
     if version.state != "superseded":
         return f"{version.id} is '{version.state}'"
     expired = expiry_reason(version.summary, registry.clock())
     if expired:
         return expired
-    if registry.same_weights(version, leaves):
+    if Twins(registry).same(version.summary, leaves.summary):
         return f"{version.id} has the weights of {leaves.id}"
-    try:
-        packages.check_kept(registry, version)
-        closed = closed_alike(registry, version)
-        if closed:
-            return closed
-        lacking = list(against_return(registry, version))
-    except LoraOpsError as error:
-        return str(error).rstrip(".")
+    packages.check_kept(registry, version)
+    closed = closed_alike(registry, version)
+    if closed:
+        return closed
+    lacking = list(against_return(registry, version))
     return f"{version.id} lacks {'; '.join(lacking)}" if lacking else None

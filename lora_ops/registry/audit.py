@@ -115,6 +115,14 @@ class Log:
         )
         return int(row[0].rpartition("@")[2]) if row else None
 
+    def weights_digests(self) -> dict[str, str]:
+        """Return the digests of tensors that the log states, by `finance@3`; earlier releases stated none."""
+        rows = self._db.rows(
+            "SELECT subject, json_extract(body, '$.weights_digest') FROM audit WHERE kind = 'version'"
+            " AND action IN ('registered', 'imported') AND json_valid(body) ORDER BY seq"
+        )
+        return {subject: digest for subject, digest in rows if digest}
+
     def rows(self, after: int = 0) -> list["Row"]:
         """Return every entry after entry `after` as it lies in the database, unchecked."""
         rows = self._db.rows(f"SELECT {COLUMNS} FROM audit WHERE seq > ? ORDER BY seq", (after,))

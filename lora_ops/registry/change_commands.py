@@ -240,6 +240,8 @@ def _made(registry: "Registry", reference: str, options: list[str] | None) -> "l
 
 def _tell_of_twins(registry: "Registry", version: "Version") -> None:
     """Name on stderr what may still answer with the weights that were just closed."""
-    for twin in registry.answering_twins(version):
+    from lora_ops.registry.twins import Twins
+
+    for twin in Twins(registry).answering(version.summary):
         text = f"{twin.id} ('{twin.state}') has the same weights: look whether it must go, too."
         typer.echo(text, err=True)

@@ -3,15 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lora_ops.adapter_files import weights_digest
 from lora_ops.errors import Damaged, LoraOpsError, NotFound
-from lora_ops.records.manifest import ADAPTER_FILES, SCHEMA_VERSION, Manifest, content_digest
+from lora_ops.records.manifest import SCHEMA_VERSION, Manifest, content_digest
 from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.structure import Structure
-from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
+from lora_ops.registry.versions import Summary, Version, parse_reference
 
 SUMMARY = (
     "tenant, number, state, author, registered_at, fresh_until, next_review_due, primary_metric,"
@@ -219,52 +218,3 @@ class Queries:
             if content_digest(version.manifest_text, SCHEMA_VERSION) == digest:
                 return version.number, version.state
         return None
-
-    def closed_twin(self, manifest: Manifest) -> Version | None:
-        """Return a version, of whatever tenant, that was closed and has the same tensors, or None.
-
-        A closed adapter is known by its tensors: another file around them, other settings or another tenant's
-        name don't bring it back. The adapter's file must be kept already.
-
-        Raises:
-            Damaged: the kept file of a closed version was changed, so nobody can tell.
-        """
-        mine = self._weights(manifest)
-        for one in self.summaries():
-            if one.state in CLOSED:
-                version = self.load(one.tenant, one.number)
-                try:
-                    theirs = self._weights(version.manifest)
-                except LoraOpsError as error:
-                    raise Damaged(
-                        f"The kept weights of {version.id}, which is '{version.state}', are damaged, so nobody "
-                        f"can tell whether {manifest.tenant} has the same: restore them from a backup."
-                    ) from error
-                if theirs == mine:
-                    return version
-        return None
-
-    def answering_twins(self, version: Version) -> list[Version]:
-        """Return the other versions with the same tensors that an alias names: they may answer today."""
-        named = [one for one in self.summaries() if one.aliases and one.id != version.id]
-        loaded = (self.load(one.tenant, one.number) for one in named)
-        return [one for one in loaded if self.same_weights(one, version)]
-
-    def same_weights(self, left: Version, right: Version) -> bool:
-        """Return whether two versions have the same tensors, whatever else is in their packages.
-
-        A damaged file has no tensors: then the digests of the files decide, since an incident must not wait.
-        """
-        try:
-            return self._weights(left.manifest) == self._weights(right.manifest)
-        except LoraOpsError:
-            name = ADAPTER_FILES[0]
-            return left.manifest.files.get(name) == right.manifest.files.get(name)
-
-    def _weights(self, manifest: Manifest) -> str | None:
-        file = manifest.files.get(ADAPTER_FILES[0])
-        if file is None:
-            return None
-        kept = self.files.path(file.sha256)
-        # Closed long ago, its file may be gone: then its digest is all that it can be known by.
-        return weights_digest(kept) if kept.is_file() else file.sha256

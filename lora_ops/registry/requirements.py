@@ -11,6 +11,7 @@ from lora_ops.registry.objections import objections
 from lora_ops.registry.reports import Report, filed, gap_limit
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
+from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Version
 
 Stage = Literal["validated", "shadow", "canary", "production"]
@@ -42,9 +43,19 @@ def allowed(before: str, after: str) -> bool:
     return before not in known or after not in known or (before, after) in EVIDENCE
 
 
-def closed_alike(registry: Registry, version: Version) -> str | None:
-    """Return why a version may not go on though it is open: a closed one has the same weights; or None."""
-    twin = registry.closed_twin(version.manifest)
+def closed_alike(registry: Registry, version: Version, twins: Twins | None = None) -> str | None:
+    """Return why a version may not go on though it is open: a closed one has the same weights; or None.
+
+    Args:
+        registry: where.
+        version: which version.
+        twins: what is known of all weights, for a caller that asks about many versions.
+
+    Raises:
+        LoraOpsError: its weights, or those of a closed version, are missing or damaged.
+    """
+    twins = twins or Twins(registry)
+    twin = twins.closed(twins.weights(version.summary), version.id)
     return f"{version.id} has the weights of {twin.id}, which is '{twin.state}'" if twin else None
 
 

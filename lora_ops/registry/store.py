@@ -30,6 +30,7 @@ from lora_ops.registry.owners_log import note_owners
 from lora_ops.registry.queries import SUMMARY, Queries
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.structure import Structure
+from lora_ops.registry.twins import Twins, kept_weights
 from lora_ops.registry.versions import CLOSED, Summary, Version
 from lora_ops.settings.files import first_problem
 from lora_ops.settings.registry import EvidenceSettings, SigningSettings
@@ -157,13 +158,17 @@ class Registry(Queries):
                 f"The manifest of {old.tenant}@{old.number} does not fit its schema: {first_problem(error)}; "
                 "the registry was not upgraded."
             ) from error
+        weights = None
         try:
             for name, file in manifest.files.items():
                 self.files.checked(file.sha256, name)
+            weights = kept_weights(self.files, manifest)
             signature = self.files.add_bytes(self._sign(manifest))
         except LoraOpsError:
             signature = None  # damaged before the upgrade: it stays unsigned and `verify` names it
-        self._insert(change, "imported", manifest, signature, old.registered_at, "unknown", old.aliases)
+        self._insert(
+            change, "imported", manifest, signature, weights, old.registered_at, "unknown", old.aliases
+        )
 
     @contextmanager
     def _transaction(self, *, catching_up: bool = False, despite_head: bool = False) -> Iterator[str | None]:
@@ -316,6 +321,8 @@ class Registry(Queries):
             self.files.sweep()
             for name, expected in digests.items():
                 self.files.add(package / name, expected)
+            # Read here, so that nobody waits for it while the registry is locked.
+            weights = kept_weights(self.files, manifest)
         while True:
             # Signing may take seconds (sigstore), so it happens outside the transaction, for the number that
             # would be next; if another process took that number meanwhile, sign again.
@@ -330,7 +337,7 @@ class Registry(Queries):
                 elif not signature or draft != self._next(manifest):
                     continue
                 else:
-                    twin = self.closed_twin(manifest)
+                    twin = Twins(self).closed(weights, tenant)
                     if twin:
                         self._again(change, twin.tenant, twin.number, twin.state)
                     assert draft.version is not None
@@ -338,7 +345,7 @@ class Registry(Queries):
                     with self._keeping(package):
                         kept = self.files.add_bytes(signature)
                     note_owners(self, change, begin=False)
-                    self._insert(change, "registered", draft, kept, change.at, actor, ("candidate",))
+                    self._insert(change, "registered", draft, kept, weights, change.at, actor, ("candidate",))
                 return self.load(tenant, number), known is None
 
     def _refuse_colliding_name(self, tenant: str) -> None:
@@ -373,6 +380,7 @@ class Registry(Queries):
         action: str,
         manifest: Manifest,
         signature: str | None,
+        weights: str | None,
         registered_at: str,
         author: str,
         aliases: tuple[str, ...],
@@ -397,6 +405,7 @@ class Registry(Queries):
             content_digest=digest,
             manifest_sha256=sha256_text(text),
             signature_sha256=signature,
+            **({"weights_digest": weights} if weights else {}),
         )
 
     def _add(

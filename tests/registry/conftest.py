@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,6 +232,22 @@ def owners() -> Owners:
 @pytest.fixture
 def registry(tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Registry]:
     opened = Registry(tmp_path / "registry", create=True, owners=owners, clock=clock)
+    yield opened
+    opened.close()
+
+
+class OlderRegistry(Registry):
+    """Registers versions as releases did whose log entries state no digest of the weights."""
+
+    def _insert(self, *given: Any) -> None:
+        change, action, manifest, signature, _, *rest = given
+        super()._insert(change, action, manifest, signature, None, *rest)
+
+
+@pytest.fixture
+def older_registry(tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Registry]:
+    """Open the folder of `registry` as an earlier release would."""
+    opened = OlderRegistry(tmp_path / "registry", create=True, owners=owners, clock=clock)
     yield opened
     opened.close()
 

@@ -19,7 +19,7 @@ from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
-from .conftest import AUTHOR, FIRST, Build, Clock, Story, saved_again, with_evaluation
+from .conftest import AUTHOR, FIRST, Build, Clock, Story, with_evaluation
 
 
 @pytest.fixture
@@ -559,39 +559,6 @@ def test_steps_ask_for_an_exact_version(
     with pytest.raises(LoraOpsError, match="name the exact one"):
         steps[step](registry, reference, actor=FIRST, reason="so")
     assert registry.log.head() == head
-
-
-def test_promote_refuses_weights_that_another_version_lost(
-    registry: Registry, package: Build, story: Story
-) -> None:
-    """Registering them anew is refused; a version that was registered before must not go on either."""
-    registry.register(*package(1), actor=AUTHOR)
-    folder, manifest = package(1, tenant="media")
-    registry.register(folder, saved_again(folder, manifest), actor=AUTHOR)
-    story.to("media@1", "validated")
-    assert [twin.id for twin in registry.answering_twins(registry.get("finance@1"))] == ["media@1"]
-    lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
-    with pytest.raises(LoraOpsError, match="media@1 has the weights of finance@1, which is 'rejected'"):
-        story.to("media@1", "shadow")
-    assert registry.get("media@1").state == "validated"
-
-
-def test_damaged_weights_stop_a_promotion_and_no_revocation(
-    registry: Registry, package: Build, story: Story
-) -> None:
-    """Nobody can tell whether a closed version had the same weights; an incident doesn't wait for that."""
-    for seed in (1, 2):
-        registry.register(*package(seed), actor=AUTHOR)
-    lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
-    weights = registry.get("finance@1").manifest.files["adapter_model.safetensors"]
-    kept = registry.files.path(weights.sha256)
-    kept.chmod(0o644)
-    kept.write_bytes(b"damaged")
-    with pytest.raises(LoraOpsError, match="kept weights of finance@1, which is 'rejected', are damaged"):
-        story.to("finance@2", "validated")
-    lifecycle.revoke(registry, "finance@2", actor=FIRST, reason="leaks")
-    assert registry.answering_twins(registry.get("finance@2")) == []
-    assert registry.get("finance@2").state == "revoked"
 
 
 def test_promote_refuses_two_reports_of_one_kind(registry: Registry, package: Build, story: Story) -> None:

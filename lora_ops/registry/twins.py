@@ -1,0 +1,110 @@
+"""Which versions have the same weights: a closed adapter must not come back under another name.
+
+A closed adapter is known by its tensors. Another file around them, other settings or another tenant's name
+don't bring it back. The entry that registers a version states the digest of its tensors, so no file is read.
+Entries of earlier releases lack that digest. For them the kept file is read, after its own digest was compared.
+"""
+
+from lora_ops.adapter_files import weights_digest
+from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.records.manifest import ADAPTER_FILES, Manifest
+from lora_ops.registry.files import FileStore
+from lora_ops.registry.queries import Queries
+from lora_ops.registry.versions import CLOSED, Summary
+
+
+class Twins:
+    """The weights of every version at one moment; each kept file is read at most once."""
+
+    def __init__(self, registry: Queries) -> None:
+        self._registry = registry
+        self._summaries = registry.summaries()
+        self._stated = registry.log.weights_digests()
+        self._read: dict[str, str | LoraOpsError | None] = {}
+
+    def closed(self, mine: str | None, name: str) -> Summary | None:
+        """Return a version, of whatever tenant, that was closed and has the tensors of digest `mine`, or None.
+
+        Args:
+            mine: the digest of the tensors that are asked about; None is no adapter, which has no twin.
+            name: whose they are, for the error.
+
+        Raises:
+            Damaged: the log does not state the weights of a closed version, and its kept file is missing or
+                was changed, so nobody can tell.
+        """
+        if mine is None:
+            return None
+        unknown: tuple[Summary, LoraOpsError] | None = None
+        for one in self._summaries:
+            if one.state not in CLOSED:
+                continue
+            try:
+                if self.weights(one) == mine:
+                    return one
+            except LoraOpsError as error:
+                unknown = unknown or (one, error)
+        if unknown:
+            lost, cause = unknown
+            raise Damaged(
+                f"The kept weights of {lost.id}, which is '{lost.state}', are missing or damaged, so nobody "
+                f"can tell whether {name} has the same: restore them from a backup."
+            ) from cause
+        return None
+
+    def answering(self, version: Summary) -> list[Summary]:
+        """Return the other versions with the same tensors that an alias names: they may answer today."""
+        named = [one for one in self._summaries if one.aliases and one.id != version.id]
+        return [one for one in named if self.same(one, version)]
+
+    def same(self, left: Summary, right: Summary) -> bool:
+        """Return whether two versions are known to have the same tensors.
+
+        This never raises for a damaged file or record, since an incident must not wait for a restore. Two
+        versions of earlier releases whose files are damaged are compared by the digests of these files.
+        """
+        try:
+            mine = self.weights(left)
+            return mine is not None and mine == self.weights(right)
+        except LoraOpsError:
+            return self._same_file(left, right)
+
+    def weights(self, one: Summary) -> str | None:
+        """Return the digest of a version's tensors; None where its package has no adapter.
+
+        Raises:
+            LoraOpsError: the log does not state it, and the manifest or the kept file is missing or damaged.
+        """
+        stated = self._stated.get(one.id)
+        if stated:
+            return stated
+        if one.id not in self._read:
+            try:
+                manifest = self._registry.load(one.tenant, one.number).manifest
+                self._read[one.id] = kept_weights(self._registry.files, manifest)
+            except LoraOpsError as error:
+                self._read[one.id] = error
+        found = self._read[one.id]
+        if isinstance(found, LoraOpsError):
+            raise found
+        return found
+
+    def _same_file(self, left: Summary, right: Summary) -> bool:
+        try:
+            files = [
+                self._registry.load(one.tenant, one.number).manifest.files.get(ADAPTER_FILES[0])
+                for one in (left, right)
+            ]
+        except LoraOpsError:
+            return False
+        return files[0] is not None and files[0] == files[1]
+
+
+def kept_weights(files: FileStore, manifest: Manifest) -> str | None:
+    """Return the digest of the tensors that a manifest's kept adapter has; None without an adapter.
+
+    Raises:
+        LoraOpsError: the kept file is missing, was changed, or is not a safetensors file.
+    """
+    file = manifest.files.get(ADAPTER_FILES[0])
+    return weights_digest(files.checked(file.sha256, ADAPTER_FILES[0])) if file else None

@@ -1,0 +1,139 @@
+"""A closed adapter does not come back under another name, whatever happened to its kept file."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_ops import incidents
+from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.registry import lifecycle
+from lora_ops.registry.store import Registry
+from lora_ops.registry.twins import Twins
+
+from .conftest import AUTHOR, FIRST, Build, Story, saved_again
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def kept_weights(registry: Registry, reference: str) -> Path:
+    return registry.files.path(registry.get(reference).manifest.files[WEIGHTS].sha256)
+
+
+def spoil(path: Path, how: str) -> None:
+    """Remove a kept file, or change one byte of its header."""
+    content = path.read_bytes()
+    path.unlink()
+    if how == "altered":
+        path.write_bytes(content[:9] + b"?" + content[10:])
+
+
+def register_again(registry: Registry, package: Build, seed: int = 1, tenant: str = "media") -> str:
+    """Register the weights of a seed in another file."""
+    folder, manifest = package(seed, tenant=tenant)
+    return registry.register(folder, saved_again(folder, manifest), actor=AUTHOR)[0].id
+
+
+def answering(registry: Registry, reference: str) -> list[str]:
+    return [one.id for one in Twins(registry).answering(registry.get(reference).summary)]
+
+
+@pytest.mark.parametrize("how", ["kept", "removed", "altered"])
+def test_twins_of_closed_versions_are_not_registered(registry: Registry, package: Build, how: str) -> None:
+    """The log states the digest of the weights, so the kept file of the closed version doesn't matter."""
+    registry.register(*package(1), actor=AUTHOR)
+    lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
+    if how != "kept":
+        spoil(kept_weights(registry, "finance@1"), how)
+    with pytest.raises(Refused, match="finance@1 has exactly this content and was revoked"):
+        register_again(registry, package)
+
+
+@pytest.mark.parametrize("how", ["kept", "removed", "altered"])
+def test_twins_of_closed_versions_are_not_promoted(
+    registry: Registry, package: Build, story: Story, how: str
+) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    register_again(registry, package)
+    story.to("media@1", "validated")
+    assert answering(registry, "finance@1") == ["media@1"]
+    lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
+    if how != "kept":
+        spoil(kept_weights(registry, "finance@1"), how)
+    with pytest.raises(Refused, match="media@1 has the weights of finance@1, which is 'rejected'"):
+        story.to("media@1", "shadow")
+    assert registry.get("media@1").state == "validated"
+
+
+@pytest.mark.parametrize("how", ["removed", "altered"])
+def test_damaged_closed_weights_stop_no_other_version(
+    registry: Registry, package: Build, story: Story, how: str
+) -> None:
+    """A rejected version of another tenant must not block every registration and promotion."""
+    registry.register(*package(9, tenant="media"), actor=AUTHOR)
+    lifecycle.reject(registry, "media@1", actor=FIRST, reason="biased")
+    spoil(kept_weights(registry, "media@1"), how)
+    registry.register(*package(1), actor=AUTHOR)
+    assert story.to("finance@1", "validated").state == "validated"
+
+
+@pytest.mark.parametrize("how", ["removed", "altered"])
+def test_unknown_closed_weights_stop_what_can_wait(
+    older_registry: Registry, registry: Registry, package: Build, story: Story, how: str
+) -> None:
+    """Nobody can tell whether a closed version had the same weights; a revocation doesn't wait for that."""
+    for seed in (1, 2):
+        older_registry.register(*package(seed), actor=AUTHOR)
+    lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
+    spoil(kept_weights(registry, "finance@1"), how)
+    unknown = "kept weights of finance@1, which is 'rejected', are missing or damaged"
+    with pytest.raises(Damaged, match=unknown):
+        register_again(registry, package)
+    with pytest.raises(LoraOpsError, match=unknown):
+        lifecycle.promote(
+            registry,
+            "finance@2",
+            "validated",
+            actor="ci",
+            reason="next",
+            evidence=story.evidence("policy", about="finance@2"),
+        )
+    lifecycle.revoke(registry, "finance@2", actor=FIRST, reason="leaks")
+    assert answering(registry, "finance@2") == []
+
+
+def test_twins_reads_the_kept_files_of_older_entries(
+    older_registry: Registry, registry: Registry, package: Build
+) -> None:
+    older_registry.register(*package(1), actor=AUTHOR)
+    lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
+    with pytest.raises(Refused, match="finance@1 has exactly this content and was revoked"):
+        register_again(registry, package)
+
+
+def test_answering_twins_pass_over_a_damaged_record(registry: Registry, package: Build) -> None:
+    """They are named after a revocation, which was made by then."""
+    registry.register(*package(1), actor=AUTHOR)
+    register_again(registry, package)
+    registry.register(*package(5, tenant="other"), actor=AUTHOR)
+    registry.db.rows("UPDATE manifests SET manifest = '{}' WHERE tenant IN ('other', 'finance')")
+    assert answering(registry, "finance@1") == ["media@1"]
+
+
+def test_answering_older_twins_pass_over_a_damaged_record(older_registry: Registry, package: Build) -> None:
+    for seed, tenant in ((1, "finance"), (5, "other")):
+        older_registry.register(*package(seed, tenant=tenant), actor=AUTHOR)
+    register_again(older_registry, package)
+    older_registry.db.rows("UPDATE manifests SET manifest = '{}' WHERE tenant = 'other'")
+    assert answering(older_registry, "finance@1") == ["media@1"]
+
+
+@pytest.mark.parametrize("damage", ["UPDATE manifests SET manifest = '{}'", "DELETE FROM manifests"])
+def test_plan_passes_over_a_damaged_record(
+    registry: Registry, package: Build, story: Story, damage: str
+) -> None:
+    """The version before the damaged one returns."""
+    for seed in (1, 2, 3):
+        registry.register(*package(seed), actor=AUTHOR)
+        story.to(f"finance@{seed}", "production")
+    registry.db.rows(f"{damage} WHERE number = 2")
+    assert incidents.plan(registry, "finance@3").returns.id == "finance@1"
