@@ -146,6 +146,10 @@ def _take_database(registry: Registry, folder: Path) -> Head:
     for _ in range(ATTEMPTS):
         with registry.db.reading():
             head = registry.log.head()
+            # Restoring refuses a row or an index that differs from the log, which would be found too late.
+            problem = registry.follower.rows_problem()
+            if problem:
+                break
             registry.db.copy_to(folder / "registry.sqlite")
         if not registry.anchor.path.is_file():
             break

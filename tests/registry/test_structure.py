@@ -3,11 +3,13 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
 from lora_ops.errors import Damaged
 from lora_ops.registry import lifecycle
+from lora_ops.registry.backup import backup
 from lora_ops.registry.cards import record
 from lora_ops.registry.integrity import LogFollower, registry_problem
 from lora_ops.registry.store import Registry
@@ -147,6 +149,14 @@ def test_router_asks_no_false_index(served: Registry) -> None:
     assert warm.route("finance").name == "finance@1"
     with pytest.raises(Damaged, match="missing from index"):
         cold.route("finance")
+
+
+@pytest.mark.parametrize("attack", [swap_alias_index, hide_entry, dress_trigger])
+def test_backup_refuses_a_false_structure(served: Registry, attack: Attack, tmp_path: Path) -> None:
+    """It could not be restored, and the registry may be lost by then."""
+    attack(served)
+    with pytest.raises(Damaged, match="so it is not backed up: the database"):
+        backup(served, str(tmp_path / "backups"))
 
 
 def test_structure_forgets_a_schema_read_before(served: Registry) -> None:
