@@ -240,8 +240,7 @@ def _made(registry: "Registry", reference: str, options: list[str] | None) -> "l
 
 def _tell_of_twins(registry: "Registry", version: "Version") -> None:
     """Name on stderr what may still answer with the weights that were just closed."""
-    from lora_ops.registry.twins import Twins
+    from lora_ops.registry.twins import answering_notes
 
-    for twin in Twins(registry).answering(version.summary):
-        text = f"{twin.id} ('{twin.state}') has the same weights: look whether it must go, too."
-        typer.echo(text, err=True)
+    for note in answering_notes(registry, version.summary):
+        typer.echo(note, err=True)

@@ -293,6 +293,9 @@ def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> t
         raise Refused(f"{version.id} is '{version.state}': production is approved while in canary.")
     if any(one.person == person.id and one.void is None for one in approvals(registry, version)):
         raise Refused(f"{person.name} has approved {version.id} already: a second person must agree.")
+    closed = closed_alike(registry, version)
+    if closed:
+        raise Refused(f"{closed}: it can't be approved.")
     basis, needed = step_basis(registry, version, "production", (), None)
     if needed:
         raise Refused(f"{version.id} can't be approved yet; missing: {'; '.join(needed)}.")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from lora_ops.errors import Refused
+from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.records.evidence import AnyEvidence, Evidence, EvidenceKind
 from lora_ops.records.registry import State
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, ground_now, judged, missing_approvals
@@ -12,7 +12,7 @@ from lora_ops.registry.reports import Report, filed, gap_limit
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins
-from lora_ops.registry.versions import Version
+from lora_ops.registry.versions import CLOSED, Version
 
 Stage = Literal["validated", "shadow", "canary", "production"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -59,18 +59,35 @@ def closed_alike(registry: Registry, version: Version, twins: Twins | None = Non
     return f"{version.id} has the weights of {twin.id}, which is '{twin.state}'" if twin else None
 
 
+def twin_note(registry: Registry, version: Version, twins: Twins | None = None) -> list[str]:
+    """Return that a version, which is open, has the weights of a closed one, or that nobody can tell."""
+    if version.state in CLOSED:
+        return []
+    try:
+        closed = closed_alike(registry, version, twins)
+    except LoraOpsError as error:
+        return [str(error).rstrip(".")]
+    return [closed] if closed else []
+
+
+def next_stage(state: State) -> Stage | None:
+    """Return the stage that follows a state; None where nothing does."""
+    return next((stage for stage in STAGES if (state, stage) in EVIDENCE), None)
+
+
 def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[str]]:
     """Return the next stage of a version, and what is still needed for it besides a reason.
 
     Raises:
-        LoraOpsError: unknown version.
+        LoraOpsError: unknown version, or a report that its step rests on is missing or damaged.
     """
     version = registry.get(reference)
-    stage = next((stage for stage in STAGES if (version.state, stage) in EVIDENCE), None)
+    stage = next_stage(version.state)
     if stage is None:
         return None, []
     concerns = leaves_production(registry, version, stage)
-    needed = step_basis(registry, version, stage, (), concerns)[1]
+    needed = [f"other weights ({note})" for note in twin_note(registry, version)]
+    needed += step_basis(registry, version, stage, (), concerns)[1]
     if stage == "production" and concerns is None:
         needed += approvals_needed(registry, version)
     return stage, needed

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from lora_ops.clock import utc
+from lora_ops.errors import LoraOpsError
 from lora_ops.records.registry import State
 from lora_ops.registry.eligibility import FRESHNESS_WARNING
-from lora_ops.registry.requirements import LIVE, missing_for
+from lora_ops.registry.requirements import LIVE, missing_for, next_stage
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Summary
 
@@ -65,7 +66,7 @@ def _status(registry: Registry, tenant: str) -> TenantStatus:
     live = [one for one in registry.summaries(tenant) if one.state in LIVE]
     by_alias = {alias: one for one in live for alias in one.aliases}
     production, coming = by_alias.get("production"), _furthest(live)
-    stage, missing = missing_for(registry, coming.id) if coming else (None, [])
+    stage, missing = _coming(registry, coming) if coming else (None, [])
     shown = production or coming
     return TenantStatus(
         tenant=tenant,
@@ -79,6 +80,14 @@ def _status(registry: Registry, tenant: str) -> TenantStatus:
         next_stage=stage,
         missing=tuple(missing),
     )
+
+
+def _coming(registry: Registry, coming: Summary) -> tuple[str | None, list[str]]:
+    """Return the next stage of a version and what it lacks; what is damaged hides no other tenant."""
+    try:
+        return missing_for(registry, coming.id)
+    except LoraOpsError as error:
+        return next_stage(coming.state), [str(error).rstrip(".")]
 
 
 def _furthest(live: list[Summary]) -> Summary | None:

@@ -100,6 +100,14 @@ class Twins:
         return files[0] is not None and files[0] == files[1]
 
 
+def answering_notes(registry: Queries, version: Summary) -> list[str]:
+    """Return what may still answer with the weights of a version that was just closed, in words."""
+    return [
+        f"{twin.id} ('{twin.state}') has the same weights: look whether it must go, too."
+        for twin in Twins(registry).answering(version)
+    ]
+
+
 def kept_weights(files: FileStore, manifest: Manifest) -> str | None:
     """Return the digest of the tensors that a manifest's kept adapter has; None without an adapter.
 

@@ -13,10 +13,11 @@ from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.heads import accepted_heads
 from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay_aliases, unlike
-from lora_ops.registry.requirements import allowed
+from lora_ops.registry.requirements import allowed, twin_note
 from lora_ops.registry.rotation import key_notes, key_problems
 from lora_ops.registry.rules import broken_rules, signer_notes, weaknesses
 from lora_ops.registry.store import CLOCK_TOLERANCE_SECONDS, Registry
+from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Summary, Version
 
 
@@ -92,6 +93,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         warnings += _orphaned(registry)
         problems += _damaged(registry, kept)
         problems += _unsigned(registry, versions)
+        warnings += _twins(registry, versions)
     warnings += [*_unpinned(registry), *_dated_ahead(registry, rows)]
     if not broken:
         warnings += [*_weak(registry, versions), *accepted_heads(registry)]
@@ -105,6 +107,13 @@ def _weak(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Itera
         with suppress(LoraOpsError):  # the replay has named a row that can't be read
             notes += signer_notes(registry, registry.get(one.id), history)
         yield from (f"{one.id}: {note}" for note in notes)
+
+
+def _twins(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iterator[str]:
+    twins = Twins(registry)
+    for one in versions.values():
+        with suppress(LoraOpsError):  # the replay has named a row that can't be read
+            yield from twin_note(registry, registry.get(one.id), twins)
 
 
 def _orphaned(registry: Registry) -> Iterator[str]:

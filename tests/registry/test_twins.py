@@ -7,8 +7,12 @@ import pytest
 from lora_ops import incidents
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.registry import lifecycle
+from lora_ops.registry.cards import record
+from lora_ops.registry.requirements import missing_for
+from lora_ops.registry.status import status
 from lora_ops.registry.store import Registry
-from lora_ops.registry.twins import Twins
+from lora_ops.registry.twins import Twins, answering_notes
+from lora_ops.registry.verification import verify
 
 from .conftest import AUTHOR, FIRST, Build, Story, saved_again
 
@@ -137,3 +141,57 @@ def test_plan_passes_over_a_damaged_record(
         story.to(f"finance@{seed}", "production")
     registry.db.rows(f"{damage} WHERE number = 2")
     assert incidents.plan(registry, "finance@3").returns.id == "finance@1"
+
+
+@pytest.fixture
+def canary_twin(registry: Registry, package: Build, story: Story) -> str:
+    """Let a version with the weights of `finance@1`, which is revoked, be in canary."""
+    registry.register(*package(1), actor=AUTHOR)
+    twin = register_again(registry, package)
+    story.to(twin, "canary")
+    story.file("canary", about=twin)
+    lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
+    return twin
+
+
+def test_show_and_verify_name_a_closed_twin(registry: Registry, canary_twin: str) -> None:
+    told = "media@1 has the weights of finance@1, which is 'revoked'"
+    assert told in record(registry, canary_twin).verdict.warnings
+    assert told in verify(registry).warnings
+    assert told not in record(registry, "finance@1").verdict.warnings
+
+
+def test_approve_refuses_a_closed_twin(registry: Registry, story: Story, canary_twin: str) -> None:
+    stage, missing = missing_for(registry, canary_twin)
+    assert stage == "production"
+    assert missing[0] == "other weights (media@1 has the weights of finance@1, which is 'revoked')"
+    with pytest.raises(Refused, match="has the weights of finance@1, which is 'revoked': it can't be approved"):
+        story.approve(canary_twin)
+
+
+def test_rollback_names_the_twins_that_answer(
+    registry: Registry, package: Build, story: Story, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        registry.register(*package(seed), actor=AUTHOR)
+        story.to(f"finance@{seed}", "production")
+    register_again(registry, package, seed=2)
+    leaves = incidents.plan(registry, "finance@2").leaves
+    report = tmp_path / "incident.md"
+    report.write_text("Card numbers in the answers since 14:05 today.")
+    incidents.roll_back(registry, "finance@2", report, actor="ci", reason="leaks")
+    named = "media@1 ('candidate') has the same weights: look whether it must go, too."
+    assert answering_notes(registry, leaves.summary) == [named]
+
+
+def test_status_notes_a_lost_report_of_one_tenant(registry: Registry, package: Build, story: Story) -> None:
+    for seed, tenant in ((1, "finance"), (9, "media")):
+        registry.register(*package(seed, tenant=tenant), actor=AUTHOR)
+        story.to(f"{tenant}@1", "validated")
+    entries = registry.log.entries("media", 1)
+    lost = next(entry.evidence[-1] for entry in reversed(entries) if entry.evidence)
+    registry.files.path(lost.sha256).unlink()
+    finance, media = status(registry, ["finance", "media"])
+    assert finance.next_stage == media.next_stage == "shadow"
+    assert "The registry has lost the policy report" in media.missing[0]
+    assert "lost" not in "".join(finance.missing)
