@@ -103,7 +103,9 @@ def ours(folder: Path, versions: int) -> dict[str, Callable[[], object]]:
     )
     with registry.change("benchmark") as change:
         for number in range(1, versions + 1):
-            registry._insert(change, "registered", manifest(number), None, change.at, "ci", ("candidate",))
+            registry._insert(
+                change, "registered", manifest(number), None, None, change.at, "ci", ("candidate",)
+            )
         change.record("named", "finance", versions // 2, aliases={"production": versions // 2})
 
     def listed() -> None:
