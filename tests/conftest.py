@@ -179,6 +179,9 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, **environment}
     environment.pop("LORA_OPS_ROOT", None)
+    # A test that logged in this process left its W&B service there. What is run here starts one of its own, or
+    # a killed run would stay "in use" in that service.
+    environment.pop("WANDB_SERVICE", None)
     return subprocess.run(
         [str(part) for part in command], cwd=cwd, capture_output=True, text=True, env=environment
     )

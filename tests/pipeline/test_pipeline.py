@@ -397,10 +397,12 @@ def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path
 
     edit_params(done, change)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # Else the killed run is in use in the W&B service of a test that ran before in this process.
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     process = subprocess.Popen(
         ["dvc", "repro", "package@media"],
         cwd=done,
-        env={**os.environ, "PATH": path},
+        env={**environment, "PATH": path},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
