@@ -16,7 +16,6 @@ from lora_ops.paths import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
 from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
-    BASE_FEW_SHOT,
     COMPARED_ROWS,
     MAJORITY,
     SYSTEMS,
@@ -24,6 +23,7 @@ from lora_ops.records.evaluation import (
     EvaluationRecord,
     GroupMetric,
     PairedDifference,
+    beats_base,
 )
 from lora_ops.records.example import Example
 from lora_ops.records.generation import GenerationRecord
@@ -105,12 +105,7 @@ def evaluate(
     answers: pd.DataFrame,
     generation: GenerationRecord,
 ) -> EvaluationRecord:
-    """Return the record of one comparison.
-
-    The adapter beats its base when the paired difference of every metric is clear and above zero, both to the
-    base with the adapter's prompt and to the base with few-shot examples. Since each of them must be clear,
-    their number needs no correction (intersection-union test: Berger, 1982).
-    """
+    """Return the record of one comparison."""
     chosen = settings.evaluate
     primary = chosen.metrics[0]
     samples = samples_of(answers, settings)
@@ -119,7 +114,6 @@ def evaluate(
         for metric, of in samples.items()
     }
     differences = compare(samples, chosen.bootstrap, chosen.seed)
-    to_base = [differences[name] for name in (BASE, BASE_FEW_SHOT) if name in differences]
     return EvaluationRecord(
         tenant=tenant,
         rows=len(answers),
@@ -127,7 +121,7 @@ def evaluate(
         adapter_sha256=generation.adapter_sha256,
         primary=primary,
         metrics=metrics,
-        beats_base=all(one.is_clear and one.value > 0 for of in to_base for one in of.values()),
+        beats_base=beats_base(differences),
         clusters=answers["group"].nunique(),
         strongest_opponent=max(differences, key=lambda name: metrics[primary][name].value),
         differences=differences,

@@ -1,5 +1,6 @@
 """Records of an evaluation: intervals, metrics, groups."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,6 +124,20 @@ class ColumnBias(Record):
         return f"{self.between}; {limit}{exceeded}"
 
 
+def beats_base(differences: Mapping[str, Mapping[str, PairedDifference]]) -> bool:
+    """Return whether the adapter is clearly better than its base model in every metric, however that is asked.
+
+    Both the base with the adapter's prompt and the base with few-shot examples, where that answered, must be
+    beaten. Since each difference must be clear, their number needs no correction (intersection-union test:
+    Berger, 1982).
+
+    Args:
+        differences: system -> metric -> adapter minus system; the base is one of the systems.
+    """
+    to_base = [differences[name] for name in (BASE, BASE_FEW_SHOT) if name in differences]
+    return all(one.is_clear and one.value > 0 for of in to_base for one in of.values())
+
+
 class EvaluationRecord(Record):
     """Base model and adapter on the same held-out rows."""
 
@@ -132,10 +147,7 @@ class EvaluationRecord(Record):
     adapter_sha256: Sha256
     primary: str
     metrics: Metrics
-    beats_base: bool = Field(
-        description="every metric's paired difference to the base is clear and above 0, also to the base with "
-        "few-shot examples where it answered"
-    )
+    beats_base: bool = Field(description="as the function of this name says of the differences")
     clusters: int | None = Field(None, description="groups of the rows: what the intervals resample")
     strongest_opponent: str | None = Field(
         None, description="the system with the highest primary metric, the adapter left out"
@@ -163,15 +175,9 @@ class EvaluationRecord(Record):
         return self.differences[self.strongest_opponent][self.primary]
 
     @property
-    def differences_to_base_beat(self) -> bool | None:
-        """Whether the recorded differences say what `beats_base` says; None in a record of schema 1.
-
-        Every metric must be clearly better than the bare and than the few-shot base.
-        """
-        to_base = [self.differences[name] for name in (BASE, BASE_FEW_SHOT) if name in self.differences]
-        if BASE not in self.differences:
-            return None
-        return all(one.is_clear and one.value > 0 for of in to_base for one in of.values())
+    def contradicts_itself(self) -> bool:
+        """Whether `beats_base` is not what the differences say; a record of schema 1 has none."""
+        return BASE in self.differences and self.beats_base != beats_base(self.differences)
 
     @property
     def verdict(self) -> str:

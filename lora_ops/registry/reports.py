@@ -190,7 +190,7 @@ def evaluation_lacks(evaluation: EvaluationRecord, max_gap: float | None) -> Ite
         evaluation: the one in the package.
         max_gap: the largest gap between two groups of a declared column; None: any.
     """
-    if not evaluation.beats_base or evaluation.differences_to_base_beat is False:
+    if not evaluation.beats_base or evaluation.contradicts_itself:
         yield "an evaluation in which it beats its base model"
     for column, bias in evaluation.bias.items():
         if bias.exceeds(max_gap):
