@@ -19,7 +19,7 @@ def test_nothing_is_due_on_the_first_day(registry: Registry, first: str) -> None
     assert due(registry) == []
 
 
-def test_a_review_is_due_one_cadence_after_registration_and_again_after_each_review(
+def test_review_is_due_one_cadence_after_the_last_one(
     registry: Registry, story: Story, first: str, clock: Clock
 ) -> None:
     clock.move(days=90)
@@ -35,7 +35,7 @@ def test_a_review_is_due_one_cadence_after_registration_and_again_after_each_rev
 @pytest.mark.parametrize(
     ("days", "listed", "overdue"), [(15, 0, 0), (14, 1, 0), (1, 1, 0), (0, 1, 1), (-3, 1, 1)]
 )
-def test_freshness_is_listed_14_days_ahead_and_for_as_long_as_it_is_over(
+def test_freshness_is_due_14_days_ahead_and_while_it_is_over(
     registry: Registry, package: Build, days: int, listed: int, overdue: int
 ) -> None:
     registry.register(*package(fresh_days=days))
