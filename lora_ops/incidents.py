@@ -1,11 +1,12 @@
 """Going back to the version that served before: who may, whom to tell, what to capture, what remains."""
 
-import time
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
+from anyio.from_thread import start_blocking_portal
 
 from lora_ops.errors import LoraOpsError, Refused, Unavailable
 from lora_ops.free_text import require_text
@@ -101,44 +102,51 @@ def capture(gateway: str, folder: Path, key: str | None = None, seconds: float =
         gateway: its address, such as http://localhost:8000.
         folder: where the files go.
         key: an API key with the role `monitor` or `admin`, where the gateway asks for one.
-        seconds: how long all of it may take.
+        seconds: how long each of the dashboards may take.
 
     Raises:
         LoraOpsError: the gateway doesn't answer, or refuses. An incident must not wait for it: say so in the
             record and go on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {}
-    deadline = time.monotonic() + seconds
     try:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        with httpx.Client(base_url=gateway, headers=headers, timeout=seconds) as client:
-            for name, path in DASHBOARDS.items():
-                (folder / name).write_bytes(_answer(client, path, deadline))
-                kept[name] = sha256_file(folder / name)
+        # A thread has an event loop of its own; the notebook that asks has one that runs already.
+        with start_blocking_portal() as portal:
+            answers = portal.call(_answers, gateway, key, seconds)
+        for name, content in answers.items():
+            (folder / name).write_bytes(content)
     # A wrong address is none of httpx's HTTP errors, and a key that is not ASCII is a ValueError.
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
         raise Unavailable(f"The dashboards of {gateway} could not be captured ({error}).") from error
-    return kept
+    return {name: sha256_file(folder / name) for name in answers}
 
 
-def _answer(client: httpx.Client, path: str, deadline: float) -> bytes:
-    """Return what `path` shows; httpx's own timeout is for each read, so a slow gateway could go on for ever.
+async def _answers(gateway: str, key: str | None, seconds: float) -> dict[str, bytes]:
+    """Return what each dashboard shows.
+
+    httpx's own timeout is for each read: a gateway that sends a byte now and then, in a header or in the body,
+    would be waited for without end.
 
     Raises:
-        OSError: it takes longer than until `deadline`, or is larger than anything that a gateway shows.
+        OSError: it takes longer than `seconds`, or is larger than anything that a gateway shows.
         httpx.HTTPError: it doesn't answer, or refuses.
     """
-    body = bytearray()
-    with client.stream("GET", path) as answer:
-        answer.raise_for_status()
-        for part in answer.iter_bytes():
-            body += part
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{path} did not end in time")
-            if len(body) > LARGEST_DASHBOARD:
-                raise OSError(f"{path} is larger than {LARGEST_DASHBOARD} bytes")
-    return bytes(body)
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    found: dict[str, bytes] = {}
+    async with httpx.AsyncClient(base_url=gateway, headers=headers, timeout=seconds) as client:
+        for name, path in DASHBOARDS.items():
+            body = bytearray()
+            try:
+                async with asyncio.timeout(seconds), client.stream("GET", path) as answer:
+                    answer.raise_for_status()
+                    async for part in answer.aiter_bytes():
+                        body += part
+                        if len(body) > LARGEST_DASHBOARD:
+                            raise OSError(f"{path} is larger than {LARGEST_DASHBOARD} bytes")
+            except TimeoutError as error:
+                raise TimeoutError(f"{path} did not end in time") from error
+            found[name] = bytes(body)
+    return found
 
 
 def write_record(
