@@ -49,12 +49,12 @@ def plan(registry: Registry, reference: str) -> Rollback:
     Raises:
         LoraOpsError: it is not in production, or there is no version to go back to.
     """
-    leaves = registry.get(reference)
+    leaves = registry.get(reference, whole=False)
     if reference != leaves.id:
         raise LoraOpsError(f"Name the exact version that must go ({leaves.id}): an alias may move meanwhile.")
     serving = registry.named(leaves.tenant, "production")
     if serving is not None and _replaced(registry, leaves, serving):
-        return Rollback(leaves, registry.get(f"{leaves.tenant}@{serving}"), done_already=True)
+        return Rollback(leaves, registry.get(f"{leaves.tenant}@{serving}", whole=False), done_already=True)
     if serving is not None and serving != leaves.number:
         raise Refused(
             f"{leaves.id} is '{leaves.state}': {leaves.tenant}@{serving} is in production, so there is nothing "
@@ -85,9 +85,9 @@ def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, r
         lifecycle.promote(
             registry, rollback.returns.id, "production", actor=actor, reason=reason, evidence=[incident]
         )
-    if registry.get(reference).state != "revoked":
+    if registry.get(reference, whole=False).state != "revoked":
         lifecycle.revoke(registry, reference, actor=actor, reason=reason, evidence=[incident])
-    return registry.get(rollback.returns.id)
+    return registry.get(rollback.returns.id, whole=False)
 
 
 def new_folder(root: Path, tenant: str, at: datetime) -> Path:

@@ -69,6 +69,14 @@ def test_the_version_that_served_before_returns_and_the_bad_one_is_revoked(
     assert bad_release.files.holds(sha256_file(path))
 
 
+def test_rollback_goes_on_without_the_bad_manifest(bad_release: Registry, tmp_path: Path) -> None:
+    bad_release.db.rows("DELETE FROM manifests WHERE number = 2")
+    path = record(bad_release, tmp_path / "incident")
+    returned = incidents.roll_back(bad_release, "finance@2", path, actor=ON_CALL, reason="It leaks.")
+    assert (returned.id, returned.state) == ("finance@1", "production")
+    assert bad_release.state("finance", 2) == "revoked"
+
+
 def test_plan_returns_no_version_with_the_same_weights(
     registry: Registry,  # noqa: F811
     package: Build,  # noqa: F811

@@ -166,11 +166,11 @@ def file_evidence(registry: Registry, reference: str, report: Report, *, actor: 
         LoraOpsError: unknown version, nobody of its team, or a report on another one.
     """
     with change_with_owners(registry, actor) as change:
-        version = registry.get_exact(reference)
+        version = registry.get_exact(reference, whole=False)
         require_role(registry, version, actor, ANYBODY, f"file evidence of {version.id}")
         require_about(version, [report])
         _record(registry, change, version, "evidence", report.summary, _kept(registry, [report]))
-    return registry.get(version.id)
+    return registry.get(version.id, whole=False)
 
 
 def approve(
@@ -269,14 +269,14 @@ def link_incident(
         LoraOpsError: unknown version, nobody of its team, no reason, or no evidence of kind `incident`.
     """
     with change_with_owners(registry, actor) as change:
-        version = registry.get_exact(reference)
+        version = registry.get_exact(reference, whole=False)
         require_role(registry, version, actor, ANYBODY, f"tell of an incident of {version.id}")
         _require_reason(reason)
         require_about(version, evidence)
         if "incident" not in {one.document.kind for one in evidence}:
             raise Refused(f"The incident of {version.id} is missing: evidence of kind 'incident'.")
         _record(registry, change, version, "incident", reason, _kept(registry, evidence))
-    return registry.get(version.id)
+    return registry.get(version.id, whole=False)
 
 
 def approvals(registry: Registry, version: Version) -> list[Approval]:
@@ -306,7 +306,7 @@ def _close(
     registry: Registry, reference: str, to: State, actor: str, reason: str, evidence: Sequence[Report]
 ) -> Version:
     with change_with_owners(registry, actor, despite_head=to == "revoked") as change:
-        version = registry.get_exact(reference)
+        version = registry.get_exact(reference, whole=False)
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         _require_step(version, to, reason)
         require_about(version, evidence)
@@ -322,7 +322,7 @@ def _close(
             aliases=gone,
             before=version.state,
         )
-    return registry.get(version.id)
+    return registry.get(version.id, whole=False)
 
 
 def _require_step(version: Version, to: State, reason: str) -> None:

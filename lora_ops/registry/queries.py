@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lora_ops.errors import Damaged, LoraOpsError, NotFound
+from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.records.manifest import SCHEMA_VERSION, Manifest, content_digest
 from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.structure import Structure
-from lora_ops.registry.versions import Summary, Version, parse_reference
+from lora_ops.registry.versions import Summary, Version, lost, parse_reference
 
 SUMMARY = (
     "tenant, number, state, author, registered_at, fresh_until, next_review_due, primary_metric,"
@@ -115,16 +115,24 @@ class Queries:
             if (one.tenant, one.number) in texts
         ]
 
-    def get(self, reference: str) -> Version:
+    def get(self, reference: str, *, whole: bool = True) -> Version:
         """Return the version that `finance@3`, `finance@candidate` or `finance` names; see `current`.
+
+        Args:
+            reference: which version.
+            whole: see `load`.
 
         Raises:
             LoraOpsError: there is no such tenant, version or alias; the text lists what there is.
         """
-        return self.load(*self.resolve(reference))
+        return self.load(*self.resolve(reference), whole=whole)
 
-    def get_exact(self, reference: str) -> Version:
+    def get_exact(self, reference: str, *, whole: bool = True) -> Version:
         """Return the version that `finance@3` names; what can't be undone asks for no less.
+
+        Args:
+            reference: which version.
+            whole: see `load`.
 
         Raises:
             LoraOpsError: an alias or a bare tenant, which may name another version by now; or there is none.
@@ -135,7 +143,7 @@ class Queries:
                 f"'{reference}' may name another version in a moment: name the exact one ({tenant}@3, see "
                 f"`lora-ops registry list {tenant}`); nothing was changed."
             )
-        return self.get(reference)
+        return self.get(reference, whole=whole)
 
     def current(self, tenant: str) -> int | None:
         """Return the number of the version that a bare tenant means, everywhere; None where it means none.
@@ -180,16 +188,27 @@ class Queries:
         listed = ", ".join([*names, *(one.id for one in there[-5:])])
         return NotFound(f"The registry has no {tenant}@{which} (there are: {listed}).")
 
-    def load(self, tenant: str, number: int) -> Version:
+    def load(self, tenant: str, number: int, *, whole: bool = True) -> Version:
+        """Return one version.
+
+        Args:
+            tenant: whose version.
+            number: which version.
+            whole: refuse a version whose manifest was lost. A revocation needs its row alone, and an incident
+                can't wait for a restore: it gets the version without its manifest.
+
+        Raises:
+            Damaged: its row was lost, or its manifest.
+        """
         key = (tenant, number)
         row = self.db.row(f"SELECT {SUMMARY} FROM versions WHERE tenant = ? AND number = ?", key)
         text = self.db.row("SELECT manifest FROM manifests WHERE tenant = ? AND number = ?", key)
-        if row is None or text is None:
-            raise Damaged(
-                f"The registry has lost the record of {tenant}@{number}: run `lora-ops registry verify`."
-            )
+        if row is None:
+            raise lost("record", f"{tenant}@{number}")
+        if text is None and whole:
+            raise lost("manifest", f"{tenant}@{number}")
         aliases = self.db.rows("SELECT alias FROM aliases WHERE tenant = ? AND number = ? ORDER BY alias", key)
-        return Version(Summary._make((*row, tuple(alias for (alias,) in aliases))), text[0])
+        return Version(Summary._make((*row, tuple(alias for (alias,) in aliases))), text[0] if text else "")
 
     def history(self, reference: str) -> list[AuditEntry]:
         """What the audit log says of one version, oldest first.

@@ -71,7 +71,7 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         LoraOpsError: there is no such version or kind, nothing to count, or a row is wrong or about another
             version.
     """
-    version = registry.get(reference)
+    version = registry.get(reference, whole=False)
     if kind == "evaluation":
         raise LoraOpsError(
             f"The evaluation of {version.id} is the {EVALUATION} of its package: nothing else counts, so it "

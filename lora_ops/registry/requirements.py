@@ -150,7 +150,7 @@ def _incident_of(
     registry: Registry, version: Version, given: Sequence[Report], concerns: int
 ) -> tuple[dict[str, Evidence], list[str]]:
     """Return the incident that a rollback rests on, and what it lacks, also of the version that returns."""
-    leaves = registry.get(f"{version.tenant}@{concerns}")
+    leaves = registry.get(f"{version.tenant}@{concerns}", whole=False)
     require_about(leaves, given)
     others = [one.document.kind for one in given if one.document.kind != "incident"]
     if others:

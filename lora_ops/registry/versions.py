@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import State
 from lora_ops.settings.files import first_problem
@@ -51,8 +51,9 @@ class Version:
         """Everything that was known of it when it was packaged.
 
         Raises:
-            LoraOpsError: the stored manifest does not fit its schema.
+            LoraOpsError: the stored manifest was lost, or does not fit its schema.
         """
+        self._require_manifest()
         try:
             return Manifest.model_validate_json(self.manifest_text)
         except ValidationError as error:
@@ -66,14 +67,19 @@ class Version:
         """The manifest as it is stored, of whatever release; quicker than `manifest` where many are read.
 
         Raises:
-            LoraOpsError: the stored manifest is not JSON.
+            LoraOpsError: the stored manifest was lost, or is not JSON.
         """
+        self._require_manifest()
         try:
             return dict(json.loads(self.manifest_text))
         except ValueError as error:
             raise LoraOpsError(
                 f"The manifest of {self.id} is not JSON: run `lora-ops registry verify`."
             ) from error
+
+    def _require_manifest(self) -> None:
+        if not self.manifest_text:
+            raise lost("manifest", self.id)
 
     @property
     def id(self) -> str:
@@ -104,6 +110,14 @@ class Version:
     def registered_at(self) -> str:
         """When it was registered (UTC, ISO 8601)."""
         return self.summary.registered_at
+
+
+def lost(what: str, version: str) -> Damaged:
+    """Return the error that says what of a version is gone from the database, and what to do."""
+    return Damaged(
+        f"The registry has lost the {what} of {version}: run `lora-ops registry verify`, and restore the "
+        "registry from a backup."
+    )
 
 
 def parse_reference(reference: str) -> tuple[str, int | str | None]:

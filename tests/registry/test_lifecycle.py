@@ -1,6 +1,7 @@
 """The life of a version: each step has its evidence, production has its two approvers, the past stays."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -499,6 +500,52 @@ def test_a_revoked_version_loses_its_aliases_and_never_comes_back(
         with pytest.raises(LoraOpsError, match="is 'revoked': it can't become"):
             lifecycle.promote(registry, first, then, actor="ci", reason="next")
     assert verify(registry).ok
+
+
+def lose_manifest(registry: Registry) -> None:
+    registry.db.rows("DELETE FROM manifests")
+
+
+def lose_files(registry: Registry) -> None:
+    shutil.rmtree(registry.files.root)
+    registry.files.root.mkdir()
+
+
+def cut_file(registry: Registry) -> None:
+    weights = registry.get("finance@1").manifest.files["adapter_model.safetensors"]
+    path = registry.files.path(weights.sha256)
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def break_manifest(registry: Registry) -> None:
+    registry.db.rows("UPDATE manifests SET manifest = '[1'")
+
+
+@pytest.mark.parametrize("damage", [lose_manifest, break_manifest, lose_files, cut_file])
+def test_revoke_goes_through_a_damaged_version(
+    registry: Registry, story: Story, first: str, damage: Callable[[Registry], None]
+) -> None:
+    """An incident can't wait for a restore."""
+    story.to(first, "production")
+    damage(registry)
+    incident = story.evidence("incident", about=first)
+    gone = lifecycle.revoke(registry, first, actor="oncall", reason="leaks names", evidence=incident)
+    assert (gone.state, gone.aliases) == ("revoked", ())
+    assert not registry.aliases()
+
+
+@pytest.mark.parametrize(
+    "loss", ["DELETE FROM versions", "DELETE FROM aliases WHERE alias = 'production'", "DROP TABLE manifests"]
+)
+def test_revoke_says_what_to_do_where_rows_are_gone(
+    registry: Registry, story: Story, first: str, loss: str
+) -> None:
+    story.to(first, "production")
+    registry.db.rows("PRAGMA foreign_keys = OFF")
+    registry.db.rows(loss)
+    with pytest.raises(LoraOpsError, match="restore the registry from a backup.*only stopping the gateway"):
+        lifecycle.revoke(registry, first, actor="oncall", reason="leaks names")
 
 
 def test_a_version_in_production_is_revoked_not_rejected(registry: Registry, story: Story, first: str) -> None:
