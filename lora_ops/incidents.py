@@ -14,9 +14,8 @@ from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, packages, reports
 from lora_ops.registry.eligibility import expiry_reason
-from lora_ops.registry.requirements import closed_alike
+from lora_ops.registry.requirements import closed_alike, returning_lacks
 from lora_ops.registry.roles import owners_of
-from lora_ops.registry.rollbacks import against_return
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Version
@@ -203,13 +202,13 @@ def _replaced(registry: Registry, leaves: Version, serving: int) -> bool:
 
 def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
     """The last version in production that may answer again."""
-    refused = []
+    refused, twins = [], Twins(registry)
     for number in served:
         if number == leaves.number:
             continue
         try:
             version = registry.get(f"{leaves.tenant}@{number}")
-            problem = _unfit(registry, version, leaves)
+            problem = _unfit(registry, version, leaves, twins)
         except LoraOpsError as error:  # a damaged record of one version must not stop the way back to another
             problem = str(error).rstrip(".")
         else:
@@ -223,7 +222,7 @@ def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
     )
 
 
-def _unfit(registry: Registry, version: Version, leaves: Version) -> str | None:
+def _unfit(registry: Registry, version: Version, leaves: Version, twins: Twins) -> str | None:
     """Return why a version may not answer again, or None.
 
     Raises:
@@ -234,11 +233,11 @@ def _unfit(registry: Registry, version: Version, leaves: Version) -> str | None:
     expired = expiry_reason(version.summary, registry.clock())
     if expired:
         return expired
-    if Twins(registry).same(version.summary, leaves.summary):
+    if twins.same(version.summary, leaves.summary):
         return f"{version.id} has the weights of {leaves.id}"
     packages.check_kept(registry, version)
-    closed = closed_alike(registry, version)
+    closed = closed_alike(version, twins)
     if closed:
         return closed
-    lacking = list(against_return(registry, version))
+    lacking = returning_lacks(registry, version, leaves, twins)
     return f"{version.id} lacks {'; '.join(lacking)}" if lacking else None

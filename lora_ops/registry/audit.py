@@ -123,6 +123,16 @@ class Log:
         )
         return {subject: digest for subject, digest in rows if digest}
 
+    def reported(self) -> set[str]:
+        """Return every version (`finance@3`) that the log has a report on, an incident's included."""
+        rows = self._db.rows(
+            "SELECT DISTINCT subject, CASE WHEN json_valid(body) THEN json_extract(body, '$.concerns') END"
+            " FROM audit WHERE kind = 'version'"
+            " AND CASE WHEN json_valid(body) THEN json_array_length(body, '$.evidence') > 0 END"
+        )
+        # A rollback's entry is about the version that returns, and its incident about the one that leaves.
+        return {f"{name.rpartition('@')[0]}@{left}" if left else name for name, left in rows}
+
     def rows(self, after: int = 0) -> list["Row"]:
         """Return every entry after entry `after` as it lies in the database, unchecked."""
         rows = self._db.rows(f"SELECT {COLUMNS} FROM audit WHERE seq > ? ORDER BY seq", (after,))

@@ -18,11 +18,12 @@ from lora_ops.registry.looks import looks
 from lora_ops.registry.objections import outvoted
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.reports import filed, human_evaluation, policy_checks
-from lora_ops.registry.requirements import twin_note
+from lora_ops.registry.requirements import about_twins
 from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.rules import signer_notes, weaknesses
 from lora_ops.registry.seeds import seed_spread
 from lora_ops.registry.store import Registry
+from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Version
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
     manifest, summary = version.manifest, version.summary
     reports = filed(version, history)
     notes = [*weaknesses(history, version.id), *signer_notes(registry, version, history)]
-    notes += [*accepted_heads(registry), *twin_note(registry, version)]
+    notes += [*accepted_heads(registry), *about_twins(registry, version, Twins(registry))]
     notes += [
         f"by {name} its {column.between} is clearly above the limit of its evaluation ({column.limit:g})"
         for name, column in manifest.evaluation.bias.items()

@@ -44,6 +44,7 @@ from lora_ops.registry.roles import (
     require_role,
 )
 from lora_ops.registry.store import Registry
+from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Version
 
 
@@ -91,11 +92,12 @@ def promote(
             raise Refused(f"{expired}.")
         # First, since what follows reads the kept files.
         packages.check_kept(registry, version)
-        closed = closed_alike(registry, version)
+        twins = Twins(registry)
+        closed = closed_alike(version, twins)
         if closed:
             raise Refused(f"{closed}: train another one.")
         concerns = leaves_production(registry, version, to)
-        basis, needed = step_basis(registry, version, to, evidence, concerns)
+        basis, needed = step_basis(registry, version, to, evidence, concerns, twins)
         if to == "production" and concerns is None:
             needed += approvals_needed(registry, version)
         if needed:
@@ -293,10 +295,11 @@ def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> t
         raise Refused(f"{version.id} is '{version.state}': production is approved while in canary.")
     if any(one.person == person.id and one.void is None for one in approvals(registry, version)):
         raise Refused(f"{person.name} has approved {version.id} already: a second person must agree.")
-    closed = closed_alike(registry, version)
+    twins = Twins(registry)
+    closed = closed_alike(version, twins)
     if closed:
         raise Refused(f"{closed}: it can't be approved.")
-    basis, needed = step_basis(registry, version, "production", (), None)
+    basis, needed = step_basis(registry, version, "production", (), None, twins)
     if needed:
         raise Refused(f"{version.id} can't be approved yet; missing: {'; '.join(needed)}.")
     return statement(registry, version, basis, person, reason), person

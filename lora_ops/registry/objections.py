@@ -17,7 +17,7 @@ from lora_ops.registry.reports import (
     own_evidence,
 )
 from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import Version
+from lora_ops.registry.versions import Summary, Version
 from lora_ops.settings.registry import EvidenceSettings
 
 NO_MINIMUM = {"policy_prompts": 0, "annotators": 0, "pairs": 0, "requests": 0, "hours": 0}
@@ -104,7 +104,7 @@ def unanswered(
     Raises:
         LoraOpsError: a kept file is missing or was changed.
     """
-    earlier = list(_earlier(registry, version, history, newest))
+    earlier = list(_earlier(registry, version, history, newest, newest.kind))
     if isinstance(newest, PolicyEvidence):
         held = {plain(one.name) for one in newest.checks}
         names = {
@@ -135,13 +135,13 @@ def outvoted(registry: Registry, version: Version, history: Sequence[AuditEntry]
     Raises:
         LoraOpsError: a kept file is missing or was changed.
     """
-    newest, least = filed(version, history), registry.least.model_copy(update=NO_MINIMUM)
+    newest = filed(version, history)
     for kind in PRODUCTION_RESTS_ON:
         if kind == "evaluation" or kind not in newest:
             continue
         current = load(registry.files, newest[kind])
         for one, old in _earlier(registry, version, history, current, kind):
-            against = list(lacks(old, least))
+            against = list(speaks_against(old, registry.least))
             if against:
                 yield (
                     f"an earlier {kind} report speaks against it ({one.summary}, {one.sha256[:8]}…), and a "
@@ -149,17 +149,32 @@ def outvoted(registry: Registry, version: Version, history: Sequence[AuditEntry]
                 )
 
 
+def speaks_against(document: AnyEvidence, least: EvidenceSettings) -> Iterator[str]:
+    """Yield what a report lacks whatever its size: a failure, a lost comparison, too many errors."""
+    yield from lacks(document, least.model_copy(update=NO_MINIMUM))
+
+
+def documents_on(
+    registry: Registry, version: Summary, history: Sequence[AuditEntry], kind: str
+) -> Iterator[tuple[Evidence, AnyEvidence]]:
+    """Yield each report of one kind that was filed on a version's content, oldest first, each once.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    for one in {one.sha256: one for one in own_evidence(history, version.number)}.values():
+        document = load(registry.files, one) if one.kind == kind else None
+        if document and document.content_digest == version.content_digest:
+            yield one, document
+
+
 def _earlier(
     registry: Registry,
     version: Version,
     history: Sequence[AuditEntry],
     newest: AnyEvidence | None,
-    kind: str | None = None,
+    kind: str,
 ) -> Iterator[tuple[Evidence, AnyEvidence]]:
-    wanted = newest.kind if newest else kind
-    for one in {one.sha256: one for one in own_evidence(history, version.number)}.values():
-        if one.kind != wanted:
-            continue
-        document = load(registry.files, one)
-        if document and document != newest and document.content_digest == version.summary.content_digest:
+    for one, document in documents_on(registry, version.summary, history, kind):
+        if document != newest:
             yield one, document

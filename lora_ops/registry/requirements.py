@@ -7,6 +7,7 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.records.evidence import AnyEvidence, Evidence, EvidenceKind
 from lora_ops.records.registry import State
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, ground_now, judged, missing_approvals
+from lora_ops.registry.inherited import twin_notes, twin_objections, twin_objections_to_return
 from lora_ops.registry.objections import objections
 from lora_ops.registry.reports import Report, filed, gap_limit
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
@@ -43,28 +44,29 @@ def allowed(before: str, after: str) -> bool:
     return before not in known or after not in known or (before, after) in EVIDENCE
 
 
-def closed_alike(registry: Registry, version: Version, twins: Twins | None = None) -> str | None:
+def closed_alike(version: Version, twins: Twins) -> str | None:
     """Return why a version may not go on though it is open: a closed one has the same weights; or None.
-
-    Args:
-        registry: where.
-        version: which version.
-        twins: what is known of all weights, for a caller that asks about many versions.
 
     Raises:
         LoraOpsError: its weights, or those of a closed version, are missing or damaged.
     """
-    twins = twins or Twins(registry)
     twin = twins.closed(twins.weights(version.summary), version.id)
     return f"{version.id} has the weights of {twin.id}, which is '{twin.state}'" if twin else None
 
 
-def twin_note(registry: Registry, version: Version, twins: Twins | None = None) -> list[str]:
-    """Return that a version, which is open, has the weights of a closed one, or that nobody can tell."""
+def about_twins(registry: Registry, version: Version, twins: Twins) -> list[str]:
+    """Return what speaks against an open version because others have its weights, or that nobody can tell."""
+    try:
+        return [*_closed_note(version, twins), *twin_notes(registry, version, twins)]
+    except LoraOpsError as error:
+        return [str(error).rstrip(".")]
+
+
+def _closed_note(version: Version, twins: Twins) -> list[str]:
     if version.state in CLOSED:
         return []
     try:
-        closed = closed_alike(registry, version, twins)
+        closed = closed_alike(version, twins)
     except LoraOpsError as error:
         return [str(error).rstrip(".")]
     return [closed] if closed else []
@@ -85,16 +87,16 @@ def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[
     stage = next_stage(version.state)
     if stage is None:
         return None, []
-    concerns = leaves_production(registry, version, stage)
-    needed = [f"other weights ({note})" for note in twin_note(registry, version)]
-    needed += step_basis(registry, version, stage, (), concerns)[1]
+    concerns, twins = leaves_production(registry, version, stage), Twins(registry)
+    needed = [f"other weights ({note})" for note in _closed_note(version, twins)]
+    needed += step_basis(registry, version, stage, (), concerns, twins)[1]
     if stage == "production" and concerns is None:
         needed += approvals_needed(registry, version)
     return stage, needed
 
 
 def step_basis(
-    registry: Registry, version: Version, to: State, given: Sequence[Report], concerns: int | None
+    registry: Registry, version: Version, to: State, given: Sequence[Report], concerns: int | None, twins: Twins
 ) -> tuple[dict[str, Evidence], list[str]]:
     """Return the evidence that a step rests on, by kind, and what it lacks besides approvals, in words.
 
@@ -105,7 +107,7 @@ def step_basis(
     _require_one_of_a_kind(given)
     history = registry.log.entries(version.tenant, version.number)
     if concerns:
-        return _incident_of(registry, version, given, concerns)
+        return _incident_of(registry, version, given, concerns, twins)
     require_about(version, given)
     late = [one.document.kind for one in given if one.document.kind in PRODUCTION_RESTS_ON]
     if to == "production" and late:
@@ -118,6 +120,7 @@ def step_basis(
     required = set(PRODUCTION_RESTS_ON) if to == "production" else set(EVIDENCE[version.state, to])
     needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
     needed += objections(registry, version, history, documents, max_gap=gap_limit(registry, version))
+    needed += twin_objections(registry, version, history, documents, twins)
     basis = found | {one.document.kind: one.reference for one in given}
     return {kind: one for kind, one in basis.items() if kind in required}, needed
 
@@ -146,8 +149,21 @@ def approvals_needed(registry: Registry, version: Version) -> list[str]:
     return missing_approvals(ground, judged(ground, history))
 
 
+def returning_lacks(registry: Registry, version: Version, leaves: Version, twins: Twins) -> list[str]:
+    """Return why a version may not return to production in the place of `leaves`, as what it lacks.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    if twins.same(version.summary, leaves.summary):
+        return [f"other weights than {leaves.id}, which leaves"]
+    history = registry.log.entries(version.tenant, version.number)
+    against = [*against_return(registry, version, history)]
+    return against + list(twin_objections_to_return(registry, version, history, twins))
+
+
 def _incident_of(
-    registry: Registry, version: Version, given: Sequence[Report], concerns: int
+    registry: Registry, version: Version, given: Sequence[Report], concerns: int, twins: Twins
 ) -> tuple[dict[str, Evidence], list[str]]:
     """Return the incident that a rollback rests on, and what it lacks, also of the version that returns."""
     leaves = registry.get(f"{version.tenant}@{concerns}", whole=False)
@@ -161,7 +177,8 @@ def _incident_of(
     offered = [one.reference for one in given if one.document.kind == "incident"]
     fresh = fresh_incidents(registry.log.entries(leaves.tenant, leaves.number), leaves.number, offered)
     needed = [] if fresh else [no_incident(leaves.id, told_before=bool(offered))]
-    return {one.kind: one for one in fresh[-1:]}, [*needed, *against_return(registry, version)]
+    needed += returning_lacks(registry, version, leaves, twins)
+    return {one.kind: one for one in fresh[-1:]}, needed
 
 
 def _require_one_of_a_kind(given: Sequence[Report]) -> None:

@@ -25,6 +25,12 @@ def incidents_in(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
     return list(told.values())
 
 
+def incidents_since_production(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
+    """Return the incidents of version `number` since it entered production last, or all if it never did."""
+    since = _entered(history, number)
+    return incidents_in([entry for entry in history if entry.seq >= since], number)
+
+
 def fresh_incidents(
     history: Sequence[AuditEntry], number: int, offered: Sequence[Evidence] = ()
 ) -> list[Evidence]:
@@ -77,7 +83,7 @@ def against_return(
         history = registry.log.entries(version.tenant, version.number)
     since = _entered(history, version.number)
     least = _minimums(history, since)
-    told = incidents_in([entry for entry in history if entry.seq >= since], version.number)
+    told = incidents_since_production(history, version.number)
     if told:
         yield f"a version without an incident since it entered production last ('{told[-1].summary}')"
     found = filed(version, history)

@@ -52,6 +52,18 @@ class Twins:
             ) from cause
         return None
 
+    def alike(self, version: Summary) -> list[Summary]:
+        """Return the other versions, in whatever state, that are known to have the same tensors.
+
+        Of versions whose tensors the log does not state, only those with a report are read: the others have
+        nothing that could count for `version`.
+        """
+        others = [one for one in self._summaries if one.id != version.id]
+        if not all(one.id in self._stated for one in others):
+            reported = self._registry.log.reported()
+            others = [one for one in others if one.id in self._stated or one.id in reported]
+        return [one for one in others if self.same(one, version)]
+
     def answering(self, version: Summary) -> list[Summary]:
         """Return the other versions with the same tensors that an alias names: they may answer today."""
         named = [one for one in self._summaries if one.aliases and one.id != version.id]

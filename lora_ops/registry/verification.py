@@ -13,7 +13,7 @@ from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.heads import accepted_heads
 from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay_aliases, unlike
-from lora_ops.registry.requirements import allowed, twin_note
+from lora_ops.registry.requirements import about_twins, allowed
 from lora_ops.registry.rotation import key_notes, key_problems
 from lora_ops.registry.rules import broken_rules, signer_notes, weaknesses
 from lora_ops.registry.store import CLOCK_TOLERANCE_SECONDS, Registry
@@ -113,7 +113,7 @@ def _twins(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iter
     twins = Twins(registry)
     for one in versions.values():
         with suppress(LoraOpsError):  # the replay has named a row that can't be read
-            yield from twin_note(registry, registry.get(one.id), twins)
+            yield from about_twins(registry, registry.get(one.id), twins)
 
 
 def _orphaned(registry: Registry) -> Iterator[str]:

@@ -1,0 +1,142 @@
+"""What speaks against a version because of another one that has the same weights: its twin.
+
+The same weights answer alike under whatever number. So an incident of a twin, and each report on it, count for
+the version as they count for the twin itself, and registering the weights again answers none of them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
+from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.counting import plain
+from lora_ops.registry.objections import documents_on, speaks_against
+from lora_ops.registry.reports import evaluation_lacks, filed, gap_limit, load
+from lora_ops.registry.rollbacks import incidents_since_production
+from lora_ops.registry.store import Registry
+from lora_ops.registry.twins import Twins
+from lora_ops.registry.versions import CLOSED, Summary, Version
+
+# A twin's traffic reports are about its stage, and each version files its own.
+INHERITED = ("policy", "human_evaluation")
+
+
+def twin_objections(
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry],
+    given: Mapping[str, AnyEvidence],
+    twins: Twins,
+) -> Iterator[str]:
+    """Yield what a step of `version` lacks because of its twins, closed ones left out: these refuse every step.
+
+    Args:
+        registry: where.
+        version: which.
+        history: the version's entries.
+        given: the reports that the step files, by kind.
+        twins: what is known of all weights.
+
+    Raises:
+        LoraOpsError: a report or record of a twin, or of the version, is missing or was changed.
+    """
+    yield from twin_objections_to_return(registry, version, history, twins, given)
+    for twin in _open_twins(version, twins):
+        yield from _evaluation_unanswered(registry, version, twin)
+
+
+def twin_objections_to_return(
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry],
+    twins: Twins,
+    given: Mapping[str, AnyEvidence] | None = None,
+) -> Iterator[str]:
+    """As `twin_objections`, for a version that returns: its evaluation was judged on the day that let it in."""
+    own = filed(version, history)
+    for twin in _open_twins(version, twins):
+        of_twin = registry.log.entries(twin.tenant, twin.number)
+        for one in incidents_since_production(of_twin, twin.number):
+            yield f"other weights ({twin.id} has the same, and had an incident: '{one.summary}')"
+        for kind in INHERITED:
+            earlier = [document for _, document in documents_on(registry, twin, of_twin, kind)]
+            if not earlier:
+                continue
+            newest = (given or {}).get(kind) or (load(registry.files, own[kind]) if kind in own else None)
+            # A version without such a report answers for the one that counts on its twin.
+            yield from _unanswered(twin, newest, earlier if newest else earlier[-1:])
+
+
+def twin_notes(registry: Registry, version: Version, twins: Twins) -> Iterator[str]:
+    """Yield each twin of an open version with what speaks against it, answered or not.
+
+    Raises:
+        LoraOpsError: a report on a twin is missing or was changed.
+    """
+    if version.state in CLOSED:
+        return
+    for twin in _open_twins(version, twins):
+        history = registry.log.entries(twin.tenant, twin.number)
+        against = [f"an incident ('{one.summary}')" for one in incidents_since_production(history, twin.number)]
+        for kind in INHERITED:
+            for one, document in documents_on(registry, twin, history, kind):
+                against += _spoken(registry, one, document)
+        if twin.tenant == version.tenant:
+            evaluation = registry.load(twin.tenant, twin.number).manifest.evaluation
+            lacking = evaluation_lacks(evaluation, gap_limit(registry, version))
+            against += [f"its evaluation: asked for was {one}" for one in lacking]
+        if against:
+            said = "; ".join(against)
+            yield (
+                f"{version.id} has the weights of {twin.id}, which is '{twin.state}'; against that one speaks "
+                f"{said}"
+            )
+
+
+def _open_twins(version: Version, twins: Twins) -> list[Summary]:
+    return [one for one in twins.alike(version.summary) if one.state not in CLOSED]
+
+
+def _spoken(registry: Registry, one: Evidence, document: AnyEvidence) -> list[str]:
+    lacking = list(speaks_against(document, registry.least))
+    said = f"a {one.kind} report ({one.summary}, {one.sha256[:8]}…)"
+    return [f"{said}: asked for was {'; '.join(lacking)}"] if lacking else []
+
+
+def _unanswered(twin: Summary, newest: AnyEvidence | None, earlier: Sequence[AnyEvidence]) -> Iterator[str]:
+    """Yield what the newest report on a version must still answer of the reports on its twin."""
+    same = f"{twin.id}, which has the same weights"
+    held = {plain(one.name) for one in newest.checks} if isinstance(newest, PolicyEvidence) else set()
+    failed = {
+        plain(check.name): check.name
+        for old in earlier
+        if isinstance(old, PolicyEvidence)
+        for check in old.checks
+        if check.failed or not check.passed
+    }
+    gone = [failed[name] for name in sorted(failed.keys() - held)]
+    if gone:
+        yield f"a policy report with every check that failed on {same} ({', '.join(gone)})"
+    lost = [
+        old.pairs for old in earlier if isinstance(old, HumanEvidence) and old.base_better > old.adapter_better
+    ]
+    pairs = newest.pairs if isinstance(newest, HumanEvidence) else 0
+    if lost and pairs < max(lost):
+        yield (
+            f"a human evaluation of at least {max(lost)} pairs, as many as one that was lost by {same} (it has "
+            f"{pairs})"
+        )
+
+
+def _evaluation_unanswered(registry: Registry, version: Version, twin: Summary) -> Iterator[str]:
+    """Yield what the evaluation of a version must answer of its twin's: fewer rows or columns hide a fault."""
+    if twin.tenant != version.tenant:
+        return  # another tenant's rows ask something else
+    theirs = registry.load(twin.tenant, twin.number).manifest.evaluation
+    mine, limit = version.manifest.evaluation, gap_limit(registry, version)
+    same = f"{twin.id}, which has the same weights"
+    few = f"of at least {theirs.rows} rows (it has {mine.rows})"
+    if (not theirs.beats_base or theirs.contradicts_itself) and mine.rows < theirs.rows:
+        yield f"an evaluation {few}, as many as that in which {same}, does not beat its base model"
+    for column, bias in theirs.bias.items():
+        if bias.exceeds(limit) and (column not in mine.bias or mine.rows < theirs.rows):
+            yield f"an evaluation by {column} {few}, as that in which {same}, has a {bias.between}"
