@@ -158,5 +158,8 @@ def compare(
     rows = f"{found.rows} rows of {found.groups} groups that neither was trained on"
     show(markup(f"{found.verdict}: {rows}; {found.left_out} rows of either don't count."))
     show(markup(f"{found.about_seeds}."))
+    for version, notes in found.gates.items():
+        for note in notes:
+            show(markup(f"Of {version}: {note}."))
     for note in found.notes:
         show(markup(f"The metrics that they recorded can't be compared: {note}."))

@@ -13,6 +13,7 @@ from lora_ops.paths import ANSWERS
 from lora_ops.records.evaluation import ADAPTER, Interval, PairedDifference
 from lora_ops.records.record import Record
 from lora_ops.records.registry import SeedSpread
+from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.membership import SEEN, groups_of, incomparable
 from lora_ops.registry.seeds import same_recipe, seed_spread
 from lora_ops.registry.store import Registry
@@ -35,6 +36,9 @@ class VersionComparison(Record):
     differences: dict[str, PairedDifference] = Field(description="metric -> right minus left")
     notes: list[str] = Field(description="why the metrics that the versions recorded can't be compared")
     seeds: dict[str, SeedSpread] = Field(description="version -> the main metric of each seed of its recipe")
+    gates: dict[str, list[str]] = Field(
+        description="version -> which of its gates are looser than production's, in words"
+    )
     same_recipe: bool = Field(description="whether they differ in nothing that they were made of but the seed")
     seed_noise: float | None = Field(
         description="how much two trainings of one recipe differ in the first metric by their seeds alone "
@@ -115,6 +119,7 @@ def compare_versions(registry: Registry, left: Version, right: Version) -> Versi
         differences=holm(differences),
         notes=incomparable(registry, left, right),
         seeds=seeds,
+        gates={version.id: gate_notes(registry, version) for version in (left, right)},
         same_recipe=one_recipe,
         seed_noise=seed_noise([list(spread.values.values()) for spread in recipes]),
     )

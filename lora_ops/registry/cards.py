@@ -15,6 +15,7 @@ from lora_ops.registry.files import FileStore
 from lora_ops.registry.heads import accepted_heads
 from lora_ops.registry.integrity import registry_problem
 from lora_ops.registry.looks import looks
+from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.objections import outvoted
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.reports import filed, human_evaluation, policy_checks
@@ -51,6 +52,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
     reports = filed(version, history)
     notes = [*weaknesses(history, version.id), *signer_notes(registry, version, history)]
     notes += [*accepted_heads(registry), *about_twins(registry, version, Twins(registry))]
+    notes += gate_notes(registry, version)
     notes += [
         f"by {name} its {column.between} is clearly above the limit of its evaluation ({column.limit:g})"
         for name, column in manifest.evaluation.bias.items()

@@ -12,6 +12,7 @@ from lora_ops.registry.command_options import (
     Reason,
     Reference,
     head_remembered,
+    note_lines,
     opened_registry,
     print_lines,
     print_version,
@@ -44,14 +45,16 @@ def approve(
 ) -> None:
     """Agree that a canary may go to production, having seen its evidence (two approvers, never its author)."""
     from lora_ops.registry import lifecycle
+    from lora_ops.registry.loosened import gate_notes
     from lora_ops.registry.requirements import missing_for
 
     with opened_registry() as registry:
         said = lifecycle.approve(registry, reference, actor=who(actor), reason=reason, key=key)
         _, missing = missing_for(registry, reference)
+        notes = gate_notes(registry, registry.get(reference))
         remembered = head_remembered(registry)
     if as_json:
-        print_json({**said.model_dump(mode="json"), "missing": missing, **remembered})
+        print_json({**said.model_dump(mode="json"), "missing": missing, "notes": notes, **remembered})
         return
     seen = ", ".join(f"{kind} {digest[:12]}…" for kind, digest in said.evidence.items())
     needs = f"for production it still needs: {'; '.join(missing)}" if missing else "nothing is missing now"
@@ -59,6 +62,7 @@ def approve(
         f"[bold]{said.adapter}[/] approved by {markup(said.person)}, {'signed' if key else 'unsigned'}, "
         f"until {said.expires_at[:10]}; {markup(needs)}.",
         f"  seen: content {said.content_digest[:12]}…, {seen}, owners.yaml {said.owners_sha256[:12]}…",
+        *note_lines(notes),
     )
 
 
@@ -117,6 +121,7 @@ def promote(
 ) -> None:
     """Move a version one stage on, or a superseded one back to production."""
     from lora_ops.registry import lifecycle
+    from lora_ops.registry.loosened import gate_notes
     from lora_ops.registry.requirements import concerned
 
     with opened_registry() as registry:
@@ -131,7 +136,8 @@ def promote(
             evidence=reports,
             expect=expect,
         )
-        print_version(registry, version, f"is now '{version.state}'", as_json)
+        notes = gate_notes(registry, version)
+        print_version(registry, version, f"is now '{version.state}'", as_json, notes)
 
 
 @changes.command()

@@ -1,6 +1,6 @@
 """What the commands of `lora-ops registry` share: arguments, the opened registry, what they print."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,13 +41,36 @@ def who(actor: str | None) -> str:
     return whoami() if actor is None else actor
 
 
-def print_version(registry: "Registry", version: "Version", what: str, as_json: bool) -> None:
-    """Say what was done to a version: a line for people, its summary for programs."""
+def print_version(
+    registry: "Registry",
+    version: "Version",
+    what: str,
+    as_json: bool,
+    notes: Sequence[str] | None = None,
+    **facts: Any,
+) -> None:
+    """Say what was done to a version: a line for people, its summary for programs.
+
+    Args:
+        registry: where.
+        version: as it is now.
+        what: what was done, for people.
+        as_json: print for programs.
+        notes: what whoever decides must know; None for a command that has none.
+        facts: what else programs are told.
+    """
     if as_json:
         damage = {"registry_was_damaged": registry.mended} if registry.mended else {}
-        print_json({"adapter": version.id, **version.summary._asdict(), **head_remembered(registry), **damage})
+        more = {"notes": list(notes)} if notes is not None else {}
+        summary = version.summary._asdict()
+        print_json({"adapter": version.id, **summary, **more, **facts, **head_remembered(registry), **damage})
     else:
-        print_lines(f"[bold]{version.id}[/] {markup(what)}.")
+        print_lines(f"[bold]{version.id}[/] {markup(what)}.", *note_lines(notes or ()))
+
+
+def note_lines(notes: Sequence[str]) -> list[str]:
+    """Return what whoever decides must know, one line each."""
+    return [f"[yellow]Note[/]: {markup(one)}." for one in notes]
 
 
 def head_remembered(registry: "Registry") -> dict[str, bool]:

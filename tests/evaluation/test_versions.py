@@ -75,6 +75,7 @@ def test_compare_takes_rows_that_neither_was_trained_on(registry: Registry, tmp_
     assert found.metrics["exact_match"][second.id].value == 1
     assert found.differences["exact_match"].value == pytest.approx(0.8)
     assert found.verdict.startswith("finance@2 clearly beats finance@1 (exact_match +0.800")
+    assert found.gates == {"finance@1": [], "finance@2": []}
     assert found.notes[0] == "finance@2 was trained or tuned on 5 of the 40 test groups of finance@1"
 
 

@@ -110,6 +110,20 @@ def test_show_answers_who_let_it_in_on_what_evidence(cli: Cli, root: Path) -> No
     assert len(page.splitlines()) <= 40
 
 
+def test_promote_names_a_limit_that_was_loosened(cli: Cli, root: Path) -> None:
+    write_params(root, {"registry.evidence": {"hours": 0}, "tenants.finance.evaluate.max_gap": 0.1})
+    into_production(cli, root)
+    write_params(root, {"registry.evidence": {"hours": 0}})
+    told = "judged by looser gates than finance@2, which was in production: evaluate.max_gap none, not 0.1"
+    step = ("promote", "finance@1", "validated", "--reason=fine")
+    given = f"--evidence=policy={results(root, 'policy', 'finance@1')}"
+    assert f"Note: it is {told}." in cli(*step, given).output
+    assert told in cli("show", "finance@1").output
+    given = f"--evidence=human_evaluation={results(root, 'human_evaluation', 'finance@1')}"
+    printed = json.loads(cli("promote", "finance@1", "shadow", "--reason=fine", given, "--json").output)
+    assert printed["notes"] == [f"it is {told}"]
+
+
 def test_show_as_json_is_the_record_of_the_published_schema(cli: Cli, root: Path) -> None:
     into_production(cli, root)
     record = AdapterRecord.model_validate_json(cli("show", "finance@production", "--json").output)

@@ -1,0 +1,160 @@
+"""Which gates a version passed, or is to pass, by looser settings than the version in production before it.
+
+A tenant sets the limits that its own versions are judged by. That is right, and whoever approves must see it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.approvals import promotion_in
+from lora_ops.registry.reports import gap_limit
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+from lora_ops.settings.data import ContractLimits
+from lora_ops.settings.evaluate import EvaluateSettings
+
+Looser = Callable[[Any, Any], bool]
+
+
+class Judgement(NamedTuple):
+    """What a version is judged by: name of a setting to its value; a name is missing where nobody knows it."""
+
+    of: str
+    settings: Mapping[str, Any]
+
+
+def _wider(mine: Any, theirs: Any) -> bool:
+    """Return whether an upper limit is looser; None is no limit."""
+    return theirs is not None and (mine is None or mine > theirs)
+
+
+def _less(mine: Any, theirs: Any) -> bool:
+    return bool(mine < theirs)
+
+
+def _lacks(mine: Any, theirs: Any) -> bool:
+    return bool(set(theirs) - set(mine))
+
+
+def _is_looser(looser: Looser, mine: Any, theirs: Any) -> bool:
+    try:
+        return looser(mine, theirs)
+    except TypeError:  # somebody wrote the manifest by hand, so whoever decides must see both values
+        return bool(mine != theirs)
+
+
+# Each gate that a setting of params.yaml can loosen, and when it does.
+GATES: dict[str, Looser] = {
+    "evaluate.max_gap": _wider,
+    "evaluate.must_beat_base": _less,
+    "evaluate.metrics": _lacks,
+    "evaluate.few_shot": _less,
+    "evaluate.bootstrap": _less,
+    "data.bias_columns": _lacks,
+    "data.contract.max_near_duplicates": _wider,
+    "rows of the test split": _less,
+    "registry.approvals": lambda mine, theirs: (mine, theirs) == ("unsigned", "signed"),
+    "registry.evidence.policy_prompts": _less,
+    "registry.evidence.annotators": _less,
+    "registry.evidence.pairs": _less,
+    "registry.evidence.requests": _less,
+    "registry.evidence.hours": _less,
+    "registry.evidence.error_share": _wider,
+}
+DEFAULTS = Judgement(
+    "the defaults",
+    {
+        f"{section}.{name}": field.default
+        for section, settings in (("evaluate", EvaluateSettings), ("data.contract", ContractLimits))
+        for name, field in settings.model_fields.items()
+        if f"{section}.{name}" in GATES and not field.is_required()
+    },
+)
+
+
+def loosened_gates(registry: Registry, version: Version) -> list[str]:
+    """Return the gates of a version that are looser than production's, in words; nothing where none is.
+
+    Production is the version that entered it last before this one. Without one the defaults stand in for it.
+
+    Raises:
+        LoraOpsError: the manifest of one of the two does not fit its schema.
+    """
+    mine = _judgement(registry, version)
+    theirs = _before(registry, version)
+    found = [
+        f"{name} {_said(mine.settings[name])}, not {_said(theirs.settings[name])}"
+        for name, looser in GATES.items()
+        if name in mine.settings.keys() & theirs.settings.keys()
+        and _is_looser(looser, mine.settings[name], theirs.settings[name])
+    ]
+    notes = [f"it is judged by looser gates than {theirs.of}: {'; '.join(found)}"] if found else []
+    if mine.settings.get("evaluate.few_shot") == 0:
+        notes.append("its base model was not measured at its best (evaluate.few_shot: 0)")
+    return notes
+
+
+def gate_notes(registry: Registry, version: Version) -> list[str]:
+    """As `loosened_gates`; of a damaged record the note says so, since a decision must not wait for it."""
+    try:
+        return loosened_gates(registry, version)
+    except LoraOpsError as error:
+        return [str(error).rstrip(".")]
+
+
+def _before(registry: Registry, version: Version) -> Judgement:
+    promoted = _promotion(registry, version)
+    number = registry.log.last_in_production(
+        version.tenant, other_than=version.number, before=promoted.seq if promoted else None
+    )
+    if number is None:
+        return DEFAULTS
+    return _judgement(registry, registry.load(version.tenant, number))
+
+
+def _judgement(registry: Registry, version: Version) -> Judgement:
+    """Return what let a version into production; before that, what would let it in today."""
+    promoted = _promotion(registry, version)
+    return Judgement(f"{version.id}, which was in production", dict(_settings(registry, version, promoted)))
+
+
+def _promotion(registry: Registry, version: Version) -> AuditEntry | None:
+    return promotion_in(version, registry.log.entries(version.tenant, version.number))
+
+
+def _settings(registry: Registry, version: Version, promoted: AuditEntry | None) -> Iterator[tuple[str, Any]]:
+    manifest = version.manifest
+    evaluate, data = _section(manifest.params, "evaluate"), _section(manifest.params, "data")
+    yield from ((f"evaluate.{name}", value) for name, value in evaluate.items())
+    yield from ((f"data.contract.{name}", value) for name, value in _section(data, "contract").items())
+    yield "data.bias_columns", data.get("bias_columns", ())
+    yield "rows of the test split", manifest.evaluation.rows
+    if promoted is None:
+        yield "evaluate.max_gap", gap_limit(registry, version)
+        yield "registry.approvals", registry.approvals
+        least = registry.least.model_dump(mode="json")
+    else:
+        if "max_gap" in promoted.body:  # else an older release promoted it
+            yield "evaluate.max_gap", promoted.body["max_gap"]
+        rules = promoted.body.get("rules", {})
+        least = rules.get("least", {})
+        if "approvals" in rules:
+            yield "registry.approvals", rules["approvals"]
+    yield from ((f"registry.evidence.{name}", value) for name, value in least.items())
+
+
+def _section(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = params.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
