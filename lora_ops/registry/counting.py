@@ -28,13 +28,12 @@ from lora_ops.records.evidence import (
     TrafficRow,
     VoteRow,
 )
+from lora_ops.registry.documents import document_problem, is_document, readable
 from lora_ops.registry.owners import Team
 from lora_ops.settings.files import first_problem
 
 SOURCE_BYTES = 256 * 2**20
 TEXT_LETTERS = 20  # what is shorter than a short sentence tells nobody what happened
-# How pictures, PDFs, and documents of office programs (which are ZIP files) begin.
-DOCUMENTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"%PDF-", b"PK\x03\x04")
 CLOCKS_DIFFER = timedelta(minutes=5)
 COLUMNS = {
     "policy": "adapter, check, prompt, passed",
@@ -115,7 +114,8 @@ def _policy(head: dict[str, Any], source: bytes, about: About, kind: str) -> Any
     names: dict[str, str] = {}
     for place, row in _rows(PolicyRow, head, source, kind):
         _about(row, about, head, place)
-        name, prompt = names.setdefault(plain(row.check), row.check), plain(row.prompt)
+        key, prompt = _shown(row.check, "check", head, place), _shown(row.prompt, "prompt", head, place)
+        name = names.setdefault(key, row.check)
         if prompt in prompts[name]:
             raise LoraOpsError(
                 f"{_line(head, place)}: check '{row.check}' has this prompt already, and each counts once."
@@ -139,7 +139,7 @@ def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyE
     author, others = about.team.person(about.author), 0
     for place, row in _rows(VoteRow, head, source, kind):
         _about(row, about, head, place)
-        person, pair = about.team.person(plain(row.annotator)), plain(row.pair)
+        person, pair = about.team.person(plain(row.annotator)), _shown(row.pair, "pair", head, place)
         if person is None or person == author:
             others += 1
             continue
@@ -224,7 +224,12 @@ def _is_of(adapter: Any, digest: Any, about: About) -> bool:
 
 
 def _text(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
-    if source.startswith(DOCUMENTS):
+    problem = document_problem(source)
+    if problem:
+        raise LoraOpsError(
+            f"{head['source'].name} {problem}: save it again, and open it to see that it is whole."
+        )
+    if is_document(source):
         return TextEvidence(**head, kind=kind, characters=len(source))  # type: ignore[arg-type]
     try:
         text = source.decode("utf-8-sig")
@@ -233,11 +238,11 @@ def _text(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEv
             f"{head['source'].name} is no text in UTF-8 (byte {error.start}), no picture, no PDF and no office "
             "document: save it as one of these."
         ) from error
-    letters = count_letters(text)
+    letters = count_letters(readable(text))
     if letters < TEXT_LETTERS:
         raise LoraOpsError(
-            f"{head['source'].name} has {letters} letters and digits: evidence of kind '{kind}' needs at least "
-            f"{TEXT_LETTERS}."
+            f"{head['source'].name} has {letters} letters and digits to read: evidence of kind '{kind}' needs "
+            f"at least {TEXT_LETTERS}."
         )
     characters = len("".join(text.split()))
     return TextEvidence(**head, kind=kind, characters=characters)  # type: ignore[arg-type]
@@ -304,6 +309,14 @@ def _rows(form: type[AnyRow], head: dict[str, Any], source: bytes, kind: str) ->
 def _about(row: Row, about: About, head: dict[str, Any], place: int) -> None:
     if row.adapter != about.adapter:
         raise LoraOpsError(f"{_line(head, place)} is about {row.adapter}, not {about.adapter}.")
+
+
+def _shown(text: str, what: str, head: dict[str, Any], place: int) -> str:
+    """Return a text as it is compared; refuse one of invisible characters alone, which looks like nothing."""
+    found = plain(text)
+    if not found:
+        raise LoraOpsError(f"{_line(head, place)}: '{what}' has no visible character.")
+    return found
 
 
 def _line(head: dict[str, Any], place: int) -> str:

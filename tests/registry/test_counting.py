@@ -151,7 +151,7 @@ def test_free_text_is_no_row(tmp_path: Path, kind: str) -> None:
 
 def test_a_word_is_no_incident(tmp_path: Path) -> None:
     (tmp_path / "note.md").write_text("# oops\n")
-    with pytest.raises(LoraOpsError, match="note.md has 4 letters and digits: evidence of kind"):
+    with pytest.raises(LoraOpsError, match="note.md has 4 letters and digits to read: evidence of kind"):
         count("incident", ABOUT, tmp_path / "note.md")
 
 
@@ -159,7 +159,7 @@ def test_a_word_is_no_incident(tmp_path: Path) -> None:
 def test_a_text_of_nothing_to_read_is_no_incident(tmp_path: Path, content: str) -> None:
     (tmp_path / "note.md").write_text(content)
     with pytest.raises(
-        LoraOpsError, match=r"note.md has \d+ letters and digits: evidence of kind 'review' needs"
+        LoraOpsError, match=r"note.md has \d+ letters and digits to read: evidence of kind 'review' needs"
     ):
         count("review", ABOUT, tmp_path / "note.md")
 
@@ -168,8 +168,6 @@ def test_bytes_of_no_known_document_are_no_incident(tmp_path: Path) -> None:
     (tmp_path / "note").write_bytes(b"\xff" * 100)
     with pytest.raises(LoraOpsError, match=r"note is no text in UTF-8 \(byte 0\), no picture, no PDF"):
         count("incident", ABOUT, tmp_path / "note")
-    (tmp_path / "page.pdf").write_bytes(b"%PDF-1.7\n" + b"\xff" * 100)
-    assert count("incident", ABOUT, tmp_path / "page.pdf").document.kind == "incident"
 
 
 @pytest.mark.parametrize(
@@ -179,6 +177,9 @@ def test_bytes_of_no_known_document_are_no_incident(tmp_path: Path) -> None:
         ("policy", [{"check": "a", "prompt": "p", "passed": "yes"}], "line 1: passed: .*valid boolean"),
         ("policy", policy(2) + policy(1), "line 3: check 'no-advice' has this prompt already"),
         ("policy", [policy(1)[0] | {"adapter": "finance@2"}], "line 1 is about finance@2, not finance@1"),
+        ("policy", [policy(1)[0] | {"check": "\u200b"}], "line 1: 'check' has no visible character"),
+        ("policy", [policy(1)[0] | {"prompt": "\u200b"}], "line 1: 'prompt' has no visible character"),
+        ("human_evaluation", [votes(1)[0] | {"pair": "\ufeff"}], "line 1: 'pair' has no visible character"),
         ("human_evaluation", votes(1) + votes(1), "line 3: eve has judged pair adapter0 already"),
         ("human_evaluation", [votes(1)[0] | {"vote": "mine"}], "line 1: vote: "),
         ("human_evaluation", [votes(1)[0] | {"adapter": "media@1"}], "is about media@1, not finance@1"),
