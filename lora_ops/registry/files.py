@@ -33,6 +33,8 @@ class FileStore:
         self.incoming = root / "incoming"
         self.fetch: Callable[[str], None] | None = None
         """Brings a file that is not here yet, by its digest; a shared registry has one."""
+        self.tensors: dict[str, str] = {}
+        """Digest of a kept adapter to the digest of its tensors, once it was read: neither can change."""
 
     def path(self, digest: str) -> Path:
         """Where the file with this digest lies, or would lie."""

@@ -76,6 +76,8 @@ def promote(
     """
     if to not in STAGES:
         raise LoraOpsError(f"A version can't be promoted to '{to}': choose one of {', '.join(STAGES)}.")
+    # Nobody waits for the lock while an older registry's weights are read.
+    Twins(registry).read_ahead(reference)
     with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference)
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")

@@ -323,6 +323,7 @@ class Registry(Queries):
                 self.files.add(package / name, expected)
             # Read here, so that nobody waits for it while the registry is locked.
             weights = kept_weights(self.files, manifest)
+            Twins(self).read_ahead()
         while True:
             # Signing may take seconds (sigstore), so it happens outside the transaction, for the number that
             # would be next; if another process took that number meanwhile, sign again.

@@ -5,6 +5,8 @@ don't bring it back. The entry that registers a version states the digest of its
 Entries of earlier releases lack that digest. For them the kept file is read, after its own digest was compared.
 """
 
+from contextlib import suppress
+
 from lora_ops.adapter_files import weights_digest
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.manifest import ADAPTER_FILES, Manifest
@@ -58,11 +60,28 @@ class Twins:
         Of versions whose tensors the log does not state, only those with a report are read: the others have
         nothing that could count for `version`.
         """
+        unstated = self._unstated_with_report()
         others = [one for one in self._summaries if one.id != version.id]
-        if not all(one.id in self._stated for one in others):
-            reported = self._registry.log.reported()
-            others = [one for one in others if one.id in self._stated or one.id in reported]
-        return [one for one in others if self.same(one, version)]
+        return [
+            one for one in others if (one.id in self._stated or one in unstated) and self.same(one, version)
+        ]
+
+    def read_ahead(self, reference: str | None = None) -> None:
+        """Read the kept files that a registration, or a step of `reference`, may ask for, before the lock.
+
+        Who asks later finds them in memory, and is told of what is missing or damaged.
+        """
+        asked = [one for one in self._summaries if one.state in CLOSED or one.id == reference]
+        if reference:
+            asked += self._unstated_with_report()
+        for one in asked:
+            with suppress(LoraOpsError):
+                self.weights(one)
+
+    def _unstated_with_report(self) -> list[Summary]:
+        unstated = [one for one in self._summaries if one.id not in self._stated]
+        reported = self._registry.log.reported() if unstated else ()
+        return [one for one in unstated if one.id in reported]
 
     def answering(self, version: Summary) -> list[Summary]:
         """Return the other versions with the same tensors that an alias names: they may answer today."""
@@ -127,4 +146,8 @@ def kept_weights(files: FileStore, manifest: Manifest) -> str | None:
         LoraOpsError: the kept file is missing, was changed, or is not a safetensors file.
     """
     file = manifest.files.get(ADAPTER_FILES[0])
-    return weights_digest(files.checked(file.sha256, ADAPTER_FILES[0])) if file else None
+    if file is None:
+        return None
+    if file.sha256 not in files.tensors:
+        files.tensors[file.sha256] = weights_digest(files.checked(file.sha256, ADAPTER_FILES[0]))
+    return files.tensors[file.sha256]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from lora_ops import incidents
+from lora_ops.adapter_files import weights_digest
 from lora_ops.errors import Damaged, LoraOpsError, Refused
-from lora_ops.registry import lifecycle
+from lora_ops.registry import lifecycle, twins
 from lora_ops.registry.cards import record
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.status import status
@@ -112,6 +113,32 @@ def test_twins_reads_the_kept_files_of_older_entries(
     lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
     with pytest.raises(Refused, match="finance@1 has exactly this content and was revoked"):
         register_again(registry, package)
+
+
+def test_kept_weights_are_read_before_the_lock(
+    older_registry: Registry,
+    registry: Registry,
+    package: Build,
+    story: Story,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A registry of an older release states no digest of its closed versions' weights."""
+    for seed in (1, 2):
+        older_registry.register(*package(seed), actor=AUTHOR)
+    lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
+    given = story.evidence("policy", about="finance@2")
+    locked = []
+
+    def spied(path: Path) -> str:
+        locked.append(registry.db.connection.in_transaction)
+        return weights_digest(path)
+
+    monkeypatch.setattr(twins, "weights_digest", spied)
+    registry.files.tensors.clear()
+    lifecycle.promote(registry, "finance@2", "validated", actor="ci", reason="next", evidence=given)
+    registry.files.tensors.clear()
+    registry.register(*package(3), actor=AUTHOR)
+    assert locked == [False] * 4  # both versions, then the new one and the closed one
 
 
 def test_answering_twins_pass_over_a_damaged_record(registry: Registry, package: Build) -> None:
