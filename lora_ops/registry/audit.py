@@ -133,6 +133,15 @@ class Log:
         )
         return {subject: digest for subject, digest in rows if digest}
 
+    def weights_digest(self, version: str) -> str | None:
+        """Return the digest of tensors that the log states of one version (`finance@3`), or None."""
+        row = self._db.row(
+            "SELECT json_extract(body, '$.weights_digest') FROM audit WHERE kind = 'version' AND subject = ?"
+            " AND action IN ('registered', 'imported') AND json_valid(body) ORDER BY seq",
+            (version,),
+        )
+        return row[0] if row else None
+
     def reported(self) -> set[str]:
         """Return every version (`finance@3`) that the log has a report on, an incident's included."""
         rows = self._db.rows(

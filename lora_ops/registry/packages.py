@@ -7,11 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
+from lora_ops.records.manifest import ADAPTER_FILES
 from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.files import check_package
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
+from lora_ops.registry.twins import misstated_weights
 from lora_ops.registry.versions import CLOSED, Version
 
 logger = logging.getLogger(__name__)
@@ -100,11 +102,12 @@ def check_folder(registry: Registry, version: Version, folder: Path) -> None:
     """Verify an exported folder against the version's digests and signature, and its rows against the log.
 
     Raises:
-        LoraOpsError: a file was added, removed or changed, the signature does not fit, or a row is not what
-            the version's entries of the audit log say.
+        LoraOpsError: a file was added, removed or changed, the signature does not fit, or a row or the weights
+            are not what the version's entries of the audit log say.
     """
     check_package(folder, {name: file.sha256 for name, file in version.manifest.files.items()})
     registry.signer.check(folder, _signature(registry, version), version.id)
+    _check_weights(registry, version, folder / ADAPTER_FILES[0])
     with registry.db.reading():
         found = registry.load(version.tenant, version.number)
         history = registry.log.entries(version.tenant, version.number)
@@ -113,14 +116,16 @@ def check_folder(registry: Registry, version: Version, folder: Path) -> None:
 
 
 def check_kept(registry: Registry, version: Version) -> None:
-    """Verify a version's kept files and its signature without exporting it.
+    """Verify a version's kept files, its signature and its weights in the log without exporting it.
 
     Raises:
-        LoraOpsError: a kept file is missing or changed, or the signature does not fit.
+        LoraOpsError: a kept file is missing or changed, the signature does not fit, or the log states other
+            weights.
     """
     for name, file in version.manifest.files.items():
         registry.files.checked(file.sha256, name)
     check_signature(registry, version)
+    _check_weights(registry, version)
 
 
 def check_signature(registry: Registry, version: Version) -> None:
@@ -134,6 +139,12 @@ def check_signature(registry: Registry, version: Version) -> None:
     texts = {"manifest.json": version.manifest_text}
     with registry.files.staged(version.id, digests, texts) as folder:
         registry.signer.check(folder, kept, version.id)
+
+
+def _check_weights(registry: Registry, version: Version, adapter: Path | None = None) -> None:
+    wrong = misstated_weights(registry, version, adapter)
+    if wrong:
+        raise Damaged(f"{wrong[0].upper()}{wrong[1:]}: train and register another version.")
 
 
 def _loadable(registry: Registry, reference: str, *, followed: bool = False) -> Version:

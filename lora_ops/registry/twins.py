@@ -6,13 +6,14 @@ Entries of earlier releases lack that digest. For them the kept file is read, af
 """
 
 from contextlib import suppress
+from pathlib import Path
 
 from lora_ops.adapter_files import weights_digest
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.manifest import ADAPTER_FILES, Manifest
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.queries import Queries
-from lora_ops.registry.versions import CLOSED, Summary
+from lora_ops.registry.versions import CLOSED, Summary, Version
 
 
 class Twins:
@@ -151,3 +152,30 @@ def kept_weights(files: FileStore, manifest: Manifest) -> str | None:
     if file.sha256 not in files.tensors:
         files.tensors[file.sha256] = weights_digest(files.checked(file.sha256, ADAPTER_FILES[0]))
     return files.tensors[file.sha256]
+
+
+def misstated_weights(registry: Queries, version: Version, adapter: Path | None = None) -> str | None:
+    """Return that the log states other tensors than a version's file has, in words, or None.
+
+    A closed adapter is known by the stated digest, so a false one would let it come back.
+
+    Args:
+        registry: where.
+        version: which.
+        adapter: a copy of its adapter, whose own digest was compared already; default: the kept file.
+
+    Raises:
+        LoraOpsError: the kept file is missing, was changed, or is not a safetensors file.
+    """
+    stated, file = registry.log.weights_digest(version.id), version.manifest.files.get(ADAPTER_FILES[0])
+    if stated is None:
+        return None
+    if adapter and file and file.sha256 not in registry.files.tensors:
+        registry.files.tensors[file.sha256] = weights_digest(adapter)
+    found = kept_weights(registry.files, version.manifest)
+    if found == stated:
+        return None
+    return (
+        f"the audit log says that the weights of {version.id} are {stated[:12]}…, and its file has "
+        f"{found[:12] + '…' if found else 'none'}"
+    )

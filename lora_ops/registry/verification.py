@@ -17,7 +17,7 @@ from lora_ops.registry.requirements import about_twins, allowed
 from lora_ops.registry.rotation import key_notes, key_problems
 from lora_ops.registry.rules import broken_rules, signer_notes, weaknesses
 from lora_ops.registry.store import CLOCK_TOLERANCE_SECONDS, Registry
-from lora_ops.registry.twins import Twins
+from lora_ops.registry.twins import Twins, misstated_weights
 from lora_ops.registry.versions import Summary, Version
 
 
@@ -93,6 +93,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         warnings += _orphaned(registry)
         problems += _damaged(registry, kept)
         problems += _unsigned(registry, versions)
+        problems += _misstated(registry, versions)
         warnings += _twins(registry, versions)
     warnings += [*_unpinned(registry), *_dated_ahead(registry, rows)]
     if not broken:
@@ -201,3 +202,11 @@ def _unsigned(registry: Registry, versions: dict[tuple[str, int], Summary]) -> I
                 packages.check_signature(registry, version)  # a missing file has been named above
         except LoraOpsError as error:
             yield str(error).rstrip(".")
+
+
+def _misstated(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iterator[str]:
+    for one in versions.values():
+        with suppress(LoraOpsError):  # a row or a file that can't be read has been named above
+            wrong = misstated_weights(registry, registry.get(one.id))
+            if wrong:
+                yield wrong

@@ -1,10 +1,15 @@
 """`verify` recomputes everything: state by replay, digests, signatures."""
 
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lora_ops.errors import Damaged
+from lora_ops.registry import packages
 from lora_ops.registry.audit import Anchor, Head, entry_hash
+from lora_ops.registry.cards import record
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.signing_keys import make_key
 from lora_ops.registry.store import Registry
@@ -189,3 +194,21 @@ def test_a_registry_whose_key_is_pinned_verifies_without_a_word(serving: Registr
     pinned.register(*package(3), actor=AUTHOR)
     result = verify(pinned)
     assert result.ok and not any("key" in warning for warning in result.warnings)
+
+
+def test_verify_compares_the_stated_weights(registry: Registry, package: Build, tmp_path: Path) -> None:
+    """A machine with other code states the weights that it likes, and signs its entry."""
+
+    class Liar(Registry):
+        def _insert(self, *given: Any) -> None:
+            change, action, manifest, signature, _, *rest = given
+            super()._insert(change, action, manifest, signature, "ab" * 32, *rest)
+
+    with closing(Liar(registry.path, owners=registry.owners, clock=registry.clock)) as liar:
+        liar.register(*package(1), actor=AUTHOR)
+    told = "audit log says that the weights of finance@1 are abababababab…, and its file has "
+    assert told in " ".join(verify(registry).problems)
+    assert told in " ".join(record(registry, "finance@1").verdict.reasons)
+    with pytest.raises(Damaged, match=told):
+        packages.export(registry, "finance@1", tmp_path / "out", for_review=True)
+    assert not (tmp_path / "out").exists()
