@@ -2,9 +2,10 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -100,6 +101,12 @@ class Owners(Entry):
     default: Team
     tenants: dict[StoredTenantName, Team] = Field(default_factory=dict)
     _text: str | None = PrivateAttr(None)
+    _unreadable: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def unreadable_keys(self) -> tuple[str, ...]:
+        """Return whose keys a kept file has that can't be read, such as a line that was cut off."""
+        return self._unreadable
 
     @property
     def text(self) -> str:
@@ -137,18 +144,47 @@ def load_owners(path: Path) -> Owners:
     return owners
 
 
-def parse_owners(text: str, name: str) -> Owners:
-    """Return owners.yaml from its text; `name` is for the reader of an error.
+def parse_owners(text: str, name: str, *, kept: bool = False) -> Owners:
+    """Return owners.yaml from its text.
+
+    Args:
+        text: the file.
+        name: for the reader of an error.
+        kept: the log holds it, so nobody can mend it. A key that can't be read signs nothing; the rest counts.
 
     Raises:
         LoraOpsError: it is not YAML, or an entry is wrong; the text names the entry.
     """
+    content = parse_yaml(text, name)
+    unreadable = list(_without_unreadable_keys(content)) if kept else []
     try:
-        owners = Owners.model_validate(parse_yaml(text, name))
+        owners = Owners.model_validate(content)
     except ValidationError as error:
         raise LoraOpsError(f"{name}: {first_problem(error)}.") from error
-    owners._text = text
+    owners._text, owners._unreadable = text, tuple(dict.fromkeys(unreadable))
     return owners
+
+
+def _without_unreadable_keys(content: Any) -> Iterator[str]:
+    """Take the keys that can't be read out of an owners.yaml, and yield whose they were."""
+    default, tenants = (content.get(name) for name in ("default", "tenants"))
+    for team in [default, *(tenants.values() if isinstance(tenants, dict) else ())]:
+        for person in (team.get("people") or ()) if isinstance(team, dict) else ():
+            keys = person.get("keys") if isinstance(person, dict) else None
+            if not isinstance(keys, list):
+                continue
+            readable = [key for key in keys if not isinstance(key, str) or _is_readable(key)]
+            if len(readable) < len(keys):
+                yield str(person.get("id"))
+            person["keys"] = readable
+
+
+def _is_readable(key: str) -> bool:
+    try:
+        checked_public_key(key)
+    except ValueError:
+        return False
+    return True
 
 
 def add_key(path: Path, person: str, public_key: Path) -> str:

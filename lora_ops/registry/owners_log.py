@@ -1,6 +1,6 @@
 """Changes of owners.yaml are entries of the audit log, so that who might approve on a day can be proved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -68,10 +68,30 @@ def owners_before(registry: "Registry", entry: AuditEntry) -> Owners:
         LoraOpsError: the log knows no such file, or another one than the entry names.
     """
     known = [one for one in registry.log.of_kind(KIND) if one.seq < entry.seq]
-    sha256 = entry.body.get("owners_sha256")
-    if not known or known[-1].body.get("owners_sha256") != sha256:
+    if not known or known[-1].body.get("owners_sha256") != entry.body.get("owners_sha256"):
         raise LoraOpsError(f"Entry {entry.seq} names an owners.yaml that the log does not hold.")
-    text = known[-1].body["text"]
-    if sha256_text(text) != sha256:
-        raise LoraOpsError(f"Entry {known[-1].seq} holds an owners.yaml that is not the one it names.")
-    return parse_owners(text, f"owners.yaml of entry {known[-1].seq}")
+    return _kept_owners(known[-1])
+
+
+def owners_notes(entries: Sequence[AuditEntry]) -> Iterator[str]:
+    """Yield what can't be read of each owners.yaml that the log holds: it is there for ever."""
+    for entry in entries:
+        if entry.subject.kind != KIND:
+            continue
+        try:
+            people = _kept_owners(entry).unreadable_keys
+        except LoraOpsError as error:
+            yield str(error).rstrip(".")
+            continue
+        for person in people:
+            yield (
+                f"owners.yaml of entry {entry.seq} has a key of {person} that can't be read: whatever it "
+                "signed doesn't count"
+            )
+
+
+def _kept_owners(entry: AuditEntry) -> Owners:
+    text = str(entry.body.get("text"))
+    if sha256_text(text) != entry.body.get("owners_sha256"):
+        raise LoraOpsError(f"Entry {entry.seq} holds an owners.yaml that is not the one it names.")
+    return parse_owners(text, f"owners.yaml of entry {entry.seq}", kept=True)

@@ -12,6 +12,7 @@ from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.heads import accepted_heads
+from lora_ops.registry.owners_log import owners_notes
 from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay_aliases, unlike
 from lora_ops.registry.requirements import about_twins, allowed
 from lora_ops.registry.rotation import key_notes, key_problems
@@ -77,7 +78,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problems += _replay(registry, entries, versions)
         problems += key_problems(registry, entries)
         problems += broken_rules(registry, entries)
-        warnings += key_notes(registry, entries)
+        warnings += [*key_notes(registry, entries), *owners_notes(entries)]
         kept = {file.sha256 for entry in entries for file in entry.kept_files}
     for one in versions.values():
         try:
