@@ -23,9 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from lora_ops.engines.torch_engine import TorchEngine
+
 # Before torch, as the server imports it: it sets how threads wait for each other.
 from lora_ops.registry import packages
-from lora_ops.serving.torch_engine import TorchEngine
 
 # isort: split
 import torch
@@ -36,12 +37,12 @@ from rich.table import Table
 from serving import round_file
 from transformers import AutoModelForCausalLM
 
+from lora_ops.engines.protocol import Chunk, Generation
 from lora_ops.hashing import sha256_file
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry
-from lora_ops.serving.engine import Chunk, Generation
 from lora_ops.serving.server import bind, serve
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings

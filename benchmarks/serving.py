@@ -33,17 +33,17 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Before torch, as the server imports it: it sets how threads wait for each other.
-from lora_ops.serving.torch_engine import TorchEngine
+from lora_ops.engines.torch_engine import TorchEngine
 
 # isort: split
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from lora_ops.engines.protocol import Generation, Sampling
 from lora_ops.evaluation.metrics import exact_match
 from lora_ops.loading import load_base_model
 from lora_ops.records.example import Example, read_split
-from lora_ops.serving.engine import Generation, Sampling
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings
 from lora_ops.training.loop import train

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.eligibility import base_model_reason
 from lora_ops.registry.versions import Version
-from lora_ops.serving.engine import Engine, EngineError
 
 log = logging.getLogger(__name__)
 

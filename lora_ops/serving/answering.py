@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, cast
 
+from lora_ops.engines.protocol import Chunk, Engine, FinishReason, Generation, Sampling
 from lora_ops.serving.adapters import AdapterCache
-from lora_ops.serving.engine import Chunk, Engine, FinishReason, Generation, Sampling
 from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.events import Event
 from lora_ops.serving.keys import Caller

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from lora_ops.engines.protocol import EngineError
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.serving.adapters import AdapterUnavailable
-from lora_ops.serving.engine import EngineError
 from lora_ops.serving.limits import NeverFits, Overloaded, TooMany
 from lora_ops.serving.router import NotServed, OutOfService, UnknownModel
 from lora_ops.serving.tokenization import BadPrompt

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import packages
@@ -21,7 +22,6 @@ from lora_ops.registry.eligibility import expiry_warning
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
 from lora_ops.serving.answering import Answering
-from lora_ops.serving.engine import Engine, EngineError
 from lora_ops.serving.errors import ApiError
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.keys import OPEN, Caller, KeyStore

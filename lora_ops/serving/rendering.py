@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lora_ops.engines.protocol import TokenLogprob
 from lora_ops.serving.answering import Ask, Piece
-from lora_ops.serving.engine import TokenLogprob
 from lora_ops.serving.errors import ApiError
 from lora_ops.serving.response_schemas import (
     Alternative,

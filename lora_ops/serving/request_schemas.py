@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from lora_ops.serving.engine import Sampling
+from lora_ops.engines.protocol import Sampling
 from lora_ops.settings.serving import ServingSettings
 
 MAX_CHOICES = 16

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from lora_ops.serving.engine import FinishReason
+from lora_ops.engines.protocol import FinishReason
 
 
 class Usage(BaseModel):

@@ -19,11 +19,11 @@ from types import FrameType
 import uvicorn
 from transformers.utils import logging as transformers_logging
 
+from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.serving.connection import Connection
 from lora_ops.serving.edge import JsonLines
 from lora_ops.serving.endpoints import create_app
-from lora_ops.serving.engine import Engine, EngineError
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import KeyStore
 from lora_ops.settings.params import Settings
@@ -37,10 +37,10 @@ CONNECTIONS = 1000  # at the same time; the next ones are told 503
 def make_engine(root: Path, settings: ServingSettings) -> Engine:
     """The engine that params.yaml names."""
     if settings.engine == "openai":
-        from lora_ops.serving.openai_engine import OpenAIEngine
+        from lora_ops.engines.openai_engine import OpenAIEngine
 
         return OpenAIEngine(settings.openai)
-    from lora_ops.serving.torch_engine import TorchEngine
+    from lora_ops.engines.torch_engine import TorchEngine
 
     return TorchEngine(root / "models/base", **settings.torch.model_dump())
 

@@ -21,8 +21,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lora_ops.engines.protocol import Engine
 from lora_ops.serving.adapters import AdapterCache, Loaded
-from lora_ops.serving.engine import Engine
 from lora_ops.serving.limits import FairQueue
 
 NOBODY = "-"

@@ -8,7 +8,7 @@ from lora_ops.settings.section import FolderPath, Section, TenantName
 
 
 class TorchEngineSettings(Section):
-    """The embedded engine; see `lora_ops.serving.torch_engine`."""
+    """The embedded engine; see `lora_ops.engines.torch_engine`."""
 
     max_batch: int = Field(16, ge=1, description="requests that are computed together")
     kv_tokens: int | None = Field(

@@ -15,6 +15,8 @@ import pytest
 import torch
 import uvicorn
 
+from lora_ops.engines.protocol import Engine
+from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import EVALUATION
 from lora_ops.records.base_model import read_base_model
@@ -22,13 +24,11 @@ from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
-from lora_ops.serving.engine import Engine
 from lora_ops.serving.server import bind, check_exposure, serve
-from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings.params import Settings, load_settings
 from tests.conftest import ROOT
+from tests.engines.torch_engine.models import rounded
 from tests.registry.conftest import Story, build_package, owners  # noqa: F401 - a fixture
-from tests.serving.torch_engine.models import rounded
 
 torch.set_num_threads(1)
 

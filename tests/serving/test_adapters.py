@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lora_ops.engines.protocol import Generation, Sampling
+from lora_ops.engines.torch_engine import TorchEngine
+from lora_ops.engines.torch_engine.adapter_files import look_into
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
 from lora_ops.records.base_model import read_base_model
@@ -20,9 +23,6 @@ from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
-from lora_ops.serving.engine import Generation, Sampling
-from lora_ops.serving.torch_engine import TorchEngine
-from lora_ops.serving.torch_engine.adapter_files import look_into
 from tests.serving.conftest import Clone, Served, served
 
 ONE, TWO, THREE = "finance@1", "finance@2", "healthcare@1"

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from lora_ops.engines.protocol import Engine
 from lora_ops.serving.edge import JsonLines, request_id
-from lora_ops.serving.engine import Engine
 from lora_ops.serving.server import bind
 from lora_ops.settings.serving import ServingSettings, TenantServing
 from tests.serving.conftest import Clone, Served, eventually, served

@@ -13,12 +13,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lora_ops.engines.openai_engine import OpenAIEngine
+from lora_ops.engines.protocol import Chunk, Engine, EngineError, Generation, Sampling
+from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.registry import packages
 from lora_ops.registry.backends import open_registry
-from lora_ops.serving.engine import Chunk, Engine, EngineError, Generation, Sampling
 from lora_ops.serving.keys import KeyStore
-from lora_ops.serving.openai_engine import OpenAIEngine
-from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings.serving import OpenAIEngineSettings
 from tests.serving.conftest import Clone, Served, served
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from lora_ops.engines.protocol import Engine
 from lora_ops.errors import LoraOpsError
-from lora_ops.serving.engine import Engine
 from lora_ops.serving.events import Event, EventLog, read_events
 from lora_ops.serving.risk import toxicity
 from lora_ops.settings.serving import EventSettings, TenantServing

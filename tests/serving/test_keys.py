@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
+from lora_ops.engines.protocol import Engine
 from lora_ops.errors import LoraOpsError
-from lora_ops.serving.engine import Engine
 from lora_ops.serving.keys import Caller, KeyStore
 from tests.conftest import run
 from tests.serving.conftest import Clone, Served, eventually, served

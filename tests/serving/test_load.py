@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from lora_ops.serving.engine import Engine
+from lora_ops.engines.protocol import Engine
 from lora_ops.settings.serving import TenantServing
 from tests.serving.conftest import Clone, Served, eventually, served
 

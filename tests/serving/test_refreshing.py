@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from lora_ops.engines.protocol import Engine
 from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.registry.wandb_project import WandbProject
-from lora_ops.serving.engine import Engine
 from lora_ops.settings.registry import SigningSettings
 from tests.registry.conftest import connect, owners, server  # noqa: F401 - fixtures
 from tests.registry.test_shared import fingerprint

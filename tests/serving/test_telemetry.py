@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lora_ops.serving.engine import Engine, EngineError
+from lora_ops.engines.protocol import Engine, EngineError
 from tests.serving.conftest import Clone, Served, served
 
 BODY = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 6}

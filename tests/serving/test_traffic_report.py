@@ -6,7 +6,7 @@ from typing import Any
 import papermill
 import pytest
 
-from lora_ops.serving.engine import Engine
+from lora_ops.engines.protocol import Engine
 from lora_ops.serving.traffic_report import NO_TRAFFIC, by_version, findings, recent_events
 from lora_ops.settings.serving import TenantServing
 from tests.conftest import ROOT

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
+from lora_ops.engines.protocol import EngineError
+from lora_ops.engines.torch_engine.decoder import Decoder, Work
+from lora_ops.engines.torch_engine.extents import Extent
+from lora_ops.engines.torch_engine.fused import FusedDecoder, why_not
+from lora_ops.engines.torch_engine.general import GeneralDecoder
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_base_model
-from lora_ops.serving.engine import EngineError
-from lora_ops.serving.torch_engine.decoder import Decoder, Work
-from lora_ops.serving.torch_engine.extents import Extent
-from lora_ops.serving.torch_engine.fused import FusedDecoder, why_not
-from lora_ops.serving.torch_engine.general import GeneralDecoder
 
 logger = logging.getLogger(__name__)
 

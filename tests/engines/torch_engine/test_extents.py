@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ops.serving.torch_engine.extents import Extent, Extents
+from lora_ops.engines.torch_engine.extents import Extent, Extents
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.sampled_from(["keep", "release", "shrink"])), max_size=60))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from lora_ops.serving.torch_engine.step import Segment, Span, Step
-from lora_ops.serving.torch_engine.weights import Linear, Weights
+from lora_ops.engines.torch_engine.step import Segment, Span, Step
+from lora_ops.engines.torch_engine.weights import Linear, Weights
 
 
 class TorchForward:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from lora_ops.serving.torch_engine.adapter_files import read_adapter
-from lora_ops.serving.torch_engine.architectures import make_decoder
-from lora_ops.serving.torch_engine.decoder import Adapter, Decoder
-from tests.serving.torch_engine.models import Reference, adapter_configs, make_model, save_adapter
+from lora_ops.engines.torch_engine.adapter_files import read_adapter
+from lora_ops.engines.torch_engine.architectures import make_decoder
+from lora_ops.engines.torch_engine.decoder import Adapter, Decoder
+from tests.engines.torch_engine.models import Reference, adapter_configs, make_model, save_adapter
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer
 
-from lora_ops.serving.torch_engine.text_stream import TextStream
+from lora_ops.engines.torch_engine.text_stream import TextStream
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_ops.serving.torch_engine import fused, native_forward
-from lora_ops.serving.torch_engine.adapter_files import LoraPair
-from lora_ops.serving.torch_engine.native_forward import FLAGS, NativeForward
-from lora_ops.serving.torch_engine.projections import AdapterTable, Module
-from lora_ops.serving.torch_engine.step import Segment, Span, Step
-from lora_ops.serving.torch_engine.torch_forward import TorchForward
-from lora_ops.serving.torch_engine.weights import Layer, Linear, Shape, Weights
+from lora_ops.engines.torch_engine import fused, native_forward
+from lora_ops.engines.torch_engine.adapter_files import LoraPair
+from lora_ops.engines.torch_engine.native_forward import FLAGS, NativeForward
+from lora_ops.engines.torch_engine.projections import AdapterTable, Module
+from lora_ops.engines.torch_engine.step import Segment, Span, Step
+from lora_ops.engines.torch_engine.torch_forward import TorchForward
+from lora_ops.engines.torch_engine.weights import Layer, Linear, Shape, Weights
 
 try:
     LIBRARY = native_forward.build()

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from lora_ops.serving.engine import Chunk, EngineError, Generation, Sampling
-from lora_ops.serving.torch_engine.architectures import make_decoder
-from lora_ops.serving.torch_engine.batch import Batch, Sequence
-from lora_ops.serving.torch_engine.text_stream import TextStream
-from tests.serving.torch_engine.conftest import Case, make_case
-from tests.serving.torch_engine.models import END, FUSED, GENERAL, VOCABULARY, make_model, save_adapter
+from lora_ops.engines.protocol import Chunk, EngineError, Generation, Sampling
+from lora_ops.engines.torch_engine.architectures import make_decoder
+from lora_ops.engines.torch_engine.batch import Batch, Sequence
+from lora_ops.engines.torch_engine.text_stream import TextStream
+from tests.engines.torch_engine.conftest import Case, make_case
+from tests.engines.torch_engine.models import END, FUSED, GENERAL, VOCABULARY, make_model, save_adapter
 
 TOKENIZER = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCABULARY)}, unk_token="w0"))
 KINDS = (None, "all", "attention", "mlp", "rslora")

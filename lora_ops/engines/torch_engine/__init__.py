@@ -7,6 +7,6 @@ import os
 # for wants the core on which another one spins. Read once, when torch is imported for the first time.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from lora_ops.serving.torch_engine.engine import TorchEngine
+from lora_ops.engines.torch_engine.engine import TorchEngine
 
 __all__ = ["TorchEngine"]

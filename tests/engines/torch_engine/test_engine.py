@@ -13,11 +13,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from lora_ops.engines.protocol import Chunk, EngineError, Generation, Sampling
+from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.loading import load_base_model
-from lora_ops.serving.engine import Chunk, EngineError, Generation, Sampling
-from lora_ops.serving.torch_engine import TorchEngine
 from tests.conftest import ROOT
-from tests.serving.torch_engine.models import Reference, rounded, save_adapter
+from tests.engines.torch_engine.models import Reference, rounded, save_adapter
 
 PROMPT = (5, 9, 70, 200, 41)
 GREEDY = Sampling(12)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_ops.serving.torch_engine.projections import AdapterTable
+from lora_ops.engines.torch_engine.projections import AdapterTable
 
 
 @dataclass(frozen=True)

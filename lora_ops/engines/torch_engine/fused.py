@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from lora_ops.serving.torch_engine.adapter_files import LoraPair
-from lora_ops.serving.torch_engine.decoder import Adapter, Work
-from lora_ops.serving.torch_engine.extents import Extent
-from lora_ops.serving.torch_engine.native_forward import NativeForward, build
-from lora_ops.serving.torch_engine.projections import AdapterTable, Module
-from lora_ops.serving.torch_engine.step import Segment, Span, Step
-from lora_ops.serving.torch_engine.torch_forward import TorchForward
-from lora_ops.serving.torch_engine.weights import Weights
+from lora_ops.engines.torch_engine.adapter_files import LoraPair
+from lora_ops.engines.torch_engine.decoder import Adapter, Work
+from lora_ops.engines.torch_engine.extents import Extent
+from lora_ops.engines.torch_engine.native_forward import NativeForward, build
+from lora_ops.engines.torch_engine.projections import AdapterTable, Module
+from lora_ops.engines.torch_engine.step import Segment, Span, Step
+from lora_ops.engines.torch_engine.torch_forward import TorchForward
+from lora_ops.engines.torch_engine.weights import Weights
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy
 import torch
 
-from lora_ops.serving.torch_engine.adapter_files import LoraPair
-from lora_ops.serving.torch_engine.memory import allocate
+from lora_ops.engines.torch_engine.adapter_files import LoraPair
+from lora_ops.engines.torch_engine.memory import allocate
 
 # As forward.c reads them, addresses included.
 PART = numpy.dtype(

@@ -11,9 +11,9 @@ import torch
 from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from lora_ops.serving.torch_engine.adapter_files import LoraPair
-from lora_ops.serving.torch_engine.decoder import Adapter, Work
-from lora_ops.serving.torch_engine.extents import Extent
+from lora_ops.engines.torch_engine.adapter_files import LoraPair
+from lora_ops.engines.torch_engine.decoder import Adapter, Work
+from lora_ops.engines.torch_engine.extents import Extent
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch
 
-from lora_ops.serving.torch_engine.adapter_files import LoraPair
-from lora_ops.serving.torch_engine.extents import Extent
+from lora_ops.engines.torch_engine.adapter_files import LoraPair
+from lora_ops.engines.torch_engine.extents import Extent
 
 
 class Adapter(Protocol):

@@ -15,9 +15,9 @@ from typing import Any
 import numpy
 import torch
 
-from lora_ops.serving.torch_engine.memory import allocate
-from lora_ops.serving.torch_engine.step import Segment, Step
-from lora_ops.serving.torch_engine.weights import Linear, Weights
+from lora_ops.engines.torch_engine.memory import allocate
+from lora_ops.engines.torch_engine.step import Segment, Step
+from lora_ops.engines.torch_engine.weights import Linear, Weights
 
 SOURCE = Path(__file__).with_name("forward.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")

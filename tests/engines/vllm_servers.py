@@ -22,8 +22,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from lora_ops.serving.engine import EngineError, Generation, Sampling
-from lora_ops.serving.torch_engine import TorchEngine
+from lora_ops.engines.protocol import EngineError, Generation, Sampling
+from lora_ops.engines.torch_engine import TorchEngine
 
 START_SECONDS = 240
 

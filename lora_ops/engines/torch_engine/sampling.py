@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_ops.serving.engine import Sampling
+from lora_ops.engines.protocol import Sampling
 
 # Most nuclei are small: look among this many tokens before sorting a whole vocabulary.
 LIKELY = 1024

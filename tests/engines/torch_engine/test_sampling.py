@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_ops.serving.engine import Sampling
-from lora_ops.serving.torch_engine.sampling import LIKELY, choose
+from lora_ops.engines.protocol import Sampling
+from lora_ops.engines.torch_engine.sampling import LIKELY, choose
 
 PROBABILITIES = (0.5, 0.25, 0.15, 0.1)
 LOGITS = torch.tensor([PROBABILITIES]).log()

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from lora_ops.serving.engine import Chunk, EngineError, FinishReason, Generation, TokenLogprob
-from lora_ops.serving.torch_engine.decoder import Adapter, Decoder, Work
-from lora_ops.serving.torch_engine.extents import Extent, Extents
-from lora_ops.serving.torch_engine.sampling import Choice, choose
-from lora_ops.serving.torch_engine.text_stream import TextStream
+from lora_ops.engines.protocol import Chunk, EngineError, FinishReason, Generation, TokenLogprob
+from lora_ops.engines.torch_engine.decoder import Adapter, Decoder, Work
+from lora_ops.engines.torch_engine.extents import Extent, Extents
+from lora_ops.engines.torch_engine.sampling import Choice, choose
+from lora_ops.engines.torch_engine.text_stream import TextStream
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """What an engine does: answer prompts from one base model, each with an adapter of its own or with none.
 
-Two engines do it: `lora_ops.serving.torch_engine` in this process, `lora_ops.serving.openai_engine` through any
+Two engines do it: `lora_ops.engines.torch_engine` in this process, `lora_ops.engines.openai_engine` through any
 OpenAI-compatible server. The gateway knows this file only.
 """
 

@@ -10,10 +10,10 @@ import torch
 from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lora_ops.serving.engine import EngineError
-from lora_ops.serving.torch_engine.adapter_files import look_into, read_adapter
-from lora_ops.serving.torch_engine.architectures import make_decoder
-from tests.serving.torch_engine.models import make_model, save_adapter
+from lora_ops.engines.protocol import EngineError
+from lora_ops.engines.torch_engine.adapter_files import look_into, read_adapter
+from lora_ops.engines.torch_engine.architectures import make_decoder
+from tests.engines.torch_engine.models import make_model, save_adapter
 
 SHAPES = make_decoder(make_model("llama"), kv_tokens=64).shapes
 Q = "model.layers.0.self_attn.q_proj"

@@ -12,14 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from lora_ops.engines.openai_engine import OpenAIEngine
+from lora_ops.engines.protocol import EngineError, Generation, Sampling
+from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.loading import load_base_model
-from lora_ops.serving.engine import EngineError, Generation, Sampling
-from lora_ops.serving.openai_engine import OpenAIEngine
-from lora_ops.serving.torch_engine import TorchEngine
 from lora_ops.settings.serving import OpenAIEngineSettings
 from tests.conftest import ROOT
-from tests.serving.torch_engine.models import rounded, save_adapter
-from tests.serving.vllm_servers import Server, StrictDoor, Vllm
+from tests.engines.torch_engine.models import rounded, save_adapter
+from tests.engines.vllm_servers import Server, StrictDoor, Vllm
 
 PROMPTS = ((5, 9, 70, 200, 41), (17, 30, 31), (60, 8, 8, 61))
 NAMES = ("finance@1", "healthcare@1")

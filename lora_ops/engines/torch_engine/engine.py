@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
+from lora_ops.engines.protocol import Chunk, EngineError, EngineStatus, Generation
+from lora_ops.engines.torch_engine.adapter_files import common_dtype, look_into, read_adapter
+from lora_ops.engines.torch_engine.architectures import load_decoder
+from lora_ops.engines.torch_engine.batch import Batch, Sequence
+from lora_ops.engines.torch_engine.decoder import Adapter
+from lora_ops.engines.torch_engine.text_stream import TextStream
 from lora_ops.loading import pick_device
 from lora_ops.records.manifest import ADAPTER_FILES
-from lora_ops.serving.engine import Chunk, EngineError, EngineStatus, Generation
-from lora_ops.serving.torch_engine.adapter_files import common_dtype, look_into, read_adapter
-from lora_ops.serving.torch_engine.architectures import load_decoder
-from lora_ops.serving.torch_engine.batch import Batch, Sequence
-from lora_ops.serving.torch_engine.decoder import Adapter
-from lora_ops.serving.torch_engine.text_stream import TextStream
 
 logger = logging.getLogger(__name__)
 

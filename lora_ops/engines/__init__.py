@@ -1,0 +1,1 @@
+"""Answer prompts from one base model with many adapters: in this process, or through a server."""
