@@ -13,7 +13,7 @@ from lora_ops.escaping import code, markdown
 from lora_ops.folders import replacing
 from lora_ops.git import git_state
 from lora_ops.hashing import canonical, sha256_file, sha256_text
-from lora_ops.paths import ANSWERS, EVALUATION, MANIFEST, MEMBERSHIP, SAMPLES
+from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MANIFEST, MEMBERSHIP, SAMPLES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import SourceRecord, read_data_record
 from lora_ops.records.evaluation import (
@@ -25,7 +25,7 @@ from lora_ops.records.evaluation import (
     EvaluationRecord,
     read_evaluation,
 )
-from lora_ops.records.manifest import ADAPTER_FILES, FileRecord, Manifest, PackagingRecord
+from lora_ops.records.manifest import FileRecord, Manifest, PackagingRecord
 from lora_ops.records.training import read_training_record
 from lora_ops.settings.files import read_yaml
 from lora_ops.settings.tenant import TenantSettings

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 
 from lora_ops.engines.protocol import Chunk, EngineError, EngineStatus, FinishReason, Generation, TokenLogprob
-from lora_ops.records.manifest import ADAPTER_FILES
+from lora_ops.paths import ADAPTER_FILES
 from lora_ops.settings.serving import OpenAIEngineSettings
 
 log = logging.getLogger(__name__)

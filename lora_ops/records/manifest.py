@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from lora_ops.hashing import canonical, sha256_text
+from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.data import DataRecord
 from lora_ops.records.evaluation import BiasAssessment, EvaluationRecord
@@ -15,7 +16,6 @@ from lora_ops.records.git import GitRecord
 from lora_ops.records.record import Record, Sha256
 from lora_ops.records.training import TrainingRecord
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 # 1: before the content digest was taken from stored fields. 2: the digest of `content_digest`.
 SCHEMA_VERSION = 2
 

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from lora_ops.adapter_files import require_finite
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import EVALUATION, MEMBERSHIP
+from lora_ops.paths import ADAPTER_FILES, EVALUATION, MEMBERSHIP
 from lora_ops.records.evaluation import ADAPTER, EvaluationRecord
-from lora_ops.records.manifest import ADAPTER_FILES, Manifest
+from lora_ops.records.manifest import Manifest
 from lora_ops.records.membership import read_groups
 
 FORGOTTEN_AFTER_SECONDS = 24 * 3600

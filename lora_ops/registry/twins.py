@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lora_ops.adapter_files import weights_digest
 from lora_ops.errors import Damaged, LoraOpsError
-from lora_ops.records.manifest import ADAPTER_FILES, Manifest
+from lora_ops.paths import ADAPTER_FILES
+from lora_ops.records.manifest import Manifest
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.queries import Queries
 from lora_ops.registry.versions import CLOSED, Summary, Version

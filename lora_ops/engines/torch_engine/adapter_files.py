@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 
 from lora_ops.engines.protocol import EngineError
-from lora_ops.records.manifest import ADAPTER_FILES
+from lora_ops.paths import ADAPTER_FILES
 
 # What doesn't change an answer, or is applied here. Any other field of PEFT's config must have its default,
 # so that what a later PEFT adds is refused, not ignored.

@@ -18,7 +18,7 @@ from lora_ops.engines.torch_engine.batch import Batch, Sequence
 from lora_ops.engines.torch_engine.decoder import Adapter
 from lora_ops.engines.torch_engine.text_stream import TextStream
 from lora_ops.loading import pick_device
-from lora_ops.records.manifest import ADAPTER_FILES
+from lora_ops.paths import ADAPTER_FILES
 
 logger = logging.getLogger(__name__)
 
