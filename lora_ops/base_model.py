@@ -10,6 +10,7 @@ from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.fetch import fetch_package
 from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
+from lora_ops.loading import tokens_only
 from lora_ops.paths import BASE_MODEL
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.settings.base_model import BaseModelSettings
@@ -38,6 +39,8 @@ def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: 
             raise LoraOpsError(
                 f"The tokenizer of {settings.id} has no chat template: use an instruct model as base_model."
             )
+        # Other programs that load this folder, vLLM among them, choose tokens as the evaluation did.
+        model.generation_config = tokens_only(model.generation_config)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _one_weights_file(folder, settings)

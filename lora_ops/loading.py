@@ -22,6 +22,9 @@ def pick_device() -> tuple[str, Any]:
 def load_base_model(folder: Path, device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:
     """Model and tokenizer of `folder`, in evaluation mode; float32 unless `dtype` says otherwise.
 
+    The model's generation config names tokens only. A penalty that its author recommends would otherwise act in
+    `generate` and in no engine, so that evaluation and serving would speak of different answers.
+
     The tokenizer pads on the left, so that every row of a batch ends where its answer begins.
     """
     import torch
@@ -29,7 +32,16 @@ def load_base_model(folder: Path, device: str = "cpu", dtype: Any = None) -> tup
 
     read_base_model(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32)
+    model.generation_config = tokens_only(model.generation_config)
     return model.to(device).eval(), load_tokenizer(folder)
+
+
+def tokens_only(config: Any) -> Any:
+    """Return a `GenerationConfig` with the special tokens of `config` and nothing that chooses tokens."""
+    from transformers import GenerationConfig
+
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(config, name) for name in names})
 
 
 def load_tokenizer(folder: Path) -> Any:

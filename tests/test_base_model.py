@@ -75,3 +75,21 @@ def test_committed_base_model_does_not_go_by_its_origin() -> None:
     base = load_settings(ROOT).base_model
     assert base.source == "package" and base.origin and base.quantization
     assert base.id not in (base.origin, base.origin.partition("/")[2])
+
+
+def test_generation_config_names_tokens_only(tiny_source: Path, tmp_path: Path) -> None:
+    """Its author's penalty acted in the evaluation, and not in what was served."""
+    from transformers import GenerationConfig
+
+    source, base = tmp_path / "source", tmp_path / "base"
+    shutil.copytree(tiny_source, source)
+    config = GenerationConfig.from_pretrained(source)
+    config.update(repetition_penalty=1.5, do_sample=True, temperature=0.7, suppress_tokens=[5])
+    config.save_pretrained(source)
+    make_base_model(settings(source), base, tmp_path, tmp_path)
+    kept = GenerationConfig.from_pretrained(base)
+    assert (kept.repetition_penalty, kept.do_sample, kept.suppress_tokens) == (None, None, None)
+    assert kept.eos_token_id == config.eos_token_id
+    # One made before is neutral in memory, too.
+    config.save_pretrained(base)
+    assert load_base_model(base)[0].generation_config.repetition_penalty is None

@@ -1,86 +1,152 @@
-"""The answers of base model and adapter to the held-out rows, kept as files: the slow part of an evaluation."""
+"""The answers of base model and adapter to the held-out rows: the slow part of an evaluation.
 
-import csv
+The engine that serves gives them, so that what is served is what was evaluated. transformers, with PEFT,
+answers a sample of the rows again, and both must agree.
+"""
+
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from anyio.from_thread import start_blocking_portal
 
-from lora_ops.evaluation.generate import generate
-from lora_ops.hashing import sha256_file
-from lora_ops.paths import GENERATED, GENERATION, require_file
-from lora_ops.records.evaluation import ADAPTER, BASE, BASE_FEW_SHOT
+from lora_ops.engines.protocol import EngineError
+from lora_ops.engines.torch_engine import TorchEngine
+from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.answered import Answered
+from lora_ops.evaluation.generate import Answers, generate, generate_with_engine
+from lora_ops.loading import load_base_model, load_tokenizer, pick_device
+from lora_ops.records.evaluation import ADAPTER, BASE, BASE_FEW_SHOT, Agreement
 from lora_ops.records.example import Example
-from lora_ops.records.generation import GenerationRecord
 from lora_ops.settings.evaluate import EvaluateSettings
+
+# Rows that are answered twice, for each system.
+SAMPLE = 8
+# Nearly equal logits may be ordered otherwise by other kernels, in bf16 above all. More than that is a fault.
+LEAST_AGREEMENT = 0.75
+# Prompt tokens of a step. Nobody waits for a token here, so it is more than the gateway's.
+PREFILL_CHUNK = 256
+
+# system -> its prompts
+Questions = Mapping[str, Sequence[str]]
+Found = dict[str, Answers]
 
 
 def answer(
-    model: Any,
-    tokenizer: Any,
+    base: Path,
+    adapter: Path,
     rows: Sequence[Example],
     settings: EvaluateSettings,
     few_shot: Sequence[str] = (),
-) -> tuple[pd.DataFrame, dict[str, float], dict[str, int]]:
-    """Return the answers of the base model and of the adapter that `model` (a PeftModel) carries.
+) -> Answered:
+    """Return the answers of the base model in folder `base` and of the adapter in folder `adapter`.
+
+    The engine answers all rows and transformers the sample. Where the engine can't decode this base model in
+    batches, transformers is quicker, and they change places.
 
     Args:
         few_shot: the prompt of each row with examples before it, which only the base model gets; none: no such
             system.
 
-    Returns:
-        A frame with one row for each example (id, group, text, target, then a column for each system), the
-        seconds that each system took, and how many of its answers were cut at `max_new_tokens`.
+    Raises:
+        LoraOpsError: the engine can't load base model or adapter, or its answers are not those of transformers.
     """
     prompts = [row.prompt for row in rows]
-    limits = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
-    answers, seconds, cut = {}, {}, {}
-    asked = {BASE: prompts, BASE_FEW_SHOT: list(few_shot), ADAPTER: prompts}
-    for system, questions in asked.items():
-        if not questions:
-            continue
+    asked: Questions = {BASE: prompts, BASE_FEW_SHOT: list(few_shot), ADAPTER: prompts}
+    asked = {system: questions for system, questions in asked.items() if questions}
+    chosen = sample_of(rows)
+    sample = {system: [questions[place] for place in chosen] for system, questions in asked.items()}
+    # A notebook's own event loop runs already: the engine gets one in a thread of its own.
+    with start_blocking_portal() as portal:
+        engine, engine_seconds, batches = portal.call(_ask_engine, base, adapter, asked, sample, settings)
+    peer, peer_seconds = _ask_transformers(base, adapter, sample if batches else asked, settings)
+    found, seconds, again = (engine, engine_seconds, peer) if batches else (peer, peer_seconds, engine)
+    agreement = {}
+    for system, answers in found.items():
+        pairs = zip((answers.texts[place] for place in chosen), again[system].texts, strict=True)
+        equal = sum(whole_characters(one) == whole_characters(other) for one, other in pairs)
+        agreement[system] = Agreement(rows=len(chosen), equal=equal)
+    _require_agreement(agreement)
+    frame = pd.DataFrame([row.model_dump(include={"id", "group", "text", "target"}) for row in rows])
+    return Answered(
+        frame.assign(**{system: answers.texts for system, answers in found.items()}),
+        seconds,
+        {system: answers.cut for system, answers in found.items()},
+        "engine" if batches else "transformers",
+        agreement,
+    )
+
+
+def whole_characters(text: str) -> str:
+    """Return a text without U+FFFD, by which transformers shows half a character; the engine leaves it out."""
+    return text.replace("\ufffd", "").strip()
+
+
+def sample_of(rows: Sequence[Example]) -> list[int]:
+    """Return the places of `SAMPLE` rows, the shortest and the longest prompt among them."""
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place].prompt))
+    count = min(SAMPLE, len(rows))
+    return sorted({order[round(step * (len(rows) - 1) / max(1, count - 1))] for step in range(count)})
+
+
+async def _ask_engine(
+    base: Path, adapter: Path, asked: Questions, sample: Questions, settings: EvaluateSettings
+) -> tuple[Found, dict[str, float], bool]:
+    """Return the engine's answers, how long each system took, and whether it answered all: else the sample."""
+    tokenizer = load_tokenizer(base)
+    engine = TorchEngine(base, max_batch=settings.batch_size, prefill_chunk=PREFILL_CHUNK)
+    found, seconds = {}, {}
+    try:
+        await engine.start()
+        await engine.load(ADAPTER, adapter)
+        for system, prompts in (asked if engine.batches else sample).items():
+            start = time.perf_counter()
+            found[system] = await generate_with_engine(
+                engine,
+                tokenizer,
+                prompts,
+                adapter=ADAPTER if system == ADAPTER else None,
+                max_new_tokens=settings.max_new_tokens,
+                what=system,
+            )
+            seconds[system] = round(time.perf_counter() - start, 2)
+        return found, seconds, engine.batches
+    except* EngineError as errors:
+        raise LoraOpsError(f"The engine that serves can't answer: {errors.exceptions[0]}") from errors
+    finally:
+        await engine.close()
+
+
+def _ask_transformers(
+    base: Path, adapter: Path, asked: Questions, settings: EvaluateSettings
+) -> tuple[Found, dict[str, float]]:
+    from peft import PeftModel
+
+    device, dtype = pick_device()
+    model, tokenizer = load_base_model(base, device, dtype)
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    found, seconds = {}, {}
+    for system, prompts in asked.items():
         start = time.perf_counter()
         with nullcontext() if system == ADAPTER else model.disable_adapter():
-            answers[system], cut[system] = generate(model, tokenizer, questions, what=system, **limits)
+            found[system] = generate(
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.batch_size,
+                what=f"{system}, by transformers",
+            )
         seconds[system] = round(time.perf_counter() - start, 2)
-    frame = pd.DataFrame([row.model_dump(include={"id", "group", "text", "target"}) for row in rows])
-    return frame.assign(**answers), seconds, cut
+    return found, seconds
 
 
-def write_answers(
-    tenant: str,
-    answers: pd.DataFrame,
-    seconds: dict[str, float],
-    truncated: dict[str, int],
-    test_file: Path,
-    adapter_file: Path,
-    folder: Path,
-) -> GenerationRecord:
-    """Write the answers and the record of who gave them into `folder`."""
-    record = GenerationRecord(
-        tenant=tenant,
-        rows=len(answers),
-        test_sha256=sha256_file(test_file),
-        adapter_sha256=sha256_file(adapter_file),
-        seconds=seconds,
-        truncated=truncated,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    # Quoted, since a carriage return in an answer would else end its row.
-    answers.to_csv(folder / GENERATED, index=False, quoting=csv.QUOTE_ALL)
-    (folder / GENERATION).write_text(record.to_json(), encoding="utf-8")
-    return record
-
-
-def read_answers(folder: Path) -> pd.DataFrame:
-    """Read the answers that `write_answers` left in `folder`, every column as text.
-
-    Raises:
-        LoraOpsError: nobody has answered yet.
-    """
-    require_file(folder / GENERATED, "generate")
-    # An empty answer is an answer, and so is "NA".
-    return pd.read_csv(folder / GENERATED, dtype=str, keep_default_na=False)
+def _require_agreement(agreement: Mapping[str, Agreement]) -> None:
+    for system, both in agreement.items():
+        if both.equal < LEAST_AGREEMENT * both.rows:
+            raise LoraOpsError(
+                f"The engine that serves and transformers agree on {both.equal} of {both.rows} answers "
+                f"({system}): what is measured would not hold for what is served. Report this base model."
+            )

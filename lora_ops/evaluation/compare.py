@@ -128,6 +128,8 @@ def evaluate(
         groups=measure_groups(answers, settings),
         bias=measure_bias(answers, settings),
         truncated=generation.truncated,
+        answered_by=generation.answered_by,
+        agreement=generation.agreement,
         seconds_base=generation.seconds[BASE],
         seconds_adapter=generation.seconds[ADAPTER],
     )

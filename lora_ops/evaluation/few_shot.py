@@ -6,6 +6,7 @@ only if it beats a prompt that shows that form.
 
 from collections.abc import Sequence
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any
 
 from lora_ops.datasets.prompts import render_prompt
@@ -62,9 +63,11 @@ def _lengths(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
 
 
-def room(model: Any, max_new_tokens: int) -> int | None:
-    """Return how many tokens a prompt may have, so that its answer still fits into the model's context."""
-    context = getattr(model.config, "max_position_embeddings", None)
+def room(base: Path, max_new_tokens: int) -> int | None:
+    """Return how many tokens a prompt may have, so that its answer still fits into the base model's context."""
+    from transformers import AutoConfig
+
+    context = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", None)
     return None if context is None else context - max_new_tokens
 
 

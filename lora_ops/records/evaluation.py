@@ -124,6 +124,13 @@ class ColumnBias(Record):
         return f"{self.between}; {limit}{exceeded}"
 
 
+class Agreement(Record):
+    """Rows that the engine and transformers both answered, and how many of the answers are equal."""
+
+    rows: int = Field(ge=0)
+    equal: int = Field(ge=0)
+
+
 def beats_base(differences: Mapping[str, Mapping[str, PairedDifference]]) -> bool:
     """Return whether the adapter is clearly better than its base model in every metric, however that is asked.
 
@@ -163,6 +170,10 @@ class EvaluationRecord(Record):
     )
     truncated: dict[str, int] = Field(
         default_factory=dict, description="system -> answers cut at evaluate.max_new_tokens"
+    )
+    answered_by: str | None = Field(None, description="engine: the one that serves; transformers: with PEFT")
+    agreement: dict[str, Agreement] = Field(
+        default_factory=dict, description="system -> the sample that the engine and transformers both answered"
     )
     seconds_base: float
     seconds_adapter: float

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from lora_ops.paths import GENERATION, read_record
+from lora_ops.records.evaluation import Agreement
 from lora_ops.records.record import Record, Sha256
 
 
@@ -18,6 +19,10 @@ class GenerationRecord(Record):
     seconds: dict[str, float]
     truncated: dict[str, int] = Field(
         default_factory=dict, description="system -> answers cut at evaluate.max_new_tokens"
+    )
+    answered_by: str = Field("transformers", description="engine: the one that serves; transformers: with PEFT")
+    agreement: dict[str, Agreement] = Field(
+        default_factory=dict, description="system -> the sample that the engine and transformers both answered"
     )
 
 

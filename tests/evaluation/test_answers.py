@@ -1,82 +1,122 @@
-"""Answers kept as a file: what is read back is what was written."""
+"""The answers of an evaluation: the engine gives them, and transformers a sample of them again."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
+import torch
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.evaluation.answers import answer, read_answers, write_answers
+from lora_ops.evaluation import answers as answering
+from lora_ops.evaluation.answers import SAMPLE, answer, sample_of, whole_characters
 from lora_ops.evaluation.generate import generate
-from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_base_model
+from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.evaluation import ADAPTER, BASE, BASE_FEW_SHOT
 from lora_ops.records.example import Example
-from lora_ops.records.generation import read_generation
 from lora_ops.settings.evaluate import EvaluateSettings
 
+SETTINGS = EvaluateSettings(metrics=("exact_match",), max_new_tokens=5, few_shot=0, batch_size=4)
 
-def test_answers_come_back_as_they_were_given(tmp_path: Path) -> None:
-    given = [
-        "",
-        "NA",
-        "null",
-        "007",
-        "1.0",
-        'two "quoted"',
-        "a,b",
-        "line\nbreak",
-        "carriage\rreturn",
-        "<b>",
-        " x ",
+
+def rows(count: int) -> list[Example]:
+    return [
+        Example(
+            id=str(n), group="g", text="t", target="x", prompt=f"{'Lodging at sea ' * n}{n}", completion="x"
+        )
+        for n in range(1, count + 1)
     ]
-    frame = pd.DataFrame(
-        {
-            "id": [str(row) for row in range(len(given))],
-            "group": "g",
-            "text": given,
-            "target": given,
-            "base": given,
-            "adapter": given[::-1],
-        }
-    )
-    for name in ("test.jsonl", "adapter.safetensors"):
-        (tmp_path / name).write_text(name)
-    files = (tmp_path / "test.jsonl", tmp_path / "adapter.safetensors")
-    record = write_answers(
-        "media", frame, {"base": 1.0, "adapter": 2.0}, {"base": 9, "adapter": 0}, *files, tmp_path / "report"
-    )
-    pd.testing.assert_frame_equal(read_answers(tmp_path / "report"), frame, check_dtype=False)
-    assert read_generation(tmp_path / "report") == record
-    assert record.adapter_sha256 == sha256_file(files[1])
 
 
-def test_answer_asks_the_base_in_both_ways(tiny_base: Path) -> None:
+@pytest.fixture
+def tuned(tiny_base: Path, tmp_path: Path) -> Callable[[Path], Path]:
+    """Save an adapter that changes answers of the base model in a folder, and return its folder."""
+
+    def save(base: Path) -> Path:
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(3)
+        model, _ = load_base_model(base)
+        config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+        return tmp_path / "adapter"
+
+    return save
+
+
+def test_answer_gives_what_transformers_would(tiny_base: Path, tuned: Callable[[Path], Path]) -> None:
     """Only the base model gets the few-shot prompts, and the adapter is off for it."""
-    from peft import LoraConfig, get_peft_model
+    from peft import PeftModel
 
+    adapter, examples = tuned(tiny_base), rows(20)
+    prompts = [row.prompt for row in examples]
+    shown = [f"Name the merchant category. {prompt}" for prompt in prompts]
+    found = answer(tiny_base, adapter, examples, SETTINGS, shown)
     model, tokenizer = load_base_model(tiny_base)
-    prompts = ["Lodging", "Airlines", "negative"]
-    rows = [
-        Example(id=str(n), group="g", text=text, target="x", prompt=text, completion="x")
-        for n, text in enumerate(prompts)
-    ]
-    shown = [f"Name the merchant category. {text}" for text in prompts]
-    settings = EvaluateSettings(metrics=("exact_match",), max_new_tokens=5, few_shot=0, batch_size=2)
-    limits = {"max_new_tokens": 5, "batch_size": 2}
-    plain = {
-        BASE: generate(model, tokenizer, prompts, **limits)[0],
-        BASE_FEW_SHOT: generate(model, tokenizer, shown, **limits)[0],
+    limits = {"max_new_tokens": 5, "batch_size": 3}
+    expected = {
+        BASE: generate(model, tokenizer, prompts, **limits),
+        BASE_FEW_SHOT: generate(model, tokenizer, shown, **limits),
     }
-    tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
-    found, seconds, cut = answer(tuned, tokenizer, rows, settings, shown)
-    for system, answers in plain.items():
-        assert found[system].tolist() == answers
-    assert found[ADAPTER].tolist() != plain[BASE]
-    assert set(seconds) == set(cut) == {BASE, BASE_FEW_SHOT, ADAPTER}
-    assert BASE_FEW_SHOT not in answer(tuned, tokenizer, rows, settings)[0]
+    expected[ADAPTER] = generate(PeftModel.from_pretrained(model, adapter), tokenizer, prompts, **limits)
+    for system, (texts, cut) in expected.items():
+        assert list(map(whole_characters, found.frame[system])) == list(map(whole_characters, texts))
+        assert found.truncated[system] == cut
+        assert (found.agreement[system].rows, found.agreement[system].equal) == (SAMPLE, SAMPLE)
+    assert expected[ADAPTER] != expected[BASE] != expected[BASE_FEW_SHOT]
+    assert found.by == "engine" and set(found.seconds) == set(expected)
 
 
-def test_read_answers_before_anybody_answered_names_the_stage(tmp_path: Path) -> None:
-    with pytest.raises(LoraOpsError, match="run the stage `generate` first"):
-        read_answers(tmp_path)
+def test_answer_without_few_shot_has_no_such_system(tiny_base: Path, tuned: Callable[[Path], Path]) -> None:
+    found = answer(tiny_base, tuned(tiny_base), rows(2), SETTINGS)
+    assert set(found.agreement) == set(found.seconds) == {BASE, ADAPTER}
+    assert len(found.frame) == found.agreement[BASE].rows == 2
+
+
+def test_answer_takes_transformers_where_no_batch_is(
+    tiny_base: Path, tuned: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """The engine takes one sequence after the other of this class, so it answers the sample."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    small, _ = load_base_model(tiny_base)
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=small.config.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(base)
+    found = answer(base, tuned(base), rows(10), SETTINGS)
+    assert found.by == "transformers" and len(found.frame) == 10
+    assert {both.equal for both in found.agreement.values()} == {SAMPLE}
+
+
+def test_answer_refuses_an_engine_that_differs(
+    tiny_base: Path, tuned: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers gets other weights here, as if the engine had read them wrongly."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    model, _ = load_base_model(other)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.4)
+    model.save_pretrained(other)
+    monkeypatch.setattr(answering, "load_base_model", lambda _, *given: load_base_model(other, *given))
+    with pytest.raises(LoraOpsError, match=r"agree on \d of 8 answers \(base\)"):
+        answer(tiny_base, tuned(tiny_base), rows(20), SETTINGS)
+
+
+def test_answer_says_which_adapter_the_engine_refuses(tiny_base: Path, tuned: Callable[[Path], Path]) -> None:
+    adapter = tuned(tiny_base)
+    (adapter / ADAPTER_FILES[0]).write_bytes(b"{}")
+    with pytest.raises(LoraOpsError, match="engine that serves can't answer: The adapter in .* can't be read"):
+        answer(tiny_base, adapter, rows(2), SETTINGS)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 300])
+def test_sample_of_rows_has_the_shortest_and_the_longest(count: int) -> None:
+    places = sample_of(rows(count)[::-1])
+    assert len(places) == min(count, SAMPLE) and {places[0], places[-1]} == {0, count - 1}

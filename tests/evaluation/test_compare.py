@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_ops.evaluation.answers import write_answers
+from lora_ops.evaluation.answered import Answered, write_answers
 from lora_ops.evaluation.bias import errors_by
 from lora_ops.evaluation.compare import evaluate, write_report
 from lora_ops.paths import METRICS
@@ -17,6 +17,7 @@ from lora_ops.records.evaluation import (
     BASE_FEW_SHOT,
     MAJORITY,
     TFIDF,
+    Agreement,
     EvaluationRecord,
     read_evaluation,
 )
@@ -58,11 +59,11 @@ def answers(adapter_hits: int, tfidf_hits: int, rows: int = 120) -> pd.DataFrame
 
 
 def record(frame: pd.DataFrame, settings: TenantSettings, folder: Path) -> EvaluationRecord:
-    for name in ("test.jsonl", "adapter.safetensors"):
+    for name in ("test.jsonl", "adapter_model.safetensors"):
         (folder / name).write_text(name)
-    files = (folder / "test.jsonl", folder / "adapter.safetensors")
-    measured = ({BASE: 1.0, ADAPTER: 1.0}, {BASE: 120, ADAPTER: 2})
-    generation = write_answers("media", frame, *measured, *files, folder / "report")
+    agreement = {BASE: Agreement(rows=8, equal=8)}
+    answered = Answered(frame, {BASE: 1.0, ADAPTER: 1.0}, {BASE: 120, ADAPTER: 2}, "engine", agreement)
+    generation = write_answers("media", answered, folder / "test.jsonl", folder, folder / "report")
     return evaluate("media", settings, frame, generation)
 
 
@@ -76,6 +77,7 @@ def test_evaluate_names_an_opponent_that_the_adapter_loses_to(media: TenantSetti
     assert found.verdict.startswith("is clearly worse than its strongest opponent, the tfidf baseline")
     assert found.clusters == 60
     assert found.truncated == {BASE: 120, ADAPTER: 2}
+    assert (found.answered_by, found.agreement[BASE].equal) == ("engine", 8)
 
 
 def test_evaluate_gives_every_system_an_interval(media: TenantSettings, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_few_shot_prompts_leave_out_what_has_no_room(tiny_base: Path) -> None:
     assert few_shot_prompts(tokenizer, rows, shots, prompt, length(2) - 1)[1] == 1
     assert few_shot_prompts(tokenizer, rows, shots, prompt, 1) == ([], 0)
     assert few_shot_prompts(tokenizer, rows, [], prompt, None) == ([], 0)
-    assert room(model, 48) == 2000
+    assert room(tiny_base, 48) == 2000
     long = [shot.model_copy(update={"text": "text " * 100}) for shot in shots]
     assert 0 < few_shot_prompts(tokenizer, rows, long, prompt, None)[1] < 4
 

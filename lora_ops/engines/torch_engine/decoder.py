@@ -45,6 +45,7 @@ class Decoder(Protocol):
         kv_tokens: how many tokens of all sequences together it can remember.
         vocabulary: how many tokens the model knows.
         copies: whether `copy` can be called.
+        batches: whether the sequences of a step are computed together.
         reads_bfloat16: whether adapters in bfloat16 cost a step no more than those in a wider type of its own.
         shapes: (outputs, inputs) of every linear layer that an adapter may change.
     """
@@ -53,6 +54,7 @@ class Decoder(Protocol):
     kv_tokens: int
     vocabulary: int
     copies: bool
+    batches: bool
     reads_bfloat16: bool
     shapes: Mapping[str, tuple[int, int]]
     dtype: torch.dtype

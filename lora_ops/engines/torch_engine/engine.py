@@ -193,6 +193,12 @@ class TorchEngine:
         """Whether the thread that takes the steps is alive."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def batches(self) -> bool:
+        """Whether this base model's answers are computed together, once it is started."""
+        self._require_started()
+        return self._decoder.batches
+
     def status(self) -> EngineStatus:
         """What it was doing after its last step, and which adapters are loaded now."""
         s = self._status

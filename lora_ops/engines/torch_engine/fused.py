@@ -55,6 +55,7 @@ class FusedDecoder:
     """
 
     copies = True
+    batches = True
 
     def __init__(self, model: Any, context_length: int, kv_tokens: int) -> None:
         self.context_length, self.kv_tokens = context_length, kv_tokens

@@ -32,6 +32,7 @@ class GeneralDecoder:
     """A `Decoder` of any causal language model of transformers."""
 
     copies = False
+    batches = False
     reads_bfloat16 = False
 
     def __init__(self, model: Any, context_length: int, kv_tokens: int) -> None:

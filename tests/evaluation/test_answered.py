@@ -1,0 +1,50 @@
+"""Answers kept as a file: what is read back is what was written."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.answered import Answered, read_answers, write_answers
+from lora_ops.hashing import sha256_file
+from lora_ops.records.evaluation import Agreement
+from lora_ops.records.generation import read_generation
+
+
+def test_answers_come_back_as_they_were_given(tmp_path: Path) -> None:
+    given = [
+        "",
+        "NA",
+        "null",
+        "007",
+        "1.0",
+        'two "quoted"',
+        "a,b",
+        "line\nbreak",
+        "carriage\rreturn",
+        "<b>",
+        " x ",
+    ]
+    frame = pd.DataFrame(
+        {
+            "id": [str(row) for row in range(len(given))],
+            "group": "g",
+            "text": given,
+            "target": given,
+            "base": given,
+            "adapter": given[::-1],
+        }
+    )
+    for name in ("test.jsonl", "adapter_model.safetensors"):
+        (tmp_path / name).write_text(name)
+    answered = Answered(frame, {"base": 1.0}, {"base": 9}, "engine", {"base": Agreement(rows=8, equal=7)})
+    record = write_answers("media", answered, tmp_path / "test.jsonl", tmp_path, tmp_path / "report")
+    pd.testing.assert_frame_equal(read_answers(tmp_path / "report"), frame, check_dtype=False)
+    assert read_generation(tmp_path / "report") == record
+    assert record.adapter_sha256 == sha256_file(tmp_path / "adapter_model.safetensors")
+
+
+def test_read_answers_before_anybody_answered_names_the_stage(tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match="run the stage `generate` first"):
+        read_answers(tmp_path)
