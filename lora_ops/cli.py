@@ -140,7 +140,7 @@ def rollback(
     from lora_ops.clock import now
     from lora_ops.free_text import require_text
     from lora_ops.notebooks import run_notebook
-    from lora_ops.registry.backends import remembered_head
+    from lora_ops.registry.backends import open_registry, remembered_head
     from lora_ops.registry.versions import parse_reference
 
     root = find_root()
@@ -166,7 +166,8 @@ def rollback(
             lambda: remembered_head(root),
         )
     if as_json:
-        print_json({"version": version, "done": yes, "page": str(page)})
+        with closing(open_registry(root)) as registry:
+            print_json({**incidents.summary(registry, version, folder, done=yes), "page": str(page)})
         return
     show(f"The page: {markup(str(page.relative_to(root)))}")
 

@@ -3,7 +3,7 @@
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 from anyio.from_thread import start_blocking_portal
@@ -17,7 +17,7 @@ from lora_ops.registry.eligibility import expiry_reason
 from lora_ops.registry.requirements import closed_alike, returning_lacks
 from lora_ops.registry.roles import owners_of
 from lora_ops.registry.store import Registry
-from lora_ops.registry.twins import Twins
+from lora_ops.registry.twins import Twins, answering_notes
 from lora_ops.registry.versions import Version
 
 DASHBOARDS = {"console.json": "/console/data", "metrics.txt": "/metrics", "models.json": "/v1/models"}
@@ -180,6 +180,31 @@ def write_record(
     path = folder / RECORD
     path.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def summary(registry: Registry, reference: str, folder: Path, *, done: bool) -> dict[str, Any]:
+    """Return what a run of the runbook says for people, as facts for programs.
+
+    Args:
+        registry: as it is after the run.
+        reference: the exact version that must go.
+        folder: of the record.
+        done: whether the run was confirmed; else it shows what would happen.
+
+    Raises:
+        LoraOpsError: as `plan`.
+    """
+    rollback, path = plan(registry, reference), folder / RECORD
+    written = IncidentRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
+    return {
+        "version": rollback.leaves.id,
+        "returns": rollback.returns.id,
+        "done": done,
+        "record": str(path) if written else None,
+        "not_captured": written.not_captured if written else None,
+        "notes": answering_notes(registry, rollback.leaves.summary) if done else [],
+        "head_remembered": registry.unremembered() is None,
+    }
 
 
 def _served(registry: Registry, tenant: str) -> list[int]:

@@ -132,7 +132,8 @@ def tenant_check(
         contract = check_tenant(name, settings, root)
         page = document_tenant(name, settings, root) if docs else None
     if as_json:
-        print_json({"ok": contract.success, **contract.model_dump(mode="json")})
+        docs_page = {"docs": str(page) if page else None}
+        print_json({"ok": contract.success, **contract.model_dump(mode="json"), **docs_page})
         raise typer.Exit(ExitCode.OK if contract.success else ExitCode.INVALID)
     show(_grid(checks_table(contract), title=f"{name}: {contract.rows} rows"))
     if not contract.success:

@@ -41,14 +41,14 @@ def register(
     with closing(open_registry(root, create=True)) as registry:
         for outcome in register_packages(chosen, root, registry, actor=actor):
             adapter = outcome.version.id if outcome.version else None
-            outcomes.append(
-                {
-                    "tenant": outcome.tenant,
-                    "adapter": adapter,
-                    "is_new": outcome.is_new,
-                    "problem": outcome.problem,
-                }
-            )
+            told = {
+                "tenant": outcome.tenant,
+                "adapter": adapter,
+                "is_new": outcome.is_new,
+                "problem": outcome.problem,
+                "tracking_problem": None,
+            }
+            outcomes.append(told)
             if outcome.version is None:
                 refused.append(outcome.tenant)
                 print_problem(f"{outcome.tenant}: {outcome.problem}")
@@ -58,6 +58,7 @@ def register(
                 with prose_on_stderr(as_json):
                     problem = log_registration(outcome.tenant, number, tracking, root)
                 if problem:
+                    told["tracking_problem"] = problem
                     print_problem(problem)
             how = "a new version" if outcome.is_new else "this content was registered before"
             if not as_json:
@@ -123,7 +124,8 @@ def report(as_json: AsJson = False) -> None:
         verdicts.append(markup(f"{version or manifest.tenant} {evaluation.verdict}.{judged}"))
         pages.append(markup(f"{version or manifest.tenant}: {manifest.report}"))
     if as_json:
-        print_json(rows)
+        head = registry.log.head().text if registry else None
+        print_json([{**row, "head": head} for row in rows])
         return
     seeds = "The intervals cover the held-out rows, not the training seed."
     show(table, *verdicts, seeds, "\nReports, for a browser:", *pages, sep="\n")
@@ -147,7 +149,8 @@ def compare(
     with closing(open_registry(find_root())) as registry:
         found = compare_versions(registry, registry.get(left), registry.get(right))
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        said = {"verdict": found.verdict, "about_seeds": found.about_seeds}
+        print_json({**found.model_dump(mode="json"), **said})
         return
     table = Grid("metric", found.left, found.right, "difference", "p (Holm)", solid={"metric"})
     for metric, values in found.metrics.items():

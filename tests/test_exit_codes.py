@@ -106,6 +106,7 @@ def test_json_of_a_notebook_is_alone_on_stdout(repository: Path) -> None:
 def test_json_of_keys_is_what_the_table_shows(repository: Path) -> None:
     _, made = in_json(repository, "keys", "create", "finance", "--note", "[red]card team")
     assert made["secret"].startswith("lora-finance-")
+    assert made["logged"] is False  # there is no registry yet
     _, listed = in_json(repository, "keys", "list")
     assert [(key["id"], key["note"]) for key in listed] == [(made["id"], "[red]card team")]
     assert in_json(repository, "keys", "revoke", made["id"])[1]["revoked_at"]

@@ -17,7 +17,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.notebooks import run_notebook
 from lora_ops.records.registry import IncidentRecord
-from lora_ops.registry import lifecycle
+from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
@@ -334,3 +334,25 @@ def test_runbook_says_what_was_not_captured(clone: Clone) -> None:  # noqa: F811
     done = runbook(clone.root, *options, "--actor", ON_CALL, "--yes")
     assert done.returncode == 0, done.stderr
     assert "The dashboards were NOT captured" in done.stdout
+
+
+def test_rollback_in_json_says_what_the_page_says(clone: Clone) -> None:  # noqa: F811
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    with clone.registry() as opened:
+        for version in ("finance@1", "finance@2"):
+            clone.story(opened).to(version, "production")
+        bad = opened.get("finance@2")
+        exported = packages.export(opened, bad.id, clone.root / "again")
+        again = saved_again(clone.root / "again", exported.manifest)
+        for name in ("manifest.json", "model.sig"):
+            (clone.root / "again" / name).unlink()
+        twin, _ = opened.register(clone.root / "again", again, actor="ana")
+    options = ("--reason", "It leaks card numbers.", "--gateway", "http://localhost:9", "--actor", ON_CALL)
+    shown = json.loads(runbook(clone.root, *options, "--json").stdout)
+    assert (shown["returns"], shown["done"], shown["record"], shown["notes"]) == ("finance@1", False, None, [])
+    done = json.loads(runbook(clone.root, *options, "--yes", "--json").stdout)
+    assert (done["version"], done["returns"], done["done"]) == ("finance@2", "finance@1", True)
+    assert Path(done["record"]).is_file() and Path(done["page"]).is_file()
+    assert "could not be captured" in done["not_captured"]
+    assert done["notes"] == [f"{twin.id} ('candidate') has the same weights: look whether it must go, too."]
+    assert done["head_remembered"] is True

@@ -22,7 +22,6 @@ from lora_ops.registry.command_options import (
 if TYPE_CHECKING:
     from lora_ops.registry.reports import Report
     from lora_ops.registry.store import Registry
-    from lora_ops.registry.versions import Version
 
 changes = typer.Typer()
 
@@ -54,7 +53,15 @@ def approve(
         notes = gate_notes(registry, registry.get(reference))
         remembered = head_remembered(registry)
     if as_json:
-        print_json({**said.model_dump(mode="json"), "missing": missing, "notes": notes, **remembered})
+        print_json(
+            {
+                **said.model_dump(mode="json"),
+                "signed": bool(key),
+                "missing": missing,
+                "notes": notes,
+                **remembered,
+            }
+        )
         return
     seen = ", ".join(f"{kind} {digest[:12]}…" for kind, digest in said.evidence.items())
     needs = f"for production it still needs: {'; '.join(missing)}" if missing else "nothing is missing now"
@@ -98,7 +105,8 @@ def file_(
         lacking = list(lacks(report.document, registry.least))
         remembered = head_remembered(registry)
     if as_json:
-        print_json({**report.document.model_dump(mode="json"), "lacks": lacking, **remembered})
+        document = {**report.document.model_dump(mode="json"), "sha256": report.reference.sha256}
+        print_json({**document, "lacks": lacking, **remembered})
         return
     print_lines(
         f"[bold]{version.id}[/] has new evidence of kind '{kind}' ({report.reference.sha256[:12]}…).",
@@ -150,12 +158,13 @@ def reject(
 ) -> None:
     """Decide that a version never serves."""
     from lora_ops.registry import lifecycle
+    from lora_ops.registry.twins import answering_notes
 
     with opened_registry() as registry:
         reports = _made(registry, reference, evidence)
         version = lifecycle.reject(registry, reference, actor=who(actor), reason=reason, evidence=reports)
-        print_version(registry, version, "is now 'rejected'", as_json)
-        _tell_of_twins(registry, version)
+        notes = answering_notes(registry, version.summary)
+        print_version(registry, version, "is now 'rejected'", as_json, notes)
 
 
 @changes.command()
@@ -168,12 +177,13 @@ def revoke(
 ) -> None:
     """Take a version out of service for good, at once."""
     from lora_ops.registry import lifecycle
+    from lora_ops.registry.twins import answering_notes
 
     with opened_registry() as registry:
         reports = _made(registry, reference, evidence)
         version = lifecycle.revoke(registry, reference, actor=who(actor), reason=reason, evidence=reports)
-        print_version(registry, version, "is now 'revoked'", as_json)
-        _tell_of_twins(registry, version)
+        notes = answering_notes(registry, version.summary)
+        print_version(registry, version, "is now 'revoked'", as_json, notes)
 
 
 @changes.command()
@@ -242,11 +252,3 @@ def _made(registry: "Registry", reference: str, options: list[str] | None) -> "l
             )
         made.append(make(registry, reference, kind, Path(path), summary or None))
     return made
-
-
-def _tell_of_twins(registry: "Registry", version: "Version") -> None:
-    """Name on stderr what may still answer with the weights that were just closed."""
-    from lora_ops.registry.twins import answering_notes
-
-    for note in answering_notes(registry, version.summary):
-        typer.echo(note, err=True)

@@ -70,7 +70,7 @@ def print_version(
 
 def note_lines(notes: Sequence[str]) -> list[str]:
     """Return what whoever decides must know, one line each."""
-    return [f"[yellow]Note[/]: {markup(one)}." for one in notes]
+    return [f"[yellow]Note[/]: {markup(one.rstrip('.'))}." for one in notes]
 
 
 def head_remembered(registry: "Registry") -> dict[str, bool]:

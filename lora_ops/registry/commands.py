@@ -10,7 +10,13 @@ from lora_ops.exit_codes import ExitCode
 from lora_ops.output import AsJson, print_json
 from lora_ops.registry import tables
 from lora_ops.registry.change_commands import changes
-from lora_ops.registry.command_options import Reference, opened_registry, print_lines, print_version
+from lora_ops.registry.command_options import (
+    Reference,
+    note_lines,
+    opened_registry,
+    print_lines,
+    print_version,
+)
 from lora_ops.registry.operations_commands import operations
 
 if TYPE_CHECKING:
@@ -66,9 +72,10 @@ def status(
         behind = registry.unremembered()
         notes = [*accepted_heads(registry), *([behind] if behind else [])]
     if as_json:
-        print_json([{**row._asdict(), "head_remembered": behind is None} for row in rows])
+        facts = {"head_remembered": behind is None, "notes": notes}
+        print_json([{**row._asdict(), **facts} for row in rows])
         return
-    print_lines(tables.status(rows), *(f"[yellow]Note[/]: {markup(one)}." for one in notes))
+    print_lines(tables.status(rows), *note_lines(notes))
 
 
 @app.command()
@@ -168,7 +175,7 @@ def verify(
     else:
         print_lines("[red]The registry does not verify[/]:", *(f"  {markup(one)}" for one in result.problems))
     if not as_json:
-        print_lines(*(f"[yellow]Note[/]: {markup(one)}." for one in result.warnings))
+        print_lines(*note_lines(result.warnings))
     if not result.ok:
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
@@ -201,7 +208,8 @@ def export(
 
     with opened_registry() as registry:
         version = packages.export(registry, reference, target, for_review=for_review)
-        print_version(registry, version, f"written to {target}, digests and signature verified", as_json)
+        said = f"written to {target}, digests and signature verified"
+        print_version(registry, version, said, as_json, path=str(target))
 
 
 @app.command()

@@ -86,6 +86,7 @@ def backup(url: Url, as_json: AsJson = False) -> None:
         head=made.head.text,
         files=made.files,
         sent=made.sent,
+        private_key=str(key),
     )
 
 
@@ -146,6 +147,8 @@ def export_log(
         f"To check it: openssl dgst -sha256 -verify {key} -signature {signature} {target}",
         "or, with the chain of hashes: lora-ops registry check-export FILE",
         path=str(target),
+        signature=str(signature),
+        public_key=str(key),
         entries=made.entries,
         head=made.head.text,
         key=made.key,
@@ -178,6 +181,7 @@ def check_export(
         entries=found.entries,
         head=found.head.text,
         key=found.key,
+        pinned=bool(keys),
     )
 
 

@@ -55,12 +55,12 @@ def create(
     with closing(_keys()) as keys:
         role: Role = "admin" if admin else "monitor" if monitor else "tenant"
         key, secret = keys.create(role, tenant, base=base or admin, note=note)
-        if as_json:
-            print_json({**key._asdict(), "secret": secret})
-        else:
+        if not as_json:
             show(f"Key {key.id} ({role}{f' {tenant}' if tenant else ''}), shown only now:")
             typer.echo(secret)
-        _log(keys)
+        logged = _log(keys)
+    if as_json:
+        print_json({**key._asdict(), "secret": secret, **logged})
 
 
 @keys_app.command("list")
@@ -94,28 +94,35 @@ def revoke(
 
     with closing(_keys()) as keys:
         revoked = keys.revoke(key)
-        _log(keys)
+        logged = _log(keys)
     if as_json:
-        print_json(revoked._asdict())
+        print_json({**revoked._asdict(), **logged})
         return
     show(f"{revoked.id} is revoked.")
 
 
-def _log(keys: "KeyStore") -> None:
-    """Write what was done into the audit log; a key holds or is refused all the same where that fails."""
+def _log(keys: "KeyStore") -> dict[str, bool | None]:
+    """Write what was done into the audit log; a key holds or is refused all the same where that fails.
+
+    Returns:
+        For programs: whether the log tells of it, and whether its head is kept outside the registry.
+    """
     from lora_ops.errors import LoraOpsError
     from lora_ops.registry.backends import open_registry
     from lora_ops.registry.changes import whoami
+    from lora_ops.registry.command_options import head_remembered
     from lora_ops.registry.database import MissingRegistry
     from lora_ops.serving.key_log import log_keys
 
     try:
         with closing(open_registry()) as registry:
             log_keys(registry, keys, whoami())
+            return {"logged": True, **head_remembered(registry)}
     except MissingRegistry:
-        return  # the first `keys` command after the first registration writes it
+        pass  # the first `keys` command after the first registration writes it
     except LoraOpsError as error:
         print_problem(f"It is done, and the audit log does not tell of it yet: {error}")
+    return {"logged": False, "head_remembered": None}
 
 
 def _keys() -> "KeyStore":

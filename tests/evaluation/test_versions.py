@@ -1,5 +1,6 @@
 """Two versions on rows that neither was trained on: found, counted, paired, or plainly refused."""
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -129,6 +130,8 @@ def test_compare_command_prints_the_difference(registry: Registry, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "117 rows of 39 groups that neither was trained on; 3 rows of either don't count" in done.stdout
     assert "finance@2 was trained or tuned on 1 of the 40 test groups of finance@1" in done.stdout
+    printed = json.loads(run("lora-ops", "compare", "finance@1", "finance@2", "--json", **where).stdout)
+    assert f"{printed['verdict']}: 117 rows" in done.stdout and printed["about_seeds"] in done.stdout
     twice = run("lora-ops", "compare", "finance@1", "finance@1", **where)
     assert twice.returncode != 0 and "name two versions" in twice.stderr
 

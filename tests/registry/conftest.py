@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from lora_ops.hashing import sha256_file, sha256_text
 from lora_ops.paths import EVALUATION
@@ -180,7 +180,10 @@ def package(tmp_path: Path) -> Build:
 def saved_again(folder: Path, manifest: Manifest) -> Manifest:
     """Write the same tensors with other bytes around them; the manifest that fits them."""
     path = folder / "adapter_model.safetensors"
-    save_file(load_file(path), path, metadata={"x": "1"})
+    content = path.read_bytes()
+    header, tensors = content[8 : 8 + int.from_bytes(content[:8], "little")], content[8:]
+    padded = header + b" " * 8
+    path.write_bytes(len(padded).to_bytes(8, "little") + padded + tensors[len(header) :])
     return evaluated(
         folder, manifest, manifest.evaluation.model_copy(update={"adapter_sha256": sha256_file(path)})
     )

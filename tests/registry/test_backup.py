@@ -246,7 +246,8 @@ def test_commands_back_up_lose_and_restore(tmp_path: Path, monkeypatch: pytest.M
     url = str(tmp_path / "backups")
     with closing(open_registry(tmp_path, create=True)) as registry:
         registry.register(tmp_path / "one", build_package(tmp_path / "one", 1), actor="ana.silva")
-        CliRunner().invoke(app, ["backup", url])
+        made = json.loads(CliRunner().invoke(app, ["backup", url, "--json"]).output)
+        assert Path(made["private_key"]).is_file()
         registry.register(tmp_path / "two", build_package(tmp_path / "two", 2), actor="ana.silva")
     shutil.rmtree(tmp_path / ".registry")
     restored = CliRunner().invoke(app, ["restore", url, "--json"])

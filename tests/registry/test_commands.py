@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from lora_ops.registry.owners import add_key
 from tests.conftest import write_params
 from tests.wandb_server import WandbServer
 
-from .conftest import build_package, rows_of, ssh_key
+from .conftest import build_package, rows_of, saved_again, ssh_key
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Result]
@@ -257,6 +258,30 @@ def test_reject_revoke_archive_and_review_say_what_they_did(cli: Cli) -> None:
     assert "'archived'" in cli("archive", "finance@1", "--reason=old").output
     assert "next review" in cli("review", "finance@2", "--reason=next", "--evidence=review=REPORT").output
     assert json.loads(cli("revoke", "finance@2", "--reason=bad", "--json").output)["state"] == "revoked"
+
+
+def test_json_of_a_change_names_what_the_text_names(cli: Cli, root: Path) -> None:
+    """A pipeline that reads JSON learnt nothing of a twin, a digest, a path or a signature."""
+    with closing(open_registry(root)) as registry:
+        folder = root / "package-1"
+        again = saved_again(folder, build_package(folder, 1, fresh_days=3650))
+        registry.register(folder, again, actor="ana.silva")
+    note = "finance@3 ('candidate') has the same weights: look whether it must go, too."
+    assert json.loads(cli("reject", "finance@1", "--reason=worse", "--json").output)["notes"] == [note]
+    printed = json.loads(cli("file", "finance@2", "review", "REPORT", "--json").output)
+    assert printed["sha256"][:12] in cli("history", "finance@2", "--json").output
+    target = str(root / "exported")
+    printed = json.loads(cli("export", "finance@2", target, "--for-review", "--json").output)
+    assert printed["path"] == target
+    assert all(row["notes"] == [] for row in json.loads(cli("status", "--json").output))
+
+
+def test_json_of_an_approval_says_whether_it_is_signed(cli: Cli, root: Path) -> None:
+    into_canary(cli, root, "finance@2")
+    key = str(ssh_key("chen.wei"))
+    said = ("approve", "finance@2", "--actor", "chen.wei", "--reason", "I read it", "--key", key, "--json")
+    printed = json.loads(cli(*said).output)
+    assert printed["signed"] is True and "1 more approval" in printed["missing"][0]
 
 
 def test_due_is_empty_on_the_first_day_and_lists_what_expires(cli: Cli, root: Path) -> None:

@@ -131,7 +131,11 @@ def test_commands_export_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = CliRunner().invoke(app, ["export-log", target, "--format", "csv"])
     assert f"1 entries, the log ends at {head.text}" in done.output
     assert "openssl dgst -sha256 -verify" in done.output
-    assert json.loads(CliRunner().invoke(app, ["check-export", target, "--json"]).output)["head"] == head.text
+    checked = json.loads(CliRunner().invoke(app, ["check-export", target, "--json"]).output)
+    assert (checked["head"], checked["pinned"]) == (head.text, False)
+    again = str(tmp_path / "out/again.json")
+    printed = json.loads(CliRunner().invoke(app, ["export-log", again, "--json"]).output)
+    assert Path(printed["signature"]).is_file() and Path(printed["public_key"]).is_file()
     shutil.rmtree(tmp_path / ".registry")
     assert "signed by key" in CliRunner().invoke(app, ["check-export", target]).output
 

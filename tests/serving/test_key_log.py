@@ -82,6 +82,7 @@ def test_keys_command_writes_the_log(clone: Clone) -> None:  # noqa: F811
     made = json.loads(
         run("lora-ops", "keys", "create", "--admin", "--json", cwd=clone.root, **environment).stdout
     )
+    assert (made["logged"], made["head_remembered"]) == (True, True)
     assert run("lora-ops", "keys", "revoke", made["id"], cwd=clone.root, **environment).returncode == 0
     with clone.registry() as opened:
         assert told(opened) == [("created", made["id"], "ben"), ("revoked", made["id"], "ben")]
