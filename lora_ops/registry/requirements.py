@@ -77,8 +77,15 @@ def next_stage(state: State) -> Stage | None:
     return next((stage for stage in STAGES if (state, stage) in EVIDENCE), None)
 
 
-def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[str]]:
+def missing_for(
+    registry: Registry, reference: str, twins: Twins | None = None
+) -> tuple[Stage | None, list[str]]:
     """Return the next stage of a version, and what is still needed for it besides a reason.
+
+    Args:
+        registry: where.
+        reference: which version.
+        twins: what is known of all weights, for a caller that asks about many versions.
 
     Raises:
         LoraOpsError: unknown version, or a report that its step rests on is missing or damaged.
@@ -87,7 +94,7 @@ def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[
     stage = next_stage(version.state)
     if stage is None:
         return None, []
-    concerns, twins = leaves_production(registry, version, stage), Twins(registry)
+    concerns, twins = leaves_production(registry, version, stage), twins or Twins(registry)
     needed = [f"other weights ({note})" for note in _closed_note(version, twins)]
     needed += step_basis(registry, version, stage, (), concerns, twins)[1]
     if stage == "production" and concerns is None:

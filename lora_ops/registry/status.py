@@ -9,6 +9,7 @@ from lora_ops.records.registry import State
 from lora_ops.registry.eligibility import FRESHNESS_WARNING
 from lora_ops.registry.requirements import LIVE, missing_for, next_stage
 from lora_ops.registry.store import Registry
+from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Summary
 
 # The version that is furthest on its way to production is the one that somebody waits for.
@@ -43,7 +44,8 @@ class Due(NamedTuple):
 
 def status(registry: Registry, tenants: Iterable[str]) -> list[TenantStatus]:
     """Return where each of `tenants` stands, one entry each, also for a tenant without a version."""
-    return [_status(registry, tenant) for tenant in tenants]
+    twins = Twins(registry)
+    return [_status(registry, tenant, twins) for tenant in tenants]
 
 
 def due(registry: Registry, tenant: str | None = None) -> list[Due]:
@@ -62,11 +64,11 @@ def due(registry: Registry, tenant: str | None = None) -> list[Due]:
     return sorted(found, key=lambda item: item.at)
 
 
-def _status(registry: Registry, tenant: str) -> TenantStatus:
+def _status(registry: Registry, tenant: str, twins: Twins) -> TenantStatus:
     live = [one for one in registry.summaries(tenant) if one.state in LIVE]
     by_alias = {alias: one for one in live for alias in one.aliases}
     production, coming = by_alias.get("production"), _furthest(live)
-    stage, missing = _coming(registry, coming) if coming else (None, [])
+    stage, missing = _coming(registry, coming, twins) if coming else (None, [])
     shown = production or coming
     return TenantStatus(
         tenant=tenant,
@@ -82,10 +84,10 @@ def _status(registry: Registry, tenant: str) -> TenantStatus:
     )
 
 
-def _coming(registry: Registry, coming: Summary) -> tuple[str | None, list[str]]:
+def _coming(registry: Registry, coming: Summary, twins: Twins) -> tuple[str | None, list[str]]:
     """Return the next stage of a version and what it lacks; what is damaged hides no other tenant."""
     try:
-        return missing_for(registry, coming.id)
+        return missing_for(registry, coming.id, twins)
     except LoraOpsError as error:
         return next_stage(coming.state), [str(error).rstrip(".")]
 

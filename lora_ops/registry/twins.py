@@ -5,7 +5,9 @@ don't bring it back. The entry that registers a version states the digest of its
 Entries of earlier releases lack that digest. For them the kept file is read, after its own digest was compared.
 """
 
+from collections import defaultdict
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 from lora_ops.adapter_files import weights_digest
@@ -25,6 +27,11 @@ class Twins:
         self._summaries = registry.summaries()
         self._stated = registry.log.weights_digests()
         self._read: dict[str, str | LoraOpsError | None] = {}
+        self._by_digest: dict[str, list[Summary]] = defaultdict(list)
+        for one in self._summaries:
+            if one.id in self._stated:
+                self._by_digest[self._stated[one.id]].append(one)
+        self._unstated = [one for one in self._summaries if one.id not in self._stated]
 
     def closed(self, mine: str | None, name: str) -> Summary | None:
         """Return a version, of whatever tenant, that was closed and has the tensors of digest `mine`, or None.
@@ -40,7 +47,7 @@ class Twins:
         if mine is None:
             return None
         unknown: tuple[Summary, LoraOpsError] | None = None
-        for one in self._summaries:
+        for one in [*self._by_digest.get(mine, ()), *self._unstated]:
             if one.state not in CLOSED:
                 continue
             try:
@@ -62,10 +69,15 @@ class Twins:
         Of versions whose tensors the log does not state, only those with a report are read: the others have
         nothing that could count for `version`.
         """
-        unstated = self._unstated_with_report()
-        others = [one for one in self._summaries if one.id != version.id]
+        stated = self._stated.get(version.id)
+        if stated:
+            others = self._by_digest[stated]
+        else:
+            others = [one for one in self._summaries if one.id in self._stated]
         return [
-            one for one in others if (one.id in self._stated or one in unstated) and self.same(one, version)
+            one
+            for one in [*others, *self._unstated_with_report]
+            if one.id != version.id and self.same(one, version)
         ]
 
     def read_ahead(self, reference: str | None = None) -> None:
@@ -73,17 +85,17 @@ class Twins:
 
         Who asks later finds them in memory, and is told of what is missing or damaged.
         """
-        asked = [one for one in self._summaries if one.state in CLOSED or one.id == reference]
+        asked = [one for one in self._unstated if one.state in CLOSED or one.id == reference]
         if reference:
-            asked += self._unstated_with_report()
+            asked += self._unstated_with_report
         for one in asked:
             with suppress(LoraOpsError):
                 self.weights(one)
 
+    @cached_property
     def _unstated_with_report(self) -> list[Summary]:
-        unstated = [one for one in self._summaries if one.id not in self._stated]
-        reported = self._registry.log.reported() if unstated else ()
-        return [one for one in unstated if one.id in reported]
+        reported = self._registry.log.reported() if self._unstated else ()
+        return [one for one in self._unstated if one.id in reported]
 
     def answering(self, version: Summary) -> list[Summary]:
         """Return the other versions with the same tensors that an alias names: they may answer today."""
