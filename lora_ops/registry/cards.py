@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import Evidence, EvidenceKind
+from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AdapterRecord, AuditEntry, Lineage, Ownership, Performance, Risk, Verdict
 from lora_ops.registry import packages
 from lora_ops.registry.approvals import approvals_of
@@ -52,12 +53,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
     reports = filed(version, history)
     notes = [*weaknesses(history, version.id), *signer_notes(registry, version, history)]
     notes += [*accepted_heads(registry), *about_twins(registry, version, Twins(registry))]
-    notes += gate_notes(registry, version)
-    notes += [
-        f"by {name} its {column.between} is clearly above the limit of its evaluation ({column.limit:g})"
-        for name, column in manifest.evaluation.bias.items()
-        if column.exceeds_limit
-    ]
+    notes += [*gate_notes(registry, version), *_gap_notes(version)]
     try:
         notes += outvoted(registry, version, history)
     except LoraOpsError as error:
@@ -72,16 +68,6 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             f"it is {counted}, more than {counted.limit} (registry.max_looks): rows that were looked at so "
             "often are hardly held out, so draw others (data.seed) or collect new ones"
         )
-    ownership = None
-    if registry.owners:
-        team = registry.owners.team(version.tenant)
-        ownership = Ownership(
-            team=team.team,
-            contacts=list(team.contacts),
-            escalation=list(team.escalation),
-            review_cadence_days=team.review_cadence_days,
-            next_review_due=_moment(summary.next_review_due),
-        )
     return AdapterRecord(
         id=version.id,
         tenant=version.tenant,
@@ -92,17 +78,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
         registered_at=summary.registered_at,
         content_digest=summary.content_digest,
         signature_sha256=summary.signature,
-        lineage=Lineage(
-            base_model=manifest.base_model,
-            sources=[manifest.data.source],
-            splits=manifest.data.splits,
-            data_warnings=manifest.data.warnings,
-            git=manifest.git,
-            params=manifest.params,
-            dvc_lock_sha256=manifest.dvc_lock_sha256,
-            parent=manifest.parent,
-            packages=manifest.packages,
-        ),
+        lineage=_lineage(manifest),
         performance=Performance(
             rows=manifest.evaluation.rows,
             primary=manifest.evaluation.primary,
@@ -120,10 +96,46 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             incidents=incidents_in(history, version.number),
             fresh_until=manifest.fresh_until,
         ),
-        ownership=ownership,
+        ownership=_ownership(registry, version),
         approvals=approvals_of(registry, version, history),
         history=history,
         verdict=verdict(registry, version, history, notes),
+    )
+
+
+def _gap_notes(version: Version) -> list[str]:
+    return [
+        f"by {name} its {column.between} is clearly above the limit of its evaluation ({column.limit:g})"
+        for name, column in version.manifest.evaluation.bias.items()
+        if column.exceeds_limit
+    ]
+
+
+def _lineage(manifest: Manifest) -> Lineage:
+    return Lineage(
+        base_model=manifest.base_model,
+        sources=[manifest.data.source],
+        splits=manifest.data.splits,
+        data_warnings=manifest.data.warnings,
+        git=manifest.git,
+        params=manifest.params,
+        dvc_lock_sha256=manifest.dvc_lock_sha256,
+        parent=manifest.parent,
+        packages=manifest.packages,
+    )
+
+
+def _ownership(registry: Registry, version: Version) -> Ownership | None:
+    """Return who answers for a version by today's owners.yaml; None where that is missing."""
+    if registry.owners is None:
+        return None
+    team = registry.owners.team(version.tenant)
+    return Ownership(
+        team=team.team,
+        contacts=list(team.contacts),
+        escalation=list(team.escalation),
+        review_cadence_days=team.review_cadence_days,
+        next_review_due=_moment(version.summary.next_review_due),
     )
 
 

@@ -1,5 +1,6 @@
 """`lora-ops registry`, for whoever moves a version on, judges it or takes it out of service."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -22,6 +23,7 @@ from lora_ops.registry.command_options import (
 if TYPE_CHECKING:
     from lora_ops.registry.reports import Report
     from lora_ops.registry.store import Registry
+    from lora_ops.registry.versions import Version
 
 changes = typer.Typer()
 
@@ -157,14 +159,9 @@ def reject(
     as_json: AsJson = False,
 ) -> None:
     """Decide that a version never serves."""
-    from lora_ops.registry import lifecycle
-    from lora_ops.registry.twins import answering_notes
+    from lora_ops.registry.lifecycle import reject as decide
 
-    with opened_registry() as registry:
-        reports = _made(registry, reference, evidence)
-        version = lifecycle.reject(registry, reference, actor=who(actor), reason=reason, evidence=reports)
-        notes = answering_notes(registry, version.summary)
-        print_version(registry, version, "is now 'rejected'", as_json, notes)
+    _close(decide, reference, reason, who(actor), evidence, as_json)
 
 
 @changes.command()
@@ -176,14 +173,9 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """Take a version out of service for good, at once."""
-    from lora_ops.registry import lifecycle
-    from lora_ops.registry.twins import answering_notes
+    from lora_ops.registry.lifecycle import revoke as decide
 
-    with opened_registry() as registry:
-        reports = _made(registry, reference, evidence)
-        version = lifecycle.revoke(registry, reference, actor=who(actor), reason=reason, evidence=reports)
-        notes = answering_notes(registry, version.summary)
-        print_version(registry, version, "is now 'revoked'", as_json, notes)
+    _close(decide, reference, reason, who(actor), evidence, as_json)
 
 
 @changes.command()
@@ -234,6 +226,24 @@ def incident(
         print_version(
             registry, version, f"has one more incident on its record, and is still '{version.state}'", as_json
         )
+
+
+def _close(
+    decide: "Callable[..., Version]",
+    reference: str,
+    reason: str,
+    actor: str,
+    evidence: list[str] | None,
+    as_json: bool,
+) -> None:
+    """Close a version, and name what may still answer with its weights."""
+    from lora_ops.registry.twins import answering_notes
+
+    with opened_registry() as registry:
+        reports = _made(registry, reference, evidence)
+        version = decide(registry, reference, actor=actor, reason=reason, evidence=reports)
+        notes = answering_notes(registry, version.summary)
+        print_version(registry, version, f"is now '{version.state}'", as_json, notes)
 
 
 def _made(registry: "Registry", reference: str, options: list[str] | None) -> "list[Report]":

@@ -82,38 +82,16 @@ def promote(
         version = registry.get_exact(reference)
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         current = registry.named(version.tenant, to)
-        now = f"{version.tenant}@{current}" if current else "none"
-        if expect is not None and expect != now:
-            raise Refused(
-                f"{version.tenant}@{to} moved meanwhile: it names {now}, not {expect}; look again before "
-                "you promote."
-            )
+        _require_expected(version, to, current, expect)
         _require_step(version, to, reason)
-        expired = expiry_reason(version.summary, registry.clock())
-        if expired:
-            raise Refused(f"{expired}.")
-        # First, since what follows reads the kept files.
-        packages.check_kept(registry, version)
-        twins = Twins(registry)
-        closed = closed_alike(version, twins)
-        if closed:
-            raise Refused(f"{closed}: train another one.")
+        twins = _require_sound(registry, version)
         concerns = leaves_production(registry, version, to)
         basis, needed = step_basis(registry, version, to, evidence, concerns, twins)
         if to == "production" and concerns is None:
             needed += approvals_needed(registry, version)
         if needed:
             raise Refused(f"{version.id} can't become '{to}' yet; missing: {'; '.join(needed)}.")
-        states: dict[int, State] = {version.number: to}
-        if current and to == "production":
-            states[current] = "superseded"
-        elif current:
-            raise Refused(f"{now} is '{to}' already: promote or reject it before {version.id} takes its place.")
-        aliases: dict[str, int | None] = {
-            alias: None for alias in version.aliases if alias in SERVING and alias != to
-        }
-        if to in SERVING:
-            aliases[to] = version.number
+        states, aliases = _moved(version, to, current)
         _record(
             registry,
             change,
@@ -328,6 +306,50 @@ def _close(
             before=version.state,
         )
     return registry.get(version.id, whole=False)
+
+
+def _require_expected(version: Version, to: Stage, current: int | None, expect: str | None) -> None:
+    """Refuse a promotion if the alias `to` does not name the version that somebody saw there."""
+    now = _named(version, current)
+    if expect is not None and expect != now:
+        raise Refused(
+            f"{version.tenant}@{to} moved meanwhile: it names {now}, not {expect}; look again before you "
+            "promote."
+        )
+
+
+def _named(version: Version, number: int | None) -> str:
+    return f"{version.tenant}@{number}" if number else "none"
+
+
+def _require_sound(registry: Registry, version: Version) -> Twins:
+    """Refuse a version that expired, was damaged or has the weights of a closed one; return all weights."""
+    expired = expiry_reason(version.summary, registry.clock())
+    if expired:
+        raise Refused(f"{expired}.")
+    # Before anything else reads the kept files.
+    packages.check_kept(registry, version)
+    twins = Twins(registry)
+    closed = closed_alike(version, twins)
+    if closed:
+        raise Refused(f"{closed}: train another one.")
+    return twins
+
+
+def _moved(version: Version, to: Stage, current: int | None) -> tuple[dict[int, State], dict[str, int | None]]:
+    """Return what a promotion does to states and aliases; only production takes a place that is taken."""
+    states: dict[int, State] = {version.number: to}
+    if current and to == "production":
+        states[current] = "superseded"
+    elif current:
+        now = _named(version, current)
+        raise Refused(f"{now} is '{to}' already: promote or reject it before {version.id} takes its place.")
+    aliases: dict[str, int | None] = {
+        alias: None for alias in version.aliases if alias in SERVING and alias != to
+    }
+    if to in SERVING:
+        aliases[to] = version.number
+    return states, aliases
 
 
 def _require_step(version: Version, to: State, reason: str) -> None:
