@@ -204,8 +204,8 @@ def _read(text: str, kind: str, elements: str | None) -> tuple[Any, bool]:
         return text, True
     if kind == "bool":
         return text.lower() == "true", text.lower() in ("true", "false")
-    if kind == "int":
-        return (int(text), True) if re.fullmatch(r"[+-]?[0-9]+", text) else (None, False)
+    if kind == "int":  # no parameter takes a number of more digits, and Python refuses to read 5,000
+        return (int(text), True) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else (None, False)
     if kind == "float":
         try:
             value = float(text)

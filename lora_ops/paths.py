@@ -40,10 +40,15 @@ def read_record(path: Path, kind: type[AnyRecord], stage: str) -> AnyRecord:
     """Read the record that `stage` wrote to `path`.
 
     Raises:
-        LoraOpsError: the stage has not run yet.
+        LoraOpsError: the stage has not run yet, or something else wrote to the file.
     """
     require_file(path, stage)
-    return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no UTF-8, no JSON, or not what the stage writes
+        raise LoraOpsError(
+            f"{path} is not what the stage `{stage}` writes: remove it, and run that stage again."
+        ) from error
 
 
 def require_file(path: Path, stage: str) -> None:

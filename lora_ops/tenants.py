@@ -1,6 +1,5 @@
 """Add and remove tenants: check a file, then write its entry into params.yaml, comments kept."""
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from lora_ops.settings.data import DataSettings
 from lora_ops.settings.files import first_problem, read_yaml
 from lora_ops.settings.params import Settings, load_settings
 from lora_ops.settings.tenant import TenantSettings
+from lora_ops.small_files import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +143,7 @@ def _lengths(rows: "pd.DataFrame", settings: DataSettings, root: Path) -> tuple[
 
 def context_tokens(root: Path) -> int | None:
     """Return how many tokens the base model reads at once, or None where its config doesn't say."""
-    config = json.loads((root / "models/base/config.json").read_text(encoding="utf-8"))
+    config = read_json(root / "models/base/config.json")
     found = config.get("max_position_embeddings")
     return found if isinstance(found, int) else None
 

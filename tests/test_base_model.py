@@ -63,6 +63,13 @@ def test_loading_before_it_is_made_says_which_command_makes_it(tmp_path: Path) -
         load_base_model(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"{}"])
+def test_damaged_record_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "base_model.json").write_bytes(content)
+    with pytest.raises(LoraOpsError, match="is not what the stage `base_model` writes: remove it"):
+        read_base_model(tmp_path)
+
+
 def test_record_says_what_the_weights_were_made_from(tiny_source: Path, tmp_path: Path) -> None:
     """C7: a widened 4-bit GGUF went by the id of the hub's own weights."""
     widened = settings(tiny_source).model_copy(update={"origin": "hub/tiny", "quantization": "GGUF Q4_1"})

@@ -100,6 +100,7 @@ def test_a_parameter_has_the_type_of_its_cell(tmp_path: Path, given: str, value:
         (["confirm=0"], "'confirm' takes True or False"),
         (["days=7.5"], "'days' takes a whole number"),
         (["days=None"], "'days' takes a whole number"),
+        (["days=" + "9" * 5000], "'days' takes a whole number"),
         (["share=nan"], "'share' takes a number"),
         (["sizes=8"], "'sizes' takes a list"),
         (['sizes=["a"]'], "'sizes' takes a list"),

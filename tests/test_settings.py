@@ -1,5 +1,7 @@
 """params.yaml: what it accepts, and the sentence with which it refuses."""
 
+import math
+import os
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +15,10 @@ from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings
 from lora_ops.settings.section import colliding_tenant, refuse_reserved_name
 from tests.conftest import ROOT, write_params
+
+BILLIONS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{one}: &a{one} [{', '.join([f'*a{one - 1}'] * 9)}]\n" for one in range(1, 10)
+)
 
 
 def write(folder: Path, values: dict[str, Any]) -> Path:
@@ -36,6 +42,8 @@ def test_a_learning_rate_in_yaml_1_2_notation_is_a_number(tmp_path: Path) -> Non
     [
         ("tenants.finance.train.learning_rate", "fast", "tenants.finance.train.learning_rate"),
         ("tenants.finance.train.rank", 0, r"finance.train.rank: .*greater than or equal to 1.*got 0"),
+        ("tenants.finance.train.learning_rate", math.inf, "learning_rate: Input should be a finite number"),
+        ("tenants.finance.train.learning_rate", math.nan, "learning_rate: Input should be a finite number"),
         ("tenants.finance.train.rnak", 8, "train.rnak: is not a setting that exists"),
         ("tenants.finance.data.task", "text", "has free answers: remove labels"),
         ("tenants.finance.data.source", "rows.xlsx", "must end in one of"),
@@ -183,12 +191,35 @@ def test_the_root_is_found_from_any_folder_below_and_from_elsewhere(
         find_root()
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_root_is_not_another_clone_without_params(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A profile was laid over the clone that lora-ops is installed from."""
+    params = write(tmp_path, {}) / "params.yaml"
+    params.unlink()
+    if kind == "folder":
+        params.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(params)
+    else:
+        params.symlink_to(tmp_path / "gone.yaml")
+    monkeypatch.delenv("LORA_OPS_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LoraOpsError, match="params.yaml is no file"):
+        find_root()
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ("base_model: é".encode("latin-1"), "is not UTF-8"),
         (b"base_model: " + b"[" * 3000, "is not valid YAML"),
         (b"base_model: " + b"9" * 5000, "is not valid YAML"),
+        (b"base_model: 0x" + b"f" * 5000, "a whole number has more than 18 digits"),
+        (BILLIONS.encode(), "more than 100,000 values"),
+        (b"base_model: &a [*a]", "more than 100,000 values"),
+        (b"base_model: 1\nbase_model: 2", "duplicate key"),
     ],
 )
 def test_params_that_can_not_be_read_are_refused(tmp_path: Path, content: bytes, says: str) -> None:

@@ -13,6 +13,7 @@ from lora_ops.records.registry import AuditEntry, Subject
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.signing import Signer
+from lora_ops.small_files import parse_json, read_json
 
 GENESIS = "0" * 64
 COLUMNS = "seq, format, at, actor, action, kind, subject, body, previous, hash"
@@ -58,7 +59,7 @@ class Log:
             "SELECT body FROM audit WHERE kind = 'key' AND action = 'key_rotated' ORDER BY seq DESC LIMIT 1"
         ) or self._db.row("SELECT body FROM audit WHERE seq = 1")
         try:
-            body = json.loads(row[0]) if row else {}
+            body = parse_json(row[0]) if row else {}
             return body.get("new") or body.get("key")
         except (ValueError, AttributeError):  # it was changed, which the chain says
             return None
@@ -205,7 +206,7 @@ def entry_hash(*values: Any) -> str:
 
 def _entry(row: Row) -> AuditEntry:
     try:
-        fields = {**row._asdict(), "body": json.loads(row.body)}
+        fields = {**row._asdict(), "body": parse_json(row.body)}
         fields["subject"] = {"kind": fields.pop("kind"), "id": row.subject}
         return AuditEntry.model_validate(fields)
     except (ValueError, ValidationError) as error:
@@ -244,7 +245,7 @@ class Anchor:
     def signed_by(self) -> str | None:
         """Return the fingerprint of the key that signed this file, or None where it can't be read."""
         try:
-            return str(json.loads(self.path.read_text(encoding="utf-8"))["signature"]["key"])
+            return str(read_json(self.path)["signature"]["key"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -256,7 +257,7 @@ class Anchor:
     def _read(self) -> tuple[Head, Head | None] | str:
         """Return the head that this file vouches for and the one before it, or why it vouches for none."""
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = read_json(self.path)
             signature = content.pop("signature")
             says = Head(*content["head"])
             before = Head(*content["before"]) if content["before"] else None

@@ -25,6 +25,7 @@ from lora_ops.registry.signing_keys import IDENTITY_FILE
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.registry import SigningSettings
+from lora_ops.small_files import parse_json
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -274,7 +275,7 @@ class _Place:
         with self._reached():
             for path in self._fs.glob(f"{self._root}/snapshots/*/{LIST}"):
                 with suppress(ValueError, KeyError, TypeError):  # a list that was cut off counts for nothing
-                    content = json.loads(self._fs.cat_file(path))
+                    content = parse_json(self._fs.cat_file(path))
                     if content["schema"] != SCHEMA:
                         raise LoraOpsError(
                             f"{path} was written by a newer lora-ops (schema {content['schema']}): update "

@@ -1,6 +1,5 @@
 """From raw results to evidence: rows in, counts out, so that nobody types a number."""
 
-import json
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from lora_ops.records.evidence import (
 from lora_ops.registry.documents import document_problem, is_document, readable
 from lora_ops.registry.owners import Team
 from lora_ops.settings.files import first_problem
+from lora_ops.small_files import parse_json
 
 SOURCE_BYTES = 256 * 2**20
 TEXT_LETTERS = 20  # what is shorter than a short sentence tells nobody what happened
@@ -279,10 +279,10 @@ def _read(path: Path, about: About, *, log: bool) -> bytes:
 def _logged(folder: Path, about: About) -> bytes:
     """Return the lines of a gateway's event log that name this version; other tenants' requests stay out."""
     lines = []
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(one for one in folder.glob("*.jsonl") if one.is_file()):
         for line in path.read_bytes().split(b"\n"):
             try:
-                event = json.loads(line) if line.strip() else {}
+                event = parse_json(line) if line.strip() else {}
             except ValueError:  # the last line of a gateway that was killed
                 continue
             if isinstance(event, dict) and _is_of(event.get("adapter"), event.get("digest"), about):

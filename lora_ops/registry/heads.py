@@ -18,6 +18,7 @@ from lora_ops.free_text import require_text
 from lora_ops.registry.audit import Head, Log
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.owners_log import change_with_owners
+from lora_ops.small_files import read_json
 
 if TYPE_CHECKING:
     from lora_ops.registry.store import Registry
@@ -110,7 +111,7 @@ class HeadMemory:
 
     def _read(self) -> dict[str, tuple[int, str]]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = read_json(self.path)
             return {str(name): (int(seq), str(hash_)) for name, (seq, hash_) in content.items()}
         except FileNotFoundError:
             return {}

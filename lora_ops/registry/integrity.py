@@ -1,6 +1,5 @@
 """Is the registry what its signed log says, as far as answers depend on it: chain, head, aliases and states."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 from lora_ops.registry.audit import Anchor, Head, Log, Row, chain_problem
 from lora_ops.registry.replay import Alias, alias_mismatches, replay_aliases
 from lora_ops.registry.structure import Structure
+from lora_ops.small_files import parse_json
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -166,7 +166,7 @@ def _effects(row: Row) -> tuple[str, dict[str, Any]]:
     """Return the tenant of an entry about a version, and what it did; nothing of any other entry."""
     if row.kind != "version":
         return "", {}
-    return row.subject.rpartition("@")[0], json.loads(row.body).get("effects", {})
+    return row.subject.rpartition("@")[0], parse_json(row.body).get("effects", {})
 
 
 def _replay(row: Row, aliases: dict[Alias, int], states: dict[tuple[str, int], str]) -> None:

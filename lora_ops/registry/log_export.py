@@ -19,6 +19,7 @@ from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.signing_keys import key_fingerprint, matches_signature
 from lora_ops.registry.store import Registry
+from lora_ops.small_files import parse_json, read_small
 
 Format = Literal["json", "csv"]
 SCHEMA = 1
@@ -78,7 +79,11 @@ def check_export(target: Path, *, keys: Sequence[str] = ()) -> Export:
     """
     signature_file, key_file = beside(target)
     try:
-        content, signature, public = target.read_bytes(), signature_file.read_bytes(), key_file.read_bytes()
+        content, signature, public = (
+            read_small(target),
+            read_small(signature_file),
+            read_small(key_file),
+        )
     except OSError as error:
         raise LoraOpsError(
             f"{target} can't be checked ({error}): {signature_file.name} and {key_file.name} belong beside it."
@@ -121,7 +126,7 @@ def _as_json(registry: Registry, rows: Sequence[Row]) -> str:
 
 
 def _read_json(text: str) -> list[Row]:
-    return [Row(**{**entry, "body": canonical(entry["body"])}) for entry in json.loads(text)["entries"]]
+    return [Row(**{**entry, "body": canonical(entry["body"])}) for entry in parse_json(text)["entries"]]
 
 
 def _as_csv(rows: Sequence[Row]) -> str:

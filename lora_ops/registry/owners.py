@@ -24,6 +24,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.registry.ssh_signatures import checked_public_key, fingerprint, weakness
 from lora_ops.settings.files import first_problem, parse_yaml
 from lora_ops.settings.section import StoredTenantName
+from lora_ops.small_files import read_text
 
 Role = Literal["author", "reviewer", "approver", "operator"]
 Email = Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
@@ -130,7 +131,7 @@ def load_owners(path: Path) -> Owners:
         LoraOpsError: the file is missing, is not YAML, or an entry is wrong; the text names the entry.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise LoraOpsError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -204,7 +205,7 @@ def add_key(path: Path, person: str, public_key: Path) -> str:
     """
     owners = load_owners(path)
     try:
-        key = checked_public_key(public_key.expanduser().read_text(encoding="utf-8"))
+        key = checked_public_key(read_text(public_key.expanduser()))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise LoraOpsError(f"{public_key}: {reason}.") from error

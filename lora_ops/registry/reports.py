@@ -1,6 +1,5 @@
 """Evidence of a version: made from raw results, kept by digest, read back and judged."""
 
-import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +30,7 @@ from lora_ops.registry.roles import owners_of
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
+from lora_ops.small_files import read_json
 
 
 class Report(NamedTuple):
@@ -289,6 +289,6 @@ def policy_checks(files: FileStore, evidence: Evidence) -> list[PolicyCheck] | N
 
 def _older(files: FileStore, evidence: Evidence) -> Any:
     try:
-        return json.loads(files.path(evidence.sha256).read_text(encoding="utf-8"))
+        return read_json(files.path(evidence.sha256))
     except ValueError:  # a page for people
         return None

@@ -1,7 +1,6 @@
 """Who vouches for a package: OpenSSF model signatures, and one signature over the head of the audit log."""
 
 import base64
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.signing_keys import PrivateKey, key_fingerprint, matches_signature, public_pem
 from lora_ops.settings.registry import SigningSettings
+from lora_ops.small_files import read_json, read_small
 
 if TYPE_CHECKING:
     from model_signing.hashing import Config as Hashing
@@ -80,7 +80,7 @@ class Signer:
 
     def _trusted(self, signature: Path, what: str) -> Path:
         try:
-            name = json.loads(signature.read_bytes())["verificationMaterial"]["publicKey"]["hint"]
+            name = read_json(signature)["verificationMaterial"]["publicKey"]["hint"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Damaged(f"The signature of {what} is no signature: do not load it.") from error
         path = self._public(str(name))
@@ -93,7 +93,7 @@ class Signer:
         path = self.folder / f"{fingerprint}.pub"
         if (trusted and fingerprint not in trusted) or not fingerprint.isalnum() or not path.is_file():
             return None
-        return path if key_fingerprint(path.read_bytes()) == fingerprint else None
+        return path if key_fingerprint(read_small(path)) == fingerprint else None
 
     def sign_text(self, text: str) -> dict[str, str]:
         """A signature over `text` by the local key: its fingerprint and the value, base64."""
@@ -110,12 +110,12 @@ class Signer:
             value = base64.b64decode(str(signature.get("value")), validate=True)
         except ValueError:
             return False
-        return matches_signature(path.read_bytes(), text.encode(), value)
+        return matches_signature(read_small(path), text.encode(), value)
 
     def known(self) -> list[str]:
         """The fingerprints of the public keys in the folder, sorted."""
         return sorted(
-            path.stem for path in self.folder.glob("*.pub") if key_fingerprint(path.read_bytes()) == path.stem
+            path.stem for path in self.folder.glob("*.pub") if key_fingerprint(read_small(path)) == path.stem
         )
 
     def public_key(self, fingerprint: str) -> str:

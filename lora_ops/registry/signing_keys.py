@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from lora_ops.errors import LoraOpsError, NotFound, Unavailable, disk_reason
 from lora_ops.registry.files import sync_folder, write_atomically
+from lora_ops.small_files import read_json, read_small
 
 IDENTITY_FILE = "registry.json"
 OLD_KEY = "signing.key"
@@ -134,7 +135,7 @@ class PrivateKey:
         try:
             if not path.exists():
                 self._begin(path)
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             found = Identity(content["id"], content["key"])
             if re.fullmatch(r"[0-9a-f]{32}", found.id) is None:
                 raise ValueError(f"'{found.id[:40]}' is no id")
@@ -273,7 +274,7 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if path.stat().st_mode & 0o077:
         raise LoraOpsError(f"The private key {path} can be read by others: chmod 600 it.")
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        key = serialization.load_pem_private_key(read_small(path), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
     except (ValueError, TypeError, AssertionError) as error:
         raise LoraOpsError(f"{path} is not an elliptic-curve private key in PEM.") from error

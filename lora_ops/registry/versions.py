@@ -1,6 +1,5 @@
 """A registered version, what a list says of it, and the references that name versions."""
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import State
 from lora_ops.settings.files import first_problem
+from lora_ops.small_files import parse_json
 
 CLOSED: frozenset[State] = frozenset({"rejected", "revoked", "archived"})
 
@@ -71,7 +71,7 @@ class Version:
         """
         self._require_manifest()
         try:
-            return dict(json.loads(self.manifest_text))
+            return dict(parse_json(self.manifest_text))
         except ValueError as error:
             raise LoraOpsError(
                 f"The manifest of {self.id} is not JSON: run `lora-ops registry verify`."

@@ -1,5 +1,6 @@
 """Where params.yaml is, how YAML is read, and how a wrong value is named."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.settings.section import Section
 
 AnySection = TypeVar("AnySection", bound=Section)
+MOST_VALUES = 100_000
+"""Of a YAML file. Ten lines of aliases that name each other would be read as billions."""
 
 
 def find_root() -> Path:
@@ -20,14 +23,18 @@ def find_root() -> Path:
     A notebook may be opened from any folder, so the folder of the installed package is the last resort.
 
     Raises:
-        LoraOpsError: none of the three holds a params.yaml.
+        LoraOpsError: none of the three holds a params.yaml, or it is a folder, a pipe or a symlink to nowhere.
     """
     named = os.environ.get("LORA_OPS_ROOT")
     here = Path.cwd()
     candidates = [Path(named)] if named else [here, *here.parents, Path(__file__).resolve().parents[2]]
     for folder in candidates:
-        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+        params, pipeline = folder / "params.yaml", folder / "dvc.yaml"
+        if params.is_file() and pipeline.is_file():
             return folder.resolve()
+        # Going on upwards, a command would change another clone than the one that somebody stands in.
+        if pipeline.is_file() and os.path.lexists(params):
+            raise LoraOpsError(f"{params} is no file: bring it back (`git checkout params.yaml`).")
     where = f"$LORA_OPS_ROOT ({named})" if named else f"{here} or a folder above it"
     raise LoraOpsError(f"No params.yaml and dvc.yaml in {where}: run this inside a clone of the repository.")
 
@@ -51,13 +58,37 @@ def parse_yaml(text: str, name: str) -> Any:
     """Return the plain values of YAML 1.2 that was read before; `name` is for the reader of an error.
 
     Raises:
-        LoraOpsError: the text is not YAML.
+        LoraOpsError: the text is not YAML, or its aliases or a number of it are of no use.
     """
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        value = YAML(typ="safe", pure=True).load(text)
+        if _count_values(value, {}) > MOST_VALUES:
+            raise ValueError(f"with its aliases it has more than {MOST_VALUES:,} values: write them out")
     except (YAMLError, ValueError, RecursionError) as error:  # a number or a nesting that Python refuses, too
         reason = " ".join(str(error).split())
         raise LoraOpsError(f"{name} is not valid YAML: {reason}.") from error
+    return value
+
+
+def _count_values(value: Any, counts: dict[int, float]) -> float:
+    """Return how many values `value` holds, each alias counted in full; infinitely many if it holds itself.
+
+    Args:
+        value: what was read.
+        counts: the counts of the lists and mappings that were looked at before, by identity.
+
+    Raises:
+        ValueError: a whole number needs more than 64 bits, which no setting takes and Python may not print.
+    """
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError("a whole number has more than 18 digits")
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counts:
+        counts[id(value)] = math.inf  # until it is counted: then it is inside itself
+        parts = value.values() if isinstance(value, dict) else value
+        counts[id(value)] = 1 + sum(_count_values(one, counts) for one in parts)
+    return counts[id(value)]
 
 
 def read_section(root: Path, name: str, kind: type[AnySection]) -> AnySection:

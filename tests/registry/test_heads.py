@@ -1,6 +1,7 @@
 """The last head is remembered outside the registry: an older copy, or another registry in its place, shows."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -311,6 +312,21 @@ def test_memory_knows_the_folder_by_another_name(root: Path, path: str) -> None:
     (root / "params.yaml").write_text(params.replace("  path: .registry\n", f"  path: {path}\n"))
     with closing(open_registry(root)) as registry:
         assert "replaced by an older copy" in verify(registry).problems[0]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "nested"])
+@pytest.mark.parametrize("name", [".serving/head.json", ".registry/audit.head"])
+def test_head_that_is_no_file_is_named(root: Path, cli: Cli, name: str, kind: str) -> None:
+    """A pipe in its place was waited for without end, and deep nesting was a traceback."""
+    path = root / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("[" * 100_000)
+    found = cli("verify")
+    assert found.exit_code == 1
+    assert path.name in found.output
 
 
 def flip_head(root: Path) -> None:

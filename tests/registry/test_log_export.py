@@ -1,6 +1,7 @@
 """An exported log is signed, and whoever has it can check it without the registry and without lora-ops."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -114,6 +115,14 @@ def test_missing_signature_is_named(told: Registry, tmp_path: Path) -> None:
     export_log(told, tmp_path / "audit", "json")
     (tmp_path / "audit.sig").unlink()
     with pytest.raises(LoraOpsError, match=r"audit\.sig and audit\.pub belong beside it"):
+        check_export(tmp_path / "audit")
+
+
+def test_pipe_is_no_export(told: Registry, tmp_path: Path) -> None:
+    export_log(told, tmp_path / "audit", "json")
+    (tmp_path / "audit").unlink()
+    os.mkfifo(tmp_path / "audit")
+    with pytest.raises(LoraOpsError, match="this is a pipe or a device, and no file"):
         check_export(tmp_path / "audit")
 
 

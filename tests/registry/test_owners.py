@@ -1,5 +1,6 @@
 """owners.yaml: who answers for a tenant, and what is refused before anybody relies on it."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -90,6 +91,7 @@ def repository(tmp_path: Path) -> Path:
     shutil.copy(REPOSITORY / "owners.yaml", tmp_path)
     for place, key in enumerate(KEYS):
         (tmp_path / f"{place}.pub").write_text(key + "\n")
+    os.mkfifo(tmp_path / "pipe")
     return tmp_path
 
 
@@ -120,6 +122,7 @@ def test_add_key_refuses_a_key_of_somebody_else(repository: Path) -> None:
     [
         ("nobody", "0.pub", "names nobody 'nobody' \\(people: ana.silva, ben.okafor"),
         ("ben.okafor", "none.pub", "none.pub: No such file"),
+        ("ben.okafor", "pipe", "pipe: this is a pipe or a device, and no file"),
         ("ben.okafor", "owners.yaml", "owners.yaml: an SSH public key is one line"),
     ],
 )

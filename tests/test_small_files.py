@@ -1,0 +1,37 @@
+"""Files that are small by nature: what lies in their place must not stop a command, or fill its memory."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lora_ops.small_files import LARGEST, parse_json, read_json, read_small, read_text
+
+
+def test_read_text_returns_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text('{"é": 1}', encoding="utf-8")
+    assert read_text(tmp_path / "file") == '{"é": 1}'
+    assert read_json(tmp_path / "file") == {"é": 1}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "missing", "large"])
+def test_read_small_refuses_what_is_no_small_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(LARGEST + 1)
+    with pytest.raises(OSError) as told:
+        read_small(path)
+    assert str(told.value.filename) == str(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "9" * 5000, b"\xff"])
+def test_parse_json_refuses_with_one_kind_of_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text)
