@@ -241,8 +241,9 @@ def run_notebook(
         head: asked after the last cell where the registry's audit log ends; the page keeps the answer.
 
     Raises:
-        LoraOpsError: the notebook is missing, does not declare one of `parameters`, a cell failed or the kernel
-            died; then `output` keeps what was executed, and the text names the cell, the error and that path.
+        LoraOpsError: the notebook is missing, would be written over, does not declare one of `parameters`, a
+            cell failed or the kernel died; then `output` keeps what was executed, and the text names the cell,
+            the error and that path.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -250,6 +251,7 @@ def run_notebook(
     from traitlets.config import Config
 
     _require_declared(notebook, declared_parameters(notebook), sorted(parameters))
+    _require_other_output(notebook, output)
     logging.getLogger("papermill").addFilter(_is_news)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -294,6 +296,18 @@ def run_notebook(
             f"use a smaller batch_size or a machine with more memory. The partly executed notebook is {output}."
         ) from error
     write_page(output, head())
+
+
+def _require_other_output(notebook: Path, output: Path) -> None:
+    """Refuse a run that would write its result or its page over the notebook that it comes from."""
+    for target in (output, output.with_suffix(".html")):
+        if target.exists() and target.samefile(notebook):
+            raise LoraOpsError(
+                f"{notebook} is where its own result goes, which would overwrite it: run the one in "
+                "notebooks/, or copy it there."
+            )
+    if output.suffix != ".ipynb":
+        raise LoraOpsError(f"{notebook.name} doesn't end in .ipynb: rename it.")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -35,6 +35,31 @@ def test_a_notebook_runs_with_its_parameters_and_leaves_a_page(tmp_path: Path) -
     assert "hello finance" in (tmp_path / "out" / "n.html").read_text()
 
 
+@pytest.mark.parametrize("way", ["same", "link", "hard link", "page"])
+def test_run_does_not_overwrite_its_notebook(tmp_path: Path, way: str) -> None:
+    notebook = write(tmp_path / ("n.html" if way == "page" else "n.ipynb"), "x = 0")
+    before = notebook.read_bytes()
+    output = tmp_path / "out.ipynb"
+    if way == "same":
+        output = tmp_path / "." / "n.ipynb"
+    elif way == "link":
+        output.symlink_to(notebook)
+    elif way == "hard link":
+        output.hardlink_to(notebook)
+    else:
+        output = tmp_path / "n.ipynb"
+    with pytest.raises(LoraOpsError, match="is where its own result goes, which would overwrite it"):
+        run_notebook(notebook, output, {}, tmp_path)
+    assert notebook.read_bytes() == before
+
+
+def test_run_refuses_a_notebook_of_another_suffix(tmp_path: Path) -> None:
+    """Its page would take the place of its result."""
+    notebook = write(tmp_path / "n.html", "x = 0")
+    with pytest.raises(LoraOpsError, match="doesn't end in .ipynb: rename it"):
+        run_notebook(notebook, tmp_path / "out.html", {}, tmp_path)
+
+
 def test_a_killed_run_leaves_no_socket_in_the_folder_it_ran_in(tmp_path: Path) -> None:
     write(tmp_path / "n.ipynb", "x = 0", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
     root = tmp_path / "root"
