@@ -1,7 +1,7 @@
 """`lora-ops register`, `report` and `compare`: what the pipeline made, as versions of the registry."""
 
 from contextlib import closing
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +10,7 @@ from lora_ops.escaping import markup, show
 from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_json, print_problem, prose_on_stderr
-from lora_ops.registry.command_options import Actor, head_remembered
+from lora_ops.registry.command_options import Actor, head_remembered, note_lines
 
 
 def register(
@@ -26,6 +26,8 @@ def register(
     """
     from lora_ops.registration import register_packages, require_one_fit, tenants_with_package
     from lora_ops.registry.backends import open_registry
+    from lora_ops.registry.requirements import about_twins
+    from lora_ops.registry.twins import Twins
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
     from lora_ops.tracking.registration import log_registration
@@ -41,12 +43,13 @@ def register(
     with closing(open_registry(root, create=True)) as registry:
         for outcome in register_packages(chosen, root, registry, actor=actor):
             adapter = outcome.version.id if outcome.version else None
-            told = {
+            told: dict[str, Any] = {
                 "tenant": outcome.tenant,
                 "adapter": adapter,
                 "is_new": outcome.is_new,
                 "problem": outcome.problem,
                 "tracking_problem": None,
+                "notes": [],
             }
             outcomes.append(told)
             if outcome.version is None:
@@ -61,8 +64,10 @@ def register(
                     told["tracking_problem"] = problem
                     print_problem(problem)
             how = "a new version" if outcome.is_new else "this content was registered before"
+            told["notes"] = about_twins(registry, outcome.version, Twins(registry))
             if not as_json:
-                show(f"{adapter} is the candidate of {outcome.tenant} ({how}).")
+                lines = note_lines(told["notes"])
+                show(f"{adapter} is the candidate of {outcome.tenant} ({how}).", *lines, sep="\n")
         remembered = head_remembered(registry)
     if as_json:
         print_json([{**outcome, **remembered} for outcome in outcomes])

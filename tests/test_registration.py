@@ -150,6 +150,20 @@ def test_register_goes_on_after_a_revoked_package(clone: Path) -> None:
     assert "media@2 is the candidate of media" in done.stdout
 
 
+def test_register_names_what_was_said_of_the_weights(clone: Path) -> None:
+    """Another licence makes the same weights a new version, and answers no incident."""
+    lora_ops(clone, "register", "finance")
+    (clone / "report.md").write_text("Card numbers in answers since 14:05 today.")
+    told = ("--reason", "leaks", "--actor", "chen.wei", "--evidence", "incident=report.md")
+    assert lora_ops(clone, "registry", "incident", "finance@1", *told).returncode == 0
+    path = clone / "packages/finance/manifest.json"
+    manifest = Manifest.model_validate_json(path.read_text())
+    path.write_text(manifest.model_copy(update={"license": "MIT"}).to_json())
+    done = lora_ops(clone, "register", "finance")
+    assert done.returncode == 0, done.stderr
+    assert "Note: finance@2 has the weights of finance@1, which is 'candidate'; against that one" in done.stdout
+
+
 def test_register_refuses_a_changed_package(clone: Path) -> None:
     (clone / "packages/media/adapter_config.json").write_text("{}")
     done = lora_ops(clone, "register", "media")

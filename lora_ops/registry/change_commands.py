@@ -217,15 +217,15 @@ def incident(
 ) -> None:
     """Link an incident's report (--evidence incident=FILE) to the version that was involved."""
     from lora_ops.registry import lifecycle
+    from lora_ops.registry.twins import answering_notes
 
     with opened_registry() as registry:
         reports = _made(registry, reference, evidence)
         version = lifecycle.link_incident(
             registry, reference, actor=who(actor), reason=reason, evidence=reports
         )
-        print_version(
-            registry, version, f"has one more incident on its record, and is still '{version.state}'", as_json
-        )
+        said = f"has one more incident on its record, and is still '{version.state}'"
+        print_version(registry, version, said, as_json, answering_notes(registry, version.summary))
 
 
 def _close(

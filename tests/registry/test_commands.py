@@ -268,6 +268,8 @@ def test_json_of_a_change_names_what_the_text_names(cli: Cli, root: Path) -> Non
         registry.register(folder, again, actor="ana.silva")
     note = "finance@3 ('candidate') has the same weights: look whether it must go, too."
     assert json.loads(cli("reject", "finance@1", "--reason=worse", "--json").output)["notes"] == [note]
+    said = cli("incident", "finance@1", "--reason=leaks", "--evidence=incident=REPORT").output
+    assert f"Note: {note}" in said
     printed = json.loads(cli("file", "finance@2", "review", "REPORT", "--json").output)
     assert printed["sha256"][:12] in cli("history", "finance@2", "--json").output
     target = str(root / "exported")
