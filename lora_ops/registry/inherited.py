@@ -26,22 +26,29 @@ def twin_objections(
     history: Sequence[AuditEntry],
     given: Mapping[str, AnyEvidence],
     twins: Twins,
+    *,
+    max_gap: float | None,
+    before: int | None = None,
 ) -> Iterator[str]:
     """Yield what a step of `version` lacks because of its twins, closed ones left out: these refuse every step.
 
     Args:
         registry: where.
         version: which.
-        history: the version's entries.
+        history: the version's entries before the step.
         given: the reports that the step files, by kind.
         twins: what is known of all weights.
+        max_gap: the largest gap between two groups of a declared column; None: any.
+        before: the entry of the step, where it is judged afterwards; default: all that is known counts.
 
     Raises:
         LoraOpsError: a report or record of a twin, or of the version, is missing or was changed.
     """
-    yield from twin_objections_to_return(registry, version, history, twins, given)
-    for twin in _open_twins(version, twins):
-        yield from _evaluation_unanswered(registry, version, twin)
+    yield from twin_objections_to_return(registry, version, history, twins, given, before)
+    for twin, _ in _open_twins(registry, version, twins, before):
+        # A twin of an older release may have been known as one only later, by its first report.
+        if before is None or twins.states(twin):
+            yield from _evaluation_unanswered(registry, version, twin, max_gap)
 
 
 def twin_objections_to_return(
@@ -50,11 +57,11 @@ def twin_objections_to_return(
     history: Sequence[AuditEntry],
     twins: Twins,
     given: Mapping[str, AnyEvidence] | None = None,
+    before: int | None = None,
 ) -> Iterator[str]:
     """As `twin_objections`, for a version that returns: its evaluation was judged on the day that let it in."""
     own = filed(version, history)
-    for twin in _open_twins(version, twins):
-        of_twin = registry.log.entries(twin.tenant, twin.number)
+    for twin, of_twin in _open_twins(registry, version, twins, before):
         for one in incidents_since_production(of_twin, twin.number):
             yield f"other weights ({twin.id} has the same, and had an incident: '{one.summary}')"
         for kind in INHERITED:
@@ -66,6 +73,13 @@ def twin_objections_to_return(
             yield from _unanswered(twin, newest, earlier if newest else earlier[-1:])
 
 
+def closed_twins(registry: Registry, version: Version, twins: Twins, before: int) -> Iterator[str]:
+    """Yield what a step lacked because a twin had been closed before its entry."""
+    for twin, state, _ in _twins_at(registry, version, twins, before):
+        if state in CLOSED:
+            yield f"other weights ({twin.id}, which has the same, was {state})"
+
+
 def twin_notes(registry: Registry, version: Version, twins: Twins) -> Iterator[str]:
     """Yield each twin of an open version with what speaks against it, answered or not.
 
@@ -74,8 +88,7 @@ def twin_notes(registry: Registry, version: Version, twins: Twins) -> Iterator[s
     """
     if version.state in CLOSED:
         return
-    for twin in _open_twins(version, twins):
-        history = registry.log.entries(twin.tenant, twin.number)
+    for twin, history in _open_twins(registry, version, twins):
         against = [f"an incident ('{one.summary}')" for one in incidents_since_production(history, twin.number)]
         for kind in INHERITED:
             for one, document in documents_on(registry, twin, history, kind):
@@ -92,8 +105,26 @@ def twin_notes(registry: Registry, version: Version, twins: Twins) -> Iterator[s
             )
 
 
-def _open_twins(version: Version, twins: Twins) -> list[Summary]:
-    return [one for one in twins.alike(version.summary) if one.state not in CLOSED]
+def _open_twins(
+    registry: Registry, version: Version, twins: Twins, before: int | None = None
+) -> Iterator[tuple[Summary, list[AuditEntry]]]:
+    """Yield each twin that is not closed, or was not before entry `before`, with its entries up to then."""
+    for twin, state, history in _twins_at(registry, version, twins, before):
+        if state not in CLOSED:
+            yield twin, history
+
+
+def _twins_at(
+    registry: Registry, version: Version, twins: Twins, before: int | None
+) -> Iterator[tuple[Summary, str, list[AuditEntry]]]:
+    for twin in twins.alike(version.summary):
+        history = registry.log.entries(twin.tenant, twin.number)
+        if before is not None:
+            history = [entry for entry in history if entry.seq < before]
+        states = [entry.effects.get("states", {}).get(str(twin.number)) for entry in history]
+        state = next((one for one in reversed(states) if one), None)
+        if state:  # else it was registered later
+            yield twin, state, history
 
 
 def _spoken(registry: Registry, one: Evidence, document: AnyEvidence) -> list[str]:
@@ -127,12 +158,14 @@ def _unanswered(twin: Summary, newest: AnyEvidence | None, earlier: Sequence[Any
         )
 
 
-def _evaluation_unanswered(registry: Registry, version: Version, twin: Summary) -> Iterator[str]:
+def _evaluation_unanswered(
+    registry: Registry, version: Version, twin: Summary, limit: float | None
+) -> Iterator[str]:
     """Yield what the evaluation of a version must answer of its twin's: fewer rows or columns hide a fault."""
     if twin.tenant != version.tenant:
         return  # another tenant's rows ask something else
     theirs = registry.load(twin.tenant, twin.number).manifest.evaluation
-    mine, limit = version.manifest.evaluation, gap_limit(registry, version)
+    mine = version.manifest.evaluation
     same = f"{twin.id}, which has the same weights"
     few = f"of at least {theirs.rows} rows (it has {mine.rows})"
     if (not theirs.beats_base or theirs.contradicts_itself) and mine.rows < theirs.rows:

@@ -392,6 +392,10 @@ def _record(
         reason=reason,
         evidence=[one.model_dump(exclude_none=True) for one in evidence],
         owners_sha256=sha256_text(registry.owners.text),
-        rules={"approvals": registry.approvals, "least": registry.least.model_dump(mode="json")},
+        rules={
+            "approvals": registry.approvals,
+            "least": registry.least.model_dump(mode="json"),
+            "twins": True,  # what was said of the same weights counts
+        },
         **more,
     )

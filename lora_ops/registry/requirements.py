@@ -126,8 +126,9 @@ def step_basis(
     documents: dict[str, AnyEvidence] = {one.document.kind: one.document for one in given}
     required = set(PRODUCTION_RESTS_ON) if to == "production" else set(EVIDENCE[version.state, to])
     needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
-    needed += objections(registry, version, history, documents, max_gap=gap_limit(registry, version))
-    needed += twin_objections(registry, version, history, documents, twins)
+    limit = gap_limit(registry, version)
+    needed += objections(registry, version, history, documents, max_gap=limit)
+    needed += twin_objections(registry, version, history, documents, twins, max_gap=limit)
     basis = found | {one.document.kind: one.reference for one in given}
     return {kind: one for kind, one in basis.items() if kind in required}, needed
 

@@ -18,6 +18,7 @@ from lora_ops.registry.approvals import (
     missing_approvals,
     promotion_in,
 )
+from lora_ops.registry.inherited import closed_twins, twin_objections
 from lora_ops.registry.objections import objections
 from lora_ops.registry.owners import Team
 from lora_ops.registry.owners_log import owners_before
@@ -27,6 +28,7 @@ from lora_ops.registry.roles import APPROVE, MAY
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.ssh_signatures import fingerprint
 from lora_ops.registry.store import Registry
+from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
 
@@ -39,6 +41,7 @@ def broken_rules(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator[
 
     A promotion by an older release, whose entry names no rules, is not judged: `weaknesses` tells of it.
     """
+    twins = Twins(registry)
     for entry in entries:
         if entry.subject.kind != "version" or entry.action not in STAGES or "rules" not in entry.body:
             continue
@@ -59,7 +62,10 @@ def broken_rules(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator[
         if entry.body.get("before") == "superseded":
             lacking = list(_rollback_lacks(registry, version, entry))
         else:
-            lacking = [*_evidence_lacks(registry, version, entry), *_objections(registry, version, entry)]
+            lacking = [
+                *_evidence_lacks(registry, version, entry),
+                *_objections(registry, version, entry, twins),
+            ]
         if entry.action == "production" and entry.body.get("before") == "canary":
             history = registry.log.entries(version.tenant, version.number)
             ground = ground_at(registry, version, entry)
@@ -101,7 +107,7 @@ def _document_lacks(registry: Registry, version: Version, one: Evidence, entry: 
         yield from lacks(document, least)
 
 
-def _objections(registry: Registry, version: Version, entry: AuditEntry) -> list[str]:
+def _objections(registry: Registry, version: Version, entry: AuditEntry, twins: Twins) -> list[str]:
     """Return what spoke against a step on its day: also reports that the step itself does not name."""
     history = [one for one in registry.log.entries(version.tenant, version.number) if one.seq < entry.seq]
     before = {one.sha256 for one in own_evidence(history, version.number)}
@@ -114,6 +120,11 @@ def _objections(registry: Registry, version: Version, entry: AuditEntry) -> list
         at, max_gap = datetime.fromisoformat(entry.at), entry.body.get("max_gap")  # no limit in older releases
         for objection in objections(registry, version, history, given, least, at, max_gap=max_gap):
             found.append(objection)
+        if entry.body["rules"].get("twins"):  # earlier releases did not look at them
+            found += closed_twins(registry, version, twins, entry.seq)
+            found += twin_objections(
+                registry, version, history, given, twins, max_gap=max_gap, before=entry.seq
+            )
     return found
 
 

@@ -63,6 +63,10 @@ class Twins:
             ) from cause
         return None
 
+    def states(self, one: Summary) -> bool:
+        """Return whether the log states the tensors of a version, as no earlier release did."""
+        return one.id in self._stated
+
     def alike(self, version: Summary) -> list[Summary]:
         """Return the other versions, in whatever state, that are known to have the same tensors.
 

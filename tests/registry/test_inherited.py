@@ -8,7 +8,7 @@ import pytest
 
 from lora_ops import incidents
 from lora_ops.errors import LoraOpsError, Refused
-from lora_ops.registry import lifecycle
+from lora_ops.registry import lifecycle, requirements
 from lora_ops.registry.cards import record
 from lora_ops.registry.reports import make
 from lora_ops.registry.requirements import missing_for
@@ -184,3 +184,31 @@ def test_fewer_rows_answer_no_evaluation_of_a_twin(
         "the same weights, does not beat its base model"
     )
     assert missing_for(registry, twin(registry, package, rows=rows))[1].count(needs) == missing
+
+
+def test_verify_rechecks_the_twins_of_each_step(
+    registry: Registry,
+    package: Build,
+    story: Story,
+    file: File,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Code that forgot to look at a twin; what is said of it later, and after it is closed, changes nothing."""
+    registry.register(*package(1), actor=AUTHOR)
+    other = twin(registry, package, tenant="media")
+    story.to(other, "validated")
+    file("finance@1", "policy", policy("No cards", failed=3))
+    assert verify(registry).problems == ()
+    monkeypatch.setattr(requirements, "twin_objections", lambda *_, **__: iter(()))
+    story.to(other, "shadow")
+    lacked = "without a policy report with every check that failed on finance@1"
+    [problem] = verify(registry).problems
+    assert "makes media@1 'shadow'" in problem and lacked in problem
+    lifecycle.reject(registry, "finance@1", actor="ben", reason="leaks")
+    monkeypatch.setattr(requirements, "closed_alike", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "closed_alike", lambda *_: None)
+    story.to(other, "canary")
+    shadow, canary = verify(registry).problems
+    assert shadow == problem
+    assert "makes media@1 'canary'" in canary
+    assert "without other weights (finance@1, which has the same, was rejected)" in canary
