@@ -19,6 +19,7 @@ from lora_ops.registry.command_options import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.registry.owners_commands import app as owners_app
 from lora_ops.serving.commands import keys_app, serve
+from lora_ops.streams import settle_streams
 from lora_ops.tenant_commands import app as tenant_app
 from lora_ops.version_commands import compare, register, report
 
@@ -226,6 +227,7 @@ def main() -> None:
 
     What a person can mend is one sentence on stderr. With `--json` it is one JSON object on stdout instead.
     """
+    settle_streams()
     as_json = wants_json(sys.argv[1:])
     for word in sys.argv[1:]:
         if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):

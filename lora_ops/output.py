@@ -16,8 +16,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs in
 
 
 def print_json(value: Any) -> None:
-    """Write `value` to stdout as one JSON document."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` to stdout as one JSON document, which is readable in any encoding."""
+    in_utf8 = sys.stdout.encoding.lower() in ("utf-8", "utf8")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not in_utf8) + "\n")
 
 
 def print_error(code: ExitCode, message: str) -> None:

@@ -1,6 +1,7 @@
 """The command line: one sentence on stderr for what a person can mend, and the exit code of its kind."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,36 @@ def test_a_full_disk_under_stdout_is_one_sentence(words: list[str]) -> None:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 5
     assert done.stderr == "lora-ops: No space left on device; free some space and run this again.\n"
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code"),
+    [
+        ("tenant list | true", 0),
+        ("tenant list >&-", 0),
+        ("tenant list --json >&- 2>&- <&-", 0),
+        ("tenant check nobody 2>&-", 4),
+        ("tenant check nobody 2>/dev/full", 4),
+        ("tenant check 2>/dev/full", 2),
+        ("tenant check nobody --json | true", 4),
+        ("--help | true", 0),
+        ("run notebooks/traffic.ipynb >&- 2>&-", 0),
+    ],
+)
+def test_closed_streams_change_no_exit_code(repository: Path, redirected: str, code: int) -> None:
+    """A revocation into `| head -1` ended with code 1, and with `>&-` in a traceback."""
+    done = run("bash", "-c", f"lora-ops {redirected}; echo ${{PIPESTATUS[0]}} > code", cwd=repository)
+    assert (repository / "code").read_text() == f"{code}\n"
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_json_holds_in_every_encoding(repository: Path, encoding: str) -> None:
+    with (repository / os.fsdecode(b"profiles/\xff.yaml")).open("w"):
+        pass
+    refused = run("lora-ops", "profile", "é", "--json", cwd=repository, PYTHONIOENCODING=encoding)
+    assert refused.returncode == 4
+    assert "é.yaml (there are: small, tiny, trial, \udcff)" in json.loads(refused.stdout)["error"]["message"]
 
 
 def test_a_name_that_is_too_long_is_wrong_input(repository: Path) -> None:
