@@ -1,9 +1,10 @@
 """Which sequences take the next step, and what came of it: continuous batching (Orca, Yu et al., 2022).
 
 A sequence joins and leaves between two steps. In one step every sequence that answers takes one token, and
-those that still read their prompts take `prefill_chunk` tokens together, so that a long prompt holds nobody up
-for long. The KV cache of what has ended is kept while there is room: a prompt that begins as another one of the
-same tenant did, with its system prompt above all, starts where they part.
+those that still read their prompts take `prefill_chunk` tokens together, which their tenants share: a long
+prompt holds nobody up for long, neither those that answer nor another tenant's first token. The KV cache of
+what has ended is kept while there is room: a prompt that begins as another one of the same tenant did, with its
+system prompt above all, starts where they part.
 """
 
 import logging
@@ -18,6 +19,7 @@ import torch
 from lora_ops.engines.protocol import Chunk, EngineError, FinishReason, Generation, TokenLogprob
 from lora_ops.engines.torch_engine.decoder import Adapter, Decoder, Work
 from lora_ops.engines.torch_engine.extents import Extent, Extents
+from lora_ops.engines.torch_engine.prefill import share_prefill
 from lora_ops.engines.torch_engine.sampling import Choice, choose
 from lora_ops.engines.torch_engine.text_stream import TextStream
 
@@ -171,15 +173,12 @@ class Batch:
             self._share(sequence, extent)
 
     def _compose(self) -> list[tuple[Sequence, int]]:
-        moving, budget = [], self.prefill_chunk
-        for sequence in self.running:
-            if sequence.pending == 1:
-                moving.append((sequence, 1))
-            elif budget:
-                count = min(sequence.pending, budget)
-                budget -= count
-                moving.append((sequence, count))
-        return moving
+        """Return who moves in this step, and by how many tokens: one each of those that answer."""
+        reading = [sequence for sequence in self.running if sequence.pending > 1]
+        needs = [(sequence.generation.tenant, sequence.pending) for sequence in reading]
+        counts = dict(zip(reading, share_prefill(needs, self.prefill_chunk), strict=True))
+        moving = [(sequence, counts.get(sequence, 1)) for sequence in self.running]
+        return [(sequence, count) for sequence, count in moving if count]
 
     def _told(self, sequence: Sequence, choice: Choice) -> Chunk | EngineError:
         try:

@@ -200,6 +200,20 @@ def test_a_long_prompt_is_read_in_chunks_while_others_answer(case_of: Callable[[
     batch.clear()
 
 
+def test_a_long_prompt_holds_up_no_other_tenants_first_token(case_of: Callable[[str], Case]) -> None:
+    """Three long prompts stood before it, and it had to wait until the last of them was read."""
+    case = case_of("llama")
+    batch = Batch(case.decoder, TOKENIZER, frozenset([END]), 8, 16)
+    long = [sequence_of(case, Request(0, None, PROMPTS[3], 4)) for _ in range(3)]
+    short = sequence_of(case, Request(0, None, PROMPTS[2], 4))
+    for sequence in (*long, short):
+        tenant = "media" if sequence is short else "finance"
+        sequence.generation = replace(sequence.generation, tenant=tenant)
+        batch.add(sequence)
+    assert [sequence for sequence, _ in batch.step()] == [short]
+    batch.clear()
+
+
 def test_a_prompt_that_begins_like_an_earlier_one_starts_where_they_part(
     case_of: Callable[[str], Case],
 ) -> None:
