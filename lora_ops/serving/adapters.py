@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -77,7 +76,6 @@ class Entry:
     name: str
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loaded: bool = False
-    leaving: bool = False
     bytes: int = 0
     users: int = 0
     pin: Pin = "no"
@@ -88,14 +86,9 @@ class Entry:
     fault: AdapterUnavailable | None = None
 
     @property
-    def there(self) -> bool:
-        """Whether it can be used at once."""
-        return self.loaded and not self.leaving
-
-    @property
     def idle(self) -> bool:
         """Whether it may go."""
-        return self.there and not self.users and self.pin != "warm"
+        return self.loaded and not self.users and self.pin != "warm"
 
     def used(self, now: float) -> None:
         """Count one use."""
@@ -105,6 +98,24 @@ class Entry:
     def heat_at(self, now: float) -> float:
         """How much it was used lately."""
         return float(self.heat * 0.5 ** ((now - self.last_used) / RECENT_SECONDS))
+
+
+class Use:
+    """One use of a loaded adapter, which stays loaded until it ends.
+
+    Attributes:
+        name: the adapter's, in the engine.
+    """
+
+    def __init__(self, name: str, end: Callable[[], None]) -> None:
+        self.name = name
+        self._end: Callable[[], None] | None = end
+
+    def end(self) -> None:
+        """Let the adapter go; nothing happens the second time."""
+        if self._end:
+            self._end()
+        self._end = None
 
 
 class AdapterCache:
@@ -150,9 +161,8 @@ class AdapterCache:
         """Memory that loaded adapters take."""
         return sum(entry.bytes for entry in self._entries.values())
 
-    @asynccontextmanager
-    async def using(self, version: Version) -> AsyncIterator[str]:
-        """The adapter's name in the engine; it stays loaded until the block is left.
+    async def use(self, version: Version) -> Use:
+        """Return a use of an adapter, loaded where it is not there.
 
         However many ask for one that is not there, it is loaded once and they all wait for that.
 
@@ -161,49 +171,47 @@ class AdapterCache:
                 room for it.
         """
         entry = await self._acquire(version)
-        try:
-            yield entry.name
-        finally:
+
+        def end() -> None:
             entry.users -= 1
             self._notify()
+
+        return Use(entry.name, end)
 
     async def load(self, version: Version) -> None:
         """Load an adapter if it is not there, without using it.
 
         Raises:
-            AdapterUnavailable: as `using`.
+            AdapterUnavailable: as `use`.
         """
-        async with self.using(version):
-            pass
+        (await self.use(version)).end()
 
     async def unload(self, name: str) -> bool:
-        """Forget an adapter as soon as nobody uses it; whoever asks for it meanwhile waits and loads it anew.
+        """Forget an adapter as soon as nobody uses it; until then it answers whoever asks for it.
 
         Returns:
             Whether it was loaded.
 
         Raises:
-            AdapterUnavailable: it is still in use after `drain_seconds`; it stays.
+            AdapterUnavailable: it was in use all the time for `drain_seconds`; it stays.
         """
         entry = self._entries.get(name)
         if entry is None:
             return False
         async with entry.lock:
-            if not entry.loaded:
-                return False
-            entry.leaving = True
             try:
                 async with asyncio.timeout(self._drain_seconds):
-                    while entry.users:
+                    while entry.loaded and entry.users:
                         await self._freed.wait()
-                await self._remove(entry)
             except TimeoutError as error:
                 raise AdapterUnavailable(
                     f"{name} still answers {entry.users} requests after {self._drain_seconds:.0f} seconds: "
                     "it stays loaded, try again."
                 ) from error
-            finally:
-                entry.leaving = False
+            if not entry.loaded:
+                return False
+            # Nothing was awaited since the last user left, so nobody can have come.
+            await self._remove(entry)
         return True
 
     async def keep_warm(self, versions: Iterable[Version], *, must_fit: bool = False) -> None:
@@ -236,8 +244,8 @@ class AdapterCache:
     async def _acquire(self, version: Version) -> Entry:
         entry = self._entry(version.id)
         if self._observer:
-            self._observer.adapter_used(entry.name, "hit" if entry.there else "miss")
-        while not entry.there:  # it may be evicted again between its load and this task's turn
+            self._observer.adapter_used(entry.name, "hit" if entry.loaded else "miss")
+        while not entry.loaded:  # it may be evicted again between its load and this task's turn
             # A waiter that is cancelled, its client gone, must not take the load away from the others.
             load = asyncio.create_task(self._load_once(entry, version))
             load.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -2,22 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, cast
 
 from lora_ops.engines.protocol import Chunk, Engine, FinishReason, Generation, Sampling
-from lora_ops.serving.adapters import AdapterCache
+from lora_ops.serving.adapters import AdapterCache, Use
 from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.events import Event
 from lora_ops.serving.keys import Caller
-from lora_ops.serving.limits import Allowance, FairQueue, Ticket
+from lora_ops.serving.limits import Allowance, FairQueue, Overloaded, Ticket
 from lora_ops.serving.router import Route
 from lora_ops.serving.telemetry import NOBODY, Telemetry
 from lora_ops.serving.traces import Tracing
 from lora_ops.settings.serving import ServingSettings
+
+# Of a prompt that is not tokenized yet, so that its allowance is checked first. Few texts have more.
+CHARACTERS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Ask:
 
     Attributes:
         model: the name that the client wrote.
-        prompts: token ids of each prompt; every one of them gets `n` answers.
+        prompts: token ids of each prompt, none before it was read; every one of them gets `n` answers.
         text: the prompt as a person reads it, for the event log.
         started: when the request arrived, by `time.perf_counter`.
         trace_parent: the W3C `traceparent` header, if there was one.
@@ -82,6 +86,10 @@ class Tally:
     finish: list[FinishReason] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
+    def waited(self, seconds: float) -> None:
+        """Note how long an answer waited for its turn; the longest of a request counts."""
+        self.queue_seconds = max(self.queue_seconds, seconds)
+
     def add(self, chunk: Chunk, seconds: float) -> None:
         """Count a chunk that came this long after the request."""
         if self.first_token is None and (chunk.tokens or chunk.text):
@@ -113,6 +121,21 @@ class Answering:
         self._tracing = tracing
         self._tell = tell
         self._allowances: dict[str, Allowance] = {}
+        self._loading: Counter[str] = Counter()
+
+    @contextmanager
+    def reading(self, ask: Ask, characters: int) -> Iterator[None]:
+        """Spend the tenant's allowance before the prompt is tokenized, and tell of what is refused here.
+
+        Raises:
+            TooMany: the tenant is over one of its limits.
+        """
+        try:
+            with self._allowance(ask.tenant).reading(ask.tenant, characters // CHARACTERS_PER_TOKEN):
+                yield
+        except BaseException as error:
+            self._report(ask, Tally(), error)
+            raise
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """The answers, piece by piece as they come; closing it early cancels what still runs.
@@ -127,16 +150,21 @@ class Answering:
         with self._tracing.request(ask) as span:
             try:
                 with self._allowance(ask.tenant).spending(ask.tenant, int(sum(ask.costs))) as spent:
+                    use: Use | None = None
                     tickets: list[Ticket] = []
                     try:
+                        # The adapter comes first: a slot that waits for a load would answer nobody meanwhile.
+                        use = await self._use(ask)
                         tickets = self._queue.enter(ask.tenant, ask.costs)
-                        async with aclosing(self._pieces(ask, tickets, tally)) as pieces:
+                        async with aclosing(self._pieces(ask, tickets, tally, use)) as pieces:
                             async for piece in pieces:
                                 yield piece
                     finally:
                         spent(tally.read + tally.generated)
                         for ticket in tickets:
                             self._queue.leave(ticket)
+                        if use:
+                            use.end()
             except BaseException as raised:
                 error = raised
                 raise
@@ -155,15 +183,44 @@ class Answering:
             found = self._allowances[tenant] = Allowance(self._settings.tenant(tenant))
         return found
 
-    async def _pieces(self, ask: Ask, tickets: list[Ticket], tally: Tally) -> AsyncGenerator[Piece, None]:
+    async def _use(self, ask: Ask) -> Use | None:
+        """Return a use of the adapter that the route names, once it is loaded; None: the base model."""
+        if ask.route.version is None:
+            return None
+        name = ask.route.name
+        # They stand in no line of the fair queue, so their number has a limit of its own, for each adapter.
+        most = self._settings.max_running + self._settings.max_waiting
+        if self._loading[name] >= most:
+            raise Overloaded(f"The gateway is busy: {most} requests wait for {name} to be loaded.")
+        self._loading[name] += 1
+        try:
+            async with asyncio.timeout_at(self.deadline(ask)):
+                return await self._cache.use(ask.route.version)
+        finally:
+            self._loading[name] -= 1
+            if not self._loading[name]:
+                del self._loading[name]
+
+    async def _pieces(
+        self, ask: Ask, tickets: list[Ticket], tally: Tally, use: Use | None
+    ) -> AsyncGenerator[Piece, None]:
         """The pieces of all answers as they come; the first error ends all of them."""
         arrived: asyncio.Queue[Piece | asyncio.Task[None]] = asyncio.Queue()
         tasks = [
-            asyncio.create_task(self._one(ask, index, ticket, tally, arrived.put_nowait))
+            asyncio.create_task(self._one(ask, index, ticket, tally, use, arrived.put_nowait))
             for index, ticket in enumerate(tickets)
         ]
+        generating = len(tasks)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            nonlocal generating
+            generating -= 1
+            if use and not generating:  # a client that reads slowly keeps no adapter in memory
+                use.end()
+            arrived.put_nowait(task)
+
         for task in tasks:
-            task.add_done_callback(arrived.put_nowait)
+            task.add_done_callback(ended)
         try:
             running = len(tasks)
             while running:
@@ -179,40 +236,48 @@ class Answering:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _one(
-        self, ask: Ask, index: int, ticket: Ticket, tally: Tally, give: Callable[[Piece], None]
+        self,
+        ask: Ask,
+        index: int,
+        ticket: Ticket,
+        tally: Tally,
+        use: Use | None,
+        give: Callable[[Piece], None],
     ) -> None:
-        waited = time.perf_counter()
-        async with asyncio.timeout_at(self.deadline(ask)), self._queue.slot(ticket) as took:
-            tally.queue_seconds = max(tally.queue_seconds, time.perf_counter() - waited)
+        async with asyncio.timeout_at(self.deadline(ask)), self._turn(ticket, tally) as took:
             used, written, first, texts = 0, 0, 0.0, []
             try:
-                async with self._adapter(ask.route) as name:
-                    generation = self._generation(ask, index, name)
-                    # Every engine's generator can be closed; the protocol promises only that it is iterated.
-                    generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(generation))
-                    used = len(generation.prompt)
-                    tally.read += used
-                    async with aclosing(generating) as chunks:
-                        async for chunk in chunks:
-                            now = time.perf_counter()
-                            tally.add(chunk, now - ask.started)
-                            texts.append(chunk.text)
-                            first = first or now
-                            written += chunk.tokens
-                            give(Piece(index, chunk))
-                    if written > 1:
-                        tally.per_token.append((now - first) / (written - 1))
+                generation = self._generation(ask, index, use.name if use else None)
+                # Every engine's generator can be closed; the protocol promises only that it is iterated.
+                generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(generation))
+                used = len(generation.prompt)
+                tally.read += used
+                async with aclosing(generating) as chunks:
+                    async for chunk in chunks:
+                        now = time.perf_counter()
+                        tally.add(chunk, now - ask.started)
+                        texts.append(chunk.text)
+                        first = first or now
+                        written += chunk.tokens
+                        give(Piece(index, chunk))
+                if written > 1:
+                    tally.per_token.append((now - first) / (written - 1))
             finally:
                 took(used + written)
                 tally.texts.append("".join(texts))
 
     @asynccontextmanager
-    async def _adapter(self, route: Route) -> AsyncIterator[str | None]:
-        if route.version is None:
-            yield None
-            return
-        async with self._cache.using(route.version) as name:
-            yield name
+    async def _turn(self, ticket: Ticket, tally: Tally) -> AsyncIterator[Callable[[float], None]]:
+        """Hold the ticket's slots once its turn has come; note how long that took, also where it never came."""
+        started, came = time.perf_counter(), False
+        try:
+            async with self._queue.slot(ticket) as took:
+                came = True
+                tally.waited(time.perf_counter() - started)
+                yield took
+        finally:
+            if not came:
+                tally.waited(time.perf_counter() - started)
 
     def _generation(self, ask: Ask, index: int, adapter: str | None) -> Generation:
         sampling = ask.sampling
@@ -263,7 +328,8 @@ class Answering:
                 first_token_seconds=tally.first_token,
                 seconds=seconds,
                 device_seconds=tally.device_seconds,
-                prompt_text=ask.text,
+                # A refused prompt is not scored: whoever is refused all the time must cost next to nothing.
+                prompt_text=ask.text if tally.generated else None,
                 answer_text="\n".join(tally.texts),
             )
         )

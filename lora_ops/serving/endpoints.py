@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -31,10 +32,10 @@ from lora_ops.serving.rendering import (
 from lora_ops.serving.request_schemas import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer, ErrorAnswer, ModelCard, ModelList
 from lora_ops.serving.router import Route
+from lora_ops.serving.tokenization import SHORT_TEXT
 
 log = logging.getLogger(__name__)
 
-LONG_TEXT = 20_000
 PUBLIC = {"/health", "/ready", "/openapi.json"}
 BEARER = HTTPBearer(auto_error=False, description="An API key; none is needed while none was ever created.")
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -104,11 +105,11 @@ def create_app(gateway: Gateway) -> FastAPI:
         elif route.system:
             turns.insert(0, ("system", route.system))
             system = "adapter"
-        long = sum(len(text) for _, text in turns) > LONG_TEXT
-        encode = gateway.tokenization.chat
-        prompt = await asyncio.to_thread(encode, turns) if long else encode(turns)
-        text = "\n".join(f"{role}: {text}" for role, text in turns)
-        ask = _ask(request, "chat", body, who, route, (prompt,), system, text)
+        texts = [text for _, text in turns]
+        ask = _ask(
+            request, "chat", body, who, route, system, "\n".join(f"{role}: {text}" for role, text in turns)
+        )
+        ask = await _read(request, ask, body, texts, lambda: (gateway.tokenization.chat(turns),))
         every = bool(body.stream_options and body.stream_options.continuous_usage_stats)
         return await respond(request, body, ask, ChatRendering(ask, every))
 
@@ -126,10 +127,9 @@ def create_app(gateway: Gateway) -> FastAPI:
                 for one in body.prompts
             )
 
-        long = sum(map(len, body.prompts)) > LONG_TEXT
-        prompts = await asyncio.to_thread(encode) if long else encode()
         text = "\n".join(one for one in body.prompts if isinstance(one, str))
-        ask = _ask(request, "completions", body, who, route, prompts, "none", text)
+        ask = _ask(request, "completions", body, who, route, "none", text)
+        ask = await _read(request, ask, body, body.prompts, encode)
         every = bool(body.stream_options and body.stream_options.continuous_usage_stats)
         return await respond(request, body, ask, CompletionRendering(ask, every))
 
@@ -139,32 +139,20 @@ def create_app(gateway: Gateway) -> FastAPI:
         body: ChatRequest | CompletionRequest,
         who: Caller,
         route: Route,
-        prompts: tuple[tuple[int, ...], ...],
         system: Literal["request", "adapter", "none"],
         text: str,
     ) -> Ask:
+        """Return what is asked for, before its prompt is read."""
         state = request.scope["state"]
-        limit = gateway.engine.context_length
-        longest = max(map(len, prompts))
-        room = limit - longest
-        wanted = body.most_tokens or min(settings.default_max_tokens, room)
-        if room < 1 or wanted > room:
-            asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
-            raise ApiError(
-                400,
-                f"Prompt and answer have {limit} tokens together, and this is a prompt of {longest}{asked}.",
-                code="context_length_exceeded",
-                param="messages" if endpoint == "chat" else "prompt",
-            )
         ask = Ask(
             request_id=state["request_id"],
             endpoint=endpoint,
             caller=who,
             model=body.model,
             route=route,
-            prompts=prompts,
+            prompts=(),
             n=body.n or 1,
-            sampling=body.sampling(wanted, settings),
+            sampling=body.sampling(body.most_tokens or settings.default_max_tokens, settings),
             streamed=bool(body.stream),
             system_prompt=system,
             text=text,
@@ -173,6 +161,37 @@ def create_app(gateway: Gateway) -> FastAPI:
         )
         state["told"] |= {"tenant": ask.tenant, "adapter": route.name, "route": route.decision}
         return ask
+
+    async def _read(
+        request: Request,
+        ask: Ask,
+        body: ChatRequest | CompletionRequest,
+        texts: Sequence[str | Sequence[int]],
+        encode: Callable[[], tuple[tuple[int, ...], ...]],
+    ) -> Ask:
+        """Return `ask` with its prompts' tokens, which the tenant's allowance pays for, read or refused.
+
+        Args:
+            texts: of the prompts, or their tokens.
+        """
+        size = sum(map(len, texts))
+        limit = gateway.engine.context_length
+        with gateway.answering.reading(ask, size):
+            # A text that can't fit is refused unread; tokens that a client sends are counted below.
+            longest = max((len(one) for one in texts if isinstance(one, str)), default=0)
+            least = gateway.tokenization.least_tokens(longest)
+            if least > limit:
+                raise _too_long(ask, f"a prompt of {longest:,} characters, {least} tokens or more", limit)
+            reading = gateway.tokenizing.run(ask.tenant, size, encode)
+            # A short text is read before a client can go away.
+            prompts = await (reading if size <= SHORT_TEXT else until_disconnected(request, reading))
+            longest = max(map(len, prompts))
+            room = limit - longest
+            wanted = body.most_tokens or min(settings.default_max_tokens, room)
+            if room < 1 or wanted > room:
+                asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
+                raise _too_long(ask, f"a prompt of {longest}{asked}", limit)
+        return replace(ask, prompts=prompts, sampling=replace(ask.sampling, max_tokens=wanted))
 
     async def respond(
         request: Request, body: ChatRequest | CompletionRequest, ask: Ask, rendering: Rendering
@@ -276,6 +295,15 @@ def create_app(gateway: Gateway) -> FastAPI:
         for operation in operations.values():
             operation["responses"].pop("422", None)  # FastAPI's; here a wrong body is a 400
     return app
+
+
+def _too_long(ask: Ask, what: str, limit: int) -> ApiError:
+    return ApiError(
+        400,
+        f"Prompt and answer have {limit} tokens together, and this is {what}.",
+        code="context_length_exceeded",
+        param="messages" if ask.endpoint == "chat" else "prompt",
+    )
 
 
 async def _collected(pieces: AsyncGenerator[Piece, None]) -> list[Piece]:

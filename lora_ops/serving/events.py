@@ -35,13 +35,17 @@ SYNC_SECONDS = 0.2
 QUEUE_LIMIT = 100_000
 BYTES_LIMIT = 128 * 2**20  # of texts that wait to be written
 RETRY_SECONDS = 1.0
+# Of each text: the patterns keep the GIL, so a long text would hold up every answer that is written meanwhile.
+SCORED_CHARACTERS = 16_000
+CUT_CHARACTERS = 400
 DAY = 86400
 
 
 class Event(Record):
     """One request and its answer; times are in seconds.
 
-    `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it.
+    `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it. A text of more than
+    `SCORED_CHARACTERS` is scored and kept up to there. A prompt that was refused is neither.
     """
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
@@ -74,18 +78,23 @@ class Event(Record):
     answer_text: str | None = None
 
     def scored(self, *, keep_text: bool) -> "Event":
-        """With its risk scores, and its texts redacted or gone."""
-        prompt, prompt_found = redact(self.prompt_text or "")
-        answer, answer_found = redact(self.answer_text or "")
+        """With its risk scores, and its texts redacted or gone; of a long text, both are of its beginning."""
+        prompt, prompt_found = redact((self.prompt_text or "")[:SCORED_CHARACTERS])
+        answer, answer_found = redact((self.answer_text or "")[:SCORED_CHARACTERS])
         return self.model_copy(
             update={
                 "prompt_identifiers": prompt_found,
                 "answer_identifiers": answer_found,
-                "answer_toxicity": toxicity(self.answer_text or ""),
-                "prompt_text": prompt if keep_text else None,
-                "answer_text": answer if keep_text else None,
+                "answer_toxicity": toxicity((self.answer_text or "")[:SCORED_CHARACTERS]),
+                "prompt_text": _kept(prompt, self.prompt_text) if keep_text else None,
+                "answer_text": _kept(answer, self.answer_text) if keep_text else None,
             }
         )
+
+
+def _kept(redacted: str, whole: str | None) -> str:
+    """Return what is kept of a text: where it was cut, not its last part, which may be half an identifier."""
+    return f"{redacted[:-CUT_CHARACTERS]}…" if len(whole or "") > SCORED_CHARACTERS else redacted
 
 
 class EventLog:

@@ -29,7 +29,7 @@ from lora_ops.serving.limits import FairQueue
 from lora_ops.serving.refreshing import Refresher
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
 from lora_ops.serving.telemetry import Telemetry
-from lora_ops.serving.tokenization import Tokenization
+from lora_ops.serving.tokenization import Tokenization, TokenizingThreads
 from lora_ops.serving.traces import Tracing
 from lora_ops.serving.traffic import RecentTraffic
 from lora_ops.settings.params import Settings
@@ -51,6 +51,7 @@ class Gateway:
         self.engine = engine
         self.base_model = read_base_model(folder)
         self.tokenization = Tokenization(folder)
+        self.tokenizing = TokenizingThreads()
         self.registry = open_registry(root)
         self._refresher = None
         if isinstance(self.registry, SharedRegistry):
@@ -129,6 +130,7 @@ class Gateway:
         for task in self._forever:
             task.cancel()
         await asyncio.gather(*self._forever, return_exceptions=True)
+        self.tokenizing.close()
         await self.engine.close()
         await asyncio.to_thread(self.events.close)
         await asyncio.to_thread(self.tracing.close)

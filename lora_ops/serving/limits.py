@@ -71,16 +71,43 @@ class Allowance:
         self._open = 0
 
     @contextmanager
-    def spending(self, tenant: str, tokens: int) -> Iterator[Callable[[int], None]]:
-        """One request that reads and writes at most `tokens`; call what it gives with how many it was.
+    def reading(self, tenant: str, tokens: int) -> Iterator[None]:
+        """Spend one request, before its prompt is tokenized, and about as many tokens as that has.
+
+        The tokens are given back at the end: `spending` counts them exactly. They stay spent where the block
+        fails, so that a prompt that is refused is no free one.
 
         Raises:
             TooMany: it is over one of the tenant's limits; nothing is counted then.
+        """
+        self._require_place(tenant)
+        limits = self._limits
+        # An estimate refuses nothing for ever: no more than a whole minute's tokens.
+        estimate = min(tokens, limits.tokens_per_minute or 0)
+        if self._tokens and (wait := self._tokens.take(estimate)):
+            raise TooMany(f"'{tenant}' has used up its {limits.tokens_per_minute} tokens a minute.", wait)
+        if self._requests and (wait := self._requests.take(1)):
+            if self._tokens:
+                self._tokens.give_back(estimate)
+            raise TooMany(f"'{tenant}' has made its {limits.requests_per_minute} requests a minute.", wait)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+        if self._tokens:
+            self._tokens.give_back(estimate)
+
+    @contextmanager
+    def spending(self, tenant: str, tokens: int) -> Iterator[Callable[[int], None]]:
+        """One request that was read and may take `tokens`; call what it gives with how many it took.
+
+        Raises:
+            TooMany: it is over one of the tenant's limits; no tokens are counted then.
             NeverFits: it may take more than the tenant has in a whole minute.
         """
+        self._require_place(tenant)
         limits = self._limits
-        if limits.concurrency and self._open >= limits.concurrency:
-            raise TooMany(f"'{tenant}' has {self._open} requests open, which is its limit: wait for one.", 1.0)
         if self._tokens and (wait := self._tokens.take(tokens)):
             if math.isinf(wait):
                 raise NeverFits(
@@ -88,10 +115,6 @@ class Allowance:
                     "minute: ask for fewer with max_tokens."
                 )
             raise TooMany(f"'{tenant}' has used up its {limits.tokens_per_minute} tokens a minute.", wait)
-        if self._requests and (wait := self._requests.take(1)):
-            if self._tokens:
-                self._tokens.give_back(tokens)
-            raise TooMany(f"'{tenant}' has made its {limits.requests_per_minute} requests a minute.", wait)
         self._open += 1
         used = tokens
 
@@ -105,6 +128,11 @@ class Allowance:
             self._open -= 1
             if self._tokens:
                 self._tokens.give_back(max(0, tokens - used))
+
+    def _require_place(self, tenant: str) -> None:
+        limit = self._limits.concurrency
+        if limit and self._open >= limit:
+            raise TooMany(f"'{tenant}' has {self._open} requests open, which is its limit: wait for one.", 1.0)
 
 
 @dataclass(eq=False)

@@ -1,12 +1,27 @@
 """Chats and texts as token ids of the base model."""
 
-from collections.abc import Sequence
+import asyncio
+import os
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from jinja2 import TemplateError
+from tokenizers import Tokenizer, decoders
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_tokenizer
+
+# Characters that are tokenized on the event loop, in about 1 ms. Longer texts go to a thread.
+SHORT_TEXT = 2_000
+THREADS = 2
+NICENESS = 10
+
+T = TypeVar("T")
 
 
 class BadPrompt(LoraOpsError):
@@ -20,6 +35,7 @@ class Tokenization:
         self._tokenizer = load_tokenizer(folder)
         self._backend = self._tokenizer.backend_tokenizer
         self._vocabulary = len(self._tokenizer)
+        self._longest = _longest_token(self._backend)
         probe = self._render([("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "u")])
         # Whoever writes one of these into a message could write a whole turn of somebody else's.
         self._turn_tokens = [token for token in self._tokenizer.all_special_tokens if token in probe]
@@ -50,6 +66,10 @@ class Tokenization:
             raise BadPrompt(f"Token {max(tokens)} does not exist: the vocabulary has {self._vocabulary}.")
         return tuple(tokens)
 
+    def least_tokens(self, characters: int) -> int:
+        """Return how many tokens a text of so many characters has at least, without reading it."""
+        return -(-characters // self._longest) if self._longest else 0
+
     def _render(self, messages: Sequence[tuple[str, str]]) -> str:
         turns = [{"role": role, "content": text} for role, text in messages]
         try:
@@ -58,4 +78,52 @@ class Tokenization:
             raise BadPrompt(f"The base model's chat template refuses these messages: {error}.") from error
 
     def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
-        return tuple(self._backend.encode(text, add_special_tokens=special).ids)
+        # Not `encode`: that keeps the GIL for its whole run, and with it the event loop and the engine.
+        return tuple(self._backend.encode_batch_fast([text], add_special_tokens=special)[0].ids)
+
+
+class TokenizingThreads:
+    """Threads that tokenize long texts and give way to the engine; one text of each tenant at a time.
+
+    A tenant that sends long texts waits for itself, and takes no thread from others for longer than one text.
+    """
+
+    def __init__(self) -> None:
+        # tokenizers' own threads would not give way. It reads this at each call.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._threads = ThreadPoolExecutor(THREADS, "tokenize", initializer=_give_way)
+        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def run(self, tenant: str, characters: int, encode: Callable[[], T]) -> T:
+        """Return what `encode` returns: at once for a short text, else from a thread in the tenant's turn."""
+        if characters <= SHORT_TEXT:
+            return encode()
+        turn = self._turns[tenant]
+        await turn.acquire()
+        work = asyncio.get_running_loop().run_in_executor(self._threads, encode)
+
+        def done(work: asyncio.Future[T]) -> None:
+            turn.release()
+            if not work.cancelled():
+                work.exception()  # looked at, in case that nobody waits for it any more
+
+        # A client that goes away does not end the work, so the turn ends with the work.
+        work.add_done_callback(done)
+        return await asyncio.shield(work)
+
+    def close(self) -> None:
+        """Let what runs finish, and begin nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _give_way() -> None:
+    # Linux keeps the niceness of each thread. Elsewhere it is the whole process's, engine included.
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def _longest_token(backend: Tokenizer) -> int | None:
+    """Return how many bytes of text one token stands for at most, or None where that can't be told."""
+    if backend.normalizer is not None or not isinstance(backend.decoder, decoders.ByteLevel):
+        return None  # characters may get lost on the way to tokens
+    return max(map(len, backend.get_vocab()))  # each character of a name stands for one byte

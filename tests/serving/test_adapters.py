@@ -47,6 +47,15 @@ class Told:
         self.events.append(f"evicted {name}")
 
 
+@asynccontextmanager
+async def using(cache: AdapterCache, version: Version) -> AsyncIterator[str]:
+    use = await cache.use(version)
+    try:
+        yield use.name
+    finally:
+        use.end()
+
+
 class Bench:
     def __init__(self, clone: Clone, engine: TorchEngine, told: Told, **options: Any) -> None:
         self.clone, self.engine, self.told = clone, engine, told
@@ -61,8 +70,7 @@ class Bench:
 
     async def use(self, *names: str) -> None:
         for name in names:
-            async with self.cache.using(self.versions[name]):
-                pass
+            (await self.cache.use(self.versions[name])).end()
 
     def size(self, *names: str) -> int:
         """Bytes of memory."""
@@ -118,7 +126,7 @@ async def test_the_one_that_was_used_longest_ago_makes_room(bench: Make) -> None
 async def test_an_adapter_in_use_is_never_evicted(bench: Make) -> None:
     async with bench() as b, AsyncExitStack() as stack:
         b.cache._budget = b.size(ONE)
-        await stack.enter_async_context(b.cache.using(b.versions[ONE]))
+        await stack.enter_async_context(using(b.cache, b.versions[ONE]))
         with pytest.raises(AdapterUnavailable, match="is in use"):
             await b.use(THREE)
         assert b.loaded == {ONE}
@@ -128,7 +136,7 @@ async def test_an_adapter_in_use_is_never_evicted(bench: Make) -> None:
 async def test_room_is_waited_for_and_taken_when_a_generation_ends(bench: Make) -> None:
     async with bench(drain_seconds=5) as b:
         b.cache._budget = b.size(ONE)
-        async with b.cache.using(b.versions[ONE]):
+        async with using(b.cache, b.versions[ONE]):
             waiting = asyncio.create_task(b.use(THREE))
             await asyncio.sleep(0.05)
             assert not waiting.done()
@@ -222,27 +230,27 @@ async def test_a_warm_adapter_stays_and_a_busy_one_goes_last(bench: Make) -> Non
 
 
 @in_loop
-async def test_unloading_waits_for_what_still_answers(bench: Make) -> None:
+async def test_unload_waits_and_refuses_nobody(bench: Make) -> None:
+    """Whoever came while an unload waited had to wait for it, up to 30 s, and then for a load."""
     async with bench(drain_seconds=5) as b:
-        await b.use(ONE)
-        using = b.cache.using(b.versions[ONE])
-        await using.__aenter__()
+        first = await b.cache.use(b.versions[ONE])
         unloading = asyncio.create_task(b.cache.unload(ONE))
         await asyncio.sleep(0.02)
-        assert ONE in b.loaded
-        newcomer = asyncio.create_task(b.use(ONE))
+        second = await asyncio.wait_for(b.cache.use(b.versions[ONE]), 1)
+        first.end()
+        first.end()  # once is enough
         await asyncio.sleep(0.02)
-        assert not newcomer.done()
-        await using.__aexit__(None, None, None)
-        assert await unloading
-        await newcomer
+        assert ONE in b.loaded and not unloading.done()
+        second.end()
+        assert await unloading and ONE not in b.loaded
+        await b.use(ONE)
         assert b.told.events.count(f"loaded {ONE}") == 2
 
 
 @in_loop
 async def test_unloading_gives_up_on_an_answer_that_does_not_end(bench: Make) -> None:
     async with bench(drain_seconds=0.05) as b:
-        async with b.cache.using(b.versions[ONE]):
+        async with using(b.cache, b.versions[ONE]):
             with pytest.raises(AdapterUnavailable, match="it stays loaded"):
                 await b.cache.unload(ONE)
         await b.use(ONE)
@@ -286,7 +294,7 @@ async def test_thrashing_in_a_small_memory_stays_within_it_and_answers_everybody
 
         async def ask(name: str) -> None:
             nonlocal most
-            async with b.cache.using(b.versions[name]) as adapter:
+            async with using(b.cache, b.versions[name]) as adapter:
                 most = max(most, b.cache.bytes)
                 generation = Generation("g", (5, 6), adapter, Sampling(max_tokens=2))
                 assert [c.tokens async for c in b.engine.generate(generation)]

@@ -11,7 +11,7 @@ import pytest
 
 from lora_ops.engines.protocol import Engine
 from lora_ops.errors import LoraOpsError
-from lora_ops.serving.events import Event, EventLog, read_events
+from lora_ops.serving.events import SCORED_CHARACTERS, Event, EventLog, read_events
 from lora_ops.serving.risk import toxicity
 from lora_ops.settings.serving import EventSettings, TenantServing
 from tests.serving.conftest import Clone, Served, served
@@ -102,6 +102,19 @@ def test_scoring_takes_linear_time_whatever_the_text(text: str) -> None:
     started = time.process_time()
     event(1, prompt_text=text, answer_text=text).scored(keep_text=True)
     assert time.process_time() - started < 5
+
+
+def test_event_scores_and_keeps_the_beginning_of_a_long_text() -> None:
+    """1 MB held the GIL for 0.3 s; and half an address at the cut must not be kept."""
+    leak = "jane.doe@example.com "
+    long = leak + "x " * ((SCORED_CHARACTERS - 30) // 2) + leak + "You idiot. " * 9
+    assert SCORED_CHARACTERS - 20 < long.rindex(leak) < SCORED_CHARACTERS < long.index("You")
+    scored = event(1, prompt_text=long, answer_text=long).scored(keep_text=True)
+    assert scored.prompt_identifiers == scored.answer_identifiers == 1
+    assert scored.answer_toxicity == 0
+    assert scored.prompt_text is not None and scored.prompt_text.startswith("[e-mail address] x")
+    assert scored.prompt_text.endswith("x…") and "jane" not in scored.prompt_text
+    assert len(scored.prompt_text) < SCORED_CHARACTERS
 
 
 def test_a_new_file_begins_when_one_is_full_or_old(tmp_path: Path) -> None:

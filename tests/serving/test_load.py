@@ -104,6 +104,69 @@ def test_a_load_counts_towards_the_time_of_a_request(clone: Clone, engine: Engin
         assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
 
 
+def test_a_slow_load_holds_no_slot(clone: Clone, engine: Engine) -> None:
+    """The slot came first: with all of them waiting for loads, nobody was answered."""
+    go_on, load = threading.Event(), engine.load
+
+    async def slow(name: str, folder: Path) -> int:
+        await asyncio.to_thread(go_on.wait, 20)
+        return await load(name, folder)
+
+    engine.load = slow  # type: ignore[method-assign]
+    with served(clone.root, clone.settings(max_running=2), engine) as gateway, ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(gateway.http().post, "/v1/completions", json=SHORT) for _ in range(4)]
+        eventually(lambda: gateway.metric("lora_ops_adapter_cache_misses_total") == 4)
+        assert gateway.metric("lora_ops_slots_used") == 0
+        assert gateway.http().post("/v1/completions", json={**SHORT, "model": "base"}).status_code == 200
+        go_on.set()
+        assert {one.result().status_code for one in waiting} == {200}
+
+
+def test_requests_that_wait_for_loads_have_a_limit(clone: Clone, engine: Engine) -> None:
+    go_on, load = threading.Event(), engine.load
+
+    async def slow(name: str, folder: Path) -> int:
+        await asyncio.to_thread(go_on.wait, 20)
+        return await load(name, folder)
+
+    engine.load = slow  # type: ignore[method-assign]
+    with (
+        served(clone.root, clone.settings(max_running=1, max_waiting=1), engine) as gateway,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        waiting = [pool.submit(gateway.http().post, "/v1/completions", json=SHORT) for _ in range(2)]
+        eventually(lambda: gateway.metric("lora_ops_adapter_cache_misses_total") == 2)
+        refused = gateway.http().post("/v1/completions", json=SHORT)
+        assert (
+            refused.status_code == 503 and "2 requests wait for finance@2" in refused.json()["error"]["message"]
+        )
+        go_on.set()
+        assert {one.result().status_code for one in waiting} == {200}
+
+
+def test_unloading_a_busy_adapter_refuses_none_of_its_requests(gateway: Served) -> None:
+    """Its tenant was down for 30 s, and held slots that nobody used."""
+    admin = gateway.http()
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(gateway.http().post, "/v1/completions", json={**LONG, "model": "finance"})
+        eventually(lambda: gateway.metric("lora_ops_running") == 1)
+        name = {"lora_name": "finance"}
+        unloading = pool.submit(admin.post, "/v1/unload_lora_adapter", json=name)
+        for _ in range(5):
+            assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
+        assert not long.done() and not unloading.done()
+        assert long.result().status_code == unloading.result().status_code == 200
+
+
+def test_the_wait_of_a_refused_request_is_counted(clone: Clone, engine: Engine) -> None:
+    """Whoever waited for its turn in vain was said to have waited for 0 s."""
+    settings = clone.settings(max_running=1, queue_timeout_seconds=0.3)
+    with served(clone.root, settings, engine) as gateway:
+        with long_answer(gateway):
+            assert gateway.http().post("/v1/completions", json=SHORT).status_code == 503
+        assert gateway.metric("lora_ops_queue_seconds_sum", tenant="finance") >= 0.3
+
+
 @contextmanager
 def long_answer(gateway: Served) -> Iterator[None]:
     """While an answer of two seconds is streamed."""

@@ -1,0 +1,90 @@
+"""Prompts as token ids: the same whoever reads them, and without holding anybody up."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+from tokenizers import normalizers
+
+from lora_ops.engines.protocol import Engine
+from lora_ops.loading import load_tokenizer
+from lora_ops.serving.tokenization import SHORT_TEXT, THREADS, Tokenization, TokenizingThreads
+from lora_ops.settings.serving import TenantServing
+from tests.serving.conftest import Clone, Served, served
+
+TEXTS = (
+    "",
+    "Lodging",
+    "How do I reset part 17?\n\n  two  spaces",
+    "Zürich 東京 🚀",
+    "<|im_start|>x",
+    "a" * 5000,
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_has_the_ids_of_transformers(tiny_base: Path, text: str) -> None:
+    expected = load_tokenizer(tiny_base)(text)["input_ids"]
+    assert list(Tokenization(tiny_base).text(text)) == expected
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_least_tokens_is_never_too_many(tiny_base: Path, text: str) -> None:
+    tokenization = Tokenization(tiny_base)
+    assert tokenization.least_tokens(len(text)) <= len(tokenization.text(text))
+    assert tokenization.least_tokens(1_000_000) > 1000
+
+
+def test_least_tokens_is_unknown_where_characters_get_lost(tiny_base: Path) -> None:
+    import lora_ops.serving.tokenization as tokenizing
+
+    backend = load_tokenizer(tiny_base).backend_tokenizer
+    assert tokenizing._longest_token(backend)
+    backend.normalizer = normalizers.Strip()
+    assert tokenizing._longest_token(backend) is None
+
+
+def test_threads_take_one_long_text_of_a_tenant_at_a_time() -> None:
+    """One tenant's texts took all threads."""
+    threads, go_on, order = TokenizingThreads(), threading.Event(), []
+
+    def slow() -> None:
+        order.append("finance")
+        assert go_on.wait(20)
+
+    async def work() -> None:
+        long = SHORT_TEXT + 1
+        finance = [asyncio.create_task(threads.run("finance", long, slow)) for _ in range(THREADS + 1)]
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(threads.run("media", long, lambda: order.append("media")), 20)
+        assert order == ["finance", "media"]
+        assert await threads.run("finance", SHORT_TEXT, lambda: "short") == "short"
+        # A client that goes away while its text is read does not begin the next one.
+        finance[0].cancel()
+        await asyncio.sleep(0.05)
+        assert order == ["finance", "media"]
+        go_on.set()
+        await asyncio.gather(*finance[1:])
+        assert len(order) == THREADS + 2
+
+    asyncio.run(work())
+    threads.close()
+
+
+def test_a_text_that_cannot_fit_is_refused_unread(gateway: Served) -> None:
+    body = {"model": "finance", "prompt": "a b " * 200_000}
+    refused = gateway.http().post("/v1/completions", json=body)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["code"] == "context_length_exceeded" and "800,000 characters" in error["message"]
+
+
+def test_refused_prompts_are_paid_for(clone: Clone, engine: Engine) -> None:
+    """A tenant over its limit had its prompts tokenized all the same; the answer was a free 400."""
+    limited = clone.settings(tenants={"finance": TenantServing(requests_per_minute=2)})
+    with served(clone.root, limited, engine) as gateway:
+        body = {"model": "finance", "prompt": "Lodging at sea " * 2000}
+        statuses = [gateway.http().post("/v1/completions", json=body).status_code for _ in range(4)]
+        assert statuses == [400, 400, 429, 429]
+        assert gateway.metric("lora_ops_errors_total", code="400") == 2
