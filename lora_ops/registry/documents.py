@@ -12,12 +12,12 @@ JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """The markers of a JPEG that begin a frame, with its height and width."""
 PDF_TAIL = 1024
 """A PDF ends in here, whatever a mail program added."""
-PDF_INDEX = re.compile(rb"xref\b|\d{1,10}\s{1,8}\d{1,5}\s{1,8}obj\b")
+PDF_INDEX = re.compile(rb"(?<!start)xref\b|\d{1,10}\s{1,8}\d{1,5}\s{1,8}obj\b")
 """What stands where the end of a PDF points to: the table of its objects, or the object that holds it."""
 PAGE_CHARACTERS = 16 * 2**20
 """Of a page of HTML so much is read: parsing takes a second for ten of these megabytes."""
-OFFICE_PARTS = ("word/document.xml", "xl/workbook.xml", "ppt/presentation.xml", "content.xml")
-"""One of these holds what a document of Word, Excel, PowerPoint or OpenDocument says."""
+OFFICE_PART = re.compile(r"(word/document|xl/workbook|ppt/presentation)\d*\.(xml|bin)|content\.xml")
+"""What a document of Word, Excel, PowerPoint or OpenDocument says is in one of these."""
 
 
 def document_problem(content: bytes) -> str | None:
@@ -122,6 +122,9 @@ def _is_jpeg(content: bytes) -> bool:
     at, sized = 2, False
     while at + 4 <= len(content) and content[at] == 0xFF:
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
+        if marker == 0xFF:  # fills up
+            at += 1
+            continue
         if marker in JPEG_SIZES:
             sized = any(content[at + 5 : at + 9])
         if marker == 0xDA:  # pixels follow up to the end
@@ -143,14 +146,15 @@ def _is_webp(content: bytes) -> bool:
 
 def _is_pdf(content: bytes) -> bool:
     end = re.search(rb".*startxref\s{1,8}(\d{1,10})\s{1,8}%%EOF", content[-PDF_TAIL:], re.DOTALL)
-    return end is not None and PDF_INDEX.match(content, int(end[1])) is not None
+    # Many programs count to the line before.
+    return end is not None and PDF_INDEX.search(content, int(end[1]), int(end[1]) + 64) is not None
 
 
 def _is_office(content: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             sizes = {one.filename: one.file_size for one in archive.infolist()}
-            return any(sizes.get(part, 0) for part in OFFICE_PARTS)
+            return any(size and OFFICE_PART.fullmatch(part) for part, size in sizes.items())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
         return False
 

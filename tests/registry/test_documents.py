@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -46,6 +47,11 @@ WHOLE = {
     "webp": picture("WEBP"),
     "pdf of pictures": picture("PDF"),
     "pdf of a plot": plotted(),
+    "filled jpeg": picture("JPEG").replace(b"\xff\xdb", b"\xff\xff\xdb", 1),
+    "pdf of a loose count": re.sub(
+        rb"startxref\s+(\d+)", lambda found: b"startxref\n%d" % (int(found[1]) - 1), plotted()
+    ),
+    "docx of the web": archive("word/document2.xml"),
     "docx": archive("word/document.xml"),
     "odt": archive("content.xml"),
 }
