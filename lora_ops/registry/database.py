@@ -188,6 +188,11 @@ class Database:
                 f"The disk that holds the registry in {folder} is full: free some space and run this again; "
                 "nothing was changed."
             )
+        if "disk I/O error" in text:  # so says SQLite of its WAL and its index on a full disk, too
+            return Unavailable(
+                f"The disk that holds the registry in {folder} can't be written or read ({text}): it is full "
+                f"(`df {folder}`) or failing (`dmesg`); nothing was changed."
+            )
         if "unable to open" in text and self.path.exists() is False:
             return Unavailable(f"There is no registry in {folder}, and one can't be made there ({text}).")
         return Unavailable(f"The registry in {folder} can't be used ({text}).")

@@ -1,5 +1,6 @@
 """Only registering makes a registry; whatever reads one says that there is none, and makes nothing."""
 
+import resource
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.store import Registry
@@ -125,3 +126,15 @@ def test_no_registry_is_made_among_other_things(tmp_path: Path) -> None:
     with pytest.raises(LoraOpsError, match="holds other things"):
         Registry(tmp_path / "data", create=True)
     assert [one.name for one in (tmp_path / "data").iterdir()] == ["rows.csv"]
+
+
+def test_disk_that_takes_nothing_more_is_one_sentence(tmp_path: Path) -> None:
+    """SQLite says no more than "disk I/O error" of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(Unavailable, match=r"can't be written or read \(disk I/O error\): it is full"):
+            Registry(tmp_path / "registry", create=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    Registry(tmp_path / "registry", create=True).close()
