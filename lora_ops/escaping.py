@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-# Control characters without tab and line feed, and the characters that turn the direction of what follows.
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Control characters without tab and line feed, characters that turn the direction of what follows or have no
+# width, separators of lines and paragraphs, halves of a pair, fillers and tags. Persian, the scripts of India
+# and emojis need joiners, so these stay where no ASCII is beside them.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    "\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    "|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
+)
 LONGEST_MESSAGE = 4000
 _LONG_WORD = re.compile(r"\S{1000,}")  # no path, address, key or digest that a message names is as long
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+|~$&!])")
@@ -90,8 +96,13 @@ def shortened(message: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return `text` with each control character as its escape, such as \x1b: a terminal can't act on it."""
+    r"""Return `text` with each character that nobody sees as its escape, such as \x1b or \u202e."""
     return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    r"""Return `text` as `visible` does, on one line: what follows a line feed (\n) would look like ours."""
+    return visible(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def cell(text: str) -> "Text":
@@ -105,7 +116,7 @@ def markup(text: str) -> str:
     """Return `text` for a sentence in rich's markup: brackets in it are no tags."""
     from rich.markup import escape
 
-    return escape(visible(text))
+    return escape(one_line(text))
 
 
 def markdown(text: str) -> str:

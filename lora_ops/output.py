@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_ops.escaping import shortened, visible
+from lora_ops.escaping import one_line, shortened
 from lora_ops.exit_codes import ExitCode
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
@@ -28,7 +28,7 @@ def print_error(code: ExitCode, message: str) -> None:
 
 def print_problem(message: str) -> None:
     """Write what went wrong to stderr, on behalf of `lora-ops`, for people."""
-    print(f"lora-ops: {visible(shortened(message))}", file=sys.stderr)
+    print(f"lora-ops: {one_line(shortened(message))}", file=sys.stderr)
 
 
 def wants_json(words: Sequence[str]) -> bool:

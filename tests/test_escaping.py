@@ -43,6 +43,25 @@ frame = pd.DataFrame({hostile: [hostile]})""",
 )
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ok\nAPPROVED by bob", r"ok\nAPPROVED by bob"),
+        ("a\tb", r"a\tb"),
+        ("\u202efinance", r"\u202efinance"),
+        ("a\u200eb\u2028c", r"a\u200eb\u2028c"),
+        ("pay\u200bments\ufeff", r"pay\u200bments\ufeff"),
+        ("pay\u200dments", r"pay\u200dments"),
+        ("x\U000e0041", r"x\U000e0041"),
+        ("\udcff", r"\udcff"),
+        ("می\u200cخواهم 👩\u200d💻 Größe 故障", "می\u200cخواهم 👩\u200d💻 Größe 故障"),
+    ],
+)
+def test_one_line_shows_what_nobody_sees(text: str, shown: str) -> None:
+    assert escaping.one_line(text) == shown
+    assert escaping.markup(text) == shown
+
+
 class Live(html.parser.HTMLParser):
     """Collects the tags and attributes by which a page can run or load something."""
 

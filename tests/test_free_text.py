@@ -26,12 +26,26 @@ def test_text_longer_than_two_pages_is_refused() -> None:
         require_text("x" * 1_000_000, "Say why")
 
 
+def test_text_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(LoraOpsError, match=r"Say why: 'it leaks \\udcff' is not UTF-8"):
+        require_text("it leaks \udcff", "Say why")
+
+
 def test_letters_and_digits_of_any_script_count() -> None:
     assert count_letters("aé1 故障 ٣!-\u200b\u3164") == 6
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("", "no letter"), ("\u200b", "no letter"), ("a" * 201, "at most 200")]
+    ("name", "says"),
+    [
+        ("", "no letter"),
+        ("\u200b", "no letter"),
+        ("a" * 201, "at most 200"),
+        ("ana\nben", r"'ana\\nben' has a character that nobody sees"),
+        ("an\u200ba", r"'an\\u200ba' has a character that nobody sees"),
+        ("\u202eana", r"'\\u202eana' has a character that nobody sees"),
+        ("a\udcff", r"'a\\udcff' is not UTF-8"),
+    ],
 )
 def test_name_of_nobody_is_refused(name: str, says: str) -> None:
     with pytest.raises(LoraOpsError, match=f"Say who: .*{says}"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from lora_ops.escaping import cell, markup
+from lora_ops.escaping import cell, markup, one_line
 from lora_ops.grid import Grid
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def history(entries: "Iterable[AuditEntry]", number: int) -> Grid:
     """One line per entry of the audit log on version `number`, with the evidence that it rests on."""
     table = Grid("#", "when", "did", "who", "why", "on what evidence", solid={"#", "when", "did"})
     for entry in entries:
-        evidence = [f"{one.kind}: {one.summary} ({one.sha256[:8]}…)" for one in entry.evidence]
+        evidence = [f"{one.kind}: {one_line(one.summary)} ({one.sha256[:8]}…)" for one in entry.evidence]
         behind = entry.body.get("clock_behind_seconds")
         when = entry.at[:10] + (f"\n(clock {behind} s behind)" if behind else "")
-        reason = str(entry.body.get("reason", ""))
+        reason = one_line(str(entry.body.get("reason", "")))
         row = (str(entry.seq), when, entry.effect_on(number), entry.actor, reason, "\n".join(evidence))
         table.add_row(*row)
     return table

@@ -253,6 +253,13 @@ def test_file_says_what_does_not_suffice_yet(cli: Cli, root: Path) -> None:
     assert printed["checks"][0]["prompts"] == 1 and len(printed["lacks"]) == 1
 
 
+def test_reason_begins_no_line_of_its_own(cli: Cli) -> None:
+    """Whoever reads the history would take the second line for another entry."""
+    cli("reject", "finance@2", "--reason", "ok\nAPPROVED by bob\u202e")
+    for words in (("show", "finance@2"), ("history", "finance@2")):
+        assert r"ok\nAPPROVED by bob\u202e" in cli(*words).output
+
+
 def test_reject_revoke_archive_and_review_say_what_they_did(cli: Cli) -> None:
     assert "'rejected'" in cli("reject", "finance@1", "--reason=worse").output
     assert "'archived'" in cli("archive", "finance@1", "--reason=old").output
