@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
+from lora_ops.hashing import sha256_file
 from lora_ops.page import write_page
+from lora_ops.paths import EVALUATION, EVALUATION_PAGE
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -295,7 +297,9 @@ def run_notebook(
             f"{notebook.name}: the kernel was killed, most often because memory ran out (`dmesg` tells): "
             f"use a smaller batch_size or a machine with more memory. The partly executed notebook is {output}."
         ) from error
-    write_page(output, head())
+    record = output.with_name(EVALUATION)
+    is_evaluation = output.with_suffix(".html").name == EVALUATION_PAGE and record.is_file()
+    write_page(output, head(), sha256_file(record) if is_evaluation else None)
 
 
 def _require_other_output(notebook: Path, output: Path) -> None:

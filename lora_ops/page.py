@@ -1,18 +1,26 @@
 """Write an executed notebook as an HTML page for a reviewer: who it is about, what was found, and no script."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_ops.escaping import clean_html, markdown, visible
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
+# nbconvert has a block for scripts, widgets and diagrams, too, which run something or need a network.
+SHOWN = ("text/html", "text/markdown", "image/png", "image/jpeg", "text/plain")
+_EVALUATION = re.compile(rb'<meta (?=[^>]*name="lora-ops-evaluation")[^>]*content="([0-9a-f]{64})"')
 # nbconvert's page without its scripts from a CDN, and with a policy that lets none run. Code is folded, since a
 # reviewer reads what was found; `details` unfolds without a script.
 TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; font-src data:; \
 style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<meta http-equiv="x-dns-prefetch-control" content="off">
+<meta name="referrer" content="no-referrer">
+{%- if resources["evaluation"] %}
+<meta name="lora-ops-evaluation" content="{{ resources["evaluation"] }}">
+{%- endif %}
 {%- endblock html_head_js -%}
 {%- block html_head_js_mathjax -%}{%- endblock html_head_js_mathjax -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock html_head_js_mermaidjs -%}
@@ -30,17 +38,19 @@ details.code > summary { cursor: pointer; color: #757575; font: 12px sans-serif;
 """
 
 
-def write_page(executed: Path, head: str | None = None) -> Path:
+def write_page(executed: Path, head: str | None = None, evaluation: str | None = None) -> Path:
     """Write an executed notebook as a page that opens without Jupyter and without a network; return its path.
 
     The page begins with its subject, its day and what the last cell printed, which is the notebook's decision.
     It has no script: what it shows of data was cleaned (`lora_ops.escaping`), and its policy forbids the
-    browser to run or load anything. A widget needs a kernel, so it is left out.
+    browser to run or load anything. What is no text, table or picture, such as a widget or a diagram, is left
+    out.
 
     Args:
         executed: the notebook; the page gets its name with the suffix .html.
         head: where the registry's audit log ends, such as `17:a0d71c22e54f`; the page keeps it, so that whoever
             holds the page can tell whether the registry was replaced by an older one.
+        evaluation: the SHA-256 of the evaluation that the page is about; see `page_evaluation`.
     """
     import nbformat
     from nbconvert import HTMLExporter
@@ -49,7 +59,8 @@ def write_page(executed: Path, head: str | None = None) -> Path:
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
-        cell.outputs = [one for one in cell.get("outputs", []) if WIDGET not in one.get("data", {})]
+        shown = [_shown(one) for one in cell.get("outputs", [])]
+        cell.outputs = [one for one in shown if one.get("data") != {}]
     question, subject, found = _question(notebook), _subject(notebook.metadata), _found(notebook)
     notebook.metadata["title"] = visible(f"{subject}: {question}" if subject else question)
     if subject or found:
@@ -68,10 +79,33 @@ def write_page(executed: Path, head: str | None = None) -> Path:
         filters={"clean_html": clean_html},
         preprocessors=[CoalesceStreamsPreprocessor],  # of a progress bar, its last state
     )
-    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
+    resources = {"metadata": {"name": executed.stem}, "evaluation": evaluation}
+    body, _ = exporter.from_notebook_node(notebook, resources)
     page = executed.with_suffix(".html")
     page.write_text(body, encoding="utf-8")
     return page
+
+
+def page_evaluation(page: Path) -> str | None:
+    """Return the SHA-256 of the evaluation that a page says it is about; None where it says nothing of it."""
+    head = page.read_bytes().partition(b"<body")[0]
+    found = _EVALUATION.search(head)
+    return found[1].decode() if found else None
+
+
+def _shown(output: Any) -> Any:
+    """Return an output with what a page may show of it; its metadata could name a picture of another server."""
+    if "data" not in output:
+        return output
+    data = {kind: output.data[kind] for kind in SHOWN if kind in output.data}
+    if "application/vnd.jupyter.widget-view+json" in output.data:
+        data = {}  # its text is the name of a Python object
+    sizes = {
+        kind: {name: size[name] for name in ("width", "height") if type(size.get(name)) is int}
+        for kind, size in output.metadata.items()
+        if kind in data and isinstance(size, Mapping)
+    }
+    return type(output)({**output, "data": type(output)(data), "metadata": type(output)(sizes)})
 
 
 def _question(notebook: Any) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.hashing import sha256_file
 from lora_ops.packaging import packaged
+from lora_ops.page import page_evaluation
 from lora_ops.paths import EVALUATION, EVALUATION_PAGE, MANIFEST
 from lora_ops.records.data import DataRecord, previous_path
 from lora_ops.records.manifest import FileRecord, Manifest
@@ -97,14 +98,12 @@ def _with_page(manifest: Manifest, root: Path) -> Iterator[tuple[Path, Manifest]
     """Give the package with the page of its evaluation, so that a version keeps what its reviewers read.
 
     The page joins here and not in the stage `package`: an executed notebook has other bytes at each run, and no
-    stage may depend on one. A page of another evaluation than the package's is left out; so is one that a clone
-    with pulled packages lacks.
+    stage may depend on one. A page that doesn't name the package's evaluation is left out; so is one that a
+    clone with pulled packages lacks.
     """
-    package, report = root / "packages" / manifest.tenant, root / "reports" / manifest.tenant
-    page, evaluated = report / EVALUATION_PAGE, manifest.files.get(EVALUATION)
-    record = report / EVALUATION
-    is_its_own = evaluated is not None and record.is_file() and sha256_file(record) == evaluated.sha256
-    if not page.is_file() or not is_its_own:
+    package = root / "packages" / manifest.tenant
+    page, evaluated = _page(manifest.tenant, root), manifest.files.get(EVALUATION)
+    if not page.is_file() or evaluated is None or page_evaluation(page) != evaluated.sha256:
         yield package, manifest
         return
     with tempfile.TemporaryDirectory(dir=package.parent, prefix=f".{manifest.tenant}-") as temporary:
@@ -113,6 +112,21 @@ def _with_page(manifest: Manifest, root: Path) -> Iterator[tuple[Path, Manifest]
         shutil.copyfile(page, folder / EVALUATION_PAGE)
         added = FileRecord(bytes=page.stat().st_size, sha256=sha256_file(folder / EVALUATION_PAGE))
         yield folder, manifest.model_copy(update={"files": {**manifest.files, EVALUATION_PAGE: added}})
+
+
+def about_page(tenant: str, root: Path) -> list[str]:
+    """Return a note if the page of a tenant's report is not of its package's evaluation, and was left out."""
+    page, evaluated = _page(tenant, root), packaged(tenant, root).files.get(EVALUATION)
+    if not page.is_file() or (evaluated is not None and page_evaluation(page) == evaluated.sha256):
+        return []
+    return [
+        f"{page.relative_to(root)} is not the page of the evaluation in packages/{tenant}, so the version "
+        f"keeps none (`dvc repro package@{tenant}` before the next one)"
+    ]
+
+
+def _page(tenant: str, root: Path) -> Path:
+    return root / "reports" / tenant / EVALUATION_PAGE
 
 
 def _reason(error: OSError) -> str:

@@ -24,7 +24,7 @@ def register(
 
     The same content again is the same version. A package that is refused doesn't stop the others.
     """
-    from lora_ops.registration import register_packages, require_one_fit, tenants_with_package
+    from lora_ops.registration import about_page, register_packages, require_one_fit, tenants_with_package
     from lora_ops.registry.backends import open_registry
     from lora_ops.registry.requirements import about_twins
     from lora_ops.registry.twins import Twins
@@ -65,6 +65,8 @@ def register(
                     print_problem(problem)
             how = "a new version" if outcome.is_new else "this content was registered before"
             told["notes"] = about_twins(registry, outcome.version, Twins(registry))
+            if outcome.is_new:
+                told["notes"] += about_page(outcome.tenant, root)
             if not as_json:
                 lines = note_lines(told["notes"])
                 show(f"{adapter} is the candidate of {outcome.tenant} ({how}).", *lines, sep="\n")

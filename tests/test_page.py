@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 
+from lora_ops.hashing import sha256_file
 from lora_ops.notebooks import run_notebook
-from lora_ops.page import write_page
+from lora_ops.page import page_evaluation, write_page
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,48 @@ def test_page_folds_code_and_shows_output(page: str) -> None:
     for folded in re.findall(r'<details class="code">.*?</details>', body, re.DOTALL):
         body = body.replace(folded, "")
     assert "in between" in body and ">print<" not in body
+
+
+def written(folder: Path, *outputs: dict[str, Any]) -> str:
+    cell = nbformat.v4.new_code_cell("x")
+    cell.outputs = [nbformat.v4.new_output("display_data", **one) for one in outputs]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "out.ipynb")
+    return write_page(folder / "out.ipynb").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/vnd.mermaid", "application/javascript", "image/svg+xml", "text/latex", "application/pdf"]
+)
+def test_page_shows_no_active_output(tmp_path: Path, kind: str) -> None:
+    hostile = "graph LR; hostile[<img src=https://evil.example/x>]"
+    page = written(tmp_path, {"data": {kind: hostile, "text/plain": "its text"}})
+    assert "its text" in page
+    assert "hostile" not in page and "evil.example" not in page
+
+
+def test_page_names_no_picture_of_another_server(tmp_path: Path) -> None:
+    names = {"filenames": {"image/png": "https://evil.example/x.png"}}
+    sizes = {"image/png": {"width": 40, "height": '1" onerror="x'}}
+    page = written(tmp_path, {"data": {"image/png": "aGk="}, "metadata": {**names, **sizes}})
+    assert "evil.example" not in page and "onerror" not in page
+    assert "data:image/png;base64,aGk=" in page and 'width="40"' in page
+
+
+def test_page_of_an_evaluation_names_it(tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell("open('evaluation.json', 'w').write('{}');")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    run_notebook(tmp_path / "n.ipynb", tmp_path / "03_evaluate.ipynb", {}, tmp_path)
+    assert page_evaluation(tmp_path / "03_evaluate.html") == sha256_file(tmp_path / "evaluation.json")
+    run_notebook(tmp_path / "n.ipynb", tmp_path / "other.ipynb", {}, tmp_path)
+    assert page_evaluation(tmp_path / "other.html") is None
+
+
+def test_text_of_a_page_names_no_evaluation(tmp_path: Path) -> None:
+    meta = f'<meta name="lora-ops-evaluation" content="{"0" * 64}">'
+    cells = [nbformat.v4.new_markdown_cell(f"# A report {meta}\n\n{meta}")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "out.ipynb")
+    assert page_evaluation(write_page(tmp_path / "out.ipynb")) is None
 
 
 def test_page_of_an_empty_notebook_is_written(tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ def put_package(root: Path, tenant: str, seed: int) -> None:
     (folder / "manifest.json").write_text(manifest.to_json())
 
 
+def page_of(record: Path, text: str) -> str:
+    """Write a page as `lora_ops.page` does it: its head names the evaluation that it is about."""
+    meta = f'<meta name="lora-ops-evaluation" content="{sha256_file(record)}">'
+    return f"<html><head>{meta}</head><body>{text}</body></html>"
+
+
 def lora_ops(root: Path, *words: str):
     return run("lora-ops", *words, cwd=root, LORA_OPS_ROOT=str(root), COLUMNS="200")
 
@@ -74,19 +80,26 @@ def test_register_keeps_the_page_of_the_same_evaluation(clone: Path) -> None:
         report.mkdir(parents=True)
         manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
         (report / "evaluation.json").write_text(manifest.evaluation.to_json())
-        (report / "03_evaluate.html").write_text(f"the page of {tenant}")
+        page = page_of(report / "evaluation.json", f"the page of {tenant}")
+        (report / "03_evaluate.html").write_text(page)
         shutil.copy(report / "evaluation.json", folder)
         path = folder / "evaluation.json"
         files = {**manifest.files, path.name: FileRecord(bytes=1, sha256=sha256_file(path))}
         (folder / "manifest.json").write_text(manifest.model_copy(update={"files": files}).to_json())
     (clone / "reports/media/evaluation.json").write_text("another run")
+    page = page_of(clone / "reports/media/evaluation.json", "the page of media")
+    (clone / "reports/media/03_evaluate.html").write_text(page)
+    (clone / "reports/healthcare/03_evaluate.html").write_text(page.partition("<body>")[2] + page)
     done = lora_ops(clone, "register")
     assert done.returncode == 0, done.stderr
+    for tenant in ("media", "healthcare"):
+        note = f"reports/{tenant}/03_evaluate.html is not the page of the evaluation in packages/{tenant}"
+        assert note in " ".join(done.stdout.split())
     registry = open_registry(clone)
     kept = {one.tenant: one.manifest.files for one in registry.versions()}
     page = registry.files.checked(kept["finance"]["03_evaluate.html"].sha256, "the page")
-    assert page.read_text() == "the page of finance"
-    assert "03_evaluate.html" not in kept["media"]
+    assert "the page of finance" in page.read_text()
+    assert "03_evaluate.html" not in {*kept["media"], *kept["healthcare"]}
     assert verify(registry).ok
     # The next run of the same notebook has other bytes, and the adapter is the same version still.
     (clone / "reports/finance/03_evaluate.html").write_text("drawn again")
@@ -99,7 +112,7 @@ def test_register_goes_on_beside_a_file_that_cannot_be_read(clone: Path) -> None
     report.mkdir(parents=True)
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
     (report / "evaluation.json").write_text(manifest.evaluation.to_json())
-    (report / "03_evaluate.html").write_text("the page")
+    (report / "03_evaluate.html").write_text(page_of(report / "evaluation.json", "the page"))
     shutil.copy(report / "evaluation.json", folder)
     listed = FileRecord(bytes=1, sha256=sha256_file(folder / "evaluation.json"))
     changed = manifest.model_copy(update={"files": {**manifest.files, "evaluation.json": listed}})

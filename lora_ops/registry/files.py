@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from lora_ops.adapter_files import require_finite
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import ADAPTER_FILES, EVALUATION, MEMBERSHIP
+from lora_ops.page import page_evaluation
+from lora_ops.paths import ADAPTER_FILES, EVALUATION, EVALUATION_PAGE, MEMBERSHIP
 from lora_ops.records.evaluation import ADAPTER, EvaluationRecord
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.membership import read_groups
@@ -221,6 +222,7 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
     """
     if MEMBERSHIP in manifest.files:
         read_groups(folder / MEMBERSHIP)
+    _require_own_page(folder, manifest)
     path = folder / EVALUATION
     if not {EVALUATION, ADAPTER_FILES[0]} <= manifest.files.keys() or not path.is_file():
         return  # without an evaluation in the package a version can't become more than a candidate
@@ -250,6 +252,19 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
         raise LoraOpsError(
             f"The manifest of '{tenant}' does not fit its package: {'; '.join(wrong)}. Run `dvc repro "
             f"package@{tenant}`; nothing was registered."
+        )
+
+
+def _require_own_page(folder: Path, manifest: Manifest) -> None:
+    """Refuse the page of another evaluation: its readers would approve what they did not see."""
+    page, evaluated = folder / EVALUATION_PAGE, manifest.files.get(EVALUATION)
+    if EVALUATION_PAGE not in manifest.files or not page.is_file():
+        return
+    about = page_evaluation(page)  # None: an older release made it
+    if about and (evaluated is None or about != evaluated.sha256):
+        raise LoraOpsError(
+            f"{page} is the page of another evaluation than the one in the package: run `dvc repro "
+            f"package@{manifest.tenant}`; nothing was registered."
         )
 
 
