@@ -1,60 +1,140 @@
-"""One client's connection: uvicorn's, with the limits on a request's head that it lacks."""
+"""One client's connection: uvicorn's, with the limits on slow clients that it lacks."""
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from lora_ops.serving.connection_budget import ConnectionBudget, State, peer_name
+
 HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 10.0
+UNREAD_SECONDS = 60.0
 
 
 class Connection(HttpToolsProtocol):
-    """Refuses a request whose request line and headers are larger than `HEAD_BYTES` or take `HEAD_SECONDS`.
+    """Refuse a request whose request line and headers are larger than `HEAD_BYTES` or take `HEAD_SECONDS`.
 
-    Without it anybody, with a key or without one, could send headers for ever, which the parser keeps.
+    Without it anybody, with a key or without one, could send headers for ever, which the parser keeps. A client
+    that reads nothing of an answer for `UNREAD_SECONDS` is given up, too.
     """
 
-    _head = 0
-    _waiting: asyncio.TimerHandle | None = None
+    def __init__(self, budget: ConnectionBudget, **options: Any) -> None:
+        super().__init__(**options)
+        self._budget = budget
+        self._in_head = True
+        self._head = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self.peer = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected, and has as long for its first head as for any other."""
         super().connection_made(transport)
-        self._wait()
+        self.peer = peer_name(self.client[0]) if self.client else ""
+        self._start_head_timer()
+        self._budget.open(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
-        self._stop_waiting()
+        self._stop_head_timer()
+        self._stop_unread_timer()
+        self._budget.forget(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and give up a head that has no end."""
         self._head += len(data)
         super().data_received(data)
-        if self._waiting and self._head > HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"The head of a request may have {HEAD_BYTES} bytes.")
+        if self.transport.is_closing():
+            return
+        if self._in_head and self._head > HEAD_BYTES:
+            if self._answering:
+                self.transport.close()  # a text of ours would become a part of the answer
+            else:
+                self.send_400_response(f"The head of a request may have {HEAD_BYTES} bytes.")
+        elif not self._answering and not self._head_timer:
+            # uvicorn stopped its timer for kept-alive connections. Empty lines or the rest of a body that
+            # nobody reads begin no request, and must not keep the connection open.
+            self._start_head_timer()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._wait()
+        self._in_head, self._head = True, 0
+        # While an earlier request is answered, a half head behind it costs nothing and must not cut the answer.
+        if not self._answering:
+            self._start_head_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or a trailer after a body in chunks, which is of no use to the gateway."""
-        if self._waiting:
+        if self._in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is whole: what follows is a body, which the gateway limits."""
-        self._stop_waiting()
+        self._in_head = False
+        self._stop_head_timer()
         super().on_headers_complete()
+        self._note_state()
 
-    def _wait(self) -> None:
-        self._stop_waiting()
-        self._head = 0
-        self._waiting = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        super().on_message_complete()
+        self._note_state()
 
-    def _stop_waiting(self) -> None:
-        if self._waiting:
-            self._waiting.cancel()
-        self._waiting = None
+    def on_response_complete(self) -> None:
+        """The answer has gone, and the next request may come."""
+        super().on_response_complete()
+        self._note_state()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the gateway answers."""
+        super().pause_writing()
+        self._stop_unread_timer()
+        self._start_unread_timer()
+        self._note_state()
+
+    def resume_writing(self) -> None:
+        """The client has read what was sent."""
+        super().resume_writing()
+        self._stop_unread_timer()
+        self._note_state()
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _note_state(self) -> None:
+        state: State = "working"
+        if self.transport.is_closing() or self.flow.write_paused:
+            state = "slow"
+        elif not self._answering:
+            state = "idle"
+        elif self.cycle.more_body and not self.pipeline:
+            state = "slow"
+        self._budget.move(self, state)
+
+    def _start_head_timer(self) -> None:
+        self._stop_head_timer()
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer:
+            self._head_timer.cancel()
+        self._head_timer = None
+
+    def _start_unread_timer(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self._check_unread, size)
+
+    def _check_unread(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._start_unread_timer()
+        else:
+            self.transport.abort()
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer:
+            self._unread_timer.cancel()
+        self._unread_timer = None

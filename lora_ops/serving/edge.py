@@ -59,6 +59,7 @@ class Edge:
             `ApiError`.
         refused: called with the tenant of the key (None: none is known) and the status of an error that came
             before the request was routed (before there was a `route` in `state["told"]`).
+        crowded: whether there are too many connections to answer a request of this path.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class Edge:
         body_timeout: float,
         admit: Callable[[Request], Caller | None],
         refused: Callable[[str | None, int], None],
+        crowded: Callable[[str], bool],
     ) -> None:
         self._app = app
         self._admit = admit
         self._refused = refused
+        self._crowded = crowded
         self._body_limit = body_limit
         self._body_timeout = body_timeout
 
@@ -89,7 +92,7 @@ class Edge:
         told: dict[str, Any] = {}
         state = scope.setdefault("state", {})
         state.update(request_id=mine, started=started, told=told)
-        status, read = 0, False
+        status, read = 0, scope["method"] == "GET"
 
         async def answering(message: Message) -> None:
             nonlocal status
@@ -99,6 +102,11 @@ class Edge:
             await send(message)
 
         try:
+            if self._crowded(scope["path"]):
+                read = False  # the connection is closed, and so makes room
+                raise ApiError(
+                    503, "The gateway has too many connections.", "server_error", "overloaded", retry_after=1
+                )
             if who := self._admit(Request(scope)):
                 state["caller"] = who
                 told |= {"key": who.key, "tenant": who.tenant}
@@ -113,7 +121,7 @@ class Edge:
             problem = as_api_error(error)
             report(f"{scope['method']} {scope['path']}", problem, error)
             if not status:
-                close = {} if read or scope["method"] == "GET" else {"connection": "close"}
+                close = {} if read else {"connection": "close"}
                 response = JSONResponse(problem.body(), problem.status, {**problem.headers(), **close})
                 await response(scope, receive, answering)
             elif problem.status == 500:

@@ -57,8 +57,8 @@ TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
 HTML: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}
 
 
-def create_app(gateway: Gateway) -> FastAPI:
-    """The application over a gateway that has been started."""
+def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) -> FastAPI:
+    """The application over a gateway that has been started; `crowded` is as `Edge` takes it."""
     app = FastAPI(
         title="lora-ops gateway",
         docs_url=None,
@@ -74,6 +74,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         body_timeout=settings.body_timeout_seconds,
         admit=lambda request: None if request.url.path in PUBLIC else gateway.caller(request),
         refused=gateway.telemetry.was_refused,
+        crowded=lambda path: path != "/health" and crowded(),
     )
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import math
+import resource
 import signal
 import socket
 import sys
@@ -12,9 +13,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from transformers.utils import logging as transformers_logging
@@ -22,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.serving.connection import Connection
+from lora_ops.serving.connection_budget import CONNECTIONS, ConnectionBudget, OncePerMinute
 from lora_ops.serving.edge import JsonLines
 from lora_ops.serving.endpoints import create_app
 from lora_ops.serving.gateway import Gateway
@@ -31,7 +35,10 @@ from lora_ops.settings.serving import ServingSettings
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 1000  # at the same time; the next ones are told 503
+BACKLOG = 256  # connections that the event loop accepts at once, before the budget sees them
+OTHER_FILES = 200  # besides connections: weights, SQLite, logs, connections to an engine
+MOST_FILES = 65_536
+LEAST_CONNECTIONS = 20
 
 
 def make_engine(root: Path, settings: ServingSettings) -> Engine:
@@ -91,24 +98,31 @@ async def serve(
     port: socket.socket,
     *,
     started: Callable[[uvicorn.Server], None] = lambda server: None,
+    connections: int = CONNECTIONS,
 ) -> None:
     """Answer on a bound port until SIGTERM or Ctrl-C, then finish what runs.
+
+    Args:
+        connections: how many may be open at the same time; see `ConnectionBudget`.
 
     Raises:
         LoraOpsError: the gateway can't start.
     """
     serving = settings.serving
     async with running(root, settings, engine) as gateway:
+        budget = ConnectionBudget(connections, gateway.telemetry.connections_closed.inc)
         config = uvicorn.Config(
-            create_app(gateway),
+            create_app(gateway, crowded=lambda: budget.crowded),
             log_config=None,
             access_log=False,
             server_header=False,
             lifespan="off",
-            http=Connection,
-            limit_concurrency=CONNECTIONS,
+            http=partial(Connection, budget),  # type: ignore[arg-type]
+            ws="none",  # a WebSocket would leave the budget and the limits of `Connection`
+            backlog=BACKLOG,
             timeout_graceful_shutdown=max(1, int(serving.drain_timeout_seconds)),
         )
+        asyncio.get_running_loop().set_exception_handler(summarize_failed_accepts())
         server = Server(config, gateway)
         if threading.current_thread() is threading.main_thread():
             # uvicorn raises the signal once more when it is done, which must not cut off what comes after it.
@@ -129,7 +143,9 @@ def run(root: Path, settings: Settings) -> None:
     check_exposure(root, settings.serving)
     # All that is quick to refuse comes before torch is loaded.
     with bind(settings.serving) as port, contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(root, settings, make_engine(root, settings.serving), port, started=settle))
+        engine = make_engine(root, settings.serving)
+        connections = most_connections()
+        asyncio.run(serve(root, settings, engine, port, started=settle, connections=connections))
 
 
 def settle(server: uvicorn.Server) -> None:
@@ -139,6 +155,51 @@ def settle(server: uvicorn.Server) -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def most_connections() -> int:
+    """Raise this process's limit of open files, and return how many connections fit it: at most `CONNECTIONS`.
+
+    Raises:
+        LoraOpsError: none would fit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft == resource.RLIM_INFINITY:
+        return CONNECTIONS
+    fits = soft - BACKLOG - OTHER_FILES
+    if fits < LEAST_CONNECTIONS:
+        raise LoraOpsError(
+            f"This process may open {soft} files, and a gateway needs at least "
+            f"{LEAST_CONNECTIONS + BACKLOG + OTHER_FILES}: raise the limit with `ulimit -n`."
+        )
+    if fits < CONNECTIONS:
+        log.warning("At most %d connections: this process may open %d files (`ulimit -n`)", fits, soft)
+    return min(fits, CONNECTIONS)
+
+
+def summarize_failed_accepts() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """Return a handler for the event loop's errors that sums up connections for which there was no file left.
+
+    asyncio reports each attempt with a traceback, thousands in a second.
+    """
+    report = OncePerMinute(
+        lambda count: log.error(
+            "A connection could not be accepted (%d times): the limit of open files is reached",
+            count,
+        )
+    )
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if context.get("message") == "socket.accept() out of system resource":
+            report()
+        else:
+            loop.default_exception_handler(context)
+
+    return handle
 
 
 def bind(settings: ServingSettings) -> socket.socket:

@@ -24,6 +24,7 @@ from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
+from lora_ops.serving.connection_budget import CONNECTIONS
 from lora_ops.serving.server import bind, check_exposure, serve
 from lora_ops.settings.params import Settings, load_settings
 from tests.conftest import ROOT
@@ -168,7 +169,7 @@ class Served:
 
 
 @contextmanager
-def served(root: Path, settings: Settings, engine: Engine) -> Iterator[Served]:
+def served(root: Path, settings: Settings, engine: Engine, connections: int = CONNECTIONS) -> Iterator[Served]:
     """A gateway with uvicorn on a free port of loopback, in a thread of its own."""
     started = threading.Event()
     servers: list[uvicorn.Server] = []
@@ -180,7 +181,7 @@ def served(root: Path, settings: Settings, engine: Engine) -> Iterator[Served]:
 
     def main() -> None:
         try:
-            asyncio.run(serve(root, settings, engine, port, started=take))
+            asyncio.run(serve(root, settings, engine, port, started=take, connections=connections))
         except BaseException as error:  # noqa: BLE001 - it is raised below, in the test's thread
             failed.append(error)
             started.set()

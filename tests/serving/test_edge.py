@@ -165,6 +165,46 @@ def test_a_head_that_does_not_arrive_is_given_up(gateway: Served, monkeypatch: p
             assert connection.recv(100) == b""
 
 
+@pytest.mark.parametrize("rest", [b"\r\n", b"GET /health HTT"])
+def test_a_kept_connection_without_a_request_is_given_up(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
+    monkeypatch.setattr("lora_ops.serving.connection.HEAD_SECONDS", 0.5)
+    with connect(gateway) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert b"200 OK" in connection.recv(1000)
+        connection.sendall(rest)
+        while connection.recv(1000):
+            pass
+
+
+def test_a_half_head_behind_a_request_cuts_no_answer(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_ops.serving.connection.HEAD_SECONDS", 0.1)
+    body = json.dumps({"model": "base", "prompt": "x", "max_tokens": 1900, "stream": True}).encode()
+    with connect(gateway) as connection:
+        connection.sendall(head(len(body)) + body + b"GET /health HTTP/1.1\r\nx-a: b")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b"data: [DONE]" in answer
+
+
+@pytest.mark.usefixtures("small_buffers")
+def test_a_reader_that_stops_reading_keeps_no_connection(
+    clone: Clone, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_ops.serving.connection.UNREAD_SECONDS", 0.2)
+    with served(clone.root, clone.settings(), engine) as gateway, stalled(gateway, "base"):
+        eventually(lambda: not gateway.server.server_state.connections)
+
+
+def test_a_websocket_gets_around_no_limit(gateway: Served) -> None:
+    with connect(gateway) as connection:
+        connection.sendall(
+            b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        assert b"200 OK" in connection.recv(100)
+
+
 def test_without_a_key_no_body_is_read(clone: Clone, engine: Engine) -> None:
     settings = clone.settings(require_keys=True)
     with served(clone.root, settings, engine) as gateway, connect(gateway) as connection:

@@ -1,0 +1,174 @@
+"""How many connections a server has, and which one is closed when there are too many."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address
+from typing import Literal, Protocol
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 1000
+REPORT_SECONDS = 60.0
+
+# idle: the gateway has no whole request head, or the last answer has gone. slow: the gateway waits for the
+# client to send a body or to read an answer. working: a whole request is being answered.
+State = Literal["idle", "slow", "working"]
+
+
+class Member(Protocol):
+    """One connection.
+
+    Attributes:
+        peer: the client's address, as `peer_name` returns it.
+    """
+
+    peer: str
+    transport: asyncio.Transport
+
+
+class OncePerMinute:
+    """Report a frequent event at once, then at most once in `REPORT_SECONDS` with the number of times."""
+
+    def __init__(self, report: Callable[[int], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._report = report
+        self._clock = clock
+        self._count = 0
+        self._next = clock()
+
+    def __call__(self) -> None:
+        """Count the event, and report the count if it is time to."""
+        self._count += 1
+        now = self._clock()
+        if now >= self._next:
+            self._report(self._count)
+            self._count, self._next = 0, now + REPORT_SECONDS
+
+
+class Group:
+    """The connections in one state by peer; each peer's are in the order in which they entered the state."""
+
+    def __init__(self) -> None:
+        self._peers: dict[str, dict[Member, None]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, member: Member) -> None:
+        """Add a connection as its peer's newest."""
+        self._peers.setdefault(member.peer, {})[member] = None
+        self._count += 1
+
+    def remove(self, member: Member) -> None:
+        """Remove a connection."""
+        mine = self._peers[member.peer]
+        del mine[member]
+        self._count -= 1
+        if not mine:
+            del self._peers[member.peer]
+
+    def oldest(self) -> Member | None:
+        """Return the oldest connection of the peer that has the most, or None."""
+        peer = max(self._peers, key=lambda name: len(self._peers[name]), default=None)
+        return None if peer is None else next(iter(self._peers[peer]))
+
+
+class ConnectionBudget:
+    """Keep the connections of a server below `most`, without cutting a request that is being answered.
+
+    The oldest connection of the peer with the most of them is closed first. So a client that opens very many
+    pushes out its own, and a client with few keeps them.
+
+    - If more than `most` are open, an idle one is closed, then a slow one. If there is none, the new one is.
+    - The last twentieth of `most` is reserved for connections that are idle, so that `/health` is always
+      answered. If the others take more than the rest, each new request closes a slow one. If there is none,
+      `crowded` is true.
+
+    Args:
+        most: connections at the same time.
+        closed: called for each connection that is closed.
+    """
+
+    def __init__(self, most: int = CONNECTIONS, closed: Callable[[], None] = lambda: None) -> None:
+        self._most = most
+        self._busy_most = most - most // 20
+        self._states: dict[Member, State] = {}
+        self._groups: dict[State, Group] = {"idle": Group(), "slow": Group(), "working": Group()}
+        self._closed = closed
+        self._report = OncePerMinute(
+            lambda count: log.warning("%d of more than %d connections were closed to make room", count, most)
+        )
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a request on a new connection is to be refused."""
+        return len(self) - len(self._groups["idle"]) > self._busy_most
+
+    def open(self, member: Member) -> None:
+        """Add a new connection, which is idle, and close what is too much: possibly the new one."""
+        self._enter(member, "idle")
+        if len(self) > self._most:
+            self._close(self._least_needed(but=member) or member)
+
+    def move(self, member: Member, state: State) -> None:
+        """Note the state of a connection; one that was closed stays closed."""
+        before = self._states.get(member)
+        if before in (None, state):
+            return
+        self._leave(member)
+        self._enter(member, state)
+        if before == "idle" and self.crowded:
+            slow = self._groups["slow"].oldest()
+            if slow is not None and slow is not member:
+                self._close(slow)
+
+    def forget(self, member: Member) -> None:
+        """Remove a connection that has ended; nothing happens the second time."""
+        if member in self._states:
+            self._leave(member)
+
+    def _enter(self, member: Member, state: State) -> None:
+        self._states[member] = state
+        self._groups[state].add(member)
+
+    def _leave(self, member: Member) -> None:
+        self._groups[self._states.pop(member)].remove(member)
+
+    def _least_needed(self, but: Member) -> Member | None:
+        for state in ("idle", "slow"):
+            found = self._groups[state].oldest()  # type: ignore[index]
+            if found is not None and found is not but:
+                return found
+        # An answer that was broken off stays open until its client has read what was sent.
+        return next((member for member in self._states if member.transport.is_closing()), None)
+
+    def _close(self, member: Member) -> None:
+        idle = self._states[member] == "idle"
+        self._leave(member)
+        if idle and member.transport.get_write_buffer_size():
+            # The client still reads its last answer: it may finish, until the place is needed.
+            self._enter(member, "slow")
+            member.transport.close()
+        else:
+            member.transport.abort()
+        self._closed()
+        self._report()
+
+
+def peer_name(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or the /64 network of an IPv6 address.
+
+    A single machine usually has a whole /64 network to choose its address from.
+    """
+    try:
+        ip = ip_address(address)
+    except ValueError:  # a Unix socket
+        return address
+    if isinstance(ip, IPv6Address):
+        return str(ip.ipv4_mapped or IPv6Address(int(ip) >> 64 << 64))
+    return str(ip)
