@@ -1,10 +1,10 @@
 """Which sequences take the next step, and what came of it: continuous batching (Orca, Yu et al., 2022).
 
 A sequence joins and leaves between two steps. In one step every sequence that answers takes one token, and
-those that still read their prompts take `prefill_chunk` tokens together, which their tenants share: a long
-prompt holds nobody up for long, neither those that answer nor another tenant's first token. The KV cache of
-what has ended is kept while there is room: a prompt that begins as another one of the same tenant did, with its
-system prompt above all, starts where they part.
+those that still read their prompts take `prefill_chunk` tokens together, or fewer of a long one, which their
+tenants share: a long prompt holds nobody up for long, neither those that answer nor another tenant's first
+token. The KV cache of what has ended is kept while there is room: a prompt that begins as another one of the
+same tenant did, with its system prompt above all, starts where they part.
 """
 
 import logging
@@ -19,7 +19,7 @@ import torch
 from lora_ops.engines.protocol import Chunk, EngineError, FinishReason, Generation, TokenLogprob
 from lora_ops.engines.torch_engine.decoder import Adapter, Decoder, Work
 from lora_ops.engines.torch_engine.extents import Extent, Extents
-from lora_ops.engines.torch_engine.prefill import share_prefill
+from lora_ops.engines.torch_engine.prefill import Reading, share_prefill
 from lora_ops.engines.torch_engine.sampling import Choice, choose
 from lora_ops.engines.torch_engine.text_stream import TextStream
 
@@ -175,7 +175,11 @@ class Batch:
     def _compose(self) -> list[tuple[Sequence, int]]:
         """Return who moves in this step, and by how many tokens: one each of those that answer."""
         reading = [sequence for sequence in self.running if sequence.pending > 1]
-        needs = [(sequence.generation.tenant, sequence.pending) for sequence in reading]
+        # A token far into a long prompt attends to so much that it costs as much as several at the beginning.
+        needs = [
+            Reading(one.generation.tenant, one.pending, 1 + one.computed / self.decoder.attention_positions)
+            for one in reading
+        ]
         counts = dict(zip(reading, share_prefill(needs, self.prefill_chunk), strict=True))
         moving = [(sequence, counts.get(sequence, 1)) for sequence in self.running]
         return [(sequence, count) for sequence, count in moving if count]

@@ -47,6 +47,7 @@ class Decoder(Protocol):
         copies: whether `copy` can be called.
         batches: whether the sequences of a step are computed together.
         reads_bfloat16: whether adapters in bfloat16 cost a step no more than those in a wider type of its own.
+        attention_positions: how many earlier tokens cost a token as much as everything else.
         shapes: (outputs, inputs) of every linear layer that an adapter may change.
     """
 
@@ -55,6 +56,7 @@ class Decoder(Protocol):
     vocabulary: int
     copies: bool
     batches: bool
+    attention_positions: float
     reads_bfloat16: bool
     shapes: Mapping[str, tuple[int, int]]
     dtype: torch.dtype

@@ -60,6 +60,7 @@ class FusedDecoder:
     def __init__(self, model: Any, context_length: int, kv_tokens: int) -> None:
         self.context_length, self.kv_tokens = context_length, kv_tokens
         self.vocabulary = model.config.vocab_size
+        self.attention_positions = _attention_positions(model)
         weights = Weights.of(model, context_length)
         self.dtype, self._device = weights.embedding.dtype, str(weights.embedding.device)
         self._cache = weights.make_cache(kv_tokens)
@@ -110,6 +111,18 @@ class FusedDecoder:
 
     def forget(self, extent: Extent) -> None:
         """Nothing to do: the next owner writes before it reads."""
+
+
+def _attention_positions(model: Any) -> float:
+    """Return how many earlier tokens cost a token as much as its matrix products.
+
+    These take 2 FLOP a parameter, and attention 4 for each value of a key. Attention reads its operands from
+    memory for a few rows at a time, so that a FLOP of it takes about twice as long.
+    """
+    config = model.config
+    parameters = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return float(parameters / (2 * config.num_hidden_layers * config.num_attention_heads * dim) / 2)
 
 
 def make_forward(weights: Weights, cache: torch.Tensor) -> TorchForward | NativeForward:

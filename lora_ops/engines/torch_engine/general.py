@@ -3,6 +3,7 @@
 Right wherever transformers is, and slow: nothing is batched. Adapters are added by hooks on the linear layers.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class GeneralDecoder:
 
     copies = False
     batches = False
+    attention_positions = math.inf  # not known of any model
     reads_bfloat16 = False
 
     def __init__(self, model: Any, context_length: int, kv_tokens: int) -> None:
