@@ -3,7 +3,6 @@
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ def edited(path: Path) -> Iterator[tuple[Path, Path]]:
     """Hold `path` alone while it is read, changed and replaced.
 
     Without the lock, two commands at once would each write what the other had not seen. A symlink stays one,
-    and the mode of the file stays. If the block raises, the file is as it was.
+    and the mode of the file stays. If the block raises, the file is as it was. A killed process leaves its new
+    file behind, and the next one takes it away: whoever has the lock is the only one who writes.
 
     Yields:
         The file itself, and a new file beside it that takes its place at the end.
@@ -23,9 +23,9 @@ def edited(path: Path) -> Iterator[tuple[Path, Path]]:
     folder = os.open(real.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        handle, name = tempfile.mkstemp(dir=real.parent, prefix=f".{real.name}-")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = real.with_name(f".{real.name}.new")
+        temporary.unlink(missing_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             yield real, temporary
             shutil.copymode(real, temporary)

@@ -1,6 +1,8 @@
 """Editing a file of the repository loses nothing, whoever edits beside it."""
 
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,21 @@ def test_edited_keeps_symlink_and_mode(tmp_path: Path) -> None:
         new.write_text("new")
     assert link.is_symlink()
     assert (real.read_text(), real.stat().st_mode & 0o777) == ("new", 0o600)
+
+
+def test_edited_takes_away_what_a_killed_process_left(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("old")
+    if os.fork() == 0:
+        with edited(path) as (_, new):
+            new.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.wait()
+    assert path.read_text() == "old"
+    with edited(path) as (_, new):
+        new.write_text("new")
+    assert [one.name for one in tmp_path.iterdir()] == ["params.yaml"]
+    assert path.read_text() == "new"
 
 
 def test_edited_leaves_the_file_when_refused(tmp_path: Path) -> None:
