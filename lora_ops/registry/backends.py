@@ -7,7 +7,7 @@ from pathlib import Path
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.named_paths import follow
 from lora_ops.registry.database import MissingRegistry
-from lora_ops.registry.heads import HEADS_FILE, HeadMemory
+from lora_ops.registry.heads import HEADS_FILE, HeadMemory, require_may_accept
 from lora_ops.registry.mirror import Mirror
 from lora_ops.registry.owners import load_owners
 from lora_ops.registry.shared import SharedRegistry
@@ -43,11 +43,14 @@ def open_registry(root: Path | None = None, *, create: bool = False) -> Registry
     return opened
 
 
-def open_to_accept(root: Path | None = None) -> tuple[Registry, HeadMemory]:
-    """Open the registry whatever head is remembered of it, and return both; a missing registry is begun.
+def open_to_accept(root: Path | None = None, *, actor: str, reason: str) -> tuple[Registry, HeadMemory]:
+    """Open the registry whatever head is remembered of it, and return both.
+
+    A registry that is missing is begun only if a head of it is remembered, and by whom may accept another one.
 
     Raises:
-        LoraOpsError: params.yaml or owners.yaml is wrong, the registry can't be opened, or W&B holds it.
+        LoraOpsError: params.yaml or owners.yaml is wrong, the registry can't be opened, or W&B holds it; the
+            actor may not accept another head, or gives no reason. Nothing is made then.
     """
     root = root or find_root()
     everything = load_settings(root)
@@ -55,8 +58,14 @@ def open_to_accept(root: Path | None = None) -> tuple[Registry, HeadMemory]:
         raise LoraOpsError(
             "This registry is at W&B: its log there says where it ends, so there is nothing to accept."
         )
-    registry = open_copy(root, everything, create=True, compare=False)
-    return registry, _memory(root, everything)
+    file = root / "owners.yaml"
+    require_may_accept(load_owners(file) if file.is_file() else None, actor, reason)
+    memory = _memory(root, everything)
+    try:
+        is_remembered = memory.recall() is not None
+    except Damaged:
+        is_remembered = True
+    return open_copy(root, everything, create=is_remembered, compare=False), memory
 
 
 def registry_path(root: Path | None = None) -> tuple[Path, SigningSettings]:

@@ -17,6 +17,7 @@ from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_re
 from lora_ops.free_text import require_text
 from lora_ops.registry.audit import Head, Log
 from lora_ops.registry.files import write_atomically
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.small_files import read_json
 
@@ -200,8 +201,7 @@ def accept_head(registry: "Registry", memory: HeadMemory, *, actor: str, reason:
         LoraOpsError: no reason, nothing to accept, the log itself was tampered with, or the actor is no
             approver of the default team.
     """
-    _require_approver(registry, actor)
-    require_text(reason, "Say why the head is accepted (--reason)")
+    require_may_accept(registry.owners, actor, reason)
     problem = memory.problem(registry.log)
     if problem is None:
         raise Refused(f"The audit log ends at {registry.log.head().text}, as expected: nothing to accept.")
@@ -243,10 +243,16 @@ def _lost(memory: HeadMemory, head: Head) -> int | None:
     return max(known.seq - head.seq, 0) if known else None
 
 
-def _require_approver(registry: "Registry", actor: str) -> None:
-    if registry.owners is None:
+def require_may_accept(owners: Owners | None, actor: str, reason: str) -> None:
+    """Refuse whoever may not accept another head of the log, and a reason that says nothing.
+
+    Raises:
+        LoraOpsError: no reason, no owners.yaml, or the actor is no approver of the default team.
+    """
+    require_text(reason, "Say why the head is accepted (--reason)")
+    if owners is None:
         raise Refused("There is no owners.yaml beside params.yaml: without it nobody may accept another head.")
-    team = registry.owners.default
+    team = owners.default
     approvers, person = team.with_role(frozenset({"approver"})), team.person(actor)
     if person is None or person not in approvers:
         raise Refused(

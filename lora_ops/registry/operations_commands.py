@@ -21,9 +21,10 @@ def accept_head(reason: Reason, actor: Actor = None, as_json: AsJson = False) ->
     from lora_ops.registry import heads
     from lora_ops.registry.backends import open_to_accept
 
-    registry, memory = open_to_accept()
+    person = who(actor)
+    registry, memory = open_to_accept(actor=person, reason=reason)
     with closing(registry):
-        head = heads.accept_head(registry, memory, actor=who(actor), reason=reason)
+        head = heads.accept_head(registry, memory, actor=person, reason=reason)
     _done(as_json, f"The audit log goes on from {head.text}.", head=head.text)
 
 

@@ -206,6 +206,24 @@ def test_accept_head_begins_a_lost_registry_again(root: Path, cli: Cli) -> None:
         assert verify(registry).ok
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--reason", "there is none", "--actor", "nobody"], "nobody may not accept another head"),
+        (["--reason", "there is none", "--actor", ""], "may not accept another head"),
+        (["--reason", " "], "Say why"),
+        (["--reason", "there is none"], "There is no registry in"),
+    ],
+)
+def test_refused_accept_head_makes_no_registry(root: Path, cli: Cli, words: list[str], says: str) -> None:
+    shutil.rmtree(root / ".registry")
+    if "There is no registry" in says:  # nobody remembers one
+        shutil.rmtree(root / ".serving")
+    with pytest.raises(LoraOpsError, match=says):
+        cli("accept-head", *words)
+    assert not (root / ".registry").exists()
+
+
 def test_accept_head_refuses_without_need_or_reason(root: Path, cli: Cli) -> None:
     with pytest.raises(LoraOpsError, match="as expected: nothing to accept"):
         cli("accept-head", "--reason", "just so")
