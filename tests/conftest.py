@@ -25,6 +25,7 @@ CHAT_TEMPLATE = (
 
 # What `make test-fast` leaves out: each of these starts kernels, gateways, browsers or many processes.
 SLOW = (
+    "engines/",
     "pipeline/",
     "registry/test_concurrency.py",
     "registry/test_kills.py",
