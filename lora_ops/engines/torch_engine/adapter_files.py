@@ -135,6 +135,8 @@ def _pair(
             f"The adapter's matrices of '{name}' are {tuple(a.shape)} and {tuple(b.shape)}; rank {rank} on "
             f"this base model needs {(rank, inputs)} and {(outputs, rank)}."
         )
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise EngineError(f"The adapter's matrices of '{name}' hold NaN or infinity: it can answer nothing.")
     return LoraPair(a, b, alpha / (math.sqrt(rank) if settings.use_rslora else rank))
 
 

@@ -85,6 +85,17 @@ def test_half_a_pair_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_matrices_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    """They answered 200 with an empty text, or the same token again and again."""
+    weights = save_adapter(make_model("llama"), tmp_path) / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    tensors[f"base_model.model.{Q}.lora_B.weight"][0, 0] = value
+    save_file(tensors, weights)
+    with pytest.raises(EngineError, match=f"matrices of '{Q}' hold NaN or infinity"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (save_adapter(make_model("llama"), tmp_path) / name).unlink()
