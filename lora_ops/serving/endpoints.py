@@ -72,7 +72,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         Edge,
         body_limit=settings.body_limit,
         body_timeout=settings.body_timeout_seconds,
-        admit=lambda request: None if request.url.path in PUBLIC else gateway.caller(request),
+        admit=lambda request: None if request.scope["path"] in PUBLIC else gateway.caller(request),
         refused=gateway.telemetry.was_refused,
         crowded=lambda path: path != "/health" and crowded(),
     )

@@ -118,6 +118,17 @@ class Batch:
         self.running, self.waiting = [], deque()
         return lost
 
+    def probe(self) -> None:
+        """Take a step of the base model for nobody; it may raise whatever a step may."""
+        extent = self._extents.reserve(1)
+        if extent is None:
+            return  # what fills the cache is being computed, which says as much
+        try:
+            self.decoder.step([Work([0], 0, extent, None, scored=True)])
+        finally:
+            self.decoder.forget(extent)
+            self._extents.release(extent)
+
     def step(self) -> list[tuple[Sequence, Chunk | EngineError]]:
         """Take one step; the new chunks of the sequences that have one, or why one of them ended."""
         self._leave()

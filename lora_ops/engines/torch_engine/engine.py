@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 # Prompt tokens that one step reads: on a CPU about as long as a step of a full batch takes.
 PREFILL_CHUNK = {"cpu": 64}
 PREFILL_CHUNK_DEVICE = 512
+
+# A step that takes longer than this hangs. On a CPU the longest ones take a few seconds.
+HANG_SECONDS = 60.0
+PROBE_SECONDS = 1.0  # between two tries of an engine whose steps fail
 
 
 # Device, inode, size and time of change of each file: enough to tell whether a name means the same adapter,
@@ -83,6 +88,8 @@ class TorchEngine:
         self._commands: list[Callable[[Batch], None]] = []
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._step_began: float | None = None
+        self._sound = True
         self._status = EngineStatus()
 
     async def start(self) -> None:
@@ -112,7 +119,9 @@ class TorchEngine:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(thread.join, HANG_SECONDS)
+        if thread.is_alive():
+            logger.error("A step of the engine hangs: its thread is left behind.")
         self._loader.shutdown(wait=False)
         self._fail(list(self._queues), EngineError("The engine was stopped."))
 
@@ -166,7 +175,9 @@ class TorchEngine:
             EngineError: unknown adapter, an empty or too long prompt, a token that the model doesn't have, an
                 engine that is not started, was stopped or broke.
         """
-        self._require_started()
+        fault = self._fault()
+        if fault:
+            raise fault
         loaded = self._loaded(generation.adapter)
         sequence = self._sequence(generation, loaded)
         queue: asyncio.Queue[Chunk | EngineError] = asyncio.Queue()
@@ -190,8 +201,14 @@ class TorchEngine:
                 loaded.users -= 1
 
     async def healthy(self) -> bool:
-        """Whether the thread that takes the steps is alive."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether steps are taken: the thread is alive, its last step went well and none hangs.
+
+        What waits for a step that hangs is failed here, since nobody else would.
+        """
+        fault = self._fault()
+        if fault:
+            self._fail(list(self._queues), fault)
+        return fault is None and self._sound
 
     @property
     def batches(self) -> bool:
@@ -209,6 +226,15 @@ class TorchEngine:
     def _require_started(self) -> None:
         if self._thread is None:
             raise EngineError("The engine is not running.")
+
+    def _fault(self) -> EngineError | None:
+        """Return why no step will be taken, or None."""
+        if self._thread is None or not self._thread.is_alive():
+            return EngineError("The engine is not running.")
+        began = self._step_began
+        if began is not None and time.monotonic() - began > HANG_SECONDS:
+            return EngineError(f"A step of the engine takes more than {HANG_SECONDS:.0f} seconds.")
+        return None
 
     def _loaded(self, name: str | None) -> _Loaded | None:
         if name is None:
@@ -285,25 +311,55 @@ class TorchEngine:
         self.context_length = decoder.context_length
         self._status = EngineStatus(kv_capacity=decoder.kv_tokens)
         ready.set_result(None)
+        try:
+            self._take_steps(batch)
+        finally:  # whatever ended it, nobody waits for answers that won't come
+            self._post(self._fail_all, EngineError("The engine was stopped."))
+            batch.clear()
+
+    def _take_steps(self, batch: Batch) -> None:
         while self._take_commands(batch):
+            self._step_began = time.monotonic()
             try:
+                if not self._sound:
+                    batch.probe()
+                    self._sound = True
+                    logger.info("The engine's steps succeed again.")
                 made = batch.step()
             except Exception as error:
                 logger.exception("A step of the engine failed.")
                 self._post(self._fail, batch.clear(), EngineError(f"The engine failed: {error}"))
+                self._sound = self._succeeds(batch)
                 continue
-            self._status = EngineStatus(len(batch.running), 0, batch.kv_tokens, decoder.kv_tokens)
+            finally:
+                self._step_began = None
+            self._status = EngineStatus(len(batch.running), 0, batch.kv_tokens, batch.decoder.kv_tokens)
             if made:
                 self._post(self._deliver, made)
-        batch.clear()
+
+    def _succeeds(self, batch: Batch) -> bool:
+        """Return whether a step succeeds that has nothing of any request, whose own fault it may have been."""
+        try:
+            batch.probe()
+        except Exception:
+            logger.exception("The engine's steps fail, whatever is asked; it is tried again every second.")
+            return False
+        return True
 
     def _take_commands(self, batch: Batch) -> bool:
+        """Run the commands that came, once there is something to do; return whether to go on."""
         with self._wake:
-            while not self._commands and batch.idle and not self._closing:
+            while not self._commands and batch.idle and self._sound and not self._closing:
                 self._wake.wait()
+            if not self._sound:
+                self._wake.wait(PROBE_SECONDS)
             commands, self._commands = self._commands, []
         for command in commands:
-            command(batch)
+            try:
+                command(batch)
+            except Exception as error:
+                logger.exception("A command of the engine failed.")
+                self._post(self._fail, batch.clear(), EngineError(f"The engine failed: {error}"))
         return not self._closing
 
     def _post(self, call: Callable[..., None], *arguments: Any) -> None:
@@ -318,6 +374,9 @@ class TorchEngine:
         for sequence, item in made:
             if sequence in self._queues:
                 self._queues[sequence].put_nowait(item)
+
+    def _fail_all(self, error: EngineError) -> None:
+        self._fail(list(self._queues), error)
 
     def _fail(self, lost: list[Sequence], error: EngineError) -> None:
         for sequence in lost:

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import shutil
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 
 from lora_ops.engines.protocol import Chunk, EngineError, Generation, Sampling
 from lora_ops.engines.torch_engine import TorchEngine
+from lora_ops.engines.torch_engine import engine as engines
+from lora_ops.engines.torch_engine.decoder import Work
 from lora_ops.loading import load_base_model
 from tests.conftest import ROOT
 from tests.engines.torch_engine.models import Reference, rounded, save_adapter
@@ -65,6 +68,92 @@ async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
+
+
+def test_engine_is_unhealthy_while_every_step_fails(tiny_base: Path) -> None:
+    """As after an illegal access on a GPU: /ready said yes for ever, and each request got a 502."""
+
+    async def use(engine: TorchEngine) -> None:
+        step = engine._decoder.step
+
+        def broken(_: object) -> torch.Tensor:
+            raise RuntimeError("illegal access")
+
+        engine._decoder.step = broken  # type: ignore[method-assign]
+        with pytest.raises(EngineError, match="illegal access"):
+            await answer(engine)
+        await until(lambda: not engine._sound)
+        assert not await engine.healthy()
+        engine._decoder.step = step  # type: ignore[method-assign]
+        await until(lambda: engine._sound)
+        assert await engine.healthy()
+        assert len(await answer(engine)) > 0
+
+    with_engine(tiny_base, use)
+
+
+def test_engine_stays_healthy_where_one_request_fails(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        step = engine._decoder.step
+
+        def picky(works: list[Work]) -> torch.Tensor:
+            if any(PROMPT[0] in work.tokens for work in works):
+                raise RuntimeError("this one")
+            return step(works)
+
+        engine._decoder.step = picky  # type: ignore[assignment,method-assign]
+        for _ in range(4):
+            with pytest.raises(EngineError, match="this one"):
+                await answer(engine)
+            assert await engine.healthy()
+        assert len(await answer(engine, prompt=(7, 8))) > 0
+
+    with_engine(tiny_base, use)
+
+
+def test_engine_fails_what_waits_for_a_step_that_hangs(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "HANG_SECONDS", 0.2)
+
+    async def use(engine: TorchEngine) -> None:
+        step, go_on = engine._decoder.step, threading.Event()
+
+        def hangs(works: list[Work]) -> torch.Tensor:
+            assert go_on.wait(30)
+            return step(works)
+
+        engine._decoder.step = hangs  # type: ignore[assignment,method-assign]
+        waiting = asyncio.create_task(answer(engine))
+        await asyncio.sleep(0.4)
+        assert not await engine.healthy()
+        with pytest.raises(EngineError, match="takes more than"):
+            await waiting
+        with pytest.raises(EngineError, match="takes more than"):
+            await answer(engine)
+        go_on.set()
+        await until(lambda: engine._step_began is None)
+        assert await engine.healthy()
+        assert len(await answer(engine)) > 0
+
+    with_engine(tiny_base, use)
+
+
+def test_engine_survives_a_command_that_fails(tiny_base: Path) -> None:
+    """Its thread ended, and what ran waited for the request's timeout."""
+
+    async def use(engine: TorchEngine) -> None:
+        def broken(_: object) -> None:
+            raise RuntimeError("no such command")
+
+        running = asyncio.create_task(answer(engine, sampling=Sampling(1000)))
+        await until(lambda: engine.status().running == 1)
+        engine._submit(broken)
+        with pytest.raises(EngineError, match="no such command"):
+            await running
+        assert await engine.healthy() and len(await answer(engine)) > 0
+
+    with_engine(tiny_base, use)
 
 
 def test_base_and_adapters_answer_together_as_peft_does(tiny_base: Path, folders: dict[str, Path]) -> None:
