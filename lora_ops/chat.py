@@ -4,10 +4,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_ops.datasets.prompts import render_prompt
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.generate import generate
 from lora_ops.loading import load_base_model
+from lora_ops.prompts import render_prompt
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import packages
 from lora_ops.registry.eligibility import base_model_reason

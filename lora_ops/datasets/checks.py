@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lora_ops.datasets.files import shorten
-from lora_ops.datasets.prompts import control_tokens, find_control_token
+from lora_ops.prompts import control_tokens, find_control_token
 from lora_ops.records.data import Check, DataRecord
 from lora_ops.settings.data import DataSettings
 

@@ -10,7 +10,6 @@ from lora_ops.datasets.checks import check_previous, check_shares, check_splits,
 from lora_ops.datasets.contract import check_contract
 from lora_ops.datasets.near_duplicates import SETTING as NEAR_DUPLICATES
 from lora_ops.datasets.near_duplicates import check_near_duplicates, near_duplicate_warnings
-from lora_ops.datasets.prompts import control_tokens, find_control_token, render_example
 from lora_ops.datasets.source import fill_template, read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
 from lora_ops.datasets.suites import control_column, default_suite, read_own_suite
@@ -18,6 +17,7 @@ from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP, PROMPT, SLICE, SLICES, SUITE
 from lora_ops.pii import find_pii, redact
+from lora_ops.prompts import control_tokens, find_control_token, render_example
 from lora_ops.records.data import (
     ContractRecord,
     DataRecord,

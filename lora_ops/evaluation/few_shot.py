@@ -9,8 +9,8 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from lora_ops.datasets.prompts import render_prompt
 from lora_ops.hashing import sha256_text
+from lora_ops.prompts import render_prompt
 from lora_ops.records.data import PromptRecord
 from lora_ops.records.example import Example
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from lora_ops.datasets.contract import require
 from lora_ops.datasets.prepare import prepare
-from lora_ops.datasets.prompts import control_tokens, find_control_token, render_example
 from lora_ops.datasets.split import split_by_group
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
+from lora_ops.prompts import control_tokens, find_control_token, render_example
 from lora_ops.records.data import ContractRecord, IdentifiersRecord, PromptRecord, read_data_record, read_prompt
 from lora_ops.records.example import read_split
 from lora_ops.settings.data import DataSettings
