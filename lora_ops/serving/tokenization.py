@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_tokenizer
+from lora_ops.prompts import control_tokens, find_control_token
 
 # Characters that are tokenized on the event loop, in about 1 ms. Longer texts go to a thread.
 SHORT_TEXT = 2_000
@@ -36,20 +37,18 @@ class Tokenization:
         self._backend = self._tokenizer.backend_tokenizer
         self._vocabulary = len(self._tokenizer)
         self._longest = _longest_token(self._backend)
-        probe = self._render([("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "u")])
-        # Whoever writes one of these into a message could write a whole turn of somebody else's.
-        self._turn_tokens = [token for token in self._tokenizer.all_special_tokens if token in probe]
+        self._control_tokens = control_tokens(self._tokenizer)
 
     def chat(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
         """Token ids of (role, text) turns, up to where the assistant's answer begins.
 
         Raises:
-            BadPrompt: the chat template refuses the turns, or a text holds a token that ends one.
+            BadPrompt: the chat template refuses the turns, or a text holds a control token.
         """
         for _, text in messages:
-            forged = next((token for token in self._turn_tokens if token in text), None)
+            forged = find_control_token(self._control_tokens, text)
             if forged:
-                raise BadPrompt(f"A message may not hold {forged}, which begins or ends a turn: remove it.")
+                raise BadPrompt(f"A message may not hold {forged}, which is a control token: remove it.")
         return self._encode(self._render(messages), special=False)
 
     def text(self, text: str) -> tuple[int, ...]:
