@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from typing import Literal, Protocol
 
+from lora_ops.serving.logs import OncePerMinute
+
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 1000
-REPORT_SECONDS = 60.0
 
 # idle: the gateway has no whole request head, or the last answer has gone. slow: the gateway waits for the
 # client to send a body or to read an answer. working: a whole request is being answered.
@@ -26,24 +26,6 @@ class Member(Protocol):
 
     peer: str
     transport: asyncio.Transport
-
-
-class OncePerMinute:
-    """Report a frequent event at once, then at most once in `REPORT_SECONDS` with the number of times."""
-
-    def __init__(self, report: Callable[[int], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._report = report
-        self._clock = clock
-        self._count = 0
-        self._next = clock()
-
-    def __call__(self) -> None:
-        """Count the event, and report the count if it is time to."""
-        self._count += 1
-        now = self._clock()
-        if now >= self._next:
-            self._report(self._count)
-            self._count, self._next = 0, now + REPORT_SECONDS
 
 
 class Group:

@@ -1,14 +1,11 @@
 """What every HTTP request meets first: an id, its key, limits of its body, a log line, errors as JSON."""
 
 import asyncio
-import contextvars
-import json
 import logging
 import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,32 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_ops.serving.errors import CLIENT_GONE, ApiError, as_api_error
 from lora_ops.serving.keys import Caller
+from lora_ops.serving.logs import request_id
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("lora_ops.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
 T = TypeVar("T")
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object for each log record, with the id of the request that it belongs to."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as a line."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if found := request_id.get():
-            line["request_id"] = found
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
 
 
 class Edge:

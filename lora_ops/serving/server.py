@@ -8,7 +8,6 @@ import math
 import resource
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,16 +19,15 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from transformers.utils import logging as transformers_logging
 
 from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.serving.connection import Connection
-from lora_ops.serving.connection_budget import CONNECTIONS, ConnectionBudget, OncePerMinute
-from lora_ops.serving.edge import JsonLines
+from lora_ops.serving.connection_budget import CONNECTIONS, ConnectionBudget
 from lora_ops.serving.endpoints import create_app
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import KeyStore
+from lora_ops.serving.logs import OncePerMinute, log_as_json
 from lora_ops.settings.params import Settings
 from lora_ops.settings.serving import ServingSettings
 
@@ -244,15 +242,6 @@ def check_exposure(root: Path, settings: ServingSettings) -> None:
         "NO API KEYS: everybody on this machine may use every model and load adapters. "
         "`lora-ops keys create --admin` makes the first key, and from then on one is needed."
     )
-
-
-def log_as_json() -> None:
-    """Everything that is logged goes to stderr, one JSON object a line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops.engines.protocol import Engine
-from lora_ops.serving.connection_budget import OncePerMinute, peer_name
+from lora_ops.serving.connection_budget import peer_name
 from lora_ops.serving.server import most_connections
 from tests.serving.conftest import Clone, Served, eventually, served
 from tests.serving.test_server import serving
@@ -167,15 +167,6 @@ def test_health_is_answered_and_no_answer_is_cut_when_full(clone: Clone, engine:
 )
 def test_peer_name_is_an_address_or_a_network(one: str, other: str, same: bool) -> None:
     assert (peer_name(one) == peer_name(other)) is same
-
-
-def test_once_per_minute_reports_at_once_and_then_sums_up() -> None:
-    now, reports = 0.0, []
-    event = OncePerMinute(reports.append, clock=lambda: now)
-    for second in range(150):
-        now = float(second)
-        event()
-    assert reports == [1, 60, 60]
 
 
 def python(script: str) -> subprocess.CompletedProcess[str]:

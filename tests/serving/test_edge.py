@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lora_ops.engines.protocol import Engine
-from lora_ops.serving.edge import JsonLines, request_id
+from lora_ops.serving.logs import JsonLines
 from lora_ops.serving.server import bind
 from lora_ops.settings.serving import ServingSettings, TenantServing
 from tests.serving.conftest import Clone, Served, eventually, served
@@ -240,12 +240,3 @@ def test_every_request_is_one_json_line_with_its_id_and_who_answered(
         == lines[0]
     )
     assert (lines[1]["path"], lines[1]["status"]) == ("/nothing", 404)
-
-
-def test_a_log_line_within_a_request_carries_its_id() -> None:
-    token = request_id.set("r-9")
-    record = logging.LogRecord("lora_ops", logging.ERROR, "", 0, "it %s\n", ("broke",), None)
-    line = JsonLines().format(record)
-    request_id.reset(token)
-    assert "\n" not in line
-    assert json.loads(line)["request_id"] == "r-9" and json.loads(line)["message"] == "it broke\n"
