@@ -8,9 +8,9 @@ route was known: `refused_total` (tenant of the key, code). Of adapters, labelle
 `adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent), `adapter_bytes`; and
 `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine; `slots_used` and
 `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`. Of the event
-log: `events_total`, `events_lost_total`. Of clients: `connections_closed_total`. Of the registry:
-`registry_damaged`, and of what an alias names, by tenant and adapter, `adapter_fresh_seconds` and
-`adapter_review_due_seconds`; both are negative once it is late.
+log: `events_total`, `events_lost_total`. Of clients: `connections_closed_total`. Of the log:
+`log_lines_lost_total`. Of the registry: `registry_damaged`, and of what an alias names, by tenant and adapter,
+`adapter_fresh_seconds` and `adapter_review_due_seconds`; both are negative once it is late.
 """
 
 from collections import Counter
@@ -19,12 +19,13 @@ from typing import Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lora_ops.engines.protocol import Engine
 from lora_ops.serving.adapters import AdapterCache, Loaded
 from lora_ops.serving.limits import FairQueue
+from lora_ops.serving.logs import lost_lines
 
 NOBODY = "-"
 Labels = tuple[str, ...]
@@ -146,6 +147,8 @@ class _Now(Collector):
             ("adapter_memory_bytes", "Memory of all loaded adapters", self._cache.bytes),
         ):
             yield GaugeMetricFamily(f"lora_ops_{name}", text, value=value)
+        lost = "Lines of the log that nobody read in time"
+        yield CounterMetricFamily("lora_ops_log_lines_lost", lost, value=lost_lines())
         waiting = GaugeMetricFamily("lora_ops_waiting", "Answers that wait for a slot", labels=["tenant"])
         for tenant, count in self._queue.waiting().items():
             waiting.add_metric([tenant], count)

@@ -23,7 +23,7 @@ from tests.serving.conftest import Clone
 
 
 class Process:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, read: bool = True) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "LORA_OPS_ROOT": str(root)}
         lora_ops = str(Path(sys.executable).parent / "lora-ops")
         self.process = subprocess.Popen(
@@ -38,12 +38,13 @@ class Process:
                 self.url = found[1]
                 break
         self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr or ()))
-        self.reader.start()
+        if read:
+            self.reader.start()
 
 
 @contextmanager
-def serving(clone: Clone) -> Iterator[Process]:
-    process = Process(clone.root)
+def serving(clone: Clone, *, read: bool = True) -> Iterator[Process]:
+    process = Process(clone.root, read=read)
     yield process
     process.process.kill()
     process.process.wait()
@@ -80,6 +81,15 @@ def test_it_says_that_it_is_not_ready_before_it_closes_its_port(clone: Clone) ->
         assert httpx.get(f"{server.url}/ready").status_code == 503
         body = {"model": "base", "prompt": "AIRBNB", "max_tokens": 2}
         assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
+        assert server.process.wait(30) == 0
+
+
+def test_a_log_that_nobody_reads_stops_no_request(clone: Clone) -> None:
+    with serving(clone, read=False) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        for _ in range(50):
+            assert client.get(f"/{'x' * 30_000}").status_code == 404
+        assert "lora_ops_log_lines_lost_total 0.0" in client.get("/metrics").text
+        server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
 
 
