@@ -214,6 +214,12 @@ class AdapterCache:
             await self._remove(entry)
         return True
 
+    def forget(self, name: str) -> None:
+        """Drop what is known of an adapter that is not loaded and that nobody waits for."""
+        entry = self._entries.get(name)
+        if entry and not (entry.loaded or entry.users or entry.lock.locked()):
+            del self._entries[name]
+
     async def keep_warm(self, versions: Iterable[Version], *, must_fit: bool = False) -> None:
         """Pin these and load those that are missing; one that can't be loaded is logged and tried again.
 

@@ -280,7 +280,8 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
     @app.get("/metrics", response_model=None, responses=TEXT)
     async def metrics(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:
         """What Prometheus scrapes."""
-        return Response(gateway.telemetry.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = await gateway.telemetry.scrape()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/console", response_model=None, responses=HTML)
     async def page(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:

@@ -37,6 +37,8 @@ from lora_ops.settings.params import Settings
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_SECONDS = 1.0
+# An adapter that answers no more keeps its series so long, so that each is scraped once more.
+SERIES_SECONDS = 600.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]", "testserver"}
 
 
@@ -93,6 +95,8 @@ class Gateway:
         self._damage: str | None = None
         self._forever: list[asyncio.Task[None]] = []
         self._said: set[str] = set()
+        self._closed: dict[str, float] = {}
+        self._series_due = 0.0
 
     async def start(self) -> None:
         """Start the engine and warm up what params.yaml names.
@@ -216,6 +220,22 @@ class Gateway:
                 except (UnknownModel, NotServed) as error:
                     log.warning("%s is unloaded: %s", entry.name, error)
                     await self._unload(entry.name)
+        self._end_series()
+
+    def _end_series(self) -> None:
+        now = time.monotonic()
+        if now < self._series_due:
+            return
+        self._series_due = now + SERIES_SECONDS / 10
+        for name in self.telemetry.adapters():
+            try:
+                self.router.route(name)
+                self._closed.pop(name, None)
+            except (UnknownModel, NotServed):
+                if now - self._closed.setdefault(name, now) >= SERIES_SECONDS:
+                    del self._closed[name]
+                    self.telemetry.forget(name)
+                    self.cache.forget(name)
 
     def _warn_of_expiry(self) -> None:
         # Expiry stops a tenant's answers at once, so it is said long before, once a day: the text counts days.

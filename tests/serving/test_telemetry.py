@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client.parser import text_string_to_metric_families
 
 from lora_ops.engines.protocol import Engine, EngineError
-from tests.serving.conftest import Clone, Served, served
+from tests.serving.conftest import Clone, Served, eventually, served
 
 BODY = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 6}
 WHO = {"tenant": "finance", "adapter": "finance@2", "base_model": "tiny-random", "route": "candidate"}
@@ -66,6 +66,23 @@ def test_a_revoked_version_leaves_the_memory(gateway: Served, clone: Clone) -> N
             break
         waiting.wait(0.1)
     assert gateway.engine.status().adapters == {}
+
+
+def test_series_end_with_their_version(clone: Clone, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each version that ever answered kept 86 lines of every scrape."""
+    from lora_ops.registry import lifecycle
+    from lora_ops.serving import gateway as module
+
+    monkeypatch.setattr(module, "SERIES_SECONDS", 0.0)
+    with served(clone.root, clone.settings(), engine) as gateway:
+        for model in ("finance@2", "finance@1", "base"):
+            gateway.http().post("/v1/completions", json={**BODY, "model": model})
+        assert gateway.metric("lora_ops_requests_total", adapter="finance@2") == 1
+        with clone.registry() as registry:
+            lifecycle.revoke(registry, "finance@2", actor="ben", reason="leaks")
+        eventually(lambda: 'adapter="finance@2"' not in gateway.http().get("/metrics").text)
+        assert gateway.metric("lora_ops_requests_total", adapter="finance@1") == 1
+        assert gateway.metric("lora_ops_requests_total", route="base") == 1
 
 
 def test_housekeeping_goes_on_when_the_engine_fails_it(
