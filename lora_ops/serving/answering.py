@@ -13,8 +13,9 @@ from lora_ops.engines.protocol import Chunk, Engine, FinishReason, Generation, S
 from lora_ops.serving.adapters import AdapterCache, Use
 from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.events import Event
+from lora_ops.serving.fair_queue import FairQueue, Overloaded, Ticket
 from lora_ops.serving.keys import Caller
-from lora_ops.serving.limits import Allowance, FairQueue, Overloaded, Ticket
+from lora_ops.serving.rate_limits import Allowance
 from lora_ops.serving.router import Route
 from lora_ops.serving.telemetry import NOBODY, Telemetry
 from lora_ops.serving.traces import Tracing

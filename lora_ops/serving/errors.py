@@ -9,7 +9,8 @@ from typing import Any
 from lora_ops.engines.protocol import EngineError
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.serving.adapters import AdapterUnavailable
-from lora_ops.serving.limits import NeverFits, Overloaded, TooMany
+from lora_ops.serving.fair_queue import Overloaded
+from lora_ops.serving.rate_limits import NeverFits, TooMany
 from lora_ops.serving.router import NotServed, OutOfService, UnknownModel
 from lora_ops.serving.tokenization import BadPrompt
 

@@ -24,8 +24,8 @@ from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
 from lora_ops.serving.answering import Answering
 from lora_ops.serving.errors import ApiError
 from lora_ops.serving.events import Event, EventLog
+from lora_ops.serving.fair_queue import FairQueue
 from lora_ops.serving.keys import OPEN, Caller, KeyStore
-from lora_ops.serving.limits import FairQueue
 from lora_ops.serving.refreshing import Refresher
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
 from lora_ops.serving.telemetry import Telemetry

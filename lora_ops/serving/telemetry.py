@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from lora_ops.engines.protocol import Engine
 from lora_ops.serving.adapters import AdapterCache, Loaded
-from lora_ops.serving.limits import FairQueue
+from lora_ops.serving.fair_queue import FairQueue
 from lora_ops.serving.logs import lost_lines
 
 NOBODY = "-"

@@ -6,7 +6,7 @@ from lora_ops.engines.protocol import EngineError
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.serving.adapters import AdapterUnavailable
 from lora_ops.serving.errors import as_api_error
-from lora_ops.serving.limits import NeverFits, TooMany
+from lora_ops.serving.rate_limits import NeverFits, TooMany
 
 
 @pytest.mark.parametrize(

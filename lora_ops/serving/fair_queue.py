@@ -1,31 +1,19 @@
-"""How much a tenant may ask for: requests and tokens a minute, requests at a time; and whose turn is next."""
+"""Whose turn is next, when more is asked for than the engine can answer at the same time."""
 
 import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.settings.serving import TenantServing
+from lora_ops.serving.rate_limits import NeverFits
 
 ACTIVE_SECONDS = 10.0
 LONG = 2.0  # an answer that takes more slots than this is long
 LONG_PART = 0.75  # of the slots, for all long answers together
-
-
-class NeverFits(LoraOpsError):
-    """A request that is too large however long it waited."""
-
-
-class TooMany(LoraOpsError):
-    """A tenant asked for more than its limit; `retry_after` is in seconds."""
-
-    def __init__(self, text: str, retry_after: float) -> None:
-        super().__init__(text)
-        self.retry_after = retry_after
 
 
 class Overloaded(LoraOpsError):
@@ -34,105 +22,6 @@ class Overloaded(LoraOpsError):
     def __init__(self, text: str, retry_after: float = 1.0) -> None:
         super().__init__(text)
         self.retry_after = retry_after
-
-
-class Bucket:
-    """A token bucket: it holds what one minute allows and fills up evenly."""
-
-    def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
-        self._per_second = per_minute / 60
-        self._capacity = float(per_minute)
-        self._level = self._capacity
-        self._clock = clock
-        self._at = clock()
-
-    def take(self, amount: float) -> float:
-        """Take `amount` and give 0, or take nothing and give the seconds until it can be taken (inf: never)."""
-        now = self._clock()
-        self._level = min(self._capacity, self._level + (now - self._at) * self._per_second)
-        self._at = now
-        if amount <= self._level:
-            self._level -= amount
-            return 0.0
-        return math.inf if amount > self._capacity else (amount - self._level) / self._per_second
-
-    def give_back(self, amount: float) -> None:
-        """Return what was taken and not used."""
-        self._level = min(self._capacity, self._level + amount)
-
-
-class Allowance:
-    """What one tenant may still do."""
-
-    def __init__(self, limits: TenantServing, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits = limits
-        self._requests = Bucket(limits.requests_per_minute, clock) if limits.requests_per_minute else None
-        self._tokens = Bucket(limits.tokens_per_minute, clock) if limits.tokens_per_minute else None
-        self._open = 0
-
-    @contextmanager
-    def reading(self, tenant: str, tokens: int) -> Iterator[None]:
-        """Spend one request, before its prompt is tokenized, and about as many tokens as that has.
-
-        The tokens are given back at the end: `spending` counts them exactly. They stay spent where the block
-        fails, so that a prompt that is refused is no free one.
-
-        Raises:
-            TooMany: it is over one of the tenant's limits; nothing is counted then.
-        """
-        self._require_place(tenant)
-        limits = self._limits
-        # An estimate refuses nothing for ever: no more than a whole minute's tokens.
-        estimate = min(tokens, limits.tokens_per_minute or 0)
-        if self._tokens and (wait := self._tokens.take(estimate)):
-            raise TooMany(f"'{tenant}' has used up its {limits.tokens_per_minute} tokens a minute.", wait)
-        if self._requests and (wait := self._requests.take(1)):
-            if self._tokens:
-                self._tokens.give_back(estimate)
-            raise TooMany(f"'{tenant}' has made its {limits.requests_per_minute} requests a minute.", wait)
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
-        if self._tokens:
-            self._tokens.give_back(estimate)
-
-    @contextmanager
-    def spending(self, tenant: str, tokens: int) -> Iterator[Callable[[int], None]]:
-        """One request that was read and may take `tokens`; call what it gives with how many it took.
-
-        Raises:
-            TooMany: it is over one of the tenant's limits; no tokens are counted then.
-            NeverFits: it may take more than the tenant has in a whole minute.
-        """
-        self._require_place(tenant)
-        limits = self._limits
-        if self._tokens and (wait := self._tokens.take(tokens)):
-            if math.isinf(wait):
-                raise NeverFits(
-                    f"This request may take {tokens} tokens, and '{tenant}' has {limits.tokens_per_minute} a "
-                    "minute: ask for fewer with max_tokens."
-                )
-            raise TooMany(f"'{tenant}' has used up its {limits.tokens_per_minute} tokens a minute.", wait)
-        self._open += 1
-        used = tokens
-
-        def spent(count: int) -> None:
-            nonlocal used
-            used = count
-
-        try:
-            yield spent
-        finally:
-            self._open -= 1
-            if self._tokens:
-                self._tokens.give_back(max(0, tokens - used))
-
-    def _require_place(self, tenant: str) -> None:
-        limit = self._limits.concurrency
-        if limit and self._open >= limit:
-            raise TooMany(f"'{tenant}' has {self._open} requests open, which is its limit: wait for one.", 1.0)
 
 
 @dataclass(eq=False)
