@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -187,7 +188,7 @@ def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.C
     """forward.c as a library, compiled on first use for this very kind of CPU and kept in the user's cache.
 
     Raises:
-        OSError: there is no compiler, or no place to keep the library.
+        OSError: there is no compiler, or no place to keep the library to which only this account can write.
         subprocess.SubprocessError: the compiler failed.
     """
     compiler = (
@@ -196,9 +197,14 @@ def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.C
     if compiler is None:
         raise OSError("no C compiler was found (install gcc, or set CC)")
     cache = _cache()
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _only_ours(cache):
+        raise OSError(
+            f"{cache} must belong to this account, and no other may write to it: it holds code that runs here "
+            f"(`chmod go-w {cache}`, or set XDG_CACHE_HOME)"
+        )
     made = cache / f"forward-{_fingerprint(compiler, flags)}.so"
-    if not made.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
+    if not (made.is_file() and _only_ours(made)):
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             target = Path(folder) / "forward.so"
             command = [*shlex.split(compiler), *flags, "-o", str(target), str(SOURCE), "-lm"]
@@ -206,6 +212,7 @@ def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.C
             if done.returncode:
                 last = done.stderr.strip().splitlines()[-1:] or ["no message"]
                 raise subprocess.SubprocessError(f"`{compiler}` failed: {last[0]}")
+            target.chmod(0o700)
             target.replace(made)
     # CDLL gives the interpreter's lock up during a call: the event loop and loads go on during a pass.
     library = ctypes.CDLL(str(made))
@@ -228,6 +235,11 @@ def _cache() -> Path:
         return (Path(named) if named else Path.home() / ".cache") / "lora_ops"
     except RuntimeError as error:  # an account without a home, as in some containers
         raise OSError("there is no home folder to keep them in (set XDG_CACHE_HOME)") from error
+
+
+def _only_ours(path: Path) -> bool:
+    found = path.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _fingerprint(compiler: str, flags: Sequence[str]) -> str:

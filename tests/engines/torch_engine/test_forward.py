@@ -1,6 +1,7 @@
 """The forward pass in C computes what the one in torch says, and the same bits in any company."""
 
 import math
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -337,3 +338,38 @@ def test_a_compiler_that_fails_leaves_nothing_behind(
     monkeypatch.setenv("CC", "false")
     assert isinstance(fused.make_forward(*make_any()), TorchForward)
     assert len(list((tmp_path / "lora_ops").iterdir())) == 1
+
+
+def test_build_keeps_its_code_from_other_accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native_forward.build(flags=("-O0", *FLAGS[1:]))
+    made = next((tmp_path / "lora_ops").glob("*.so"))
+    assert [path.stat().st_mode & 0o777 for path in (made.parent, made)] == [0o700, 0o700]
+
+
+def test_build_takes_no_code_from_a_folder_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "lora_ops").mkdir()
+    (tmp_path / "lora_ops").chmod(0o770)
+    with pytest.raises(OSError, match="chmod go-w"):
+        native_forward.build()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account")
+@pytest.mark.parametrize("planted", ["folder", "library"])
+def test_build_takes_no_code_of_another_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    flags = ("-O0", *FLAGS[1:])
+    native_forward.build(flags=flags)
+    made = next((tmp_path / "lora_ops").glob("*.so"))
+    made.unlink()  # it is mapped into this process
+    made.write_bytes(b"planted")
+    os.chown(made.parent if planted == "folder" else made, 65534, 65534)
+    if planted == "folder":
+        with pytest.raises(OSError, match="belong to this account"):
+            native_forward.build(flags=flags)
+    else:
+        native_forward.build(flags=flags)
+        assert made.stat().st_uid == 0 and made.read_bytes() != b"planted"
