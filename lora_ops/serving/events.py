@@ -208,7 +208,9 @@ class EventLog:
         if self._file is None:
             self._sweep()
             stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-            self._file = (self._folder / f"events-{stamp}-{os.getpid()}.jsonl").open("xb")
+            path = self._folder / f"events-{stamp}-{os.getpid()}.jsonl"
+            # Only for this account, as keys.sqlite is: with `keep_text` it holds what people wrote.
+            self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
             self._since = time.monotonic()
         return self._file
 

@@ -127,6 +127,13 @@ def test_a_new_file_begins_when_one_is_full_or_old(tmp_path: Path) -> None:
     assert len(read_events(tmp_path)) == 6
 
 
+def test_event_files_are_for_this_account_only(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, EventSettings(), lambda tenant: True)  # type: ignore[arg-type]
+    log.append(event(1))
+    log.close()
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600]
+
+
 def test_old_files_go_and_young_ones_stay(tmp_path: Path) -> None:
     write(tmp_path, event(1))
     (old,) = tmp_path.iterdir()
