@@ -5,6 +5,7 @@ import base64
 import binascii
 import logging
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -39,7 +40,8 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_SECONDS = 1.0
 # An adapter that answers no more keeps its series so long, so that each is scraped once more.
 SERIES_SECONDS = 600.0
-LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]", "testserver"}
+LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
+HOST = re.compile(r"(?P<name>.*?)(:\d*)?")  # of a Host header, with or without a port
 
 
 class Gateway:
@@ -149,8 +151,9 @@ class Gateway:
                 name this machine as their host, so that a web page can't talk to it through a browser.
         """
         if not self.settings.require_keys and not self.keys.any():
-            host = request.headers.get("host", "").rsplit(":", 1)[0]
-            if host not in LOCAL_NAMES:
+            named = HOST.fullmatch(request.headers.get("host", ""))
+            host = named["name"] if named else ""
+            if host.lower() not in LOCAL_NAMES:
                 raise ApiError(
                     403, f"This gateway has no API keys yet and answers to localhost only, not to '{host}'."
                 )
