@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import random
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +38,17 @@ class ApiError(Exception):
         """`Retry-After` in whole seconds where it is worth trying again, and how to send a key."""
         headers = {}
         if self.retry_after is not None:
-            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+            seconds = max(1, math.ceil(self.retry_after))
+            if self.status == 503:
+                # Those who were refused together must not come back together.
+                seconds += random.randint(0, SPREAD_SECONDS)
+            headers["retry-after"] = str(seconds)
         if self.challenge is not None:
             headers["www-authenticate"] = f'{self.challenge} realm="lora-ops"'
         return headers
 
 
+SPREAD_SECONDS = 2
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection; it is logged, nobody receives it
 NOT_FAILED = (200, CLIENT_GONE)
 

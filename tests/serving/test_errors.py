@@ -1,5 +1,7 @@
 """What an error tells a client, and what only the log is told."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from lora_ops.engines.protocol import EngineError
@@ -34,15 +36,23 @@ def test_a_client_is_told_what_it_can_act_on_and_nothing_of_the_inside(
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "header"),
+    ("error", "code", "seconds"),
     [
-        (AdapterUnavailable("a@1 can't be loaded: no room.", 4.2), "adapter_unavailable", {"retry-after": "5"}),
-        (AdapterUnavailable("a@1 was trained on another one.", None), "adapter_unavailable", {}),
-        (AdapterUnavailable("a@1: a file was changed.", None, damaged=True), "adapter_damaged", {}),
-        (Damaged("entry 3 was changed"), "registry_damaged", {}),
-        (LoraOpsError("The registry is busy"), "unavailable", {"retry-after": "1"}),
+        (AdapterUnavailable("a@1 can't be loaded: no room.", 4.2), "adapter_unavailable", range(5, 8)),
+        (AdapterUnavailable("a@1 was trained on another one.", None), "adapter_unavailable", ()),
+        (AdapterUnavailable("a@1: a file was changed.", None, damaged=True), "adapter_damaged", ()),
+        (Damaged("entry 3 was changed"), "registry_damaged", ()),
+        (LoraOpsError("The registry is busy"), "unavailable", range(1, 4)),
     ],
 )
-def test_permanent_fault_carries_no_retry_after(error: Exception, code: str, header: dict[str, str]) -> None:
+def test_retry_after_is_spread_and_missing_where_a_fault_stays(
+    error: Exception, code: str, seconds: Sequence[int]
+) -> None:
     problem = as_api_error(error)
-    assert (problem.status, problem.code, problem.headers()) == (503, code, header)
+    assert (problem.status, problem.code) == (503, code)
+    found = {int(value) for _ in range(200) if (value := problem.headers().get("retry-after"))}
+    assert found == set(seconds)
+
+
+def test_retry_after_of_an_allowance_is_exact() -> None:
+    assert as_api_error(TooMany("slow down", 29.5)).headers() == {"retry-after": "30"}
