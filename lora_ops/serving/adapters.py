@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -45,6 +45,10 @@ class NoRoom(LoraOpsError):
     """An adapter can't be loaded however long it waits: pinned ones and itself are larger than the memory."""
 
 
+class Crowded(LoraOpsError):
+    """An adapter can't be loaded now: those that answer take all of the memory."""
+
+
 class Observer(Protocol):
     """Who is told what happens in the cache."""
 
@@ -67,7 +71,8 @@ class Entry:
 
     Attributes:
         bytes: of memory, counted from the moment that its load begins; 0 while it is not loaded.
-        users: generations that use it now.
+        users: requests that use it now.
+        waiting: requests that will use it, once their turn comes.
         heat: uses, each counting half after `RECENT_SECONDS`.
         failures: loads that failed since the last good one.
         fault: why the last one failed, as its askers are told until it is tried again.
@@ -78,6 +83,7 @@ class Entry:
     loaded: bool = False
     bytes: int = 0
     users: int = 0
+    waiting: int = 0
     pin: Pin = "no"
     last_used: float = 0.0
     heat: float = 0.0
@@ -86,8 +92,13 @@ class Entry:
     fault: AdapterUnavailable | None = None
 
     @property
+    def wanted(self) -> bool:
+        """Whether any request uses it or will do so."""
+        return bool(self.users or self.waiting)
+
+    @property
     def idle(self) -> bool:
-        """Whether it may go."""
+        """Whether it may go; requests that only wait load it again."""
         return self.loaded and not self.users and self.pin != "warm"
 
     def used(self, now: float) -> None:
@@ -101,21 +112,39 @@ class Entry:
 
 
 class Use:
-    """One use of a loaded adapter, which stays loaded until it ends.
+    """One request's use of an adapter.
 
-    Attributes:
-        name: the adapter's, in the engine.
+    It waits at first, for its turn: the adapter is loaded and stays so unless another one needs its room. Once it
+    has begun, the adapter stays loaded until it ends.
     """
 
-    def __init__(self, name: str, end: Callable[[], None]) -> None:
-        self.name = name
-        self._end: Callable[[], None] | None = end
+    def __init__(self, entry: Entry, load: Callable[[], Awaitable[None]], freed: Callable[[], None]) -> None:
+        self._entry, self._load, self._freed = entry, load, freed
+        self._state: Literal["waiting", "begun", "ended"] = "waiting"
+        entry.waiting += 1
+
+    async def begin(self) -> str:
+        """Return the adapter's name in the engine, loaded again where it made room; once more is as once.
+
+        Raises:
+            AdapterUnavailable: as `AdapterCache.use`.
+        """
+        await self._load()
+        # Nothing is awaited from here on, so it is still loaded.
+        if self._state == "waiting":
+            self._entry.waiting -= 1
+            self._entry.users += 1
+            self._state = "begun"
+        return self._entry.name
 
     def end(self) -> None:
         """Let the adapter go; nothing happens the second time."""
-        if self._end:
-            self._end()
-        self._end = None
+        if self._state == "waiting":
+            self._entry.waiting -= 1
+        elif self._state == "begun":
+            self._entry.users -= 1
+        self._state = "ended"
+        self._freed()
 
 
 class AdapterCache:
@@ -170,13 +199,12 @@ class AdapterCache:
             AdapterUnavailable: its load failed, now or so lately that it is not tried again yet, or there is no
                 room for it.
         """
-        entry = await self._acquire(version)
-
-        def end() -> None:
-            entry.users -= 1
-            self._notify()
-
-        return Use(entry.name, end)
+        entry = self._entry(version.id)
+        if self._observer:
+            self._observer.adapter_used(entry.name, "hit" if entry.loaded else "miss")
+        await self._until_loaded(entry, version)
+        entry.used(time.monotonic())
+        return Use(entry, lambda: self._until_loaded(entry, version), self._notify)
 
     async def load(self, version: Version) -> None:
         """Load an adapter if it is not there, without using it.
@@ -201,11 +229,12 @@ class AdapterCache:
         async with entry.lock:
             try:
                 async with asyncio.timeout(self._drain_seconds):
-                    while entry.loaded and entry.users:
+                    while entry.loaded and entry.wanted:
                         await self._freed.wait()
             except TimeoutError as error:
+                count = entry.users + entry.waiting
                 raise AdapterUnavailable(
-                    f"{name} still answers {entry.users} requests after {self._drain_seconds:.0f} seconds: "
+                    f"{name} still has {count} requests after {self._drain_seconds:.0f} seconds: "
                     "it stays loaded, try again."
                 ) from error
             if not entry.loaded:
@@ -217,7 +246,7 @@ class AdapterCache:
     def forget(self, name: str) -> None:
         """Drop what is known of an adapter that is not loaded and that nobody waits for."""
         entry = self._entries.get(name)
-        if entry and not (entry.loaded or entry.users or entry.lock.locked()):
+        if entry and not (entry.loaded or entry.wanted or entry.lock.locked()):
             del self._entries[name]
 
     async def keep_warm(self, versions: Iterable[Version], *, must_fit: bool = False) -> None:
@@ -247,18 +276,12 @@ class AdapterCache:
     def _entry(self, name: str) -> Entry:
         return self._entries.setdefault(name, Entry(name))
 
-    async def _acquire(self, version: Version) -> Entry:
-        entry = self._entry(version.id)
-        if self._observer:
-            self._observer.adapter_used(entry.name, "hit" if entry.loaded else "miss")
+    async def _until_loaded(self, entry: Entry, version: Version) -> None:
         while not entry.loaded:  # it may be evicted again between its load and this task's turn
             # A waiter that is cancelled, its client gone, must not take the load away from the others.
             load = asyncio.create_task(self._load_once(entry, version))
             load.add_done_callback(lambda done: done.cancelled() or done.exception())
             await asyncio.shield(load)
-        entry.users += 1
-        entry.used(time.monotonic())
-        return entry
 
     async def _load_once(self, entry: Entry, version: Version) -> None:
         async with entry.lock:
@@ -298,6 +321,9 @@ class AdapterCache:
     def _failed(self, entry: Entry, error: Exception) -> AdapterUnavailable:
         # A permanent fault is looked at again too, whoever asks: somebody may have restored a backup.
         delay = BACK_OFF_SECONDS[min(entry.failures, len(BACK_OFF_SECONDS) - 1)]
+        if isinstance(error, Crowded):  # not its own fault: the next one who asks may find room
+            log.warning("%s can't be loaded: %s.", entry.name, error)
+            return AdapterUnavailable(f"{entry.name} can't be loaded: {error}.", delay)
         entry.failures += 1
         entry.retry_at = time.monotonic() + delay
         text = f"{entry.name} can't be loaded: {str(error).rstrip('.')}."
@@ -327,14 +353,20 @@ class AdapterCache:
                         await self._freed.wait()
                 entry.bytes = needed
         except TimeoutError as error:
-            raise LoraOpsError(
+            raise Crowded(
                 f"all of serving.adapter_memory ({self._budget:,} bytes) is in use: raise it, or send less"
             ) from error
 
     def _victim(self) -> Entry | None:
-        """The idle one that was used the longest time ago; one of the busiest only if no other is left."""
+        """The idle one that was used the longest time ago.
+
+        One for which requests wait goes only if no other is left, and one of the busiest before these. If those
+        that wait could keep it, one tenant's queue would take the memory from everybody else.
+        """
         idle = (entry for entry in self._entries.values() if entry.idle)
-        return min(idle, key=lambda entry: (entry.pin == "recent", entry.last_used), default=None)
+        return min(
+            idle, key=lambda entry: (entry.waiting > 0, entry.pin == "recent", entry.last_used), default=None
+        )
 
     async def _evict(self, entry: Entry) -> None:
         # The lock keeps the next load of it waiting until it is gone.

@@ -248,7 +248,7 @@ class Answering:
         async with asyncio.timeout_at(self.deadline(ask)), self._turn(ticket, tally) as took:
             used, written, first, texts = 0, 0, 0.0, []
             try:
-                generation = self._generation(ask, index, use.name if use else None)
+                generation = self._generation(ask, index, await use.begin() if use else None)
                 # Every engine's generator can be closed; the protocol promises only that it is iterated.
                 generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(generation))
                 used = len(generation.prompt)

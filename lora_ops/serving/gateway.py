@@ -217,7 +217,7 @@ class Gateway:
                 warm.append(route.version)
         await self.cache.keep_warm(warm, must_fit=starting)
         for entry in list(self.cache.entries()):
-            if entry.loaded and not entry.users:  # whoever still uses it finishes; a later round unloads it
+            if entry.loaded and not entry.wanted:  # whoever still uses it finishes; a later round unloads it
                 try:
                     self.router.route(entry.name)
                 except (UnknownModel, NotServed) as error:

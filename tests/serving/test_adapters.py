@@ -51,7 +51,7 @@ class Told:
 async def using(cache: AdapterCache, version: Version) -> AsyncIterator[str]:
     use = await cache.use(version)
     try:
-        yield use.name
+        yield await use.begin()
     finally:
         use.end()
 
@@ -234,6 +234,7 @@ async def test_unload_waits_and_refuses_nobody(bench: Make) -> None:
     """Whoever came while an unload waited had to wait for it, up to 30 s, and then for a load."""
     async with bench(drain_seconds=5) as b:
         first = await b.cache.use(b.versions[ONE])
+        await first.begin()
         unloading = asyncio.create_task(b.cache.unload(ONE))
         await asyncio.sleep(0.02)
         second = await asyncio.wait_for(b.cache.use(b.versions[ONE]), 1)
@@ -245,6 +246,39 @@ async def test_unload_waits_and_refuses_nobody(bench: Make) -> None:
         assert await unloading and ONE not in b.loaded
         await b.use(ONE)
         assert b.told.events.count(f"loaded {ONE}") == 2
+
+
+@in_loop
+async def test_use_that_waits_makes_room_and_loads_again(bench: Make) -> None:
+    """One tenant's queue kept its adapters in memory, and another tenant got 503."""
+    async with bench() as b:
+        b.cache._budget = b.size(ONE) + max(b.size(TWO), b.size(THREE))
+        await b.use(ONE)
+        waits = await b.cache.use(b.versions[TWO])
+        answers = await b.cache.use(b.versions[ONE])
+        await answers.begin()
+        await b.use(THREE)
+        assert b.loaded == {ONE, THREE}
+        assert await waits.begin() == TWO
+        assert b.loaded == {ONE, TWO}
+        with pytest.raises(AdapterUnavailable, match="is in use"):
+            await b.use(THREE)
+        waits.end()
+        await b.use(THREE)  # no back-off: it was not its own fault
+        answers.end()
+        assert all(not entry.wanted for entry in b.cache.entries())
+
+
+@in_loop
+async def test_room_is_made_by_what_nobody_waits_for(bench: Make) -> None:
+    async with bench() as b:
+        b.cache._budget = b.size(ONE) + max(b.size(TWO), b.size(THREE))
+        waits = await b.cache.use(b.versions[ONE])
+        await b.use(TWO)
+        await b.use(THREE)
+        assert b.loaded == {ONE, THREE}
+        waits.end()
+        waits.end()
 
 
 @in_loop

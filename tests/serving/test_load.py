@@ -122,6 +122,25 @@ def test_a_slow_load_holds_no_slot(clone: Clone, engine: Engine) -> None:
         assert {one.result().status_code for one in waiting} == {200}
 
 
+def test_a_queue_keeps_no_adapter_from_another_tenant(clone: Clone, engine: Engine) -> None:
+    """Its answers that waited for a slot kept their adapters in memory."""
+    with served(clone.root, clone.settings(), engine) as gateway:
+        for model in ("finance@1", "finance@2", "healthcare@1"):
+            assert gateway.http().post("/v1/completions", json={**SHORT, "model": model}).status_code == 200
+        sizes = engine.status().adapters
+    memory = sizes["finance@1"] + max(sizes["finance@2"], sizes["healthcare@1"])
+    settings = clone.settings(max_running=1, adapter_memory=memory, drain_timeout_seconds=0.5)
+    with served(clone.root, settings, engine) as gateway, ThreadPoolExecutor(3) as pool:
+        gateway.http().post("/v1/completions", json={**SHORT, "model": "finance@2"})
+        long = pool.submit(gateway.http().post, "/v1/completions", json={**LONG, "model": "finance@1"})
+        eventually(lambda: gateway.metric("lora_ops_running") == 1)
+        others = [
+            pool.submit(gateway.http().post, "/v1/completions", json={**SHORT, "model": model})
+            for model in ("finance@2", "healthcare@1")
+        ]
+        assert {one.result().status_code for one in (long, *others)} == {200}
+
+
 def test_requests_that_wait_for_loads_have_a_limit(clone: Clone, engine: Engine) -> None:
     go_on, load = threading.Event(), engine.load
 
