@@ -114,8 +114,8 @@ class Entry:
 class Use:
     """One request's use of an adapter.
 
-    It waits at first, for its turn: the adapter is loaded and stays so unless another one needs its room. Once it
-    has begun, the adapter stays loaded until it ends.
+    At first it waits for its turn: the adapter is loaded, and stays so unless another one needs its room. Once
+    it has begun, the adapter stays loaded until it ends.
     """
 
     def __init__(self, entry: Entry, load: Callable[[], Awaitable[None]], freed: Callable[[], None]) -> None:
