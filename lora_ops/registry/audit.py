@@ -108,20 +108,27 @@ class Log:
         rows = self._db.rows(f"SELECT {COLUMNS} FROM audit WHERE kind = ? ORDER BY seq", (kind,))
         return [_entry(Row(*row)) for row in rows]
 
-    def last_in_production(
-        self, tenant: str, *, other_than: int | None = None, before: int | None = None
-    ) -> int | None:
-        """Return the version that went into production last, whether or not it is still there.
+    def last_in_production(self, tenant: str) -> int | None:
+        """Return the version that went into production last, whether or not it is still there."""
+        row = self._db.row(
+            f"SELECT subject FROM audit WHERE {OF_TENANT} AND action = 'production' ORDER BY seq DESC LIMIT 1",
+            (tenant,),
+        )
+        return int(row[0].rpartition("@")[2]) if row else None
+
+    def last_unrevoked_in_production(self, tenant: str, other_than: int, before: int | None) -> int | None:
+        """Return the version that went into production last and was not revoked since.
 
         Args:
             tenant: whose.
             other_than: a version that does not count.
-            before: only entries before this one count.
+            before: only entries before this one count; None: all.
         """
         row = self._db.row(
-            f"SELECT subject FROM audit WHERE {OF_TENANT} AND action = 'production'"
-            " AND (?2 IS NULL OR subject != ?1 || '@' || ?2) AND (?3 IS NULL OR seq < ?3)"
-            " ORDER BY seq DESC LIMIT 1",
+            f"SELECT subject FROM audit AS entered WHERE {OF_TENANT} AND action = 'production'"
+            " AND subject != ?1 || '@' || ?2 AND (?3 IS NULL OR seq < ?3) AND NOT EXISTS ("
+            "SELECT 1 FROM audit WHERE kind = 'version' AND subject = entered.subject AND action = 'revoked'"
+            " AND (?3 IS NULL OR seq < ?3)) ORDER BY seq DESC LIMIT 1",
             (tenant, other_than, before),
         )
         return int(row[0].rpartition("@")[2]) if row else None

@@ -1,12 +1,14 @@
 """Which gates a version passed, or is to pass, by looser settings than the version in production before it.
 
 A tenant sets the limits that its own versions are judged by. That is right, and whoever approves must see it.
+Approvers also see how the evaluation was made where that says less than usual.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.records.evaluation import EvaluationRecord
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
 from lora_ops.registry.reports import gap_limit
@@ -14,6 +16,8 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.data import ContractLimits
 from lora_ops.settings.evaluate import EvaluateSettings
+from lora_ops.settings.package import PackageSettings
+from lora_ops.settings.registry import EvidenceSettings, RegistrySettings
 
 Looser = Callable[[Any, Any], bool]
 
@@ -38,6 +42,11 @@ def _lacks(mine: Any, theirs: Any) -> bool:
     return bool(set(theirs) - set(mine))
 
 
+def _lacks_or_reorders(mine: Any, theirs: Any) -> bool:
+    """Return whether metrics are missing, or another one is the primary metric: the first one is."""
+    return _lacks(mine, theirs) or list(mine)[:1] != list(theirs)[:1]
+
+
 def _is_looser(looser: Looser, mine: Any, theirs: Any) -> bool:
     try:
         return looser(mine, theirs)
@@ -49,11 +58,12 @@ def _is_looser(looser: Looser, mine: Any, theirs: Any) -> bool:
 GATES: dict[str, Looser] = {
     "evaluate.max_gap": _wider,
     "evaluate.must_beat_base": _less,
-    "evaluate.metrics": _lacks,
+    "evaluate.metrics": _lacks_or_reorders,
     "evaluate.few_shot": _less,
     "evaluate.bootstrap": _less,
     "data.bias_columns": _lacks,
     "data.contract.max_near_duplicates": _wider,
+    "package.freshness_days": _wider,
     "rows of the test split": _less,
     "registry.approvals": lambda mine, theirs: (mine, theirs) == ("unsigned", "signed"),
     "registry.evidence.policy_prompts": _less,
@@ -67,7 +77,13 @@ DEFAULTS = Judgement(
     "the defaults",
     {
         f"{section}.{name}": field.default
-        for section, settings in (("evaluate", EvaluateSettings), ("data.contract", ContractLimits))
+        for section, settings in (
+            ("evaluate", EvaluateSettings),
+            ("data.contract", ContractLimits),
+            ("package", PackageSettings),
+            ("registry", RegistrySettings),
+            ("registry.evidence", EvidenceSettings),
+        )
         for name, field in settings.model_fields.items()
         if f"{section}.{name}" in GATES and not field.is_required()
     },
@@ -77,23 +93,49 @@ DEFAULTS = Judgement(
 def loosened_gates(registry: Registry, version: Version) -> list[str]:
     """Return the gates of a version that are looser than production's, in words; nothing where none is.
 
-    Production is the version that entered it last before this one. Without one the defaults stand in for it.
+    Production is the version that entered it last before this one and was not revoked since. Without one the
+    defaults stand in for it.
 
     Raises:
         LoraOpsError: the manifest of one of the two does not fit its schema.
     """
     mine = _judgement(registry, version)
     theirs = _before(registry, version)
-    found = [
-        f"{name} {_said(mine.settings[name])}, not {_said(theirs.settings[name])}"
-        for name, looser in GATES.items()
-        if name in mine.settings.keys() & theirs.settings.keys()
-        and _is_looser(looser, mine.settings[name], theirs.settings[name])
-    ]
+    found = [said for name in GATES for said in _loosened(name, mine, theirs)]
     notes = [f"it is judged by looser gates than {theirs.of}: {'; '.join(found)}"] if found else []
     if mine.settings.get("evaluate.few_shot") == 0:
         notes.append("its base model was not measured at its best (evaluate.few_shot: 0)")
-    return notes
+    return [*notes, *_answer_notes(version.manifest.evaluation)]
+
+
+def _loosened(name: str, mine: Judgement, theirs: Judgement) -> Iterator[str]:
+    """Yield how one gate is looser, or that one side did not record it, so that nobody can tell."""
+    if name not in mine.settings and name not in theirs.settings:
+        return
+    if name not in mine.settings:
+        if theirs.settings[name] is not None:  # nothing is looser than no limit
+            yield f"{name} not recorded, not {_said(theirs.settings[name])}"
+    elif name not in theirs.settings:
+        if theirs is not DEFAULTS:  # a setting without a default has nothing to be compared with
+            yield f"{name} {_said(mine.settings[name])}, there not recorded"
+    elif _is_looser(GATES[name], mine.settings[name], theirs.settings[name]):
+        yield f"{name} {_said(mine.settings[name])}, not {_said(theirs.settings[name])}"
+
+
+def _answer_notes(evaluation: EvaluationRecord) -> Iterator[str]:
+    """Yield why the answers of an evaluation may not be those of the engine that serves."""
+    if evaluation.answered_by is None:
+        yield "its evaluation does not record who gave the answers (evaluation.answered_by)"
+    elif evaluation.answered_by != "engine":
+        by = evaluation.answered_by
+        yield f"its evaluation's answers are those of {by}, not of the engine that serves"
+    unlike = [
+        f"{system} {one.equal} of {one.rows}"
+        for system, one in evaluation.agreement.items()
+        if one.equal < one.rows
+    ]
+    if unlike:
+        yield f"engine and transformers did not give all sampled answers alike: {', '.join(unlike)}"
 
 
 def gate_notes(registry: Registry, version: Version) -> list[str]:
@@ -106,7 +148,7 @@ def gate_notes(registry: Registry, version: Version) -> list[str]:
 
 def _before(registry: Registry, version: Version) -> Judgement:
     promoted = _promotion(registry, version)
-    number = registry.log.last_in_production(
+    number = registry.log.last_unrevoked_in_production(
         version.tenant, other_than=version.number, before=promoted.seq if promoted else None
     )
     if number is None:
@@ -129,7 +171,9 @@ def _settings(registry: Registry, version: Version, promoted: AuditEntry | None)
     evaluate, data = _section(manifest.params, "evaluate"), _section(manifest.params, "data")
     yield from ((f"evaluate.{name}", value) for name, value in evaluate.items())
     yield from ((f"data.contract.{name}", value) for name, value in _section(data, "contract").items())
-    yield "data.bias_columns", data.get("bias_columns", ())
+    yield from ((f"package.{name}", value) for name, value in _section(manifest.params, "package").items())
+    if "bias_columns" in data:
+        yield "data.bias_columns", data["bias_columns"]
     yield "rows of the test split", manifest.evaluation.rows
     if promoted is None:
         yield "evaluate.max_gap", gap_limit(registry, version)

@@ -56,9 +56,10 @@ def register(
         added.append(folder / "membership.csv")
     files = {path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path)) for path in added}
     params = {
+        **manifest.params,
         "train": {"seed": seed},
-        "data": {"labels": LABELS, "group": "code", **data},
-        "evaluate": {"metrics": ["exact_match", "macro_f1"]},
+        "data": {**manifest.params["data"], "labels": LABELS, "group": "code", **data},
+        "evaluate": {**manifest.params["evaluate"], "metrics": ["exact_match", "macro_f1"]},
     }
     full = manifest.model_copy(update={"files": {**manifest.files, **files}, "params": params})
     return registry.register(folder, full)[0]

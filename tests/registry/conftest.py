@@ -34,6 +34,18 @@ from tests.wandb_server import WandbServer
 
 MORNING = datetime(2026, 3, 2, 9, tzinfo=UTC)
 AUTHOR, FIRST, SECOND = "ana", "ben", "chen"
+GATES = {
+    "evaluate": {
+        "metrics": ["exact_match"],
+        "few_shot": 6,
+        "bootstrap": 2000,
+        "must_beat_base": True,
+        "max_gap": None,
+    },
+    "data": {"bias_columns": [], "contract": {"max_near_duplicates": None}},
+    "package": {"freshness_days": 365},
+}
+"""The settings of every package that `lora_ops.registry.loosened` compares."""
 
 
 @cache
@@ -89,6 +101,7 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
         primary="exact_match",
         metrics={"exact_match": {"base": interval(0.1), "adapter": interval(score)}},
         beats_base=True,
+        answered_by="engine",
         seconds_base=1.0,
         seconds_adapter=1.0,
     )
@@ -112,7 +125,7 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
         ),
         git=GitRecord(commit="abc123", dirty=False),
         dvc_lock_sha256=digest,
-        params={"train": {"rank": 8, "seed": seed}},
+        params={"train": {"rank": 8, "seed": seed}, **GATES},
         packages={"peft": "0.21"},
         training=TrainingRecord(
             tenant=tenant,
@@ -158,7 +171,7 @@ def trained_alike(
     metrics = {"exact_match": {"base": interval, "adapter": interval}}
     alike = with_evaluation(folder, manifest, test_sha256=common.evaluation.test_sha256, metrics=metrics)
     same = {name: getattr(common, name) for name in ("base_model", "data", "training")}
-    return alike.model_copy(update={**same, "params": {"train": {"seed": seed, "rank": rank}}})
+    return alike.model_copy(update={**same, "params": {"train": {"seed": seed, "rank": rank}, **GATES}})
 
 
 @pytest.fixture

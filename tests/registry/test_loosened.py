@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from lora_ops.records.evaluation import Agreement
 from lora_ops.records.manifest import Manifest
+from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
 from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.store import Registry
@@ -20,6 +22,7 @@ USUAL = {
         "bootstrap": 2000,
     },
     "data": {"bias_columns": ["region", "age"], "contract": {"max_near_duplicates": 0.05}},
+    "package": {"freshness_days": 365},
 }
 THAN = "it is judged by looser gates than finance@1, which was in production: "
 
@@ -53,7 +56,8 @@ def test_gates_name_a_limit_that_was_loosened(
     story.to("finance@2", "production")
     serving.max_gap["finance"] = 0.1
     assert told in record(serving, "finance@2").verdict.warnings
-    assert gate_notes(serving, serving.get("finance@1")) == []
+    defaults = "it is judged by looser gates than the defaults: registry.evidence.hours 0, not 24"
+    assert gate_notes(serving, serving.get("finance@1")) == [defaults]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,10 @@ def test_gates_name_a_limit_that_was_loosened(
     [
         ({"must_beat_base": False}, "evaluate.must_beat_base false, not true"),
         ({"metrics": ["exact_match"]}, "evaluate.metrics exact_match, not exact_match, macro_f1"),
+        (
+            {"metrics": ["macro_f1", "exact_match"]},
+            "evaluate.metrics macro_f1, exact_match, not exact_match, macro_f1",
+        ),
         ({"few_shot": 2}, "evaluate.few_shot 2, not 6"),
         ({"bootstrap": 100}, "evaluate.bootstrap 100, not 2000"),
         ({"bootstrap": "many"}, "evaluate.bootstrap many, not 2000"),
@@ -77,15 +85,55 @@ def test_gates_name_each_setting_of_the_evaluation(
 def test_gates_name_fewer_rows_columns_and_evidence(serving: Registry, package: Build) -> None:
     folder, manifest = package(2)
     fewer = with_evaluation(folder, made(manifest), rows=80)
-    params = {**fewer.params, "data": {"bias_columns": ["age"], "contract": {"max_near_duplicates": None}}}
+    params = {
+        **fewer.params,
+        "data": {"bias_columns": ["age"], "contract": {"max_near_duplicates": None}},
+        "package": {"freshness_days": 3650},
+    }
     serving.register(folder, fewer.model_copy(update={"params": params}), actor=AUTHOR)
     serving.least = serving.least.model_copy(update={"policy_prompts": 5})
     serving.approvals = "unsigned"
     assert gate_notes(serving, serving.get("finance@2")) == [
-        f"{THAN}data.bias_columns age, not region, age; data.contract.max_near_duplicates none, not 0.05; rows "
-        "of the test split 80, not 300; registry.approvals unsigned, not signed; "
-        "registry.evidence.policy_prompts 5, not 30"
+        f"{THAN}data.bias_columns age, not region, age; data.contract.max_near_duplicates none, not 0.05; "
+        "package.freshness_days 3650, not 365; rows of the test split 80, not 300; registry.approvals "
+        "unsigned, not signed; registry.evidence.policy_prompts 5, not 30"
     ]
+
+
+def test_gates_are_not_those_of_a_revoked_version(serving: Registry, package: Build, story: Story) -> None:
+    """A loosened version that was revoked lowers nothing for the next one."""
+    told = f"{THAN}evaluate.few_shot 1, not 6; evaluate.bootstrap 100, not 2000"
+    folder, manifest = package(2)
+    serving.register(folder, made(manifest, few_shot=1, bootstrap=100), actor=AUTHOR)
+    story.to("finance@2", "production")
+    folder, manifest = package(3)
+    serving.register(folder, made(manifest, few_shot=1, bootstrap=100), actor=AUTHOR)
+    assert gate_notes(serving, serving.get("finance@3")) == []
+    lifecycle.revoke(serving, "finance@2", actor="ci", reason="it repeats card numbers")
+    assert gate_notes(serving, serving.get("finance@3")) == [told]
+    story.to("finance@3", "production")
+    assert gate_notes(serving, serving.get("finance@3")) == [told]
+
+
+def test_gates_that_nobody_recorded_are_named(serving: Registry, package: Build) -> None:
+    folder, manifest = package(2)
+    params = {name: USUAL[name] for name in ("data", "package")}
+    params["evaluate"] = {"max_gap": 0.1, "metrics": ["exact_match", "macro_f1"], "must_beat_base": True}
+    serving.register(folder, manifest.model_copy(update={"params": params}), actor=AUTHOR)
+    assert gate_notes(serving, serving.get("finance@2")) == [
+        f"{THAN}evaluate.few_shot not recorded, not 6; evaluate.bootstrap not recorded, not 2000"
+    ]
+
+
+def test_gates_that_production_did_not_record(registry: Registry, package: Build, story: Story) -> None:
+    folder, manifest = package(1)
+    bare = {**USUAL, "package": {}}
+    registry.register(folder, manifest.model_copy(update={"params": bare}), actor=AUTHOR)
+    story.to("finance@1", "production")
+    folder, manifest = package(2)
+    registry.register(folder, made(manifest), actor=AUTHOR)
+    told = f"{THAN}package.freshness_days 365, there not recorded"
+    assert gate_notes(registry, registry.get("finance@2")) == [told]
 
 
 def test_gates_without_production_are_held_to_defaults(registry: Registry, package: Build) -> None:
@@ -95,6 +143,42 @@ def test_gates_without_production_are_held_to_defaults(registry: Registry, packa
         "it is judged by looser gates than the defaults: evaluate.must_beat_base false, not true; "
         "evaluate.bootstrap 500, not 2000"
     ]
+
+
+def test_gates_of_a_first_version_include_the_evidence(registry: Registry, package: Build) -> None:
+    folder, manifest = package(1)
+    registry.register(folder, made(manifest), actor=AUTHOR)
+    registry.least = registry.least.model_copy(update={"requests": 1, "error_share": 0.5})
+    registry.approvals = "unsigned"
+    assert gate_notes(registry, registry.get("finance@1")) == [
+        "it is judged by looser gates than the defaults: registry.approvals unsigned, not signed; "
+        "registry.evidence.requests 1, not 100; registry.evidence.error_share 0.5, not 0.01"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "told"),
+    [
+        (
+            {"answered_by": "transformers"},
+            "its evaluation's answers are those of transformers, not of the engine that serves",
+        ),
+        (
+            {"answered_by": None},
+            "its evaluation does not record who gave the answers (evaluation.answered_by)",
+        ),
+        (
+            {"agreement": {"base": Agreement(rows=8, equal=8), "adapter": Agreement(rows=8, equal=6)}},
+            "engine and transformers did not give all sampled answers alike: adapter 6 of 8",
+        ),
+    ],
+)
+def test_notes_say_whose_answers_were_evaluated(
+    registry: Registry, package: Build, recorded: dict[str, Any], told: str
+) -> None:
+    folder, manifest = package(1)
+    registry.register(folder, made(with_evaluation(folder, manifest, **recorded)), actor=AUTHOR)
+    assert record(registry, "finance@1").verdict.warnings == [told]
 
 
 def test_gates_name_a_base_that_saw_no_examples(registry: Registry, package: Build, clock: Clock) -> None:
