@@ -83,16 +83,18 @@ class NativeForward:
         self._panels = _Panels(library, weights)
         layers = (_Layer * len(weights.layers))()
         for to, layer in zip(layers, weights.layers, strict=True):
-            to.before_attention = self._keep(layer.before_attention)
-            to.before_mlp = self._keep(layer.before_mlp)
+            # Copies: a view into the file of weights would keep all of that in memory, beside the panels.
+            to.before_attention = self._keep(layer.before_attention.clone())
+            to.before_mlp = self._keep(layer.before_mlp.clone())
             if layer.norms is not None:
-                to.q_norm, to.k_norm = map(self._keep, layer.norms)
+                to.q_norm, to.k_norm = (self._keep(norm.clone()) for norm in layer.norms)
             to.qkv, to.out, to.gate_up, to.down = map(
                 self._panels.pack, (layer.qkv, layer.out, layer.gate_up, layer.down)
             )
         s = weights.shape
         self._model = _Model(
-            *map(self._keep, (weights.embedding, weights.cosine, weights.sine, weights.norm, cache)),
+            *map(self._keep, (weights.embedding.clone(), weights.cosine, weights.sine)),
+            *map(self._keep, (weights.norm.clone(), cache)),
             ctypes.cast(layers, POINTER),
             self._panels.pack(weights.head),
             *(len(layers), weights.embedding.shape[1], s.heads, s.kv_heads, s.dim, cache.shape[3]),
