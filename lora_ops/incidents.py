@@ -14,7 +14,7 @@ from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, packages, reports
 from lora_ops.registry.eligibility import expiry_reason
-from lora_ops.registry.requirements import closed_alike, returning_lacks
+from lora_ops.registry.requirements import about_twins, returning_lacks
 from lora_ops.registry.roles import owners_of
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins, answering_notes
@@ -26,11 +26,19 @@ LARGEST_DASHBOARD = 64 * 2**20
 
 
 class Rollback(NamedTuple):
-    """What a rollback does, before it is done."""
+    """What a rollback does, before it is done.
+
+    Attributes:
+        leaves: the version that goes.
+        returns: the one that takes its place.
+        done_already: whether that has happened.
+        notes: what is said of the weights that return, and does not stop them.
+    """
 
     leaves: Version
     returns: Version
     done_already: bool
+    notes: tuple[str, ...] = ()
 
 
 def plan(registry: Registry, reference: str) -> Rollback:
@@ -53,7 +61,8 @@ def plan(registry: Registry, reference: str) -> Rollback:
         raise LoraOpsError(f"Name the exact version that must go ({leaves.id}): an alias may move meanwhile.")
     serving = registry.named(leaves.tenant, "production")
     if serving is not None and _replaced(registry, leaves, serving):
-        return Rollback(leaves, registry.get(f"{leaves.tenant}@{serving}", whole=False), done_already=True)
+        returned = registry.get(f"{leaves.tenant}@{serving}", whole=False)
+        return Rollback(leaves, returned, True, _notes(registry, returned))
     if serving is not None and serving != leaves.number:
         raise Refused(
             f"{leaves.id} is '{leaves.state}': {leaves.tenant}@{serving} is in production, so there is nothing "
@@ -62,7 +71,8 @@ def plan(registry: Registry, reference: str) -> Rollback:
     served = _served(registry, leaves.tenant)
     if serving is None and leaves.number not in served:
         raise Refused(f"{leaves.id} is '{leaves.state}' and was never in production.")
-    return Rollback(leaves, _before(registry, leaves, served), done_already=False)
+    returns = _before(registry, leaves, served)
+    return Rollback(leaves, returns, False, _notes(registry, returns))
 
 
 def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, reason: str) -> Version:
@@ -202,9 +212,13 @@ def summary(registry: Registry, reference: str, folder: Path, *, done: bool) -> 
         "done": done,
         "record": str(path) if written else None,
         "not_captured": written.not_captured if written else None,
-        "notes": answering_notes(registry, rollback.leaves.summary) if done else [],
+        "notes": [*rollback.notes, *(answering_notes(registry, rollback.leaves.summary) if done else ())],
         "head_remembered": registry.unremembered() is None,
     }
+
+
+def _notes(registry: Registry, returns: Version) -> tuple[str, ...]:
+    return tuple(about_twins(registry, returns, Twins(registry)))
 
 
 def _served(registry: Registry, tenant: str) -> list[int]:
@@ -261,8 +275,5 @@ def _unfit(registry: Registry, version: Version, leaves: Version, twins: Twins) 
     if twins.same(version.summary, leaves.summary):
         return f"{version.id} has the weights of {leaves.id}"
     packages.check_kept(registry, version)
-    closed = closed_alike(version, twins)
-    if closed:
-        return closed
     lacking = returning_lacks(registry, version, leaves, twins)
     return f"{version.id} lacks {'; '.join(lacking)}" if lacking else None

@@ -2,16 +2,19 @@
 
 The same weights answer alike under whatever number. So an incident of a twin, and each report on it, count for
 the version as they count for the twin itself, and registering the weights again answers none of them.
+The reports of another tenant's twin are a note: its prompts and its voters ask something else.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.counting import plain
-from lora_ops.registry.objections import documents_on, speaks_against
-from lora_ops.registry.reports import evaluation_lacks, filed, gap_limit, load
-from lora_ops.registry.rollbacks import incidents_since_production
+from lora_ops.registry.objections import speaks_against
+from lora_ops.registry.reports import evaluation_lacks, filed, gap_limit, load, own_evidence
+from lora_ops.registry.rollbacks import entered_production, incidents_since_production
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import CLOSED, Summary, Version
@@ -42,35 +45,49 @@ def twin_objections(
         before: the entry of the step, where it is judged afterwards; default: all that is known counts.
 
     Raises:
-        LoraOpsError: a report or record of a twin, or of the version, is missing or was changed.
+        LoraOpsError: a report of the version is missing or was changed.
     """
-    yield from twin_objections_to_return(registry, version, history, twins, given, before)
-    for twin, _ in _open_twins(registry, version, twins, before):
+    own = filed(version, history)
+    for twin, of_twin in _open_twins(registry, version, twins, before):
+        # What another tenant says of its own copy before anybody is served by it is theirs to judge.
+        if twin.tenant == version.tenant or entered_production(of_twin, twin.number):
+            for one in incidents_since_production(of_twin, twin.number):
+                yield f"other weights ({twin.id} has the same, and had an incident: '{one.summary}')"
+        if twin.tenant != version.tenant:
+            continue  # another tenant's prompts, voters and rows ask something else
+        for kind in INHERITED:
+            earlier = [document for _, document in _read(registry, twin, of_twin, kind).reports]
+            if not earlier:
+                continue
+            newest = given.get(kind) or (load(registry.files, own[kind]) if kind in own else None)
+            # A version without such a report answers for the one that counts on its twin.
+            yield from _unanswered(twin, newest, earlier if newest else earlier[-1:])
         # A twin of an older release may have been known as one only later, by its first report.
         if before is None or twins.states(twin):
             yield from _evaluation_unanswered(registry, version, twin, max_gap)
 
 
 def twin_objections_to_return(
-    registry: Registry,
-    version: Version,
-    history: Sequence[AuditEntry],
-    twins: Twins,
-    given: Mapping[str, AnyEvidence] | None = None,
-    before: int | None = None,
+    registry: Registry, version: Version, twins: Twins, before: int | None = None
 ) -> Iterator[str]:
-    """As `twin_objections`, for a version that returns: its evaluation was judged on the day that let it in."""
-    own = filed(version, history)
-    for twin, of_twin in _open_twins(registry, version, twins, before):
+    """Yield why a version may not return to production because of its twins, as what it lacks.
+
+    In an incident only what was found in production counts, and only what its own team found: a duplicate that
+    nobody was served by, or another team's opinion, must not keep a bad version on air.
+
+    Args:
+        registry: where.
+        version: which.
+        twins: what is known of all weights.
+        before: the entry of the rollback, where it is judged afterwards; default: all that is known counts.
+    """
+    for twin, state, of_twin in _twins_at(registry, version, twins, before):
+        if twin.tenant != version.tenant or not entered_production(of_twin, twin.number):
+            continue
+        if state == "revoked":
+            yield f"other weights ({twin.id}, which was in production with the same, was revoked)"
         for one in incidents_since_production(of_twin, twin.number):
             yield f"other weights ({twin.id} has the same, and had an incident: '{one.summary}')"
-        for kind in INHERITED:
-            earlier = [document for _, document in documents_on(registry, twin, of_twin, kind)]
-            if not earlier:
-                continue
-            newest = (given or {}).get(kind) or (load(registry.files, own[kind]) if kind in own else None)
-            # A version without such a report answers for the one that counts on its twin.
-            yield from _unanswered(twin, newest, earlier if newest else earlier[-1:])
 
 
 def closed_twins(registry: Registry, version: Version, twins: Twins, before: int) -> Iterator[str]:
@@ -81,22 +98,18 @@ def closed_twins(registry: Registry, version: Version, twins: Twins, before: int
 
 
 def twin_notes(registry: Registry, version: Version, twins: Twins) -> Iterator[str]:
-    """Yield each twin of an open version with what speaks against it, answered or not.
-
-    Raises:
-        LoraOpsError: a report on a twin is missing or was changed.
-    """
+    """Yield each twin of an open version with what speaks against it, answered or not, or can't be read."""
     if version.state in CLOSED:
         return
     for twin, history in _open_twins(registry, version, twins):
         against = [f"an incident ('{one.summary}')" for one in incidents_since_production(history, twin.number)]
         for kind in INHERITED:
-            for one, document in documents_on(registry, twin, history, kind):
+            found = _read(registry, twin, history, kind)
+            for one, document in found.reports:
                 against += _spoken(registry, one, document)
+            against += found.unread
         if twin.tenant == version.tenant:
-            evaluation = registry.load(twin.tenant, twin.number).manifest.evaluation
-            lacking = evaluation_lacks(evaluation, gap_limit(registry, version))
-            against += [f"its evaluation: asked for was {one}" for one in lacking]
+            against += _spoken_by_evaluation(registry, twin, gap_limit(registry, version))
         if against:
             said = "; ".join(against)
             yield (
@@ -125,6 +138,35 @@ def _twins_at(
         state = next((one for one in reversed(states) if one), None)
         if state:  # else it was registered later
             yield twin, state, history
+
+
+class _Read(NamedTuple):
+    reports: list[tuple[Evidence, AnyEvidence]]
+    unread: list[str]
+
+
+def _read(registry: Registry, twin: Summary, history: Sequence[AuditEntry], kind: str) -> _Read:
+    """Return the reports of one kind on a twin, and what can't be read: a lost file stops no other version."""
+    found = _Read([], [])
+    for one in {one.sha256: one for one in own_evidence(history, twin.number) if one.kind == kind}.values():
+        try:
+            document = load(registry.files, one)
+        except LoraOpsError:
+            found.unread.append(
+                f"nothing that can be read: its {kind} report ({one.summary}) is lost or damaged"
+            )
+            continue
+        if document and document.content_digest == twin.content_digest:
+            found.reports.append((one, document))
+    return found
+
+
+def _spoken_by_evaluation(registry: Registry, twin: Summary, limit: float | None) -> list[str]:
+    try:
+        evaluation = registry.load(twin.tenant, twin.number).manifest.evaluation
+    except LoraOpsError:
+        return ["nothing that can be read: its manifest is lost or damaged"]
+    return [f"its evaluation: asked for was {one}" for one in evaluation_lacks(evaluation, limit)]
 
 
 def _spoken(registry: Registry, one: Evidence, document: AnyEvidence) -> list[str]:
@@ -162,9 +204,10 @@ def _evaluation_unanswered(
     registry: Registry, version: Version, twin: Summary, limit: float | None
 ) -> Iterator[str]:
     """Yield what the evaluation of a version must answer of its twin's: fewer rows or columns hide a fault."""
-    if twin.tenant != version.tenant:
-        return  # another tenant's rows ask something else
-    theirs = registry.load(twin.tenant, twin.number).manifest.evaluation
+    try:
+        theirs = registry.load(twin.tenant, twin.number).manifest.evaluation
+    except LoraOpsError:
+        return  # `twin_notes` names it
     mine = version.manifest.evaluation
     same = f"{twin.id}, which has the same weights"
     few = f"of at least {theirs.rows} rows (it has {mine.rows})"

@@ -28,6 +28,7 @@ from lora_ops.registry.requirements import (
     LIVE,
     STAGES,
     Stage,
+    about_twins,
     approvals_needed,
     closed_alike,
     leaves_production,
@@ -84,13 +85,14 @@ def promote(
         current = registry.named(version.tenant, to)
         _require_expected(version, to, current, expect)
         _require_step(version, to, reason)
-        twins = _require_sound(registry, version)
         concerns = leaves_production(registry, version, to)
+        twins = _require_sound(registry, version, returns=concerns is not None)
         basis, needed = step_basis(registry, version, to, evidence, concerns, twins)
         if to == "production" and concerns is None:
             needed += approvals_needed(registry, version)
         if needed:
             raise Refused(f"{version.id} can't become '{to}' yet; missing: {'; '.join(needed)}.")
+        notes = about_twins(registry, version, twins) if concerns else []
         states, aliases = _moved(version, to, current)
         _record(
             registry,
@@ -104,6 +106,7 @@ def promote(
             before=version.state,
             max_gap=gap_limit(registry, version),
             **({"concerns": concerns} if concerns else {}),
+            **({"notes": notes} if notes else {}),
         )
     return registry.get(version.id)
 
@@ -322,15 +325,18 @@ def _named(version: Version, number: int | None) -> str:
     return f"{version.tenant}@{number}" if number else "none"
 
 
-def _require_sound(registry: Registry, version: Version) -> Twins:
-    """Refuse a version that expired, was damaged or has the weights of a closed one; return all weights."""
+def _require_sound(registry: Registry, version: Version, *, returns: bool) -> Twins:
+    """Refuse a version that expired, was damaged or has the weights of a closed one; return all weights.
+
+    Of a version that returns to production, `returning_lacks` says which closed ones count.
+    """
     expired = expiry_reason(version.summary, registry.clock())
     if expired:
         raise Refused(f"{expired}.")
     # Before anything else reads the kept files.
     packages.check_kept(registry, version)
     twins = Twins(registry)
-    closed = closed_alike(version, twins)
+    closed = None if returns else closed_alike(version, twins)
     if closed:
         raise Refused(f"{closed}: train another one.")
     return twins

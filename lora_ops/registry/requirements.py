@@ -95,7 +95,7 @@ def missing_for(
     if stage is None:
         return None, []
     concerns, twins = leaves_production(registry, version, stage), twins or Twins(registry)
-    needed = [f"other weights ({note})" for note in _closed_note(version, twins)]
+    needed = [] if concerns else [f"other weights ({note})" for note in _closed_note(version, twins)]
     needed += step_basis(registry, version, stage, (), concerns, twins)[1]
     if stage == "production" and concerns is None:
         needed += approvals_needed(registry, version)
@@ -161,13 +161,13 @@ def returning_lacks(registry: Registry, version: Version, leaves: Version, twins
     """Return why a version may not return to production in the place of `leaves`, as what it lacks.
 
     Raises:
-        LoraOpsError: a kept file is missing or was changed.
+        LoraOpsError: a kept file of `version` is missing or was changed.
     """
     if twins.same(version.summary, leaves.summary):
         return [f"other weights than {leaves.id}, which leaves"]
     history = registry.log.entries(version.tenant, version.number)
     against = [*against_return(registry, version, history)]
-    return against + list(twin_objections_to_return(registry, version, history, twins))
+    return against + list(twin_objections_to_return(registry, version, twins))
 
 
 def _incident_of(

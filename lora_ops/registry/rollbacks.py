@@ -27,7 +27,7 @@ def incidents_in(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
 
 def incidents_since_production(history: Sequence[AuditEntry], number: int) -> list[Evidence]:
     """Return the incidents of version `number` since it entered production last, or all if it never did."""
-    since = _entered(history, number)
+    since = entered_production(history, number)
     return incidents_in([entry for entry in history if entry.seq >= since], number)
 
 
@@ -43,7 +43,7 @@ def fresh_incidents(
         number: the version that leaves production.
         offered: incidents that are not filed yet.
     """
-    since = _entered(history, number)
+    since = entered_production(history, number)
     before = {_text(one) for one in incidents_in([e for e in history if e.seq <= since], number)}
     told = [*incidents_in([e for e in history if e.seq > since], number), *offered]
     return [one for one in told if _text(one) not in before]
@@ -81,7 +81,7 @@ def against_return(
     """
     if history is None:
         history = registry.log.entries(version.tenant, version.number)
-    since = _entered(history, version.number)
+    since = entered_production(history, version.number)
     least = _minimums(history, since)
     told = incidents_since_production(history, version.number)
     if told:
@@ -106,7 +106,7 @@ def _minimums(history: Sequence[AuditEntry], seq: int) -> EvidenceSettings | Non
     return EvidenceSettings.model_validate(rules["least"]) if rules else None
 
 
-def _entered(history: Sequence[AuditEntry], number: int) -> int:
+def entered_production(history: Sequence[AuditEntry], number: int) -> int:
     """Return the entry that let version `number` into production last; 0 without one."""
     entries = [entry.seq for entry in history if entry.number == number and entry.action == "production"]
     return entries[-1] if entries else 0

@@ -116,16 +116,107 @@ def test_an_incident_before_production_is_answered(registry: Registry, package: 
     assert "had an incident" not in " ".join(missing_for(registry, other)[1])
 
 
-def test_plan_passes_over_a_twin_with_an_incident(
-    registry: Registry, package: Build, story: Story, tmp_path: Path
-) -> None:
+@pytest.fixture
+def bad_release(registry: Registry, package: Build, story: Story) -> None:
+    """Let finance@2 take over from finance@1."""
     for seed in (1, 2):
         registry.register(*package(seed), actor=AUTHOR)
         story.to(f"finance@{seed}", "production")
+
+
+def roll_back(registry: Registry, folder: Path, reference: str = "finance@2") -> str:
+    report = folder / "incident.md"
+    report.write_text("Card numbers in the answers since 14:05 today.")
+    return incidents.roll_back(registry, reference, report, actor="ci", reason="leaks").id
+
+
+@pytest.mark.parametrize("tenant", ["media", "finance"])
+@pytest.mark.parametrize("said", ["rejected", "revoked", "incident", "policy", "votes", "lost report"])
+def test_a_rollback_notes_a_twin_that_served_nobody(
+    registry: Registry,
+    bad_release: None,
+    package: Build,
+    story: Story,
+    file: File,
+    tmp_path: Path,
+    tenant: str,
+    said: str,
+) -> None:
+    """Another team, or a duplicate in the same one, kept a bad version on air."""
+    other = twin(registry, package, tenant=tenant)
+    if said in ("rejected", "revoked"):
+        close = lifecycle.reject if said == "rejected" else lifecycle.revoke
+        close(registry, other, actor="eve" if said == "rejected" else "ci", reason="not for us")
+    elif said == "incident":
+        story.file("incident", about=other)
+    elif said == "votes":
+        file(other, "human_evaluation", votes(200, lost=150))
+    else:
+        file(other, "policy", policy("tone of ours", failed=3))
+    if said == "lost report":
+        lost = registry.log.entries(tenant, int(other[-1]))[-1].evidence[0]
+        registry.files.path(lost.sha256).unlink()
+    [note] = incidents.plan(registry, "finance@2").notes
+    assert note.startswith(f"finance@1 has the weights of {other}, which is '")
+    assert roll_back(registry, tmp_path) == "finance@1"
+    entry = next(one for one in registry.log.entries("finance", 1) if one.body.get("concerns"))
+    assert entry.body["notes"] == [note]
+    if said != "lost report":
+        assert verify(registry).problems == ()
+
+
+@pytest.mark.parametrize("said", ["revoked", "incident"])
+def test_a_rollback_refuses_what_failed_in_production(
+    registry: Registry, package: Build, story: Story, said: str
+) -> None:
+    """finance@2 has the weights of finance@1, which served before it; finance@3 is bad, too."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    story.to(twin(registry, package), "production")
+    registry.register(*package(3), actor=AUTHOR)
+    story.to("finance@3", "production")
+    if said == "revoked":
+        lifecycle.revoke(registry, "finance@1", actor="ci", reason="leaks")
+        why = "finance@1, which was in production with the same, was revoked"
+    else:
+        story.file("incident")
+        why = "finance@1 has the same, and had an incident"
+    with pytest.raises(LoraOpsError, match=f"finance@2 lacks other weights .{why}"):
+        incidents.plan(registry, "finance@3")
+
+
+@pytest.mark.parametrize("said", ["incident", "policy", "votes", "lost report"])
+def test_another_tenants_word_stops_no_canary(
+    registry: Registry, package: Build, story: Story, file: File, said: str
+) -> None:
+    registry.register(*package(1), actor=AUTHOR)
     other = twin(registry, package, tenant="media")
-    story.file("incident", about=other)
-    with pytest.raises(LoraOpsError, match="finance@1 lacks other weights .media@1 has the same"):
-        incidents.plan(registry, "finance@2")
+    story.to("finance@1", "canary")
+    story.file("canary")
+    story.approve("finance@1")
+    if said == "incident":
+        story.file("incident", about=other)
+    elif said == "votes":
+        file(other, "human_evaluation", votes(200, lost=150))
+    else:
+        file(other, "policy", policy("tone of ours", failed=3))
+    if said == "lost report":
+        registry.files.path(registry.log.entries("media", 1)[-1].evidence[0].sha256).unlink()
+    assert missing_for(registry, "finance@1") == ("production", [])
+    assert "finance@1 has the weights of media@1, which is 'candidate'; against" in warnings(
+        registry, "finance@1"
+    )
+
+
+def test_a_lost_report_of_a_twin_is_a_note(
+    registry: Registry, package: Build, story: Story, file: File
+) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    file("finance@1", "policy", policy("No cards"))
+    other = twin(registry, package)
+    registry.files.path(registry.log.entries("finance", 1)[-1].evidence[0].sha256).unlink()
+    assert story.to(other, "validated").state == "validated"
+    assert "its policy report (rows.jsonl) is lost or damaged" in warnings(registry, other)
 
 
 def test_a_rollback_returns_other_weights(registry: Registry, package: Build, story: Story) -> None:
@@ -142,7 +233,7 @@ def test_a_failed_check_of_a_twin_is_answered_by_name(
 ) -> None:
     registry.register(*package(1), actor=AUTHOR)
     file("finance@1", "policy", policy("No cards", failed=3))
-    other = twin(registry, package, tenant="media")
+    other = twin(registry, package)
     needs = "a policy report with every check that failed on finance@1, which has the same weights (No cards)"
     assert needs in missing_for(registry, other)[1]
     file(other, "policy", policy("no-advice"))
@@ -195,7 +286,7 @@ def test_verify_rechecks_the_twins_of_each_step(
 ) -> None:
     """Code that forgot to look at a twin; what is said of it later, and after it is closed, changes nothing."""
     registry.register(*package(1), actor=AUTHOR)
-    other = twin(registry, package, tenant="media")
+    other = twin(registry, package)
     story.to(other, "validated")
     file("finance@1", "policy", policy("No cards", failed=3))
     assert verify(registry).problems == ()
@@ -203,12 +294,12 @@ def test_verify_rechecks_the_twins_of_each_step(
     story.to(other, "shadow")
     lacked = "without a policy report with every check that failed on finance@1"
     [problem] = verify(registry).problems
-    assert "makes media@1 'shadow'" in problem and lacked in problem
+    assert "makes finance@2 'shadow'" in problem and lacked in problem
     lifecycle.reject(registry, "finance@1", actor="ben", reason="leaks")
     monkeypatch.setattr(requirements, "closed_alike", lambda *_: None)
     monkeypatch.setattr(lifecycle, "closed_alike", lambda *_: None)
     story.to(other, "canary")
     shadow, canary = verify(registry).problems
     assert shadow == problem
-    assert "makes media@1 'canary'" in canary
+    assert "makes finance@2 'canary'" in canary
     assert "without other weights (finance@1, which has the same, was rejected)" in canary
