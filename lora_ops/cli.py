@@ -19,7 +19,7 @@ from lora_ops.registry.command_options import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.registry.owners_commands import app as owners_app
 from lora_ops.serving.commands import keys_app, serve
-from lora_ops.streams import settle_streams
+from lora_ops.streams import settle_streams, work_is_done
 from lora_ops.tenant_commands import app as tenant_app
 from lora_ops.version_commands import compare, register, report
 
@@ -81,6 +81,7 @@ def base_model(as_json: AsJson = False) -> None:
     _stay_offline(settings.source)
     with prose_on_stderr(as_json):
         record = make_base_model(settings, root / "models/base", root / "data/raw", root)
+    work_is_done()
     if as_json:
         print_json(record.model_dump(mode="json"))
         return
@@ -120,6 +121,7 @@ def run(
     output = root / "reports" / (tenant or "") / path.name
     with prose_on_stderr(as_json):
         run_notebook(path, output, parameters, root, lambda: remembered_head(root))
+    work_is_done()
     if as_json:
         page = output.with_suffix(".html")
         print_json({"tenant": tenant, "notebook": str(output), "page": str(page), "parameters": parameters})
@@ -166,6 +168,7 @@ def rollback(
             root,
             lambda: remembered_head(root),
         )
+    work_is_done()
     if as_json:
         with closing(open_registry(root)) as registry:
             print_json({**incidents.summary(registry, version, folder, done=yes), "page": str(page)})
@@ -203,6 +206,7 @@ def wandb_sync(as_json: AsJson = False) -> None:
 
     with prose_on_stderr(as_json):
         send_offline_runs(find_root())
+    work_is_done()
     if as_json:
         print_json({"sent": True})
 
@@ -216,6 +220,7 @@ def profile(
 
     root = find_root()
     apply_profile(root / "profiles" / f"{name}.yaml", root)
+    work_is_done()
     if as_json:
         print_json({"profile": name})
         return

@@ -1,7 +1,8 @@
 """Standard output and standard error that no reader, and no text, can break.
 
-A command that revoked a version has done so, even if `head` read one line of what it says and went away. So the
-exit code is always that of the command.
+A command that revoked a version has done so, even if `head` read one line of what it says and went away, or if
+the disk under its output is full. So the exit code is always that of the command. The exception is a command
+that only prints: on a full disk it has not done what was asked for.
 """
 
 import io
@@ -15,17 +16,27 @@ STDERR = 2
 class _Patient(io.FileIO):
     """A stream whose reader may go away: what nobody reads goes nowhere."""
 
+    work_is_done = False
+    """Whether the command has done its work, so that a full disk under stdout loses only words about it."""
+
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            # A full disk under stdout loses what was asked for; under stderr it must not hide the exit code.
-            if not isinstance(error, BrokenPipeError) and self.fileno() != STDERR:
-                raise
+            is_lost = not isinstance(error, BrokenPipeError) and self.fileno() != STDERR
+            if is_lost and not _Patient.work_is_done:
+                raise  # what is lost is what was asked for
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
+            if is_lost:
+                print(f"lora-ops: It is done, and can't be printed: {error.strerror}.", file=sys.stderr)
             return len(data)
+
+
+def work_is_done() -> None:
+    """Let a full disk under stdout warn on stderr from now on, since the command did what it changes."""
+    _Patient.work_is_done = True
 
 
 def settle_streams() -> None:

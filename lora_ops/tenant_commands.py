@@ -10,6 +10,7 @@ from lora_ops.escaping import markup, show
 from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_json, prose_on_stderr
+from lora_ops.streams import work_is_done
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +69,7 @@ def tenant_add(
         show(_grid(failed_rows(contract), title=f"Rows of {source} that fail"))
     require(contract, REMEDIES)
     add_tenant(name, entry, root)
+    work_is_done()
     if as_json:
         print_json({"tenant": name, "entry": entry, "contract": contract.model_dump(mode="json")})
         return
@@ -106,6 +108,7 @@ def tenant_remove(
     from lora_ops.tenants import remove_tenant
 
     remove_tenant(name, find_root())
+    work_is_done()
     if as_json:
         print_json({"removed": name})
         return

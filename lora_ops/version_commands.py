@@ -11,6 +11,7 @@ from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_json, print_problem, prose_on_stderr
 from lora_ops.registry.command_options import Actor, head_remembered, note_lines
+from lora_ops.streams import work_is_done
 
 
 def register(
@@ -56,6 +57,7 @@ def register(
                 refused.append(outcome.tenant)
                 print_problem(f"{outcome.tenant}: {outcome.problem}")
                 continue
+            work_is_done()
             if outcome.is_new:
                 number, tracking = outcome.version.number, settings.tracking
                 with prose_on_stderr(as_json):

@@ -73,6 +73,11 @@ def test_a_full_disk_under_stdout_is_one_sentence(words: list[str]) -> None:
         ("tenant check 2>/dev/full", 2),
         ("tenant check nobody --json | true", 4),
         ("--help | true", 0),
+        ("tenant list >/dev/full", 5),
+        ("tenant remove media >/dev/full", 0),
+        ("tenant remove media --json >/dev/full", 0),
+        ("tenant remove nobody --json >/dev/full", 4),
+        ("profile tiny >/dev/full", 0),
         ("run notebooks/traffic.ipynb >&- 2>&-", 0),
     ],
 )

@@ -19,6 +19,7 @@ from lora_ops.registry.command_options import (
     print_version,
     who,
 )
+from lora_ops.streams import work_is_done
 
 if TYPE_CHECKING:
     from lora_ops.registry.reports import Report
@@ -54,6 +55,7 @@ def approve(
         _, missing = missing_for(registry, reference)
         notes = gate_notes(registry, registry.get(reference))
         remembered = head_remembered(registry)
+    work_is_done()
     if as_json:
         print_json(
             {
@@ -106,6 +108,7 @@ def file_(
         version = lifecycle.file_evidence(registry, reference, report, actor=who(actor))
         lacking = list(lacks(report.document, registry.least))
         remembered = head_remembered(registry)
+    work_is_done()
     if as_json:
         document = {**report.document.model_dump(mode="json"), "sha256": report.reference.sha256}
         print_json({**document, "lacks": lacking, **remembered})

@@ -9,6 +9,7 @@ import typer
 from lora_ops import escaping
 from lora_ops.escaping import markup
 from lora_ops.output import print_json
+from lora_ops.streams import work_is_done
 
 if TYPE_CHECKING:
     from lora_ops.registry.store import Registry
@@ -59,6 +60,7 @@ def print_version(
         notes: what whoever decides must know; None for a command that has none.
         facts: what else programs are told.
     """
+    work_is_done()
     if as_json:
         damage = {"registry_was_damaged": registry.mended} if registry.mended else {}
         more = {"notes": list(notes)} if notes is not None else {}

@@ -18,6 +18,7 @@ from lora_ops.registry.command_options import (
     print_version,
 )
 from lora_ops.registry.operations_commands import operations
+from lora_ops.streams import work_is_done
 
 if TYPE_CHECKING:
     from lora_ops.registry.store import Registry
@@ -189,6 +190,7 @@ def sync(as_json: AsJson = False) -> None:
         mirror = open_mirror(registry)
         done = mirror.sync()
         target = mirror.project.target
+    work_is_done()
     if as_json:
         print_json({"target": target, **done._asdict()})
         return

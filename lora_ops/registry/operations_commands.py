@@ -9,6 +9,7 @@ import typer
 from lora_ops.escaping import markup, show
 from lora_ops.output import AsJson, print_json
 from lora_ops.registry.command_options import Actor, Reason, head_remembered, who
+from lora_ops.streams import work_is_done
 
 operations = typer.Typer()
 
@@ -188,6 +189,8 @@ def check_export(
 
 def _done(as_json: bool, *lines: str, **facts: Any) -> None:
     """Say what was done: `lines` for people, `facts` for programs."""
+    if not facts.get("dry_run"):
+        work_is_done()
     if as_json:
         print_json(facts)
     else:

@@ -7,6 +7,7 @@ import typer
 
 from lora_ops.escaping import markup, show
 from lora_ops.output import AsJson, print_json
+from lora_ops.streams import work_is_done
 
 app = typer.Typer(no_args_is_help=True, help="The people of owners.yaml.")
 
@@ -22,6 +23,7 @@ def add_key(
     from lora_ops.settings.files import find_root
 
     fingerprint = add(find_root() / "owners.yaml", person, public_key)
+    work_is_done()
     if as_json:
         print_json({"person": person, "key": fingerprint})
         return

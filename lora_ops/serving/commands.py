@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_ops.output import AsJson, print_json, print_problem
+from lora_ops.streams import work_is_done
 
 if TYPE_CHECKING:
     from lora_ops.serving.keys import KeyStore, Role
@@ -94,6 +95,7 @@ def revoke(
 
     with closing(_keys()) as keys:
         revoked = keys.revoke(key)
+        work_is_done()
         logged = _log(keys)
     if as_json:
         print_json({**revoked._asdict(), **logged})

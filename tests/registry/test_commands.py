@@ -71,6 +71,18 @@ def results(root: Path, kind: str, reference: str) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
+def test_a_change_is_done_whatever_the_disk_under_stdout(root: Path, words: tuple[str, ...]) -> None:
+    """`reject > /dev/full` said "run this again" though the version was rejected."""
+    command = [Path(sys.executable).parent / "lora-ops", "registry", "reject", "finance@1", "--reason=worse"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*command, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert done.stderr == "lora-ops: It is done, and can't be printed: No space left on device.\n"
+    with closing(open_registry(root)) as registry:
+        assert registry.get("finance@1").state == "rejected"
+
+
 def approve(cli: Cli, reference: str, person: str) -> Result:
     key = str(ssh_key(person))
     return cli("approve", reference, "--actor", person, "--reason", f"{person} agrees", "--key", key)
