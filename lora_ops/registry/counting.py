@@ -1,5 +1,6 @@
 """From raw results to evidence: rows in, counts out, so that nobody types a number."""
 
+import codecs
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -27,8 +28,9 @@ from lora_ops.records.evidence import (
     TrafficRow,
     VoteRow,
 )
-from lora_ops.registry.documents import document_problem, is_document, readable
+from lora_ops.registry.documents import document_problem, is_document
 from lora_ops.registry.owners import Team
+from lora_ops.registry.readable import readable
 from lora_ops.settings.files import first_problem
 from lora_ops.small_files import parse_json
 
@@ -231,8 +233,9 @@ def _text(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEv
         )
     if is_document(source):
         return TextEvidence(**head, kind=kind, characters=len(source))  # type: ignore[arg-type]
+    encoding = "utf-16" if source.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        text = source.decode("utf-8-sig")
+        text = source.decode(encoding)
     except UnicodeDecodeError as error:
         raise LoraOpsError(
             f"{head['source'].name} is no text in UTF-8 (byte {error.start}), no picture, no PDF and no office "

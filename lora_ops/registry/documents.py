@@ -1,12 +1,10 @@
-"""Whether a file is the document that its first bytes say it is, and what a person can read in a page."""
+"""Whether a file is the picture, PDF or office document that its first bytes say it is, and is whole."""
 
 import io
-import json
 import re
+import struct
 import zipfile
-from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
-from typing import Any
+from collections.abc import Callable
 
 JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """The markers of a JPEG that begin a frame, with its height and width."""
@@ -14,10 +12,14 @@ PDF_TAIL = 1024
 """A PDF ends in here, whatever a mail program added."""
 PDF_INDEX = re.compile(rb"(?<!start)xref\b|\d{1,10}\s{1,8}\d{1,5}\s{1,8}obj\b")
 """What stands where the end of a PDF points to: the table of its objects, or the object that holds it."""
-PAGE_CHARACTERS = 16 * 2**20
-"""Of a page of HTML so much is read: parsing takes a second for ten of these megabytes."""
 OFFICE_PART = re.compile(r"(word/document|xl/workbook|ppt/presentation)\d*\.(xml|bin)|content\.xml")
 """What a document of Word, Excel, PowerPoint or OpenDocument says is in one of these."""
+
+OLE_FREE = 0xFFFFFFFC
+"""From here on the number of a sector in a .doc or .msg file names none."""
+TIFF_PIXELS = (273, 279, 324, 325)
+"""Where the strips or tiles of a TIFF begin, and how long they are."""
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif")
 
 
 def document_problem(content: bytes) -> str | None:
@@ -25,84 +27,15 @@ def document_problem(content: bytes) -> str | None:
 
     A file that begins as none of them has no problem here: see `is_document`.
     """
-    for start, (what, is_whole) in DOCUMENTS.items():
-        if content.startswith(start):
+    for start, what, is_whole in DOCUMENTS:
+        if start.match(content):
             return None if is_whole(content) else f"begins as {what} and is none, or was cut off"
     return None
 
 
 def is_document(content: bytes) -> bool:
     """Return whether a file begins as a picture, a PDF or an office document."""
-    return content.startswith(tuple(DOCUMENTS))
-
-
-def readable(text: str) -> str:
-    """Return what a person reads in a text: of HTML no tags, of JSON the values, of a notebook its cells.
-
-    A picture in a notebook counts as the digits that it is saved as: a page of plots is not empty.
-    """
-    bare = text.lstrip("\ufeff \t\r\n")
-    if bare.startswith("<"):
-        page = _Page()
-        page.feed(bare[:PAGE_CHARACTERS])
-        page.close()
-        return " ".join(page.texts)
-    if bare.startswith(("{", "[")):
-        try:
-            found = json.loads(bare)
-        except (ValueError, RecursionError):
-            return text  # JSON lines, or prose that begins with a bracket
-        if isinstance(found, dict) and isinstance(found.get("cells"), list):
-            found = [_of_cell(cell) for cell in found["cells"] if isinstance(cell, dict)]
-        return " ".join(_values(found))
-    return text
-
-
-def _of_cell(cell: dict[str, Any]) -> list[Any]:
-    outputs = cell.get("outputs")
-    shown = [
-        [one.get("text"), one.get("data"), one.get("evalue")]
-        for one in (outputs if isinstance(outputs, list) else [])
-        if isinstance(one, dict)
-    ]
-    return [cell.get("source"), shown]
-
-
-def _values(found: Any) -> Iterator[str]:
-    if isinstance(found, dict):
-        found = list(found.values())
-    if isinstance(found, list):
-        for one in found:
-            yield from _values(one)
-    elif isinstance(found, str):
-        yield found
-    elif isinstance(found, int | float) and not isinstance(found, bool):
-        yield str(found)
-
-
-class _Page(HTMLParser):
-    """Collects the text of a page that a browser shows."""
-
-    HIDDEN = frozenset(("script", "style", "template", "head"))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-        self._hidden: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "body":  # a browser ends an open head here
-            self._hidden.clear()
-        elif tag in self.HIDDEN:
-            self._hidden.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._hidden:
-            del self._hidden[self._hidden.index(tag) :]
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.texts.append(data)
+    return any(start.match(content) for start, _, _ in DOCUMENTS)
 
 
 def _is_png(content: bytes) -> bool:
@@ -159,13 +92,73 @@ def _is_office(content: bytes) -> bool:
         return False
 
 
+def _is_ole(content: bytes) -> bool:
+    """Return whether every sector that the tables of a .doc, .xls, .ppt or .msg file name is there."""
+    if len(content) < 512 or int.from_bytes(content[30:32], "little") not in (9, 12):
+        return False
+    sector = 1 << int.from_bytes(content[30:32], "little")
+    there = -(-(len(content) - sector) // sector)
+    tables = [one for one in struct.unpack_from("<109I", content, 76) if one < OLE_FREE]
+    directory = int.from_bytes(content[48:52], "little")
+    if not tables or max(*tables, directory) >= there:
+        return False
+    used = -1
+    for at, table in enumerate(tables):
+        start = (table + 1) * sector
+        named = content[start : start + sector]
+        names = struct.unpack(f"<{len(named) // 4}I", named[: len(named) // 4 * 4])
+        used = max([used, *(at * (sector // 4) + i for i, name in enumerate(names) if name != 0xFFFFFFFF)])
+    return 0 <= used < there
+
+
+def _is_tiff(content: bytes) -> bool:
+    """Return whether the pixels of a TIFF's first picture are all there."""
+    order = "<" if content[:2] == b"II" else ">"
+    try:
+        (at,) = struct.unpack_from(f"{order}I", content, 4)
+        (many,) = struct.unpack_from(f"{order}H", content, at)
+        found: dict[int, tuple[int, ...]] = {}
+        for entry in range(at + 2, at + 2 + 12 * many, 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", content, entry)
+            if tag not in TIFF_PIXELS or kind not in (3, 4) or count > len(content):
+                continue
+            values = f"{order}{count}{'H' if kind == 3 else 'I'}"
+            inside = struct.calcsize(values) <= 4
+            place = entry + 8 if inside else struct.unpack_from(f"{order}I", content, entry + 8)[0]
+            found[tag] = struct.unpack_from(values, content, place)
+    except struct.error:  # beyond the end
+        return False
+    starts, sizes = found.get(273) or found.get(324), found.get(279) or found.get(325)
+    if not starts or not sizes or len(starts) != len(sizes):
+        return False
+    return all(size > 0 and start + size <= len(content) for start, size in zip(starts, sizes, strict=True))
+
+
+def _is_heic(content: bytes) -> bool:
+    """Return whether the boxes of a HEIC picture are all there."""
+    at, boxes = 0, set()
+    while at + 8 <= len(content):
+        size, header = int.from_bytes(content[at : at + 4]), 8
+        if size == 1:
+            size, header = int.from_bytes(content[at + 8 : at + 16]), 16
+        if size == 0:  # up to the end
+            size = len(content) - at
+        if size < header:
+            return False
+        boxes.add(content[at + 4 : at + 8])
+        at += size
+    return at == len(content) and content[8:12] in HEIC_BRANDS and {b"meta", b"mdat"} <= boxes
+
+
 # How each kind of document begins, its name, and whether a file is a whole one.
-DOCUMENTS: dict[bytes, tuple[str, Callable[[bytes], bool]]] = {
-    b"\x89PNG\r\n\x1a\n": ("a picture (PNG)", _is_png),
-    b"\xff\xd8\xff": ("a picture (JPEG)", _is_jpeg),
-    b"GIF87a": ("a picture (GIF)", _is_gif),
-    b"GIF89a": ("a picture (GIF)", _is_gif),
-    b"RIFF": ("a picture (WebP)", _is_webp),
-    b"%PDF-": ("a PDF", _is_pdf),
-    b"PK\x03\x04": ("an office document", _is_office),
-}
+DOCUMENTS: tuple[tuple[re.Pattern[bytes], str, Callable[[bytes], bool]], ...] = (
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "a picture (PNG)", _is_png),
+    (re.compile(rb"\xff\xd8\xff"), "a picture (JPEG)", _is_jpeg),
+    (re.compile(rb"GIF8[79]a"), "a picture (GIF)", _is_gif),
+    (re.compile(rb"RIFF"), "a picture (WebP)", _is_webp),
+    (re.compile(rb"II\*\0|MM\0\*"), "a picture (TIFF)", _is_tiff),
+    (re.compile(rb"\0\0.{2}ftyp", re.DOTALL), "a picture (HEIC)", _is_heic),
+    (re.compile(rb"%PDF-"), "a PDF", _is_pdf),
+    (re.compile(rb"PK\x03\x04"), "an office document", _is_office),
+    (re.compile(rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), "an office document or a mail", _is_ole),
+)
