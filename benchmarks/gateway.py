@@ -8,12 +8,10 @@ model, a registry with signed packages of rank 8 on all linear layers (for `many
 
 import argparse
 import asyncio
-import http.client
 import json
 import os
 import random
 import shutil
-import socket
 import statistics
 import tempfile
 import threading
@@ -30,6 +28,7 @@ from lora_ops.registry import packages
 
 # isort: split
 import torch
+from clients import connect
 from peft import LoraConfig, get_peft_model
 from registry import manifest
 from rich.console import Console
@@ -125,14 +124,6 @@ class Site:
         yield port.getsockname()[1], engine
         servers[0].should_exit = True
         thread.join()
-
-
-def connect(port: int) -> http.client.HTTPConnection:
-    """A connection whose second packet does not wait for the acknowledgement of its first."""
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.connect()
-    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
 
 
 class Client:
