@@ -14,7 +14,7 @@ from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, packages, reports
 from lora_ops.registry.eligibility import expiry_reason
-from lora_ops.registry.requirements import about_twins, returning_lacks
+from lora_ops.registry.requirements import return_notes, returning_lacks
 from lora_ops.registry.roles import owners_of
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins, answering_notes
@@ -62,7 +62,7 @@ def plan(registry: Registry, reference: str) -> Rollback:
     serving = registry.named(leaves.tenant, "production")
     if serving is not None and _replaced(registry, leaves, serving):
         returned = registry.get(f"{leaves.tenant}@{serving}", whole=False)
-        return Rollback(leaves, returned, True, _notes(registry, returned))
+        return Rollback(leaves, returned, True, _notes(registry, returned, leaves))
     if serving is not None and serving != leaves.number:
         raise Refused(
             f"{leaves.id} is '{leaves.state}': {leaves.tenant}@{serving} is in production, so there is nothing "
@@ -72,7 +72,7 @@ def plan(registry: Registry, reference: str) -> Rollback:
     if serving is None and leaves.number not in served:
         raise Refused(f"{leaves.id} is '{leaves.state}' and was never in production.")
     returns = _before(registry, leaves, served)
-    return Rollback(leaves, returns, False, _notes(registry, returns))
+    return Rollback(leaves, returns, False, _notes(registry, returns, leaves))
 
 
 def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, reason: str) -> Version:
@@ -217,8 +217,8 @@ def summary(registry: Registry, reference: str, folder: Path, *, done: bool) -> 
     }
 
 
-def _notes(registry: Registry, returns: Version) -> tuple[str, ...]:
-    return tuple(about_twins(registry, returns, Twins(registry)))
+def _notes(registry: Registry, returns: Version, leaves: Version) -> tuple[str, ...]:
+    return tuple(return_notes(registry, returns, leaves, Twins(registry)))
 
 
 def _served(registry: Registry, tenant: str) -> list[int]:
@@ -240,8 +240,11 @@ def _replaced(registry: Registry, leaves: Version, serving: int) -> bool:
 
 
 def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
-    """The last version in production that may answer again."""
-    refused, twins = [], Twins(registry)
+    """The last version in production that may answer again.
+
+    One of which nobody can tell whether it has the same weights returns only if none is known to have others.
+    """
+    refused, twins, unknown = [], Twins(registry), list[Version]()
     for number in served:
         if number == leaves.number:
             continue
@@ -252,8 +255,13 @@ def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
             problem = str(error).rstrip(".")
         else:
             if problem is None:
-                return version
+                if twins.compare(version.summary, leaves.summary) == "other":
+                    return version
+                unknown.append(version)
+                continue
         refused.append(problem)
+    if unknown:
+        return unknown[0]
     why = "; ".join(refused) or "no other version was in production before"
     raise Refused(
         f"There is no version to go back to from {leaves.id}: {why}. To stop its answers all the same: "
@@ -272,7 +280,7 @@ def _unfit(registry: Registry, version: Version, leaves: Version, twins: Twins) 
     expired = expiry_reason(version.summary, registry.clock())
     if expired:
         return expired
-    if twins.same(version.summary, leaves.summary):
+    if twins.compare(version.summary, leaves.summary) == "same":
         return f"{version.id} has the weights of {leaves.id}"
     packages.check_kept(registry, version)
     lacking = returning_lacks(registry, version, leaves, twins)

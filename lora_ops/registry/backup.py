@@ -24,6 +24,7 @@ from lora_ops.registry.gc import named_digests
 from lora_ops.registry.signing_keys import IDENTITY_FILE
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from lora_ops.registry.versions import lost
 from lora_ops.settings.registry import SigningSettings
 from lora_ops.small_files import parse_json
 
@@ -167,9 +168,17 @@ def _take_database(registry: Registry, folder: Path) -> Head:
 
 
 def _required(registry: Registry) -> set[str]:
-    """Return the digests of the files without which a version can't be restored."""
+    """Return the digests of the files without which a version can't be restored.
+
+    Raises:
+        Damaged: a manifest was lost, so nobody knows them, and restoring would refuse the registry.
+    """
     found: set[str] = set()
-    for version in registry.versions():
+    versions = registry.versions()
+    gone = next(iter({one.id for one in registry.summaries()} - {one.id for one in versions}), None)
+    if gone:
+        raise lost("manifest", gone)
+    for version in versions:
         found |= {file.sha256 for file in version.manifest.files.values()}
         if version.summary.signature:
             found.add(version.summary.signature)

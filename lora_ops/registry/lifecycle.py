@@ -28,11 +28,11 @@ from lora_ops.registry.requirements import (
     LIVE,
     STAGES,
     Stage,
-    about_twins,
     approvals_needed,
     closed_alike,
     leaves_production,
     require_about,
+    return_notes,
     step_basis,
 )
 from lora_ops.registry.roles import (
@@ -92,7 +92,10 @@ def promote(
             needed += approvals_needed(registry, version)
         if needed:
             raise Refused(f"{version.id} can't become '{to}' yet; missing: {'; '.join(needed)}.")
-        notes = about_twins(registry, version, twins) if concerns else []
+        notes: list[str] = []
+        if concerns:
+            leaves = registry.get(f"{version.tenant}@{concerns}", whole=False)
+            notes = return_notes(registry, version, leaves, twins)
         states, aliases = _moved(version, to, current)
         _record(
             registry,

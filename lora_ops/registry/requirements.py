@@ -45,31 +45,37 @@ def allowed(before: str, after: str) -> bool:
 
 
 def closed_alike(version: Version, twins: Twins) -> str | None:
-    """Return why a version may not go on though it is open: a closed one has the same weights; or None.
-
-    Raises:
-        LoraOpsError: its weights, or those of a closed version, are missing or damaged.
-    """
-    twin = twins.closed(twins.weights(version.summary), version.id)
+    """Return why a version may not go on though it is open: a closed one has the same weights; or None."""
+    twin = twins.closed_like(version.summary)
     return f"{version.id} has the weights of {twin.id}, which is '{twin.state}'" if twin else None
 
 
 def about_twins(registry: Registry, version: Version, twins: Twins) -> list[str]:
     """Return what speaks against an open version because others have its weights, or that nobody can tell."""
     try:
-        return [*_closed_note(version, twins), *twin_notes(registry, version, twins)]
+        return [
+            *_closed_note(version, twins),
+            *_unknown_note(version, twins),
+            *twin_notes(registry, version, twins),
+        ]
     except LoraOpsError as error:
         return [str(error).rstrip(".")]
 
 
 def _closed_note(version: Version, twins: Twins) -> list[str]:
-    if version.state in CLOSED:
-        return []
-    try:
-        closed = closed_alike(version, twins)
-    except LoraOpsError as error:
-        return [str(error).rstrip(".")]
+    closed = None if version.state in CLOSED else closed_alike(version, twins)
     return [closed] if closed else []
+
+
+def _unknown_note(version: Version, twins: Twins) -> list[str]:
+    unknown = [] if version.state in CLOSED else twins.closed_unknown(version.summary)
+    if not unknown:
+        return []
+    named = ", ".join(f"{one.id}, which is '{one.state}'" for one in unknown)
+    return [
+        f"nobody can tell whether {version.id} has the weights of {named}: kept weights are missing or "
+        "damaged, so restore them from a backup"
+    ]
 
 
 def next_stage(state: State) -> Stage | None:
@@ -163,11 +169,19 @@ def returning_lacks(registry: Registry, version: Version, leaves: Version, twins
     Raises:
         LoraOpsError: a kept file of `version` is missing or was changed.
     """
-    if twins.same(version.summary, leaves.summary):
+    if twins.compare(version.summary, leaves.summary) == "same":
         return [f"other weights than {leaves.id}, which leaves"]
     history = registry.log.entries(version.tenant, version.number)
     against = [*against_return(registry, version, history)]
     return against + list(twin_objections_to_return(registry, version, twins))
+
+
+def return_notes(registry: Registry, version: Version, leaves: Version, twins: Twins) -> list[str]:
+    """Return what is said of the weights that return in the place of `leaves`, and does not stop them."""
+    notes = about_twins(registry, version, twins)
+    if twins.compare(version.summary, leaves.summary) == "unknown":
+        notes.insert(0, f"nobody can tell whether {version.id} has the weights of {leaves.id}, which leaves")
+    return notes
 
 
 def _incident_of(

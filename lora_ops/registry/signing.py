@@ -11,7 +11,7 @@ from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.signing_keys import PrivateKey, key_fingerprint, matches_signature, public_pem
 from lora_ops.settings.registry import SigningSettings
-from lora_ops.small_files import read_json, read_small
+from lora_ops.small_files import parse_json, read_json, read_small
 
 if TYPE_CHECKING:
     from model_signing.hashing import Config as Hashing
@@ -151,6 +151,20 @@ class Signer:
                 "params.yaml: add it, or use a key that is; nothing was changed."
             )
         return key
+
+
+def signed_digests(signature: Path, what: str) -> dict[str, str]:
+    """Return the SHA-256 of each file that a signature names; the signature itself is not verified.
+
+    Raises:
+        Damaged: it is no signature.
+    """
+    try:
+        envelope = read_json(signature)["dsseEnvelope"]
+        named = parse_json(base64.b64decode(envelope["payload"], validate=True).decode())["predicate"]
+        return {str(one["name"]): str(one["digest"]) for one in named["resources"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"The signature of {what} is no signature: restore it from a backup.") from error
 
 
 def _every_file() -> "Hashing":

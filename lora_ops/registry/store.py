@@ -15,7 +15,7 @@ from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_re
 from lora_ops.free_text import require_name
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import ADAPTER
-from lora_ops.records.manifest import Manifest, content_digest
+from lora_ops.records.manifest import ADAPTER_FILES, Manifest, content_digest
 from lora_ops.records.registry import State
 from lora_ops.registry import migrations
 from lora_ops.registry.audit import Anchor, Head, Log
@@ -338,9 +338,12 @@ class Registry(Queries):
                 elif not signature or draft != self._next(manifest):
                     continue
                 else:
-                    twin = Twins(self).closed(weights, tenant)
+                    twin = Twins(self).closed(weights, digests.get(ADAPTER_FILES[0]))
                     if twin:
-                        self._again(change, twin.tenant, twin.number, twin.state)
+                        raise Refused(
+                            f"{twin.id} has exactly these weights and was {twin.state}: change the data or the "
+                            "recipe, and train it again, before you register it."
+                        )
                     assert draft.version is not None
                     number = draft.version
                     with self._keeping(package):

@@ -3,20 +3,27 @@
 A closed adapter is known by its tensors. Another file around them, other settings or another tenant's name
 don't bring it back. The entry that registers a version states the digest of its tensors, so no file is read.
 Entries of earlier releases lack that digest. For them the kept file is read, after its own digest was compared.
+The manifest names that file, and so does the signature where the manifest was lost. Where nothing can be read,
+nobody can tell: that is a note and never an error, since an incident must not wait for a restore.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from lora_ops.adapter_files import weights_digest
-from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.errors import LoraOpsError
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.manifest import Manifest
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.queries import Queries
+from lora_ops.registry.signing import signed_digests
 from lora_ops.registry.versions import CLOSED, Summary, Version
+
+Likeness = Literal["same", "other", "unknown"]
 
 
 class Twins:
@@ -33,35 +40,32 @@ class Twins:
                 self._by_digest[self._stated[one.id]].append(one)
         self._unstated = [one for one in self._summaries if one.id not in self._stated]
 
-    def closed(self, mine: str | None, name: str) -> Summary | None:
+    def closed(self, mine: str | None, file: str | None) -> Summary | None:
         """Return a version, of whatever tenant, that was closed and has the tensors of digest `mine`, or None.
 
         Args:
             mine: the digest of the tensors that are asked about; None is no adapter, which has no twin.
-            name: whose they are, for the error.
-
-        Raises:
-            Damaged: the log does not state the weights of a closed version, and its kept file is missing or
-                was changed, so nobody can tell.
+            file: the digest of their file, which is compared where the tensors of a closed version are lost.
         """
         if mine is None:
             return None
-        unknown: tuple[Summary, LoraOpsError] | None = None
-        for one in [*self._by_digest.get(mine, ()), *self._unstated]:
-            if one.state not in CLOSED:
-                continue
+        for one in self._closed([*self._by_digest.get(mine, ()), *self._unstated]):
             try:
                 if self.weights(one) == mine:
                     return one
-            except LoraOpsError as error:
-                unknown = unknown or (one, error)
-        if unknown:
-            lost, cause = unknown
-            raise Damaged(
-                f"The kept weights of {lost.id}, which is '{lost.state}', are missing or damaged, so nobody "
-                f"can tell whether {name} has the same: restore them from a backup."
-            ) from cause
+            except LoraOpsError:
+                if file is not None and self._file_or_none(one) == file:
+                    return one
         return None
+
+    def closed_like(self, version: Summary) -> Summary | None:
+        """Return a closed version, of whatever tenant, that is known to have the same tensors, or None."""
+        closed = self._closed_beside(version)
+        return next((one for one in closed if self.compare(one, version) == "same"), None)
+
+    def closed_unknown(self, version: Summary) -> list[Summary]:
+        """Return the closed versions of which nobody can tell whether they have the same tensors."""
+        return [one for one in self._closed_beside(version) if self.compare(one, version) == "unknown"]
 
     def states(self, one: Summary) -> bool:
         """Return whether the log states the tensors of a version, as no earlier release did."""
@@ -81,14 +85,11 @@ class Twins:
         return [
             one
             for one in [*others, *self._unstated_with_report]
-            if one.id != version.id and self.same(one, version)
+            if one.id != version.id and self.compare(one, version) == "same"
         ]
 
     def read_ahead(self, reference: str | None = None) -> None:
-        """Read the kept files that a registration, or a step of `reference`, may ask for, before the lock.
-
-        Who asks later finds them in memory, and is told of what is missing or damaged.
-        """
+        """Read the kept files that a registration, or a step of `reference`, may ask for, before the lock."""
         asked = [one for one in self._unstated if one.state in CLOSED or one.id == reference]
         if reference:
             asked += self._unstated_with_report
@@ -101,36 +102,37 @@ class Twins:
         reported = self._registry.log.reported() if self._unstated else ()
         return [one for one in self._unstated if one.id in reported]
 
-    def answering(self, version: Summary) -> list[Summary]:
-        """Return the other versions with the same tensors that an alias names: they may answer today."""
+    def answering(self, version: Summary, likeness: Likeness = "same") -> list[Summary]:
+        """Return the other versions that an alias names, which may answer today, by their likeness."""
         named = [one for one in self._summaries if one.aliases and one.id != version.id]
-        return [one for one in named if self.same(one, version)]
+        return [one for one in named if self.compare(one, version) == likeness]
 
-    def same(self, left: Summary, right: Summary) -> bool:
-        """Return whether two versions are known to have the same tensors.
+    def compare(self, left: Summary, right: Summary) -> Likeness:
+        """Return whether two versions have the same tensors, as far as anybody can tell.
 
-        This never raises for a damaged file or record, since an incident must not wait for a restore. Two
-        versions of earlier releases whose files are damaged are compared by the digests of these files.
+        Where tensors are lost, the digests of the files are compared: equal files have the same tensors, and
+        different ones may have.
         """
         try:
-            mine = self.weights(left)
-            return mine is not None and mine == self.weights(right)
+            mine, theirs = self.weights(left), self.weights(right)
+            return "same" if mine is not None and mine == theirs else "other"
         except LoraOpsError:
-            return self._same_file(left, right)
+            file = self._file_or_none(left)
+            return "same" if file is not None and file == self._file_or_none(right) else "unknown"
 
     def weights(self, one: Summary) -> str | None:
         """Return the digest of a version's tensors; None where its package has no adapter.
 
         Raises:
-            LoraOpsError: the log does not state it, and the manifest or the kept file is missing or damaged.
+            LoraOpsError: the log does not state it, and the kept file is missing, damaged or named by nothing.
         """
         stated = self._stated.get(one.id)
         if stated:
             return stated
         if one.id not in self._read:
             try:
-                manifest = self._registry.load(one.tenant, one.number).manifest
-                self._read[one.id] = kept_weights(self._registry.files, manifest)
+                file = self._file(one)
+                self._read[one.id] = _tensors(self._registry.files, file) if file else None
             except LoraOpsError as error:
                 self._read[one.id] = error
         found = self._read[one.id]
@@ -138,23 +140,47 @@ class Twins:
             raise found
         return found
 
-    def _same_file(self, left: Summary, right: Summary) -> bool:
+    def _closed_beside(self, version: Summary) -> list[Summary]:
+        stated = self._stated.get(version.id)
+        others = [*self._by_digest[stated], *self._unstated] if stated else self._summaries
+        return [one for one in self._closed(others) if one.id != version.id]
+
+    def _closed(self, versions: Iterable[Summary]) -> list[Summary]:
+        return [one for one in versions if one.state in CLOSED]
+
+    def _file(self, one: Summary) -> str | None:
+        """Return the digest of a version's adapter file, as its manifest or else its signature names it.
+
+        Raises:
+            LoraOpsError: neither can be read.
+        """
         try:
-            files = [
-                self._registry.load(one.tenant, one.number).manifest.files.get(ADAPTER_FILES[0])
-                for one in (left, right)
-            ]
+            file = self._registry.load(one.tenant, one.number).manifest.files.get(ADAPTER_FILES[0])
+            return file.sha256 if file else None
         except LoraOpsError:
-            return False
-        return files[0] is not None and files[0] == files[1]
+            if one.signature is None:
+                raise
+            kept = self._registry.files.checked(one.signature, f"the signature of {one.id}")
+            return signed_digests(kept, one.id).get(ADAPTER_FILES[0])
+
+    def _file_or_none(self, one: Summary) -> str | None:
+        try:
+            return self._file(one)
+        except LoraOpsError:
+            return None
 
 
 def answering_notes(registry: Queries, version: Summary) -> list[str]:
     """Return what may still answer with the weights of a version that was just closed, in words."""
-    return [
+    twins = Twins(registry)
+    notes = [
         f"{twin.id} ('{twin.state}') has the same weights: look whether it must go, too."
-        for twin in Twins(registry).answering(version)
+        for twin in twins.answering(version)
     ]
+    unknown = ", ".join(f"{one.id} ('{one.state}')" for one in twins.answering(version, "unknown"))
+    if unknown:
+        notes.append(f"Nobody can tell whether {unknown} has the weights of {version.id}: look at its answers.")
+    return notes
 
 
 def kept_weights(files: FileStore, manifest: Manifest) -> str | None:
@@ -164,11 +190,13 @@ def kept_weights(files: FileStore, manifest: Manifest) -> str | None:
         LoraOpsError: the kept file is missing, was changed, or is not a safetensors file.
     """
     file = manifest.files.get(ADAPTER_FILES[0])
-    if file is None:
-        return None
-    if file.sha256 not in files.tensors:
-        files.tensors[file.sha256] = weights_digest(files.checked(file.sha256, ADAPTER_FILES[0]))
-    return files.tensors[file.sha256]
+    return _tensors(files, file.sha256) if file else None
+
+
+def _tensors(files: FileStore, file: str) -> str:
+    if file not in files.tensors:
+        files.tensors[file] = weights_digest(files.checked(file, ADAPTER_FILES[0]))
+    return files.tensors[file]
 
 
 def misstated_weights(registry: Queries, version: Version, adapter: Path | None = None) -> str | None:

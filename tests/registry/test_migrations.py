@@ -192,7 +192,7 @@ def test_register_knows_content_of_an_older_schema(released: Path, package: Buil
 def test_register_refuses_revoked_weights_around_other_settings(released: Path, package: Build) -> None:
     registry = Registry(released)
     folder, manifest = package(3, tenant="media")
-    with pytest.raises(LoraOpsError, match="media@1 has exactly this content and was revoked"):
+    with pytest.raises(LoraOpsError, match="media@1 has exactly these weights and was revoked"):
         registry.register(folder, manifest.model_copy(update={"license": "MIT"}))
 
 

@@ -445,7 +445,7 @@ def test_register_refuses_closed_tensors_in_another_file(registry: Registry, pac
     lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
     folder, manifest = package(1, tenant="media")
     changed = saved_again(folder, manifest)
-    with pytest.raises(LoraOpsError, match="finance@1 has exactly this content and was rejected"):
+    with pytest.raises(LoraOpsError, match="finance@1 has exactly these weights and was rejected"):
         registry.register(folder, changed)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from lora_ops import incidents
 from lora_ops.adapter_files import weights_digest
-from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.errors import Refused
 from lora_ops.registry import lifecycle, twins
 from lora_ops.registry.cards import record
 from lora_ops.registry.requirements import missing_for
@@ -49,7 +49,7 @@ def test_twins_of_closed_versions_are_not_registered(registry: Registry, package
     lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
     if how != "kept":
         spoil(kept_weights(registry, "finance@1"), how)
-    with pytest.raises(Refused, match="finance@1 has exactly this content and was revoked"):
+    with pytest.raises(Refused, match="finance@1 has exactly these weights and was revoked"):
         register_again(registry, package)
 
 
@@ -81,29 +81,46 @@ def test_damaged_closed_weights_stop_no_other_version(
     assert story.to("finance@1", "validated").state == "validated"
 
 
-@pytest.mark.parametrize("how", ["removed", "altered"])
-def test_unknown_closed_weights_stop_what_can_wait(
+@pytest.mark.parametrize("how", ["removed", "altered", "without manifest"])
+def test_unknown_closed_weights_are_a_note(
     older_registry: Registry, registry: Registry, package: Build, story: Story, how: str
 ) -> None:
-    """Nobody can tell whether a closed version had the same weights; a revocation doesn't wait for that."""
+    """One closed version whose file was lost stopped every tenant."""
     for seed in (1, 2):
         older_registry.register(*package(seed), actor=AUTHOR)
-    lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
     spoil(kept_weights(registry, "finance@1"), how)
-    unknown = "kept weights of finance@1, which is 'rejected', are missing or damaged"
-    with pytest.raises(Damaged, match=unknown):
-        register_again(registry, package)
-    with pytest.raises(LoraOpsError, match=unknown):
-        lifecycle.promote(
-            registry,
-            "finance@2",
-            "validated",
-            actor="ci",
-            reason="next",
-            evidence=story.evidence("policy", about="finance@2"),
+    if how == "without manifest":
+        registry.db.rows("DELETE FROM manifests WHERE number = 1")
+    lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
+    unknown = "has the weights of finance@1, which is 'revoked': kept weights are missing or damaged"
+    assert register_again(registry, package) == "media@1"
+    for other in ("finance@2", "media@1"):
+        assert f"nobody can tell whether {other} {unknown}" in "\n".join(
+            record(registry, other).verdict.warnings
         )
+    assert story.to("finance@2", "validated").state == "validated"
+    [note] = answering_notes(registry, registry.get("finance@1", whole=False).summary)
+    assert note.startswith("Nobody can tell whether finance@2 ('validated'), media@1 ('candidate') has")
     lifecycle.revoke(registry, "finance@2", actor=FIRST, reason="leaks")
     assert answering(registry, "finance@2") == []
+
+
+@pytest.mark.parametrize("file", ["kept", "removed"])
+def test_a_signature_names_the_weights_of_a_lost_manifest(
+    older_registry: Registry, registry: Registry, package: Build, file: str
+) -> None:
+    older_registry.register(*package(1), actor=AUTHOR)
+    other = older_registry.register(*package(1, tenant="media"), actor=AUTHOR)[0]
+    if file == "removed":
+        spoil(kept_weights(registry, "finance@1"), file)
+    registry.db.rows("DELETE FROM manifests WHERE tenant = 'finance'")
+    known = Twins(registry)
+    assert known.compare(registry.get("finance@1", whole=False).summary, other.summary) == "same"
+    lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
+    told = "media@1 has the weights of finance@1, which is 'revoked'"
+    assert told in record(registry, "media@1").verdict.warnings
+    with pytest.raises(Refused, match="finance@1 has exactly these weights and was revoked"):
+        registry.register(*package(1, tenant="third"), actor=AUTHOR)
 
 
 def test_twins_reads_the_kept_files_of_older_entries(
@@ -111,7 +128,7 @@ def test_twins_reads_the_kept_files_of_older_entries(
 ) -> None:
     older_registry.register(*package(1), actor=AUTHOR)
     lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
-    with pytest.raises(Refused, match="finance@1 has exactly this content and was revoked"):
+    with pytest.raises(Refused, match="finance@1 has exactly these weights and was revoked"):
         register_again(registry, package)
 
 
