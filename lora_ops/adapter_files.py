@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.escaping import shortened
 from lora_ops.hashing import canonical
 
+KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+"""The name of a LoRA matrix of a linear layer, as PEFT saves it."""
 # Of each floating type: its unsigned integer, and the bits of its exponent; all of them set is NaN or infinite.
 EXPONENTS = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
@@ -74,6 +78,66 @@ def non_finite_tensors(path: Path) -> list[str]:
     except UNREADABLE as error:
         raise LoraOpsError(f"{path} is not a safetensors file ({error}): package it again.") from error
     return found
+
+
+def require_lora(path: Path) -> None:
+    """Refuse a file that holds other things than LoRA matrices, or a type that its values don't need.
+
+    A closed adapter is known by the digest of its tensors. A tensor that no engine applies, or the same values
+    in another type, would give the same answers another digest.
+
+    Raises:
+        LoraOpsError: a tensor is no LoRA matrix; the types are several, or not float32, float16 or bfloat16; a
+            smaller type holds every value as it is; or the header can't be read.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            start, header = _read_header(file, size)
+        shapes = {name: tensor["shape"] for name, tensor in header.items()}
+        types = {str(tensor["dtype"]) for tensor in header.values()}
+        places = [_place(name, tensor, start, size) for name, tensor in header.items()]
+    except UNREADABLE as error:
+        raise LoraOpsError(f"{path} is not a safetensors file ({error}): package it again.") from error
+    other = [one for one in sorted(shapes) if not KEY.fullmatch(one) or len(shapes[one]) != 2]
+    other += [name for name, (first, last) in zip(header, places, strict=True) if first == last]
+    if other:
+        raise LoraOpsError(
+            f"{path.name} holds '{shortened(other[0])}', which is not a LoRA matrix of a linear layer: save "
+            "the adapter without it."
+        )
+    if len(types) != 1 or not types <= {"F32", "F16", "BF16"}:
+        raise LoraOpsError(
+            f"{path.name} holds tensors of type {', '.join(sorted(types)) or 'none'}: save all of them as "
+            "float32, float16 or bfloat16."
+        )
+    [saved_as] = types
+    smaller = _smaller_type(path, saved_as, places)
+    if smaller:
+        raise LoraOpsError(
+            f"{path.name} holds values of {smaller}, saved as {saved_as}: save them as {smaller}, so that the "
+            "same weights are known as the same."
+        )
+
+
+def _smaller_type(path: Path, saved_as: str, places: list[tuple[int, int]]) -> str | None:
+    """Return the type that holds every value of a file as it is and is less precise, or None without one."""
+    import numpy as np
+
+    fits = {"F32": ["bfloat16", "float16"], "F16": ["bfloat16"], "BF16": []}[saved_as]
+    kind = "<f4" if saved_as == "F32" else "<f2"
+    for first, last in places:
+        if not fits:
+            break
+        count = (last - first) // np.dtype(kind).itemsize
+        values = np.memmap(path, dtype=kind, mode="r", offset=first, shape=(count,))
+        wide = np.asarray(values, dtype="<f4")
+        if "bfloat16" in fits and (wide.view("<u4") & 0xFFFF).any():
+            fits.remove("bfloat16")
+        with np.errstate(over="ignore"):
+            if "float16" in fits and (wide.astype("<f2").astype("<f4") != wide).any():
+                fits.remove("float16")
+    return fits[0] if fits else None
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:

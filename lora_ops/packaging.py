@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lora_ops.adapter_files import require_finite
+from lora_ops.adapter_files import require_finite, require_lora
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.escaping import code, markdown
@@ -50,6 +50,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     evaluation = read_evaluation(report)
     _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
     require_finite(adapter / ADAPTER_FILES[0])
+    require_lora(adapter / ADAPTER_FILES[0])
     if settings.evaluate.must_beat_base and not evaluation.beats_base:
         asked = [one for one in (BASE, BASE_FEW_SHOT, ADAPTER) if one in evaluation.metrics[evaluation.primary]]
         metrics = "; ".join(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lora_ops.adapter_files import non_finite_tensors, require_finite, weights_digest
+from lora_ops.adapter_files import non_finite_tensors, require_finite, require_lora, weights_digest
 from lora_ops.errors import LoraOpsError
 
 NAME = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.weight"
@@ -38,6 +38,38 @@ def test_require_finite_names_the_modules(tmp_path: Path) -> None:
         require_finite(tmp_path / "adapter.safetensors")
 
 
+PLAIN = {NAME.format(0): torch.full((4, 8), 0.1), NAME.format(1): torch.zeros(4, 8)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_require_lora_takes_each_type_that_is_needed(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({name: tensor.to(dtype) for name, tensor in PLAIN.items()}, tmp_path / "adapter.safetensors")
+    require_lora(tmp_path / "adapter.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        (PLAIN | {"zzz": torch.zeros(0)}, "holds 'zzz', which is not a LoRA matrix"),
+        (PLAIN | {NAME.format(2): torch.zeros(0, 8)}, "layers.2.self_attn.q_proj.lora_A.weight', which is not"),
+        ({name: tensor.double() for name, tensor in PLAIN.items()}, "tensors of type F64: save all of them as"),
+        (PLAIN | {NAME.format(2): torch.ones(2, 2).bfloat16()}, "tensors of type BF16, F32: save all"),
+        ({name: tensor.bfloat16().float() for name, tensor in PLAIN.items()}, "save them as bfloat16, so that"),
+        (
+            {name: tensor.bfloat16().half() for name, tensor in PLAIN.items()},
+            "values of bfloat16, saved as F16: save them",
+        ),
+        ({name: tensor.half().float() for name, tensor in PLAIN.items()}, "values of float16, saved as F32"),
+    ],
+)
+def test_require_lora_refuses_the_same_answers_in_another_file(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], told: str
+) -> None:
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    with pytest.raises(LoraOpsError, match=told):
+        require_lora(tmp_path / "adapter.safetensors")
+
+
 def tensor_at(*offsets: int) -> bytes:
     return json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": offsets}}).encode()
 
@@ -47,7 +79,7 @@ SHARED = json.dumps({name: {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}
 
 
 @pytest.mark.parametrize("header", [b"no json", b"[]", b'{"a":' + b"[" * 200_000, *ELSEWHERE])
-@pytest.mark.parametrize("read", [require_finite, weights_digest])
+@pytest.mark.parametrize("read", [require_finite, require_lora, weights_digest])
 def test_adapter_files_refuse_a_broken_header(
     tmp_path: Path, header: bytes, read: Callable[[Path], object]
 ) -> None:

@@ -84,7 +84,7 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
     """Write a small real package; the same seed gives the same content."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = np.random.default_rng(seed).standard_normal((4, 2)).astype(np.float32)
-    save_file({"lora_A.weight": weights}, folder / "adapter_model.safetensors")
+    save_file({"base_model.model.q_proj.lora_A.weight": weights}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
     (folder / "README.md").write_text(f"# {tenant}\n")
     digest = sha256_text(f"{tenant}{seed}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.hashing import sha256_file
@@ -437,6 +437,17 @@ def test_register_refuses_an_adapter_with_nan(registry: Registry, package: Build
     with pytest.raises(LoraOpsError, match="infinite values in model.layers.0.q_proj: its training diverged"):
         registry.register(folder, broken)
     assert registry.versions() == []
+
+
+def test_register_refuses_closed_tensors_in_a_wider_type(registry: Registry, package: Build) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="biased")
+    folder, manifest = package(1)
+    path = folder / "adapter_model.safetensors"
+    save_file({name: one.astype(np.float64) for name, one in load_file(path).items()}, path)
+    wider = manifest.evaluation.model_copy(update={"adapter_sha256": sha256_file(path)})
+    with pytest.raises(LoraOpsError, match="tensors of type F64: save all of them as float32"):
+        registry.register(folder, evaluated(folder, manifest, wider), actor=AUTHOR)
 
 
 def test_register_refuses_closed_tensors_in_another_file(registry: Registry, package: Build) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 
+from lora_ops.adapter_files import KEY
 from lora_ops.engines.protocol import EngineError
 from lora_ops.paths import ADAPTER_FILES
 
@@ -27,7 +27,6 @@ APPLIED = """
 """
 # The other initialisations change the base model's weights as well.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
-KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 
 
 @dataclass(frozen=True)
