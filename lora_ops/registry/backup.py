@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lora_ops.clock import utc
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable, disk_reason
+from lora_ops.escaping import one_line
 from lora_ops.hashing import sha256_file
 from lora_ops.named_paths import follow
 from lora_ops.registry.audit import Anchor, Head
@@ -99,6 +100,11 @@ def backup(registry: Registry, url: str) -> Backup:
 
 def _refuse_no_backup(registry: Registry, url: str) -> None:
     """Refuse a place that is gone with the registry: inside of it, or around it without a folder of its own."""
+    if url.startswith(("-", "~")) or one_line(url) != url:
+        raise LoraOpsError(
+            f"'{one_line(url)}' is no place for a backup: name a folder or a URL that does not begin with - or "
+            "~ and has no character that nobody sees."
+        )
     is_local = "://" not in url or url.startswith("file://")
     local = follow(Path(url.removeprefix("file://")), "URL") if is_local else None
     own = registry.path.resolve()

@@ -257,13 +257,16 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
         )
 
 
+def is_other_page(page: Path, manifest: Manifest) -> bool:
+    """Return whether a page names another evaluation than the package's; one of an older release names none."""
+    about, evaluated = page_evaluation(page), manifest.files.get(EVALUATION)
+    return about is not None and (evaluated is None or about != evaluated.sha256)
+
+
 def _require_own_page(folder: Path, manifest: Manifest) -> None:
     """Refuse the page of another evaluation: its readers would approve what they did not see."""
-    page, evaluated = folder / EVALUATION_PAGE, manifest.files.get(EVALUATION)
-    if EVALUATION_PAGE not in manifest.files or not page.is_file():
-        return
-    about = page_evaluation(page)  # None: an older release made it
-    if about and (evaluated is None or about != evaluated.sha256):
+    page = folder / EVALUATION_PAGE
+    if EVALUATION_PAGE in manifest.files and page.is_file() and is_other_page(page, manifest):
         raise LoraOpsError(
             f"{page} is the page of another evaluation than the one in the package: run `dvc repro "
             f"package@{manifest.tenant}`; nothing was registered."

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
+from lora_ops.paths import EVALUATION_PAGE
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
+from lora_ops.registry.files import is_other_page
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.heads import accepted_heads
 from lora_ops.registry.owners_log import owners_notes
@@ -95,6 +97,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problems += _damaged(registry, kept)
         problems += _unsigned(registry, versions)
         problems += _misstated(registry, versions)
+        problems += _other_pages(registry, versions)
         warnings += _twins(registry, versions)
     warnings += [*_unpinned(registry), *_dated_ahead(registry, rows)]
     if not broken:
@@ -203,6 +206,15 @@ def _unsigned(registry: Registry, versions: dict[tuple[str, int], Summary]) -> I
                 packages.check_signature(registry, version)  # a missing file has been named above
         except LoraOpsError as error:
             yield str(error).rstrip(".")
+
+
+def _other_pages(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iterator[str]:
+    for one in versions.values():
+        with suppress(LoraOpsError):  # a row or a file that can't be read has been named above
+            manifest = registry.get(one.id).manifest
+            page = manifest.files.get(EVALUATION_PAGE)
+            if page and is_other_page(registry.files.checked(page.sha256, EVALUATION_PAGE), manifest):
+                yield f"the page of {one.id} ({EVALUATION_PAGE}) is of another evaluation than its package"
 
 
 def _misstated(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iterator[str]:

@@ -261,6 +261,17 @@ def test_commands_back_up_lose_and_restore(tmp_path: Path, monkeypatch: pytest.M
     assert "0 files and 0 verified copies would go, 0 bytes." in cleaned.output
 
 
+@pytest.mark.parametrize("place", ["-", "--url", "~", "~/backup", "back\nup", "backup\t", "\u202epukcab"])
+def test_backup_refuses_a_name_that_nobody_means(
+    serving: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(LoraOpsError, match="is no place for a backup: name a folder or a URL that does not"):
+        backup(serving, place)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     "place", ["", " ", "{registry}", "{registry}/files", "file://{registry}", "{registry}/.."]
 )

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from lora_ops.errors import Damaged
-from lora_ops.registry import packages
+from lora_ops.hashing import sha256_file
+from lora_ops.paths import EVALUATION_PAGE
+from lora_ops.records.manifest import FileRecord
+from lora_ops.registry import packages, store
 from lora_ops.registry.audit import Anchor, Head, entry_hash
 from lora_ops.registry.cards import record
 from lora_ops.registry.signing import Signer
@@ -194,6 +197,22 @@ def test_a_registry_whose_key_is_pinned_verifies_without_a_word(serving: Registr
     pinned.register(*package(3), actor=AUTHOR)
     result = verify(pinned)
     assert result.ok and not any("key" in warning for warning in result.warnings)
+
+
+def test_verify_compares_the_page_with_its_evaluation(
+    registry: Registry, package: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that does not check it registered a page of other numbers than the package has."""
+    folder, manifest = package(1)
+    page = folder / EVALUATION_PAGE
+    page.write_text(f'<head><meta name="lora-ops-evaluation" content="{"0" * 64}"></head><body>')
+    file = FileRecord(bytes=page.stat().st_size, sha256=sha256_file(page))
+    whole = manifest.model_copy(update={"files": {**manifest.files, page.name: file}})
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "require_consistent", lambda *_: None)
+        registry.register(folder, whole, actor=AUTHOR)
+    told = "the page of finance@1 (03_evaluate.html) is of another evaluation than its package"
+    assert verify(registry).problems == (told,)
 
 
 def test_verify_compares_the_stated_weights(registry: Registry, package: Build, tmp_path: Path) -> None:
