@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.records.data import DataRecord
+from lora_ops.records.evaluation import EvaluationRecord
 from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.counting import plain
@@ -53,9 +55,9 @@ def twin_objections(
         if twin.tenant == version.tenant or entered_production(of_twin, twin.number):
             for one in incidents_since_production(of_twin, twin.number):
                 yield f"other weights ({twin.id} has the same, and had an incident: '{one.summary}')"
-        if twin.tenant != version.tenant:
-            continue  # another tenant's prompts, voters and rows ask something else
         for kind in INHERITED:
+            if twin.tenant != version.tenant:
+                continue  # another tenant's prompts and voters ask something else
             earlier = [document for _, document in _read(registry, twin, of_twin, kind).reports]
             if not earlier:
                 continue
@@ -108,8 +110,7 @@ def twin_notes(registry: Registry, version: Version, twins: Twins) -> Iterator[s
             for one, document in found.reports:
                 against += _spoken(registry, one, document)
             against += found.unread
-        if twin.tenant == version.tenant:
-            against += _spoken_by_evaluation(registry, twin, gap_limit(registry, version))
+        against += _spoken_by_evaluation(registry, version, twin)
         if against:
             said = "; ".join(against)
             yield (
@@ -161,11 +162,30 @@ def _read(registry: Registry, twin: Summary, history: Sequence[AuditEntry], kind
     return found
 
 
-def _spoken_by_evaluation(registry: Registry, twin: Summary, limit: float | None) -> list[str]:
+def _evaluation_that_counts(registry: Registry, version: Version, twin: Summary) -> EvaluationRecord | None:
+    """Return the evaluation of a twin on the data of `version`, whatever tenant's name the data have; or None.
+
+    Raises:
+        LoraOpsError: the twin's manifest is lost or damaged.
+    """
+    theirs = registry.load(twin.tenant, twin.number).manifest
+    counts = twin.tenant == version.tenant or _is_same_data(theirs.data, version.manifest.data)
+    return theirs.evaluation if counts else None
+
+
+def _is_same_data(left: DataRecord, right: DataRecord) -> bool:
+    learned = [data.splits["train"].sha256 for data in (left, right) if "train" in data.splits]
+    return left.source.sha256 == right.source.sha256 or (len(learned) == 2 and learned[0] == learned[1])
+
+
+def _spoken_by_evaluation(registry: Registry, version: Version, twin: Summary) -> list[str]:
     try:
-        evaluation = registry.load(twin.tenant, twin.number).manifest.evaluation
+        evaluation = _evaluation_that_counts(registry, version, twin)
     except LoraOpsError:
         return ["nothing that can be read: its manifest is lost or damaged"]
+    if evaluation is None:
+        return []
+    limit = gap_limit(registry, version)
     return [f"its evaluation: asked for was {one}" for one in evaluation_lacks(evaluation, limit)]
 
 
@@ -205,9 +225,11 @@ def _evaluation_unanswered(
 ) -> Iterator[str]:
     """Yield what the evaluation of a version must answer of its twin's: fewer rows or columns hide a fault."""
     try:
-        theirs = registry.load(twin.tenant, twin.number).manifest.evaluation
+        theirs = _evaluation_that_counts(registry, version, twin)
     except LoraOpsError:
         return  # `twin_notes` names it
+    if theirs is None:
+        return  # another tenant's rows ask something else
     mine = version.manifest.evaluation
     same = f"{twin.id}, which has the same weights"
     few = f"of at least {theirs.rows} rows (it has {mine.rows})"

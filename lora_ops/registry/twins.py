@@ -74,8 +74,8 @@ class Twins:
     def alike(self, version: Summary) -> list[Summary]:
         """Return the other versions, in whatever state, that are known to have the same tensors.
 
-        Of versions whose tensors the log does not state, only those with a report are read: the others have
-        nothing that could count for `version`.
+        Of versions whose tensors the log does not state, only those with a report and those of the same tenant,
+        whose evaluation counts, are read: the others have nothing that could count for `version`.
         """
         stated = self._stated.get(version.id)
         if stated:
@@ -84,7 +84,7 @@ class Twins:
             others = [one for one in self._summaries if one.id in self._stated]
         return [
             one
-            for one in [*others, *self._unstated_with_report]
+            for one in [*others, *self._unstated_that_count(version.tenant)]
             if one.id != version.id and self.compare(one, version) == "same"
         ]
 
@@ -92,15 +92,18 @@ class Twins:
         """Read the kept files that a registration, or a step of `reference`, may ask for, before the lock."""
         asked = [one for one in self._unstated if one.state in CLOSED or one.id == reference]
         if reference:
-            asked += self._unstated_with_report
+            asked += self._unstated_that_count(reference.partition("@")[0])
         for one in asked:
             with suppress(LoraOpsError):
                 self.weights(one)
 
+    def _unstated_that_count(self, tenant: str) -> list[Summary]:
+        return [one for one in self._unstated if one.tenant == tenant or one.id in self._reported]
+
     @cached_property
-    def _unstated_with_report(self) -> list[Summary]:
-        reported = self._registry.log.reported() if self._unstated else ()
-        return [one for one in self._unstated if one.id in reported]
+    def _reported(self) -> frozenset[str]:
+        """The versions with a report, by name (`finance@3`)."""
+        return frozenset(self._registry.log.reported()) if self._unstated else frozenset()
 
     def answering(self, version: Summary, likeness: Likeness = "same") -> list[Summary]:
         """Return the other versions that an alias names, which may answer today, by their likeness."""

@@ -1,6 +1,7 @@
 """What was said of the same weights under another number counts for a version as it counts there."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,6 +263,45 @@ def test_a_lost_vote_of_a_twin_is_answered_by_as_many(
     assert missing_for(registry, other)[1] == [needs.format(30)]
     file(other, "human_evaluation", votes(50, lost=1))
     assert missing_for(registry, other)[1] == []
+
+
+FEW = (
+    "an evaluation of at least 300 rows (it has 20), as many as that in which finance@1, which has the same "
+    "weights, does not beat its base model"
+)
+
+
+def test_fewer_rows_answer_no_evaluation_of_an_older_twin(
+    older_registry: Registry, registry: Registry, package: Build, story: Story
+) -> None:
+    """Nobody filed a report on it, and its own evaluation counts all the same."""
+    folder, manifest = package(1)
+    older_registry.register(folder, with_evaluation(folder, manifest, beats_base=False), actor=AUTHOR)
+    other = twin(registry, package, rows=20)
+    assert FEW in missing_for(registry, other)[1]
+    assert "its evaluation: asked for was an evaluation in which it beats" in warnings(registry, other)
+    with pytest.raises(Refused, match=re.escape(FEW)):
+        story.to(other, "validated")
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_another_tenant_of_the_same_data_answers_its_evaluation(
+    registry: Registry, package: Build, is_same: bool
+) -> None:
+    folder, manifest = package(1)
+    registry.register(folder, with_evaluation(folder, manifest, beats_base=False), actor=AUTHOR)
+    folder, renamed = package(1, tenant="retail")
+    data = manifest.data.model_copy(update={"tenant": "retail"}) if is_same else renamed.data
+    digest = data.splits["train"].sha256
+    training = renamed.training.model_copy(
+        update={"train_sha256": digest, "base_model_sha256": data.base_model_sha256}
+    )
+    base = renamed.base_model.model_copy(update={"sha256": data.base_model_sha256})
+    renamed = renamed.model_copy(update={"data": data, "training": training, "base_model": base})
+    fewer = with_evaluation(folder, saved_again(folder, renamed), rows=20)
+    registry.register(folder, fewer, actor=AUTHOR)
+    assert (FEW in missing_for(registry, "retail@1")[1]) == is_same
+    assert ("against that one speaks its evaluation" in warnings(registry, "retail@1")) == is_same
 
 
 @pytest.mark.parametrize(("rows", "missing"), [(100, 1), (400, 0)])
