@@ -75,6 +75,7 @@ class Entry:
         waiting: requests that will use it, once their turn comes.
         heat: uses, each counting half after `RECENT_SECONDS`.
         failures: loads that failed since the last good one.
+        loading: the load that is under way, or the last one.
         fault: why the last one failed, as its askers are told until it is tried again.
     """
 
@@ -90,6 +91,7 @@ class Entry:
     failures: int = 0
     retry_at: float = 0.0
     fault: AdapterUnavailable | None = None
+    loading: asyncio.Task[None] | None = None
 
     @property
     def wanted(self) -> bool:
@@ -279,9 +281,11 @@ class AdapterCache:
     async def _until_loaded(self, entry: Entry, version: Version) -> None:
         while not entry.loaded:  # it may be evicted again between its load and this task's turn
             # A waiter that is cancelled, its client gone, must not take the load away from the others.
-            load = asyncio.create_task(self._load_once(entry, version))
-            load.add_done_callback(lambda done: done.cancelled() or done.exception())
-            await asyncio.shield(load)
+            # All wait for the same load: where it fails, none of them tries once more after the others.
+            if entry.loading is None or entry.loading.done():
+                entry.loading = asyncio.create_task(self._load_once(entry, version))
+                entry.loading.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.shield(entry.loading)
 
     async def _load_once(self, entry: Entry, version: Version) -> None:
         async with entry.lock:
@@ -307,6 +311,7 @@ class AdapterCache:
                 raise
             entry.bytes = took or needed
             entry.loaded, entry.failures, entry.fault = True, 0, None
+            self._notify()  # it may make room at once, if nobody waits for it any more
             seconds = time.monotonic() - started
             log.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)
             if self._observer:

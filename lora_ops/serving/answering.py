@@ -150,7 +150,8 @@ class Answering:
         tally, error = Tally(), None
         with self._tracing.request(ask) as span:
             try:
-                with self._allowance(ask.tenant).spending(ask.tenant, int(sum(ask.costs))) as spent:
+                read = sum(map(len, ask.prompts))
+                with self._allowance(ask.tenant).spending(ask.tenant, int(sum(ask.costs)), read) as spent:
                     use: Use | None = None
                     tickets: list[Ticket] = []
                     try:
@@ -188,19 +189,18 @@ class Answering:
         """Return a use of the adapter that the route names, once it is loaded; None: the base model."""
         if ask.route.version is None:
             return None
-        name = ask.route.name
-        # They stand in no line of the fair queue, so their number has a limit of its own, for each adapter.
+        # They stand in no line of the fair queue, so their number has a limit of its own, for each tenant.
         most = self._settings.max_running + self._settings.max_waiting
-        if self._loading[name] >= most:
-            raise Overloaded(f"The gateway is busy: {most} requests wait for {name} to be loaded.")
-        self._loading[name] += 1
+        if self._loading[ask.tenant] >= most:
+            raise Overloaded(f"The gateway is busy: {most} requests wait for {ask.route.name} to be loaded.")
+        self._loading[ask.tenant] += 1
         try:
             async with asyncio.timeout_at(self.deadline(ask)):
                 return await self._cache.use(ask.route.version)
         finally:
-            self._loading[name] -= 1
-            if not self._loading[name]:
-                del self._loading[name]
+            self._loading[ask.tenant] -= 1
+            if not self._loading[ask.tenant]:
+                del self._loading[ask.tenant]
 
     async def _pieces(
         self, ask: Ask, tickets: list[Ticket], tally: Tally, use: Use | None

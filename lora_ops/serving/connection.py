@@ -7,16 +7,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lora_ops.serving.connection_budget import ConnectionBudget, State, peer_name
 
-HEAD_BYTES = 64 * 1024
+HEAD_BYTES = 32 * 1024
+HEADERS = 128
+PIPELINED = 8  # requests that wait behind the one that is answered
 HEAD_SECONDS = 10.0
 UNREAD_SECONDS = 60.0
 
 
 class Connection(HttpToolsProtocol):
-    """Refuse a request whose request line and headers are larger than `HEAD_BYTES` or take `HEAD_SECONDS`.
+    """Refuse a request whose head is larger than `HEAD_BYTES` or `HEADERS` headers, or takes `HEAD_SECONDS`.
 
-    Without it anybody, with a key or without one, could send headers for ever, which the parser keeps. A client
-    that reads nothing of an answer for `UNREAD_SECONDS` is given up, too.
+    Without it anybody, with a key or without one, could send headers or requests for ever, which are kept. A
+    client that reads nothing of an answer for `UNREAD_SECONDS` is given up, too.
     """
 
     def __init__(self, budget: ConnectionBudget, **options: Any) -> None:
@@ -49,10 +51,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._in_head and self._head > HEAD_BYTES:
-            if self._answering:
-                self.transport.close()  # a text of ours would become a part of the answer
-            else:
-                self.send_400_response(f"The head of a request may have {HEAD_BYTES} bytes.")
+            self.send_400_response(f"The head of a request may have {HEAD_BYTES} bytes.")
         elif not self._answering and not self._head_timer:
             # uvicorn stopped its timer for kept-alive connections. Empty lines or the rest of a body that
             # nobody reads begin no request, and must not keep the connection open.
@@ -60,6 +59,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        if len(self.pipeline) >= PIPELINED:
+            raise ValueError(f"more than {PIPELINED} requests wait for their answers")  # ends in a 400
         super().on_message_begin()
         self._in_head, self._head = True, 0
         # While an earlier request is answered, a half head behind it costs nothing and must not cut the answer.
@@ -69,6 +70,8 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or a trailer after a body in chunks, which is of no use to the gateway."""
         if self._in_head:
+            if len(self.headers) >= HEADERS:
+                raise ValueError(f"more than {HEADERS} headers")  # ends in a 400
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -86,7 +89,16 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer has gone, and the next request may come."""
         super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()  # uvicorn reads on, though what was read already waits
         self._note_state()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what can't be parsed; behind an answer under way a text of ours would become a part of it."""
+        if self._answering:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the gateway answers."""

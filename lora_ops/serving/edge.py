@@ -23,6 +23,8 @@ access = logging.getLogger("lora_ops.access")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 T = TypeVar("T")
 
+LOGGED_PATH = 200  # characters of a path in a line of the log
+
 
 class Edge:
     """ASGI middleware around the whole application.
@@ -107,14 +109,15 @@ class Edge:
         finally:
             if status >= 400 and "route" not in told:
                 self._refused(told.get("tenant"), status)
+            path = scope["path"] if len(scope["path"]) <= LOGGED_PATH else f"{scope['path'][:LOGGED_PATH]}…"
             fields = {
                 "method": scope["method"],
-                "path": scope["path"],
+                "path": path,
                 "status": status or CLIENT_GONE,
                 "seconds": round(time.perf_counter() - started, 6),
                 **told,
             }
-            access.info("%s %s %s", scope["method"], scope["path"], fields["status"], extra={"fields": fields})
+            access.info("%s %s %s", scope["method"], path, fields["status"], extra={"fields": fields})
             request_id.reset(token)
 
     async def _read(self, headers: Headers, receive: Receive) -> Receive:

@@ -185,7 +185,8 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
                 raise _too_long(ask, f"a prompt of {longest:,} characters, {least} tokens or more", limit)
             reading = gateway.tokenizing.run(ask.tenant, size, encode)
             # A short text is read before a client can go away.
-            prompts = await (reading if size <= SHORT_TEXT else until_disconnected(request, reading))
+            async with asyncio.timeout_at(gateway.answering.deadline(ask)):
+                prompts = await (reading if size <= SHORT_TEXT else until_disconnected(request, reading))
             longest = max(map(len, prompts))
             room = limit - longest
             wanted = body.most_tokens or min(settings.default_max_tokens, room)

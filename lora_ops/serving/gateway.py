@@ -55,7 +55,7 @@ class Gateway:
         self.engine = engine
         self.base_model = read_base_model(folder)
         self.tokenization = Tokenization(folder)
-        self.tokenizing = TokenizingThreads()
+        self.tokenizing = TokenizingThreads(max(1, serving.max_waiting))
         self.registry = open_registry(root)
         self._refresher = None
         if isinstance(self.registry, SharedRegistry):

@@ -41,6 +41,10 @@ class Bucket:
             return 0.0
         return math.inf if amount > self._capacity else (amount - self._level) / self._per_second
 
+    def spend(self, amount: float) -> None:
+        """Take `amount`, or all there is."""
+        self._level = max(0.0, self._level - amount)
+
     def give_back(self, amount: float) -> None:
         """Return what was taken and not used."""
         self._level = min(self._capacity, self._level + amount)
@@ -84,16 +88,17 @@ class Allowance:
             self._tokens.give_back(estimate)
 
     @contextmanager
-    def spending(self, tenant: str, tokens: int) -> Iterator[Callable[[int], None]]:
+    def spending(self, tenant: str, tokens: int, read: int = 0) -> Iterator[Callable[[int], None]]:
         """One request that was read and may take `tokens`; call what it gives with how many it took.
 
         Raises:
-            TooMany: it is over one of the tenant's limits; no tokens are counted then.
+            TooMany: it is over one of the tenant's limits; only the tokens of its prompt are spent then.
             NeverFits: it may take more than the tenant has in a whole minute.
         """
         self._require_place(tenant)
         limits = self._limits
         if self._tokens and (wait := self._tokens.take(tokens)):
+            self._tokens.spend(read)
             if math.isinf(wait):
                 raise NeverFits(
                     f"This request may take {tokens} tokens, and '{tenant}' has {limits.tokens_per_minute} a "

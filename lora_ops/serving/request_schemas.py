@@ -94,11 +94,23 @@ class SamplingRequest(Request):
         )
 
 
+def _whole_characters(value: Any) -> Any:
+    # JavaScript cuts emojis into halves, which no tokenizer takes.
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds half a character (a lone surrogate): send whole ones") from error
+    return value
+
+
 class TextPart(Request):
     """A piece of a message; pictures and sound are refused."""
 
     type: Literal["text"]
     text: str
+
+    _text = field_validator("text", mode="before")(_whole_characters)
 
 
 class Message(Request):
@@ -113,6 +125,8 @@ class Message(Request):
     audio: Neutral = None
     function_call: Neutral = None
     tool_calls: Neutral = None
+
+    _content = field_validator("content", mode="before")(_whole_characters)
 
     @property
     def text(self) -> str:

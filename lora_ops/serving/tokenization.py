@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_tokenizer
 from lora_ops.prompts import control_tokens, find_control_token
+from lora_ops.serving.fair_queue import Overloaded
 
 # Characters that are tokenized on the event loop, in about 1 ms. Longer texts go to a thread.
 SHORT_TEXT = 2_000
@@ -85,20 +86,37 @@ class TokenizingThreads:
     """Threads that tokenize long texts and give way to the engine; one text of each tenant at a time.
 
     A tenant that sends long texts waits for itself, and takes no thread from others for longer than one text.
+
+    Args:
+        most_waiting: texts of one tenant that may wait for its turn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_waiting: int) -> None:
+        self._most_waiting = most_waiting
+        self._waiting: Counter[str] = Counter()
         # tokenizers' own threads would not give way. It reads this at each call.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._threads = ThreadPoolExecutor(THREADS, "tokenize", initializer=_give_way)
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self, tenant: str, characters: int, encode: Callable[[], T]) -> T:
-        """Return what `encode` returns: at once for a short text, else from a thread in the tenant's turn."""
+        """Return what `encode` returns: at once for a short text, else from a thread in the tenant's turn.
+
+        Raises:
+            Overloaded: too many of the tenant's texts wait already.
+        """
         if characters <= SHORT_TEXT:
             return encode()
+        if self._waiting[tenant] >= self._most_waiting:
+            raise Overloaded(
+                f"The gateway is busy: {self._most_waiting} long prompts of '{tenant}' wait to be read."
+            )
         turn = self._turns[tenant]
-        await turn.acquire()
+        self._waiting[tenant] += 1
+        try:
+            await turn.acquire()
+        finally:
+            self._waiting[tenant] -= 1
         work = asyncio.get_running_loop().run_in_executor(self._threads, encode)
 
         def done(work: asyncio.Future[T]) -> None:

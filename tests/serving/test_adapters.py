@@ -270,6 +270,44 @@ async def test_use_that_waits_makes_room_and_loads_again(bench: Make) -> None:
 
 
 @in_loop
+async def test_lack_of_room_fails_all_that_wait_at_once(bench: Make) -> None:
+    """Each of them waited for room in turn, also for a client that had gone."""
+    async with bench(drain_seconds=0.2) as b:
+        b.cache._budget = max(b.size(ONE), b.size(THREE))
+        answers = await b.cache.use(b.versions[ONE])
+        await answers.begin()
+        gone = [asyncio.create_task(b.cache.use(b.versions[THREE])) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        for one in gone[:10]:
+            one.cancel()
+        async with asyncio.timeout(1.5):
+            found = await asyncio.gather(*gone, return_exceptions=True)
+        assert {type(one) for one in found} == {asyncio.CancelledError, AdapterUnavailable}
+        answers.end()
+        await b.use(THREE)
+
+
+@in_loop
+async def test_a_load_for_nobody_makes_room_for_the_next(bench: Make) -> None:
+    async with bench(drain_seconds=20) as b:
+        b.cache._budget = max(b.size(ONE), b.size(THREE))
+        load, go_on = b.engine.load, asyncio.Event()
+
+        async def slow(name: str, folder: Path) -> int:
+            await go_on.wait()
+            return await load(name, folder)
+
+        b.engine.load = slow  # type: ignore[method-assign]
+        gone = asyncio.create_task(b.cache.use(b.versions[ONE]))
+        await asyncio.sleep(0.05)
+        waits = asyncio.create_task(b.use(THREE))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        go_on.set()
+        await asyncio.wait_for(waits, 10)
+
+
+@in_loop
 async def test_room_is_made_by_what_nobody_waits_for(bench: Make) -> None:
     async with bench() as b:
         b.cache._budget = b.size(ONE) + max(b.size(TWO), b.size(THREE))

@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -52,6 +53,41 @@ def test_a_malformed_body_is_a_400_in_openais_shape(gateway: Served, body: bytes
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert gateway.http().post("/v1/completions", json=GOOD).status_code == 200
+
+
+def test_half_a_character_in_a_chat_is_a_400(gateway: Served) -> None:
+    """JavaScript cuts emojis in two; the tokenizer's TypeError was a 500."""
+    answers = []
+    for content in (r'"a\ud83d"', r'[{"type": "text", "text": "a\ud83d"}]'):
+        body = f'{{"model": "base", "messages": [{{"role": "user", "content": {content}}}]}}'
+        headers = {"content-type": "application/json"}
+        answers.append(gateway.http().post("/v1/chat/completions", content=body.encode(), headers=headers))
+    assert [answer.status_code for answer in answers] == [400, 400]
+    assert "half a character" in answers[0].json()["error"]["message"]
+
+
+@pytest.mark.parametrize("flood", [b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n" * 5000, None])
+def test_pipelined_requests_and_headers_have_a_limit(gateway: Served, flood: bytes | None) -> None:
+    """Without a key, each took memory: 28 MB for 252 kB sent."""
+    headers = b"".join(b"a%d: b\r\n" % number for number in range(500))
+    with connect(gateway) as client:
+        answers = b""
+        with suppress(ConnectionError):
+            client.sendall(flood or b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + headers + b"\r\n")
+            while received := client.recv(65536):
+                answers += received
+    assert answers.count(b"200 OK") < 50
+    assert flood or b"400 Bad Request" in answers
+
+
+def test_access_line_shows_the_beginning_of_a_long_path(
+    gateway: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "lora_ops.access"):
+        gateway.http().get("/" + "x" * 20_000)
+        eventually(lambda: any(one.name == "lora_ops.access" for one in caplog.records))
+    (record,) = [one for one in caplog.records if one.name == "lora_ops.access"]
+    assert len(record.getMessage()) < 300 and len(record.fields["path"]) < 300  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

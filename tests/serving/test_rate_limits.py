@@ -89,3 +89,14 @@ def test_allowance_counts_open_requests_until_they_end(first: str, second: str) 
         pass
     with getattr(allowance, second)("finance", 1):
         pass
+
+
+def test_allowance_pays_for_what_spending_refuses() -> None:
+    allowance = Allowance(TenantServing(tokens_per_minute=100), Clock())
+    for _ in range(2):
+        with allowance.reading("finance", 50):
+            pass
+        with pytest.raises(NeverFits), allowance.spending("finance", 150, 50):
+            pass
+    with pytest.raises(TooMany), allowance.reading("finance", 50):
+        pass

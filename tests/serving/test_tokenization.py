@@ -11,6 +11,7 @@ from tokenizers import AddedToken, normalizers
 
 from lora_ops.engines.protocol import Engine
 from lora_ops.loading import load_tokenizer
+from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.tokenization import SHORT_TEXT, THREADS, BadPrompt, Tokenization, TokenizingThreads
 from lora_ops.settings.serving import TenantServing
 from tests.serving.conftest import Clone, Served, served
@@ -49,7 +50,7 @@ def test_least_tokens_is_unknown_where_characters_get_lost(tiny_base: Path) -> N
 
 def test_threads_take_one_long_text_of_a_tenant_at_a_time() -> None:
     """One tenant's texts took all threads."""
-    threads, go_on, order = TokenizingThreads(), threading.Event(), []
+    threads, go_on, order = TokenizingThreads(THREADS), threading.Event(), []
 
     def slow() -> None:
         order.append("finance")
@@ -61,6 +62,8 @@ def test_threads_take_one_long_text_of_a_tenant_at_a_time() -> None:
         await asyncio.sleep(0.05)
         await asyncio.wait_for(threads.run("media", long, lambda: order.append("media")), 20)
         assert order == ["finance", "media"]
+        with pytest.raises(Overloaded, match="2 long prompts of 'finance' wait"):
+            await threads.run("finance", long, slow)
         assert await threads.run("finance", SHORT_TEXT, lambda: "short") == "short"
         # A client that goes away while its text is read does not begin the next one.
         finance[0].cancel()
