@@ -18,7 +18,7 @@ from lora_ops.registry.objections import speaks_against
 from lora_ops.registry.reports import evaluation_lacks, filed, gap_limit, load, own_evidence
 from lora_ops.registry.rollbacks import entered_production, incidents_since_production
 from lora_ops.registry.store import Registry
-from lora_ops.registry.twins import Twins
+from lora_ops.registry.twins import Twins, standing
 from lora_ops.registry.versions import CLOSED, Summary, Version
 
 # A twin's traffic reports are about its stage, and each version files its own.
@@ -135,8 +135,7 @@ def _twins_at(
         history = registry.log.entries(twin.tenant, twin.number)
         if before is not None:
             history = [entry for entry in history if entry.seq < before]
-        states = [entry.effects.get("states", {}).get(str(twin.number)) for entry in history]
-        state = next((one for one in reversed(states) if one), None)
+        state = standing(history, twin.number)
         if state:  # else it was registered later
             yield twin, state, history
 

@@ -8,7 +8,7 @@ nobody can tell: that is a note and never an error, since an incident must not w
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from lora_ops.adapter_files import weights_digest
 from lora_ops.errors import LoraOpsError
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.manifest import Manifest
+from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.queries import Queries
 from lora_ops.registry.signing import signed_digests
@@ -149,7 +150,14 @@ class Twins:
         return [one for one in self._closed(others) if one.id != version.id]
 
     def _closed(self, versions: Iterable[Summary]) -> list[Summary]:
-        return [one for one in versions if one.state in CLOSED]
+        """Return those that were closed for what they are, so not those that were put away after service."""
+        closed = [one for one in versions if one.state in CLOSED]
+        log = self._registry.log
+        return [
+            one
+            for one in closed
+            if one.state != "archived" or standing(log.entries(one.tenant, one.number), one.number) in CLOSED
+        ]
 
     def _file(self, one: Summary) -> str | None:
         """Return the digest of a version's adapter file, as its manifest or else its signature names it.
@@ -171,6 +179,19 @@ class Twins:
             return self._file(one)
         except LoraOpsError:
             return None
+
+
+def standing(history: Sequence[AuditEntry], number: int) -> str | None:
+    """Return the state that a version's history leaves it in, as it counts for its twins; None before any.
+
+    A superseded version that was archived still stands as superseded: a renewal of the same weights may serve.
+    One that was rejected and then archived stays closed.
+    """
+    told = [entry.effects.get("states", {}).get(str(number)) for entry in history]
+    states = [state for state in told if state]
+    if states[-2:] == ["superseded", "archived"]:
+        return "superseded"
+    return states[-1] if states else None
 
 
 def answering_notes(registry: Queries, version: Summary) -> list[str]:

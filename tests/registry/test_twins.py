@@ -123,6 +123,30 @@ def test_a_signature_names_the_weights_of_a_lost_manifest(
         registry.register(*package(1, tenant="third"), actor=AUTHOR)
 
 
+def test_archiving_the_renewed_number_closes_no_weights(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    """finance@2 has the weights of finance@1 and took over from it; putting that one away took @2 out."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    story.to(register_again(registry, package, tenant="finance"), "production")
+    lifecycle.archive(registry, "finance@1", actor="ci", reason="renewed")
+    registry.register(*package(3), actor=AUTHOR)
+    story.to("finance@3", "production")
+    rollback = incidents.plan(registry, "finance@3")
+    assert (rollback.returns.id, rollback.notes) == ("finance@2", ())
+    story.to(register_again(registry, package), "validated")
+    assert not [one for one in verify(registry).warnings if "weights" in one]
+
+
+def test_archiving_a_rejected_version_keeps_it_closed(registry: Registry, package: Build) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    lifecycle.reject(registry, "finance@1", actor=FIRST, reason="biased")
+    lifecycle.archive(registry, "finance@1", actor="ci", reason="put away")
+    with pytest.raises(Refused, match="finance@1 has exactly these weights and was archived"):
+        register_again(registry, package)
+
+
 def test_twins_reads_the_kept_files_of_older_entries(
     older_registry: Registry, registry: Registry, package: Build
 ) -> None:
