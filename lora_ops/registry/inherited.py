@@ -86,6 +86,8 @@ def twin_objections_to_return(
     for twin, state, of_twin in _twins_at(registry, version, twins, before):
         if twin.tenant != version.tenant or not entered_production(of_twin, twin.number):
             continue
+        if before is not None and not twins.states(twin):
+            continue  # on that day nobody may have been able to tell
         if state == "revoked":
             yield f"other weights ({twin.id}, which was in production with the same, was revoked)"
         for one in incidents_since_production(of_twin, twin.number):

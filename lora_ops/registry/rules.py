@@ -18,7 +18,7 @@ from lora_ops.registry.approvals import (
     missing_approvals,
     promotion_in,
 )
-from lora_ops.registry.inherited import closed_twins, twin_objections
+from lora_ops.registry.inherited import closed_twins, twin_objections, twin_objections_to_return
 from lora_ops.registry.objections import objections
 from lora_ops.registry.owners import Team
 from lora_ops.registry.owners_log import owners_before
@@ -60,7 +60,7 @@ def broken_rules(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator[
         if team.person(entry.actor) not in team.with_role(MAY[entry.action]):
             yield f"{said} by {entry.actor}, whom owners.yaml of that day does not let"
         if entry.body.get("before") == "superseded":
-            lacking = list(_rollback_lacks(registry, version, entry))
+            lacking = list(_rollback_lacks(registry, version, entry, twins))
         else:
             lacking = [
                 *_evidence_lacks(registry, version, entry),
@@ -128,7 +128,7 @@ def _objections(registry: Registry, version: Version, entry: AuditEntry, twins: 
     return found
 
 
-def _rollback_lacks(registry: Registry, version: Version, entry: AuditEntry) -> Iterator[str]:
+def _rollback_lacks(registry: Registry, version: Version, entry: AuditEntry, twins: Twins) -> Iterator[str]:
     try:
         leaves = registry.get(f"{version.tenant}@{entry.body.get('concerns')}", whole=False)
     except LoraOpsError:
@@ -144,12 +144,29 @@ def _rollback_lacks(registry: Registry, version: Version, entry: AuditEntry) -> 
     returning = [one for one in registry.log.entries(version.tenant, version.number) if one.seq < entry.seq]
     with suppress(LoraOpsError, ValidationError):  # named by others: a lost file, rules that can't be read
         yield from against_return(registry, version, returning, datetime.fromisoformat(entry.at))
+    yield from _same_weights_return(registry, version, leaves, entry, twins)
     try:
         document = load(registry.files, incidents[0])
     except LoraOpsError:
         return
     if document is None or document.content_digest != leaves.summary.content_digest:
         yield f"an incident of {leaves.id}"
+
+
+def _same_weights_return(
+    registry: Registry, version: Version, leaves: Version, entry: AuditEntry, twins: Twins
+) -> Iterator[str]:
+    """Yield what a rollback lacked because of the weights that came back, by what the log states of them.
+
+    Weights that the log does not state are left out: they may have been lost on that day and restored since.
+    """
+    rules = entry.body.get("rules")
+    if not isinstance(rules, dict) or not rules.get("twins"):
+        return  # earlier releases did not look at them
+    stated = twins.states(version.summary) and twins.states(leaves.summary)
+    if stated and twins.compare(version.summary, leaves.summary) == "same":
+        yield f"other weights than {leaves.id}, which leaves"
+    yield from twin_objections_to_return(registry, version, twins, before=entry.seq)
 
 
 def weaknesses(entries: Sequence[AuditEntry], version: str) -> list[str]:

@@ -343,3 +343,43 @@ def test_verify_rechecks_the_twins_of_each_step(
     assert shadow == problem
     assert "makes finance@2 'canary'" in canary
     assert "without other weights (finance@1, which has the same, was rejected)" in canary
+
+
+@pytest.mark.parametrize("said", ["same", "revoked", "incident"])
+def test_verify_rechecks_the_twins_of_a_rollback(
+    registry: Registry, package: Build, story: Story, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """Code that forgot to look at the weights that came back; what is said of them later changes nothing."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    story.to(twin(registry, package), "production")
+    leaves, returns = "finance@2", "finance@1"
+    if said != "same":
+        registry.register(*package(3), actor=AUTHOR)
+        story.to("finance@3", "production")
+        leaves, returns = "finance@3", "finance@2"
+    lacked = "without other weights than finance@2, which leaves"
+    if said == "revoked":
+        lifecycle.revoke(registry, "finance@1", actor="ci", reason="leaks")
+        lacked = "without other weights (finance@1, which was in production with the same, was revoked)"
+    elif said == "incident":
+        story.file("incident")
+        lacked = "without other weights (finance@1 has the same, and had an incident"
+    assert verify(registry).problems == ()
+    with monkeypatch.context() as forgetful:
+        forgetful.setattr(requirements, "returning_lacks", lambda *_: [])
+        told = story.evidence("incident", about=leaves)
+        lifecycle.promote(registry, returns, "production", actor="ci", reason="leaks", evidence=told)
+    [problem] = verify(registry).problems
+    assert f"makes {returns} 'production'" in problem and lacked in problem
+
+
+def test_verify_passes_a_rollback_that_was_right_then(
+    registry: Registry, bad_release: None, package: Build, story: Story, tmp_path: Path
+) -> None:
+    other = twin(registry, package)
+    roll_back(registry, tmp_path)
+    story.to(other, "production")
+    lifecycle.revoke(registry, other, actor="ci", reason="leaks")
+    story.file("incident")
+    assert verify(registry).problems == ()
