@@ -48,12 +48,14 @@ def approve(
     """Agree that a canary may go to production, having seen its evidence (two approvers, never its author)."""
     from lora_ops.registry import lifecycle
     from lora_ops.registry.loosened import gate_notes
-    from lora_ops.registry.requirements import missing_for
+    from lora_ops.registry.requirements import about_twins, missing_for
+    from lora_ops.registry.twins import Twins
 
     with opened_registry() as registry:
         said = lifecycle.approve(registry, reference, actor=who(actor), reason=reason, key=key)
         _, missing = missing_for(registry, reference)
-        notes = gate_notes(registry, registry.get(reference))
+        version = registry.get(reference)
+        notes = [*gate_notes(registry, version), *about_twins(registry, version, Twins(registry))]
         remembered = head_remembered(registry)
     work_is_done()
     if as_json:

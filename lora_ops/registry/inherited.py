@@ -13,6 +13,7 @@ from lora_ops.records.data import DataRecord
 from lora_ops.records.evaluation import EvaluationRecord
 from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
 from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.answered_incidents import NAMED, answer_to, is_final
 from lora_ops.registry.counting import plain
 from lora_ops.registry.objections import speaks_against
 from lora_ops.registry.reports import evaluation_lacks, filed, gap_limit, load, own_evidence
@@ -53,8 +54,7 @@ def twin_objections(
     for twin, of_twin in _open_twins(registry, version, twins, before):
         # What another tenant says of its own copy before anybody is served by it is theirs to judge.
         if twin.tenant == version.tenant or entered_production(of_twin, twin.number):
-            for one in incidents_since_production(of_twin, twin.number):
-                yield f"other weights ({twin.id} has the same, and had an incident: '{one.summary}')"
+            yield from _incidents_unanswered(registry, version, history, twin, of_twin)
         for kind in INHERITED:
             if twin.tenant != version.tenant:
                 continue  # another tenant's prompts and voters ask something else
@@ -83,6 +83,8 @@ def twin_objections_to_return(
         twins: what is known of all weights.
         before: the entry of the rollback, where it is judged afterwards; default: all that is known counts.
     """
+    entries = registry.log.entries(version.tenant, version.number)
+    history = [entry for entry in entries if before is None or entry.seq < before]
     for twin, state, of_twin in _twins_at(registry, version, twins, before):
         if twin.tenant != version.tenant or not entered_production(of_twin, twin.number):
             continue
@@ -90,8 +92,7 @@ def twin_objections_to_return(
             continue  # on that day nobody may have been able to tell
         if state == "revoked":
             yield f"other weights ({twin.id}, which was in production with the same, was revoked)"
-        for one in incidents_since_production(of_twin, twin.number):
-            yield f"other weights ({twin.id} has the same, and had an incident: '{one.summary}')"
+        yield from _incidents_unanswered(registry, version, history, twin, of_twin)
 
 
 def closed_twins(registry: Registry, version: Version, twins: Twins, before: int) -> Iterator[str]:
@@ -106,7 +107,7 @@ def twin_notes(registry: Registry, version: Version, twins: Twins) -> Iterator[s
     if version.state in CLOSED:
         return
     for twin, history in _open_twins(registry, version, twins):
-        against = [f"an incident ('{one.summary}')" for one in incidents_since_production(history, twin.number)]
+        against = list(_incidents_told(registry, version, twin, history))
         for kind in INHERITED:
             found = _read(registry, twin, history, kind)
             for one, document in found.reports:
@@ -140,6 +141,35 @@ def _twins_at(
         state = standing(history, twin.number)
         if state:  # else it was registered later
             yield twin, state, history
+
+
+def _incidents_unanswered(
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry],
+    twin: Summary,
+    of_twin: Sequence[AuditEntry],
+) -> Iterator[str]:
+    for one in incidents_since_production(of_twin, twin.number):
+        if answer_to(registry, one, version, history, twin, of_twin):
+            continue
+        needs = f"other weights ({twin.id} has the same, and had an incident: '{one.summary}')"
+        if not is_final(one, twin, of_twin):
+            needs += (
+                f", or a review of {version.id} or {twin.id} by an approver, not the author, whose reason "
+                f"names that incident ({one.sha256[:NAMED]})"
+            )
+        yield needs
+
+
+def _incidents_told(
+    registry: Registry, version: Version, twin: Summary, of_twin: Sequence[AuditEntry]
+) -> Iterator[str]:
+    history = registry.log.entries(version.tenant, version.number)
+    for one in incidents_since_production(of_twin, twin.number):
+        answer = answer_to(registry, one, version, history, twin, of_twin)
+        said = f", which {answer.actor} answered: '{answer.body['reason']}'" if answer else ""
+        yield f"an incident ('{one.summary}'){said}"
 
 
 class _Read(NamedTuple):

@@ -220,6 +220,63 @@ def test_a_lost_report_of_a_twin_is_a_note(
     assert "its policy report (rows.jsonl) is lost or damaged" in warnings(registry, other)
 
 
+def review(registry: Registry, story: Story, reference: str, actor: str, reason: str) -> None:
+    lifecycle.review(
+        registry, reference, actor=actor, reason=reason, evidence=story.evidence("review", about=reference)
+    )
+
+
+@pytest.mark.parametrize("reviewed", ["finance@1", "finance@2"])
+def test_an_approver_answers_an_incident_of_a_twin(
+    registry: Registry, package: Build, story: Story, reviewed: str
+) -> None:
+    """A harmless incident in production made it impossible to renew the same weights."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    story.file("incident")
+    digest = registry.log.entries("finance", 1)[-1].evidence[0].sha256[:8]
+    other = twin(registry, package)
+    needs = (
+        "other weights (finance@1 has the same, and had an incident: 'incident.txt'), or a review of "
+        f"finance@2 or finance@1 by an approver, not the author, whose reason names that incident ({digest})"
+    )
+    assert needs in missing_for(registry, other)[1]
+    review(registry, story, reviewed, "eve", f"incident {digest} was harmless")  # no approver
+    review(registry, story, reviewed, AUTHOR, f"incident {digest} was harmless")  # the author
+    review(registry, story, reviewed, "ben", "all is well")  # names no incident
+    assert needs in missing_for(registry, other)[1]
+    review(registry, story, reviewed, "ben", f"incident {digest} was a false alarm")
+    assert story.to(other, "production").state == "production"
+    said = f"an incident ('incident.txt'), which ben answered: 'incident {digest} was a false alarm'"
+    assert said in warnings(registry, other)
+    assert verify(registry).problems == ()
+
+
+def test_nothing_answers_the_incident_of_a_rollback(registry: Registry, story: Story, rolled_back: str) -> None:
+    digest = registry.log.entries("finance", 1)[-1].evidence[0].sha256[:8]
+    review(registry, story, rolled_back, "ben", f"incident {digest} was harmless")
+    assert (
+        "other weights (finance@2 has the same, and had an incident: 'incident.txt')"
+        in (missing_for(registry, rolled_back)[1])
+    )
+
+
+def test_a_rollback_rests_on_an_answered_incident(
+    registry: Registry, package: Build, story: Story, tmp_path: Path
+) -> None:
+    """finance@2 renewed finance@1 after its incident was answered, and may return."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    story.file("incident")
+    digest = registry.log.entries("finance", 1)[-1].evidence[0].sha256[:8]
+    review(registry, story, "finance@1", "ben", f"incident {digest} was a false alarm")
+    story.to(twin(registry, package), "production")
+    registry.register(*package(3), actor=AUTHOR)
+    story.to("finance@3", "production")
+    assert roll_back(registry, tmp_path, "finance@3") == "finance@2"
+    assert verify(registry).problems == ()
+
+
 def test_a_rollback_returns_other_weights(registry: Registry, package: Build, story: Story) -> None:
     registry.register(*package(1), actor=AUTHOR)
     story.to("finance@1", "production")

@@ -1,0 +1,66 @@
+"""Which incidents an approver answered: a harmless one must not stop a renewal of the same weights for ever."""
+
+from collections.abc import Sequence
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records.evidence import Evidence
+from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.owners_log import owners_before
+from lora_ops.registry.roles import APPROVE
+from lora_ops.registry.rollbacks import incidents_in
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Summary, Version
+
+NAMED = 8  # so many digits of its digest name an incident in the reason of a review
+
+
+def answer_to(
+    registry: Registry,
+    incident: Evidence,
+    version: Version,
+    history: Sequence[AuditEntry],
+    twin: Summary,
+    of_twin: Sequence[AuditEntry],
+) -> AuditEntry | None:
+    """Return the review that answers an incident of a twin for `version`, or None.
+
+    An approver, who is not the author of `version`, reviewed the version or its twin after the incident. The
+    review's reason names the incident. Nothing answers an incident that a rollback rested on.
+
+    Args:
+        registry: where.
+        incident: which, of the twin.
+        version: whose step it would stop.
+        history: the entries of `version` before that step.
+        twin: the version that had the incident.
+        of_twin: its entries before that step.
+    """
+    if is_final(incident, twin, of_twin):
+        return None
+    told = [entry.seq for entry in of_twin if incident.sha256 in {one.sha256 for one in entry.evidence}]
+    reviews = [
+        entry
+        for entry in (*of_twin, *history)
+        if entry.action == "reviewed"
+        and entry.seq > told[0]
+        and incident.sha256[:NAMED] in entry.body["reason"]
+    ]
+    return next((entry for entry in reviews if _by_another_approver(registry, entry, version)), None)
+
+
+def is_final(incident: Evidence, twin: Summary, of_twin: Sequence[AuditEntry]) -> bool:
+    """Return whether a rollback of the twin rested on this incident, or on one with the same text."""
+    rollbacks = [entry for entry in of_twin if entry.body.get("concerns") == twin.number]
+    final = {one.source_sha256 or one.sha256 for one in incidents_in(rollbacks, twin.number)}
+    return (incident.source_sha256 or incident.sha256) in final
+
+
+def _by_another_approver(registry: Registry, entry: AuditEntry, version: Version) -> bool:
+    """Return whether a review is by somebody whom owners.yaml of that day let approve, and not the author."""
+    assert entry.tenant is not None
+    try:
+        team = owners_before(registry, entry).team(entry.tenant)
+    except LoraOpsError:  # an older release kept no copy of it, so nobody can tell
+        return False
+    person = team.person(entry.actor)
+    return person in team.with_role(APPROVE) and person != team.person(version.summary.author)
