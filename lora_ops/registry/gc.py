@@ -3,11 +3,13 @@
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ops.errors import Damaged, Unavailable, disk_reason
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason
+from lora_ops.registry.signing import signed_digests
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED
 
@@ -88,7 +90,15 @@ def named_digests(registry: Registry) -> set[str]:
 
     Entries of a newer release may name files under keys that this one does not know, so each text is searched.
     """
-    texts = [one.manifest_text for one in registry.versions()]
+    versions = registry.versions()
+    texts = [one.manifest_text for one in versions]
+    # Where a manifest was lost, the signature names the files, which whoever restores the manifest needs.
+    whole = {one.id for one in versions}
+    for one in registry.summaries():
+        if one.id not in whole and one.signature:
+            with suppress(LoraOpsError):  # a lost signature names nothing
+                kept = registry.files.checked(one.signature, f"the signature of {one.id}")
+                texts += signed_digests(kept, one.id).values()
     signatures = {one.signature for one in registry.summaries() if one.signature}
     bodies = [row.body for row in registry.log.rows()]
     return signatures.union(*(DIGEST.findall(text) for text in (*texts, *bodies)))

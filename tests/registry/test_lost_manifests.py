@@ -1,6 +1,7 @@
 """A lost manifest of one version stops neither the way back nor what looks at the whole registry."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from lora_ops import incidents
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry import lifecycle
 from lora_ops.registry.backup import backup
+from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
@@ -57,6 +59,10 @@ def test_verify_names_a_lost_manifest_after(
     assert not [one for one in problems if one.startswith("entry")]
     with pytest.raises(LoraOpsError, match="manifest of finance@2"):
         backup(registry, str(tmp_path / "backup"))
+
+
+def test_gc_keeps_the_files_of_a_lost_manifest(registry: Registry, bad_release: Path) -> None:
+    assert find_garbage(registry, timedelta(0)).orphans == ()
 
 
 def lose_weights(registry: Registry, number: int) -> None:
