@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from lora_ops.adapter_files import require_lora
 from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.hashing import sha256_file
 from lora_ops.packaging import packaged
 from lora_ops.page import page_evaluation
-from lora_ops.paths import EVALUATION, EVALUATION_PAGE, MANIFEST
+from lora_ops.paths import ADAPTER_FILES, EVALUATION, EVALUATION_PAGE, MANIFEST
 from lora_ops.records.data import DataRecord, previous_path
 from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry.files import check_package, require_consistent
@@ -56,6 +57,7 @@ def require_one_fit(tenants: Iterable[str], root: Path) -> None:
             folder, manifest = root / "packages" / tenant, packaged(tenant, root)
             check_package(folder, {name: one.sha256 for name, one in manifest.files.items()})
             require_consistent(folder, manifest)
+            require_lora(folder / ADAPTER_FILES[0])
             return
         except LoraOpsError as error:
             problems.append(f"{tenant}: {str(error).rstrip('.')}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from lora_ops.adapter_files import require_finite, require_lora
+from lora_ops.adapter_files import require_finite
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason
 from lora_ops.hashing import sha256_file
 from lora_ops.page import page_evaluation
@@ -223,8 +223,6 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
     if MEMBERSHIP in manifest.files:
         read_groups(folder / MEMBERSHIP)
     _require_own_page(folder, manifest)
-    if ADAPTER_FILES[0] in manifest.files:
-        require_lora(folder / ADAPTER_FILES[0])
     path = folder / EVALUATION
     if not {EVALUATION, ADAPTER_FILES[0]} <= manifest.files.keys() or not path.is_file():
         return  # without an evaluation in the package a version can't become more than a candidate

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from lora_ops.adapter_files import require_lora
 from lora_ops.clock import now, utc
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
 from lora_ops.free_text import require_name
@@ -323,7 +324,11 @@ class Registry(Queries):
                 self.files.add(package / name, expected)
             # Read here, so that nobody waits for it while the registry is locked.
             weights = kept_weights(self.files, manifest)
-            Twins(self).read_ahead()
+            twins, file = Twins(self), digests.get(ADAPTER_FILES[0])
+            twins.read_ahead()
+            # What an older release took is known as what it is.
+            if file and self.known_content(manifest) is None and twins.closed(weights, file) is None:
+                require_lora(package / ADAPTER_FILES[0])
         while True:
             # Signing may take seconds (sigstore), so it happens outside the transaction, for the number that
             # would be next; if another process took that number meanwhile, sign again.

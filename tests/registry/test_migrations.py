@@ -6,8 +6,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_file
 from lora_ops.records.manifest import Manifest, content_digest
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.cards import record
@@ -18,7 +20,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
 from . import processes
-from .conftest import Build, Clock
+from .conftest import Build, Clock, evaluated
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -182,10 +184,20 @@ def test_schema_3_upgrade_killed_goes_on(released: Path, clock: Clock, calls: in
     assert verify(Registry(released, clock=clock)).ok
 
 
+def as_released(folder: Path, manifest: Manifest) -> Manifest:
+    """Write a package as the fixture's release did: other names of tensors, fewer settings."""
+    path = folder / "adapter_model.safetensors"
+    [tensor] = load_file(path).values()
+    save_file({"lora_A.weight": tensor}, path)
+    update = {"answered_by": None, "adapter_sha256": sha256_file(path)}
+    older = evaluated(folder, manifest, manifest.evaluation.model_copy(update=update))
+    return older.model_copy(update={"params": {"train": manifest.params["train"]}})
+
+
 def test_register_knows_content_of_an_older_schema(released: Path, package: Build, clock: Clock) -> None:
     """The same adapter, packaged again by today's release, is the version that the old one registered."""
     registry = Registry(released, clock=clock)
-    version, is_new = registry.register(*package(2))
+    version, is_new = registry.register(package(2)[0], as_released(*package(2)))
     assert (version.id, is_new) == ("finance@2", False)
 
 
@@ -193,7 +205,7 @@ def test_register_refuses_revoked_weights_around_other_settings(released: Path, 
     registry = Registry(released)
     folder, manifest = package(3, tenant="media")
     with pytest.raises(LoraOpsError, match="media@1 has exactly these weights and was revoked"):
-        registry.register(folder, manifest.model_copy(update={"license": "MIT"}))
+        registry.register(folder, as_released(folder, manifest).model_copy(update={"license": "MIT"}))
 
 
 def test_registry_survives_fields_of_a_newer_release(registry: Registry, package: Build) -> None:
