@@ -252,6 +252,8 @@ def run_notebook(
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
+    from lora_ops.notebook_engine import ENGINE
+
     _require_declared(notebook, declared_parameters(notebook), sorted(parameters))
     _require_other_output(notebook, output)
     logging.getLogger("papermill").addFilter(_is_news)
@@ -264,6 +266,7 @@ def run_notebook(
                 str(notebook),
                 str(output),
                 parameters=parameters,
+                engine_name=ENGINE,
                 kernel_name="python3",
                 cwd=str(root),
                 progress_bar=False,

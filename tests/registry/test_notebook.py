@@ -6,8 +6,8 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from nbclient.exceptions import CellTimeoutError
 
+from lora_ops.notebook_engine import ENGINE
 from lora_ops.registry.backends import open_registry
 
 from .conftest import build_package
@@ -25,18 +25,6 @@ def test_it_is_committed_without_outputs_and_says_its_parameters() -> None:
     assert max(len(cell.source.splitlines()) for cell in code) <= 10
 
 
-def execute(output: Path, folder: Path, attempts: int = 2) -> nbformat.NotebookNode:
-    """Execute the notebook in `folder`; once more where the kernel lost a cell, as it now and then does."""
-    try:
-        return papermill.execute_notebook(
-            NOTEBOOK, output, cwd=folder, kernel_name="python3", progress_bar=False, execution_timeout=120
-        )
-    except CellTimeoutError:
-        if attempts == 1:
-            raise
-        return execute(output, folder, attempts - 1)
-
-
 def test_it_answers_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clone, elsewhere = tmp_path / "clone", tmp_path / "elsewhere"
     clone.mkdir()
@@ -51,7 +39,9 @@ def test_it_answers_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     registry.close()
     monkeypatch.setenv("LORA_OPS_ROOT", str(clone))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    done = execute(tmp_path / "out.ipynb", elsewhere)
+    done = papermill.execute_notebook(
+        NOTEBOOK, tmp_path / "out.ipynb", cwd=elsewhere, engine_name=ENGINE, progress_bar=False
+    )
     said = done.cells[-1].outputs[0].text
     assert said.startswith("finance@2 is 'candidate' and may serve today: nobody has approved it")
     assert said.endswith("the registry verifies.\n")
