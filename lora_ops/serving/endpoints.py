@@ -106,11 +106,11 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         elif route.system:
             turns.insert(0, ("system", route.system))
             system = "adapter"
-        texts = [text for _, text in turns]
-        ask = _ask(
-            request, "chat", body, who, route, system, "\n".join(f"{role}: {text}" for role, text in turns)
-        )
-        ask = await _read(request, ask, body, texts, lambda: (gateway.tokenization.chat(turns),))
+        asked = "\n".join(f"{role}: {text}" for role, text in turns)
+        ask = _ask(request, "chat", body, who, route, system, asked)
+        # All messages are one prompt, so that together they must fit.
+        whole = "".join(text for _, text in turns)
+        ask = await _read(request, ask, body, [whole], lambda: (gateway.tokenization.chat(turns),))
         every = bool(body.stream_options and body.stream_options.continuous_usage_stats)
         return await respond(request, body, ask, ChatRendering(ask, every))
 

@@ -85,6 +85,17 @@ def test_a_text_that_cannot_fit_is_refused_unread(gateway: Served) -> None:
     assert error["code"] == "context_length_exceeded" and "800,000 characters" in error["message"]
 
 
+def test_messages_that_cannot_fit_together_are_refused_unread(gateway: Served) -> None:
+    """Each of them might have fitted, so that all were tokenized first."""
+    turns = [{"role": role, "content": "x y " * 200} for role in ("user", "assistant") * 40] + [
+        {"role": "user", "content": "x"}
+    ]
+    answer = gateway.http().post("/v1/chat/completions", json={"model": "finance", "messages": turns})
+    assert answer.status_code == 400
+    # 81 messages, and the tenant's system prompt of 27 characters.
+    assert "64,028 characters" in answer.json()["error"]["message"]
+
+
 def test_refused_prompts_are_paid_for(clone: Clone, engine: Engine) -> None:
     """A tenant over its limit had its prompts tokenized all the same; the answer was a free 400."""
     limited = clone.settings(tenants={"finance": TenantServing(requests_per_minute=2)})
