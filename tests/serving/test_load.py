@@ -93,19 +93,19 @@ def test_a_load_counts_towards_the_time_of_a_request(clone: Clone, engine: Engin
 
     async def slow(name: str, folder: Path) -> int:
         loading.set()
-        await asyncio.sleep(1)
+        await asyncio.sleep(4)
         return await load(name, folder)
 
     engine.load = slow  # type: ignore[method-assign]
-    with served(clone.root, clone.settings(request_timeout_seconds=0.2), engine) as gateway:
+    with served(clone.root, clone.settings(request_timeout_seconds=1.5), engine) as gateway:
         assert gateway.http().post("/v1/completions", json=SHORT).status_code == 504
         assert loading.is_set()
         eventually(lambda: gateway.metric("lora_ops_adapter_loaded") == 1)
         assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
 
 
-def test_a_slow_load_holds_no_slot(clone: Clone, engine: Engine) -> None:
-    """The slot came first: with all of them waiting for loads, nobody was answered."""
+def held_loads(engine: Engine) -> threading.Event:
+    """Let loads wait until the event is set."""
     go_on, load = threading.Event(), engine.load
 
     async def slow(name: str, folder: Path) -> int:
@@ -113,6 +113,12 @@ def test_a_slow_load_holds_no_slot(clone: Clone, engine: Engine) -> None:
         return await load(name, folder)
 
     engine.load = slow  # type: ignore[method-assign]
+    return go_on
+
+
+def test_a_slow_load_holds_no_slot(clone: Clone, engine: Engine) -> None:
+    """The slot came first: with all of them waiting for loads, nobody was answered."""
+    go_on = held_loads(engine)
     with served(clone.root, clone.settings(max_running=2), engine) as gateway, ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(gateway.http().post, "/v1/completions", json=SHORT) for _ in range(4)]
         eventually(lambda: gateway.metric("lora_ops_adapter_cache_misses_total") == 4)
@@ -142,13 +148,7 @@ def test_a_queue_keeps_no_adapter_from_another_tenant(clone: Clone, engine: Engi
 
 
 def test_requests_that_wait_for_loads_have_a_limit(clone: Clone, engine: Engine) -> None:
-    go_on, load = threading.Event(), engine.load
-
-    async def slow(name: str, folder: Path) -> int:
-        await asyncio.to_thread(go_on.wait, 20)
-        return await load(name, folder)
-
-    engine.load = slow  # type: ignore[method-assign]
+    go_on = held_loads(engine)
     with (
         served(clone.root, clone.settings(max_running=1, max_waiting=1), engine) as gateway,
         ThreadPoolExecutor(2) as pool,
