@@ -285,6 +285,18 @@ def rows_of(kind: str, adapter: str, at: datetime, people: tuple[str, ...] = ("e
     return "".join(json.dumps({"adapter": adapter, **row}) + "\n" for row in rows)
 
 
+def policy(*checks: str, failed: int = 0) -> list[dict[str, object]]:
+    return [{"check": name, "prompt": str(i), "passed": i >= failed} for name in checks for i in range(30)]
+
+
+def votes(pairs: int, lost: int) -> list[dict[str, object]]:
+    return [
+        {"pair": str(i), "annotator": who, "vote": "base" if i < lost else "adapter"}
+        for i in range(pairs)
+        for who in ("eve", "dana")
+    ]
+
+
 class Story:
     """Takes a version through its life, one stage after the other, with everything that each needs.
 

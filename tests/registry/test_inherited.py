@@ -16,7 +16,7 @@ from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
-from .conftest import AUTHOR, Build, Story, saved_again, with_evaluation
+from .conftest import AUTHOR, Build, Story, policy, saved_again, votes, with_evaluation
 
 File = Callable[..., None]
 
@@ -31,18 +31,6 @@ def file(registry: Registry, tmp_path: Path) -> File:
         lifecycle.file_evidence(registry, reference, make(registry, reference, kind, path), actor="eve")
 
     return count
-
-
-def policy(*checks: str, failed: int = 0) -> list[dict[str, object]]:
-    return [{"check": name, "prompt": str(i), "passed": i >= failed} for name in checks for i in range(30)]
-
-
-def votes(pairs: int, lost: int) -> list[dict[str, object]]:
-    return [
-        {"pair": str(i), "annotator": who, "vote": "base" if i < lost else "adapter"}
-        for i in range(pairs)
-        for who in ("eve", "dana")
-    ]
 
 
 def twin(

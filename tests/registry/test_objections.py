@@ -11,7 +11,7 @@ from lora_ops.registry.reports import make
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 
-from .conftest import AUTHOR, Build, Clock, Story
+from .conftest import AUTHOR, Build, Clock, Story, policy, votes
 
 
 @pytest.fixture
@@ -26,18 +26,6 @@ def file(registry: Registry, folder: Path, kind: str, rows: list[dict[str, objec
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps({"adapter": "finance@1", **row}) + "\n" for row in rows))
     lifecycle.file_evidence(registry, "finance@1", make(registry, "finance@1", kind, path), actor="eve")
-
-
-def policy(*checks: str, failed: int = 0) -> list[dict[str, object]]:
-    return [{"check": name, "prompt": str(i), "passed": i >= failed} for name in checks for i in range(30)]
-
-
-def votes(pairs: int, lost: int) -> list[dict[str, object]]:
-    return [
-        {"pair": str(i), "annotator": who, "vote": "base" if i < lost else "adapter"}
-        for i in range(pairs)
-        for who in ("eve", "dana")
-    ]
 
 
 def missing(registry: Registry) -> list[str]:
