@@ -1,7 +1,6 @@
 """What stands in an adapter's safetensors file, read without the library that trained it."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -9,6 +8,7 @@ from typing import Any, BinaryIO
 from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import shortened
 from lora_ops.hashing import canonical
+from lora_ops.small_files import parse_json
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 """The name of a LoRA matrix of a linear layer, as PEFT saves it."""
@@ -145,7 +145,7 @@ def _read_header(file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:  # a damaged length would ask for all memory
         raise ValueError("its header is longer than the file")
-    header = json.loads(file.read(length))
+    header = parse_json(file.read(length))
     header.pop("__metadata__", None)
     return 8 + length, header
 

@@ -4,7 +4,6 @@ A tenant's own suite is `suites/data/TENANT.json`, as `ExpectationSuite.to_json_
 `expectations` suffices. It is about the source's columns, the generated suite about prompts and answers.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from lora_ops.errors import LoraOpsError
 from lora_ops.pii import KINDS
 from lora_ops.settings.data import DataSettings
+from lora_ops.small_files import read_json
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
@@ -38,7 +38,9 @@ def read_own_suite(tenant: str, root: Path) -> dict[str, Any] | None:
         return None
     where = f"{OWN_SUITES}/{tenant}.json"
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = read_json(path)
+    except OSError as error:
+        raise LoraOpsError(f"{where} can't be read: {error.strerror}.") from error
     except ValueError as error:
         raise LoraOpsError(f"{where} is not JSON: {error}.") from error
     if not isinstance(read, dict) or not isinstance(read.get("expectations"), list):

@@ -9,7 +9,6 @@ its adapters: the first answer that it refuses loads the adapter anew, and is th
 
 import asyncio
 import hashlib
-import json
 import logging
 import os
 import time
@@ -25,6 +24,7 @@ import httpx
 from lora_ops.engines.protocol import Chunk, EngineError, EngineStatus, FinishReason, Generation, TokenLogprob
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.settings.serving import OpenAIEngineSettings
+from lora_ops.small_files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ class OpenAIEngine:
             async for line in response.aiter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
-                event = json.loads(line[6:])
+                event = parse_json(line[6:])
                 if "error" in event:
                     raise EngineError(f"{self._settings.url} says: {event['error'].get('message')}")
                 yield event

@@ -1,6 +1,5 @@
 """The manifest: everything that is known of one adapter version when it is packaged."""
 
-import json
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ from lora_ops.records.evidence import HumanEvaluation, PolicyCheck
 from lora_ops.records.git import GitRecord
 from lora_ops.records.record import Record, Sha256
 from lora_ops.records.training import TrainingRecord
+from lora_ops.small_files import parse_json
 
 # 1: before the content digest was taken from stored fields. 2: the digest of `content_digest`.
 SCHEMA_VERSION = 2
@@ -87,7 +87,7 @@ def content_digest(text: str, rule: int | None = None) -> str:
     Raises:
         KeyError, TypeError, ValueError: the text is not a manifest.
     """
-    stored = json.loads(text)
+    stored = parse_json(text)
     rule = min(rule or stored.get("schema_version", 1), SCHEMA_VERSION)
     files = {name: stored["files"][name]["sha256"] for name in ADAPTER_FILES if name in stored["files"]}
     if rule == 1:

@@ -110,6 +110,7 @@ def test_a_tenant_without_an_own_suite_has_none(tmp_path: Path) -> None:
     ("content", "told"),
     [
         ("{", "suites/data/own.json is not JSON"),
+        ("[" * 200_000, "suites/data/own.json is not JSON: it is nested too deeply"),
         ("[]", "suites/data/own.json is no suite"),
         (
             '{"expectations": [{"type": "expect_nothing", "kwargs": {}}]}',

@@ -1,6 +1,5 @@
 """One LoRA adapter, read from PEFT's two files, with everything refused that the engine would not apply."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors.torch import load
 from lora_ops.adapter_files import KEY
 from lora_ops.engines.protocol import EngineError
 from lora_ops.paths import ADAPTER_FILES
+from lora_ops.small_files import parse_json
 
 # What doesn't change an answer, or is applied here. Any other field of PEFT's config must have its default,
 # so that what a later PEFT adds is refused, not ignored.
@@ -59,7 +59,7 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[st
         if not path.is_file():
             raise EngineError(f"There is no {path.name} in {folder}.")
     try:
-        written = json.loads(config.read_bytes())
+        written = parse_json(config.read_bytes())
         _require_plain_lora(written)
         settings = LoraConfig.from_pretrained(str(folder))
         tensors = load(weights.read_bytes())  # twice as fast as `load_file`

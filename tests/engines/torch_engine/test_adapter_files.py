@@ -104,7 +104,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
-@pytest.mark.parametrize("contents", [b"", b"not what it says", b"\x80\x04\x95pickle", b"[]"])
+@pytest.mark.parametrize("contents", [b"", b"not what it says", b"\x80\x04\x95pickle", b"[]", b"[" * 200_000])
 def test_a_broken_file_is_refused(tmp_path: Path, name: str, contents: bytes) -> None:
     (save_adapter(make_model("llama"), tmp_path) / name).write_bytes(contents)
     with pytest.raises(EngineError, match="can't be read"):
