@@ -15,6 +15,7 @@ from lora_ops.escaping import markup, shortened, show
 from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_error, print_json, print_problem, prose_on_stderr, wants_json
+from lora_ops.processes import leave_out_url_grammars
 from lora_ops.registry.command_options import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.registry.owners_commands import app as owners_app
@@ -233,6 +234,7 @@ def main() -> None:
     What a person can mend is one sentence on stderr. With `--json` it is one JSON object on stdout instead.
     """
     settle_streams()
+    leave_out_url_grammars()
     as_json = wants_json(sys.argv[1:])
     for word in sys.argv[1:]:
         if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):

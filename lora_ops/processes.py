@@ -10,12 +10,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from lora_ops.clock import now, utc
 from lora_ops.errors import LoraOpsError
+
+if TYPE_CHECKING:
+    import psutil
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 DVC_STAGE = "DVC_STAGE"  # dvc/env.py: DVC sets it for the command of a stage
@@ -56,6 +57,8 @@ def end_with_dvc() -> None:
     """
     if DVC_STAGE not in os.environ:
         return
+    import psutil  # not for every command that is none of a stage
+
     dvc = next((process for process in psutil.Process().parents() if not _in_a_stage(process)), None)
     # An orphan is handed to init, which is of another session: DVC died before this call.
     if dvc is None or os.getsid(dvc.pid) != os.getsid(0):
@@ -64,14 +67,16 @@ def end_with_dvc() -> None:
     threading.Thread(target=_die_after, args=(dvc,), name="end-with-dvc", daemon=True).start()
 
 
-def _in_a_stage(process: psutil.Process) -> bool:
+def _in_a_stage(process: "psutil.Process") -> bool:
+    import psutil
+
     try:
         return DVC_STAGE in process.environ()
     except psutil.Error:  # another user's, or gone
         return False
 
 
-def _die_after(process: psutil.Process) -> None:
+def _die_after(process: "psutil.Process") -> None:
     process.wait()
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -89,6 +94,16 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def leave_out_url_grammars() -> None:
+    """Spare this process a second: jsonschema compiles 39 grammars of URLs at its import where it finds them.
+
+    nbformat and altair import it, and check no URL. jsonschema does without them where their package is missing
+    (python-jsonschema/jsonschema, _format.py); JupyterLab requires that package, so it is never missing here.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+
 def load_ipython_extension(shell: Any) -> None:
     """Called by IPython in each kernel that `run_notebook` starts."""
+    leave_out_url_grammars()
     end_with_parent()

@@ -85,3 +85,19 @@ def test_kernel_dies_with_a_killed_dvc(tmp_path: Path, shell: str) -> None:
         dvc.send_signal(signal.SIGKILL)
         dvc.wait()
     wait_for(lambda: gone(kernel))
+
+
+NAMES_GRAMMARS = """
+import sys
+from lora_ops.processes import {0}
+{0}({1})
+import jsonschema
+print("lark" in sys.modules)
+"""
+
+
+def test_commands_that_run_notebooks_compile_no_url_grammars(tmp_path: Path) -> None:
+    """It took more than a second at each start, of a command and of its kernel."""
+    for call, argument in (("leave_out_url_grammars", ""), ("load_ipython_extension", "None")):
+        ran = run(sys.executable, "-c", NAMES_GRAMMARS.format(call, argument), cwd=tmp_path)
+        assert ran.stdout == "False\n"
