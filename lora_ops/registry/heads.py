@@ -116,7 +116,7 @@ class HeadMemory:
             return {str(name): (int(seq), str(hash_)) for name, (seq, hash_) in content.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise Damaged(
                 f"{self.path}, which remembers where the audit log ended, can't be read ({error}): if the "
                 "registry is the right one, run `lora-ops registry accept-head`."

@@ -1,6 +1,7 @@
 """Who vouches for a package: OpenSSF model signatures, and one signature over the head of the audit log."""
 
 import base64
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from model_signing.hashing import Config as Hashing
 
 SIGNATURE_FILE = "model.sig"
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class Signer:
@@ -91,7 +93,9 @@ class Signer:
     def _public(self, fingerprint: str) -> Path | None:
         trusted = self.settings.trusted_keys
         path = self.folder / f"{fingerprint}.pub"
-        if (trusted and fingerprint not in trusted) or not fingerprint.isalnum() or not path.is_file():
+        if (trusted and fingerprint not in trusted) or not FINGERPRINT.fullmatch(fingerprint):
+            return None
+        if not path.is_file():
             return None
         return path if key_fingerprint(read_small(path)) == fingerprint else None
 
@@ -101,16 +105,21 @@ class Signer:
         value = key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
         return {"key": key_fingerprint(public_pem(key)), "value": base64.b64encode(value).decode()}
 
-    def fits_text(self, text: str, signature: dict[str, str]) -> bool:
-        """Whether `signature` is one over `text`, by a key in the folder that the settings trust."""
+    def fits_text(self, text: str, signature: object) -> bool:
+        """Whether `signature` is one over `text`, by a key in the folder that the settings trust.
+
+        Somebody may have edited the file that holds both, so either may be anything that JSON says.
+        """
+        if not isinstance(signature, dict):
+            return False
         path = self._public(str(signature.get("key")))
         if path is None:
             return False
         try:
             value = base64.b64decode(str(signature.get("value")), validate=True)
-        except ValueError:
+            return matches_signature(read_small(path), text.encode(), value)
+        except ValueError:  # no base64, or a text with half a character
             return False
-        return matches_signature(read_small(path), text.encode(), value)
 
     def known(self) -> list[str]:
         """The fingerprints of the public keys in the folder, sorted."""

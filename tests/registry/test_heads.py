@@ -370,6 +370,31 @@ def test_revocation_goes_through_a_damaged_head(root: Path, cli: Cli) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"signature": None}, {"signature": "x"}, {"signature": {"key": "a" * 300}}, {"head": [1, "\ud800"]}],
+    ids=["no signature", "text", "long key", "half a character"],
+)
+def test_revocation_goes_through_a_head_of_another_form(
+    root: Path, cli: Cli, changed: dict[str, object]
+) -> None:
+    """It was a traceback, of every command."""
+    register(root, 2)
+    path = root / ".registry/audit.head"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    assert "was changed: its signature does not fit" in " ".join(cli("verify").output.split())
+    assert cli("revoke", "finance@2", "--reason", "leaks", "--actor", "ben.okafor").exit_code == 0
+    assert cli("verify").exit_code == 0
+
+
+def test_revocation_goes_through_a_memory_without_numbers(root: Path, cli: Cli) -> None:
+    """An infinite number in head.json was a traceback."""
+    register(root, 2)
+    (root / ".serving/head.json").write_text('{".registry": [1e999, "x"]}')
+    assert cli("revoke", "finance@2", "--reason", "leaks", "--actor", "ben.okafor").exit_code == 0
+    assert "which remembers where the audit log ended" in " ".join(cli("verify").output.split())
+
+
 @pytest.mark.parametrize("loss", ["memory", "older", "row"])
 def test_revocation_needs_somebody_to_vouch_for_the_log(root: Path, cli: Cli, loss: str) -> None:
     """Signing the head again would hide what somebody cut off or moved."""
