@@ -56,11 +56,16 @@ def is_final(incident: Evidence, twin: Summary, of_twin: Sequence[AuditEntry]) -
 
 
 def _by_another_approver(registry: Registry, entry: AuditEntry, version: Version) -> bool:
-    """Return whether a review is by somebody whom owners.yaml of that day let approve, and not the author."""
+    """Return whether a review is by somebody whom owners.yaml of that day let approve, and not the author.
+
+    The team that reviewed may know the author by fewer names than the team of `version`, so both are asked.
+    """
     assert entry.tenant is not None
     try:
-        team = owners_before(registry, entry).team(entry.tenant)
+        owners = owners_before(registry, entry)
     except LoraOpsError:  # an older release kept no copy of it, so nobody can tell
         return False
-    person = team.person(entry.actor)
-    return person in team.with_role(APPROVE) and person != team.person(version.summary.author)
+    teams = owners.team(entry.tenant), owners.team(version.tenant)
+    known = [(team.person(entry.actor), team.person(version.summary.author)) for team in teams]
+    is_author = any(actor and actor == author for actor, author in known)
+    return known[0][0] in teams[0].with_role(APPROVE) and not is_author

@@ -11,6 +11,7 @@ from lora_ops import incidents
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.registry import lifecycle, requirements
 from lora_ops.registry.cards import record
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import make
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
@@ -238,6 +239,26 @@ def test_an_approver_answers_an_incident_of_a_twin(
     said = f"an incident ('incident.txt'), which ben answered: 'incident {digest} was a false alarm'"
     assert said in warnings(registry, other)
     assert verify(registry).problems == ()
+
+
+def test_no_author_answers_by_another_teams_names(
+    registry: Registry, package: Build, story: Story, owners: Owners
+) -> None:
+    """The author of finance@1 is `ana.silva`, a login of Ana's that the team of media does not know."""
+    people = tuple(one.model_copy(update={"logins": ()}) for one in owners.default.people)
+    media = owners.default.model_copy(update={"people": people})
+    registry.owners = owners.model_copy(update={"tenants": {"media": media}})
+    folder, manifest = package(1, tenant="media")
+    registry.register(folder, manifest, actor="dana")
+    story.to("media@1", "production")
+    story.file("incident", about="media@1")
+    digest = registry.log.entries("media", 1)[-1].evidence[0].sha256[:8]
+    folder, manifest = package(1)
+    registry.register(folder, saved_again(folder, manifest), actor="ana.silva")
+    review(registry, story, "media@1", AUTHOR, f"incident {digest} was harmless")
+    assert digest in " ".join(missing_for(registry, "finance@1")[1])
+    review(registry, story, "media@1", "ben", f"incident {digest} was harmless")
+    assert digest not in " ".join(missing_for(registry, "finance@1")[1])
 
 
 def test_nothing_answers_the_incident_of_a_rollback(registry: Registry, story: Story, rolled_back: str) -> None:
