@@ -62,7 +62,14 @@ GATES: dict[str, Looser] = {
     "evaluate.few_shot": _less,
     "evaluate.bootstrap": _less,
     "data.bias_columns": _lacks,
+    "data.group": lambda mine, theirs: theirs is not None and mine != theirs,  # rows alike in two splits
     "data.contract.max_near_duplicates": _wider,
+    "data.contract.allow_pii": _wider,
+    "data.contract.min_rows": _less,
+    "data.contract.min_label_rows": _less,
+    "data.contract.min_label_share": _less,
+    "data.contract.max_label_shift": _wider,
+    "data.contract.max_rows_lost": _wider,
     "package.freshness_days": _wider,
     "rows of the test split": _less,
     "registry.approvals": lambda mine, theirs: (mine, theirs) == ("unsigned", "signed"),
@@ -172,8 +179,7 @@ def _settings(registry: Registry, version: Version, promoted: AuditEntry | None)
     yield from ((f"evaluate.{name}", value) for name, value in evaluate.items())
     yield from ((f"data.contract.{name}", value) for name, value in _section(data, "contract").items())
     yield from ((f"package.{name}", value) for name, value in _section(manifest.params, "package").items())
-    if "bias_columns" in data:
-        yield "data.bias_columns", data["bias_columns"]
+    yield from ((f"data.{name}", data[name]) for name in ("bias_columns", "group") if name in data)
     yield "rows of the test split", manifest.evaluation.rows
     if promoted is None:
         yield "evaluate.max_gap", gap_limit(registry, version)

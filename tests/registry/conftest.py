@@ -29,6 +29,7 @@ from lora_ops.registry.requirements import EVIDENCE, missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.registry.wandb_project import WandbProject
+from lora_ops.settings.data import ContractLimits
 from lora_ops.settings.registry import WandbSettings
 from tests.wandb_server import WandbServer
 
@@ -42,7 +43,7 @@ GATES = {
         "must_beat_base": True,
         "max_gap": None,
     },
-    "data": {"bias_columns": [], "contract": {"max_near_duplicates": None}},
+    "data": {"bias_columns": [], "group": "code", "contract": ContractLimits().model_dump(mode="json")},
     "package": {"freshness_days": 365},
 }
 """The settings of every package that `lora_ops.registry.loosened` compares."""

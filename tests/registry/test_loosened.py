@@ -11,7 +11,7 @@ from lora_ops.registry.cards import record
 from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.store import Registry
 
-from .conftest import AUTHOR, Build, Clock, Story, with_evaluation
+from .conftest import AUTHOR, GATES, Build, Clock, Story, with_evaluation
 
 USUAL = {
     "evaluate": {
@@ -21,7 +21,11 @@ USUAL = {
         "few_shot": 6,
         "bootstrap": 2000,
     },
-    "data": {"bias_columns": ["region", "age"], "contract": {"max_near_duplicates": 0.05}},
+    "data": {
+        "bias_columns": ["region", "age"],
+        "group": "code",
+        "contract": {**GATES["data"]["contract"], "max_near_duplicates": 0.05},
+    },
     "package": {"freshness_days": 365},
 }
 THAN = "it is judged by looser gates than finance@1, which was in production: "
@@ -82,12 +86,46 @@ def test_gates_name_each_setting_of_the_evaluation(
     assert gate_notes(serving, serving.get("finance@2")) == [THAN + told]
 
 
+@pytest.mark.parametrize(
+    ("contract", "told"),
+    [
+        ({"allow_pii": True}, "data.contract.allow_pii true, not false"),
+        ({"min_rows": 1}, "data.contract.min_rows 1, not 30"),
+        ({"min_label_rows": 1}, "data.contract.min_label_rows 1, not 5"),
+        ({"max_label_shift": 1.0}, "data.contract.max_label_shift 1, not 0.25"),
+        ({"max_rows_lost": 0.9}, "data.contract.max_rows_lost 0.9, not 0.5"),
+        ({"min_label_share": 0.1, "min_rows": 100}, None),
+    ],
+)
+def test_gates_name_each_limit_of_the_contract(
+    serving: Registry, package: Build, contract: dict[str, Any], told: str | None
+) -> None:
+    """An adapter that learned telephone numbers went to production without a word of it."""
+    folder, manifest = package(2)
+    data = {**USUAL["data"], "contract": {**USUAL["data"]["contract"], **contract}}
+    params = {**made(manifest).params, "data": data}
+    serving.register(folder, manifest.model_copy(update={"params": params}), actor=AUTHOR)
+    assert gate_notes(serving, serving.get("finance@2")) == ([THAN + told] if told else [])
+
+
+def test_gates_name_a_group_that_was_left_out(serving: Registry, package: Build) -> None:
+    """Without it rows that are alike are in training and test, and every metric looks better."""
+    folder, manifest = package(2)
+    params = {**made(manifest).params, "data": {**USUAL["data"], "group": None}}
+    serving.register(folder, manifest.model_copy(update={"params": params}), actor=AUTHOR)
+    assert gate_notes(serving, serving.get("finance@2")) == [f"{THAN}data.group none, not code"]
+
+
 def test_gates_name_fewer_rows_columns_and_evidence(serving: Registry, package: Build) -> None:
     folder, manifest = package(2)
     fewer = with_evaluation(folder, made(manifest), rows=80)
     params = {
         **fewer.params,
-        "data": {"bias_columns": ["age"], "contract": {"max_near_duplicates": None}},
+        "data": {
+            **USUAL["data"],
+            "bias_columns": ["age"],
+            "contract": {**USUAL["data"]["contract"], "max_near_duplicates": None},
+        },
         "package": {"freshness_days": 3650},
     }
     serving.register(folder, fewer.model_copy(update={"params": params}), actor=AUTHOR)
