@@ -42,8 +42,13 @@ class FileStore:
         return self.root / digest[:2] / digest[2:]
 
     def holds(self, digest: str) -> bool:
-        """Whether a file with this digest is kept; its bytes are not read."""
-        return self.path(digest).is_file()
+        """Whether a file with this digest is kept; its bytes are not read.
+
+        Raises:
+            Unavailable: the disk can't say.
+        """
+        with _reading(f"file {digest[:12]}…"):
+            return self.path(digest).is_file()
 
     def add(self, source: Path, expected: str | None = None) -> str:
         """Keep a copy of `source`; the digest is its address.
@@ -58,8 +63,9 @@ class FileStore:
         # Touched before it is read: `gc` leaves a young file, and one that it takes now is missing here.
         with contextlib.suppress(OSError):
             os.utime(target)
-        if target.is_file() and sha256_file(target) == digest:
-            return digest
+        with contextlib.suppress(OSError):  # a copy on a bad disk is written again
+            if target.is_file() and sha256_file(target) == digest:
+                return digest
         with self._arriving() as temporary:
             with temporary.open("wb") as out, source.open("rb") as file:
                 shutil.copyfileobj(file, out)
@@ -150,12 +156,16 @@ class FileStore:
 
         Raises:
             Damaged: the file is missing.
-        LoraOpsError: it is to be fetched from elsewhere, which can't be reached.
+            Unavailable: the disk can't say.
+            LoraOpsError: it is to be fetched from elsewhere, which can't be reached.
         """
         path = self.path(digest)
-        if self.fetch and not path.is_file():
+        with _reading(name):
+            is_there = path.is_file()
+        if self.fetch and not is_there:
             self.fetch(digest)
-        if not path.is_file():
+            is_there = path.is_file()
+        if not is_there:
             raise Damaged(
                 f"The registry has lost {name} ({path}): register the same package again, or restore it from a "
                 "backup."
@@ -167,16 +177,34 @@ class FileStore:
 
         Raises:
             Damaged: the file is missing or its bytes have another digest.
-        LoraOpsError: as `present`.
+            Unavailable: the disk can't read it.
+            LoraOpsError: as `present`.
         """
         path = self.present(digest, name)
-        found = sha256_file(path)
+        with _reading(name):
+            found = sha256_file(path)
         if found != digest:
             raise Damaged(
                 f"{name} was changed on disk: {path} has SHA-256 {found[:12]}…, not {digest[:12]}…; register "
                 "the same package again, or restore it from a backup."
             )
         return path
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Say that the disk can't read a kept file: one bad sector must not stop what needs another file.
+
+    Raises:
+        Unavailable: the system refuses it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(
+            f"{name} can't be read ({disk_reason(error)}): mend the disk or the permissions, or restore it "
+            "from a backup."
+        ) from error
 
 
 def check_package(folder: Path, files: Mapping[str, str]) -> None:

@@ -102,12 +102,15 @@ def check_folder(registry: Registry, version: Version, folder: Path) -> None:
     """Verify an exported folder against the version's digests and signature, and its rows against the log.
 
     Raises:
-        LoraOpsError: a file was added, removed or changed, the signature does not fit, or a row or the weights
-            are not what the version's entries of the audit log say.
+        LoraOpsError: a file was added, removed or changed, or can't be read, the signature does not fit, or a
+            row or the weights are not what the version's entries of the audit log say.
     """
-    check_package(folder, {name: file.sha256 for name, file in version.manifest.files.items()})
-    registry.signer.check(folder, _signature(registry, version), version.id)
-    _check_weights(registry, version, folder / ADAPTER_FILES[0])
+    try:
+        check_package(folder, {name: file.sha256 for name, file in version.manifest.files.items()})
+        registry.signer.check(folder, _signature(registry, version), version.id)
+        _check_weights(registry, version, folder / ADAPTER_FILES[0])
+    except OSError as error:
+        raise Unavailable(f"{folder} can't be read ({disk_reason(error)}).") from error
     with registry.db.reading():
         found = registry.load(version.tenant, version.number)
         history = registry.log.entries(version.tenant, version.number)

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from lora_ops.clock import utc
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.paths import EVALUATION_PAGE
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
@@ -122,7 +122,11 @@ def _twins(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iter
 
 
 def _orphaned(registry: Registry) -> Iterator[str]:
-    orphans = find_garbage(registry).orphans
+    try:
+        orphans = find_garbage(registry).orphans
+    except OSError as error:  # a folder that can't be read; its files are named as such
+        yield f"nobody can tell which kept files nothing names ({disk_reason(error)})"
+        return
     if orphans:
         many = f"{len(orphans)} kept files are" if len(orphans) > 1 else "1 kept file is"
         size = sum(one.bytes for one in orphans)

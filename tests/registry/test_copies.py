@@ -39,13 +39,20 @@ def change_the_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text("{}")
 
 
+def make_unreadable(folder: Path) -> None:
+    remove(folder)
+    (folder / "README.md").symlink_to("/proc/self/mem")  # reading it is an I/O error
+
+
 def replace_by_a_link(folder: Path) -> None:
     folder.rename(folder.parent / ".elsewhere")
     change(folder.parent / ".elsewhere")
     folder.symlink_to(folder.parent / ".elsewhere")
 
 
-@pytest.mark.parametrize("damage", [change, cut, remove, add, change_the_manifest, replace_by_a_link])
+@pytest.mark.parametrize(
+    "damage", [change, cut, remove, add, change_the_manifest, make_unreadable, replace_by_a_link]
+)
 def test_damaged_copy_is_laid_out_again(
     registry: Registry, package: Build, damage: Callable[[Path], None]
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import EVALUATION_PAGE
 from lora_ops.records.manifest import FileRecord
@@ -55,6 +55,16 @@ def test_a_damaged_copy_is_named_when_it_is_read(store: FileStore, source: Path)
     store.path(digest).write_bytes(b"other")
     with pytest.raises(LoraOpsError, match="weights was changed on disk"):
         store.checked(digest, "weights")
+
+
+def test_a_copy_on_a_bad_disk_is_named_and_mended(store: FileStore, source: Path) -> None:
+    digest = store.add(source)
+    store.path(digest).unlink()
+    store.path(digest).symlink_to("/proc/self/mem")  # reading it is an I/O error
+    with pytest.raises(Unavailable, match="weights can't be read .*Input/output error"):
+        store.checked(digest, "weights")
+    store.add(source)
+    assert store.checked(digest, "weights").read_bytes() == b"weights"
 
 
 def test_a_lost_copy_is_named_when_it_is_read(store: FileStore) -> None:

@@ -25,9 +25,11 @@ def kept_weights(registry: Registry, reference: str) -> Path:
 
 
 def spoil(path: Path, how: str) -> None:
-    """Remove a kept file, or change one byte of its header."""
+    """Remove a kept file, change one byte of its header, or let reading it fail as on a bad disk."""
     content = path.read_bytes()
     path.unlink()
+    if how == "unreadable":
+        path.symlink_to("/proc/self/mem")
     if how == "altered":
         path.write_bytes(content[:9] + b"?" + content[10:])
 
@@ -81,7 +83,7 @@ def test_damaged_closed_weights_stop_no_other_version(
     assert story.to("finance@1", "validated").state == "validated"
 
 
-@pytest.mark.parametrize("how", ["removed", "altered", "without manifest"])
+@pytest.mark.parametrize("how", ["removed", "altered", "unreadable", "without manifest"])
 def test_unknown_closed_weights_are_a_note(
     older_registry: Registry, registry: Registry, package: Build, story: Story, how: str
 ) -> None:
@@ -208,6 +210,15 @@ def test_plan_passes_over_a_damaged_record(
         registry.register(*package(seed), actor=AUTHOR)
         story.to(f"finance@{seed}", "production")
     registry.db.rows(f"{damage} WHERE number = 2")
+    assert incidents.plan(registry, "finance@3").returns.id == "finance@1"
+
+
+def test_plan_passes_over_a_file_that_can_not_be_read(registry: Registry, package: Build, story: Story) -> None:
+    """One bad sector stopped every way back."""
+    for seed in (1, 2, 3):
+        registry.register(*package(seed), actor=AUTHOR)
+        story.to(f"finance@{seed}", "production")
+    spoil(kept_weights(registry, "finance@2"), "unreadable")
     assert incidents.plan(registry, "finance@3").returns.id == "finance@1"
 
 

@@ -105,6 +105,15 @@ def test_a_changed_file_is_named(serving: Registry) -> None:
     assert verify(serving, files=False).ok
 
 
+def test_a_file_on_a_bad_disk_is_named_beside_others(serving: Registry) -> None:
+    """Verifying ended at the first file that can't be read, and named no other."""
+    for name in ("adapter_model.safetensors", "README.md"):
+        kept(serving, name).unlink()
+    kept(serving, "adapter_model.safetensors").symlink_to("/proc/self/mem")  # reading it is an I/O error
+    said = "\n".join(verify(serving).problems)
+    assert "can't be read (Input/output error)" in said and "The registry has lost file" in said
+
+
 def test_a_lost_file_is_named_once(serving: Registry) -> None:
     kept(serving, "adapter_model.safetensors").unlink()
     (problem,) = verify(serving).problems
