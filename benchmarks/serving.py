@@ -225,23 +225,24 @@ async def rounding(root: Path, folder: Path) -> None:
     """Print what rounding the tenants' adapters changes: their answers to their test rows, and exact match."""
     settings = load_settings(root)
     _, tokenizer = load_base_model(root / "models/base")
-    ends = set(tokenizer.all_special_tokens)
+    ends = {token.encode() for token in tokenizer.all_special_tokens}
     running = TorchEngine(root / "models/base")
     await running.start()
 
-    async def answers(adapter: Path, rows: list[Example], new_tokens: int) -> list[list[str]]:
+    async def answers(adapter: Path, rows: list[Example], new_tokens: int) -> list[list[bytes]]:
         name = str(adapter)
         await running.load(name, adapter)
 
-        async def one(row: Example) -> list[str]:
+        async def one(row: Example) -> list[bytes]:
             ids = tuple(tokenizer(row.prompt, add_special_tokens=False)["input_ids"])
             chunks = running.generate(Generation(name, ids, name, Sampling(new_tokens, logprobs=0)))
             return [told.token async for chunk in chunks for told in chunk.logprobs]
 
         return list(await asyncio.gather(*map(one, rows)))
 
-    def matches(rows: list[Example], said: list[list[str]]) -> float:
-        texts = ["".join(token for token in tokens if token not in ends).strip() for tokens in said]
+    def matches(rows: list[Example], said: list[list[bytes]]) -> float:
+        shown = [b"".join(token for token in tokens if token not in ends) for tokens in said]
+        texts = [text.decode(errors="ignore").strip() for text in shown]
         return float(exact_match([row.target for row in rows], texts).mean())
 
     heads = f"{'tenant':14}{'rows':>6}{'same answers':>14}{'same tokens':>13}"

@@ -21,7 +21,16 @@ from typing import Any
 
 import httpx
 
-from lora_ops.engines.protocol import Chunk, EngineError, EngineStatus, FinishReason, Generation, TokenLogprob
+from lora_ops.engines.protocol import (
+    Chunk,
+    EngineError,
+    EngineStatus,
+    FinishReason,
+    Generation,
+    Structure,
+    TokenLogprob,
+    Unsupported,
+)
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.settings.serving import OpenAIEngineSettings
 from lora_ops.small_files import parse_json
@@ -31,6 +40,7 @@ log = logging.getLogger(__name__)
 # Between two pieces of an answer; the gateway's own limits end a request long before.
 TIMEOUT = httpx.Timeout(600, connect=5)
 HEALTH_SECONDS = 2.0
+REQUEST_REFUSED = (400, 413, 422)
 
 
 class Refused(EngineError):
@@ -134,13 +144,21 @@ class OpenAIEngine:
         """The answer, piece by piece; closing the iterator early closes the connection, which cancels it there.
 
         Raises:
-            EngineError: the server refuses, fails, or can't be reached.
+            Unsupported: the server refuses this request, or it asks for what is not passed on.
+            EngineError: the server fails, or can't be reached.
         """
+        if generation.sampling.prompt_logprobs:
+            raise Unsupported("The engine of this gateway does not say how likely a prompt's tokens are.")
         self._running += 1
         try:
             async with aclosing(self._answer(generation)) as chunks:
                 async for chunk in chunks:
                     yield chunk
+        except Refused as error:
+            if error.status not in REQUEST_REFUSED:
+                raise
+            log.warning("%s", error)
+            raise Unsupported("The engine of this gateway refuses the request; its log says why.") from error
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         finally:
@@ -248,6 +266,12 @@ class OpenAIEngine:
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            # Neutral values, too: vLLM takes what is missing from its model's generation config.
+            "top_k": sampling.top_k or -1,
+            "min_p": sampling.min_p,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "repetition_penalty": sampling.repetition_penalty,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
@@ -257,6 +281,19 @@ class OpenAIEngine:
             body["stop"] = list(sampling.stop)
         if sampling.logprobs is not None:
             body["logprobs"] = sampling.logprobs
+        if sampling.logit_bias:
+            body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+        if sampling.stop_token_ids:
+            body["stop_token_ids"] = sorted(sampling.stop_token_ids)
+        if sampling.min_tokens:
+            body["min_tokens"] = sampling.min_tokens
+        if sampling.structure:
+            body["structured_outputs"] = _structured(sampling.structure)
+        if sampling.ignore_eos:
+            body["ignore_eos"] = True
+        salt = "/".join(filter(None, (generation.tenant, generation.cache_salt)))
+        if salt:  # else vLLM's prefix cache would tell one tenant by its speed what another one asked
+            body["cache_salt"] = salt
         return body
 
     async def _events(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -298,6 +335,12 @@ class OpenAIEngine:
         return EngineError(f"{self._settings.url} can't be reached ({error or type(error).__name__}).")
 
 
+def _structured(structure: Structure) -> dict[str, Any]:
+    """Return a form as vLLM and this gateway read it."""
+    text = structure.text
+    return {structure.kind: parse_json(text) if structure.kind in ("choice", "json") else text}
+
+
 def _finish(reason: str | None) -> FinishReason | None:
     if reason is None:
         return None
@@ -309,7 +352,7 @@ def _logprobs(found: dict[str, Any] | None) -> tuple[TokenLogprob, ...]:
         return ()
     tops = found.get("top_logprobs") or [None] * len(found["tokens"])
     return tuple(
-        TokenLogprob(token, logprob, tuple((top or {}).items()))
+        TokenLogprob(token.encode(), logprob, tuple((one.encode(), p) for one, p in (top or {}).items()))
         for token, logprob, top in zip(found["tokens"], found["token_logprobs"], tops, strict=True)
     )
 

@@ -13,16 +13,41 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
+class Structure:
+    """The form that an answer must have.
+
+    Attributes:
+        kind: choice, one of several texts; regex; json, a JSON schema; grammar, in Lark's notation.
+        text: the regex, the schema, the grammar, or a list of the texts in JSON.
+    """
+
+    kind: Literal["choice", "regex", "json", "grammar"]
+    text: str
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        max_tokens: how many at most, at least 1.
+        max_tokens: how many at most; 0 reads the prompt and answers nothing.
         temperature: 0 is greedy, the most likely token each time.
         top_p: keep the most likely tokens whose probabilities add up to this (0 < top_p <= 1).
         seed: the same seed and prompt give the same tokens on one engine; None draws one.
         stop: texts before which the answer ends; they are not part of it.
         logprobs: None for none, else how many alternatives to name beside each chosen token (0 to 20).
+        top_k: keep this many of the most likely tokens; 0 keeps all.
+        min_p: keep tokens that are at least this likely, as a part of the most likely one's probability.
+        presence_penalty: is taken off the logit of each token that the answer has already.
+        frequency_penalty: the same, once for each time.
+        repetition_penalty: divides the positive logit of each token that prompt or answer has already, and
+            multiplies a negative one; 1 changes nothing.
+        logit_bias: what is added to the logits of single tokens.
+        stop_token_ids: tokens that end the answer, besides the model's own.
+        min_tokens: no token and no stop text ends the answer before it has so many tokens.
+        ignore_eos: the model's own end tokens end nothing.
+        structure: the form that the answer must have; None: any.
+        prompt_logprobs: name each token of the prompt with its probability, too, and `logprobs` alternatives.
     """
 
     max_tokens: int
@@ -31,6 +56,22 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    structure: Structure | None = None
+    prompt_logprobs: bool = False
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether tokens that came already are made less or more likely."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
 
 
 @dataclass(frozen=True)
@@ -43,6 +84,7 @@ class Generation:
         adapter: the name that `Engine.load` was given; None is the base model itself.
         tenant: whose prompt it is; what an engine keeps of it helps no other tenant, as a quicker answer
             would tell what was asked.
+        cache_salt: what is kept helps only prompts of the tenant that have the same one.
     """
 
     id: str
@@ -50,15 +92,21 @@ class Generation:
     adapter: str | None
     sampling: Sampling
     tenant: str | None = None
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A chosen token, the natural logarithm of its probability, and the most likely ones in its place."""
+    """A token, the natural logarithm of its probability, and the most likely ones in its place.
 
-    token: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
+    Attributes:
+        token: its text in UTF-8. A token may be a part of a character, so these are bytes.
+        logprob: None for the first token of a prompt, which follows nothing.
+    """
+
+    token: bytes
+    logprob: float | None
+    top: tuple[tuple[bytes, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +118,7 @@ class Chunk:
         tokens: how many generated tokens it accounts for (an end token that is not shown counts).
         device_seconds: this request's share of the time that the device worked since its last chunk.
         prompt_tokens: as the engine counted them; 0 in all chunks but the last.
+        prompt: of each token of the prompt, in the first chunk, where `Sampling.prompt_logprobs` asks for it.
     """
 
     text: str
@@ -78,6 +127,7 @@ class Chunk:
     finish: FinishReason | None = None
     device_seconds: float = 0.0
     prompt_tokens: int = 0
+    prompt: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +151,10 @@ class EngineStatus:
 
 class EngineError(Exception):
     """The engine can't do what was asked; the text is one sentence for whoever asked."""
+
+
+class Unsupported(EngineError):
+    """This engine doesn't do what the request asks for; the client can leave it out."""
 
 
 class Engine(Protocol):

@@ -33,6 +33,7 @@ class Ask:
         model: the name that the client wrote.
         prompts: token ids of each prompt, none before it was read; every one of them gets `n` answers.
         text: the prompt as a person reads it, for the event log.
+        echoes: the text of each prompt, where the answer is to begin with it.
         started: when the request arrived, by `time.perf_counter`.
         trace_parent: the W3C `traceparent` header, if there was one.
     """
@@ -50,6 +51,8 @@ class Ask:
     text: str
     started: float
     trace_parent: str | None = None
+    echoes: tuple[str, ...] = ()
+    cache_salt: str | None = None
 
     @property
     def tenant(self) -> str:
@@ -285,7 +288,7 @@ class Answering:
         if sampling.seed is not None and index % ask.n:
             sampling = replace(sampling, seed=sampling.seed + index % ask.n)  # else all choices were the same
         prompt = ask.prompts[index // ask.n]
-        return Generation(f"{ask.request_id}-{index}", prompt, adapter, sampling, ask.tenant)
+        return Generation(f"{ask.request_id}-{index}", prompt, adapter, sampling, ask.tenant, ask.cache_salt)
 
     def _report(self, ask: Ask, tally: Tally, error: BaseException | None) -> None:
         seconds = time.perf_counter() - ask.started

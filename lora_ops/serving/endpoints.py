@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -18,7 +19,7 @@ from starlette.types import Send
 from lora_ops.serving import console
 from lora_ops.serving.answering import Ask, Piece
 from lora_ops.serving.edge import Edge, report, until_disconnected
-from lora_ops.serving.errors import ApiError, as_api_error
+from lora_ops.serving.errors import ApiError, as_api_error, http_error, invalid_request
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller, Role
 from lora_ops.serving.rendering import (
@@ -29,12 +30,22 @@ from lora_ops.serving.rendering import (
     failure,
     provenance,
 )
-from lora_ops.serving.request_schemas import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
+from lora_ops.serving.request_schemas import (
+    ChatRequest,
+    CompletionRequest,
+    LoadRequest,
+    StreamOptions,
+    UnloadRequest,
+)
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer, ErrorAnswer, ModelCard, ModelList
 from lora_ops.serving.router import Route
 from lora_ops.serving.tokenization import SHORT_TEXT
 
 log = logging.getLogger(__name__)
+
+# Tokens with their probabilities that are rendered on the event loop, in about 1 ms.
+NAMED = 100
+T = TypeVar("T")
 
 PUBLIC = {"/health", "/ready", "/openapi.json"}
 BEARER = HTTPBearer(auto_error=False, description="An API key; none is needed while none was ever created.")
@@ -76,8 +87,8 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         refused=gateway.telemetry.was_refused,
         crowded=lambda path: path != "/health" and crowded(),
     )
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(HTTPException, http_error)
 
     async def caller(request: Request, _: Annotated[Any, Security(BEARER)]) -> Caller:
         admitted: Caller = request.scope["state"]["caller"]
@@ -111,8 +122,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         # All messages are one prompt, so that together they must fit.
         whole = "".join(text for _, text in turns)
         ask = await _read(request, ask, body, [whole], lambda: (gateway.tokenization.chat(turns),))
-        every = bool(body.stream_options and body.stream_options.continuous_usage_stats)
-        return await respond(request, body, ask, ChatRendering(ask, every))
+        return await respond(request, body, ask, ChatRendering(ask, body.stream_options or StreamOptions()))
 
     @app.post("/v1/completions", response_model=CompletionAnswer)
     async def completions(
@@ -131,8 +141,11 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         text = "\n".join(one for one in body.prompts if isinstance(one, str))
         ask = _ask(request, "completions", body, who, route, "none", text)
         ask = await _read(request, ask, body, body.prompts, encode)
-        every = bool(body.stream_options and body.stream_options.continuous_usage_stats)
-        return await respond(request, body, ask, CompletionRendering(ask, every))
+        if body.echo:
+            texts = [one if isinstance(one, str) else tokenization.as_text(one) for one in body.prompts]
+            ask = replace(ask, echoes=tuple(texts))
+        rendering = CompletionRendering(ask, body.stream_options or StreamOptions())
+        return await respond(request, body, ask, rendering)
 
     def _ask(
         request: Request,
@@ -153,12 +166,15 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
             route=route,
             prompts=(),
             n=body.n or 1,
-            sampling=body.sampling(body.most_tokens or settings.default_max_tokens, settings),
+            sampling=body.sampling(
+                settings.default_max_tokens if body.most_tokens is None else body.most_tokens, settings
+            ),
             streamed=bool(body.stream),
             system_prompt=system,
             text=text,
             started=state["started"],
             trace_parent=request.headers.get("traceparent"),
+            cache_salt=body.cache_salt,
         )
         state["told"] |= {"tenant": ask.tenant, "adapter": route.name, "route": route.decision}
         return ask
@@ -188,9 +204,10 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
             async with asyncio.timeout_at(gateway.answering.deadline(ask)):
                 prompts = await (reading if size <= SHORT_TEXT else until_disconnected(request, reading))
             longest = max(map(len, prompts))
+            gateway.tokenization.check(body.named_tokens)
             room = limit - longest
-            wanted = body.most_tokens or min(settings.default_max_tokens, room)
-            if room < 1 or wanted > room:
+            wanted = min(settings.default_max_tokens, room) if body.most_tokens is None else body.most_tokens
+            if wanted > room or (room < 1 and wanted != 0):
                 asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
                 raise _too_long(ask, f"a prompt of {longest}{asked}", limit)
         return replace(ask, prompts=prompts, sampling=replace(ask.sampling, max_tokens=wanted))
@@ -201,13 +218,11 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         pieces = gateway.answering.answer(ask)
         if not body.stream:
             whole = await until_disconnected(request, _collected(pieces))
-            return Response(
-                rendering.whole(whole).model_dump_json(), media_type="application/json", headers=provenance(ask)
-            )
+            text = await _rendered(whole, lambda: rendering.whole(whole).model_dump_json())
+            return Response(text, media_type="application/json", headers=provenance(ask))
         # The first piece decides the status, which can't be changed once the stream has begun.
         first = await until_disconnected(request, _first(pieces))
-        include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = _events(first, pieces, rendering, len(ask.costs), include_usage)
+        events = _events(first, pieces, rendering, len(ask.costs))
         headers = {**provenance(ask), "cache-control": "no-cache", "x-accel-buffering": "no"}
         # Whoever reads slowly has as long for the end of an answer as for sending a body.
         deadline = gateway.answering.deadline(ask) + settings.body_timeout_seconds
@@ -216,24 +231,18 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
     @app.get("/v1/models", response_model=ModelList)
     async def models(who: Annotated[Caller, allowed("tenant", "admin", "monitor")]) -> ModelList:
         """Every name that answers and that the key reaches."""
-        cards = []
-        for name, route in gateway.router.served():
-            version = route.version
-            if who.role == "monitor" or who.reaches(route.tenant):
-                at = datetime.fromisoformat(version.registered_at).timestamp() if version else 0
-                cards.append(
-                    ModelCard(
-                        id=name,
-                        created=int(at),
-                        owned_by=route.tenant or "base",
-                        root=route.name,
-                        parent=route.base_model.id if version else None,
-                        max_model_len=gateway.engine.context_length,
-                        digest=route.digest,
-                        state=version.state if version else None,
-                    )
-                )
-        return ModelList(data=cards)
+        reached = [
+            (name, route)
+            for name, route in gateway.router.served()
+            if who.role == "monitor" or who.reaches(route.tenant)
+        ]
+        return ModelList(data=[_card(name, route, gateway.engine.context_length) for name, route in reached])
+
+    @app.get("/v1/models/{name:path}", response_model=ModelCard)
+    async def model(name: str, who: Annotated[Caller, allowed("tenant", "admin", "monitor")]) -> ModelCard:
+        """One name that answers and that the key reaches: a tenant, an exact version, or the base model."""
+        route = gateway.router.route(name) if who.role == "monitor" else gateway.route(who, name)
+        return _card(name, route, gateway.engine.context_length)
 
     @app.post("/v1/load_lora_adapter", response_model=None, responses=TEXT)
     async def load(body: LoadRequest, who: Annotated[Caller, allowed("admin")]) -> Response:
@@ -300,6 +309,20 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
     return app
 
 
+def _card(name: str, route: Route, context_length: int) -> ModelCard:
+    version = route.version
+    return ModelCard(
+        id=name,
+        created=int(datetime.fromisoformat(version.registered_at).timestamp()) if version else 0,
+        owned_by=route.tenant or "base",
+        root=route.name,
+        parent=route.base_model.id if version else None,
+        max_model_len=context_length,
+        digest=route.digest,
+        state=version.state if version else None,
+    )
+
+
 def _too_long(ask: Ask, what: str, limit: int) -> ApiError:
     return ApiError(
         400,
@@ -316,6 +339,12 @@ async def _collected(pieces: AsyncGenerator[Piece, None]) -> list[Piece]:
 
 async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:
     return await anext(pieces)
+
+
+async def _rendered(pieces: Sequence[Piece], render: Callable[[], T]) -> T:
+    """Return what `render` makes of these pieces; one with many probabilities does not stop the event loop."""
+    named = sum(1 + len(one.top) for piece in pieces for one in (*piece.chunk.prompt, *piece.chunk.logprobs))
+    return render() if named <= NAMED else await asyncio.to_thread(render)
 
 
 class Stream(StreamingResponse):
@@ -337,40 +366,20 @@ class Stream(StreamingResponse):
 
 
 async def _events(
-    first: Piece, pieces: AsyncGenerator[Piece, None], rendering: Rendering, count: int, include_usage: bool
+    first: Piece, pieces: AsyncGenerator[Piece, None], rendering: Rendering, count: int
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(pieces):
         for event in rendering.opening(count):
             yield event
-        yield rendering.event(first)
         try:
+            yield await _rendered([first], partial(rendering.event, first))
             async for piece in pieces:
-                yield rendering.event(piece)
+                yield await _rendered([piece], partial(rendering.event, piece))
         except Exception as error:  # noqa: BLE001 - the status is sent already, so the stream must tell
             problem = as_api_error(error)
             report("A stream", problem, error)
             yield failure(problem)
             return
-        if include_usage:
-            yield rendering.usage()
+        for event in rendering.closing():
+            yield event
         yield DONE
-
-
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
-        problem = ApiError(400, f"The body is not JSON: {first['ctx']['error']}.", code="invalid_json")
-    else:
-        name = where[0] if where else None
-        what = first["msg"].removeprefix("Value error, ")
-        problem = ApiError(400, f"{'.'.join(where) or 'body'}: {what}.", param=name, code="invalid_value")
-    return JSONResponse(problem.body(), problem.status)
-
-
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    text = f"{request.method} {request.url.path}: {error.detail}."
-    problem = ApiError(error.status_code, text, code="not_found" if error.status_code == 404 else None)
-    return JSONResponse(problem.body(), problem.status, dict(error.headers or {}))

@@ -7,7 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from lora_ops.engines.protocol import EngineError
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lora_ops.engines.protocol import EngineError, Unsupported
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.serving.adapters import AdapterUnavailable
 from lora_ops.serving.fair_queue import Overloaded
@@ -53,6 +58,8 @@ CLIENT_GONE = 499  # nginx's number for a client that closed the connection; it 
 NOT_FAILED = (200, CLIENT_GONE)
 
 
+# What pydantic puts between the names of a body: its types.
+TYPE = re.compile(r"(constrained-)?(str|int|float|bool)|.*\[.*")
 INSIDE = re.compile(r"(?:\w+:/)?/[\w.:%@+~/-]{2,}")  # URLs and absolute paths
 
 
@@ -86,6 +93,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(
                 504, "The answer was not finished in time: ask for fewer tokens.", "server_error", "timeout"
             )
+        case Unsupported():
+            return ApiError(400, str(error), code="unsupported")
         case EngineError():
             return ApiError(
                 502, "The engine failed; the gateway's log says why.", "server_error", "engine_error"
@@ -102,3 +111,38 @@ def as_api_error(error: BaseException) -> ApiError:
 
 def _outside(error: LoraOpsError) -> str:
     return INSIDE.sub("…", str(error))
+
+
+async def invalid_request(_: Request, error: Exception) -> JSONResponse:
+    """Answer a body that is not as the endpoint wants it: name the place and what is wrong there."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        problem = ApiError(400, f"The body is not JSON: {first['ctx']['error']}.", code="invalid_json")
+    else:
+        # A value that may be of several types has an error for each. One that says more than its type says why.
+        where = _place(first)
+        same = [one for one in error.errors() if _place(one)[: len(where)] == where]
+        told = next((one for one in same if not one["type"].endswith("_type")), first)
+        where = _place(told)
+        what = told["msg"].removeprefix("Value error, ")
+        if told["type"] == "extra_forbidden":
+            what = "this parameter is not known here: check its spelling, or leave it out"
+        name = where[0] if where else None
+        problem = ApiError(400, f"{'.'.join(where) or 'body'}: {what}.", param=name, code="invalid_value")
+    return JSONResponse(problem.body(), problem.status)
+
+
+def _place(error: dict[str, Any]) -> list[str]:
+    """Return where an error is, by the body's own names: pydantic puts those of its types between them."""
+    place = [str(part) for part in error["loc"][1:]]
+    unknown = [place.pop()] if error["type"] == "extra_forbidden" else []  # the client's own word
+    return [part for part in place if not TYPE.fullmatch(part)] + unknown
+
+
+async def http_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer a path or method that is not there."""
+    assert isinstance(error, HTTPException)
+    text = f"{request.method} {request.url.path}: {error.detail}."
+    problem = ApiError(error.status_code, text, code="not_found" if error.status_code == 404 else None)
+    return JSONResponse(problem.body(), problem.status, dict(error.headers or {}))

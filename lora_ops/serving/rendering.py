@@ -1,14 +1,16 @@
 """Answers as OpenAI's clients read them: whole, or as server-sent events."""
 
+import codecs
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lora_ops.engines.protocol import TokenLogprob
 from lora_ops.serving.answering import Ask, Piece
 from lora_ops.serving.errors import ApiError
+from lora_ops.serving.request_schemas import StreamOptions
 from lora_ops.serving.response_schemas import (
     Alternative,
     AnswerMessage,
@@ -37,8 +39,8 @@ class Rendering(Protocol):
     def event(self, piece: Piece) -> bytes:
         """One piece as an event."""
 
-    def usage(self) -> bytes:
-        """The event with the tokens, after the last piece."""
+    def closing(self) -> list[bytes]:
+        """The events after the last piece."""
 
 
 @dataclass
@@ -47,11 +49,11 @@ class _Head:
 
     Args:
         ask: what was asked for.
-        every_usage: whether each event says how many tokens there were so far.
+        options: what a stream says besides the text.
     """
 
     ask: Ask
-    every_usage: bool = False
+    options: StreamOptions = field(default_factory=StreamOptions)
     prefix: str = ""
     object: str = ""
 
@@ -64,6 +66,10 @@ class _Head:
         }
         self.written = 0
 
+    @property
+    def _wants_logprobs(self) -> bool:
+        return self.ask.sampling.logprobs is not None
+
     def tokens(self) -> dict[str, int]:
         """Tokens read, and written so far."""
         read = sum(map(len, self.ask.prompts))
@@ -73,17 +79,20 @@ class _Head:
             "total_tokens": read + self.written,
         }
 
-    def usage(self) -> bytes:
-        """The event with the tokens, after the last piece."""
-        return self._event([], {"usage": self.tokens()})
+    def closing(self) -> list[bytes]:
+        """Return the event with the tokens, where the client wants it."""
+        return [self._event([], self.tokens())] if self.options.include_usage else []
 
-    def _event(self, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
-        return sse({**self.head, "object": self.object, "choices": choices, **(more or {})})
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+        # A client that asks for the usage finds the field in every event.
+        told = self.options.include_usage or self.options.continuous_usage_stats
+        more = {"usage": usage} if told else {}
+        return sse({**self.head, "object": self.object, "choices": choices, **more})
 
     def _piece(self, piece: Piece, choice: dict[str, Any]) -> bytes:
         self.written += piece.chunk.tokens
-        more = {"usage": self.tokens()} if self.every_usage else None
-        return self._event([{"index": piece.index, "finish_reason": piece.chunk.finish, **choice}], more)
+        usage = self.tokens() if self.options.continuous_usage_stats else None
+        return self._event([{"index": piece.index, "finish_reason": piece.chunk.finish, **choice}], usage)
 
 
 @dataclass
@@ -124,10 +133,6 @@ class ChatRendering(_Head):
         logprobs = _chat_logprobs(chunk.logprobs).model_dump() if self._wants_logprobs else None
         return self._piece(piece, {"delta": delta, "logprobs": logprobs})
 
-    @property
-    def _wants_logprobs(self) -> bool:
-        return self.ask.sampling.logprobs is not None
-
 
 @dataclass
 class CompletionRendering(_Head):
@@ -138,19 +143,19 @@ class CompletionRendering(_Head):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._lengths: dict[int, int] = {}
+        self._offsets: dict[int, _Offsets] = {}
 
     def whole(self, pieces: Sequence[Piece]) -> CompletionAnswer:
         """All pieces as one response."""
         self.written = sum(piece.chunk.tokens for piece in pieces)
         choices = []
         for index, chunks in _by_choice(pieces):
-            logprobs = tuple(one for chunk in chunks for one in chunk.logprobs)
+            logprobs = tuple(one for chunk in chunks for one in (*chunk.prompt, *chunk.logprobs))
             choices.append(
                 CompletionChoice(
                     index=index,
-                    text="".join(chunk.text for chunk in chunks),
-                    logprobs=_completion_logprobs(logprobs, 0) if self._wants_logprobs else None,
+                    text=self._echoed(index) + "".join(chunk.text for chunk in chunks),
+                    logprobs=_completion_logprobs(logprobs, _Offsets()) if self._wants_logprobs else None,
                     finish_reason=chunks[-1].finish or "length",
                 )
             )
@@ -161,17 +166,19 @@ class CompletionRendering(_Head):
         return []
 
     def event(self, piece: Piece) -> bytes:
-        """One piece as an event; offsets of its tokens count from the answer's beginning."""
-        logprobs = None
+        """One piece as an event; offsets of its tokens count from the beginning of all text."""
+        logprobs, before = None, ""
+        if piece.index not in self._offsets:  # its first event
+            self._offsets[piece.index] = _Offsets()
+            before = self._echoed(piece.index)
         if self._wants_logprobs:
-            offset = self._lengths.get(piece.index, 0)
-            logprobs = _completion_logprobs(piece.chunk.logprobs, offset).model_dump()
-            self._lengths[piece.index] = offset + sum(len(one.token) for one in piece.chunk.logprobs)
-        return self._piece(piece, {"text": piece.chunk.text, "logprobs": logprobs})
+            named = (*piece.chunk.prompt, *piece.chunk.logprobs)
+            logprobs = _completion_logprobs(named, self._offsets[piece.index]).model_dump()
+        return self._piece(piece, {"text": before + piece.chunk.text, "logprobs": logprobs})
 
-    @property
-    def _wants_logprobs(self) -> bool:
-        return self.ask.sampling.logprobs is not None
+    def _echoed(self, index: int) -> str:
+        """Return the prompt of an answer where the client wants to see it before the answer."""
+        return self.ask.echoes[index // self.ask.n] if self.ask.echoes else ""
 
 
 def fingerprint(ask: Ask) -> str:
@@ -214,33 +221,48 @@ def _chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs:
     return ChatLogprobs(
         content=[
             ChatLogprob(
-                token=one.token,
-                logprob=one.logprob,
-                bytes=list(one.token.encode()),
-                top_logprobs=[Alternative(token=t, logprob=p, bytes=list(t.encode())) for t, p in one.top],
+                token=_shown(one.token),
+                logprob=0.0 if one.logprob is None else one.logprob,
+                bytes=list(one.token),
+                top_logprobs=[Alternative(token=_shown(t), logprob=p, bytes=list(t)) for t, p in one.top],
             )
             for one in tokens
         ]
     )
 
 
-def _completion_logprobs(tokens: tuple[TokenLogprob, ...], offset: int) -> CompletionLogprobs:
-    """Log probabilities as completions have them; the first token begins at character `offset`."""
-    offsets = []
-    for one in tokens:
-        offsets.append(offset)
-        offset += len(one.token)
+class _Offsets:
+    """Where tokens begin in the text, in characters; a part of a character begins where that does."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._characters = 0
+
+    def next(self, token: bytes) -> int:
+        """Return where this token begins, which follows those before."""
+        begins = self._characters
+        self._characters += len(self._decoder.decode(token))
+        return begins
+
+
+def _completion_logprobs(tokens: Sequence[TokenLogprob], offsets: _Offsets) -> CompletionLogprobs:
+    """Log probabilities as completions have them."""
     return CompletionLogprobs(
-        tokens=[one.token for one in tokens],
+        tokens=[_shown(one.token) for one in tokens],
         token_logprobs=[one.logprob for one in tokens],
-        top_logprobs=[_by_token(one.top) for one in tokens],
-        text_offset=offsets,
+        top_logprobs=[_by_token(one) for one in tokens],
+        text_offset=[offsets.next(one.token) for one in tokens],
     )
 
 
-def _by_token(top: tuple[tuple[str, float], ...]) -> dict[str, float]:
-    # Tokens that are parts of a character can look the same: the likeliest one stands for them.
-    best: dict[str, float] = {}
-    for token, logprob in top:
-        best.setdefault(token, logprob)
-    return best
+def _by_token(one: TokenLogprob) -> dict[str, float] | None:
+    """Return the alternatives and the token itself, which may be none of them, as OpenAI does."""
+    if one.logprob is None:
+        return None
+    alternatives = {_shown(token): logprob for token, logprob in one.top}
+    return alternatives | {_shown(one.token): one.logprob}
+
+
+def _shown(token: bytes) -> str:
+    """Return a token as text; a part of a character is written as its bytes, so that no two look alike."""
+    return token.decode(errors="backslashreplace")

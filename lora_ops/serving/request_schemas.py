@@ -3,6 +3,8 @@
 A parameter that this gateway can't honour is refused by name; it is never ignored, unless it changes no token.
 """
 
+import json
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,12 +19,14 @@ from pydantic import (
     model_validator,
 )
 
-from lora_ops.engines.protocol import Sampling
+from lora_ops.engines.protocol import Sampling, Structure
 from lora_ops.settings.serving import ServingSettings
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_STOPS = 16
+MAX_TOKEN_IDS = 1024
+MAX_FORM = 64 * 1024  # characters
 
 
 NEUTRAL: tuple[Any, ...] = (None, False, 0, "none", "auto", [], {}, ["text"], {"type": "text"})
@@ -36,6 +40,9 @@ def _neutral(value: Any) -> Any:
 
 Neutral = Annotated[Any, AfterValidator(_neutral), WithJsonSchema({"enum": list(NEUTRAL)})]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenId = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+Text = Annotated[str, StringConstraints(min_length=1)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -50,6 +57,68 @@ class StreamOptions(Request):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class JsonSchema(Request):
+    """A schema as OpenAI wraps it; the answer always follows it, strict or not."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field({"type": "object"}, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Request):
+    """OpenAI's way to ask for JSON."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_belongs_to_its_type(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema is needed where type is json_schema, and nowhere else")
+        return self
+
+    @property
+    def structure(self) -> Structure | None:
+        """The form that the answer must have."""
+        if self.type == "text":
+            return None
+        return _json(self.json_schema.schema_ if self.json_schema else {"type": "object"})
+
+
+class StructuredOutputs(Request):
+    """vLLM's way to ask for a form: exactly one of these."""
+
+    choice: Annotated[list[Text], Field(min_length=1, max_length=1000)] | None = None
+    regex: Text | None = None
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_object: Literal[True] | None = None
+    grammar: Text | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "StructuredOutputs":
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs one of choice, regex, json, json_object and grammar, got {len(given)}")
+        return self
+
+    @property
+    def structure(self) -> Structure:
+        """The form that the answer must have."""
+        if self.choice:
+            return Structure("choice", json.dumps(self.choice))
+        if self.regex:
+            return Structure("regex", self.regex)
+        if self.grammar:
+            return Structure("grammar", self.grammar)
+        return _json({"type": "object"} if self.json_ is None else self.json_)
+
+
+def _json(schema: dict[str, Any] | str) -> Structure:
+    return Structure("json", schema if isinstance(schema, str) else json.dumps(schema))
 
 
 class SamplingRequest(Request):
@@ -71,10 +140,50 @@ class SamplingRequest(Request):
     parallel_tool_calls: bool | None = None
     # They would, or promise something that the gateway does not do.
     store: Neutral = None
-    service_tier: Neutral = None
-    frequency_penalty: Neutral = None
-    presence_penalty: Neutral = None
-    logit_bias: Neutral = None
+    service_tier: Literal["auto", "default"] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MAX_TOKEN_IDS
+    )
+    # vLLM's.
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    # They must not say anything else.
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: bool | None = None
+    include_stop_str_in_output: Literal[False] | None = None
+    priority: Literal[0] | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens the client wants at most."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _least_is_not_most(self) -> "SamplingRequest":
+        if self.most_tokens is not None and (self.min_tokens or 0) > self.most_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}, and at most {self.most_tokens} are asked for")
+        return self
+
+    @property
+    def structure(self) -> Structure | None:
+        """The form that the answer must have."""
+        return self.structured_outputs.structure if self.structured_outputs else None
+
+    @model_validator(mode="after")
+    def _form_decides_its_end(self) -> "SamplingRequest":
+        if self.structure and (self.min_tokens or self.ignore_eos):
+            raise ValueError("an answer with a form ends where that does: leave out min_tokens and ignore_eos")
+        if self.structure and len(self.structure.text) > MAX_FORM:
+            raise ValueError(f"the answer's form has more than {MAX_FORM} characters")
+        return self
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "SamplingRequest":
@@ -91,7 +200,22 @@ class SamplingRequest(Request):
             seed=self.seed,
             stop=stop,
             logprobs=logprobs,
+            top_k=max(self.top_k or 0, 0),
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
+            stop_token_ids=frozenset(self.stop_token_ids or ()),
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
+            structure=self.structure,
         )
+
+    @property
+    def named_tokens(self) -> list[int]:
+        """Token ids that the request names outside its prompt."""
+        return [*map(int, self.logit_bias or ()), *(self.stop_token_ids or ())]
 
 
 def _whole_characters(value: Any) -> Any:
@@ -117,7 +241,7 @@ class Message(Request):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1)] | None
     name: str | None = None
     # Clients send an answer's message back as they got it, with what the answer did not have as null.
     refusal: Neutral = None
@@ -131,7 +255,15 @@ class Message(Request):
     @property
     def text(self) -> str:
         """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content or ())
+
+    @model_validator(mode="after")
+    def _only_an_answer_may_be_empty(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"content of a {self.role}'s message must be a text, got null")
+        return self
 
 
 class ChatRequest(SamplingRequest):
@@ -144,20 +276,35 @@ class ChatRequest(SamplingRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Neutral = None
     tool_choice: Neutral = None
-    response_format: Neutral = None
+    response_format: ResponseFormat | None = None
     functions: Neutral = None
     function_call: Neutral = None
     modalities: Neutral = None
     audio: Neutral = None
     prediction: Neutral = None
     reasoning_effort: Neutral = None
-    verbosity: Neutral = None
+    verbosity: Literal["medium"] | None = None
+    add_special_tokens: Literal[False] | None = None
+    add_generation_prompt: Literal[True] | None = None
+    continue_final_message: Literal[False] | None = None
+    chat_template_kwargs: Neutral = None
     web_search_options: Neutral = None
     prompt_cache_retention: Neutral = None
 
+    @property
+    def structure(self) -> Structure | None:
+        """The form that the answer must have."""
+        return (self.response_format.structure if self.response_format else None) or super().structure
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ChatRequest":
+        if self.structured_outputs and self.response_format and self.response_format.structure:
+            raise ValueError("response_format and structured_outputs both give the answer a form: send one")
+        return self
+
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
         return self
 
@@ -171,7 +318,6 @@ class ChatRequest(SamplingRequest):
         return self._sampling(max_tokens, (self.top_logprobs or 0) if self.logprobs else None, defaults)
 
 
-Text = Annotated[str, StringConstraints(min_length=1)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
@@ -186,11 +332,20 @@ class CompletionRequest(SamplingRequest):
         ]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, description="0 only with echo")] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Neutral = None
-    suffix: Neutral = None
+    echo: bool | None = Field(
+        None, description="begin the answer with the prompt, and its logprobs with its tokens"
+    )
+    suffix: Literal[""] | None = None
     best_of: Literal[1] | None = None
+    add_special_tokens: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _nothing_needs_an_echo(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens must be at least 1, unless echo is true")
+        return self
 
     @property
     def most_tokens(self) -> int | None:
@@ -208,7 +363,8 @@ class CompletionRequest(SamplingRequest):
 
     def sampling(self, max_tokens: int, defaults: ServingSettings) -> Sampling:
         """How tokens are chosen."""
-        return self._sampling(max_tokens, self.logprobs, defaults)
+        sampling = self._sampling(max_tokens, self.logprobs, defaults)
+        return replace(sampling, prompt_logprobs=bool(self.echo) and self.logprobs is not None)
 
 
 class LoadRequest(Request):

@@ -39,8 +39,8 @@ class CompletionLogprobs(BaseModel):
     """As the older endpoint has them: lists of the same length."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import sys
-import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +13,13 @@ from tokenizers import Tokenizer, decoders
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_tokenizer
+from lora_ops.processes import give_way
 from lora_ops.prompts import control_tokens, find_control_token
 from lora_ops.serving.fair_queue import Overloaded
 
 # Characters that are tokenized on the event loop, in about 1 ms. Longer texts go to a thread.
 SHORT_TEXT = 2_000
 THREADS = 2
-NICENESS = 10
 
 T = TypeVar("T")
 
@@ -62,9 +60,13 @@ class Tokenization:
         Raises:
             BadPrompt: one is not in the vocabulary.
         """
-        if max(tokens) >= self._vocabulary:
+        if tokens and max(tokens) >= self._vocabulary:
             raise BadPrompt(f"Token {max(tokens)} does not exist: the vocabulary has {self._vocabulary}.")
         return tuple(tokens)
+
+    def as_text(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids that a client sent."""
+        return str(self._backend.decode(list(tokens), skip_special_tokens=False))
 
     def least_tokens(self, characters: int) -> int:
         """Return how many tokens a text of so many characters has at least, without reading it."""
@@ -96,7 +98,7 @@ class TokenizingThreads:
         self._waiting: Counter[str] = Counter()
         # tokenizers' own threads would not give way. It reads this at each call.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._threads = ThreadPoolExecutor(THREADS, "tokenize", initializer=_give_way)
+        self._threads = ThreadPoolExecutor(THREADS, "tokenize", initializer=give_way)
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self, tenant: str, characters: int, encode: Callable[[], T]) -> T:
@@ -131,12 +133,6 @@ class TokenizingThreads:
     def close(self) -> None:
         """Let what runs finish, and begin nothing more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _give_way() -> None:
-    # Linux keeps the niceness of each thread. Elsewhere it is the whole process's, engine included.
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _longest_token(backend: Tokenizer) -> int | None:

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_ops.engines.openai_engine import OpenAIEngine
-from lora_ops.engines.protocol import Chunk, Engine, EngineError, Generation, Sampling
+from lora_ops.engines.protocol import Chunk, Engine, EngineError, Generation, Sampling, Structure, Unsupported
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.registry import packages
 from lora_ops.registry.backends import open_registry
@@ -93,6 +93,46 @@ def test_greedy_answers_are_those_of_peft_alone_and_mixed(
             assert text(await chunks(engine, name)) == expected[name or "base"]
         mixed = await asyncio.gather(*(chunks(engine, name) for name in names * 4))
         assert [text(one) for one in mixed] == [expected[name or "base"] for name in names * 4]
+
+    with_engine(use)
+
+
+SHAPED: list[dict[str, object]] = [
+    {"logit_bias": ((70, 100.0), (9, -100.0))},
+    {"presence_penalty": 2.0, "frequency_penalty": 2.0},
+    {"repetition_penalty": 1.9, "ignore_eos": True},
+    {"temperature": 1.5, "top_k": 3, "min_p": 0.1, "top_p": 0.8, "seed": 7},
+    {"stop_token_ids": frozenset(range(40, 200)), "min_tokens": 3},
+    {"structure": Structure("choice", '["Lodging", "Airlines"]'), "max_tokens": 40},
+    {"structure": Structure("regex", "[0-9]{4}"), "max_tokens": 40},
+    {"structure": Structure("json", '{"const": {"a": 1}}'), "max_tokens": 40},
+    {"structure": Structure("grammar", 'start: "x" /[a-c]+/ "y"'), "max_tokens": 40},
+]
+
+
+def test_both_engines_shape_the_choice_alike(with_engine: Run, tiny_base: Path) -> None:
+    async def use(engine: Engine) -> None:
+        here = TorchEngine(tiny_base, threads=1, kv_tokens=8192)
+        await here.start()
+        plain = text(await chunks(here))
+        for shaped in SHAPED:
+            wanted, found = await chunks(here, **shaped), await chunks(engine, **shaped)
+            assert (text(found), found[-1].finish) == (text(wanted), wanted[-1].finish), shaped
+            assert text(wanted) != plain, shaped
+        await here.close()
+
+    with_engine(use)
+
+
+def test_what_an_engine_does_not_do_is_the_clients_to_mend(with_engine: Run) -> None:
+    async def use(engine: Engine) -> None:
+        wrong: list[dict[str, object]] = [{"structure": Structure("regex", "(a")}]
+        if isinstance(engine, OpenAIEngine):
+            wrong.append({"prompt_logprobs": True, "logprobs": 1})
+        for sampling in wrong:
+            with pytest.raises(Unsupported):
+                await chunks(engine, **sampling)
+        assert await chunks(engine)
 
     with_engine(use)
 

@@ -1,13 +1,18 @@
 """What users of the official `openai` client see."""
 
 import json
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 
+from lora_ops.serving.rendering import CompletionRendering
 from tests.serving.conftest import SYSTEM, Served
 
 QUESTION = [{"role": "user", "content": "AIRBNB * HM2X"}]
+WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}
 
 
 @pytest.mark.parametrize("model", ["finance", "finance@1", "healthcare", "base", "tiny-random"])
@@ -166,10 +171,29 @@ def test_models_are_listed_with_what_they_stand_for(gateway: Served) -> None:
     [
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "less than or equal to 2"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-        ({"temprature": 0}, "temprature", "not permitted"),
+        ({"response_format": {"type": "json"}}, "response_format", "response_format.type: Input should be"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema is needed where"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}},
+            None,
+            "form can't",
+        ),
+        ({"structured_outputs": {}}, "structured_outputs", "needs one of choice, regex,"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "got 2"),
+        ({"structured_outputs": {"regex": "(a"}}, None, "form can't be read"),
+        ({"structured_outputs": {"grammar": "start: nothing"}}, None, "form can't be read"),
+        ({"structured_outputs": {"regex": "a" * 70_000}}, None, "more than 65536 characters"),
+        ({"structured_outputs": {"regex": "a"}, "min_tokens": 2}, None, "leave out min_tokens"),
+        ({"temprature": 0}, "temprature", "temprature: this parameter is not known here"),
+        ({"stop": ["x"] * 17}, "stop", "stop: List should have at most 16 items"),
+        ({"logit_bias": {"one": 1}}, "logit_bias", "logit_bias.one: "),
+        ({"logit_bias": {"100000": 1}}, None, "Token 100000 does not exist"),
+        ({"stop_token_ids": [100_000]}, None, "Token 100000 does not exist"),
+        ({"min_tokens": 5, "max_tokens": 4}, None, "min_tokens is 5, and at most 4 are asked for"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages", "of a user's message must be a text"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages", "messages.0.content: Input should be"),
         ({"messages": []}, "messages", "at least 1"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
@@ -199,11 +223,220 @@ def test_what_can_not_be_honoured_is_refused_by_name(
 
 @pytest.mark.parametrize(
     "name",
-    ["store", "service_tier", "parallel_tool_calls", "tools", "audio", "functions", "reasoning_effort"],
+    ["store", "service_tier", "parallel_tool_calls", "tools", "audio", "functions", "logit_bias", "min_p"],
 )
 def test_what_openai_knows_may_be_null(gateway: Served, name: str) -> None:
     body = {"model": "finance", "messages": QUESTION, "max_tokens": 1, name: None}
     assert gateway.http().post("/v1/chat/completions", json=body).status_code == 200
+
+
+# What LangChain, LiteLLM and vLLM's own client send by themselves.
+NEUTRAL = {
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0,
+    "repetition_penalty": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "top_p": 1.0,
+    "min_tokens": 0,
+    "stop_token_ids": [],
+    "ignore_eos": False,
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "include_stop_str_in_output": False,
+    "logit_bias": {},
+    "service_tier": "default",
+    "verbosity": "medium",
+    "top_logprobs": 0,
+    "priority": 0,
+    "tool_choice": "none",
+    "response_format": {"type": "text"},
+    "chat_template_kwargs": {},
+    "cache_salt": "mine",
+    "stream": False,
+}
+
+
+def test_what_changes_no_token_is_taken(gateway: Served) -> None:
+    create = gateway.client().chat.completions.create
+    plain = create(model="finance", messages=QUESTION, max_tokens=6)
+    said = create(model="finance", messages=QUESTION, max_tokens=6, extra_body=NEUTRAL)
+    assert said.choices[0].message == plain.choices[0].message
+
+
+def test_sampling_is_shaped_as_asked(gateway: Served) -> None:
+    def ask(**options: object) -> list[str]:
+        body = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 12, "ignore_eos": True, "logprobs": 0}
+        answer = gateway.http().post("/v1/completions", json=body | options)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"][0]["logprobs"]["tokens"]
+
+    plain = ask()
+    assert ask(temperature=1.5, top_k=1, seed=3) == ask(temperature=1.5, min_p=1, seed=4) == plain
+    assert ask(temperature=1.5, seed=3) != plain
+    assert set(ask(logit_bias={"70": 100})) == set(ask(logit_bias={"70": 100, "9": -100})) and len(plain) == 12
+    assert len(set(ask(presence_penalty=2, frequency_penalty=2, repetition_penalty=2))) > len(set(plain)) - 1
+
+
+LABELS = ["Travel", "Transfer", "Meals & Drinks", 'it\'s "quoted"', "日本"]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_an_answer_is_one_of_the_choices(gateway: Served, temperature: float) -> None:
+    """The tiny model's own answers are noise, so that only the form can make labels of them."""
+    body = {"structured_outputs": {"choice": LABELS}}
+    said = gateway.client().chat.completions.create(
+        model="finance", messages=QUESTION, extra_body=body, n=8, temperature=temperature, seed=1
+    )
+    texts = [choice.message.content for choice in said.choices]
+    assert set(texts) <= set(LABELS) and (len(set(texts)) > 1) == bool(temperature)
+    assert {choice.finish_reason for choice in said.choices} == {"stop"}
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"label": {"enum": ["a", "b"]}, "score": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["label", "score"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": SCHEMA, "strict": True},
+            }
+        },
+        {"structured_outputs": {"json": SCHEMA}},
+        {"structured_outputs": {"json": json.dumps(SCHEMA)}},
+    ],
+)
+def test_an_answer_follows_its_schema(gateway: Served, form: dict) -> None:
+    body = {"model": "finance", "messages": QUESTION, "temperature": 1.0, "seed": 3, "max_tokens": 400, **form}
+    said = gateway.http().post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert said["finish_reason"] == "stop"
+    found = json.loads(said["message"]["content"])
+    assert found["label"] in ("a", "b") and found["score"] in range(10) and len(found) == 2
+
+
+def test_an_answer_follows_a_regex_and_a_grammar(gateway: Served) -> None:
+    for form in ({"regex": "[0-9]{3}-[a-f]{2}"}, {"grammar": 'start: /[0-9]{3}/ "-" /[a-f]{2}/'}):
+        body = {"model": "base", "prompt": "AIRBNB", "max_tokens": 40, "structured_outputs": form}
+        said = gateway.http().post("/v1/completions", json=body).json()["choices"][0]
+        assert re.fullmatch("[0-9]{3}-[a-f]{2}", said["text"]) and said["finish_reason"] == "stop"
+
+
+def test_an_answer_of_json_begins_as_an_object(gateway: Served) -> None:
+    body = {"response_format": {"type": "json_object"}, "max_tokens": 5}
+    said = gateway.client().chat.completions.create(model="base", messages=QUESTION, **body)
+    assert (said.choices[0].message.content or "").lstrip().startswith("{")
+
+
+def test_a_form_that_costs_too_much_ends_its_own_answer(gateway: Served) -> None:
+    """Each step serves everybody, so that one answer's form may take a few milliseconds of it."""
+    heavy = {"regex": "(.*a.{10}b.*|.*b.{11}a.*|.*c.{12}d.*){2,9}"}
+    bodies = [
+        {"model": "base", "prompt": "AIRBNB", "max_tokens": 60, "structured_outputs": heavy, "temperature": 1},
+        {"model": "base", "prompt": "AIRBNB", "max_tokens": 60},
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        heavy_said, said = pool.map(lambda body: gateway.http().post("/v1/completions", json=body), bodies)
+    assert said.status_code == 200
+    assert heavy_said.status_code in (200, 400)
+
+
+def test_a_chat_may_hold_an_answer_of_nothing(gateway: Served) -> None:
+    turns = [*QUESTION, {"role": "assistant", "content": None}, *QUESTION]
+    assert gateway.client().chat.completions.create(model="finance", messages=turns, max_tokens=2).choices
+
+
+def test_one_model_is_described_as_in_the_list(gateway: Served) -> None:
+    client = gateway.client()
+    for listed in client.models.list():
+        assert client.models.retrieve(listed.id) == listed
+    with pytest.raises(openai.NotFoundError) as error:
+        client.models.retrieve("nobody")
+    assert error.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_begins_with_the_prompt_and_its_probabilities(gateway: Served, stream: bool) -> None:
+    """As lm-eval asks: the log-likelihood of a continuation is read from the prompt's tokens."""
+    prompt, body = "AIRBNB 🚀 HM2X", {"model": "finance", "max_tokens": 2, "logprobs": 1, "echo": True}
+    plain = gateway.client().completions.create(model="finance", prompt=prompt, max_tokens=2)
+    said = gateway.client().completions.create(**body, prompt=prompt, stream=stream)
+    choices = [one.choices[0] for one in said] if stream else said.choices
+    assert "".join(one.text for one in choices) == prompt + plain.choices[0].text
+    merged = [one.logprobs.model_dump() for one in choices if one.logprobs]
+    tokens, logprobs, tops, offsets = (
+        [value for one in merged for value in one[field]]
+        for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    )
+    count = plain.usage.prompt_tokens
+    assert len(tokens) == len(logprobs) == len(tops) == count + plain.usage.completion_tokens
+    assert logprobs[0] is None and tops[0] is None and max(logprobs[1:]) <= 0
+    assert all(token in top for token, top in zip(tokens[1:], tops[1:], strict=True))
+    # Offsets are those of the text; the parts of a character begin where it does.
+    assert offsets == sorted(offsets) and offsets[0] == 0 and offsets[count] == len(prompt)
+    assert all(prompt[at] == token for at, token in zip(offsets, tokens[:3], strict=False) if len(token) == 1)
+
+
+def test_echo_of_nothing_more_reads_the_prompt_alone(gateway: Served) -> None:
+    said = gateway.client().completions.create(
+        model="base", prompt=[[5, 6, 7], [8, 9]], max_tokens=0, logprobs=1, echo=True, n=2
+    )
+    assert [len(one.logprobs.tokens) for one in said.choices] == [3, 3, 2, 2]
+    assert said.usage.completion_tokens == 0
+    with pytest.raises(openai.BadRequestError, match="at least 1, unless echo is true"):
+        gateway.client().completions.create(model="base", prompt="AIRBNB", max_tokens=0)
+
+
+def test_each_token_of_a_split_character_has_its_own_bytes(gateway: Served) -> None:
+    prompt = "🚀日🎉"
+    body = {"model": "base", "max_tokens": 0, "logprobs": 0, "echo": True}
+    said = gateway.client().completions.create(**body, prompt=prompt).choices[0].logprobs
+    assert len(said.tokens) > len(prompt)
+    raw = b"".join(token.encode().decode("unicode_escape").encode("latin-1") for token in said.tokens)
+    assert raw.decode() == prompt
+    assert said.text_offset == sorted(said.text_offset) and said.text_offset[-1] == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_many_probabilities_are_rendered_off_the_event_loop(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """A few megabytes of them took 1.8 s, in which nobody else got a token."""
+    threads = []
+    render = CompletionRendering.event if stream else CompletionRendering.whole
+
+    def watched(self: CompletionRendering, *pieces: object) -> object:
+        threads.append(threading.current_thread())
+        return render(self, *pieces)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CompletionRendering, render.__name__, watched)
+    for prompt, many in (("A", False), ("AIRBNB " * 40, True)):
+        threads.clear()
+        body = {
+            "model": "base",
+            "prompt": prompt,
+            "max_tokens": 2,
+            "echo": True,
+            "logprobs": 5,
+            "stream": stream,
+        }
+        assert gateway.http().post("/v1/completions", json=body).status_code == 200
+        assert (threads[0] is not gateway.thread) is many
+
+
+def test_every_event_has_a_usage_where_it_is_asked_for(gateway: Served) -> None:
+    body = {"model": "base", "messages": QUESTION, "max_tokens": 2, "stream": True}
+    stream = gateway.client().chat.completions.create(**body, stream_options={"include_usage": True})
+    *events, last = [event.model_dump(exclude_unset=True) for event in stream]
+    assert all(event["usage"] is None for event in events) and last["usage"]
+    assert all("usage" not in e.model_fields_set for e in gateway.client().chat.completions.create(**body))
 
 
 def test_an_answer_can_be_sent_back_as_it_came(gateway: Served) -> None:

@@ -14,6 +14,7 @@ OPERATIONS = {
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "GET /v1/models",
+    "GET /v1/models/{name}",
     "POST /v1/load_lora_adapter",
     "POST /v1/unload_lora_adapter",
     "GET /health",

@@ -10,17 +10,18 @@ same tenant did, with its system prompt above all, starts where they part.
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
-from lora_ops.engines.protocol import Chunk, EngineError, FinishReason, Generation, TokenLogprob
+from lora_ops.engines.protocol import Chunk, EngineError, FinishReason, Generation, Sampling, TokenLogprob
 from lora_ops.engines.torch_engine.decoder import Adapter, Decoder, Work
 from lora_ops.engines.torch_engine.extents import Extent, Extents
 from lora_ops.engines.torch_engine.prefill import Reading, share_prefill
-from lora_ops.engines.torch_engine.sampling import Choice, choose
+from lora_ops.engines.torch_engine.sampling import Choice, Row, choose, with_logprobs
+from lora_ops.engines.torch_engine.structure import Matcher
 from lora_ops.engines.torch_engine.text_stream import TextStream
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Sequence:
         computed: how many of them the KV cache holds.
         seconds: device time since the last chunk.
         cancelled: set from any thread; the next step leaves it out.
+        prompt: what is known of the prompt's tokens, where that is asked for, until a chunk takes it along.
+        matcher: of the form that the answer must have.
     """
 
     generation: Generation
@@ -51,17 +54,30 @@ class Sequence:
     extent: Extent | None = None
     seconds: float = 0.0
     cancelled: bool = False
+    prompt: list[TokenLogprob] = field(default_factory=list)
+    matcher: Matcher | None = None
 
     @property
     def pending(self) -> int:
         """How many tokens the model has not seen yet."""
         return len(self.tokens) - self.computed
 
+    @property
+    def names_prompt(self) -> bool:
+        """Whether the prompt is still being read, and its tokens' probabilities are asked for."""
+        unread = self.computed < len(self.generation.prompt)
+        return unread and self.generation.sampling.prompt_logprobs
+
+    @property
+    def reader(self) -> tuple[str | None, str | None]:
+        """Whom what is kept of it may help: the tenant, and the cache salt that it sent."""
+        return self.generation.tenant, self.generation.cache_salt
+
 
 @dataclass(frozen=True)
 class _Kept:
     tokens: tuple[int, ...]
-    tenant: str | None
+    reader: tuple[str | None, str | None]
     adapter: Adapter | None
     extent: Extent
 
@@ -71,14 +87,14 @@ class Batch:
     """The sequences of one decoder; every method is called from the thread that takes the steps.
 
     Attributes:
-        tokenizer: of the tokenizers library, to name tokens.
+        names: the bytes of each token.
         ends: tokens that end an answer.
         max_batch: how many sequences run together.
         prefill_chunk: how many prompt tokens one step reads.
     """
 
     decoder: Decoder
-    tokenizer: Any
+    names: Mapping[int, bytes]
     ends: frozenset[int]
     max_batch: int
     prefill_chunk: int
@@ -143,25 +159,27 @@ class Batch:
                 sequence.computed,
                 _placed(sequence),
                 sequence.adapter,
-                scored=count == sequence.pending,
+                scored=count if sequence.names_prompt else count == sequence.pending,
             )
             for sequence, count in moving
         ]
-        scored = [sequence for (sequence, _), work in zip(moving, works, strict=True) if work.scored]
-        scores = self.decoder.step(works)
-        choices: Items[Choice] = []
-        if scored:
-            samplings = [sequence.generation.sampling for sequence in scored]
-            choices = choose(scores, samplings, [sequence.generator for sequence in scored])
+        logits = self.decoder.step(works)
+        ready: list[tuple[Sequence, int]] = []  # with its row of the logits
+        row = 0
+        for (sequence, count), work in zip(moving, works, strict=True):
+            if sequence.names_prompt:
+                self._name_prompt(sequence, logits[row : row + count])
+            row += work.scored
+            if count == sequence.pending:
+                ready.append((sequence, row - 1))
+        choices = self._choose(logits, ready)
         seconds = time.perf_counter() - started
         rows = sum(count for _, count in moving)
         for sequence, count in moving:
             sequence.computed += count
             # Time goes with the rows: in one pass a prompt's token costs what an answer's token costs.
             sequence.seconds += seconds * count / rows
-        return [
-            (sequence, self._told(sequence, choice)) for sequence, choice in zip(scored, choices, strict=True)
-        ]
+        return [(sequence, self._told(sequence, choices.get(sequence))) for sequence, _ in ready]
 
     def _leave(self) -> None:
         for sequence in [sequence for sequence in self.running if sequence.cancelled]:
@@ -195,22 +213,57 @@ class Batch:
         moving = [(sequence, counts.get(sequence, 1)) for sequence in self.running]
         return [(sequence, count) for sequence, count in moving if count]
 
-    def _told(self, sequence: Sequence, choice: Choice) -> Chunk | EngineError:
+    def _choose(
+        self, logits: torch.Tensor, ready: Items[tuple[Sequence, int]]
+    ) -> dict[Sequence, Choice | EngineError]:
+        """Return the next token of each sequence that wants one, or why it can't have one.
+
+        Args:
+            logits: (rows, vocabulary).
+            ready: sequences that have been read to their end, each with its row.
+        """
+        found: dict[Sequence, Choice | EngineError] = {}
+        places, rows, answering = [], [], []
+        for sequence, place in ready:
+            if len(sequence.tokens) < sequence.limit:
+                try:
+                    rows.append(self._row(sequence))
+                except EngineError as error:  # its form can't be followed, which is no fault of the others
+                    found[sequence] = error
+                    continue
+                places.append(place)
+                answering.append(sequence)
+        if answering:
+            wanted = logits if len(places) == len(logits) else logits[places]
+            found.update(zip(answering, choose(wanted, rows), strict=True))
+        return found
+
+    def _told(self, sequence: Sequence, choice: Choice | EngineError | None) -> Chunk | EngineError:
         try:
-            return self._chunk(sequence, choice)
+            if isinstance(choice, EngineError):
+                raise choice
+            chunk = self._chunk(sequence, choice) if choice else self._unanswered(sequence)
+            chunk = replace(chunk, prompt=tuple(sequence.prompt))
+            sequence.prompt = []
+            return chunk
         except Exception as error:  # whatever a tokenizer makes of its tokens is this answer's fault alone
-            logger.exception("The text of an answer could not be made.")
             self.running.remove(sequence)
             self._release(sequence)
+            if isinstance(error, EngineError):
+                return error
+            logger.exception("The text of an answer could not be made.")
             return EngineError(f"The answer's tokens can't be read as text: {error}")
 
     def _chunk(self, sequence: Sequence, choice: Choice) -> Chunk:
         sampling = sequence.generation.sampling
         sequence.tokens.append(choice.token)
-        ended = choice.token in self.ends
-        text = "" if ended else sequence.stream.add(choice.token)
+        if sequence.matcher:
+            sequence.matcher.take(choice.token)
+        answered = len(sequence.tokens) - len(sequence.generation.prompt)
+        ended = choice.token in self._ends(sampling)
+        text = "" if ended else sequence.stream.add(choice.token, may_stop=answered >= sampling.min_tokens)
         finish: FinishReason | None = None
-        if ended or sequence.stream.stopped:
+        if ended or sequence.stream.stopped or (sequence.matcher and sequence.matcher.complete):
             finish = "stop"
         elif len(sequence.tokens) >= sequence.limit:
             finish = "length"
@@ -218,8 +271,7 @@ class Batch:
             text += sequence.stream.finish()
         logprobs: tuple[TokenLogprob, ...] = ()
         if sampling.logprobs is not None:
-            top = tuple((self._name(token), value) for token, value in choice.top)
-            logprobs = (TokenLogprob(self._name(choice.token), choice.logprob, top),)
+            logprobs = (self._named(choice),)
         chunk = Chunk(text, 1, logprobs, finish, sequence.seconds)
         sequence.seconds = 0.0
         if finish is None:
@@ -227,8 +279,39 @@ class Batch:
         self._end(sequence)
         return replace(chunk, prompt_tokens=len(sequence.generation.prompt))
 
-    def _name(self, token: int) -> str:
-        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+    def _row(self, sequence: Sequence) -> Row:
+        sampling = sequence.generation.sampling
+        prompt = len(sequence.generation.prompt)
+        forbidden = sequence.matcher.forbidden() if sequence.matcher else None
+        ends = self._ends(sampling)
+        return Row(sampling, sequence.generator, sequence.tokens, prompt, ends, forbidden)
+
+    def _ends(self, sampling: Sampling) -> frozenset[int]:
+        """Return the tokens that end an answer."""
+        return sampling.stop_token_ids if sampling.ignore_eos else self.ends | sampling.stop_token_ids
+
+    def _unanswered(self, sequence: Sequence) -> Chunk:
+        """Return the end of a request that wants its prompt read and no token of an answer."""
+        chunk = Chunk("", 0, (), "length", sequence.seconds, len(sequence.generation.prompt))
+        self._end(sequence)
+        return chunk
+
+    def _name_prompt(self, sequence: Sequence, logits: torch.Tensor) -> None:
+        """Note how likely the prompt's tokens were that follow the ones of this step.
+
+        Args:
+            logits: (tokens of this step, vocabulary).
+        """
+        tokens, first = sequence.tokens, sequence.computed
+        if first == 0:
+            sequence.prompt.append(TokenLogprob(self.names[tokens[0]], None))
+        following = tokens[first + 1 : first + 1 + len(logits)]
+        choices = with_logprobs(logits[: len(following)], following, sequence.generation.sampling)
+        sequence.prompt += map(self._named, choices)
+
+    def _named(self, choice: Choice) -> TokenLogprob:
+        top = tuple((self.names[token], value) for token, value in choice.top)
+        return TokenLogprob(self.names[choice.token], choice.logprob, top)
 
     def _end(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -237,21 +320,21 @@ class Batch:
             return
         rest = self._extents.shrink(_placed(sequence), sequence.computed)
         sequence.extent = None
-        tenant = sequence.generation.tenant
-        self._kept.append(_Kept(tuple(sequence.tokens[: sequence.computed]), tenant, sequence.adapter, rest))
+        computed = tuple(sequence.tokens[: sequence.computed])
+        self._kept.append(_Kept(computed, sequence.reader, sequence.adapter, rest))
         if len(self._kept) > KEPT:
             self._drop(self._kept[0])
 
     def _share(self, sequence: Sequence, extent: Extent) -> None:
         """Copy the longest beginning that an earlier sequence of this tenant and adapter has computed."""
-        if not self.decoder.copies:
+        if not self.decoder.copies or sequence.names_prompt:  # what is copied has no logits
             return
-        tenant, adapter = sequence.generation.tenant, sequence.adapter
-        known = [kept for kept in self._kept if kept.adapter is adapter and kept.tenant == tenant]
+        reader, adapter = sequence.reader, sequence.adapter
+        known = [kept for kept in self._kept if kept.adapter is adapter and kept.reader == reader]
         known += [
-            _Kept(tuple(other.tokens[: other.computed]), tenant, adapter, _placed(other))
+            _Kept(tuple(other.tokens[: other.computed]), reader, adapter, _placed(other))
             for other in self.running
-            if other.adapter is adapter and other.generation.tenant == tenant
+            if other.adapter is adapter and other.reader == reader
         ]
         most = len(sequence.tokens) - 1  # the last token's scores are still to be computed
         best, source = 0, None

@@ -27,14 +27,14 @@ class Work:
         position: of the first of them in the sequence.
         extent: the sequence's part of the KV cache.
         adapter: None for the base model itself.
-        scored: whether the scores of the token after the last one are wanted.
+        scored: after how many of the tokens, counted from the last one, the next token's logits are wanted.
     """
 
     tokens: Sequence[int]
     position: int
     extent: Extent
     adapter: Adapter | None
-    scored: bool
+    scored: int
 
 
 class Decoder(Protocol):
@@ -65,7 +65,7 @@ class Decoder(Protocol):
         """An adapter in this decoder's form, its numbers of type `dtype`; called from any thread."""
 
     def step(self, works: Sequence[Work]) -> torch.Tensor:
-        """Scores of the next token of each sequence that wants them: (those, vocabulary), in their order."""
+        """Return the logits after each scored token: (all of them, vocabulary), in the order of `works`."""
 
     def copy(self, source: Extent, target: Extent, tokens: int) -> None:
         """Remember for `target` the first `tokens` of `source` too."""

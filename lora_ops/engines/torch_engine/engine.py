@@ -17,9 +17,12 @@ from lora_ops.engines.torch_engine.adapter_files import common_dtype, look_into,
 from lora_ops.engines.torch_engine.architectures import load_decoder
 from lora_ops.engines.torch_engine.batch import Batch, Sequence
 from lora_ops.engines.torch_engine.decoder import Adapter
+from lora_ops.engines.torch_engine.structure import Structures
 from lora_ops.engines.torch_engine.text_stream import TextStream
+from lora_ops.engines.torch_engine.token_bytes import TokenBytes
 from lora_ops.loading import pick_device
 from lora_ops.paths import ADAPTER_FILES
+from lora_ops.processes import give_way
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +112,8 @@ class TorchEngine:
         self._loader = ThreadPoolExecutor(
             1, "torch-engine-load", initializer=torch.set_num_threads, initargs=(1,)
         )
+        # One at a time: a form may take a second to compile, and these threads must not take all cores.
+        self._compiler = ThreadPoolExecutor(1, "torch-engine-form", initializer=give_way)
         await asyncio.wrap_future(ready)
 
     async def close(self) -> None:
@@ -123,6 +128,7 @@ class TorchEngine:
         if thread.is_alive():
             logger.error("A step of the engine hangs: its thread is left behind.")
         self._loader.shutdown(wait=False)
+        self._compiler.shutdown(wait=False)
         self._fail(list(self._queues), EngineError("The engine was stopped."))
 
     async def size(self, folder: Path) -> int:
@@ -172,14 +178,20 @@ class TorchEngine:
         An answer that would go beyond the context ends there, with `length`.
 
         Raises:
+            Unsupported: the form of the answer can't be read, or is too large.
             EngineError: unknown adapter, an empty or too long prompt, a token that the model doesn't have, an
                 engine that is not started, was stopped or broke.
         """
         fault = self._fault()
         if fault:
             raise fault
+        matcher = None
+        if generation.sampling.structure:
+            make = self._structures.matcher
+            matcher = await self._loop.run_in_executor(self._compiler, make, generation.sampling.structure)
         loaded = self._loaded(generation.adapter)
         sequence = self._sequence(generation, loaded)
+        sequence.matcher = matcher
         queue: asyncio.Queue[Chunk | EngineError] = asyncio.Queue()
         self._queues[sequence] = queue
         if loaded:
@@ -247,14 +259,15 @@ class TorchEngine:
         prompt, sampling = generation.prompt, generation.sampling
         if not prompt:
             raise EngineError("The prompt is empty.")
-        if len(prompt) >= self.context_length:
+        if len(prompt) + min(sampling.max_tokens, 1) > self.context_length:
             raise EngineError(
                 f"The prompt has {len(prompt)} tokens; with an answer there is room for {self.context_length}."
             )
-        if min(prompt) < 0 or max(prompt) >= self._vocabulary:
-            raise EngineError(f"The prompt holds a token that is not one of the model's {self._vocabulary}.")
-        if sampling.max_tokens < 1:
-            raise EngineError("max_tokens must be at least 1.")
+        named = [*prompt, *sampling.stop_token_ids, *(token for token, _ in sampling.logit_bias)]
+        if min(named) < 0 or max(named) >= self._vocabulary:
+            raise EngineError(f"The request names a token that is not one of the model's {self._vocabulary}.")
+        if sampling.max_tokens < 0:
+            raise EngineError("max_tokens must be at least 0.")
         generator = None
         if sampling.temperature > 0:
             generator = torch.Generator()
@@ -298,7 +311,7 @@ class TorchEngine:
             decoder, tokenizer, ends = load_decoder(
                 self._base_folder, self._kv_tokens, self._device, self._dtype
             )
-            batch = Batch(decoder, tokenizer, ends, self._max_batch, self._prefill_chunk)
+            batch = Batch(decoder, TokenBytes(tokenizer), ends, self._max_batch, self._prefill_chunk)
         except EngineError as error:
             ready.set_exception(error)
             return
@@ -307,6 +320,7 @@ class TorchEngine:
             ready.set_exception(EngineError(f"The engine can't start: {error}"))
             return
         self._decoder, self._tokenizer = decoder, tokenizer
+        self._structures = Structures(tokenizer, decoder.vocabulary, ends)
         self._vocabulary = decoder.vocabulary
         self.context_length = decoder.context_length
         self._status = EngineStatus(kv_capacity=decoder.kv_tokens)

@@ -82,10 +82,10 @@ class FusedDecoder:
 
     @torch.inference_mode()
     def step(self, works: Sequence[Work]) -> torch.Tensor:
-        """Scores of the next token of each sequence that wants them: (those, vocabulary), in their order."""
+        """Return the logits after each scored token: (all of them, vocabulary), in the order of `works`."""
         # Rows with the same adapter are neighbours, so that its matrices are read once for all of them.
         order = sorted(range(len(works)), key=lambda i: id(works[i].adapter))
-        spans, segments, last = [], [], {}
+        spans, segments, ends = [], [], {}
         tokens: list[int] = []
         positions: list[int] = []
         places: list[int] = []
@@ -97,11 +97,14 @@ class FusedDecoder:
             tokens += work.tokens
             positions += range(work.position, work.position + rows)
             places += range(work.extent.start + work.position, work.extent.start + work.position + rows)
-            last[index] = len(tokens) - 1
-        scored = [index for index, work in enumerate(works) if work.scored]
-        head = _join([(row, 1, works[index].adapter) for row, index in enumerate(scored)])
-        chosen = [last[index] for index in scored]
-        return self.forward(Step(tokens, positions, places, spans, _join(segments), chosen, head))
+            ends[index] = len(tokens)
+        chosen: list[int] = []
+        heads = []
+        for index, work in enumerate(works):
+            if work.scored:
+                heads.append((len(chosen), work.scored, work.adapter))
+                chosen += range(ends[index] - work.scored, ends[index])
+        return self.forward(Step(tokens, positions, places, spans, _join(segments), chosen, _join(heads)))
 
     def copy(self, source: Extent, target: Extent, tokens: int) -> None:
         """Remember for `target` the first `tokens` of `source` too."""

@@ -63,10 +63,10 @@ class GeneralDecoder:
 
     @torch.inference_mode()
     def step(self, works: Sequence[Work]) -> torch.Tensor:
-        """Scores of the next token of each sequence that wants them: (those, vocabulary), in their order."""
-        rows = [self._forward(work) for work in works]
-        scored = [row for row, work in zip(rows, works, strict=True) if work.scored]
-        return torch.stack(scored) if scored else torch.empty(0, self.vocabulary)
+        """Return the logits after each scored token: (all of them, vocabulary), in the order of `works`."""
+        # One forward pass each, also of those whose logits nobody wants: they fill the KV cache.
+        found = [self._forward(work) for work in works]
+        return torch.cat([torch.empty(0, self.vocabulary, device=self._device), *found])
 
     def copy(self, source: Extent, target: Extent, tokens: int) -> None:
         """Not here: how a cache is laid out is the model's own affair."""
@@ -83,7 +83,8 @@ class GeneralDecoder:
         self._adapter = work.adapter
         tokens = torch.tensor([list(work.tokens)], device=self._device)
         output = self._model(input_ids=tokens, past_key_values=self._caches[work.extent], use_cache=True)
-        return output.logits[0, -1]
+        logits: torch.Tensor = output.logits[0]  # (tokens, vocabulary)
+        return logits[len(work.tokens) - work.scored :]
 
     def _hook(self, name: str) -> Any:
         def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,10 @@
-"""The next token of each row: the most likely one, or one drawn from a nucleus."""
+"""The next token of each row: the most likely one, or one drawn from a nucleus.
 
+A request may shape the logits first. The order is vLLM's, so that both engines mean the same: tokens that may
+not come, the client's bias, penalties, temperature, min_p, top_k, top_p.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +17,31 @@ LIKELY = 1024
 
 
 @dataclass(frozen=True)
+class Row:
+    """What decides the next token of one sequence, besides its logits.
+
+    Attributes:
+        sampling: what the request asks for.
+        generator: on the CPU, of a row with a temperature; each token draws one number.
+        tokens: of the prompt and of the answer so far.
+        prompt: how many of them are the prompt.
+        ends: tokens that end the answer.
+        forbidden: which tokens the answer's form leaves out: (vocabulary,), of bool.
+    """
+
+    sampling: Sampling
+    generator: torch.Generator | None = None
+    tokens: Sequence[int] = ()
+    prompt: int = 0
+    ends: frozenset[int] = frozenset()
+    forbidden: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Choice:
     """One chosen token; `logprob` and `top` are filled where they were asked for.
 
-    Both are of the model's own distribution, before temperature and top_p.
+    Both are of the model's own distribution, before anything that the request changes.
     """
 
     token: int
@@ -23,44 +49,102 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def choose(
-    logits: torch.Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator | None]
-) -> list[Choice]:
-    """One token for each row.
+def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[Choice]:
+    """Return one token for each row.
 
     Args:
         logits: (rows, vocabulary).
-        generators: of the rows with a temperature, on the CPU; each draws one number.
+        rows: in the same order.
     """
     tokens = logits.max(-1).indices.tolist()  # argmax takes more than twice as long
-    drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
-    for row in drawn:
-        generator = generators[row]
-        assert generator is not None
-        # One number a token, whatever the other rows do: that is what makes a seed repeatable in any batch.
-        number = torch.rand((), generator=generator, dtype=torch.float64).item()
-        tokens[row] = _draw(logits[row], samplings[row], number)
+    for index, row in enumerate(rows):
+        shaped = _shaped(logits[index], row)
+        if row.sampling.temperature > 0:
+            assert row.generator is not None
+            # One number a token, whatever the other rows do: that is what makes a seed repeatable in any batch.
+            number = torch.rand((), generator=row.generator, dtype=torch.float64).item()
+            tokens[index] = _draw(logits[index] if shaped is None else shaped, row.sampling, number)
+        elif shaped is not None:
+            tokens[index] = int(shaped.max(-1).indices)
     choices = [Choice(token) for token in tokens]
-    for row, sampling in enumerate(samplings):
-        if sampling.logprobs is not None:
-            logprobs = logits[row].float().log_softmax(-1)
-            values, ids = logprobs.topk(min(sampling.logprobs, len(logprobs)))
-            top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-            choices[row] = Choice(tokens[row], logprobs[tokens[row]].item(), top)
+    for index, row in enumerate(rows):
+        if row.sampling.logprobs is not None:
+            (choices[index],) = with_logprobs(logits[index : index + 1], [tokens[index]], row.sampling)
     return choices
 
 
+def with_logprobs(logits: torch.Tensor, tokens: Sequence[int], sampling: Sampling) -> list[Choice]:
+    """Return the tokens with their probabilities and the alternatives that `sampling.logprobs` asks for.
+
+    Args:
+        logits: (tokens, vocabulary), each row before its token.
+        tokens: which stand there.
+        sampling: of their request.
+    """
+    logprobs = logits.float().log_softmax(-1)
+    values, ids = logprobs.topk(min(sampling.logprobs or 0, logprobs.shape[-1]))
+    own = logprobs[range(len(tokens)), list(tokens)]
+    tops = [tuple(zip(*both, strict=True)) for both in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [Choice(*one) for one in zip(tokens, own.tolist(), tops, strict=True)]
+
+
+def _shaped(logits: torch.Tensor, row: Row) -> torch.Tensor | None:
+    """Return the logits as the request changes them, or None where it changes nothing."""
+    sampling = row.sampling
+    answered = len(row.tokens) - row.prompt
+    waits = answered < sampling.min_tokens and row.ends
+    if not (waits or sampling.logit_bias or sampling.penalizes or row.forbidden is not None):
+        return None
+    shaped = logits.float().clone()
+    if row.forbidden is not None:
+        shaped.masked_fill_(row.forbidden.to(shaped.device), -math.inf)
+    if waits:
+        shaped[sorted(row.ends)] = -math.inf
+    for token, bias in sampling.logit_bias:
+        shaped[token] += bias
+    if sampling.penalizes:
+        _penalize(shaped, row)
+    return shaped
+
+
+def _penalize(logits: torch.Tensor, row: Row) -> None:
+    """Make tokens less likely that were there already, in place.
+
+    `repetition_penalty` is that of CTRL (Keskar et al., 2019, arXiv:1909.05858) and counts the prompt, too. The
+    other two are OpenAI's, and count the answer alone.
+    """
+    sampling = row.sampling
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(row.tokens)), device=logits.device)
+        found = logits[seen]
+        factor = sampling.repetition_penalty
+        logits[seen] = torch.where(found > 0, found / factor, found * factor)
+    answer = torch.tensor(row.tokens[row.prompt :], dtype=torch.long, device=logits.device)
+    said, counts = answer.unique(return_counts=True)
+    logits[said] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+
+
 def _draw(logits: torch.Tensor, sampling: Sampling, number: float) -> int:
-    """Nucleus sampling (Holtzman et al., 2020, arXiv:1904.09751) by inverting the distribution function."""
+    """Draw from what the request leaves of the distribution, by inverting the distribution function."""
     scores = logits.double()
     # Below the best score by so much that a tiny temperature overflows to minus infinity, not to NaN.
-    probabilities = ((scores - scores.max()) / sampling.temperature).softmax(-1)
-    if sampling.top_p >= 1:
+    scores = (scores - scores.max()) / sampling.temperature
+    if sampling.min_p > 0:  # (Nguyen et al., 2024, arXiv:2407.01082); the best score is 0
+        scores = scores.masked_fill(scores < math.log(sampling.min_p), -math.inf)
+    if 0 < sampling.top_k < len(scores):
+        scores, ids = scores.topk(sampling.top_k)
+        return int(ids[_nucleus(scores.softmax(-1), sampling.top_p, number)])
+    return _nucleus(scores.softmax(-1), sampling.top_p, number)
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: float, number: float) -> int:
+    """Nucleus sampling (Holtzman et al., 2020, arXiv:1904.09751)."""
+    if top_p >= 1:
         return _invert(probabilities, number)
     for count in (min(LIKELY, len(probabilities)), len(probabilities)):
         likely, ids = probabilities.topk(count)
         # The token that crosses top_p belongs to the nucleus, so it is never empty.
-        size = int(torch.searchsorted(likely.cumsum(-1), sampling.top_p)) + 1
+        size = int(torch.searchsorted(likely.cumsum(-1), top_p)) + 1
         if size <= count:
             return int(ids[_invert(likely[:size], number)])
     return int(ids[_invert(likely, number)])

@@ -19,9 +19,15 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
-    def add(self, token: int) -> str:
-        """What may be shown now that `token` came; text that may be a stop text's beginning waits."""
+    def add(self, token: int, *, may_stop: bool = True) -> str:
+        """Return what may be shown now that `token` came; text that may be a stop text's beginning waits.
+
+        Args:
+            may_stop: whether stop texts count yet; one that is whole before they do is a part of the answer.
+        """
         self._held += self._step(token)
+        if not may_stop:
+            return self._show(len(self._held))
         found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True

@@ -276,7 +276,7 @@ def test_what_one_tenant_asked_makes_nobody_elses_answer_quicker(
 
 def test_a_text_that_cannot_be_made_ends_no_other_answer(case_of: Callable[[str], Case]) -> None:
     class Broken(TextStream):
-        def add(self, token: int) -> str:
+        def add(self, token: int, *, may_stop: bool = True) -> str:
             raise OverflowError(f"there is no token {token}")
 
     case = case_of("llama")

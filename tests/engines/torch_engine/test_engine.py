@@ -5,8 +5,9 @@ import copy
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lora_ops.engines.protocol import Chunk, EngineError, Generation, Sampling
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.engines.torch_engine import engine as engines
 from lora_ops.engines.torch_engine.decoder import Work
+from lora_ops.engines.torch_engine.token_bytes import TokenBytes
 from lora_ops.loading import load_base_model
 from tests.conftest import ROOT
 from tests.engines.torch_engine.models import Reference, rounded, save_adapter
@@ -295,6 +297,72 @@ def test_logprobs_name_each_token_and_its_alternatives(tiny_base: Path) -> None:
     with_engine(tiny_base, use)
 
 
+def prompt_logprobs(base: Path, prompt: Sequence[int]) -> list[float]:
+    """Return what transformers gives each token of a prompt but the first."""
+    model, _ = load_base_model(base)
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    return [logprobs[place, token].item() for place, token in enumerate(prompt[1:])]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 40])
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_prompt_logprobs_are_transformers(tiny_base: Path, length: int, max_tokens: int) -> None:
+    prompt = tuple(range(3, 3 + length))
+    wanted = prompt_logprobs(tiny_base, prompt)
+    sampling = Sampling(max_tokens, logprobs=2, prompt_logprobs=True, ignore_eos=True)
+
+    async def use(engine: TorchEngine) -> None:
+        await answer(engine, None, prompt)  # nothing that is kept of it may be left out
+        first, *rest = await answer(engine, None, prompt, sampling)
+        assert first.prompt[0].logprob is None
+        assert [one.logprob for one in first.prompt[1:]] == pytest.approx(wanted, abs=1e-4)
+        assert all(len(one.top) == 2 for one in first.prompt[1:])
+        chunks = [first, *rest]
+        assert not any(chunk.prompt for chunk in rest)
+        assert sum(chunk.tokens for chunk in chunks) == max_tokens
+        assert (chunks[-1].finish, chunks[-1].prompt_tokens) == ("length", length)
+        plain = await answer(engine, None, prompt, replace(sampling, prompt_logprobs=False))
+        assert text_of(chunks) == text_of(plain)
+
+    with_engine(tiny_base, use, prefill_chunk=7)
+
+
+def test_prompt_logprobs_come_in_any_company(tiny_base: Path, folders: dict[str, Path]) -> None:
+    async def use(engine: TorchEngine) -> None:
+        await engine.load("finance@1", folders["finance@1"])
+        echo = Sampling(2, logprobs=1, prompt_logprobs=True)
+        asked = [(name, tuple(range(3, 3 + length))) for name in (None, "finance@1") for length in (5, 33)]
+        alone = [[chunk.prompt for chunk in await answer(engine, *one, echo)] for one in asked]
+        others = [answer(engine, None, (9, 8, 7, 6)) for _ in range(3)]
+        together = await asyncio.gather(*(answer(engine, *one, echo) for one in asked), *others)
+        assert [[chunk.prompt for chunk in chunks] for chunks in together[:4]] == alone
+
+    with_engine(tiny_base, use, prefill_chunk=7)
+
+
+def test_an_answer_ends_at_a_stop_token_and_not_before_min_tokens(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        whole = [chunk.logprobs[0].token for chunk in await answer(engine, sampling=Sampling(8, logprobs=0))]
+        names = TokenBytes(engine._tokenizer)
+        third = next(token for token in names if names[token] == whole[2])
+        cut = await answer(engine, sampling=Sampling(8, stop_token_ids=frozenset({third})))
+        assert (len(cut), cut[-1].finish) == (whole.index(whole[2]) + 1, "stop")
+        late = await answer(engine, sampling=Sampling(8, stop_token_ids=frozenset({third}), min_tokens=5))
+        assert len(late) >= 6 or late[-1].finish == "length"
+
+    with_engine(tiny_base, use)
+
+
+def test_a_stop_text_counts_from_min_tokens_on(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        whole = text_of(await answer(engine))
+        chunks = await answer(engine, sampling=Sampling(12, stop=tuple(whole), min_tokens=6))
+        assert sum(chunk.tokens for chunk in chunks) > 6 and len(text_of(chunks)) > 1
+
+    with_engine(tiny_base, use)
+
+
 def test_an_answer_that_would_leave_the_context_ends_there(tiny_base: Path) -> None:
     async def use(engine: TorchEngine) -> None:
         assert engine.context_length == 20
@@ -313,7 +381,9 @@ def test_an_answer_that_would_leave_the_context_ends_there(tiny_base: Path) -> N
         ((5, 100_000), None, GREEDY, "token that is not one of"),
         ((5, -1), None, GREEDY, "token that is not one of"),
         (PROMPT, "nobody@1", GREEDY, "no adapter 'nobody@1'"),
-        (PROMPT, None, Sampling(0), "max_tokens"),
+        (PROMPT, None, Sampling(-1), "max_tokens"),
+        (PROMPT, None, Sampling(1, stop_token_ids=frozenset({100_000})), "token that is not one of"),
+        (PROMPT, None, Sampling(1, logit_bias=((-1, 1.0),)), "token that is not one of"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_one_sentence(

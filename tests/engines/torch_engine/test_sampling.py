@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_ops.engines.protocol import Sampling
-from lora_ops.engines.torch_engine.sampling import LIKELY, choose
+from lora_ops.engines.torch_engine.sampling import LIKELY, Row, choose
 
 PROBABILITIES = (0.5, 0.25, 0.15, 0.1)
 LOGITS = torch.tensor([PROBABILITIES]).log()
@@ -17,7 +17,7 @@ LOGITS = torch.tensor([PROBABILITIES]).log()
 
 def draw(logits: torch.Tensor, sampling: Sampling, times: int) -> Counter[int]:
     generator = torch.Generator().manual_seed(7)
-    return Counter(choose(logits, [sampling], [generator])[0].token for _ in range(times))
+    return Counter(choose(logits, [Row(sampling, generator)])[0].token for _ in range(times))
 
 
 def test_without_a_temperature_the_most_likely_token_is_chosen() -> None:
@@ -63,22 +63,85 @@ def test_a_seed_gives_the_same_tokens_whatever_the_other_rows_do(
     other = Sampling(1, temperature=0.7)
 
     def tokens(rows: list[int], samplings: list[Sampling]) -> list[int]:
-        generators = [torch.Generator().manual_seed(seed if s is mine else 1) for s in samplings]
+        drawn = [Row(s, torch.Generator().manual_seed(seed if s is mine else 1)) for s in samplings]
         place = samplings.index(mine)
-        return [choose(logits[rows], samplings, generators)[place].token for _ in range(5)]
+        return [choose(logits[rows], drawn)[place].token for _ in range(5)]
 
     alone = tokens([1], [mine])
     assert alone == tokens([0, 1, 2], [other, mine, Sampling(1)])
 
 
 def test_logprobs_are_the_models_own_and_the_chosen_one_is_among_them_if_likely() -> None:
-    (choice,) = choose(LOGITS, [Sampling(1, logprobs=2)], [None])
+    (choice,) = choose(LOGITS, [Row(Sampling(1, logprobs=2))])
     assert choice.logprob == pytest.approx(math.log(0.5), abs=1e-5)
     assert [token for token, _ in choice.top] == [0, 1]
     assert [value for _, value in choice.top] == pytest.approx([math.log(0.5), math.log(0.25)], abs=1e-5)
 
 
 def test_zero_alternatives_still_give_the_chosen_tokens_logprob() -> None:
-    (choice,) = choose(LOGITS, [Sampling(1, logprobs=0)], [None])
+    (choice,) = choose(LOGITS, [Row(Sampling(1, logprobs=0))])
     assert choice.top == ()
     assert choice.logprob == pytest.approx(math.log(0.5), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "drawn"),
+    [
+        (Sampling(1, temperature=1.0, top_k=2), {0, 1}),
+        (Sampling(1, temperature=1.0, top_k=9), {0, 1, 2, 3}),
+        (Sampling(1, temperature=1.0, min_p=0.4), {0, 1}),
+        (Sampling(1, temperature=1.0, min_p=1.0), {0}),
+        (Sampling(1, temperature=1.0, top_k=3, top_p=0.6), {0, 1}),  # of what top_k left, they are 0.83
+        (Sampling(1, temperature=1.0, top_k=3, top_p=0.5), {0}),  # and the first is 0.56
+        (Sampling(1, temperature=0.5, min_p=0.2), {0, 1}),  # after the temperature: 0.25 to 1, then 0.09
+    ],
+)
+def test_draw_takes_from_what_is_left(sampling: Sampling, drawn: set[int]) -> None:
+    assert set(draw(LOGITS, sampling, 300)) == drawn
+
+
+def greedy(sampling: Sampling, tokens: tuple[int, ...] = (), prompt: int = 0, *ends: int) -> int:
+    return choose(LOGITS, [Row(sampling, None, tokens, prompt, frozenset(ends))])[0].token
+
+
+def test_bias_decides_a_greedy_choice() -> None:
+    assert greedy(Sampling(1, logit_bias=((3, 100.0),))) == 3
+    assert greedy(Sampling(1, logit_bias=((0, -100.0), (1, -100.0)))) == 2
+
+
+def test_presence_penalty_counts_the_answer_once() -> None:
+    # log 0.5 - log 0.25 = 0.69
+    assert greedy(Sampling(1, presence_penalty=0.7), (0, 0, 0)) == 1
+    assert greedy(Sampling(1, presence_penalty=0.6), (0, 0, 0)) == 0
+    assert greedy(Sampling(1, presence_penalty=2), (0, 0, 0), 3) == 0
+
+
+def test_frequency_penalty_counts_each_time() -> None:
+    assert greedy(Sampling(1, frequency_penalty=0.3), (0, 0)) == 0
+    assert greedy(Sampling(1, frequency_penalty=0.3), (0, 0, 0)) == 1
+    assert greedy(Sampling(1, frequency_penalty=2), (0, 0, 0), 3) == 0
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3])
+@pytest.mark.parametrize("tokens", [(0,), (1, 1, 3), (0, 1, 2, 3)])
+def test_repetition_penalty_is_transformers(penalty: float, tokens: tuple[int, ...]) -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = torch.randn(1, 4, generator=torch.Generator().manual_seed(len(tokens)))
+    wanted = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits.clone())
+    row = Row(Sampling(1, repetition_penalty=penalty), None, tokens, 1)
+    assert choose(logits, [row])[0].token == int(wanted.argmax())
+
+
+def test_ends_wait_for_the_least_number_of_tokens() -> None:
+    sampling = Sampling(9, min_tokens=2)
+    assert greedy(sampling, (7, 7, 1), 2, 0) == 1
+    assert greedy(sampling, (7, 7, 1, 1), 2, 0) == 0
+
+
+def test_what_shapes_one_row_leaves_the_others() -> None:
+    biased = Row(Sampling(1, logit_bias=((3, 100.0),), logprobs=1))
+    first, second = choose(LOGITS.repeat(2, 1), [biased, Row(Sampling(1))])
+    assert (first.token, second.token) == (3, 0)
+    # Probabilities are the model's own.
+    assert first.logprob == pytest.approx(math.log(0.1), abs=1e-5) and first.top[0][0] == 0
