@@ -25,12 +25,26 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the au
 
 @contextmanager
 def opened_registry() -> "Iterator[Registry]":
-    """Open the registry that params.yaml names, and close it."""
+    """Open the registry that params.yaml names, and close it.
+
+    Raises:
+        Damaged: something broke on a row that is not what lora-ops wrote; the text names the row.
+    """
+    from lora_ops.errors import Damaged
     from lora_ops.registry.backends import open_registry
 
     registry = open_registry()
     try:
         yield registry
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        from lora_ops.registry.verification import verify
+
+        problems = verify(registry, files=False).problems
+        if not problems:
+            raise  # a fault of lora-ops itself
+        raise Damaged(
+            f"The registry in {registry.path} was changed: {problems[0]}; restore it from a backup."
+        ) from error
     finally:
         registry.close()
 

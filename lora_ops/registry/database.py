@@ -110,7 +110,7 @@ class Database:
         """
         try:
             return self.connection.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._sentence(error) from error
 
     def row(self, sql: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
@@ -181,7 +181,7 @@ class Database:
                 f"The registry in {folder} is busy: another process has been writing to it for "
                 f"{BUSY_SECONDS:.0f} seconds; try again."
             )
-        if "not a database" in text or "malformed" in text:
+        if "not a database" in text or "malformed" in text or "decode" in text:
             return Damaged(f"{self.path} is damaged ({text}): restore it from a backup.")
         if "is full" in text or isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return Unavailable(

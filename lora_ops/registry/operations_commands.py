@@ -8,7 +8,7 @@ import typer
 
 from lora_ops.escaping import markup, show
 from lora_ops.output import AsJson, print_json
-from lora_ops.registry.command_options import Actor, Reason, head_remembered, who
+from lora_ops.registry.command_options import Actor, Reason, head_remembered, opened_registry, who
 from lora_ops.streams import work_is_done
 
 operations = typer.Typer()
@@ -32,10 +32,9 @@ def accept_head(reason: Reason, actor: Actor = None, as_json: AsJson = False) ->
 @operations.command("rotate-key")
 def rotate_key(reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
     """Replace the private key that signs packages and the log, as an entry of the log."""
-    from lora_ops.registry.backends import open_registry
     from lora_ops.registry.rotation import rotate_key as rotate
 
-    with closing(open_registry()) as registry:
+    with opened_registry() as registry:
         new = rotate(registry, actor=who(actor), reason=reason)
         path = registry.signer.own.path
         remembered = head_remembered(registry)
@@ -54,10 +53,9 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove kept files that nothing names for a day, and verified copies of closed versions."""
-    from lora_ops.registry.backends import open_registry
     from lora_ops.registry.gc import collect_garbage, find_garbage
 
-    with closing(open_registry()) as registry:
+    with opened_registry() as registry:
         found = find_garbage(registry) if dry_run else collect_garbage(registry)
     would = "would go" if dry_run else "went"
     _done(
@@ -75,10 +73,9 @@ def gc(
 @operations.command()
 def backup(url: Url, as_json: AsJson = False) -> None:
     """Copy the registry, without its private key, to a folder or any URL that fsspec knows."""
-    from lora_ops.registry.backends import open_registry
     from lora_ops.registry.backup import backup as make
 
-    with closing(open_registry()) as registry:
+    with opened_registry() as registry:
         made = make(registry, url)
         key = registry.signer.own.path
     _done(
@@ -135,11 +132,10 @@ def export_log(
     as_json: AsJson = False,
 ) -> None:
     """Write the whole audit log to a signed file, for an auditor."""
-    from lora_ops.registry.backends import open_registry
     from lora_ops.registry.log_export import beside
     from lora_ops.registry.log_export import export_log as write
 
-    with closing(open_registry()) as registry:
+    with opened_registry() as registry:
         made = write(registry, target, form)
     signature, key = beside(target)
     _done(

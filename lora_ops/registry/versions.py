@@ -14,6 +14,8 @@ from lora_ops.settings.files import first_problem
 from lora_ops.small_files import parse_json
 
 CLOSED: frozenset[State] = frozenset({"rejected", "revoked", "archived"})
+SECTIONS = ("files", "params", "data", "base_model", "evaluation")
+"""What a manifest of every release has, of those that are read without its schema."""
 
 
 class Summary(NamedTuple):
@@ -67,15 +69,18 @@ class Version:
         """The manifest as it is stored, of whatever release; quicker than `manifest` where many are read.
 
         Raises:
-            LoraOpsError: the stored manifest was lost, or is not JSON.
+            LoraOpsError: the stored manifest was lost, or is none.
         """
         self._require_manifest()
         try:
-            return dict(parse_json(self.manifest_text))
+            found = parse_json(self.manifest_text)
         except ValueError as error:
             raise LoraOpsError(
                 f"The manifest of {self.id} is not JSON: run `lora-ops registry verify`."
             ) from error
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in SECTIONS):
+            raise LoraOpsError(f"The manifest of {self.id} is none: run `lora-ops registry verify`.")
+        return found
 
     def _require_manifest(self) -> None:
         if not self.manifest_text:

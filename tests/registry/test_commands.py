@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lora_ops.clock import now
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.evaluation import BiasAssessment, GroupMetric, Interval
 from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry.backends import open_registry
@@ -81,6 +82,38 @@ def test_a_change_is_done_whatever_the_disk_under_stdout(root: Path, words: tupl
     assert done.stderr == "lora-ops: It is done, and can't be printed: No space left on device.\n"
     with closing(open_registry(root)) as registry:
         assert registry.get("finance@1").state == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("UPDATE versions SET next_review_due = 'soon'", "finance@1"),
+        ("UPDATE versions SET content_digest = 'x' WHERE number = 1", "finance@1"),
+        (
+            "DROP TRIGGER audit_stays; UPDATE audit SET body = '{\"evidence\": [1]}' WHERE seq = 1",
+            "entry 1 (registered finance@1",
+        ),
+        (
+            "DROP TRIGGER audit_stays; UPDATE audit SET body = CAST(x'ff41' AS TEXT) WHERE seq = 1",
+            "registry.sqlite is damaged",
+        ),
+    ],
+)
+def test_show_of_a_damaged_row_names_it(cli: Cli, root: Path, damage: str, says: str) -> None:
+    """It was a traceback."""
+    with closing(sqlite3.connect(root / ".registry/registry.sqlite")) as db:
+        db.executescript(damage)
+    with pytest.raises(Damaged) as raised:
+        cli("show", "finance@1")
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("manifest", ["null", "[]", "{}"])
+def test_show_passes_over_another_damaged_manifest(cli: Cli, root: Path, manifest: str) -> None:
+    with closing(open_registry(root)) as registry:
+        registry.db.rows("UPDATE manifests SET manifest = ? WHERE number = 2", (manifest,))
+    shown = " ".join(cli("show", "finance@1").output.split())
+    assert "The manifest of finance@2 is none: run `lora-ops registry verify`" in shown
 
 
 def approve(cli: Cli, reference: str, person: str) -> Result:
