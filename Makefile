@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro serve test test-fast nightly lint format lab metrics wandb-sync wandb-online lock clean
+.PHONY: help repro serve test test-fast test-clients nightly lint format lab metrics wandb-sync wandb-online lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,13 @@ test: .venv/installed ## run every test, slow ones and notebooks included
 # Within two minutes on two quiet cores. SLOW in tests/conftest.py lists what it leaves out.
 test-fast: .venv/installed ## run the tests that need no notebook, gateway or pipeline
 	pytest --numprocesses 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
+# In an environment of their own: their pins are not this project's.
+CLIENTS = langchain-openai==1.7.4 litellm==1.110.2 'lm-eval[api]==0.4.13' transformers==5.24.0 torch==2.13.0
+test-clients: .venv/installed ## run LangChain, LiteLLM and lm-eval against the gateway
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet $(CLIENTS)
+	CLIENTS_PYTHON=$(CURDIR)/.venv-clients/bin/python pytest tests/serving/test_clients.py
 
 nightly: .venv/installed ## run every test, all rows, vLLM (VLLM_PYTHON) and the benchmarks: hours
 	.ci/nightly

@@ -22,6 +22,8 @@ LIMITS: dict[str, Any] = {
     "max_lexer_states": 20_000,  # about 40 MB
     "max_grammar_size": 100_000,
 }
+# Between the parts of JSON: a space or an indented line. A small model else writes blanks until its limit.
+WHITESPACE = {"whitespace_pattern": r"( |\n {0,40})"}
 # Compiled forms that are kept: a client asks for the same one again and again.
 KEPT = 64
 
@@ -113,7 +115,7 @@ def _grammar(structure: Structure) -> str:
         case "grammar":
             return str(LLMatcher.grammar_from_lark(structure.text))
         case "json":
-            return str(LLMatcher.grammar_from_json_schema(structure.text))
+            return str(LLMatcher.grammar_from_json_schema(structure.text, overrides=WHITESPACE))
         case "choice":
             choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(structure.text))
             return str(LLMatcher.grammar_from_lark(f"start: {' | '.join(choices)}"))
