@@ -23,7 +23,7 @@ LIMITS: dict[str, Any] = {
     "max_grammar_size": 100_000,
 }
 # Between the parts of JSON: a space or an indented line. A small model else writes blanks until its limit.
-WHITESPACE = {"whitespace_pattern": r"( |\n {0,40})"}
+WHITESPACE: Any = {"whitespace_pattern": r"( |\n {0,40})"}
 # Compiled forms that are kept: a client asks for the same one again and again.
 KEPT = 64
 
