@@ -13,6 +13,8 @@ from urllib.parse import quote
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Unavailable
 
 BUSY_SECONDS = 30.0
+FAILURES = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises; the second one where it quotes damaged bytes."""
 PARTS = frozenset(("files", "verified", "keys", "audit.head", "sync.lock"))
 """What a registry's folder holds besides its database: it shows that one was there."""
 
@@ -50,7 +52,7 @@ class Database:
             found = path.stat()
             self.inode = (found.st_dev, found.st_ino)
             """Which file is open; another one may take its place."""
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *FAILURES) as error:
             raise self._sentence(error) from error
 
     def follow_replacement(self) -> None:
@@ -68,7 +70,7 @@ class Database:
         self.connection.close()
         try:
             self.connection = self._open_to_read() if self.read_only else self._open_to_write(False)
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise self._sentence(error) from error
         self.inode = (found.st_dev, found.st_ino)
 
@@ -110,7 +112,7 @@ class Database:
         """
         try:
             return self.connection.execute(sql, values).fetchall()
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except FAILURES as error:
             raise self._sentence(error) from error
 
     def row(self, sql: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
@@ -142,7 +144,7 @@ class Database:
             yield
             self.rows("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):  # SQLite has rolled back already after some errors
+            with suppress(*FAILURES):  # SQLite has rolled back already after some errors
                 self.connection.execute("ROLLBACK")
             raise
 
@@ -164,7 +166,7 @@ class Database:
         try:
             with closing(sqlite3.connect(path)) as copy:
                 self.connection.backup(copy)
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise self._sentence(error) from error
 
     def close(self) -> None:

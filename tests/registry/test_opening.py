@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.errors import LoraOpsError, Unavailable
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.store import Registry
@@ -126,6 +126,15 @@ def test_no_registry_is_made_among_other_things(tmp_path: Path) -> None:
     with pytest.raises(LoraOpsError, match="holds other things"):
         Registry(tmp_path / "data", create=True)
     assert [one.name for one in (tmp_path / "data").iterdir()] == ["rows.csv"]
+
+
+def test_database_with_a_flipped_bit_is_one_sentence(tmp_path: Path) -> None:
+    """SQLite quotes the byte, which is no UTF-8."""
+    Registry(tmp_path, create=True).close()
+    path = tmp_path / "registry.sqlite"
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE aliases", b"CREA\xe1E TABLE aliases"))
+    with pytest.raises(Damaged, match="registry.sqlite is damaged .*: restore it from a backup"):
+        Registry(tmp_path)
 
 
 def test_disk_that_takes_nothing_more_is_one_sentence(tmp_path: Path) -> None:
