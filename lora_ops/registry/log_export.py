@@ -97,7 +97,7 @@ def check_export(target: Path, *, keys: Sequence[str] = ()) -> Export:
         text = content.decode()
         rows = _read_json(text) if text.startswith("{") else _read_csv(text)
         broken = chain_problem(rows)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         raise Damaged(f"{target} holds no audit log: {error}.") from error
     if broken:
         raise Damaged(f"The log in {target} is not whole: {broken}.")
@@ -138,7 +138,12 @@ def _as_csv(rows: Sequence[Row]) -> str:
 
 
 def _read_csv(text: str) -> list[Row]:
-    names, *rows = csv.reader(io.StringIO(text, newline=""))
+    # A field holds a whole owners.yaml, and csv takes 131,072 characters.
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    try:
+        names, *rows = csv.reader(io.StringIO(text, newline=""))
+    finally:
+        csv.field_size_limit(limit)
     if tuple(names) != Row._fields:
         raise ValueError(f"its columns are {', '.join(names)}")
     return [Row(int(seq), int(form), *texts) for seq, form, *texts in rows]

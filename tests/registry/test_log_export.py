@@ -16,6 +16,7 @@ from lora_ops.registry.audit import Head
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.commands import app
 from lora_ops.registry.log_export import Format, check_export, export_log
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.rotation import rotate_key
 from lora_ops.registry.store import Registry
 
@@ -91,6 +92,18 @@ def test_signed_log_with_a_broken_chain_is_refused(told: Registry, tmp_path: Pat
     (tmp_path / "audit.sig").write_bytes(b64decode(told.signer.sign_text(text)["value"]))
     with pytest.raises(Damaged, match="is not whole: entry 2 .* was changed"):
         check_export(tmp_path / "audit")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_export_of_a_long_owners_file_is_checked(
+    told: Registry, tmp_path: Path, owners: Owners, form: Format
+) -> None:
+    """A field of CSV may have 131,072 characters only, and owners.yaml of a large company has more."""
+    crowd = tuple(f"person-{number}@example.com" for number in range(8000))
+    told.owners = owners.model_copy(update={"default": owners.default.model_copy(update={"contacts": crowd})})
+    lifecycle.revoke(told, "finance@2", actor="ben", reason="leaks")
+    made = export_log(told, tmp_path / "audit", form)
+    assert check_export(tmp_path / "audit") == made
 
 
 def test_key_that_is_not_trusted_is_refused(told: Registry, tmp_path: Path) -> None:
