@@ -289,7 +289,8 @@ class _Place:
         found = []
         with self._reached():
             for path in self._fs.glob(f"{self._root}/snapshots/*/{LIST}"):
-                with suppress(ValueError, KeyError, TypeError):  # a list that was cut off counts for nothing
+                # A list that was cut off, or that somebody else wrote, counts for nothing.
+                with suppress(ValueError, LookupError, TypeError, AttributeError, OverflowError):
                     content = parse_json(self._fs.cat_file(path))
                     if content["schema"] != SCHEMA:
                         raise LoraOpsError(

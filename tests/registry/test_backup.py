@@ -130,6 +130,22 @@ def test_damaged_backup_is_not_restored(serving: Registry, tmp_path: Path, damag
     assert not list(tmp_path.glob(f"{UNFINISHED}*"))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"schema": 1, "head": [1], "at": "", "small": {}, "files": []},
+        {"schema": 1, "head": [1, "a"], "small": 5},
+    ],
+)
+def test_snapshot_of_another_form_stops_no_other(serving: Registry, tmp_path: Path, content: object) -> None:
+    made = backup(serving, str(tmp_path / "backups"))
+    other = tmp_path / "backups/snapshots/other"
+    other.mkdir()
+    (other / LIST).write_text(json.dumps(content))
+    assert restore(str(tmp_path / "backups"), tmp_path / "restored").head == made.head
+
+
 @pytest.mark.parametrize("cut", [0, 40])
 def test_snapshot_without_its_whole_list_counts_for_nothing(
     serving: Registry, tmp_path: Path, cut: int
