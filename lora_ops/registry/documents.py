@@ -19,6 +19,8 @@ OLE_FREE = 0xFFFFFFFC
 """From here on the number of a sector in a .doc or .msg file names none."""
 TIFF_PIXELS = (273, 279, 324, 325)
 """Where the strips or tiles of a TIFF begin, and how long they are."""
+TIFF_PARTS = 2**20
+"""No picture has more strips or tiles; a file that says so would take all memory."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif")
 
 
@@ -120,7 +122,7 @@ def _is_tiff(content: bytes) -> bool:
         found: dict[int, tuple[int, ...]] = {}
         for entry in range(at + 2, at + 2 + 12 * many, 12):
             tag, kind, count = struct.unpack_from(f"{order}HHI", content, entry)
-            if tag not in TIFF_PIXELS or kind not in (3, 4) or count > len(content):
+            if tag not in TIFF_PIXELS or tag in found or kind not in (3, 4) or count > TIFF_PARTS:
                 continue
             values = f"{order}{count}{'H' if kind == 3 else 'I'}"
             inside = struct.calcsize(values) <= 4

@@ -56,6 +56,13 @@ def box(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", 8 + len(content)) + kind + content
 
 
+def tiff_of_many_strips() -> bytes:
+    """Write a TIFF whose tables hold more strips than any picture has: reading them took 2 GB."""
+    many = 2**20 + 1
+    entries = b"".join(struct.pack("<HHII", tag, 3, many, 100) for tag in (273, 279))
+    return b"II*\0" + struct.pack("<IH", 8, 2) + entries + b"\1\0" * (many + 100)
+
+
 WHOLE = {
     "png": picture("PNG"),
     "jpeg": picture("JPEG"),
@@ -105,6 +112,7 @@ def test_documents_that_were_cut_off_are_refused(tmp_path: Path, name: str, shar
         b"RIFF\x04\0\0\0WAVE",
         archive("run.exe"),
         b"II*\0" + b"\xff" * 40,
+        tiff_of_many_strips(),
         b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600,
         box(b"ftyp", b"mp42\0\0\0\0isom") + box(b"meta", b"\0" * 40) + box(b"mdat", b"\1" * 200),
     ],
