@@ -1,4 +1,8 @@
-"""Which decoder a base model gets: the fused one if it gives the model's own scores, else the general one."""
+"""Which decoder a base model gets: the fused one if it gives the model's own logits, else the general one.
+
+Whichever it is, it is held against transformers at start, reading a prompt in parts as the batch does. A base
+model that neither can decode is refused.
+"""
 
 import logging
 from pathlib import Path
@@ -18,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Without a number of tokens, the KV cache may grow to this many bytes.
 KV_BYTES = 1 << 30
-PROBE = 12
+# Tokens of the prompt that is tried, in the parts that are read. The last part is a step of an answer.
+PROBE = (9, 8, 6, 1)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 
 
@@ -28,7 +33,7 @@ def load_decoder(
     """Decoder, tokenizer (of the tokenizers library) and end tokens of the base model in `base_folder`.
 
     Raises:
-        EngineError: the base model can't be loaded, or has no fast tokenizer.
+        EngineError: the base model can't be loaded, has no fast tokenizer, or can't read a prompt in parts.
     """
     try:
         model, tokenizer = load_base_model(base_folder, device, dtype)
@@ -42,7 +47,11 @@ def load_decoder(
 
 
 def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
-    """The fastest decoder that gives the scores that `model` gives; another one than the fused is warned of."""
+    """Return the fastest decoder that gives the logits of `model`; another one than the fused is warned of.
+
+    Raises:
+        EngineError: none does.
+    """
     tokens = kv_tokens or max(1, KV_BYTES // _bytes_per_token(model))
     context = min(_positions(model), tokens)
     reason = why_not(model)
@@ -51,27 +60,39 @@ def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
         difference = _difference(fused, model)
         if difference <= TOLERANCE[fused.dtype]:
             return fused
-        reason = f"the fused decoder's scores differ from the model's by {difference:.2g}"
+        reason = f"the fused decoder's logits differ from the model's by {difference:.2g}"
+    general = GeneralDecoder(model, context, tokens)
+    difference = _difference(general, model)
+    if not difference <= TOLERANCE[general.dtype]:  # NaN is refused, too
+        raise EngineError(
+            f"{type(model).__name__} can't be served by this engine: read in parts, a prompt gives other "
+            f"logits (they differ by {difference:.2g}), as a state-space model's does. Use another base model, or "
+            "serving.engine: openai."
+        )
     logger.warning(
         "%s is decoded by transformers' own forward pass, one request after the other, so slowly: %s.",
         type(model).__name__,
         reason,
     )
-    return GeneralDecoder(model, context, tokens)
+    return general
 
 
 @torch.inference_mode()
-def _difference(fused: FusedDecoder, model: Any) -> float:
-    """The largest difference of two scores of one prompt, relative to the largest score."""
+def _difference(decoder: Decoder, model: Any) -> float:
+    """Return the largest difference of two logits of one prompt, relative to the largest logit."""
     generator = torch.Generator().manual_seed(0)
-    count = min(PROBE, fused.context_length)
-    tokens = torch.randint(model.config.vocab_size, (count,), generator=generator).tolist()
-    wanted = model(torch.tensor([tokens], device=model.device)).logits[0, -1].float()
+    count = min(sum(PROBE), decoder.context_length)
+    tokens = torch.randint(decoder.vocabulary, (count,), generator=generator).tolist()
+    wanted = model(torch.tensor([tokens], device=model.device)).logits[0].float()  # (count, vocabulary)
     extent = Extent(0, count)
-    if count > 1:
-        fused.step([Work(tokens[:-1], 0, extent, None, scored=False)])
-    got = fused.step([Work(tokens[-1:], count - 1, extent, None, scored=True)])[0].float()
-    return float((got - wanted).abs().max() / wanted.abs().max())
+    got, at = [], 0
+    for part in PROBE:
+        read = tokens[at : at + part]
+        if read:
+            got.append(decoder.step([Work(read, at, extent, None, scored=len(read))]).float())
+        at += part
+    decoder.forget(extent)
+    return float((torch.cat(got) - wanted).abs().max() / wanted.abs().max())
 
 
 def _end_tokens(model: Any) -> frozenset[int]:
@@ -83,6 +104,10 @@ def _end_tokens(model: Any) -> frozenset[int]:
 
 def _positions(model: Any) -> int:
     config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Beyond this length its factors change for all positions, also for those that were read already.
+        return int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
     return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
 
 

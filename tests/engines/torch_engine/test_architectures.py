@@ -1,0 +1,78 @@
+"""Which base models are served: each is held against transformers first, reading a prompt in parts."""
+
+import pytest
+import torch
+from transformers import (
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
+
+from lora_ops.engines.protocol import EngineError
+from lora_ops.engines.torch_engine.architectures import PROBE, make_decoder
+from lora_ops.engines.torch_engine.decoder import Work
+from lora_ops.engines.torch_engine.extents import Extent
+from tests.engines.torch_engine.models import VOCABULARY, make_model
+
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
+STATE_SPACE = {
+    "mamba": lambda: MambaForCausalLM(MambaConfig(**SMALL, initializer_range=0.3)),
+    "mamba2": lambda: Mamba2ForCausalLM(
+        Mamba2Config(**SMALL, num_heads=4, head_dim=16, n_groups=1, state_size=16)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATE_SPACE)
+def test_a_model_without_a_kv_cache_is_refused(name: str) -> None:
+    """Every one of its answers differed from `generate`'s, without a word."""
+    torch.manual_seed(0)
+    with pytest.raises(EngineError, match="read in parts, a prompt gives other logits"):
+        make_decoder(STATE_SPACE[name]().eval(), kv_tokens=64)
+
+
+def test_a_model_whose_logits_are_nan_is_refused() -> None:
+    model = make_model("gpt2")
+    torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
+    with pytest.raises(EngineError, match="differ by nan"):
+        make_decoder(model, kv_tokens=64)
+
+
+@pytest.mark.parametrize("kv_tokens", [1, 9, 10, sum(PROBE) - 1])
+def test_a_small_cache_is_probed_as_far_as_it_goes(kv_tokens: int) -> None:
+    assert make_decoder(make_model("gpt2"), kv_tokens).context_length == kv_tokens
+
+
+def longrope() -> Phi3ForCausalLM:
+    torch.manual_seed(0)
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    return Phi3ForCausalLM(
+        Phi3Config(
+            **SMALL,
+            intermediate_size=40,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=256,
+            original_max_position_embeddings=64,
+            pad_token_id=1,
+            eos_token_id=1,
+            initializer_range=0.3,
+            rope_parameters={**rope, "original_max_position_embeddings": 64},
+        )
+    ).eval()
+
+
+@torch.inference_mode()
+def test_longrope_is_served_as_far_as_its_factors_stay() -> None:
+    """Parts of a longer prompt were read with factors that the whole of it does not have."""
+    model = longrope()
+    decoder = make_decoder(model, kv_tokens=256)
+    assert decoder.context_length == 64
+    tokens = torch.randint(VOCABULARY, (64,), generator=torch.Generator().manual_seed(1)).tolist()
+    extent, got = Extent(0, 64), torch.empty(0)
+    for at in range(0, 64, 16):
+        got = decoder.step([Work(tokens[at : at + 16], at, extent, None, scored=1)])
+    torch.testing.assert_close(got[0], model(torch.tensor([tokens])).logits[0, -1], rtol=1e-3, atol=1e-4)
