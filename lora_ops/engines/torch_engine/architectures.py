@@ -66,8 +66,8 @@ def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
     if not difference <= TOLERANCE[general.dtype]:  # NaN is refused, too
         raise EngineError(
             f"{type(model).__name__} can't be served by this engine: read in parts, a prompt gives other "
-            f"logits (they differ by {difference:.2g}), as a state-space model's does. Use another base model, or "
-            "serving.engine: openai."
+            f"logits (they differ by {difference:.2g}), as a state-space model's does. Use another base model, "
+            "or serving.engine: openai."
         )
     logger.warning(
         "%s is decoded by transformers' own forward pass, one request after the other, so slowly: %s.",

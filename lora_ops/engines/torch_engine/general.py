@@ -1,6 +1,7 @@
 """Any base model that transformers loads: its own forward pass, one sequence after the other.
 
-It is held against transformers at start, and slow: nothing is batched. Adapters are added by hooks on the linear layers.
+It is held against transformers at start, and slow: nothing is batched. Adapters are added by hooks on the
+linear layers.
 """
 
 import math
