@@ -245,14 +245,21 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
     """Refuse a manifest that says something else than the files beside it: gates read it, people read them.
 
     Raises:
-        LoraOpsError: the evaluation in the package is another one, or is of another adapter, tenant or base, or
-            says two things; or a file that others read later can't be read.
+        LoraOpsError: the package has no adapter; the evaluation in it is another one, or is of another adapter,
+            tenant or base, or says two things; or a file that others read later can't be read.
     """
+    missing = [name for name in ADAPTER_FILES if name not in manifest.files]
+    if missing:
+        # Under another name nobody would compare it, know its weights again or load it.
+        raise LoraOpsError(
+            f"The package of '{manifest.tenant}' holds no {missing[0]}: run `dvc repro "
+            f"package@{manifest.tenant}`; nothing was registered."
+        )
     if MEMBERSHIP in manifest.files:
         read_groups(folder / MEMBERSHIP)
     _require_own_page(folder, manifest)
     path = folder / EVALUATION
-    if not {EVALUATION, ADAPTER_FILES[0]} <= manifest.files.keys() or not path.is_file():
+    if EVALUATION not in manifest.files or not path.is_file():
         return  # without an evaluation in the package a version can't become more than a candidate
     try:
         evaluated = EvaluationRecord.model_validate_json(path.read_text(encoding="utf-8"))

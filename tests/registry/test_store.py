@@ -399,6 +399,18 @@ def test_the_registry_of_a_repository_has_the_owners_of_its_owners_yaml(tmp_path
         one.close()
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_under_another_name_is_refused(registry: Registry, package: Build, name: str) -> None:
+    """Nothing compared its evaluation, and its weights came back after they were revoked."""
+    folder, manifest = package()
+    other = f"my-{name}"
+    (folder / name).rename(folder / other)
+    files = {other if file == name else file: record for file, record in manifest.files.items()}
+    with pytest.raises(LoraOpsError, match=f"package of 'finance' holds no {name}: run `dvc repro package@f"):
+        registry.register(folder, manifest.model_copy(update={"files": files}))
+    assert registry.summaries() == []
+
+
 def test_a_damaged_file_is_mended_by_registering_the_package_again(registry: Registry, package: Build) -> None:
     folder, manifest = package()
     registry.register(folder, manifest)
