@@ -228,7 +228,9 @@ def check_package(folder: Path, files: Mapping[str, str]) -> None:
             )
     for name, digest in files.items():
         parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in name or name in RESERVED:
+        leaves = parts.is_absolute() or ".." in parts.parts or "\\" in name
+        # `./model.sig` and `model.sig/x` take the place of the signature, too.
+        if leaves or name != str(parts) or RESERVED.intersection(parts.parts[:1]):
             raise LoraOpsError(f"A package may not hold a file named '{name}': rename it.")
         path = folder / name
         if not path.is_file() or sha256_file(path) != digest:

@@ -124,7 +124,20 @@ def test_a_package_without_weights_is_refused(package: Build) -> None:
         check_package(folder, digests(folder))
 
 
-@pytest.mark.parametrize("name", ["../escape.json", "/etc/passwd", "a/../../b.json", "a\\b.json", "model.sig"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../escape.json",
+        "/etc/passwd",
+        "a/../../b.json",
+        "a\\b.json",
+        "model.sig",
+        "./model.sig",
+        "model.sig/notes.json",
+        "manifest.json/notes.json",
+        "a//b.json",
+    ],
+)
 def test_a_name_that_leaves_the_folder_or_is_taken_is_refused(package: Build, name: str) -> None:
     folder, _ = package()
     with pytest.raises(LoraOpsError, match="may not hold a file named"):
