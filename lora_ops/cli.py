@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from lora_ops.errors import LoraOpsError, disk_reason
+from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
 from lora_ops.escaping import markup, shortened, show
 from lora_ops.exit_codes import ExitCode
 from lora_ops.grid import Grid
@@ -162,13 +162,20 @@ def rollback(
     }
     page = folder / "rollback.html"
     with prose_on_stderr(as_json):
-        run_notebook(
-            root / "runbooks/rollback.ipynb",
-            folder / "rollback.ipynb",
-            parameters,
-            root,
-            lambda: remembered_head(root),
-        )
+        try:
+            run_notebook(
+                root / "runbooks/rollback.ipynb",
+                folder / "rollback.ipynb",
+                parameters,
+                root,
+                lambda: remembered_head(root),
+            )
+        except OSError as error:
+            raise Unavailable(
+                f"The page of the rollback can't be written ({disk_reason(error)}). While `lora-ops registry show "
+                f"{version}` says that it serves, `lora-ops registry revoke {version} --reason TEXT` stops it. "
+                "Then mend the disk, and run this again."
+            ) from error
     work_is_done()
     if as_json:
         with closing(open_registry(root)) as registry:

@@ -336,6 +336,25 @@ def test_runbook_says_what_was_not_captured(clone: Clone) -> None:  # noqa: F811
     assert "The dashboards were NOT captured" in done.stdout
 
 
+def test_rollback_without_a_place_for_its_page_says_how(clone: Clone) -> None:  # noqa: F811
+    """On a full disk it said "correct the path", and the bad version went on answering."""
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    with clone.registry() as opened:
+        for version in ("finance@1", "finance@2"):
+            clone.story(opened).to(version, "production")
+    (clone.root / "reports").write_text("in the way")
+    options = ("--reason", "It leaks card numbers.", "--gateway", "http://localhost:9", "--actor", ON_CALL)
+    done = runbook(clone.root, *options, "--yes")
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+    assert "`lora-ops registry revoke finance@2 --reason TEXT` stops it" in done.stderr
+    with clone.registry() as opened:
+        lifecycle.revoke(opened, "finance@2", actor=ON_CALL, reason="leaks")
+    (clone.root / "reports").unlink()
+    done = runbook(clone.root, *options, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "finance@1 is in production again and finance@2 is revoked" in done.stdout
+
+
 def test_rollback_in_json_says_what_the_page_says(clone: Clone) -> None:  # noqa: F811
     (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
     with clone.registry() as opened:
