@@ -172,9 +172,9 @@ def rollback(
             )
         except OSError as error:
             raise Unavailable(
-                f"The page of the rollback can't be written ({disk_reason(error)}). While `lora-ops registry show "
-                f"{version}` says that it serves, `lora-ops registry revoke {version} --reason TEXT` stops it. "
-                "Then mend the disk, and run this again."
+                f"The page of the rollback can't be written ({disk_reason(error)}). While `lora-ops registry "
+                f"show {version}` says that it serves, `lora-ops registry revoke {version} --reason TEXT` "
+                "stops it. Then mend the disk, and run this again."
             ) from error
     work_is_done()
     if as_json:
