@@ -268,6 +268,7 @@ def edit_params(root: Path, change: Any) -> None:
         LoraOpsError: a value would be wrong; the file is as it was.
     """
     yaml = YAML()
+    yaml.preserve_quotes = True  # type: ignore[assignment]
     yaml.width = 112
     yaml.indent(mapping=2, sequence=4, offset=2)
     with edited(root / "params.yaml") as (path, new):

@@ -131,6 +131,17 @@ def test_a_profile_changes_every_tenant_and_an_unknown_one_is_refused(faq: Path)
     assert refused.returncode == 4 and "there are: small, tiny" in refused.stderr
 
 
+def test_a_profile_leaves_other_lines_as_they_are(tmp_path: Path) -> None:
+    """What it changes is then all that `git diff` shows."""
+    before = (ROOT / "params.yaml").read_text().splitlines()
+    (tmp_path / "params.yaml").write_text("\n".join(before) + "\n")
+    apply_profile(ROOT / "profiles/small.yaml", tmp_path)
+    after = (tmp_path / "params.yaml").read_text().splitlines()
+    changed = [old for old, new in zip(before, after, strict=True) if old != new]
+    names = {old.split(":")[0].strip() for old in changed}
+    assert names == {"rows", "epochs", "learning_rate", "bootstrap", "must_beat_base"}
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -218,6 +218,7 @@ def add_key(path: Path, person: str, public_key: Path) -> str:
         who = f"several people '{person}'" if ids else f"nobody '{person}'"
         raise LoraOpsError(f"owners.yaml names {who} (people: {', '.join(known)}).")
     yaml = YAML()
+    yaml.preserve_quotes = True  # type: ignore[assignment]
     yaml.width = 4096  # a person stays on one line
     yaml.indent(mapping=2, sequence=4, offset=2)
     with edited(path) as (old, new):
