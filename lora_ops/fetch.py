@@ -4,10 +4,10 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from lora_ops.errors import Damaged, Unavailable
+from lora_ops.folders import working_folder
 from lora_ops.hashing import sha256_file
 
 
@@ -27,8 +27,8 @@ def fetch_package(requirement: str, sha256: str, folder: Path, *, sdist: bool = 
             f"{archive} was changed on disk (its SHA-256 is not {sha256[:12]}…): delete it and run again."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".incoming-") as incoming:
-        archive = _download(requirement, sha256, Path(incoming), sdist=sdist)
+    with working_folder(folder, ".incoming-") as incoming:
+        archive = _download(requirement, sha256, incoming, sdist=sdist)
         kept.mkdir(exist_ok=True)
         return archive.replace(kept / archive.name)
 

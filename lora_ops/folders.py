@@ -23,17 +23,28 @@ def replacing(target: Path) -> Iterator[Path]:
     The folder is made beside `target`, on the same file system. What a killed process left there is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}-"
-    _sweep(target.parent, prefix)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as temporary:
+    with working_folder(target.parent, f".{target.name}-") as temporary:
+        folder = temporary / target.name
+        folder.mkdir()
+        yield folder
+        replace_folder(folder, target)
+
+
+@contextmanager
+def working_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Give a new, empty folder in `parent` that is removed at the end, and remove what killed processes left.
+
+    Args:
+        parent: where.
+        prefix: how its name begins, and the names of those that were left.
+    """
+    _sweep(parent, prefix)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as temporary:
         # Held while this process lives, so that nobody takes the folder for a left one.
         lock = os.open(temporary, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH)
-            folder = Path(temporary) / target.name
-            folder.mkdir()
-            yield folder
-            replace_folder(folder, target)
+            yield Path(temporary)
         finally:
             os.close(lock)
 
@@ -74,8 +85,8 @@ def _sweep(parent: Path, prefix: str) -> None:
     for left in parent.glob(f"{prefix}*"):
         try:
             lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+        except OSError:
+            continue  # no folder, or one of somebody else
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

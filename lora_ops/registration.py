@@ -5,7 +5,6 @@ candidate, so a person or CI registers what is worth it.
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from lora_ops.adapter_files import require_lora
 from lora_ops.errors import LoraOpsError, disk_reason
+from lora_ops.folders import working_folder
 from lora_ops.hashing import sha256_file
 from lora_ops.packaging import packaged
 from lora_ops.page import page_evaluation
@@ -108,8 +108,8 @@ def _with_page(manifest: Manifest, root: Path) -> Iterator[tuple[Path, Manifest]
     if not page.is_file() or evaluated is None or page_evaluation(page) != evaluated.sha256:
         yield package, manifest
         return
-    with tempfile.TemporaryDirectory(dir=package.parent, prefix=f".{manifest.tenant}-") as temporary:
-        folder = Path(temporary) / "package"
+    with working_folder(package.parent, f".{manifest.tenant}-") as aside:
+        folder = aside / "package"
         shutil.copytree(package, folder)
         shutil.copyfile(page, folder / EVALUATION_PAGE)
         added = FileRecord(bytes=page.stat().st_size, sha256=sha256_file(folder / EVALUATION_PAGE))

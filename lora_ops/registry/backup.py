@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lora_ops.clock import utc
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable, disk_reason
 from lora_ops.escaping import one_line
+from lora_ops.folders import working_folder
 from lora_ops.hashing import sha256_file
 from lora_ops.named_paths import follow
 from lora_ops.registry.audit import Anchor, Head
@@ -135,8 +136,8 @@ def restore(
     snapshot = _chosen(place, head)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=UNFINISHED) as name:
-            folder = Path(name) / "registry"
+        with working_folder(target.parent, UNFINISHED) as aside:
+            folder = aside / "registry"
             _fetch(place, snapshot, folder)
             _check(folder, snapshot, signing)
             if target.exists():

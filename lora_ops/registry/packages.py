@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
+from lora_ops.folders import working_folder
 from lora_ops.records.manifest import ADAPTER_FILES
 from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.files import check_package
@@ -40,6 +41,7 @@ def export(registry: Registry, reference: str, target: Path, *, for_review: bool
         raise LoraOpsError(f"{target} exists already: name a new folder.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Not `working_folder`: it is a folder of somebody's choice, and nothing there may be swept.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as name:
             folder = Path(name) / "package"
             _fill(registry, version, folder)
@@ -87,8 +89,8 @@ def _lay_out(registry: Registry, version: Version) -> Path:
                 with suppress(LoraOpsError):
                     check_folder(registry, version, folder)
                     return folder
-            with tempfile.TemporaryDirectory(dir=copies.root, prefix=".laid-out-") as name:
-                made = Path(name) / "package"
+            with working_folder(copies.root, ".laid-out-") as aside:
+                made = aside / "package"
                 _fill(registry, version, made)
                 # What is wrong now is wrong in the registry itself, so the old folder stays as it is.
                 check_folder(registry, version, made)

@@ -181,6 +181,7 @@ def test_killed_restore_leaves_no_half_registry(serving: Registry, tmp_path: Pat
     assert killed in (processes.KILLED, processes.DONE)
     if not target.exists():
         restore(url, target)
+        assert not list(tmp_path.glob(f"{UNFINISHED}*"))  # as large as the registry
     with closing(Registry(target)) as registry:
         assert verify(registry).ok and registry.log.head() == serving.log.head()
 

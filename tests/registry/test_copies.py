@@ -97,8 +97,10 @@ def test_killed_laying_out_is_mended_by_the_next(registry: Registry, package: Bu
         packages.verified_path(Registry(path), "finance@1")
 
     assert processes.run(load, kill_at=calls) in (processes.KILLED, processes.DONE)
+    change(folder)
     assert packages.verified_path(registry, "finance@1") == folder
     assert contents(folder) == whole
+    assert not list(folder.parent.glob(".laid-out-*"))
 
 
 def test_processes_that_mend_together_lay_out_once(registry: Registry, package: Build) -> None:
