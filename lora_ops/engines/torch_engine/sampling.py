@@ -1,12 +1,13 @@
 """The next token of each row: the most likely one, or one drawn from a nucleus.
 
-A request may shape the logits first. The order is vLLM's, so that both engines mean the same: tokens that may
-not come, the client's bias, penalties, temperature, min_p, top_k, top_p.
+A request may shape the logits first. The order is vLLM's, so that both engines mean the same: the client's
+bias, penalties, tokens that may not come, temperature, min_p, top_k, top_p.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -14,6 +15,9 @@ from lora_ops.engines.protocol import Sampling
 
 # Most nuclei are small: look among this many tokens before sorting a whole vocabulary.
 LIKELY = 1024
+# Requests whose tokens are remembered as tensors.
+KEPT = 64
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -96,15 +100,30 @@ def _shaped(logits: torch.Tensor, row: Row) -> torch.Tensor | None:
     if not (waits or sampling.logit_bias or sampling.penalizes or row.forbidden is not None):
         return None
     shaped = logits.float().clone()
+    if sampling.logit_bias:
+        ids, values = _biases(sampling.logit_bias)
+        shaped.index_add_(0, ids.to(shaped.device), values.to(shaped.device))
+    if sampling.penalizes:
+        _penalize(shaped, row)
+        shaped.clamp_(-LARGEST, LARGEST)  # a tiny repetition penalty makes infinity, and two of them NaN
+    # Last, where nothing can make minus infinity into something else.
     if row.forbidden is not None:
         shaped.masked_fill_(row.forbidden.to(shaped.device), -math.inf)
     if waits:
-        shaped[sorted(row.ends)] = -math.inf
-    for token, bias in sampling.logit_bias:
-        shaped[token] += bias
-    if sampling.penalizes:
-        _penalize(shaped, row)
+        shaped.index_fill_(0, _ids(row.ends).to(shaped.device), -math.inf)
     return shaped
+
+
+@lru_cache(KEPT)
+def _biases(logit_bias: tuple[tuple[int, float], ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens and what is added to each: made once a request, as thousands take a millisecond."""
+    ids, values = zip(*logit_bias, strict=True)
+    return torch.tensor(ids), torch.tensor(values, dtype=torch.float32)
+
+
+@lru_cache(KEPT)
+def _ids(tokens: frozenset[int]) -> torch.Tensor:
+    return torch.tensor(list(tokens))
 
 
 def _penalize(logits: torch.Tensor, row: Row) -> None:
@@ -115,13 +134,15 @@ def _penalize(logits: torch.Tensor, row: Row) -> None:
     """
     sampling = row.sampling
     if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(row.tokens)), device=logits.device)
+        # A token that came twice is written twice, with the same value: a set would take longer than that.
+        seen = torch.tensor(row.tokens, device=logits.device)
         found = logits[seen]
         factor = sampling.repetition_penalty
         logits[seen] = torch.where(found > 0, found / factor, found * factor)
-    answer = torch.tensor(row.tokens[row.prompt :], dtype=torch.long, device=logits.device)
-    said, counts = answer.unique(return_counts=True)
-    logits[said] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        answer = torch.tensor(row.tokens[row.prompt :], dtype=torch.long, device=logits.device)
+        said, counts = answer.unique(return_counts=True)
+        logits[said] -= sampling.frequency_penalty * counts + sampling.presence_penalty
 
 
 def _draw(logits: torch.Tensor, sampling: Sampling, number: float) -> int:

@@ -139,6 +139,25 @@ def test_ends_wait_for_the_least_number_of_tokens() -> None:
     assert greedy(sampling, (7, 7, 1, 1), 2, 0) == 0
 
 
+@pytest.mark.parametrize("penalty", [1e-320, 1e-45, 1e-38, 2.0])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_no_penalty_brings_back_a_forbidden_token(penalty: float, temperature: float) -> None:
+    """Minus infinity times nothing is NaN, which is drawn as if it were the most likely."""
+    sampling = Sampling(9, temperature, repetition_penalty=penalty, min_tokens=9, logit_bias=((3, 100.0),))
+    forbidden = torch.tensor([True, False, False, True])
+    for tokens in ((0, 3), (0, 1, 2, 3, 0)):
+        generator = torch.Generator().manual_seed(1)
+        row = Row(sampling, generator, tokens, 1, frozenset({1}), forbidden)
+        assert {choose(LOGITS, [row])[0].token for _ in range(20)} == {2}
+
+
+def test_logits_beyond_all_numbers_are_drawn_from() -> None:
+    sampling = Sampling(9, 1.0, repetition_penalty=1e-320)
+    logits = torch.tensor([[1.0, 2.0, -3.0, 0.0]])
+    row = Row(sampling, torch.Generator().manual_seed(1), (0, 1, 2), 1)
+    assert {choose(logits, [row])[0].token for _ in range(50)} == {0, 1}
+
+
 def test_what_shapes_one_row_leaves_the_others() -> None:
     biased = Row(Sampling(1, logit_bias=((3, 100.0),), logprobs=1))
     first, second = choose(LOGITS.repeat(2, 1), [biased, Row(Sampling(1))])
