@@ -37,7 +37,7 @@ def ask(reference: str, text: str, registry: Registry, root: Path) -> tuple[str,
         settings = TenantSettings.model_validate(version.manifest.params)
         prompts = [render_prompt(tokenizer, text, settings.data.system)]
         limits: dict[str, Any] = {"max_new_tokens": max(32, settings.evaluate.max_new_tokens), "batch_size": 1}
-        adapter, _ = generate(model, tokenizer, prompts, **limits)
+        adapter = generate(model, tokenizer, prompts, **limits).texts
         with model.disable_adapter():
-            base_answer, _ = generate(model, tokenizer, prompts, **limits)
+            base_answer = generate(model, tokenizer, prompts, **limits).texts
     return version.manifest.adapter_id, base_answer[0], adapter[0]

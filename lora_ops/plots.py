@@ -7,7 +7,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lora_ops.escaping import plot_text
-from lora_ops.records.evaluation import ADAPTER, BASE, BASE_FEW_SHOT, MAJORITY, TFIDF, EvaluationRecord
+from lora_ops.records.evaluation import (
+    ADAPTER,
+    ADAPTER_LABELS,
+    BASE,
+    BASE_FEW_SHOT,
+    MAJORITY,
+    TFIDF,
+    EvaluationRecord,
+)
 
 
 class Plot(Figure):
@@ -39,9 +47,10 @@ def plot_metrics(record: EvaluationRecord) -> Plot:
     figure = Plot(figsize=(8, 0.8 + 1.5 * len(record.metrics)), layout="constrained")
     all_axes = figure.subplots(len(record.metrics), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (title, metric) in zip(all_axes, record.metrics.items(), strict=True):
-        bars = [name for name in (MAJORITY, BASE, BASE_FEW_SHOT, TFIDF, ADAPTER) if name in metric]
+        order = (MAJORITY, BASE, BASE_FEW_SHOT, TFIDF, ADAPTER_LABELS, ADAPTER)
+        bars = [name for name in order if name in metric]
         for row, name in enumerate(bars):
-            interval, colour = metric[name], "tab:blue" if name == ADAPTER else "0.6"
+            interval, colour = metric[name], "tab:blue" if name in (ADAPTER, ADAPTER_LABELS) else "0.6"
             error = [[max(0, interval.value - interval.low)], [max(0, interval.high - interval.value)]]
             axes.barh(row, interval.value, xerr=error, color=colour, capsize=4)
             axes.text(interval.high + 0.01, row, f"{interval.value:.2f}", va="center")

@@ -4,7 +4,8 @@ Two engines do it: `lora_ops.engines.torch_engine` in this process, `lora_ops.en
 OpenAI-compatible server. The gateway knows this file only.
 """
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,6 +24,11 @@ class Structure:
 
     kind: Literal["choice", "regex", "json", "grammar"]
     text: str
+
+
+def one_of(texts: Sequence[str]) -> Structure:
+    """Return the form of an answer that is one of these texts."""
+    return Structure("choice", json.dumps(list(texts)))
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,18 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from anyio.from_thread import start_blocking_portal
 
-from lora_ops.engines.protocol import EngineError
+from lora_ops.engines.protocol import Engine, EngineError, one_of
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.answered import Answered
 from lora_ops.evaluation.generate import Answers, generate, generate_with_engine
 from lora_ops.loading import load_base_model, load_tokenizer, pick_device
-from lora_ops.records.evaluation import ADAPTER, BASE, BASE_FEW_SHOT, Agreement
+from lora_ops.records.evaluation import ADAPTER, ADAPTER_LABELS, BASE, BASE_FEW_SHOT, Agreement
 from lora_ops.records.example import Example
 from lora_ops.settings.evaluate import EvaluateSettings
 
@@ -40,6 +41,7 @@ def answer(
     rows: Sequence[Example],
     settings: EvaluateSettings,
     few_shot: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> Answered:
     """Return the answers of the base model in folder `base` and of the adapter in folder `adapter`.
 
@@ -49,6 +51,7 @@ def answer(
     Args:
         few_shot: the prompt of each row with examples before it, which only the base model gets; none: no such
             system.
+        labels: to which the engine holds the adapter in a system of its own; none: no such system.
 
     Raises:
         LoraOpsError: the engine can't load base model or adapter, or its answers are not those of transformers.
@@ -60,7 +63,11 @@ def answer(
     sample = {system: [questions[place] for place in chosen] for system, questions in asked.items()}
     # A notebook's own event loop runs already: the engine gets one in a thread of its own.
     with start_blocking_portal() as portal:
-        engine, engine_seconds, batches = portal.call(_ask_engine, base, adapter, asked, sample, settings)
+        engine, engine_seconds, batches = portal.call(
+            _ask_engine, base, adapter, asked, sample, settings, labels
+        )
+    # Only the engine can be held to labels, so nobody answers this again.
+    held = {ADAPTER_LABELS: engine.pop(ADAPTER_LABELS)} if labels else {}
     peer, peer_seconds = _ask_transformers(base, adapter, sample if batches else asked, settings)
     found, seconds, again = (engine, engine_seconds, peer) if batches else (peer, peer_seconds, engine)
     agreement = {}
@@ -69,6 +76,8 @@ def answer(
         equal = sum(whole_characters(one) == whole_characters(other) for one, other in pairs)
         agreement[system] = Agreement(rows=len(chosen), equal=equal)
     _require_agreement(agreement)
+    found |= held
+    seconds |= {system: engine_seconds[system] for system in held}
     frame = pd.DataFrame([row.model_dump(include={"id", "group", "text", "target"}) for row in rows])
     return Answered(
         frame.assign(**{system: answers.texts for system, answers in found.items()}),
@@ -92,7 +101,12 @@ def sample_of(rows: Sequence[Example]) -> list[int]:
 
 
 async def _ask_engine(
-    base: Path, adapter: Path, asked: Questions, sample: Questions, settings: EvaluateSettings
+    base: Path,
+    adapter: Path,
+    asked: Questions,
+    sample: Questions,
+    settings: EvaluateSettings,
+    labels: Sequence[str],
 ) -> tuple[Found, dict[str, float], bool]:
     """Return the engine's answers, how long each system took, and whether it answered all: else the sample."""
     tokenizer = load_tokenizer(base)
@@ -112,11 +126,52 @@ async def _ask_engine(
                 what=system,
             )
             seconds[system] = round(time.perf_counter() - start, 2)
+        if labels:
+            start = time.perf_counter()
+            free = found[ADAPTER].whole if engine.batches else None
+            found[ADAPTER_LABELS] = await _ask_for_labels(
+                engine, tokenizer, asked[ADAPTER], free, settings, labels
+            )
+            seconds[ADAPTER_LABELS] = round(time.perf_counter() - start, 2)
         return found, seconds, engine.batches
     except* EngineError as errors:
         raise LoraOpsError(f"The engine that serves can't answer: {errors.exceptions[0]}") from errors
     finally:
         await engine.close()
+
+
+async def _ask_for_labels(
+    engine: Engine,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    free: Sequence[str] | None,
+    settings: EvaluateSettings,
+    labels: Sequence[str],
+) -> Answers:
+    """Return the adapter's answers where it may only answer with a label.
+
+    A greedy answer that is a label stays what it is: the likeliest token of each step was allowed. So only the
+    other rows are asked.
+
+    Args:
+        free: the adapter's greedy answers to all prompts, with their spaces; None: not known.
+    """
+    texts = list(free or prompts)
+    open_ = [place for place, text in enumerate(texts) if free is None or text not in labels]
+    if not open_:
+        return Answers(texts, 0, texts)
+    asked = await generate_with_engine(
+        engine,
+        tokenizer,
+        [prompts[place] for place in open_],
+        adapter=ADAPTER,
+        max_new_tokens=settings.max_new_tokens,
+        structure=one_of(labels),
+        what=ADAPTER_LABELS,
+    )
+    for place, text in zip(open_, asked.texts, strict=True):
+        texts[place] = text
+    return Answers(texts, asked.cut, texts)
 
 
 def _ask_transformers(

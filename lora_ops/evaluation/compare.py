@@ -18,6 +18,7 @@ from lora_ops.records.evaluation import (
     BASE,
     COMPARED_ROWS,
     MAJORITY,
+    OPPONENTS,
     SYSTEMS,
     TFIDF,
     EvaluationRecord,
@@ -54,11 +55,11 @@ def samples_of(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, dic
 def compare(
     samples: dict[str, dict[str, Sample]], draws: int, seed: int
 ) -> dict[str, dict[str, PairedDifference]]:
-    """Return system -> metric -> adapter minus system, p-values corrected for the metrics."""
-    systems = next(iter(samples.values())).keys() - {ADAPTER}
+    """Return opponent -> metric -> adapter minus opponent, p-values corrected for the metrics."""
+    systems = next(iter(samples.values()))
     return {
         name: holm({metric: difference(of[ADAPTER], of[name], draws, seed) for metric, of in samples.items()})
-        for name in SYSTEMS
+        for name in OPPONENTS
         if name in systems
     }
 

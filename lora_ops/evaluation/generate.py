@@ -8,14 +8,21 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from lora_ops.engines.protocol import Engine, FinishReason, Generation, Sampling
+from lora_ops.engines.protocol import Engine, FinishReason, Generation, Sampling, Structure
 
 
 class Answers(NamedTuple):
-    """One answer to each prompt, in their order, and how many were cut at `max_new_tokens`."""
+    """One answer to each prompt, in their order.
+
+    Attributes:
+        texts: without the spaces at their ends.
+        cut: how many were cut at `max_new_tokens`.
+        whole: with the spaces at their ends.
+    """
 
     texts: list[str]
     cut: int
+    whole: list[str]
 
 
 async def generate_with_engine(
@@ -25,6 +32,7 @@ async def generate_with_engine(
     *,
     adapter: str | None,
     max_new_tokens: int,
+    structure: Structure | None = None,
     what: str = "",
 ) -> Answers:
     """Return one greedy answer to each prompt, from an engine that was started.
@@ -34,12 +42,13 @@ async def generate_with_engine(
 
     Args:
         adapter: the name that the engine knows; None: the base model.
+        structure: the form that each answer must have; None: any.
 
     Raises:
         EngineError: the engine can't answer one of them.
     """
     tokens = [tuple(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
-    sampling = Sampling(max_tokens=max_new_tokens)
+    sampling = Sampling(max_tokens=max_new_tokens, structure=structure)
     with _progress(len(prompts), what, "row") as progress:
 
         async def one(number: int) -> tuple[str, FinishReason | None]:
@@ -48,14 +57,16 @@ async def generate_with_engine(
             async for chunk in engine.generate(generation):
                 text, finish = text + chunk.text, chunk.finish
             progress.update()
-            return text.strip(), finish
+            return text, finish
 
         async with asyncio.TaskGroup() as group:
             first = group.create_task(one(0))
             await asyncio.wait([first])
             tasks = [first, *(group.create_task(one(number)) for number in range(1, len(prompts)))]
     answers = [task.result() for task in tasks]
-    return Answers([text for text, _ in answers], sum(finish == "length" for _, finish in answers))
+    whole = [text for text, _ in answers]
+    cut = sum(finish == "length" for _, finish in answers)
+    return Answers([text.strip() for text in whole], cut, whole)
 
 
 @torch.inference_mode()
@@ -82,8 +93,8 @@ def generate(
         # An answer that ended by itself holds a token that ends it.
         cut += int((~torch.isin(new.cpu(), ends).any(dim=1)).sum())
         for index, text in zip(chosen, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            texts[index] = text.strip()
-    return Answers(texts, cut)
+            texts[index] = text
+    return Answers([text.strip() for text in texts], cut, texts)
 
 
 def _progress(of: Any, what: str, unit: str) -> Any:

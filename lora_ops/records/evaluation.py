@@ -15,10 +15,13 @@ SIGNIFICANCE = 0.05
 BASE = "base"
 BASE_FEW_SHOT = "base_few_shot"
 ADAPTER = "adapter"
+# The adapter when it may only answer with a label, as `serving.tenants.NAME.labels_only` serves it.
+ADAPTER_LABELS = "adapter_labels"
 MAJORITY = "majority_baseline"
 TFIDF = "tfidf_baseline"
 # In the order in which pages show them.
-SYSTEMS = (BASE, BASE_FEW_SHOT, ADAPTER, TFIDF, MAJORITY)
+SYSTEMS = (BASE, BASE_FEW_SHOT, ADAPTER, ADAPTER_LABELS, TFIDF, MAJORITY)
+OPPONENTS = (BASE, BASE_FEW_SHOT, TFIDF, MAJORITY)
 
 
 class Interval(Record):

@@ -9,14 +9,22 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, cast
 
-from lora_ops.engines.protocol import Chunk, Engine, FinishReason, Generation, Sampling
+from lora_ops.engines.protocol import (
+    Chunk,
+    Engine,
+    FinishReason,
+    Generation,
+    Sampling,
+    Unsupported,
+    one_of,
+)
 from lora_ops.serving.adapters import AdapterCache, Use
 from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded, Ticket
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.rate_limits import Allowance
-from lora_ops.serving.router import Route
+from lora_ops.serving.router import OutOfService, Route
 from lora_ops.serving.telemetry import NOBODY, Telemetry
 from lora_ops.serving.traces import Tracing
 from lora_ops.settings.serving import ServingSettings
@@ -63,6 +71,24 @@ class Ask:
     def costs(self) -> list[float]:
         """Tokens that each answer may take, prompt included."""
         return [float(len(prompt) + self.sampling.max_tokens) for prompt in self.prompts for _ in range(self.n)]
+
+
+def held_to_labels(sampling: Sampling, route: Route) -> Sampling:
+    """Return `sampling` for a tenant with `labels_only`: the answer is a label, whatever the client asks for.
+
+    Raises:
+        Unsupported: the request wants another form, or an answer that goes on after its label.
+        OutOfService: the adapter was trained for no labels.
+    """
+    setting = f"serving.tenants.{route.tenant}.labels_only"
+    if sampling.structure or sampling.min_tokens or sampling.ignore_eos:
+        raise Unsupported(
+            f"'{route.tenant}' answers with its labels alone ({setting}): leave out response_format, "
+            "structured_outputs, min_tokens and ignore_eos."
+        )
+    if not route.labels:
+        raise OutOfService(f"{route.name} was trained for no labels, and {setting} holds it to labels.")
+    return replace(sampling, structure=one_of(route.labels))
 
 
 @dataclass(frozen=True, slots=True)

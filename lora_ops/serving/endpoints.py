@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Send
 
 from lora_ops.serving import console
-from lora_ops.serving.answering import Ask, Piece
+from lora_ops.serving.answering import Ask, Piece, held_to_labels
 from lora_ops.serving.edge import Edge, report, until_disconnected
 from lora_ops.serving.errors import ApiError, as_api_error, http_error, invalid_request
 from lora_ops.serving.gateway import Gateway
@@ -158,6 +158,11 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
     ) -> Ask:
         """Return what is asked for, before its prompt is read."""
         state = request.scope["state"]
+        sampling = body.sampling(
+            settings.default_max_tokens if body.most_tokens is None else body.most_tokens, settings
+        )
+        if route.tenant and settings.tenant(route.tenant).labels_only:
+            sampling = held_to_labels(sampling, route)
         ask = Ask(
             request_id=state["request_id"],
             endpoint=endpoint,
@@ -166,9 +171,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
             route=route,
             prompts=(),
             n=body.n or 1,
-            sampling=body.sampling(
-                settings.default_max_tokens if body.most_tokens is None else body.most_tokens, settings
-            ),
+            sampling=sampling,
             streamed=bool(body.stream),
             system_prompt=system,
             text=text,

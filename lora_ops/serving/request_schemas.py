@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from lora_ops.engines.protocol import Sampling, Structure
+from lora_ops.engines.protocol import Sampling, Structure, one_of
 from lora_ops.settings.serving import ServingSettings
 
 MAX_CHOICES = 16
@@ -109,7 +109,7 @@ class StructuredOutputs(Request):
     def structure(self) -> Structure:
         """The form that the answer must have."""
         if self.choice:
-            return Structure("choice", json.dumps(self.choice))
+            return one_of(self.choice)
         if self.regex:
             return Structure("regex", self.regex)
         if self.grammar:

@@ -64,6 +64,11 @@ class Route:
         return self.version.summary.content_digest if self.version else self.base_model.sha256
 
     @property
+    def labels(self) -> list[str]:
+        """The labels that the adapter was trained for; none for free text and for the base model."""
+        return self.version.manifest.params.get("data", {}).get("labels", []) if self.version else []
+
+    @property
     def system(self) -> str | None:
         """The system prompt that the adapter was trained with."""
         return self.version.manifest.params.get("data", {}).get("system") if self.version else None

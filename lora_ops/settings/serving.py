@@ -45,6 +45,9 @@ class TenantServing(Section):
     tokens_per_minute: int | None = Field(None, ge=1, description="prompt and answer together")
     concurrency: int | None = Field(None, ge=1, description="requests at the same time, waiting ones included")
     share: float = Field(1.0, gt=0, description="its part of a busy gateway, beside the others' shares")
+    labels_only: bool = Field(
+        False, description="answer with one of the labels that the adapter was trained for, and nothing else"
+    )
     keep_text: bool = Field(False, description="keep prompts and answers, redacted, in the event log")
 
 

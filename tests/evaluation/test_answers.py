@@ -1,5 +1,6 @@
 """The answers of an evaluation: the engine gives them, and transformers a sample of them again."""
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_ops.engines.protocol import one_of
+from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation import answers as answering
 from lora_ops.evaluation.answers import SAMPLE, answer, sample_of, whole_characters
-from lora_ops.evaluation.generate import generate
-from lora_ops.loading import load_base_model
+from lora_ops.evaluation.generate import generate, generate_with_engine
+from lora_ops.loading import load_base_model, load_tokenizer
 from lora_ops.paths import ADAPTER_FILES
-from lora_ops.records.evaluation import ADAPTER, BASE, BASE_FEW_SHOT
+from lora_ops.records.evaluation import ADAPTER, ADAPTER_LABELS, BASE, BASE_FEW_SHOT
 from lora_ops.records.example import Example
 from lora_ops.settings.evaluate import EvaluateSettings
 
@@ -60,7 +63,7 @@ def test_answer_gives_what_transformers_would(tiny_base: Path, tuned: Callable[[
         BASE_FEW_SHOT: generate(model, tokenizer, shown, **limits),
     }
     expected[ADAPTER] = generate(PeftModel.from_pretrained(model, adapter), tokenizer, prompts, **limits)
-    for system, (texts, cut) in expected.items():
+    for system, (texts, cut, _) in expected.items():
         assert list(map(whole_characters, found.frame[system])) == list(map(whole_characters, texts))
         assert found.truncated[system] == cut
         assert (found.agreement[system].rows, found.agreement[system].equal) == (SAMPLE, SAMPLE)
@@ -120,3 +123,30 @@ def test_answer_says_which_adapter_the_engine_refuses(tiny_base: Path, tuned: Ca
 def test_sample_of_rows_has_the_shortest_and_the_longest(count: int) -> None:
     places = sample_of(rows(count)[::-1])
     assert len(places) == min(count, SAMPLE) and {places[0], places[-1]} == {0, count - 1}
+
+
+def test_answers_held_to_labels_are_the_engines(tiny_base: Path, tuned: Callable[[Path], Path]) -> None:
+    """An answer that is a label by itself is not asked for again, and would be the same."""
+    adapter, examples = tuned(tiny_base), rows(10)
+    settings = SETTINGS.model_copy(update={"max_new_tokens": 1})
+    free = list(answer(tiny_base, adapter, examples, settings).frame[ADAPTER])
+    labels = ["Z", "q", next(text for text in free if text.isascii() and text.isprintable() and text)]
+    found = answer(tiny_base, adapter, examples, settings, (), labels)
+    held = list(found.frame[ADAPTER_LABELS])
+    assert list(found.frame[ADAPTER]) == free and set(held) <= set(labels)
+    assert labels[2] in held and set(held) != {labels[2]}
+    assert ADAPTER_LABELS not in found.agreement  # transformers can't be held to labels
+
+    async def ask() -> list[str]:
+        engine = TorchEngine(tiny_base)
+        await engine.start()
+        await engine.load(ADAPTER, adapter)
+        tokenizer, prompts = load_tokenizer(tiny_base), [row.prompt for row in examples]
+        form = one_of(labels)
+        asked = await generate_with_engine(
+            engine, tokenizer, prompts, adapter=ADAPTER, max_new_tokens=1, structure=form
+        )
+        await engine.close()
+        return asked.texts
+
+    assert asyncio.run(ask()) == held

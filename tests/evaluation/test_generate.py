@@ -28,7 +28,7 @@ def test_generate_counts_the_answers_cut_at_the_limit(tiny_base: Path) -> None:
     )
     never = next(token for token in range(300, 400) if token not in first[0].tolist())
     model.generation_config.eos_token_id = never
-    answers, cut = generate(model, tokenizer, prompts, **limits)
-    assert (len(answers), cut) == (3, 3)
+    answers = generate(model, tokenizer, prompts, **limits)
+    assert (len(answers.texts), answers.cut) == (3, 3)
     model.generation_config.eos_token_id = list(range(400))
-    assert generate(model, tokenizer, prompts, **limits)[1] == 0
+    assert generate(model, tokenizer, prompts, **limits).cut == 0
