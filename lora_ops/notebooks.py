@@ -283,6 +283,10 @@ def run_notebook(
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
             )
+    except KeyboardInterrupt:
+        # Ctrl-C interrupts the kernel, too. Its cell then fails in a task that nobody awaits any more.
+        logging.getLogger("asyncio").addFilter(_is_awaited)
+        raise
     except PapermillExecutionError as error:
         # Our own errors are already a sentence; others need their class to make sense.
         ours = OUR_ERRORS.get(error.ename)
@@ -320,6 +324,11 @@ def _require_other_output(notebook: Path, output: Path) -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """Return False for papermill's guess that a parameter is unknown: it misses `x: str | None = None`."""
     return not record.getMessage().startswith("Passed unknown parameter")
+
+
+def _is_awaited(record: logging.LogRecord) -> bool:
+    """Return False for asyncio's complaint about an error that nobody asked a task for."""
+    return not record.getMessage().startswith("Task exception was never retrieved")
 
 
 def _socket_folder() -> Path:

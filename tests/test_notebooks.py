@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -33,6 +34,24 @@ def test_a_notebook_runs_with_its_parameters_and_leaves_a_page(tmp_path: Path) -
     run_notebook(notebook, tmp_path / "out" / "n.ipynb", {"who": "finance"}, tmp_path)
     assert "hello finance" in (tmp_path / "out" / "n.ipynb").read_text()
     assert "hello finance" in (tmp_path / "out" / "n.html").read_text()
+
+
+def test_run_ends_at_ctrl_c_without_noise(tmp_path: Path) -> None:
+    """A terminal interrupts the kernel, too, so the cell fails after nobody waits for it any more."""
+    cell = "from pathlib import Path\nfrom time import sleep\nPath('started').touch()\nsleep(60)"
+    write(tmp_path / "n.ipynb", "x = 0", cell)
+    code = (
+        "from pathlib import Path\nfrom lora_ops.notebooks import run_notebook\n"
+        "run_notebook(Path('n.ipynb'), Path('out.ipynb'), {}, Path.cwd())"
+    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "started").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=120)
+    assert "KeyboardInterrupt" in said and "Task exception was never retrieved" not in said
 
 
 @pytest.mark.parametrize("way", ["same", "link", "hard link", "page"])
