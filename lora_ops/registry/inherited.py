@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.data import DataRecord
-from lora_ops.records.evaluation import EvaluationRecord
+from lora_ops.records.evaluation import BASE, BASE_FEW_SHOT, EvaluationRecord
 from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.answered_incidents import NAMED, answer_to, is_final
@@ -254,7 +254,10 @@ def _unanswered(twin: Summary, newest: AnyEvidence | None, earlier: Sequence[Any
 def _evaluation_unanswered(
     registry: Registry, version: Version, twin: Summary, limit: float | None
 ) -> Iterator[str]:
-    """Yield what the evaluation of a version must answer of its twin's: fewer rows or columns hide a fault."""
+    """Yield what the evaluation of a version must answer of its twin's.
+
+    Fewer rows, columns or metrics, or no base with examples, would hide a fault.
+    """
     try:
         theirs = _evaluation_that_counts(registry, version, twin)
     except LoraOpsError:
@@ -264,8 +267,22 @@ def _evaluation_unanswered(
     mine = version.manifest.evaluation
     same = f"{twin.id}, which has the same weights"
     few = f"of at least {theirs.rows} rows (it has {mine.rows})"
-    if (not theirs.beats_base or theirs.contradicts_itself) and mine.rows < theirs.rows:
-        yield f"an evaluation {few}, as many as that in which {same}, does not beat its base model"
+    if not theirs.beats_base or theirs.contradicts_itself:
+        if mine.rows < theirs.rows:
+            yield f"an evaluation {few}, as many as that in which {same}, does not beat its base model"
+        left_out = sorted(_against_base(theirs) - _against_base(mine))
+        if left_out:
+            compared = ", ".join(left_out)
+            yield f"an evaluation with {compared}, as that in which {same}, does not beat its base model"
     for column, bias in theirs.bias.items():
         if bias.exceeds(limit) and (column not in mine.bias or mine.rows < theirs.rows):
             yield f"an evaluation by {column} {few}, as that in which {same}, has a {bias.between}"
+
+
+def _against_base(evaluation: EvaluationRecord) -> set[str]:
+    """Return what of an evaluation decides whether the adapter beats its base model, in words."""
+    return {
+        f"{metric} against {system.replace('_', ' ')}"
+        for system in (BASE, BASE_FEW_SHOT)
+        for metric in evaluation.differences.get(system, {})
+    }

@@ -9,6 +9,7 @@ import pytest
 
 from lora_ops import incidents
 from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.records.evaluation import PairedDifference
 from lora_ops.registry import lifecycle, requirements
 from lora_ops.registry.cards import record
 from lora_ops.registry.owners import Owners
@@ -449,3 +450,36 @@ def test_verify_passes_a_rollback_that_was_right_then(
     lifecycle.revoke(registry, other, actor="ci", reason="leaks")
     story.file("incident")
     assert verify(registry).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("left_out", "says"),
+    [
+        ("nothing", []),
+        ("macro_f1", ["macro_f1 against base, macro_f1 against base few shot"]),
+        ("base_few_shot", ["exact_match against base few shot, macro_f1 against base few shot"]),
+    ],
+)
+def test_fewer_comparisons_answer_no_evaluation_of_a_twin(
+    registry: Registry, package: Build, left_out: str, says: list[str]
+) -> None:
+    """Leaving out the metric or the opponent that was lost answers nothing."""
+    folder, manifest = package(1)
+    won = PairedDifference(value=0.2, low=0.1, high=0.3, p_value=0.001, p_corrected=0.001)
+    lost = PairedDifference(value=0.0, low=-0.1, high=0.1, p_value=0.9, p_corrected=0.9)
+    versus = {"base": {"exact_match": won, "macro_f1": won}}
+    versus["base_few_shot"] = {"exact_match": won, "macro_f1": lost}
+    failed = with_evaluation(folder, manifest, beats_base=False, differences=versus)
+    registry.register(folder, failed, actor=AUTHOR)
+    fewer = {
+        system: {metric: won for metric in of if metric != left_out}
+        for system, of in versus.items()
+        if system != left_out
+    }
+    other = twin(registry, package, beats_base=True, differences=fewer)
+    needs = [one for one in missing_for(registry, other)[1] if one.startswith("an evaluation")]
+    assert needs == [
+        f"an evaluation with {one}, as that in which finance@1, which has the same weights, does not beat its "
+        "base model"
+        for one in says
+    ]
