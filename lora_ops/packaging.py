@@ -237,7 +237,8 @@ def _system(settings: TenantSettings) -> str:
 def _require_one_lineage(
     tenant: str, adapter: Path, base: str, data: Any, training: Any, evaluation: Any
 ) -> None:
-    weights = adapter / ADAPTER_FILES[0]
+    weights, config = (adapter / name for name in ADAPTER_FILES)
+    evaluated = evaluation.adapter_config_sha256
     facts = {
         "the adapter was trained on another base model": training.base_model_sha256 == base,
         "the prompts were written for another base model": data.base_model_sha256 == base,
@@ -245,6 +246,8 @@ def _require_one_lineage(
         "the evaluation used another test split": evaluation.test_sha256 == data.splits["test"].sha256,
         "the evaluation was of another adapter": weights.is_file()
         and evaluation.adapter_sha256 == sha256_file(weights),
+        "the evaluation was of other settings of the adapter": config.is_file()
+        and evaluated in (None, sha256_file(config)),
     }
     for problem, holds in facts.items():
         if not holds:

@@ -45,6 +45,7 @@ def write_answers(
         rows=len(answered.frame),
         test_sha256=sha256_file(test_file),
         adapter_sha256=sha256_file(adapter / ADAPTER_FILES[0]),
+        adapter_config_sha256=sha256_file(adapter / ADAPTER_FILES[1]),
         seconds=answered.seconds,
         truncated=answered.truncated,
         answered_by=answered.by,

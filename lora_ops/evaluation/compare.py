@@ -120,6 +120,7 @@ def evaluate(
         rows=len(answers),
         test_sha256=generation.test_sha256,
         adapter_sha256=generation.adapter_sha256,
+        adapter_config_sha256=generation.adapter_config_sha256,
         primary=primary,
         metrics=metrics,
         beats_base=beats_base(differences),

@@ -155,6 +155,9 @@ class EvaluationRecord(Record):
     rows: int
     test_sha256: Sha256
     adapter_sha256: Sha256
+    adapter_config_sha256: Sha256 | None = Field(
+        None, description="of adapter_config.json, whose lora_alpha changes every answer; older records lack it"
+    )
     primary: str
     metrics: Metrics
     beats_base: bool = Field(description="as the function of this name says of the differences")

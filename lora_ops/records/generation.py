@@ -16,6 +16,9 @@ class GenerationRecord(Record):
     rows: int
     test_sha256: Sha256
     adapter_sha256: Sha256
+    adapter_config_sha256: Sha256 | None = Field(
+        None, description="of adapter_config.json, whose lora_alpha changes every answer; older records lack it"
+    )
     seconds: dict[str, float]
     truncated: dict[str, int] = Field(
         default_factory=dict, description="system -> answers cut at evaluate.max_new_tokens"

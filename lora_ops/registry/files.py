@@ -267,12 +267,13 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
         evaluated = EvaluationRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LoraOpsError(f"{path} is not an evaluation: evaluate and package it again.") from error
-    weights = manifest.files[ADAPTER_FILES[0]].sha256
+    weights, config = (manifest.files[name].sha256 for name in ADAPTER_FILES)
     tenant, data, training = manifest.tenant, manifest.data, manifest.training
     bases = {data.base_model_sha256, training.base_model_sha256, manifest.base_model.sha256}
     facts = {
         "its evaluation is not the one in the package": evaluated == manifest.evaluation,
         "it was evaluated with another adapter": evaluated.adapter_sha256 == weights,
+        "it was evaluated with other settings": evaluated.adapter_config_sha256 in (None, config),
         "it names several tenants": {evaluated.tenant, data.tenant, training.tenant, tenant} == {tenant},
         "it was trained or prepared for another base model": len(bases) == 1,
         "it was trained on other data": training.train_sha256 == data.splits["train"].sha256,

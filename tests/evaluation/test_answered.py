@@ -8,6 +8,7 @@ import pytest
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.answered import Answered, read_answers, write_answers
 from lora_ops.hashing import sha256_file
+from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.evaluation import Agreement
 from lora_ops.records.generation import read_generation
 
@@ -36,13 +37,14 @@ def test_answers_come_back_as_they_were_given(tmp_path: Path) -> None:
             "adapter": given[::-1],
         }
     )
-    for name in ("test.jsonl", "adapter_model.safetensors"):
+    for name in ("test.jsonl", *ADAPTER_FILES):
         (tmp_path / name).write_text(name)
     answered = Answered(frame, {"base": 1.0}, {"base": 9}, "engine", {"base": Agreement(rows=8, equal=7)})
     record = write_answers("media", answered, tmp_path / "test.jsonl", tmp_path, tmp_path / "report")
     pd.testing.assert_frame_equal(read_answers(tmp_path / "report"), frame, check_dtype=False)
     assert read_generation(tmp_path / "report") == record
     assert record.adapter_sha256 == sha256_file(tmp_path / "adapter_model.safetensors")
+    assert record.adapter_config_sha256 == sha256_file(tmp_path / "adapter_config.json")
 
 
 def test_read_answers_before_anybody_answered_names_the_stage(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from lora_ops.evaluation.answered import Answered, write_answers
 from lora_ops.evaluation.bias import errors_by
 from lora_ops.evaluation.compare import evaluate, write_report
-from lora_ops.paths import METRICS
+from lora_ops.paths import ADAPTER_FILES, METRICS
 from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
@@ -59,7 +59,7 @@ def answers(adapter_hits: int, tfidf_hits: int, rows: int = 120) -> pd.DataFrame
 
 
 def record(frame: pd.DataFrame, settings: TenantSettings, folder: Path) -> EvaluationRecord:
-    for name in ("test.jsonl", "adapter_model.safetensors"):
+    for name in ("test.jsonl", *ADAPTER_FILES):
         (folder / name).write_text(name)
     agreement = {BASE: Agreement(rows=8, equal=8)}
     answered = Answered(frame, {BASE: 1.0, ADAPTER: 1.0}, {BASE: 120, ADAPTER: 2}, "engine", agreement)

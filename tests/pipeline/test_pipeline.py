@@ -14,8 +14,10 @@ import pandas as pd
 import psutil
 import pytest
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.answers import whole_characters
 from lora_ops.hashing import sha256_file
+from lora_ops.packaging import package
 from lora_ops.records.data import ContractRecord
 from lora_ops.records.manifest import Manifest
 from lora_ops.registry.store import Registry
@@ -96,6 +98,18 @@ def test_every_tenant_is_packaged_with_files_that_match_their_digests(done: Path
     # Those of the training, whatever is installed when it is packaged.
     assert (found.packages, found.git) == (found.training.packages, found.training.git)
     assert found.packaging is not None and found.packaging.packages["torch"] == found.packages["torch"]
+
+
+def test_an_adapter_is_packaged_with_the_settings_that_were_evaluated(done: Path, tmp_path: Path) -> None:
+    config = done / "models/adapters/finance/adapter_config.json"
+    trained = config.read_text()
+    config.write_text(trained.replace('"lora_alpha": ', '"lora_alpha": 9'))
+    try:
+        with pytest.raises(LoraOpsError, match="the evaluation was of other settings of the adapter"):
+            package("finance", load_settings(done).tenants["finance"], done, tmp_path / "package")
+    finally:
+        config.write_text(trained)
+    assert not (tmp_path / "package").exists()
 
 
 def test_the_package_loads_with_plain_peft(done: Path) -> None:

@@ -472,6 +472,16 @@ def test_register_refuses_closed_tensors_in_another_file(registry: Registry, pac
         registry.register(folder, changed)
 
 
+def test_register_refuses_settings_that_were_not_evaluated(registry: Registry, package: Build) -> None:
+    """Another lora_alpha answers otherwise with the same weights."""
+    folder, manifest = package(1)
+    other = manifest.evaluation.model_copy(update={"adapter_config_sha256": "0" * 64})
+    with pytest.raises(LoraOpsError, match="it was evaluated with other settings"):
+        registry.register(folder, evaluated(folder, manifest, other), actor=AUTHOR)
+    own = other.model_copy(update={"adapter_config_sha256": sha256_file(folder / "adapter_config.json")})
+    assert registry.register(folder, evaluated(folder, manifest, own), actor=AUTHOR)[0].number == 1
+
+
 def test_register_compares_manifest_and_evaluation(registry: Registry, package: Build) -> None:
     """The gate reads the manifest; people read the evaluation beside it."""
     folder, manifest = package(1)
