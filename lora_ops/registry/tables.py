@@ -53,12 +53,13 @@ def versions(rows: "Iterable[Summary]") -> Grid:
 def card(record: "AdapterRecord") -> "Iterator[RenderableType]":
     """The answer in a sentence, the record, and the history with its evidence."""
     verdict = record.verdict
-    names = f" ({', '.join(record.aliases)})" if record.aliases else ""
+    others = [alias for alias in record.aliases if alias != record.state]
+    names = f" ({', '.join(others)})" if others else ""
     answer = "[green]may serve today[/]" if verdict.may_serve else "[red]may NOT serve today[/]"
-    because = "; ".join([*verdict.reasons, *(f"note: {warning}" for warning in verdict.warnings)])
-    yield f"[bold]{record.id}[/] is {_state(record.state).markup}{names} and {answer}" + (
-        f": {markup(because)}." if because else "."
-    )
+    because = f": {markup('; '.join(verdict.reasons))}" if verdict.reasons else ""
+    yield f"[bold]{record.id}[/] is {_state(record.state).markup}{names} and {answer}{because}."
+    for warning in verdict.warnings:
+        yield f"Note: {markup(warning)}."
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
