@@ -126,7 +126,10 @@ def capture(gateway: str, folder: Path, key: str | None = None, seconds: float =
             (folder / name).write_bytes(content)
     # A wrong address is none of httpx's HTTP errors, and a key that is not ASCII is a ValueError.
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
-        raise Unavailable(f"The dashboards of {gateway} could not be captured ({error}).") from error
+        reason = str(error).rstrip(".")
+        raise Unavailable(
+            f"The dashboards of {gateway} could not be captured ({reason}): `--gateway` names another address."
+        ) from error
     return {name: sha256_file(folder / name) for name in answers}
 
 

@@ -208,7 +208,8 @@ def test_a_record_needs_a_reason(bad_release: Registry, tmp_path: Path) -> None:
 )
 def test_capture_says_that_a_gateway_does_not_answer(tmp_path: Path, gateway: str, key: str | None) -> None:
     """An incident must not end at an address or a key that was mistyped."""
-    with pytest.raises(LoraOpsError, match=f"The dashboards of {gateway} could not be captured"):
+    says = rf"The dashboards of {gateway} could not be captured \(.*\): `--gateway` names another address\."
+    with pytest.raises(LoraOpsError, match=says):
         incidents.capture(gateway, tmp_path, key)
 
 
