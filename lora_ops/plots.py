@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lora_ops.escaping import plot_text
 from lora_ops.records.evaluation import (
@@ -36,8 +37,13 @@ def plot_loss(losses: pd.DataFrame, validations: pd.DataFrame, title: str) -> Pl
     axes.plot(losses["step"], smooth, color="tab:blue", label="training, mean of 8 steps")
     axes.plot(validations["step"], validations["loss"], "o--", color="tab:red", label="validation")
     axes.set(title=plot_text(title), xlabel="step", ylabel="loss per completion token", yscale="log")
+    # Nine ticks in each decade would be printed over each other. Losses that hardly move have none of these.
+    low, high = axes.get_ylim()
+    decades = LogLocator(subs=(1, 2, 5))
+    shown = sum(low <= tick <= high for tick in decades.tick_values(low, high))
+    axes.yaxis.set_major_locator(decades if shown > 1 else MaxNLocator(4))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:.4g}")
-    axes.yaxis.set_minor_formatter("{x:.4g}")
     axes.legend()
     return figure
 
