@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 # How many ended sequences are remembered at most: each is compared with every prompt that joins.
 KEPT = 64
 
+# How long a step waits for the forms of its answers, all together. An answer whose form takes longer keeps its
+# logits and joins a later step, so that no form holds up others.
+FORM_SECONDS = 0.005
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -42,6 +46,7 @@ class Sequence:
         cancelled: set from any thread; the next step leaves it out.
         prompt: what is known of the prompt's tokens, where that is asked for, until a chunk takes it along.
         matcher: of the form that the answer must have.
+        logits: (vocabulary,), of its next token, while the form is still looking for the tokens that may come.
     """
 
     generation: Generation
@@ -56,11 +61,17 @@ class Sequence:
     cancelled: bool = False
     prompt: list[TokenLogprob] = field(default_factory=list)
     matcher: Matcher | None = None
+    logits: torch.Tensor | None = None
 
     @property
     def pending(self) -> int:
         """How many tokens the model has not seen yet."""
         return len(self.tokens) - self.computed
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether it may have another token."""
+        return len(self.tokens) < self.limit
 
     @property
     def names_prompt(self) -> bool:
@@ -150,9 +161,29 @@ class Batch:
         self._leave()
         self._join()
         moving = self._compose()
-        if not moving:
+        held = [sequence for sequence in self.running if sequence.logits is not None]
+        if not (moving or held):
             return []
         started = time.perf_counter()
+        logits, ready = self._forward(moving) if moving else (None, [])
+        if held:
+            kept = torch.stack([sequence.logits for sequence in held if sequence.logits is not None])
+            ready += [(sequence, place - len(held)) for place, sequence in enumerate(held)]
+            logits = kept if logits is None else torch.cat([logits, kept])
+        assert logits is not None
+        self._wait_for_forms([sequence for sequence, _ in ready if sequence.logits is None], held)
+        ready = [(sequence, place) for sequence, place in ready if self._formed(sequence, logits[place])]
+        choices = self._choose(logits, ready)
+        seconds = time.perf_counter() - started
+        rows = sum(count for _, count in moving)
+        for sequence, count in moving:
+            sequence.computed += count
+            # Time goes with the rows: in one pass a prompt's token costs what an answer's token costs.
+            sequence.seconds += seconds * count / rows
+        return [(sequence, self._told(sequence, choices.get(sequence))) for sequence, _ in ready]
+
+    def _forward(self, moving: Items[tuple[Sequence, int]]) -> tuple[torch.Tensor, list[tuple[Sequence, int]]]:
+        """Return the logits, and those that are read to their end, each with its row."""
         works = [
             Work(
                 sequence.tokens[sequence.computed : sequence.computed + count],
@@ -164,7 +195,7 @@ class Batch:
             for sequence, count in moving
         ]
         logits = self.decoder.step(works)
-        ready: list[tuple[Sequence, int]] = []  # with its row of the logits
+        ready: list[tuple[Sequence, int]] = []
         row = 0
         for (sequence, count), work in zip(moving, works, strict=True):
             if sequence.names_prompt:
@@ -172,14 +203,21 @@ class Batch:
             row += work.scored
             if count == sequence.pending:
                 ready.append((sequence, row - 1))
-        choices = self._choose(logits, ready)
-        seconds = time.perf_counter() - started
-        rows = sum(count for _, count in moving)
-        for sequence, count in moving:
-            sequence.computed += count
-            # Time goes with the rows: in one pass a prompt's token costs what an answer's token costs.
-            sequence.seconds += seconds * count / rows
-        return [(sequence, self._told(sequence, choices.get(sequence))) for sequence, _ in ready]
+        return logits, ready
+
+    def _wait_for_forms(self, moved: Items[Sequence], held: Items[Sequence]) -> None:
+        """Wait a moment for the forms of the answers that moved, or for any form where nobody moves."""
+        late = [one.matcher for one in moved if one.matcher and not one.matcher.ready]
+        if late:
+            Matcher.wait(late, FORM_SECONDS)
+        elif len(held) == len(self.running):
+            Matcher.wait([one.matcher for one in held if one.matcher], FORM_SECONDS, first=True)
+
+    def _formed(self, sequence: Sequence, logits: torch.Tensor) -> bool:
+        """Return whether its next token can be chosen; keep the logits where it can't."""
+        waits = sequence.matcher is not None and not sequence.matcher.ready and sequence.wants_token
+        sequence.logits = logits.clone() if waits else None
+        return not waits
 
     def _leave(self) -> None:
         for sequence in [sequence for sequence in self.running if sequence.cancelled]:
@@ -210,7 +248,7 @@ class Batch:
             for one in reading
         ]
         counts = dict(zip(reading, share_prefill(needs, self.prefill_chunk), strict=True))
-        moving = [(sequence, counts.get(sequence, 1)) for sequence in self.running]
+        moving = [(sequence, counts.get(sequence, 1)) for sequence in self.running if sequence.logits is None]
         return [(sequence, count) for sequence, count in moving if count]
 
     def _choose(
@@ -225,7 +263,7 @@ class Batch:
         found: dict[Sequence, Choice | EngineError] = {}
         places, rows, answering = [], [], []
         for sequence, place in ready:
-            if len(sequence.tokens) < sequence.limit:
+            if sequence.wants_token:
                 try:
                     rows.append(self._row(sequence))
                 except EngineError as error:  # its form can't be followed, which is no fault of the others
@@ -355,6 +393,8 @@ class Batch:
         self.decoder.forget(extent)
         self._extents.release(extent)
         sequence.extent = None
+        if sequence.matcher:
+            sequence.matcher.close()
 
     def _drop(self, kept: _Kept) -> None:
         self._kept.remove(kept)

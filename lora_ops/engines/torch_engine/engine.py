@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from lora_ops.engines.torch_engine.architectures import load_decoder
 from lora_ops.engines.torch_engine.batch import Batch, Sequence
 from lora_ops.engines.torch_engine.decoder import Adapter
 from lora_ops.engines.torch_engine.structure import Structures
+from lora_ops.engines.torch_engine.tenant_threads import TenantThreads
 from lora_ops.engines.torch_engine.text_stream import TextStream
 from lora_ops.engines.torch_engine.token_bytes import TokenBytes
 from lora_ops.loading import pick_device
 from lora_ops.paths import ADAPTER_FILES
-from lora_ops.processes import give_way
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ PREFILL_CHUNK_DEVICE = 512
 
 # A step that takes longer than this hangs. On a CPU the longest ones take a few seconds.
 HANG_SECONDS = 60.0
+FORM_THREADS = 4  # that look for the tokens which forms let come next, each for another tenant
 PROBE_SECONDS = 1.0  # between two tries of an engine whose steps fail
 
 
@@ -106,14 +108,15 @@ class TorchEngine:
         self._loop = asyncio.get_running_loop()
         ready: Future[None] = Future()
         self._closing = False
+        # One at a time: a form may take seconds to compile, and these threads must not take all cores.
+        self._compiler = TenantThreads(1, "torch-engine-form")
+        self._form_threads = TenantThreads(FORM_THREADS, "torch-engine-mask")
         self._thread = threading.Thread(target=self._work, args=(ready,), name="torch-engine", daemon=True)
         self._thread.start()
         # Its one thread computes alone: helpers of its own would take the cores from those of the steps.
         self._loader = ThreadPoolExecutor(
             1, "torch-engine-load", initializer=torch.set_num_threads, initargs=(1,)
         )
-        # One at a time: a form may take a second to compile, and these threads must not take all cores.
-        self._compiler = ThreadPoolExecutor(1, "torch-engine-form", initializer=give_way)
         await asyncio.wrap_future(ready)
 
     async def close(self) -> None:
@@ -128,7 +131,8 @@ class TorchEngine:
         if thread.is_alive():
             logger.error("A step of the engine hangs: its thread is left behind.")
         self._loader.shutdown(wait=False)
-        self._compiler.shutdown(wait=False)
+        self._compiler.close()
+        self._form_threads.close()
         self._fail(list(self._queues), EngineError("The engine was stopped."))
 
     async def size(self, folder: Path) -> int:
@@ -187,8 +191,11 @@ class TorchEngine:
             raise fault
         matcher = None
         if generation.sampling.structure:
-            make = self._structures.matcher
-            matcher = await self._loop.run_in_executor(self._compiler, make, generation.sampling.structure)
+            make = partial(self._structures.matcher, generation.sampling.structure, generation.tenant)
+            matcher = await asyncio.wrap_future(self._compiler.submit(generation.tenant, make))
+            fault = self._fault()  # it may have been closed in the meantime
+            if fault:
+                raise fault
         loaded = self._loaded(generation.adapter)
         sequence = self._sequence(generation, loaded)
         sequence.matcher = matcher
@@ -320,7 +327,7 @@ class TorchEngine:
             ready.set_exception(EngineError(f"The engine can't start: {error}"))
             return
         self._decoder, self._tokenizer = decoder, tokenizer
-        self._structures = Structures(tokenizer, decoder.vocabulary, ends)
+        self._structures = Structures(tokenizer, decoder.vocabulary, ends, self._form_threads)
         self._vocabulary = decoder.vocabulary
         self.context_length = decoder.context_length
         self._status = EngineStatus(kv_capacity=decoder.kv_tokens)

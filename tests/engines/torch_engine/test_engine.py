@@ -5,17 +5,18 @@ import copy
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from llguidance import LLMatcher
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from lora_ops.engines.protocol import Chunk, EngineError, Generation, Sampling
+from lora_ops.engines.protocol import Chunk, EngineError, Generation, Sampling, Structure, Unsupported
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.engines.torch_engine import engine as engines
 from lora_ops.engines.torch_engine.decoder import Work
@@ -359,6 +360,96 @@ def test_a_stop_text_counts_from_min_tokens_on(tiny_base: Path) -> None:
         whole = text_of(await answer(engine))
         chunks = await answer(engine, sampling=Sampling(12, stop=tuple(whole), min_tokens=6))
         assert sum(chunk.tokens for chunk in chunks) > 6 and len(text_of(chunks)) > 1
+
+    with_engine(tiny_base, use)
+
+
+def formed(tenant: str, text: str) -> Generation:
+    """An answer that must be this text."""
+    sampling = Sampling(600, structure=Structure("choice", f'["{text}"]'))
+    return Generation("test", PROMPT, None, sampling, tenant)
+
+
+def test_a_form_that_takes_long_holds_up_no_other_answer(tiny_base: Path) -> None:
+    """`((a{1000}){1000}){1000}` takes two seconds for one token."""
+
+    async def use(engine: TorchEngine) -> None:
+        goes_on = threading.Event()
+        for text in ("Lodging", "x" * 500):  # it waits before its first token, and amid the answer
+            goes_on.clear()
+            generating = engine.generate(formed("slow", text))
+            said = "" if text == "Lodging" else (await anext(generating)).text
+            engine._form_threads.submit("slow", goes_on.wait)
+            slow = asyncio.create_task(text_from(generating))
+            assert await answer(engine)
+            assert await text_from(engine.generate(formed("quick", "neutral"))) == "neutral"
+            assert not slow.done()
+            goes_on.set()
+            assert said + await slow == text
+        assert engine.status().kv_tokens == 0
+
+    with_engine(tiny_base, use)
+
+
+async def text_from(chunks: AsyncIterator[Chunk]) -> str:
+    return text_of([chunk async for chunk in chunks])
+
+
+def test_a_cancelled_form_gives_its_place_back(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        goes_on = threading.Event()
+        engine._form_threads.submit("slow", goes_on.wait)
+        slow = asyncio.create_task(text_from(engine.generate(formed("slow", "Lodging"))))
+        await until(lambda: engine.status().running == 1)
+        slow.cancel()
+        await until(lambda: engine.status().running == 0)
+        assert engine.status().kv_tokens == 0
+        goes_on.set()
+        assert await text_from(engine.generate(formed("slow", "Airlines"))) == "Airlines"
+
+    with_engine(tiny_base, use)
+
+
+@pytest.mark.parametrize("call", ["compute_bitmask", "consume_token"])
+def test_a_form_that_fails_ends_its_own_answer(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A panic of Rust is no Exception, and ended the thread that answers everybody."""
+
+    class Panic(BaseException):
+        pass
+
+    class Broken:
+        def __init__(self, matcher: object) -> None:
+            self._matcher = matcher
+
+        def __getattr__(self, name: str) -> object:
+            return self._panic if name == call else getattr(self._matcher, name)
+
+        def _panic(self, *_: object) -> None:
+            raise Panic
+
+    async def use(engine: TorchEngine) -> None:
+        monkeypatch.setattr(LLMatcher, "deep_copy", lambda matcher: Broken(matcher))
+        other = asyncio.create_task(answer(engine))
+        with pytest.raises(Unsupported, match="can't be followed"):
+            await text_from(engine.generate(formed("broken", "Lodging")))
+        assert text_of(await other) == text_of(await answer(engine))
+
+    with_engine(tiny_base, use)
+
+
+def test_closing_ends_what_waits_for_its_form(tiny_base: Path) -> None:
+    async def use(engine: TorchEngine) -> None:
+        goes_on = threading.Event()
+        engine._compiler.submit("other", goes_on.wait)
+        waiting = [asyncio.create_task(text_from(engine.generate(formed("slow", "Lodging")))) for _ in range(3)]
+        await until(lambda: len(engine._compiler._lines) == 2)
+        await engine.close()
+        goes_on.set()
+        for one in waiting:
+            with pytest.raises(EngineError, match="The engine"):
+                await asyncio.wait_for(one, 10)
 
     with_engine(tiny_base, use)
 
