@@ -116,13 +116,14 @@ def _outside(error: LoraOpsError) -> str:
 async def invalid_request(_: Request, error: Exception) -> JSONResponse:
     """Answer a body that is not as the endpoint wants it: name the place and what is wrong there."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    errors = error.errors()
+    first = errors[0]
     if first["type"] == "json_invalid":
         problem = ApiError(400, f"The body is not JSON: {first['ctx']['error']}.", code="invalid_json")
     else:
         # A value that may be of several types has an error for each. One that says more than its type says why.
         where = _place(first)
-        same = [one for one in error.errors() if _place(one)[: len(where)] == where]
+        same = [one for one in errors if _place(one)[: len(where)] == where]
         told = next((one for one in same if not one["type"].endswith("_type")), first)
         where = _place(told)
         what = told["msg"].removeprefix("Value error, ")
