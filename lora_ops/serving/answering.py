@@ -72,6 +72,15 @@ class Ask:
         """Tokens that each answer may take, prompt included."""
         return [float(len(prompt) + self.sampling.max_tokens) for prompt in self.prompts for _ in range(self.n)]
 
+    @property
+    def named(self) -> int:
+        """How many probabilities the whole answer may name: of each token, and of the alternatives to it."""
+        if self.sampling.logprobs is None:
+            return 0
+        read = sum(map(len, self.prompts)) if self.sampling.prompt_logprobs else 0
+        written = len(self.prompts) * self.sampling.max_tokens
+        return (read + written) * self.n * (1 + self.sampling.logprobs)
+
 
 def held_to_labels(sampling: Sampling, route: Route) -> Sampling:
     """Return `sampling` for a tenant with `labels_only`: the answer is a label, whatever the client asks for.

@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 # Tokens with their probabilities that are rendered on the event loop, in about 1 ms.
 NAMED = 100
+# Probabilities of one answer, which take up to 1 KB each until it is sent.
+MOST_NAMED = 500_000
 T = TypeVar("T")
 
 PUBLIC = {"/health", "/ready", "/openapi.json"}
@@ -138,12 +140,16 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
                 for one in body.prompts
             )
 
+        def show() -> tuple[str, ...]:
+            return tuple(one if isinstance(one, str) else tokenization.as_text(one) for one in body.prompts)
+
         text = "\n".join(one for one in body.prompts if isinstance(one, str))
         ask = _ask(request, "completions", body, who, route, "none", text)
         ask = await _read(request, ask, body, body.prompts, encode)
         if body.echo:
-            texts = [one if isinstance(one, str) else tokenization.as_text(one) for one in body.prompts]
-            ask = replace(ask, echoes=tuple(texts))
+            ask = replace(
+                ask, echoes=await gateway.tokenizing.run(ask.tenant, sum(map(len, body.prompts)), show)
+            )
         rendering = CompletionRendering(ask, body.stream_options or StreamOptions())
         return await respond(request, body, ask, rendering)
 
@@ -213,7 +219,16 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
             if wanted > room or (room < 1 and wanted != 0):
                 asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
                 raise _too_long(ask, f"a prompt of {longest}{asked}", limit)
-        return replace(ask, prompts=prompts, sampling=replace(ask.sampling, max_tokens=wanted))
+            ask = replace(ask, prompts=prompts, sampling=replace(ask.sampling, max_tokens=wanted))
+            if ask.named > MOST_NAMED:
+                raise ApiError(
+                    400,
+                    f"This answer may have {ask.named:,} probabilities, and {MOST_NAMED:,} fit into one: ask "
+                    "for fewer alternatives, tokens or prompts at once.",
+                    code="request_too_large",
+                    param="logprobs",
+                )
+        return ask
 
     async def respond(
         request: Request, body: ChatRequest | CompletionRequest, ask: Ask, rendering: Rendering

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from lora_ops.serving.rendering import CompletionRendering
+from lora_ops.serving.tokenization import Tokenization
 from tests.serving.conftest import SYSTEM, Served
 
 QUESTION = [{"role": "user", "content": "AIRBNB * HM2X"}]
@@ -392,6 +393,34 @@ def test_echo_of_nothing_more_reads_the_prompt_alone(gateway: Served) -> None:
     assert said.usage.completion_tokens == 0
     with pytest.raises(openai.BadRequestError, match="at least 1, unless echo is true"):
         gateway.client().completions.create(model="base", prompt="AIRBNB", max_tokens=0)
+
+
+def test_an_answer_of_too_many_probabilities_is_refused(gateway: Served) -> None:
+    """64 prompts of 8,000 tokens with 20 alternatives were gigabytes, which one key could ask for."""
+    echo = {"model": "base", "max_tokens": 0, "logprobs": 20, "echo": True, "prompt": [[5] * 1000] * 3}
+    for body in (echo | {"n": 8}, {"model": "base", "prompt": ["A"] * 30, "logprobs": 20, "max_tokens": 1000}):
+        answer = gateway.http().post("/v1/completions", json=body)
+        assert answer.status_code == 400, answer.text[:200]
+        assert answer.json()["error"]["code"] == "request_too_large"
+        assert "000 probabilities, and 500,000 fit" in answer.json()["error"]["message"]
+    assert gateway.http().post("/v1/completions", json=echo | {"logprobs": 0}).status_code == 200
+
+
+def test_long_prompts_of_tokens_are_shown_off_the_event_loop(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    as_text = Tokenization.as_text
+
+    def watched(self: Tokenization, tokens: list[int]) -> str:
+        threads.append(threading.current_thread())
+        return as_text(self, tokens)
+
+    monkeypatch.setattr(Tokenization, "as_text", watched)
+    body = {"model": "base", "prompt": [[70] * 1500] * 2, "max_tokens": 1, "echo": True}
+    said = gateway.http().post("/v1/completions", json=body).json()
+    assert len(threads) == 2 and gateway.thread not in threads
+    assert all(len(choice["text"]) >= 1500 for choice in said["choices"])
 
 
 def test_each_token_of_a_split_character_has_its_own_bytes(gateway: Served) -> None:
