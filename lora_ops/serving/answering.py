@@ -338,6 +338,7 @@ class Answering:
         metrics.queue.labels(*labels).observe(tally.queue_seconds)
         if tally.first_token is not None:
             metrics.first_token.labels(*labels).observe(tally.first_token)
+        if tally.first_token is not None or tally.finish:  # with max_tokens 0 there is no first token
             metrics.prompt_tokens.labels(*labels).inc(prompt_tokens)
         for each in tally.per_token:
             metrics.per_token.labels(*labels).observe(each)
@@ -368,7 +369,7 @@ class Answering:
                 seconds=seconds,
                 device_seconds=tally.device_seconds,
                 # A refused prompt is not scored: whoever is refused all the time must cost next to nothing.
-                prompt_text=ask.text if tally.generated else None,
+                prompt_text=ask.text if tally.generated or tally.finish else None,
                 answer_text="\n".join(tally.texts),
             )
         )

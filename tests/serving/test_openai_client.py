@@ -391,6 +391,7 @@ def test_echo_of_nothing_more_reads_the_prompt_alone(gateway: Served) -> None:
     )
     assert [len(one.logprobs.tokens) for one in said.choices] == [3, 3, 2, 2]
     assert said.usage.completion_tokens == 0
+    assert gateway.metric("lora_ops_prompt_tokens_total") == said.usage.prompt_tokens == 5
     with pytest.raises(openai.BadRequestError, match="at least 1, unless echo is true"):
         gateway.client().completions.create(model="base", prompt="AIRBNB", max_tokens=0)
 
