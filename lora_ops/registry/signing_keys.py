@@ -186,11 +186,27 @@ class PrivateKey:
                 return
             key = read_key(following)
             if key_fingerprint(public_pem(key)) == current:
+                self._keep(path)
                 following.replace(path)
                 sync_folder(path.parent)
                 self._use(key)
         except OSError as error:
             raise Unavailable(f"The key {path} can't be replaced ({disk_reason(error)}).") from error
+
+    def retired(self, fingerprint: str) -> Path | None:
+        """Return where the private key of this fingerprint was kept when another one followed it, or None.
+
+        Raises:
+            LoraOpsError: the registry's identity can't be read.
+        """
+        path = _retired(self.path, fingerprint)
+        return path if path.is_file() else None
+
+    def _keep(self, path: Path) -> None:
+        """Keep the key at `path`, which another one follows: a registry restored from before still needs it."""
+        if path.exists():
+            with suppress(FileExistsError):  # a rotation that was killed here
+                os.link(path, _retired(path, key_fingerprint(public_pem(read_key(path)))))
 
     def _place(self) -> Path | None:
         variable = os.environ.get(PLACE)
@@ -318,6 +334,10 @@ def _write_key(path: Path, pem: bytes) -> None:
             os.link(mine, path)
     finally:
         mine.unlink()
+
+
+def _retired(path: Path, fingerprint: str) -> Path:
+    return path.with_name(f"{path.name}.{fingerprint[:12]}")
 
 
 def _following(path: Path) -> Path:

@@ -242,11 +242,19 @@ class Registry(Queries):
         allowed = {key, self.log.current_key()} - {None}
         mine = self.signer.own.fingerprint() if allowed and not self.signer.own.several else None
         if mine and mine not in allowed:
+            path = self.signer.own.path
+            kept = next(filter(None, (self.signer.own.retired(one) for one in allowed if one)), None)
+            found = (
+                f"it was kept when another one followed, so run `cp {kept} {path}` and this again, then "
+                "`lora-ops registry rotate-key --reason TEXT`"
+                if kept
+                else f"bring that one back to {path}, or, if it is lost, run `lora-ops registry rotate-key "
+                "--reason TEXT`"
+            )
+            named = ", ".join(sorted(f"{one[:12]}…" for one in allowed if one))
             raise Refused(
-                f"This machine's private key ({mine[:12]}…) is not the one that the audit log names "
-                f"({', '.join(sorted(f'{one[:12]}…' for one in allowed if one))}): bring that one back to "
-                f"{self.signer.own.path}, or, if it is lost, run `lora-ops registry rotate-key --reason TEXT`; "
-                "nothing was changed."
+                f"This machine's private key ({mine[:12]}…) is not the one that the audit log names ({named}): "
+                f"{found}; nothing was changed."
             )
 
     @contextmanager

@@ -1,6 +1,7 @@
 """A backup is whole or doesn't count, and a restored registry verifies before it gets its name."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
 from lora_ops.registry import lifecycle, packages
@@ -276,6 +277,35 @@ def test_commands_back_up_lose_and_restore(tmp_path: Path, monkeypatch: pytest.M
     assert CliRunner().invoke(app, ["verify", "--json"]).exit_code == 0
     cleaned = CliRunner().invoke(app, ["gc", "--dry-run"])
     assert "0 files and 0 verified copies would go, 0 bytes." in cleaned.output
+
+
+def test_a_backup_from_before_a_rotation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accept-head` asked for the old key, which was gone, and `rotate-key` asked for `accept-head`."""
+    for name in ("params.yaml", "owners.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "900")
+
+    def ran(*words: str) -> Result:
+        return CliRunner().invoke(app, [*words])
+
+    with closing(open_registry(tmp_path, create=True)) as registry:
+        registry.register(tmp_path / "one", build_package(tmp_path / "one", 1), actor="ana.silva")
+    assert ran("backup", str(tmp_path / "backups")).exit_code == 0
+    assert ran("rotate-key", "--reason", "yearly", "--actor", "tom.becker").exit_code == 0
+    shutil.rmtree(tmp_path / ".registry")
+    assert ran("restore", str(tmp_path / "backups")).exit_code == 0
+    accept = ("accept-head", "--reason", "the disk died", "--actor", "tom.becker")
+    refused = ran(*accept)
+    assert isinstance(refused.exception, Refused)
+    copied = re.search(r"run `cp (\S+) (\S+)` and this again", str(refused.exception))
+    assert copied
+    shutil.copy(copied[1], copied[2])
+    assert ran(*accept).exit_code == 0
+    assert ran("rotate-key", "--reason", "as it was", "--actor", "tom.becker").exit_code == 0
+    verified = ran("verify", "--json")
+    assert verified.exit_code == 0 and "without the old key's signature" not in verified.output
 
 
 @pytest.mark.parametrize("place", ["-", "--url", "~", "~/backup", "back\nup", "backup\t", "\u202epukcab"])
