@@ -24,10 +24,10 @@ from lora_ops.registry.store import Registry
 from lora_ops.settings.params import load_settings
 from lora_ops.tenants import apply_profile, edit_params
 from tests import wandb_server
-from tests.conftest import ROOT, SAMPLE_TENANTS, copy_repository, make_tiny_base, run
+from tests.conftest import ROOT, copy_repository, make_tiny_base, run
 
 pytestmark = pytest.mark.pipeline
-TENANTS = (*SAMPLE_TENANTS, "support")
+TENANTS = ("finance", "healthcare", "support")
 NOTEBOOKS = ("01_prepare", "02_train", "02_curve", "03_generate", "03_evaluate", "04_package")
 
 
@@ -43,7 +43,7 @@ def tiny_repository(target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a fourth tenant of free-text answers, after one `dvc repro`."""
+    """A repository with a tenant of free text in place of a sample of labels, after one `dvc repro`."""
     root = tiny_repository(tmp_path_factory.mktemp("pipeline") / "repository")
     rows = "".join(f"How do I reset part {n}?,Hold button {n} for {n} seconds.\n" for n in range(60))
     (root / "data/sources/support.csv").write_text("question,answer\n" + rows)
@@ -54,6 +54,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert added.returncode == 0, added.stderr
 
     def quick(params: dict) -> None:
+        del params["tenants"]["media"], params["serving"]["tenants"]["media"]
         params["tenants"]["support"]["train"] |= {"rank": 2, "epochs": 1}
         params["tenants"]["support"]["evaluate"] |= {
             "max_new_tokens": 4,
@@ -194,7 +195,7 @@ def test_metrics_and_plots_are_dvcs(done: Path) -> None:
     drawn = run("dvc", "plots", "show", cwd=done)
     assert drawn.returncode == 0, drawn.stderr
     page = (done / "dvc_plots/index.html").read_text()
-    assert "Training loss per completion token, finance" in page and "Held-out rows, media" in page
+    assert "Training loss per completion token, finance" in page and "Held-out rows, healthcare" in page
     changed = run("git", "status", "--porcelain", cwd=done)
     assert "dvc_plots" not in changed.stdout  # a manifest would say that the tree was dirty
 
@@ -374,17 +375,17 @@ def test_a_broken_contract_stops_the_pipeline_and_names_the_row(done: Path) -> N
 def test_an_adapter_that_does_not_beat_its_base_is_not_packaged(done: Path) -> None:
     def demand(value: bool):
         def change(params: dict) -> None:
-            params["tenants"]["media"]["evaluate"]["must_beat_base"] = value
+            params["tenants"]["healthcare"]["evaluate"]["must_beat_base"] = value
 
         return change
 
     edit_params(done, demand(True))
-    failed = run("dvc", "repro", "package@media", cwd=done)
+    failed = run("dvc", "repro", "package@healthcare", cwd=done)
     assert failed.returncode != 0
-    assert "The adapter of 'media' does not clearly beat its base" in failed.stderr
-    assert not (done / "packages/media").exists()
+    assert "The adapter of 'healthcare' does not clearly beat its base" in failed.stderr
+    assert not (done / "packages/healthcare").exists()
     edit_params(done, demand(False))
-    assert run("dvc", "repro", "package@media", cwd=done).returncode == 0
+    assert run("dvc", "repro", "package@healthcare", cwd=done).returncode == 0
 
 
 def test_two_repros_at_once_do_not_hurt_each_other(done: Path) -> None:
@@ -408,20 +409,20 @@ def test_two_repros_at_once_do_not_hurt_each_other(done: Path) -> None:
 
 def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path) -> None:
     def change(params: dict) -> None:
-        params["tenants"]["media"]["train"] |= {"seed": 5, "epochs": 60}
+        params["tenants"]["healthcare"]["train"] |= {"seed": 5, "epochs": 60}
 
     edit_params(done, change)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # Else the killed run is in use in the W&B service of a test that ran before in this process.
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     process = subprocess.Popen(
-        ["dvc", "repro", "package@media"],
+        ["dvc", "repro", "package@healthcare"],
         cwd=done,
         env={**environment, "PATH": path},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    checkpoint = done / ".checkpoints/media.safetensors"
+    checkpoint = done / ".checkpoints/healthcare.safetensors"
     deadline = time.monotonic() + 180
     while not checkpoint.exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -434,11 +435,11 @@ def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path
         with suppress(psutil.NoSuchProcess):  # it died with DVC
             child.kill()
     assert checkpoint.exists()
-    mended = run("dvc", "repro", "package@media", cwd=done)
+    mended = run("dvc", "repro", "package@healthcare", cwd=done)
     assert mended.returncode == 0, mended.stdout[-3000:] + mended.stderr[-3000:]
-    training = json.loads((done / "reports/media/training.json").read_text())
+    training = json.loads((done / "reports/healthcare/training.json").read_text())
     assert 0 < training["resumed_from_step"] < training["steps"]
-    assert registered_as(done, "media") == "media@2"
+    assert registered_as(done, "healthcare") == "healthcare@2"
 
 
 def test_a_full_disk_is_said_and_the_next_run_mends_it(done: Path) -> None:
@@ -446,15 +447,15 @@ def test_a_full_disk_is_said_and_the_next_run_mends_it(done: Path) -> None:
         pytest.skip("no small disk can be mounted here: `unshare --mount` is denied, as in most containers")
 
     def change(params: dict) -> None:
-        params["tenants"]["healthcare"]["train"]["seed"] = 9
+        params["tenants"]["finance"]["train"]["seed"] = 9
 
     edit_params(done, change)
-    full = "mount -t tmpfs -o size=8k tmpfs .checkpoints && exec dvc repro train@healthcare"
+    full = "mount -t tmpfs -o size=8k tmpfs .checkpoints && exec dvc repro train@finance"
     (done / ".checkpoints").mkdir(exist_ok=True)
     failed = run("unshare", "--map-root-user", "--mount", "bash", "-c", full, cwd=done)
     assert failed.returncode != 0
     assert "No space left on device" in failed.stderr
-    assert not (done / "models/adapters/healthcare").exists()
-    mended = run("dvc", "repro", "package@healthcare", cwd=done)
+    assert not (done / "models/adapters/finance").exists()
+    mended = run("dvc", "repro", "package@finance", cwd=done)
     assert mended.returncode == 0, mended.stderr[-3000:]
     assert registered_as(done, "healthcare") == "healthcare@2"
