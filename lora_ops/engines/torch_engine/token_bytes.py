@@ -16,10 +16,16 @@ class TokenBytes(Mapping[int, bytes]):
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._known: dict[int, bytes] = {}
         self._kinds = set(_kinds(json.loads(tokenizer.decoder.__getstate__()))) if tokenizer.decoder else set()
 
     def __getitem__(self, token: int) -> bytes:
         """Return the bytes of a token; of one that the model has and the tokenizer lacks, none."""
+        if token not in self._known:  # made once: a prompt with alternatives names thousands in a step
+            self._known[token] = self._make(token)
+        return self._known[token]
+
+    def _make(self, token: int) -> bytes:
         if token in self._added:
             return self._added[token]
         name = self._tokenizer.id_to_token(token)
