@@ -31,6 +31,7 @@ from lora_ops.engines.protocol import (
     TokenLogprob,
     Unsupported,
 )
+from lora_ops.hashing import canonical, sha256_text
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.settings.serving import OpenAIEngineSettings
 from lora_ops.small_files import parse_json
@@ -291,9 +292,10 @@ class OpenAIEngine:
             body["structured_outputs"] = _structured(sampling.structure)
         if sampling.ignore_eos:
             body["ignore_eos"] = True
-        salt = "/".join(filter(None, (generation.tenant, generation.cache_salt)))
-        if salt:  # else vLLM's prefix cache would tell one tenant by its speed what another one asked
-            body["cache_salt"] = salt
+        if generation.tenant or generation.cache_salt:
+            # Else vLLM's prefix cache would tell one tenant by its speed what another one asked. A salt has at
+            # most 128 characters there, and neither "/" nor "@".
+            body["cache_salt"] = sha256_text(canonical([generation.tenant, generation.cache_salt]))
         return body
 
     async def _events(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:

@@ -96,6 +96,31 @@ def loaded(server: Server) -> set[str]:
     return {card["id"] for card in cards if card["parent"]}
 
 
+SALTED = [
+    ("finance", None),
+    ("finance", "a user"),
+    ("finance", "@/\\"),
+    ("finance", "s" * 200),
+    ("media", None),
+    (None, "a user"),
+]
+
+
+def test_each_tenant_and_salt_has_a_prefix_cache_of_its_own(tmp_path: Path, tiny_base: Path) -> None:
+    """vLLM refuses a salt with a slash, and shares what it keeps of prompts where there is none."""
+    door = StrictDoor(tiny_base)
+    door.start()
+
+    async def use(engine: OpenAIEngine) -> None:
+        for tenant, salt in (*SALTED, *SALTED):
+            asked = Generation("test", PROMPTS[0], None, Sampling(1), tenant, salt)
+            assert [chunk async for chunk in engine.generate(asked)]
+
+    with_engine(door, use)
+    door.stop()
+    assert len(set(door.salts)) == len(SALTED) and door.salts[: len(SALTED)] == door.salts[len(SALTED) :]
+
+
 def test_greedy_answers_are_those_of_the_embedded_engine(
     server: Server, folders: dict[str, Path], expected: Answers
 ) -> None:

@@ -99,6 +99,7 @@ class StrictDoor:
         self.base, self._port = base, free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self.loads: list[str] = []
+        self.salts: list[str] = []
         self.fail_after_next_load = False
         self._running: tuple[uvicorn.Server, threading.Thread] | None = None
 
@@ -169,6 +170,10 @@ class StrictDoor:
             name = body["model"]
             if name != "tiny" and name not in paths:
                 return _error(404, f"The model `{name}` does not exist.")
+            salt = body.get("cache_salt", "none")
+            if not salt or len(salt) > 128 or set(salt) & set("@/\\\0"):
+                return _error(400, "Parameter 'cache_salt' must be at most 128 characters without '@' and '/'.")
+            self.salts.append(salt)
             sampling = Sampling(body["max_tokens"], temperature=body["temperature"])
             asked = Generation("x", tuple(body["prompt"]), None if name == "tiny" else name, sampling)
 
