@@ -254,7 +254,8 @@ def test_no_notebook_acts_on_a_truthy_confirm(path: Path) -> None:
             "from pathlib import Path\nfrom lora_ops.registry.database import MissingRegistry\n"
             "raise MissingRegistry(Path('.registry'))",
             NotFound,
-            ": There is no registry in .registry: `lora-ops register` makes it.",
+            ": There is no registry in .registry: `lora-ops register` makes one, and `lora-ops registry "
+            "restore URL` brings one back.",
         ),
     ],
     ids=["full disk", "missing registry"],

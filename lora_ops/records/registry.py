@@ -160,7 +160,7 @@ class Looks(Record):
         return self.number > self.limit
 
     def __str__(self) -> str:
-        return f"version {self.number} of {self.versions} that were judged on these test rows"
+        return f"number {self.number} of {self.versions} versions judged on these test rows"
 
 
 class SeedSpread(Record):

@@ -23,7 +23,10 @@ class MissingRegistry(NotFound):
     """There is no registry where params.yaml says; only registering the first version makes one."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"There is no registry in {folder}: `lora-ops register` makes it.")
+        super().__init__(
+            f"There is no registry in {folder}: `lora-ops register` makes one, and `lora-ops registry restore "
+            "URL` brings one back."
+        )
 
 
 class Database:

@@ -217,13 +217,13 @@ def _spoken_by_evaluation(registry: Registry, version: Version, twin: Summary) -
     if evaluation is None:
         return []
     limit = gap_limit(registry, version)
-    return [f"its evaluation: asked for was {one}" for one in evaluation_lacks(evaluation, limit)]
+    return [f"its evaluation, where {one} is needed" for one in evaluation_lacks(evaluation, limit)]
 
 
 def _spoken(registry: Registry, one: Evidence, document: AnyEvidence) -> list[str]:
     lacking = list(speaks_against(document, registry.least))
     said = f"a {one.kind} report ({one.summary}, {one.sha256[:8]}…)"
-    return [f"{said}: asked for was {'; '.join(lacking)}"] if lacking else []
+    return [f"{said}, where {' and '.join(lacking)} is needed"] if lacking else []
 
 
 def _unanswered(twin: Summary, newest: AnyEvidence | None, earlier: Sequence[AnyEvidence]) -> Iterator[str]:

@@ -145,7 +145,7 @@ def outvoted(registry: Registry, version: Version, history: Sequence[AuditEntry]
             if against:
                 yield (
                     f"an earlier {kind} report speaks against it ({one.summary}, {one.sha256[:8]}…), and a "
-                    f"newer one counts: asked for was {'; '.join(against)}"
+                    f"newer one counts; needed is {' and '.join(against)}"
                 )
 
 

@@ -346,7 +346,7 @@ def test_fewer_rows_answer_no_evaluation_of_an_older_twin(
     older_registry.register(folder, with_evaluation(folder, manifest, beats_base=False), actor=AUTHOR)
     other = twin(registry, package, rows=20)
     assert FEW in missing_for(registry, other)[1]
-    assert "its evaluation: asked for was an evaluation in which it beats" in warnings(registry, other)
+    assert "its evaluation, where an evaluation in which it beats" in warnings(registry, other)
     with pytest.raises(Refused, match=re.escape(FEW)):
         story.to(other, "validated")
 

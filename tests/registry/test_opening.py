@@ -44,7 +44,7 @@ def empty(tmp_path: Path) -> Path:
 def test_command_on_missing_registry_makes_none(empty: Path, words: list[str]) -> None:
     done = run("lora-ops", "registry", *words, cwd=empty, LORA_OPS_ROOT=str(empty))
     assert done.returncode not in (0, 1)
-    assert f"There is no registry in {empty / '.registry'}: `lora-ops register` makes it." in done.stderr
+    assert f"There is no registry in {empty / '.registry'}: `lora-ops register` makes one, and" in done.stderr
     assert not (empty / ".registry").exists()
 
 
