@@ -98,13 +98,19 @@ def approvals_of(registry: Registry, version: Version, history: Sequence[AuditEn
 
 
 def judged(ground: Ground, history: Sequence[AuditEntry]) -> list[Approval]:
-    """Return every approval in a version's history; `void` says why one doesn't count."""
-    withdrawn = {entry.body.get("person"): entry.seq for entry in history if entry.action == "withdrawn"}
+    """Return every approval in a version's history; `void` says why one doesn't count.
+
+    An approval is that of the person whom owners.yaml gives its name to. So nobody agrees twice, or keeps an
+    approval that they withdrew, by a new id.
+    """
+    withdrawn = {
+        _known_as(ground, entry.body["person"]): entry.seq for entry in history if entry.action == "withdrawn"
+    }
     found = []
     for entry in history:
         if entry.action != "approved" or entry.number != ground.version.number:
             continue
-        person = entry.body["person"]
+        person = _known_as(ground, entry.body["person"])
         key, void = _judge(ground, entry)
         if withdrawn.get(person, 0) > entry.seq:
             void = "it was withdrawn"
@@ -119,6 +125,12 @@ def judged(ground: Ground, history: Sequence[AuditEntry]) -> list[Approval]:
             )
         )
     return found
+
+
+def _known_as(ground: Ground, name: str) -> str:
+    """Return the id of the person whom a name means; a name that owners.yaml lacks stays as it is."""
+    person = ground.team.person(name) if ground.team else None
+    return person.id if person else name
 
 
 def _judge(ground: Ground, entry: AuditEntry) -> tuple[str | None, str | None]:

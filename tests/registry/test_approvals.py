@@ -126,6 +126,33 @@ def test_approval_is_withdrawn_by_who_gave_it(registry: Registry, story: Story, 
         lifecycle.withdraw(registry, canary, actor=FIRST, reason="too late")
 
 
+def called_benjamin(owners: Owners) -> Owners:
+    """Give ben another id; the old one stays a name of his."""
+    return changed(
+        owners, FIRST, lambda one: one.model_copy(update={"id": "benjamin", "logins": (*one.logins, FIRST)})
+    )
+
+
+def test_one_person_does_not_approve_twice_by_a_new_id(
+    registry: Registry, story: Story, canary: str, owners: Owners
+) -> None:
+    story.approve(canary, FIRST)
+    registry.owners = called_benjamin(owners)
+    with pytest.raises(LoraOpsError, match="has approved finance@1 already"):
+        lifecycle.approve(registry, canary, actor="benjamin", reason="I read it", key=ssh_key(FIRST))
+    with pytest.raises(LoraOpsError, match=r"missing: 1 more approval \(by chen, dana\)"):
+        ship(registry, canary)
+
+
+def test_an_approval_is_withdrawn_by_a_new_id(
+    registry: Registry, story: Story, canary: str, owners: Owners
+) -> None:
+    story.approve(canary, FIRST)
+    registry.owners = called_benjamin(owners)
+    lifecycle.withdraw(registry, canary, actor="benjamin", reason="I saw card numbers")
+    assert void(registry, canary) == {"benjamin": "it was withdrawn"}
+
+
 @pytest.mark.parametrize("name", [FIRST, "BEN@example.com"])
 def test_one_person_does_not_approve_twice(registry: Registry, story: Story, canary: str, name: str) -> None:
     story.approve(canary, FIRST)
