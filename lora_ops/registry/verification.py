@@ -11,12 +11,13 @@ from lora_ops.paths import EVALUATION_PAGE
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
+from lora_ops.registry.eligibility import SERVING
 from lora_ops.registry.files import is_other_page
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.heads import accepted_heads
 from lora_ops.registry.owners_log import owners_notes
 from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay_aliases, unlike
-from lora_ops.registry.requirements import about_twins, allowed
+from lora_ops.registry.requirements import STAGES, about_twins, allowed
 from lora_ops.registry.rotation import key_notes, key_problems
 from lora_ops.registry.rules import broken_rules, signer_notes, weaknesses
 from lora_ops.registry.store import CLOCK_TOLERANCE_SECONDS, Registry
@@ -169,7 +170,9 @@ def _replay(
             before = known.get(key)
             if born == (before is not None) or (before and not allowed(before.state, state)):
                 yield f"entry {entry.seq} makes {tenant}@{number} '{state}', which the rules do not allow"
+            yield from _misnamed(entry, key, state, before)
             known[key] = before._replace(state=state) if before else Told(entry, state, None)
+        yield from _misnamed_aliases(entry)
         replay_aliases(tenant, effects, aliases)
         due = effects.get("review_due")
         if due and (tenant, entry.number) in known:
@@ -183,6 +186,35 @@ def _replay(
     for tenant, number in versions.keys() - known.keys():
         yield f"{tenant}@{number} was added by something that is not lora-ops: no entry tells of it"
     yield from alias_mismatches(registry.aliases(), aliases)
+
+
+def _misnamed(entry: AuditEntry, key: tuple[str, int], state: str, before: Told | None) -> Iterator[str]:
+    """Yield that an entry moves a version to a stage, and is no promotion of it by what it says.
+
+    What a step lacked is judged by its action and by the state before it, so these must be true.
+    """
+    version = f"{key[0]}@{key[1]}"
+    if state in STAGES and (entry.action != state or entry.number != key[1]):
+        yield (
+            f"entry {entry.seq} makes {version} '{state}', and it is '{entry.action}' of {entry.subject}: only "
+            "a promotion does that"
+        )
+    elif state in STAGES and before and ("rules" in entry.body or "before" in entry.body):
+        said = entry.body.get("before")  # entries of the first releases name neither
+        if said != before.state:
+            yield f"entry {entry.seq} says that {version} was {said!r} before it, and it was {before.state!r}"
+
+
+def _misnamed_aliases(entry: AuditEntry) -> Iterator[str]:
+    """Yield each stage whose name an entry gives to a version that it does not promote to that stage."""
+    if entry.action == "imported":
+        return  # what an older release served
+    for alias, number in entry.effects.get("aliases", {}).items():
+        if number is not None and alias in SERVING and (alias, number) != (entry.action, entry.number):
+            yield (
+                f"entry {entry.seq} lets {entry.tenant}@{alias} name {entry.tenant}@{number}, and it is "
+                f"'{entry.action}' of {entry.subject}: only a promotion does that"
+            )
 
 
 def _unlike(registry: Registry, one: Summary, told: Told) -> Iterator[str]:

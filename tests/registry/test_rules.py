@@ -132,6 +132,43 @@ def test_verify_names_production_without_approvals(canary: Registry) -> None:
     assert "makes finance@1 'production' without 2 approvals (by ben, chen, dana)" in problem
 
 
+@pytest.mark.parametrize(
+    ("action", "body", "says"),
+    [
+        ("production", {"before": "superseded"}, "says that finance@1 was 'superseded' before it, and it was"),
+        ("production", {}, "says that finance@1 was None before it, and it was 'canary'"),
+        ("reviewed", {}, "makes finance@1 'production', and it is 'reviewed' of finance@1: only a promotion"),
+        ("named", {"states": {}}, "lets finance@production name finance@1, and it is 'named' of finance@1"),
+    ],
+)
+def test_verify_names_a_hidden_way_into_production(
+    canary: Registry, action: str, body: dict[str, Any], says: str
+) -> None:
+    """An entry that is no promotion of the version, by its action or by what it says of the state before."""
+    assert canary.owners is not None
+    filed_now = filed(canary.get("finance@1"), canary.history("finance@1")).values()
+    with canary.change("ci") as change:
+        change.record(
+            action,
+            "finance",
+            1,
+            **{"states": {1: "production"}, "aliases": {"production": 1, "canary": None}, **body},
+            reason="because I can",
+            evidence=[one.model_dump() for one in filed_now],
+            owners_sha256=sha256_text(canary.owners.text),
+            rules={"approvals": "signed", "least": canary.least.model_dump()},
+        )
+    assert any(says in problem for problem in verify(canary).problems)
+
+
+def test_verify_names_a_promotion_in_anothers_entry(canary: Registry, package: Build) -> None:
+    canary.register(*package(2), actor=AUTHOR)
+    with canary.change("ci") as change:
+        states = {2: "rejected", 1: "production"}
+        change.record("rejected", "finance", 2, states=states, aliases={"production": 1, "canary": None})
+    assert "makes finance@1 'production', and it is 'rejected' of finance@2" in verify(canary).problems[0]
+
+
 def failing_policy(registry: Registry, story: Story, *checks: str, failed: int) -> Report:
     """Count a policy report on finance@1 of which `failed` prompts a check fail."""
     path = story.folder / "policy.jsonl"
