@@ -193,8 +193,19 @@ class EvaluationRecord(Record):
 
     @property
     def contradicts_itself(self) -> bool:
-        """Whether `beats_base` is not what the differences say; a record of schema 1 has none."""
-        return BASE in self.differences and self.beats_base != beats_base(self.differences)
+        """Whether `beats_base` is not what the differences say, or they leave out a metric or a base.
+
+        A record of schema 1 has no differences.
+        """
+        if not self.differences:
+            return False
+        lacking = any(
+            metric not in self.differences.get(system, {})
+            for metric, systems in self.metrics.items()
+            for system in (BASE, BASE_FEW_SHOT)
+            if system == BASE or system in systems
+        )
+        return lacking or self.beats_base != beats_base(self.differences)
 
     @property
     def verdict(self) -> str:

@@ -1,5 +1,6 @@
 """Records of an evaluation: what older ones said is read as what newer ones say."""
 
+import pytest
 from pydantic import TypeAdapter
 
 from lora_ops.records.evaluation import EvaluationRecord, Interval, Metrics
@@ -29,6 +30,7 @@ def test_metrics_of_today_are_read_as_they_are() -> None:
     assert read(written) == {name: Interval.model_validate(INTERVAL) for name in written}
 
 
+BETTER = {"value": 0.3, "low": 0.2, "high": 0.4, "p_value": 0.001, "p_corrected": 0.001}
 SCHEMA_1 = {
     "tenant": "finance",
     "rows": 300,
@@ -51,6 +53,25 @@ def test_verdict_names_the_strongest_opponent() -> None:
     assert record.verdict == (
         "is clearly worse than its strongest opponent, the tfidf baseline (exact_match -0.060 [-0.121, -0.002])"
     )
+
+
+@pytest.mark.parametrize(
+    ("system", "differences", "contradicts"),
+    [
+        ("base", {}, False),  # as schema 1
+        ("base", {"base": {"exact_match": BETTER}}, False),
+        ("base", {"base": {}}, True),
+        ("base", {"tfidf_baseline": {"exact_match": BETTER}}, True),
+        ("base_few_shot", {"base": {"exact_match": BETTER}}, True),
+        ("base_few_shot", {"base": {"exact_match": BETTER}, "base_few_shot": {"exact_match": BETTER}}, False),
+    ],
+)
+def test_an_evaluation_that_leaves_out_its_base_wins_nothing(
+    system: str, differences: dict[str, object], contradicts: bool
+) -> None:
+    metrics = {"exact_match": {system: INTERVAL, "adapter": INTERVAL}}
+    record = EvaluationRecord.model_validate(SCHEMA_1 | {"metrics": metrics, "differences": differences})
+    assert record.contradicts_itself is contradicts
 
 
 def test_verdict_of_schema_1_claims_nothing() -> None:

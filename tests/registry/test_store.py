@@ -502,6 +502,9 @@ def test_register_refuses_data_that_broke_its_contract(registry: Registry, packa
     ("changes", "said"),
     [
         ({"beats_base": False}, "differences to the base say something else than beats_base"),
+        # Nothing was compared, so nothing was lost.
+        ({"differences": {"base": {}}}, "differences to the base say something else than beats_base"),
+        ({"differences": {"tfidf_baseline": {}}}, "differences to the base say something else than beats_base"),
         (
             {"metrics": {"exact_match": {"base": Interval(value=0, low=0, high=0)}}},
             "a metric lacks the adapter",
