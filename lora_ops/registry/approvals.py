@@ -15,7 +15,7 @@ from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Team
 from lora_ops.registry.owners_log import owners_before
-from lora_ops.registry.reports import filed
+from lora_ops.registry.reports import filed, own_evidence
 from lora_ops.registry.roles import APPROVE, unknown_author
 from lora_ops.registry.ssh_signatures import fingerprint, sign, signer_of, weakness
 from lora_ops.registry.store import Registry
@@ -35,6 +35,7 @@ class Ground(NamedTuple):
         evidence: digest of the document that counts, by kind.
         at: the time (UTC, ISO 8601).
         signed: whether an unsigned approval counts.
+        incidents: whether an incident that was told after an approval makes it void.
     """
 
     version: Version
@@ -42,6 +43,7 @@ class Ground(NamedTuple):
     evidence: dict[str, str]
     at: str
     signed: bool
+    incidents: bool = True
 
 
 def digests(evidence: Mapping[str, Evidence]) -> dict[str, str]:
@@ -64,8 +66,11 @@ def ground_at(registry: Registry, version: Version, promoted: AuditEntry) -> Gro
     """
     team = owners_before(registry, promoted).team(version.tenant)
     seen = digests({one.kind: one for one in promoted.evidence})
-    signed = promoted.body["rules"]["approvals"] == "signed"
-    return Ground(version, team, seen, promoted.at, signed)
+    rules = promoted.body["rules"]
+    # Earlier releases promoted on approvals from before an incident.
+    return Ground(
+        version, team, seen, promoted.at, rules["approvals"] == "signed", bool(rules.get("incidents"))
+    )
 
 
 def promotion_in(version: Version, history: Sequence[AuditEntry]) -> AuditEntry | None:
@@ -106,12 +111,15 @@ def judged(ground: Ground, history: Sequence[AuditEntry]) -> list[Approval]:
     withdrawn = {
         _known_as(ground, entry.body["person"]): entry.seq for entry in history if entry.action == "withdrawn"
     }
+    last_incident = _last_incident(ground.version, history)
     found = []
     for entry in history:
         if entry.action != "approved" or entry.number != ground.version.number:
             continue
         person = _known_as(ground, entry.body["person"])
         key, void = _judge(ground, entry)
+        if entry.seq < last_incident and ground.incidents:
+            void = "an incident was told after it"
         if withdrawn.get(person, 0) > entry.seq:
             void = "it was withdrawn"
         found.append(
@@ -125,6 +133,17 @@ def judged(ground: Ground, history: Sequence[AuditEntry]) -> list[Approval]:
             )
         )
     return found
+
+
+def _last_incident(version: Version, history: Sequence[AuditEntry]) -> int:
+    """Return the last entry that tells of an incident of a version; 0 without one."""
+    told = [
+        entry.seq
+        for entry in history
+        for one in own_evidence([entry], version.number)
+        if one.kind == "incident"
+    ]
+    return max(told, default=0)
 
 
 def _known_as(ground: Ground, name: str) -> str:

@@ -405,6 +405,7 @@ def _record(
             "approvals": registry.approvals,
             "least": registry.least.model_dump(mode="json"),
             "twins": True,  # what was said of the same weights counts
+            "incidents": True,  # one that was told after an approval makes it void
         },
         **more,
     )

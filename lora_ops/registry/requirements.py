@@ -122,7 +122,7 @@ def step_basis(
     if concerns:
         return _incident_of(registry, version, given, concerns, twins)
     require_about(version, given)
-    late = [one.document.kind for one in given if one.document.kind in PRODUCTION_RESTS_ON]
+    late = [one.document.kind for one in given if one.document.kind in (*PRODUCTION_RESTS_ON, "incident")]
     if to == "production" and late:
         raise Refused(
             f"Approvals name the evidence that was seen, so file it before them: `lora-ops registry file "

@@ -14,6 +14,7 @@ from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners, Person
 from lora_ops.registry.ssh_signatures import fingerprint, signer_of
 from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
 
 from . import processes
 from .conftest import AUTHOR, FIRST, SECOND, Build, Clock, Story, public_key, ssh_key
@@ -99,8 +100,22 @@ def test_evidence_that_production_does_not_need_voids_nothing(
     registry: Registry, story: Story, canary: str
 ) -> None:
     story.approve(canary)
-    story.file("review", "incident")
+    story.file("review")
     ship(registry, canary)
+
+
+def test_an_incident_voids_approvals(registry: Registry, story: Story, canary: str) -> None:
+    """A canary went into production on approvals from before its incident, and nobody had to look."""
+    story.approve(canary)
+    [incident] = story.evidence("incident")
+    with pytest.raises(LoraOpsError, match="so file it before them"):
+        lifecycle.promote(registry, canary, "production", actor="ci", reason="two agreed", evidence=[incident])
+    lifecycle.link_incident(registry, canary, actor="oncall", reason="leaks cards", evidence=[incident])
+    with pytest.raises(LoraOpsError, match="that of ben is void: an incident was told after it"):
+        ship(registry, canary)
+    story.approve(canary)
+    ship(registry, canary)
+    assert verify(registry).problems == ()
 
 
 def test_approval_lapses(registry: Registry, story: Story, canary: str, clock: Clock) -> None:

@@ -132,6 +132,23 @@ def test_verify_names_production_without_approvals(canary: Registry) -> None:
     assert "makes finance@1 'production' without 2 approvals (by ben, chen, dana)" in problem
 
 
+@pytest.mark.parametrize("release", ["this one", "an earlier one"])
+def test_verify_names_approvals_from_before_an_incident(
+    canary: Registry, story: Story, monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    """Earlier releases let such approvals count, so their promotions stay right."""
+    story.approve("finance@1")
+    story.file("incident")
+    monkeypatch.setattr(lifecycle, "approvals_needed", lambda *_: [])
+    if release == "this one":
+        lifecycle.promote(canary, "finance@1", "production", actor="ci", reason="two agreed")
+        (problem,) = verify(canary).problems
+        assert "that of ben is void: an incident was told after it" in problem
+    else:
+        into_production(canary, "ci")
+        assert verify(canary).problems == ()
+
+
 @pytest.mark.parametrize(
     ("action", "body", "says"),
     [
