@@ -58,7 +58,8 @@ def is_final(incident: Evidence, twin: Summary, of_twin: Sequence[AuditEntry]) -
 def _by_another_approver(registry: Registry, entry: AuditEntry, version: Version) -> bool:
     """Return whether a review is by somebody whom owners.yaml of that day let approve, and not the author.
 
-    The team that reviewed may know the author by fewer names than the team of `version`, so both are asked.
+    The team that reviewed may know the author by fewer names than the team of `version`, so both are asked. An
+    author whom neither knows may be whoever reviewed.
     """
     assert entry.tenant is not None
     try:
@@ -67,5 +68,7 @@ def _by_another_approver(registry: Registry, entry: AuditEntry, version: Version
         return False
     teams = owners.team(entry.tenant), owners.team(version.tenant)
     known = [(team.person(entry.actor), team.person(version.summary.author)) for team in teams]
+    if not any(author for _, author in known):
+        return False  # nobody can tell who must not answer
     is_author = any(actor and actor == author for actor, author in known)
     return known[0][0] in teams[0].with_role(APPROVE) and not is_author

@@ -262,6 +262,28 @@ def test_no_author_answers_by_another_teams_names(
     assert digest not in " ".join(missing_for(registry, "finance@1")[1])
 
 
+def test_nobody_answers_while_the_author_is_unknown(
+    registry: Registry, package: Build, story: Story, owners: Owners
+) -> None:
+    """The author reviewed under another name; a login that was added later let the review count."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    story.file("incident")
+    digest = registry.log.entries("finance", 1)[-1].evidence[0].sha256[:8]
+    folder, manifest = package(1)
+    other = registry.register(folder, saved_again(folder, manifest), actor="laptop")[0].id
+    review(registry, story, other, "ben", f"incident {digest} was harmless")
+    people = [
+        one.model_copy(update={"logins": ("laptop",)}) if one.id == "ben" else one
+        for one in owners.default.people
+    ]
+    team = owners.default.model_copy(update={"people": tuple(people)})
+    registry.owners = owners.model_copy(update={"default": team})
+    assert digest in " ".join(missing_for(registry, other)[1])
+    review(registry, story, other, "dana", f"incident {digest} was harmless")
+    assert digest not in " ".join(missing_for(registry, other)[1])
+
+
 def test_nothing_answers_the_incident_of_a_rollback(registry: Registry, story: Story, rolled_back: str) -> None:
     digest = registry.log.entries("finance", 1)[-1].evidence[0].sha256[:8]
     review(registry, story, rolled_back, "ben", f"incident {digest} was harmless")
