@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import EVALUATION
@@ -26,7 +26,7 @@ from lora_ops.records.evidence import (
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.counting import CLOCKS_DIFFER, COUNT, About, count
 from lora_ops.registry.files import FileStore
-from lora_ops.registry.roles import owners_of
+from lora_ops.registry.roles import owners_of, unknown_author
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
@@ -69,7 +69,7 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
 
     Raises:
         LoraOpsError: there is no such version or kind, nothing to count, or a row is wrong or about another
-            version.
+            version; or votes are to be counted, and owners.yaml does not name the author, who has none.
     """
     version = registry.get(reference, whole=False)
     if kind == "evaluation":
@@ -79,6 +79,9 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         )
     if kind not in COUNT:
         raise LoraOpsError(f"There is no evidence of kind '{kind}' (kinds: {', '.join(COUNT)}).")
+    team = owners_of(registry, version.tenant) if kind == "human_evaluation" else None
+    if team and team.person(version.summary.author) is None:
+        raise Refused(f"The votes on {version.id} can't be counted yet; missing: {unknown_author(version)}.")
     about = About(
         tenant=version.tenant,
         adapter=version.id,
@@ -86,7 +89,7 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         since=_entered(registry, version, kind),
         now=registry.clock(),
         votes_needed=registry.least.annotators,
-        team=owners_of(registry, version.tenant) if kind == "human_evaluation" else None,
+        team=team,
         author=version.summary.author,
     )
     document, source = count(kind, about, path)

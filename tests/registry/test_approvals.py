@@ -191,8 +191,10 @@ def test_nobody_approves_while_the_author_is_unknown(
     registry: Registry, package: Build, story: Story, owners: Owners
 ) -> None:
     registry.register(*package(2), actor="root")
+    registry.owners = changed(owners, "oncall", lambda one: one.model_copy(update={"logins": ("root",)}))
     story.to("finance@1", "canary")
     story.file("canary")
+    registry.owners = owners
     with pytest.raises(LoraOpsError, match=r"its author 'root' in owners.yaml.*add `logins: \[root\]`"):
         story.approve("finance@1", FIRST)
     registry.owners = changed(owners, FIRST, lambda one: one.model_copy(update={"logins": ("root",)}))

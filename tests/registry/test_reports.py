@@ -8,9 +8,10 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
-from lora_ops.records.evidence import Evidence, PolicyCheck
+from lora_ops.records.evidence import Evidence, HumanEvidence, PolicyCheck
 from lora_ops.registry import lifecycle
 from lora_ops.registry.files import FileStore
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import human_evaluation, load, make, policy_checks
 from lora_ops.registry.store import Registry
 
@@ -66,6 +67,25 @@ def test_evidence_of_an_older_release_is_filed_again(registry: Registry, package
         validate(registry)
     story.file("policy")
     validate(registry)
+
+
+def test_no_votes_are_counted_while_the_author_is_unknown(
+    registry: Registry, package: Build, story: Story, owners: Owners
+) -> None:
+    """An author voted on their own version, and a login that was added later let the report count."""
+    registry.register(*package(), actor="laptop")
+    with pytest.raises(
+        LoraOpsError, match=r"can't be counted yet; missing: its author 'laptop' in owners.yaml"
+    ):
+        story.evidence("human_evaluation")
+    people = [
+        one.model_copy(update={"logins": ("laptop",)}) if one.id == "dana" else one
+        for one in owners.default.people
+    ]
+    team = owners.default.model_copy(update={"people": tuple(people)})
+    registry.owners = owners.model_copy(update={"default": team})
+    [report] = story.evidence("human_evaluation")
+    assert isinstance(report.document, HumanEvidence) and report.document.other_votes == 40
 
 
 def validate(registry: Registry) -> None:
