@@ -41,6 +41,8 @@ def test_run_ends_at_ctrl_c_without_noise(tmp_path: Path) -> None:
     cell = "from pathlib import Path\nfrom time import sleep\nPath('started').touch()\nsleep(60)"
     write(tmp_path / "n.ipynb", "x = 0", cell)
     code = (
+        # A shell's background job ignores Ctrl-C, and so do all that it starts: here the tests may be one.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\nfrom lora_ops.notebooks import run_notebook\n"
         "run_notebook(Path('n.ipynb'), Path('out.ipynb'), {}, Path.cwd())"
     )
