@@ -16,6 +16,8 @@ from tests.serving.conftest import Clone, clone, clone_source, make_adapter, reg
 def finance(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:  # noqa: F811
     """finance@3 is packaged with the settings of params.yaml, as the pipeline does it."""
     params = load_settings(clone.root).tenant("finance").model_dump(mode="json")
+    params["evaluate"]["metrics"] = ["exact_match"]  # what the evaluation of `register` has
+    params["data"]["bias_columns"] = []
     with clone.registry() as registry:
         register(registry, clone.base, tmp_path / "package", "finance", 3, params)
     monkeypatch.setenv("LORA_OPS_ROOT", str(clone.root))

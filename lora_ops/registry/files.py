@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from lora_ops.adapter_files import require_finite
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason
 from lora_ops.hashing import sha256_file
 from lora_ops.page import page_evaluation
 from lora_ops.paths import ADAPTER_FILES, EVALUATION, EVALUATION_PAGE, MEMBERSHIP
-from lora_ops.records.evaluation import ADAPTER, EvaluationRecord
+from lora_ops.records.evaluation import ADAPTER, BASE_FEW_SHOT, EvaluationRecord
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.membership import read_groups
 
@@ -286,11 +287,33 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
         ),
     }
     wrong = [problem for problem, holds in facts.items() if not holds]
+    left_out = [] if wrong else _left_out(evaluated, manifest.params)
+    if left_out:  # approvers compare the params of two versions, and gates read the evaluation
+        wrong = [f"its evaluation leaves out what its params ask for ({', '.join(left_out)})"]
     if wrong:
         raise LoraOpsError(
             f"The manifest of '{tenant}' does not fit its package: {'; '.join(wrong)}. Run `dvc repro "
             f"package@{tenant}`; nothing was registered."
         )
+
+
+def _left_out(evaluated: EvaluationRecord, params: Mapping[str, Any]) -> list[str]:
+    """Return the settings of an evaluation that it does not have: metrics, columns, the few-shot base."""
+    evaluate, data = params.get("evaluate", {}), params.get("data", {})
+    asked = (
+        ("evaluate.metrics", evaluate.get("metrics"), evaluated.metrics),
+        ("data.bias_columns", data.get("bias_columns"), evaluated.bias),
+    )
+    found = [
+        f"{setting} {name}"
+        for setting, names, there in asked
+        for name in (names if isinstance(names, list | tuple) else ())
+        if name not in there
+    ]
+    # A record of schema 1 has no differences.
+    if evaluate.get("few_shot") and evaluated.differences and BASE_FEW_SHOT not in evaluated.differences:
+        found.append(f"evaluate.few_shot {evaluate['few_shot']}")
+    return found
 
 
 def is_other_page(page: Path, manifest: Manifest) -> bool:

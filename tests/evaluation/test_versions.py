@@ -17,7 +17,7 @@ from lora_ops.registry.membership import incomparable
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from tests.conftest import ROOT, run
-from tests.registry.conftest import build_package, trained_alike
+from tests.registry.conftest import build_package, trained_alike, with_evaluation
 
 LABELS = ["hotel", "airline"]
 
@@ -43,6 +43,9 @@ def register(
     **data: Any,
 ) -> Version:
     manifest = build_package(folder, seed)
+    [measured] = manifest.evaluation.metrics.values()
+    metrics = dict.fromkeys(["exact_match", "macro_f1"], measured)
+    manifest = with_evaluation(folder, manifest, metrics=metrics)
     added = []
     if rows is not None:
         rows.to_csv(folder / "answers.csv", index=False)

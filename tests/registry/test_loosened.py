@@ -1,10 +1,11 @@
 """Gates that a tenant loosened since its last version in production are named in words."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_ops.records.evaluation import Agreement
+from lora_ops.records.evaluation import Agreement, ColumnBias
 from lora_ops.records.manifest import Manifest
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
@@ -29,6 +30,20 @@ USUAL = {
     "package": {"freshness_days": 365},
 }
 THAN = "it is judged by looser gates than finance@1, which was in production: "
+
+
+@pytest.fixture
+def package(package: Build) -> Build:
+    """Build packages whose evaluation has what `USUAL` asks for."""
+
+    def build(seed: int) -> tuple[Path, Manifest]:
+        folder, manifest = package(seed)
+        [measured] = manifest.evaluation.metrics.values()
+        metrics = dict.fromkeys(USUAL["evaluate"]["metrics"], measured)
+        bias = {name: ColumnBias(groups={}) for name in USUAL["data"]["bias_columns"]}
+        return folder, with_evaluation(folder, manifest, metrics=metrics, bias=bias)
+
+    return build
 
 
 def made(manifest: Manifest, **evaluate: Any) -> Manifest:
