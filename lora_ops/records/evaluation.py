@@ -192,6 +192,11 @@ class EvaluationRecord(Record):
         return self.differences[self.strongest_opponent][self.primary]
 
     @property
+    def answered_few_shot(self) -> bool:
+        """Whether the adapter was compared with the base model that was shown examples."""
+        return BASE_FEW_SHOT in self.differences
+
+    @property
     def contradicts_itself(self) -> bool:
         """Whether `beats_base` is not what the differences say, or they leave out a metric or a base.
 

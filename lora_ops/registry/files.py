@@ -17,7 +17,7 @@ from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason
 from lora_ops.hashing import sha256_file
 from lora_ops.page import page_evaluation
 from lora_ops.paths import ADAPTER_FILES, EVALUATION, EVALUATION_PAGE, MEMBERSHIP
-from lora_ops.records.evaluation import ADAPTER, BASE_FEW_SHOT, EvaluationRecord
+from lora_ops.records.evaluation import ADAPTER, EvaluationRecord
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.membership import read_groups
 
@@ -298,22 +298,18 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
 
 
 def _left_out(evaluated: EvaluationRecord, params: Mapping[str, Any]) -> list[str]:
-    """Return the settings of an evaluation that it does not have: metrics, columns, the few-shot base."""
+    """Return the settings of an evaluation that it does not have: metrics and columns."""
     evaluate, data = params.get("evaluate", {}), params.get("data", {})
     asked = (
         ("evaluate.metrics", evaluate.get("metrics"), evaluated.metrics),
         ("data.bias_columns", data.get("bias_columns"), evaluated.bias),
     )
-    found = [
+    return [
         f"{setting} {name}"
         for setting, names, there in asked
         for name in (names if isinstance(names, list | tuple) else ())
         if name not in there
     ]
-    # A record of schema 1 has no differences.
-    if evaluate.get("few_shot") and evaluated.differences and BASE_FEW_SHOT not in evaluated.differences:
-        found.append(f"evaluate.few_shot {evaluate['few_shot']}")
-    return found
 
 
 def is_other_page(page: Path, manifest: Manifest) -> bool:

@@ -112,6 +112,9 @@ def loosened_gates(registry: Registry, version: Version) -> list[str]:
     notes = [f"it is judged by looser gates than {theirs.of}: {'; '.join(found)}"] if found else []
     if mine.settings.get("evaluate.few_shot") == 0:
         notes.append("its base model was not measured at its best (evaluate.few_shot: 0)")
+    elif version.manifest.evaluation.differences and not version.manifest.evaluation.answered_few_shot:
+        # The examples had no room in the prompt, or the evaluation was made with another setting.
+        notes.append("its base model was not measured at its best (its evaluation has no few-shot answers)")
     return [*notes, *_answer_notes(version.manifest.evaluation)]
 
 

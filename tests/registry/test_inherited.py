@@ -498,10 +498,7 @@ def test_fewer_comparisons_answer_no_evaluation_of_a_twin(
         for system, of in versus.items()
         if system != left_out
     }
-    folder, manifest = package(1)
-    again = with_evaluation(folder, saved_again(folder, manifest), beats_base=True, differences=fewer)
-    params = {**again.params, "evaluate": {**again.params["evaluate"], "few_shot": 0}}
-    other = registry.register(folder, again.model_copy(update={"params": params}), actor=AUTHOR)[0].id
+    other = twin(registry, package, beats_base=True, differences=fewer)
     needs = [one for one in missing_for(registry, other)[1] if one.startswith("an evaluation")]
     assert needs == [
         f"an evaluation with {one}, as that in which finance@1, which has the same weights, does not beat its "

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lora_ops.records.evaluation import Agreement, ColumnBias
+from lora_ops.records.evaluation import Agreement, ColumnBias, PairedDifference
 from lora_ops.records.manifest import Manifest
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
@@ -151,6 +151,19 @@ def test_gates_name_fewer_rows_columns_and_evidence(serving: Registry, package: 
         "package.freshness_days 3650, not 365; rows of the test split 80, not 300; registry.approvals "
         "unsigned, not signed; registry.evidence.policy_prompts 5, not 30"
     ]
+
+
+@pytest.mark.parametrize("few_shot", [True, False])
+def test_gates_name_examples_that_nobody_was_shown(serving: Registry, package: Build, few_shot: bool) -> None:
+    """The params name six; they had no room, or the evaluation was made without them."""
+    folder, manifest = package(2)
+    clear = PairedDifference(value=0.4, low=0.3, high=0.5, p_value=0.001, p_corrected=0.002)
+    systems = ("base", "base_few_shot") if few_shot else ("base",)
+    differences = {system: {"exact_match": clear, "macro_f1": clear} for system in systems}
+    compared = with_evaluation(folder, made(manifest), differences=differences)
+    serving.register(folder, compared, actor=AUTHOR)
+    note = "its base model was not measured at its best (its evaluation has no few-shot answers)"
+    assert gate_notes(serving, serving.get("finance@2")) == ([] if few_shot else [note])
 
 
 def test_gates_are_not_those_of_a_revoked_version(serving: Registry, package: Build, story: Story) -> None:

@@ -25,18 +25,7 @@ from lora_ops.registry.verification import verify
 from lora_ops.registry.versions import parse_reference
 
 from . import processes
-from .conftest import (
-    AUTHOR,
-    FIRST,
-    MORNING,
-    Build,
-    Clock,
-    Story,
-    build_package,
-    evaluated,
-    saved_again,
-    with_evaluation,
-)
+from .conftest import AUTHOR, FIRST, MORNING, Build, Clock, Story, build_package, evaluated, saved_again
 
 ROOT = Path(__file__).parents[2]
 
@@ -537,7 +526,6 @@ def test_register_refuses_an_evaluation_of_two_minds(
     ("section", "asked", "said"),
     [
         ("evaluate", {"metrics": ["exact_match", "macro_f1"]}, r"\(evaluate.metrics macro_f1\)"),
-        ("evaluate", {"few_shot": 6}, r"\(evaluate.few_shot 6\)"),
         ("data", {"bias_columns": ["region"]}, r"\(data.bias_columns region\)"),
     ],
 )
@@ -546,14 +534,9 @@ def test_register_refuses_an_evaluation_of_other_params(
 ) -> None:
     """What its params ask for looked measured to whoever compared two versions, and was not."""
     folder, manifest = package(1)
-    clear = PairedDifference(value=0.4, low=0.3, high=0.5, p_value=0.001, p_corrected=0.002)
-    measured = with_evaluation(folder, manifest, differences={"base": {"exact_match": clear}})
-    evaluate = {**measured.params["evaluate"], "few_shot": 0}
-    params = {**measured.params, "evaluate": evaluate}
-    registry.register(folder, measured.model_copy(update={"params": params}))
-    other = {**params, section: {**params[section], **asked}}
+    other = {**manifest.params, section: {**manifest.params[section], **asked}}
     with pytest.raises(LoraOpsError, match=said):
-        registry.register(folder, measured.model_copy(update={"params": other}))
+        registry.register(folder, manifest.model_copy(update={"params": other}))
 
 
 def test_register_refuses_a_membership_of_no_splits(registry: Registry, package: Build) -> None:
