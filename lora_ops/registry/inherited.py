@@ -275,8 +275,11 @@ def _evaluation_unanswered(
             compared = ", ".join(left_out)
             yield f"an evaluation with {compared}, as that in which {same}, does not beat its base model"
     for column, bias in theirs.bias.items():
-        if bias.exceeds(limit) and (column not in mine.bias or mine.rows < theirs.rows):
-            yield f"an evaluation by {column} {few}, as that in which {same}, has a {bias.between}"
+        # A column whose groups are too small to be compared has no gap, so it answers none.
+        compared = column in mine.bias and mine.bias[column].gap is not None
+        if bias.exceeds(limit) and (not compared or mine.rows < theirs.rows):
+            groups = "" if compared or column not in mine.bias else "that compares its groups and "
+            yield f"an evaluation by {column} {groups}{few}, as that in which {same}, has a {bias.between}"
 
 
 def _against_base(evaluation: EvaluationRecord) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from lora_ops import incidents
 from lora_ops.errors import LoraOpsError, Refused
-from lora_ops.records.evaluation import PairedDifference
+from lora_ops.records.evaluation import ColumnBias, GroupMetric, Interval, PairedDifference
 from lora_ops.registry import lifecycle, requirements
 from lora_ops.registry.cards import record
 from lora_ops.registry.owners import Owners
@@ -505,3 +505,20 @@ def test_fewer_comparisons_answer_no_evaluation_of_a_twin(
         "base model"
         for one in says
     ]
+
+
+@pytest.mark.parametrize("rows", [60, 9])
+def test_groups_too_small_to_compare_answer_no_gap(registry: Registry, package: Build, rows: int) -> None:
+    """A column whose groups have fewer than ten rows has no gap, and looked as fair as one without a fault."""
+    registry.max_gap = {"finance": 0.3}
+    high, low = Interval(value=0.9, low=0.85, high=0.95), Interval(value=0.4, low=0.3, high=0.5)
+    groups = {"north": GroupMetric(rows=rows, value=high), "south": GroupMetric(rows=rows, value=low)}
+    gap = Interval(value=0.5, low=0.38, high=0.61)
+    unfair = ColumnBias(groups=groups, best="north", worst="south", gap=gap)
+    folder, manifest = package(1)
+    registry.register(folder, with_evaluation(folder, manifest, bias={"region": unfair}), actor=AUTHOR)
+    fair = unfair.model_copy(update={"gap": gap.model_copy(update={"low": 0.0})})
+    other = twin(registry, package, bias={"region": fair if rows >= 10 else ColumnBias(groups=groups)})
+    needs = [one for one in missing_for(registry, other)[1] if "by region" in one]
+    said = "an evaluation by region that compares its groups and of at least 300 rows (it has 300), as that in"
+    assert [one.startswith(said) for one in needs] == ([] if rows >= 10 else [True])
