@@ -276,9 +276,9 @@ def _evaluation_unanswered(
             yield f"an evaluation with {compared}, as that in which {same}, does not beat its base model"
     for column, bias in theirs.bias.items():
         # A column whose groups are too small to be compared has no gap, so it answers none.
-        compared = column in mine.bias and mine.bias[column].gap is not None
-        if bias.exceeds(limit) and (not compared or mine.rows < theirs.rows):
-            groups = "" if compared or column not in mine.bias else "that compares its groups and "
+        has_gap = column in mine.bias and mine.bias[column].gap is not None
+        if bias.exceeds(limit) and (not has_gap or mine.rows < theirs.rows):
+            groups = "" if has_gap or column not in mine.bias else "that compares its groups and "
             yield f"an evaluation by {column} {groups}{few}, as that in which {same}, has a {bias.between}"
 
 
