@@ -1,4 +1,4 @@
-"""Processes that must not outlive their parent, work that only one may do at a time, threads that give way."""
+"""Processes that must not outlive their parent, and work that only one process may do at a time."""
 
 import ctypes
 import fcntl
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import psutil
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-NICENESS = 10
 DVC_STAGE = "DVC_STAGE"  # dvc/env.py: DVC sets it for the command of a stage
 
 
@@ -102,13 +101,6 @@ def leave_out_url_grammars() -> None:
     (python-jsonschema/jsonschema, _format.py); JupyterLab requires that package, so it is never missing here.
     """
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-
-
-def give_way() -> None:
-    """Let this thread wait for all others that want the CPU."""
-    # Linux keeps the niceness of each thread. Elsewhere it is the whole process's, engine included.
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -2,18 +2,19 @@
 
 import asyncio
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders
 
+from lora_ops.engines.tenant_threads import TenantThreads
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_tokenizer
-from lora_ops.processes import give_way
 from lora_ops.prompts import control_tokens, find_control_token
 from lora_ops.serving.fair_queue import Overloaded
 
@@ -95,44 +96,44 @@ class TokenizingThreads:
 
     def __init__(self, most_waiting: int) -> None:
         self._most_waiting = most_waiting
-        self._waiting: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()  # texts that wait or are being read
         # tokenizers' own threads would not give way. It reads this at each call.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._threads = ThreadPoolExecutor(THREADS, "tokenize", initializer=give_way)
-        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._threads = TenantThreads(THREADS, "tokenize")
 
     async def run(self, tenant: str, characters: int, encode: Callable[[], T]) -> T:
         """Return what `encode` returns: at once for a short text, else from a thread in the tenant's turn.
 
         Raises:
             Overloaded: too many of the tenant's texts wait already.
+            EngineError: the gateway stops.
         """
         if characters <= SHORT_TEXT:
             return encode()
-        if self._waiting[tenant] >= self._most_waiting:
+        # One of them is being read, the others wait.
+        if self._open[tenant] > self._most_waiting:
             raise Overloaded(
                 f"The gateway is busy: {self._most_waiting} long prompts of '{tenant}' wait to be read."
             )
-        turn = self._turns[tenant]
-        self._waiting[tenant] += 1
-        try:
-            await turn.acquire()
-        finally:
-            self._waiting[tenant] -= 1
-        work = asyncio.get_running_loop().run_in_executor(self._threads, encode)
+        loop, work = asyncio.get_running_loop(), self._threads.submit(tenant, encode)
+        self._open[tenant] += 1
 
-        def done(work: asyncio.Future[T]) -> None:
-            turn.release()
-            if not work.cancelled():
-                work.exception()  # looked at, in case that nobody waits for it any more
+        def done(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop was closed: nobody counts any more
+                loop.call_soon_threadsafe(self._left, tenant)
 
-        # A client that goes away does not end the work, so the turn ends with the work.
+        # Not where the client goes away: a text that is being read is open until it is read.
         work.add_done_callback(done)
-        return await asyncio.shield(work)
+        return await asyncio.wrap_future(work)
+
+    def _left(self, tenant: str) -> None:
+        self._open[tenant] -= 1
+        if not self._open[tenant]:
+            del self._open[tenant]
 
     def close(self) -> None:
         """Let what runs finish, and begin nothing more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
 
 def _longest_token(backend: Tokenizer) -> int | None:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from lora_ops.engines.protocol import Chunk, EngineError, EngineStatus, Generation
+from lora_ops.engines.tenant_threads import TenantThreads
 from lora_ops.engines.torch_engine.adapter_files import common_dtype, look_into, read_adapter
 from lora_ops.engines.torch_engine.architectures import load_decoder
 from lora_ops.engines.torch_engine.batch import Batch, Sequence
 from lora_ops.engines.torch_engine.decoder import Adapter
 from lora_ops.engines.torch_engine.structure import Structures
-from lora_ops.engines.torch_engine.tenant_threads import TenantThreads
 from lora_ops.engines.torch_engine.text_stream import TextStream
 from lora_ops.engines.torch_engine.token_bytes import TokenBytes
 from lora_ops.loading import pick_device

@@ -15,7 +15,7 @@ import numpy
 import torch
 
 from lora_ops.engines.protocol import Structure, Unsupported
-from lora_ops.engines.torch_engine.tenant_threads import TenantThreads
+from lora_ops.engines.tenant_threads import TenantThreads
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -1,5 +1,7 @@
-"""Threads that give way to the engine and work for one tenant after the other."""
+"""Threads that give way to the engine and work for the tenants by turns."""
 
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -7,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from lora_ops.engines.protocol import EngineError
-from lora_ops.processes import give_way
+
+NICENESS = 10
 
 T = TypeVar("T")
 
@@ -21,7 +24,7 @@ class TenantThreads:
     """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._threads = ThreadPoolExecutor(threads, name, initializer=give_way)
+        self._threads = ThreadPoolExecutor(threads, name, initializer=_give_way)
         self._closed = False
         self._lock = threading.Lock()  # of the lines
         # What waits of each tenant that has work under way.
@@ -30,7 +33,7 @@ class TenantThreads:
     def submit(self, tenant: str | None, work: Callable[[], T]) -> "Future[T]":
         """Return what `work` will return, or `EngineError` once this is closed.
 
-        A future that is cancelled in time is never begun.
+        A future that is cancelled in time is never begun, and leaves the line.
         """
         future: Future[T] = Future()
 
@@ -44,9 +47,17 @@ class TenantThreads:
             except BaseException as error:  # noqa: BLE001 - whoever waits for the future gets it
                 future.set_exception(error)
 
+        def leave(done: "Future[T]") -> None:
+            with self._lock:
+                line = self._lines.get(tenant)
+                # The first one is a thread's already, which takes it out of the line.
+                if done.cancelled() and line and run in line and line[0] is not run:
+                    line.remove(run)
+
         with self._lock:
             waits = tenant in self._lines
             self._lines.setdefault(tenant, deque()).append(run)
+        future.add_done_callback(leave)
         if not waits:
             self._hand_over(tenant)
         return future
@@ -72,3 +83,9 @@ class TenantThreads:
                 del self._lines[tenant]
         if more:
             self._hand_over(tenant)
+
+
+def _give_way() -> None:
+    # Linux keeps the niceness of each thread. Elsewhere it is the whole process's, engine included.
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

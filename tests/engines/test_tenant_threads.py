@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from lora_ops.engines.protocol import EngineError
-from lora_ops.engines.torch_engine.tenant_threads import TenantThreads
+from lora_ops.engines.tenant_threads import TenantThreads
 
 
 def test_work_of_another_tenant_comes_before_the_next() -> None:
@@ -29,6 +29,7 @@ def test_work_that_fails_or_is_cancelled_holds_up_nothing() -> None:
     fails = threads.submit("one", lambda: {}["missing"])
     last = threads.submit("one", lambda: done.append("last"))
     assert cancelled.cancel()
+    assert len(threads._lines["one"]) == 3  # what was cancelled keeps nothing in memory
     goes_on.set()
     with pytest.raises(KeyError):
         fails.result(10)
