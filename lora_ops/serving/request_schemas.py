@@ -5,6 +5,7 @@ A parameter that this gateway can't honour is refused by name; it is never ignor
 
 import json
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -200,9 +201,9 @@ class SamplingRequest(Request):
             raise ValueError(f"min_tokens is {self.min_tokens}, and at most {self.most_tokens} are asked for")
         return self
 
-    @property
+    @cached_property
     def structure(self) -> Structure | None:
-        """The form that the answer must have."""
+        """The form that the answer must have; made once, since a large schema takes long."""
         return self.structured_outputs.structure if self.structured_outputs else None
 
     @model_validator(mode="after")
@@ -319,14 +320,14 @@ class ChatRequest(SamplingRequest):
     web_search_options: Neutral = None
     prompt_cache_retention: Neutral = None
 
-    @property
+    @cached_property
     def structure(self) -> Structure | None:
         """The form that the answer must have."""
         return (self.response_format.structure if self.response_format else None) or super().structure
 
     @model_validator(mode="after")
     def _one_form(self) -> "ChatRequest":
-        if self.structured_outputs and self.response_format and self.response_format.structure:
+        if self.structured_outputs and self.response_format and self.response_format.type != "text":
             raise ValueError("response_format and structured_outputs both give the answer a form: send one")
         return self
 
