@@ -147,9 +147,9 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         ask = _ask(request, "completions", body, who, route, "none", text)
         ask = await _read(request, ask, body, body.prompts, encode)
         if body.echo:
-            ask = replace(
-                ask, echoes=await gateway.tokenizing.run(ask.tenant, sum(map(len, body.prompts)), show)
-            )
+            # Only tokens are turned into text again.
+            size = sum(len(one) for one in body.prompts if not isinstance(one, str))
+            ask = replace(ask, echoes=await gateway.tokenizing.run(ask.tenant, size, show))
         rendering = CompletionRendering(ask, body.stream_options or StreamOptions())
         return await respond(request, body, ask, rendering)
 
