@@ -128,7 +128,7 @@ async def _ask_engine(
             seconds[system] = round(time.perf_counter() - start, 2)
         if labels:
             start = time.perf_counter()
-            free = found[ADAPTER].whole if engine.batches else None
+            free = found[ADAPTER].whole if engine.batches else []
             found[ADAPTER_LABELS] = await _ask_for_labels(
                 engine, tokenizer, asked[ADAPTER], free, settings, labels
             )
@@ -144,7 +144,7 @@ async def _ask_for_labels(
     engine: Engine,
     tokenizer: Any,
     prompts: Sequence[str],
-    free: Sequence[str] | None,
+    free: Sequence[str],
     settings: EvaluateSettings,
     labels: Sequence[str],
 ) -> Answers:
@@ -154,24 +154,25 @@ async def _ask_for_labels(
     other rows are asked.
 
     Args:
-        free: the adapter's greedy answers to all prompts, with their spaces; None: not known.
+        free: the adapter's greedy answers to all prompts, with their spaces; none where they are not known.
     """
-    texts = list(free or prompts)
-    open_ = [place for place, text in enumerate(texts) if free is None or text not in labels]
-    if not open_:
-        return Answers(texts, 0, texts)
-    asked = await generate_with_engine(
-        engine,
-        tokenizer,
-        [prompts[place] for place in open_],
-        adapter=ADAPTER,
-        max_new_tokens=settings.max_new_tokens,
-        structure=one_of(labels),
-        what=ADAPTER_LABELS,
-    )
-    for place, text in zip(open_, asked.texts, strict=True):
-        texts[place] = text
-    return Answers(texts, asked.cut, texts)
+    held = {place: text for place, text in enumerate(free) if text in labels}
+    others = [place for place in range(len(prompts)) if place not in held]
+    cut = 0
+    if others:
+        asked = await generate_with_engine(
+            engine,
+            tokenizer,
+            [prompts[place] for place in others],
+            adapter=ADAPTER,
+            max_new_tokens=settings.max_new_tokens,
+            structure=one_of(labels),
+            what=ADAPTER_LABELS,
+        )
+        held |= dict(zip(others, asked.texts, strict=True))
+        cut = asked.cut
+    texts = [held[place] for place in range(len(prompts))]
+    return Answers(texts, cut, texts)
 
 
 def _ask_transformers(
