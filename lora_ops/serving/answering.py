@@ -85,15 +85,18 @@ class Ask:
 def held_to_labels(sampling: Sampling, route: Route) -> Sampling:
     """Return `sampling` for a tenant with `labels_only`: the answer is a label, whatever the client asks for.
 
+    Only `max_tokens` can cut a label short, and `finish_reason` says `length` then.
+
     Raises:
-        Unsupported: the request wants another form, or an answer that goes on after its label.
+        Unsupported: the request wants another form, or an answer that ends elsewhere than at a label's end.
         OutOfService: the adapter was trained for no labels.
     """
     setting = f"serving.tenants.{route.tenant}.labels_only"
-    if sampling.structure or sampling.min_tokens or sampling.ignore_eos:
+    ends_elsewhere = sampling.stop or sampling.stop_token_ids or sampling.min_tokens or sampling.ignore_eos
+    if sampling.structure or ends_elsewhere:
         raise Unsupported(
             f"'{route.tenant}' answers with its labels alone ({setting}): leave out response_format, "
-            "structured_outputs, min_tokens and ignore_eos."
+            "structured_outputs, stop, stop_token_ids, min_tokens and ignore_eos."
         )
     if not route.labels:
         raise OutOfService(f"{route.name} was trained for no labels, and {setting} holds it to labels.")

@@ -44,6 +44,8 @@ def test_only_labels_are_said(held: Served, options: dict) -> None:
         {"structured_outputs": {"choice": ["Travel"]}},
         {"min_tokens": 3},
         {"ignore_eos": True},
+        {"stop": "g"},
+        {"stop_token_ids": [70]},
     ],
 )
 def test_another_form_is_refused(held: Served, form: dict) -> None:
@@ -51,6 +53,13 @@ def test_another_form_is_refused(held: Served, form: dict) -> None:
     answer = held.http().post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert "'finance' answers with its labels alone (serving.tenants.finance.labels_only)" in answer.text
+
+
+def test_a_label_that_max_tokens_cuts_says_so(held: Served) -> None:
+    """What is left of "Lodging and meals" may be another label, so a client looks at the reason."""
+    body = {"model": "finance", "messages": QUESTION, "max_tokens": 1}
+    (choice,) = held.http().post("/v1/chat/completions", json=body).json()["choices"]
+    assert choice["finish_reason"] == "length" and choice["message"]["content"] not in LABELS
 
 
 def test_an_adapter_without_labels_is_not_served(held: Served) -> None:
