@@ -148,6 +148,15 @@ def copy_repository(target: Path) -> Path:
     return target
 
 
+def small_clone(folder: Path) -> Path:
+    """Make `folder` what commands take for a clone: settings and owners, and no stage. Return it."""
+    folder.mkdir(exist_ok=True)
+    for name in ("params.yaml", "owners.yaml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    return folder
+
+
 def write_params(folder: Path, values: dict[str, Any]) -> Path:
     """Write the repository's params.yaml to `folder`, with `values` such as `tenants.finance.train.rank`.
 

@@ -13,16 +13,14 @@ from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.verification import verify
-from tests.conftest import ROOT, SAMPLE_TENANTS, run
+from tests.conftest import SAMPLE_TENANTS, run, small_clone
 from tests.registry.conftest import build_package
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A repository with a package of each sample tenant, and no registry yet."""
-    for name in ("params.yaml", "owners.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    small_clone(tmp_path)
     for seed, tenant in enumerate(SAMPLE_TENANTS):
         put_package(tmp_path, tenant, seed)
     return tmp_path

@@ -101,7 +101,7 @@ def test_every_tenant_is_packaged_with_files_that_match_their_digests(done: Path
     assert found.packaging is not None and found.packaging.packages["torch"] == found.packages["torch"]
 
 
-def test_an_adapter_is_packaged_with_the_settings_that_were_evaluated(done: Path, tmp_path: Path) -> None:
+def test_package_refuses_settings_that_were_not_evaluated(done: Path, tmp_path: Path) -> None:
     config = done / "models/adapters/finance/adapter_config.json"
     trained = config.read_text()
     config.write_text(trained.replace('"lora_alpha": ', '"lora_alpha": 9'))

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.commands import app
 from lora_ops.registry.owners import add_key
-from tests.conftest import write_params
+from tests.conftest import small_clone, write_params
 from tests.wandb_server import WandbServer
 
 from .conftest import build_package, rows_of, saved_again, ssh_key
@@ -33,9 +32,7 @@ Cli = Callable[..., Result]
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small clone of the repository with two registered versions."""
-    for name in ("params.yaml", "owners.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    small_clone(tmp_path)
     (tmp_path / "report.md").write_text("# all is well\n\nWhat happened, and what was done.\n")
     write_params(tmp_path, {"registry.evidence": {"hours": 0}})
     for person in ("ben.okafor", "chen.wei", "dana.roth"):

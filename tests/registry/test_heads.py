@@ -22,12 +22,11 @@ from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.registry.wandb_project import WandbProject
-from tests.conftest import write_params
+from tests.conftest import small_clone, write_params
 
 from . import processes
 from .conftest import build_package
 
-ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Result]
 
 
@@ -35,10 +34,7 @@ Cli = Callable[..., Result]
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clone in which finance@1 was registered and then revoked; `before/` is its registry until then."""
     root = tmp_path / "clone"
-    root.mkdir()
-    for name in ("params.yaml", "owners.yaml"):
-        shutil.copy(ROOT / name, root)
-    (root / "dvc.yaml").write_text("stages: {}\n")
+    small_clone(root)
     register(root, 1)
     with closing(open_registry(root)) as registry, change_with_owners(registry, "ana.silva"):
         pass  # the first change of a version would bring this entry

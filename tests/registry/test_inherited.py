@@ -216,15 +216,21 @@ def review(registry: Registry, story: Story, reference: str, actor: str, reason:
     )
 
 
+def incident_in_production(registry: Registry, story: Story, reference: str) -> str:
+    """Bring a version to production, tell of an incident, and return how a review names it."""
+    story.to(reference, "production")
+    story.file("incident", about=reference)
+    tenant, number = reference.split("@")
+    return registry.log.entries(tenant, int(number))[-1].evidence[0].sha256[:8]
+
+
 @pytest.mark.parametrize("reviewed", ["finance@1", "finance@2"])
 def test_an_approver_answers_an_incident_of_a_twin(
     registry: Registry, package: Build, story: Story, reviewed: str
 ) -> None:
     """A harmless incident in production made it impossible to renew the same weights."""
     registry.register(*package(1), actor=AUTHOR)
-    story.to("finance@1", "production")
-    story.file("incident")
-    digest = registry.log.entries("finance", 1)[-1].evidence[0].sha256[:8]
+    digest = incident_in_production(registry, story, "finance@1")
     other = twin(registry, package)
     needs = (
         "other weights (finance@1 has the same, and had an incident: 'incident.txt'), or a review of "
@@ -251,9 +257,7 @@ def test_no_author_answers_by_another_teams_names(
     registry.owners = owners.model_copy(update={"tenants": {"media": media}})
     folder, manifest = package(1, tenant="media")
     registry.register(folder, manifest, actor="dana")
-    story.to("media@1", "production")
-    story.file("incident", about="media@1")
-    digest = registry.log.entries("media", 1)[-1].evidence[0].sha256[:8]
+    digest = incident_in_production(registry, story, "media@1")
     folder, manifest = package(1)
     registry.register(folder, saved_again(folder, manifest), actor="ana.silva")
     review(registry, story, "media@1", AUTHOR, f"incident {digest} was harmless")
@@ -267,9 +271,7 @@ def test_nobody_answers_while_the_author_is_unknown(
 ) -> None:
     """The author reviewed under another name; a login that was added later let the review count."""
     registry.register(*package(1), actor=AUTHOR)
-    story.to("finance@1", "production")
-    story.file("incident")
-    digest = registry.log.entries("finance", 1)[-1].evidence[0].sha256[:8]
+    digest = incident_in_production(registry, story, "finance@1")
     folder, manifest = package(1)
     other = registry.register(folder, saved_again(folder, manifest), actor="laptop")[0].id
     review(registry, story, other, "ben", f"incident {digest} was harmless")
@@ -298,9 +300,7 @@ def test_a_rollback_rests_on_an_answered_incident(
 ) -> None:
     """finance@2 renewed finance@1 after its incident was answered, and may return."""
     registry.register(*package(1), actor=AUTHOR)
-    story.to("finance@1", "production")
-    story.file("incident")
-    digest = registry.log.entries("finance", 1)[-1].evidence[0].sha256[:8]
+    digest = incident_in_production(registry, story, "finance@1")
     review(registry, story, "finance@1", "ben", f"incident {digest} was a false alarm")
     story.to(twin(registry, package), "production")
     registry.register(*package(3), actor=AUTHOR)

@@ -19,10 +19,10 @@ from lora_ops.registry.log_export import Format, check_export, export_log
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.rotation import rotate_key
 from lora_ops.registry.store import Registry
+from tests.conftest import small_clone
 
 from .conftest import AUTHOR, Build, build_package
 
-ROOT = Path(__file__).parents[2]
 FORMATS: tuple[Format, Format] = ("json", "csv")
 
 
@@ -140,9 +140,7 @@ def test_pipe_is_no_export(told: Registry, tmp_path: Path) -> None:
 
 
 def test_commands_export_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("params.yaml", "owners.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    small_clone(tmp_path)
     monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "400")
     registry = open_registry(tmp_path, create=True)

@@ -1,6 +1,5 @@
 """notebooks/registry.ipynb runs from any folder and ends with what it found."""
 
-import shutil
 from pathlib import Path
 
 import nbformat
@@ -9,6 +8,7 @@ import pytest
 
 from lora_ops.notebook_engine import ENGINE
 from lora_ops.registry.backends import open_registry
+from tests.conftest import small_clone
 
 from .conftest import build_package
 
@@ -29,9 +29,7 @@ def test_it_answers_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     clone, elsewhere = tmp_path / "clone", tmp_path / "elsewhere"
     clone.mkdir()
     elsewhere.mkdir()
-    for name in ("params.yaml", "owners.yaml"):
-        shutil.copy(ROOT / name, clone)
-    (clone / "dvc.yaml").write_text("stages: {}\n")
+    small_clone(clone)
     registry = open_registry(clone, create=True)
     for seed in (1, 2):
         folder = clone / f"package-{seed}"

@@ -13,7 +13,7 @@ from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.store import Registry
-from tests.conftest import ROOT, run, write_params
+from tests.conftest import run, small_clone, write_params
 from tests.wandb_server import WandbServer
 
 from .conftest import Build, build_package
@@ -34,9 +34,7 @@ READING = (
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
     """A clone in which nothing was registered yet."""
-    for name in ("params.yaml", "owners.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    small_clone(tmp_path)
     return tmp_path
 
 

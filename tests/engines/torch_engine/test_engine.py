@@ -342,7 +342,7 @@ def test_prompt_logprobs_come_in_any_company(tiny_base: Path, folders: dict[str,
     with_engine(tiny_base, use, prefill_chunk=7)
 
 
-def test_an_answer_ends_at_a_stop_token_and_not_before_min_tokens(tiny_base: Path) -> None:
+def test_a_stop_token_ends_an_answer_after_min_tokens(tiny_base: Path) -> None:
     async def use(engine: TorchEngine) -> None:
         whole = [chunk.logprobs[0].token for chunk in await answer(engine, sampling=Sampling(8, logprobs=0))]
         names = TokenBytes(engine._tokenizer)
