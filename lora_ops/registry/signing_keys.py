@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import re
+import shlex
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -176,6 +178,8 @@ class PrivateKey:
     def settle(self, current: str | None) -> None:
         """Let the following key take this one's place, if the audit log says that it is the current one.
 
+        This one is kept beside it, under its fingerprint.
+
         Raises:
             LoraOpsError: the key can't be moved.
         """
@@ -193,14 +197,18 @@ class PrivateKey:
         except OSError as error:
             raise Unavailable(f"The key {path} can't be replaced ({disk_reason(error)}).") from error
 
-    def retired(self, fingerprint: str) -> Path | None:
-        """Return where the private key of this fingerprint was kept when another one followed it, or None.
+    def way_back(self, fingerprints: Iterable[str]) -> str:
+        """Return what to do where the log names one of these keys, and this machine has another one, in words.
 
         Raises:
             LoraOpsError: the registry's identity can't be read.
         """
-        path = _retired(self.path, fingerprint)
-        return path if path.is_file() else None
+        path, rotate = self.path, "`lora-ops registry rotate-key --reason TEXT`"
+        for kept in (_retired(path, fingerprint) for fingerprint in fingerprints):
+            if kept.is_file():
+                copy = shlex.join(("cp", str(kept), str(path)))
+                return f"it was kept when another one followed, so run `{copy}` and this again, then {rotate}"
+        return f"bring that one back to {path}, or, if it is lost, run {rotate}"
 
     def _keep(self, path: Path) -> None:
         """Keep the key at `path`, which another one follows: a registry restored from before still needs it."""

@@ -239,22 +239,13 @@ class Registry(Queries):
 
     def _refuse_other_key(self, key: str | None) -> None:
         """Refuse to sign with a key that the log names neither before (`key`) nor after this transaction."""
-        allowed = {key, self.log.current_key()} - {None}
+        allowed = {one for one in (key, self.log.current_key()) if one}
         mine = self.signer.own.fingerprint() if allowed and not self.signer.own.several else None
         if mine and mine not in allowed:
-            path = self.signer.own.path
-            kept = next(filter(None, (self.signer.own.retired(one) for one in allowed if one)), None)
-            found = (
-                f"it was kept when another one followed, so run `cp {kept} {path}` and this again, then "
-                "`lora-ops registry rotate-key --reason TEXT`"
-                if kept
-                else f"bring that one back to {path}, or, if it is lost, run `lora-ops registry rotate-key "
-                "--reason TEXT`"
-            )
-            named = ", ".join(sorted(f"{one[:12]}…" for one in allowed if one))
+            named = ", ".join(sorted(f"{one[:12]}…" for one in allowed))
             raise Refused(
                 f"This machine's private key ({mine[:12]}…) is not the one that the audit log names ({named}): "
-                f"{found}; nothing was changed."
+                f"{self.signer.own.way_back(allowed)}; nothing was changed."
             )
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,11 +20,10 @@ from lora_ops.registry.backup import LIST, UNFINISHED, backup, restore
 from lora_ops.registry.commands import app
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from tests.conftest import small_clone
 
 from . import processes
 from .conftest import AUTHOR, Build, Story, build_package
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -256,9 +256,7 @@ def test_restored_key_is_asked_for(serving: Registry, tmp_path: Path, package: B
 
 def test_commands_back_up_lose_and_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An older backup is named, because the head is remembered outside, and goes on once it is accepted."""
-    for name in ("params.yaml", "owners.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    small_clone(tmp_path)
     monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "400")
     url = str(tmp_path / "backups")
@@ -281,11 +279,10 @@ def test_commands_back_up_lose_and_restore(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_backup_from_before_a_rotation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`accept-head` asked for the old key, which was gone, and `rotate-key` asked for `accept-head`."""
-    for name in ("params.yaml", "owners.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    small_clone(tmp_path)
     monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "900")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "my keys"))
 
     def ran(*words: str) -> Result:
         return CliRunner().invoke(app, [*words])
@@ -299,9 +296,10 @@ def test_a_backup_from_before_a_rotation_goes_on(tmp_path: Path, monkeypatch: py
     accept = ("accept-head", "--reason", "the disk died", "--actor", "tom.becker")
     refused = ran(*accept)
     assert isinstance(refused.exception, Refused)
-    copied = re.search(r"run `cp (\S+) (\S+)` and this again", str(refused.exception))
+    copied = re.search(r"run `(cp .+?)` and this again", str(refused.exception))
     assert copied
-    shutil.copy(copied[1], copied[2])
+    _, kept, path = shlex.split(copied[1])
+    shutil.copy(kept, path)
     assert ran(*accept).exit_code == 0
     assert ran("rotate-key", "--reason", "as it was", "--actor", "tom.becker").exit_code == 0
     verified = ran("verify", "--json")
