@@ -2,32 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
-from starlette.types import Send
 
 from lora_ops.serving import console
-from lora_ops.serving.answering import Ask, Piece, held_to_labels
-from lora_ops.serving.edge import Edge, report, until_disconnected
-from lora_ops.serving.errors import ApiError, as_api_error, http_error, invalid_request
+from lora_ops.serving.answering import Ask, held_to_labels
+from lora_ops.serving.edge import Edge, until_disconnected
+from lora_ops.serving.errors import ApiError, http_error, invalid_request
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller, Role
 from lora_ops.serving.rendering import (
-    DONE,
     ChatRendering,
     CompletionRendering,
     Rendering,
-    failure,
     provenance,
 )
 from lora_ops.serving.request_schemas import (
@@ -39,15 +34,13 @@ from lora_ops.serving.request_schemas import (
 )
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer, ErrorAnswer, ModelCard, ModelList
 from lora_ops.serving.router import Route
+from lora_ops.serving.sending import Stream, collected, events, first, rendered
 from lora_ops.serving.tokenization import SHORT_TEXT
 
 log = logging.getLogger(__name__)
 
-# Tokens with their probabilities that are rendered on the event loop, in about 1 ms.
-NAMED = 100
 # Probabilities of one answer, which take up to 1 KB each until it is sent.
 MOST_NAMED = 500_000
-T = TypeVar("T")
 
 PUBLIC = {"/health", "/ready", "/openapi.json"}
 BEARER = HTTPBearer(auto_error=False, description="An API key; none is needed while none was ever created.")
@@ -235,16 +228,16 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
     ) -> Response:
         pieces = gateway.answering.answer(ask)
         if not body.stream:
-            whole = await until_disconnected(request, _collected(pieces))
-            text = await _rendered(whole, lambda: rendering.whole(whole).model_dump_json())
+            whole = await until_disconnected(request, collected(pieces))
+            text = await rendered(whole, lambda: rendering.whole(whole).model_dump_json())
             return Response(text, media_type="application/json", headers=provenance(ask))
         # The first piece decides the status, which can't be changed once the stream has begun.
-        first = await until_disconnected(request, _first(pieces))
-        events = _events(first, pieces, rendering, len(ask.costs))
+        opening = await until_disconnected(request, first(pieces))
+        sent = events(opening, pieces, rendering, len(ask.costs))
         headers = {**provenance(ask), "cache-control": "no-cache", "x-accel-buffering": "no"}
         # Whoever reads slowly has as long for the end of an answer as for sending a body.
         deadline = gateway.answering.deadline(ask) + settings.body_timeout_seconds
-        return Stream(events, deadline, headers)
+        return Stream(sent, deadline, headers)
 
     @app.get("/v1/models", response_model=ModelList)
     async def models(who: Annotated[Caller, allowed("tenant", "admin", "monitor")]) -> ModelList:
@@ -348,56 +341,3 @@ def _too_long(ask: Ask, what: str, limit: int) -> ApiError:
         code="context_length_exceeded",
         param="messages" if ask.endpoint == "chat" else "prompt",
     )
-
-
-async def _collected(pieces: AsyncGenerator[Piece, None]) -> list[Piece]:
-    async with aclosing(pieces):
-        return [piece async for piece in pieces]
-
-
-async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:
-    return await anext(pieces)
-
-
-async def _rendered(pieces: Sequence[Piece], render: Callable[[], T]) -> T:
-    """Return what `render` makes of these pieces; one with many probabilities does not stop the event loop."""
-    named = sum(1 + len(one.top) for piece in pieces for one in (*piece.chunk.prompt, *piece.chunk.logprobs))
-    return render() if named <= NAMED else await asyncio.to_thread(render)
-
-
-class Stream(StreamingResponse):
-    """Server-sent events given up at a deadline (of the event loop's clock), however slow the reader."""
-
-    def __init__(self, events: AsyncGenerator[bytes, None], deadline: float, headers: dict[str, str]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._events = events
-        self._deadline = deadline
-
-    async def stream_response(self, send: Send) -> None:
-        """Send all events.
-
-        Raises:
-            TimeoutError: the deadline passed; what was not sent is lost.
-        """
-        async with aclosing(self._events), asyncio.timeout_at(self._deadline):
-            await super().stream_response(send)
-
-
-async def _events(
-    first: Piece, pieces: AsyncGenerator[Piece, None], rendering: Rendering, count: int
-) -> AsyncGenerator[bytes, None]:
-    async with aclosing(pieces):
-        for event in rendering.opening(count):
-            yield event
-        try:
-            yield await _rendered([first], partial(rendering.event, first))
-            async for piece in pieces:
-                yield await _rendered([piece], partial(rendering.event, piece))
-        except Exception as error:  # noqa: BLE001 - the status is sent already, so the stream must tell
-            problem = as_api_error(error)
-            report("A stream", problem, error)
-            yield failure(problem)
-            return
-        for event in rendering.closing():
-            yield event
-        yield DONE
