@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from lora_ops.engines.protocol import Chunk, EngineError, FinishReason, Generation, Sampling, TokenLogprob
+from lora_ops.engines.protocol import Chunk, EngineError, FinishReason, Sampling, TokenLogprob
 from lora_ops.engines.torch_engine.decoder import Adapter, Decoder, Work
 from lora_ops.engines.torch_engine.extents import Extent, Extents
 from lora_ops.engines.torch_engine.prefill import Reading, share_prefill
 from lora_ops.engines.torch_engine.sampling import Choice, Row, choose, with_logprobs
+from lora_ops.engines.torch_engine.sequence import Sequence
 from lora_ops.engines.torch_engine.structure import Matcher
-from lora_ops.engines.torch_engine.text_stream import TextStream
 
 logger = logging.getLogger(__name__)
 
@@ -32,57 +32,6 @@ KEPT = 64
 # How long a step waits for the forms of its answers, all together. An answer whose form takes longer keeps its
 # logits and joins a later step, so that no form holds up others.
 FORM_SECONDS = 0.005
-
-
-@dataclass(eq=False)
-class Sequence:
-    """One generation on its way.
-
-    Attributes:
-        tokens: of the prompt and of the answer so far.
-        limit: how many tokens it may have in the end.
-        computed: how many of them the KV cache holds.
-        seconds: device time since the last chunk.
-        cancelled: set from any thread; the next step leaves it out.
-        prompt: what is known of the prompt's tokens, where that is asked for, until a chunk takes it along.
-        matcher: of the form that the answer must have.
-        logits: (vocabulary,), of its next token, while the form is still looking for the tokens that may come.
-    """
-
-    generation: Generation
-    adapter: Adapter | None
-    stream: TextStream
-    generator: torch.Generator | None
-    limit: int
-    tokens: list[int]
-    computed: int = 0
-    extent: Extent | None = None
-    seconds: float = 0.0
-    cancelled: bool = False
-    prompt: list[TokenLogprob] = field(default_factory=list)
-    matcher: Matcher | None = None
-    logits: torch.Tensor | None = None
-
-    @property
-    def pending(self) -> int:
-        """How many tokens the model has not seen yet."""
-        return len(self.tokens) - self.computed
-
-    @property
-    def wants_token(self) -> bool:
-        """Whether it may have another token."""
-        return len(self.tokens) < self.limit
-
-    @property
-    def names_prompt(self) -> bool:
-        """Whether the prompt is still being read, and its tokens' probabilities are asked for."""
-        unread = self.computed < len(self.generation.prompt)
-        return unread and self.generation.sampling.prompt_logprobs
-
-    @property
-    def reader(self) -> tuple[str | None, str | None]:
-        """Whom what is kept of it may help: the tenant, and the cache salt that it sent."""
-        return self.generation.tenant, self.generation.cache_salt
 
 
 @dataclass(frozen=True)

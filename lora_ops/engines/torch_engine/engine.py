@@ -17,8 +17,9 @@ from lora_ops.engines.protocol import Chunk, EngineError, EngineStatus, Generati
 from lora_ops.engines.tenant_threads import TenantThreads
 from lora_ops.engines.torch_engine.adapter_files import common_dtype, look_into, read_adapter
 from lora_ops.engines.torch_engine.architectures import load_decoder
-from lora_ops.engines.torch_engine.batch import Batch, Sequence
+from lora_ops.engines.torch_engine.batch import Batch
 from lora_ops.engines.torch_engine.decoder import Adapter
+from lora_ops.engines.torch_engine.sequence import Sequence
 from lora_ops.engines.torch_engine.structure import Structures
 from lora_ops.engines.torch_engine.text_stream import TextStream
 from lora_ops.engines.torch_engine.token_bytes import TokenBytes

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models
 
 from lora_ops.engines.protocol import Chunk, EngineError, Generation, Sampling
 from lora_ops.engines.torch_engine.architectures import make_decoder
-from lora_ops.engines.torch_engine.batch import Batch, Sequence
+from lora_ops.engines.torch_engine.batch import Batch
+from lora_ops.engines.torch_engine.sequence import Sequence
 from lora_ops.engines.torch_engine.text_stream import TextStream
 from tests.engines.torch_engine.conftest import Case, make_case
 from tests.engines.torch_engine.models import END, FUSED, GENERAL, VOCABULARY, make_model, save_adapter
