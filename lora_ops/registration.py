@@ -19,7 +19,8 @@ from lora_ops.page import page_evaluation
 from lora_ops.paths import ADAPTER_FILES, EVALUATION, EVALUATION_PAGE, MANIFEST
 from lora_ops.records.data import DataRecord, previous_path
 from lora_ops.records.manifest import FileRecord, Manifest
-from lora_ops.registry.files import check_package, require_consistent
+from lora_ops.registry.consistency import require_consistent
+from lora_ops.registry.files import check_package
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 

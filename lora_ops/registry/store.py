@@ -21,9 +21,10 @@ from lora_ops.records.registry import State
 from lora_ops.registry import migrations
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.changes import Change, whoami
+from lora_ops.registry.consistency import require_consistent
 from lora_ops.registry.copies import Copies
 from lora_ops.registry.database import Database, MissingRegistry
-from lora_ops.registry.files import FileStore, check_package, require_consistent
+from lora_ops.registry.files import FileStore, check_package
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.owners import Owners

@@ -11,8 +11,8 @@ from lora_ops.paths import EVALUATION_PAGE
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
+from lora_ops.registry.consistency import is_other_page
 from lora_ops.registry.eligibility import SERVING
-from lora_ops.registry.files import is_other_page
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.heads import accepted_heads
 from lora_ops.registry.owners_log import owners_notes
