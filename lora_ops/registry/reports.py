@@ -11,7 +11,7 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import EVALUATION
-from lora_ops.records.evaluation import EvaluationRecord
+from lora_ops.records.evaluation import BASE, BASE_FEW_SHOT, EvaluationRecord
 from lora_ops.records.evidence import (
     DOCUMENT,
     AnyEvidence,
@@ -194,13 +194,24 @@ def evaluation_lacks(evaluation: EvaluationRecord, max_gap: float | None) -> Ite
         max_gap: the largest gap between two groups of a declared column; None: any.
     """
     if not evaluation.beats_base or evaluation.contradicts_itself:
-        yield "an evaluation in which it beats its base model"
+        yield f"an evaluation in which it beats its base model{_as_measured(evaluation)}"
     for column, bias in evaluation.bias.items():
         if bias.exceeds(max_gap):
             yield (
                 f"an evaluation whose gap by {column} is not clearly above evaluate.max_gap ({max_gap:g}; it "
                 f"has {bias.between})"
             )
+
+
+def _as_measured(evaluation: EvaluationRecord) -> str:
+    """Return the differences to the base that are not clearly better, in brackets; without any, nothing."""
+    lost = [
+        f"{metric} {difference} against {system.replace('_', ' ')}"
+        for system in (BASE, BASE_FEW_SHOT)
+        for metric, difference in evaluation.differences.get(system, {}).items()
+        if not (difference.is_clear and difference.value > 0)
+    ]
+    return f" (it does not: {', '.join(lost)})" if lost else ""
 
 
 def gap_limit(registry: Registry, version: Version) -> float | None:

@@ -8,11 +8,12 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
+from lora_ops.records.evaluation import PairedDifference
 from lora_ops.records.evidence import Evidence, HumanEvidence, PolicyCheck
 from lora_ops.registry import lifecycle
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.owners import Owners
-from lora_ops.registry.reports import human_evaluation, load, make, policy_checks
+from lora_ops.registry.reports import evaluation_lacks, human_evaluation, load, make, policy_checks
 from lora_ops.registry.store import Registry
 
 from .conftest import AUTHOR, Build, Clock, Story
@@ -129,3 +130,15 @@ def test_evidence_of_tomorrow_does_not_count(
     lifecycle.file_evidence(registry, "finance@1", report, actor="ci")
     with pytest.raises(LoraOpsError, match="a policy report of the past .the last one is dated 2026-03-03"):
         validate(registry)
+
+
+def test_evaluation_lacks_names_what_was_measured(package: Build) -> None:
+    """Without the metric nobody knows what to work on."""
+    clear = PairedDifference(value=0.4, low=0.3, high=0.5, p_value=0.001, p_corrected=0.002)
+    tie = PairedDifference(value=0.01, low=-0.1, high=0.1, p_value=0.8, p_corrected=0.8)
+    differences = {"base": {"exact_match": clear, "macro_f1": tie}}
+    worse = package(1)[1].evaluation.model_copy(update={"beats_base": False, "differences": differences})
+    assert list(evaluation_lacks(worse, max_gap=None)) == [
+        "an evaluation in which it beats its base model "
+        "(it does not: macro_f1 +0.010 [-0.100, +0.100] against base)"
+    ]
