@@ -147,7 +147,7 @@ def tenant_check(
 
 
 def _grid(frame: "pd.DataFrame", title: str) -> Grid:
-    solid = {"row", "result", "failed"}.intersection(frame.columns)
+    solid = {"row", "result", "rows found"}.intersection(frame.columns)
     table = Grid(*frame.columns, solid=solid, title=title)
     for row in frame.itertuples(index=False):
         table.add_row(*map(str, row))

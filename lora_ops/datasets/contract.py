@@ -146,10 +146,10 @@ def require(contract: ContractRecord, remedies: Mapping[str, str] | None = None)
 
 
 def checks_table(contract: ContractRecord) -> pd.DataFrame:
-    """Return one row for each check: its name, whether it holds, how many rows break it."""
+    """Return one row for each check: its name, whether it holds, how many rows it found."""
     return pd.DataFrame(
         [(check.name, "ok" if check.success else "FAILED", check.failed_count) for check in contract.checks],
-        columns=["check", "result", "failed"],
+        columns=["check", "result", "rows found"],
     )
 
 
