@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from lora_ops.plots import Plot
 from lora_ops.serving.errors import NOT_FAILED
@@ -72,6 +73,7 @@ def plot_traffic(events: pd.DataFrame) -> Plot:
     axes.bar(failed.index, failed["size"], width=width, color="0.7", label="all", align="edge")
     axes.bar(failed.index, failed["sum"], width=width, color="tab:red", label="failed", align="edge")
     axes.set(title=f"Requests in {step.total_seconds():.0f} seconds each", ylabel="requests")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(axis="x", labelrotation=20)
     axes.legend()
     return figure
