@@ -17,12 +17,12 @@ serve: .venv/installed ## answer on localhost:8000 with each tenant's adapter, a
 	lora-ops serve
 
 # The pipeline's tests fill one worker, all others the second.
-test: .venv/installed ## run every test, slow ones and notebooks included
-	pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+test: .venv/installed ## run every test but those that are marked nightly
+	pytest --numprocesses 2 --dist loadfile -m "not nightly" $(PYTEST_ARGS)
 
 # Within two minutes on two quiet cores. SLOW in tests/conftest.py lists what it leaves out.
 test-fast: .venv/installed ## run the tests that need no notebook, gateway or pipeline
-	pytest --numprocesses 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+	pytest --numprocesses 2 --dist loadfile -m "not slow and not nightly" $(PYTEST_ARGS)
 
 # In an environment of their own: their pins are not this project's.
 CLIENTS = langchain-openai==1.7.4 litellm==1.110.2 'lm-eval[api]==0.4.13' transformers==5.24.0 torch==2.13.0
