@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from lora_ops.datasets.checks import check_answers
 from lora_ops.datasets.files import shorten
 from lora_ops.datasets.prepare import candidate_rows, check_rows, with_prompts
-from lora_ops.datasets.source import read_source, template_fields
+from lora_ops.datasets.source import read_source
 from lora_ops.datasets.suites import IDENTIFIERS_SETTING, read_own_suite
 from lora_ops.editing import edited
 from lora_ops.errors import LoraOpsError, NotFound
@@ -22,6 +22,7 @@ from lora_ops.settings.files import first_problem, read_yaml
 from lora_ops.settings.params import Settings, load_settings
 from lora_ops.settings.tenant import TenantSettings
 from lora_ops.small_files import read_json
+from lora_ops.templates import template_fields
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from lora_ops.datasets.checks import check_previous, check_shares, check_splits,
 from lora_ops.datasets.contract import check_contract
 from lora_ops.datasets.near_duplicates import SETTING as NEAR_DUPLICATES
 from lora_ops.datasets.near_duplicates import check_near_duplicates, near_duplicate_warnings
-from lora_ops.datasets.source import fill_template, read_source
+from lora_ops.datasets.source import read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
 from lora_ops.datasets.suites import control_column, default_suite, read_own_suite
 from lora_ops.folders import replacing
@@ -28,6 +28,7 @@ from lora_ops.records.data import (
 )
 from lora_ops.records.example import Example
 from lora_ops.settings.data import DataSettings
+from lora_ops.templates import fill_template
 
 
 def candidate_rows(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:

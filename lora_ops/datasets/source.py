@@ -3,9 +3,8 @@
 import importlib.util
 import json
 import re
-import string
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -19,6 +18,7 @@ from lora_ops.fetch import fetch_package
 from lora_ops.hashing import sha256_file, sha256_text
 from lora_ops.records.data import SourceRecord
 from lora_ops.settings.data import DataSettings
+from lora_ops.templates import template_fields
 
 
 def read_source(settings: DataSettings, root: Path, raw: Path) -> tuple[pd.DataFrame, SourceRecord]:
@@ -50,39 +50,6 @@ def read_source(settings: DataSettings, root: Path, raw: Path) -> tuple[pd.DataF
             {name: pd.Series([_as_text(cell) for cell in frame[name]], dtype=object) for name in frame}
         )
     return frame, record
-
-
-def fill_template(template: str, rows: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """Return the prompt template filled with each row.
-
-    What stands in braces is a column's whole name: `{meta.text}` is the column `meta.text`, and nothing is
-    looked up inside a value.
-    """
-    parts = [(before, name) for before, name, _, _ in string.Formatter().parse(template)]
-    return [
-        "".join(before if name is None else f"{before}{row[name]}" for before, name in parts) for row in rows
-    ]
-
-
-def template_fields(template: str) -> list[str]:
-    """Return the column names that a prompt template such as `{question} ({product})` uses.
-
-    Raises:
-        LoraOpsError: the template is not a valid format string, names no column or formats one.
-    """
-    try:
-        parsed = [part for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise LoraOpsError(f"data.template: {error} in '{template}': write columns as {{name}}.") from error
-    fields = [str(name) for _, name, _, _ in parsed]
-    for name, (_, _, spec, conversion) in zip(fields, parsed, strict=True):
-        if spec or conversion:
-            raise LoraOpsError(
-                f"data.template: '{template}' formats a column, and columns are text: write it as {{{name}}}."
-            )
-    if not fields or "" in fields:
-        raise LoraOpsError(f"data.template: '{template}' names no column: write at least one as {{name}}.")
-    return fields
 
 
 def _from_python(path: Path, settings: DataSettings, raw: Path) -> tuple[pd.DataFrame, SourceRecord]:

@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from lora_ops.datasets.source import fill_template, read_source, template_fields
+from lora_ops.datasets.source import read_source
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.settings.data import DataSettings
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings
+from lora_ops.templates import fill_template
 from tests.conftest import SAMPLE_TENANTS
 
 ROWS = {"train": 7, "validation": 1, "test": 2}
@@ -360,13 +361,6 @@ def test_a_template_reads_no_attribute_or_item(tmp_path: Path, template: str) ->
     (tmp_path / "faq.jsonl").write_text('{"text": "hi", "answer": "a"}\n')
     with pytest.raises(LoraOpsError, match=r"has no column .*\(data.template\); it has: text, answer"):
         read_source(own("faq.jsonl", template=template), tmp_path, tmp_path)
-
-
-def test_templates_name_columns() -> None:
-    assert template_fields("{question} ({product})") == ["question", "product"]
-    for broken in ("no column", "{", "{}", "{price:.2f}", "{price!r}"):
-        with pytest.raises(LoraOpsError, match=r"data\.template"):
-            template_fields(broken)
 
 
 def test_a_scripts_record_has_the_digest_of_its_rows(tmp_path: Path) -> None:
