@@ -187,23 +187,38 @@ def rollback(
 @app.command()
 def chat(
     adapter: Annotated[str, typer.Argument(help="A tenant, or a version such as finance@1.")],
-    text: Annotated[str, typer.Argument(help="What to ask.")],
+    text: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="NAME=VALUE of the adapter's template, instead of TEXT; repeat it."),
+    ] = None,
+    content_is: Annotated[
+        str | None,
+        typer.Option(help="What TEXT is: prompt, the whole one, or column, the value of the only one."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer TEXT with an adapter and with its base model, side by side."""
-    from lora_ops.chat import ask
+    from lora_ops.chat import ask, parse_columns, parse_content_is
     from lora_ops.registry.backends import open_registry
 
     root = find_root()
-    _stay_offline(load_settings(root).base_model.source)
+    settings = load_settings(root)
+    _stay_offline(settings.base_model.source)
+    if (text is None) != bool(column):
+        raise LoraOpsError("Ask with TEXT, or with --column NAME=VALUE for each column of the template.")
+    kind = parse_content_is(content_is) or settings.serving.tenant(adapter.partition("@")[0]).content_is
+    columns = parse_columns(column) if column else None
     with prose_on_stderr(as_json), closing(open_registry(root)) as registry:
-        adapter_id, base_answer, adapter_answer = ask(adapter, text, registry, root)
+        said = ask(adapter, registry, root, content=text, columns=columns, content_is=kind)
     if as_json:
-        print_json({"adapter": adapter_id, "text": text, "base": base_answer, "answer": adapter_answer})
+        print_json(
+            {"adapter": said.adapter, "text": said.text, "base": said.base_answer, "answer": said.answer}
+        )
         return
-    table = Grid("who", "answer", solid={"who"}, title=text)
-    table.add_row("base model", base_answer)
-    table.add_row(adapter_id, adapter_answer)
+    table = Grid("who", "answer", solid={"who"}, title=said.text)
+    table.add_row("base model", said.base_answer)
+    table.add_row(said.adapter, said.answer)
     show(table)
 
 

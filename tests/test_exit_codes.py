@@ -64,7 +64,7 @@ def in_json(repository: Path, *words: str, **environment: str) -> tuple[int, Any
         (["keys", "create"], ExitCode.INVALID, "Say whose key it is"),
         (["report"], ExitCode.INVALID, "is not packaged yet"),
         (["registry", "shwo"], ExitCode.INVALID, "No such command 'shwo'"),
-        (["chat", "finance"], ExitCode.INVALID, "Missing argument 'text'"),
+        (["chat", "finance"], ExitCode.INVALID, "Ask with TEXT"),
         (["chat", "finance", "x", "--loud"], ExitCode.INVALID, "No such option"),
     ],
 )

@@ -43,7 +43,7 @@ def candidate_rows(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
     """
     rows = pd.DataFrame({"id": [str(number) for number in range(1, len(frame) + 1)]})
     filled = frame.fillna("").to_dict("records")
-    rows["text"] = [text.strip() for text in fill_template(settings.template, filled)]
+    rows["text"] = fill_template(settings.template, filled)
     target = frame[settings.target].reset_index(drop=True)
     rows["target"] = target.where(target.isna(), target.astype(str).str.strip())
     group = frame[settings.group].reset_index(drop=True) if settings.group else None

@@ -29,6 +29,7 @@ from lora_ops.serving.request_schemas import (
     ChatRequest,
     CompletionRequest,
     LoadRequest,
+    Message,
     StreamOptions,
     UnloadRequest,
 )
@@ -36,6 +37,7 @@ from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer, Erro
 from lora_ops.serving.router import Route
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
 from lora_ops.serving.tokenization import SHORT_TEXT
+from lora_ops.templates import ContentIs, user_text
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +105,15 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
     async def chat(
         request: Request, body: ChatRequest, who: Annotated[Caller, allowed("tenant", "admin")]
     ) -> Response:
-        """Answer a chat; a tenant's own system prompt is put first where the chat has none."""
+        """Answer a chat, with the system prompt and the template that the adapter was trained with.
+
+        Its system prompt comes first where the chat has none. Its template makes the text of a user's message
+        out of `columns`; where it is more than one bare column, a message with `content` instead needs
+        `content_is`.
+        """
         route = gateway.route(who, body.model)
-        turns = [("system" if one.role == "developer" else one.role, one.text) for one in body.messages]
+        content_is = body.content_is or (settings.tenant(route.tenant).content_is if route.tenant else None)
+        turns = [_turn(one, route, content_is) for one in body.messages]
         system: Literal["request", "adapter", "none"] = "none"
         if any(role == "system" for role, _ in turns):
             system = "request"
@@ -320,6 +328,24 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
     return app
 
 
+def _turn(message: Message, route: Route, content_is: ContentIs | None) -> tuple[str, str]:
+    """Return a message's role and text as the chat template takes them.
+
+    Raises:
+        NotThePrompt: a user's text is not what the adapter was trained on.
+    """
+    if message.role != "user":
+        return "system" if message.role == "developer" else message.role, message.text
+    text = user_text(
+        route.name,
+        route.template,
+        content=message.text if message.columns is None else None,
+        columns=message.columns,
+        content_is=content_is,
+    )
+    return "user", text
+
+
 def _card(name: str, route: Route, context_length: int) -> ModelCard:
     version = route.version
     return ModelCard(
@@ -331,6 +357,7 @@ def _card(name: str, route: Route, context_length: int) -> ModelCard:
         max_model_len=context_length,
         digest=route.digest,
         state=version.state if version else None,
+        template=route.template,
     )
 
 

@@ -19,6 +19,7 @@ from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.rate_limits import NeverFits, TooMany
 from lora_ops.serving.router import NotServed, OutOfService, UnknownModel
 from lora_ops.serving.tokenization import BadPrompt
+from lora_ops.templates import NotThePrompt
 
 
 @dataclass
@@ -79,6 +80,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(403, str(error), "permission_error", "model_not_served", "model")
         case BadPrompt():
             return ApiError(400, str(error), code="invalid_prompt")
+        case NotThePrompt():
+            return ApiError(400, str(error), code="invalid_prompt", param="messages")
         case NeverFits():
             return ApiError(400, str(error), code="request_too_large")
         case TooMany():

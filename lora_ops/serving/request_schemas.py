@@ -24,11 +24,13 @@ from pydantic import (
 
 from lora_ops.engines.protocol import Sampling, Structure, one_of
 from lora_ops.settings.serving import ServingSettings
+from lora_ops.templates import ContentIs
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_STOPS = 16
 MAX_TOKEN_IDS = 1024
+MAX_COLUMNS = 1000  # as many as a source may have
 MAX_FORM = 64 * 1024  # characters
 
 
@@ -270,7 +272,10 @@ class Message(Request):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)] | None
+    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)] | None = None
+    columns: Annotated[dict[str, str], Field(max_length=MAX_COLUMNS), _first_keys(MAX_COLUMNS)] | None = Field(
+        None, description="of a user, instead of content: the values of the columns of the adapter's template"
+    )
     name: str | None = None
     # Clients send an answer's message back as they got it, with what the answer did not have as null.
     refusal: Neutral = None
@@ -281,6 +286,13 @@ class Message(Request):
 
     _content = field_validator("content", mode="before")(_whole_characters)
 
+    @field_validator("columns", mode="after")
+    @classmethod
+    def _whole_columns(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
+        for part in (*(columns or {}), *(columns or {}).values()):
+            _whole_characters(part)
+        return columns
+
     @property
     def text(self) -> str:
         """The content as one text."""
@@ -290,7 +302,9 @@ class Message(Request):
 
     @model_validator(mode="after")
     def _only_an_answer_may_be_empty(self) -> "Message":
-        if self.content is None and self.role != "assistant":
+        if self.columns is not None and (self.role != "user" or self.content is not None):
+            raise ValueError("columns stand in a user's message, and there instead of content")
+        if self.content is None and self.columns is None and self.role != "assistant":
             raise ValueError(f"content of a {self.role}'s message must be a text, got null")
         return self
 
@@ -299,6 +313,11 @@ class ChatRequest(SamplingRequest):
     """The body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=1000)
+    content_is: ContentIs | None = Field(
+        None,
+        description="of users' messages, where the adapter's template is more than one bare column: prompt, "
+        "the whole prompt, or column, the value of its only column",
+    )
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None

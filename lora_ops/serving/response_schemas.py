@@ -119,7 +119,10 @@ class CompletionAnswer(Answer):
 
 
 class ModelCard(BaseModel):
-    """One name that answers, as vLLM lists them: `root` is what it stands for, `parent` its base model."""
+    """One name that answers, as vLLM lists them: `root` is what it stands for, `parent` its base model.
+
+    `template` makes a user's columns the text that the adapter was trained on.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -130,6 +133,7 @@ class ModelCard(BaseModel):
     max_model_len: int
     digest: str
     state: str | None
+    template: str | None
 
 
 class ModelList(BaseModel):

@@ -69,6 +69,11 @@ class Route:
         return self.version.manifest.params.get("data", {}).get("labels", []) if self.version else []
 
     @property
+    def template(self) -> str | None:
+        """The template that made its training rows' columns their prompts; the base model has none."""
+        return self.version.manifest.params.get("data", {}).get("template") if self.version else None
+
+    @property
     def system(self) -> str | None:
         """The system prompt that the adapter was trained with."""
         return self.version.manifest.params.get("data", {}).get("system") if self.version else None

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import ByteSize, Field
 
 from lora_ops.settings.section import FolderPath, Section, TenantName
+from lora_ops.templates import ContentIs
 
 
 class TorchEngineSettings(Section):
@@ -47,6 +48,11 @@ class TenantServing(Section):
     share: float = Field(1.0, gt=0, description="its part of a busy gateway, beside the others' shares")
     labels_only: bool = Field(
         False, description="answer with one of the labels that the adapter was trained for, and nothing else"
+    )
+    content_is: ContentIs | None = Field(
+        None,
+        description="what a user's message is to a template of more than one bare column, where the request "
+        "doesn't say: prompt, the whole of it, or column, the value of its only one; None: refused",
     )
     keep_text: bool = Field(False, description="keep prompts and answers, redacted, in the event log")
 
