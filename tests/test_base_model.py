@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_ops.base_model import make_base_model
+from lora_ops.base_model import INDEX, make_base_model, weights_sha256
 from lora_ops.errors import LoraOpsError
-from lora_ops.hashing import sha256_file
+from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.loading import load_base_model
-from lora_ops.records.base_model import read_base_model
+from lora_ops.records.base_model import BaseModelRecord, read_base_model
 from lora_ops.settings.base_model import BaseModelSettings
 from lora_ops.settings.params import load_settings
 from tests.conftest import ROOT
@@ -100,3 +100,66 @@ def test_generation_config_names_tokens_only(tiny_source: Path, tmp_path: Path) 
     # One made before is neutral in memory, too.
     config.save_pretrained(base)
     assert load_base_model(base)[0].generation_config.repetition_penalty is None
+
+
+def in_bfloat16(source: Path, folder: Path, **saved: object) -> Path:
+    """Return a copy of a model's folder with its weights in bfloat16."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(source, folder)
+    (folder / "model.safetensors").unlink()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    model.save_pretrained(folder, **saved)
+    return folder
+
+
+def test_a_sharded_source_in_its_own_dtype_is_kept(tiny_source: Path, tmp_path: Path) -> None:
+    source = in_bfloat16(tiny_source, tmp_path / "source", max_shard_size="20KB")
+    assert len(list(source.glob("model-*.safetensors"))) > 1
+    chosen = settings(source).model_copy(update={"dtype": "source", "max_shard_size": 20_000})
+    record = make_base_model(chosen, tmp_path / "base", tmp_path, tmp_path)
+    base = tmp_path / "base"
+    shards = sorted(path.name for path in base.glob("model-*.safetensors"))
+    assert len(shards) > 1 and not (base / "model.safetensors").exists()
+    assert record.sha256 == sha256_text(canonical({n: sha256_file(base / n) for n in [*shards, INDEX]}))
+    assert read_base_model(base) == record and record.dtype == "bfloat16"
+    shutil.copy(base / "base_model.json", source)
+    kept, original = (load_base_model(folder)[0] for folder in (base, source))
+    assert kept.dtype is torch.float32  # widened in memory only
+    assert all(map(torch.equal, kept.parameters(), original.parameters()))
+    assert load_base_model(base, dtype=torch.bfloat16)[0].dtype is torch.bfloat16
+
+
+def test_float32_source_has_one_record_either_way(tiny_source: Path, tiny_base: Path, tmp_path: Path) -> None:
+    chosen = settings(tiny_source).model_copy(update={"dtype": "source"})
+    make_base_model(chosen, tmp_path / "base", tmp_path, tmp_path)
+    for name in ("base_model.json", "model.safetensors"):
+        assert (tmp_path / "base" / name).read_bytes() == (tiny_base / name).read_bytes()
+    assert "dtype" not in (tiny_base / "base_model.json").read_text()
+
+
+def test_record_without_dtype_reads_as_before() -> None:
+    older = {"id": "a", "revision": "0", "sha256": "0" * 64, "parameters": 1, "source": "folder"}
+    assert BaseModelRecord.model_validate(older).dtype is None
+
+
+def test_missing_shard_is_named_and_nothing_is_written(tiny_source: Path, tmp_path: Path) -> None:
+    source = in_bfloat16(tiny_source, tmp_path / "source", max_shard_size="20KB")
+    shard = sorted(source.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(LoraOpsError, match=f"names {shard.name}, which is missing"):
+        weights_sha256(source)
+    with pytest.raises(LoraOpsError, match=shard.name):
+        make_base_model(settings(source), tmp_path / "out" / "base", tmp_path, tmp_path)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_folder_without_weights_says_so(tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match="holds neither model.safetensors nor"):
+        weights_sha256(tmp_path)
+
+
+def test_package_keeps_no_dtype_of_its_source() -> None:
+    package = load_settings(ROOT).base_model.model_dump()
+    with pytest.raises(ValueError, match="leave dtype float32"):
+        BaseModelSettings.model_validate(package | {"dtype": "source"})

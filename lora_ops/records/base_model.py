@@ -13,11 +13,15 @@ class BaseModelRecord(Record):
 
     id: str
     revision: str
-    sha256: Sha256 = Field(description="of model.safetensors")
+    sha256: Sha256 = Field(description="of the weights, by lora_ops.base_model.weights_sha256")
     parameters: int
     source: str
     origin: str | None = Field(None, description="the model that these weights were made from")
     quantization: str | None = Field(None, description="what the weights of `origin` went through")
+    # Left out where it says nothing, so that a float32 model's record has the bytes that it always had.
+    dtype: str | None = Field(
+        None, description="of the weights; None: float32", exclude_if=lambda dtype: dtype is None
+    )
 
     @property
     def made_from(self) -> str | None:

@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from lora_ops.settings.section import Section, Sha256
 
@@ -18,6 +18,12 @@ class BaseModelSettings(Section):
         None, description="the model that these weights were made from, where it is another"
     )
     quantization: str | None = Field(None, description="what its weights went through, such as GGUF Q4_1")
+    dtype: Literal["float32", "source"] = Field(
+        "float32", description="that the weights are kept in; source: the type that they come in"
+    )
+    max_shard_size: ByteSize = Field(
+        ByteSize(50 * 10**9), ge=1024, description="weights that are larger are kept in several files"
+    )
     requirement: str | None = None
     archive_sha256: Sha256 | None = None
     file: str | None = None
@@ -31,6 +37,8 @@ class BaseModelSettings(Section):
         missing = [name for name in needed[self.source] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"source '{self.source}' also needs {', '.join(missing)}")
+        if self.source == "package" and self.dtype == "source":
+            raise ValueError("dtype 'source': the weights of a GGUF file are widened, so leave dtype float32")
         if self.origin == self.id:
             raise ValueError(
                 f"origin is another model than id, and both are '{self.id}': remove origin or rename id"
