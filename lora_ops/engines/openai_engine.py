@@ -233,13 +233,16 @@ class OpenAIEngine:
     async def _chunks(self, generation: Generation) -> AsyncGenerator[Chunk, None]:
         written, read, at = 0, 0, time.monotonic()
         last: Chunk | None = None
+        cached: int | None = None
         async with aclosing(self._events(self._body(generation))) as events:
             async for event in events:
                 usage, now = event.get("usage") or {}, time.monotonic()
                 tokens = usage.get("completion_tokens", written) - written
                 written, read = written + tokens, usage.get("prompt_tokens", read)
+                cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", cached)
                 if last:  # its end is told; what comes now is the count of its tokens
-                    last = replace(last, tokens=last.tokens + tokens, prompt_tokens=read)
+                    tokens += last.tokens
+                    last = replace(last, tokens=tokens, prompt_tokens=read, cached_tokens=cached)
                     continue
                 choice = event["choices"][0]
                 chunk = Chunk(
@@ -249,12 +252,13 @@ class OpenAIEngine:
                     finish=_finish(choice.get("finish_reason")),
                     device_seconds=(now - at) / max(1, self._running),
                     prompt_tokens=read,
+                    cached_tokens=cached,
                 )
                 at = now
                 if chunk.finish:
                     last = chunk
                 else:
-                    yield replace(chunk, prompt_tokens=0)
+                    yield replace(chunk, prompt_tokens=0, cached_tokens=None)
         if last is None:
             raise EngineError(f"{self._settings.url} broke an answer off.")
         yield last

@@ -124,6 +124,8 @@ class Chunk:
         tokens: how many generated tokens it accounts for (an end token that is not shown counts).
         device_seconds: this request's share of the time that the device worked since its last chunk.
         prompt_tokens: as the engine counted them; 0 in all chunks but the last.
+        cached_tokens: how many of `prompt_tokens` were kept from an earlier prompt, in the last chunk; None
+            where the engine can't tell.
         prompt: of each token of the prompt, in the first chunk, where `Sampling.prompt_logprobs` asks for it.
     """
 
@@ -133,6 +135,7 @@ class Chunk:
     finish: FinishReason | None = None
     device_seconds: float = 0.0
     prompt_tokens: int = 0
+    cached_tokens: int | None = None
     prompt: tuple[TokenLogprob, ...] = ()
 
 

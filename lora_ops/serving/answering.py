@@ -215,6 +215,10 @@ class Answering:
                 self._report(ask, tally, error)
                 span.ended(tally, error)
 
+    def limits(self, tenant: str) -> dict[str, str]:
+        """Return the headers that say what is left of a tenant's allowance."""
+        return self._allowance(tenant).headers()
+
     def deadline(self, ask: Ask) -> float:
         """When its time is over, by the event loop's clock."""
         left = ask.started + self._settings.request_timeout_seconds - time.perf_counter()

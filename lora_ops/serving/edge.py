@@ -32,7 +32,8 @@ class Edge:
     A body is read before the application sees the request, so that a slow or endless one costs no more than
     its connection; and only after `admit` has let its sender in, so that nobody fills the memory without a
     key. The request id is the client's `X-Request-ID` where that is short and plain, else a new one; it stands
-    in `scope["state"]`, in the log and in the response, and so does the caller in the first two.
+    in `scope["state"]`, in the log and in the response, and so does the caller in the first two. The response
+    also has the headers that the function in `state["limits"]` returns, once an endpoint has put it there.
 
     Args:
         admit: who sends a request, by its head; None where anybody may, and no body is read. It raises
@@ -65,8 +66,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = Headers(scope=scope)
-        wanted = headers.get("x-request-id", "")
+        sent = Headers(scope=scope)
+        wanted = sent.get("x-request-id", "")
         mine = wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
         token = request_id.set(mine)
         told: dict[str, Any] = {}
@@ -78,7 +79,10 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = mine
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = mine
+                if limits := state.get("limits"):
+                    headers.update(limits())
             await send(message)
 
         try:
@@ -90,7 +94,7 @@ class Edge:
             if who := self._admit(Request(scope)):
                 state["caller"] = who
                 told |= {"key": who.key, "tenant": who.tenant}
-                replay = await self._read(headers, receive)
+                replay = await self._read(sent, receive)
             else:
                 replay = receive
             read = True

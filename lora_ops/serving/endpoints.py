@@ -186,6 +186,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
             trace_parent=request.headers.get("traceparent"),
             cache_salt=body.cache_salt,
         )
+        state["limits"] = lambda: gateway.answering.limits(ask.tenant)
         state["told"] |= {"tenant": ask.tenant, "adapter": route.name, "route": route.decision}
         return ask
 

@@ -41,6 +41,11 @@ class Bucket:
             return 0.0
         return math.inf if amount > self._capacity else (amount - self._level) / self._per_second
 
+    def left(self) -> tuple[float, float]:
+        """Return what can be taken now, and in how many seconds it is full again."""
+        self.take(0)
+        return self._level, (self._capacity - self._level) / self._per_second
+
     def spend(self, amount: float) -> None:
         """Take `amount`, or all there is."""
         self._level = max(0.0, self._level - amount)
@@ -58,6 +63,20 @@ class Allowance:
         self._requests = Bucket(limits.requests_per_minute, clock) if limits.requests_per_minute else None
         self._tokens = Bucket(limits.tokens_per_minute, clock) if limits.tokens_per_minute else None
         self._open = 0
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers with which OpenAI says what is left; none for what has no limit."""
+        found = {}
+        for kind, limit, bucket in (
+            ("requests", self._limits.requests_per_minute, self._requests),
+            ("tokens", self._limits.tokens_per_minute, self._tokens),
+        ):
+            if bucket:
+                left, seconds = bucket.left()
+                found[f"x-ratelimit-limit-{kind}"] = str(limit)
+                found[f"x-ratelimit-remaining-{kind}"] = str(int(left))
+                found[f"x-ratelimit-reset-{kind}"] = _duration(seconds)
+        return found
 
     @contextmanager
     def reading(self, tenant: str, tokens: int) -> Iterator[None]:
@@ -123,3 +142,11 @@ class Allowance:
         limit = self._limits.concurrency
         if limit and self._open >= limit:
             raise TooMany(f"'{tenant}' has {self._open} requests open, which is its limit: wait for one.", 1.0)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as OpenAI writes it: 120ms, 6s, 1m0s."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    whole = math.ceil(seconds)
+    return f"{whole}s" if whole < 60 else f"{whole // 60}m{whole % 60}s"

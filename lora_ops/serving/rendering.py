@@ -65,32 +65,40 @@ class _Head:
             "system_fingerprint": fingerprint(self.ask),
         }
         self.written = 0
+        self._cached: dict[int, int | None] = {}  # tokens of each prompt that the engine had kept
 
     @property
     def _wants_logprobs(self) -> bool:
         return self.ask.sampling.logprobs is not None
 
-    def tokens(self) -> dict[str, int]:
-        """Tokens read, and written so far."""
+    def tokens(self) -> dict[str, Any]:
+        """Tokens read, and written so far; of these read, those that the engine had kept, where it knows."""
         read = sum(map(len, self.ask.prompts))
+        cached = [one for one in self._cached.values() if one is not None]
         return {
             "prompt_tokens": read,
             "completion_tokens": self.written,
             "total_tokens": read + self.written,
+            "prompt_tokens_details": {"cached_tokens": sum(cached)} if cached else None,
         }
+
+    def _count(self, piece: Piece) -> None:
+        self.written += piece.chunk.tokens
+        if piece.chunk.finish and piece.index % self.ask.n == 0:  # a prompt counts once, however many answers
+            self._cached[piece.index] = piece.chunk.cached_tokens
 
     def closing(self) -> list[bytes]:
         """Return the event with the tokens, where the client wants it."""
         return [self._event([], self.tokens())] if self.options.include_usage else []
 
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
         # A client that asks for the usage finds the field in every event.
         told = self.options.include_usage or self.options.continuous_usage_stats
         more = {"usage": usage} if told else {}
         return sse({**self.head, "object": self.object, "choices": choices, **more})
 
     def _piece(self, piece: Piece, choice: dict[str, Any]) -> bytes:
-        self.written += piece.chunk.tokens
+        self._count(piece)
         usage = self.tokens() if self.options.continuous_usage_stats else None
         return self._event([{"index": piece.index, "finish_reason": piece.chunk.finish, **choice}], usage)
 
@@ -104,7 +112,8 @@ class ChatRendering(_Head):
 
     def whole(self, pieces: Sequence[Piece]) -> ChatAnswer:
         """All pieces as one response."""
-        self.written = sum(piece.chunk.tokens for piece in pieces)
+        for piece in pieces:
+            self._count(piece)
         choices = []
         for index, chunks in _by_choice(pieces):
             logprobs = tuple(one for chunk in chunks for one in chunk.logprobs)
@@ -147,7 +156,8 @@ class CompletionRendering(_Head):
 
     def whole(self, pieces: Sequence[Piece]) -> CompletionAnswer:
         """All pieces as one response."""
-        self.written = sum(piece.chunk.tokens for piece in pieces)
+        for piece in pieces:
+            self._count(piece)
         choices = []
         for index, chunks in _by_choice(pieces):
             logprobs = tuple(one for chunk in chunks for one in (*chunk.prompt, *chunk.logprobs))

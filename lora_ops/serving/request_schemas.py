@@ -51,6 +51,27 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
+def _whole(value: Any) -> Any:
+    # JSON knows one kind of number: some clients write 16 as 16.0.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+def _whole_characters(value: Any) -> Any:
+    # JavaScript cuts emojis into halves, which no tokenizer takes.
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds half a character (a lone surrogate): send whole ones") from error
+    return value
+
+
+Prompt = Annotated[str, BeforeValidator(_whole_characters)]
+
+
 def _first_keys(most: int) -> BeforeValidator:
     """Cut an object to one key more than it may have: each wrong one of 80,000 were an error of its own."""
 
@@ -153,8 +174,8 @@ class SamplingRequest(Request):
     model: ModelName = Field(description="a tenant (finance), an exact version (finance@3), or the base model")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63 - MAX_CHOICES)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63 - MAX_CHOICES)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -178,11 +199,11 @@ class SamplingRequest(Request):
         | None
     ) = None
     # vLLM's.
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[Whole, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
@@ -249,16 +270,6 @@ class SamplingRequest(Request):
         return [*map(int, self.logit_bias or ()), *(self.stop_token_ids or ())]
 
 
-def _whole_characters(value: Any) -> Any:
-    # JavaScript cuts emojis into halves, which no tokenizer takes.
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("holds half a character (a lone surrogate): send whole ones") from error
-    return value
-
-
 class TextPart(Request):
     """A piece of a message; pictures and sound are refused."""
 
@@ -318,10 +329,10 @@ class ChatRequest(SamplingRequest):
         description="of users' messages, where the adapter's template is more than one bare column: prompt, "
         "the whole prompt, or column, the value of its only column",
     )
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     tools: Neutral = None
     tool_choice: Neutral = None
     response_format: ResponseFormat | None = None
@@ -374,16 +385,13 @@ class CompletionRequest(SamplingRequest):
     """The body of /v1/completions."""
 
     prompt: (
-        Text
+        Prompt
         | TokenIds
-        | Annotated[
-            list[Annotated[str, StringConstraints(min_length=1)]],
-            Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
-        ]
+        | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
-    max_tokens: Annotated[int, Field(ge=0, description="0 only with echo")] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=0, description="0 only with echo")] | None = None
+    logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     echo: bool | None = Field(
         None, description="begin the answer with the prompt, and its logprobs with its tokens"
     )

@@ -7,12 +7,19 @@ from pydantic import BaseModel
 from lora_ops.engines.protocol import FinishReason
 
 
+class PromptTokens(BaseModel):
+    """Of the tokens read, those that the engine had kept from an earlier prompt."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens read and written."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens | None = None
 
 
 class Alternative(BaseModel):

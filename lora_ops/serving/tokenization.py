@@ -52,8 +52,12 @@ class Tokenization:
         return self._encode(self._render(messages), special=False)
 
     def text(self, text: str) -> tuple[int, ...]:
-        """Token ids of a raw text."""
-        return self._encode(text, special=True)
+        """Token ids of a raw text; an empty one is the token that begins a text, or else the one that ends it.
+
+        Raises:
+            BadPrompt: the text is empty, and the base model has neither of these tokens.
+        """
+        return self._encode(text, special=True) or self._nothing()
 
     def check(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """Token ids that a client sent.
@@ -72,6 +76,13 @@ class Tokenization:
     def least_tokens(self, characters: int) -> int:
         """Return how many tokens a text of so many characters has at least, without reading it."""
         return -(-characters // self._longest) if self._longest else 0
+
+    def _nothing(self) -> tuple[int, ...]:
+        first = self._tokenizer.bos_token_id
+        token = self._tokenizer.eos_token_id if first is None else first
+        if token is None:
+            raise BadPrompt("The prompt is empty, and the base model has no token that begins a text.")
+        return (token,)
 
     def _render(self, messages: Sequence[tuple[str, str]]) -> str:
         turns = [{"role": role, "content": text} for role, text in messages]

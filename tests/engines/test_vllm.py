@@ -121,6 +121,15 @@ def test_each_tenant_and_salt_has_a_prefix_cache_of_its_own(tmp_path: Path, tiny
     assert len(set(door.salts)) == len(SALTED) and door.salts[: len(SALTED)] == door.salts[len(SALTED) :]
 
 
+def test_tokens_that_the_server_had_kept_are_passed_on(door: StrictDoor) -> None:
+    async def use(engine: OpenAIEngine) -> None:
+        asked = Generation("test", PROMPTS[0], None, Sampling(TOKENS))
+        chunks = [chunk async for chunk in engine.generate(asked)]
+        assert [chunk.cached_tokens for chunk in chunks] == [None] * (len(chunks) - 1) + [4]
+
+    with_engine(door, use)
+
+
 def test_greedy_answers_are_those_of_the_embedded_engine(
     server: Server, folders: dict[str, Path], expected: Answers
 ) -> None:

@@ -184,6 +184,8 @@ class StrictDoor:
                     usage = {"prompt_tokens": len(asked.prompt), "completion_tokens": written}
                     choice = {"index": 0, "text": chunk.text, "finish_reason": chunk.finish}
                     yield f"data: {json.dumps({'choices': [choice], 'usage': usage})}\n\n"
+                usage["prompt_tokens_details"] = {"cached_tokens": len(asked.prompt) - 1}
+                yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
                 yield "data: [DONE]\n\n"
 
             return StreamingResponse(events(), media_type="text/event-stream")

@@ -513,3 +513,27 @@ def test_events_are_those_of_the_specification(gateway: Served) -> None:
     assert all(
         json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk" for line in lines[:-1]
     )
+
+
+def test_an_empty_prompt_begins_a_text(gateway: Served) -> None:
+    """As at OpenAI; the tiny model's token for that is <|im_start|>."""
+    client = gateway.client()
+    options = {"model": "finance", "max_tokens": 8, "logprobs": 0}
+    said = client.completions.create(prompt=["", "A"], **options)
+    assert said.usage and said.usage.prompt_tokens == 2
+    begun = client.completions.create(prompt="<|im_start|>", **options)
+    assert said.choices[0].text == begun.choices[0].text
+    assert client.completions.create(prompt="", echo=True, **options).choices[0].text == begun.choices[0].text
+
+
+@pytest.mark.parametrize(
+    "name", ["max_tokens", "max_completion_tokens", "n", "seed", "top_k", "min_tokens", "top_logprobs"]
+)
+def test_a_whole_number_may_be_written_with_a_point(gateway: Served, name: str) -> None:
+    body = {"model": "finance", "messages": QUESTION, "logprobs": True, "max_tokens": 2}
+    whole, pointed = (
+        gateway.http().post("/v1/chat/completions", json=body | {name: value}).json() for value in (2, 2.0)
+    )
+    assert whole["choices"] == pointed["choices"]
+    refused = gateway.http().post("/v1/chat/completions", json=body | {name: 2.5})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == name

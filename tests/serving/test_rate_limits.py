@@ -2,10 +2,13 @@
 
 from contextlib import suppress
 
+import openai
 import pytest
 
+from lora_ops.engines.protocol import Engine
 from lora_ops.serving.rate_limits import Allowance, NeverFits, TooMany
 from lora_ops.settings.serving import TenantServing
+from tests.serving.conftest import Clone, served
 
 
 class Clock:
@@ -100,3 +103,40 @@ def test_allowance_pays_for_what_spending_refuses() -> None:
             pass
     with pytest.raises(TooMany), allowance.reading("finance", 50):
         pass
+
+
+def test_headers_say_what_is_left_and_when_it_is_full_again() -> None:
+    clock = Clock()
+    allowance = Allowance(TenantServing(requests_per_minute=2, tokens_per_minute=6000), clock)
+    with allowance.reading("finance", 1), allowance.spending("finance", 300) as spent:
+        spent(50)
+    assert allowance.headers() == {
+        "x-ratelimit-limit-requests": "2",
+        "x-ratelimit-remaining-requests": "1",
+        "x-ratelimit-reset-requests": "30s",
+        "x-ratelimit-limit-tokens": "6000",
+        "x-ratelimit-remaining-tokens": "5950",
+        "x-ratelimit-reset-tokens": "500ms",
+    }
+    with allowance.spending("finance", 5950):
+        assert allowance.headers()["x-ratelimit-reset-tokens"] == "1m0s"
+    clock.now += 60
+    assert allowance.headers()["x-ratelimit-remaining-requests"] == "2"
+
+
+def test_responses_and_refusals_say_what_is_left(clone: Clone, engine: Engine) -> None:
+    limits = TenantServing(requests_per_minute=2)
+    with served(clone.root, clone.settings(tenants={"finance": limits}), engine) as running:
+        create = running.client().completions.with_raw_response.create
+        said = create(model="finance", prompt="AIRBNB", max_tokens=4)
+        assert said.headers["x-ratelimit-limit-requests"] == "2"
+        assert said.headers["x-ratelimit-remaining-requests"] == "1"
+        assert "x-ratelimit-limit-tokens" not in said.headers
+        stream = create(model="finance", prompt="AIRBNB", max_tokens=4, stream=True)
+        assert stream.headers["x-ratelimit-remaining-requests"] == "0"
+        list(stream.parse())
+        with pytest.raises(openai.RateLimitError) as refused:
+            create(model="finance", prompt="AIRBNB", max_tokens=4)
+        assert refused.value.response.headers["x-ratelimit-remaining-requests"] == "0"
+        other = create(model="healthcare", prompt="AIRBNB", max_tokens=4)
+        assert not [name for name in other.headers if name.startswith("x-ratelimit")]

@@ -26,10 +26,24 @@ TEXTS = (
 )
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", TEXTS[1:])
 def test_text_has_the_ids_of_transformers(tiny_base: Path, text: str) -> None:
     expected = load_tokenizer(tiny_base)(text)["input_ids"]
     assert list(Tokenization(tiny_base).text(text)) == expected
+
+
+def test_an_empty_text_is_the_token_that_begins_or_ends_one(tiny_base: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    for first, last, found in ((0, 1, (0,)), (None, 1, (1,)), (None, None, None)):
+        for name, token in (("bos_token", first), ("eos_token", last)):
+            setattr(tokenizer, name, None if token is None else tokenizer.convert_ids_to_tokens(token))
+        tokenizer.save_pretrained(tmp_path / str(found))
+        tokenization = Tokenization(tmp_path / str(found))
+        if found is None:
+            with pytest.raises(BadPrompt, match="The prompt is empty"):
+                tokenization.text("")
+        else:
+            assert tokenization.text("") == found
 
 
 @pytest.mark.parametrize("text", TEXTS)
