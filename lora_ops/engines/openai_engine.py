@@ -5,6 +5,9 @@ with /v1/load_lora_adapter: vLLM needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and t
 the same path. The names of adapters in such a server are this gateway's alone: at its start it unloads all that
 it finds there, since only files that it verified itself may answer. A server that was restarted has forgotten
 its adapters: the first answer that it refuses loads the adapter anew, and is then asked for once more.
+
+What is loaded by path has a name of its own there for each content, so that weights which the server still has
+from before can't answer for others. It answers one token before it counts as loaded.
 """
 
 import asyncio
@@ -27,6 +30,7 @@ from lora_ops.engines.protocol import (
     EngineStatus,
     FinishReason,
     Generation,
+    Sampling,
     Structure,
     TokenLogprob,
     Unsupported,
@@ -42,6 +46,7 @@ log = logging.getLogger(__name__)
 TIMEOUT = httpx.Timeout(600, connect=5)
 HEALTH_SECONDS = 2.0
 REQUEST_REFUSED = (400, 413, 422)
+PROBE = (0,)  # a token that every vocabulary has
 
 
 class Refused(EngineError):
@@ -54,8 +59,11 @@ class Refused(EngineError):
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
+    """An adapter that the server has: its files, and its name there."""
+
     folder: Path
     digest: str
+    served_as: str
 
 
 class OpenAIEngine:
@@ -118,14 +126,15 @@ class OpenAIEngine:
         """Ask the server to load an adapter; how much memory it takes there is not known, so 0.
 
         Raises:
-            EngineError: the server refuses it, or the name is taken by other files.
+            EngineError: the server refuses it or doesn't answer with it, or the name is taken by other files.
         """
         async with self._locks[name]:
             digest = await asyncio.to_thread(_digest, folder)
             known = self._adapters.get(name)
             if known is None:
-                await self._load_there(name, folder)
-                self._adapters[name] = _Loaded(folder, digest)
+                served_as = f"{name}-{digest[:12]}" if self._settings.adapters == "path" else name
+                await self._load_there(served_as, folder)
+                self._adapters[name] = _Loaded(folder, digest, served_as)
             elif known.digest != digest:
                 raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
         return 0
@@ -137,8 +146,8 @@ class OpenAIEngine:
             EngineError: the server refuses, or can't be reached.
         """
         async with self._locks[name]:
-            if name in self._adapters:
-                await self._unload_there(name)
+            if known := self._adapters.get(name):
+                await self._unload_there(known.served_as)
                 del self._adapters[name]
 
     async def generate(self, generation: Generation) -> AsyncIterator[Chunk]:
@@ -189,6 +198,20 @@ class OpenAIEngine:
             if error.status != 400 or not await self._unload_there(name):
                 raise
             await self._request("POST", "/v1/load_lora_adapter", body)
+        # A load that the server only says it made must not become an answer to a client.
+        try:
+            await self._probe(name)
+        except (EngineError, httpx.HTTPError) as error:
+            log.warning("%s does not answer with %s, which it has loaded: %s", self._settings.url, name, error)
+            await self._unload_there(name)
+            raise EngineError(f"{self._settings.url} does not answer with the adapter '{name}'.") from error
+
+    async def _probe(self, served_as: str) -> None:
+        """Ask for one token of an adapter's answer."""
+        asked = Generation("probe", PROBE, None, Sampling(max_tokens=1))
+        async with aclosing(self._chunks(asked, served_as)) as chunks:
+            async for _ in chunks:
+                pass
 
     async def _unload_there(self, name: str) -> bool:
         """Whether the server had it."""
@@ -209,7 +232,7 @@ class OpenAIEngine:
                 raise EngineError(
                     f"The files of '{name}' are not those that were verified: it is not loaded again."
                 )
-            await self._load_there(name, known.folder)
+            await self._load_there(known.served_as, known.folder)
             self._adapters[name] = replace(known)
 
     async def _answer(self, generation: Generation) -> AsyncGenerator[Chunk, None]:
@@ -217,8 +240,9 @@ class OpenAIEngine:
         known = self._adapters.get(name) if name else None
         if name and not known:
             raise EngineError(f"There is no adapter '{name}' in the engine.")
+        model = known.served_as if known else self._model
         try:
-            async with aclosing(self._chunks(generation)) as chunks:
+            async with aclosing(self._chunks(generation, model)) as chunks:
                 async for chunk in chunks:
                     yield chunk
             return
@@ -226,15 +250,15 @@ class OpenAIEngine:
             if not (name and known and error.status == 404):
                 raise
         await self._load_again(name, known)
-        async with aclosing(self._chunks(generation)) as chunks:
+        async with aclosing(self._chunks(generation, model)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def _chunks(self, generation: Generation) -> AsyncGenerator[Chunk, None]:
+    async def _chunks(self, generation: Generation, model: str | None) -> AsyncGenerator[Chunk, None]:
         written, read, at = 0, 0, time.monotonic()
         last: Chunk | None = None
         cached: int | None = None
-        async with aclosing(self._events(self._body(generation))) as events:
+        async with aclosing(self._events(self._body(generation, model))) as events:
             async for event in events:
                 usage, now = event.get("usage") or {}, time.monotonic()
                 tokens = usage.get("completion_tokens", written) - written
@@ -263,10 +287,10 @@ class OpenAIEngine:
             raise EngineError(f"{self._settings.url} broke an answer off.")
         yield last
 
-    def _body(self, generation: Generation) -> dict[str, Any]:
+    def _body(self, generation: Generation, model: str | None) -> dict[str, Any]:
         sampling = generation.sampling
         body: dict[str, Any] = {
-            "model": generation.adapter or self._model,
+            "model": model,
             "prompt": list(generation.prompt),
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,

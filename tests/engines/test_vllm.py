@@ -92,8 +92,9 @@ def with_engine(server: Server, use: Use) -> None:
 
 
 def loaded(server: Server) -> set[str]:
+    """The versions that it has, without the content that it names them by."""
     cards = httpx.get(f"{server.url}/v1/models").json()["data"]
-    return {card["id"] for card in cards if card["parent"]}
+    return {card["id"].partition("-")[0] for card in cards if card["parent"]}
 
 
 SALTED = [
@@ -223,7 +224,7 @@ def test_however_many_answers_miss_an_adapter_it_is_loaded_again_once(door: Stri
         door.loads.clear()
         said = await asyncio.gather(*(answer(engine, "finance@1", PROMPTS[0]) for _ in range(12)))
         assert len(set(said)) == 1
-        assert door.loads == ["finance@1"]
+        assert [name.partition("-")[0] for name in door.loads] == ["finance@1"]
 
     with_engine(door, use)
 
@@ -252,5 +253,39 @@ def test_files_that_changed_since_they_were_verified_are_not_loaded_again(
         with pytest.raises(EngineError, match="not those that were verified"):
             await answer(engine, "finance@1", PROMPTS[0])
         assert loaded(door) == set()
+
+    with_engine(door, use)
+
+
+def test_weights_that_the_server_kept_never_answer_for_others(
+    door: StrictDoor, folder: Path, tmp_path: Path
+) -> None:
+    """A server that says it unloaded an adapter, and has its weights ready under the same name."""
+    model, _ = load_base_model(door.base)
+    other = rounded(save_adapter(model, tmp_path / "other", seed=2, scale=0.5))
+
+    async def use(engine: OpenAIEngine) -> None:
+        await engine.load("finance@1", other)
+        expected = await answer(engine, "finance@1", PROMPTS[0])
+        await engine.unload("finance@1")
+        door.forgets = False
+        await engine.load("finance@1", folder)
+        assert await answer(engine, "finance@1", PROMPTS[0]) != expected
+        await engine.unload("finance@1")
+        await engine.load("finance@1", other)
+        assert await answer(engine, "finance@1", PROMPTS[0]) == expected
+
+    with_engine(door, use)
+
+
+def test_an_adapter_that_does_not_answer_is_not_loaded(door: StrictDoor, folder: Path) -> None:
+    async def use(engine: OpenAIEngine) -> None:
+        door.answers_with_adapters = False
+        with pytest.raises(EngineError, match="does not answer with the adapter 'finance@1-"):
+            await engine.load("finance@1", folder)
+        assert loaded(door) == set() and not engine.status().adapters
+        door.answers_with_adapters = True
+        await engine.load("finance@1", folder)
+        assert await answer(engine, "finance@1", PROMPTS[0])
 
     with_engine(door, use)

@@ -101,6 +101,8 @@ class StrictDoor:
         self.loads: list[str] = []
         self.salts: list[str] = []
         self.fail_after_next_load = False
+        self.answers_with_adapters = True
+        self.forgets = True  # what it unloads; else a name that it has had keeps its weights
         self._running: tuple[uvicorn.Server, threading.Thread] | None = None
 
     def start(self) -> None:
@@ -148,7 +150,8 @@ class StrictDoor:
                 return _error(400, f"The lora adapter '{name}' has already been loaded.")
             self.loads.append(name)
             try:
-                await engine.load(name, Path(path))
+                if name not in engine.status().adapters:
+                    await engine.load(name, Path(path))
             except EngineError as error:
                 return _error(404, f"Loading lora {name} failed: {error}")
             paths[name] = path
@@ -162,7 +165,8 @@ class StrictDoor:
             if name not in paths:
                 return _error(404, f"The lora adapter '{name}' cannot be found.")
             del paths[name]
-            await engine.unload(name)
+            if self.forgets:
+                await engine.unload(name)
             return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
         async def complete(request: Request) -> Response:
@@ -170,6 +174,8 @@ class StrictDoor:
             name = body["model"]
             if name != "tiny" and name not in paths:
                 return _error(404, f"The model `{name}` does not exist.")
+            if name != "tiny" and not self.answers_with_adapters:
+                return _error(500, "The adapter's kernel failed.")
             salt = body.get("cache_salt", "none")
             if not salt or len(salt) > 128 or set(salt) & set("@/\\\0"):
                 return _error(400, "Parameter 'cache_salt' must be at most 128 characters without '@' and '/'.")
