@@ -10,13 +10,21 @@ from lora_ops.records.base_model import read_base_model
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
 
 
-def pick_device() -> tuple[str, Any]:
-    """The first GPU with bfloat16 (float32 if it has none), else the CPU with float32: (device, dtype)."""
+def pick_device(device: str = "auto", dtype: str = "auto") -> tuple[str, Any]:
+    """Return where the base model computes and in which type of torch, as settings name both.
+
+    Args:
+        device: "auto" is the first GPU where there is one, else the CPU.
+        dtype: "auto" is bfloat16 on a GPU that has it, else float32.
+    """
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return "cpu", torch.float32
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+        dtype = "bfloat16" if on_gpu and torch.cuda.is_bf16_supported() else "float32"
+    return device, getattr(torch, dtype)
 
 
 def load_base_model(folder: Path, device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:

@@ -15,7 +15,20 @@ class TrainSettings(Section):
     dropout: float = Field(ge=0, lt=1)
     learning_rate: float = Field(gt=0, lt=1)
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="rows of one step of the optimizer")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="rows whose activations are in memory together; gradients of a step's rows are summed up",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="keep the input of each layer only, and compute the rest twice: less memory, slower"
+    )
+    base_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of the base model while it trains; auto: bfloat16 on a GPU that has it, else float32; "
+        "LoRA's matrices and the optimizer are in float32",
+    )
     warmup: float = Field(0.1, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are clipped to this norm")
     seed: int = 0

@@ -118,9 +118,10 @@ class _Run:
         on_step: Callable[[dict[str, float]], None],
     ) -> None:
         self.tenant, self.settings, self.checkpoint, self.on_step = tenant, settings, checkpoint, on_step
-        self.device, self.dtype = pick_device()
+        self.device, self.dtype = pick_device(dtype=settings.base_dtype)
+        self.at_once = settings.micro_batch_size or settings.batch_size
         torch.manual_seed(settings.seed)
-        self.model, tokenizer = _adapted(base_folder, settings, self.device)
+        self.model, tokenizer = _adapted(base_folder, settings, self.device, self.dtype)
         self.rows = tokenize(train_rows, tokenizer)
         self.validation = tokenize(validation_rows, tokenizer)
         self.per_epoch = -(-len(self.rows) // settings.batch_size)
@@ -190,20 +191,37 @@ class _Run:
         rate = settings.learning_rate * _schedule(step, self.steps, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-            loss = self.loss_of(self.model, chosen)
+        loss = self._backward(chosen)
         if not torch.isfinite(loss):
             raise LoraOpsError(
                 f"Training '{self.tenant}' diverged at step {step + 1} of {self.steps} (loss {loss.item()}): "
                 "lower train.learning_rate."
             )
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trainable.values(), settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.tokens += sum(len(row.prompt) + len(row.completion) for row in chosen)
         self.losses.append((step + 1, loss.item()))
         self.on_step({"step": step + 1, "loss": loss.item(), "learning_rate": rate})
+
+    def _backward(self, rows: Sequence[Tokens]) -> torch.Tensor:
+        """Add the gradients of the mean loss per completion token of `rows`; return that loss, a scalar.
+
+        The loss of a micro-batch is a mean over its own tokens. Its share of the step's tokens is its weight,
+        so the sum is the mean that one large batch has. Equal weights would favour short completions.
+        """
+        loss = torch.zeros((), device=self.device)
+        for first in range(0, len(rows), self.at_once):
+            part = rows[first : first + self.at_once]
+            weighted = self._loss(part) * (_completion_tokens(part) / _completion_tokens(rows))
+            weighted.backward()
+            loss += weighted.detach()
+        return loss
+
+    def _loss(self, rows: Sequence[Tokens]) -> torch.Tensor:
+        # LoRA's matrices are float32: where the base model is bfloat16, autocast rounds them for each product.
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            return self.loss_of(self.model, rows)
 
     def _validate(self, done: int) -> None:
         loss = self._validation_loss()
@@ -228,11 +246,10 @@ class _Run:
         """Mean cross-entropy per completion token of the validation split."""
         self.model.eval()
         total, count = 0.0, 0
-        for index in range(0, len(self.validation), self.settings.batch_size):
-            chosen = self.validation[index : index + self.settings.batch_size]
-            weight = sum(len(row.completion) for row in chosen)
-            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-                total += self.loss_of(self.model, chosen).item() * weight
+        for index in range(0, len(self.validation), self.at_once):
+            chosen = self.validation[index : index + self.at_once]
+            weight = _completion_tokens(chosen)
+            total += self._loss(chosen).item() * weight
             count += weight
         return total / count
 
@@ -250,10 +267,10 @@ def _code_sha256() -> str:
     return sha256_text(canonical([[path.name, sha256_file(path)] for path in files]))
 
 
-def _adapted(base_folder: Path, settings: TrainSettings, device: str) -> tuple[Any, Any]:
+def _adapted(base_folder: Path, settings: TrainSettings, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
 
-    model, tokenizer = load_base_model(base_folder, device)
+    model, tokenizer = load_base_model(base_folder, device, dtype)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -261,9 +278,21 @@ def _adapted(base_folder: Path, settings: TrainSettings, device: str) -> tuple[A
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    if device == "cpu":
+    if device == "cpu" and dtype is torch.float32:
         config._register_custom_module({torch.nn.Linear: FusedLinear})
-    return get_peft_model(model, config), tokenizer
+    # peft keeps LoRA's matrices in float32, whatever the type of the base model is.
+    adapted = get_peft_model(model, config)
+    if settings.gradient_checkpointing:
+        try:
+            base: Any = adapted.get_base_model()
+            base.activation_checkpointing_enable()
+        except ValueError as error:
+            raise LoraOpsError(f"train.gradient_checkpointing must be false for this model: {error}") from error
+    return adapted, tokenizer
+
+
+def _completion_tokens(rows: Sequence[Tokens]) -> int:
+    return sum(len(row.completion) for row in rows)
 
 
 def _rows_of_step(rows: list[Tokens], step: int, per_epoch: int, settings: TrainSettings) -> list[Tokens]:

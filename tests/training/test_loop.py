@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,18 @@ ROWS = [
 ]
 
 
-def run(base: Path, folder: Path, recipe: TrainSettings = RECIPE, **more: object) -> TrainingRecord:
+def run(
+    base: Path,
+    folder: Path,
+    recipe: TrainSettings = RECIPE,
+    rows: Sequence[Example] = ROWS,
+    **more: object,
+) -> TrainingRecord:
     return train(
         "finance",
         recipe,
         base,
-        ROWS,
+        rows,
         ROWS[:4],
         "0" * 64,
         target=folder / "adapter",
@@ -278,3 +285,66 @@ def test_metrics_are_the_few_numbers_that_sweeps_compare(tiny_base: Path, tmp_pa
         "final_loss": record.final_loss,
         "validation_loss": record.validation_loss,
     }
+
+
+def with_settings(**more: object) -> TrainSettings:
+    return TrainSettings.model_validate(RECIPE.model_dump() | more)
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter/adapter_model.safetensors")
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "report/loss.csv").read_text().splitlines()[1:]
+    return [float(line.split(",")[1]) for line in lines]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_learn_what_a_large_batch_does(tiny_base: Path, tmp_path: Path, size: int) -> None:
+    """Completions of 1 to 16 tokens: a mean of the micro-batches' means would be another loss."""
+    rows = [row.model_copy(update={"completion": "Lodging " * (1 + 5 * (n % 3))}) for n, row in enumerate(ROWS)]
+    exact = {"dropout": 0.0, "batch_size": 8, "adapter_dtype": "float32", "learning_rate": 1e-3}
+    run(tiny_base, tmp_path / "large", with_settings(**exact), rows=rows)
+    run(tiny_base, tmp_path / "micro", with_settings(**exact, micro_batch_size=size), rows=rows)
+    assert losses(tmp_path / "micro") == pytest.approx(losses(tmp_path / "large"), abs=1e-5)
+    large, micro = adapter(tmp_path / "large"), adapter(tmp_path / "micro")
+    for name, tensor in large.items():
+        torch.testing.assert_close(micro[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("base_dtype", ["float32", "bfloat16"])
+def test_gradient_checkpointing_changes_no_byte(
+    tiny_base: Path, tmp_path: Path, dropout: float, base_dtype: str
+) -> None:
+    for name in ("kept", "computed"):
+        recipe = with_settings(
+            dropout=dropout, base_dtype=base_dtype, gradient_checkpointing=name == "computed"
+        )
+        run(tiny_base, tmp_path / name, recipe)
+    assert digest(tmp_path / "kept") == digest(tmp_path / "computed")
+
+
+def test_bfloat16_base_trains_matrices_in_float32(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = with_settings(base_dtype="bfloat16", micro_batch_size=2, gradient_checkpointing=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_base, tmp_path / "killed", recipe, on_step=stop)
+    state = load_file(tmp_path / "killed/checkpoint.safetensors")
+    dtypes = {tensor.dtype for name, tensor in state.items() if name.startswith(("weight/", "optimizer/"))}
+    assert dtypes == {torch.float32}
+    record = run(tiny_base, tmp_path / "killed", recipe)
+    assert (record.dtype, record.resumed_from_step) == ("bfloat16", 3)
+    whole = run(tiny_base, tmp_path / "whole", recipe)
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+    float32 = run(tiny_base, tmp_path / "float32", with_settings(base_dtype="float32"))
+    assert whole.validation_loss == pytest.approx(float32.validation_loss, rel=0.02)
+    assert losses(tmp_path / "whole")[-1] < losses(tmp_path / "whole")[0]
+
+
+def test_model_without_checkpointing_is_refused(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.LlamaForCausalLM.supports_gradient_checkpointing", False)
+    with pytest.raises(LoraOpsError, match="gradient_checkpointing must be false for this model: Llama"):
+        run(tiny_base, tmp_path, with_settings(gradient_checkpointing=True))

@@ -78,12 +78,9 @@ class TorchEngine:
         dtype: str = "auto",
         adapter_dtype: str = "auto",
     ) -> None:
-        best, best_dtype = pick_device()
         self.context_length = 0
         self._base_folder, self._max_batch, self._kv_tokens = base_folder, max_batch, kv_tokens
-        self._device = best if device == "auto" else device
-        default = best_dtype if self._device == best else torch.float32
-        self._dtype: torch.dtype = default if dtype == "auto" else getattr(torch, dtype)
+        self._device, self._dtype = pick_device(device, dtype)
         self._adapter_dtype = None if adapter_dtype == "auto" else getattr(torch, adapter_dtype)
         self._prefill_chunk = prefill_chunk or PREFILL_CHUNK.get(self._device, PREFILL_CHUNK_DEVICE)
         # Asked for here: a new thread of torch takes the number that was set last, by a loader perhaps.
