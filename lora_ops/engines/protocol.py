@@ -146,8 +146,9 @@ class EngineStatus:
     Attributes:
         running: requests in the batch.
         waiting: requests that are not in it yet.
-        kv_tokens, kv_capacity: tokens of the KV cache that running requests have reserved, answers yet to come
-            included, and how many there are; 0 where the engine can't tell.
+        kv_tokens, kv_capacity: tokens of the KV cache that running requests hold, in whole blocks, and how many
+            there are; 0 where the engine can't tell.
+        preempted: how often a request gave way because the KV cache was full, since the engine was started.
         adapters: names that are loaded, with the bytes of each.
     """
 
@@ -155,6 +156,7 @@ class EngineStatus:
     waiting: int = 0
     kv_tokens: int = 0
     kv_capacity: int = 0
+    preempted: int = 0
     adapters: dict[str, int] = field(default_factory=dict)
 
 

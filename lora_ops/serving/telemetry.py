@@ -7,8 +7,9 @@ route was known: `refused_total` (tenant of the key, code). Of adapters, labelle
 `adapter_loads_total`, `adapter_load_failures_total`, `adapter_cache_hits_total`, `adapter_cache_misses_total`,
 `adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent), `adapter_bytes`; and
 `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine; `slots_used` and
-`waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`. Of the event
-log: `events_total`, `events_lost_total`. Of clients: `connections_closed_total`. Of the log:
+`waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`. Of the KV
+cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`. Of clients:
+`connections_closed_total`. Of the log:
 `log_lines_lost_total`. Of the registry: `registry_damaged`, and of what an alias names, by tenant and adapter,
 `adapter_fresh_seconds` and `adapter_review_due_seconds`; both are negative once it is late.
 """
@@ -169,11 +170,13 @@ class _Now(Collector):
             ("running", "Answers that the engine is generating", status.running),
             ("engine_waiting", "Answers that wait in the engine", status.waiting),
             ("slots_used", "Slots that answers hold, a long one several", self._queue.used),
-            ("kv_tokens", "Tokens in the KV cache", status.kv_tokens),
+            ("kv_tokens", "Tokens of the KV cache that running answers hold", status.kv_tokens),
             ("kv_capacity", "Tokens that fit the KV cache", status.kv_capacity),
             ("adapter_memory_bytes", "Memory of all loaded adapters", self._cache.bytes),
         ):
             yield GaugeMetricFamily(f"lora_ops_{name}", text, value=value)
+        preempted = "Times that an answer gave way because the KV cache was full"
+        yield CounterMetricFamily("lora_ops_kv_preempted", preempted, value=status.preempted)
         lost = "Lines of the log that nobody read in time"
         yield CounterMetricFamily("lora_ops_log_lines_lost", lost, value=lost_lines())
         waiting = GaugeMetricFamily("lora_ops_waiting", "Answers that wait for a slot", labels=["tenant"])

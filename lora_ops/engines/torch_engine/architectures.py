@@ -12,9 +12,9 @@ import torch
 
 from lora_ops.engines.protocol import EngineError
 from lora_ops.engines.torch_engine.decoder import Decoder, Work
-from lora_ops.engines.torch_engine.extents import Extent
 from lora_ops.engines.torch_engine.fused import FusedDecoder, why_not
 from lora_ops.engines.torch_engine.general import GeneralDecoder
+from lora_ops.engines.torch_engine.kv_cache import blocks_for
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_base_model
 
@@ -84,14 +84,14 @@ def _difference(decoder: Decoder, model: Any) -> float:
     count = min(sum(PROBE), decoder.context_length)
     tokens = torch.randint(decoder.vocabulary, (count,), generator=generator).tolist()
     wanted = model(torch.tensor([tokens], device=model.device)).logits[0].float()  # (count, vocabulary)
-    extent = Extent(0, count)
+    blocks = list(reversed(range(blocks_for(count))))  # in no order, as a busy cache hands them out
     got, at = [], 0
     for part in PROBE:
         read = tokens[at : at + part]
         if read:
-            got.append(decoder.step([Work(read, at, extent, None, scored=len(read))]).float())
+            got.append(decoder.step([Work(read, at, blocks, None, scored=len(read))]).float())
         at += part
-    decoder.forget(extent)
+    decoder.forget(blocks)
     return float((torch.cat(got) - wanted).abs().max() / wanted.abs().max())
 
 

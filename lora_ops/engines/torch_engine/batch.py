@@ -3,43 +3,30 @@
 A sequence joins and leaves between two steps. In one step every sequence that answers takes one token, and
 those that still read their prompts take `prefill_chunk` tokens together, or fewer of a long one, which their
 tenants share: a long prompt holds nobody up for long, neither those that answer nor another tenant's first
-token. The KV cache of what has ended is kept while there is room: a prompt that begins as another one of the
-same tenant did, with its system prompt above all, starts where they part.
+token.
 """
 
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, replace
 
 import torch
 
 from lora_ops.engines.protocol import Chunk, EngineError, FinishReason, Sampling, TokenLogprob
-from lora_ops.engines.torch_engine.decoder import Adapter, Decoder, Work
-from lora_ops.engines.torch_engine.extents import Extent, Extents
+from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Decoder, Work
 from lora_ops.engines.torch_engine.prefill import Reading, share_prefill
 from lora_ops.engines.torch_engine.sampling import Choice, Row, choose, with_logprobs
+from lora_ops.engines.torch_engine.schedule import Schedule
 from lora_ops.engines.torch_engine.sequence import Sequence
 from lora_ops.engines.torch_engine.structure import Matcher
 
 logger = logging.getLogger(__name__)
 
-# How many ended sequences are remembered at most: each is compared with every prompt that joins.
-KEPT = 64
-
 # How long a step waits for the forms of its answers, all together. An answer whose form takes longer keeps its
 # logits and joins a later step, so that no form holds up others.
 FORM_SECONDS = 0.005
-
-
-@dataclass(frozen=True)
-class _Kept:
-    tokens: tuple[int, ...]
-    reader: tuple[str | None, str | None]
-    adapter: Adapter | None
-    extent: Extent
 
 
 @dataclass
@@ -56,14 +43,21 @@ class Batch:
     decoder: Decoder
     names: Mapping[int, bytes]
     ends: frozenset[int]
-    max_batch: int
+    max_batch: InitVar[int]
     prefill_chunk: int
-    waiting: deque[Sequence] = field(default_factory=deque)
-    running: list[Sequence] = field(default_factory=list)
-    _kept: list[_Kept] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._extents = Extents(self.decoder.kv_tokens)
+    def __post_init__(self, max_batch: int) -> None:
+        self.schedule = Schedule(self.decoder, max_batch)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences that have a part of the KV cache."""
+        return self.schedule.running
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """The sequences that have none."""
+        return self.schedule.waiting
 
     @property
     def idle(self) -> bool:
@@ -72,43 +66,35 @@ class Batch:
 
     @property
     def kv_tokens(self) -> int:
-        """How many tokens of the KV cache are reserved for sequences that run."""
-        return sum(sequence.extent.length for sequence in self.running if sequence.extent)
+        """How many tokens the blocks hold that are taken by sequences that run."""
+        return self.schedule.kv.held * BLOCK
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence join at the next step where there is room, after those that came before it."""
-        self.waiting.append(sequence)
+        """Let a sequence join at the next step where there is room."""
+        self.schedule.add(sequence)
 
     def forget(self, adapter: Adapter) -> None:
         """The adapter is unloaded: drop what was kept of it."""
-        for kept in [kept for kept in self._kept if kept.adapter is adapter]:
-            self._drop(kept)
+        self.schedule.kv.forget(adapter)
 
     def clear(self) -> list[Sequence]:
         """Forget all sequences, and say which there were."""
-        lost = [*self.running, *self.waiting]
-        for sequence in self.running:
-            self._release(sequence)
-        for kept in list(self._kept):
-            self._drop(kept)
-        self.running, self.waiting = [], deque()
-        return lost
+        return self.schedule.clear()
 
     def probe(self) -> None:
         """Take a step of the base model for nobody; it may raise whatever a step may."""
-        extent = self._extents.reserve(1)
-        if extent is None:
+        if not self.schedule.kv.available:
             return  # what fills the cache is being computed, which says as much
+        blocks = self.schedule.kv.take(1)
         try:
-            self.decoder.step([Work([0], 0, extent, None, scored=True)])
+            self.decoder.step([Work([0], 0, blocks, None, scored=True)])
         finally:
-            self.decoder.forget(extent)
-            self._extents.release(extent)
+            self.decoder.forget(blocks)
+            self.schedule.kv.release(blocks)
 
     def step(self) -> list[tuple[Sequence, Chunk | EngineError]]:
         """Take one step; the new chunks of the sequences that have one, or why one of them ended."""
-        self._leave()
-        self._join()
+        self.schedule.update()
         moving = self._compose()
         held = [sequence for sequence in self.running if sequence.logits is not None]
         if not (moving or held):
@@ -137,7 +123,7 @@ class Batch:
             Work(
                 sequence.tokens[sequence.computed : sequence.computed + count],
                 sequence.computed,
-                _placed(sequence),
+                sequence.blocks,
                 sequence.adapter,
                 scored=count if sequence.names_prompt else count == sequence.pending,
             )
@@ -167,26 +153,6 @@ class Batch:
         waits = sequence.matcher is not None and not sequence.matcher.ready and sequence.wants_token
         sequence.logits = logits.clone() if waits else None
         return not waits
-
-    def _leave(self) -> None:
-        for sequence in [sequence for sequence in self.running if sequence.cancelled]:
-            # Nothing is kept of it: its adapter may be unloaded by now.
-            self.running.remove(sequence)
-            self._release(sequence)
-        self.waiting = deque(sequence for sequence in self.waiting if not sequence.cancelled)
-
-    def _join(self) -> None:
-        while self.waiting and len(self.running) < self.max_batch:
-            sequence = self.waiting[0]
-            extent = self._extents.reserve(sequence.limit)
-            while extent is None and self._kept:
-                self._drop(self._kept[0])
-                extent = self._extents.reserve(sequence.limit)
-            if extent is None:
-                return
-            sequence.extent = extent
-            self.running.append(self.waiting.popleft())
-            self._share(sequence, extent)
 
     def _compose(self) -> list[tuple[Sequence, int]]:
         """Return who moves in this step, and by how many tokens: one each of those that answer."""
@@ -234,8 +200,7 @@ class Batch:
             sequence.prompt = []
             return chunk
         except Exception as error:  # whatever a tokenizer makes of its tokens is this answer's fault alone
-            self.running.remove(sequence)
-            self._release(sequence)
+            self.schedule.end(sequence, keep=False)
             if isinstance(error, EngineError):
                 return error
             logger.exception("The text of an answer could not be made.")
@@ -263,7 +228,7 @@ class Batch:
         sequence.seconds = 0.0
         if finish is None:
             return chunk
-        self._end(sequence)
+        self.schedule.end(sequence, keep=True)
         return replace(chunk, prompt_tokens=len(sequence.generation.prompt))
 
     def _row(self, sequence: Sequence) -> Row:
@@ -280,7 +245,7 @@ class Batch:
     def _unanswered(self, sequence: Sequence) -> Chunk:
         """Return the end of a request that wants its prompt read and no token of an answer."""
         chunk = Chunk("", 0, (), "length", sequence.seconds, len(sequence.generation.prompt))
-        self._end(sequence)
+        self.schedule.end(sequence, keep=True)
         return chunk
 
     def _name_prompt(self, sequence: Sequence, logits: torch.Tensor) -> None:
@@ -299,65 +264,3 @@ class Batch:
     def _named(self, choice: Choice) -> TokenLogprob:
         top = tuple((self.names[token], value) for token, value in choice.top)
         return TokenLogprob(self.names[choice.token], choice.logprob, top)
-
-    def _end(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        if not (sequence.computed and self.decoder.copies):
-            self._release(sequence)
-            return
-        rest = self._extents.shrink(_placed(sequence), sequence.computed)
-        sequence.extent = None
-        computed = tuple(sequence.tokens[: sequence.computed])
-        self._kept.append(_Kept(computed, sequence.reader, sequence.adapter, rest))
-        if len(self._kept) > KEPT:
-            self._drop(self._kept[0])
-
-    def _share(self, sequence: Sequence, extent: Extent) -> None:
-        """Copy the longest beginning that an earlier sequence of this tenant and adapter has computed."""
-        if not self.decoder.copies or sequence.names_prompt:  # what is copied has no logits
-            return
-        reader, adapter = sequence.reader, sequence.adapter
-        known = [kept for kept in self._kept if kept.adapter is adapter and kept.reader == reader]
-        known += [
-            _Kept(tuple(other.tokens[: other.computed]), reader, adapter, _placed(other))
-            for other in self.running
-            if other.adapter is adapter and other.reader == reader
-        ]
-        most = len(sequence.tokens) - 1  # the last token's scores are still to be computed
-        best, source = 0, None
-        for kept in known:
-            common = _common(sequence.tokens[:most], kept.tokens)
-            if common > best:
-                best, source = common, kept
-        if source is None:
-            return
-        self.decoder.copy(source.extent, extent, best)
-        sequence.computed = best
-        if source in self._kept:  # used again, so dropped last
-            self._kept.remove(source)
-            self._kept.append(source)
-
-    def _release(self, sequence: Sequence) -> None:
-        extent = _placed(sequence)
-        self.decoder.forget(extent)
-        self._extents.release(extent)
-        sequence.extent = None
-        if sequence.matcher:
-            sequence.matcher.close()
-
-    def _drop(self, kept: _Kept) -> None:
-        self._kept.remove(kept)
-        self.decoder.forget(kept.extent)
-        self._extents.release(kept.extent)
-
-
-def _placed(sequence: Sequence) -> Extent:
-    assert sequence.extent is not None
-    return sequence.extent
-
-
-def _common(a: Items[int], b: Items[int]) -> int:
-    for index, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return index
-    return min(len(a), len(b))

@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 
 from lora_ops.engines.torch_engine.adapter_files import LoraPair
-from lora_ops.engines.torch_engine.extents import Extent
+
+BLOCK = 16  # tokens that a block of the KV cache holds
 
 
 class Adapter(Protocol):
@@ -25,14 +26,15 @@ class Work:
     Attributes:
         tokens: at least one.
         position: of the first of them in the sequence.
-        extent: the sequence's part of the KV cache.
+        blocks: of the KV cache, that hold the sequence's tokens in their order, these included. Two sequences
+            share blocks only where the decoder `shares`.
         adapter: None for the base model itself.
         scored: after how many of the tokens, counted from the last one, the next token's logits are wanted.
     """
 
     tokens: Sequence[int]
     position: int
-    extent: Extent
+    blocks: Sequence[int]
     adapter: Adapter | None
     scored: int
 
@@ -42,9 +44,9 @@ class Decoder(Protocol):
 
     Attributes:
         context_length: how many tokens a sequence may have.
-        kv_tokens: how many tokens of all sequences together it can remember.
+        kv_tokens: how many tokens of all sequences together it can remember, a multiple of BLOCK.
         vocabulary: how many tokens the model knows.
-        copies: whether `copy` can be called.
+        shares: whether sequences can share blocks, and `copy` can be called.
         batches: whether the sequences of a step are computed together.
         reads_bfloat16: whether adapters in bfloat16 cost a step no more than those in a wider type of its own.
         attention_positions: how many earlier tokens cost a token as much as everything else.
@@ -54,7 +56,7 @@ class Decoder(Protocol):
     context_length: int
     kv_tokens: int
     vocabulary: int
-    copies: bool
+    shares: bool
     batches: bool
     attention_positions: float
     reads_bfloat16: bool
@@ -67,8 +69,8 @@ class Decoder(Protocol):
     def step(self, works: Sequence[Work]) -> torch.Tensor:
         """Return the logits after each scored token: (all of them, vocabulary), in the order of `works`."""
 
-    def copy(self, source: Extent, target: Extent, tokens: int) -> None:
-        """Remember for `target` the first `tokens` of `source` too."""
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` of one block to another block."""
 
-    def forget(self, extent: Extent) -> None:
-        """The extent's sequence has ended."""
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Let go of what the blocks of one sequence hold, which are no longer this sequence's."""

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class TorchEngine:
     Args:
         base_folder: the base model as the base_model stage leaves it.
         max_batch: how many answers are written together.
-        kv_tokens: how many tokens all of them may have together, answers yet to come included; None: 1 GiB.
+        kv_tokens: how many tokens the KV cache holds, of all of them together; None: 1 GiB.
         prefill_chunk: how many prompt tokens one step reads; None: 64 on a CPU, 512 elsewhere.
         threads: of torch, for this engine's steps; None: torch's own choice.
         device: of torch; "auto" is the first GPU where there is one, else the CPU.
@@ -238,7 +238,7 @@ class TorchEngine:
         s = self._status
         sizes = {name: loaded.adapter.bytes for name, loaded in self._adapters.items()}
         waiting = max(0, len(self._queues) - s.running)
-        return EngineStatus(s.running, waiting, s.kv_tokens, s.kv_capacity, sizes)
+        return replace(s, waiting=waiting, adapters=sizes)
 
     def _require_started(self) -> None:
         if self._thread is None:
@@ -352,7 +352,12 @@ class TorchEngine:
                 continue
             finally:
                 self._step_began = None
-            self._status = EngineStatus(len(batch.running), 0, batch.kv_tokens, batch.decoder.kv_tokens)
+            self._status = EngineStatus(
+                running=len(batch.running),
+                kv_tokens=batch.kv_tokens,
+                kv_capacity=batch.decoder.kv_tokens,
+                preempted=batch.schedule.preempted,
+            )
             if made:
                 self._post(self._deliver, made)
 

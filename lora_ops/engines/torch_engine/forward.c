@@ -32,7 +32,7 @@
 #define ROWS (3 * LANES / 4) /* of a block: two registers of sums each; wider registers are twice as many */
 #define LINE 64           /* bytes that memory gives at a time */
 #define FETCHED 4         /* from so many rows on, memory is asked for before it is read */
-#define KEYS 12           /* that a block of queries is compared with at a time */
+#define KEYS 8            /* that some queries are compared with at a time; a block of the KV cache is BLOCK of them */
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
@@ -74,8 +74,8 @@ typedef struct {
     float eps;
 } Model;
 
-typedef struct { /* rows of one sequence, its last ones, and its part of the cache */
-    int64_t first, rows, start, length;
+typedef struct { /* rows of one sequence, its last ones, and where its blocks begin in the step's `blocks` */
+    int64_t first, rows, table, length;
 } Span;
 
 typedef struct { /* neighbouring rows with the same adapter: its projections, one for each of the model, or null */
@@ -91,6 +91,7 @@ typedef struct { /* none, or some that have all rows */
 typedef struct {
     const int64_t *tokens, *positions, *places; /* (rows) */
     const int64_t *chosen;                      /* (choices): the rows of which the scores are wanted */
+    const int64_t *blocks;                      /* of the cache, of each sequence's tokens in their order */
     const Span *span;
     Segments segments, head_segments;
     int64_t rows, choices, spans;
@@ -457,21 +458,25 @@ ALWAYS void compare(int count, const float *keys, const float *queries, float *p
     for (int j = 0; j < count; j++) s[j] = (vec){0};
     for (int64_t d = 0; d < dim; d++) {
         vec q = load(queries + d * LANES);
-        _Pragma("GCC unroll 12") for (int j = 0; j < count; j++) s[j] = fused(spread(keys[j * dim + d]), q, s[j]);
+        _Pragma("GCC unroll 8") for (int j = 0; j < count; j++) s[j] = fused(spread(keys[j * dim + d]), q, s[j]);
     }
     for (int j = 0; j < count; j++) store(p + j * LANES, s[j]);
 }
 
-/* Sums of PANEL columns of the values, weighted by `count` neighbouring lanes of p. */
-ALWAYS void weigh(int count, const float *p, const float *values, int64_t length, int64_t dim, float out[][PANEL]) {
+/* Sums of PANEL columns of the values, weighted by `count` neighbouring lanes of p. table: the blocks of the values. */
+ALWAYS void weigh(int count, const float *p, const float *values, const int64_t *table, int64_t length, int64_t dim,
+                  float out[][PANEL]) {
     vec s[4][2];
     for (int q = 0; q < count; q++) s[q][0] = s[q][1] = (vec){0};
-    for (int64_t j = 0; j < length; j++) {
-        vec v0 = load(values + j * dim), v1 = load(values + j * dim + LANES);
-        _Pragma("GCC unroll 4") for (int q = 0; q < count; q++) {
-            vec weight = spread(p[j * LANES + q]);
-            s[q][0] = fused(weight, v0, s[q][0]);
-            s[q][1] = fused(weight, v1, s[q][1]);
+    for (int64_t j0 = 0; j0 < length; j0 += BLOCK, p += BLOCK * LANES) {
+        const float *here = values + *table++ * BLOCK * dim;
+        for (int64_t j = 0; j < MIN(BLOCK, length - j0); j++) {
+            vec v0 = load(here + j * dim), v1 = load(here + j * dim + LANES);
+            _Pragma("GCC unroll 4") for (int q = 0; q < count; q++) {
+                vec weight = spread(p[j * LANES + q]);
+                s[q][0] = fused(weight, v0, s[q][0]);
+                s[q][1] = fused(weight, v1, s[q][1]);
+            }
         }
     }
     for (int q = 0; q < count; q++)
@@ -480,10 +485,11 @@ ALWAYS void weigh(int count, const float *p, const float *values, int64_t length
 
 /* Causal attention of up to LANES queries of one sequence that share a key head: query i is row i / group of the span
  * and head i % group of the group. work: LANES (dim + length) numbers. */
-static void attend_block(const Model *m, const Span *span, int64_t q0, int64_t kv_head, const float *qkv,
-                         int64_t width, const float *keys, const float *values, float *work, float *out) {
+static void attend_block(const Model *m, const Span *span, const int64_t *table, int64_t q0, int64_t kv_head,
+                         const float *qkv, int64_t width, const float *keys, const float *values, float *work,
+                         float *out) {
     int64_t dim = m->dim, group = m->heads / m->kv_heads, count = MIN(LANES, span->rows * group - q0);
-    int64_t place = (kv_head * m->capacity + span->start) * dim, before = span->length - span->rows;
+    int64_t before = span->length - span->rows, j;
     int64_t length = before + (q0 + count - 1) / group + 1, limit[LANES];
     float *queries = work, *p = work + LANES * dim, scale = 1.0f / sqrtf(dim);
     const float *source[LANES];
@@ -495,11 +501,15 @@ static void attend_block(const Model *m, const Span *span, int64_t q0, int64_t k
         if (q < count)
             for (int64_t d = 0; d < dim; d++) queries[d * LANES + q] = source[q][d] * scale;
     }
-    keys += place, values += place;
-    int64_t j = 0;
-    for (; j + KEYS <= length; j += KEYS) compare(KEYS, keys + j * dim, queries, p + j * LANES, dim);
-    for (; j + 4 <= length; j += 4) compare(4, keys + j * dim, queries, p + j * LANES, dim);
-    for (; j < length; j++) compare(1, keys + j * dim, queries, p + j * LANES, dim);
+    keys += kv_head * m->capacity * dim, values += kv_head * m->capacity * dim;
+    for (int64_t j0 = 0; j0 < length; j0 += BLOCK) {
+        const float *here = keys + table[j0 / BLOCK] * BLOCK * dim;
+        float *to = p + j0 * LANES;
+        int64_t here_length = MIN(BLOCK, length - j0);
+        for (j = 0; j + KEYS <= here_length; j += KEYS) compare(KEYS, here + j * dim, queries, to + j * LANES, dim);
+        for (; j + 4 <= here_length; j += 4) compare(4, here + j * dim, queries, to + j * LANES, dim);
+        for (; j < here_length; j++) compare(1, here + j * dim, queries, to + j * LANES, dim);
+    }
     for (j = limit[0]; j < length; j++)
         for (int64_t q = 0; q < LANES; q++)
             if (j >= limit[q]) p[j * LANES + q] = -INFINITY;
@@ -521,17 +531,18 @@ static void attend_block(const Model *m, const Span *span, int64_t q0, int64_t k
         for (; d < dim; d += PANEL) {
             int64_t columns = MIN(PANEL, dim - d);
             if (columns == PANEL) switch (rows) {
-                case 1: weigh(1, p + q, values + d, length, dim, sums); break;
-                case 2: weigh(2, p + q, values + d, length, dim, sums); break;
-                case 3: weigh(3, p + q, values + d, length, dim, sums); break;
-                case 4: weigh(4, p + q, values + d, length, dim, sums); break;
+                case 1: weigh(1, p + q, values + d, table, length, dim, sums); break;
+                case 2: weigh(2, p + q, values + d, table, length, dim, sums); break;
+                case 3: weigh(3, p + q, values + d, table, length, dim, sums); break;
+                case 4: weigh(4, p + q, values + d, table, length, dim, sums); break;
             }
             else {
                 memset(sums, 0, sizeof sums);
                 for (j = 0; j < length; j++)
                     for (int64_t r = 0; r < rows; r++)
                         for (int64_t c = 0; c < columns; c++)
-                            sums[r][c] += p[j * LANES + q + r] * values[j * dim + d + c];
+                            sums[r][c] +=
+                                p[j * LANES + q + r] * values[(table[j / BLOCK] * BLOCK + j % BLOCK) * dim + d + c];
             }
             for (int64_t r = 0; r < rows; r++) {
                 float inverse = 1.0f / total[q + r];
@@ -551,7 +562,8 @@ static void attend(const Model *m, const Step *s, const float *qkv, int64_t widt
         int64_t blocks = (span->rows * group + LANES - 1) / LANES;
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t task = 0; task < blocks * m->kv_heads; task++)
-            attend_block(m, span, task / m->kv_heads * LANES, task % m->kv_heads, qkv, width, keys, values, work, out);
+            attend_block(m, span, s->blocks + span->table, task / m->kv_heads * LANES, task % m->kv_heads, qkv, width,
+                         keys, values, work, out);
     }
 #pragma omp barrier
 }

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from lora_ops.engines.torch_engine.adapter_files import LoraPair
-from lora_ops.engines.torch_engine.decoder import Adapter, Work
-from lora_ops.engines.torch_engine.extents import Extent
+from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Work
 from lora_ops.engines.torch_engine.native_forward import NativeForward, build
 from lora_ops.engines.torch_engine.projections import AdapterTable, Module
 from lora_ops.engines.torch_engine.step import Segment, Span, Step
@@ -48,22 +47,23 @@ class FusedDecoder:
 
     Args:
         context_length: at most the model's own.
-        kv_tokens: how many tokens the KV cache holds; memory is taken as it is first written.
+        kv_tokens: how many tokens the KV cache holds, rounded up to whole blocks. Memory is taken as it is
+            first written.
 
     Attributes:
         forward: the pass that each step takes.
     """
 
-    copies = True
+    shares = True
     batches = True
 
     def __init__(self, model: Any, context_length: int, kv_tokens: int) -> None:
-        self.context_length, self.kv_tokens = context_length, kv_tokens
+        self.context_length, self.kv_tokens = context_length, -(-kv_tokens // BLOCK) * BLOCK
         self.vocabulary = model.config.vocab_size
         self.attention_positions = _attention_positions(model)
         weights = Weights.of(model, context_length)
         self.dtype, self._device = weights.embedding.dtype, str(weights.embedding.device)
-        self._cache = weights.make_cache(kv_tokens)
+        self._cache = weights.make_cache(self.kv_tokens)
         self.forward = make_forward(weights, self._cache)
         self.reads_bfloat16 = isinstance(self.forward, NativeForward)
         self._fused = [
@@ -92,11 +92,12 @@ class FusedDecoder:
         for index in order:
             work = works[index]
             first, rows = len(tokens), len(work.tokens)
-            spans.append(Span(first, rows, work.extent.start, work.position + rows))
+            spans.append(Span(first, rows, work.blocks, work.position + rows))
             segments.append((first, rows, work.adapter))
             tokens += work.tokens
-            positions += range(work.position, work.position + rows)
-            places += range(work.extent.start + work.position, work.extent.start + work.position + rows)
+            where = range(work.position, work.position + rows)
+            positions += where
+            places += [work.blocks[position // BLOCK] * BLOCK + position % BLOCK for position in where]
             ends[index] = len(tokens)
         chosen: list[int] = []
         heads = []
@@ -106,13 +107,12 @@ class FusedDecoder:
                 chosen += range(ends[index] - work.scored, ends[index])
         return self.forward(Step(tokens, positions, places, spans, _join(segments), chosen, _join(heads)))
 
-    def copy(self, source: Extent, target: Extent, tokens: int) -> None:
-        """Remember for `target` the first `tokens` of `source` too."""
-        self._cache[..., target.start : target.start + tokens, :] = self._cache[
-            ..., source.start : source.start + tokens, :
-        ]
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` of one block to another block."""
+        blocks = self._cache.unflatten(3, (-1, BLOCK))  # (layers, 2, kv_heads, blocks, BLOCK, dim)
+        blocks[:, :, :, target, :tokens] = blocks[:, :, :, source, :tokens]
 
-    def forget(self, extent: Extent) -> None:
+    def forget(self, blocks: Sequence[int]) -> None:
         """Nothing to do: the next owner writes before it reads."""
 
 

@@ -14,8 +14,7 @@ from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from lora_ops.engines.torch_engine.adapter_files import LoraPair
-from lora_ops.engines.torch_engine.decoder import Adapter, Work
-from lora_ops.engines.torch_engine.extents import Extent
+from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Work
 
 
 @dataclass(frozen=True)
@@ -31,19 +30,23 @@ class HookedAdapter:
 
 
 class GeneralDecoder:
-    """A `Decoder` of any causal language model of transformers."""
+    """A `Decoder` of any causal language model of transformers.
 
-    copies = False
+    The model itself decides how its caches are laid out. A sequence's blocks only bound how many tokens all
+    caches hold together, and its first block, which nobody shares, is the name of its cache.
+    """
+
+    shares = False
     batches = False
     attention_positions = math.inf  # not known of any model
     reads_bfloat16 = False
 
     def __init__(self, model: Any, context_length: int, kv_tokens: int) -> None:
-        self.context_length, self.kv_tokens = context_length, kv_tokens
+        self.context_length, self.kv_tokens = context_length, -(-kv_tokens // BLOCK) * BLOCK
         self.dtype, self._device = model.dtype, model.device
         self.vocabulary = model.get_input_embeddings().num_embeddings
         self._model = model
-        self._caches: dict[Extent, Any] = {}
+        self._caches: dict[int, Any] = {}
         self._adapter: HookedAdapter | None = None
         shapes: dict[str, tuple[int, int]] = {}
         for name, module in model.named_modules():
@@ -69,21 +72,21 @@ class GeneralDecoder:
         found = [self._forward(work) for work in works]
         return torch.cat([torch.empty(0, self.vocabulary, device=self._device), *found])
 
-    def copy(self, source: Extent, target: Extent, tokens: int) -> None:
-        """Not here: how a cache is laid out is the model's own affair."""
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Not here: the model itself decides how its caches are laid out."""
         raise NotImplementedError
 
-    def forget(self, extent: Extent) -> None:
+    def forget(self, blocks: Sequence[int]) -> None:
         """Drop the sequence's cache."""
-        self._caches.pop(extent, None)
+        self._caches.pop(blocks[0], None)
 
     def _forward(self, work: Work) -> torch.Tensor:
         if work.position == 0:
-            self._caches[work.extent] = DynamicCache(config=self._model.config)
+            self._caches[work.blocks[0]] = DynamicCache(config=self._model.config)
         assert work.adapter is None or isinstance(work.adapter, HookedAdapter)
         self._adapter = work.adapter
         tokens = torch.tensor([list(work.tokens)], device=self._device)
-        output = self._model(input_ids=tokens, past_key_values=self._caches[work.extent], use_cache=True)
+        output = self._model(input_ids=tokens, past_key_values=self._caches[work.blocks[0]], use_cache=True)
         logits: torch.Tensor = output.logits[0]  # (tokens, vocabulary)
         return logits[len(work.tokens) - work.scored :]
 

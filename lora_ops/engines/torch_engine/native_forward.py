@@ -10,18 +10,23 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
+from lora_ops.engines.torch_engine.decoder import BLOCK
 from lora_ops.engines.torch_engine.memory import allocate
 from lora_ops.engines.torch_engine.step import Segment, Step
 from lora_ops.engines.torch_engine.weights import Linear, Weights
 
 SOURCE = Path(__file__).with_name("forward.c")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    *("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"),
+    f"-DBLOCK={BLOCK}",
+)
 # Of `seconds` in forward.c.
 PARTS = ("embed", "norm", "qkv", "rope", "attend", "out", "gate_up", "silu", "down", "head")
 
@@ -56,7 +61,7 @@ class _Segments(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        *((name, POINTER) for name in ("tokens", "positions", "places", "chosen", "span")),
+        *((name, POINTER) for name in ("tokens", "positions", "places", "chosen", "blocks", "span")),
         ("segments", _Segments),
         ("head_segments", _Segments),
         *((name, INTEGER) for name in ("rows", "choices", "spans", "rank", "threads")),
@@ -117,11 +122,16 @@ class NativeForward:
             numpy.array(values, dtype=numpy.int64)
             for values in (step.tokens, step.positions, step.places, step.chosen)
         ]
-        spans = numpy.array([(s.first, s.rows, s.start, s.length) for s in step.spans], dtype=numpy.int64)
+        tables = numpy.array([block for s in step.spans for block in s.blocks], dtype=numpy.int64)
+        firsts = accumulate((len(s.blocks) for s in step.spans), initial=0)
+        spans = numpy.array(
+            [(s.first, s.rows, table, s.length) for s, table in zip(step.spans, firsts, strict=False)],
+            dtype=numpy.int64,
+        )
         segments, head_segments = _table(step.segments), _table(step.head_segments)
         scores = torch.empty(len(step.chosen), self._width)
         given = _Step(
-            *(array.ctypes.data for array in (*integers, spans)),
+            *(array.ctypes.data for array in (*integers, tables, spans)),
             _Segments(len(segments), segments.ctypes.data),
             _Segments(len(head_segments), head_segments.ctypes.data),
             *(len(step.tokens), len(step.chosen), len(step.spans)),

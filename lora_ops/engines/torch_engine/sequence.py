@@ -6,7 +6,7 @@ import torch
 
 from lora_ops.engines.protocol import Generation, TokenLogprob
 from lora_ops.engines.torch_engine.decoder import Adapter
-from lora_ops.engines.torch_engine.extents import Extent
+from lora_ops.engines.torch_engine.kv_cache import Owner
 from lora_ops.engines.torch_engine.structure import Matcher
 from lora_ops.engines.torch_engine.text_stream import TextStream
 
@@ -19,6 +19,9 @@ class Sequence:
         tokens: of the prompt and of the answer so far.
         limit: how many tokens it may have in the end.
         computed: how many of them the KV cache holds.
+        blocks: of the KV cache, that hold its tokens in their order; none while it waits.
+        number: which one came before it.
+        passed: how many sequences have joined that came later, while there was no room for it.
         seconds: device time since the last chunk.
         cancelled: set from any thread; the next step leaves it out.
         prompt: what is known of the prompt's tokens, where that is asked for, until a chunk takes it along.
@@ -33,7 +36,9 @@ class Sequence:
     limit: int
     tokens: list[int]
     computed: int = 0
-    extent: Extent | None = None
+    blocks: list[int] = field(default_factory=list)
+    number: int = 0
+    passed: int = 0
     seconds: float = 0.0
     cancelled: bool = False
     prompt: list[TokenLogprob] = field(default_factory=list)
@@ -52,11 +57,27 @@ class Sequence:
 
     @property
     def names_prompt(self) -> bool:
-        """Whether the prompt is still being read, and its tokens' probabilities are asked for."""
-        unread = self.computed < len(self.generation.prompt)
+        """Whether the prompt is still being read, and its tokens' probabilities are asked for.
+
+        The first token of the answer took them along. From then on the prompt is only read again.
+        """
+        unread = self.computed < len(self.generation.prompt) == len(self.tokens)
         return unread and self.generation.sampling.prompt_logprobs
 
     @property
-    def reader(self) -> tuple[str | None, str | None]:
-        """Who may start from its KV cache: requests of the same tenant with the same cache salt."""
-        return self.generation.tenant, self.generation.cache_salt
+    def tenant(self) -> str | None:
+        """Whose it is."""
+        return self.generation.tenant
+
+    @property
+    def owner(self) -> Owner:
+        """Who may start from its KV cache."""
+        return Owner((self.generation.tenant, self.generation.cache_salt), self.adapter)
+
+    def start_again(self) -> None:
+        """Let it compute all of its tokens once more: its blocks were taken from it.
+
+        Its text, random numbers and form are kept, so that the answer goes on as if nothing had happened.
+        """
+        self.blocks, self.computed, self.logits = [], 0, None
+        self.prompt = []

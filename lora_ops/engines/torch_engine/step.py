@@ -13,13 +13,13 @@ class Span:
     Attributes:
         first: its first row.
         rows: how many; they are the sequence's last tokens.
-        start: the cache's place of the sequence's first token.
+        blocks: of the cache, that hold the sequence's tokens in their order.
         length: how many tokens it has, these rows included.
     """
 
     first: int
     rows: int
-    start: int
+    blocks: Sequence[int]
     length: int
 
 

@@ -1,10 +1,12 @@
 """One forward pass of a Llama-like decoder in torch: on any device and in any type."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from lora_ops.engines.torch_engine.decoder import BLOCK
 from lora_ops.engines.torch_engine.step import Segment, Span, Step
 from lora_ops.engines.torch_engine.weights import Linear, Weights
 
@@ -33,7 +35,7 @@ class TorchForward:
             torch.tensor(values, dtype=torch.int64, device=device)
             for values in (step.tokens, step.positions, step.places, step.chosen)
         )
-        masks = {span: _mask(span, device) for span in step.spans if span.rows > 1}
+        views = [_View.of(span, device) for span in step.spans]
         x = self._embedding[tokens]
         for number, (before_attention, norms, before_mlp) in enumerate(self._norms):
             to_qkv, to_out, to_gate_up, to_down = self._products[number]
@@ -41,7 +43,7 @@ class TorchForward:
             normed = self._norm(x, before_attention)
             qkv = add_lora(normed, to_qkv(normed), which, step.segments)
             self._rope_store(qkv, positions, places, cache, norms)
-            attended = self._attend(qkv, cache, step.spans, masks)
+            attended = self._attend(qkv, cache, views)
             x += add_lora(attended, to_out(attended), which + 1, step.segments)
             normed = self._norm(x, before_mlp)
             gate, up = add_lora(normed, to_gate_up(normed), which + 2, step.segments).chunk(2, dim=-1)
@@ -83,21 +85,47 @@ class TorchForward:
         cache[0].index_copy_(1, places, keys.transpose(0, 1))
         cache[1].index_copy_(1, places, values.transpose(0, 1))
 
-    def _attend(
-        self, qkv: torch.Tensor, cache: torch.Tensor, spans: Sequence[Span], masks: dict[Span, torch.Tensor]
-    ) -> torch.Tensor:
+    def _attend(self, qkv: torch.Tensor, cache: torch.Tensor, views: Sequence["_View"]) -> torch.Tensor:
         """Causal attention of each row over its own sequence: (rows, heads * dim)."""
         s = self._shape
         out = qkv.new_empty(len(qkv), s.heads * s.dim)
-        for span in spans:
-            rows = slice(span.first, span.first + span.rows)
-            queries = qkv[rows, : s.heads * s.dim].view(span.rows, s.heads, s.dim).transpose(0, 1)
-            keys, values = cache[:, :, span.start : span.start + span.length]
+        blocks = cache.unflatten(2, (-1, BLOCK))  # (2, kv_heads, blocks, BLOCK, dim)
+        for view in views:
+            rows = slice(view.span.first, view.span.first + view.span.rows)
+            queries = qkv[rows, : s.heads * s.dim].view(view.span.rows, s.heads, s.dim).transpose(0, 1)
+            own = blocks.index_select(2, view.blocks).flatten(
+                2, 3
+            )  # (2, kv_heads, tokens of whole blocks, dim)
+            keys, values = own[:, :, : view.span.length]
             result = F.scaled_dot_product_attention(
-                queries[None], keys[None], values[None], attn_mask=masks.get(span), enable_gqa=True
+                queries[None], keys[None], values[None], attn_mask=view.mask, enable_gqa=True
             )
-            out[rows] = result[0].transpose(0, 1).reshape(span.rows, -1)
+            out[rows] = result[0].transpose(0, 1).reshape(view.span.rows, -1)
         return out
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the rows of one sequence attend to, the same in each layer.
+
+    Attributes:
+        blocks: of the cache, those that hold the sequence's tokens.
+        mask: which tokens each row may see: (rows, length), bool; None where there is one row, which sees all.
+    """
+
+    span: Span
+    blocks: torch.Tensor
+    mask: torch.Tensor | None
+
+    @staticmethod
+    def of(span: Span, device: torch.device) -> "_View":
+        """The one of this sequence."""
+        blocks = torch.tensor(span.blocks[: -(-span.length // BLOCK)], dtype=torch.int64, device=device)
+        mask = None
+        if span.rows > 1:
+            every = torch.ones(span.rows, span.length, dtype=torch.bool, device=device)
+            mask = every.tril(span.length - span.rows)
+        return _View(span, blocks, mask)
 
 
 def add_lora(x: torch.Tensor, out: torch.Tensor, which: int, segments: Sequence[Segment]) -> torch.Tensor:
@@ -113,11 +141,6 @@ def add_lora(x: torch.Tensor, out: torch.Tensor, which: int, segments: Sequence[
             added = z[:, part.r0 : part.r0 + len(part.b)] @ part.b.to(x.dtype)
             out[rows, columns] += part.scale * added
     return out
-
-
-def _mask(span: Span, device: torch.device) -> torch.Tensor:
-    """Which tokens each row may see: (rows, length), bool."""
-    return torch.ones(span.rows, span.length, dtype=torch.bool, device=device).tril(span.length - span.rows)
 
 
 class _Product:

@@ -32,9 +32,9 @@ class Case:
     folders: dict[str, Path]
 
 
-def make_case(model: Any, folders: dict[str, Path]) -> Case:
+def make_case(model: Any, folders: dict[str, Path], kv_tokens: int = 256) -> Case:
     """The case of a model and its adapters."""
-    decoder = make_decoder(copy.deepcopy(model), kv_tokens=256)
+    decoder = make_decoder(copy.deepcopy(model), kv_tokens=kv_tokens)
     adapters: dict[str | None, Adapter | None] = {None: None}
     for kind, path in folders.items():
         adapters[kind] = decoder.adapter(read_adapter(path, decoder.shapes), decoder.dtype)
@@ -42,17 +42,21 @@ def make_case(model: Any, folders: dict[str, Path]) -> Case:
 
 
 @pytest.fixture(scope="session")
-def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    """The case of an architecture."""
+def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    """The case of an architecture, with a KV cache of so many tokens."""
 
     @cache
-    def make(name: str) -> Case:
+    def saved(name: str) -> tuple[Any, dict[str, Path]]:
         model = make_model(name)
         folder = tmp_path_factory.mktemp("adapters")
-        folders = {
+        return model, {
             kind: save_adapter(copy.deepcopy(model), folder / kind, seed=seed, **config)
             for seed, (kind, config) in enumerate(adapter_configs(model).items())
         }
-        return make_case(model, folders)
+
+    @cache
+    def make(name: str, kv_tokens: int = 256) -> Case:
+        model, folders = saved(name)
+        return make_case(copy.deepcopy(model), folders, kv_tokens)
 
     return make

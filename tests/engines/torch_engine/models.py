@@ -23,6 +23,7 @@ from transformers import (
 )
 
 VOCABULARY, END, POSITIONS = 300, 1, 128
+LONGEST = 40  # answer of the reference
 # Larger weights than usual: the answers of a model that is nearly linear all look alike.
 SHARED: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -157,7 +158,7 @@ class Reference:
         self._known: dict[tuple[str | None, tuple[int, ...]], list[int]] = {}
 
     def __call__(self, adapter: str | None, prompt: Sequence[int], count: int) -> list[int]:
-        """The first `count` tokens, the end token included; at most 16."""
+        """The first `count` tokens, the end token included; at most LONGEST."""
         key = adapter, tuple(prompt)
         if key not in self._known:
             if adapter is None:
@@ -171,6 +172,6 @@ class Reference:
     def _generate(self, prompt: Sequence[int]) -> list[int]:
         ids = torch.tensor([list(prompt)])
         made = self._model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=LONGEST, do_sample=False
         )
         return made[0, len(prompt) :].tolist()

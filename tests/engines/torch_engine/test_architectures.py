@@ -14,7 +14,7 @@ from transformers import (
 from lora_ops.engines.protocol import EngineError
 from lora_ops.engines.torch_engine.architectures import PROBE, make_decoder
 from lora_ops.engines.torch_engine.decoder import Work
-from lora_ops.engines.torch_engine.extents import Extent
+from lora_ops.engines.torch_engine.kv_cache import blocks_for
 from tests.engines.torch_engine.models import VOCABULARY, make_model
 
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
@@ -72,7 +72,7 @@ def test_longrope_is_served_as_far_as_its_factors_stay() -> None:
     decoder = make_decoder(model, kv_tokens=256)
     assert decoder.context_length == 64
     tokens = torch.randint(VOCABULARY, (64,), generator=torch.Generator().manual_seed(1)).tolist()
-    extent, got = Extent(0, 64), torch.empty(0)
+    blocks, got = list(range(blocks_for(64))), torch.empty(0)
     for at in range(0, 64, 16):
-        got = decoder.step([Work(tokens[at : at + 16], at, extent, None, scored=1)])
+        got = decoder.step([Work(tokens[at : at + 16], at, blocks, None, scored=1)])
     torch.testing.assert_close(got[0], model(torch.tensor([tokens])).logits[0, -1], rtol=1e-3, atol=1e-4)

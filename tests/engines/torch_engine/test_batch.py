@@ -1,90 +1,31 @@
 """Whatever shares a batch with it, and whenever, a greedy answer is PEFT's, token for token."""
 
 import copy
-import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
 
-from lora_ops.engines.protocol import Chunk, EngineError, Generation, Sampling
+from lora_ops.engines.protocol import Chunk, EngineError
 from lora_ops.engines.torch_engine.architectures import make_decoder
 from lora_ops.engines.torch_engine.batch import Batch
 from lora_ops.engines.torch_engine.sequence import Sequence
 from lora_ops.engines.torch_engine.text_stream import TextStream
+from tests.engines.torch_engine.batches import (
+    KINDS,
+    PROMPTS,
+    TOKENIZER,
+    Request,
+    expected,
+    requests_of,
+    run,
+    sequence_of,
+)
 from tests.engines.torch_engine.conftest import Case, make_case
-from tests.engines.torch_engine.models import END, FUSED, GENERAL, VOCABULARY, make_model, save_adapter
-
-TOKENIZER = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCABULARY)}, unk_token="w0"))
-KINDS = (None, "all", "attention", "mlp", "rslora")
-# Some begin alike, so that there is something to share.
-PROMPTS = tuple(
-    tuple(random.Random(length).choices(range(2, VOCABULARY), k=length)) for length in (1, 2, 7, 30)
-) + tuple(tuple(range(50, 70)) + tail for tail in ((7, 8, 9), (7, 8, 10, 11), (12,)))
-
-
-@dataclass(frozen=True)
-class Request:
-    """One generation: which step it comes at, and after how many tokens its client goes (None: never)."""
-
-    step: int
-    adapter: str | None
-    prompt: tuple[int, ...]
-    count: int
-    leaves_after: int | None = None
-
-
-def sequence_of(case: Case, request: Request) -> Sequence:
-    generation = Generation("test", request.prompt, request.adapter, Sampling(request.count))
-    limit = min(len(request.prompt) + request.count, case.decoder.context_length)
-    return Sequence(
-        generation,
-        case.adapters[request.adapter],
-        TextStream(TOKENIZER, request.prompt, ()),
-        None,
-        limit,
-        list(request.prompt),
-    )
-
-
-def run(case: Case, requests: list[Request], *, max_batch: int = 8, chunk: int = 16) -> list[list[int]]:
-    """Each request's tokens, by a batch that starts empty and must end empty."""
-    batch = Batch(case.decoder, TOKENIZER, frozenset([END]), max_batch, chunk)
-    sequences = [sequence_of(case, request) for request in requests]
-    finished: dict[int, Chunk] = {}
-    step = 0
-    while len(finished) < len(requests) or not batch.idle:
-        for request, sequence in zip(requests, sequences, strict=True):
-            if request.step == step:
-                batch.add(sequence)
-        for sequence, chunk_made in batch.step():
-            index = sequences.index(sequence)
-            assert index not in finished
-            assert isinstance(chunk_made, Chunk)
-            request = requests[index]
-            made = len(sequence.tokens) - len(request.prompt)
-            if chunk_made.finish:
-                assert chunk_made.prompt_tokens == len(request.prompt)
-                finished[index] = chunk_made
-            elif made == request.leaves_after:
-                sequence.cancelled = True
-                finished[index] = chunk_made
-        assert len(batch.running) <= max_batch
-        assert batch.kv_tokens <= case.decoder.kv_tokens
-        step += 1
-        assert step < 1000, "the batch makes no progress"
-    assert batch.kv_tokens == 0
-    batch.clear()
-    return [sequence.tokens[len(sequence.generation.prompt) :] for sequence in sequences]
-
-
-def expected(case: Case, request: Request) -> list[int]:
-    count = request.count if request.leaves_after is None else min(request.leaves_after, request.count)
-    return case.reference(request.adapter, request.prompt, count)
+from tests.engines.torch_engine.models import END, FUSED, GENERAL, make_model, save_adapter
 
 
 @pytest.mark.parametrize("architecture", [*FUSED, *GENERAL])
@@ -108,20 +49,10 @@ def test_together_every_adapter_answers_as_peft_does(architecture: str, case_of:
     assert got == [expected(case, request) for request in requests]
 
 
-REQUESTS = st.builds(
-    Request,
-    step=st.integers(0, 12),
-    adapter=st.sampled_from(KINDS),
-    prompt=st.sampled_from(PROMPTS),
-    count=st.integers(1, 16),
-    leaves_after=st.one_of(st.none(), st.integers(1, 16)),
-)
-
-
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    requests=st.lists(REQUESTS, min_size=1, max_size=12),
+    requests=st.lists(requests_of(16), min_size=1, max_size=12),
     max_batch=st.integers(1, 8),
     chunk=st.integers(1, 40),
 )
@@ -156,22 +87,6 @@ def test_without_a_compiler_the_answers_are_the_same(
     case = make_case(make_model("qwen3"), case_of("qwen3").folders)
     requests = [Request(0, kind, prompt, 8) for prompt in PROMPTS for kind in KINDS]
     assert run(case, requests, chunk=9) == [expected(case, request) for request in requests]
-
-
-def test_admission_waits_for_room_in_the_kv_cache_and_keeps_the_order(case_of: Callable[[str], Case]) -> None:
-    case = case_of("llama")
-    requests = [Request(0, None, PROMPTS[3], 16 + 80) for _ in range(4)]  # each 126 of 256 tokens
-    batch = Batch(case.decoder, TOKENIZER, frozenset(), max_batch=8, prefill_chunk=64)
-    sequences = [sequence_of(case, request) for request in requests]
-    for sequence in sequences:
-        batch.add(sequence)
-    batch.step()
-    assert batch.running == sequences[:2]
-    assert list(batch.waiting) == sequences[2:]
-    sequences[0].cancelled = True
-    batch.step()
-    assert batch.running == sequences[1:3]
-    batch.clear()
 
 
 def test_a_cancelled_sequence_gives_its_place_back_at_the_next_step(case_of: Callable[[str], Case]) -> None:
@@ -231,7 +146,7 @@ def test_a_prompt_that_begins_like_an_earlier_one_starts_where_they_part(
     batch.step()
     batch.add(second)
     batch.add(other)
-    batch._join()
+    batch.schedule.join()
     assert second.computed == 22  # 20 tokens of the system prompt and 7, 8
     assert other.computed == 0  # another adapter computes other keys and values
     batch.clear()
@@ -247,7 +162,7 @@ def test_nothing_is_kept_of_an_adapter_that_was_unloaded(case_of: Callable[[str]
     batch.forget(adapter)
     again = sequence_of(case, Request(0, "all", PROMPTS[4], 1))
     batch.add(again)
-    batch._join()
+    batch.schedule.join()
     assert again.computed == 0
     batch.clear()
 
@@ -269,7 +184,7 @@ def test_what_one_tenant_asked_makes_nobody_elses_answer_quicker(
     batch.step()
     assert len(batch.running) == (0 if ended else 1)
     other, same = asked_by("media", 1), asked_by("finance", 1)
-    batch._join()
+    batch.schedule.join()
     assert other.computed == 0
     assert same.computed == len(PROMPTS[4]) - 1
     batch.clear()
@@ -309,7 +224,7 @@ def test_a_beginning_that_cannot_be_copied_leaves_no_place_taken(
     with pytest.raises(MemoryError):
         batch.step()
     assert len(batch.clear()) == 1
-    assert batch._extents.reserve(case.decoder.kv_tokens) is not None
+    assert batch.schedule.kv.held == 0
 
 
 def test_the_steps_time_is_shared_out_by_rows(case_of: Callable[[str], Case]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from lora_ops.engines.protocol import Chunk, EngineError, Generation, Sampling, Structure, Unsupported
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.engines.torch_engine import engine as engines
-from lora_ops.engines.torch_engine.decoder import Work
+from lora_ops.engines.torch_engine.decoder import BLOCK, Work
 from lora_ops.engines.torch_engine.token_bytes import TokenBytes
 from lora_ops.loading import load_base_model
 from tests.conftest import ROOT
@@ -288,6 +289,40 @@ def test_an_answer_has_the_same_probabilities_to_the_last_bit_in_any_company(
     with_engine(tiny_base, use, prefill_chunk=7)
 
 
+def test_an_answer_that_gave_way_goes_on_to_the_last_bit(tiny_base: Path, folders: dict[str, Path]) -> None:
+    """Seeds, penalties, forms, stop texts and probabilities are those of an engine with room for all."""
+    samplings = [
+        Sampling(90, temperature=1.0, seed=7, logprobs=2),
+        Sampling(90, repetition_penalty=1.3, frequency_penalty=0.4, presence_penalty=0.2, logprobs=1),
+        Sampling(90, temperature=0.8, top_k=40, min_tokens=80, seed=3, prompt_logprobs=True, logprobs=0),
+        Sampling(90, structure=Structure("choice", f'["{"Lodging and " * 12}"]')),
+        Sampling(90, temperature=1.2, seed=5, stop=("zq", "never to be found")),
+        Sampling(90, ignore_eos=True),
+    ]
+    asked = [
+        Generation(str(number), tuple(range(3 + number, 40)), name, sampling, tenant)
+        for number, (sampling, name) in enumerate(product(samplings, (None, *folders)))
+        for tenant in ("finance", "media")
+    ]
+
+    async def all_chunks(engine: TorchEngine, generation: Generation) -> list[Chunk]:
+        return [replace(chunk, device_seconds=0.0) async for chunk in engine.generate(generation)]
+
+    async def use(engine: TorchEngine) -> None:
+        for name, folder in folders.items():
+            await engine.load(name, folder)
+        answers.append(await asyncio.gather(*(all_chunks(engine, one) for one in asked)))
+        preempted.append(engine.status().preempted)
+        assert engine.status().kv_tokens == 0
+
+    answers: list[list[list[Chunk]]] = []
+    preempted: list[int] = []
+    for kv_tokens in (16384, 400):
+        with_engine(tiny_base, use, kv_tokens=kv_tokens)
+    assert answers[0] == answers[1]
+    assert preempted[0] == 0 < preempted[1]
+
+
 def test_logprobs_name_each_token_and_its_alternatives(tiny_base: Path) -> None:
     async def use(engine: TorchEngine) -> None:
         for chunk in await answer(engine, sampling=Sampling(4, logprobs=3)):
@@ -506,7 +541,8 @@ def test_status_tells_who_runs_who_waits_and_what_is_loaded(tiny_base: Path, fol
         await until(lambda: engine.status().running == 2)
         status = engine.status()
         assert (status.running, status.waiting) == (2, 1)
-        assert status.kv_tokens == 2 * (1000 + len(PROMPT))
+        assert 0 < status.kv_tokens <= 2 * (1000 + len(PROMPT) + BLOCK)
+        assert status.kv_tokens % BLOCK == 0 and status.kv_capacity == 2112
         assert status.adapters == {"finance@1": size}
         for task in tasks:
             task.cancel()

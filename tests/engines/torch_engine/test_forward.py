@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from lora_ops.engines.torch_engine import fused, native_forward
 from lora_ops.engines.torch_engine.adapter_files import LoraPair
+from lora_ops.engines.torch_engine.decoder import BLOCK
+from lora_ops.engines.torch_engine.kv_cache import blocks_for
 from lora_ops.engines.torch_engine.native_forward import FLAGS, NativeForward
 from lora_ops.engines.torch_engine.projections import AdapterTable, Module
 from lora_ops.engines.torch_engine.step import Segment, Span, Step
@@ -25,7 +27,8 @@ try:
 except (OSError, subprocess.SubprocessError) as error:
     pytest.skip(f"no C code here: {error}", allow_module_level=True)
 
-CAPACITY = 128
+POSITIONS = 128
+BLOCKS = 4 * blocks_for(40)
 VOCABULARY = 45
 LAYERS = 2
 KINDS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
@@ -94,6 +97,10 @@ class Random:
         """Any."""
         return torch.randint(VOCABULARY, (count,), generator=self._generator).tolist()
 
+    def order(self, count: int) -> list[int]:
+        """The numbers below `count`."""
+        return torch.randperm(count, generator=self._generator).tolist()
+
 
 def make_weights(sizes: Sizes, random: Random) -> Weights:
     """A model."""
@@ -114,7 +121,7 @@ def make_weights(sizes: Sizes, random: Random) -> Weights:
         )
         for _ in range(LAYERS)
     )
-    angles = random(CAPACITY, sizes.dim) * 10
+    angles = random(POSITIONS, sizes.dim) * 10
     return Weights(
         Shape(sizes.heads * sizes.group, sizes.heads, sizes.dim, 1e-5),
         random(VOCABULARY, sizes.hidden),
@@ -152,7 +159,7 @@ class Rows:
     """The rows of one sequence in one pass."""
 
     tokens: list[int]
-    start: int
+    blocks: list[int]
     before: int
     adapter: AdapterTable | None
     scored: bool
@@ -166,11 +173,12 @@ def make_step(sequences: Sequence[Rows]) -> Step:
     spans, segments, chosen, head = [], [], [], []
     for rows in sequences:
         count = len(rows.tokens)
-        spans.append(Span(len(tokens), count, rows.start, rows.before + count))
+        spans.append(Span(len(tokens), count, rows.blocks, rows.before + count))
         segments.append(Segment(len(tokens), count, rows.adapter))
         tokens += rows.tokens
-        positions += range(rows.before, rows.before + count)
-        places += range(rows.start + rows.before, rows.start + rows.before + count)
+        where = range(rows.before, rows.before + count)
+        positions += where
+        places += [rows.blocks[position // BLOCK] * BLOCK + position % BLOCK for position in where]
         if rows.scored:
             head.append(Segment(len(chosen), 1, rows.adapter))
             chosen.append(len(tokens) - 1)
@@ -181,12 +189,12 @@ def make_step(sequences: Sequence[Rows]) -> Step:
 def draw(
     random: Random, drawn: Sequence[tuple[int, int, int, bool]], adapters: Sequence[AdapterTable]
 ) -> Iterator[Rows]:
-    """Sequences behind each other in the cache."""
-    start = 0
+    """Sequences whose blocks lie anywhere in the cache."""
+    blocks = random.order(BLOCKS)
     for before, count, which, scored in drawn:
         adapter = adapters[which % (len(adapters) + 1) - 1] if which % (len(adapters) + 1) else None
-        yield Rows(random.tokens(count), start, before, adapter, scored)
-        start += before + count
+        own, blocks = blocks[: blocks_for(before + count)], blocks[blocks_for(before + count) :]
+        yield Rows(random.tokens(count), own, before, adapter, scored)
 
 
 Case = tuple[Weights, torch.Tensor, list[Rows]]
@@ -202,7 +210,7 @@ def make_case(
     """A model, what its cache holds, and the sequences of a pass."""
     random = Random(seed)
     weights = make_weights(sizes, random)
-    cache = weights.make_cache(CAPACITY + 32)
+    cache = weights.make_cache(BLOCKS * BLOCK)
     cache.copy_(random(*cache.shape))
     dtype = torch.bfloat16 if half else torch.float32
     adapters = [make_adapter(sizes, one, dtype, random) for one in ranks]
@@ -262,7 +270,7 @@ def test_a_prompt_gets_the_same_bits_in_chunks_of_any_size(
     piecewise = NativeForward(weights, second := cache.clone(), LIBRARY)
     for number, token in enumerate(whole.tokens):
         last = number == len(whole.tokens) - 1
-        one = Rows([token], whole.start, whole.before + number, whole.adapter, whole.scored and last)
+        one = Rows([token], whole.blocks, whole.before + number, whole.adapter, whole.scored and last)
         scores = piecewise(make_step([one]))
     assert torch.equal(at_once, scores)
     assert torch.equal(first, second)
