@@ -44,6 +44,7 @@ SLOW = (
     "test_registration.py",
     "test_tenants.py",
     "tracking/",
+    "training/test_devices.py",
     "training/test_loop.py",
 )
 

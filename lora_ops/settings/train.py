@@ -19,10 +19,16 @@ class TrainSettings(Section):
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="rows whose activations are in memory together; gradients of a step's rows are summed up",
+        description="rows whose activations are in a device's memory together; their gradients are summed up",
     )
     gradient_checkpointing: bool = Field(
         False, description="keep the input of each layer only, and compute the rest twice: less memory, slower"
+    )
+    devices: int | None = Field(
+        None,
+        ge=1,
+        description="GPUs that share the rows of each step, None: all that torch sees; "
+        "without a GPU processes, None: one",
     )
     base_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",

@@ -4,8 +4,10 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from lora_ops.paths import LOSSES, TRAIN_METRICS, TRAINING, VALIDATION_LOSSES
 from lora_ops.processes import only_one
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.example import Example
-from lora_ops.records.training import TrainingRecord
+from lora_ops.records.training import TrainingRecord, read_training_record
 from lora_ops.settings.train import TrainSettings
 from lora_ops.training.batches import Tokens, tokenize
 from lora_ops.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from lora_ops.training.devices import Group, OnStep, count_devices, train_together
 from lora_ops.training.lora_linear import FusedLinear
 from lora_ops.training.packing import choose_loss
 from lora_ops.versions import TRAINING_PACKAGES, installed_versions
@@ -40,7 +43,7 @@ def train(
     target: Path,
     report: Path,
     checkpoint: Path,
-    on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
+    on_step: OnStep = lambda metrics: None,
     root: Path | None = None,
 ) -> TrainingRecord:
     """Train one adapter: its files go to `target`, its record and its curves to `report`.
@@ -49,6 +52,7 @@ def train(
     weight decay; learning rate with linear warmup and linear decay to zero; loss on completion tokens only.
     A run that was killed goes on from `checkpoint` and ends with the same bytes as one that was not, on
     the same kind of CPU with the same number of threads; the checkpoint is deleted at the end.
+    Several devices share the rows of each step and sum their gradients.
 
     Args:
         data_sha256: of the train split; a checkpoint of other data, code or packages is not resumed.
@@ -60,23 +64,67 @@ def train(
         root: the repository whose commit the record names.
 
     Raises:
-        LoraOpsError: the loss is not finite (the recipe diverged), or another process trains this tenant.
+        LoraOpsError: the loss is not finite (the recipe diverged), another process trains this tenant, or there
+            are fewer GPUs than the recipe asks for.
     """
-    with only_one(checkpoint.with_suffix(".lock"), f"training '{tenant}'"), _deterministic():
-        run = _Run(tenant, settings, base_folder, train_rows, validation_rows, data_sha256, checkpoint, on_step)
+    job = _Job(
+        tenant,
+        settings,
+        base_folder,
+        train_rows,
+        validation_rows,
+        data_sha256,
+        target,
+        report,
+        checkpoint,
+        root,
+    )
+    device, _ = pick_device(dtype=settings.base_dtype)
+    with only_one(checkpoint.with_suffix(".lock"), f"training '{tenant}'"):
+        size = count_devices(settings.devices, device)
+        if size == 1:
+            _train(job, Group(), on_step)
+        else:
+            train_together(size, device, partial(_train, job), on_step)
+    return read_training_record(report)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `train`, as each process of a group gets them."""
+
+    tenant: str
+    settings: TrainSettings
+    base_folder: Path
+    train_rows: Sequence[Example]
+    validation_rows: Sequence[Example]
+    data_sha256: str
+    target: Path
+    report: Path
+    checkpoint: Path
+    root: Path | None
+
+
+def _train(job: _Job, group: Group, on_step: OnStep) -> None:
+    """Train as one process of `group`; the first one writes the adapter, the record and the curves."""
+    with _deterministic():
+        run = _Run(job, group, on_step)
         seconds = run.train()
         saved, validation_loss = run.finish()
-        base = read_base_model(base_folder)
+        if group.rank:
+            return
+        base = read_base_model(job.base_folder)
+        devices = f"{group.size} x " if group.size > 1 else ""
         record = TrainingRecord(
-            tenant=tenant,
+            tenant=job.tenant,
             base_model_sha256=base.sha256,
-            train_sha256=data_sha256,
+            train_sha256=job.data_sha256,
             examples=len(run.rows),
             steps=len(run.losses),
             resumed_from_step=run.resumed_from,
             tokens=run.tokens,
             seconds=round(seconds, 2),
-            device=torch.cuda.get_device_name() if run.device == "cuda" else "cpu",
+            device=devices + (torch.cuda.get_device_name() if run.device == "cuda" else "cpu"),
             dtype=str(run.dtype).removeprefix("torch."),
             trainable_parameters=sum(p.numel() for p in run.trainable.values()),
             final_loss=run.losses[-1][1],
@@ -84,12 +132,11 @@ def train(
             planned_steps=run.steps,
             best_step=run.best_step,
             packages=installed_versions(TRAINING_PACKAGES),
-            git=git_state(root) if root else None,
+            git=git_state(job.root) if job.root else None,
         )
-        _write_report(record, run.losses, run.validations, report)
-        _write_adapter(run.model, base.id, saved, target)
-        checkpoint.unlink(missing_ok=True)
-    return record
+        _write_report(record, run.losses, run.validations, job.report)
+        _write_adapter(run.model, base.id, saved, job.target)
+        job.checkpoint.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,32 +153,26 @@ def _deterministic() -> Iterator[None]:
 class _Run:
     """One training with all that changes from step to step."""
 
-    def __init__(
-        self,
-        tenant: str,
-        settings: TrainSettings,
-        base_folder: Path,
-        train_rows: Sequence[Example],
-        validation_rows: Sequence[Example],
-        data_sha256: str,
-        checkpoint: Path,
-        on_step: Callable[[dict[str, float]], None],
-    ) -> None:
-        self.tenant, self.settings, self.checkpoint, self.on_step = tenant, settings, checkpoint, on_step
+    def __init__(self, job: _Job, group: Group, on_step: OnStep) -> None:
+        settings = job.settings
+        self.tenant, self.settings, self.checkpoint = job.tenant, settings, job.checkpoint
+        self.group, self.on_step = group, on_step
         self.device, self.dtype = pick_device(dtype=settings.base_dtype)
         self.at_once = settings.micro_batch_size or settings.batch_size
+        # peft draws LoRA's first matrices on the CPU, so they are the same in all processes of the group.
         torch.manual_seed(settings.seed)
-        self.model, tokenizer = _adapted(base_folder, settings, self.device, self.dtype)
-        self.rows = tokenize(train_rows, tokenizer)
-        self.validation = tokenize(validation_rows, tokenizer)
+        self.model, tokenizer = _adapted(job.base_folder, settings, self.device, self.dtype)
+        self.rows = tokenize(job.train_rows, tokenizer)
+        self.validation = tokenize(job.validation_rows, tokenizer)
         self.per_epoch = -(-len(self.rows) // settings.batch_size)
         self.steps = self.per_epoch * settings.epochs
         self.loss_of = choose_loss(self.model, self.rows, tokenizer.pad_token_id)
         self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.trainable.values(), lr=settings.learning_rate, weight_decay=0.0)
-        base_sha256 = read_base_model(base_folder).sha256
-        self.fingerprint = _fingerprint(settings, data_sha256, base_sha256, self.device)
-        found = load_checkpoint(checkpoint, self.trainable, self.optimizer, self.fingerprint)
+        base_sha256 = read_base_model(job.base_folder).sha256
+        devices = f"{self.device} {group.size}"
+        self.fingerprint = _fingerprint(settings, job.data_sha256, base_sha256, devices)
+        found = load_checkpoint(job.checkpoint, self.trainable, self.optimizer, self.fingerprint)
         begun, self.best = found or (Progress(self.fingerprint, 0, 0, 0.0, []), None)
         self.resumed_from, self.tokens, self.seconds_before = begun.step, begun.tokens, begun.seconds
         self.losses = [(int(step), float(loss)) for step, loss in begun.losses]
@@ -154,12 +195,13 @@ class _Run:
         self.model.train()
         progress = {"initial": self.resumed_from, "total": self.steps, "unit": "step", "mininterval": 5}
         # On stdout: a page shows stderr in red, and progress is no fault.
-        for step in tqdm(range(self.resumed_from, self.steps), file=sys.stdout, **progress):
+        quiet = self.group.rank > 0
+        for step in tqdm(range(self.resumed_from, self.steps), file=sys.stdout, disable=quiet, **progress):
             self._step(step)
             done = step + 1
             if done % settings.validate_every == 0 or (settings.patience and done == self.steps):
                 self._validate(done)
-            if done % settings.checkpoint_every == 0:
+            if done % settings.checkpoint_every == 0 and self.group.rank == 0:
                 seconds = time.perf_counter() - start
                 so_far = Progress(self.fingerprint, done, self.tokens, seconds, self.losses, self.validations)
                 save_checkpoint(self.checkpoint, self.trainable, self.optimizer, so_far, self.best)
@@ -191,6 +233,9 @@ class _Run:
         rate = settings.learning_rate * _schedule(step, self.steps, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if self.group.size > 1:
+            # Each process draws its own dropout, and a run that goes on draws what the whole one did.
+            torch.manual_seed((settings.seed * 1_000_003 + step) * self.group.size + self.group.rank)
         loss = self._backward(chosen)
         if not torch.isfinite(loss):
             raise LoraOpsError(
@@ -211,12 +256,14 @@ class _Run:
         so the sum is the mean that one large batch has. Equal weights would favour short completions.
         """
         loss = torch.zeros((), device=self.device)
-        for first in range(0, len(rows), self.at_once):
-            part = rows[first : first + self.at_once]
+        mine = rows[self.group.rank :: self.group.size]
+        for first in range(0, len(mine), self.at_once):
+            part = mine[first : first + self.at_once]
             weighted = self._loss(part) * (_completion_tokens(part) / _completion_tokens(rows))
             weighted.backward()
             loss += weighted.detach()
-        return loss
+        self.group.sum_gradients(self.trainable)
+        return self.group.sum(loss)
 
     def _loss(self, rows: Sequence[Tokens]) -> torch.Tensor:
         # LoRA's matrices are float32: where the base model is bfloat16, autocast rounds them for each product.
@@ -245,20 +292,20 @@ class _Run:
     def _validation_loss(self) -> float:
         """Mean cross-entropy per completion token of the validation split."""
         self.model.eval()
-        total, count = 0.0, 0
-        for index in range(0, len(self.validation), self.at_once):
-            chosen = self.validation[index : index + self.at_once]
-            weight = _completion_tokens(chosen)
-            total += self._loss(chosen).item() * weight
-            count += weight
-        return total / count
+        total = 0.0
+        mine = self.validation[self.group.rank :: self.group.size]
+        for index in range(0, len(mine), self.at_once):
+            chosen = mine[index : index + self.at_once]
+            total += self._loss(chosen).item() * _completion_tokens(chosen)
+        summed = self.group.sum(torch.tensor(total, dtype=torch.float64, device=self.device))
+        return summed.item() / _completion_tokens(self.validation)
 
 
-def _fingerprint(settings: TrainSettings, data_sha256: str, base_sha256: str, device: str) -> str:
+def _fingerprint(settings: TrainSettings, data_sha256: str, base_sha256: str, devices: str) -> str:
     """One digest of what a run is: a run resumed on other data, code or packages would be a run of neither."""
     recipe = settings.model_dump(exclude={"adapter_dtype"})
     packages = installed_versions(TRAINING_PACKAGES)
-    return sha256_text(canonical([recipe, data_sha256, base_sha256, device, packages, _code_sha256()]))
+    return sha256_text(canonical([recipe, data_sha256, base_sha256, devices, packages, _code_sha256()]))
 
 
 def _code_sha256() -> str:
