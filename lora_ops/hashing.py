@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +26,12 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    """Return the names under which two mappings hold other values, sorted; a name that one lacks is one.
+
+    Ask this rather than compare the names that both have: what is left out would be compared with nothing.
+    """
+    absent = object()
+    return sorted(n for n in {*left, *right} if left.get(n, absent) != right.get(n, absent))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,16 @@ from lora_ops.git import git_state
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MANIFEST, MEMBERSHIP, SAMPLES
 from lora_ops.records.base_model import read_base_model
-from lora_ops.records.data import SourceRecord, read_data_record
+from lora_ops.records.data import read_data_record
 from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
     BASE_FEW_SHOT,
     SYSTEMS,
     BiasAssessment,
-    EvaluationRecord,
     read_evaluation,
 )
-from lora_ops.records.manifest import FileRecord, Manifest, PackagingRecord
+from lora_ops.records.manifest import FileRecord, Manifest, PackagingRecord, fresh_until
 from lora_ops.records.training import read_training_record
 from lora_ops.settings.files import read_yaml
 from lora_ops.settings.tenant import TenantSettings
@@ -70,9 +68,10 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
         shutil.copyfile(root / "data/prepared" / tenant / MEMBERSHIP, folder / MEMBERSHIP)
         evaluation_sha256 = sha256_file(report / EVALUATION)
         packaging = PackagingRecord(git=git_state(root), packages=installed_versions(VERSIONS_OF))
+        packaged_at = now()
         draft = Manifest(
             tenant=tenant,
-            created_at=now(),
+            created_at=packaged_at,
             base_model=base,
             data=data,
             git=training.git or packaging.git,
@@ -83,9 +82,9 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
             training=training,
             evaluation=evaluation,
             license=settings.package.license,
-            fresh_until=fresh_until(data.source, settings.package.freshness_days),
+            fresh_until=fresh_until(data.source, settings.package.freshness_days, packaged_at),
             evaluation_report_sha256=evaluation_sha256,
-            bias=bias_of(evaluation, evaluation_sha256),
+            bias=BiasAssessment.of(evaluation, evaluation_sha256),
             report=f"reports/{tenant}/03_evaluate.html",
             size_bytes=sum((folder / name).stat().st_size for name in ADAPTER_FILES),
             files={},
@@ -98,17 +97,6 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
         manifest = draft.model_copy(update={"files": files})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
-
-
-def bias_of(evaluation: EvaluationRecord, report_sha256: str) -> BiasAssessment | None:
-    """Return the groups that the adapter was measured on, by label and by declared column; None without any."""
-    if not evaluation.groups and not evaluation.bias:
-        return None
-    means = [name for name in evaluation.metrics if name != "macro_f1"]
-    metric = "exact_match" if evaluation.groups else means[0]
-    return BiasAssessment(
-        metric=metric, groups=evaluation.groups, columns=evaluation.bias, report_sha256=report_sha256
-    )
 
 
 def packaged(tenant: str, root: Path) -> Manifest:
@@ -124,21 +112,6 @@ def packaged(tenant: str, root: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LoraOpsError(f"{path} is no manifest: run `dvc repro --force package@{tenant}`.") from error
-
-
-def fresh_until(source: SourceRecord, days: int) -> datetime:
-    """When the data expires: `days` after its source was published, or after today when nobody says when.
-
-    Counted from the packaging, old data would be fresh for ever: one only had to package it again.
-
-    Raises:
-        LoraOpsError: the day of publication is none.
-    """
-    try:
-        start = datetime.fromisoformat(source.date).replace(tzinfo=UTC) if source.date else now()
-    except ValueError as error:
-        raise LoraOpsError(f"'{source.date}' is no day: give data.published of {source.name} anew.") from error
-    return start + timedelta(days=days)
 
 
 def lock_digest(root: Path, tenant: str) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_ops.adapter_files import require_lora
+from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.folders import working_folder
 from lora_ops.hashing import sha256_file
@@ -19,7 +20,7 @@ from lora_ops.page import page_evaluation
 from lora_ops.paths import ADAPTER_FILES, EVALUATION, EVALUATION_PAGE, MANIFEST
 from lora_ops.records.data import DataRecord, previous_path
 from lora_ops.records.manifest import FileRecord, Manifest
-from lora_ops.registry.consistency import require_consistent
+from lora_ops.registry.consistency import require_complete, require_consistent
 from lora_ops.registry.files import check_package
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -58,6 +59,7 @@ def require_one_fit(tenants: Iterable[str], root: Path) -> None:
             folder, manifest = root / "packages" / tenant, packaged(tenant, root)
             check_package(folder, {name: one.sha256 for name, one in manifest.files.items()})
             require_consistent(folder, manifest)
+            require_complete(folder, manifest, now())
             require_lora(folder / ADAPTER_FILES[0])
             return
         except LoraOpsError as error:

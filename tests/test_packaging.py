@@ -9,8 +9,9 @@ import pytest
 
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
-from lora_ops.packaging import fresh_until, lock_digest, model_card, packaged
+from lora_ops.packaging import lock_digest, model_card, packaged
 from lora_ops.records.data import SourceRecord
+from lora_ops.records.manifest import fresh_until
 from lora_ops.settings.params import load_settings
 from tests.conftest import ROOT, run
 from tests.registry.conftest import build_package
@@ -47,23 +48,24 @@ def source(date: str | None) -> SourceRecord:
 
 
 def test_freshness_counts_from_the_day_that_the_source_was_published() -> None:
-    assert fresh_until(source("2020-05-22"), 10) == datetime(2020, 6, 1, tzinfo=UTC)
+    assert fresh_until(source("2020-05-22"), 10, now()) == datetime(2020, 6, 1, tzinfo=UTC)
 
 
 def test_freshness_counts_from_the_packaging_when_nobody_says_when_that_was() -> None:
-    assert 9 <= (fresh_until(source(None), 10) - now()).days <= 10
+    day = datetime(2020, 5, 22, 9, tzinfo=UTC)
+    assert fresh_until(source(None), 10, day) == datetime(2020, 6, 1, 9, tzinfo=UTC)
 
 
 def test_a_publication_on_no_day_is_refused() -> None:
     with pytest.raises(LoraOpsError, match="'2020-13-99' is no day: give data.published of iso18245 anew"):
-        fresh_until(source("2020-13-99"), 10)
+        fresh_until(source("2020-13-99"), 10, now())
 
 
 def test_the_samples_data_is_fresh_for_years_after_their_sources(tmp_path: Path) -> None:
     from lora_ops.settings.params import load_settings
 
     for tenant in load_settings(ROOT).tenants.values():
-        assert fresh_until(source(tenant.data.published), tenant.package.freshness_days).year >= 2030
+        assert fresh_until(source(tenant.data.published), tenant.package.freshness_days, now()).year >= 2030
 
 
 def test_the_lock_that_a_package_names_is_found_in_the_final_dvc_lock(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_register_keeps_the_page_of_the_same_evaluation(clone: Path) -> None:
         (report / "03_evaluate.html").write_text(page)
         shutil.copy(report / "evaluation.json", folder)
         path = folder / "evaluation.json"
-        files = {**manifest.files, path.name: FileRecord(bytes=1, sha256=sha256_file(path))}
+        files = {**manifest.files, path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))}
         (folder / "manifest.json").write_text(manifest.model_copy(update={"files": files}).to_json())
     (clone / "reports/media/evaluation.json").write_text("another run")
     page = page_of(clone / "reports/media/evaluation.json", "the page of media")
@@ -169,7 +169,8 @@ def test_register_names_what_was_said_of_the_weights(clone: Path) -> None:
     assert lora_ops(clone, "registry", "incident", "finance@1", *told).returncode == 0
     path = clone / "packages/finance/manifest.json"
     manifest = Manifest.model_validate_json(path.read_text())
-    path.write_text(manifest.model_copy(update={"license": "MIT"}).to_json())
+    params = {**manifest.params, "package": {**manifest.params["package"], "license": "MIT"}}
+    path.write_text(manifest.model_copy(update={"license": "MIT", "params": params}).to_json())
     done = lora_ops(clone, "register", "finance")
     assert done.returncode == 0, done.stderr
     assert "Note: finance@2 has the weights of finance@1, which is 'candidate'; against that one" in done.stdout

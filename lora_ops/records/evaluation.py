@@ -232,6 +232,17 @@ class BiasAssessment(Record):
         default_factory=dict, description="column of data.bias_columns -> how well each of its groups is served"
     )
 
+    @classmethod
+    def of(cls, evaluation: EvaluationRecord, report_sha256: str) -> "BiasAssessment | None":
+        """Return the groups that an adapter was measured on, by label and by declared column, or None."""
+        if not evaluation.groups and not evaluation.bias:
+            return None
+        means = [name for name in evaluation.metrics if name != "macro_f1"]
+        metric = "exact_match" if evaluation.groups or not means else means[0]
+        return cls(
+            metric=metric, groups=evaluation.groups, columns=evaluation.bias, report_sha256=report_sha256
+        )
+
     @property
     def compared(self) -> dict[str, GroupMetric]:
         """The groups with at least `COMPARED_ROWS` rows: of fewer, a value says next to nothing."""

@@ -1,14 +1,15 @@
 """The manifest: everything that is known of one adapter version when it is packaged."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import Field
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.base_model import BaseModelRecord
-from lora_ops.records.data import DataRecord
+from lora_ops.records.data import DataRecord, SourceRecord
 from lora_ops.records.evaluation import BiasAssessment, EvaluationRecord
 from lora_ops.records.evidence import HumanEvaluation, PolicyCheck
 from lora_ops.records.git import GitRecord
@@ -68,9 +69,41 @@ class Manifest(Record):
     bias: BiasAssessment | None = None
 
     @property
+    def beats_base(self) -> bool:
+        """Whether its evaluation shows that the adapter beats its base model, as the manifest's schema asks.
+
+        Schema 1 had no differences to the base. From schema 2 on an evaluation without them shows nothing.
+        """
+        compared = bool(self.evaluation.differences) or self.schema_version < 2
+        return compared and self.evaluation.beats_base and not self.evaluation.contradicts_itself
+
+    @property
     def adapter_id(self) -> str:
         """`tenant@version`, or `tenant@?` before registration."""
         return f"{self.tenant}@{self.version or '?'}"
+
+
+def fresh_until(source: SourceRecord, days: int, packaged_at: datetime) -> datetime:
+    """Return when data expire: `days` after the source was published, or the packaging if nobody says when.
+
+    Counted from the packaging, old data would be fresh for ever: one only had to package it again.
+
+    Raises:
+        LoraOpsError: the day of publication is none.
+    """
+    return published(source, packaged_at) + timedelta(days=days)
+
+
+def published(source: SourceRecord, packaged_at: datetime) -> datetime:
+    """Return when a source was published, or when it was packaged if nobody says when.
+
+    Raises:
+        LoraOpsError: the day of publication is none.
+    """
+    try:
+        return datetime.fromisoformat(source.date).replace(tzinfo=UTC) if source.date else packaged_at
+    except ValueError as error:
+        raise LoraOpsError(f"'{source.date}' is no day: give data.published of {source.name} anew.") from error
 
 
 def content_digest(text: str, rule: int | None = None) -> str:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError, Refused
-from lora_ops.hashing import canonical, sha256_text
+from lora_ops.hashing import canonical, differing, sha256_text
 from lora_ops.records.approval import Approval, ApprovalStatement
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
@@ -176,8 +176,7 @@ def _judge(ground: Ground, entry: AuditEntry) -> tuple[str | None, str | None]:
         void = None if key else f"its signature fits no key of {person.id} in owners.yaml"
     elif ground.signed:
         void = "it is not signed"
-    seen, now = said.evidence, ground.evidence
-    changed = sorted(kind for kind in {*seen, *now} if seen.get(kind) != now.get(kind))
+    changed = differing(said.evidence, ground.evidence)
     if changed:
         void = f"newer evidence was filed ({', '.join(changed)})"
     lapses = _lapses(said, entry)

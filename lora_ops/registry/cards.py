@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
+from lora_ops.records.evaluation import BiasAssessment
 from lora_ops.records.evidence import Evidence, EvidenceKind
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AdapterRecord, AuditEntry, Lineage, Ownership, Performance, Risk, Verdict
@@ -92,7 +93,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             policy=_quoted(registry, reports, "policy", policy_checks, notes) or manifest.policy,
         ),
         risk=Risk(
-            bias=manifest.bias,
+            bias=_bias(manifest),
             incidents=incidents_in(history, version.number),
             fresh_until=manifest.fresh_until,
         ),
@@ -109,6 +110,12 @@ def _gap_notes(version: Version) -> list[str]:
         for name, column in version.manifest.evaluation.bias.items()
         if column.exceeds_limit
     ]
+
+
+def _bias(manifest: Manifest) -> BiasAssessment | None:
+    """Return what the gates judge; an older release kept the groups in the manifest alone."""
+    report = manifest.evaluation_report_sha256
+    return (BiasAssessment.of(manifest.evaluation, report) if report else None) or manifest.bias
 
 
 def _lineage(manifest: Manifest) -> Lineage:

@@ -1,15 +1,34 @@
 """Whether a manifest says what the files of its package say: gates read the one, people read the others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import differing
 from lora_ops.page import page_evaluation
-from lora_ops.paths import ADAPTER_FILES, EVALUATION, EVALUATION_PAGE, MEMBERSHIP
-from lora_ops.records.evaluation import ADAPTER, EvaluationRecord
-from lora_ops.records.manifest import Manifest
+from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, EVALUATION_PAGE, MEMBERSHIP
+from lora_ops.records.evaluation import (
+    ADAPTER,
+    BASE,
+    COMPARED_ROWS,
+    OPPONENTS,
+    BiasAssessment,
+    ColumnBias,
+    EvaluationRecord,
+)
+from lora_ops.records.manifest import SCHEMA_VERSION, Manifest, fresh_until, published
 from lora_ops.records.membership import read_groups
+
+SPLITS = ("train", "validation", "test")
+KEPT = (EVALUATION, ANSWERS, MEMBERSHIP)
+"""What gates and comparisons read of a package, besides its adapter."""
+AHEAD = timedelta(days=1)
+"""A day begins at another hour elsewhere."""
+PACKAGING = timedelta(minutes=1)
+"""Earlier releases asked for the time twice while they packaged."""
 
 
 def require_consistent(folder: Path, manifest: Manifest) -> None:
@@ -45,7 +64,8 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
         "it was evaluated with other settings": evaluated.adapter_config_sha256 in (None, config),
         "it names several tenants": {evaluated.tenant, data.tenant, training.tenant, tenant} == {tenant},
         "it was trained or prepared for another base model": len(bases) == 1,
-        "it was trained on other data": training.train_sha256 == data.splits["train"].sha256,
+        "it was trained on other data": "train" in data.splits
+        and training.train_sha256 == data.splits["train"].sha256,
         "its data broke the contract": data.contract_success,
         "no row was evaluated": evaluated.rows > 0,
         "a metric lacks the adapter": all(ADAPTER in metric for metric in evaluated.metrics.values()),
@@ -78,6 +98,148 @@ def _left_out(evaluated: EvaluationRecord, params: Mapping[str, Any]) -> list[st
         for name in (names if isinstance(names, list | tuple) else ())
         if name not in there
     ]
+
+
+def require_complete(folder: Path, manifest: Manifest, now: datetime) -> None:
+    """Refuse a new version whose manifest lacks what the pipeline of today writes, or says it otherwise.
+
+    What an earlier release took is read by the rules of its schema. A new version is not: what it leaves out
+    would be compared with nothing. The package is consistent already (`require_consistent`).
+
+    Args:
+        folder: the package.
+        manifest: of a version that the registry does not have yet.
+        now: the time of this machine.
+
+    Raises:
+        LoraOpsError: something is missing, or follows otherwise from data, settings and files.
+    """
+    wrong = [*_unlike_files(manifest, folder)]
+    wrong = wrong or [*_unlike_data(manifest), *_unlike_settings(manifest, now), *_unlike_gates(manifest)]
+    if wrong:
+        raise LoraOpsError(
+            f"The manifest of '{manifest.tenant}' is not one that the stage `package` writes: "
+            f"{'; '.join(wrong)}. Run `dvc repro --force package@{manifest.tenant}`, or its stages from "
+            "`prepare` on; nothing was registered."
+        )
+
+
+def _unlike_files(manifest: Manifest, folder: Path) -> Iterator[str]:
+    if manifest.schema_version != SCHEMA_VERSION:
+        yield f"it has schema {manifest.schema_version}, and this release writes {SCHEMA_VERSION}"
+    sections = {name: manifest.params.get(name) for name in ("data", "train", "evaluate", "package")}
+    yield from (f"params has no {name}" for name, one in sections.items() if not isinstance(one, dict))
+    lost = [name for name in KEPT if name not in manifest.files]
+    if lost:
+        yield f"the package holds no {lost[0]}"
+        return
+    sizes = {name: (folder / name).stat().st_size for name in manifest.files}
+    other = differing(sizes, {name: file.bytes for name, file in manifest.files.items()})
+    if other:
+        yield f"{other[0]} has {sizes[other[0]]} bytes"
+    if manifest.size_bytes != sum(sizes[name] for name in ADAPTER_FILES):
+        yield f"size_bytes is {manifest.size_bytes}, and the adapter's files have another size"
+    report = manifest.files[EVALUATION].sha256
+    if manifest.evaluation_report_sha256 != report:
+        yield f"evaluation_report_sha256 is not that of {EVALUATION}"
+    if manifest.bias != BiasAssessment.of(manifest.evaluation, report):
+        yield "bias says something else than its evaluation"
+    if manifest.policy or manifest.human_evaluation:
+        yield "it quotes reports on people or policy, which are filed on a version (`lora-ops registry file`)"
+    lacking = [name for name in SPLITS if name not in manifest.data.splits]
+    if lacking:
+        yield f"data.splits has no {lacking[0]}"
+        return
+    counted = {name: len(groups) for name, groups in read_groups(folder / MEMBERSHIP).items()}
+    splits = differing(counted, {name: split.groups for name, split in manifest.data.splits.items()})
+    if splits:
+        yield f"{MEMBERSHIP} lists other groups of {', '.join(splits)} than data.splits"
+
+
+def _unlike_data(manifest: Manifest) -> Iterator[str]:
+    evaluation, training = manifest.evaluation, manifest.training
+    train, test = manifest.data.splits["train"], manifest.data.splits["test"]
+    tested = {"rows": test.rows, "groups": test.groups, "SHA-256": test.sha256}
+    found = {"rows": evaluation.rows, "groups": evaluation.clusters, "SHA-256": evaluation.test_sha256}
+    other = differing(tested, found)
+    if other:
+        yield f"its evaluation has other {' and '.join(other)} than data.splits.test"
+    if training.examples != train.rows:
+        yield f"it was trained on {training.examples} rows, and data.splits.train has {train.rows}"
+    if evaluation.adapter_config_sha256 != manifest.files[ADAPTER_FILES[1]].sha256:
+        yield "its evaluation does not name the settings of the adapter (adapter_config_sha256)"
+    labelled = sum(group.rows for group in evaluation.groups.values())
+    if evaluation.groups and labelled != evaluation.rows:
+        yield f"evaluation.groups has {labelled} rows of {evaluation.rows}"
+    if manifest.data.task == "labels" and not evaluation.groups:
+        yield "its evaluation has no groups by label (evaluation.groups)"
+    for name, column in evaluation.bias.items():
+        if _hides_a_gap(column) or sum(group.rows for group in column.groups.values()) != evaluation.rows:
+            yield f"evaluation.bias.{name} has not every row and the gap of its groups"
+
+
+def _hides_a_gap(column: ColumnBias) -> bool:
+    """Return whether the gap of a column is not that of its best and its worst group, or is left out."""
+    values = {name: one.value.value for name, one in column.groups.items() if one.rows >= COMPARED_ROWS}
+    if len(values) < 2:
+        return column.gap is not None
+    largest = max(values.values()) - min(values.values())
+    named = column.best in values and column.worst in values
+    return column.gap is None or not named or abs(column.gap.value - largest) > 1e-6
+
+
+def _unlike_settings(manifest: Manifest, now: datetime) -> Iterator[str]:
+    params, source, packaged_at = manifest.params, manifest.data.source, _aware(manifest.created_at)
+    data, package = params["data"], params["package"]
+    said = {"license": package.get("license"), "date": data.get("published"), "task": data.get("task")}
+    other = differing(said, {"license": manifest.license, "date": source.date, "task": manifest.data.task})
+    if other:
+        yield f"{' and '.join(other)} of its data or model are not those of its params"
+    days = package.get("freshness_days")
+    if not isinstance(days, int) or days < 1:
+        yield "params.package has no freshness_days"
+        return
+    if abs(fresh_until(source, days, packaged_at) - _aware(manifest.fresh_until)) > PACKAGING:
+        due = utc(fresh_until(source, days, packaged_at))
+        yield f"fresh_until is {utc(manifest.fresh_until)}, and its data expire on {due}"
+    begins = published(source, packaged_at)
+    if max(begins, packaged_at) > now + AHEAD:
+        yield f"it is dated {utc(max(begins, packaged_at))}, ahead of this machine's clock"
+
+
+def _unlike_gates(manifest: Manifest) -> Iterator[str]:
+    evaluation, params = manifest.evaluation, manifest.params
+    asked, columns = params["evaluate"].get("metrics"), params["data"].get("bias_columns")
+    if not isinstance(asked, list) or sorted(asked) != sorted(evaluation.metrics):
+        yield "its metrics are not those of evaluate.metrics"
+    elif evaluation.primary != asked[0]:
+        yield f"evaluation.primary is '{evaluation.primary}', and evaluate.metrics begins with '{asked[0]}'"
+    if not isinstance(columns, list) or sorted(columns) != sorted(evaluation.bias):
+        yield "evaluation.bias has other columns than data.bias_columns"
+    limits = {column.limit for column in evaluation.bias.values()}
+    if limits - {params["evaluate"].get("max_gap")}:
+        yield "evaluation.bias has another limit than evaluate.max_gap"
+    systems = {frozenset(of) for of in evaluation.metrics.values()}
+    opponents = {name for of in systems for name in of if name in OPPONENTS}
+    if len(systems) != 1 or not {BASE, ADAPTER} <= {name for of in systems for name in of}:
+        yield "not every metric has base, adapter and the same other systems"
+    elif {*evaluation.differences} != opponents or any(
+        of.keys() != evaluation.metrics.keys() for of in evaluation.differences.values()
+    ):
+        yield "evaluation.differences has not every opponent and metric"
+    elif not evaluation.contradicts_itself:
+        yield from _strongest(evaluation, opponents)
+
+
+def _strongest(evaluation: EvaluationRecord, opponents: set[str]) -> Iterator[str]:
+    values = {name: evaluation.metrics[evaluation.primary][name].value for name in opponents}
+    named = evaluation.strongest_opponent
+    if named not in values or values[named] < max(values.values()):
+        yield "evaluation.strongest_opponent is not the opponent with the highest value"
+
+
+def _aware(moment: datetime) -> datetime:
+    return datetime.fromisoformat(utc(moment))
 
 
 def is_other_page(page: Path, manifest: Manifest) -> bool:

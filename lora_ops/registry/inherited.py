@@ -12,6 +12,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.records.data import DataRecord
 from lora_ops.records.evaluation import BASE, BASE_FEW_SHOT, EvaluationRecord
 from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
+from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.answered_incidents import NAMED, answer_to, is_final
 from lora_ops.registry.counting import plain
@@ -193,15 +194,15 @@ def _read(registry: Registry, twin: Summary, history: Sequence[AuditEntry], kind
     return found
 
 
-def _evaluation_that_counts(registry: Registry, version: Version, twin: Summary) -> EvaluationRecord | None:
-    """Return the evaluation of a twin on the data of `version`, whatever tenant's name the data have; or None.
+def _evaluation_that_counts(registry: Registry, version: Version, twin: Summary) -> Manifest | None:
+    """Return the manifest of a twin whose evaluation is on the data of `version`, whatever tenant's; or None.
 
     Raises:
         LoraOpsError: the twin's manifest is lost or damaged.
     """
     theirs = registry.load(twin.tenant, twin.number).manifest
     counts = twin.tenant == version.tenant or _is_same_data(theirs.data, version.manifest.data)
-    return theirs.evaluation if counts else None
+    return theirs if counts else None
 
 
 def _is_same_data(left: DataRecord, right: DataRecord) -> bool:
@@ -211,13 +212,13 @@ def _is_same_data(left: DataRecord, right: DataRecord) -> bool:
 
 def _spoken_by_evaluation(registry: Registry, version: Version, twin: Summary) -> list[str]:
     try:
-        evaluation = _evaluation_that_counts(registry, version, twin)
+        theirs = _evaluation_that_counts(registry, version, twin)
     except LoraOpsError:
         return ["nothing that can be read: its manifest is lost or damaged"]
-    if evaluation is None:
+    if theirs is None:
         return []
     limit = gap_limit(registry, version)
-    return [f"its evaluation, where {one} is needed" for one in evaluation_lacks(evaluation, limit)]
+    return [f"its evaluation, where {one} is needed" for one in evaluation_lacks(theirs, limit)]
 
 
 def _spoken(registry: Registry, one: Evidence, document: AnyEvidence) -> list[str]:
@@ -259,15 +260,15 @@ def _evaluation_unanswered(
     Fewer rows, columns or metrics, or no base with examples, would hide a fault.
     """
     try:
-        theirs = _evaluation_that_counts(registry, version, twin)
+        found = _evaluation_that_counts(registry, version, twin)
     except LoraOpsError:
         return  # `twin_notes` names it
-    if theirs is None:
+    if found is None:
         return  # another tenant's rows ask something else
-    mine = version.manifest.evaluation
+    theirs, mine = found.evaluation, version.manifest.evaluation
     same = f"{twin.id}, which has the same weights"
     few = f"of at least {theirs.rows} rows (it has {mine.rows})"
-    if not theirs.beats_base or theirs.contradicts_itself:
+    if not found.beats_base:
         if mine.rows < theirs.rows:
             yield f"an evaluation {few}, as many as that in which {same}, does not beat its base model"
         left_out = sorted(_against_base(theirs) - _against_base(mine))

@@ -56,7 +56,7 @@ def objections(
             yield from unanswered(registry, version, history, given[kind])
         elif kind in found:
             yield from kept_lacks(registry, version, history, found[kind], least, now)
-    yield from evaluation_lacks(version.manifest.evaluation, max_gap)
+    yield from evaluation_lacks(version.manifest, max_gap)
     if "policy" not in {*found, *given}:
         yield from failing(version.manifest.policy)
 

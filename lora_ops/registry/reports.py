@@ -23,6 +23,7 @@ from lora_ops.records.evidence import (
     TextEvidence,
     TrafficEvidence,
 )
+from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.counting import CLOCKS_DIFFER, COUNT, About, count
 from lora_ops.registry.files import FileStore
@@ -186,14 +187,15 @@ def failing(checks: Sequence[PolicyCheck]) -> Iterator[str]:
         yield f"a policy report without a failure ({', '.join(failed)})"
 
 
-def evaluation_lacks(evaluation: EvaluationRecord, max_gap: float | None) -> Iterator[str]:
+def evaluation_lacks(manifest: Manifest, max_gap: float | None) -> Iterator[str]:
     """Yield what the package's evaluation must show, and doesn't, before a step may rest on it.
 
     Args:
-        evaluation: the one in the package.
+        manifest: the version's, with the evaluation of its package.
         max_gap: the largest gap between two groups of a declared column; None: any.
     """
-    if not evaluation.beats_base or evaluation.contradicts_itself:
+    evaluation = manifest.evaluation
+    if not manifest.beats_base:
         yield f"an evaluation in which it beats its base model{_as_measured(evaluation)}"
     for column, bias in evaluation.bias.items():
         if bias.exceeds(max_gap):

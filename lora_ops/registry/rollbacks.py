@@ -94,7 +94,7 @@ def against_return(
         elif kind != "evaluation" and (least or load(registry.files, found[kind])):
             yield from kept_lacks(registry, version, history, found[kind], least, now)
     # A gap between groups was judged on the day that let it into production.
-    yield from evaluation_lacks(version.manifest.evaluation, max_gap=None)
+    yield from evaluation_lacks(version.manifest, max_gap=None)
     if "policy" not in found:
         yield from failing(version.manifest.policy)
 

@@ -21,7 +21,7 @@ from lora_ops.records.registry import State
 from lora_ops.registry import migrations
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.changes import Change, whoami
-from lora_ops.registry.consistency import require_consistent
+from lora_ops.registry.consistency import require_complete, require_consistent
 from lora_ops.registry.copies import Copies
 from lora_ops.registry.database import Database, MissingRegistry
 from lora_ops.registry.files import FileStore, check_package
@@ -318,7 +318,7 @@ class Registry(Queries):
         actor = whoami() if actor is None else actor
         with self._keeping(package):
             check_package(package, digests)
-            require_consistent(package, manifest)
+            self._require_fit(package, manifest)
             self.files.sweep()
             for name, expected in digests.items():
                 self.files.add(package / name, expected)
@@ -356,6 +356,12 @@ class Registry(Queries):
                     note_owners(self, change, begin=False)
                     self._insert(change, "registered", draft, kept, weights, change.at, actor, ("candidate",))
                 return self.load(tenant, number), known is None
+
+    def _require_fit(self, package: Path, manifest: Manifest) -> None:
+        require_consistent(package, manifest)
+        # What an earlier release took is read by its rules, and comes back as the version that it is.
+        if self.known_content(manifest) is None:
+            require_complete(package, manifest, self.clock())
 
     def _refuse_colliding_name(self, tenant: str) -> None:
         known = self.tenants()

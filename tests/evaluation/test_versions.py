@@ -17,14 +17,15 @@ from lora_ops.registry.membership import incomparable
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from tests.conftest import ROOT, run
-from tests.registry.conftest import build_package, trained_alike, with_evaluation
+from tests.registry.conftest import OlderRegistry, build_package, trained_alike, with_evaluation
 
 LABELS = ["hotel", "airline"]
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / ".registry", create=True)
+    """Open a registry that takes packages of few settings, as earlier releases did."""
+    return OlderRegistry(tmp_path / ".registry", create=True)
 
 
 def answers(groups: Iterable[int], right: int) -> pd.DataFrame:
@@ -57,6 +58,9 @@ def register(
         digests["group_sha256"] = digests.pop("group").map(sha256_text)
         digests.assign(rows=3).to_csv(folder / "membership.csv", index=False)
         added.append(folder / "membership.csv")
+    for name in {"answers.csv", "membership.csv"} - {path.name for path in added}:
+        manifest.files.pop(name)
+        (folder / name).unlink()
     files = {path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path)) for path in added}
     params = {
         **manifest.params,

@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import math
 import shutil
 import subprocess
 import tempfile
@@ -16,13 +17,25 @@ import pytest
 from safetensors.numpy import save_file
 
 from lora_ops.hashing import sha256_file, sha256_text
-from lora_ops.paths import EVALUATION
+from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MEMBERSHIP
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.data import DataRecord, SourceRecord, SplitRecord
-from lora_ops.records.evaluation import EvaluationRecord, Interval
+from lora_ops.records.evaluation import (
+    ADAPTER,
+    BASE,
+    BASE_FEW_SHOT,
+    OPPONENTS,
+    BiasAssessment,
+    EvaluationRecord,
+    GroupMetric,
+    Interval,
+    PairedDifference,
+    beats_base,
+)
 from lora_ops.records.manifest import FileRecord, GitRecord, Manifest
 from lora_ops.records.training import TrainingRecord
 from lora_ops.registry import lifecycle
+from lora_ops.registry.consistency import require_consistent
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import Report, make
 from lora_ops.registry.requirements import EVIDENCE, missing_for
@@ -35,6 +48,8 @@ from tests.wandb_server import WandbServer
 
 MORNING = datetime(2026, 3, 2, 9, tzinfo=UTC)
 AUTHOR, FIRST, SECOND = "ana", "ben", "chen"
+GROUPS = {"train": 200, "validation": 20, "test": 100}
+"""The groups of each split of every package."""
 GATES = {
     "evaluate": {
         "metrics": ["exact_match"],
@@ -43,8 +58,14 @@ GATES = {
         "must_beat_base": True,
         "max_gap": None,
     },
-    "data": {"bias_columns": [], "group": "code", "contract": ContractLimits().model_dump(mode="json")},
-    "package": {"freshness_days": 365},
+    "data": {
+        "bias_columns": [],
+        "group": "code",
+        "published": None,
+        "task": "labels",
+        "contract": ContractLimits().model_dump(mode="json"),
+    },
+    "package": {"freshness_days": 365, "license": "Apache-2.0"},
 }
 """The settings of every package that `lora_ops.registry.loosened` compares."""
 
@@ -82,51 +103,54 @@ Build = Callable[..., tuple[Path, Manifest]]
 
 
 def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: float = 365) -> Manifest:
-    """Write a small real package; the same seed gives the same content."""
+    """Write a small real package, as complete as the pipeline's; the same seed gives the same content."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = np.random.default_rng(seed).standard_normal((4, 2)).astype(np.float32)
     save_file({"base_model.model.q_proj.lora_A.weight": weights}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
     (folder / "README.md").write_text(f"# {tenant}\n")
+    (folder / ANSWERS).write_text("id,group,text,target,base,adapter\n")
+    rows = [f"{split},{sha256_text(f'{split}{i}')},3" for split, many in GROUPS.items() for i in range(many)]
+    (folder / MEMBERSHIP).write_text("\n".join(["split,group_sha256,rows", *rows]) + "\n")
     digest = sha256_text(f"{tenant}{seed}")
+    days = max(1, math.ceil(fresh_days))
     score = 0.5 + (seed % 40) / 100
-
-    def interval(value: float) -> Interval:
-        return Interval(value=value, low=value - 0.05, high=value + 0.05)
-
+    metrics = {"exact_match": {BASE: interval(0.1), BASE_FEW_SHOT: interval(0.1), ADAPTER: interval(score)}}
     evaluation = EvaluationRecord(
         tenant=tenant,
         rows=300,
         test_sha256=digest,
-        adapter_sha256=sha256_file(folder / "adapter_model.safetensors"),
+        adapter_sha256=digest,
         primary="exact_match",
-        metrics={"exact_match": {"base": interval(0.1), "adapter": interval(score)}},
+        metrics=metrics,
         beats_base=True,
         answered_by="engine",
         seconds_base=1.0,
         seconds_adapter=1.0,
     )
-    (folder / EVALUATION).write_text(evaluation.to_json())
-    files = {
-        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-        for path in sorted(folder.iterdir())
-    }
-    return Manifest(
+    draft = Manifest(
         tenant=tenant,
-        created_at=MORNING,
+        # Days that are over begin before the morning.
+        created_at=MORNING + timedelta(days=fresh_days - days),
         base_model=BaseModelRecord(id="smol", revision="r1", sha256=digest, parameters=10, source="package"),
         data=DataRecord(
             tenant=tenant,
             task="labels",
-            source=SourceRecord(name="iso18245", version="1.4.1", sha256=digest, date="2026-01-01"),
-            splits={"train": SplitRecord(rows=600, groups=200, sha256=digest)},
+            source=SourceRecord(name="iso18245", version="1.4.1", sha256=digest),
+            splits={
+                name: SplitRecord(rows=3 * many, groups=many, sha256=digest) for name, many in GROUPS.items()
+            },
             source_rows=1000,
             contract_success=True,
             base_model_sha256=digest,
         ),
         git=GitRecord(commit="abc123", dirty=False),
         dvc_lock_sha256=digest,
-        params={"train": {"rank": 8, "seed": seed}, **GATES},
+        params={
+            **GATES,
+            "train": {"rank": 8, "seed": seed},
+            "package": {**GATES["package"], "freshness_days": days},
+        },
         packages={"peft": "0.21"},
         training=TrainingRecord(
             tenant=tenant,
@@ -144,35 +168,108 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
             validation_loss=0.5,
         ),
         evaluation=evaluation,
-        evaluation_report_sha256=files[EVALUATION].sha256,
         license="Apache-2.0",
         fresh_until=MORNING + timedelta(days=fresh_days),
         report="report.html",
-        size_bytes=sum(file.bytes for file in files.values()),
-        files=files,
+        size_bytes=0,
+        files={},
+    )
+    return evaluated(folder, draft, compared(evaluation))
+
+
+def interval(value: float) -> Interval:
+    return Interval(value=value, low=value - 0.05, high=value + 0.05)
+
+
+def compared(evaluation: EvaluationRecord, **changed: object) -> EvaluationRecord:
+    """Change an evaluation, and let its differences follow from its metrics and from `beats_base`.
+
+    Args:
+        evaluation: which.
+        changed: its fields; `differences` stay as they are given.
+    """
+    made = evaluation.model_copy(update=changed)
+    of = made.metrics
+    p = 0.001 if made.beats_base else 0.6
+    differences = {
+        name: {
+            metric: PairedDifference(
+                value=0.5, low=0.1, high=0.9, p_value=p, p_corrected=p if name == BASE else 0.001
+            )
+            for metric in of
+        }
+        for name in OPPONENTS
+        if name in of[made.primary]
+    }
+    known = made.differences if "differences" in changed else differences
+    value = of[made.primary][ADAPTER]
+    groups = {"Food": GroupMetric(rows=made.rows, value=value)} if "groups" not in changed else made.groups
+    strongest = max(differences, key=lambda name: of[made.primary][name].value)
+    beaten = beats_base(known) if "differences" in changed and "beats_base" not in changed else made.beats_base
+    return made.model_copy(
+        update={
+            "differences": known,
+            "strongest_opponent": strongest,
+            "groups": groups,
+            "beats_base": beaten,
+        }
     )
 
 
 def with_evaluation(folder: Path, manifest: Manifest, **changed: object) -> Manifest:
-    """Change fields of the evaluation, in the package as in its manifest."""
-    evaluation = manifest.evaluation.model_copy(update=changed)
-    path = folder / EVALUATION
-    path.write_text(evaluation.to_json())
-    file = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-    files = {**manifest.files, path.name: file}
-    update = {"evaluation": evaluation, "files": files, "evaluation_report_sha256": file.sha256}
-    return manifest.model_copy(update=update)
+    """Change fields of the evaluation, in the package as in its manifest, and what follows from them."""
+    return evaluated(folder, manifest, compared(manifest.evaluation, **changed))  # type: ignore[arg-type]
+
+
+def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) -> Manifest:
+    """Write another evaluation into the package; the manifest that fits its files and its test rows."""
+    weights, config = (sha256_file(folder / name) for name in ADAPTER_FILES)
+    own: dict[str, object] = {"clusters": GROUPS["test"]}
+    if evaluation.adapter_config_sha256 == manifest.evaluation.adapter_config_sha256:
+        own["adapter_config_sha256"] = config
+    if evaluation.adapter_sha256 == manifest.evaluation.adapter_sha256:  # else a test names another adapter
+        own["adapter_sha256"] = weights
+    evaluation = evaluation.model_copy(update=own)
+    (folder / EVALUATION).write_text(evaluation.to_json())
+    files = {
+        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+        for path in sorted(folder.iterdir())
+        if not manifest.files or path.name in {*manifest.files, EVALUATION}
+    }
+    report = files[EVALUATION].sha256
+    test = manifest.data.splits["test"].model_copy(
+        update={"rows": evaluation.rows, "sha256": evaluation.test_sha256}
+    )
+    params = {**GATES, **manifest.params}
+    columns = {"bias_columns": list(evaluation.bias)}
+    asked = [evaluation.primary, *(name for name in evaluation.metrics if name != evaluation.primary)]
+    limits = {column.limit for column in evaluation.bias.values()} or {params["evaluate"]["max_gap"]}
+    return manifest.model_copy(
+        update={
+            "files": files,
+            "size_bytes": sum(files[name].bytes for name in ADAPTER_FILES),
+            "evaluation": evaluation,
+            "evaluation_report_sha256": report,
+            "bias": BiasAssessment.of(evaluation, report),
+            "data": manifest.data.model_copy(update={"splits": {**manifest.data.splits, "test": test}}),
+            "params": {
+                **params,
+                "data": {**params["data"], **columns},
+                "evaluate": {**params["evaluate"], "metrics": asked, "max_gap": next(iter(limits))},
+            },
+        }
+    )
 
 
 def trained_alike(
     folder: Path, manifest: Manifest, common: Manifest, seed: int, rank: int, value: float
 ) -> Manifest:
     """Make a package of the same base model, data and test rows as `common`, of one recipe and its result."""
-    interval = Interval(value=value, low=max(0, value - 0.05), high=min(1, value + 0.05))
-    metrics = {"exact_match": {"base": interval, "adapter": interval}}
+    result = Interval(value=value, low=max(0, value - 0.05), high=min(1, value + 0.05))
+    metrics = {"exact_match": {BASE: result, BASE_FEW_SHOT: result, ADAPTER: result}}
     alike = with_evaluation(folder, manifest, test_sha256=common.evaluation.test_sha256, metrics=metrics)
     same = {name: getattr(common, name) for name in ("base_model", "data", "training")}
-    return alike.model_copy(update={**same, "params": {"train": {"seed": seed, "rank": rank}, **GATES}})
+    return alike.model_copy(update={**same, "params": {**alike.params, "train": {"seed": seed, "rank": rank}}})
 
 
 @pytest.fixture
@@ -198,21 +295,7 @@ def saved_again(folder: Path, manifest: Manifest) -> Manifest:
     header, tensors = content[8 : 8 + int.from_bytes(content[:8], "little")], content[8:]
     padded = header + b" " * 8
     path.write_bytes(len(padded).to_bytes(8, "little") + padded + tensors[len(header) :])
-    return evaluated(
-        folder, manifest, manifest.evaluation.model_copy(update={"adapter_sha256": sha256_file(path)})
-    )
-
-
-def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) -> Manifest:
-    """Write another evaluation into the package; the manifest that fits its files."""
-    (folder / EVALUATION).write_text(evaluation.to_json())
-    files = {
-        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
-        for name in manifest.files
-    }
-    report = files[EVALUATION].sha256
-    changes = {"files": files, "evaluation": evaluation, "evaluation_report_sha256": report}
-    return manifest.model_copy(update=changes)
+    return evaluated(folder, manifest, manifest.evaluation)
 
 
 @pytest.fixture(scope="session")
@@ -253,8 +336,17 @@ def registry(tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Registry]
     opened.close()
 
 
+@pytest.fixture
+def older_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take packages as earlier releases did, which asked less of a manifest."""
+    monkeypatch.setattr(Registry, "_require_fit", staticmethod(require_consistent))
+
+
 class OlderRegistry(Registry):
-    """Registers versions as releases did whose log entries state no digest of the weights."""
+    """Registers versions as releases did that asked for less and stated no digest of the weights."""
+
+    def _require_fit(self, package: Path, manifest: Manifest) -> None:
+        require_consistent(package, manifest)
 
     def _insert(self, *given: Any) -> None:
         change, action, manifest, signature, _, *rest = given

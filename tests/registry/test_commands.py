@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from lora_ops.clock import now
 from lora_ops.errors import Damaged, LoraOpsError
-from lora_ops.records.evaluation import BiasAssessment, GroupMetric, Interval
+from lora_ops.records.evaluation import GroupMetric, Interval
 from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.commands import app
@@ -23,7 +23,7 @@ from lora_ops.registry.owners import add_key
 from tests.conftest import small_clone, write_params
 from tests.wandb_server import WandbServer
 
-from .conftest import build_package, rows_of, saved_again, ssh_key
+from .conftest import build_package, rows_of, saved_again, ssh_key, with_evaluation
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Result]
@@ -139,7 +139,7 @@ def test_show_answers_who_let_it_in_on_what_evidence(cli: Cli, root: Path) -> No
     for part in (
         "finance@2 is production (candidate) and may serve today.",
         "smol at r1",
-        "iso18245 1.4.1 of 2026-01-01",
+        "iso18245 1.4.1",
         "by ana.silva",
         "exact_match  0.520 [0.470, 0.570], base 0.100",
         "Payments intelligence",
@@ -150,7 +150,7 @@ def test_show_answers_who_let_it_in_on_what_evidence(cli: Cli, root: Path) -> No
         "canary: no regressions in 24 h",
     ):
         assert part in page
-    assert len(page.splitlines()) <= 40
+    assert len(page.splitlines()) <= 50
 
 
 def test_promote_names_a_limit_that_was_loosened(cli: Cli, root: Path) -> None:
@@ -181,12 +181,8 @@ def test_no_table_cuts_a_number(cli: Cli, root: Path, monkeypatch: pytest.Monkey
     folder = root / "package-3"
     manifest = build_package(folder, 3, fresh_days=-1)
     value = Interval(value=0.938, low=0.911, high=0.988)
-    bias = BiasAssessment(
-        metric="exact_match",
-        groups={"Business services of many kinds": GroupMetric(rows=1234, value=value)},
-        report_sha256="ab" * 32,
-    )
-    registry.register(folder, manifest.model_copy(update={"bias": bias}), actor="ana.silva")
+    groups = {"Business services of many kinds": GroupMetric(rows=1234, value=value)}
+    registry.register(folder, with_evaluation(folder, manifest, groups=groups, rows=1234), actor="ana.silva")
     registry.close()
     for command in (
         ("list",),
@@ -392,14 +388,15 @@ def test_show_tells_of_the_gateways_setting_and_of_groups(cli: Cli, root: Path) 
         name: GroupMetric(rows=rows, value=Interval(value=value, low=value, high=value))
         for name, rows, value in (("Lodging", 81, 0.9), ("Airlines", 51, 0.6), ("Other", 3, 0.0))
     }
-    bias = BiasAssessment(metric="exact_match", groups=groups, report_sha256="ab" * 32)
     registry = open_registry(root)
-    registry.register(folder, manifest.model_copy(update={"bias": bias}), actor="ana.silva")
+    measured = with_evaluation(folder, manifest, groups=groups, rows=135)
+    registry.register(folder, measured, actor="ana.silva")
     registry.close()
     page = cli("show", "finance@3").output
     assert page.startswith("finance@3 is candidate and may serve today.\nNote: ")
     assert "nobody has approved it: the gateway serves it because serving.allow_candidates is on" in page
-    assert "largest gap 0.300 between groups with at least 10 rows (2 of 3), report abababab…" in page
+    report = str(measured.evaluation_report_sha256)[:8]
+    assert f"largest gap 0.300 between groups with at least 10 rows (2 of 3), report {report}…" in page
     assert [line.split()[0] for line in page.splitlines() if " to 0." in line] == [
         "Lodging",
         "Airlines",

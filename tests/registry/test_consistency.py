@@ -1,14 +1,19 @@
 """A manifest that says something else than its package."""
 
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
 import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import EVALUATION_PAGE
 from lora_ops.records.manifest import FileRecord
-from lora_ops.registry.consistency import require_consistent
+from lora_ops.registry.consistency import require_complete, require_consistent
+from lora_ops.registry.requirements import missing_for
+from lora_ops.registry.store import Registry
 
-from .conftest import Build
+from .conftest import AUTHOR, MORNING, Build, with_evaluation
 
 
 def test_page_of_another_evaluation_is_refused(package: Build) -> None:
@@ -22,3 +27,61 @@ def test_page_of_another_evaluation_is_refused(package: Build) -> None:
     own = manifest.files["evaluation.json"].sha256
     page.write_text(f'<head><meta name="lora-ops-evaluation" content="{own}"></head><body>')
     require_consistent(folder, whole)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"fresh_until": datetime(2099, 1, 1, tzinfo=UTC)}, "its data expire on 2027-03-02T09:00:00"),
+        ({"created_at": datetime(2099, 1, 1, tzinfo=UTC)}, "fresh_until is 2027-03-02"),
+        ({"schema_version": 1}, "it has schema 1, and this release writes 2"),
+        ({"bias": None}, "bias says something else than its evaluation"),
+        ({"license": "MIT"}, "license of its data or model are not those of its params"),
+    ],
+)
+def test_manifest_follows_from_its_package(package: Build, changed: dict[str, Any], says: str) -> None:
+    folder, manifest = package(1)
+    require_complete(folder, manifest, MORNING)
+    with pytest.raises(LoraOpsError, match=says):
+        require_complete(folder, manifest.model_copy(update=changed), MORNING)
+
+
+def test_package_of_tomorrow_is_refused(package: Build) -> None:
+    """A packaging that is dated ahead would keep its data fresh for ever."""
+    folder, manifest = package(1)
+    later = {name: getattr(manifest, name) + timedelta(days=400) for name in ("created_at", "fresh_until")}
+    with pytest.raises(LoraOpsError, match="dated 2027-04-06T09:00:00.*, ahead of this machine's clock"):
+        require_complete(folder, manifest.model_copy(update=later), MORNING)
+
+
+def test_evaluation_without_differences_is_refused(registry: Registry, package: Build) -> None:
+    """It was taken for one of schema 1, whose `beats_base` was all that there was."""
+    folder, manifest = package(1)
+    bare = with_evaluation(folder, manifest, differences={}, beats_base=True)
+    with pytest.raises(LoraOpsError, match="evaluation.differences has not every opponent and metric"):
+        registry.register(folder, bare, actor=AUTHOR)
+    assert registry.summaries() == []
+
+
+def test_evaluation_without_differences_beats_nothing(
+    registry: Registry, package: Build, older_packages: None
+) -> None:
+    """A machine that does not check it registered the version."""
+    folder, manifest = package(1)
+    registry.register(folder, with_evaluation(folder, manifest, differences={}, beats_base=True), actor=AUTHOR)
+    assert "an evaluation in which it beats its base model" in "; ".join(missing_for(registry, "finance@1")[1])
+
+
+def test_manifest_without_training_rows_is_a_sentence(package: Build) -> None:
+    folder, manifest = package(1)
+    data = manifest.data.model_copy(update={"splits": {"test": manifest.data.splits["test"]}})
+    with pytest.raises(LoraOpsError, match="it was trained on other data"):
+        require_consistent(folder, manifest.model_copy(update={"data": data}))
+
+
+def test_evaluation_of_other_test_rows_is_refused(package: Build) -> None:
+    folder, manifest = package(1)
+    test = manifest.data.splits["test"].model_copy(update={"sha256": "0" * 64})
+    data = manifest.data.model_copy(update={"splits": {**manifest.data.splits, "test": test}})
+    with pytest.raises(LoraOpsError, match="its evaluation has other SHA-256 than data.splits.test"):
+        require_complete(folder, manifest.model_copy(update={"data": data}), MORNING)

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.hashing import sha256_file
 from lora_ops.records.evaluation import ColumnBias, GroupMetric, Interval
-from lora_ops.records.manifest import FileRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
 from lora_ops.registry.reports import Report, gap_limit, make
@@ -197,6 +195,7 @@ def test_evidence_of_another_version_is_refused(
     assert kept(registry) == files
 
 
+@pytest.mark.usefixtures("older_packages")
 def test_the_evaluation_is_the_packages_own(registry: Registry, package: Build, story: Story) -> None:
     folder, manifest = package(1)
     registry.register(folder, manifest, actor=AUTHOR)
@@ -216,13 +215,7 @@ def test_a_version_that_does_not_beat_its_base_is_not_promoted(
     registry: Registry, package: Build, story: Story
 ) -> None:
     folder, manifest = package(1)
-    worse = manifest.evaluation.model_copy(update={"beats_base": False})
-    path = folder / "evaluation.json"
-    path.write_text(worse.to_json())
-    file = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-    changed = {"evaluation": worse, "files": {**manifest.files, path.name: file}}
-    changed["evaluation_report_sha256"] = file.sha256
-    registry.register(folder, manifest.model_copy(update=changed), actor=AUTHOR)
+    registry.register(folder, with_evaluation(folder, manifest, beats_base=False), actor=AUTHOR)
     with pytest.raises(LoraOpsError, match="missing: an evaluation in which it beats its base model"):
         story.to("finance@1", "validated")
 
@@ -231,7 +224,7 @@ def test_a_version_that_does_not_beat_its_base_is_not_promoted(
 def unfair(registry: Registry, package: Build) -> str:
     """`finance@1`, which serves one region clearly worse than another, by more than its tenant's limit."""
     folder, manifest = package(1)
-    changed = with_evaluation(folder, manifest, bias={"region": column_bias(limit=0.2)})
+    changed = with_evaluation(folder, manifest, bias={"region": column_bias(limit=0.2)}, rows=160)
     return registry.register(folder, changed, actor=AUTHOR)[0].id
 
 

@@ -191,7 +191,13 @@ def as_released(folder: Path, manifest: Manifest) -> Manifest:
     save_file({"lora_A.weight": tensor}, path)
     update = {"answered_by": None, "adapter_sha256": sha256_file(path)}
     older = evaluated(folder, manifest, manifest.evaluation.model_copy(update=update))
-    return older.model_copy(update={"params": {"train": manifest.params["train"]}})
+    data = manifest.data.model_copy(
+        update={
+            "source": manifest.data.source.model_copy(update={"date": "2026-01-01"}),
+            "splits": {"train": manifest.data.splits["train"]},
+        }
+    )
+    return older.model_copy(update={"data": data, "params": {"train": manifest.params["train"]}})
 
 
 def test_register_knows_content_of_an_older_schema(released: Path, package: Build, clock: Clock) -> None:
@@ -201,6 +207,7 @@ def test_register_knows_content_of_an_older_schema(released: Path, package: Buil
     assert (version.id, is_new) == ("finance@2", False)
 
 
+@pytest.mark.usefixtures("older_packages")
 def test_register_refuses_revoked_weights_around_other_settings(released: Path, package: Build) -> None:
     registry = Registry(released)
     folder, manifest = package(3, tenant="media")

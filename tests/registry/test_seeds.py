@@ -8,6 +8,8 @@ from lora_ops.registry.store import Registry
 
 from .conftest import AUTHOR, Build, trained_alike
 
+pytestmark = pytest.mark.usefixtures("older_packages")
+
 
 def register(registry: Registry, package: Build, seed: int, value: float, rank: int = 8) -> str:
     """Register one training: its own weights, and the data, base model and test rows of all others."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -17,10 +18,7 @@ import uvicorn
 
 from lora_ops.engines.protocol import Engine
 from lora_ops.engines.torch_engine import TorchEngine
-from lora_ops.hashing import sha256_file
-from lora_ops.paths import EVALUATION
 from lora_ops.records.base_model import read_base_model
-from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
@@ -29,7 +27,7 @@ from lora_ops.serving.server import bind, check_exposure, serve
 from lora_ops.settings.params import Settings, load_settings
 from tests.conftest import ROOT
 from tests.engines.torch_engine.models import rounded
-from tests.registry.conftest import Story, build_package, owners  # noqa: F401 - a fixture
+from tests.registry.conftest import Story, build_package, evaluated, owners  # noqa: F401 - a fixture
 
 torch.set_num_threads(1)
 
@@ -53,41 +51,40 @@ def make_adapter(base: Path, folder: Path, seed: int, rank: int = 4, modules: st
     return rounded(folder)
 
 
+def with_params(params: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a package with those changed that its results don't depend on."""
+    kept = {name: params["data"][name] for name in ("published", "task", "bias_columns")}
+    return {
+        **params,
+        "train": {**params["train"], **changed.get("train", {})},
+        "data": {**params["data"], **changed.get("data", {}), **kept},
+        "evaluate": {**changed.get("evaluate", {}), **params["evaluate"]},
+    }
+
+
 def register(
     registry: Registry,
     base: Path,
     folder: Path,
     tenant: str,
     seed: int,
-    params: dict[str, object] | None = None,
+    params: dict[str, Any] | None = None,
     **options: object,
 ) -> str:
     """Package and register an adapter of the tiny model; gives its id."""
     manifest = build_package(folder, seed, tenant, fresh_days=36500)
     make_adapter(base, folder, seed, **options)  # type: ignore[arg-type]
     (folder / "README.md").write_text(f"# {tenant}\n")
-    evaluation = manifest.evaluation.model_copy(
-        update={"adapter_sha256": sha256_file(folder / "adapter_model.safetensors")}
-    )
-    (folder / EVALUATION).write_text(evaluation.to_json())
     model = read_base_model(base)
-    files = {
-        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-        for path in sorted(folder.iterdir())
-    }
-    weights = sum(file.bytes for name, file in files.items() if name.startswith("adapter"))
     manifest = manifest.model_copy(
         update={
             "base_model": model,
             "data": manifest.data.model_copy(update={"base_model_sha256": model.sha256}),
             "training": manifest.training.model_copy(update={"base_model_sha256": model.sha256}),
-            "evaluation": evaluation,
-            "evaluation_report_sha256": files[EVALUATION].sha256,
-            "params": params or {"data": {"system": SYSTEM}, "train": {"seed": seed}},
-            "files": files,
-            "size_bytes": weights,
+            "params": with_params(manifest.params, params or {"data": {"system": SYSTEM}}),
         }
     )
+    manifest = evaluated(folder, manifest, manifest.evaluation)
     version, _ = registry.register(folder, manifest, actor="ana.silva")
     return version.id
 
