@@ -123,9 +123,8 @@ class Signer:
 
     def known(self) -> list[str]:
         """The fingerprints of the public keys in the folder, sorted."""
-        return sorted(
-            path.stem for path in self.folder.glob("*.pub") if key_fingerprint(read_small(path)) == path.stem
-        )
+        files = [path for path in self.folder.glob("*.pub") if path.is_file()]
+        return sorted(path.stem for path in files if key_fingerprint(read_small(path)) == path.stem)
 
     def public_key(self, fingerprint: str) -> str:
         """The public key with this fingerprint, in PEM, to be sent beside a signature."""

@@ -188,6 +188,8 @@ class PrivateKey:
         try:
             if not following.exists():
                 return
+            if path.exists() and key_fingerprint(public_pem(read_key(path))) == current:
+                return  # whatever follows is not asked, so a damaged one stops no revocation
             key = read_key(following)
             if key_fingerprint(public_pem(key)) == current:
                 self._keep(path)
