@@ -137,7 +137,9 @@ def test_evaluation_lacks_names_what_was_measured(package: Build) -> None:
     clear = PairedDifference(value=0.4, low=0.3, high=0.5, p_value=0.001, p_corrected=0.002)
     tie = PairedDifference(value=0.01, low=-0.1, high=0.1, p_value=0.8, p_corrected=0.8)
     differences = {"base": {"exact_match": clear, "macro_f1": tie}}
-    worse = package(1)[1].evaluation.model_copy(update={"beats_base": False, "differences": differences})
+    manifest = package(1)[1]
+    lost = manifest.evaluation.model_copy(update={"beats_base": False, "differences": differences})
+    worse = manifest.model_copy(update={"evaluation": lost})
     assert list(evaluation_lacks(worse, max_gap=None)) == [
         "an evaluation in which it beats its base model "
         "(it does not: macro_f1 +0.010 [-0.100, +0.100] against base)"
