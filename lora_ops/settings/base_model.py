@@ -31,6 +31,12 @@ class BaseModelSettings(Section):
         None, description="a folder; DVC doesn't watch it, so set another revision when its files change"
     )
 
+    @property
+    def where(self) -> str:
+        """Where the weights come from, as the record names it; settings of other sources do not count."""
+        places = {"package": self.requirement, "folder": self.path, "hub": f"hub:{self.id}"}
+        return places[self.source] or self.id
+
     @model_validator(mode="after")
     def _complete(self) -> "BaseModelSettings":
         needed = {"package": ("requirement", "archive_sha256", "file"), "folder": ("path",), "hub": ()}
