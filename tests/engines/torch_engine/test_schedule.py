@@ -2,11 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from lora_ops.engines.protocol import Chunk, Sampling
 from lora_ops.engines.torch_engine import schedule as schedules
 from lora_ops.engines.torch_engine.batch import Batch
 from lora_ops.engines.torch_engine.decoder import BLOCK
@@ -22,7 +25,9 @@ from tests.engines.torch_engine.batches import (
     sequence_of,
 )
 from tests.engines.torch_engine.conftest import Case
-from tests.engines.torch_engine.models import LONGEST
+from tests.engines.torch_engine.models import LONGEST, VOCABULARY
+
+NAMES = {token: b"%d" % token for token in range(VOCABULARY)}
 
 
 def check_blocks(batch: Batch) -> None:
@@ -204,4 +209,45 @@ def test_schedule_evicts_what_is_kept_before_anybody_gives_way(case_of: Callable
         check_blocks(batch)
     assert batch.schedule.preempted == 0
     assert batch.schedule.kv._kept
+    batch.clear()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_schedule_names_a_prompt_once_where_it_is_read_again(case_of: Callable[..., Case], steps: int) -> None:
+    """The sequence gives way amid its prompt, or after its answer began."""
+
+    def named(give_way: bool) -> list[Chunk]:
+        case = case_of("llama")
+        batch = Batch(case.decoder, NAMES, frozenset(), 8, prefill_chunk=20)
+        older, reads = (sequence_of(case, Request(0, None, prompt, 30)) for prompt in PROMPTS[2:4])
+        sampling = Sampling(30, prompt_logprobs=True, logprobs=2)
+        reads.generation = replace(reads.generation, sampling=sampling)
+        batch.add(older)
+        batch.add(reads)
+        told = [one for _ in range(steps) for one in batch.step()]
+        if give_way:
+            batch.schedule._preempt()
+            assert batch.waiting == [reads] and reads.computed == 0 and not reads.blocks
+        while not batch.idle:
+            told += batch.step()
+        batch.clear()
+        return [
+            replace(made, device_seconds=0.0)
+            for sequence, made in told
+            if sequence is reads and isinstance(made, Chunk)
+        ]
+
+    assert named(give_way=True) == named(give_way=False)
+    assert [len(made.prompt) for made in named(give_way=True)[:2]] == [len(PROMPTS[3]), 0]
+
+
+def test_schedule_forgets_logits_that_waited_for_a_form(case_of: Callable[..., Case]) -> None:
+    """They are computed once more; else the sequence would wait for ever with nothing computed."""
+    batch = waiting_batch(case_of("llama"), *[Request(0, None, prompt, 30) for prompt in PROMPTS[2:4]])
+    batch.step()
+    held = batch.running[1]
+    held.logits = torch.zeros(VOCABULARY)
+    batch.schedule._preempt()
+    batch.step()
+    assert held in batch.running and held.logits is None and held.computed
     batch.clear()
