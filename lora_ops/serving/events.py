@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
-from lora_ops.pii import redact
 from lora_ops.records.record import Record
-from lora_ops.serving.risk import toxicity
+from lora_ops.serving.risk import NOTHING, SCORED_CHARACTERS, Scores
+from lora_ops.serving.risk_worker import RiskWorker
 from lora_ops.settings.serving import EventSettings
 
 if TYPE_CHECKING:
@@ -35,9 +35,8 @@ SYNC_SECONDS = 0.2
 QUEUE_LIMIT = 100_000
 BYTES_LIMIT = 128 * 2**20  # of texts that wait to be written
 RETRY_SECONDS = 1.0
-# Of each text: the patterns keep the GIL, so a long text would hold up every answer that is written meanwhile.
-SCORED_CHARACTERS = 16_000
-CUT_CHARACTERS = 400
+# Of the texts that ended together: more than this is a sample, so that the log keeps up with any traffic.
+SCORED_TOGETHER = 250_000
 DAY = 86400
 
 
@@ -45,7 +44,8 @@ class Event(Record):
     """One request and its answer; times are in seconds.
 
     `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it. A text of more than
-    `SCORED_CHARACTERS` is scored and kept up to there. A prompt that was refused is neither.
+    `risk.SCORED_CHARACTERS` is scored and kept up to there. A prompt that was refused is neither, nor are
+    texts beyond what is scored at once; such scores are None.
     """
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
@@ -71,30 +71,30 @@ class Event(Record):
     first_token_seconds: float | None
     seconds: float
     device_seconds: float
-    prompt_identifiers: int = 0
-    answer_identifiers: int = 0
-    answer_toxicity: float = 0.0
+    prompt_identifiers: int | None = None
+    answer_identifiers: int | None = None
+    answer_toxicity: float | None = None
     prompt_text: str | None = None
     answer_text: str | None = None
 
-    def scored(self, *, keep_text: bool) -> "Event":
-        """With its risk scores, and its texts redacted or gone; of a long text, both are of its beginning."""
-        prompt, prompt_found = redact((self.prompt_text or "")[:SCORED_CHARACTERS])
-        answer, answer_found = redact((self.answer_text or "")[:SCORED_CHARACTERS])
+    @property
+    def has_texts(self) -> bool:
+        """Whether there is something to score or keep."""
+        return bool(self.prompt_text or self.answer_text)
+
+    def scored(self, scores: Scores | None, *, keep_text: bool) -> "Event":
+        """Return it with its risk scores, and its texts redacted or gone; a text that nobody scored goes."""
+        if not self.has_texts:
+            scores = NOTHING
         return self.model_copy(
             update={
-                "prompt_identifiers": prompt_found,
-                "answer_identifiers": answer_found,
-                "answer_toxicity": toxicity((self.answer_text or "")[:SCORED_CHARACTERS]),
-                "prompt_text": _kept(prompt, self.prompt_text) if keep_text else None,
-                "answer_text": _kept(answer, self.answer_text) if keep_text else None,
+                "prompt_identifiers": scores.prompt_identifiers if scores else None,
+                "answer_identifiers": scores.answer_identifiers if scores else None,
+                "answer_toxicity": scores.answer_toxicity if scores else None,
+                "prompt_text": scores.prompt_text if scores and keep_text else None,
+                "answer_text": scores.answer_text if scores and keep_text else None,
             }
         )
-
-
-def _kept(redacted: str, whole: str | None) -> str:
-    """Return what is kept of a text: where it was cut, not its last part, which may be half an identifier."""
-    return f"{redacted[:-CUT_CHARACTERS]}…" if len(whole or "") > SCORED_CHARACTERS else redacted
 
 
 class EventLog:
@@ -105,6 +105,7 @@ class EventLog:
         settings: when a new file begins, and when an old one goes.
         keeps_text: whether a tenant's texts may be kept.
         written, lost: called with a number of events that are on disk, or that are lost.
+        unscored: called with a number of events whose texts were neither scored nor kept.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class EventLog:
         keeps_text: Callable[[str], bool],
         written: Callable[[int], None] = lambda count: None,
         lost: Callable[[int], None] = lambda count: None,
+        unscored: Callable[[int], None] = lambda count: None,
     ) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +126,8 @@ class EventLog:
         self._keeps_text = keeps_text
         self._written = written
         self._lost = lost
+        self._unscored = unscored
+        self._risks = RiskWorker(missed=unscored)
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._bytes = 0
         self._counting = threading.Lock()
@@ -165,6 +169,7 @@ class EventLog:
                 self._lost(len(events))
             self._count(-sum(map(_bytes, events)))
         self._close_file()
+        self._risks.close()
 
     def _count(self, size: int) -> None:
         with self._counting:
@@ -172,14 +177,34 @@ class EventLog:
 
     def _lines(self, events: list[Event]) -> list[bytes]:
         lines = []
+        sample = self._sample(events)
         for event in events:
             try:
-                scored = event.scored(keep_text=self._keeps_text(event.tenant))
+                scores = None
+                if event.id in sample:
+                    scores = self._risks.score(event.prompt_text or "", event.answer_text or "")
+                scored = event.scored(scores, keep_text=self._keeps_text(event.tenant))
                 lines.append(scored.model_dump_json().encode() + b"\n")
             except Exception:  # one event that can't be written must not take the others with it
                 log.exception("The event of request %s can't be written.", event.request_id)
                 self._lost(1)
         return lines
+
+    def _sample(self, events: list[Event]) -> set[str]:
+        """Return the ids of the events to score: all, or of too many a random part (their ids are random)."""
+        chosen: set[str] = set()
+        left = SCORED_TOGETHER
+        texts = [event for event in events if event.has_texts]
+        for event in sorted(texts, key=lambda event: event.id):
+            left -= sum(
+                min(len(text or ""), SCORED_CHARACTERS) for text in (event.prompt_text, event.answer_text)
+            )
+            if left < 0:
+                break
+            chosen.add(event.id)
+        if len(chosen) < len(texts):
+            self._unscored(len(texts) - len(chosen))
+        return chosen
 
     def _write(self, lines: list[bytes]) -> None:
         # A disk that is full for a while loses nothing: the lines wait here, whole, for a new file.

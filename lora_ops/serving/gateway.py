@@ -70,6 +70,7 @@ class Gateway:
             keeps_text=lambda tenant: serving.tenant(tenant).keep_text,
             written=self.telemetry.events.inc,
             lost=self.telemetry.events_lost.inc,
+            unscored=self.telemetry.events_unscored.inc,
         )
         self.cache = AdapterCache(
             engine,

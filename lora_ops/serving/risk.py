@@ -6,6 +6,13 @@ summed and cut at 1. It knows nothing of context, irony or other languages.
 """
 
 import re
+from dataclasses import dataclass
+
+from lora_ops.pii import redact
+
+# Of each text: the patterns take about 1 µs a character.
+SCORED_CHARACTERS = 16_000
+CUT_CHARACTERS = 400
 
 INSULTS = (
     "idiot|idiots|moron|morons|imbecile|imbeciles|stupid|dumbass|scum|scumbag|vermin|subhuman|subhumans|worthless|"
@@ -29,3 +36,35 @@ TOXIC = (
 def toxicity(text: str) -> float:
     """From 0, nothing found, to 1."""
     return min(1.0, sum(weight * len(pattern.findall(text)) for pattern, weight in TOXIC))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was found in a prompt and its answer, and the two texts with their identifiers redacted."""
+
+    prompt_identifiers: int
+    answer_identifiers: int
+    answer_toxicity: float
+    prompt_text: str
+    answer_text: str
+
+
+NOTHING = Scores(0, 0, 0.0, "", "")
+
+
+def score(prompt: str, answer: str) -> Scores:
+    """Return the scores of two texts; of a long text, scores and redacted text are of its beginning."""
+    prompt_text, prompt_found = redact(prompt[:SCORED_CHARACTERS])
+    answer_text, answer_found = redact(answer[:SCORED_CHARACTERS])
+    return Scores(
+        prompt_identifiers=prompt_found,
+        answer_identifiers=answer_found,
+        answer_toxicity=toxicity(answer[:SCORED_CHARACTERS]),
+        prompt_text=_kept(prompt_text, prompt),
+        answer_text=_kept(answer_text, answer),
+    )
+
+
+def _kept(redacted: str, whole: str) -> str:
+    """Return what is kept of a text: where it was cut, not its last part, which may be half an identifier."""
+    return f"{redacted[:-CUT_CHARACTERS]}…" if len(whole) > SCORED_CHARACTERS else redacted

@@ -8,10 +8,10 @@ route was known: `refused_total` (tenant of the key, code). Of adapters, labelle
 `adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent), `adapter_bytes`; and
 `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine; `slots_used` and
 `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`. Of the KV
-cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`. Of clients:
-`connections_closed_total`. Of the log:
-`log_lines_lost_total`. Of the registry: `registry_damaged`, and of what an alias names, by tenant and adapter,
-`adapter_fresh_seconds` and `adapter_review_due_seconds`; both are negative once it is late.
+cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`, `events_unscored_total`. Of
+clients: `connections_closed_total`. Of the log: `log_lines_lost_total`. Of the registry: `registry_damaged`,
+and of what an alias names, by tenant and adapter, `adapter_fresh_seconds` and `adapter_review_due_seconds`;
+both are negative once it is late.
 """
 
 import asyncio
@@ -78,6 +78,9 @@ class Telemetry:
         self._load_seconds = histogram("adapter_load_seconds", "Verifying and loading an adapter", LOAD, ())
         self.events = counter("events_total", "Events that are on disk", ())
         self.events_lost = counter("events_lost_total", "Events that the disk would not take", ())
+        self.events_unscored = counter(
+            "events_unscored_total", "Events whose texts were neither scored nor kept: too many at once", ()
+        )
         self.connections_closed = counter(
             "connections_closed_total", "Connections that were closed because there were too many", ()
         )

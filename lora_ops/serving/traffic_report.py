@@ -52,8 +52,8 @@ def by_version(events: pd.DataFrame) -> pd.DataFrame:
                 "tokens read": mine["prompt_tokens"].sum(),
                 "tokens written": mine["generated_tokens"].sum(),
                 "device s": mine["device_seconds"].sum(),
-                "identifiers": (good["answer_identifiers"] > 0).mean(),
-                "toxic": (good["answer_toxicity"] > 0).mean(),
+                "identifiers": (good["answer_identifiers"].dropna() > 0).mean(),
+                "toxic": (good["answer_toxicity"].dropna() > 0).mean(),
             }
         )
     if not rows:

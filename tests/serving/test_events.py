@@ -2,19 +2,21 @@
 
 import json
 import os
+import signal
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lora_ops.engines.protocol import Engine
 from lora_ops.errors import LoraOpsError
-from lora_ops.serving.events import SCORED_CHARACTERS, Event, EventLog, read_events
-from lora_ops.serving.risk import toxicity
+from lora_ops.serving.events import Event, EventLog, read_events
+from lora_ops.serving.risk import SCORED_CHARACTERS, score, toxicity
 from lora_ops.settings.serving import EventSettings, TenantServing
-from tests.serving.conftest import Clone, Served, served
+from tests.serving.conftest import Clone, Served, eventually, served
 
 LEAK = "Write to jane.doe@example.com or call 555-867-5309 about card 4111 1111 1111 1111"
 
@@ -100,7 +102,7 @@ def test_toxicity_is_a_documented_list_of_words(text: str, score: float) -> None
 )
 def test_scoring_takes_linear_time_whatever_the_text(text: str) -> None:
     started = time.process_time()
-    event(1, prompt_text=text, answer_text=text).scored(keep_text=True)
+    score(text, text)
     assert time.process_time() - started < 5
 
 
@@ -109,10 +111,10 @@ def test_event_scores_and_keeps_the_beginning_of_a_long_text() -> None:
     leak = "jane.doe@example.com "
     long = leak + "x " * ((SCORED_CHARACTERS - 30) // 2) + leak + "You idiot. " * 9
     assert SCORED_CHARACTERS - 20 < long.rindex(leak) < SCORED_CHARACTERS < long.index("You")
-    scored = event(1, prompt_text=long, answer_text=long).scored(keep_text=True)
+    scored = score(long, long)
     assert scored.prompt_identifiers == scored.answer_identifiers == 1
     assert scored.answer_toxicity == 0
-    assert scored.prompt_text is not None and scored.prompt_text.startswith("[e-mail address] x")
+    assert scored.prompt_text.startswith("[e-mail address] x")
     assert scored.prompt_text.endswith("x…") and "jane" not in scored.prompt_text
     assert len(scored.prompt_text) < SCORED_CHARACTERS
 
@@ -254,3 +256,83 @@ def test_an_event_is_one_line_of_json_however_the_text_looks(tmp_path: Path) -> 
     (path,) = tmp_path.iterdir()
     (line,) = path.read_text().split("\n")[:-1]
     assert json.loads(line)["answer_text"].startswith("two\nlines")
+
+
+def children(pid: int) -> list[int]:
+    return [child.pid for child in psutil.Process(pid).children()]
+
+
+def scoring(log: EventLog) -> int:
+    """The process id of the one that scores."""
+    eventually(lambda: log._risks.pid is not None)
+    assert log._risks.pid
+    return log._risks.pid
+
+
+def test_texts_are_scored_by_a_process_that_ends_with_the_log(tmp_path: Path) -> None:
+    before = children(os.getpid())
+    log = EventLog(tmp_path, EventSettings(), lambda tenant: True)
+    log.append(event(1))
+    eventually(lambda: bool(list(tmp_path.iterdir())))
+    assert children(os.getpid()) == before  # without a text it is not needed
+    log.append(event(2, answer_text="You idiot"))
+    pid = scoring(log)
+    eventually(lambda: written(tmp_path) == 2)
+    for one in (signal.SIGINT, signal.SIGTERM):  # a terminal and systemd send them to all
+        os.kill(pid, one)
+    log.append(event(3, answer_text="You idiot"))
+    log.close()
+    assert not psutil.pid_exists(pid)
+    scores = read_events(tmp_path).set_index("request_id")["answer_toxicity"]
+    assert scores.to_dict() == {"r1": 0, "r2": 1, "r3": 1}
+
+
+def written(folder: Path) -> int:
+    """How many lines are on disk."""
+    return sum(path.read_text().count("\n") for path in folder.iterdir())
+
+
+def test_a_scoring_process_that_died_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_ops.serving.risk_worker.RESTART_SECONDS", 0.0)
+    unscored: list[int] = []
+    log = EventLog(tmp_path, EventSettings(), lambda tenant: True, unscored=unscored.append)
+    log.append(event(1, prompt_text=LEAK))
+    dead = scoring(log)
+    eventually(lambda: written(tmp_path) == 1)
+    os.kill(dead, signal.SIGKILL)
+    log.append(event(2, prompt_text=LEAK))
+    eventually(lambda: written(tmp_path) == 2)
+    log.append(event(3, prompt_text=LEAK))
+    log.close()
+    rows = read_events(tmp_path).set_index("request_id")
+    assert rows["prompt_identifiers"].fillna(-1).to_dict() == {"r1": 3, "r2": -1, "r3": 3}
+    assert "jane" not in "".join(path.read_text() for path in tmp_path.iterdir())
+    assert unscored == [1] and rows["prompt_text"].isna().to_dict() == {"r1": False, "r2": True, "r3": False}
+
+
+def test_a_scoring_process_that_hangs_keeps_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_ops.serving.risk_worker.ANSWER_SECONDS", 2.0)
+    unscored: list[int] = []
+    log = EventLog(tmp_path, EventSettings(), lambda tenant: True, unscored=unscored.append)
+    log.append(event(1, prompt_text=LEAK))
+    pid = scoring(log)
+    eventually(lambda: written(tmp_path) == 1)
+    os.kill(pid, signal.SIGSTOP)
+    log.append(event(2, prompt_text=LEAK))
+    eventually(lambda: written(tmp_path) == 2)
+    assert not psutil.pid_exists(pid) and unscored == [1]
+    log.close()
+
+
+def test_of_too_many_texts_at_once_a_part_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_ops.serving.events.SCORED_TOGETHER", 1000)
+    unscored: list[int] = []
+    log = EventLog(tmp_path, EventSettings(), lambda tenant: True, unscored=unscored.append)
+    log.append(event(0, prompt_text="a" * 1001))
+    for number in range(1, 21):
+        log.append(event(number, prompt_text="a" * 400))
+    log.close()
+    rows = read_events(tmp_path)
+    assert len(rows) == 21
+    assert rows["prompt_identifiers"].notna().sum() == 21 - sum(unscored) < 21
+    assert rows["prompt_text"].notna().equals(rows["prompt_identifiers"].notna())

@@ -1,0 +1,119 @@
+"""Risk scores of answered texts, made by a process of its own.
+
+The patterns keep the GIL for tens of milliseconds over a long text. In the gateway's process that time would
+stop the event loop and the engine. The process reads one JSON line for each request from its standard input and
+answers with one; it ends when its input does, so it never outlives the gateway. Signals are the gateway's to
+handle: it ignores SIGINT and SIGTERM, which a terminal or systemd send to both.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+import lora_ops
+from lora_ops.serving.risk import SCORED_CHARACTERS, Scores, score
+
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 10.0  # for one request's texts, which take 0.1 s at most
+RESTART_SECONDS = 1.0
+NICENESS = 5  # answers come before scores
+
+
+class RiskWorker:
+    """The process that scores, started at the first text and again where it died; used by one thread.
+
+    Args:
+        missed: called with 1 for each request whose texts it could not score.
+    """
+
+    def __init__(self, missed: Callable[[int], None] = lambda count: None) -> None:
+        self._missed = missed
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._answers: TextIO | None = None
+        self._started = -RESTART_SECONDS
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, or None while none runs."""
+        return self._process.pid if self._process else None
+
+    def score(self, prompt: str, answer: str) -> Scores | None:
+        """Return the scores of one request's texts; None where the process died or is not back yet."""
+        try:
+            if self._process is None and not self._start():
+                self._missed(1)
+                return None
+            assert self._socket and self._answers
+            texts = [prompt[: SCORED_CHARACTERS + 1], answer[: SCORED_CHARACTERS + 1]]
+            self._socket.sendall(json.dumps(texts).encode() + b"\n")
+            return Scores(**json.loads(self._answers.readline()))
+        except (OSError, ValueError) as error:  # it died, hangs, or broke a line off
+            logger.error("The process that scores risks is started again: %s", error or "it took too long.")
+            self._end(0)
+            self._missed(1)
+            return None
+
+    def close(self) -> None:
+        """End the process in order: it finishes its line first."""
+        self._end(ANSWER_SECONDS)
+
+    def _start(self) -> bool:
+        """Return whether it runs; one that dies over and over is not started all the time."""
+        if time.monotonic() - self._started < RESTART_SECONDS:
+            return False
+        self._started = time.monotonic()
+        ours, its = socket.socketpair()
+        ours.settimeout(ANSWER_SECONDS)
+        # The same package as here, wherever it was imported from.
+        path = os.pathsep.join([str(Path(lora_ops.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        self._socket, self._answers = ours, ours.makefile("r", encoding="utf-8")
+        with its:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__],
+                stdin=its.fileno(),
+                stdout=its.fileno(),
+                env=os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)},
+            )
+        return True
+
+    def _end(self, patience: float) -> None:
+        process, self._process = self._process, None
+        if self._socket and self._answers:
+            with contextlib.suppress(OSError):
+                self._answers.close()
+                self._socket.close()
+        self._socket = self._answers = None
+        if process is None:
+            return
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    """Score the texts of each line of the standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(NICENESS)
+    for line in sys.stdin.buffer:
+        found = score(*json.loads(line))
+        sys.stdout.buffer.write(json.dumps(asdict(found)).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
