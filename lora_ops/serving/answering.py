@@ -23,7 +23,7 @@ from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded, Ticket
 from lora_ops.serving.keys import Caller
-from lora_ops.serving.rate_limits import Allowance
+from lora_ops.serving.rate_limits import Allowance, Place
 from lora_ops.serving.router import OutOfService, Route
 from lora_ops.serving.telemetry import NOBODY, Telemetry
 from lora_ops.serving.traces import Tracing
@@ -41,6 +41,7 @@ class Ask:
         model: the name that the client wrote.
         prompts: token ids of each prompt, none before it was read; every one of them gets `n` answers.
         text: the prompt as a person reads it, for the event log.
+        place: the request's, among those that its tenant may have open; None: it was not counted.
         echoes: the text of each prompt, where the answer is to begin with it.
         started: when the request arrived, by `time.perf_counter`.
         trace_parent: the W3C `traceparent` header, if there was one.
@@ -59,6 +60,7 @@ class Ask:
     text: str
     started: float
     trace_parent: str | None = None
+    place: Place | None = None
     echoes: tuple[str, ...] = ()
     cache_salt: str | None = None
 
@@ -166,15 +168,17 @@ class Answering:
         self._loading: Counter[str] = Counter()
 
     @contextmanager
-    def reading(self, ask: Ask, characters: int) -> Iterator[None]:
+    def reading(self, ask: Ask, characters: int) -> Iterator[Place]:
         """Spend the tenant's allowance before the prompt is tokenized, and tell of what is refused here.
+
+        The request's place among those of the tenant is the caller's to pass on, or to end where it fails.
 
         Raises:
             TooMany: the tenant is over one of its limits.
         """
         try:
-            with self._allowance(ask.tenant).reading(ask.tenant, characters // CHARACTERS_PER_TOKEN):
-                yield
+            with self._allowance(ask.tenant).reading(ask.tenant, characters // CHARACTERS_PER_TOKEN) as place:
+                yield place
         except BaseException as error:
             self._report(ask, Tally(), error)
             raise
@@ -212,6 +216,8 @@ class Answering:
                 error = raised
                 raise
             finally:
+                if ask.place:
+                    ask.place.end()
                 self._report(ask, tally, error)
                 span.ended(tally, error)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from lora_ops.serving import console
-from lora_ops.serving.answering import Ask, held_to_labels
+from lora_ops.serving.answering import Ask, Piece, held_to_labels
 from lora_ops.serving.edge import Edge, until_disconnected
 from lora_ops.serving.errors import ApiError, http_error, invalid_request
 from lora_ops.serving.gateway import Gateway
@@ -146,11 +146,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
 
         text = "\n".join(one for one in body.prompts if isinstance(one, str))
         ask = _ask(request, "completions", body, who, route, "none", text)
-        ask = await _read(request, ask, body, body.prompts, encode)
-        if body.echo:
-            # Only tokens are turned into text again.
-            size = sum(len(one) for one in body.prompts if not isinstance(one, str))
-            ask = replace(ask, echoes=await gateway.tokenizing.run(ask.tenant, size, show))
+        ask = await _read(request, ask, body, body.prompts, encode, show if body.echo else None)
         rendering = CompletionRendering(ask, body.stream_options or StreamOptions())
         return await respond(request, body, ask, rendering)
 
@@ -196,15 +192,17 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         body: ChatRequest | CompletionRequest,
         texts: Sequence[str | Sequence[int]],
         encode: Callable[[], tuple[tuple[int, ...], ...]],
+        show: Callable[[], tuple[str, ...]] | None = None,
     ) -> Ask:
         """Return `ask` with its prompts' tokens, which the tenant's allowance pays for, read or refused.
 
         Args:
             texts: of the prompts, or their tokens.
+            show: gives the prompts' texts, where the answer begins with them.
         """
         size = sum(map(len, texts))
         limit = gateway.engine.context_length
-        with gateway.answering.reading(ask, size):
+        with gateway.answering.reading(ask, size) as place:
             # A text that can't fit is refused unread; tokens that a client sends are counted below.
             longest = max((len(one) for one in texts if isinstance(one, str)), default=0)
             least = gateway.tokenization.least_tokens(longest)
@@ -221,7 +219,8 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
             if wanted > room or (room < 1 and wanted != 0):
                 asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
                 raise _too_long(ask, f"a prompt of {longest}{asked}", limit)
-            ask = replace(ask, prompts=prompts, sampling=replace(ask.sampling, max_tokens=wanted))
+            sampling = replace(ask.sampling, max_tokens=wanted)
+            ask = replace(ask, prompts=prompts, sampling=sampling, place=place)
             if ask.named > MOST_NAMED:
                 raise ApiError(
                     400,
@@ -230,12 +229,30 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
                     code="request_too_large",
                     param="logprobs",
                 )
+            if show:
+                # Only tokens are turned into text again.
+                size = sum(len(one) for one in texts if not isinstance(one, str))
+                ask = replace(ask, echoes=await gateway.tokenizing.run(ask.tenant, size, show))
         return ask
 
     async def respond(
         request: Request, body: ChatRequest | CompletionRequest, ask: Ask, rendering: Rendering
     ) -> Response:
         pieces = gateway.answering.answer(ask)
+        try:
+            return await _sent(request, body, ask, rendering, pieces)
+        except BaseException:
+            if ask.place:  # the answer ends its place itself, unless it never began
+                ask.place.end()
+            raise
+
+    async def _sent(
+        request: Request,
+        body: ChatRequest | CompletionRequest,
+        ask: Ask,
+        rendering: Rendering,
+        pieces: AsyncGenerator[Piece, None],
+    ) -> Response:
         if not body.stream:
             whole = await until_disconnected(request, collected(pieces))
             text = await rendered(whole, lambda: rendering.whole(whole).model_dump_json())

@@ -55,6 +55,20 @@ class Bucket:
         self._level = min(self._capacity, self._level + amount)
 
 
+class Place:
+    """One of the requests that a tenant may have at the same time, until it ends."""
+
+    def __init__(self, allowance: "Allowance") -> None:
+        self._allowance: Allowance | None = allowance
+        allowance.open += 1
+
+    def end(self) -> None:
+        """Give the place back; nothing happens the second time."""
+        if self._allowance:
+            self._allowance.open -= 1
+        self._allowance = None
+
+
 class Allowance:
     """What one tenant may still do."""
 
@@ -62,7 +76,7 @@ class Allowance:
         self._limits = limits
         self._requests = Bucket(limits.requests_per_minute, clock) if limits.requests_per_minute else None
         self._tokens = Bucket(limits.tokens_per_minute, clock) if limits.tokens_per_minute else None
-        self._open = 0
+        self.open = 0
 
     def headers(self) -> dict[str, str]:
         """Return the headers with which OpenAI says what is left; none for what has no limit."""
@@ -79,11 +93,12 @@ class Allowance:
         return found
 
     @contextmanager
-    def reading(self, tenant: str, tokens: int) -> Iterator[None]:
+    def reading(self, tenant: str, tokens: int) -> Iterator[Place]:
         """Spend one request, before its prompt is tokenized, and about as many tokens as that has.
 
         The tokens are given back at the end: `spending` counts them exactly. They stay spent where the block
-        fails, so that a prompt that is refused is no free one.
+        fails, so that a prompt that is refused is no free one. The request keeps its place until it ends: if it
+        gave it back here, another one could take it, and a prompt that was read would be refused.
 
         Raises:
             TooMany: it is over one of the tenant's limits; nothing is counted then.
@@ -98,11 +113,12 @@ class Allowance:
             if self._tokens:
                 self._tokens.give_back(estimate)
             raise TooMany(f"'{tenant}' has made its {limits.requests_per_minute} requests a minute.", wait)
-        self._open += 1
+        place = Place(self)
         try:
-            yield
-        finally:
-            self._open -= 1
+            yield place
+        except BaseException:
+            place.end()
+            raise
         if self._tokens:
             self._tokens.give_back(estimate)
 
@@ -111,10 +127,9 @@ class Allowance:
         """One request that was read and may take `tokens`; call what it gives with how many it took.
 
         Raises:
-            TooMany: it is over one of the tenant's limits; only the tokens of its prompt are spent then.
+            TooMany: it is over the tenant's tokens; only those of its prompt are spent then.
             NeverFits: it may take more than the tenant has in a whole minute.
         """
-        self._require_place(tenant)
         limits = self._limits
         if self._tokens and (wait := self._tokens.take(tokens)):
             self._tokens.spend(read)
@@ -124,7 +139,6 @@ class Allowance:
                     "minute: ask for fewer with max_tokens."
                 )
             raise TooMany(f"'{tenant}' has used up its {limits.tokens_per_minute} tokens a minute.", wait)
-        self._open += 1
         used = tokens
 
         def spent(count: int) -> None:
@@ -134,14 +148,13 @@ class Allowance:
         try:
             yield spent
         finally:
-            self._open -= 1
             if self._tokens:
                 self._tokens.give_back(max(0, tokens - used))
 
     def _require_place(self, tenant: str) -> None:
         limit = self._limits.concurrency
-        if limit and self._open >= limit:
-            raise TooMany(f"'{tenant}' has {self._open} requests open, which is its limit: wait for one.", 1.0)
+        if limit and self.open >= limit:
+            raise TooMany(f"'{tenant}' has {self.open} requests open, which is its limit: wait for one.", 1.0)
 
 
 def _duration(seconds: float) -> str:

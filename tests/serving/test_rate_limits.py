@@ -8,7 +8,7 @@ import pytest
 from lora_ops.engines.protocol import Engine
 from lora_ops.serving.rate_limits import Allowance, NeverFits, TooMany
 from lora_ops.settings.serving import TenantServing
-from tests.serving.conftest import Clone, served
+from tests.serving.conftest import Clone, eventually, served
 
 
 class Clock:
@@ -80,20 +80,6 @@ def test_allowance_lets_an_estimate_refuse_nothing_for_ever() -> None:
         pass
 
 
-@pytest.mark.parametrize("first", ["reading", "spending"])
-@pytest.mark.parametrize("second", ["reading", "spending"])
-def test_allowance_counts_open_requests_until_they_end(first: str, second: str) -> None:
-    allowance = Allowance(TenantServing(concurrency=1), Clock())
-    with (
-        getattr(allowance, first)("finance", 1),
-        pytest.raises(TooMany, match="which is its limit"),
-        getattr(allowance, second)("finance", 1),
-    ):
-        pass
-    with getattr(allowance, second)("finance", 1):
-        pass
-
-
 def test_allowance_pays_for_what_spending_refuses() -> None:
     allowance = Allowance(TenantServing(tokens_per_minute=100), Clock())
     for _ in range(2):
@@ -103,6 +89,22 @@ def test_allowance_pays_for_what_spending_refuses() -> None:
             pass
     with pytest.raises(TooMany), allowance.reading("finance", 50):
         pass
+
+
+def test_a_request_keeps_its_place_from_its_prompt_to_its_end() -> None:
+    """Another one took it in between, and a prompt that was read was refused."""
+    allowance = Allowance(TenantServing(concurrency=1), Clock())
+    with allowance.reading("finance", 1) as place:
+        pass
+    with pytest.raises(TooMany, match="1 requests open"), allowance.reading("finance", 1):
+        pass
+    with allowance.spending("finance", 1):
+        place.end()
+        place.end()
+    with suppress(KeyError), allowance.reading("finance", 1):
+        raise KeyError
+    with allowance.reading("finance", 1):
+        assert allowance.open == 1
 
 
 def test_headers_say_what_is_left_and_when_it_is_full_again() -> None:
@@ -140,3 +142,22 @@ def test_responses_and_refusals_say_what_is_left(clone: Clone, engine: Engine) -
         assert refused.value.response.headers["x-ratelimit-remaining-requests"] == "0"
         other = create(model="healthcare", prompt="AIRBNB", max_tokens=4)
         assert not [name for name in other.headers if name.startswith("x-ratelimit")]
+
+
+def test_no_place_is_lost_however_a_request_ends(clone: Clone, engine: Engine) -> None:
+    settings = clone.settings(tenants={"finance": TenantServing(concurrency=1)})
+    with served(clone.root, settings, engine) as running:
+        http = running.http()
+        good = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 4}
+        for body, status in (
+            (good, 200),
+            (good | {"echo": True}, 200),
+            (good | {"max_tokens": 100_000}, 400),
+            (good | {"prompt": [100_000]}, 400),
+            (good | {"structured_outputs": {"regex": "(a"}}, 400),
+            (good | {"stream": True}, 200),
+        ):
+            assert http.post("/v1/completions", json=body).status_code == status
+        with http.stream("POST", "/v1/completions", json=good | {"stream": True, "max_tokens": 1500}) as left:
+            next(left.iter_lines())
+        eventually(lambda: http.post("/v1/completions", json=good).status_code == 200)
