@@ -138,9 +138,10 @@ def run(root: Path, settings: Settings) -> None:
         LoraOpsError: the port is taken, it would be open to other machines, or the gateway can't start.
     """
     log_as_json()
-    check_exposure(root, settings.serving)
-    # All that is quick to refuse comes before torch is loaded.
+    # All that is quick to refuse comes before torch is loaded. The port comes first of all: the log has its own
+    # thread, so a line before the refusal could stand behind it.
     with bind(settings.serving) as port, contextlib.suppress(KeyboardInterrupt):
+        check_exposure(root, settings.serving)
         engine = make_engine(root, settings.serving)
         connections = most_connections()
         asyncio.run(serve(root, settings, engine, port, started=settle, connections=connections))
