@@ -242,12 +242,11 @@ def test_schedule_names_a_prompt_once_where_it_is_read_again(case_of: Callable[.
 
 
 def test_schedule_forgets_logits_that_waited_for_a_form(case_of: Callable[..., Case]) -> None:
-    """They are computed once more; else the sequence would wait for ever with nothing computed."""
+    """Else a token would be chosen from them, while nothing of the sequence is computed."""
     batch = waiting_batch(case_of("llama"), *[Request(0, None, prompt, 30) for prompt in PROMPTS[2:4]])
     batch.step()
     held = batch.running[1]
     held.logits = torch.zeros(VOCABULARY)
     batch.schedule._preempt()
-    batch.step()
-    assert held in batch.running and held.logits is None and held.computed
+    assert batch.waiting == [held] and held.logits is None
     batch.clear()
