@@ -4,6 +4,7 @@ The engine that serves gives them, so that what is served is what was evaluated.
 answers a sample of the rows again, and both must agree.
 """
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from anyio.from_thread import start_blocking_portal
 
 from lora_ops.engines.protocol import Engine, EngineError, one_of
@@ -181,6 +183,10 @@ def _ask_transformers(
     from peft import PeftModel
 
     device, dtype = pick_device()
+    # Cycles of references hold the engine's base model and KV cache, which would stay on a GPU with this copy.
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
     model, tokenizer = load_base_model(base, device, dtype)
     model = PeftModel.from_pretrained(model, adapter).eval()
     found, seconds = {}, {}

@@ -47,7 +47,9 @@ def make_engine(root: Path, settings: ServingSettings) -> Engine:
         return OpenAIEngine(settings.openai)
     from lora_ops.engines.torch_engine import TorchEngine
 
-    return TorchEngine(root / "models/base", **settings.torch.model_dump())
+    return TorchEngine(
+        root / "models/base", adapter_memory=int(settings.adapter_memory), **settings.torch.model_dump()
+    )
 
 
 class Server(uvicorn.Server):

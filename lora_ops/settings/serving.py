@@ -13,7 +13,17 @@ class TorchEngineSettings(Section):
 
     max_batch: int = Field(16, ge=1, description="requests that are computed together")
     kv_tokens: int | None = Field(
-        None, ge=64, description="tokens that the KV cache holds; None: 1 GiB of them"
+        None,
+        ge=64,
+        description="tokens that the KV cache holds; None: 1 GiB of them, on a GPU what "
+        "gpu_memory_utilization leaves",
+    )
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="share of a GPU's memory for base model, adapters, KV cache and steps, what other "
+        "processes have included",
     )
     prefill_chunk: int | None = Field(None, ge=1, description="prompt tokens that one step reads")
     threads: int | None = Field(None, ge=1, description="CPU threads; None leaves it to torch")

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from lora_ops.engines.protocol import EngineError
-from lora_ops.engines.torch_engine.decoder import Decoder, Work
+from lora_ops.engines.torch_engine.decoder import BLOCK, Decoder, Work
 from lora_ops.engines.torch_engine.fused import FusedDecoder, why_not
 from lora_ops.engines.torch_engine.general import GeneralDecoder
 from lora_ops.engines.torch_engine.kv_cache import blocks_for
+from lora_ops.engines.torch_engine.memory import Demand, GPUShare, gpu_memory, gpu_room, kv_tokens_that_fit
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_base_model
 
@@ -28,12 +29,20 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 
 
 def load_decoder(
-    base_folder: Path, kv_tokens: int | None, device: str, dtype: torch.dtype
+    base_folder: Path,
+    kv_tokens: int | None,
+    device: str,
+    dtype: torch.dtype,
+    share: GPUShare | None = None,
 ) -> tuple[Decoder, Any, frozenset[int]]:
     """Decoder, tokenizer (of the tokenizers library) and end tokens of the base model in `base_folder`.
 
+    Args:
+        kv_tokens: None: what `share` leaves on a GPU, 1 GiB on a CPU.
+
     Raises:
-        EngineError: the base model can't be loaded, has no fast tokenizer, or can't read a prompt in parts.
+        EngineError: the base model can't be loaded, has no fast tokenizer, can't read a prompt in parts, or
+            leaves no room for a KV cache.
     """
     try:
         model, tokenizer = load_base_model(base_folder, device, dtype)
@@ -43,6 +52,8 @@ def load_decoder(
         raise EngineError(
             f"The base model's {type(tokenizer).__name__} has no fast form, which this engine needs."
         )
+    if kv_tokens is None and device != "cpu":
+        kv_tokens = kv_tokens_on_gpu(model, share or GPUShare(), *gpu_memory(device))
     return make_decoder(model, kv_tokens), tokenizer.backend_tokenizer, _end_tokens(model)
 
 
@@ -109,6 +120,36 @@ def _positions(model: Any) -> int:
         # Beyond this length its factors change for all positions, also for those that were read already.
         return int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
     return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+
+
+def kv_tokens_on_gpu(model: Any, share: GPUShare, free: int, total: int) -> int:
+    """Return how many tokens the KV cache gets on a GPU that holds `model` already.
+
+    Raises:
+        EngineError: less than one block of them fits.
+    """
+    room = gpu_room(free, total, share.utilization, share.reserved)
+    tokens = kv_tokens_that_fit(room, demand(model, share.step_rows)) // BLOCK * BLOCK
+    if tokens < BLOCK:
+        raise EngineError(
+            f"The GPU has {total / 1e9:.1f} GB, of which {free / 1e9:.1f} are free with the base model loaded: "
+            f"serving.torch.gpu_memory_utilization {share.utilization} leaves no room for a KV cache. Raise "
+            "it, lower serving.adapter_memory or serving.torch.prefill_chunk, or end the GPU's other processes."
+        )
+    return tokens
+
+
+def demand(model: Any, rows: int) -> Demand:
+    """Return what decoding `model` takes of a GPU's memory, with steps of at most `rows` tokens."""
+    config, wide, narrow = model.config.get_text_config(), torch.float32.itemsize, model.dtype.itemsize
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    # Logits of each token, with what sampling makes of them, and what an MLP holds at once.
+    step = rows * (config.vocab_size * (narrow + 2 * wide) + inner * 4 * narrow + hidden * 4 * wide)
+    # Scores of each row and head, which not every kernel avoids, and keys and values repeated for each head.
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    per_position = heads * (rows * (narrow + wide) + 2 * head_dim * narrow)
+    return Demand(_bytes_per_token(model), step, per_position, _positions(model))
 
 
 def _bytes_per_token(model: Any) -> int:

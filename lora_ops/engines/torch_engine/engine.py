@@ -19,6 +19,7 @@ from lora_ops.engines.torch_engine.adapter_files import common_dtype, look_into,
 from lora_ops.engines.torch_engine.architectures import load_decoder
 from lora_ops.engines.torch_engine.batch import Batch
 from lora_ops.engines.torch_engine.decoder import Adapter
+from lora_ops.engines.torch_engine.memory import GPUShare
 from lora_ops.engines.torch_engine.sequence import Sequence
 from lora_ops.engines.torch_engine.structure import Structures
 from lora_ops.engines.torch_engine.text_stream import TextStream
@@ -56,7 +57,10 @@ class TorchEngine:
     Args:
         base_folder: the base model as the base_model stage leaves it.
         max_batch: how many answers are written together.
-        kv_tokens: how many tokens the KV cache holds, of all of them together; None: 1 GiB.
+        kv_tokens: how many tokens the KV cache holds, of all of them together; None: 1 GiB on a CPU, and on a
+            GPU what `gpu_memory_utilization` leaves.
+        gpu_memory_utilization: the share of a GPU's memory that may be used, base model included.
+        adapter_memory: bytes of it that adapters may take later.
         prefill_chunk: how many prompt tokens one step reads; None: 64 on a CPU, 512 elsewhere.
         threads: of torch, for this engine's steps; None: torch's own choice.
         device: of torch; "auto" is the first GPU where there is one, else the CPU.
@@ -72,6 +76,8 @@ class TorchEngine:
         *,
         max_batch: int = 32,
         kv_tokens: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        adapter_memory: int = 1 << 30,
         prefill_chunk: int | None = None,
         threads: int | None = None,
         device: str = "auto",
@@ -83,6 +89,8 @@ class TorchEngine:
         self._device, self._dtype = pick_device(device, dtype)
         self._adapter_dtype = None if adapter_dtype == "auto" else getattr(torch, adapter_dtype)
         self._prefill_chunk = prefill_chunk or PREFILL_CHUNK.get(self._device, PREFILL_CHUNK_DEVICE)
+        rows = self._prefill_chunk + max_batch
+        self._share = GPUShare(gpu_memory_utilization, rows, adapter_memory)
         # Asked for here: a new thread of torch takes the number that was set last, by a loader perhaps.
         self._threads = threads or torch.get_num_threads()
         self._adapters: dict[str, _Loaded] = {}
@@ -314,7 +322,7 @@ class TorchEngine:
         try:
             torch.set_num_threads(self._threads)
             decoder, tokenizer, ends = load_decoder(
-                self._base_folder, self._kv_tokens, self._device, self._dtype
+                self._base_folder, self._kv_tokens, self._device, self._dtype, self._share
             )
             batch = Batch(decoder, TokenBytes(tokenizer), ends, self._max_batch, self._prefill_chunk)
         except EngineError as error:

@@ -1,6 +1,7 @@
-"""Long-lived memory that a step reads from end to end: in huge pages, where the system has them."""
+"""Long-lived memory: in huge pages where the system has them, and how much of a GPU the KV cache may have."""
 
 import mmap
+from dataclasses import dataclass
 
 import torch
 
@@ -15,3 +16,64 @@ def allocate(size: int, device: str = "cpu") -> torch.Tensor:
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     block.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(block, dtype=torch.uint8)
+
+
+@dataclass(frozen=True)
+class GPUShare:
+    """How much of a GPU an engine may use.
+
+    Attributes:
+        utilization: the share of its memory, base model included.
+        step_rows: tokens of the largest step.
+        reserved: bytes for adapters that are loaded later.
+    """
+
+    utilization: float = 0.9
+    step_rows: int = 1024
+    reserved: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a decoder needs of a GPU's memory, besides weights and adapters.
+
+    Attributes:
+        per_token: bytes of the KV cache for each token.
+        step: bytes that the largest step takes, whatever the length of its sequences.
+        per_position: bytes that it takes more for each token of the longest sequence.
+        positions: how long a sequence may be.
+    """
+
+    per_token: int
+    step: int
+    per_position: int
+    positions: int
+
+
+def gpu_room(free: int, total: int, share: float, reserved: int) -> int:
+    """Return how many bytes may still be taken, so that all of the GPU's users have at most `share` of it.
+
+    As vLLM's gpu_memory_utilization: what other processes have counts as used.
+
+    Args:
+        free: bytes now, with the base model loaded.
+        reserved: bytes for what comes later, such as adapters.
+    """
+    return int(total * share) - (total - free) - reserved
+
+
+def kv_tokens_that_fit(room: int, demand: Demand) -> int:
+    """Return how many tokens the KV cache may hold in `room` bytes, the largest step besides; below 1: none."""
+    left = room - demand.step
+    # No sequence is longer than the cache: a small cache makes steps small, too.
+    short = left // (demand.per_token + demand.per_position)
+    if short <= demand.positions:
+        return short
+    return (left - demand.positions * demand.per_position) // demand.per_token
+
+
+def gpu_memory(device: str) -> tuple[int, int]:
+    """Return the free bytes of a GPU and all that it has; what torch keeps for reuse is free."""
+    free, total = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + kept, total

@@ -31,9 +31,12 @@ class Linear:
 
     @staticmethod
     def of(layers: Sequence[Any]) -> "Linear":
-        """These layers of torch."""
+        """These layers of torch, whose weights become views of the joined ones."""
         weights = [layer.weight.detach() for layer in layers]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        # The model reads the joined weights from now on, or there would be two copies of each until it is gone.
+        for layer, part in zip(layers, weight.split([len(one) for one in weights]), strict=True):
+            layer.weight.data = part
         if all(layer.bias is None for layer in layers):
             return Linear(weight)
         biases = [weight.new_zeros(len(x.weight)) if x.bias is None else x.bias.detach() for x in layers]
