@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro serve test test-fast test-clients nightly lint format lab metrics wandb-sync wandb-online lock clean
+.PHONY: help repro serve test test-fast test-clients test-gpu nightly lint format lab metrics wandb-sync wandb-online lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test-clients: .venv/installed ## run LangChain, LiteLLM and lm-eval against the 
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/pip install --quiet $(CLIENTS)
 	CLIENTS_PYTHON=$(CURDIR)/.venv-clients/bin/python pytest tests/serving/test_clients.py
+
+# .ci/gpu exits with 3 where there is no GPU; make itself then exits with 2.
+test-gpu: .venv/installed ## run engine, training and evaluation on a GPU, in bfloat16
+	.ci/gpu $(PYTEST_ARGS)
 
 nightly: .venv/installed ## run every test, all rows, vLLM (VLLM_PYTHON) and the benchmarks: hours
 	.ci/nightly

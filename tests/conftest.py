@@ -37,6 +37,7 @@ SLOW = (
     "test_cli.py",
     "test_escaping.py",
     "test_exit_codes.py",
+    "test_gpu.py",
     "test_incidents.py",
     "test_jupyter.py",
     "test_notebooks.py",
@@ -61,8 +62,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what `SLOW` lists."""
+    """Mark as slow what `SLOW` lists, and skip what needs a GPU where torch finds none."""
+    import torch
+
     for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.path.relative_to(ROOT / "tests").as_posix().startswith(SLOW):
             item.add_marker(pytest.mark.slow)
 
