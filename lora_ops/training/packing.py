@@ -14,6 +14,9 @@ from lora_ops.training.batches import Tokens, batch_loss, collate
 Loss = Callable[[Any, Sequence[Tokens]], torch.Tensor]
 log = logging.getLogger(__name__)
 
+# In bfloat16 the two losses of a trained model of 135M parameters differ by up to 1.7 %, in float32 by 1e-6.
+NARROW_TOLERANCE = 5e-2
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -108,6 +111,7 @@ def _why_not_packed(model: Any, rows: Sequence[Tokens], padded_loss: Loss) -> st
         return f"the model can't be packed ({type(error).__name__}: {error})"
     finally:
         model.train(training)
-    if not torch.isclose(got, expected, rtol=1e-3, equal_nan=True):
+    tolerance = 1e-3 if model.dtype is torch.float32 else NARROW_TOLERANCE
+    if not torch.isclose(got, expected, rtol=tolerance, equal_nan=True):
         return f"packed, the loss of the first rows is {got:.4f} instead of {expected:.4f}"
     return None
