@@ -258,7 +258,7 @@ def test_the_limit_of_the_evaluation_counts_without_settings(
 ) -> None:
     """A looser limit of today lets it through, and `show` names the one that it was evaluated by for ever."""
     stored = registry.get(unfair)
-    assert gap_limit(registry, stored) is None  # its params are those of an older release
+    assert gap_limit(registry, stored) == 0.2
     registry.max_gap = {"finance": None}
     story.to(unfair, "validated")
     assert any("limit of its evaluation (0.2)" in one for one in record(registry, unfair).verdict.warnings)

@@ -14,6 +14,9 @@ from lora_ops.registry.store import Registry
 
 from .conftest import AUTHOR, Build
 
+# The groups stand in membership.csv alone, not in the splits' counts.
+pytestmark = pytest.mark.usefixtures("older_packages")
+
 Register = Callable[[int, Iterable[int] | None], str]
 
 
@@ -24,9 +27,12 @@ def register(registry: Registry, package: Build) -> Register:
     def register_(seed: int, groups: Iterable[int] | None) -> str:
         folder, manifest = package(seed)
         files = dict(manifest.files)
-        if groups is not None:
+        path = folder / "membership.csv"
+        if groups is None:
+            path.unlink()
+            del files[path.name]
+        else:
             rows = [f"test,{sha256_text(str(group))},3\n" for group in groups]
-            path = folder / "membership.csv"
             path.write_text("split,group_sha256,rows\n" + "".join(rows))
             files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
         return registry.register(folder, manifest.model_copy(update={"files": files}), actor=AUTHOR)[0].id
