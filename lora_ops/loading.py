@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ops.records.base_model import read_base_model
+from lora_ops.weights_digest import check_weights
 
 # peft asks transformers for this attribute; nobody who trains an adapter can do anything about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -34,11 +35,15 @@ def load_base_model(folder: Path, device: str = "cpu", dtype: Any = None) -> tup
     `generate` and in no engine, so that evaluation and serving would speak of different answers.
 
     The tokenizer pads on the left, so that every row of a batch ends where its answer begins.
+
+    Raises:
+        LoraOpsError: there is no base model, or its weights are not those of its record. Everything that is
+            trained, evaluated and served names the digest of the record.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    read_base_model(folder)
+    check_weights(folder, read_base_model(folder))
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32)
     model.generation_config = tokens_only(model.generation_config)
     return model.to(device).eval(), load_tokenizer(folder)

@@ -128,6 +128,15 @@ def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def record_weights(folder: Path) -> None:
+    """Let a base model's record name the weights that were put into its folder."""
+    from lora_ops.records.base_model import read_base_model
+    from lora_ops.weights_digest import weights_sha256
+
+    record = read_base_model(folder).model_copy(update={"sha256": weights_sha256(folder)})
+    (folder / "base_model.json").write_text(record.to_json())
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """A copy of every file that git would commit, with params.yaml as it is."""

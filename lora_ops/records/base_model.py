@@ -13,7 +13,7 @@ class BaseModelRecord(Record):
 
     id: str
     revision: str
-    sha256: Sha256 = Field(description="of the weights, by lora_ops.base_model.weights_sha256")
+    sha256: Sha256 = Field(description="of the weights, by lora_ops.weights_digest.weights_sha256")
     parameters: int
     source: str
     origin: str | None = Field(None, description="the model that these weights were made from")

@@ -23,7 +23,7 @@ from lora_ops.records.example import Example
 from lora_ops.records.training import TrainingRecord, read_training_record
 from lora_ops.settings.train import TrainSettings
 from lora_ops.training.loop import train
-from tests.conftest import ROOT
+from tests.conftest import ROOT, record_weights
 from tests.training.test_packing import random_model
 
 RECIPE = TrainSettings(
@@ -140,6 +140,7 @@ def test_a_model_that_cannot_be_packed_is_trained_on_padded_rows(
     shutil.copytree(tiny_base, base)
     vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
     random_model("gemma2", vocab_size=vocabulary, sliding_window=4).save_pretrained(base)
+    record_weights(base)
     seen: list[dict[str, float]] = []
     record = run(base, tmp_path, on_step=seen.append)
     assert "padded, not packed" in caplog.text
