@@ -19,6 +19,7 @@ from lora_ops.engines.protocol import (
     one_of,
 )
 from lora_ops.serving.adapters import AdapterCache, Use
+from lora_ops.serving.answer_lengths import AnswerLengths
 from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded, Ticket
@@ -166,6 +167,7 @@ class Answering:
         self._tell = tell
         self._allowances: dict[str, Allowance] = {}
         self._loading: Counter[str] = Counter()
+        self._lengths = AnswerLengths()
 
     @contextmanager
     def reading(self, ask: Ask, characters: int) -> Iterator[Place]:
@@ -202,7 +204,7 @@ class Answering:
                     try:
                         # The adapter comes first: a slot that waits for a load would answer nobody meanwhile.
                         use = await self._use(ask)
-                        tickets = self._queue.enter(ask.tenant, ask.costs)
+                        tickets = self._queue.enter(ask.tenant, ask.costs, self._expected(ask))
                         async with aclosing(self._pieces(ask, tickets, tally, use)) as pieces:
                             async for piece in pieces:
                                 yield piece
@@ -252,6 +254,11 @@ class Answering:
             self._loading[ask.tenant] -= 1
             if not self._loading[ask.tenant]:
                 del self._loading[ask.tenant]
+
+    def _expected(self, ask: Ask) -> list[float]:
+        """Return the tokens that each answer will probably take, prompt included."""
+        written = self._lengths.expected(ask.tenant, ask.route.name, ask.sampling.max_tokens)
+        return [float(len(prompt) + written) for prompt in ask.prompts for _ in range(ask.n)]
 
     async def _pieces(
         self, ask: Ask, tickets: list[Ticket], tally: Tally, use: Use | None
@@ -311,11 +318,14 @@ class Answering:
                         texts.append(chunk.text)
                         first = first or now
                         written += chunk.tokens
+                        took(used + written)
                         give(Piece(index, chunk))
                 if written > 1:
                     tally.per_token.append((now - first) / (written - 1))
             finally:
                 took(used + written)
+                if written:
+                    self._lengths.add(ask.tenant, ask.route.name, ask.sampling.max_tokens, written)
                 tally.texts.append("".join(texts))
 
     @asynccontextmanager

@@ -198,6 +198,17 @@ def long_answer(gateway: Served) -> Iterator[None]:
         yield
 
 
+def test_slots_are_taken_by_what_answers_took_lately(gateway: Served) -> None:
+    brief = {**LONG, "structured_outputs": {"choice": ["a"]}}
+    gateway.http().post("/v1/completions", json=brief).raise_for_status()
+    with long_answer(gateway):
+        early = gateway.metric("lora_ops_slots_used")
+        eventually(lambda: gateway.metric("lora_ops_slots_used") > 2)
+        assert early < 2 and gateway.metric("lora_ops_running") == 1
+    eventually(lambda: idle(gateway))
+    assert gateway.metric("lora_ops_slots_used") == 0
+
+
 def test_a_client_that_leaves_takes_its_generation_with_it(gateway: Served) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{gateway.url}/v1/completions", json={**LONG, "n": 4}, timeout=0.3)
