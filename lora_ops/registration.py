@@ -13,6 +13,7 @@ from typing import NamedTuple
 from lora_ops.adapter_files import require_lora
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError, disk_reason
+from lora_ops.evaluation.recount import require_recounted
 from lora_ops.folders import working_folder
 from lora_ops.hashing import sha256_file
 from lora_ops.packaging import packaged
@@ -60,6 +61,7 @@ def require_one_fit(tenants: Iterable[str], root: Path) -> None:
             check_package(folder, {name: one.sha256 for name, one in manifest.files.items()})
             require_consistent(folder, manifest)
             require_complete(folder, manifest, now())
+            require_recounted(folder, manifest)
             require_lora(folder / ADAPTER_FILES[0])
             return
         except LoraOpsError as error:

@@ -1,5 +1,6 @@
 """What the answers on the held-out split are worth: metrics and the record of the comparison."""
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,6 +154,12 @@ def numbers(record: EvaluationRecord) -> dict[str, Any]:
     return found
 
 
+def write_kept_answers(answers: pd.DataFrame, folder: Path) -> None:
+    """Write all answers into `folder`, as a registration reads them again."""
+    # Quoted, since a carriage return in an answer would else end its row.
+    answers.to_csv(folder / ANSWERS, index=False, quoting=csv.QUOTE_ALL)
+
+
 def write_report(
     record: EvaluationRecord, answers: pd.DataFrame, settings: TenantSettings, folder: Path
 ) -> None:
@@ -160,7 +167,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EVALUATION).write_text(record.to_json(), encoding="utf-8")
     (folder / METRICS).write_text(json.dumps(numbers(record), indent=2) + "\n", encoding="utf-8")
-    answers.to_csv(folder / ANSWERS, index=False)
+    write_kept_answers(answers, folder)
     samples(answers, settings.evaluate.samples, settings.evaluate.seed).to_csv(folder / SAMPLES, index=False)
     # A free-text tenant has no labels to confuse; DVC wants its plot all the same.
     labels = settings.data.labels

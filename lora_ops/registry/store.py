@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lora_ops.adapter_files import require_lora
 from lora_ops.clock import now, utc
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
+from lora_ops.evaluation.recount import require_recounted
 from lora_ops.free_text import require_name
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import ADAPTER
@@ -362,6 +363,7 @@ class Registry(Queries):
         # What an earlier release took is read by its rules, and comes back as the version that it is.
         if self.known_content(manifest) is None:
             require_complete(package, manifest, self.clock())
+            require_recounted(package, manifest)
 
     def _refuse_colliding_name(self, tenant: str) -> None:
         known = self.tenants()

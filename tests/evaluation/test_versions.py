@@ -101,9 +101,9 @@ def trained(registry: Registry, folder: Path, seed: int, rank: int, right: int) 
     """Register a training of a recipe that differs from the others' in its rank only."""
     manifest, common = build_package(folder, seed + 10 * rank), build_package(folder.parent / "common", 0)
     path = folder / "answers.csv"
+    alike = trained_alike(folder, manifest, common, seed, rank, right / 120)
     answers(range(40), right).to_csv(path, index=False)
     file = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-    alike = trained_alike(folder, manifest, common, seed, rank, right / 120)
     params = {**alike.params, "data": {"labels": LABELS}, "evaluate": {"metrics": ["exact_match"]}}
     update = {"files": {**alike.files, path.name: file}, "params": params}
     return registry.register(folder, alike.model_copy(update=update))[0]

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from lora_ops.evaluation.inference import difference, mean_sample
 from lora_ops.hashing import sha256_file, sha256_text
 from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MEMBERSHIP
 from lora_ops.records.base_model import BaseModelRecord
@@ -34,7 +36,7 @@ from lora_ops.records.evaluation import (
 )
 from lora_ops.records.manifest import FileRecord, GitRecord, Manifest
 from lora_ops.records.training import TrainingRecord
-from lora_ops.registry import lifecycle
+from lora_ops.registry import lifecycle, store
 from lora_ops.registry.consistency import require_consistent
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import Report, make
@@ -50,15 +52,30 @@ MORNING = datetime(2026, 3, 2, 9, tzinfo=UTC)
 AUTHOR, FIRST, SECOND = "ana", "ben", "chen"
 GROUPS = {"train": 200, "validation": 20, "test": 100}
 """The groups of each split of every package."""
+LABELS = ("Food", "Travel")
+"""Each row's target is the first one, and each wrong answer the other one."""
 GATES = {
+    "train": {
+        "rank": 8,
+        "alpha": 16,
+        "dropout": 0.0,
+        "learning_rate": 0.001,
+        "epochs": 1,
+        "batch_size": 16,
+        "seed": 0,
+    },
     "evaluate": {
         "metrics": ["exact_match"],
+        "max_new_tokens": 8,
         "few_shot": 6,
         "bootstrap": 2000,
         "must_beat_base": True,
         "max_gap": None,
     },
     "data": {
+        "source": "data/sources/rows.csv",
+        "labels": list(LABELS),
+        "rows": {"train": 600, "validation": 60, "test": 300},
         "bias_columns": [],
         "group": "code",
         "published": None,
@@ -67,7 +84,7 @@ GATES = {
     },
     "package": {"freshness_days": 365, "license": "Apache-2.0"},
 }
-"""The settings of every package that `lora_ops.registry.loosened` compares."""
+"""The settings of every package, as a tenant in params.yaml has them."""
 
 
 @cache
@@ -107,15 +124,15 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
     folder.mkdir(parents=True, exist_ok=True)
     weights = np.random.default_rng(seed).standard_normal((4, 2)).astype(np.float32)
     save_file({"base_model.model.q_proj.lora_A.weight": weights}, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "smol"}))
     (folder / "README.md").write_text(f"# {tenant}\n")
-    (folder / ANSWERS).write_text("id,group,text,target,base,adapter\n")
     rows = [f"{split},{sha256_text(f'{split}{i}')},3" for split, many in GROUPS.items() for i in range(many)]
     (folder / MEMBERSHIP).write_text("\n".join(["split,group_sha256,rows", *rows]) + "\n")
     digest = sha256_text(f"{tenant}{seed}")
     days = max(1, math.ceil(fresh_days))
     score = 0.5 + (seed % 40) / 100
-    metrics = {"exact_match": {BASE: interval(0.1), BASE_FEW_SHOT: interval(0.1), ADAPTER: interval(score)}}
+    metrics = {"exact_match": {name: interval(0.1) for name in OPPONENTS} | {ADAPTER: interval(score)}}
     evaluation = EvaluationRecord(
         tenant=tenant,
         rows=300,
@@ -148,7 +165,7 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
         dvc_lock_sha256=digest,
         params={
             **GATES,
-            "train": {"rank": 8, "seed": seed},
+            "train": {**GATES["train"], "seed": seed},
             "package": {**GATES["package"], "freshness_days": days},
         },
         packages={"peft": "0.21"},
@@ -190,12 +207,11 @@ def compared(evaluation: EvaluationRecord, **changed: object) -> EvaluationRecor
     """
     made = evaluation.model_copy(update=changed)
     of = made.metrics
-    p = 0.001 if made.beats_base else 0.6
     differences = {
         name: {
-            metric: PairedDifference(
-                value=0.5, low=0.1, high=0.9, p_value=p, p_corrected=p if name == BASE else 0.001
-            )
+            metric: by_answers(made, of[metric][ADAPTER].value, of[metric][name].value)
+            if made.beats_base or name != BASE
+            else PairedDifference(value=0.5, low=0.1, high=0.9, p_value=0.6, p_corrected=0.6)
             for metric in of
         }
         for name in OPPONENTS
@@ -216,6 +232,47 @@ def compared(evaluation: EvaluationRecord, **changed: object) -> EvaluationRecor
     )
 
 
+def right_answers(rows: int, share: float) -> list[bool]:
+    """Return which of so many rows a system is right about whose exact match is `share`."""
+    return [row < round(share * rows) for row in range(rows)]
+
+
+@cache
+def _paired(rows: int, left: float, right: float) -> PairedDifference:
+    groups = [group_of_row(row) for row in range(rows)]
+    of_left, of_right = (
+        mean_sample(np.array(right_answers(rows, one), float), groups) for one in (left, right)
+    )
+    return difference(of_left, of_right, 1, 0)
+
+
+def by_answers(evaluation: EvaluationRecord, left: float, right: float) -> PairedDifference:
+    """Return the difference of two systems as `write_answers` lets them answer."""
+    return _paired(evaluation.rows, left, right)
+
+
+def group_of_row(row: int) -> str:
+    return f"test{row % GROUPS['test']}"
+
+
+def write_answers(folder: Path, evaluation: EvaluationRecord) -> None:
+    """Write answers whose exact match is what an evaluation says of its primary metric."""
+    rows = range(evaluation.rows)
+    of = evaluation.metrics[evaluation.primary]
+    columns = {
+        "id": [str(row) for row in rows],
+        "group": [group_of_row(row) for row in rows],
+        "text": [f"row {row}" for row in rows],
+        "target": [LABELS[0] for _ in rows],
+    }
+    for name, measured in of.items():
+        columns[name] = [LABELS[not right] for right in right_answers(len(rows), measured.value)]
+    for column, bias in evaluation.bias.items():
+        groups = [name for name, group in bias.groups.items() for _ in range(group.rows)]
+        columns[f"slice.{column}"] = [*groups, *([""] * len(rows))][: len(rows)]
+    pd.DataFrame(columns).to_csv(folder / ANSWERS, index=False)
+
+
 def with_evaluation(folder: Path, manifest: Manifest, **changed: object) -> Manifest:
     """Change fields of the evaluation, in the package as in its manifest, and what follows from them."""
     return evaluated(folder, manifest, compared(manifest.evaluation, **changed))  # type: ignore[arg-type]
@@ -231,10 +288,11 @@ def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) ->
         own["adapter_sha256"] = weights
     evaluation = evaluation.model_copy(update=own)
     (folder / EVALUATION).write_text(evaluation.to_json())
+    write_answers(folder, evaluation)
     files = {
         path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
         for path in sorted(folder.iterdir())
-        if not manifest.files or path.name in {*manifest.files, EVALUATION}
+        if not manifest.files or path.name in {*manifest.files, EVALUATION, ANSWERS}
     }
     report = files[EVALUATION].sha256
     test = manifest.data.splits["test"].model_copy(
@@ -266,10 +324,12 @@ def trained_alike(
 ) -> Manifest:
     """Make a package of the same base model, data and test rows as `common`, of one recipe and its result."""
     result = Interval(value=value, low=max(0, value - 0.05), high=min(1, value + 0.05))
-    metrics = {"exact_match": {BASE: result, BASE_FEW_SHOT: result, ADAPTER: result}}
+    metrics = {"exact_match": {BASE: interval(0.1), BASE_FEW_SHOT: interval(0.1), ADAPTER: result}}
     alike = with_evaluation(folder, manifest, test_sha256=common.evaluation.test_sha256, metrics=metrics)
     same = {name: getattr(common, name) for name in ("base_model", "data", "training")}
-    return alike.model_copy(update={**same, "params": {**alike.params, "train": {"seed": seed, "rank": rank}}})
+    return alike.model_copy(
+        update={**same, "params": {**alike.params, "train": {**GATES["train"], "seed": seed, "rank": rank}}}
+    )
 
 
 @pytest.fixture
@@ -340,6 +400,12 @@ def registry(tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Registry]
 def older_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take packages as earlier releases did, which asked less of a manifest."""
     monkeypatch.setattr(Registry, "_require_fit", staticmethod(require_consistent))
+
+
+@pytest.fixture
+def written_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take evaluations whose numbers a test writes down, so that no answers give them."""
+    monkeypatch.setattr(store, "require_recounted", lambda folder, manifest: None)
 
 
 class OlderRegistry(Registry):

@@ -175,6 +175,7 @@ def test_show_as_json_is_the_record_of_the_published_schema(cli: Cli, root: Path
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.usefixtures("written_by_hand")
 def test_no_table_cuts_a_number(cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     into_production(cli, root)
     registry = open_registry(root)

@@ -10,20 +10,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.compare import evaluate
+from lora_ops.evaluation.recount import require_recounted
 from lora_ops.hashing import sha256_file
 from lora_ops.page import page_evaluation
-from lora_ops.paths import EVALUATION, EVALUATION_PAGE
-from lora_ops.records.evaluation import Agreement, ColumnBias, GroupMetric, Interval
+from lora_ops.paths import ANSWERS, EVALUATION, EVALUATION_PAGE
+from lora_ops.records.evaluation import Agreement, ColumnBias, EvaluationRecord, GroupMetric
+from lora_ops.records.generation import GenerationRecord
 from lora_ops.records.manifest import FileRecord, Manifest, PackagingRecord
 from lora_ops.registry.consistency import require_complete, require_consistent
 from lora_ops.registry.files import check_package
 from lora_ops.registry.loosened import GATES
 from lora_ops.registry.store import _valid
+from lora_ops.settings.tenant import TenantSettings
 
-from .conftest import MORNING, Build, interval, with_evaluation
+from .conftest import GATES as SETTINGS
+from .conftest import MORNING, Build, evaluated, interval, write_answers
 
 FREE = {
     "version": "given by the registry",
@@ -46,9 +52,8 @@ FREE = {
     "evaluation.answered_by": "`show` and approvers are told where nobody recorded it",
     "evaluation.agreement": "a note for people; sampled answers of another engine",
     "evaluation.truncated": "a note for people",
-    "params.train": "the recipe as people read it; the digest of adapter_config.json says what serves",
+    "params.train": "the recipe as people read it; what adapter_config.json has of it is compared",
     "params.data.system": "belongs to the prompt, and not to the numbers",
-    "params.data.labels": "belongs to the prompt, and not to the numbers",
     "params.data.contract.min_chars": "how short a row may be: bounds the length of rows, not what they prove",
     "params.data.contract.max_chars": "how long a row may be",
     "params.data.contract.max_tokens": "how long a row may be",
@@ -67,26 +72,8 @@ def complete(package: Build) -> tuple[Path, Manifest]:
     """Build a package that has every field and every file that there is."""
     folder, manifest = package(1)
     (folder / "samples.csv").write_text("id,text,target,base,adapter\n")
-    north, south = GroupMetric(rows=200, value=interval(0.8)), GroupMetric(rows=100, value=interval(0.7))
-    bias = {
-        "region": ColumnBias(
-            groups={"north": north, "south": south},
-            best="north",
-            worst="south",
-            gap=Interval(value=0.1, low=0.0, high=0.2),
-            limit=0.3,
-        )
-    }
-    metrics = {"exact_match": manifest.evaluation.metrics["exact_match"]}
-    metrics["macro_f1"] = metrics["exact_match"]
-    whole = with_evaluation(
-        folder,
-        manifest,
-        metrics=metrics,
-        bias=bias,
-        truncated={"base": 1},
-        agreement={"adapter": Agreement(rows=8, equal=8)},
-    )
+    evaluation = counted(folder, manifest)
+    whole = evaluated(folder, manifest, evaluation)
     page = folder / EVALUATION_PAGE
     report = whole.evaluation_report_sha256
     page.write_text(f'<head><meta name="lora-ops-evaluation" content="{report}"></head><body>')
@@ -110,6 +97,28 @@ def complete(package: Build) -> tuple[Path, Manifest]:
     return folder, found
 
 
+def counted(folder: Path, manifest: Manifest) -> EvaluationRecord:
+    """Evaluate the answers of a package in every way that there is."""
+    regions = {name: GroupMetric(rows=150, value=interval(0.5)) for name in ("north", "south")}
+    planned = manifest.evaluation.model_copy(update={"bias": {"region": ColumnBias(groups=regions)}})
+    write_answers(folder, planned)
+    answers = pd.read_csv(folder / ANSWERS, dtype=str, keep_default_na=False)
+    asked = {"metrics": ["exact_match", "macro_f1"], "max_gap": 0.3}
+    settings = TenantSettings.model_validate({**SETTINGS, "evaluate": {**SETTINGS["evaluate"], **asked}})
+    generation = GenerationRecord(
+        tenant=manifest.tenant,
+        rows=len(answers),
+        test_sha256=planned.test_sha256,
+        adapter_sha256=planned.adapter_sha256,
+        adapter_config_sha256=planned.adapter_config_sha256,
+        seconds={"base": 1.0, "adapter": 1.0},
+        truncated={"base": 1},
+        answered_by="engine",
+        agreement={"adapter": Agreement(rows=8, equal=8)},
+    )
+    return evaluate(manifest.tenant, settings, answers, generation)
+
+
 def register(folder: Path, stored: Any) -> None:
     """Read a manifest and let it pass all that a new registration asks of a package and its manifest."""
     try:
@@ -120,6 +129,7 @@ def register(folder: Path, stored: Any) -> None:
     check_package(folder, {name: file.sha256 for name, file in manifest.files.items()})
     require_consistent(folder, manifest)
     require_complete(folder, manifest, MORNING)
+    require_recounted(folder, manifest)
     assert manifest.beats_base
 
 

@@ -360,6 +360,7 @@ FEW = (
 )
 
 
+@pytest.mark.usefixtures("written_by_hand")
 def test_fewer_rows_answer_no_evaluation_of_an_older_twin(
     older_registry: Registry, registry: Registry, package: Build, story: Story
 ) -> None:
@@ -373,6 +374,7 @@ def test_fewer_rows_answer_no_evaluation_of_an_older_twin(
         story.to(other, "validated")
 
 
+@pytest.mark.usefixtures("written_by_hand")
 @pytest.mark.parametrize("is_same", [True, False])
 def test_another_tenant_of_the_same_data_answers_its_evaluation(
     registry: Registry, package: Build, is_same: bool
@@ -393,6 +395,7 @@ def test_another_tenant_of_the_same_data_answers_its_evaluation(
     assert ("against that one speaks its evaluation" in warnings(registry, "retail@1")) == is_same
 
 
+@pytest.mark.usefixtures("written_by_hand")
 @pytest.mark.parametrize(("rows", "missing"), [(100, 1), (400, 0)])
 def test_fewer_rows_answer_no_evaluation_of_a_twin(
     registry: Registry, package: Build, rows: int, missing: int

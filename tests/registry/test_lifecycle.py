@@ -212,7 +212,7 @@ def test_the_evaluation_is_the_packages_own(registry: Registry, package: Build, 
 
 
 def test_a_version_that_does_not_beat_its_base_is_not_promoted(
-    registry: Registry, package: Build, story: Story
+    registry: Registry, package: Build, story: Story, written_by_hand: None
 ) -> None:
     folder, manifest = package(1)
     registry.register(folder, with_evaluation(folder, manifest, beats_base=False), actor=AUTHOR)
@@ -221,7 +221,7 @@ def test_a_version_that_does_not_beat_its_base_is_not_promoted(
 
 
 @pytest.fixture
-def unfair(registry: Registry, package: Build) -> str:
+def unfair(registry: Registry, package: Build, written_by_hand: None) -> str:
     """`finance@1`, which serves one region clearly worse than another, by more than its tenant's limit."""
     folder, manifest = package(1)
     changed = with_evaluation(folder, manifest, bias={"region": column_bias(limit=0.2)}, rows=160)
