@@ -150,7 +150,10 @@ def _unlike_files(manifest: Manifest, folder: Path) -> Iterator[str]:
     if lacking:
         yield f"data.splits has no {lacking[0]}"
         return
-    counted = {name: len(groups) for name, groups in read_groups(folder / MEMBERSHIP).items()}
+    members = read_groups(folder / MEMBERSHIP)
+    if sum(map(len, members.values())) != len(set().union(*members.values())):
+        yield f"{MEMBERSHIP} lists a group in two splits"
+    counted = {name: len(groups) for name, groups in members.items()}
     splits = differing(counted, {name: split.groups for name, split in manifest.data.splits.items()})
     if splits:
         yield f"{MEMBERSHIP} lists other groups of {', '.join(splits)} than data.splits"

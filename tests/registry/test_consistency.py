@@ -7,7 +7,7 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import EVALUATION_PAGE
+from lora_ops.paths import EVALUATION_PAGE, MEMBERSHIP
 from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.consistency import require_complete, require_consistent
 from lora_ops.registry.requirements import missing_for
@@ -85,3 +85,17 @@ def test_evaluation_of_other_test_rows_is_refused(package: Build) -> None:
     data = manifest.data.model_copy(update={"splits": {**manifest.data.splits, "test": test}})
     with pytest.raises(LoraOpsError, match="its evaluation has other SHA-256 than data.splits.test"):
         require_complete(folder, manifest.model_copy(update={"data": data}), MORNING)
+
+
+def test_a_group_in_two_splits_is_refused(package: Build) -> None:
+    """Whoever trains on the test rows beats every base."""
+    folder, manifest = package(1)
+    member = folder / MEMBERSHIP
+    rows = member.read_text().splitlines()
+    digest = next(row for row in rows if row.startswith("test")).split(",")[1]
+    rows[1] = f"train,{digest},3"
+    member.write_text("\n".join(rows) + "\n")
+    file = FileRecord(bytes=member.stat().st_size, sha256=sha256_file(member))
+    leaked = manifest.model_copy(update={"files": {**manifest.files, MEMBERSHIP: file}})
+    with pytest.raises(LoraOpsError, match="membership.csv lists a group in two splits"):
+        require_complete(folder, leaked, MORNING)
