@@ -31,6 +31,11 @@ CHANCE = 0.01
 """How far two p-values of as many permutations may differ where another numpy draws them."""
 RECIPE = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 """Settings of `train` by their names in adapter_config.json."""
+UNSET = (
+    "alpha_pattern", "rank_pattern", "layers_to_transform", "layer_replication", "modules_to_save",
+    "target_parameters", "trainable_token_indices", "use_dora", "use_rslora",
+)  # fmt: skip
+"""Settings of peft that `train` has none for; each makes another adapter of the same rank and alpha."""
 
 
 def require_recounted(folder: Path, manifest: Manifest) -> None:
@@ -71,6 +76,7 @@ def _unlike_recipe(folder: Path, manifest: Manifest, settings: TenantSettings) -
         stated = getattr(settings.train, setting)
         if config.get(key) != stated:
             yield f"train.{setting} is {stated}, and {name} has {key} {json.dumps(config.get(key))}"
+    yield from (f"{name} has {key}, which no recipe of `train` sets" for key in UNSET if config.get(key))
     base = config.get("base_model_name_or_path")
     if base != manifest.base_model.id:
         yield f"{name} is for the base model {json.dumps(base)}, not '{manifest.base_model.id}'"

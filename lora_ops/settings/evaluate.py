@@ -21,7 +21,7 @@ class EvaluateSettings(Section):
     )
     bootstrap: int = Field(2000, ge=100)
     samples: int = Field(20, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     must_beat_base: bool = True
     max_gap: float | None = Field(
         None, gt=0, le=1, description="between two groups of a column of data.bias_columns; None: no limit"

@@ -87,6 +87,11 @@ def test_answers_of_another_form_are_refused(made: tuple[Path, Manifest], change
     [
         ("r", 16, "train.rank is 8, and adapter_config.json has r 16"),
         ("lora_alpha", None, "train.alpha is 16, and adapter_config.json has lora_alpha null"),
+        (
+            "alpha_pattern",
+            {"q_proj": 99},
+            "adapter_config.json has alpha_pattern, which no recipe of .train. sets",
+        ),
         ("base_model_name_or_path", "other", "is for the base model \"other\", not 'smol'"),
     ],
 )
@@ -107,6 +112,13 @@ def test_settings_that_no_tenant_has_are_refused(made: tuple[Path, Manifest]) ->
         require_recounted(
             folder, manifest.model_copy(update={"params": {**manifest.params, "evaluate": evaluate}})
         )
+
+
+def test_a_seed_below_zero_is_refused_in_a_sentence(made: tuple[Path, Manifest]) -> None:
+    folder, manifest = made
+    params = {**manifest.params, "evaluate": {**manifest.params["evaluate"], "seed": -1}}
+    with pytest.raises(LoraOpsError, match="evaluate.seed: Input should be greater than or equal to 0"):
+        require_recounted(folder, manifest.model_copy(update={"params": params}))
 
 
 def test_answers_with_a_carriage_return_are_counted(made: tuple[Path, Manifest]) -> None:
