@@ -32,6 +32,7 @@ from tests.registry.conftest import (  # noqa: F401
     registry,
     saved_again,
     story,
+    written_by_hand,
 )
 from tests.serving.conftest import Clone, Served, clone, clone_source, engine, served  # noqa: F401
 
@@ -356,6 +357,7 @@ def test_rollback_without_a_place_for_its_page_says_how(clone: Clone) -> None:  
     assert "finance@1 is in production again and finance@2 is revoked" in done.stdout
 
 
+@pytest.mark.usefixtures("written_by_hand")
 def test_rollback_in_json_says_what_the_page_says(clone: Clone) -> None:  # noqa: F811
     (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
     with clone.registry() as opened:

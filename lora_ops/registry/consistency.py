@@ -192,8 +192,7 @@ def _hides_a_gap(column: ColumnBias) -> bool:
 
 
 def _unlike_settings(manifest: Manifest, now: datetime) -> Iterator[str]:
-    params, source, packaged_at = manifest.params, manifest.data.source, _aware(manifest.created_at)
-    data, package = params["data"], params["package"]
+    data, package, source = manifest.params["data"], manifest.params["package"], manifest.data.source
     said = {"license": package.get("license"), "date": data.get("published"), "task": data.get("task")}
     other = differing(said, {"license": manifest.license, "date": source.date, "task": manifest.data.task})
     if other:
@@ -202,6 +201,14 @@ def _unlike_settings(manifest: Manifest, now: datetime) -> Iterator[str]:
     if not isinstance(days, int) or days < 1:
         yield "params.package has no freshness_days"
         return
+    try:
+        yield from _unlike_dates(manifest, days, now)
+    except OverflowError:
+        yield "its dates or its freshness_days lie outside the calendar"
+
+
+def _unlike_dates(manifest: Manifest, days: int, now: datetime) -> Iterator[str]:
+    source, packaged_at = manifest.data.source, _aware(manifest.created_at)
     if abs(fresh_until(source, days, packaged_at) - _aware(manifest.fresh_until)) > PACKAGING:
         due = utc(fresh_until(source, days, packaged_at))
         yield f"fresh_until is {utc(manifest.fresh_until)}, and its data expire on {due}"

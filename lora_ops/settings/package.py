@@ -10,5 +10,8 @@ class PackageSettings(Section):
 
     license: str
     freshness_days: int = Field(
-        365, ge=1, description="after `data.published`, or after the packaging without it, the data has expired"
+        365,
+        ge=1,
+        le=36_500,
+        description="after `data.published`, or after the packaging without it, the data has expired",
     )

@@ -382,6 +382,7 @@ def test_an_incident_is_linked_and_shown(cli: Cli) -> None:
         cli("incident", "finance@1", "--reason=INC-8")
 
 
+@pytest.mark.usefixtures("written_by_hand")
 def test_show_tells_of_the_gateways_setting_and_of_groups(cli: Cli, root: Path) -> None:
     folder = root / "package-3"
     manifest = build_package(folder, 3, fresh_days=3650)

@@ -54,6 +54,14 @@ def test_package_of_tomorrow_is_refused(package: Build) -> None:
         require_complete(folder, manifest.model_copy(update=later), MORNING)
 
 
+@pytest.mark.parametrize("days", [10**7, 10**9])
+def test_dates_outside_the_calendar_are_a_sentence(package: Build, days: int) -> None:
+    folder, manifest = package(1)
+    params = {**manifest.params, "package": {**manifest.params["package"], "freshness_days": days}}
+    with pytest.raises(LoraOpsError, match="freshness_days lie outside the calendar"):
+        require_complete(folder, manifest.model_copy(update={"params": params}), MORNING)
+
+
 def test_evaluation_without_differences_is_refused(registry: Registry, package: Build) -> None:
     """It was taken for one of schema 1, whose `beats_base` was all that there was."""
     folder, manifest = package(1)

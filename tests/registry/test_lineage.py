@@ -60,6 +60,7 @@ def test_the_version_that_took_its_place_is_the_last_decision(
     assert [box.title for box in boxes if box.column == 2][-2:] == ["production", "superseded by finance@2"]
 
 
+@pytest.mark.usefixtures("written_by_hand")
 def test_no_text_of_the_picture_leaves_its_box(registry: Registry, package: Build, story: Story) -> None:
     folder, manifest = package(1)
     base = manifest.base_model.model_copy(

@@ -15,10 +15,12 @@ QUESTION = [{"role": "user", "content": "AIRBNB * HM2X"}]
 
 @pytest.fixture
 def held(clone: Clone, engine: Engine, tmp_path: Path) -> Iterator[Served]:
-    """A gateway that holds two tenants to labels: finance@3 was trained for some, healthcare@1 for none."""
+    """A gateway that holds two tenants to labels: finance@3 was trained for some, healthcare@2 for none."""
     with clone.registry() as registry:
         params: dict[str, object] = {"data": {"labels": LABELS, "task": "labels"}}
         assert register(registry, clone.base, tmp_path / "f3", "finance", 5, params) == "finance@3"
+        params = {"data": {"labels": []}}
+        assert register(registry, clone.base, tmp_path / "h2", "healthcare", 6, params) == "healthcare@2"
     only = TenantServing(labels_only=True)
     with served(clone.root, clone.settings(tenants={"finance": only, "healthcare": only}), engine) as running:
         yield running
@@ -66,7 +68,7 @@ def test_an_adapter_without_labels_is_not_served(held: Served) -> None:
     """Its answers would be anything, which is what the setting rules out."""
     answer = held.http().post("/v1/chat/completions", json={"model": "healthcare", "messages": QUESTION})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_served")
-    assert "healthcare@1 was trained for no labels" in answer.text
+    assert "healthcare@2 was trained for no labels" in answer.text
 
 
 def test_base_model_is_held_to_nothing(held: Served) -> None:

@@ -205,6 +205,7 @@ def test_a_recipe_that_diverges_says_so_and_leaves_no_adapter(tiny_base: Path, t
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][:] = float("inf")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    record_weights(broken)
     with pytest.raises(LoraOpsError, match="diverged at step 1 of 8"):
         run(broken, tmp_path)
     assert not (tmp_path / "adapter").exists()
