@@ -120,11 +120,14 @@ class Schedule:
 
     def _begin(self, sequence: Sequence) -> bool:
         """Let a sequence run if its tokens fit; return whether they do."""
+        # Who runs gets a block more first, if it may need one: else a sequence would soon have to give way.
+        growing = sum(_grows(one) for one in (*self.running, sequence)) if self.running else 0
+        # One block at least is its own. Without room for that, what it could share is not looked for.
+        if not self.kv.fits((), 1 + growing):
+            return False
         shared, common = self._shared(sequence)
         whole, rest = divmod(common, BLOCK)
         missing = blocks_for(len(sequence.tokens)) - whole
-        # Who runs gets a block more first, if it may need one: else a sequence would soon have to give way.
-        growing = sum(_grows(one) for one in (*self.running, sequence)) if self.running else 0
         if not self.kv.fits(shared[:whole], missing + growing):
             return False
         self.kv.share(shared[:whole])  # first, so that they are not evicted
