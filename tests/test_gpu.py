@@ -13,8 +13,7 @@ from peft import PeftModel
 
 from lora_ops.engines.torch_engine.adapter_files import read_adapter
 from lora_ops.engines.torch_engine.architectures import make_decoder
-from lora_ops.engines.torch_engine.decoder import Work
-from lora_ops.engines.torch_engine.kv_cache import blocks_for
+from lora_ops.engines.torch_engine.decoder import Work, blocks_for
 from lora_ops.evaluation.answers import answer
 from lora_ops.loading import load_base_model
 from lora_ops.records.evaluation import ADAPTER, BASE

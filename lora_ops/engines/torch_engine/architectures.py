@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from lora_ops.engines.protocol import EngineError
-from lora_ops.engines.torch_engine.decoder import BLOCK, Decoder, Work
+from lora_ops.engines.torch_engine.decoder import BLOCK, Decoder, Work, blocks_for
 from lora_ops.engines.torch_engine.fused import FusedDecoder, why_not
 from lora_ops.engines.torch_engine.general import GeneralDecoder
-from lora_ops.engines.torch_engine.kv_cache import blocks_for
 from lora_ops.engines.torch_engine.memory import Demand, GPUShare, gpu_memory, gpu_room, kv_tokens_that_fit
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_base_model
@@ -38,7 +37,7 @@ def load_decoder(
     """Decoder, tokenizer (of the tokenizers library) and end tokens of the base model in `base_folder`.
 
     Args:
-        kv_tokens: None: what `share` leaves on a GPU, 1 GiB on a CPU.
+        kv_tokens: None: what `share` leaves on a GPU; without a share, and on a CPU, 1 GiB.
 
     Raises:
         EngineError: the base model can't be loaded, has no fast tokenizer, can't read a prompt in parts, or
@@ -52,8 +51,8 @@ def load_decoder(
         raise EngineError(
             f"The base model's {type(tokenizer).__name__} has no fast form, which this engine needs."
         )
-    if kv_tokens is None and device != "cpu":
-        kv_tokens = kv_tokens_on_gpu(model, share or GPUShare(), *gpu_memory(device))
+    if kv_tokens is None and share and device != "cpu":
+        kv_tokens = kv_tokens_on_gpu(model, share, *gpu_memory(device))
     return make_decoder(model, kv_tokens), tokenizer.backend_tokenizer, _end_tokens(model)
 
 

@@ -11,6 +11,11 @@ from lora_ops.engines.torch_engine.adapter_files import LoraPair
 BLOCK = 16  # tokens that a block of the KV cache holds
 
 
+def blocks_for(tokens: int) -> int:
+    """Return how many blocks hold so many tokens."""
+    return -(-tokens // BLOCK)
+
+
 class Adapter(Protocol):
     """An adapter as one decoder applies it; `bytes` is the memory that it takes."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lora_ops.engines.torch_engine.adapter_files import LoraPair
-from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Work
+from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Work, blocks_for
 from lora_ops.engines.torch_engine.native_forward import NativeForward, build
 from lora_ops.engines.torch_engine.projections import AdapterTable, Module
 from lora_ops.engines.torch_engine.step import Segment, Span, Step
@@ -58,7 +58,7 @@ class FusedDecoder:
     batches = True
 
     def __init__(self, model: Any, context_length: int, kv_tokens: int) -> None:
-        self.context_length, self.kv_tokens = context_length, -(-kv_tokens // BLOCK) * BLOCK
+        self.context_length, self.kv_tokens = context_length, blocks_for(kv_tokens) * BLOCK
         self.vocabulary = model.config.vocab_size
         self.attention_positions = _attention_positions(model)
         weights = Weights.of(model, context_length)

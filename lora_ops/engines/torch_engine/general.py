@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from lora_ops.engines.torch_engine.adapter_files import LoraPair
-from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Work
+from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Work, blocks_for
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class GeneralDecoder:
     reads_bfloat16 = False
 
     def __init__(self, model: Any, context_length: int, kv_tokens: int) -> None:
-        self.context_length, self.kv_tokens = context_length, -(-kv_tokens // BLOCK) * BLOCK
+        self.context_length, self.kv_tokens = context_length, blocks_for(kv_tokens) * BLOCK
         self.dtype, self._device = model.dtype, model.device
         self.vocabulary = model.get_input_embeddings().num_embeddings
         self._model = model

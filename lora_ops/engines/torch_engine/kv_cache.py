@@ -8,18 +8,13 @@ whole blocks. Nobody writes to these, because a sequence writes only behind the 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter
+from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, blocks_for
 
 # How many prefixes are kept at most: each is compared with every prompt that joins.
 KEPT = 64
 # How many tokens are compared at once. A waiting prompt is compared with every prefix in each step, and slices
 # of a list are faster to compare than its items.
 STRIDE = 256
-
-
-def blocks_for(tokens: int) -> int:
-    """Return how many blocks hold so many tokens."""
-    return -(-tokens // BLOCK)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,9 +28,9 @@ class GPUShare:
         reserved: bytes for adapters that are loaded later.
     """
 
-    utilization: float = 0.9
-    step_rows: int = 1024
-    reserved: int = 1 << 30
+    utilization: float
+    step_rows: int
+    reserved: int
 
 
 @dataclass(frozen=True)

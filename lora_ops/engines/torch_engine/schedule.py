@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
-from lora_ops.engines.torch_engine.decoder import BLOCK, Decoder
-from lora_ops.engines.torch_engine.kv_cache import KVCache, Owner, Prefix, blocks_for
+from lora_ops.engines.torch_engine.decoder import BLOCK, Decoder, blocks_for
+from lora_ops.engines.torch_engine.kv_cache import KVCache, Owner, Prefix
 from lora_ops.engines.torch_engine.sequence import Sequence
 
 # How many later sequences may join before one that does not fit.

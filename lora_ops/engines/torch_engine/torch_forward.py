@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from lora_ops.engines.torch_engine.decoder import BLOCK
+from lora_ops.engines.torch_engine.decoder import BLOCK, blocks_for
 from lora_ops.engines.torch_engine.step import Segment, Span, Step
 from lora_ops.engines.torch_engine.weights import Linear, Weights
 
@@ -93,9 +93,8 @@ class TorchForward:
         for view in views:
             rows = slice(view.span.first, view.span.first + view.span.rows)
             queries = qkv[rows, : s.heads * s.dim].view(view.span.rows, s.heads, s.dim).transpose(0, 1)
-            own = blocks.index_select(2, view.blocks).flatten(
-                2, 3
-            )  # (2, kv_heads, tokens of whole blocks, dim)
+            # (2, kv_heads, tokens of whole blocks, dim)
+            own = blocks.index_select(2, view.blocks).flatten(2, 3)
             keys, values = own[:, :, : view.span.length]
             result = F.scaled_dot_product_attention(
                 queries[None], keys[None], values[None], attn_mask=view.mask, enable_gqa=True
@@ -120,7 +119,7 @@ class _View:
     @staticmethod
     def of(span: Span, device: torch.device) -> "_View":
         """The one of this sequence."""
-        blocks = torch.tensor(span.blocks[: -(-span.length // BLOCK)], dtype=torch.int64, device=device)
+        blocks = torch.tensor(span.blocks[: blocks_for(span.length)], dtype=torch.int64, device=device)
         mask = None
         if span.rows > 1:
             every = torch.ones(span.rows, span.length, dtype=torch.bool, device=device)

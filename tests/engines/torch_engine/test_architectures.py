@@ -13,8 +13,7 @@ from transformers import (
 
 from lora_ops.engines.protocol import EngineError
 from lora_ops.engines.torch_engine.architectures import PROBE, make_decoder
-from lora_ops.engines.torch_engine.decoder import Work
-from lora_ops.engines.torch_engine.kv_cache import blocks_for
+from lora_ops.engines.torch_engine.decoder import Work, blocks_for
 from tests.engines.torch_engine.models import VOCABULARY, make_model
 
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}

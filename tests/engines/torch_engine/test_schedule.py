@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from lora_ops.engines.protocol import Chunk, Sampling
 from lora_ops.engines.torch_engine import schedule as schedules
 from lora_ops.engines.torch_engine.batch import Batch
-from lora_ops.engines.torch_engine.decoder import BLOCK
-from lora_ops.engines.torch_engine.kv_cache import blocks_for
+from lora_ops.engines.torch_engine.decoder import BLOCK, blocks_for
 from tests.engines.torch_engine.batches import (
     KINDS,
     PROMPTS,
