@@ -108,7 +108,8 @@ def _unlike_answers(folder: Path, manifest: Manifest, settings: TenantSettings) 
         return
     lost = [name for name in BASELINES if (name in systems) != (settings.data.task == "labels")]
     if lost:
-        yield f"a task of {settings.data.task} has no such systems as its evaluation ({lost[0]})"
+        must = "must have" if settings.data.task == "labels" else "can't have"
+        yield f"the evaluation of a task of {settings.data.task} {must} {lost[0]}"
         return
     yield from _unlike(stated, _recount(answers, settings, stated))
     cut = stated.truncated

@@ -13,10 +13,8 @@ from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, EVALUATION_PAGE, 
 from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
-    COMPARED_ROWS,
     OPPONENTS,
     BiasAssessment,
-    ColumnBias,
     EvaluationRecord,
 )
 from lora_ops.records.manifest import SCHEMA_VERSION, Manifest, fresh_until, published
@@ -104,7 +102,8 @@ def require_complete(folder: Path, manifest: Manifest, now: datetime) -> None:
     """Refuse a new version whose manifest lacks what the pipeline of today writes, or says it otherwise.
 
     What an earlier release took is read by the rules of its schema. A new version is not: what it leaves out
-    would be compared with nothing. The package is consistent already (`require_consistent`).
+    would be compared with nothing. The package is consistent already (`require_consistent`). The
+    numbers of its evaluation are compared with its answers by `lora_ops.evaluation.recount`.
 
     Args:
         folder: the package.
@@ -171,24 +170,6 @@ def _unlike_data(manifest: Manifest) -> Iterator[str]:
         yield f"it was trained on {training.examples} rows, and data.splits.train has {train.rows}"
     if evaluation.adapter_config_sha256 != manifest.files[ADAPTER_FILES[1]].sha256:
         yield "its evaluation does not name the settings of the adapter (adapter_config_sha256)"
-    labelled = sum(group.rows for group in evaluation.groups.values())
-    if evaluation.groups and labelled != evaluation.rows:
-        yield f"evaluation.groups has {labelled} rows of {evaluation.rows}"
-    if manifest.data.task == "labels" and not evaluation.groups:
-        yield "its evaluation has no groups by label (evaluation.groups)"
-    for name, column in evaluation.bias.items():
-        if _hides_a_gap(column) or sum(group.rows for group in column.groups.values()) != evaluation.rows:
-            yield f"evaluation.bias.{name} has not every row and the gap of its groups"
-
-
-def _hides_a_gap(column: ColumnBias) -> bool:
-    """Return whether the gap of a column is not that of its best and its worst group, or is left out."""
-    values = {name: one.value.value for name, one in column.groups.items() if one.rows >= COMPARED_ROWS}
-    if len(values) < 2:
-        return column.gap is not None
-    largest = max(values.values()) - min(values.values())
-    named = column.best in values and column.worst in values
-    return column.gap is None or not named or abs(column.gap.value - largest) > 1e-6
 
 
 def _unlike_settings(manifest: Manifest, now: datetime) -> Iterator[str]:
@@ -237,15 +218,6 @@ def _unlike_gates(manifest: Manifest) -> Iterator[str]:
         of.keys() != evaluation.metrics.keys() for of in evaluation.differences.values()
     ):
         yield "evaluation.differences has not every opponent and metric"
-    elif not evaluation.contradicts_itself:
-        yield from _strongest(evaluation, opponents)
-
-
-def _strongest(evaluation: EvaluationRecord, opponents: set[str]) -> Iterator[str]:
-    values = {name: evaluation.metrics[evaluation.primary][name].value for name in opponents}
-    named = evaluation.strongest_opponent
-    if named not in values or values[named] < max(values.values()):
-        yield "evaluation.strongest_opponent is not the opponent with the highest value"
 
 
 def _aware(moment: datetime) -> datetime:
