@@ -3,26 +3,32 @@
 A parameter that this gateway can't honour is refused by name; it is never ignored, unless it changes no token.
 """
 
-import json
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from lora_ops.engines.protocol import Sampling, Structure, one_of
+from lora_ops.engines.protocol import Sampling, Structure
+from lora_ops.serving.answer_forms import ResponseFormat, StructuredOutputs
+from lora_ops.serving.request_fields import (
+    ModelName,
+    Neutral,
+    Penalty,
+    Prompt,
+    Request,
+    Stop,
+    TokenId,
+    Whole,
+    first_keys,
+    whole_characters,
+)
 from lora_ops.settings.serving import ServingSettings
 from lora_ops.templates import ContentIs
 
@@ -34,138 +40,12 @@ MAX_COLUMNS = 1000  # as many as a source may have
 MAX_FORM = 64 * 1024  # characters
 
 
-NEUTRAL: tuple[Any, ...] = (None, False, 0, "none", "auto", [], {}, ["text"], {"type": "text"})
-
-
-def _neutral(value: Any) -> Any:
-    if value in NEUTRAL:
-        return value
-    raise ValueError("is not supported by this gateway: leave it out")
-
-
-Neutral = Annotated[Any, AfterValidator(_neutral), WithJsonSchema({"enum": list(NEUTRAL)})]
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-TokenId = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
-Text = Annotated[str, StringConstraints(min_length=1)]
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-
-
-def _whole(value: Any) -> Any:
-    # JSON knows one kind of number: some clients write 16 as 16.0.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-
-
-def _whole_characters(value: Any) -> Any:
-    # JavaScript cuts emojis into halves, which no tokenizer takes.
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("holds half a character (a lone surrogate): send whole ones") from error
-    return value
-
-
-Prompt = Annotated[str, BeforeValidator(_whole_characters)]
-
-
-def _first_keys(most: int) -> BeforeValidator:
-    """Cut an object to one key more than it may have: each wrong one of 80,000 were an error of its own."""
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > most:
-            return dict(islice(value.items(), most + 1))
-        return value
-
-    return BeforeValidator(cut)
-
-
-class Request(BaseModel):
-    """A JSON body; an unknown key is refused, so that a typing slip can't hide."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_unknown_key_is_enough(cls, value: Any) -> Any:
-        # An error for each of 80,000 keys takes two seconds, in which nobody else is answered.
-        if isinstance(value, dict) and len(value) > len(cls.model_fields):
-            names = {field.alias or name for name, field in cls.model_fields.items()}
-            unknown = next(name for name in value if name not in names)
-            return {name: one for name, one in value.items() if name in names or name == unknown}
-        return value
-
-
 class StreamOptions(Request):
     """What a stream says beside the text (`continuous_usage_stats` is vLLM's)."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] | None = None
-
-
-class JsonSchema(Request):
-    """A schema as OpenAI wraps it; the answer always follows it, strict or not."""
-
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] = Field({"type": "object"}, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Request):
-    """OpenAI's way to ask for JSON."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _schema_belongs_to_its_type(self) -> "ResponseFormat":
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema is needed where type is json_schema, and nowhere else")
-        return self
-
-    @property
-    def structure(self) -> Structure | None:
-        """The form that the answer must have."""
-        if self.type == "text":
-            return None
-        return _json(self.json_schema.schema_ if self.json_schema else {"type": "object"})
-
-
-class StructuredOutputs(Request):
-    """vLLM's way to ask for a form: exactly one of these."""
-
-    choice: Annotated[list[Text], Field(min_length=1, max_length=1000)] | None = None
-    regex: Text | None = None
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
-    json_object: Literal[True] | None = None
-    grammar: Text | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "StructuredOutputs":
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
-            raise ValueError(f"needs one of choice, regex, json, json_object and grammar, got {len(given)}")
-        return self
-
-    @property
-    def structure(self) -> Structure:
-        """The form that the answer must have."""
-        if self.choice:
-            return one_of(self.choice)
-        if self.regex:
-            return Structure("regex", self.regex)
-        if self.grammar:
-            return Structure("grammar", self.grammar)
-        return _json({"type": "object"} if self.json_ is None else self.json_)
-
-
-def _json(schema: dict[str, Any] | str) -> Structure:
-    return Structure("json", schema if isinstance(schema, str) else json.dumps(schema))
 
 
 class SamplingRequest(Request):
@@ -194,7 +74,7 @@ class SamplingRequest(Request):
         Annotated[
             dict[TokenId, Annotated[float, Field(ge=-100, le=100)]],
             Field(max_length=MAX_TOKEN_IDS),
-            _first_keys(MAX_TOKEN_IDS),
+            first_keys(MAX_TOKEN_IDS),
         ]
         | None
     ) = None
@@ -276,7 +156,7 @@ class TextPart(Request):
     type: Literal["text"]
     text: str
 
-    _text = field_validator("text", mode="before")(_whole_characters)
+    _text = field_validator("text", mode="before")(whole_characters)
 
 
 class Message(Request):
@@ -284,7 +164,7 @@ class Message(Request):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)] | None = None
-    columns: Annotated[dict[str, str], Field(max_length=MAX_COLUMNS), _first_keys(MAX_COLUMNS)] | None = Field(
+    columns: Annotated[dict[str, str], Field(max_length=MAX_COLUMNS), first_keys(MAX_COLUMNS)] | None = Field(
         None, description="of a user, instead of content: the values of the columns of the adapter's template"
     )
     name: str | None = None
@@ -295,13 +175,13 @@ class Message(Request):
     function_call: Neutral = None
     tool_calls: Neutral = None
 
-    _content = field_validator("content", mode="before")(_whole_characters)
+    _content = field_validator("content", mode="before")(whole_characters)
 
     @field_validator("columns", mode="after")
     @classmethod
     def _whole_columns(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
         for part in (*(columns or {}), *(columns or {}).values()):
-            _whole_characters(part)
+            whole_characters(part)
         return columns
 
     @property
