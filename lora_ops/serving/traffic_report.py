@@ -130,6 +130,10 @@ def findings(versions: pd.DataFrame) -> list[str]:
         )
         for row in versions[versions[column] > 0].to_dict("records")
     ]
+    unscored = versions[versions["identifiers"].isna() & versions["p95 s"].notna()]
+    risks += [f"No answer of {row['version']} was scored." for row in unscored.to_dict("records")]
+    if not risks and not answered:
+        return [*found, "None failed."]
     return [*found, *(risks or ["None failed, and no answer holds an identifier or an insult."])]
 
 
@@ -152,11 +156,16 @@ def _bars(
     axes = figure.subplots()
     height = 0.8 / len(series) if beside else 0.7
     for place, (column, colour, label) in enumerate(series):
-        for row, value in enumerate(versions[column].fillna(0)):
+        for row, value in enumerate(versions[column]):
+            known = pd.notna(
+                value
+            )  # a version without an answer has no percentiles, and no part of its answers
             y = row + (place - (len(series) - 1) / 2) * height if beside else row
-            axes.barh(y, value, height=height, color=colour, label=label if row == 0 else None)
+            length = value if known else 0
+            axes.barh(y, length, height=height, color=colour, label=label if row == 0 else None)
             if beside or len(series) == 1:
-                axes.text(value, y, " " + number.format(value), va="center", fontsize=8)
+                text = number.format(value) if known else "unknown"
+                axes.text(length, y, f" {text}", va="center", fontsize=8)
     names = [f"{one['tenant']}: {one['version']}, {one['route']}" for one in versions.to_dict("records")]
     axes.set_yticks(range(len(versions)), names)
     axes.invert_yaxis()

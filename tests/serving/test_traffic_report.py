@@ -7,7 +7,13 @@ import papermill
 import pytest
 
 from lora_ops.engines.protocol import Engine
-from lora_ops.serving.traffic_report import NO_TRAFFIC, by_version, findings, recent_events
+from lora_ops.serving.traffic_report import (
+    NO_TRAFFIC,
+    by_version,
+    findings,
+    plot_risk,
+    recent_events,
+)
 from lora_ops.settings.serving import TenantServing
 from tests.conftest import ROOT
 from tests.serving.conftest import Clone, served
@@ -78,3 +84,12 @@ def test_versions_are_summed_by_tenant_and_route(tmp_path: Path) -> None:
 def test_traffic_without_failures_or_risks_is_called_so(tmp_path: Path) -> None:
     write(tmp_path, event(1))
     assert findings(by_version(recent_events(tmp_path, 7)))[-1].startswith("None failed")
+
+
+def test_risks_that_nobody_scored_are_called_unknown(tmp_path: Path) -> None:
+    write(tmp_path, event(1))
+    frame = by_version(recent_events(tmp_path, 7))
+    frame[["identifiers", "toxic"]] = float("nan")
+    assert findings(frame)[-1] == "No answer of finance@1 was scored."
+    shown = [text.get_text() for text in plot_risk(frame).axes[0].texts]
+    assert shown == [" 0.0%", " unknown", " unknown"]
