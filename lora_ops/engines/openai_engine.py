@@ -382,7 +382,9 @@ def _logprobs(found: dict[str, Any] | None) -> tuple[TokenLogprob, ...]:
         return ()
     tops = found.get("top_logprobs") or [None] * len(found["tokens"])
     return tuple(
-        TokenLogprob(token.encode(), logprob, tuple((one.encode(), p) for one, p in (top or {}).items()))
+        TokenLogprob(
+            token.encode(), logprob, tuple((one.encode(), p) for one, p in (top or {}).items() if p is not None)
+        )
         for token, logprob, top in zip(found["tokens"], found["token_logprobs"], tops, strict=True)
     )
 

@@ -107,7 +107,7 @@ class TokenLogprob:
 
     Attributes:
         token: its text in UTF-8. A token may be a part of a character, so these are bytes.
-        logprob: None for the first token of a prompt, which follows nothing.
+        logprob: None for the first token of a prompt, which follows nothing, and where the engine names none.
     """
 
     token: bytes

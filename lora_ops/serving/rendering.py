@@ -139,8 +139,9 @@ class ChatRendering(_Head):
         """One piece as an event."""
         chunk = piece.chunk
         delta = {"content": chunk.text} if chunk.text or not chunk.finish else {}
-        logprobs = _chat_logprobs(chunk.logprobs).model_dump() if self._wants_logprobs else None
-        return self._piece(piece, {"delta": delta, "logprobs": logprobs})
+        logprobs = _chat_logprobs(chunk.logprobs) if self._wants_logprobs else None
+        told = logprobs.model_dump() if logprobs else None
+        return self._piece(piece, {"delta": delta, "logprobs": told})
 
 
 @dataclass
@@ -226,17 +227,24 @@ def _by_choice(pieces: Sequence[Piece]) -> list[tuple[int, list[Any]]]:
     return sorted(chunks.items())
 
 
-def _chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs:
-    """Log probabilities as chat completions have them."""
+def _chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
+    """Return log probabilities as chat completions have them, or None where the engine left one out.
+
+    OpenAI's schema has no null for a single token of a chat. A sum over the other tokens would look like that
+    of the whole answer, so all of them are left out.
+    """
+    known = [(one, one.logprob) for one in tokens if one.logprob is not None]
+    if len(known) < len(tokens):
+        return None
     return ChatLogprobs(
         content=[
             ChatLogprob(
                 token=_shown(one.token),
-                logprob=0.0 if one.logprob is None else one.logprob,
+                logprob=logprob,
                 bytes=list(one.token),
                 top_logprobs=[Alternative(token=_shown(t), logprob=p, bytes=list(t)) for t, p in one.top],
             )
-            for one in tokens
+            for one, logprob in known
         ]
     )
 
@@ -267,9 +275,9 @@ def _completion_logprobs(tokens: Sequence[TokenLogprob], offsets: _Offsets) -> C
 
 def _by_token(one: TokenLogprob) -> dict[str, float] | None:
     """Return the alternatives and the token itself, which may be none of them, as OpenAI does."""
-    if one.logprob is None:
-        return None
     alternatives = {_shown(token): logprob for token, logprob in one.top}
+    if one.logprob is None:
+        return alternatives or None
     return alternatives | {_shown(one.token): one.logprob}
 
 

@@ -102,6 +102,7 @@ class StrictDoor:
         self.salts: list[str] = []
         self.fail_after_next_load = False
         self.answers_with_adapters = True
+        self.logprobs: dict[str, Any] | None = None  # of each event, whatever its token is
         self.forgets = True  # what it unloads; else a name that it has had keeps its weights
         self._running: tuple[uvicorn.Server, threading.Thread] | None = None
 
@@ -189,6 +190,7 @@ class StrictDoor:
                     written += chunk.tokens
                     usage = {"prompt_tokens": len(asked.prompt), "completion_tokens": written}
                     choice = {"index": 0, "text": chunk.text, "finish_reason": chunk.finish}
+                    choice["logprobs"] = self.logprobs
                     yield f"data: {json.dumps({'choices': [choice], 'usage': usage})}\n\n"
                 usage["prompt_tokens_details"] = {"cached_tokens": len(asked.prompt) - 1}
                 yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"

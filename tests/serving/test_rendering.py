@@ -1,6 +1,10 @@
 """What an answer says of the tokens that it took."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from lora_ops.engines.openai_engine import OpenAIEngine
 from lora_ops.settings.serving import OpenAIEngineSettings
@@ -8,27 +12,56 @@ from tests.engines.vllm_servers import StrictDoor
 from tests.serving.conftest import Clone, Served, served
 
 TURNS = [{"role": "user", "content": "AIRBNB"}]
+UNKNOWN = {"tokens": ["a"], "token_logprobs": [None], "top_logprobs": [{"b": -0.5, "c": None}]}
 
 
-def test_usage_names_the_tokens_that_the_engine_had_kept(clone: Clone, tiny_base: Path) -> None:
-    """The server behind says that it had kept all tokens of a prompt but one."""
-    door = StrictDoor(tiny_base)
+@contextmanager
+def behind(clone: Clone, door: StrictDoor) -> Iterator[Served]:
+    """A gateway before the door."""
     door.start()
     try:
         engine = OpenAIEngine(OpenAIEngineSettings(url=door.url))
         with served(clone.root, clone.settings(), engine) as running:
-            client = running.client()
-            whole = client.chat.completions.create(model="base", messages=TURNS, max_tokens=4, n=2)
-            assert whole.usage and whole.usage.prompt_tokens_details
-            assert whole.usage.prompt_tokens_details.cached_tokens == whole.usage.prompt_tokens - 1
-            stream = client.completions.create(
-                model="base", prompt=["A B C", "A"], stream=True, stream_options={"include_usage": True}
-            )
-            usage = list(stream)[-1].usage
-            assert usage and usage.prompt_tokens_details
-            assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 2
+            yield running
     finally:
         door.stop()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_shows_no_logprob_that_nobody_named(clone: Clone, tiny_base: Path, stream: bool) -> None:
+    """The server behind names no probability of the token itself."""
+    door = StrictDoor(tiny_base)
+    door.logprobs = UNKNOWN
+    body = {"model": "base", "messages": TURNS, "max_tokens": 2, "logprobs": True, "stream": stream}
+    with behind(clone, door) as gateway:
+        answer = gateway.http().post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200 and "error" not in answer.text
+        assert '"logprobs":null' in answer.text and '"logprob":' not in answer.text
+
+
+def test_a_completion_shows_an_unknown_logprob_as_null(clone: Clone, tiny_base: Path) -> None:
+    door = StrictDoor(tiny_base)
+    door.logprobs = UNKNOWN
+    body = {"model": "base", "prompt": "A", "max_tokens": 2, "logprobs": 1}
+    with behind(clone, door) as gateway:
+        answer = gateway.http().post("/v1/completions", json=body).json()
+        found = answer["choices"][0]["logprobs"]
+        assert found["token_logprobs"] == [None, None] and found["top_logprobs"] == [{"b": -0.5}] * 2
+
+
+def test_usage_names_the_tokens_that_the_engine_had_kept(clone: Clone, tiny_base: Path) -> None:
+    """The server behind says that it had kept all tokens of a prompt but one."""
+    with behind(clone, StrictDoor(tiny_base)) as running:
+        client = running.client()
+        whole = client.chat.completions.create(model="base", messages=TURNS, max_tokens=4, n=2)
+        assert whole.usage and whole.usage.prompt_tokens_details
+        assert whole.usage.prompt_tokens_details.cached_tokens == whole.usage.prompt_tokens - 1
+        stream = client.completions.create(
+            model="base", prompt=["A B C", "A"], stream=True, stream_options={"include_usage": True}
+        )
+        usage = list(stream)[-1].usage
+        assert usage and usage.prompt_tokens_details
+        assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 2
 
 
 def test_usage_names_no_kept_tokens_where_nobody_knows(gateway: Served) -> None:

@@ -43,13 +43,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Choice:
-    """One chosen token; `logprob` and `top` are filled where they were asked for.
+    """One chosen token; `logprob` and `top` are there where they were asked for.
 
     Both are of the model's own distribution, before anything that the request changes.
     """
 
     token: int
-    logprob: float = 0.0
+    logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
 
