@@ -35,6 +35,7 @@ from lora_ops.engines.protocol import (
     TokenLogprob,
     Unsupported,
 )
+from lora_ops.escaping import shortened
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.settings.serving import OpenAIEngineSettings
@@ -337,7 +338,8 @@ class OpenAIEngine:
                     continue
                 event = parse_json(line[6:])
                 if "error" in event:
-                    raise EngineError(f"{self._settings.url} says: {event['error'].get('message')}")
+                    said = shortened(str(event["error"].get("message")))
+                    raise EngineError(f"{self._settings.url} says: {said}")
                 yield event
 
     async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
@@ -356,7 +358,7 @@ class OpenAIEngine:
 
     def _refused(self, response: httpx.Response) -> Refused:
         try:
-            text = response.json()["error"]["message"]
+            text = shortened(str(response.json()["error"]["message"]))  # it may quote all of a prompt
         except (ValueError, KeyError, TypeError):
             text = response.text[:200]
         return Refused(f"{self._settings.url} answers {response.status_code}: {text}", response.status_code)

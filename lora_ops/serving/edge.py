@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lora_ops.escaping import shortened
 from lora_ops.serving.errors import CLIENT_GONE, ApiError, as_api_error
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.logs import request_id
@@ -113,7 +114,7 @@ class Edge:
         finally:
             if status >= 400 and "route" not in told:
                 self._refused(told.get("tenant"), status)
-            path = scope["path"] if len(scope["path"]) <= LOGGED_PATH else f"{scope['path'][:LOGGED_PATH]}…"
+            path = _logged(scope["path"])
             fields = {
                 "method": scope["method"],
                 "path": path,
@@ -157,13 +158,17 @@ class Edge:
         return ApiError(413, f"The body is larger than {self._body_limit:,} bytes (serving.body_limit).")
 
 
+def _logged(path: str) -> str:
+    return path if len(path) <= LOGGED_PATH else f"{path[:LOGGED_PATH]}…"
+
+
 def report(what: str, problem: ApiError, error: BaseException) -> None:
     """Log a failure of ours: a line with what the client is not told, and a traceback where it is a bug."""
     if problem.status == 500:
         log.error("%s failed", what, exc_info=error)
     elif problem.status > 500:
         detail = problem.message if isinstance(error, TimeoutError) else str(error)
-        log.warning("%s: %d, %s", what, problem.status, detail)
+        log.warning("%s: %d, %s", what, problem.status, shortened(detail))
 
 
 async def until_disconnected(request: Request, work: Awaitable[T]) -> T:

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from lora_ops.engines.protocol import EngineError, Unsupported
 from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.escaping import shortened
 from lora_ops.serving.adapters import AdapterUnavailable
 from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.rate_limits import NeverFits, TooMany
@@ -35,10 +36,9 @@ class ApiError(Exception):
     challenge: str | None = None
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        return {
-            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code},
-        }
+        """Return OpenAI's error object, without the length of what it quotes of a request or a file."""
+        message, param = shortened(self.message), self.param and shortened(self.param)
+        return {"error": {"message": message, "type": self.type, "param": param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
         """`Retry-After` in whole seconds where it is worth trying again, and how to send a key."""

@@ -9,6 +9,11 @@ from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.serving.adapters import AdapterUnavailable
 from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.rate_limits import NeverFits, TooMany
+from tests.serving.conftest import Served
+
+FLOODS = ["x" * 100_000, "a b " * 25_000]
+TURN = {"role": "user", "content": "A"}
+CHAT = {"model": "finance@1", "messages": [TURN]}
 
 
 @pytest.mark.parametrize(
@@ -56,3 +61,31 @@ def test_retry_after_is_spread_and_missing_where_a_fault_stays(
 
 def test_retry_after_of_an_allowance_is_exact() -> None:
     assert as_api_error(TooMany("slow down", 29.5)).headers() == {"retry-after": "30"}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_an_error_cuts_what_it_quotes_of_a_body(gateway: Served, flood: str) -> None:
+    wrong = [
+        {**CHAT, "messages": [{"role": "user", "columns": {flood: "x"}}]},
+        {**CHAT, flood: 1},
+        {**CHAT, "messages": [TURN | {flood: 1}]},
+        {**CHAT, "messages": [{"role": flood, "content": "A"}]},
+        {**CHAT, "model": flood},
+        {**CHAT, "logit_bias": {flood: 1}},
+        {**CHAT, "structured_outputs": {"regex": f"({flood}"[:60_000]}},
+    ]
+    with gateway.http() as http:
+        for body in wrong:
+            answer = http.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 400 and len(answer.content) < 9000, answer.text[:300]
+        body = {"model": flood[:200], "prompt": "A"}
+        assert http.post("/v1/completions", json=body).status_code == 404
+
+
+def test_an_error_cuts_what_it_quotes_of_a_head(gateway: Served) -> None:
+    with gateway.http() as http:
+        unknown = http.get(f"/v1/models/{'x' * 20_000}")
+        missing = http.get(f"/{'x' * 20_000}")
+        foreign = http.get("/v1/models", headers={"host": "x" * 20_000})
+    assert [one.status_code for one in (unknown, missing, foreign)] == [404, 404, 403]
+    assert max(len(one.content) for one in (unknown, missing, foreign)) < 500
