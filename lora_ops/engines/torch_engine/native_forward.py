@@ -1,4 +1,4 @@
-"""The same forward pass in C (forward.c), for float32 on a CPU: compiled on first use, for this very CPU."""
+"""The same forward pass in C (kernels/), for float32 on a CPU: compiled on first use, for this very CPU."""
 
 import ctypes
 import hashlib
@@ -22,12 +22,12 @@ from lora_ops.engines.torch_engine.memory import allocate
 from lora_ops.engines.torch_engine.step import Segment, Step
 from lora_ops.engines.torch_engine.weights import Linear, Weights
 
-SOURCE = Path(__file__).with_name("forward.c")
+KERNELS = Path(__file__).with_name("kernels")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"),
     f"-DBLOCK={BLOCK}",
 )
-# Of `seconds` in forward.c.
+# Of `seconds` in kernels/forward.c.
 PARTS = ("embed", "norm", "qkv", "rope", "attend", "out", "gate_up", "silu", "down", "head")
 
 PIECE = 8  # rows
@@ -155,7 +155,7 @@ class NativeForward:
 
 
 class _Panels:
-    """All weights of linear layers, behind each other as forward.c reads them."""
+    """All weights of linear layers, behind each other as kernels/linear.h reads them."""
 
     def __init__(self, library: ctypes.CDLL, weights: Weights) -> None:
         self._c = library
@@ -197,7 +197,7 @@ def _table(segments: Sequence[Segment]) -> numpy.ndarray:
 
 
 def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
-    """forward.c as a library, compiled on first use for this very kind of CPU and kept in the user's cache.
+    """kernels/ as a library, compiled on first use for this very kind of CPU and kept in the user's cache.
 
     Raises:
         OSError: there is no compiler, or no place to keep the library to which only this account can write.
@@ -219,7 +219,7 @@ def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.C
     if not (made.is_file() and _only_ours(made)):
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             target = Path(folder) / "forward.so"
-            command = [*shlex.split(compiler), *flags, "-o", str(target), str(SOURCE), "-lm"]
+            command = [*shlex.split(compiler), *flags, "-o", str(target), str(KERNELS / "forward.c"), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode:
                 last = done.stderr.strip().splitlines()[-1:] or ["no message"]
@@ -263,5 +263,7 @@ def _fingerprint(compiler: str, flags: Sequence[str]) -> str:
         if cpu.is_file()
         else [platform.processor()]
     )
-    text = "\n".join([SOURCE.read_text(), compiler, *flags, platform.machine(), *features])
+    # All of kernels/: forward.c includes the rest.
+    sources = [path.read_text() for path in sorted(KERNELS.glob("*.[ch]"))]
+    text = "\n".join([*sources, compiler, *flags, platform.machine(), *features])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

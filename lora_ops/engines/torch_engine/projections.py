@@ -9,7 +9,7 @@ import torch
 from lora_ops.engines.torch_engine.adapter_files import LoraPair
 from lora_ops.engines.torch_engine.memory import allocate
 
-# As forward.c reads them, addresses included.
+# As kernels/model.h declares them, addresses included.
 PART = numpy.dtype(
     [*((name, numpy.int64) for name in ("b", "r0", "r", "offset", "n")), ("scale", numpy.float64)]
 )
@@ -69,7 +69,7 @@ class AdapterTable:
     Attributes:
         bytes: of all matrices.
         rank: the largest sum of ranks in one projection.
-        address: of the same as an array that forward.c reads.
+        address: of the same as an array that kernels/lora.h reads.
     """
 
     def __init__(

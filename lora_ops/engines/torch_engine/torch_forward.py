@@ -12,7 +12,7 @@ from lora_ops.engines.torch_engine.weights import Linear, Weights
 
 
 class TorchForward:
-    """The pass in torch's own operators; forward.c computes the same.
+    """The pass in torch's own operators; kernels/forward.c computes the same.
 
     Args:
         cache: as `Weights.make_cache` makes it; a pass reads and writes its spans' parts of it.

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -345,6 +346,17 @@ def test_a_compiler_that_fails_leaves_nothing_behind(
     monkeypatch.setenv("CC", "false")
     assert isinstance(fused.make_forward(*make_any()), TorchForward)
     assert len(list((tmp_path / "lora_ops").iterdir())) == 1
+
+
+@pytest.mark.parametrize("part", sorted(path.name for path in native_forward.KERNELS.iterdir()))
+def test_build_compiles_again_when_a_part_changes(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = Path(shutil.copytree(native_forward.KERNELS, tmp_path / "kernels"))
+    monkeypatch.setattr(native_forward, "KERNELS", kernels)
+    before = native_forward._fingerprint("cc", FLAGS)
+    (kernels / part).write_text((kernels / part).read_text() + "/* changed */\n")
+    assert native_forward._fingerprint("cc", FLAGS) != before
 
 
 def test_build_keeps_its_code_from_other_accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,61 @@
+/* What native_forward.py and projections.py hand over: the model, an adapter, and one step. */
+#pragma once
+#include <stdint.h>
+
+/* What one adapter does to one fused projection: z = x a', then out[:, offset:offset+n] += scale z[:, r0:r0+r] b.
+ * Its matrices are float32, or bfloat16 where `half` is set; sums are float32 in both cases. */
+typedef struct {
+    const void *a; /* (rank, inputs): the parts' A below each other */
+    int64_t rank, parts, half, bytes; /* bytes of all matrices, which lie behind each other from `a` on */
+    struct {
+        const void *b; /* (r, n) */
+        int64_t r0, r, offset, n;
+        double scale;
+    } part[3];
+} Projection;
+
+typedef struct {
+    const float *weight, *bias; /* in panels: (WIDTH(outputs) / PANEL, inputs, PANEL); bias may be null */
+    int64_t inputs, outputs;
+} Linear;
+
+typedef struct {
+    const float *before_attention, *q_norm, *k_norm, *before_mlp; /* q_norm and k_norm may be null */
+    Linear qkv, out, gate_up, down;
+} Layer;
+
+typedef struct {
+    const float *embedding, *cosine, *sine, *norm; /* (vocabulary, hidden), (positions, dim) twice, (hidden) */
+    float *cache;                                  /* (layers, keys and values, kv_heads, capacity, dim) */
+    const Layer *layer;
+    Linear head;
+    int64_t layers, hidden, heads, kv_heads, dim, capacity;
+    float eps;
+} Model;
+
+typedef struct { /* rows of one sequence, its last ones, and where its blocks begin in the step's `blocks` */
+    int64_t first, rows, table, length;
+} Span;
+
+typedef struct { /* neighbouring rows with the same adapter: its projections, one for each of the model, or null */
+    const Projection *adapter;
+    int64_t first, rows;
+} Segment;
+
+typedef struct { /* none, or some that have all rows */
+    int64_t count;
+    const Segment *of;
+} Segments;
+
+typedef struct {
+    const int64_t *tokens, *positions, *places; /* (rows) */
+    const int64_t *chosen;                      /* (choices): the rows of which the scores are wanted */
+    const int64_t *blocks;                      /* of the cache, of each sequence's tokens in their order */
+    const Span *span;
+    Segments segments, head_segments;
+    int64_t rows, choices, spans;
+    int64_t rank; /* the largest of a projection */
+    int64_t threads;
+    float *scratch;                     /* of `scratch_size` numbers */
+    float *scores;                      /* (choices, WIDTH(vocabulary)) */
+} Step;
