@@ -12,7 +12,7 @@ from lora_ops.escaping import code, markdown
 from lora_ops.folders import replacing
 from lora_ops.git import git_state
 from lora_ops.hashing import canonical, sha256_file, sha256_text
-from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MANIFEST, MEMBERSHIP, SAMPLES
+from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MANIFEST, MEMBERSHIP, MODEL_CARD, SAMPLES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import read_data_record
 from lora_ops.records.evaluation import (
@@ -29,7 +29,6 @@ from lora_ops.settings.files import read_yaml
 from lora_ops.settings.tenant import TenantSettings
 from lora_ops.versions import TRAINING_PACKAGES, installed_versions
 
-CARD = "README.md"
 VERSIONS_OF = (*TRAINING_PACKAGES, "scikit-learn")
 
 
@@ -89,7 +88,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
             size_bytes=sum((folder / name).stat().st_size for name in ADAPTER_FILES),
             files={},
         )
-        (folder / CARD).write_text(model_card(draft, settings), encoding="utf-8")
+        (folder / MODEL_CARD).write_text(model_card(draft, settings), encoding="utf-8")
         files = {
             path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
             for path in sorted(folder.iterdir())

@@ -31,6 +31,7 @@ CONFUSION = "confusion.csv"
 SAMPLES = "samples.csv"
 MANIFEST = "manifest.json"
 EVALUATION_PAGE = "03_evaluate.html"
+MODEL_CARD = "README.md"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")  # as PEFT names them
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)

@@ -9,7 +9,15 @@ from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import differing
 from lora_ops.page import page_evaluation
-from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, EVALUATION_PAGE, MEMBERSHIP
+from lora_ops.paths import (
+    ADAPTER_FILES,
+    ANSWERS,
+    EVALUATION,
+    EVALUATION_PAGE,
+    MEMBERSHIP,
+    MODEL_CARD,
+    SAMPLES,
+)
 from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
@@ -23,6 +31,8 @@ from lora_ops.records.membership import read_groups
 SPLITS = ("train", "validation", "test")
 KEPT = (EVALUATION, ANSWERS, MEMBERSHIP)
 """What gates and comparisons read of a package, besides its adapter."""
+WRITTEN = {*ADAPTER_FILES, *KEPT, SAMPLES, MODEL_CARD, EVALUATION_PAGE}
+"""All that the stages put into a package: whatever else lies in it was evaluated by nobody."""
 AHEAD = timedelta(days=1)
 """A day begins at another hour elsewhere."""
 PACKAGING = timedelta(minutes=1)
@@ -132,6 +142,9 @@ def _unlike_files(manifest: Manifest, folder: Path) -> Iterator[str]:
     if lost:
         yield f"the package holds no {lost[0]}"
         return
+    foreign = sorted(set(manifest.files) - WRITTEN)
+    if foreign:  # an engine may read it: a tokenizer of its own, weights under a name that differs in case
+        yield f"the package holds '{foreign[0]}', which no stage writes"
     sizes = {name: (folder / name).stat().st_size for name in manifest.files}
     other = differing(sizes, {name: file.bytes for name, file in manifest.files.items()})
     if other:
