@@ -15,6 +15,7 @@ import openai
 import pytest
 import torch
 import uvicorn
+from openai.types import CompletionUsage
 
 from lora_ops.engines.protocol import Engine
 from lora_ops.engines.torch_engine import TorchEngine
@@ -212,6 +213,12 @@ def eventually(holds: Callable[[], bool], seconds: float = 10) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+def token_counts(usage: CompletionUsage | None) -> tuple[int, int]:
+    """Tokens read and written, whatever the engine had kept of them."""
+    assert usage and usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    return usage.prompt_tokens, usage.completion_tokens
 
 
 Serve = Callable[..., "contextmanager[Served]"]

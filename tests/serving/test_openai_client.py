@@ -10,7 +10,7 @@ import pytest
 
 from lora_ops.serving.rendering import CompletionRendering
 from lora_ops.serving.tokenization import Tokenization
-from tests.serving.conftest import SYSTEM, Served
+from tests.serving.conftest import SYSTEM, Served, token_counts
 
 QUESTION = [{"role": "user", "content": "AIRBNB * HM2X"}]
 WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}
@@ -45,7 +45,7 @@ def test_a_streamed_chat_says_the_same_as_a_whole_one(gateway: Served, model: st
     events = list(stream)
     text = "".join(choice.delta.content or "" for event in events for choice in event.choices)
     assert text == whole.choices[0].message.content
-    assert events[-1].usage == whole.usage
+    assert token_counts(events[-1].usage) == token_counts(whole.usage)
     assert {(event.id, event.model, event.system_fingerprint) for event in events} == {
         (events[0].id, whole.model, whole.system_fingerprint)
     }
@@ -97,7 +97,7 @@ def test_an_adapter_is_asked_with_the_system_prompt_that_it_was_trained_with(
     assert raw.headers["x-lora-ops-system-prompt"] == said
     if said == "adapter":
         own = create(model=model, messages=[{"role": "system", "content": SYSTEM}, *messages], max_tokens=1)
-        assert raw.parse().usage == own.parse().usage
+        assert token_counts(raw.parse().usage) == token_counts(own.parse().usage)
 
 
 def test_n_answers_come_each_with_its_own_seed_and_can_be_repeated(gateway: Served) -> None:

@@ -1,12 +1,14 @@
 """What an answer says of the tokens that it took."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from lora_ops.engines.openai_engine import OpenAIEngine
+from lora_ops.engines.protocol import Engine
+from lora_ops.serving.keys import KeyStore
 from lora_ops.settings.serving import OpenAIEngineSettings
 from tests.engines.vllm_servers import StrictDoor
 from tests.serving.conftest import Clone, Served, served
@@ -64,6 +66,29 @@ def test_usage_names_the_tokens_that_the_engine_had_kept(clone: Clone, tiny_base
         assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 2
 
 
-def test_usage_names_no_kept_tokens_where_nobody_knows(gateway: Served) -> None:
-    usage = gateway.client().completions.create(model="base", prompt="AIRBNB", max_tokens=2).usage
-    assert usage and usage.prompt_tokens_details is None
+def test_usage_names_no_kept_tokens_where_nobody_knows(clone: Clone, tiny_base: Path) -> None:
+    door = StrictDoor(tiny_base)
+    door.counts_cached = False
+    with behind(clone, door) as running:
+        usage = running.client().completions.create(model="base", prompt="AIRBNB", max_tokens=2).usage
+        assert usage and usage.prompt_tokens_details is None
+
+
+def test_usage_names_what_the_embedded_engine_kept(clone: Clone, engine: Engine) -> None:
+    """Of the same tenant's prompts with the same salt, never of another tenant's."""
+    with closing(KeyStore(clone.root / ".serving/keys.sqlite")) as store:
+        finance, other = (store.create("tenant", name, base=True)[1] for name in ("finance", "healthcare"))
+
+    def kept(gateway: Served, key: str, salt: str = "a") -> int:
+        body = {"model": "base", "prompt": "AIRBNB * HM2X Porto", "max_tokens": 2, "cache_salt": salt}
+        usage = gateway.http(key).post("/v1/completions", json=body).json()["usage"]
+        assert usage["prompt_tokens"] > 4
+        return int(usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"])
+
+    with served(clone.root, clone.settings(), engine) as gateway:
+        whole = kept(gateway, finance)
+        assert whole > 4
+        assert kept(gateway, finance) == 1
+        assert kept(gateway, finance, "b") == whole
+        assert kept(gateway, other) == whole
+        assert kept(gateway, other) == 1

@@ -16,7 +16,7 @@ from lora_ops.loading import load_tokenizer
 from lora_ops.settings.data import DataSettings
 from lora_ops.settings.params import load_settings
 from lora_ops.settings.serving import TenantServing
-from tests.serving.conftest import Clone, Served, register, served
+from tests.serving.conftest import Clone, Served, register, served, token_counts
 
 ROW = {"name": " AIRBNB * HM2X", "city": "Porto ", "label": "Lodging"}
 TEMPLATE = "Merchant: {name}\nWhich category is that in {city}?"
@@ -77,7 +77,7 @@ def test_a_chat_of_several_turns_fills_each_of_them(trained: tuple[Served, str])
         model="finance@3", messages=[*whole, whole[0]], max_tokens=8, extra_body={"content_is": "prompt"}
     )
     assert columns.choices[0].message == prompts.choices[0].message
-    assert columns.usage == prompts.usage
+    assert token_counts(columns.usage) == token_counts(prompts.usage)
     with pytest.raises(openai.BadRequestError, match="send name, city as columns"):
         create(model="finance@3", messages=[*turns, {"role": "user", "content": "AIRBNB"}])
 
@@ -119,10 +119,10 @@ def test_a_tenants_setting_says_what_content_is(clone: Clone, engine: Engine, tm
         raw = create(model="finance", messages=[{"role": "user", "content": ROW["name"]}], max_tokens=8)
         row = running.client().completions.create(model="finance", prompt=prompt, max_tokens=8)
         assert raw.choices[0].message.content == row.choices[0].text
-        assert raw.usage == row.usage
+        assert token_counts(raw.usage) == token_counts(row.usage)
         whole = [{"role": "user", "content": f"Merchant: {ROW['name']}?"}]
         own = create(model="finance", messages=whole, max_tokens=8, extra_body={"content_is": "prompt"})
-        assert own.usage == row.usage
+        assert token_counts(own.usage) == token_counts(row.usage)
 
 
 def test_chat_asks_as_the_rows_do(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,7 +229,7 @@ class Batch:
         if finish is None:
             return chunk
         self.schedule.end(sequence, keep=True)
-        return replace(chunk, prompt_tokens=len(sequence.generation.prompt))
+        return _with_prompt(chunk, sequence)
 
     def _row(self, sequence: Sequence) -> Row:
         sampling = sequence.generation.sampling
@@ -244,9 +244,9 @@ class Batch:
 
     def _unanswered(self, sequence: Sequence) -> Chunk:
         """Return the end of a request that wants its prompt read and no token of an answer."""
-        chunk = Chunk("", 0, (), "length", sequence.seconds, len(sequence.generation.prompt))
+        chunk = Chunk("", 0, (), "length", sequence.seconds)
         self.schedule.end(sequence, keep=True)
-        return chunk
+        return _with_prompt(chunk, sequence)
 
     def _name_prompt(self, sequence: Sequence, logits: torch.Tensor) -> None:
         """Note how likely the prompt's tokens were that follow the ones of this step.
@@ -264,3 +264,8 @@ class Batch:
     def _named(self, choice: Choice) -> TokenLogprob:
         top = tuple((self.names[token], value) for token, value in choice.top)
         return TokenLogprob(self.names[choice.token], choice.logprob, top)
+
+
+def _with_prompt(chunk: Chunk, sequence: Sequence) -> Chunk:
+    """Return the last chunk of an answer with the tokens of its prompt."""
+    return replace(chunk, prompt_tokens=len(sequence.generation.prompt), cached_tokens=sequence.cached)

@@ -140,6 +140,8 @@ class Schedule:
         if rest and self.kv.holds(shared[whole]) and shared[whole] not in sequence.blocks:
             self.decoder.copy(shared[whole], sequence.blocks[whole], rest)
             sequence.computed = common
+        if sequence.cached is None:  # one that gave way finds its own tokens when it joins again
+            sequence.cached = sequence.computed
         return True
 
     def _shared(self, sequence: Sequence) -> tuple[list[int], int]:

@@ -19,6 +19,7 @@ class Sequence:
         tokens: of the prompt and of the answer so far.
         limit: how many tokens it may have in the end.
         computed: how many of them the KV cache holds.
+        cached: how many of the prompt's tokens the KV cache had when it first joined; None until then.
         blocks: of the KV cache, that hold its tokens in their order; none while it waits.
         number: which one came before it.
         passed: how many sequences have joined that came later, while there was no room for it.
@@ -36,6 +37,7 @@ class Sequence:
     limit: int
     tokens: list[int]
     computed: int = 0
+    cached: int | None = None
     blocks: list[int] = field(default_factory=list)
     number: int = 0
     passed: int = 0

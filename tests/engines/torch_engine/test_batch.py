@@ -149,6 +149,8 @@ def test_a_prompt_that_begins_like_an_earlier_one_starts_where_they_part(
     batch.schedule.join()
     assert second.computed == 22  # 20 tokens of the system prompt and 7, 8
     assert other.computed == 0  # another adapter computes other keys and values
+    told = {sequence: chunk for sequence, chunk in batch.step() if isinstance(chunk, Chunk)}
+    assert [told[one].cached_tokens for one in (second, other)] == [22, 0]
     batch.clear()
 
 

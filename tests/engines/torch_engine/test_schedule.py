@@ -179,10 +179,12 @@ def test_schedule_preempts_the_youngest_of_the_largest_tenant(case_of: Callable[
         check_blocks(batch)
     assert batch.waiting == [youngest]
     assert sequences[0] in batch.running
-    before = len(youngest.tokens)
+    before, cached = len(youngest.tokens), []
     while not batch.idle:
-        batch.step()
+        chunks = (made for one, made in batch.step() if one is youngest)
+        cached += [made.cached_tokens for made in chunks if isinstance(made, Chunk)]
     assert len(youngest.tokens) == youngest.limit > before
+    assert cached[-1] == 0  # its own tokens, which it found again, were no earlier prompt's
     batch.clear()
 
 
