@@ -19,6 +19,8 @@ from lora_ops.small_files import parse_json, read_json
 GENESIS = "0" * 64
 COLUMNS = "seq, format, at, actor, action, kind, subject, body, previous, hash"
 FORMAT = 2
+HEAD_ACCEPTED = "head_accepted"
+"""The action of an entry that lets the log go on from an older or another head."""
 # "A" follows "@" in ASCII, so this is the range of all `tenant@...`, which the index can find.
 OF_TENANT = "kind = 'version' AND subject >= ?1 || '@' AND subject < ?1 || 'A'"
 

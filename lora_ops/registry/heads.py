@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
 from lora_ops.free_text import require_text
-from lora_ops.registry.audit import Head, Log
+from lora_ops.registry.audit import HEAD_ACCEPTED, Head, Log
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import change_with_owners
@@ -207,7 +207,7 @@ def accept_head(registry: "Registry", memory: HeadMemory, *, actor: str, reason:
         raise Refused(f"The audit log ends at {registry.log.head().text}, as expected: nothing to accept.")
     lost = _lost(memory, registry.log.head())
     with change_with_owners(registry, actor) as change:
-        change.note("head_accepted", "registry", "head", reason=reason, problem=problem, lost_entries=lost)
+        change.note(HEAD_ACCEPTED, "registry", "head", reason=reason, problem=problem, lost_entries=lost)
     head = registry.log.head()
     memory.replace(head)
     return head
@@ -223,7 +223,7 @@ def accepted_heads(registry: "Registry") -> list[str]:
                 f"entry {entry.seq}: when {entry.actor} changed the registry on {when}, "
                 f"{entry.body.get('problem')}; the head kept outside it stood in"
             )
-        if entry.action == "head_accepted":
+        if entry.action == HEAD_ACCEPTED:
             many = entry.body.get("lost_entries")
             lost = "an unknown number of entries was" if many is None else f"{many} entries were"
             when = entry.at[:16].replace("T", " ")

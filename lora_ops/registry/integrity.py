@@ -1,10 +1,10 @@
 """Is the registry what its signed log says, as far as answers depend on it: chain, head, aliases and states."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
-from lora_ops.registry.audit import Anchor, Head, Log, Row, chain_problem
+from lora_ops.registry.audit import HEAD_ACCEPTED, Anchor, Head, Log, Row, chain_problem
 from lora_ops.registry.replay import Alias, alias_mismatches, replay_aliases
 from lora_ops.registry.structure import Structure
 from lora_ops.small_files import parse_json
@@ -49,6 +49,8 @@ class LogFollower:
         self._head = Head()
         self._aliases: dict[Alias, int] = {}
         self._states: dict[tuple[str, int], str] = {}
+        self._accepted: frozenset[str] = frozenset()
+        """The hashes of the entries that accept another head of the log."""
 
     @property
     def verified(self) -> Head:
@@ -138,15 +140,20 @@ class LogFollower:
 
     def _follow(self, head: Head) -> str | None:
         new, broken = self._unread()
+        aliases, states, accepted = dict(self._aliases), dict(self._states), self._accepted
         if broken:
-            return broken
-        aliases, states = dict(self._aliases), dict(self._states)
+            # Somebody may have accepted that the log goes on from an older copy, and states so in it. Else
+            # a gateway would go on with routes of the lost log, and see no revocation in this one.
+            new, aliases, states, accepted = self._registry.log.rows(), {}, {}, frozenset()
+            if chain_problem(new) or _accepted(new) <= self._accepted:
+                return broken
         for row in new:
             _replay(row, aliases, states)
         wrong = self._difference(aliases, states)
         if wrong:
             return wrong
         self._head, self._aliases, self._states = head, aliases, states
+        self._accepted = accepted | _accepted(new)
         return None
 
     def _difference(self, aliases: dict[Alias, int], states: dict[tuple[str, int], str]) -> str | None:
@@ -160,6 +167,11 @@ class LogFollower:
 def registry_problem(registry: Tables) -> str | None:
     """Return the first thing in which the registry differs from its signed log, or None."""
     return LogFollower(registry).problem()
+
+
+def _accepted(rows: Iterable[Row]) -> frozenset[str]:
+    """Return the hashes of the entries that accept another head of the log."""
+    return frozenset(row.hash for row in rows if (row.kind, row.action) == ("registry", HEAD_ACCEPTED))
 
 
 def _effects(row: Row) -> tuple[str, dict[str, Any]]:

@@ -8,8 +8,9 @@ import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.registry import lifecycle, packages
+from lora_ops.registry.audit import Head
 from lora_ops.registry.cards import record
-from lora_ops.registry.heads import HeadMemory
+from lora_ops.registry.heads import HeadMemory, accept_head
 from lora_ops.registry.integrity import LogFollower, registry_problem
 from lora_ops.registry.store import Registry
 from lora_ops.registry.structure import Structure
@@ -215,6 +216,29 @@ def test_replaced_database_is_opened_again(served: Registry, tmp_path: Path) -> 
     assert served.seen() != before
     assert follower.problem() is None
     assert served.get("finance@1").state == "revoked"
+
+
+def test_older_copy_counts_only_by_a_new_acceptance(served: Registry, package: Build, tmp_path: Path) -> None:
+    """An acceptance that the lost log had, too, is none of the older copy."""
+    memory = HeadMemory(tmp_path / "head.json", "registry")
+    follower = LogFollower(served)
+
+    def accept(opened: Registry) -> None:
+        memory.remember(Head(opened.log.head().seq + 1, "f" * 64))
+        accept_head(opened, memory, actor=FIRST, reason="the disk died")
+
+    accept(served)
+    older = tmp_path / "older"
+    served.db.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copytree(served.path, older)
+    served.register(*package(3), actor=AUTHOR)
+    assert follower.problem() is None
+    served.path.rename(tmp_path / "lost")
+    older.rename(served.path)
+    served.seen()  # opens what took the database's place
+    assert "was changed or removed" in str(follower.problem())
+    accept(served)
+    assert follower.problem() is None and follower.verified == served.log.head()
 
 
 def test_follower_goes_on_with_honest_changes(served: Registry, package: Build) -> None:

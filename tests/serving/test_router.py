@@ -3,13 +3,15 @@
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 
 import pytest
 
 from lora_ops.errors import Damaged
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import lifecycle, packages
-from lora_ops.registry.backends import open_registry
+from lora_ops.registry.backends import open_registry, open_to_accept
+from lora_ops.registry.heads import accept_head
 from lora_ops.registry.store import Registry
 from lora_ops.serving.router import NotServed, OutOfService, Router, UnknownModel
 from tests.serving.conftest import Clone
@@ -60,6 +62,28 @@ def test_a_rollback_holds_for_the_very_next_request(clone: Clone, reader: Regist
             evidence=story.evidence("incident", about="finance@2"),
         )
     assert routes.route("finance").name == "finance@1"
+
+
+def test_route_follows_a_head_that_was_accepted(clone: Clone, reader: Registry) -> None:
+    """After an older backup was restored and accepted, a gateway that ran on saw no revocation any more."""
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+    shutil.copytree(reader.path, clone.root / "backup")
+    with clone.registry() as writer:
+        clone.story(writer).file("policy", about="finance@1")
+    routes = router(clone, reader)
+    assert routes.route("finance").name == "finance@1"
+    reader.path.rename(clone.root / "lost")
+    shutil.copytree(clone.root / "backup", reader.path)
+    assert "replaced by an older copy" in str(routes.damage())
+    restored, memory = open_to_accept(clone.root, actor="ben", reason="the disk died")
+    with closing(restored):
+        accept_head(restored, memory, actor="ben", reason="the disk died")
+    assert routes.damage() is None
+    with clone.registry() as writer:
+        lifecycle.revoke(writer, "finance@1", actor="ben", reason="leaks card numbers")
+    with pytest.raises(OutOfService, match="finance@1 was revoked"):
+        routes.route("finance")
 
 
 def test_route_never_falls_back_to_a_candidate(clone: Clone, reader: Registry) -> None:
