@@ -4,7 +4,7 @@
 
 Needs models/base (`make repro`). Everything is real, as in gateway.py. The quiet tenant streams one answer at a
 time. Ordinary neighbours send prompts of 25 tokens, `long` ones of 6,000 tokens, and `large` ones texts of
-1 MB, which never fit. With `unload` the loud tenant's adapter is unloaded without end while it answers.
+1 MB, which never fit. With `unload` the loud tenant's adapter is unloaded each time that it is loaded.
 With `sockets` 1,000 connections send half a request head. Runs are interleaved: each measures every pair.
 """
 

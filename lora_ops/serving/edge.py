@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_ops.escaping import shortened
+from lora_ops.serving.body_pace import LARGE, BodyPace
 from lora_ops.serving.errors import CLIENT_GONE, ApiError, as_api_error
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.logs import request_id
@@ -32,9 +33,11 @@ class Edge:
 
     A body is read before the application sees the request, so that a slow or endless one costs no more than
     its connection; and only after `admit` has let its sender in, so that nobody fills the memory without a
-    key. The request id is the client's `X-Request-ID` where that is short and plain, else a new one; it stands
-    in `scope["state"]`, in the log and in the response, and so does the caller in the first two. The response
-    also has the headers that the function in `state["limits"]` returns, once an endpoint has put it there.
+    key. Large ones of a tenant, or else of a key or an address, are read in turn (`BodyPace`).
+
+    The request id is the client's `X-Request-ID` where that is short and plain, else a new one; it stands in
+    `scope["state"]`, in the log and in the response, and so does the caller in the first two. The response also
+    has the headers that the function in `state["limits"]` returns, once an endpoint has put it there.
 
     Args:
         admit: who sends a request, by its head; None where anybody may, and no body is read. It raises
@@ -60,6 +63,7 @@ class Edge:
         self._crowded = crowded
         self._body_limit = body_limit
         self._body_timeout = body_timeout
+        self._pace = BodyPace(patience=body_timeout)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event of ASGI."""
@@ -95,7 +99,8 @@ class Edge:
             if who := self._admit(Request(scope)):
                 state["caller"] = who
                 told |= {"key": who.key, "tenant": who.tenant}
-                replay = await self._read(sent, receive)
+                sender = who.tenant or who.key or (scope["client"] or ("",))[0]
+                replay = await self._read(sent, receive, sender)
             else:
                 replay = receive
             read = True
@@ -125,14 +130,18 @@ class Edge:
             access.info("%s %s %s", scope["method"], path, fields["status"], extra={"fields": fields})
             request_id.reset(token)
 
-    async def _read(self, headers: Headers, receive: Receive) -> Receive:
-        declared = headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > self._body_limit:
-            raise self._too_large()
+    async def _read(self, headers: Headers, receive: Receive, sender: str) -> Receive:
+        declared = headers.get("content-length", "")
+        if declared.isdigit():
+            if int(declared) > self._body_limit:
+                raise self._too_large()
+            if wait := self._pace.take(sender, int(declared)):
+                await asyncio.sleep(wait)
+        in_turn = declared.isdigit()
         body = bytearray()
         more = True
         try:
-            async with asyncio.timeout(self._body_timeout):
+            async with asyncio.timeout(self._body_timeout) as limit:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -140,6 +149,11 @@ class Edge:
                     body += message.get("body", b"")
                     if len(body) > self._body_limit:
                         raise self._too_large()
+                    if len(body) > LARGE and not in_turn:  # sent in chunks: nobody knows how many come
+                        in_turn = True
+                        wait = self._pace.take(sender, self._body_limit)
+                        limit.reschedule((limit.when() or 0.0) + wait)
+                        await asyncio.sleep(wait)
                     more = message.get("more_body", False)
         except TimeoutError as error:
             raise ApiError(408, f"The body did not arrive within {self._body_timeout:.0f} seconds.") from error

@@ -4,6 +4,8 @@ import json
 import logging
 import socket
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -119,6 +121,23 @@ def test_a_body_that_does_not_arrive_is_given_up(clone: Clone, engine: Engine) -
     with served(clone.root, settings, engine) as gateway, connect(gateway) as connection:
         connection.sendall(head(100) + b'{"model"')
         assert b"408" in connection.recv(200)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_large_bodies_of_a_tenant_come_in_turn(clone: Clone, engine: Engine, chunked: bool) -> None:
+    settings = clone.settings(body_timeout_seconds=0.4)
+    body = json.dumps(GOOD).encode().ljust(2**20)  # blanks: it is as long as may be, and a good request
+
+    def send(gateway: Served) -> int:
+        content = iter([body[: 2**19], body[2**19 :]]) if chunked else body
+        headers = {"content-type": "application/json"}
+        return gateway.http().post("/v1/completions", content=content, headers=headers).status_code
+
+    with served(clone.root, settings, engine) as gateway, ThreadPoolExecutor(8) as threads:
+        found = Counter(threads.map(lambda _: send(gateway), range(8)))
+        assert set(found) == {200, 429}
+        assert gateway.http().post("/v1/completions", json=GOOD).status_code == 200
+        eventually(lambda: send(gateway) == 200)
 
 
 def test_slow_clients_keep_nobody_else_waiting(gateway: Served) -> None:

@@ -1,0 +1,51 @@
+"""How fast one sender's large bodies are read, since the event loop parses them while everybody waits."""
+
+import time
+from collections.abc import Callable
+
+from lora_ops.serving.rate_limits import TooMany
+
+LARGE = 64 * 1024
+"""Bytes from which a body waits for its turn; no chat and no prompt of a small context is as long."""
+BYTES_PER_SECOND = 4 * 2**20
+"""Of one sender. Reading and parsing 1 MB keeps the event loop for some milliseconds."""
+REMEMBERED = 1000  # senders, before those whose turn has passed are forgotten
+
+
+class BodyPace:
+    """Large bodies of one sender begin one after the other, each when the ones before it are paid for.
+
+    A single one never waits. A sender who sends them without end gets `BYTES_PER_SECOND`, whatever its limits
+    of requests and tokens are: these are counted only once a body is parsed.
+
+    Args:
+        patience: seconds that a body may wait.
+        clock: gives the time in seconds.
+    """
+
+    def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._patience = patience
+        self._clock = clock
+        self._next: dict[str, float] = {}  # sender -> when its next large body may begin
+
+    def take(self, sender: str, size: int) -> float:
+        """Return the seconds until a body of `size` bytes may be read.
+
+        Raises:
+            TooMany: it would wait longer than anybody may; nothing is counted then.
+        """
+        if size <= LARGE:
+            return 0.0
+        now = self._clock()
+        begins = max(now, self._next.get(sender, now))
+        wait = begins - now
+        if wait > self._patience:
+            raise TooMany(
+                f"Bodies of more than {LARGE:,} bytes are read at {BYTES_PER_SECOND:,} bytes a second of one "
+                "sender: send fewer at once.",
+                wait,
+            )
+        if len(self._next) > REMEMBERED:
+            self._next = {one: at for one, at in self._next.items() if at > now}
+        self._next[sender] = begins + size / BYTES_PER_SECOND
+        return wait

@@ -1,0 +1,48 @@
+"""How long a large body waits for its turn."""
+
+import pytest
+
+from lora_ops.serving.body_pace import BYTES_PER_SECOND, LARGE, REMEMBERED, BodyPace
+from lora_ops.serving.rate_limits import TooMany
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_take_lets_one_sender_wait_for_itself() -> None:
+    clock = Clock()
+    pace = BodyPace(10, clock)
+    assert [pace.take("loud", BYTES_PER_SECOND) for _ in range(3)] == [0, 1, 2]
+    assert pace.take("quiet", BYTES_PER_SECOND) == 0
+    assert pace.take("loud", LARGE) == 0
+    clock.now += 2.5
+    assert pace.take("loud", BYTES_PER_SECOND) == 0.5
+    clock.now += 60
+    assert pace.take("loud", BYTES_PER_SECOND) == 0
+
+
+def test_take_refuses_what_would_wait_too_long() -> None:
+    clock = Clock()
+    pace = BodyPace(1, clock)
+    assert [pace.take("loud", BYTES_PER_SECOND) for _ in range(2)] == [0, 1]
+    for _ in range(2):
+        with pytest.raises(TooMany, match="of one sender: send fewer at once") as refused:
+            pace.take("loud", BYTES_PER_SECOND)
+        assert refused.value.retry_after == 2
+    clock.now += 1
+    assert pace.take("loud", LARGE + 1) == 1
+
+
+def test_take_forgets_senders_whose_turn_has_passed() -> None:
+    clock = Clock()
+    pace = BodyPace(10, clock)
+    for number in range(REMEMBERED + 1):
+        pace.take(f"10.0.0.{number}", 2 * LARGE)
+    clock.now += 1
+    pace.take("loud", BYTES_PER_SECOND)
+    assert len(pace._next) == 1
+    assert pace.take("loud", BYTES_PER_SECOND) == 1
