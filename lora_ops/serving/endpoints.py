@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from lora_ops.serving import console
 from lora_ops.serving.answering import Ask, Piece, held_to_labels
+from lora_ops.serving.chat_turns import SystemPrompt, chat_turns
 from lora_ops.serving.edge import Edge, until_disconnected
 from lora_ops.serving.errors import ApiError, http_error, invalid_request
 from lora_ops.serving.gateway import Gateway
@@ -29,7 +30,6 @@ from lora_ops.serving.request_schemas import (
     ChatRequest,
     CompletionRequest,
     LoadRequest,
-    Message,
     StreamOptions,
     UnloadRequest,
 )
@@ -37,7 +37,6 @@ from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer, Erro
 from lora_ops.serving.router import Route
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
 from lora_ops.serving.tokenization import SHORT_TEXT
-from lora_ops.templates import ContentIs, user_text
 
 log = logging.getLogger(__name__)
 
@@ -112,14 +111,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         `content_is`.
         """
         route = gateway.route(who, body.model)
-        content_is = body.content_is or (settings.tenant(route.tenant).content_is if route.tenant else None)
-        turns = [_turn(one, route, content_is) for one in body.messages]
-        system: Literal["request", "adapter", "none"] = "none"
-        if any(role == "system" for role, _ in turns):
-            system = "request"
-        elif route.system:
-            turns.insert(0, ("system", route.system))
-            system = "adapter"
+        turns, system = chat_turns(body.messages, route, body.content_is or settings.content_is(route.tenant))
         asked = "\n".join(f"{role}: {text}" for role, text in turns)
         ask = _ask(request, "chat", body, who, route, system, asked)
         # All messages are one prompt, so that together they must fit.
@@ -156,7 +148,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         body: ChatRequest | CompletionRequest,
         who: Caller,
         route: Route,
-        system: Literal["request", "adapter", "none"],
+        system: SystemPrompt,
         text: str,
     ) -> Ask:
         """Return what is asked for, before its prompt is read."""
@@ -344,24 +336,6 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         for operation in operations.values():
             operation["responses"].pop("422", None)  # FastAPI's; here a wrong body is a 400
     return app
-
-
-def _turn(message: Message, route: Route, content_is: ContentIs | None) -> tuple[str, str]:
-    """Return a message's role and text as the chat template takes them.
-
-    Raises:
-        NotThePrompt: a user's text is not what the adapter was trained on.
-    """
-    if message.role != "user":
-        return "system" if message.role == "developer" else message.role, message.text
-    text = user_text(
-        route.name,
-        route.template,
-        content=message.text if message.columns is None else None,
-        columns=message.columns,
-        content_is=content_is,
-    )
-    return "user", text
 
 
 def _card(name: str, route: Route, context_length: int) -> ModelCard:

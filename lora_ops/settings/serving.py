@@ -108,3 +108,7 @@ class ServingSettings(Section):
     def tenant(self, name: str) -> TenantServing:
         """What is set for a tenant, else the defaults."""
         return self.tenants.get(name) or TenantServing()
+
+    def content_is(self, tenant: str | None) -> ContentIs | None:
+        """What the text of a tenant's users is where a request doesn't say; of the base model's: None."""
+        return self.tenant(tenant).content_is if tenant else None
