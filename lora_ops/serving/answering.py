@@ -68,7 +68,7 @@ class Ask:
     @property
     def tenant(self) -> str:
         """Who pays: the model's tenant; for the base model, that of the key."""
-        return self.route.tenant or self.caller.tenant or NOBODY
+        return payer(self.route, self.caller)
 
     @property
     def costs(self) -> list[float]:
@@ -83,6 +83,11 @@ class Ask:
         read = sum(map(len, self.prompts)) if self.sampling.prompt_logprobs else 0
         written = len(self.prompts) * self.sampling.max_tokens
         return (read + written) * self.n * (1 + self.sampling.logprobs)
+
+
+def payer(route: Route, caller: Caller) -> str:
+    """Return the tenant whose limits a request counts against."""
+    return route.tenant or caller.tenant or NOBODY
 
 
 def held_to_labels(sampling: Sampling, route: Route) -> Sampling:
@@ -184,6 +189,24 @@ class Answering:
         except BaseException as error:
             self._report(ask, Tally(), error)
             raise
+
+    @contextmanager
+    def counting(self, tenant: str, characters: int) -> Iterator[Callable[[int], None]]:
+        """Spend the tenant's allowance on a text that is only tokenized; call what it gives with its tokens.
+
+        Raises:
+            TooMany: the tenant is over one of its limits.
+        """
+        allowance, counted = self._allowance(tenant), 0
+
+        def count(tokens: int) -> None:
+            nonlocal counted
+            counted = tokens
+
+        with allowance.reading(tenant, characters // CHARACTERS_PER_TOKEN) as place:
+            yield count
+            place.end()
+        allowance.spend(counted)  # the estimate was given back
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """The answers, piece by piece as they come; closing it early cancels what still runs.

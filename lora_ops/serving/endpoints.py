@@ -17,7 +17,7 @@ from lora_ops.serving import console
 from lora_ops.serving.answering import Ask, Piece, held_to_labels
 from lora_ops.serving.chat_turns import SystemPrompt, chat_turns
 from lora_ops.serving.edge import Edge, until_disconnected
-from lora_ops.serving.errors import ApiError, http_error, invalid_request
+from lora_ops.serving.errors import ApiError, http_error, invalid_request, too_long
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller, Role
 from lora_ops.serving.rendering import (
@@ -36,6 +36,7 @@ from lora_ops.serving.request_schemas import (
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer, ErrorAnswer, ModelCard, ModelList
 from lora_ops.serving.router import Route
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
+from lora_ops.serving.token_endpoints import add_token_endpoints
 from lora_ops.serving.tokenization import SHORT_TEXT
 
 log = logging.getLogger(__name__)
@@ -194,12 +195,13 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         """
         size = sum(map(len, texts))
         limit = gateway.engine.context_length
+        param = "messages" if ask.endpoint == "chat" else "prompt"
         with gateway.answering.reading(ask, size) as place:
             # A text that can't fit is refused unread; tokens that a client sends are counted below.
             longest = max((len(one) for one in texts if isinstance(one, str)), default=0)
             least = gateway.tokenization.least_tokens(longest)
             if least > limit:
-                raise _too_long(ask, f"a prompt of {longest:,} characters, {least} tokens or more", limit)
+                raise too_long(param, f"a prompt of {longest:,} characters, {least} tokens or more", limit)
             reading = gateway.tokenizing.run(ask.tenant, size, encode)
             # A short text is read before a client can go away.
             async with asyncio.timeout_at(gateway.answering.deadline(ask)):
@@ -210,7 +212,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
             wanted = min(settings.default_max_tokens, room) if body.most_tokens is None else body.most_tokens
             if wanted > room or (room < 1 and wanted != 0):
                 asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
-                raise _too_long(ask, f"a prompt of {longest}{asked}", limit)
+                raise too_long(param, f"a prompt of {longest}{asked}", limit)
             sampling = replace(ask.sampling, max_tokens=wanted)
             ask = replace(ask, prompts=prompts, sampling=sampling, place=place)
             if ask.named > MOST_NAMED:
@@ -256,6 +258,8 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         # Whoever reads slowly has as long for the end of an answer as for sending a body.
         deadline = gateway.answering.deadline(ask) + settings.body_timeout_seconds
         return Stream(sent, deadline, headers)
+
+    add_token_endpoints(app, gateway, allowed("tenant", "admin"))
 
     @app.get("/v1/models", response_model=ModelList)
     async def models(who: Annotated[Caller, allowed("tenant", "admin", "monitor")]) -> ModelList:
@@ -350,13 +354,4 @@ def _card(name: str, route: Route, context_length: int) -> ModelCard:
         digest=route.digest,
         state=version.state if version else None,
         template=route.template,
-    )
-
-
-def _too_long(ask: Ask, what: str, limit: int) -> ApiError:
-    return ApiError(
-        400,
-        f"Prompt and answer have {limit} tokens together, and this is {what}.",
-        code="context_length_exceeded",
-        param="messages" if ask.endpoint == "chat" else "prompt",
     )

@@ -54,6 +54,12 @@ class ApiError(Exception):
         return headers
 
 
+def too_long(param: str, what: str, limit: int) -> ApiError:
+    """Return the refusal of a prompt that doesn't fit the model."""
+    text = f"Prompt and answer have {limit} tokens together, and this is {what}."
+    return ApiError(400, text, code="context_length_exceeded", param=param)
+
+
 SPREAD_SECONDS = 2
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection; it is logged, nobody receives it
 NOT_FAILED = (200, CLIENT_GONE)

@@ -151,6 +151,11 @@ class Allowance:
             if self._tokens:
                 self._tokens.give_back(max(0, tokens - used))
 
+    def spend(self, tokens: int) -> None:
+        """Spend tokens that were read for no answer, or all that are left."""
+        if self._tokens:
+            self._tokens.spend(tokens)
+
     def _require_place(self, tenant: str) -> None:
         limit = self._limits.concurrency
         if limit and self.open >= limit:

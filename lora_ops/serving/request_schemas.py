@@ -29,11 +29,13 @@ from lora_ops.serving.request_fields import (
     first_keys,
     whole_characters,
 )
+from lora_ops.serving.router import BASE
 from lora_ops.settings.serving import ServingSettings
 from lora_ops.templates import ContentIs
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
+MAX_MESSAGES = 1000
 MAX_STOPS = 16
 MAX_TOKEN_IDS = 1024
 MAX_COLUMNS = 1000  # as many as a source may have
@@ -203,7 +205,7 @@ class Message(Request):
 class ChatRequest(SamplingRequest):
     """The body of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     content_is: ContentIs | None = Field(
         None,
         description="of users' messages, where the adapter's template is more than one bare column: prompt, "
@@ -303,6 +305,39 @@ class CompletionRequest(SamplingRequest):
         """How tokens are chosen."""
         sampling = self._sampling(max_tokens, self.logprobs, defaults)
         return replace(sampling, prompt_logprobs=bool(self.echo) and self.logprobs is not None)
+
+
+class TokenizeRequest(Request):
+    """The body of /tokenize: either a prompt or a chat, each as its own endpoint would read it."""
+
+    model: ModelName = Field(BASE, description="as for an answer; left out: the base model")
+    prompt: Prompt | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    content_is: ContentIs | None = None
+    add_special_tokens: bool | None = Field(None, description="of a prompt, true where it is left out")
+    return_token_strs: bool | None = None
+    add_generation_prompt: Literal[True] | None = None
+    continue_final_message: Literal[False] | None = None
+    chat_template: Neutral = None
+    chat_template_kwargs: Neutral = None
+    media_io_kwargs: Neutral = None
+    mm_processor_kwargs: Neutral = None
+    tools: Neutral = None
+
+    @model_validator(mode="after")
+    def _one_text(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("send either prompt or messages")
+        if self.messages is not None and self.add_special_tokens:
+            raise ValueError("add_special_tokens must be false with messages: the chat template adds them")
+        return self
+
+
+class DetokenizeRequest(Request):
+    """The body of /detokenize."""
+
+    model: ModelName = Field(BASE, description="as for an answer; left out: the base model")
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
 class LoadRequest(Request):

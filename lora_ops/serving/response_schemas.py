@@ -125,6 +125,21 @@ class CompletionAnswer(Answer):
     usage: Usage | None = None
 
 
+class TokenizeAnswer(BaseModel):
+    """The response of /tokenize; `token_strs` are names in the vocabulary, where they were asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeAnswer(BaseModel):
+    """The response of /detokenize."""
+
+    prompt: str
+
+
 class ModelCard(BaseModel):
     """One name that answers, as vLLM lists them: `root` is what it stands for, `parent` its base model.
 

@@ -51,13 +51,17 @@ class Tokenization:
                 raise BadPrompt(f"A message may not hold {forged}, which is a control token: remove it.")
         return self._encode(self._render(messages), special=False)
 
-    def text(self, text: str) -> tuple[int, ...]:
+    def text(self, text: str, *, special: bool = True) -> tuple[int, ...]:
         """Token ids of a raw text; an empty one is the token that begins a text, or else the one that ends it.
+
+        Args:
+            special: the tokenizer adds its special tokens; without them an empty text has no token.
 
         Raises:
             BadPrompt: the text is empty, and the base model has neither of these tokens.
         """
-        return self._encode(text, special=True) or self._nothing()
+        tokens = self._encode(text, special=special)
+        return tokens if tokens or not special else self._nothing()
 
     def check(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """Token ids that a client sent.
@@ -72,6 +76,10 @@ class Tokenization:
     def as_text(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids that a client sent."""
         return str(self._backend.decode(list(tokens), skip_special_tokens=False))
+
+    def names(self, tokens: Sequence[int]) -> list[str]:
+        """Return the names of tokens in the vocabulary, whose bytes are written as the tokenizer does."""
+        return [str(self._backend.id_to_token(token)) for token in tokens]
 
     def least_tokens(self, characters: int) -> int:
         """Return how many tokens a text of so many characters has at least, without reading it."""

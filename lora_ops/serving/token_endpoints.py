@@ -1,0 +1,98 @@
+"""POST /tokenize and /detokenize in vLLM's shapes: the tokens of a prompt, and the text of tokens."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from lora_ops.serving.answering import payer
+from lora_ops.serving.chat_turns import chat_turns
+from lora_ops.serving.edge import until_disconnected
+from lora_ops.serving.errors import too_long
+from lora_ops.serving.gateway import Gateway
+from lora_ops.serving.keys import Caller
+from lora_ops.serving.request_schemas import DetokenizeRequest, TokenizeRequest
+from lora_ops.serving.response_schemas import DetokenizeAnswer, TokenizeAnswer
+from lora_ops.serving.router import Route
+from lora_ops.serving.tokenization import SHORT_TEXT
+
+
+def add_token_endpoints(app: FastAPI, gateway: Gateway, caller: Any) -> None:
+    """Add both endpoints to the application.
+
+    Args:
+        caller: FastAPI's dependency on who calls, where that role may use models.
+    """
+    tokenization = gateway.tokenization
+
+    @app.post("/tokenize", response_model=TokenizeAnswer)
+    async def tokenize(request: Request, body: TokenizeRequest, who: Caller = caller) -> Response:
+        """Return the tokens of a prompt, or of a chat with its system prompt and template, as a model reads it.
+
+        A tokenization counts as a request of its tenant, and its tokens count as tokens that were read.
+        """
+        route = gateway.route(who, body.model)
+        limit = gateway.engine.context_length
+        encode, size, param = _tokenizer(gateway, route, body)
+        least = tokenization.least_tokens(size)
+        if least > limit:
+            raise too_long(param, f"a prompt of {size:,} characters, {least} tokens or more", limit)
+
+        def make() -> tuple[int, BaseModel]:
+            tokens = encode()
+            names = tokenization.names(tokens) if body.return_token_strs else None
+            return len(tokens), TokenizeAnswer(
+                count=len(tokens), max_model_len=limit, tokens=list(tokens), token_strs=names
+            )
+
+        return await _answer(gateway, request, payer(route, who), size, make)
+
+    @app.post("/detokenize", response_model=DetokenizeAnswer)
+    async def detokenize(request: Request, body: DetokenizeRequest, who: Caller = caller) -> Response:
+        """Return the text of tokens, which count as a tokenization's."""
+        route = gateway.route(who, body.model)
+        size, limit = len(body.tokens), gateway.engine.context_length
+        if size > limit:
+            raise too_long("tokens", f"{size} tokens", limit)
+
+        def make() -> tuple[int, BaseModel]:
+            return size, DetokenizeAnswer(prompt=tokenization.as_text(tokenization.check(body.tokens)))
+
+        return await _answer(gateway, request, payer(route, who), size, make)
+
+
+def _tokenizer(
+    gateway: Gateway, route: Route, body: TokenizeRequest
+) -> tuple[Callable[[], tuple[int, ...]], int, str]:
+    """Return what makes the tokens, how many characters it reads, and which parameter they are in."""
+    if body.messages is None:
+        prompt, special = body.prompt or "", body.add_special_tokens is not False
+        return lambda: gateway.tokenization.text(prompt, special=special), len(prompt), "prompt"
+    content_is = body.content_is or gateway.settings.content_is(route.tenant)
+    turns, _ = chat_turns(body.messages, route, content_is)
+    size = sum(len(text) for _, text in turns)
+    return lambda: gateway.tokenization.chat(turns), size, "messages"
+
+
+async def _answer(
+    gateway: Gateway, request: Request, tenant: str, size: int, make: Callable[[], tuple[int, BaseModel]]
+) -> Response:
+    """Return the answer that `make` makes with its number of tokens, once the tenant's limits allow it."""
+    state = request.scope["state"]
+    state["limits"] = lambda: gateway.answering.limits(tenant)
+    state["told"] |= {"tenant": tenant}
+
+    def write() -> tuple[int, str]:
+        tokens, answer = make()
+        return tokens, answer.model_dump_json()
+
+    with gateway.answering.counting(tenant, size) as count:
+        writing = gateway.tokenizing.run(tenant, size, write)
+        async with asyncio.timeout(gateway.settings.request_timeout_seconds):
+            # A short text is read before a client can go away.
+            tokens, text = await (writing if size <= SHORT_TEXT else until_disconnected(request, writing))
+        count(tokens)
+    return Response(text, media_type="application/json")
