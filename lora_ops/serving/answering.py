@@ -7,108 +7,27 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal, cast
+from typing import cast
 
 from lora_ops.engines.protocol import (
     Chunk,
     Engine,
     FinishReason,
     Generation,
-    Sampling,
-    Unsupported,
-    one_of,
 )
 from lora_ops.serving.adapters import AdapterCache, Use
 from lora_ops.serving.answer_lengths import AnswerLengths
+from lora_ops.serving.ask import Ask
 from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded, Ticket
-from lora_ops.serving.keys import Caller
 from lora_ops.serving.rate_limits import Allowance, Place
-from lora_ops.serving.router import OutOfService, Route
-from lora_ops.serving.telemetry import NOBODY, Telemetry
+from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.traces import Tracing
 from lora_ops.settings.serving import ServingSettings
 
 # Of a prompt that is not tokenized yet, so that its allowance is checked first. Few texts have more.
 CHARACTERS_PER_TOKEN = 8
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What is asked for.
-
-    Attributes:
-        model: the name that the client wrote.
-        prompts: token ids of each prompt, none before it was read; every one of them gets `n` answers.
-        text: the prompt as a person reads it, for the event log.
-        place: the request's, among those that its tenant may have open; None: it was not counted.
-        echoes: the text of each prompt, where the answer is to begin with it.
-        started: when the request arrived, by `time.perf_counter`.
-        trace_parent: the W3C `traceparent` header, if there was one.
-    """
-
-    request_id: str
-    endpoint: Literal["chat", "completions"]
-    caller: Caller
-    model: str
-    route: Route
-    prompts: tuple[tuple[int, ...], ...]
-    n: int
-    sampling: Sampling
-    streamed: bool
-    system_prompt: Literal["request", "adapter", "none"]
-    text: str
-    started: float
-    trace_parent: str | None = None
-    place: Place | None = None
-    echoes: tuple[str, ...] = ()
-    cache_salt: str | None = None
-
-    @property
-    def tenant(self) -> str:
-        """Who pays: the model's tenant; for the base model, that of the key."""
-        return payer(self.route, self.caller)
-
-    @property
-    def costs(self) -> list[float]:
-        """Tokens that each answer may take, prompt included."""
-        return [float(len(prompt) + self.sampling.max_tokens) for prompt in self.prompts for _ in range(self.n)]
-
-    @property
-    def named(self) -> int:
-        """How many probabilities the whole answer may name: of each token, and of the alternatives to it."""
-        if self.sampling.logprobs is None:
-            return 0
-        read = sum(map(len, self.prompts)) if self.sampling.prompt_logprobs else 0
-        written = len(self.prompts) * self.sampling.max_tokens
-        return (read + written) * self.n * (1 + self.sampling.logprobs)
-
-
-def payer(route: Route, caller: Caller) -> str:
-    """Return the tenant whose limits a request counts against."""
-    return route.tenant or caller.tenant or NOBODY
-
-
-def held_to_labels(sampling: Sampling, route: Route) -> Sampling:
-    """Return `sampling` for a tenant with `labels_only`: the answer is a label, whatever the client asks for.
-
-    Only `max_tokens` can cut a label short, and `finish_reason` says `length` then.
-
-    Raises:
-        Unsupported: the request wants another form, or an answer that ends elsewhere than at a label's end.
-        OutOfService: the adapter was trained for no labels.
-    """
-    setting = f"serving.tenants.{route.tenant}.labels_only"
-    ends_elsewhere = sampling.stop or sampling.stop_token_ids or sampling.min_tokens or sampling.ignore_eos
-    if sampling.structure or ends_elsewhere:
-        raise Unsupported(
-            f"'{route.tenant}' answers with its labels alone ({setting}): leave out response_format, "
-            "structured_outputs, stop, stop_token_ids, min_tokens and ignore_eos."
-        )
-    if not route.labels:
-        raise OutOfService(f"{route.name} was trained for no labels, and {setting} holds it to labels.")
-    return replace(sampling, structure=one_of(route.labels))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from lora_ops.serving import console
-from lora_ops.serving.answering import Ask, Piece, held_to_labels
+from lora_ops.serving.answering import Piece
+from lora_ops.serving.ask import Ask, held_to_labels
 from lora_ops.serving.chat_turns import SystemPrompt, chat_turns
 from lora_ops.serving.edge import Edge, until_disconnected
 from lora_ops.serving.errors import ApiError, http_error, invalid_request, too_long

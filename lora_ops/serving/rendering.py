@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lora_ops.engines.protocol import TokenLogprob
-from lora_ops.serving.answering import Ask, Piece
+from lora_ops.serving.answering import Piece
+from lora_ops.serving.ask import Ask
 from lora_ops.serving.errors import ApiError
 from lora_ops.serving.request_schemas import StreamOptions
 from lora_ops.serving.response_schemas import (

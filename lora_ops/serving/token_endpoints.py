@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from lora_ops.serving.answering import payer
+from lora_ops.serving.ask import payer
 from lora_ops.serving.chat_turns import chat_turns
 from lora_ops.serving.edge import until_disconnected
 from lora_ops.serving.errors import too_long

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lora_ops.serving.errors import CLIENT_GONE, as_api_error
 
 if TYPE_CHECKING:
-    from lora_ops.serving.answering import Ask, Tally
+    from lora_ops.serving.answering import Tally
+    from lora_ops.serving.ask import Ask
 
 
 class Span(Protocol):
