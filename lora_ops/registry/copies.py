@@ -1,12 +1,13 @@
 """The verified copies: one folder for each version that an engine loads, laid out from the kept files."""
 
-import fcntl
 import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lora_ops.registry.files import locked
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,5 @@ class Copies:
             OSError: the disk is read-only.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.root / ".lock"):
             yield

@@ -1,12 +1,14 @@
 """Content-addressed files: a file is kept once, under the SHA-256 of its bytes."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -83,6 +85,9 @@ class FileStore:
 
     @contextmanager
     def _arriving(self) -> Iterator[Path]:
+        if self.incoming.exists() and not self.incoming.is_dir():
+            # Somebody's file in its place must not stop a rollback, and is not ours to remove.
+            self.incoming.rename(self.incoming.with_name(f"incoming.{uuid.uuid4().hex[:8]}.odd"))
         self.incoming.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.incoming)
         os.close(handle)
@@ -132,7 +137,7 @@ class FileStore:
         Raises:
             LoraOpsError: a kept file is missing, or the disk is full.
         """
-        writable = os.access(self.incoming, os.W_OK)
+        writable = self.incoming.is_dir() and os.access(self.incoming, os.W_OK)
         try:
             with tempfile.TemporaryDirectory(dir=self.incoming if writable else None) as outer:
                 folder = Path(outer) / name
@@ -261,6 +266,27 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs; the system lets go of it when this process dies.
+
+    Args:
+        path: the file; it is made if it is missing.
+        wait: until another process lets go of it.
+
+    Raises:
+        BlockingIOError: another process holds it, and nobody waits.
+        OSError: something else is in its place, or the disk is read-only.
+    """
+    # To read and to write: opening a pipe in its place to write alone would wait for a reader for ever.
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:

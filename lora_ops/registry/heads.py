@@ -4,19 +4,17 @@ Whoever replaces the folder by an older copy, or by another registry, replaces t
 This file is not part of that copy: it shows that the log once went on.
 """
 
-import fcntl
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
 from lora_ops.free_text import require_text
 from lora_ops.registry.audit import HEAD_ACCEPTED, Head, Log
-from lora_ops.registry.files import write_atomically
+from lora_ops.registry.files import locked, write_atomically
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.small_files import read_json
@@ -124,7 +122,7 @@ class HeadMemory:
 
     def _write(self, head: Head, *, only_later: bool) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with locked(self.path.with_suffix(".lock")):
             try:
                 heads = self._read()
             except LoraOpsError:
@@ -136,12 +134,6 @@ class HeadMemory:
                 return
             heads |= dict.fromkeys(self.names, (head.seq, head.hash))
             write_atomically(self.path, (json.dumps(heads, indent=2) + "\n").encode())
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with self.path.with_suffix(".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def compare(log: Log | None, known: Head, source: str) -> str | None:

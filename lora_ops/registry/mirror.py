@@ -4,18 +4,17 @@ The audit log is the queue: an entry is written in the transaction of its change
 holds it and shows its effects. Sending an entry again changes nothing, so the next run mends a kill anywhere.
 """
 
-import fcntl
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from lora_ops.errors import Damaged, LoraOpsError, Unavailable, with_text
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason, with_text
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head, matches_hash
 from lora_ops.registry.cards import record
+from lora_ops.registry.files import locked
 from lora_ops.registry.replay import BORN
 from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
@@ -252,12 +251,16 @@ class Mirror:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         self.registry.db.check_writable()
-        path: Path = self.registry.path / "sync.lock"
-        with path.open("w") as file:
+        path = self.registry.path / "sync.lock"
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(locked(path, wait=False))
             except BlockingIOError as error:
                 raise Unavailable("Another sync of this registry is at work: wait for it.") from error
+            except OSError as error:
+                raise Unavailable(
+                    f"The lock {path} can't be used ({disk_reason(error)}): remove it."
+                ) from error
             yield
 
 
