@@ -61,6 +61,8 @@ def promote(
 ) -> Version:
     """Move a version one stage on: validated, shadow, canary, production; or back to production (rollback).
 
+    A damaged `audit.head` does not stop a rollback while the head kept outside the registry stands in for it.
+
     Args:
         registry: where.
         reference: which version.
@@ -79,13 +81,16 @@ def promote(
         raise LoraOpsError(f"A version can't be promoted to '{to}': choose one of {', '.join(STAGES)}.")
     # Nobody waits for the lock while an older registry's weights are read.
     Twins(registry).read_ahead(reference)
-    with change_with_owners(registry, actor) as change:
+    returns = leaves_production(registry, registry.get_exact(reference), to) is not None
+    with change_with_owners(registry, actor, despite_head=returns) as change:
         version = registry.get_exact(reference)
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         current = registry.named(version.tenant, to)
         _require_expected(version, to, current, expect)
         _require_step(version, to, reason)
         concerns = leaves_production(registry, version, to)
+        if returns and concerns is None:  # only a rollback goes on despite a damaged head
+            raise Refused(f"{version.id} became '{version.state}' meanwhile: look again before you promote it.")
         twins = _require_sound(registry, version, returns=concerns is not None)
         basis, needed = step_basis(registry, version, to, evidence, concerns, twins)
         if to == "production" and concerns is None:
