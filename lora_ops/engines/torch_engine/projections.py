@@ -14,7 +14,7 @@ PART = numpy.dtype(
     [*((name, numpy.int64) for name in ("b", "r0", "r", "offset", "n")), ("scale", numpy.float64)]
 )
 PROJECTION = numpy.dtype(
-    [*((name, numpy.int64) for name in ("a", "rank", "parts", "half", "bytes")), ("part", PART, (3,))]
+    [*((name, numpy.int64) for name in ("a", "rank", "parts", "bf16", "bytes")), ("part", PART, (3,))]
 )
 
 
@@ -91,7 +91,7 @@ class AdapterTable:
         for entry, projection in zip(self._table, self.projections, strict=True):
             if projection is not None:
                 entry["a"], entry["rank"] = projection.a.data_ptr(), len(projection.a)
-                entry["parts"], entry["half"] = len(projection.parts), dtype is torch.bfloat16
+                entry["parts"], entry["bf16"] = len(projection.parts), dtype is torch.bfloat16
                 entry["bytes"] = projection.a.nbytes + sum(part.b.nbytes for part in projection.parts)
                 for index, part in enumerate(projection.parts):
                     rank, outputs = part.b.shape

@@ -11,7 +11,7 @@ ALWAYS void compare(int count, const float *keys, const float *queries, float *p
     for (int j = 0; j < count; j++) s[j] = (vec){0};
     for (int64_t d = 0; d < dim; d++) {
         vec q = load(queries + d * LANES);
-        _Pragma("GCC unroll 8") for (int j = 0; j < count; j++) s[j] = fused(spread(keys[j * dim + d]), q, s[j]);
+        _Pragma("GCC unroll 8") for (int j = 0; j < count; j++) s[j] = vec_fma(broadcast(keys[j * dim + d]), q, s[j]);
     }
     for (int j = 0; j < count; j++) store(p + j * LANES, s[j]);
 }
@@ -26,9 +26,9 @@ ALWAYS void weigh(int count, const float *p, const float *values, const int64_t 
         for (int64_t j = 0; j < MIN(BLOCK, length - j0); j++) {
             vec v0 = load(here + j * dim), v1 = load(here + j * dim + LANES);
             _Pragma("GCC unroll 4") for (int q = 0; q < count; q++) {
-                vec weight = spread(p[j * LANES + q]);
-                s[q][0] = fused(weight, v0, s[q][0]);
-                s[q][1] = fused(weight, v1, s[q][1]);
+                vec weight = broadcast(p[j * LANES + q]);
+                s[q][0] = vec_fma(weight, v0, s[q][0]);
+                s[q][1] = vec_fma(weight, v1, s[q][1]);
             }
         }
     }

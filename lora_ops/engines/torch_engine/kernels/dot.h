@@ -15,7 +15,7 @@ ALWAYS void as_they_are(vec *first, vec *second) { (void)first, (void)second; }
         for (; i + 2 * LANES <= n; i += 2 * LANES)                                                                     \
             for (int r = 0; r < count; r++) {                                                                          \
                 LOAD(a + r * n + i, &a0, &a1);                                                                         \
-                s[r][0] = fused(a0, load(x + i), s[r][0]), s[r][1] = fused(a1, load(x + i + LANES), s[r][1]);          \
+                s[r][0] = vec_fma(a0, load(x + i), s[r][0]), s[r][1] = vec_fma(a1, load(x + i + LANES), s[r][1]);      \
             }                                                                                                          \
         for (int r = 0; r < count; r++) z[r] = sum(s[r][0] + s[r][1]);                                                 \
         for (; i < n; i++)                                                                                             \
@@ -26,11 +26,11 @@ ALWAYS void as_they_are(vec *first, vec *second) { (void)first, (void)second; }
         for (int64_t r = 0; r < rank; r++)                                                                             \
             for (int v = 0; v < count; v++) {                                                                          \
                 LOAD(b + r * n + 2 * v * LANES, &b0, &b1);                                                             \
-                s[v][0] = fused(spread(z[r]), b0, s[v][0]), s[v][1] = fused(spread(z[r]), b1, s[v][1]);                \
+                s[v][0] = vec_fma(broadcast(z[r]), b0, s[v][0]), s[v][1] = vec_fma(broadcast(z[r]), b1, s[v][1]);      \
             }                                                                                                          \
         for (int v = 0; v < count; v++) {                                                                              \
             ORDER(&s[v][0], &s[v][1]);                                                                                 \
-            for (int h = 0; h < 2; h++, row += LANES) store(row, fused(spread(scale), s[v][h], load(row)));            \
+            for (int h = 0; h < 2; h++, row += LANES) store(row, vec_fma(broadcast(scale), s[v][h], load(row)));       \
         }                                                                                                              \
     }                                                                                                                  \
     static void DOTS##_all(const TYPE *a, const float *x, float *z, int64_t rank, int64_t n) {                         \
@@ -49,4 +49,4 @@ ALWAYS void as_they_are(vec *first, vec *second) { (void)first, (void)second; }
         }                                                                                                              \
     }
 PRODUCTS(dots, add_columns, float, load_two, same, as_they_are)
-PRODUCTS(dots_half, add_columns_half, uint16_t, load_halves, widen, in_order)
+PRODUCTS(dots_bf16, add_columns_bf16, uint16_t, load_bf16, widen, interleave)

@@ -38,9 +38,9 @@ ALWAYS void block(int rows, const float *x, int64_t inputs, const float *w, int6
         vec w0 = load(w + k * PANEL), w1 = load(w + k * PANEL + LANES);                                                \
         CALL;                                                                                                          \
         _Pragma("GCC unroll 12") for (int r = 0; r < rows; r++) {                                                      \
-            vec xs = spread(x[r * inputs + k]);                                                                        \
-            s[r][0] = fused(xs, w0, s[r][0]);                                                                          \
-            s[r][1] = fused(xs, w1, s[r][1]);                                                                          \
+            vec xs = broadcast(x[r * inputs + k]);                                                                     \
+            s[r][0] = vec_fma(xs, w0, s[r][0]);                                                                        \
+            s[r][1] = vec_fma(xs, w1, s[r][1]);                                                                        \
         }                                                                                                              \
     }
     // Evenly, in one or two streams each: of a burst, memory takes the first few and holds the rest up.

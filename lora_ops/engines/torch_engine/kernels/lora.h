@@ -3,22 +3,22 @@
 #include "dot.h"
 #include "model.h"
 
-/* out += what a segment's adapter adds to a projection of its rows of x. apart: (inputs). */
+/* out += what a segment's adapter adds to a projection of its rows of x. work: (inputs). */
 static void adapt(const Segment *s, int64_t which, const float *x, int64_t inputs, float *out, int64_t width, float *z,
-                  int64_t stride, float *apart) {
+                  int64_t stride, float *work) {
     if (!s->adapter) return;
     const Projection *p = s->adapter + which;
     for (int64_t t = s->first; t < s->first + s->rows; t++) {
-        if (p->half) {
-            take_apart(x + t * inputs, apart, inputs);
-            dots_half_all(p->a, apart, z + t * stride, p->rank, inputs);
+        if (p->bf16) {
+            deinterleave(x + t * inputs, work, inputs);
+            dots_bf16_all(p->a, work, z + t * stride, p->rank, inputs);
         } else dots_all(p->a, x + t * inputs, z + t * stride, p->rank, inputs);
     }
     for (int64_t i = 0; i < p->parts; i++)
         for (int64_t t = s->first; t < s->first + s->rows; t++) {
             const float *from = z + t * stride + p->part[i].r0;
             float *row = out + t * width + p->part[i].offset, scale = p->part[i].scale;
-            if (p->half) add_columns_half_all(p->part[i].b, from, scale, row, p->part[i].r, p->part[i].n);
+            if (p->bf16) add_columns_bf16_all(p->part[i].b, from, scale, row, p->part[i].r, p->part[i].n);
             else add_columns_all(p->part[i].b, from, scale, row, p->part[i].r, p->part[i].n);
         }
 }

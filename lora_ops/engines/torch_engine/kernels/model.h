@@ -3,10 +3,10 @@
 #include <stdint.h>
 
 /* What one adapter does to one fused projection: z = x a', then out[:, offset:offset+n] += scale z[:, r0:r0+r] b.
- * Its matrices are float32, or bfloat16 where `half` is set; sums are float32 in both cases. */
+ * Its matrices are float32, or bfloat16 where `bf16` is set; sums are float32 in both cases. */
 typedef struct {
     const void *a; /* (rank, inputs): the parts' A below each other */
-    int64_t rank, parts, half, bytes; /* bytes of all matrices, which lie behind each other from `a` on */
+    int64_t rank, parts, bf16, bytes; /* bytes of all matrices, which lie behind each other from `a` on */
     struct {
         const void *b; /* (r, n) */
         int64_t r0, r, offset, n;

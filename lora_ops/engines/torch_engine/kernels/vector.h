@@ -34,7 +34,7 @@ ALWAYS void store(float *p, vec v) { *(vec *)p = v; }
 
 /* a b + c, rounded once wherever the CPU can: left to itself a compiler does so in one place and not in another, and
  * the sums of the same numbers would differ. */
-ALWAYS vec fused(vec a, vec b, vec c) {
+ALWAYS vec vec_fma(vec a, vec b, vec c) {
 #if defined(__FMA__) && LANES == 8
     return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #elif defined(__AVX512F__) && LANES == 16
@@ -43,7 +43,7 @@ ALWAYS vec fused(vec a, vec b, vec c) {
     return a * b + c;
 #endif
 }
-ALWAYS vec spread(float f) { return f - (vec){0}; }
+ALWAYS vec broadcast(float f) { return f - (vec){0}; }
 
 ALWAYS float sum(vec v) {
     float s = 0.0f;
@@ -72,19 +72,19 @@ ALWAYS float widen(uint16_t h) {
     union { uint32_t i; float f; } wide = {(uint32_t)h << 16};
     return wide.f;
 }
-ALWAYS void load_halves(const uint16_t *p, vec *even, vec *odd) {
+ALWAYS void load_bf16(const uint16_t *p, vec *even, vec *odd) {
     words both = *(const loose *)p;
     *even = (vec)(both << 16), *odd = (vec)(both & 0xffff0000u);
 }
-ALWAYS void in_order(vec *even, vec *odd) {
+ALWAYS void interleave(vec *even, vec *odd) {
     float mixed[2 * LANES];
     for (int i = 0; i < LANES; i++) mixed[2 * i] = (*even)[i], mixed[2 * i + 1] = (*odd)[i];
     *even = load(mixed), *odd = load(mixed + LANES);
 }
-/* x as `load_halves` would read it. */
-static void take_apart(const float *x, float *apart, int64_t n) {
+/* x as `load_bf16` would read it. */
+static void deinterleave(const float *x, float *to, int64_t n) {
     int64_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES)
-        for (int j = 0; j < LANES; j++) apart[i + j] = x[i + 2 * j], apart[i + LANES + j] = x[i + 2 * j + 1];
-    memcpy(apart + i, x + i, (n - i) * sizeof(float));
+        for (int j = 0; j < LANES; j++) to[i + j] = x[i + 2 * j], to[i + LANES + j] = x[i + 2 * j + 1];
+    memcpy(to + i, x + i, (n - i) * sizeof(float));
 }
