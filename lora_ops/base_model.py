@@ -37,6 +37,8 @@ def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: 
             raise LoraOpsError(
                 f"The tokenizer of {settings.id} has no chat template: use an instruct model as base_model."
             )
+        if settings.dtype == "bfloat16":
+            model = model.bfloat16()  # each weight to the nearest number
         # Other programs that load this folder, vLLM among them, choose tokens as the evaluation did.
         model.generation_config = tokens_only(model.generation_config)
         model.save_pretrained(folder, max_shard_size=int(settings.max_shard_size))

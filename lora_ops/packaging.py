@@ -197,9 +197,11 @@ def _messages(settings: TenantSettings) -> str:
 
 def _base_model(manifest: Manifest) -> str:
     base = manifest.base_model
+    kept = f" in {base.dtype}" if base.dtype else ""
     if base.made_from is None:
-        return base.id
-    return f"{base.id}, made from {base.made_from}; the adapter fits these weights, not those of {base.origin}"
+        return f"{base.id}{kept}"
+    fits = f"the adapter fits these weights, not those of {base.origin}"
+    return f"{base.id}{kept}, made from {base.made_from}; {fits}"
 
 
 def _system(settings: TenantSettings) -> str:

@@ -126,11 +126,21 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as the base_model stage leaves it."""
+    return make_base(tiny_source, tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with `base_model.dtype: bfloat16`."""
+    return make_base(tiny_source, tmp_path_factory.mktemp("tiny") / "base", dtype="bfloat16")
+
+
+def make_base(source: Path, folder: Path, **chosen: Any) -> Path:
+    """Make a base model from a folder, and return where it is."""
     from lora_ops.base_model import make_base_model
     from lora_ops.settings.base_model import BaseModelSettings
 
-    folder = tmp_path_factory.mktemp("tiny") / "base"
-    settings = BaseModelSettings(id="tiny-random", source="folder", revision="0", path=str(tiny_source))
+    settings = BaseModelSettings(id="tiny-random", source="folder", revision="0", path=str(source), **chosen)
     make_base_model(settings, folder, folder.parent / "raw", folder.parent)
     return folder
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lora_ops.base_model import make_base_model
 from lora_ops.errors import LoraOpsError
@@ -133,6 +134,16 @@ def test_a_sharded_source_in_its_own_dtype_is_kept(tiny_source: Path, tmp_path: 
     assert load_base_model(base, dtype=torch.bfloat16)[0].dtype is torch.bfloat16
 
 
+def test_float32_source_is_rounded_where_bf16_is_set(tiny_source: Path, tmp_path: Path) -> None:
+    chosen = settings(tiny_source).model_copy(update={"dtype": "bfloat16"})
+    record = make_base_model(chosen, tmp_path / "base", tmp_path, tmp_path)
+    assert read_base_model(tmp_path / "base") == record and record.dtype == "bfloat16"
+    original = load_file(tiny_source / "model.safetensors")
+    kept = load_file(tmp_path / "base/model.safetensors")
+    assert kept.keys() == original.keys()
+    assert all(torch.equal(kept[name], tensor.bfloat16()) for name, tensor in original.items())
+
+
 def test_float32_source_has_one_record_either_way(tiny_source: Path, tiny_base: Path, tmp_path: Path) -> None:
     chosen = settings(tiny_source).model_copy(update={"dtype": "source"})
     make_base_model(chosen, tmp_path / "base", tmp_path, tmp_path)
@@ -170,5 +181,5 @@ def test_record_names_the_source_that_was_used(tiny_source: Path, tmp_path: Path
 
 def test_package_keeps_no_dtype_of_its_source() -> None:
     package = load_settings(ROOT).base_model.model_dump()
-    with pytest.raises(ValueError, match="leave dtype float32"):
+    with pytest.raises(ValueError, match="set float32 or bfloat16"):
         BaseModelSettings.model_validate(package | {"dtype": "source"})

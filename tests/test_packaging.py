@@ -109,9 +109,15 @@ def test_model_card_says_what_the_base_was_made_from(tmp_path: Path) -> None:
     manifest = build_package(tmp_path, 1)
     made = {"id": "smol-widened", "origin": "hub/smol", "quantization": "GGUF Q4_1"}
     manifest = manifest.model_copy(update={"base_model": manifest.base_model.model_copy(update=made)})
-    card = model_card(manifest, load_settings(ROOT).tenants["finance"])
+    kept = manifest.base_model.model_copy(update={"dtype": "bfloat16"})
+    rounded, tenant = manifest.model_copy(update={"base_model": kept}), load_settings(ROOT).tenants["finance"]
+    card = model_card(manifest, tenant)
     assert "base_model: smol-widened\n" in card
-    assert "made from hub/smol (GGUF Q4_1); the adapter fits these weights, not those of hub/smol" in card
+    assert "smol-widened in bfloat16, made from" in model_card(rounded, tenant)
+    assert (
+        "smol-widened, made from hub/smol (GGUF Q4_1); the adapter fits these weights, not those of hub/smol"
+        in card
+    )
 
 
 def test_model_card_shows_labels_as_text(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ class BaseModelSettings(Section):
         None, description="the model that these weights were made from, where it is another"
     )
     quantization: str | None = Field(None, description="what its weights went through, such as GGUF Q4_1")
-    dtype: Literal["float32", "source"] = Field(
-        "float32", description="that the weights are kept in; source: the type that they come in"
+    dtype: Literal["float32", "bfloat16", "source"] = Field(
+        "float32",
+        description="that the weights are kept in, for training, evaluation and serving; source: the type that "
+        "they come in",
     )
     max_shard_size: ByteSize = Field(
         ByteSize(50 * 10**9), ge=1024, description="weights that are larger are kept in several files"
@@ -44,7 +46,7 @@ class BaseModelSettings(Section):
         if missing:
             raise ValueError(f"source '{self.source}' also needs {', '.join(missing)}")
         if self.source == "package" and self.dtype == "source":
-            raise ValueError("dtype 'source': the weights of a GGUF file are widened, so leave dtype float32")
+            raise ValueError("dtype 'source': the weights of a GGUF file are widened, set float32 or bfloat16")
         if self.origin == self.id:
             raise ValueError(
                 f"origin is another model than id, and both are '{self.id}': remove origin or rename id"

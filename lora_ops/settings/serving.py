@@ -29,7 +29,9 @@ class TorchEngineSettings(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; None leaves it to torch")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first GPU, else the CPU")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the base model; auto: bfloat16 on a GPU that has it, else float32"
+        "auto",
+        description="of the base model's weights; auto: bfloat16 on a GPU that has it, and on a CPU where "
+        "base_model.dtype keeps them so; else float32",
     )
     adapter_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of adapters in memory; auto: bfloat16 where their file is; bfloat16 rounds all"

@@ -49,10 +49,14 @@ def tuned(tiny_base: Path, tmp_path: Path) -> Callable[[Path], Path]:
     return save
 
 
-def test_answer_gives_what_transformers_would(tiny_base: Path, tuned: Callable[[Path], Path]) -> None:
+@pytest.mark.parametrize("kept", ["tiny_base", "tiny_bf16_base"])
+def test_answer_gives_what_transformers_would(
+    kept: str, request: pytest.FixtureRequest, tuned: Callable[[Path], Path]
+) -> None:
     """Only the base model gets the few-shot prompts, and the adapter is off for it."""
     from peft import PeftModel
 
+    tiny_base = request.getfixturevalue(kept)
     adapter, examples = tuned(tiny_base), rows(20)
     prompts = [row.prompt for row in examples]
     shown = [f"Name the merchant category. {prompt}" for prompt in prompts]

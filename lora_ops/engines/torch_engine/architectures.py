@@ -5,6 +5,8 @@ model that neither can decode is refused.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from lora_ops.engines.torch_engine.decoder import BLOCK, Decoder, Work, blocks_f
 from lora_ops.engines.torch_engine.fused import FusedDecoder, why_not
 from lora_ops.engines.torch_engine.general import GeneralDecoder
 from lora_ops.engines.torch_engine.memory import Demand, GPUShare, gpu_memory, gpu_room, kv_tokens_that_fit
+from lora_ops.engines.torch_engine.weights import computes_in
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_base_model
+from lora_ops.records.base_model import read_base_model
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +31,23 @@ PROBE = (9, 8, 6, 1)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 
 
+ROUNDED = (
+    "serving.torch.dtype bfloat16 rounds the base model, whose files are in %s: 03_evaluate answered without "
+    "that. Set base_model.dtype to bfloat16 instead and run `dvc repro`: what is evaluated is served then."
+)
+
+
 def load_decoder(
     base_folder: Path,
     kv_tokens: int | None,
     device: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     share: GPUShare | None = None,
 ) -> tuple[Decoder, Any, frozenset[int]]:
     """Decoder, tokenizer (of the tokenizers library) and end tokens of the base model in `base_folder`.
 
     Args:
+        dtype: that its weights are kept in; None: bfloat16 where the base model's files are, else float32.
         kv_tokens: None: what `share` leaves on a GPU; without a share, and on a CPU, 1 GiB.
 
     Raises:
@@ -44,6 +55,11 @@ def load_decoder(
             leaves no room for a KV cache.
     """
     try:
+        stored = read_base_model(base_folder).dtype or "float32"
+        if dtype is None:
+            dtype = torch.bfloat16 if stored == "bfloat16" else torch.float32
+        elif device == "cpu" and dtype is torch.bfloat16 and stored != "bfloat16":
+            logger.warning(ROUNDED, stored)
         model, tokenizer = load_base_model(base_folder, device, dtype)
     except (LoraOpsError, OSError, ValueError) as error:
         raise EngineError(f"The base model in {base_folder} can't be loaded: {error}") from error
@@ -62,7 +78,7 @@ def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
     Raises:
         EngineError: none does.
     """
-    tokens = kv_tokens or max(1, KV_BYTES // _bytes_per_token(model))
+    tokens = kv_tokens or max(1, KV_BYTES // _bytes_per_token(model, computes_in(model)))
     context = min(_positions(model), tokens)
     reason = why_not(model)
     if reason is None:
@@ -71,7 +87,8 @@ def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
         if difference <= TOLERANCE[fused.dtype]:
             return fused
         reason = f"the fused decoder's logits differ from the model's by {difference:.2g}"
-    general = GeneralDecoder(model, context, tokens)
+    # Its own forward pass rounds what it computes to the type of the weights, which matters on a CPU.
+    general = GeneralDecoder(model.to(computes_in(model)), context, tokens)
     difference = _difference(general, model)
     if not difference <= TOLERANCE[general.dtype]:  # NaN is refused, too
         raise EngineError(
@@ -87,13 +104,39 @@ def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
     return general
 
 
+@contextmanager
+def _computing(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Let `model` compute in `dtype`: the weights of each module are converted while the module runs."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def convert(module: Any, _: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            kept[id(parameter)] = parameter.data
+            parameter.data = parameter.data.to(dtype)
+
+    def restore(module: Any, *_: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = kept.pop(id(parameter))
+
+    hooks = []
+    if model.dtype is not dtype:
+        for module in model.modules():
+            hooks += [module.register_forward_pre_hook(convert), module.register_forward_hook(restore)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.inference_mode()
 def _difference(decoder: Decoder, model: Any) -> float:
     """Return the largest difference of two logits of one prompt, relative to the largest logit."""
     generator = torch.Generator().manual_seed(0)
     count = min(sum(PROBE), decoder.context_length)
     tokens = torch.randint(decoder.vocabulary, (count,), generator=generator).tolist()
-    wanted = model(torch.tensor([tokens], device=model.device)).logits[0].float()  # (count, vocabulary)
+    with _computing(model, decoder.dtype):
+        wanted = model(torch.tensor([tokens], device=model.device)).logits[0].float()  # (count, vocabulary)
     blocks = list(reversed(range(blocks_for(count))))  # in no order, as a busy cache hands them out
     got, at = [], 0
     for part in PROBE:
@@ -148,11 +191,11 @@ def demand(model: Any, rows: int) -> Demand:
     # Scores of each row and head, which not every kernel avoids, and keys and values repeated for each head.
     head_dim = getattr(config, "head_dim", None) or hidden // heads
     per_position = heads * (rows * (narrow + wide) + 2 * head_dim * narrow)
-    return Demand(_bytes_per_token(model), step, per_position, _positions(model))
+    return Demand(_bytes_per_token(model, model.dtype), step, per_position, _positions(model))
 
 
-def _bytes_per_token(model: Any) -> int:
+def _bytes_per_token(model: Any, dtype: torch.dtype) -> int:
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * dim * model.dtype.itemsize
+    return 2 * config.num_hidden_layers * heads * dim * dtype.itemsize

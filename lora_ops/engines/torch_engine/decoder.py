@@ -56,6 +56,7 @@ class Decoder(Protocol):
         reads_bfloat16: whether adapters in bfloat16 cost a step no more than those in a wider type of its own.
         attention_positions: how many earlier tokens cost a token as much as everything else.
         shapes: (outputs, inputs) of every linear layer that an adapter may change.
+        dtype: of activations and sums; weights may be narrower.
     """
 
     context_length: int

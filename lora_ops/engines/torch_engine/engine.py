@@ -64,10 +64,11 @@ class TorchEngine:
         prefill_chunk: how many prompt tokens one step reads; None: 64 on a CPU, 512 elsewhere.
         threads: of torch, for this engine's steps; None: torch's own choice.
         device: of torch; "auto" is the first GPU where there is one, else the CPU.
-        dtype: of the base model; "auto" is bfloat16 on a GPU that has it, else float32.
-        adapter_dtype: of adapters in memory, never wider than `dtype`. "auto": bfloat16 where all of a file
-            is and the decoder reads it as fast, else `dtype`. "bfloat16" rounds what is not, which changes
-            answers a little. Sums are in `dtype`.
+        dtype: of the base model's weights. "auto" is bfloat16 on a GPU that has it, and on a CPU where the base
+            model's files are in it, else float32. Sums are in float32 on a CPU, else in `dtype`.
+        adapter_dtype: of adapters in memory, never wider than sums. "auto": bfloat16 where all of a file is
+            and the decoder reads it as fast, else the type of sums. "bfloat16" rounds what is not, which
+            changes answers a little.
     """
 
     def __init__(
@@ -86,7 +87,8 @@ class TorchEngine:
     ) -> None:
         self.context_length = 0
         self._base_folder, self._max_batch, self._kv_tokens = base_folder, max_batch, kv_tokens
-        self._device, self._dtype = pick_device(device, dtype)
+        self._device, picked = pick_device(device, dtype)
+        self._dtype = None if dtype == "auto" and self._device == "cpu" else picked
         self._adapter_dtype = None if adapter_dtype == "auto" else getattr(torch, adapter_dtype)
         self._prefill_chunk = prefill_chunk or PREFILL_CHUNK.get(self._device, PREFILL_CHUNK_DEVICE)
         rows = self._prefill_chunk + max_batch
@@ -309,7 +311,7 @@ class TorchEngine:
             narrow = self._adapter_dtype is torch.bfloat16
         else:
             narrow = stored is torch.bfloat16 and self._decoder.reads_bfloat16
-        return torch.bfloat16 if narrow else self._dtype
+        return torch.bfloat16 if narrow else self._decoder.dtype
 
     def _submit(self, command: Callable[[Batch], None]) -> None:
         with self._wake:

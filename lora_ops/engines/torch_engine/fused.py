@@ -62,7 +62,7 @@ class FusedDecoder:
         self.vocabulary = model.config.vocab_size
         self.attention_positions = _attention_positions(model)
         weights = Weights.of(model, context_length)
-        self.dtype, self._device = weights.embedding.dtype, str(weights.embedding.device)
+        self.dtype, self._device = weights.dtype, str(model.device)
         self._cache = weights.make_cache(self.kv_tokens)
         self.forward = make_forward(weights, self._cache)
         self.reads_bfloat16 = isinstance(self.forward, NativeForward)
@@ -130,13 +130,14 @@ def _attention_positions(model: Any) -> float:
 
 def make_forward(weights: Weights, cache: torch.Tensor) -> TorchForward | NativeForward:
     """The fastest pass that runs here; says so in the log where it could be faster."""
-    if cache.device.type != "cpu" or cache.dtype is not torch.float32:
+    if cache.device.type != "cpu":
         return TorchForward(weights, cache)
     try:
         return NativeForward(weights, cache, build())
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("The engine runs without its C code, several times slower: %s", error)
-        return TorchForward(weights, cache)
+        # torch's operators round what they compute to the type of the matrices.
+        return TorchForward(weights.widened(), cache)
 
 
 def _modules(prefix: str, layer: Any) -> list[list[Module]]:

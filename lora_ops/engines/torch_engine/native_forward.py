@@ -1,4 +1,4 @@
-"""The same forward pass in C (kernels/), for float32 on a CPU: compiled on first use, for this very CPU."""
+"""The same forward pass in C (kernels/), in float32 on a CPU: compiled on first use, for this very CPU."""
 
 import ctypes
 import hashlib
@@ -36,7 +36,10 @@ POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
 class _Linear(ctypes.Structure):
-    _fields_ = (("weight", POINTER), ("bias", POINTER), ("inputs", INTEGER), ("outputs", INTEGER))
+    _fields_ = (
+        *((name, POINTER) for name in ("weight", "bias")),
+        *((name, INTEGER) for name in ("inputs", "outputs", "bf16")),
+    )
 
 
 class _Layer(ctypes.Structure):
@@ -74,11 +77,12 @@ class NativeForward:
     """The pass in C.
 
     Args:
-        weights: in float32 on the CPU; those of linear layers are copied.
+        weights: on the CPU, matrices in float32 or bfloat16; all are copied.
         cache: as `Weights.make_cache` makes it.
         library: of `build`.
 
     Attributes:
+        weight_bytes: memory that embedding and linear layers take.
         seconds: what each of PARTS has taken in all passes.
     """
 
@@ -86,6 +90,7 @@ class NativeForward:
         self._c = library
         self._kept: list[Any] = [cache]  # what the structures below point to
         self._panels = _Panels(library, weights)
+        self.weight_bytes = self._panels.bytes + weights.embedding.nbytes
         layers = (_Layer * len(weights.layers))()
         for to, layer in zip(layers, weights.layers, strict=True):
             # Copies: a view into the file of weights would keep all of that in memory, beside the panels.
@@ -162,24 +167,27 @@ class _Panels:
         linears = [weights.head]
         for layer in weights.layers:
             linears += [layer.qkv, layer.out, layer.gate_up, layer.down]
-        self._memory = allocate(4 * sum(map(self._size, linears))).view(torch.float32)
-        self._free = self._memory
+        self.bytes = sum(map(self._bytes, linears))
+        self._memory = self._free = allocate(self.bytes)
 
     def pack(self, linear: Linear) -> _Linear:
         """A copy of this one."""
         weight = linear.weight.contiguous()
         outputs, inputs = weight.shape
-        to = self._cut(self._c.panel_width(outputs) * inputs)
-        self._c.pack(weight.data_ptr(), to.data_ptr(), outputs, inputs)
+        width, bf16 = self._c.panel_width(outputs), weight.dtype is torch.bfloat16
+        to = self._cut(width * inputs * weight.itemsize)
+        pack = self._c.pack_bf16 if bf16 else self._c.pack
+        pack(weight.data_ptr(), to.data_ptr(), outputs, inputs)
         if linear.bias is None:
-            return _Linear(to.data_ptr(), None, inputs, outputs)
-        bias = self._cut(self._c.panel_width(outputs))
+            return _Linear(to.data_ptr(), None, inputs, outputs, bf16)
+        bias = self._cut(width * torch.float32.itemsize).view(torch.float32)
         bias[:outputs] = linear.bias
-        return _Linear(to.data_ptr(), bias.data_ptr(), inputs, outputs)
+        return _Linear(to.data_ptr(), bias.data_ptr(), inputs, outputs, bf16)
 
-    def _size(self, linear: Linear) -> int:
+    def _bytes(self, linear: Linear) -> int:
         outputs, inputs = linear.weight.shape
-        return int(self._c.panel_width(outputs) * (inputs + (linear.bias is not None)))
+        a_row = inputs * linear.weight.itemsize + (linear.bias is not None) * torch.float32.itemsize
+        return int(self._c.panel_width(outputs) * a_row)
 
     def _cut(self, size: int) -> torch.Tensor:
         cut, self._free = self._free[:size], self._free[size:]
@@ -232,6 +240,7 @@ def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.C
     signatures: dict[str, tuple[Any, Sequence[Any]]] = {
         "panel_width": (INTEGER, [INTEGER]),
         "pack": (None, [POINTER, POINTER, INTEGER, INTEGER]),
+        "pack_bf16": (None, [POINTER, POINTER, INTEGER, INTEGER]),
         "scratch_size": (INTEGER, [model, step]),
         "forward": (None, [model, step, POINTER]),
     }

@@ -1,7 +1,7 @@
 """The weights of a Llama, Mistral, Qwen2 or Qwen3 model, as one forward pass reads them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,21 +17,34 @@ class Shape:
     eps: float
 
 
+def computes_in(model: Any) -> torch.dtype:
+    """Return the type of activations, sums and KV cache: float32 on a CPU, else that of the weights."""
+    return torch.float32 if model.device.type == "cpu" else model.dtype  # type: ignore[no-any-return]
+
+
+def _norm(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    return layer.weight.detach().to(dtype)  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Linear:
     """Linear layers that read the same input, as one.
 
     Attributes:
         weight: (outputs, inputs).
-        bias: (outputs).
+        bias: (outputs), of the type that is computed in.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
 
     @staticmethod
-    def of(layers: Sequence[Any]) -> "Linear":
-        """These layers of torch, whose weights become views of the joined ones."""
+    def of(layers: Sequence[Any], dtype: torch.dtype) -> "Linear":
+        """These layers of torch, whose weights become views of the joined ones.
+
+        Args:
+            dtype: that is computed in.
+        """
         weights = [layer.weight.detach() for layer in layers]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         # The model reads the joined weights from now on, or there would be two copies of each until it is gone.
@@ -40,7 +53,11 @@ class Linear:
         if all(layer.bias is None for layer in layers):
             return Linear(weight)
         biases = [weight.new_zeros(len(x.weight)) if x.bias is None else x.bias.detach() for x in layers]
-        return Linear(weight, torch.cat(biases))
+        return Linear(weight, torch.cat(biases).to(dtype))
+
+    def to(self, dtype: torch.dtype) -> "Linear":
+        """The same with its matrix in this type."""
+        return replace(self, weight=self.weight.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -56,24 +73,24 @@ class Layer:
     down: Linear
 
     @staticmethod
-    def of(layer: Any) -> "Layer":
-        """This decoder layer of transformers."""
+    def of(layer: Any, dtype: torch.dtype) -> "Layer":
+        """This decoder layer of transformers; `dtype`: that is computed in."""
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return Layer(
-            layer.input_layernorm.weight.detach(),
-            Linear.of([attention.q_proj, attention.k_proj, attention.v_proj]),
-            (attention.q_norm.weight.detach(), attention.k_norm.weight.detach()) if has_norms else None,
-            Linear.of([attention.o_proj]),
-            layer.post_attention_layernorm.weight.detach(),
-            Linear.of([mlp.gate_proj, mlp.up_proj]),
-            Linear.of([mlp.down_proj]),
+            _norm(layer.input_layernorm, dtype),
+            Linear.of([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
+            (_norm(attention.q_norm, dtype), _norm(attention.k_norm, dtype)) if has_norms else None,
+            Linear.of([attention.o_proj], dtype),
+            _norm(layer.post_attention_layernorm, dtype),
+            Linear.of([mlp.gate_proj, mlp.up_proj], dtype),
+            Linear.of([mlp.down_proj], dtype),
         )
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All of a model.
+    """All of a model. Matrices may be narrower than what is computed in; norms, biases and cache are not.
 
     Attributes:
         embedding: (vocabulary, hidden).
@@ -95,7 +112,9 @@ class Weights:
         config, inner = model.config, model.model
         embedding = inner.embed_tokens.weight.detach()
         attention = inner.layers[0].self_attn
-        cosine, sine = inner.rotary_emb(embedding[:1], torch.arange(positions, device=embedding.device)[None])
+        dtype = computes_in(model)
+        places = torch.arange(positions, device=embedding.device)[None]
+        cosine, sine = inner.rotary_emb(embedding[:1].to(dtype), places)
         return Weights(
             Shape(
                 config.num_attention_heads,
@@ -106,12 +125,33 @@ class Weights:
             embedding,
             cosine[0].contiguous(),
             sine[0].contiguous(),
-            tuple(Layer.of(layer) for layer in inner.layers),
-            inner.norm.weight.detach(),
-            Linear.of([model.lm_head]),
+            tuple(Layer.of(layer, dtype) for layer in inner.layers),
+            _norm(inner.norm, dtype),
+            Linear.of([model.lm_head], dtype),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return self.norm.dtype
+
+    def widened(self) -> "Weights":
+        """The same with matrices of the type that is computed in."""
+        layers = tuple(
+            replace(
+                layer,
+                qkv=layer.qkv.to(self.dtype),
+                out=layer.out.to(self.dtype),
+                gate_up=layer.gate_up.to(self.dtype),
+                down=layer.down.to(self.dtype),
+            )
+            for layer in self.layers
+        )
+        return replace(
+            self, embedding=self.embedding.to(self.dtype), layers=layers, head=self.head.to(self.dtype)
         )
 
     def make_cache(self, tokens: int) -> torch.Tensor:
         """An empty KV cache: (layers, keys and values, kv_heads, tokens, dim)."""
         s = self.shape
-        return self.embedding.new_empty((len(self.layers), 2, s.kv_heads, tokens, s.dim))
+        return self.norm.new_empty((len(self.layers), 2, s.kv_heads, tokens, s.dim))

@@ -1,5 +1,7 @@
 """Which base models are served: each is held against transformers first, reading a prompt in parts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -12,9 +14,11 @@ from transformers import (
 )
 
 from lora_ops.engines.protocol import EngineError
-from lora_ops.engines.torch_engine.architectures import PROBE, make_decoder
-from lora_ops.engines.torch_engine.decoder import Work, blocks_for
-from tests.engines.torch_engine.models import VOCABULARY, make_model
+from lora_ops.engines.torch_engine.architectures import PROBE, load_decoder, make_decoder
+from lora_ops.engines.torch_engine.decoder import Decoder, Work, blocks_for
+from lora_ops.engines.torch_engine.fused import FusedDecoder
+from lora_ops.engines.torch_engine.native_forward import NativeForward
+from tests.engines.torch_engine.models import FUSED, VOCABULARY, make_model
 
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
 STATE_SPACE = {
@@ -31,6 +35,35 @@ def test_a_model_without_a_kv_cache_is_refused(name: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(EngineError, match="read in parts, a prompt gives other logits"):
         make_decoder(STATE_SPACE[name]().eval(), kv_tokens=64)
+
+
+@pytest.mark.parametrize("name", [*FUSED, "gpt2"])
+@torch.inference_mode()
+def test_a_model_in_bf16_is_computed_in_float32(name: str) -> None:
+    model = make_model(name).bfloat16()
+    decoder = make_decoder(model, kv_tokens=64)
+    assert decoder.dtype is torch.float32 and decoder.batches == (name in FUSED)
+    tokens = [5, 7, 11]
+    got = decoder.step([Work(tokens, 0, [0], None, scored=3)])
+    torch.testing.assert_close(got, model.float()(torch.tensor([tokens])).logits[0], rtol=1e-4, atol=1e-4)
+
+
+def weights_of(decoder: Decoder) -> int:
+    assert isinstance(decoder, FusedDecoder) and isinstance(decoder.forward, NativeForward)
+    return decoder.forward.weight_bytes
+
+
+def test_load_decoder_keeps_bf16_files_in_bf16(
+    tiny_base: Path, tiny_bf16_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide, narrow = (load_decoder(base, 64, "cpu", None)[0] for base in (tiny_base, tiny_bf16_base))
+    assert weights_of(wide) == 2 * weights_of(narrow)
+    assert not caplog.records
+    rounded = load_decoder(tiny_base, 64, "cpu", torch.bfloat16)[0]
+    assert weights_of(rounded) == weights_of(narrow)
+    assert "Set base_model.dtype to bfloat16 instead" in caplog.text
+    steps = [one.step([Work([5, 7, 11], 0, [0], None, scored=3)]) for one in (narrow, rounded)]
+    assert torch.equal(*steps)
 
 
 def test_a_model_whose_logits_are_nan_is_refused() -> None:

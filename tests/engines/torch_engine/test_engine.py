@@ -221,13 +221,13 @@ def test_a_base_model_in_bfloat16_answers_with_adapters_of_any_type(
     if narrow:
         rounded(folder)
     model, _ = load_base_model(tiny_base)
-    adapted = PeftModel.from_pretrained(model.bfloat16(), folder, autocast_adapter_dtype=False)
+    adapted = PeftModel.from_pretrained(model.bfloat16().float(), folder)
     scores = adapted(torch.tensor([PROMPT])).logits[0, -1].float().log_softmax(-1)
 
     async def use(engine: TorchEngine) -> None:
         assert await engine.load("finance@1", folder) == await engine.size(folder)
         (chunk,) = await answer(engine, "finance@1", sampling=Sampling(1, logprobs=1))
-        assert chunk.logprobs[0].logprob == pytest.approx(scores.max().item(), abs=0.1)
+        assert chunk.logprobs[0].logprob == pytest.approx(scores.max().item(), abs=1e-4)
 
     with_engine(tiny_base, use, dtype="bfloat16")
 

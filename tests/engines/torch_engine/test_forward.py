@@ -1,11 +1,13 @@
 """The forward pass in C computes what the one in torch says, and the same bits in any company."""
 
+import ctypes
 import math
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ POSITIONS = 128
 BLOCKS = 4 * blocks_for(40)
 VOCABULARY = 45
 LAYERS = 2
+PROJECTIONS = ("qkv", "out", "gate_up", "down")
 KINDS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 
 
@@ -276,16 +279,77 @@ def test_a_prompt_gets_the_same_bits_in_chunks_of_any_size(
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
-def test_a_cpu_with_registers_of_another_width_computes_the_same(lanes: int) -> None:
-    sizes = Sizes(2, 3, 40, 100, 130, biased=True, normed=True)
-    drawn, ranks = [(20, 7, 1, True), (3, 1, 0, True), (0, 9, 2, True)], [{"q": 3, "head": 2}, {"up": 9}]
-    weights, cache, sequences = make_case(0, sizes, drawn, ranks, half=True)
-    other = native_forward.build(flags=(*FLAGS, f"-DLANES={lanes}", "-Wno-psabi"))
-    scores = [
-        NativeForward(weights, cache.clone(), library)(make_step(sequences)) for library in (LIBRARY, other)
-    ]
-    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
+def in_bf16(weights: Weights) -> Weights:
+    """The same model with its matrices rounded."""
+    layers = tuple(
+        replace(layer, **{name: getattr(layer, name).to(torch.bfloat16) for name in PROJECTIONS})
+        for layer in weights.layers
+    )
+    embedding, head = weights.embedding.bfloat16(), weights.head.to(torch.bfloat16)
+    return replace(weights, embedding=embedding, layers=layers, head=head)
+
+
+def pass_of(weights: Weights, case: Case, library: ctypes.CDLL = LIBRARY) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits and the cache that a pass over the case's sequences leaves."""
+    _, cache, sequences = case
+    logits = NativeForward(weights, after := cache.clone(), library)(make_step(sequences))
+    return logits, after
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES)
+def test_bf16_weights_give_the_bits_of_widened_ones(case: Case) -> None:
+    narrow = in_bf16(case[0])
+    assert all(map(torch.equal, pass_of(narrow, case), pass_of(narrow.widened(), case)))
+
+
+def cpu_flags() -> str:
+    """What this CPU can do, as Linux names it."""
+    cpu = Path("/proc/cpuinfo")
+    return cpu.read_text() if platform.machine() == "x86_64" and cpu.is_file() else ""
+
+
+OTHER_CPUS = {
+    "8 lanes": ("-DLANES=8",),
+    "16 lanes": ("-DLANES=16",),
+    "AVX-512": ("-march=skylake-avx512",),
+    "AVX2": ("-march=haswell",),
+    "no AVX": ("-march=x86-64",),
+}
+NEEDED = {"AVX-512": "avx512f", "AVX2": "avx2", "no AVX": "sse2"}
+
+
+@pytest.mark.parametrize("rows", [3, 26, 40])
+@pytest.mark.parametrize("name", OTHER_CPUS)
+def test_another_cpu_computes_the_same(name: str, rows: int) -> None:
+    """One block of rows, a few, and so many that a panel of bf16 is widened for all of them."""
+    if NEEDED.get(name, "") not in cpu_flags():
+        pytest.skip(f"{name} is not of this CPU")
+    sizes = Sizes(2, 3, 40, 101, 130, biased=True, normed=True)
+    drawn, ranks = [(20, 1, 1, True), (3, 1, 0, True), (0, rows - 2, 2, True)], [{"q": 3, "head": 2}, {"up": 9}]
+    case = make_case(0, sizes, drawn, ranks, half=True)
+    other = native_forward.build(flags=(*FLAGS, *OTHER_CPUS[name], "-Wno-psabi"))
+    narrow = in_bf16(case[0])
+    got = pass_of(narrow, case, other)
+    assert all(map(torch.equal, got, pass_of(narrow.widened(), case, other)))
+    torch.testing.assert_close(got, pass_of(narrow, case), rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_weights_take_half_of_the_memory() -> None:
+    weights, cache, _ = make_case(0, Sizes(1, 2, 16, 64, 64, biased=False, normed=False), [], [], False)
+    wide, narrow = (NativeForward(one, cache, LIBRARY).weight_bytes for one in (weights, in_bf16(weights)))
+    assert wide == 2 * narrow
+
+
+def test_without_a_compiler_bf16_weights_are_computed_in_float32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    case = make_case(0, Sizes(1, 2, 16, 32, 32, biased=True, normed=False), [(5, 3, 0, True)], [], False)
+    narrow = in_bf16(case[0])
+    got = fused.make_forward(narrow, case[1].clone())(make_step(case[2]))
+    torch.testing.assert_close(got, pass_of(narrow, case)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_attention_survives_scores_that_overflow_an_exponential() -> None:

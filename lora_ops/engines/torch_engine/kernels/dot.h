@@ -3,7 +3,6 @@
 #include "vector.h"
 
 ALWAYS float same(float f) { return f; }
-ALWAYS void load_two(const float *p, vec *first, vec *second) { *first = load(p), *second = load(p + LANES); }
 ALWAYS void as_they_are(vec *first, vec *second) { (void)first, (void)second; }
 
 /* z = a x for `count` rows of a, and row += scale (z b) for `count` pairs of vectors of b's columns. The matrices'

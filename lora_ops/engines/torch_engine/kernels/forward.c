@@ -1,4 +1,4 @@
-/* One forward pass of a Llama-like decoder in float32 on a CPU: one token or many of every sequence of the batch.
+/* One forward pass of a Llama-like decoder on a CPU: one token or many of every sequence of the batch.
  *
  * torch_forward.py says in torch what is computed here, and runs where this doesn't. All of a pass is one call and one
  * parallel region: at a few rows, dozens of small operators a layer cost more than they compute. Weights lie in panels
@@ -46,6 +46,14 @@ static Scratch lay_out(const Model *m, const Step *s, float *from) {
 
 int64_t scratch_size(const Model *m, const Step *s) { return lay_out(m, s, 0).total; }
 
+/* row = the embedding of `token`, as float32. */
+static void embed(const Model *m, int64_t token, float *row) {
+    if (m->head.bf16) {
+        const uint16_t *from = (const uint16_t *)m->embedding + token * m->hidden;
+        for (int64_t i = 0; i < m->hidden; i++) row[i] = widen(from[i]);
+    } else memcpy(row, (const float *)m->embedding + token * m->hidden, m->hidden * sizeof(float));
+}
+
 /* What `seconds` of `forward` is about. */
 enum { EMBED, NORM, QKV, ROPE, ATTEND, OUT, GATE_UP, SILU, DOWN, HEAD };
 
@@ -66,8 +74,7 @@ void forward(const Model *m, const Step *s, double *seconds) {
     {
         float *work = a.work + omp_get_thread_num() * a.work_size, *delta = 0, *added = 0;
 #pragma omp for
-        for (int64_t t = 0; t < rows; t++)
-            memcpy(a.x + t * hidden, m->embedding + s->tokens[t] * hidden, hidden * sizeof(float));
+        for (int64_t t = 0; t < rows; t++) embed(m, s->tokens[t], a.x + t * hidden);
         COUNT(EMBED)
         for (int64_t l = 0; l < m->layers; l++) {
             const Layer *layer = m->layer + l;

@@ -15,8 +15,9 @@ typedef struct {
 } Projection;
 
 typedef struct {
-    const float *weight, *bias; /* in panels: (WIDTH(outputs) / PANEL, inputs, PANEL); bias may be null */
-    int64_t inputs, outputs;
+    const void *weight; /* (WIDTH(outputs) / PANEL, inputs, PANEL) of float32, or bfloat16 where `bf16` is set */
+    const float *bias;  /* may be null */
+    int64_t inputs, outputs, bf16;
 } Linear;
 
 typedef struct {
@@ -25,8 +26,9 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    const float *embedding, *cosine, *sine, *norm; /* (vocabulary, hidden), (positions, dim) twice, (hidden) */
-    float *cache;                                  /* (layers, keys and values, kv_heads, capacity, dim) */
+    const void *embedding;             /* (vocabulary, hidden), of the type of `head` */
+    const float *cosine, *sine, *norm; /* (positions, dim) twice, (hidden) */
+    float *cache;                      /* (layers, keys and values, kv_heads, capacity, dim) */
     const Layer *layer;
     Linear head;
     int64_t layers, hidden, heads, kv_heads, dim, capacity;

@@ -31,6 +31,7 @@ typedef uint32_t loose __attribute__((vector_size(4 * LANES), aligned(2), may_al
 
 ALWAYS vec load(const float *p) { return *(const vec *)p; }
 ALWAYS void store(float *p, vec v) { *(vec *)p = v; }
+ALWAYS void load_two(const float *p, vec *first, vec *second) { *first = load(p), *second = load(p + LANES); }
 
 /* a b + c, rounded once wherever the CPU can: left to itself a compiler does so in one place and not in another, and
  * the sums of the same numbers would differ. */
