@@ -23,11 +23,15 @@ from tests.serving.conftest import Clone
 
 
 class Process:
-    def __init__(self, root: Path, *, read: bool = True) -> None:
+    def __init__(self, root: Path, *, read: bool = True, port: int = 0) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "LORA_OPS_ROOT": str(root)}
         lora_ops = str(Path(sys.executable).parent / "lora-ops")
         self.process = subprocess.Popen(
-            [lora_ops, "serve", "--port", "0"], cwd=root, env=environment, stderr=subprocess.PIPE, text=True
+            [lora_ops, "serve", "--port", str(port)],
+            cwd=root,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.lines: list[str] = []
         self.url = ""
