@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason
+from lora_ops.hashing import sha256_text
 from lora_ops.registry.signing import signed_digests
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED
@@ -63,15 +64,15 @@ def collect_garbage(registry: Registry, grace: timedelta = GRACE) -> Garbage:
     """Remove what nothing needs and return it; registering and loading go on meanwhile.
 
     Raises:
-        LoraOpsError: the registry's log can't be trusted, so nobody knows what it names; or the disk can't be
-            written.
+        LoraOpsError: the registry is not what its log says, so nobody knows what it names; or the disk can't be
+            read or written.
     """
     registry.db.check_writable()
-    problem = registry.anchor.problem(registry.log.head())
+    problem = registry.follower.problem()
     if problem:
-        raise Damaged(f"The audit log can't be trusted, so nothing is removed: {problem}.")
-    garbage = find_garbage(registry, grace)
+        raise Damaged(f"The registry can't be trusted, so nothing is removed: {problem}.")
     try:
+        garbage = find_garbage(registry, grace)
         registry.files.sweep()
         orphans = tuple(
             one for one in garbage.orphans if registry.files.remove(one.digest, grace.total_seconds())
@@ -90,18 +91,19 @@ def named_digests(registry: Registry) -> set[str]:
 
     Entries of a newer release may name files under keys that this one does not know, so each text is searched.
     """
+    bodies = [row.body for row in registry.log.rows()]
+    told = set[str]().union(*map(DIGEST.findall, bodies))
     versions = registry.versions()
     texts = [one.manifest_text for one in versions]
-    # Where a manifest was lost, the signature names the files, which whoever restores the manifest needs.
-    whole = {one.id for one in versions}
+    # Where a manifest was lost or changed, the signature names the files, which whoever restores it needs.
+    whole = {one.id for one in versions if sha256_text(one.manifest_text) in told}
     for one in registry.summaries():
         if one.id not in whole and one.signature:
             with suppress(LoraOpsError):  # a lost signature names nothing
                 kept = registry.files.checked(one.signature, f"the signature of {one.id}")
                 texts += signed_digests(kept, one.id).values()
     signatures = {one.signature for one in registry.summaries() if one.signature}
-    bodies = [row.body for row in registry.log.rows()]
-    return signatures.union(*(DIGEST.findall(text) for text in (*texts, *bodies)))
+    return told.union(signatures, *map(DIGEST.findall, texts))
 
 
 def _older(registry: Registry, grace: timedelta) -> Iterator[tuple[str, int]]:

@@ -2,11 +2,12 @@
 
 import os
 import time
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.gc import collect_garbage, find_garbage
 from lora_ops.registry.store import Registry
@@ -94,6 +95,41 @@ def test_nothing_goes_where_the_log_was_changed(registry: Registry, package: Bui
     with pytest.raises(LoraOpsError, match="can't be trusted, so nothing is removed: entry 1 was removed"):
         collect_garbage(registry)
     assert registry.files.holds(orphan)
+
+
+def test_nothing_goes_where_an_earlier_entry_was_changed(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    """Only the last entry was compared with the signed head, so the report of a changed one went."""
+    registry.register(*package(), actor=AUTHOR)
+    story.to("finance@1", "shadow")
+    age(registry)
+    before = sorted(registry.files.digests())
+    registry.db.rows("DROP TRIGGER audit_stays")
+    registry.db.rows("UPDATE audit SET body = '{}' WHERE action = 'validated'")
+    opened = Registry(registry.path, owners=registry.owners, clock=registry.clock)
+    with closing(opened), pytest.raises(LoraOpsError, match=r"nothing is removed: entry 3 .* was changed"):
+        collect_garbage(opened)
+    assert sorted(registry.files.digests()) == before
+
+
+def test_files_of_a_changed_manifest_stay(registry: Registry, package: Build) -> None:
+    """Whoever restores the manifest needs them, as those of a lost one."""
+    registry.register(*package(), actor=AUTHOR)
+    age(registry)
+    before = sorted(registry.files.digests())
+    registry.db.rows("UPDATE manifests SET manifest = '{}'")
+    assert collect_garbage(registry).orphans == ()
+    assert sorted(registry.files.digests()) == before
+
+
+def test_odd_file_among_the_kept_ones_is_a_sentence(registry: Registry, package: Build) -> None:
+    registry.register(*package(), actor=AUTHOR)
+    there = {path.name for path in registry.files.root.iterdir()}
+    free = next(name for name in (f"{i:02x}" for i in range(256)) if name not in there)
+    (registry.files.root / free).write_text("odd")
+    with pytest.raises(Unavailable, match="can't be cleaned up"):
+        collect_garbage(registry)
 
 
 def test_registering_goes_on_while_garbage_is_collected(registry: Registry, package: Build) -> None:
