@@ -57,6 +57,14 @@ class LogFollower:
         """The last head up to which everything was right."""
         return self._head
 
+    def state(self, tenant: str, number: int) -> str | None:
+        """Return the state of a version by the log as it was verified last; None where it tells of none."""
+        return self._states.get((tenant, number))
+
+    def named(self, tenant: str, alias: str) -> int | None:
+        """Return the number that an alias names by the log as it was verified last, or None."""
+        return self._aliases.get((tenant, alias))
+
     def problem(self) -> str | None:
         """Verify everything that is new, and return what is wrong, or None.
 

@@ -122,9 +122,7 @@ class Router:
         return self._route(model)
 
     def _route(self, model: str) -> Route:
-        found = self._routes.get(model)
-        if found is None:
-            found = self._routes[model] = self._find(model)
+        found = self._routes.get(model) or self._read(model)
         if found.version:
             refusal = found.refusal or expiry_reason(found.version.summary, self._registry.clock())
             if refusal:
@@ -184,6 +182,24 @@ class Router:
                 logger.warning("The registry verifies again.")
         self._damage = damage
 
+    def _read(self, model: str) -> Route:
+        """Find a route, and keep it if nobody changed the registry since it was verified.
+
+        Raises:
+            LoraOpsError: as `route`.
+        """
+        while True:
+            try:
+                found = self._find(model)
+            except LoraOpsError:  # a change between two reads may look like damage
+                if self._registry.seen() == self._seen:
+                    raise
+            else:
+                if self._registry.seen() == self._seen:
+                    self._routes[model] = found
+                    return found
+            self._take_changes()
+
     def _find(self, model: str) -> Route:
         if self.is_base(model):
             return Route("base", None, self._base_model)
@@ -200,7 +216,7 @@ class Router:
         return self._verified("pinned", self._load(model))
 
     def _current(self, tenant: str) -> Route:
-        if self._registry.named(tenant, "production") is not None:
+        if self._log.named(tenant, "production") is not None:
             return self._verified("production", self._load(f"{tenant}@production"))
         last = self._registry.log.last_in_production(tenant)
         if last is None:
@@ -209,10 +225,24 @@ class Router:
         return self._verified("production", self._load(f"{tenant}@{last}"))
 
     def _load(self, reference: str) -> Version:
+        """Return a version as its rows are, and refuse a name or a state that the verified log does not give.
+
+        SQLite does not see a write past it, into its file, and such a page may be read long after the log was
+        verified.
+
+        Raises:
+            UnknownModel: there is no such version.
+            Damaged: its rows are not what was verified.
+        """
         try:
-            return self._registry.get(reference)
+            found = self._registry.get(reference)
         except LoraOpsError as error:
             raise UnknownModel(str(error)) from error
+        tenant, which = parse_reference(reference)
+        number = self._log.named(tenant, which) if isinstance(which, str) else which
+        if (number, self._log.state(tenant, found.number)) != (found.number, found.state):
+            raise Damaged(f"{found.id} may not be loaded: its name or state is not what the log says.")
+        return found
 
     def _verified(self, decision: Decision, version: Version) -> Route:
         """Return the route to a version whose rows are what its entries of the log say.

@@ -13,6 +13,7 @@ from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backends import open_registry, open_to_accept
 from lora_ops.registry.heads import accept_head
 from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 from lora_ops.serving.router import NotServed, OutOfService, Router, UnknownModel
 from tests.serving.conftest import Clone
 
@@ -84,6 +85,51 @@ def test_route_follows_a_head_that_was_accepted(clone: Clone, reader: Registry) 
         lifecycle.revoke(writer, "finance@1", actor="ben", reason="leaks card numbers")
     with pytest.raises(OutOfService, match="finance@1 was revoked"):
         routes.route("finance")
+
+
+def test_route_follows_what_was_verified_alone(clone: Clone, reader: Registry) -> None:
+    """A page that was written past SQLite, and read later, put a revoked version on air."""
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+        writer.db.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        before = writer.db.path.read_bytes()
+        lifecycle.revoke(writer, "finance@1", actor="ben", reason="leaks card numbers")
+        writer.db.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    routes = router(clone, reader)
+    assert routes.damage() is None
+    with reader.db.path.open("r+b") as file:
+        file.write(before)
+        file.truncate()
+    reader.db.rows("PRAGMA cache_size = 1")
+    reader.db.rows("PRAGMA shrink_memory")
+    for name in ("finance", "finance@1", "finance@production"):
+        with pytest.raises((Damaged, OutOfService, NotServed, UnknownModel)):
+            routes.route(name)
+
+
+def test_route_that_changes_while_it_is_read_is_not_kept(
+    clone: Clone, reader: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What somebody changed between verifying and reading counted as verified from then on."""
+    with clone.registry() as writer:
+        story = clone.story(writer)
+        story.to("finance@1", "production")
+        story.to("finance@2", "canary")
+    routes = router(clone, reader)
+    assert routes.damage() is None
+    read = reader.get
+
+    def get(reference: str) -> Version:
+        monkeypatch.undo()
+        db = sqlite3.connect(reader.db.path, isolation_level=None)
+        db.execute("UPDATE aliases SET number = 2 WHERE tenant = 'finance' AND alias = 'production'")
+        db.close()
+        return read(reference)
+
+    monkeypatch.setattr(reader, "get", get)
+    for _ in range(2):
+        with pytest.raises(Damaged, match="was not verified before"):
+            routes.route("finance")
 
 
 def test_route_never_falls_back_to_a_candidate(clone: Clone, reader: Registry) -> None:
