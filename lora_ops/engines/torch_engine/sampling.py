@@ -17,6 +17,11 @@ from lora_ops.engines.protocol import Sampling
 LIKELY = 1024
 # Requests whose tokens are remembered as tensors.
 KEPT = 64
+# A probability of 1 in whole parts.
+PARTS = 2.0**52
+# Bits of a float64 that a bucket leaves out: its sign, its exponent and 8 bits of its fraction stay.
+DIGITS = 44
+SMALLEST = (1023 - 53) << (52 - DIGITS)  # the first bits of half a part
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -159,16 +164,70 @@ def _draw(logits: torch.Tensor, sampling: Sampling, number: float) -> int:
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: float, number: float) -> int:
-    """Nucleus sampling (Holtzman et al., 2020, arXiv:1904.09751)."""
+    """Nucleus sampling (Holtzman et al., 2020, arXiv:1904.09751); equally likely tokens go in their order.
+
+    Probabilities are counted in whole parts of `PARTS`. Sums of these are exact in any order, so that a wide
+    nucleus is not sorted as a whole: only the tokens that are about as likely as the one looked for.
+    """
     if top_p >= 1:
         return _invert(probabilities, number)
-    for count in (min(LIKELY, len(probabilities)), len(probabilities)):
-        likely, ids = probabilities.topk(count)
-        # The token that crosses top_p belongs to the nucleus, so it is never empty.
-        size = int(torch.searchsorted(likely.cumsum(-1), top_p)) + 1
-        if size <= count:
-            return int(ids[_invert(likely[:size], number)])
-    return int(ids[_invert(likely, number)])
+    likely = probabilities.topk(min(LIKELY, len(probabilities))).values
+    within = _parts(likely).sum().item()
+    buckets: _Buckets | None = None
+
+    def crossing(mass: float) -> tuple[torch.Tensor, int, float]:
+        nonlocal buckets
+        if mass <= within:
+            return _crossing(likely, 0.0, mass)
+        buckets = buckets or _Buckets(probabilities)
+        return buckets.crossing(mass)
+
+    # The token that crosses top_p belongs to the nucleus, so it is never empty.
+    wanted = math.ceil(top_p * PARTS)
+    if wanted > within:
+        wanted = min(wanted, int(_parts(probabilities).sum()))
+    _, _, mass = crossing(wanted)
+    value, earlier, _ = crossing(min(math.floor(number * mass) + 1, mass))
+    return int((probabilities == value).nonzero()[earlier])
+
+
+class _Buckets:
+    """Probabilities by their first digits, so that a few of them are found without sorting all."""
+
+    def __init__(self, probabilities: torch.Tensor) -> None:
+        self._probabilities = probabilities
+        # The bits of positive numbers have the numbers' order. Those below one part share the first bucket.
+        self._keys = ((probabilities.view(torch.int64) >> DIGITS) - SMALLEST).clamp_(min=0)
+        self._masses = self._keys.bincount(_parts(probabilities)).flip(-1)  # the likeliest first
+        self._reached = self._masses.cumsum(-1)
+
+    def crossing(self, mass: float) -> tuple[torch.Tensor, int, float]:
+        """Return what `_crossing` returns of all probabilities."""
+        place = int(torch.searchsorted(self._reached, mass))
+        inside = self._probabilities[self._keys == len(self._masses) - 1 - place]
+        before = (self._reached[place] - self._masses[place]).item()
+        return _crossing(inside.sort(descending=True).values, before, mass)
+
+
+def _crossing(ordered: torch.Tensor, before: float, mass: float) -> tuple[torch.Tensor, int, float]:
+    """Return the probability at which a sum of the likeliest ones reaches `mass`, and the sum.
+
+    Args:
+        ordered: the likeliest first.
+        before: sum of those that are likelier.
+
+    Returns:
+        The probability, how many as likely tokens the sum has before that one, and the sum.
+    """
+    reached = _parts(ordered).cumsum(-1) + before
+    place = int(torch.searchsorted(reached, mass))
+    value = ordered[place]
+    return value, place - int((ordered > value).sum()), reached[place].item()
+
+
+def _parts(probabilities: torch.Tensor) -> torch.Tensor:
+    """Return probabilities in whole parts, of which a float64 holds every sum exactly."""
+    return (probabilities * PARTS).floor()
 
 
 def _invert(probabilities: torch.Tensor, number: float) -> int:

@@ -1,7 +1,9 @@
 """How the next token is chosen."""
 
 import math
+from bisect import bisect_left
 from collections import Counter
+from itertools import accumulate
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_ops.engines.protocol import Sampling
-from lora_ops.engines.torch_engine.sampling import LIKELY, Row, choose
+from lora_ops.engines.torch_engine import sampling as sampling_module
+from lora_ops.engines.torch_engine.sampling import LIKELY, PARTS, Row, _nucleus, choose
 
 PROBABILITIES = (0.5, 0.25, 0.15, 0.1)
 LOGITS = torch.tensor([PROBABILITIES]).log()
@@ -164,3 +167,39 @@ def test_what_shapes_one_row_leaves_the_others() -> None:
     assert (first.token, second.token) == (3, 0)
     # Probabilities are the model's own.
     assert first.logprob == pytest.approx(math.log(0.1), abs=1e-5) and first.top[0][0] == 0
+
+
+def by_full_sort(probabilities: list[float], top_p: float, number: float) -> int:
+    """The token of a nucleus whose tokens are all sorted, the first of equally likely ones first."""
+    parts = [math.floor(one * PARTS) for one in probabilities]
+    order = sorted(range(len(parts)), key=lambda token: (-probabilities[token], token))
+    reached = list(accumulate(parts[token] for token in order))
+    size = bisect_left(reached, min(math.ceil(top_p * PARTS), reached[-1])) + 1
+    mass = reached[size - 1]
+    return order[bisect_left(reached, min(math.floor(number * mass) + 1, mass))]
+
+
+@given(
+    scores=st.lists(st.one_of(st.integers(-3, 3), st.floats(-40, 8)), min_size=1, max_size=40),
+    copies=st.integers(1, 60),
+    top_p=st.floats(1e-6, 1, exclude_max=True),
+    number=st.floats(0, 1, exclude_max=True),
+)
+@settings(max_examples=300, deadline=None)
+def test_nucleus_is_that_of_a_full_sort(scores: list[float], copies: int, top_p: float, number: float) -> None:
+    """Also where many tokens are equally likely, and where the nucleus is larger than the first look."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling_module, "LIKELY", 16)
+        probabilities = torch.tensor(scores * copies, dtype=torch.float64).softmax(-1)
+        found = _nucleus(probabilities, top_p, number)
+        assert found == by_full_sort(probabilities.tolist(), top_p, number)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.95, 0.9999, 1 - 1e-13])
+def test_nucleus_of_a_vocabulary_is_that_of_a_full_sort(top_p: float, temperature: float) -> None:
+    torch.manual_seed(0)
+    probabilities = (torch.randn(50_000).double() * 2 / temperature).softmax(-1)
+    for number in (0.0, 0.3, 0.9, 1 - 1e-12):
+        found = _nucleus(probabilities, top_p, number)
+        assert found == by_full_sort(probabilities.tolist(), top_p, number)
