@@ -34,8 +34,9 @@ CLIENTS = 8
 KILLS = 2
 LEAVES = 0.05
 """The share of requests whose client goes away in the middle of the answer."""
-UNWRITTEN_SECONDS = 2.0
-"""Before a kill: what was answered since may not be on disk yet, since events are written every 0.2 s."""
+UNWRITTEN_SECONDS = 5.0
+"""Before a kill: what was answered since may not be on disk yet. Events are written every 0.2 s, or later where
+tests keep the machine busy."""
 LARGE = json.dumps({"model": "base", "prompt": "x y " * 250_000}).encode()
 
 

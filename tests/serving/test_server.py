@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lora_ops.serving.events import SYNC_SECONDS, read_events
+from lora_ops.serving.events import read_events
 from lora_ops.serving.server import bind
 from tests.conftest import ROOT, run
-from tests.serving.conftest import Clone
+from tests.serving.conftest import Clone, eventually
 
 
 class Process:
@@ -111,7 +111,7 @@ def test_what_was_answered_before_a_kill_is_in_the_event_log(clone: Clone) -> No
     with serving(clone) as server:
         for _ in range(5):
             assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
-        time.sleep(2 * SYNC_SECONDS)
+        eventually(lambda: "lora_ops_events_total 5.0" in httpx.get(f"{server.url}/metrics").text)
         server.process.kill()
         server.process.wait()
     assert len(read_events(clone.root / ".serving/events")) == 5
