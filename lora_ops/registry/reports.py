@@ -216,6 +216,24 @@ def _as_measured(evaluation: EvaluationRecord) -> str:
     return f" (it does not: {', '.join(lost)})" if lost else ""
 
 
+def recorded_minimums(entry: AuditEntry) -> EvidenceSettings | None:
+    """Return what evidence had to say by the rules of an entry; None where an older release wrote none.
+
+    A minimum that only a newer release knows is left out: it must not stop a rollback on this machine.
+
+    Raises:
+        LoraOpsError: the rules can't be read.
+    """
+    if "rules" not in entry.body:
+        return None
+    try:
+        stated = dict(entry.body["rules"]["least"])
+        known = {name: stated[name] for name in EvidenceSettings.model_fields if name in stated}
+        return EvidenceSettings.model_validate(known)
+    except (ValidationError, KeyError, TypeError, ValueError) as error:
+        raise LoraOpsError(f"Entry {entry.seq} of the audit log has no rules that can be read.") from error
+
+
 def gap_limit(registry: Registry, version: Version) -> float | None:
     """Return today's `evaluate.max_gap` of a version's tenant; where nobody set it, that of its evaluation.
 

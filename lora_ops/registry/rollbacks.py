@@ -7,7 +7,7 @@ from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.objections import kept_lacks
-from lora_ops.registry.reports import evaluation_lacks, failing, filed, load
+from lora_ops.registry.reports import evaluation_lacks, failing, filed, load, recorded_minimums
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
@@ -77,7 +77,7 @@ def against_return(
         now: the moment of the rollback; default: this one.
 
     Raises:
-        LoraOpsError: a kept file is missing or was changed.
+        LoraOpsError: a kept file is missing or was changed, or the minimums can't be read.
     """
     if history is None:
         history = registry.log.entries(version.tenant, version.number)
@@ -102,8 +102,7 @@ def against_return(
 def _minimums(history: Sequence[AuditEntry], seq: int) -> EvidenceSettings | None:
     """Return what evidence had to say when entry `seq` let a version into production, or None."""
     entry = next((one for one in history if one.seq == seq), None)
-    rules = entry.body.get("rules") if entry else None
-    return EvidenceSettings.model_validate(rules["least"]) if rules else None
+    return recorded_minimums(entry) if entry else None
 
 
 def entered_production(history: Sequence[AuditEntry], number: int) -> int:

@@ -5,8 +5,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import AnyEvidence, Evidence
 from lora_ops.records.registry import AuditEntry
@@ -22,7 +20,7 @@ from lora_ops.registry.inherited import closed_twins, twin_objections, twin_obje
 from lora_ops.registry.objections import objections
 from lora_ops.registry.owners import Team
 from lora_ops.registry.owners_log import owners_before
-from lora_ops.registry.reports import lacks, load, own_evidence
+from lora_ops.registry.reports import lacks, load, own_evidence, recorded_minimums
 from lora_ops.registry.requirements import EVIDENCE, STAGES
 from lora_ops.registry.roles import APPROVE, MAY
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
@@ -93,10 +91,11 @@ def _evidence_lacks(registry: Registry, version: Version, entry: AuditEntry) -> 
 def _document_lacks(registry: Registry, version: Version, one: Evidence, entry: AuditEntry) -> Iterator[str]:
     try:
         document = load(registry.files, one)
-        least = EvidenceSettings.model_validate(entry.body["rules"]["least"])
     except LoraOpsError:
         return  # the file is lost or was changed, and is named as such
-    except (ValidationError, KeyError, TypeError):
+    try:
+        least = recorded_minimums(entry) or EvidenceSettings()
+    except LoraOpsError:
         yield "rules that can be read"
         return
     if document is None or document.kind != one.kind:
@@ -113,8 +112,8 @@ def _objections(registry: Registry, version: Version, entry: AuditEntry, twins: 
     before = {one.sha256 for one in own_evidence(history, version.number)}
     found = []
     # A kept file that is lost, and rules that can't be read, are named by others.
-    with suppress(LoraOpsError, ValidationError, KeyError, TypeError):
-        least = EvidenceSettings.model_validate(entry.body["rules"]["least"])
+    with suppress(LoraOpsError):
+        least = recorded_minimums(entry)
         documents = [load(registry.files, one) for one in entry.evidence if one.sha256 not in before]
         given: dict[str, AnyEvidence] = {one.kind: one for one in documents if one}
         at, max_gap = datetime.fromisoformat(entry.at), entry.body.get("max_gap")  # no limit in older releases
@@ -142,7 +141,7 @@ def _rollback_lacks(registry: Registry, version: Version, entry: AuditEntry, twi
     if not fresh_incidents(before, leaves.number, incidents[:1]):
         yield no_incident(leaves.id, told_before=True)
     returning = [one for one in registry.log.entries(version.tenant, version.number) if one.seq < entry.seq]
-    with suppress(LoraOpsError, ValidationError):  # named by others: a lost file, rules that can't be read
+    with suppress(LoraOpsError):  # named by others: a lost file, rules that can't be read
         yield from against_return(registry, version, returning, datetime.fromisoformat(entry.at))
     yield from _same_weights_return(registry, version, leaves, entry, twins)
     try:

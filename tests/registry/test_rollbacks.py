@@ -7,6 +7,7 @@ from lora_ops.registry import lifecycle
 from lora_ops.registry.reports import Report, make
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from lora_ops.settings.registry import EvidenceSettings
 
 from .conftest import AUTHOR, Build, Story
 
@@ -72,6 +73,22 @@ def test_an_incident_of_the_old_version_stops_its_return(two: Registry, story: S
     told(two, story, "finance@1", "found later")
     with pytest.raises(LoraOpsError, match="without an incident since it entered production last"):
         back(two, "finance@1", incident(two, story, "finance@2", "late"))
+
+
+def test_minimum_of_a_newer_release_stops_no_rollback(registry: Registry, package: Build, story: Story) -> None:
+    """The other machines of a team may run an older release than the one that wrote an entry."""
+
+    class Newer(EvidenceSettings):
+        languages: int = 3
+
+    registry.least = Newer(**registry.least.model_dump())
+    for seed in (1, 2):
+        registry.register(*package(seed), actor=AUTHOR)
+        story.to(f"finance@{seed}", "production")
+    registry.least = EvidenceSettings(hours=0)
+    back(registry, "finance@1", incident(registry, story, "finance@2", "late"))
+    assert registry.named("finance", "production") == 1
+    assert verify(registry).problems == ()
 
 
 def test_damaged_files_are_not_promoted(registry: Registry, package: Build, story: Story) -> None:
