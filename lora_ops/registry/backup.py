@@ -167,8 +167,9 @@ def _take_database(registry: Registry, folder: Path) -> Head:
         problem = Anchor(folder / "audit.head", registry.signer).problem(head)
         if problem is None:
             (folder / "keys").mkdir()
-            for path in (*registry.signer.folder.glob("*.pub"), registry.signer.folder / IDENTITY_FILE):
-                shutil.copyfile(path, folder / "keys" / path.name)
+            # What else lies there is nobody's key, and restoring would refuse it.
+            for name in (*(f"{known}.pub" for known in registry.signer.known()), IDENTITY_FILE):
+                shutil.copyfile(registry.signer.folder / name, folder / "keys" / name)
             return head
     what = problem or "audit.head was removed"
     raise Damaged(f"The audit log in {registry.path} can't be trusted, so it is not backed up: {what}.")

@@ -10,6 +10,7 @@ import pytest
 
 from lora_ops.incidents import roll_back
 from lora_ops.registry import lifecycle
+from lora_ops.registry.backup import backup, restore
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
@@ -116,3 +117,15 @@ def test_oddity_stops_no_rollback(
         assert opened.get("finance@2", whole=False).state == "revoked"
         assert opened.named("finance", "production") == 1
         assert [one for one in verify(opened).problems if "state" in one] == []
+
+
+@pytest.mark.parametrize("make", [folder, file, pipe])
+def test_odd_key_stops_no_backup(
+    registry: Registry, package: Build, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """A backup held a file that is no key, and could not be restored."""
+    registry.register(*package(1), actor=AUTHOR)
+    make(registry.path / "keys/notes.pub")
+    backup(registry, str(tmp_path / "backup"))
+    restore(str(tmp_path / "backup"), tmp_path / "restored")
+    assert not (tmp_path / "restored/keys/notes.pub").exists()
