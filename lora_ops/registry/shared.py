@@ -24,8 +24,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lora_ops.clock import now
-from lora_ops.errors import Damaged, LoraOpsError, Unavailable, with_text
-from lora_ops.hashing import canonical, sha256_text
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason, with_text
+from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head, matches_hash
@@ -34,6 +34,7 @@ from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.replay import BORN
+from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.registry.wandb_project import SentEntry, WandbProject
@@ -191,25 +192,44 @@ class SharedRegistry(Registry):
                 log.warning("The %s report of %s: %s", report.kind, entry.subject, error)
 
     def _fetch(self, digest: str) -> None:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                self._download(digest, Path(folder))
+        except OSError as error:
+            raise Unavailable(
+                f"What W&B holds can't be kept in {self.path} ({disk_reason(error)}): nothing was changed."
+            ) from error
+
+    def _download(self, digest: str, folder: Path) -> None:
         project = self.mirror.project
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            row = self.manifest_naming(digest)
-            if row:
-                project.fetch_package(row[0], sha256_text(row[1]), folder)
-                kept = {"model.sig": None} | {
-                    file: one["sha256"] for file, one in json.loads(row[1])["files"].items()
-                }
-                for file, expected in kept.items():
-                    if (folder / file).is_file():
-                        self.files.add(folder / file, expected)
-                return
-            for entry in self.log.entries():
-                for report in entry.kept_files:
-                    if report.sha256 == digest:
-                        project.fetch_report(str(entry.tenant), report, folder)
-                        self.files.add(folder / "report", digest)
-                        return
+        row = self.manifest_naming(digest)
+        if row:
+            project.fetch_package(row[0], sha256_text(row[1]), folder)
+            self._keep(folder / SIGNATURE_FILE, None)
+            for file, one in json.loads(row[1])["files"].items():
+                self._keep(folder / file, one["sha256"])
+            return
+        for entry in self.log.entries():
+            for report in entry.kept_files:
+                if report.sha256 == digest:
+                    project.fetch_report(str(entry.tenant), report, folder)
+                    self._keep(folder / "report", digest)
+                    return
+
+    def _keep(self, path: Path, expected: str | None) -> None:
+        """Keep a file that W&B gave; one that it lacks is lost, as whoever asked for it says.
+
+        Raises:
+            Damaged: it is another file.
+        """
+        if not path.is_file():
+            return
+        if expected not in (None, sha256_file(path)):
+            raise Damaged(
+                f"W&B ({self.mirror.project.target}) holds another {path.name} than the audit log names: it "
+                "was changed there."
+            )
+        self.files.add(path, expected)
 
 
 def _manifest(text: str, entry: AuditEntry) -> Manifest:

@@ -260,6 +260,35 @@ def test_entries_by_a_key_that_is_not_trusted_are_refused_and_the_sentence_says_
     assert stranger.summaries() == []
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "has lost file"), ("# Another story\n", "holds another report than the audit")]
+)
+def test_report_that_was_changed_at_wandb_is_lost(
+    machine: Machine,
+    package: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str | None,
+    said: str,
+) -> None:
+    """A report without its file was a traceback on every other machine, after the entry was taken."""
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    report = tmp_path / "report.md"
+    report.write_text("It repeated a card number, and we looked at it again.")
+    lifecycle.file_evidence(ci, "finance@1", make(ci, "finance@1", "incident", report), actor="ben")
+
+    def fetch(project: WandbProject, tenant: str, named: object, folder: Path) -> None:
+        if content:
+            (folder / "report").write_text(content)
+
+    monkeypatch.setattr(WandbProject, "fetch_report", fetch)
+    laptop.pull()
+    assert laptop.log.head() == ci.log.head()
+    assert [one for one in verify(laptop).problems if said in one]
+    lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
+
+
 def test_a_package_that_was_changed_at_wandb_is_not_loaded(
     machine: Machine, package: Build, server: WandbServer
 ) -> None:
