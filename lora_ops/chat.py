@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from pydantic import ValidationError
+
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.generate import generate
 from lora_ops.loading import load_base_model
@@ -14,6 +16,8 @@ from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import packages
 from lora_ops.registry.eligibility import base_model_reason
 from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+from lora_ops.settings.files import first_problem
 from lora_ops.settings.tenant import TenantSettings
 from lora_ops.templates import ContentIs, user_text
 
@@ -47,7 +51,8 @@ def ask(
 
     Raises:
         NotThePrompt: the question doesn't fit the version's template.
-        LoraOpsError: unknown version, changed files, or the base model here is not the adapter's.
+        LoraOpsError: unknown version, changed files, settings of another release, or the base model here is not
+            the adapter's.
     """
     from peft import PeftModel
 
@@ -58,7 +63,7 @@ def ask(
         other = base_model_reason(version, base)
         if other:
             raise LoraOpsError(f"{other}.")
-        settings = TenantSettings.model_validate(version.manifest.params)
+        settings = _settings(version)
         text = user_text(
             version.id, settings.data.template, content=content, columns=columns, content_is=content_is
         )
@@ -70,6 +75,16 @@ def ask(
         with model.disable_adapter():
             base_answer = generate(model, tokenizer, prompts, **limits).texts
     return Answers(version.manifest.adapter_id, text, base_answer[0], adapter[0])
+
+
+def _settings(version: Version) -> TenantSettings:
+    try:
+        return TenantSettings.model_validate(version.manifest.params)
+    except ValidationError as error:
+        raise LoraOpsError(
+            f"{version.id} was packaged with settings that this release can't ask it by "
+            f"({first_problem(error)}): package and register it again."
+        ) from error
 
 
 def parse_columns(given: Sequence[str]) -> dict[str, str]:

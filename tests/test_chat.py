@@ -1,12 +1,14 @@
 """One question to an adapter and its base: which version answers, and text that looks like markup."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from lora_ops.cli import app
+from lora_ops.errors import LoraOpsError
 from lora_ops.settings.params import load_settings
 from tests.registry.conftest import build_package, owners  # noqa: F401 - a fixture
 from tests.serving.conftest import Clone, clone, clone_source, make_adapter, register  # noqa: F401
@@ -43,3 +45,13 @@ def test_a_bare_tenant_is_what_serves(finance: Clone) -> None:
     said = CliRunner().invoke(app, ["chat", "finance", "AIRBNB", "--json"])
     assert said.exit_code == 0, said.exception
     assert json.loads(said.stdout)["adapter"] == "finance@3"
+
+
+def test_settings_of_an_older_release_are_a_sentence(finance: Clone) -> None:
+    older = {"train": {"learning_rate": None}}
+    with finance.registry() as registry:
+        version = register(registry, finance.base, finance.root.parent / "older", "finance", 5, older)
+    said = CliRunner().invoke(app, ["chat", version, "AIRBNB"])
+    assert isinstance(said.exception, LoraOpsError), said.exception
+    told = r".* was packaged with settings .* \(train.learning_rate: .*\): package and register it again\."
+    assert re.fullmatch(told, str(said.exception))
