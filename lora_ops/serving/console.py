@@ -1,5 +1,10 @@
-"""What the console shows: who answers, how fast, what fails, what is in memory; from this process alone."""
+"""What the console shows: who answers, how fast, what fails, what is in memory; from this process alone.
 
+Whoever looks at the page must hold up no answer. What belongs to the event loop is read there by turns with
+them. All that grows with the traffic is counted and written in a thread.
+"""
+
+import asyncio
 import base64
 import hashlib
 import math
@@ -7,14 +12,18 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
+from pydantic_core import to_json
+
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.errors import CLIENT_GONE, NOT_FAILED
-from lora_ops.serving.events import Event
 from lora_ops.serving.gateway import Gateway
-from lora_ops.serving.traffic import WINDOW_SECONDS
+from lora_ops.serving.traffic import WINDOW_SECONDS, Recent, Window
+from lora_ops.serving.turns import in_turns
 
 PAGE = (Path(__file__).parent / "console.html").read_text(encoding="utf-8")
 BAR_SECONDS = 5
@@ -33,38 +42,99 @@ def security_policy() -> str:
 
 
 class Console:
-    """The page's data, counted anew at most once in `FRESH_SECONDS`, however many look at it."""
+    """The page's data, counted once more at most once in `FRESH_SECONDS`, however many look at it."""
 
     def __init__(self, gateway: Gateway, clock: Callable[[], float] = time.monotonic) -> None:
         self._gateway = gateway
         self._clock = clock
         self._at = -math.inf
-        self._data: dict[str, Any] = {}
+        self._data = b""
+        self._counting = asyncio.Lock()
 
-    def data(self) -> dict[str, Any]:
-        """A snapshot that is fresh enough.
+    async def data(self) -> bytes:
+        """Return a snapshot that is fresh enough, as JSON.
 
         Raises:
             LoraOpsError: the registry can't be read.
         """
-        if self._clock() - self._at >= FRESH_SECONDS:
-            self._data, self._at = snapshot(self._gateway), self._clock()
-        return self._data
+        async with self._counting:
+            if self._clock() - self._at >= FRESH_SECONDS:
+                self._data = await snapshot(self._gateway)
+                self._at = self._clock()
+            return self._data
 
 
-def snapshot(gateway: Gateway) -> dict[str, Any]:
-    """Everything on the page, as JSON values; times in seconds, sizes in bytes.
+async def snapshot(gateway: Gateway) -> bytes:
+    """Return everything on the page as JSON; times in seconds, sizes in bytes.
 
     Raises:
         LoraOpsError: the registry can't be read.
     """
-    recent = gateway.traffic.since(WINDOW_SECONDS)
-    events = [event for _, event in recent]
+    counts = await asyncio.to_thread(_counts, gateway.traffic.copy())
+    page = {
+        "window_seconds": WINDOW_SECONDS,
+        "bar_seconds": BAR_SECONDS,
+        **_now(gateway),
+        "total": counts.total,
+        "bars": counts.bars,
+        "tenants": await _tenants(gateway, counts),
+        "adapters": await _adapters(gateway, counts),
+        "errors": counts.errors,
+        "refused": gateway.telemetry.refusals(),
+    }
+    return await asyncio.to_thread(_written, page)
+
+
+def percentile(ordered: Sequence[float], part: float) -> float | None:
+    """Return the smallest of the ordered values that at least `part` of them do not exceed."""
+    if not ordered:
+        return None
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What the requests of the window come to.
+
+    Attributes:
+        total, tenants, adapters: `_numbers` of all requests, and of each tenant's and adapter's.
+        splits: of each tenant, who answered its requests.
+    """
+
+    total: dict[str, Any]
+    tenants: dict[str, dict[str, Any]]
+    splits: dict[str, list[dict[str, Any]]]
+    adapters: dict[str, dict[str, Any]]
+    bars: list[list[int]]
+    errors: list[dict[str, Any]]
+
+
+def _counts(traffic: Recent) -> _Counts:
+    window = traffic.since(WINDOW_SECONDS)
+    every = range(len(window.ago))
+    by_tenant, by_adapter = _grouped(window.tenant), _grouped(window.adapter)
+    failed = [row for row in reversed(every) if _failed(window.status[row])]
+    return _Counts(
+        total=_numbers(window, every),
+        tenants={name: _numbers(window, rows) for name, rows in by_tenant.items()},
+        splits={name: _split(window, rows) for name, rows in by_tenant.items()},
+        adapters={name: _numbers(window, rows) for name, rows in by_adapter.items()},
+        bars=_bars(window),
+        errors=[_error(window, row) for row in failed[:ERRORS_SHOWN]],
+    )
+
+
+def _written(page: dict[str, Any]) -> bytes:
+    page["tenants"].sort(key=lambda row: (-row["requests"], row["tenant"]))
+    page["adapters"].sort(key=lambda row: (not row["loaded"], -row["requests"], row["adapter"]))
+    return to_json(page)
+
+
+def _now(gateway: Gateway) -> dict[str, Any]:
+    """Return the gateway, and what it is doing."""
     status = gateway.engine.status()
     base = gateway.base_model
     return {
-        "window_seconds": WINDOW_SECONDS,
-        "bar_seconds": BAR_SECONDS,
         "gateway": {
             "ready": gateway.ready,
             "uptime": time.monotonic() - gateway.started,
@@ -85,75 +155,77 @@ def snapshot(gateway: Gateway) -> dict[str, Any]:
             "adapter_bytes": gateway.cache.bytes,
             "adapter_budget": int(gateway.settings.adapter_memory),
         },
-        "total": _numbers(events),
-        "bars": _bars(recent),
-        "tenants": _tenants(gateway, events),
-        "adapters": _adapters(gateway, events),
-        "errors": [
-            {
-                "ago": ago,
-                "tenant": event.tenant,
-                "adapter": event.adapter,
-                "status": event.status,
-                "code": event.code,
-                "request_id": event.request_id,
-            }
-            for ago, event in [one for one in reversed(recent) if _failed(one[1])][:ERRORS_SHOWN]
-        ],
-        "refused": gateway.telemetry.refusals(),
     }
 
 
-def percentile(values: Sequence[float], part: float) -> float | None:
-    """The smallest value that at least `part` of the values do not exceed; None without values."""
-    if not values:
-        return None
-    return sorted(values)[max(0, math.ceil(part * len(values)) - 1)]
+def _failed(status: int) -> bool:
+    return status not in NOT_FAILED
 
 
-def _failed(event: Event) -> bool:
-    return event.status not in NOT_FAILED
-
-
-def _numbers(events: Iterable[Event]) -> dict[str, Any]:
-    events = list(events)
-    good = [event for event in events if event.status == 200]
-    latency = [event.seconds for event in good]
-    first = [event.first_token_seconds for event in good if event.first_token_seconds is not None]
+def _error(window: Window, row: int) -> dict[str, Any]:
     return {
-        "requests": len(events),
-        "errors": sum(map(_failed, events)),
-        "gone": sum(event.status == CLIENT_GONE for event in events),
-        "tokens": sum(event.generated_tokens for event in events),
-        "device_seconds": sum(event.device_seconds for event in events),
+        "ago": window.ago[row],
+        "tenant": window.tenant[row],
+        "adapter": window.adapter[row],
+        "status": window.status[row],
+        "code": window.code[row],
+        "request_id": window.request_id[row],
+    }
+
+
+def _numbers(window: Window, rows: Sequence[int]) -> dict[str, Any]:
+    """Return what these rows of the window come to."""
+    status = [window.status[row] for row in rows]
+    good = [row for row in rows if window.status[row] == 200]
+    latency = _ordered(window.seconds[row] for row in good)
+    first = _ordered(window.first_token_seconds[row] for row in good)
+    return {
+        "requests": len(rows),
+        "errors": sum(map(_failed, status)),
+        "gone": status.count(CLIENT_GONE),
+        "tokens": sum(window.generated_tokens[row] for row in rows),
+        "device_seconds": sum(window.device_seconds[row] for row in rows),
         "latency": [percentile(latency, part) for part in (0.5, 0.95, 0.99)],
         "first_token": [percentile(first, part) for part in (0.5, 0.95, 0.99)],
     }
 
 
-def _grouped(events: Iterable[Event], key: Callable[[Event], str]) -> dict[str, list[Event]]:
-    groups: dict[str, list[Event]] = defaultdict(list)
-    for event in events:
-        groups[key(event)].append(event)
+def _ordered(values: Iterable[float | None]) -> list[float]:
+    """Return the values that are there in their order, by numpy, which lets the event loop run meanwhile."""
+    ordered: list[float] = numpy.sort(numpy.array([one for one in values if one is not None], float)).tolist()
+    return ordered
+
+
+def _split(window: Window, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Return who answered a tenant's requests, the most frequent first."""
+    counted = Counter((window.adapter[row], window.route[row]) for row in rows)
+    return [
+        {"adapter": adapter, "route": route, "requests": count}
+        for (adapter, route), count in counted.most_common()
+    ]
+
+
+def _grouped(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of each name."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(names):
+        groups[name].append(row)
     return groups
 
 
-def _bars(recent: list[tuple[float, Event]]) -> list[list[int]]:
+def _bars(window: Window) -> list[list[int]]:
     """[answered, failed] for each `BAR_SECONDS` of the window, oldest first."""
     bars = [[0, 0] for _ in range(WINDOW_SECONDS // BAR_SECONDS)]
-    for ago, event in recent:
-        bars[-1 - min(len(bars) - 1, int(ago // BAR_SECONDS))][_failed(event)] += 1
+    for ago, status in zip(window.ago, window.status, strict=True):
+        bars[-1 - min(len(bars) - 1, int(ago // BAR_SECONDS))][_failed(status)] += 1
     return bars
 
 
-def _tenants(gateway: Gateway, events: list[Event]) -> list[dict[str, Any]]:
-    names = dict.fromkeys([*gateway.router.tenants(), *sorted({event.tenant for event in events})])
-    waiting = gateway.queue.waiting()
-    by_tenant = _grouped(events, lambda event: event.tenant)
-    rows = []
-    for name in names:
-        mine = by_tenant[name]
-        split = Counter((event.adapter, event.route) for event in mine)
+async def _tenants(gateway: Gateway, counts: _Counts) -> list[dict[str, Any]]:
+    names = dict.fromkeys([*gateway.router.tenants(), *counts.tenants])
+    waiting, nothing = gateway.queue.waiting(), _numbers(Window(), ())
+    rows: list[dict[str, Any]] = []
+    async for name in in_turns(names):
         serving, why = None, None
         try:
             serving = gateway.router.route(name).name
@@ -164,27 +236,23 @@ def _tenants(gateway: Gateway, events: list[Event]) -> list[dict[str, Any]]:
                 "tenant": name,
                 "serving": serving,
                 "why_not": why,
-                "split": [
-                    {"adapter": adapter, "route": route, "requests": count}
-                    for (adapter, route), count in split.most_common()
-                ],
+                "split": counts.splits.get(name, []),
                 "waiting": waiting.get(name, 0),
-                **_numbers(mine),
+                **counts.tenants.get(name, nothing),
             }
         )
-    return sorted(rows, key=lambda row: (-row["requests"], row["tenant"]))
+    return rows
 
 
-def _adapters(gateway: Gateway, events: list[Event]) -> list[dict[str, Any]]:
-    now = time.monotonic()
+async def _adapters(gateway: Gateway, counts: _Counts) -> list[dict[str, Any]]:
+    now, nothing = time.monotonic(), _numbers(Window(), ())
     entries = {entry.name: entry for entry in gateway.cache.entries()}
-    states = {one.id: one for one in gateway.router.versions()}
-    shown = [name for name, one in states.items() if name in entries or one.aliases]
-    by_adapter = _grouped(events, lambda event: event.adapter)
-    rows = []
-    for name in shown:
-        entry, summary = entries.get(name), states[name]
-        mine = by_adapter[name]
+    rows: list[dict[str, Any]] = []
+    async for summary in in_turns(gateway.router.versions()):
+        name = summary.id
+        entry = entries.get(name)
+        if entry is None and not summary.aliases:
+            continue
         rows.append(
             {
                 "adapter": name,
@@ -198,7 +266,7 @@ def _adapters(gateway: Gateway, events: list[Event]) -> list[dict[str, Any]]:
                 "users": entry.users if entry else 0,
                 "idle": now - entry.last_used if entry and entry.last_used else None,
                 "problem": str(entry.fault) if entry and entry.fault else None,
-                **_numbers(mine),
+                **counts.adapters.get(name, nothing),
             }
         )
-    return sorted(rows, key=lambda row: (not row["loaded"], -row["requests"], row["adapter"]))
+    return rows

@@ -33,6 +33,7 @@ from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tokenization import Tokenization, TokenizingThreads
 from lora_ops.serving.traces import Tracing
 from lora_ops.serving.traffic import RecentTraffic
+from lora_ops.serving.turns import in_turns
 from lora_ops.settings.params import Settings
 
 log = logging.getLogger(__name__)
@@ -217,21 +218,22 @@ class Gateway:
             if route.version:
                 warm.append(route.version)
         await self.cache.keep_warm(warm, must_fit=starting)
-        for entry in list(self.cache.entries()):
+        # After a change in the registry each route is read once more.
+        async for entry in in_turns(list(self.cache.entries())):
             if entry.loaded and not entry.wanted:  # whoever still uses it finishes; a later round unloads it
                 try:
                     self.router.route(entry.name)
                 except (UnknownModel, NotServed) as error:
                     log.warning("%s is unloaded: %s", entry.name, error)
                     await self._unload(entry.name)
-        self._end_series()
+        await self._end_series()
 
-    def _end_series(self) -> None:
+    async def _end_series(self) -> None:
         now = time.monotonic()
         if now < self._series_due:
             return
         self._series_due = now + SERIES_SECONDS / 10
-        for name in self.telemetry.adapters():
+        async for name in in_turns(await asyncio.to_thread(self.telemetry.adapters)):
             try:
                 self.router.route(name)
                 self._closed.pop(name, None)

@@ -13,6 +13,7 @@ from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Summary, Version, parse_reference
+from lora_ops.serving.turns import in_turns
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class Router:
         """Return whether a name means the base model."""
         return model in (self._base_model.id, BASE)
 
-    def served(self) -> list[tuple[str, Route]]:
+    async def served(self) -> list[tuple[str, Route]]:
         """Return every name that answers now, with its route: tenants, their versions, then the base model."""
         self._take_changes()
         names: Iterable[str]
@@ -145,7 +146,7 @@ class Router:
             summaries = self.versions()
             names = [*dict.fromkeys(one.tenant for one in summaries), *(one.id for one in summaries)]
         routes = []
-        for name in names:
+        async for name in in_turns(names):  # a route that was not read yet takes a millisecond
             with suppress(UnknownModel, NotServed):  # listed are the names that answer
                 routes.append((name, self._route(name)))
         return [*routes, (self._base_model.id, self._route(self._base_model.id))]

@@ -122,11 +122,11 @@ class Telemetry:
     async def scrape(self) -> bytes:
         """Everything in Prometheus' text format.
 
-        What is read at the moment belongs to the event loop. The series of requests, 86 lines for each adapter,
-        are written in a thread, so that no answer waits for those of 1,000 adapters.
+        What is read at the moment belongs to the event loop. All is written in a thread, so that no answer
+        waits for the 90 lines of each of 1,000 adapters.
         """
-        now = generate_latest(self._now)
-        return now + await asyncio.to_thread(generate_latest, self.registry)
+        now = _Read([*self._now.collect()])
+        return await asyncio.to_thread(lambda: generate_latest(now) + generate_latest(self.registry))
 
     def adapters(self) -> set[str]:
         """Return the adapters that have series of their own."""
@@ -142,6 +142,16 @@ class Telemetry:
         """End the series of an adapter that answers nobody any more."""
         for metric in self._by_adapter:
             metric.remove_by_labels({"adapter": adapter})
+
+
+class _Read(Collector):
+    """Metrics that were read before, to be written by any thread."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
 
 
 class Freshness(Protocol):

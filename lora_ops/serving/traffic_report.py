@@ -157,9 +157,8 @@ def _bars(
     height = 0.8 / len(series) if beside else 0.7
     for place, (column, colour, label) in enumerate(series):
         for row, value in enumerate(versions[column]):
-            known = pd.notna(
-                value
-            )  # a version without an answer has no percentiles, and no part of its answers
+            # A version without an answer has no percentiles, and one that nobody scored has no risks.
+            known = pd.notna(value)
             y = row + (place - (len(series) - 1) / 2) * height if beside else row
             length = value if known else 0
             axes.barh(y, length, height=height, color=colour, label=label if row == 0 else None)

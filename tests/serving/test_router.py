@@ -1,5 +1,6 @@
 """A model's name means what the registry says at this moment."""
 
+import asyncio
 import json
 import shutil
 import sqlite3
@@ -44,7 +45,7 @@ def test_without_allow_candidates_only_approved_versions_answer(clone: Clone, re
         clone.story(writer).to("finance@1", "shadow")
     assert routes.route("finance@1").decision == "pinned"
     assert routes.route("base").decision == "base"
-    assert [name for name, _ in routes.served()] == ["finance@1", "tiny-random"]
+    assert [name for name, _ in asyncio.run(routes.served())] == ["finance@1", "tiny-random"]
 
 
 def test_a_rollback_holds_for_the_very_next_request(clone: Clone, reader: Registry) -> None:
@@ -142,7 +143,7 @@ def test_route_never_falls_back_to_a_candidate(clone: Clone, reader: Registry) -
         lifecycle.revoke(writer, "finance@1", actor="ben", reason="leaks card numbers")
     with pytest.raises(OutOfService, match="finance@1 was revoked"):
         routes.route("finance")
-    assert "finance" not in dict(routes.served())
+    assert "finance" not in dict(asyncio.run(routes.served()))
 
 
 def test_route_of_expired_production_is_out_of_service(clone: Clone, reader: Registry) -> None:
