@@ -87,8 +87,9 @@ def require_lora(path: Path) -> None:
     in another type, would give the same answers another digest.
 
     Raises:
-        LoraOpsError: a tensor is no LoRA matrix; the types are several, or not float32, float16 or bfloat16; a
-            smaller type holds every value as it is; or the header can't be read.
+        LoraOpsError: a tensor is no LoRA matrix; bytes belong to none or two; the types are several, or
+            not float32, float16 or bfloat16; a smaller type holds every value as it is; or the header can't be
+            read.
     """
     size = path.stat().st_size
     try:
@@ -99,6 +100,11 @@ def require_lora(path: Path) -> None:
         places = [_place(name, tensor, start, size) for name, tensor in header.items()]
     except UNREADABLE as error:
         raise LoraOpsError(f"{path} is not a safetensors file ({error}): package it again.") from error
+    if sum(last - first for first, last in places) != size - start:
+        raise LoraOpsError(
+            f"{path.name} holds bytes that no tensor has, or one tensor twice, so no engine loads it: save the "
+            "adapter again."
+        )
     other = [one for one in sorted(shapes) if not KEY.fullmatch(one) or len(shapes[one]) != 2]
     other += [name for name, (first, last) in zip(header, places, strict=True) if first == last]
     if other:

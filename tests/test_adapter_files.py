@@ -70,6 +70,18 @@ def test_require_lora_refuses_the_same_answers_in_another_file(
         require_lora(tmp_path / "adapter.safetensors")
 
 
+@pytest.mark.parametrize("kept", [(0, 128), (128, 256)])
+def test_require_lora_refuses_bytes_of_no_tensor(tmp_path: Path, kept: tuple[int, int]) -> None:
+    """A name that stands there twice was read as its last one, and the other one's bytes as nothing."""
+    path = tmp_path / "adapter.safetensors"
+    tensor = {"dtype": "F32", "shape": [4, 8], "data_offsets": kept}
+    twice = json.dumps({"again": tensor, NAME.format(0): tensor}).replace("again", NAME.format(0)).encode()
+    content = b"".join(tensor.numpy().tobytes() for tensor in PLAIN.values())
+    path.write_bytes(len(twice).to_bytes(8, "little") + twice + content)
+    with pytest.raises(LoraOpsError, match="holds bytes that no tensor has"):
+        require_lora(path)
+
+
 def tensor_at(*offsets: int) -> bytes:
     return json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": offsets}}).encode()
 
