@@ -125,6 +125,8 @@ class SharedRegistry(Registry):
     def _publish(self, before: Head, named: dict[tuple[str, str], int]) -> None:
         entries = self.log.entries(after=before.seq)
         for entry in entries:
+            if entry.action == "revoked" or "concerns" in entry.body:
+                continue  # whoever moves an alias by hand must stop no revocation and no rollback
             for alias in entry.effects.get("aliases", {}):
                 tenant = str(entry.tenant)
                 moved = self.mirror.moved(tenant, alias, named.get((tenant, alias)))

@@ -236,6 +236,30 @@ def test_an_alias_that_was_moved_by_hand_stops_the_next_change_until_it_is_put_b
     assert ci.register(*package(3), actor="ana")[0].id == "finance@3"
 
 
+def test_alias_that_was_moved_by_hand_stops_no_revocation(
+    machine: Machine, package: Build, tmp_path: Path, server: WandbServer
+) -> None:
+    ci = machine("ci")
+    story = Story(ci, tmp_path / "reports")
+    for seed in (1, 2):
+        ci.register(*package(seed), actor="ana")
+        story.to(f"finance@{seed}", "production")
+    collection = server.collection("finance")
+
+    def move() -> None:
+        collection.aliases.update(production=collection.versions[0], candidate=collection.versions[0])
+
+    move()
+    record = tmp_path / "incident.json"
+    record.write_text("It repeated a card number, and we looked at it again.")
+    promoted = make(ci, "finance@2", "incident", record)
+    lifecycle.promote(ci, "finance@1", "production", actor="ci", reason="it leaks", evidence=[promoted])
+    move()
+    lifecycle.revoke(ci, "finance@2", actor="ci", reason="it leaks")
+    assert [one.state for one in ci.summaries()] == ["production", "revoked"]
+    assert "candidate" not in collection.aliases  # as the log says
+
+
 def test_a_sync_takes_first_what_another_machine_changed_meanwhile(
     machine: Machine, package: Build, server: WandbServer
 ) -> None:
