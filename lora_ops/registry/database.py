@@ -142,6 +142,8 @@ class Database:
             LoraOpsError: the disk is read-only or full, or another process has the lock for 30 seconds.
         """
         self.check_writable()
+        # A change in a file that a restore took out of its place would be one that nobody sees.
+        self.follow_replacement()
         self.rows("BEGIN IMMEDIATE")
         try:
             yield

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,19 @@ def test_replaced_database_is_opened_again(served: Registry, tmp_path: Path) -> 
     assert served.seen() != before
     assert follower.problem() is None
     assert served.get("finance@1").state == "revoked"
+
+
+def test_change_is_made_where_a_restored_database_is(served: Registry, tmp_path: Path) -> None:
+    """Whoever had the registry open when it was restored revoked a version in the file that was gone."""
+    served.db.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copytree(served.path, tmp_path / "restored")
+    assert served.follower.problem() is None
+    served.path.rename(tmp_path / "gone")
+    (tmp_path / "restored").rename(served.path)
+    lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+    with closing(Registry(served.path, owners=served.owners, clock=served.clock)) as opened:
+        assert opened.get("finance@1").state == "revoked"
+        assert verify(opened).ok
 
 
 def test_older_copy_counts_only_by_a_new_acceptance(served: Registry, package: Build, tmp_path: Path) -> None:
