@@ -16,6 +16,7 @@ import torch
 
 from lora_ops.engines.protocol import Structure, Unsupported
 from lora_ops.engines.tenant_threads import TenantThreads
+from lora_ops.engines.torch_engine.divisors import require_few_states, schemas_of_grammar
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -166,8 +167,10 @@ def _grammar(structure: Structure) -> str:
         case "regex":
             return str(LLMatcher.grammar_from_regex(structure.text))
         case "grammar":
+            require_few_states(schemas_of_grammar(structure.text))
             return str(LLMatcher.grammar_from_lark(structure.text))
         case "json":
+            require_few_states([structure.text])
             return str(LLMatcher.grammar_from_json_schema(structure.text, overrides=WHITESPACE))
         case "choice":
             choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(structure.text))
