@@ -1,25 +1,25 @@
 """Tokens per second and time to first token, a different adapter in each row, beside every peer, in one run.
 
-    python benchmarks/serving.py [--vllm .venv-vllm/bin/python]
+    python benchmarks/serving.py [--vllm .venv-vllm/bin/python] [--llama-cpp /path/to/llama.cpp]
     python benchmarks/serving.py --resident 256   # what many adapters in memory cost
-    python benchmarks/serving.py --rounding       # what saving adapters in bfloat16 changes, after `dvc repro`
 
 All answer the same random prompts with the same base model and the same adapters (rank 8 on every linear
 layer, saved in bfloat16 as the pipeline saves them), greedily, to the full length. Tokens per second are new
 tokens by the time until the last of them, prompts included; the time to the first token is the median of the
-rows. Each number is the median of as many runs, after one that warms up. vLLM is measured when the Python
-of a virtual environment is given (`make test-vllm` makes .venv-vllm/bin/python).
+rows. Each number is the median of as many runs, each after one that warms up; this engine's settings take
+turns, so that all see the machine alike. vLLM is measured when the Python of a virtual environment is given
+(`make test-vllm` makes .venv-vllm/bin/python), and llama.cpp, whose base model is in bfloat16, when the folder
+of its sources is given, with `build/bin/llama-server` in it (its converters need `pip install sentencepiece`).
+Everything else computes in float32.
 """
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import json
 import logging
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
@@ -41,12 +41,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lora_ops.engines.protocol import Generation, Sampling
-from lora_ops.evaluation.metrics import exact_match
 from lora_ops.loading import load_base_model
-from lora_ops.records.example import Example, read_split
 from lora_ops.settings.files import find_root
-from lora_ops.settings.params import load_settings
-from lora_ops.training.loop import train
 
 BATCHES = (1, 8, 32)
 RANK = 8
@@ -128,9 +124,9 @@ class Engine:
     fresh: Iterator[int] = field(default_factory=lambda: iter(range(1000, 10**9)))
 
     @classmethod
-    async def started(cls, setting: Setting, adapter_dtype: str = "auto") -> "Engine":
+    async def started(cls, setting: Setting, dtype: str = "float32", adapter_dtype: str = "auto") -> "Engine":
         """With all of the setting's adapters loaded."""
-        engine = TorchEngine(setting.base, max_batch=max(BATCHES), adapter_dtype=adapter_dtype)
+        engine = TorchEngine(setting.base, max_batch=max(BATCHES), dtype=dtype, adapter_dtype=adapter_dtype)
         await engine.start()
         for number, folder in enumerate(setting.adapters):
             await engine.load(str(number), folder)
@@ -157,25 +153,55 @@ class Engine:
         return middle([await self.batch(draw()) for _ in range(self.setting.repeats)])
 
 
+OURS: dict[str, dict[str, str]] = {
+    "this engine, an adapter in each row": {},
+    "this engine, base model in bfloat16": {"dtype": "bfloat16"},
+    "this engine, adapters kept in float32": {"adapter_dtype": "float32"},
+}
+BASE_ONLY = {
+    "this engine, an adapter in each row": "this engine, base only",
+    "this engine, base model in bfloat16": "this engine, base only, in bfloat16",
+}
+
+
 async def engine(setting: Setting) -> dict[str, Results]:
-    """An adapter in each row and none, in turns, so that both see the machine alike; then in another type."""
-    running = await Engine.started(setting)
-    adapted, base, widened = Results(), Results(), Results()
-    rows = {size: [str(row) for row in range(size)] for size in BATCHES}
-    for size in BATCHES:
-        base[size] = await running.median(lambda size=size: [None] * size)  # type: ignore[misc]
-        adapted[size] = await running.median(lambda size=size: rows[size])  # type: ignore[misc]
-    # Not beside the next one: OpenMP's threads wait otherwise where there are more of them than cores.
-    await running.engine.close()
-    running = await Engine.started(setting, "float32")
-    for size in BATCHES:
-        widened[size] = await running.median(lambda size=size: rows[size])  # type: ignore[misc]
-    await running.engine.close()
-    return {
-        "this engine, an adapter in each row": adapted,
-        "this engine, the same kept in float32": widened,
-        "this engine, base only": base,
-    }
+    """This engine with each of its settings, an adapter in each row and none, all in turns."""
+    runs: dict[tuple[str, int], list[Measured]] = {}
+    for _ in range(setting.repeats):
+        for name, chosen in OURS.items():
+            running = await Engine.started(setting, **chosen)
+            for size in BATCHES:
+                rows: dict[str, list[str | None]] = {name: [str(row) for row in range(size)]}
+                if name in BASE_ONLY:
+                    rows[BASE_ONLY[name]] = [None] * size
+                for measured, adapters in rows.items():
+                    await running.batch(adapters)  # warms up
+                    runs.setdefault((measured, size), []).append(await running.batch(adapters))
+            # Not beside the next one: OpenMP's threads wait otherwise where there are more of them than cores.
+            await running.engine.close()
+    names = [*OURS, *BASE_ONLY.values()]
+    return {name: {size: middle(runs[name, size]) for size in BATCHES} for name in names}
+
+
+def started_bytes(base: Path, dtype: str) -> float:
+    """Return how many bytes are resident in a process of its own that started an engine and answered."""
+    code = (
+        "import asyncio, gc, sys; from pathlib import Path\n"
+        "from lora_ops.engines.torch_engine import TorchEngine\n"
+        "from lora_ops.engines.protocol import Generation, Sampling\n"
+        "async def run():\n"
+        "    engine = TorchEngine(Path(sys.argv[1]), dtype=sys.argv[2])\n"
+        "    await engine.start()\n"
+        "    async for _ in engine.generate(Generation('t', (5,), None, Sampling(8))): pass\n"
+        "    gc.collect()  # as the server does\n"
+        "    print(Path('/proc/self/statm').read_text().split()[1])\n"
+        "    await engine.close()\n"
+        "asyncio.run(run())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(base), dtype], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.split()[-1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def residency(setting: Setting, count: int) -> None:
@@ -206,7 +232,9 @@ async def residency(setting: Setting, count: int) -> None:
     each = (resident() - before) / (count - first)
     many = await running.median(draw(count))
     await running.engine.close()
+    kept = {dtype: started_bytes(setting.base, dtype) / 1e6 for dtype in ("float32", "bfloat16")}
     lines = {
+        "MB with the base model in float32, in bfloat16": ", ".join(f"{size:.0f}" for size in kept.values()),
         "MB for one more adapter": f"{each:.1f}, of which matrices {bytes_of_one / 1e6:.1f}",
         f"tokens/s, {size} rows drawn from {first} loaded": f"{few.tokens_per_second:.1f}",
         f"tokens/s, {size} rows drawn from {count} loaded": f"{many.tokens_per_second:.1f}",
@@ -219,64 +247,6 @@ async def residency(setting: Setting, count: int) -> None:
 
 def _gaps(seconds: list[float]) -> str:
     return f"{statistics.median(seconds) * 1000:.0f}, {max(seconds) * 1000:.0f}" if seconds else "-"
-
-
-async def rounding(root: Path, folder: Path) -> None:
-    """Print what rounding the tenants' adapters changes: their answers to their test rows, and exact match."""
-    settings = load_settings(root)
-    _, tokenizer = load_base_model(root / "models/base")
-    ends = {token.encode() for token in tokenizer.all_special_tokens}
-    running = TorchEngine(root / "models/base")
-    await running.start()
-
-    async def answers(adapter: Path, rows: list[Example], new_tokens: int) -> list[list[bytes]]:
-        name = str(adapter)
-        await running.load(name, adapter)
-
-        async def one(row: Example) -> list[bytes]:
-            ids = tuple(tokenizer(row.prompt, add_special_tokens=False)["input_ids"])
-            chunks = running.generate(Generation(name, ids, name, Sampling(new_tokens, logprobs=0)))
-            return [told.token async for chunk in chunks for told in chunk.logprobs]
-
-        return list(await asyncio.gather(*map(one, rows)))
-
-    def matches(rows: list[Example], said: list[list[bytes]]) -> float:
-        shown = [b"".join(token for token in tokens if token not in ends) for tokens in said]
-        texts = [text.decode(errors="ignore").strip() for text in shown]
-        return float(exact_match([row.target for row in rows], texts).mean())
-
-    heads = f"{'tenant':14}{'rows':>6}{'same answers':>14}{'same tokens':>13}"
-    print(f"{heads}{'exact match, float32':>22}{'bfloat16':>10}")
-    for name, tenant in settings.tenants.items():
-        data = root / "data/prepared" / name
-        recipe = tenant.train.model_copy(update={"adapter_dtype": "float32"})
-        whole = folder / name / "whole"
-        with contextlib.redirect_stdout(sys.stderr):
-            train(
-                name,
-                recipe,
-                root / "models/base",
-                read_split(data, "train"),
-                read_split(data, "validation"),
-                "0" * 64,
-                target=whole,
-                report=folder / name,
-                checkpoint=folder / name / "checkpoint.safetensors",
-            )
-        rounded = Path(shutil.copytree(whole, folder / name / "rounded"))
-        round_file(rounded)
-        rows = read_split(data, "test")
-        before, after = [await answers(one, rows, tenant.evaluate.max_new_tokens) for one in (whole, rounded)]
-        pairs = list(zip(before, after, strict=True))
-        same = sum(one == other for one, other in pairs) / len(pairs)
-        tokens = sum(a == b for one, other in pairs for a, b in zip(one, other, strict=False))
-        total = sum(max(len(one), len(other)) for one, other in pairs)
-        print(
-            f"{name:14}{len(pairs):6}{same:14.2%}{tokens / total:13.2%}"
-            f"{matches(rows, before):22.3f}{matches(rows, after):10.3f}",
-            flush=True,
-        )
-    await running.close()
 
 
 def peer(setting: Setting, script: str, python: str = sys.executable, **options: Any) -> Results:
@@ -308,21 +278,13 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vllm", metavar="PYTHON", help="of a virtual environment with vLLM")
+    parser.add_argument("--llama-cpp", metavar="FOLDER", help="of llama.cpp's sources, built in `build`")
     parser.add_argument("--only-engine", action="store_true", help="leave the peers out")
     parser.add_argument(
         "--resident", type=int, metavar="N", help="measure what N adapters in memory cost instead"
     )
-    parser.add_argument(
-        "--rounding",
-        action="store_true",
-        help="train the tenants' adapters and compare their answers before and after rounding instead",
-    )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    if options.rounding:
-        with tempfile.TemporaryDirectory() as folder:
-            asyncio.run(rounding(find_root(), Path(folder)))
-        return
     base = options.base or find_root() / "models/base"
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(1000, 40_000, (max(BATCHES), options.prompt_tokens), generator=generator).tolist()
@@ -351,6 +313,16 @@ def main() -> None:
             systems |= {
                 "vLLM, an adapter in each row": lambda: peer(setting, "vllm_peer.py", options.vllm),
                 "vLLM, base only": lambda: peer(setting, "vllm_peer.py", options.vllm, adapters=[]),
+            }
+        if options.llama_cpp:
+            given = {"sources": options.llama_cpp, "dtype": "bfloat16"}
+            systems |= {
+                "llama.cpp in bf16, an adapter in each row": lambda: peer(
+                    setting, "llama_cpp_peer.py", **given
+                ),
+                "llama.cpp in bf16, base only": lambda: peer(
+                    setting, "llama_cpp_peer.py", **given | {"adapters": []}
+                ),
             }
         results = asyncio.run(engine(setting))
         for name, measure in systems.items():
