@@ -4,6 +4,7 @@ python benchmarks/clients.py ordinary|long|large|unload|sockets PORT      # unti
 """
 
 import http.client
+import itertools
 import json
 import socket
 import sys
@@ -24,10 +25,10 @@ def connect(port: int) -> http.client.HTTPConnection:
     return connection
 
 
-def completion(model: str, kind: str) -> bytes:
-    """Return the body of a request for a streamed answer."""
-    body = {"model": model, "prompt": PROMPTS[kind], "max_tokens": TOKENS, "stream": True}
-    return json.dumps(body).encode()
+def completion(model: str, kind: str, number: int) -> bytes:
+    """Return the body of a request for a streamed answer; the KV cache knows no prompt of another number."""
+    prompt = f"{number}{PROMPTS[kind]}"
+    return json.dumps({"model": model, "prompt": prompt, "max_tokens": TOKENS, "stream": True}).encode()
 
 
 def ask(port: int, body: bytes) -> tuple[int, float, float]:
@@ -44,10 +45,9 @@ def ask(port: int, body: bytes) -> tuple[int, float, float]:
 
 
 def send(port: int, kind: str) -> None:
-    """Send this prompt without end."""
-    body = completion("loud", kind)
-    while True:
-        ask(port, body)
+    """Send prompts of this kind without end."""
+    for number in itertools.count():
+        ask(port, completion("loud", kind, number))
 
 
 def unload(port: int) -> None:

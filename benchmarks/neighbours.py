@@ -3,12 +3,14 @@
     python benchmarks/neighbours.py [--runs 10] [long] [large] [unload] [sockets]
 
 Needs models/base (`make repro`). Everything is real, as in gateway.py. The quiet tenant streams one answer at a
-time. Ordinary neighbours send prompts of 25 tokens, `long` ones of 6,000 tokens, and `large` ones texts of
-1 MB, which never fit. With `unload` the loud tenant's adapter is unloaded each time that it is loaded.
-With `sockets` 1,000 connections send half a request head. Runs are interleaved: each measures every pair.
+time. No prompt is sent twice, so each is read. Ordinary neighbours send prompts of 25 tokens, `long` ones of
+6,000 tokens, and `large` ones texts of 1 MB, which never fit. With `unload` the loud tenant's adapter is
+unloaded each time that it is loaded. With `sockets` 1,000 connections send half a request head. Runs are
+interleaved: each measures every pair.
 """
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from gateway import Site, console
 from rich.table import Table
 
 ANSWERS = 4  # of the quiet tenant, in each run and beside each neighbour
+NUMBERS = itertools.count()
 # name -> hostile neighbours, and the ordinary ones that stand in their place
 PAIRS = {
     "long": (["long"] * 3, ["ordinary"] * 3),
@@ -46,9 +49,8 @@ def beside(kinds: list[str], port: int) -> Iterator[None]:
 
 def measure(kinds: list[str], port: int) -> tuple[float, float]:
     """Return the medians of the quiet tenant's seconds to the first token and per token beside these."""
-    body = completion("quiet", "ordinary")
     with beside(kinds, port):
-        taken = [ask(port, body) for _ in range(ANSWERS)]
+        taken = [ask(port, completion("quiet", "ordinary", next(NUMBERS))) for _ in range(ANSWERS)]
     assert {status for status, _, _ in taken} == {200}, taken
     first, each = zip(*(times for _, *times in taken), strict=True)
     return statistics.median(first), statistics.median(each)
@@ -66,7 +68,7 @@ def main() -> None:
         site.register(["loud", "quiet"], 8, "all-linear")
         port, _ = stack.enter_context(site.gateway(max_running=8))
         for model in ("loud", "quiet"):
-            ask(port, completion(model, "ordinary"))
+            ask(port, completion(model, "ordinary", next(NUMBERS)))
         for _ in range(options.runs):
             for name in options.pairs:
                 for side, kinds in zip(("hostile", "ordinary"), PAIRS[name], strict=True):
