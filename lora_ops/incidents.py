@@ -14,6 +14,7 @@ from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, packages, reports
 from lora_ops.registry.eligibility import expiry_reason
+from lora_ops.registry.replay import require_rows
 from lora_ops.registry.requirements import return_notes, returning_lacks
 from lora_ops.registry.roles import owners_of
 from lora_ops.registry.store import Registry
@@ -280,6 +281,7 @@ def _unfit(registry: Registry, version: Version, leaves: Version, twins: Twins) 
     """
     if version.state != "superseded":
         return f"{version.id} is '{version.state}'"
+    require_rows(registry, version)
     expired = expiry_reason(version.summary, registry.clock())
     if expired:
         return expired

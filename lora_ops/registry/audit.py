@@ -153,6 +153,16 @@ class Log:
         )
         return row[0] if row else None
 
+    def registered_as(self, version: str) -> tuple[str, str] | None:
+        """Return author and content digest that the log states of one version (`finance@3`), or None."""
+        row = self._db.row(
+            "SELECT json_extract(body, '$.author'), json_extract(body, '$.content_digest') FROM audit"
+            " WHERE kind = 'version' AND subject = ? AND action IN ('registered', 'imported')"
+            " AND json_valid(body) ORDER BY seq",
+            (version,),
+        )
+        return (row[0], row[1]) if row and row[0] and row[1] else None
+
     def reported(self) -> set[str]:
         """Return every version (`finance@3`) that the log has a report on, an incident's included."""
         rows = self._db.rows(

@@ -141,7 +141,7 @@ def _twins_at(
             history = [entry for entry in history if entry.seq < before]
         state = standing(history, twin.number)
         if state:  # else it was registered later
-            yield twin, state, history
+            yield registry.as_registered(twin), state, history
 
 
 def _incidents_unanswered(

@@ -22,6 +22,7 @@ from lora_ops.registry.changes import Change
 from lora_ops.registry.eligibility import SERVING, expiry_reason
 from lora_ops.registry.owners import Person
 from lora_ops.registry.owners_log import change_with_owners
+from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import Report, gap_limit
 from lora_ops.registry.requirements import (
     EVIDENCE,
@@ -280,6 +281,7 @@ def approvals(registry: Registry, version: Version) -> list[Approval]:
 def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> tuple[ApprovalStatement, Person]:
     """Return what an approver would sign now, and who they are; refuse what can't be approved."""
     version = registry.get_exact(reference)
+    require_rows(registry, version)
     person = require_approver(registry, version, actor)
     _require_reason(reason)
     if version.state != "canary":
@@ -338,6 +340,7 @@ def _require_sound(registry: Registry, version: Version, *, returns: bool) -> Tw
 
     Of a version that returns to production, `returning_lacks` says which closed ones count.
     """
+    require_rows(registry, version)
     expired = expiry_reason(version.summary, registry.clock())
     if expired:
         raise Refused(f"{expired}.")

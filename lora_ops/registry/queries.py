@@ -195,7 +195,8 @@ class Queries:
             tenant: whose version.
             number: which version.
             whole: refuse a version whose manifest was lost. A revocation needs its row alone, and an incident
-                can't wait for a restore: it gets the version without its manifest.
+                can't wait for a restore: it gets the version without its manifest. Author and content digest
+                are the log's then, which nobody compares with the row.
 
         Raises:
             Damaged: its row was lost, or its manifest.
@@ -208,7 +209,13 @@ class Queries:
         if text is None and whole:
             raise lost("manifest", f"{tenant}@{number}")
         aliases = self.db.rows("SELECT alias FROM aliases WHERE tenant = ? AND number = ? ORDER BY alias", key)
-        return Version(Summary._make((*row, tuple(alias for (alias,) in aliases))), text[0] if text else "")
+        summary = Summary._make((*row, tuple(alias for (alias,) in aliases)))
+        return Version(summary if whole else self.as_registered(summary), text[0] if text else "")
+
+    def as_registered(self, summary: Summary) -> Summary:
+        """Return a summary with the author and the content digest that the log states."""
+        stated = self.log.registered_as(summary.id)
+        return summary._replace(author=stated[0], content_digest=stated[1]) if stated else summary
 
     def history(self, reference: str) -> list[AuditEntry]:
         """What the audit log says of one version, oldest first.

@@ -1,15 +1,19 @@
 """What the audit log says a version must be, and where its rows say something else."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_ops.clock import utc
+from lora_ops.errors import Damaged
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.manifest import SCHEMA_VERSION, content_digest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import matches_hash
 from lora_ops.registry.versions import Version
+
+if TYPE_CHECKING:
+    from lora_ops.registry.queries import Queries
 
 BORN = ("registered", "imported")
 Alias = tuple[str, str]
@@ -72,6 +76,17 @@ def row_mismatches(version: Version, history: Sequence[AuditEntry]) -> Iterator[
         yield f"{version.id} was added by something that is not lora-ops: no entry tells of it"
     else:
         yield from unlike(version, told)
+
+
+def require_rows(registry: "Queries", version: Version) -> None:
+    """Refuse a version whose rows are not what its own entries say: whoever decides reads author and age there.
+
+    Raises:
+        Damaged: one row says something else.
+        LoraOpsError: the stored manifest does not fit its schema.
+    """
+    for problem in row_mismatches(version, registry.log.entries(version.tenant, version.number)):
+        raise Damaged(f"{version.id} can't be trusted: {problem}; run `lora-ops registry verify`.")
 
 
 def unlike(version: Version, told: Told) -> Iterator[str]:

@@ -72,6 +72,18 @@ def test_promote_refuses_a_twin_of_a_rolled_back_one(
     assert registry.get(rolled_back).state == "candidate"
 
 
+def test_edited_row_of_a_twin_hides_no_report(
+    registry: Registry, package: Build, story: Story, file: File
+) -> None:
+    """With another content digest in its row, what was filed on the twin was about something else."""
+    registry.register(*package(1), actor=AUTHOR)
+    file("finance@1", "policy", policy("no-advice", failed=3))
+    other = twin(registry, package)
+    registry.db.rows("UPDATE versions SET content_digest = ? WHERE number = 1", ("f" * 64,))
+    needs = " ".join(missing_for(registry, other)[1])
+    assert "a policy report with every check that failed on finance@1" in needs
+
+
 def test_show_and_verify_name_the_twin_and_its_incident(registry: Registry, rolled_back: str) -> None:
     told = (
         "finance@3 has the weights of finance@2, which is 'superseded'; against that one speaks an incident "

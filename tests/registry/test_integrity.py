@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.incidents import roll_back
+from lora_ops.records.evidence import HumanEvidence
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.audit import Head
 from lora_ops.registry.cards import record
 from lora_ops.registry.heads import HeadMemory, accept_head
 from lora_ops.registry.integrity import LogFollower, registry_problem
+from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
 from lora_ops.registry.structure import Structure
 from lora_ops.registry.verification import verify
 
-from .conftest import AUTHOR, FIRST, Build, Story
+from .conftest import AUTHOR, FIRST, Build, Story, rows_of
 
 
 @pytest.fixture
@@ -217,6 +220,61 @@ def test_replaced_database_is_opened_again(served: Registry, tmp_path: Path) -> 
     assert served.seen() != before
     assert follower.problem() is None
     assert served.get("finance@1").state == "revoked"
+
+
+def edit(registry: Registry, column: str, value: str, number: int) -> None:
+    """Change one field of a version's row, as SQL that the triggers let through."""
+    registry.db.rows(f"UPDATE versions SET {column} = ? WHERE number = ?", (value, number))
+
+
+def test_edited_author_approves_nothing(served: Registry, story: Story) -> None:
+    """With another author in the row, the author approved; the row was put back before anybody verified."""
+    story.to("finance@2", "canary")
+    story.file("canary", about="finance@2")
+    edit(served, "author", "eve", 2)
+    with pytest.raises(Damaged, match="finance@2 can't be trusted: the author of finance@2 was changed"):
+        story.approve("finance@2", AUTHOR)
+    with pytest.raises(Damaged, match="the author of finance@2 was changed"):
+        lifecycle.promote(served, "finance@2", "production", actor="ci", reason="next")
+    edit(served, "author", AUTHOR, 2)
+    story.approve("finance@2", FIRST)
+
+
+def test_edited_author_votes_on_nothing(served: Registry, tmp_path: Path) -> None:
+    edit(served, "author", "eve", 2)
+    rows = tmp_path / "votes.jsonl"
+    rows.write_text(rows_of("human_evaluation", "finance@2", served.clock(), (AUTHOR, "dana")))
+    counted = make(served, "finance@2", "human_evaluation", rows).document
+    assert isinstance(counted, HumanEvidence)
+    assert (counted.pairs, counted.other_votes) == (0, 40)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("content_digest", "f" * 64), ("content_digest", "odd"), ("author", "nobody")]
+)
+def test_edited_row_of_what_leaves_stops_no_rollback(
+    served: Registry, story: Story, tmp_path: Path, column: str, value: str
+) -> None:
+    story.to("finance@2", "production")
+    edit(served, column, value, 2)
+    record = tmp_path / "incident.json"
+    record.write_text("Card numbers in its answers since this morning.")
+    roll_back(served, "finance@2", record, actor="ci", reason="it leaks")
+    assert served.named("finance", "production") == 1
+    assert served.get("finance@2", whole=False).state == "revoked"
+
+
+def test_rollback_passes_over_an_edited_row(
+    served: Registry, package: Build, story: Story, tmp_path: Path
+) -> None:
+    """It put a version into production that no gateway loads, since its row is not what the log says."""
+    story.to("finance@2", "production")
+    served.register(*package(3), actor=AUTHOR)
+    story.to("finance@3", "production")
+    edit(served, "fresh_until", "9999-01-01", 2)
+    record = tmp_path / "incident.json"
+    record.write_text("Card numbers in its answers since this morning.")
+    assert roll_back(served, "finance@3", record, actor="ci", reason="it leaks").id == "finance@1"
 
 
 def test_change_is_made_where_a_restored_database_is(served: Registry, tmp_path: Path) -> None:
