@@ -70,6 +70,7 @@ class Entry:
     """One adapter that somebody has asked for since the gateway started.
 
     Attributes:
+        digest: of the content that is loaded, or was last.
         bytes: of memory, counted from the moment that its load begins; 0 while it is not loaded.
         users: requests that use it now.
         waiting: requests that will use it, once their turn comes.
@@ -82,6 +83,7 @@ class Entry:
     name: str
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loaded: bool = False
+    digest: str = ""
     bytes: int = 0
     users: int = 0
     waiting: int = 0
@@ -279,6 +281,9 @@ class AdapterCache:
         return self._entries.setdefault(name, Entry(name))
 
     async def _until_loaded(self, entry: Entry, version: Version) -> None:
+        # After an older registry was restored, a number that was lost with the newer one is given again.
+        if entry.loaded and entry.digest != version.summary.content_digest:
+            await self.unload(entry.name)
         while not entry.loaded:  # it may be evicted again between its load and this task's turn
             # A waiter that is cancelled, its client gone, must not take the load away from the others.
             # All wait for the same load: where it fails, none of them tries once more after the others.
@@ -311,6 +316,7 @@ class AdapterCache:
                 raise
             entry.bytes = took or needed
             entry.loaded, entry.failures, entry.fault = True, 0, None
+            entry.digest = version.summary.content_digest
             self._notify()  # it may make room at once, if nobody waits for it any more
             seconds = time.monotonic() - started
             log.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,22 @@ async def test_an_adapter_is_loaded_once_however_many_wait_for_it(bench: Make) -
         assert b.told.events.count(f"loaded {ONE}") == 1
         await b.use(ONE)
         assert b.told.events[-1] == f"hit {ONE}"
+
+
+@in_loop
+async def test_another_content_under_its_name_is_loaded(bench: Make) -> None:
+    """After a restore a number is given again, and the adapter that had it went on answering."""
+    async with bench() as b:
+        await b.use(ONE)
+        summary = b.versions[ONE].summary._replace(content_digest="f" * 64)
+        again = replace(b.versions[ONE], summary=summary)
+        async with using(b.cache, b.versions[ONE]):
+            with pytest.raises(AdapterUnavailable, match="finance@1 still has 1 requests"):
+                await b.cache.use(again)
+        (await b.cache.use(again)).end()
+        (await b.cache.use(again)).end()
+        assert b.told.events.count(f"loaded {ONE}") == 2
+        assert b.loaded == {ONE}
 
 
 @in_loop
