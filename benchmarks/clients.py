@@ -1,6 +1,6 @@
 """Clients of a gateway, ordinary and hostile. Each is a process, so that it takes no GIL from the gateway.
 
-python benchmarks/clients.py ordinary|long|large|unload|sockets PORT      # until it is killed
+python benchmarks/clients.py ordinary|long|large|unload|sockets|scrape|console PORT      # until it is killed
 """
 
 import http.client
@@ -12,6 +12,7 @@ import time
 
 WORD = " part"  # one token
 PROMPTS = {"ordinary": WORD * 25, "long": WORD * 6000, "large": "x y " * 250_000}
+PAGES = {"scrape": "/metrics", "console": "/console/data"}
 TOKENS = 16
 SOCKETS = 1000
 JSON = {"content-type": "application/json"}
@@ -62,6 +63,15 @@ def unload(port: int) -> None:
             time.sleep(0.02)
 
 
+def read(port: int, path: str) -> None:
+    """Read this page without end."""
+    while True:
+        connection = connect(port)
+        connection.request("GET", path)
+        connection.getresponse().read()
+        connection.close()
+
+
 def half_open(port: int) -> None:
     """Keep as many connections as can be that sent half a head."""
     opened: list[socket.socket] = []
@@ -81,6 +91,8 @@ if __name__ == "__main__":
     name, where = sys.argv[1], int(sys.argv[2])
     if name in PROMPTS:
         send(where, name)
+    elif name in PAGES:
+        read(where, PAGES[name])
     elif name == "unload":
         unload(where)
     else:

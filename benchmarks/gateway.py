@@ -42,6 +42,7 @@ from lora_ops.records.base_model import read_base_model
 from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry
+from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.server import bind, serve
 from lora_ops.settings.files import find_root
 from lora_ops.settings.params import load_settings
@@ -66,7 +67,13 @@ class Timed(TorchEngine):
 
 
 class Site:
-    """A clone's worth of folders with a registry of random adapters of the real base model."""
+    """A clone's worth of folders with a registry of random adapters of the real base model.
+
+    Attributes:
+        served: the gateway that runs.
+    """
+
+    served: Gateway
 
     def __init__(self, folder: Path) -> None:
         root = find_root()
@@ -123,6 +130,7 @@ class Site:
         thread.start()
         while not servers or not servers[0].started:
             time.sleep(0.01)
+        self.served = servers[0].gateway
         yield port.getsockname()[1], engine
         servers[0].should_exit = True
         thread.join()

@@ -1,12 +1,18 @@
 """A tenant's time to its first token and per token beside hostile neighbours, and beside as many ordinary ones.
 
-    python benchmarks/neighbours.py [--runs 10] [long] [large] [unload] [sockets]
+    python benchmarks/neighbours.py [--runs 10] [long] [large] [unload] [sockets] [scrape] [console]
 
 Needs models/base (`make repro`). Everything is real, as in gateway.py. The quiet tenant streams one answer at a
 time. No prompt is sent twice, so each is read. Ordinary neighbours send prompts of 25 tokens, `long` ones of
 6,000 tokens, and `large` ones texts of 1 MB, which never fit. With `unload` the loud tenant's adapter is
 unloaded each time that it is loaded. With `sockets` 1,000 connections send half a request head. Runs are
 interleaved: each measures every pair.
+=======
+time. Ordinary neighbours send prompts of 25 tokens, `long` ones of 6,000 tokens, and `large` ones texts of
+1 MB, which never fit. With `unload` the loud tenant's adapter is unloaded each time that it is loaded.
+With `sockets` 1,000 connections send half a request head. With `scrape` and `console` a monitor reads /metrics
+or the console's data without end, of a gateway that remembers 50,000 requests to 1,000 adapters; these two come
+last. Runs are interleaved: each measures every pair.
 """
 
 import argparse
@@ -18,11 +24,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 from clients import ask, completion
 from gateway import Site, console
 from rich.table import Table
+
+from lora_ops.serving.events import Event
+from lora_ops.serving.gateway import Gateway
 
 ANSWERS = 4  # of the quiet tenant, in each run and beside each neighbour
 NUMBERS = itertools.count()
@@ -32,7 +43,11 @@ PAIRS = {
     "large": (["large"], ["ordinary"]),
     "unload": (["ordinary", "unload"], ["ordinary"]),
     "sockets": (["ordinary", "sockets"], ["ordinary"]),
+    "scrape": (["ordinary", "scrape"], ["ordinary"]),
+    "console": (["ordinary", "console"], ["ordinary"]),
 }
+MONITORS = {"scrape", "console"}
+ADAPTERS, REQUESTS = 1000, 50_000  # that the gateway remembers beside a monitor
 
 
 @contextmanager
@@ -56,6 +71,46 @@ def measure(kinds: list[str], port: int) -> tuple[float, float]:
     return statistics.median(first), statistics.median(each)
 
 
+def remember(gateway: Gateway) -> None:
+    """Let the gateway remember as many requests and adapters as it may have seen in five minutes."""
+    random = Random(0)
+    for number in range(REQUESTS):
+        adapter = f"t{number % ADAPTERS}@1"
+        gateway.traffic.add(
+            Event(
+                time=datetime.now(UTC),
+                request_id=f"r{number}",
+                endpoint="chat",
+                key=None,
+                tenant=adapter.removesuffix("@1"),
+                model=adapter,
+                adapter=adapter,
+                digest="",
+                base_model="base",
+                route="pinned",
+                status=200,
+                code=None,
+                streamed=False,
+                system_prompt="none",
+                choices=1,
+                finish=["stop"],
+                prompt_tokens=25,
+                generated_tokens=16,
+                queue_seconds=0.0,
+                first_token_seconds=random.random(),
+                seconds=random.random(),
+                device_seconds=0.1,
+            )
+        )
+    metrics = gateway.telemetry
+    for number in range(ADAPTERS):
+        labels = (f"t{number}", f"t{number}@1", "base", "pinned")
+        for counter in (metrics.requests, metrics.prompt_tokens, metrics.generated_tokens, metrics.device):
+            counter.labels(*labels).inc()
+        for histogram in (metrics.latency, metrics.queue, metrics.first_token, metrics.per_token):
+            histogram.labels(*labels).observe(0.1)
+
+
 def main() -> None:
     """Print a table of medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,10 +124,14 @@ def main() -> None:
         port, _ = stack.enter_context(site.gateway(max_running=8))
         for model in ("loud", "quiet"):
             ask(port, completion(model, "ordinary", next(NUMBERS)))
-        for _ in range(options.runs):
-            for name in options.pairs:
-                for side, kinds in zip(("hostile", "ordinary"), PAIRS[name], strict=True):
-                    found.setdefault((name, side), []).append(measure(kinds, port))
+        # What the gateway remembers must not slow down the measurements beside tenants.
+        for chosen in (set(options.pairs) - MONITORS, set(options.pairs) & MONITORS):
+            if chosen & MONITORS:
+                remember(site.served)
+            for _ in range(options.runs):
+                for name in [one for one in options.pairs if one in chosen]:
+                    for side, kinds in zip(("hostile", "ordinary"), PAIRS[name], strict=True):
+                        found.setdefault((name, side), []).append(measure(kinds, port))
     table = Table(title=f"A tenant beside neighbours, medians of {options.runs} interleaved runs, ms")
     table.add_column("neighbour")
     for column in ("first token", "per token"):

@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,29 +39,6 @@ def security_policy() -> str:
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-class Console:
-    """The page's data, counted once more at most once in `FRESH_SECONDS`, however many look at it."""
-
-    def __init__(self, gateway: Gateway, clock: Callable[[], float] = time.monotonic) -> None:
-        self._gateway = gateway
-        self._clock = clock
-        self._at = -math.inf
-        self._data = b""
-        self._counting = asyncio.Lock()
-
-    async def data(self) -> bytes:
-        """Return a snapshot that is fresh enough, as JSON.
-
-        Raises:
-            LoraOpsError: the registry can't be read.
-        """
-        async with self._counting:
-            if self._clock() - self._at >= FRESH_SECONDS:
-                self._data = await snapshot(self._gateway)
-                self._at = self._clock()
-            return self._data
 
 
 async def snapshot(gateway: Gateway) -> bytes:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Request, Security
@@ -39,7 +40,7 @@ from lora_ops.serving.router import Route
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
 from lora_ops.serving.token_endpoints import add_token_endpoints
 from lora_ops.serving.tokenization import SHORT_TEXT
-from lora_ops.serving.turns import in_turns
+from lora_ops.serving.turns import Kept, in_turns
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         separate_input_output_schemas=False,
     )
     settings = gateway.settings
-    shown = console.Console(gateway)
+    console_data = Kept(partial(console.snapshot, gateway), console.FRESH_SECONDS)
+    scrape = Kept(gateway.telemetry.scrape)
     app.add_middleware(
         Edge,
         body_limit=settings.body_limit,
@@ -327,8 +329,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
     @app.get("/metrics", response_model=None, responses=TEXT)
     async def metrics(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:
         """What Prometheus scrapes."""
-        text = await gateway.telemetry.scrape()
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await scrape.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/console", response_model=None, responses=HTML)
     async def page(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:
@@ -338,7 +339,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
     @app.get("/console/data", response_model=dict[str, Any])
     async def page_data(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:
         """What the page shows."""
-        return Response(await shown.data(), media_type="application/json")
+        return Response(await console_data.page(), media_type="application/json")
 
     for operations in app.openapi()["paths"].values():
         for operation in operations.values():

@@ -57,15 +57,15 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
-        self._gateway = gateway
+        self.gateway = gateway
         self._leave_at = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to stop; the second one does not wait."""
-        if self._gateway.stopping or not self._gateway.settings.not_ready_seconds:
+        if self.gateway.stopping or not self.gateway.settings.not_ready_seconds:
             super().handle_exit(sig, frame)
-        self._gateway.stopping = True
-        self._leave_at = time.monotonic() + self._gateway.settings.not_ready_seconds
+        self.gateway.stopping = True
+        self._leave_at = time.monotonic() + self.gateway.settings.not_ready_seconds
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop now."""
