@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors.torch import load
 
 from lora_ops.adapter_files import KEY
 from lora_ops.engines.protocol import EngineError
+from lora_ops.engines.torch_engine.lora import LoraPair
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.small_files import parse_json
 
@@ -27,21 +27,6 @@ APPLIED = """
 """
 # The other initialisations change the base model's weights as well.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
-
-
-@dataclass(frozen=True)
-class LoraPair:
-    """The two matrices of one module: it answers `x W' + scale x a' b'` where the base model answers `x W'`.
-
-    Attributes:
-        a: (rank, inputs).
-        b: (outputs, rank).
-        scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
-    scale: float
 
 
 def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, LoraPair]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from lora_ops.engines.torch_engine.adapter_files import LoraPair
+from lora_ops.engines.torch_engine.lora import LoraPair
 
 BLOCK = 16  # tokens that a block of the KV cache holds
 

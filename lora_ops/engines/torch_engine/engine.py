@@ -303,7 +303,7 @@ class TorchEngine:
         pairs = read_adapter(folder, self._decoder.shapes)
         found = [(folder / name).stat() for name in ADAPTER_FILES]
         files = tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
-        stored = common_dtype(matrix.dtype for pair in pairs.values() for matrix in (pair.a, pair.b))
+        stored = common_dtype(matrix.dtype for pair in pairs.values() for matrix in (pair.lora_A, pair.lora_B))
         return files, self._decoder.adapter(pairs, self._kept_in(stored))
 
     def _kept_in(self, stored: torch.dtype) -> torch.dtype:

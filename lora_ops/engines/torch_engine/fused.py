@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from lora_ops.engines.torch_engine.adapter_files import LoraPair
 from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Work, blocks_for
+from lora_ops.engines.torch_engine.lora import LoraPair
 from lora_ops.engines.torch_engine.native_forward import NativeForward, build
 from lora_ops.engines.torch_engine.projections import AdapterTable, Module
 from lora_ops.engines.torch_engine.step import Segment, Span, Step

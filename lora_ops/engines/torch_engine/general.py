@@ -13,20 +13,20 @@ import torch
 from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from lora_ops.engines.torch_engine.adapter_files import LoraPair
 from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Work, blocks_for
+from lora_ops.engines.torch_engine.lora import LoraPair, Part, Projection, add_lora
 
 
 @dataclass(frozen=True)
 class HookedAdapter:
-    """An adapter as the hooks read it."""
+    """An adapter as the hooks read it: the projection of each module, which has one part."""
 
-    pairs: dict[str, LoraPair]
+    projections: dict[str, Projection]
 
     @property
     def bytes(self) -> int:
         """Of all matrices."""
-        return sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
+        return sum(one.lora_A.nbytes + one.parts[0].lora_B.nbytes for one in self.projections.values())
 
 
 class GeneralDecoder:
@@ -59,11 +59,11 @@ class GeneralDecoder:
 
     def adapter(self, pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Adapter:
         """The matrices where the model is."""
-        moved = {
-            name: LoraPair(pair.a.to(self._device, dtype), pair.b.to(self._device, dtype), pair.scale)
-            for name, pair in pairs.items()
-        }
-        return HookedAdapter(moved)
+        projections = {}
+        for name, pair in pairs.items():
+            lora_A, lora_B = (matrix.to(self._device, dtype) for matrix in (pair.lora_A, pair.lora_B))
+            projections[name] = Projection(lora_A, (Part(lora_B.T, 0, 0, pair.scaling),))
+        return HookedAdapter(projections)
 
     @torch.inference_mode()
     def step(self, works: Sequence[Work]) -> torch.Tensor:
@@ -92,10 +92,9 @@ class GeneralDecoder:
 
     def _hook(self, name: str) -> Any:
         def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            pair = self._adapter.pairs.get(name) if self._adapter else None
-            if pair is None:
-                return output
-            x = inputs[0]
-            return output + pair.scale * (x @ pair.a.T.to(x.dtype) @ pair.b.T.to(x.dtype))
+            projection = self._adapter.projections.get(name) if self._adapter else None
+            if projection:
+                add_lora(inputs[0], output, projection)
+            return output
 
         return add

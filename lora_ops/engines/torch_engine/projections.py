@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numpy
 import torch
 
-from lora_ops.engines.torch_engine.adapter_files import LoraPair
+from lora_ops.engines.torch_engine.lora import LoraPair, Part, Projection
 from lora_ops.engines.torch_engine.memory import allocate
 
 # As kernels/model.h declares them, addresses included.
 PART = numpy.dtype(
-    [*((name, numpy.int64) for name in ("b", "r0", "r", "offset", "n")), ("scale", numpy.float64)]
+    [*((name, numpy.int64) for name in ("lora_B", "r0", "r", "offset", "n")), ("scaling", numpy.float64)]
 )
 PROJECTION = numpy.dtype(
-    [*((name, numpy.int64) for name in ("a", "rank", "parts", "bf16", "bytes")), ("part", PART, (3,))]
+    [*((name, numpy.int64) for name in ("lora_A", "rank", "parts", "bf16", "bytes")), ("part", PART, (3,))]
 )
 
 
@@ -32,32 +32,6 @@ class Module:
     offset: int
     outputs: int
     inputs: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """What an adapter adds to one module's outputs: ranks from `r0` on, times b and `scale`, at `offset`.
-
-    Attributes:
-        b: (rank, outputs).
-    """
-
-    b: torch.Tensor
-    r0: int
-    offset: int
-    scale: float
-
-
-@dataclass(frozen=True)
-class Projection:
-    """What an adapter does to one fused projection.
-
-    Attributes:
-        a: (sum of the parts' ranks, inputs).
-    """
-
-    a: torch.Tensor
-    parts: tuple[Part, ...]
 
 
 class AdapterTable:
@@ -80,38 +54,40 @@ class AdapterTable:
         dtype: torch.dtype,
     ) -> None:
         adapted = [[module for module in modules if module.name in pairs] for modules in fused]
-        count = sum(pairs[m.name].a.numel() + pairs[m.name].b.numel() for modules in adapted for m in modules)
+        count = sum(
+            pairs[m.name].lora_A.numel() + pairs[m.name].lora_B.numel() for modules in adapted for m in modules
+        )
         self.bytes = count * dtype.itemsize
         self._free = allocate(self.bytes, device).view(dtype)
         self.projections = [
             self._projection([(module, pairs[module.name]) for module in modules]) for modules in adapted
         ]
-        self.rank = max(len(projection.a) for projection in self.projections if projection is not None)
+        self.rank = max(len(projection.lora_A) for projection in self.projections if projection is not None)
         self._table = numpy.zeros(len(self.projections), dtype=PROJECTION)
         for entry, projection in zip(self._table, self.projections, strict=True):
             if projection is not None:
-                entry["a"], entry["rank"] = projection.a.data_ptr(), len(projection.a)
+                entry["lora_A"], entry["rank"] = projection.lora_A.data_ptr(), len(projection.lora_A)
                 entry["parts"], entry["bf16"] = len(projection.parts), dtype is torch.bfloat16
-                entry["bytes"] = projection.a.nbytes + sum(part.b.nbytes for part in projection.parts)
+                entry["bytes"] = projection.lora_A.nbytes + sum(part.lora_B.nbytes for part in projection.parts)
                 for index, part in enumerate(projection.parts):
-                    rank, outputs = part.b.shape
+                    rank, outputs = part.lora_B.shape
                     entry["part"][index] = (
-                        *(part.b.data_ptr(), part.r0, rank, part.offset, outputs),
-                        part.scale,
+                        *(part.lora_B.data_ptr(), part.r0, rank, part.offset, outputs),
+                        part.scaling,
                     )
         self.address = self._table.ctypes.data
 
     def _projection(self, adapted: Sequence[tuple[Module, LoraPair]]) -> Projection | None:
         if not adapted:
             return None
-        a = self._cut(sum(len(pair.a) for _, pair in adapted), adapted[0][0].inputs)
+        a = self._cut(sum(len(pair.lora_A) for _, pair in adapted), adapted[0][0].inputs)
         parts, r0 = [], 0
         for module, pair in adapted:
-            rank = len(pair.a)
-            a[r0 : r0 + rank] = pair.a
+            rank = len(pair.lora_A)
+            a[r0 : r0 + rank] = pair.lora_A
             b = self._cut(rank, module.outputs)
-            b[:] = pair.b.T
-            parts.append(Part(b, r0, module.offset, pair.scale))
+            b[:] = pair.lora_B.T
+            parts.append(Part(b, r0, module.offset, pair.scaling))
             r0 += rank
         return Projection(a, tuple(parts))
 

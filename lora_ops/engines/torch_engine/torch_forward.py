@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lora_ops.engines.torch_engine.decoder import BLOCK, blocks_for
+from lora_ops.engines.torch_engine.lora import add_lora
 from lora_ops.engines.torch_engine.step import Segment, Span, Step
 from lora_ops.engines.torch_engine.weights import Linear, Weights
 
@@ -41,16 +42,16 @@ class TorchForward:
             to_qkv, to_out, to_gate_up, to_down = self._products[number]
             which, cache = 4 * number, self._cache[number]
             normed = self._norm(x, before_attention)
-            qkv = add_lora(normed, to_qkv(normed), which, step.segments)
+            qkv = adapted(normed, to_qkv(normed), which, step.segments)
             self._rope_store(qkv, positions, places, cache, norms)
             attended = self._attend(qkv, cache, views)
-            x += add_lora(attended, to_out(attended), which + 1, step.segments)
+            x += adapted(attended, to_out(attended), which + 1, step.segments)
             normed = self._norm(x, before_mlp)
-            gate, up = add_lora(normed, to_gate_up(normed), which + 2, step.segments).chunk(2, dim=-1)
+            gate, up = adapted(normed, to_gate_up(normed), which + 2, step.segments).chunk(2, dim=-1)
             gated = F.silu(gate) * up
-            x += add_lora(gated, to_down(gated), which + 3, step.segments)
+            x += adapted(gated, to_down(gated), which + 3, step.segments)
         normed = self._norm(x[chosen], self._last_norm)
-        return add_lora(normed, self._head(normed), 4 * len(self._norms), step.head_segments)
+        return adapted(normed, self._head(normed), 4 * len(self._norms), step.head_segments)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMS norm (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
@@ -127,18 +128,13 @@ class _View:
         return _View(span, blocks, mask)
 
 
-def add_lora(x: torch.Tensor, out: torch.Tensor, which: int, segments: Sequence[Segment]) -> torch.Tensor:
+def adapted(x: torch.Tensor, out: torch.Tensor, which: int, segments: Sequence[Segment]) -> torch.Tensor:
     """`out`, to which each segment's adapter has added what it does to projection number `which` of `x`."""
     for segment in segments:
         projection = segment.adapter and segment.adapter.projections[which]
-        if not projection:
-            continue
-        rows = slice(segment.first, segment.first + segment.rows)
-        z = x[rows] @ projection.a.T.to(x.dtype)
-        for part in projection.parts:
-            columns = slice(part.offset, part.offset + part.b.shape[1])
-            added = z[:, part.r0 : part.r0 + len(part.b)] @ part.b.to(x.dtype)
-            out[rows, columns] += part.scale * added
+        if projection:
+            rows = slice(segment.first, segment.first + segment.rows)
+            add_lora(x[rows], out[rows], projection)
     return out
 
 

@@ -28,13 +28,13 @@ def test_every_matrix_is_read_with_its_scale(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert 2 * len(pairs) == len(tensors)
     key = f"base_model.model.{Q}.lora_B.weight"
-    assert torch.equal(pairs[Q].b, tensors[key])
-    assert pairs[Q].scale == 10 / 4
+    assert torch.equal(pairs[Q].lora_B, tensors[key])
+    assert pairs[Q].scaling == 10 / 4
 
 
 def test_rslora_scales_by_the_root_of_the_rank(tmp_path: Path) -> None:
     pairs = read(save_adapter(make_model("llama"), tmp_path, r=9, lora_alpha=6, use_rslora=True))
-    assert pairs[Q].scale == 6 / math.sqrt(9)
+    assert pairs[Q].scaling == 6 / math.sqrt(9)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_ops.engines.torch_engine import fused, native_forward
-from lora_ops.engines.torch_engine.adapter_files import LoraPair
 from lora_ops.engines.torch_engine.decoder import BLOCK, blocks_for
+from lora_ops.engines.torch_engine.lora import LoraPair
 from lora_ops.engines.torch_engine.native_forward import FLAGS, NativeForward
 from lora_ops.engines.torch_engine.projections import AdapterTable, Module
 from lora_ops.engines.torch_engine.step import Segment, Span, Step

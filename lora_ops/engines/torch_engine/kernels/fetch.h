@@ -35,7 +35,7 @@ ALWAYS Ahead take(Stream *s, int64_t count) {
     for (; s->next < s->segments->count; s->next += s->step, s->line = 0)
         if ((left = lines_of(s->segments->of + s->next, s->which) - s->line) > 0) break;
     if (s->next >= s->segments->count) return (Ahead){0};
-    Ahead taken = {(const char *)s->segments->of[s->next].adapter[s->which].a + s->line * LINE, MIN(count, left)};
+    Ahead taken = {(const char *)s->segments->of[s->next].adapter[s->which].lora_A + s->line * LINE, MIN(count, left)};
     s->line += taken.count;
     return taken;
 }

@@ -11,14 +11,14 @@ static void adapt(const Segment *s, int64_t which, const float *x, int64_t input
     for (int64_t t = s->first; t < s->first + s->rows; t++) {
         if (p->bf16) {
             deinterleave(x + t * inputs, work, inputs);
-            dots_bf16_all(p->a, work, z + t * stride, p->rank, inputs);
-        } else dots_all(p->a, x + t * inputs, z + t * stride, p->rank, inputs);
+            dots_bf16_all(p->lora_A, work, z + t * stride, p->rank, inputs);
+        } else dots_all(p->lora_A, x + t * inputs, z + t * stride, p->rank, inputs);
     }
     for (int64_t i = 0; i < p->parts; i++)
         for (int64_t t = s->first; t < s->first + s->rows; t++) {
             const float *from = z + t * stride + p->part[i].r0;
-            float *row = out + t * width + p->part[i].offset, scale = p->part[i].scale;
-            if (p->bf16) add_columns_bf16_all(p->part[i].b, from, scale, row, p->part[i].r, p->part[i].n);
-            else add_columns_all(p->part[i].b, from, scale, row, p->part[i].r, p->part[i].n);
+            float *row = out + t * width + p->part[i].offset, scaling = p->part[i].scaling;
+            if (p->bf16) add_columns_bf16_all(p->part[i].lora_B, from, scaling, row, p->part[i].r, p->part[i].n);
+            else add_columns_all(p->part[i].lora_B, from, scaling, row, p->part[i].r, p->part[i].n);
         }
 }

@@ -2,15 +2,15 @@
 #pragma once
 #include <stdint.h>
 
-/* What one adapter does to one fused projection: z = x a', then out[:, offset:offset+n] += scale z[:, r0:r0+r] b.
+/* What one adapter does to one fused projection: z = x a', then out[:, offset:offset+n] += scaling z[:, r0:r0+r] b.
  * Its matrices are float32, or bfloat16 where `bf16` is set; sums are float32 in both cases. */
 typedef struct {
-    const void *a; /* (rank, inputs): the parts' A below each other */
-    int64_t rank, parts, bf16, bytes; /* bytes of all matrices, which lie behind each other from `a` on */
+    const void *lora_A; /* (rank, inputs): the parts' A below each other */
+    int64_t rank, parts, bf16, bytes; /* bytes of all matrices, which lie behind each other from `lora_A` on */
     struct {
-        const void *b; /* (r, n) */
+        const void *lora_B; /* (r, n) */
         int64_t r0, r, offset, n;
-        double scale;
+        double scaling;
     } part[3];
 } Projection;
 
