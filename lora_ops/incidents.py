@@ -72,6 +72,12 @@ def plan(registry: Registry, reference: str) -> Rollback:
     served = _served(registry, leaves.tenant)
     if serving is None and leaves.number not in served:
         raise Refused(f"{leaves.id} is '{leaves.state}' and was never in production.")
+    if serving is None and leaves.number != served[0]:
+        last = f"{leaves.tenant}@{served[0]}"
+        raise Refused(
+            f"{last} was in production last, and nothing is now: name it, not {leaves.id} (`lora-ops rollback "
+            f"{last} --reason TEXT`)."
+        )
     returns = _before(registry, leaves, served)
     return Rollback(leaves, returns, False, _notes(registry, returns, leaves))
 

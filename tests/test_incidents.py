@@ -196,6 +196,16 @@ def test_only_what_is_in_production_can_be_rolled_back(
         incidents.plan(bad_release, reference)
 
 
+def test_plan_names_what_was_in_production_last(bad_release: Registry, package: Build, story: Story) -> None:  # noqa: F811
+    """The promotion that the plan named was refused: its incident was about another version."""
+    bad_release.register(*package(3), actor="ana")
+    story.to("finance@3", "production")
+    lifecycle.revoke(bad_release, "finance@3", actor=ON_CALL, reason="leaks card numbers")
+    with pytest.raises(LoraOpsError, match="finance@3 was in production last, .*: name it, not finance@2"):
+        incidents.plan(bad_release, "finance@2")
+    assert incidents.plan(bad_release, "finance@3").returns.id == "finance@2"
+
+
 def test_a_record_needs_a_reason(bad_release: Registry, tmp_path: Path) -> None:
     rollback = incidents.plan(bad_release, "finance@2")
     with pytest.raises(LoraOpsError, match="Say why"):
