@@ -203,3 +203,13 @@ def test_nucleus_of_a_vocabulary_is_that_of_a_full_sort(top_p: float, temperatur
     for number in (0.0, 0.3, 0.9, 1 - 1e-12):
         found = _nucleus(probabilities, top_p, number)
         assert found == by_full_sort(probabilities.tolist(), top_p, number)
+
+
+@pytest.mark.gpu
+def test_nucleus_on_a_gpu_is_that_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    for scores in (torch.randn(50_000).double() * 2, torch.randint(4, (50_000,)).double()):
+        probabilities = scores.softmax(-1)
+        for top_p in (0.1, 0.95, 0.9999):
+            for number in (0.0, 0.3, 0.9):
+                assert _nucleus(probabilities.cuda(), top_p, number) == _nucleus(probabilities, top_p, number)
