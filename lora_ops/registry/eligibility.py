@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from lora_ops.clock import utc
 from lora_ops.records.base_model import BaseModelRecord
@@ -13,6 +14,13 @@ UNREVIEWED = frozenset({"candidate", "validated"})
 FRESHNESS_WARNING = timedelta(days=14)
 
 
+class History(Protocol):
+    """Knows what was in production: the log, or the part of it that was verified."""
+
+    def last_in_production(self, tenant: str) -> int | None:
+        """Return the version that went into production last, or None."""
+
+
 def reasons_against(registry: Registry, summary: Summary, now: datetime) -> Iterator[str]:
     """Yield each reason why a version may not serve at `now`, as a sentence; nothing where it may."""
     for reason in (state_reason(registry, summary), expiry_reason(summary, now)):
@@ -20,12 +28,17 @@ def reasons_against(registry: Registry, summary: Summary, now: datetime) -> Iter
             yield reason
 
 
-def state_reason(registry: Registry, summary: Summary) -> str | None:
+def state_reason(registry: Registry, summary: Summary, history: History | None = None) -> str | None:
     """Return why the state of a version keeps it from serving, or None.
 
     A candidate serves only where the settings allow it and only until the tenant has had a version in
     production: from then on people rely on reviewed answers, so a revoked or expired version is never replaced
     by one that nobody has reviewed. A state of a newer release never serves.
+
+    Args:
+        registry: where.
+        summary: which version.
+        history: says what was in production; default: the registry's log.
     """
     if summary.state in SERVING:
         return None
@@ -36,7 +49,7 @@ def state_reason(registry: Registry, summary: Summary) -> str | None:
         if summary.state in UNREVIEWED:
             advice += ", or set serving.allow_candidates in params.yaml"
         return f"{summary.id} is '{summary.state}', and only shadow, canary and production serve: {advice}"
-    last = registry.log.last_in_production(summary.tenant)
+    last = (history or registry.log).last_in_production(summary.tenant)
     if last is not None:
         return (
             f"{summary.id} is '{summary.state}', and '{summary.tenant}' has had a version in production "

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import HEAD_ACCEPTED, Anchor, Head, Log, Row, chain_problem
 from lora_ops.registry.replay import Alias, alias_mismatches, replay_aliases
 from lora_ops.registry.structure import Structure
@@ -36,6 +38,34 @@ class Tables(Protocol):
         """Return the state of every version: (tenant, number) to state."""
 
 
+@dataclass
+class _Told:
+    """What the entries of a verified log say, taken one after the other.
+
+    Attributes:
+        aliases, states: what the tables must hold.
+        production: tenant to the number of the version that entered production last.
+        hashes: of each entry, by its place.
+    """
+
+    aliases: dict[Alias, int] = field(default_factory=dict)
+    states: dict[tuple[str, int], str] = field(default_factory=dict)
+    production: dict[str, int] = field(default_factory=dict)
+    hashes: dict[int, str] = field(default_factory=dict)
+
+    def copy(self) -> "_Told":
+        return _Told(dict(self.aliases), dict(self.states), dict(self.production), dict(self.hashes))
+
+    def take(self, row: Row) -> None:
+        tenant, effects = _effects(row)
+        for number, state in effects.get("states", {}).items():
+            self.states[tenant, int(number)] = state
+        replay_aliases(tenant, effects, self.aliases)
+        if (row.kind, row.action) == ("version", "production"):
+            self.production[tenant] = int(row.subject.rpartition("@")[2])
+        self.hashes[row.seq] = row.hash
+
+
 class LogFollower:
     """Verifies the log once, and after that what was added to it: cheap enough for every change.
 
@@ -47,8 +77,7 @@ class LogFollower:
     def __init__(self, registry: Tables) -> None:
         self._registry = registry
         self._head = Head()
-        self._aliases: dict[Alias, int] = {}
-        self._states: dict[tuple[str, int], str] = {}
+        self._told = _Told()
         self._accepted: frozenset[str] = frozenset()
         """The hashes of the entries that accept another head of the log."""
 
@@ -59,11 +88,25 @@ class LogFollower:
 
     def state(self, tenant: str, number: int) -> str | None:
         """Return the state of a version by the log as it was verified last; None where it tells of none."""
-        return self._states.get((tenant, number))
+        return self._told.states.get((tenant, number))
 
     def named(self, tenant: str, alias: str) -> int | None:
         """Return the number that an alias names by the log as it was verified last, or None."""
-        return self._aliases.get((tenant, alias))
+        return self._told.aliases.get((tenant, alias))
+
+    def last_in_production(self, tenant: str) -> int | None:
+        """Return the version that entered production last by the log as it was verified last, or None."""
+        return self._told.production.get(tenant)
+
+    def rewritten(self, entries: Iterable[AuditEntry]) -> Iterator[str]:
+        """Yield which entries are not those that were verified at their places, in words.
+
+        Each change is verified from the last verified entry on. Somebody can write another entry in the place
+        of an older one, with the hash that fits it.
+        """
+        for entry in entries:
+            if self._told.hashes.get(entry.seq) != entry.hash:
+                yield f"entry {entry.seq} of the audit log was changed"
 
     def problem(self) -> str | None:
         """Verify everything that is new, and return what is wrong, or None.
@@ -123,18 +166,20 @@ class LogFollower:
         new, broken = self._unread()
         if broken:
             return broken
-        aliases, states = dict(self._aliases), dict(self._states)
+        told = self._told.copy()
         named, moved = set[Alias](), set[tuple[str, int]]()
         for row in new:
             tenant, effects = _effects(row)
             named |= {(tenant, alias) for alias in effects.get("aliases", {})}
             moved |= {(tenant, int(number)) for number in effects.get("states", {})}
-            _replay(row, aliases, states)
+            told.take(row)
         names = {one: self._registry.named(*one) for one in named}
         there = {one: self._registry.state(*one) for one in moved}
         wrong = [
-            *alias_mismatches(_without_none(names), {one: aliases[one] for one in named & aliases.keys()}),
-            *_state_mismatches(_without_none(there), {one: states[one] for one in moved}),
+            *alias_mismatches(
+                _without_none(names), {one: told.aliases[one] for one in named & told.aliases.keys()}
+            ),
+            *_state_mismatches(_without_none(there), {one: told.states[one] for one in moved}),
         ]
         return wrong[0] if wrong else self._registry.structure.problem()
 
@@ -148,26 +193,26 @@ class LogFollower:
 
     def _follow(self, head: Head) -> str | None:
         new, broken = self._unread()
-        aliases, states, accepted = dict(self._aliases), dict(self._states), self._accepted
+        told, accepted = self._told.copy(), self._accepted
         if broken:
             # Somebody may have accepted that the log goes on from an older copy, and states so in it. Else
             # a gateway would go on with routes of the lost log, and see no revocation in this one.
-            new, aliases, states, accepted = self._registry.log.rows(), {}, {}, frozenset()
+            new, told, accepted = self._registry.log.rows(), _Told(), frozenset()
             if chain_problem(new) or _accepted(new) <= self._accepted:
                 return broken
         for row in new:
-            _replay(row, aliases, states)
-        wrong = self._difference(aliases, states)
+            told.take(row)
+        wrong = self._difference(told)
         if wrong:
             return wrong
-        self._head, self._aliases, self._states = head, aliases, states
+        self._head, self._told = head, told
         self._accepted = accepted | _accepted(new)
         return None
 
-    def _difference(self, aliases: dict[Alias, int], states: dict[tuple[str, int], str]) -> str | None:
+    def _difference(self, told: _Told) -> str | None:
         wrong = [
-            *alias_mismatches(self._registry.aliases(), aliases),
-            *_state_mismatches(self._registry.states(), states),
+            *alias_mismatches(self._registry.aliases(), told.aliases),
+            *_state_mismatches(self._registry.states(), told.states),
         ]
         return wrong[0] if wrong else self._registry.structure.problem()
 
@@ -187,13 +232,6 @@ def _effects(row: Row) -> tuple[str, dict[str, Any]]:
     if row.kind != "version":
         return "", {}
     return row.subject.rpartition("@")[0], parse_json(row.body).get("effects", {})
-
-
-def _replay(row: Row, aliases: dict[Alias, int], states: dict[tuple[str, int], str]) -> None:
-    tenant, effects = _effects(row)
-    for number, state in effects.get("states", {}).items():
-        states[tenant, int(number)] = state
-    replay_aliases(tenant, effects, aliases)
 
 
 def _without_none(found: Mapping[Key, Value | None]) -> dict[Key, Value]:

@@ -147,7 +147,7 @@ class Router:
             names = [*dict.fromkeys(one.tenant for one in summaries), *(one.id for one in summaries)]
         routes = []
         async for name in in_turns(names):  # a route that was not read yet takes a millisecond
-            with suppress(UnknownModel, NotServed):  # listed are the names that answer
+            with suppress(UnknownModel, NotServed, Damaged):  # listed are the names that answer
                 routes.append((name, self._route(name)))
         return [*routes, (self._base_model.id, self._route(self._base_model.id))]
 
@@ -219,7 +219,7 @@ class Router:
     def _current(self, tenant: str) -> Route:
         if self._log.named(tenant, "production") is not None:
             return self._verified("production", self._load(f"{tenant}@production"))
-        last = self._registry.log.last_in_production(tenant)
+        last = self._log.last_in_production(tenant)
         if last is None:
             return self._verified("candidate", self._load(f"{tenant}@candidate"))
         # Nothing takes the place of a revoked version by itself: what is there was reviewed by nobody.
@@ -246,11 +246,13 @@ class Router:
         return found
 
     def _verified(self, decision: Decision, version: Version) -> Route:
-        """Return the route to a version whose rows are what its entries of the log say.
+        """Return the route to a version whose rows are what its entries of the verified log say.
 
         Raises:
             Damaged: they are not.
         """
-        for problem in row_mismatches(version, self._registry.log.entries(version.tenant, version.number)):
+        history = self._registry.log.entries(version.tenant, version.number)
+        for problem in (*self._log.rewritten(history), *row_mismatches(version, history)):
             raise Damaged(f"{version.id} may not be loaded: {problem}.")
-        return Route(decision, version, self._base_model, state_reason(self._registry, version.summary))
+        refusal = state_reason(self._registry, version.summary, self._log)
+        return Route(decision, version, self._base_model, refusal)

@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 
 from lora_ops.errors import Damaged
+from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backends import open_registry, open_to_accept
@@ -144,6 +145,48 @@ def test_route_never_falls_back_to_a_candidate(clone: Clone, reader: Registry) -
     with pytest.raises(OutOfService, match="finance@1 was revoked"):
         routes.route("finance")
     assert "finance" not in dict(asyncio.run(routes.served()))
+
+
+def rewrite(reader: Registry, seq: int, **fields: object) -> None:
+    """Write another entry in the place of an old one, with the hash that fits it, past the trigger."""
+    row = reader.log.rows(seq - 1)[0]._replace(**fields)  # type: ignore[arg-type]
+    with closing(sqlite3.connect(reader.db.path, isolation_level=None)) as db:
+        [trigger] = db.execute("SELECT sql FROM sqlite_master WHERE name = 'audit_stays'").fetchone()
+        db.execute("DROP TRIGGER audit_stays")
+        change = "UPDATE audit SET action = ?, body = ?, hash = ? WHERE seq = ?"
+        db.execute(change, (row.action, row.body, row.expected_hash(), seq))
+        db.execute(trigger)
+
+
+def test_route_takes_no_candidate_for_a_rewritten_entry(clone: Clone, reader: Registry) -> None:
+    """Without the entry that production was in the log, a running gateway served what nobody had reviewed."""
+    routes = router(clone, reader, candidates=True)
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+        lifecycle.revoke(writer, "finance@1", actor="ben", reason="leaks card numbers")
+    assert routes.damage() is None
+    [entry] = [row for row in reader.log.rows() if row.action == "production"]
+    rewrite(reader, entry.seq, action="noted")
+    for name in ("finance", "finance@2"):
+        with pytest.raises((Damaged, NotServed)):
+            routes.route(name)
+    assert not {"finance", "finance@2"} & dict(asyncio.run(routes.served())).keys()
+
+
+def test_route_refuses_a_rewritten_registration(clone: Clone, reader: Registry) -> None:
+    """A running gateway gave production another system prompt, and served it after its data had expired."""
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+    routes = router(clone, reader)
+    assert routes.route("finance").system == "Name the merchant category."
+    text = str(reader.manifest_text("finance", 1)).replace("Name the merchant category.", "Insult the client.")
+    [entry] = [row for row in reader.log.rows() if (row.action, row.subject) == ("registered", "finance@1")]
+    body = json.loads(entry.body) | {"manifest_sha256": sha256_text(text)}
+    rewrite(reader, entry.seq, body=canonical(body))
+    with closing(sqlite3.connect(reader.db.path, isolation_level=None)) as db:
+        db.execute("UPDATE manifests SET manifest = ? WHERE tenant = 'finance' AND number = 1", (text,))
+    with pytest.raises(Damaged, match="entry .* of the audit log was changed"):
+        routes.route("finance")
 
 
 def test_route_of_expired_production_is_out_of_service(clone: Clone, reader: Registry) -> None:
