@@ -1,4 +1,4 @@
-"""Which decoder a base model gets: the fused one if it gives the model's own logits, else the general one.
+"""Which decoder a base model gets: ours if it gives the model's own logits, else that of transformers.
 
 Whichever it is, it is held against transformers at start, reading a prompt in parts as the batch does. A base
 model that neither can decode is refused.
@@ -14,8 +14,8 @@ import torch
 
 from lora_ops.engines.protocol import EngineError
 from lora_ops.engines.torch_engine.decoder import BLOCK, Decoder, Work, blocks_for
-from lora_ops.engines.torch_engine.fused import FusedDecoder, why_not
-from lora_ops.engines.torch_engine.general import GeneralDecoder
+from lora_ops.engines.torch_engine.hf_decoder import HFDecoder
+from lora_ops.engines.torch_engine.llama_decoder import LlamaDecoder, why_not
 from lora_ops.engines.torch_engine.memory import Demand, GPUShare, gpu_memory, gpu_room, kv_tokens_that_fit
 from lora_ops.engines.torch_engine.weights import computes_in
 from lora_ops.errors import LoraOpsError
@@ -73,7 +73,7 @@ def load_decoder(
 
 
 def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
-    """Return the fastest decoder that gives the logits of `model`; another one than the fused is warned of.
+    """Return the fastest decoder that gives the logits of `model`; that of transformers is warned of.
 
     Raises:
         EngineError: none does.
@@ -82,15 +82,15 @@ def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
     context = min(_positions(model), tokens)
     reason = why_not(model)
     if reason is None:
-        fused = FusedDecoder(model, context, tokens)
-        difference = _difference(fused, model)
-        if difference <= TOLERANCE[fused.dtype]:
-            return fused
-        reason = f"the fused decoder's logits differ from the model's by {difference:.2g}"
+        ours = LlamaDecoder(model, context, tokens)
+        difference = _difference(ours, model)
+        if difference <= TOLERANCE[ours.dtype]:
+            return ours
+        reason = f"the engine's own logits differ from the model's by {difference:.2g}"
     # Its own forward pass rounds what it computes to the type of the weights, which matters on a CPU.
-    general = GeneralDecoder(model.to(computes_in(model)), context, tokens)
-    difference = _difference(general, model)
-    if not difference <= TOLERANCE[general.dtype]:  # NaN is refused, too
+    theirs = HFDecoder(model.to(computes_in(model)), context, tokens)
+    difference = _difference(theirs, model)
+    if not difference <= TOLERANCE[theirs.dtype]:  # NaN is refused, too
         raise EngineError(
             f"{type(model).__name__} can't be served by this engine: read in parts, a prompt gives other "
             f"logits (they differ by {difference:.2g}), as a state-space model's does. Use another base model, "
@@ -101,7 +101,7 @@ def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
         type(model).__name__,
         reason,
     )
-    return general
+    return theirs
 
 
 @contextmanager

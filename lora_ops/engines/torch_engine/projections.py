@@ -1,4 +1,4 @@
-"""One adapter as the fused decoder applies it: a few matrices for each fused projection of each layer."""
+"""One adapter as `LlamaDecoder` applies it: a few matrices for each fused projection of each layer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ SHARED: dict[str, Any] = {
 }
 LLAMA_LIKE = SHARED | {"num_hidden_layers": 2, "intermediate_size": 40}
 
-FUSED = {
+LLAMA_LIKE_MODELS = {
     "llama": lambda: LlamaForCausalLM(
         LlamaConfig(**LLAMA_LIKE, hidden_size=36, num_attention_heads=3, num_key_value_heads=1)
     ),
@@ -75,7 +75,7 @@ FUSED = {
         Qwen3Config(**LLAMA_LIKE, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=40)
     ),
 }
-GENERAL = {
+OTHER_MODELS = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**SHARED, n_layer=2, n_head=2, n_embd=32)),
     "gpt_neox": lambda: GPTNeoXForCausalLM(
         GPTNeoXConfig(
@@ -97,7 +97,7 @@ GENERAL = {
 def make_model(name: str) -> Any:
     """A random model, the same each time."""
     torch.manual_seed(0)
-    model: Any = (FUSED | GENERAL)[name]().eval()
+    model: Any = (LLAMA_LIKE_MODELS | OTHER_MODELS)[name]().eval()
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)

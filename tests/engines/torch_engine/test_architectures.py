@@ -16,9 +16,9 @@ from transformers import (
 from lora_ops.engines.protocol import EngineError
 from lora_ops.engines.torch_engine.architectures import PROBE, load_decoder, make_decoder
 from lora_ops.engines.torch_engine.decoder import Decoder, Work, blocks_for
-from lora_ops.engines.torch_engine.fused import FusedDecoder
+from lora_ops.engines.torch_engine.llama_decoder import LlamaDecoder
 from lora_ops.engines.torch_engine.native_forward import NativeForward
-from tests.engines.torch_engine.models import FUSED, VOCABULARY, make_model
+from tests.engines.torch_engine.models import LLAMA_LIKE_MODELS, VOCABULARY, make_model
 
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
 STATE_SPACE = {
@@ -37,19 +37,19 @@ def test_a_model_without_a_kv_cache_is_refused(name: str) -> None:
         make_decoder(STATE_SPACE[name]().eval(), kv_tokens=64)
 
 
-@pytest.mark.parametrize("name", [*FUSED, "gpt2"])
+@pytest.mark.parametrize("name", [*LLAMA_LIKE_MODELS, "gpt2"])
 @torch.inference_mode()
 def test_a_model_in_bf16_is_computed_in_float32(name: str) -> None:
     model = make_model(name).bfloat16()
     decoder = make_decoder(model, kv_tokens=64)
-    assert decoder.dtype is torch.float32 and decoder.batches == (name in FUSED)
+    assert decoder.dtype is torch.float32 and decoder.batches == (name in LLAMA_LIKE_MODELS)
     tokens = [5, 7, 11]
     got = decoder.step([Work(tokens, 0, [0], None, scored=3)])
     torch.testing.assert_close(got, model.float()(torch.tensor([tokens])).logits[0], rtol=1e-4, atol=1e-4)
 
 
 def weights_of(decoder: Decoder) -> int:
-    assert isinstance(decoder, FusedDecoder) and isinstance(decoder.forward, NativeForward)
+    assert isinstance(decoder, LlamaDecoder) and isinstance(decoder.forward, NativeForward)
     return decoder.forward.weight_bytes
 
 

@@ -25,10 +25,10 @@ from tests.engines.torch_engine.batches import (
     sequence_of,
 )
 from tests.engines.torch_engine.conftest import Case, make_case
-from tests.engines.torch_engine.models import END, FUSED, GENERAL, make_model, save_adapter
+from tests.engines.torch_engine.models import END, LLAMA_LIKE_MODELS, OTHER_MODELS, make_model, save_adapter
 
 
-@pytest.mark.parametrize("architecture", [*FUSED, *GENERAL])
+@pytest.mark.parametrize("architecture", [*LLAMA_LIKE_MODELS, *OTHER_MODELS])
 def test_alone_every_adapter_answers_as_peft_does(architecture: str, case_of: Callable[[str], Case]) -> None:
     case = case_of(architecture)
     answers = set()
@@ -41,7 +41,7 @@ def test_alone_every_adapter_answers_as_peft_does(architecture: str, case_of: Ca
     assert len({answer for _, answer in answers}) > len(answers) / 2, "adapters and prompts hardly matter"
 
 
-@pytest.mark.parametrize("architecture", [*FUSED, *GENERAL])
+@pytest.mark.parametrize("architecture", [*LLAMA_LIKE_MODELS, *OTHER_MODELS])
 def test_together_every_adapter_answers_as_peft_does(architecture: str, case_of: Callable[[str], Case]) -> None:
     case = case_of(architecture)
     requests = [Request(0, kind, prompt, 12) for prompt in PROMPTS for kind in KINDS]

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_ops.engines.torch_engine import fused, native_forward
+from lora_ops.engines.torch_engine import llama_decoder, native_forward
 from lora_ops.engines.torch_engine.decoder import BLOCK, blocks_for
 from lora_ops.engines.torch_engine.lora import LoraPair
 from lora_ops.engines.torch_engine.native_forward import FLAGS, NativeForward
@@ -348,7 +348,7 @@ def test_without_a_compiler_bf16_weights_are_computed_in_float32(
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
     case = make_case(0, Sizes(1, 2, 16, 32, 32, biased=True, normed=False), [(5, 3, 0, True)], [], False)
     narrow = in_bf16(case[0])
-    got = fused.make_forward(narrow, case[1].clone())(make_step(case[2]))
+    got = llama_decoder.make_forward(narrow, case[1].clone())(make_step(case[2]))
     torch.testing.assert_close(got, pass_of(narrow, case)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -381,14 +381,14 @@ def test_without_a_compiler_the_torch_pass_runs_and_a_warning_says_so(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
-    assert isinstance(fused.make_forward(*make_any()), TorchForward)
+    assert isinstance(llama_decoder.make_forward(*make_any()), TorchForward)
     assert "no-such-compiler" in caplog.text
 
 
 def test_a_compiler_may_be_named_with_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "env cc -g")
-    assert isinstance(fused.make_forward(*make_any()), NativeForward)
+    assert isinstance(llama_decoder.make_forward(*make_any()), NativeForward)
 
 
 def test_without_a_home_the_torch_pass_runs_unless_another_place_is_named(
@@ -396,9 +396,9 @@ def test_without_a_home_the_torch_pass_runs_unless_another_place_is_named(
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert isinstance(fused.make_forward(*make_any()), NativeForward)
+    assert isinstance(llama_decoder.make_forward(*make_any()), NativeForward)
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert isinstance(fused.make_forward(*make_any()), TorchForward)
+    assert isinstance(llama_decoder.make_forward(*make_any()), TorchForward)
     assert "set XDG_CACHE_HOME" in caplog.text
 
 
@@ -406,9 +406,9 @@ def test_a_compiler_that_fails_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert isinstance(fused.make_forward(*make_any()), NativeForward)
+    assert isinstance(llama_decoder.make_forward(*make_any()), NativeForward)
     monkeypatch.setenv("CC", "false")
-    assert isinstance(fused.make_forward(*make_any()), TorchForward)
+    assert isinstance(llama_decoder.make_forward(*make_any()), TorchForward)
     assert len(list((tmp_path / "lora_ops").iterdir())) == 1
 
 

@@ -26,7 +26,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with a
 
 
 def why_not(model: Any) -> str | None:
-    """Why `model` can't be decoded by `FusedDecoder`, or None when it can."""
+    """Why `model` can't be decoded by `LlamaDecoder`, or None when it can."""
     config, name = model.config, type(model).__name__
     if name not in CLASSES:
         return f"{name} is not one of {', '.join(CLASSES)}"
@@ -42,7 +42,7 @@ def why_not(model: Any) -> str | None:
     return next((reason for reason, holds in checks.items() if holds), None)
 
 
-class FusedDecoder:
+class LlamaDecoder:
     """A `Decoder` of a Llama, Mistral, Qwen2 or Qwen3 model; `model` itself is not needed afterwards.
 
     Args:

@@ -29,7 +29,7 @@ class HookedAdapter:
         return sum(one.lora_A.nbytes + one.parts[0].lora_B.nbytes for one in self.projections.values())
 
 
-class GeneralDecoder:
+class HFDecoder:
     """A `Decoder` of any causal language model of transformers.
 
     The model itself decides how its caches are laid out. A sequence's blocks only bound how many tokens all
