@@ -54,13 +54,25 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path))
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
     """Return the value of a JSON text.
 
+    Args:
+        text: in UTF-8, where it is bytes.
+        unique: refuse an object that has a name twice. Readers take the last one, and people see the first.
+
     Raises:
-        ValueError: it is no JSON, or is nested deeper than Python reads.
+        ValueError: it is no JSON, is nested deeper than Python reads, or has a name twice.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has '{next(name for name in names if names.count(name) > 1)}' twice")
+    return found

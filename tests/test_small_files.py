@@ -35,3 +35,11 @@ def test_read_small_refuses_what_is_no_small_file(tmp_path: Path, kind: str) -> 
 def test_parse_json_refuses_with_one_kind_of_error(text: str | bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(text)
+
+
+def test_parse_json_tells_of_a_name_that_is_there_twice() -> None:
+    text = '[{"b": {"a": 1, "a": 2}}]'
+    assert parse_json(text) == [{"b": {"a": 2}}]
+    with pytest.raises(ValueError, match="it has 'a' twice"):
+        parse_json(text, unique=True)
+    assert parse_json('{"a": {"a": 1}}', unique=True) == {"a": {"a": 1}}

@@ -27,6 +27,7 @@ from lora_ops.records.evaluation import (
 )
 from lora_ops.records.manifest import SCHEMA_VERSION, Manifest, fresh_until, published
 from lora_ops.records.membership import read_groups
+from lora_ops.small_files import parse_json, read_text
 
 SPLITS = ("train", "validation", "test")
 KEPT = (EVALUATION, ANSWERS, MEMBERSHIP)
@@ -145,6 +146,11 @@ def _unlike_files(manifest: Manifest, folder: Path) -> Iterator[str]:
     foreign = sorted(set(manifest.files) - WRITTEN)
     if foreign:  # an engine may read it: a tokenizer of its own, weights under a name that differs in case
         yield f"the package holds '{foreign[0]}', which no stage writes"
+    for name in (EVALUATION, ADAPTER_FILES[1]):
+        try:
+            parse_json(read_text(folder / name), unique=True)
+        except ValueError as error:
+            yield f"{name} can't be read: {error}"
     sizes = {name: (folder / name).stat().st_size for name in manifest.files}
     other = differing(sizes, {name: file.bytes for name, file in manifest.files.items()})
     if other:

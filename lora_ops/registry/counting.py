@@ -300,13 +300,17 @@ def _rows(form: type[AnyRow], head: dict[str, Any], source: bytes, kind: str) ->
     for place, line in enumerate(source.split(b"\n"), 1):
         if not line.strip():
             continue
+        text = line.removeprefix(b"\xef\xbb\xbf")
         try:
-            yield place, form.model_validate_json(line.removeprefix(b"\xef\xbb\xbf"))
-        except ValidationError as error:
+            row = form.model_validate_json(text)
+            parse_json(text, unique=True)
+        except ValueError as error:
+            what = first_problem(error) if isinstance(error, ValidationError) else str(error)
             raise LoraOpsError(
-                f"{_line(head, place)}: {first_problem(error)}; evidence of kind '{kind}' is a file with one "
+                f"{_line(head, place)}: {what}; evidence of kind '{kind}' is a file with one "
                 f"JSON object in each line: {COLUMNS[kind]}."
             ) from error
+        yield place, row
 
 
 def _about(row: Row, about: About, head: dict[str, Any], place: int) -> None:

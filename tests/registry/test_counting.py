@@ -201,6 +201,15 @@ def test_a_wrong_row_is_refused_with_its_line(counted: Count, kind: str, rows: R
         counted(kind, rows)
 
 
+def test_a_row_that_says_a_thing_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_text(
+        '{"adapter": "finance@1", "pair": "1", "annotator": "eve", "vote": "base", "vote": "same"}\n'
+    )
+    with pytest.raises(LoraOpsError, match="line 1: it has 'vote' twice; evidence of kind"):
+        count("human_evaluation", ABOUT, path)
+
+
 @pytest.mark.parametrize(
     ("kind", "row", "again"),
     [

@@ -215,6 +215,23 @@ def test_every_file_of_a_package_is_needed(complete: tuple[Path, Manifest]) -> N
     register(folder, stored)
 
 
+@pytest.mark.parametrize("name", [EVALUATION, ADAPTER_FILES[1]])
+def test_package_whose_json_says_a_thing_twice_is_refused(package: Build, name: str) -> None:
+    """Readers take the last one, and people see the first."""
+    folder, manifest = package(1)
+    text = (folder / name).read_text()
+    field = next(iter(json.loads(text)))
+    (folder / name).write_text(text.replace("{", f'{{"{field}": null, ', 1))
+    file = FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+    stored = manifest.model_copy(update={"files": {**manifest.files, name: file}}).model_dump(mode="json")
+    if name != EVALUATION:
+        stored["evaluation"]["adapter_config_sha256"] = None  # as an earlier release wrote it
+        (folder / EVALUATION).write_text(json.dumps(stored["evaluation"]))
+        stored["files"][EVALUATION]["sha256"] = sha256_file(folder / EVALUATION)
+    with pytest.raises(LoraOpsError, match=f"{name} can't be read: it has '{field}' twice"):
+        register(folder, stored)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "Adapter_Model.safetensors", "chat_template.jinja", "a.py"])
 def test_file_that_no_stage_writes_is_refused(complete: tuple[Path, Manifest], name: str) -> None:
     """vLLM reads a tokenizer beside the weights, and some disks take one name for another."""
