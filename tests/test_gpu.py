@@ -66,15 +66,19 @@ def sure_base(tiny_base: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
 def test_engine_gives_logits_of_peft_in_bf16(tmp_path: Path, device: str, name: str) -> None:
-    """A batch of three sequences: two adapters and the base model."""
+    """A batch of three sequences: two adapters and the base model.
+
+    On a CPU the engine computes in float32 with the weights that bfloat16 holds, on a GPU in bfloat16.
+    """
     model = make_model(name)
+    computed, tolerance = (torch.float32, 1e-4) if device == "cpu" else (torch.bfloat16, 0.05)
     folders = [
         rounded(save_adapter(copy.deepcopy(model), tmp_path / str(seed), seed=seed, scale=0.1, r=rank))
         for seed, rank in enumerate((4, 8))
     ]
     peft = PeftModel.from_pretrained(copy.deepcopy(model), folders[0], adapter_name="0")
     peft.load_adapter(folders[1], adapter_name="1")
-    peft = peft.to(device, torch.bfloat16).eval()
+    peft = peft.to(device, torch.bfloat16).to(computed).eval()
     decoder = make_decoder(copy.deepcopy(model).to(device, torch.bfloat16), kv_tokens=256)
     adapters = [decoder.adapter(read_adapter(path, decoder.shapes), torch.bfloat16) for path in folders]
     tokens = torch.randint(2, 300, (24,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -89,10 +93,10 @@ def test_engine_gives_logits_of_peft_in_bf16(tmp_path: Path, device: str, name: 
         for place, adapter in enumerate(("0", "1")):
             peft.set_adapter(adapter)
             wanted = peft(torch.tensor([tokens], device=device)).logits[0].float()
-            assert float((got[place] - wanted).abs().max() / wanted.abs().max()) < 0.05
+            assert float((got[place] - wanted).abs().max() / wanted.abs().max()) < tolerance
         with peft.disable_adapter():
             wanted = peft(torch.tensor([tokens], device=device)).logits[0].float()
-        assert float((got[2] - wanted).abs().max() / wanted.abs().max()) < 0.05
+        assert float((got[2] - wanted).abs().max() / wanted.abs().max()) < tolerance
 
 
 def test_trained_in_bf16_it_is_evaluated(sure_base: Path, tmp_path: Path, device: str) -> None:
