@@ -17,6 +17,7 @@ from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.answered_incidents import NAMED, answer_to, is_final
 from lora_ops.registry.counting import plain
 from lora_ops.registry.objections import speaks_against
+from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import evaluation_lacks, filed, gap_limit, load, own_evidence
 from lora_ops.registry.rollbacks import entered_production, incidents_since_production
 from lora_ops.registry.store import Registry
@@ -59,7 +60,13 @@ def twin_objections(
         for kind in INHERITED:
             if twin.tenant != version.tenant:
                 continue  # another tenant's prompts and voters ask something else
-            earlier = [document for _, document in _read(registry, twin, of_twin, kind).reports]
+            found = _read(registry, twin, of_twin, kind)
+            if found.unread and before is None:  # judged afterwards, the lost file is named by `verify`
+                yield (
+                    f"the {kind} report on {twin.id}, which has the same weights (it is lost or damaged: "
+                    "restore it from a backup)"
+                )
+            earlier = [document for _, document in found.reports]
             if not earlier:
                 continue
             newest = given.get(kind) or (load(registry.files, own[kind]) if kind in own else None)
@@ -67,7 +74,7 @@ def twin_objections(
             yield from _unanswered(twin, newest, earlier if newest else earlier[-1:])
         # A twin of an older release may have been known as one only later, by its first report.
         if before is None or twins.states(twin):
-            yield from _evaluation_unanswered(registry, version, twin, max_gap)
+            yield from _evaluation_unanswered(registry, version, twin, max_gap, before)
 
 
 def twin_objections_to_return(
@@ -179,7 +186,7 @@ class _Read(NamedTuple):
 
 
 def _read(registry: Registry, twin: Summary, history: Sequence[AuditEntry], kind: str) -> _Read:
-    """Return the reports of one kind on a twin, and what can't be read: a lost file stops no other version."""
+    """Return the reports of one kind on a twin, and what can't be read: a lost file stops no rollback."""
     found = _Read([], [])
     for one in {one.sha256: one for one in own_evidence(history, twin.number) if one.kind == kind}.values():
         try:
@@ -198,9 +205,11 @@ def _evaluation_that_counts(registry: Registry, version: Version, twin: Summary)
     """Return the manifest of a twin whose evaluation is on the data of `version`, whatever tenant's; or None.
 
     Raises:
-        LoraOpsError: the twin's manifest is lost or damaged.
+        LoraOpsError: the twin's manifest is lost, or is not what the log says.
     """
-    theirs = registry.load(twin.tenant, twin.number).manifest
+    found = registry.load(twin.tenant, twin.number)
+    require_rows(registry, found)
+    theirs = found.manifest
     counts = twin.tenant == version.tenant or _is_same_data(theirs.data, version.manifest.data)
     return theirs if counts else None
 
@@ -253,7 +262,7 @@ def _unanswered(twin: Summary, newest: AnyEvidence | None, earlier: Sequence[Any
 
 
 def _evaluation_unanswered(
-    registry: Registry, version: Version, twin: Summary, limit: float | None
+    registry: Registry, version: Version, twin: Summary, limit: float | None, before: int | None
 ) -> Iterator[str]:
     """Yield what the evaluation of a version must answer of its twin's.
 
@@ -262,7 +271,12 @@ def _evaluation_unanswered(
     try:
         found = _evaluation_that_counts(registry, version, twin)
     except LoraOpsError:
-        return  # `twin_notes` names it
+        if before is None:  # judged afterwards, it is named by `verify`
+            yield (
+                f"the manifest of {twin.id}, which has the same weights (it is lost or damaged: restore the "
+                "registry from a backup)"
+            )
+        return
     if found is None:
         return  # another tenant's rows ask something else
     theirs, mine = found.evaluation, version.manifest.evaluation

@@ -211,15 +211,37 @@ def test_another_tenants_word_stops_no_canary(
     )
 
 
-def test_a_lost_report_of_a_twin_is_a_note(
+def test_a_lost_report_of_a_twin_answers_nothing(
     registry: Registry, package: Build, story: Story, file: File
 ) -> None:
+    """Whoever took the file with the failed check away brought the same weights into production."""
     registry.register(*package(1), actor=AUTHOR)
-    file("finance@1", "policy", policy("No cards"))
+    file("finance@1", "policy", policy("No cards", failed=3))
     other = twin(registry, package)
     registry.files.path(registry.log.entries("finance", 1)[-1].evidence[0].sha256).unlink()
-    assert story.to(other, "validated").state == "validated"
+    with pytest.raises(Refused, match="the policy report on finance@1, which has the same weights .it is lost"):
+        story.to(other, "validated")
     assert "its policy report (rows.jsonl) is lost or damaged" in warnings(registry, other)
+
+
+@pytest.mark.usefixtures("written_by_hand")
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "DELETE FROM manifests WHERE number = 1",
+        "UPDATE manifests SET manifest = (SELECT manifest FROM manifests WHERE number = 2)",
+    ],
+)
+def test_a_changed_manifest_of_a_twin_answers_nothing(
+    registry: Registry, package: Build, story: Story, attack: str
+) -> None:
+    """With another manifest for a moment, the evaluation that failed was another one."""
+    folder, manifest = package(1)
+    registry.register(folder, with_evaluation(folder, manifest, beats_base=False), actor=AUTHOR)
+    other = twin(registry, package, rows=100)
+    registry.db.rows(attack)
+    with pytest.raises(Refused, match="the manifest of finance@1, which has the same weights .it is lost"):
+        story.to(other, "validated")
 
 
 def review(registry: Registry, story: Story, reference: str, actor: str, reason: str) -> None:
