@@ -7,7 +7,7 @@ multiples of 1,000,003. Where two such numbers may stand in one place, it makes 
 import json
 import re
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 # Of all such numbers of a form, multiplied with each other: at most 0.1 s and 6 MB on one core.
@@ -64,6 +64,8 @@ def _divisors(schema: str) -> set[Decimal]:
         decoder.raw_decode(schema.lstrip())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except InvalidOperation as error:  # 1e99999999999999999999
+        raise ValueError("the exponent of a number is too large") from error
     return found
 
 

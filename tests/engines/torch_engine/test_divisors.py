@@ -53,7 +53,12 @@ def test_structures_take_small_divisors(structures: Structures, kind: Any, text:
     assert not structures.matcher(Structure(kind, text)).forbidden().all()
 
 
-@pytest.mark.parametrize("text", ["[" * 60_000, '{"a": ' * 10_000, "{", '{"multipleOf": 1,}'])
+HUGE_EXPONENTS = [
+    f'{{"{name}": 1e{sign}{"9" * 20}}}' for name in ("multipleOf", "maximum") for sign in ("", "-")
+]
+
+
+@pytest.mark.parametrize("text", ["[" * 60_000, '{"a": ' * 10_000, "{", '{"multipleOf": 1,}', *HUGE_EXPONENTS])
 def test_structures_refuse_what_is_no_schema(structures: Structures, text: str) -> None:
     for structure in (Structure("json", text), Structure("grammar", f"start: %json {text}")):
         with pytest.raises(Unsupported, match="can't be read"):
