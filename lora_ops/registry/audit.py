@@ -37,6 +37,15 @@ class Head(NamedTuple):
         return f"{self.seq}:{self.hash[:12]}"
 
 
+class Registered(NamedTuple):
+    """What the log states of a version; digests of its stored manifest and of its signature's file."""
+
+    author: str
+    content_digest: str
+    manifest: str
+    signature: str | None
+
+
 class Log:
     """The entries in SQLite; `append` runs inside the transaction of the change that it tells of."""
 
@@ -153,15 +162,16 @@ class Log:
         )
         return row[0] if row else None
 
-    def registered_as(self, version: str) -> tuple[str, str] | None:
-        """Return author and content digest that the log states of one version (`finance@3`), or None."""
+    def registered_as(self, version: str) -> "Registered | None":
+        """Return what the log states of one version (`finance@3`) since it was registered, or None."""
         row = self._db.row(
-            "SELECT json_extract(body, '$.author'), json_extract(body, '$.content_digest') FROM audit"
+            "SELECT json_extract(body, '$.author'), json_extract(body, '$.content_digest'),"
+            " json_extract(body, '$.manifest_sha256'), json_extract(body, '$.signature_sha256') FROM audit"
             " WHERE kind = 'version' AND subject = ? AND action IN ('registered', 'imported')"
             " AND json_valid(body) ORDER BY seq",
             (version,),
         )
-        return (row[0], row[1]) if row and row[0] and row[1] else None
+        return Registered(*row) if row and all(row[:3]) else None
 
     def reported(self) -> set[str]:
         """Return every version (`finance@3`) that the log has a report on, an incident's included."""

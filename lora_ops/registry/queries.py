@@ -215,7 +215,9 @@ class Queries:
     def as_registered(self, summary: Summary) -> Summary:
         """Return a summary with the author and the content digest that the log states."""
         stated = self.log.registered_as(summary.id)
-        return summary._replace(author=stated[0], content_digest=stated[1]) if stated else summary
+        if stated is None:
+            return summary
+        return summary._replace(author=stated.author, content_digest=stated.content_digest)
 
     def history(self, reference: str) -> list[AuditEntry]:
         """What the audit log says of one version, oldest first.

@@ -16,13 +16,14 @@ from typing import Literal
 
 from lora_ops.adapter_files import weights_digest
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_text
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.queries import Queries
 from lora_ops.registry.signing import signed_digests
-from lora_ops.registry.versions import CLOSED, Summary, Version
+from lora_ops.registry.versions import CLOSED, Summary, Version, lost
 
 Likeness = Literal["same", "other", "unknown"]
 
@@ -162,16 +163,23 @@ class Twins:
     def _file(self, one: Summary) -> str | None:
         """Return the digest of a version's adapter file, as its manifest or else its signature names it.
 
+        Only the manifest and the signature count that the log states: a changed row would name other weights.
+
         Raises:
             LoraOpsError: neither can be read.
         """
+        stated = self._registry.log.registered_as(one.id)
         try:
-            file = self._registry.load(one.tenant, one.number).manifest.files.get(ADAPTER_FILES[0])
+            found = self._registry.load(one.tenant, one.number)
+            if stated and sha256_text(found.manifest_text) != stated.manifest:
+                raise lost("manifest", one.id)
+            file = found.manifest.files.get(ADAPTER_FILES[0])
             return file.sha256 if file else None
         except LoraOpsError:
-            if one.signature is None:
+            signature = stated.signature if stated else one.signature
+            if signature is None:
                 raise
-            kept = self._registry.files.checked(one.signature, f"the signature of {one.id}")
+            kept = self._registry.files.checked(signature, f"the signature of {one.id}")
             return signed_digests(kept, one.id).get(ADAPTER_FILES[0])
 
     def _file_or_none(self, one: Summary) -> str | None:

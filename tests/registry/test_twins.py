@@ -193,6 +193,27 @@ def test_answering_twins_pass_over_a_damaged_record(registry: Registry, package:
     assert answering(registry, "finance@1") == ["media@1"]
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "UPDATE manifests SET manifest = (SELECT manifest FROM manifests WHERE number = 2)",
+        "UPDATE versions SET signature = (SELECT signature FROM versions WHERE number = 2)",
+    ],
+)
+def test_edited_row_of_an_older_one_hides_no_weights(
+    older_registry: Registry, registry: Registry, package: Build, attack: str
+) -> None:
+    """Revoked weights came back while the row named another adapter's file for a moment."""
+    for seed in (1, 2):
+        older_registry.register(*package(seed), actor=AUTHOR)
+    lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
+    if "signature" in attack:  # which is asked only where the manifest is lost
+        registry.db.rows("DELETE FROM manifests WHERE number = 1")
+    registry.db.rows(attack)
+    with pytest.raises(Refused, match="finance@1 has exactly these weights and was revoked"):
+        register_again(registry, package)
+
+
 def test_answering_older_twins_pass_over_a_damaged_record(older_registry: Registry, package: Build) -> None:
     for seed, tenant in ((1, "finance"), (5, "other")):
         older_registry.register(*package(seed, tenant=tenant), actor=AUTHOR)
