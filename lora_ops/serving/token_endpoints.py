@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from lora_ops.serving.ask import payer
 from lora_ops.serving.chat_turns import chat_turns
 from lora_ops.serving.edge import until_disconnected
-from lora_ops.serving.errors import too_long
+from lora_ops.serving.errors import ApiError, too_long
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.request_schemas import DetokenizeRequest, TokenizeRequest
@@ -38,8 +38,9 @@ def add_token_endpoints(app: FastAPI, gateway: Gateway, caller: Any) -> None:
         limit = gateway.engine.context_length
         encode, size, param = _tokenizer(gateway, route, body)
         least = tokenization.least_tokens(size)
+        refusal = None
         if least > limit:
-            raise too_long(param, f"a prompt of {size:,} characters, {least} tokens or more", limit)
+            refusal = too_long(param, f"a prompt of {size:,} characters, {least} tokens or more", limit)
 
         def make() -> tuple[int, BaseModel]:
             tokens = encode()
@@ -48,20 +49,19 @@ def add_token_endpoints(app: FastAPI, gateway: Gateway, caller: Any) -> None:
                 count=len(tokens), max_model_len=limit, tokens=list(tokens), token_strs=names
             )
 
-        return await _answer(gateway, request, payer(route, who), size, make)
+        return await _answer(gateway, request, payer(route, who), size, make, refusal)
 
     @app.post("/detokenize", response_model=DetokenizeAnswer)
     async def detokenize(request: Request, body: DetokenizeRequest, who: Caller = caller) -> Response:
         """Return the text of tokens, which count as a tokenization's."""
         route = gateway.route(who, body.model)
         size, limit = len(body.tokens), gateway.engine.context_length
-        if size > limit:
-            raise too_long("tokens", f"{size} tokens", limit)
+        refusal = too_long("tokens", f"{size} tokens", limit) if size > limit else None
 
         def make() -> tuple[int, BaseModel]:
             return size, DetokenizeAnswer(prompt=tokenization.as_text(tokenization.check(body.tokens)))
 
-        return await _answer(gateway, request, payer(route, who), size, make)
+        return await _answer(gateway, request, payer(route, who), size, make, refusal)
 
 
 def _tokenizer(
@@ -78,9 +78,19 @@ def _tokenizer(
 
 
 async def _answer(
-    gateway: Gateway, request: Request, tenant: str, size: int, make: Callable[[], tuple[int, BaseModel]]
+    gateway: Gateway,
+    request: Request,
+    tenant: str,
+    size: int,
+    make: Callable[[], tuple[int, BaseModel]],
+    refusal: ApiError | None,
 ) -> Response:
-    """Return the answer that `make` makes with its number of tokens, once the tenant's limits allow it."""
+    """Return the answer that `make` makes with its number of tokens, once the tenant's limits allow it.
+
+    Raises:
+        TooMany: they don't allow it.
+        ApiError: `refusal`, which counts as a request, too.
+    """
     state = request.scope["state"]
     state["limits"] = lambda: gateway.answering.limits(tenant)
     state["told"] |= {"tenant": tenant}
@@ -90,6 +100,8 @@ async def _answer(
         return tokens, answer.model_dump_json()
 
     with gateway.answering.counting(tenant, size) as count:
+        if refusal:
+            raise refusal
         writing = gateway.tokenizing.run(tenant, size, write)
         async with asyncio.timeout(gateway.settings.request_timeout_seconds):
             # A short text is read before a client can go away.

@@ -13,6 +13,7 @@ from tests.serving.conftest import SYSTEM, Clone, Served, served
 
 TURN = {"role": "user", "content": "AIRBNB * HM2X"}
 PARTS = {"messages": [TURN], "return_token_strs": True}
+LONG = {"tokens": [1] * 10_000}
 
 
 @pytest.mark.parametrize("model", ["finance", "base"])
@@ -81,6 +82,17 @@ def test_token_endpoints_count_against_the_tenants_limits(clone: Clone, engine: 
         assert int(spent.headers["x-ratelimit-remaining-tokens"]) <= 40 - spent.json()["count"] + 1
         body["max_tokens"] = 40 - spent.json()["count"]
         assert http.post("/v1/completions", json=body).status_code == 429
+
+
+@pytest.mark.parametrize(("path", "body"), [("tokenize", {"prompt": "a b " * 20_000}), ("detokenize", LONG)])
+def test_token_endpoints_count_what_they_refuse(
+    clone: Clone, engine: Engine, path: str, body: dict[str, Any]
+) -> None:
+    limits = {"finance": TenantServing(requests_per_minute=2)}
+    with served(clone.root, clone.settings(tenants=limits), engine) as gateway:
+        answers = [gateway.http().post(path, json={"model": "finance", **body}) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [400, 400, 429]
+        assert answers[0].headers["x-ratelimit-remaining-requests"] == "1"
 
 
 def test_tokenize_reaches_what_the_key_reaches(clone: Clone, engine: Engine) -> None:
