@@ -1,18 +1,13 @@
-"""The gateway: its parts put together, who may call it, and what it keeps in memory."""
+"""The gateway: its parts put together, and what it keeps in memory."""
 
 import asyncio
-import base64
-import binascii
 import logging
 import math
-import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-
-from starlette.requests import Request
 
 from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import Damaged, LoraOpsError
@@ -23,10 +18,9 @@ from lora_ops.registry.eligibility import expiry_warning
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
 from lora_ops.serving.answering import Answering
-from lora_ops.serving.errors import ApiError
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.fair_queue import FairQueue
-from lora_ops.serving.keys import OPEN, Caller, KeyStore
+from lora_ops.serving.keys import Caller, KeyStore
 from lora_ops.serving.refreshing import Refresher
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
 from lora_ops.serving.telemetry import Telemetry
@@ -41,8 +35,6 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_SECONDS = 1.0
 # An adapter that answers no more keeps its series so long, so that each is scraped once more.
 SERIES_SECONDS = 600.0
-LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
-HOST = re.compile(r"(?P<name>.*?)(:\d*)?")  # of a Host header, with or without a port
 
 
 class Gateway:
@@ -144,31 +136,6 @@ class Gateway:
         await asyncio.to_thread(self.tracing.close)
         self.keys.close()
         self.registry.close()
-
-    def caller(self, request: Request) -> Caller:
-        """Who calls, by `Authorization: Bearer KEY`, or Basic with the key as password (browsers, Prometheus).
-
-        Raises:
-            ApiError: 401 without a valid key. While no key was ever created, callers need none, and must then
-                name this machine as their host, so that a web page can't talk to it through a browser.
-        """
-        if not self.settings.require_keys and not self.keys.any():
-            named = HOST.fullmatch(request.headers.get("host", ""))
-            host = named["name"] if named else ""
-            if host.lower() not in LOCAL_NAMES:
-                raise ApiError(
-                    403, f"This gateway has no API keys yet and answers to localhost only, not to '{host}'."
-                )
-            return OPEN
-        kind, _, value = request.headers.get("authorization", "").partition(" ")
-        secret = _password(value) if kind.lower() == "basic" else value if kind.lower() == "bearer" else ""
-        found = self.keys.caller(secret) if secret else None
-        if found is None:
-            # A browser asks its user for a password where it is challenged for Basic, and only there.
-            challenge = "Basic" if "text/html" in request.headers.get("accept", "") else "Bearer"
-            text = "The API key is missing, unknown or revoked."
-            raise ApiError(401, text, code="invalid_api_key", challenge=challenge)
-        return found
 
     def route(self, caller: Caller, model: str) -> Route:
         """The route of a model that the caller may use.
@@ -289,10 +256,3 @@ async def _each_second(work: Callable[[], Awaitable[None]]) -> None:
             log.error("Housekeeping failed: %s", error)
         except Exception:
             log.exception("Housekeeping failed")
-
-
-def _password(value: str) -> str:
-    try:
-        return base64.b64decode(value, validate=True).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
-        return ""

@@ -1,10 +1,14 @@
 """Responses in OpenAI's shape, as https://platform.openai.com/docs/api-reference describes them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from lora_ops.engines.protocol import FinishReason
+
+# What OpenAPI says of answers that are no JSON.
+TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
+HTML: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}
 
 
 class PromptTokens(BaseModel):

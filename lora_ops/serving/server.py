@@ -22,9 +22,9 @@ import uvicorn
 
 from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import LoraOpsError, Unavailable
+from lora_ops.serving.app import create_app
 from lora_ops.serving.connection import Connection
 from lora_ops.serving.connection_budget import CONNECTIONS, ConnectionBudget
-from lora_ops.serving.endpoints import create_app
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import KeyStore
 from lora_ops.serving.logs import OncePerMinute, log_as_json

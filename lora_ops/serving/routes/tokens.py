@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
 from lora_ops.serving.ask import payer
+from lora_ops.serving.auth import allowed
 from lora_ops.serving.chat_turns import chat_turns
 from lora_ops.serving.edge import until_disconnected
 from lora_ops.serving.errors import ApiError, too_long
@@ -20,16 +21,14 @@ from lora_ops.serving.router import Route
 from lora_ops.serving.tokenization import SHORT_TEXT
 
 
-def add_token_endpoints(app: FastAPI, gateway: Gateway, caller: Any) -> None:
-    """Add both endpoints to the application.
-
-    Args:
-        caller: FastAPI's dependency on who calls, where that role may use models.
-    """
+def add_tokens(app: FastAPI, gateway: Gateway) -> None:
+    """Add both endpoints to the application."""
     tokenization = gateway.tokenization
 
     @app.post("/tokenize", response_model=TokenizeAnswer)
-    async def tokenize(request: Request, body: TokenizeRequest, who: Caller = caller) -> Response:
+    async def tokenize(
+        request: Request, body: TokenizeRequest, who: Annotated[Caller, allowed("tenant", "admin")]
+    ) -> Response:
         """Return the tokens of a prompt, or of a chat with its system prompt and template, as a model reads it.
 
         A tokenization counts as a request of its tenant, and its tokens count as tokens that were read.
@@ -52,7 +51,9 @@ def add_token_endpoints(app: FastAPI, gateway: Gateway, caller: Any) -> None:
         return await _answer(gateway, request, payer(route, who), size, make, refusal)
 
     @app.post("/detokenize", response_model=DetokenizeAnswer)
-    async def detokenize(request: Request, body: DetokenizeRequest, who: Caller = caller) -> Response:
+    async def detokenize(
+        request: Request, body: DetokenizeRequest, who: Annotated[Caller, allowed("tenant", "admin")]
+    ) -> Response:
         """Return the text of tokens, which count as a tokenization's."""
         route = gateway.route(who, body.model)
         size, limit = len(body.tokens), gateway.engine.context_length

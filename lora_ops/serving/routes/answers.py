@@ -1,0 +1,206 @@
+"""POST /v1/chat/completions and /v1/completions, as OpenAI and vLLM have them."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from lora_ops.serving.answering import Piece
+from lora_ops.serving.ask import Ask, held_to_labels
+from lora_ops.serving.auth import allowed
+from lora_ops.serving.chat_turns import SystemPrompt, chat_turns
+from lora_ops.serving.edge import until_disconnected
+from lora_ops.serving.errors import ApiError, too_long
+from lora_ops.serving.gateway import Gateway
+from lora_ops.serving.keys import Caller
+from lora_ops.serving.rendering import ChatRendering, CompletionRendering, Rendering, provenance
+from lora_ops.serving.request_schemas import ChatRequest, CompletionRequest, StreamOptions
+from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer
+from lora_ops.serving.router import Route
+from lora_ops.serving.sending import Stream, collected, events, first, rendered
+from lora_ops.serving.tokenization import SHORT_TEXT
+
+# Probabilities of one answer, which take up to 1 KB each until it is sent.
+MOST_NAMED = 500_000
+
+
+def add_answers(app: FastAPI, gateway: Gateway) -> None:
+    """Add both endpoints to the application."""
+
+    @app.post("/v1/chat/completions", response_model=ChatAnswer)
+    async def chat(
+        request: Request, body: ChatRequest, who: Annotated[Caller, allowed("tenant", "admin")]
+    ) -> Response:
+        """Answer a chat, with the system prompt and the template that the adapter was trained with.
+
+        Its system prompt comes first where the chat has none. Its template makes the text of a user's message
+        out of `columns`; where it is more than one bare column, a message with `content` instead needs
+        `content_is`.
+        """
+        route = gateway.route(who, body.model)
+        turns, system = chat_turns(
+            body.messages, route, body.content_is or gateway.settings.content_is(route.tenant)
+        )
+        asked = "\n".join(f"{role}: {text}" for role, text in turns)
+        ask = _ask(gateway, request, "chat", body, who, route, system, asked)
+        # All messages are one prompt, so that together they must fit.
+        whole = "".join(text for _, text in turns)
+        ask = await _read(gateway, request, ask, body, [whole], lambda: (gateway.tokenization.chat(turns),))
+        return await _respond(
+            gateway, request, body, ask, ChatRendering(ask, body.stream_options or StreamOptions())
+        )
+
+    @app.post("/v1/completions", response_model=CompletionAnswer)
+    async def completions(
+        request: Request, body: CompletionRequest, who: Annotated[Caller, allowed("tenant", "admin")]
+    ) -> Response:
+        """Continue one or more texts, or lists of token ids."""
+        route = gateway.route(who, body.model)
+        tokenization = gateway.tokenization
+
+        def encode() -> tuple[tuple[int, ...], ...]:
+            return tuple(
+                tokenization.text(one) if isinstance(one, str) else tokenization.check(one)
+                for one in body.prompts
+            )
+
+        def show() -> tuple[str, ...]:
+            return tuple(one if isinstance(one, str) else tokenization.as_text(one) for one in body.prompts)
+
+        text = "\n".join(one for one in body.prompts if isinstance(one, str))
+        ask = _ask(gateway, request, "completions", body, who, route, "none", text)
+        ask = await _read(gateway, request, ask, body, body.prompts, encode, show if body.echo else None)
+        rendering = CompletionRendering(ask, body.stream_options or StreamOptions())
+        return await _respond(gateway, request, body, ask, rendering)
+
+
+def _ask(
+    gateway: Gateway,
+    request: Request,
+    endpoint: Literal["chat", "completions"],
+    body: ChatRequest | CompletionRequest,
+    who: Caller,
+    route: Route,
+    system: SystemPrompt,
+    text: str,
+) -> Ask:
+    """Return what is asked for, before its prompt is read."""
+    state = request.scope["state"]
+    sampling = body.sampling(
+        gateway.settings.default_max_tokens if body.most_tokens is None else body.most_tokens, gateway.settings
+    )
+    if route.tenant and gateway.settings.tenant(route.tenant).labels_only:
+        sampling = held_to_labels(sampling, route)
+    ask = Ask(
+        request_id=state["request_id"],
+        endpoint=endpoint,
+        caller=who,
+        model=body.model,
+        route=route,
+        prompts=(),
+        n=body.n or 1,
+        sampling=sampling,
+        streamed=bool(body.stream),
+        system_prompt=system,
+        text=text,
+        started=state["started"],
+        trace_parent=request.headers.get("traceparent"),
+        cache_salt=body.cache_salt,
+    )
+    state["limits"] = lambda: gateway.answering.limits(ask.tenant)
+    state["told"] |= {"tenant": ask.tenant, "adapter": route.name, "route": route.decision}
+    return ask
+
+
+async def _read(
+    gateway: Gateway,
+    request: Request,
+    ask: Ask,
+    body: ChatRequest | CompletionRequest,
+    texts: Sequence[str | Sequence[int]],
+    encode: Callable[[], tuple[tuple[int, ...], ...]],
+    show: Callable[[], tuple[str, ...]] | None = None,
+) -> Ask:
+    """Return `ask` with its prompts' tokens, which the tenant's allowance pays for, read or refused.
+
+    Args:
+        texts: of the prompts, or their tokens.
+        show: gives the prompts' texts, where the answer begins with them.
+    """
+    size = sum(map(len, texts))
+    limit = gateway.engine.context_length
+    param = "messages" if ask.endpoint == "chat" else "prompt"
+    with gateway.answering.reading(ask, size) as place:
+        # A text that can't fit is refused unread; tokens that a client sends are counted below.
+        longest = max((len(one) for one in texts if isinstance(one, str)), default=0)
+        least = gateway.tokenization.least_tokens(longest)
+        if least > limit:
+            raise too_long(param, f"a prompt of {longest:,} characters, {least} tokens or more", limit)
+        reading = gateway.tokenizing.run(ask.tenant, size, encode)
+        # A short text is read before a client can go away.
+        async with asyncio.timeout_at(gateway.answering.deadline(ask)):
+            prompts = await (reading if size <= SHORT_TEXT else until_disconnected(request, reading))
+        longest = max(map(len, prompts))
+        gateway.tokenization.check(body.named_tokens)
+        room = limit - longest
+        wanted = (
+            min(gateway.settings.default_max_tokens, room) if body.most_tokens is None else body.most_tokens
+        )
+        if wanted > room or (room < 1 and wanted != 0):
+            asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
+            raise too_long(param, f"a prompt of {longest}{asked}", limit)
+        sampling = replace(ask.sampling, max_tokens=wanted)
+        ask = replace(ask, prompts=prompts, sampling=sampling, place=place)
+        if ask.named > MOST_NAMED:
+            raise ApiError(
+                400,
+                f"This answer may have {ask.named:,} probabilities, and {MOST_NAMED:,} fit into one: ask "
+                "for fewer alternatives, tokens or prompts at once.",
+                code="request_too_large",
+                param="logprobs",
+            )
+        if show:
+            # Only tokens are turned into text again.
+            size = sum(len(one) for one in texts if not isinstance(one, str))
+            ask = replace(ask, echoes=await gateway.tokenizing.run(ask.tenant, size, show))
+    return ask
+
+
+async def _respond(
+    gateway: Gateway,
+    request: Request,
+    body: ChatRequest | CompletionRequest,
+    ask: Ask,
+    rendering: Rendering,
+) -> Response:
+    pieces = gateway.answering.answer(ask)
+    try:
+        return await _sent(gateway, request, body, ask, rendering, pieces)
+    except BaseException:
+        if ask.place:  # the answer ends its place itself, unless it never began
+            ask.place.end()
+        raise
+
+
+async def _sent(
+    gateway: Gateway,
+    request: Request,
+    body: ChatRequest | CompletionRequest,
+    ask: Ask,
+    rendering: Rendering,
+    pieces: AsyncGenerator[Piece, None],
+) -> Response:
+    if not body.stream:
+        whole = await until_disconnected(request, collected(pieces))
+        text = await rendered(whole, lambda: rendering.whole(whole).model_dump_json())
+        return Response(text, media_type="application/json", headers=provenance(ask))
+    # The first piece decides the status, which can't be changed once the stream has begun.
+    opening = await until_disconnected(request, first(pieces))
+    sent = events(opening, pieces, rendering, len(ask.costs))
+    headers = {**provenance(ask), "cache-control": "no-cache", "x-accel-buffering": "no"}
+    # Whoever reads slowly has as long for the end of an answer as for sending a body.
+    deadline = gateway.answering.deadline(ask) + gateway.settings.body_timeout_seconds
+    return Stream(sent, deadline, headers)
