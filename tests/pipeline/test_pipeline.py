@@ -320,10 +320,7 @@ def test_executed_notebooks_run_again_and_say_the_same(done: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("01_prepare", "04_package") else pytest.mark.nightly)
-        for name in NOTEBOOKS
-    ],
+    [pytest.param(name, marks=() if name == "04_package" else pytest.mark.nightly) for name in NOTEBOOKS],
 )
 def test_a_data_scientist_runs_a_notebook_from_a_folder_of_their_own(done: Path, name: str) -> None:
     elsewhere = done / "scratch" / "deep"

@@ -37,6 +37,7 @@ def test_two_processes_learn_what_one_does(tiny_base: Path, tmp_path: Path) -> N
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_stopped_group_goes_on_to_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
     recipe = with_settings(dropout=0.1, devices=2, micro_batch_size=1)
     run(tiny_base, tmp_path / "whole", recipe)
