@@ -93,13 +93,50 @@ def kept_lacks(
         yield from unanswered(registry, version, history, document)
 
 
+def later_speaks_against(
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry],
+    newest: Evidence,
+    least: EvidenceSettings | None,
+) -> Iterator[str]:
+    """Yield what speaks against a version in its newest report of a kind, whatever its size, and in others.
+
+    Args:
+        registry: where.
+        version: what it is about.
+        history: the version's entries.
+        newest: a report that was filed after the version entered production.
+        least: the minimums of that day; default: today's.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    document = load(registry.files, newest)
+    if document and document.content_digest == version.summary.content_digest:
+        yield from speaks_against(document, least or registry.least)
+        yield from unanswered(registry, version, history, document, only_failed=True)
+
+
 def unanswered(
-    registry: Registry, version: Version, history: Sequence[AuditEntry], newest: AnyEvidence
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry],
+    newest: AnyEvidence,
+    *,
+    only_failed: bool = False,
 ) -> Iterator[str]:
     """Yield what the newest report of a kind still lacks because of earlier ones of the same kind.
 
     A policy report holds every check of the earlier ones, so that a failing check can't be left out. A human
     evaluation that the adapter lost is answered by one of at least as many pairs.
+
+    Args:
+        registry: where.
+        version: what the reports are about.
+        history: the version's entries.
+        newest: the report.
+        only_failed: checks that passed earlier may be left out.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
@@ -112,6 +149,7 @@ def unanswered(
             for _, old in earlier
             if isinstance(old, PolicyEvidence)
             for one in old.checks
+            if not only_failed or one.failed or not one.passed
         }
         gone = [names[name] for name in sorted(names.keys() - held)]
         if gone:

@@ -6,7 +6,7 @@ from datetime import datetime
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
-from lora_ops.registry.objections import kept_lacks
+from lora_ops.registry.objections import kept_lacks, later_speaks_against
 from lora_ops.registry.reports import evaluation_lacks, failing, filed, load, recorded_minimums
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -66,9 +66,10 @@ def against_return(
 ) -> Iterator[str]:
     """Yield why a version may not return to production, as what it lacks.
 
-    Its evidence is judged by the minimums of the day it entered production: in an incident, stricter ones of
-    today must not keep a version out that served well. What speaks against it counts whenever it was filed. A
-    version that an older release promoted has no minimums, and may have reports of another form.
+    The evidence that let it into production is judged by the minimums of that day: in an incident, stricter
+    ones of today must not keep a version out that served well. What speaks against it counts whenever it was
+    filed. A report that was filed since and is too small, or leaves out checks that passed, says nothing
+    against it. A version that an older release promoted has no minimums, and may have reports of another form.
 
     Args:
         registry: where.
@@ -87,10 +88,13 @@ def against_return(
     if told:
         yield f"a version without an incident since it entered production last ('{told[-1].summary}')"
     found = filed(version, history)
+    then = filed(version, [entry for entry in history if entry.seq <= since])
     for kind in PRODUCTION_RESTS_ON:
         if kind not in found:
             if least:
                 yield f"evidence of kind '{kind}' on {version.id}, which returns"
+        elif found[kind] != then.get(kind):
+            yield from later_speaks_against(registry, version, history, found[kind], least)
         elif kind != "evaluation" and (least or load(registry.files, found[kind])):
             yield from kept_lacks(registry, version, history, found[kind], least, now)
     # A gap between groups was judged on the day that let it into production.

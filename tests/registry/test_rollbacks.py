@@ -1,5 +1,7 @@
 """A rollback rests on a fresh incident of what leaves, and nothing may speak against what returns."""
 
+import json
+
 import pytest
 
 from lora_ops.errors import LoraOpsError
@@ -66,6 +68,36 @@ def test_what_speaks_against_a_version_stops_its_return(two: Registry, story: St
     bad = make(two, "finance@1", "policy", path)
     lifecycle.file_evidence(two, "finance@1", bad, actor="eve")
     with pytest.raises(LoraOpsError, match=r"without a failure \(no-advice fails 40 of 40 prompts\)"):
+        back(two, "finance@1", incident(two, story, "finance@2", "late"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("policy", {"check": "another one", "prompt": "1", "passed": True}),
+        ("human_evaluation", {"pair": "1", "annotator": "eve", "vote": "adapter"}),
+        ("canary", {"time": "2026-03-02T09:00:00Z", "status": 200, "request_id": "1"}),
+    ],
+)
+def test_a_small_later_report_stops_no_return(
+    two: Registry, story: Story, kind: str, row: dict[str, object]
+) -> None:
+    """Anybody of the team could file one good answer on the version before, which then couldn't return."""
+    path = story.folder / "small.jsonl"
+    path.write_text(json.dumps({"adapter": "finance@1", **row}) + "\n")
+    lifecycle.file_evidence(two, "finance@1", make(two, "finance@1", kind, path), actor="eve")
+    back(two, "finance@1", incident(two, story, "finance@2", "late"))
+    assert two.named("finance", "production") == 1
+    assert verify(two).ok
+
+
+def test_a_check_that_failed_later_is_not_left_out(two: Registry, story: Story) -> None:
+    path = story.folder / "rows.jsonl"
+    for check, passed in (("no-cards", False), ("no-advice", True)):
+        row = {"adapter": "finance@1", "check": check, "prompt": "1", "passed": passed}
+        path.write_text(json.dumps(row) + "\n")
+        lifecycle.file_evidence(two, "finance@1", make(two, "finance@1", "policy", path), actor="eve")
+    with pytest.raises(LoraOpsError, match="every check of the earlier ones .it leaves out no-cards"):
         back(two, "finance@1", incident(two, story, "finance@2", "late"))
 
 
