@@ -257,11 +257,13 @@ class OpenAIEngine:
 
     async def _chunks(self, generation: Generation, model: str | None) -> AsyncGenerator[Chunk, None]:
         written, read, at = 0, 0, time.monotonic()
+        pieces, counted = 0, False
         last: Chunk | None = None
         cached: int | None = None
         async with aclosing(self._events(self._body(generation, model))) as events:
             async for event in events:
                 usage, now = event.get("usage") or {}, time.monotonic()
+                counted = counted or bool(usage)
                 tokens = usage.get("completion_tokens", written) - written
                 written, read = written + tokens, usage.get("prompt_tokens", read)
                 cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", cached)
@@ -270,6 +272,7 @@ class OpenAIEngine:
                     last = replace(last, tokens=tokens, prompt_tokens=read, cached_tokens=cached)
                     continue
                 choice = event["choices"][0]
+                pieces += bool(choice["text"])
                 chunk = Chunk(
                     text=choice["text"] or "",
                     tokens=tokens,
@@ -286,6 +289,8 @@ class OpenAIEngine:
                     yield replace(chunk, prompt_tokens=0, cached_tokens=None)
         if last is None:
             raise EngineError(f"{self._settings.url} broke an answer off.")
+        if not counted:  # a piece of text is one token at least
+            last = replace(last, tokens=pieces, prompt_tokens=len(generation.prompt))
         yield last
 
     def _body(self, generation: Generation, model: str | None) -> dict[str, Any]:

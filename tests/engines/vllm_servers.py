@@ -103,6 +103,7 @@ class StrictDoor:
         self.fail_after_next_load = False
         self.answers_with_adapters = True
         self.counts_cached = True
+        self.counts_tokens = True
         self.logprobs: dict[str, Any] | None = None  # of each event, whatever its token is
         self.forgets = True  # what it unloads; else a name that it has had keeps its weights
         self._running: tuple[uvicorn.Server, threading.Thread] | None = None
@@ -192,10 +193,12 @@ class StrictDoor:
                     usage = {"prompt_tokens": len(asked.prompt), "completion_tokens": written}
                     choice = {"index": 0, "text": chunk.text, "finish_reason": chunk.finish}
                     choice["logprobs"] = self.logprobs
-                    yield f"data: {json.dumps({'choices': [choice], 'usage': usage})}\n\n"
+                    told = {"usage": usage} if self.counts_tokens else {}
+                    yield f"data: {json.dumps({'choices': [choice], **told})}\n\n"
                 if self.counts_cached:
                     usage["prompt_tokens_details"] = {"cached_tokens": len(asked.prompt) - 1}
-                yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
+                if self.counts_tokens:
+                    yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
                 yield "data: [DONE]\n\n"
 
             return StreamingResponse(events(), media_type="text/event-stream")

@@ -74,6 +74,16 @@ def test_usage_names_no_kept_tokens_where_nobody_knows(clone: Clone, tiny_base: 
         assert usage and usage.prompt_tokens_details is None
 
 
+def test_usage_is_counted_where_the_server_behind_counts_nothing(clone: Clone, tiny_base: Path) -> None:
+    """Else a tenant's limit of tokens would limit nothing."""
+    door = StrictDoor(tiny_base)
+    door.counts_tokens = False
+    body = {"model": "base", "prompt": [5, 9, 70], "max_tokens": 6}
+    with behind(clone, door) as running:
+        usage = running.http().post("/v1/completions", json=body).json()["usage"]
+        assert usage["prompt_tokens"] == 3 and 0 < usage["completion_tokens"] <= 6
+
+
 def test_usage_names_what_the_embedded_engine_kept(clone: Clone, engine: Engine) -> None:
     """Of the same tenant's prompts with the same salt, never of another tenant's."""
     with closing(KeyStore(clone.root / ".serving/keys.sqlite")) as store:
