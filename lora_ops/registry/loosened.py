@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evaluation import EvaluationRecord
+from lora_ops.records.manifest import published
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
 from lora_ops.registry.reports import gap_limit
@@ -115,7 +116,36 @@ def loosened_gates(registry: Registry, version: Version) -> list[str]:
     elif version.manifest.evaluation.differences and not version.manifest.evaluation.answered_few_shot:
         # The examples had no room in the prompt, or the evaluation was made with another setting.
         notes.append("its base model was not measured at its best (its evaluation has no few-shot answers)")
-    return [*notes, *_answer_notes(version.manifest.evaluation)]
+    return [*notes, *_answer_notes(version.manifest.evaluation), *_dated_later(registry, version)]
+
+
+def _dated_later(registry: Registry, version: Version) -> Iterator[str]:
+    """Yield that its data count from a later day than the same data of an earlier version: nothing else did.
+
+    Data expire so many days after `data.published`. Whoever sets another day there lets old data serve on.
+    """
+    data, weights = version.manifest.data, registry.log.weights_digest(version.id)
+    learned = data.splits["train"].sha256 if "train" in data.splits else ""
+    begins = published(data.source, version.manifest.created_at).date().isoformat()
+    earlier = []
+    for one in registry.versions(version.tenant):
+        if one.number >= version.number:
+            continue
+        theirs = one.stored["data"]
+        day = theirs["source"].get("date")
+        is_same = (
+            theirs["source"]["sha256"] == data.source.sha256
+            or theirs["splits"].get("train", {}).get("sha256") == learned
+            or (weights is not None and weights == registry.log.weights_digest(one.id))
+        )
+        if is_same and day and day < begins:
+            earlier.append((day, one.id))
+    if earlier:
+        day, other = min(earlier)
+        yield (
+            f"its data count as published on {begins}, and those of {other}, which has the same, on {day} "
+            "(data.published): they expire later"
+        )
 
 
 def _loosened(name: str, mine: Judgement, theirs: Judgement) -> Iterator[str]:

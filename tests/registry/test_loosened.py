@@ -65,6 +65,26 @@ def serving(registry: Registry, package: Build, story: Story) -> Registry:
     return registry
 
 
+def dated(manifest: Manifest, day: str | None, sha256: str) -> Manifest:
+    source = manifest.data.source.model_copy(update={"date": day, "sha256": sha256})
+    return manifest.model_copy(update={"data": manifest.data.model_copy(update={"source": source})})
+
+
+@pytest.mark.parametrize(("day", "named"), [("2025-12-24", 0), ("2026-03-01", 1), (None, 1)])
+def test_gates_name_the_same_data_of_a_later_day(
+    registry: Registry, package: Build, day: str | None, named: int
+) -> None:
+    """Expired data served on under another number: their day of publication was a later one."""
+    for seed, published in ((1, "2025-12-24"), (2, day)):
+        folder, manifest = package(seed)
+        version, _ = registry.register(folder, dated(manifest, published, "a" * 64), actor=AUTHOR)
+    told = (
+        f"its data count as published on {day or '2026-03-02'}, and those of finance@1, which has the same, on "
+        "2025-12-24 (data.published): they expire later"
+    )
+    assert gate_notes(registry, version).count(told) == named
+
+
 @pytest.mark.parametrize("limit", [0.9, None])
 def test_gates_name_a_limit_that_was_loosened(
     serving: Registry, package: Build, story: Story, limit: float | None
