@@ -1,6 +1,8 @@
 """How fast one sender's large bodies are read, since the event loop parses them while everybody waits."""
 
+import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from lora_ops.serving.rate_limits import TooMany
@@ -9,6 +11,7 @@ LARGE = 64 * 1024
 """Bytes from which a body waits for its turn; no chat and no prompt of a small context is as long."""
 BYTES_PER_SECOND = 4 * 2**20
 """Of one sender. Reading and parsing 1 MB keeps the event loop for some milliseconds."""
+MOST_WAITING = 64  # bodies of one sender; each keeps a connection, and all senders share these
 REMEMBERED = 1000  # senders, before those whose turn has passed are forgotten
 
 
@@ -27,6 +30,26 @@ class BodyPace:
         self._patience = patience
         self._clock = clock
         self._next: dict[str, float] = {}  # sender -> when its next large body may begin
+        self._waiting: Counter[str] = Counter()
+
+    async def turn(self, sender: str, size: int) -> None:
+        """Wait until a body of `size` bytes may be read.
+
+        Raises:
+            TooMany: as `take`, or too many bodies of this sender wait already.
+        """
+        if size > LARGE and self._waiting[sender] >= MOST_WAITING:
+            raise TooMany(
+                f"{MOST_WAITING} bodies of more than {LARGE:,} bytes wait to be read: send fewer at once.", 1.0
+            )
+        if wait := self.take(sender, size):
+            self._waiting[sender] += 1
+            try:
+                await asyncio.sleep(wait)
+            finally:
+                self._waiting[sender] -= 1
+                if not self._waiting[sender]:
+                    del self._waiting[sender]
 
     def take(self, sender: str, size: int) -> float:
         """Return the seconds until a body of `size` bytes may be read.

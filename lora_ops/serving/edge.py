@@ -135,8 +135,7 @@ class Edge:
         if declared.isdigit():
             if int(declared) > self._body_limit:
                 raise self._too_large()
-            if wait := self._pace.take(sender, int(declared)):
-                await asyncio.sleep(wait)
+            await self._pace.turn(sender, int(declared))
         in_turn = declared.isdigit()
         body = bytearray()
         more = True
@@ -151,9 +150,10 @@ class Edge:
                         raise self._too_large()
                     if len(body) > LARGE and not in_turn:  # sent in chunks: nobody knows how many come
                         in_turn = True
-                        wait = self._pace.take(sender, self._body_limit)
-                        limit.reschedule((limit.when() or 0.0) + wait)
-                        await asyncio.sleep(wait)
+                        began, end = time.monotonic(), limit.when()
+                        limit.reschedule(None)
+                        await self._pace.turn(sender, self._body_limit)
+                        limit.reschedule((end or 0.0) + time.monotonic() - began)
                     more = message.get("more_body", False)
         except TimeoutError as error:
             raise ApiError(408, f"The body did not arrive within {self._body_timeout:.0f} seconds.") from error

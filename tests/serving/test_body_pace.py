@@ -1,8 +1,10 @@
 """How long a large body waits for its turn."""
 
+import asyncio
+
 import pytest
 
-from lora_ops.serving.body_pace import BYTES_PER_SECOND, LARGE, REMEMBERED, BodyPace
+from lora_ops.serving.body_pace import BYTES_PER_SECOND, LARGE, MOST_WAITING, REMEMBERED, BodyPace
 from lora_ops.serving.rate_limits import TooMany
 
 
@@ -46,3 +48,24 @@ def test_take_forgets_senders_whose_turn_has_passed() -> None:
     pace.take("loud", BYTES_PER_SECOND)
     assert len(pace._next) == 1
     assert pace.take("loud", BYTES_PER_SECOND) == 1
+
+
+def test_turn_lets_few_bodies_of_one_sender_wait() -> None:
+    """Hundreds of small waits took all connections: two tenants kept everybody out."""
+
+    async def check() -> None:
+        pace = BodyPace(1000, Clock())
+        await pace.turn("loud", BYTES_PER_SECOND)
+        waiting = [asyncio.create_task(pace.turn("loud", BYTES_PER_SECOND)) for _ in range(MOST_WAITING)]
+        await asyncio.sleep(0)
+        with pytest.raises(TooMany, match=f"{MOST_WAITING} bodies .* wait to be read: send fewer at once"):
+            async with asyncio.timeout(1):
+                await pace.turn("loud", 2 * LARGE)
+        await pace.turn("loud", LARGE)
+        await pace.turn("quiet", BYTES_PER_SECOND)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert not pace._waiting
+
+    asyncio.run(check())
