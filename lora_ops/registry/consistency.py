@@ -146,6 +146,8 @@ def _unlike_files(manifest: Manifest, folder: Path) -> Iterator[str]:
     foreign = sorted(set(manifest.files) - WRITTEN)
     if foreign:  # an engine may read it: a tokenizer of its own, weights under a name that differs in case
         yield f"the package holds '{foreign[0]}', which no stage writes"
+    if EVALUATION_PAGE in manifest.files and page_evaluation(folder / EVALUATION_PAGE) is None:
+        yield f"{EVALUATION_PAGE} does not name the evaluation that it shows"
     for name in (EVALUATION, ADAPTER_FILES[1]):
         try:
             parse_json(read_text(folder / name), unique=True)

@@ -29,6 +29,17 @@ def test_page_of_another_evaluation_is_refused(package: Build) -> None:
     require_consistent(folder, whole)
 
 
+def test_page_that_names_no_evaluation_is_refused(package: Build) -> None:
+    """Approvers read the page, and without the evaluation's digest nothing is compared with it."""
+    folder, manifest = package(1)
+    page = folder / EVALUATION_PAGE
+    page.write_text("<head></head><body>It answers everything right.")
+    file = FileRecord(bytes=page.stat().st_size, sha256=sha256_file(page))
+    whole = manifest.model_copy(update={"files": {**manifest.files, page.name: file}})
+    with pytest.raises(LoraOpsError, match="03_evaluate.html does not name the evaluation that it shows"):
+        require_complete(folder, whole, MORNING)
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [

@@ -271,8 +271,10 @@ def test_version_names_the_run_that_made_it(
     shutil.copytree(folder, root / "packages/finance")
     (root / "packages/finance/manifest.json").write_text(manifest.to_json())
     # Registering adds the page, which the stage `package` does not have.
-    (folder / EVALUATION_PAGE).write_text("<html></html>")
-    page = FileRecord(bytes=13, sha256=sha256_file(folder / EVALUATION_PAGE))
+    about = manifest.evaluation_report_sha256
+    text = f'<head><meta name="lora-ops-evaluation" content="{about}"></head><body>'
+    (folder / EVALUATION_PAGE).write_text(text)
+    page = FileRecord(bytes=len(text), sha256=sha256_file(folder / EVALUATION_PAGE))
     manifest = manifest.model_copy(update={"files": {**manifest.files, EVALUATION_PAGE: page}})
 
     def run_pipeline() -> str:
