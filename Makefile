@@ -21,7 +21,7 @@ test: .venv/installed ## run every test but those that are marked nightly
 	pytest --numprocesses 2 --dist loadfile -m "not nightly" $(PYTEST_ARGS)
 
 # Within two minutes on two quiet cores. SLOW in tests/conftest.py lists what it leaves out.
-test-fast: .venv/installed ## run the tests that need no notebook, gateway or pipeline
+test-fast: .venv/installed ## run short tests that need no notebook, gateway or pipeline
 	pytest --numprocesses 2 --dist loadfile -m "not slow and not nightly" $(PYTEST_ARGS)
 
 # In an environment of their own: their pins are not this project's.

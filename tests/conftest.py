@@ -24,15 +24,27 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# What `make test-fast` leaves out: each of these starts kernels, gateways, browsers or many processes.
+# What `make test-fast` leaves out: what starts kernels, gateways, browsers or many processes, and the longest
+# of the others, so that the rest ends within two minutes on two quiet cores.
 SLOW = (
+    "datasets/test_split.py",
     "engines/",
+    "evaluation/test_answers.py",
     "pipeline/",
+    "registry/test_backup.py",
+    "registry/test_commands.py",
     "registry/test_concurrency.py",
+    "registry/test_every_field.py",
+    "registry/test_heads.py",
+    "registry/test_inherited.py",
+    "registry/test_integrity.py",
     "registry/test_kills.py",
     "registry/test_mirror.py",
     "registry/test_notebook.py",
+    "registry/test_opening.py",
     "registry/test_shared.py",
+    "registry/test_structure.py",
+    "registry/test_verification.py",
     "serving/",
     "test_chat.py",
     "test_cli.py",
@@ -42,6 +54,7 @@ SLOW = (
     "test_incidents.py",
     "test_jupyter.py",
     "test_notebooks.py",
+    "test_processes.py",
     "test_readme.py",
     "test_registration.py",
     "test_tenants.py",
