@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import EvaluationRecord
 from lora_ops.records.manifest import published
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
+from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import gap_limit
 from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import Version
+from lora_ops.registry.versions import Version, lost
 from lora_ops.settings.data import ContractLimits
 from lora_ops.settings.evaluate import EvaluateSettings
 from lora_ops.settings.package import PackageSettings
@@ -131,6 +133,9 @@ def _dated_later(registry: Registry, version: Version) -> Iterator[str]:
     for one in registry.versions(version.tenant):
         if one.number >= version.number:
             continue
+        stated = registry.log.registered_as(one.id)
+        if stated and sha256_text(one.manifest_text) != stated.manifest:
+            raise lost("manifest", one.id)
         theirs = one.stored["data"]
         day = theirs["source"].get("date")
         is_same = (
@@ -193,7 +198,9 @@ def _before(registry: Registry, version: Version) -> Judgement:
     )
     if number is None:
         return DEFAULTS
-    return _judgement(registry, registry.load(version.tenant, number))
+    before = registry.load(version.tenant, number)
+    require_rows(registry, before)  # a changed manifest would hide what is looser now
+    return _judgement(registry, before)
 
 
 def _judgement(registry: Registry, version: Version) -> Judgement:

@@ -85,6 +85,16 @@ def test_gates_name_the_same_data_of_a_later_day(
     assert gate_notes(registry, version).count(told) == named
 
 
+def test_gates_name_a_changed_manifest_of_production(serving: Registry, package: Build) -> None:
+    """With looser settings in the row of production, nothing of the next version was looser than there."""
+    folder, manifest = package(2)
+    version, _ = serving.register(folder, made(manifest, few_shot=1), actor=AUTHOR)
+    assert "evaluate.few_shot 1, not 6" in " ".join(gate_notes(serving, version))
+    changed = "UPDATE manifests SET manifest = (SELECT manifest FROM manifests WHERE number = 2)"
+    serving.db.rows(changed)
+    assert "the manifest of finance@1 was changed" in " ".join(gate_notes(serving, version))
+
+
 @pytest.mark.parametrize("limit", [0.9, None])
 def test_gates_name_a_limit_that_was_loosened(
     serving: Registry, package: Build, story: Story, limit: float | None
@@ -283,4 +293,4 @@ def test_gates_of_a_damaged_record_are_a_note(serving: Registry, package: Build)
     serving.register(folder, made(manifest), actor=AUTHOR)
     serving.db.rows("UPDATE manifests SET manifest = '{}' WHERE number = 1")
     [note] = gate_notes(serving, serving.get("finance@2"))
-    assert "manifest of finance@1 does not fit its schema" in note
+    assert "the manifest of finance@1 was changed" in note
