@@ -12,6 +12,7 @@ from before can't answer for others. It answers one token before it counts as lo
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import time
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 TIMEOUT = httpx.Timeout(600, connect=5)
 HEALTH_SECONDS = 2.0
 REQUEST_REFUSED = (400, 413, 422)
+JSON_TYPE = {"content-type": "application/json"}
 PROBE = (0,)  # a token that every vocabulary has
 
 
@@ -333,8 +335,8 @@ class OpenAIEngine:
         return body
 
     async def _events(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        http = self._client()
-        async with http.stream("POST", "/v1/completions", json=body) as response:
+        http, content = self._client(), _encoded(body)
+        async with http.stream("POST", "/v1/completions", content=content, headers=JSON_TYPE) as response:
             if response.status_code != 200:
                 await response.aread()
                 raise self._refused(response)
@@ -373,9 +375,28 @@ class OpenAIEngine:
 
 
 def _structured(structure: Structure) -> dict[str, Any]:
-    """Return a form as vLLM and this gateway read it."""
+    """Return a form as vLLM and this gateway read it.
+
+    Raises:
+        Unsupported: it is a schema, and no JSON.
+    """
     text = structure.text
-    return {structure.kind: parse_json(text) if structure.kind in ("choice", "json") else text}
+    try:
+        return {structure.kind: parse_json(text) if structure.kind in ("choice", "json") else text}
+    except ValueError as error:
+        raise Unsupported(f"The answer's form can't be read: {error}") from error
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    """Return a body as JSON.
+
+    Raises:
+        Unsupported: the answer's form has what JSON can't say: an infinite number or half a character.
+    """
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise Unsupported(f"The answer's form can't be passed on: {error}") from error
 
 
 def _finish(reason: str | None) -> FinishReason | None:

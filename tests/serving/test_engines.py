@@ -137,6 +137,19 @@ def test_what_an_engine_does_not_do_is_the_clients_to_mend(with_engine: Run) -> 
     with_engine(use)
 
 
+def test_a_schema_that_is_no_json_is_the_clients_to_mend(with_engine: Run) -> None:
+    huge = f'{{"maximum": {"9" * 5000}}}'
+    schemas = ("{", '{"maximum": 1e999}', '{"maximum": NaN}', '{"const": "\\ud800"}', "[" * 20_000, huge)
+
+    async def use(engine: Engine) -> None:
+        for schema in schemas:
+            with pytest.raises(Unsupported, match="The answer's form can't be"):
+                await chunks(engine, structure=Structure("json", schema))
+        assert await chunks(engine)
+
+    with_engine(use)
+
+
 def test_only_the_last_chunk_has_the_end_and_all_of_them_the_tokens(with_engine: Run) -> None:
     async def use(engine: Engine) -> None:
         pieces = await chunks(engine, max_tokens=7)
