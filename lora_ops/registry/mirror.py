@@ -176,18 +176,20 @@ class Mirror:
         if entry.subject.kind != "version":  # it brings no package and no report, only itself
             self.project.send(entry, None, signature, public_key)
             return
+        reports = [(registry.files.checked(one.sha256, one.summary), one) for one in entry.kept_files]
+        stated = registry.log.registered_as(entry.subject.id)
+        if entry.action not in BORN and stated:
+            # The package is there, so a lost manifest stops no revocation.
+            self.project.send(entry, Parcel(stated.manifest, reports), signature, public_key)
+            return
         version = registry.get(entry.subject.id)
         parcel = Parcel(
-            manifest_sha256=sha256_text(version.manifest_text),
-            package=None,
+            sha256_text(version.manifest_text),
+            reports,
             content=package_alias({name: file.sha256 for name, file in version.manifest.files.items()}),
             data=version.manifest.data,
             parent_manifest_sha256=self._parent(version),
-            reports=[(registry.files.checked(one.sha256, one.summary), one) for one in entry.kept_files],
         )
-        if entry.action not in BORN:
-            self.project.send(entry, parcel, signature, public_key)
-            return
         files = {name: file.sha256 for name, file in version.manifest.files.items()}
         if version.summary.signature:
             files[SIGNATURE_FILE] = version.summary.signature
@@ -245,6 +247,9 @@ class Mirror:
 
     def manifest_sha256(self, tenant: str, number: int | None) -> str | None:
         """The digest of a version's manifest, which names its package at W&B; None without a version."""
+        stated = self.registry.log.registered_as(f"{tenant}@{number}")
+        if stated:
+            return stated.manifest
         text = self.registry.manifest_text(tenant, number)
         return sha256_text(text) if text else None
 

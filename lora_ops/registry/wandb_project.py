@@ -65,12 +65,12 @@ class Parcel(NamedTuple):
     """What an entry brings: the version's package when it is registered, and the reports that it rests on."""
 
     manifest_sha256: str
-    package: Path | None
-    content: str
-    """The alias of the package in the project of the runs."""
-    data: DataRecord
-    parent_manifest_sha256: str | None
     reports: Sequence[tuple[Path, Evidence]]
+    package: Path | None = None
+    content: str = ""
+    """The alias of the package in the project of the runs."""
+    data: DataRecord | None = None
+    parent_manifest_sha256: str | None = None
 
 
 class WandbProject(WandbClient):
@@ -153,6 +153,7 @@ class WandbProject(WandbClient):
 
     def _send_package(self, run: Any, entry: AuditEntry, parcel: Parcel, package: Path) -> None:
         tenant = str(entry.tenant)
+        assert parcel.data is not None
         data = self._artifact(f"{tenant}.data", "dataset", parcel.data.model_dump(mode="json"))
         text = parcel.data.to_json()
         with data.new_file("data.json", encoding="utf-8") as file:

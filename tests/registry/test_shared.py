@@ -313,6 +313,17 @@ def test_report_that_was_changed_at_wandb_is_lost(
     lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
 
 
+@pytest.mark.parametrize("attack", ["DELETE FROM manifests", "UPDATE manifests SET manifest = '{}'"])
+def test_a_lost_manifest_stops_no_revocation(machine: Machine, package: Build, attack: str) -> None:
+    """A revocation sends no package, and the copy of one machine had lost what it would send."""
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    ci.db.rows(attack)
+    lifecycle.revoke(ci, "finance@1", actor="ben", reason="it leaks")
+    laptop.pull()
+    assert laptop.get("finance@1").state == "revoked"
+
+
 def test_a_package_that_was_changed_at_wandb_is_not_loaded(
     machine: Machine, package: Build, server: WandbServer
 ) -> None:
