@@ -264,6 +264,8 @@ class OpenAIEngine:
         cached: int | None = None
         async with aclosing(self._events(self._body(generation, model))) as events:
             async for event in events:
+                if not (last or event["choices"]):
+                    continue  # what a filter says of the prompt
                 usage, now = event.get("usage") or {}, time.monotonic()
                 counted = counted or bool(usage)
                 tokens = usage.get("completion_tokens", written) - written
@@ -343,11 +345,19 @@ class OpenAIEngine:
             async for line in response.aiter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
-                event = parse_json(line[6:])
-                if "error" in event:
-                    said = shortened(str(event["error"].get("message")))
-                    raise EngineError(f"{self._settings.url} says: {said}")
-                yield event
+                yield self._event(line[6:])
+
+    def _event(self, text: str) -> dict[str, Any]:
+        try:
+            event: dict[str, Any] = parse_json(text)
+            if "error" in event:
+                said = shortened(str(event["error"].get("message")))
+                raise EngineError(f"{self._settings.url} says: {said}")
+            if not all("text" in choice for choice in event["choices"]):
+                raise ValueError("a choice without a text")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise EngineError(f"{self._settings.url} sends what is no part of a completion.") from error
+        return event
 
     async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:

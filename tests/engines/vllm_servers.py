@@ -104,6 +104,7 @@ class StrictDoor:
         self.answers_with_adapters = True
         self.counts_cached = True
         self.counts_tokens = True
+        self.says_first: str | None = None  # an event before those of the answer
         self.logprobs: dict[str, Any] | None = None  # of each event, whatever its token is
         self.forgets = True  # what it unloads; else a name that it has had keeps its weights
         self._running: tuple[uvicorn.Server, threading.Thread] | None = None
@@ -188,6 +189,8 @@ class StrictDoor:
 
             async def events() -> AsyncIterator[str]:
                 written = 0
+                if self.says_first:
+                    yield f"data: {self.says_first}\n\n"
                 async for chunk in engine.generate(asked):
                     written += chunk.tokens
                     usage = {"prompt_tokens": len(asked.prompt), "completion_tokens": written}

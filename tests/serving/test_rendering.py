@@ -84,6 +84,29 @@ def test_usage_is_counted_where_the_server_behind_counts_nothing(clone: Clone, t
         assert usage["prompt_tokens"] == 3 and 0 < usage["completion_tokens"] <= 6
 
 
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ('{"choices": [], "usage": null}', 200),
+        ('{"choices": []', 502),
+        ("[]", 502),
+        ("null", 502),
+        ("{}", 502),
+        ('{"choices": [{}]}', 502),
+        ('{"choices": [null]}', 502),
+        ('{"error": "out of memory"}', 502),
+    ],
+)
+def test_an_odd_event_of_the_server_behind_is_its_fault(
+    clone: Clone, tiny_base: Path, said: str, status: int
+) -> None:
+    door = StrictDoor(tiny_base)
+    door.says_first = said
+    with behind(clone, door) as running:
+        answer = running.http().post("/v1/completions", json={"model": "base", "prompt": "A", "max_tokens": 2})
+        assert answer.status_code == status, answer.text
+
+
 def test_usage_names_what_the_embedded_engine_kept(clone: Clone, engine: Engine) -> None:
     """Of the same tenant's prompts with the same salt, never of another tenant's."""
     with closing(KeyStore(clone.root / ".serving/keys.sqlite")) as store:
