@@ -186,14 +186,15 @@ async def engine(setting: Setting) -> dict[str, Results]:
 def started_bytes(base: Path, dtype: str) -> float:
     """Return how many bytes are resident in a process of its own that started an engine and answered."""
     code = (
-        "import asyncio, gc, sys; from pathlib import Path\n"
+        "import asyncio, sys; from pathlib import Path\n"
         "from lora_ops.engines.torch_engine import TorchEngine\n"
         "from lora_ops.engines.protocol import Generation, Sampling\n"
+        "from lora_ops.serving.server import return_freed\n"
         "async def run():\n"
         "    engine = TorchEngine(Path(sys.argv[1]), dtype=sys.argv[2])\n"
         "    await engine.start()\n"
         "    async for _ in engine.generate(Generation('t', (5,), None, Sampling(8))): pass\n"
-        "    gc.collect()  # as the server does\n"
+        "    return_freed()  # as the server does\n"
         "    print(Path('/proc/self/statm').read_text().split()[1])\n"
         "    await engine.close()\n"
         "asyncio.run(run())\n"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import math
@@ -154,8 +155,16 @@ def settle(server: uvicorn.Server) -> None:
 
     One that goes through all of torch and transformers takes 0.4 s, in which no answer gets a token.
     """
-    gc.collect()
+    return_freed()
     gc.freeze()
+
+
+def return_freed() -> None:
+    """Return to the system what nobody uses any more: of a loaded model, glibc keeps most for later."""
+    gc.collect()  # transformers' models hold themselves by cycles of references
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # only glibc has it
+        trim(0)
 
 
 def most_connections() -> int:

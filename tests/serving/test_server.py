@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import signal
 import socket
@@ -17,7 +18,7 @@ import httpx
 import pytest
 
 from lora_ops.serving.events import read_events
-from lora_ops.serving.server import bind
+from lora_ops.serving.server import bind, return_freed
 from tests.conftest import ROOT, run
 from tests.serving.conftest import Clone, eventually
 
@@ -142,3 +143,17 @@ def test_without_a_base_model_it_says_what_to_run(clone: Clone) -> None:
     (clone.base / "base_model.json").unlink()
     done = run("lora-ops", "serve", "--port", "0", cwd=clone.root)
     assert done.returncode == 2 and "run the stage `base_model` first" in done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what was freed")
+def test_return_freed_gives_memory_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    blocks = [bytes(4000) for _ in range(25_000)]
+    del blocks[:-1]  # glibc can't cut its heap below the last one
+    kept = resident()
+    return_freed()
+    assert resident() - before < 0.5 * (kept - before)
+    assert len(blocks) == 1

@@ -19,7 +19,7 @@ from lora_ops.engines.torch_engine.adapter_files import common_dtype, look_into,
 from lora_ops.engines.torch_engine.architectures import load_decoder
 from lora_ops.engines.torch_engine.batch import Batch
 from lora_ops.engines.torch_engine.decoder import Adapter
-from lora_ops.engines.torch_engine.memory import GPUShare, return_freed
+from lora_ops.engines.torch_engine.memory import GPUShare
 from lora_ops.engines.torch_engine.sequence import Sequence
 from lora_ops.engines.torch_engine.structure import Structures
 from lora_ops.engines.torch_engine.text_stream import TextStream
@@ -326,7 +326,6 @@ class TorchEngine:
             decoder, tokenizer, ends = load_decoder(
                 self._base_folder, self._kv_tokens, self._device, self._dtype, self._share
             )
-            return_freed()
             batch = Batch(decoder, TokenBytes(tokenizer), ends, self._max_batch, self._prefill_chunk)
         except EngineError as error:
             ready.set_exception(error)

@@ -1,7 +1,5 @@
 """Long-lived memory: in huge pages where the system has them, and how much of a GPU the KV cache may have."""
 
-import ctypes
-import gc
 import mmap
 from dataclasses import dataclass
 
@@ -18,14 +16,6 @@ def allocate(size: int, device: str = "cpu") -> torch.Tensor:
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     block.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(block, dtype=torch.uint8)
-
-
-def return_freed() -> None:
-    """Return to the system what nobody uses any more: of a loaded model, glibc keeps most for later."""
-    gc.collect()  # transformers' models hold themselves by cycles of references
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # only glibc has it
-        trim(0)
 
 
 @dataclass(frozen=True)
