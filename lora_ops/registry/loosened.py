@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import EvaluationRecord
 from lora_ops.records.manifest import published
 from lora_ops.records.registry import AuditEntry
@@ -16,7 +15,7 @@ from lora_ops.registry.approvals import promotion_in
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import gap_limit
 from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import Version, lost
+from lora_ops.registry.versions import Version
 from lora_ops.settings.data import ContractLimits
 from lora_ops.settings.evaluate import EvaluateSettings
 from lora_ops.settings.package import PackageSettings
@@ -133,9 +132,7 @@ def _dated_later(registry: Registry, version: Version) -> Iterator[str]:
     for one in registry.versions(version.tenant):
         if one.number >= version.number:
             continue
-        stated = registry.log.registered_as(one.id)
-        if stated and sha256_text(one.manifest_text) != stated.manifest:
-            raise lost("manifest", one.id)
+        registry.require_stated_manifest(one)
         theirs = one.stored["data"]
         day = theirs["source"].get("date")
         is_same = (

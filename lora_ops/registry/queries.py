@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lora_ops.errors import LoraOpsError, NotFound
+from lora_ops.hashing import sha256_text
 from lora_ops.records.manifest import SCHEMA_VERSION, Manifest, content_digest
 from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry.audit import Anchor, Head, Log
@@ -218,6 +219,16 @@ class Queries:
         if stated is None:
             return summary
         return summary._replace(author=stated.author, content_digest=stated.content_digest)
+
+    def require_stated_manifest(self, version: Version) -> None:
+        """Refuse a version whose manifest is another one than the log states; an older log states none.
+
+        Raises:
+            Damaged: it was changed, so that the one that was registered is lost.
+        """
+        stated = self.log.registered_as(version.id)
+        if stated and sha256_text(version.manifest_text) != stated.manifest:
+            raise lost("manifest", version.id)
 
     def history(self, reference: str) -> list[AuditEntry]:
         """What the audit log says of one version, oldest first.

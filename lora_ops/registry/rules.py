@@ -94,10 +94,11 @@ def _document_lacks(registry: Registry, version: Version, one: Evidence, entry: 
     except LoraOpsError:
         return  # the file is lost or was changed, and is named as such
     try:
-        least = recorded_minimums(entry) or EvidenceSettings()
+        least = recorded_minimums(entry)
     except LoraOpsError:
         yield "rules that can be read"
         return
+    assert least is not None  # an entry without rules is not judged
     if document is None or document.kind != one.kind:
         yield f"a {one.kind} report that lora-ops counted"
     elif document.content_digest != version.summary.content_digest:

@@ -16,14 +16,13 @@ from typing import Literal
 
 from lora_ops.adapter_files import weights_digest
 from lora_ops.errors import LoraOpsError
-from lora_ops.hashing import sha256_text
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.queries import Queries
 from lora_ops.registry.signing import signed_digests
-from lora_ops.registry.versions import CLOSED, Summary, Version, lost
+from lora_ops.registry.versions import CLOSED, Summary, Version
 
 Likeness = Literal["same", "other", "unknown"]
 
@@ -168,14 +167,13 @@ class Twins:
         Raises:
             LoraOpsError: neither can be read.
         """
-        stated = self._registry.log.registered_as(one.id)
         try:
             found = self._registry.load(one.tenant, one.number)
-            if stated and sha256_text(found.manifest_text) != stated.manifest:
-                raise lost("manifest", one.id)
+            self._registry.require_stated_manifest(found)
             file = found.manifest.files.get(ADAPTER_FILES[0])
             return file.sha256 if file else None
         except LoraOpsError:
+            stated = self._registry.log.registered_as(one.id)
             signature = stated.signature if stated else one.signature
             if signature is None:
                 raise
