@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 )
 
 # What `make test-fast` leaves out: what starts kernels, gateways, browsers or many processes, and the longest
-# of the others, so that the rest ends within two minutes on two quiet cores.
+# of the others, so that the rest takes little more than two minutes on two quiet cores.
 SLOW = (
     "datasets/test_split.py",
     "engines/",
