@@ -20,9 +20,8 @@ from lora_ops.engines.torch_engine.architectures import load_decoder
 from lora_ops.engines.torch_engine.batch import Batch
 from lora_ops.engines.torch_engine.decoder import Adapter
 from lora_ops.engines.torch_engine.memory import GPUShare
-from lora_ops.engines.torch_engine.sequence import Sequence
+from lora_ops.engines.torch_engine.sequence import Sequence, started
 from lora_ops.engines.torch_engine.structure import Structures
-from lora_ops.engines.torch_engine.text_stream import TextStream
 from lora_ops.engines.torch_engine.token_bytes import TokenBytes
 from lora_ops.loading import pick_device
 from lora_ops.paths import ADAPTER_FILES
@@ -205,7 +204,13 @@ class TorchEngine:
             if fault:
                 raise fault
         loaded = self._loaded(generation.adapter)
-        sequence = self._sequence(generation, loaded)
+        sequence = started(
+            generation,
+            loaded.adapter if loaded else None,
+            self._tokenizer,
+            vocabulary=self._vocabulary,
+            context_length=self.context_length,
+        )
         sequence.matcher = matcher
         queue: asyncio.Queue[Chunk | EngineError] = asyncio.Queue()
         self._queues[sequence] = queue
@@ -269,35 +274,6 @@ class TorchEngine:
         if name not in self._adapters:
             raise EngineError(f"There is no adapter '{name}' in the engine.")
         return self._adapters[name]
-
-    def _sequence(self, generation: Generation, loaded: _Loaded | None) -> Sequence:
-        prompt, sampling = generation.prompt, generation.sampling
-        if not prompt:
-            raise EngineError("The prompt is empty.")
-        if len(prompt) + min(sampling.max_tokens, 1) > self.context_length:
-            raise EngineError(
-                f"The prompt has {len(prompt)} tokens; with an answer there is room for {self.context_length}."
-            )
-        named = [*prompt, *sampling.stop_token_ids, *(token for token, _ in sampling.logit_bias)]
-        if min(named) < 0 or max(named) >= self._vocabulary:
-            raise EngineError(f"The request names a token that is not one of the model's {self._vocabulary}.")
-        if sampling.max_tokens < 0:
-            raise EngineError("max_tokens must be at least 0.")
-        generator = None
-        if sampling.temperature > 0:
-            generator = torch.Generator()
-            if sampling.seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(sampling.seed)
-        return Sequence(
-            generation,
-            loaded.adapter if loaded else None,
-            TextStream(self._tokenizer, prompt, sampling.stop),
-            generator,
-            min(len(prompt) + sampling.max_tokens, self.context_length),
-            list(prompt),
-        )
 
     def _read(self, folder: Path) -> tuple[Files, Adapter]:
         pairs = read_adapter(folder, self._decoder.shapes)

@@ -1,10 +1,11 @@
 """One answer on its way through the batch."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from lora_ops.engines.protocol import Generation, TokenLogprob
+from lora_ops.engines.protocol import EngineError, Generation, Sampling, TokenLogprob
 from lora_ops.engines.torch_engine.decoder import Adapter
 from lora_ops.engines.torch_engine.kv_cache import Owner
 from lora_ops.engines.torch_engine.structure import Matcher
@@ -83,3 +84,39 @@ class Sequence:
         """
         self.blocks, self.computed, self.logits = [], 0, None
         self.prompt = []
+
+
+def started(
+    generation: Generation, adapter: Adapter | None, tokenizer: Any, *, vocabulary: int, context_length: int
+) -> Sequence:
+    """Return the sequence of a generation that a model can answer: its prompt, and no token computed yet.
+
+    Raises:
+        EngineError: the prompt is empty or too long, or the request names a token that the model doesn't have.
+    """
+    prompt, sampling = generation.prompt, generation.sampling
+    if not prompt:
+        raise EngineError("The prompt is empty.")
+    if len(prompt) + min(sampling.max_tokens, 1) > context_length:
+        raise EngineError(
+            f"The prompt has {len(prompt)} tokens; with an answer there is room for {context_length}."
+        )
+    named = [*prompt, *sampling.stop_token_ids, *(token for token, _ in sampling.logit_bias)]
+    if min(named) < 0 or max(named) >= vocabulary:
+        raise EngineError(f"The request names a token that is not one of the model's {vocabulary}.")
+    if sampling.max_tokens < 0:
+        raise EngineError("max_tokens must be at least 0.")
+    limit = min(len(prompt) + sampling.max_tokens, context_length)
+    stream = TextStream(tokenizer, prompt, sampling.stop)
+    return Sequence(generation, adapter, stream, _generator(sampling), limit, list(prompt))
+
+
+def _generator(sampling: Sampling) -> torch.Generator | None:
+    if sampling.temperature <= 0:
+        return None
+    generator = torch.Generator()
+    if sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(sampling.seed)
+    return generator
