@@ -206,6 +206,9 @@ class AdapterCache:
         entry = self._entry(version.id)
         if self._observer:
             self._observer.adapter_used(entry.name, "hit" if entry.loaded else "miss")
+        # After an older registry was restored, a number that was lost with the newer one is given again.
+        if entry.loaded and entry.digest != version.summary.content_digest:
+            await self.unload(entry.name)
         await self._until_loaded(entry, version)
         entry.used(time.monotonic())
         return Use(entry, lambda: self._until_loaded(entry, version), self._notify)
@@ -281,9 +284,6 @@ class AdapterCache:
         return self._entries.setdefault(name, Entry(name))
 
     async def _until_loaded(self, entry: Entry, version: Version) -> None:
-        # After an older registry was restored, a number that was lost with the newer one is given again.
-        if entry.loaded and entry.digest != version.summary.content_digest:
-            await self.unload(entry.name)
         while not entry.loaded:  # it may be evicted again between its load and this task's turn
             # A waiter that is cancelled, its client gone, must not take the load away from the others.
             # All wait for the same load: where it fails, none of them tries once more after the others.
@@ -291,6 +291,9 @@ class AdapterCache:
                 entry.loading = asyncio.create_task(self._load_once(entry, version))
                 entry.loading.add_done_callback(lambda done: done.cancelled() or done.exception())
             await asyncio.shield(entry.loading)
+        # An unload would wait for this request's own end.
+        if entry.digest != version.summary.content_digest:
+            raise AdapterUnavailable(f"{entry.name} was replaced while this request waited: send it again.")
 
     async def _load_once(self, entry: Entry, version: Version) -> None:
         async with entry.lock:

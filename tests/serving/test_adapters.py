@@ -131,6 +131,21 @@ async def test_another_content_under_its_name_is_loaded(bench: Make) -> None:
 
 
 @in_loop
+async def test_a_use_whose_content_was_replaced_ends_at_once(bench: Make) -> None:
+    """It waited for its own end until `drain_seconds` had passed, with a slot."""
+    async with bench(drain_seconds=60) as b:
+        b.cache._budget = max(b.size(ONE), b.size(TWO))
+        use = await b.cache.use(b.versions[ONE])
+        await b.use(TWO)  # takes the room
+        summary = b.versions[ONE].summary._replace(content_digest="f" * 64)
+        (await b.cache.use(replace(b.versions[ONE], summary=summary))).end()
+        with pytest.raises(AdapterUnavailable, match="finance@1 was replaced while this request waited"):
+            await asyncio.wait_for(use.begin(), 10)
+        use.end()
+        assert b.loaded == {ONE}
+
+
+@in_loop
 async def test_the_one_that_was_used_longest_ago_makes_room(bench: Make) -> None:
     async with bench() as b:
         b.cache._budget = b.size(ONE, THREE)  # TWO is the smallest
