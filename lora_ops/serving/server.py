@@ -117,6 +117,7 @@ async def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # a client on this machine would choose the address that it counts as
             lifespan="off",
             http=partial(Connection, budget),  # type: ignore[arg-type]
             ws="none",  # a WebSocket would leave the budget and the limits of `Connection`

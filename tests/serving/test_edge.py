@@ -140,6 +140,19 @@ def test_large_bodies_of_a_tenant_come_in_turn(clone: Clone, engine: Engine, chu
         eventually(lambda: send(gateway) == 200)
 
 
+def test_a_client_does_not_choose_its_address(clone: Clone, engine: Engine) -> None:
+    """Bodies with another X-Forwarded-For each came in nobody's turn."""
+    body = json.dumps(GOOD).encode().ljust(2**20)
+
+    def send(gateway: Served, number: int) -> int:
+        headers = {"content-type": "application/json", "x-forwarded-for": f"10.0.0.{number}"}
+        return gateway.http().post("/v1/completions", content=body, headers=headers).status_code
+
+    settings = clone.settings(body_timeout_seconds=0.4)
+    with served(clone.root, settings, engine) as gateway, ThreadPoolExecutor(8) as threads:
+        assert 429 in set(threads.map(lambda number: send(gateway, number), range(8)))
+
+
 def test_slow_clients_keep_nobody_else_waiting(gateway: Served) -> None:
     slow = [connect(gateway) for _ in range(100)]
     for number, connection in enumerate(slow):
