@@ -55,7 +55,7 @@ def objections(
             yield from lacks(given[kind], least or registry.least)
             yield from unanswered(registry, version, history, given[kind])
         elif kind in found:
-            yield from kept_lacks(registry, version, history, found[kind], least, now)
+            yield from kept_lacks(registry, version, history, found[kind], least, now or registry.clock())
     yield from evaluation_lacks(version.manifest, max_gap)
     if "policy" not in {*found, *given}:
         yield from failing(version.manifest.policy)
@@ -77,7 +77,7 @@ def kept_lacks(
         history: the version's entries.
         one: the report.
         least: the minimums; default: today's.
-        now: the moment of the step; default: this one.
+        now: the moment of the step; None: nobody asks how the report is dated.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
@@ -89,7 +89,8 @@ def kept_lacks(
         yield f"a {one.kind} report on {version.id} (the last one is about {document.adapter})"
     else:
         yield from lacks(document, least or registry.least)
-        yield from from_the_future(document, now or registry.clock())
+        if now:
+            yield from from_the_future(document, now)
         yield from unanswered(registry, version, history, document)
 
 

@@ -1,7 +1,6 @@
 """What a rollback rests on: a fresh incident of what leaves, and nothing against what returns."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
@@ -62,7 +61,6 @@ def against_return(
     registry: Registry,
     version: Version,
     history: Sequence[AuditEntry] | None = None,
-    now: datetime | None = None,
 ) -> Iterator[str]:
     """Yield why a version may not return to production, as what it lacks.
 
@@ -70,12 +68,13 @@ def against_return(
     ones of today must not keep a version out that served well. What speaks against it counts whenever it was
     filed. A report that was filed since and is too small, or leaves out checks that passed, says nothing
     against it. A version that an older release promoted has no minimums, and may have reports of another form.
+    The step into production compared the dates of the reports with its clock. Nobody asks for them again: a
+    clock that was ahead then, or is behind now, must not stop a rollback.
 
     Args:
         registry: where.
         version: what returns.
         history: its entries before the rollback; default: all.
-        now: the moment of the rollback; default: this one.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed, or the minimums can't be read.
@@ -96,7 +95,7 @@ def against_return(
         elif found[kind] != then.get(kind):
             yield from later_speaks_against(registry, version, history, found[kind], least)
         elif kind != "evaluation" and (least or load(registry.files, found[kind])):
-            yield from kept_lacks(registry, version, history, found[kind], least, now)
+            yield from kept_lacks(registry, version, history, found[kind], least)
     # A gap between groups was judged on the day that let it into production.
     yield from evaluation_lacks(version.manifest, max_gap=None)
     if "policy" not in found:

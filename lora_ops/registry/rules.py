@@ -143,7 +143,7 @@ def _rollback_lacks(registry: Registry, version: Version, entry: AuditEntry, twi
         yield no_incident(leaves.id, told_before=True)
     returning = [one for one in registry.log.entries(version.tenant, version.number) if one.seq < entry.seq]
     with suppress(LoraOpsError):  # named by others: a lost file, rules that can't be read
-        yield from against_return(registry, version, returning, datetime.fromisoformat(entry.at))
+        yield from against_return(registry, version, returning)
     yield from _same_weights_return(registry, version, leaves, entry, twins)
     try:
         document = load(registry.files, incidents[0])

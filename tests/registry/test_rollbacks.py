@@ -11,7 +11,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.registry import EvidenceSettings
 
-from .conftest import AUTHOR, Build, Story
+from .conftest import AUTHOR, Build, Clock, Story
 
 
 @pytest.fixture
@@ -51,6 +51,20 @@ def test_an_incident_from_before_production_is_none(two: Registry, story: Story)
     back(two, "finance@1")
     assert two.named("finance", "production") == 1
     assert verify(two).ok
+
+
+def test_a_clock_behind_stops_no_rollback(
+    registry: Registry, package: Build, story: Story, clock: Clock
+) -> None:
+    """Reports of a machine whose clock was ahead were "of the future" to whoever was on call."""
+    clock.move(days=2)
+    for number in (1, 2):
+        registry.register(*package(number), actor=AUTHOR)
+        story.to(f"finance@{number}", "production")
+    clock.move(days=-2)
+    back(registry, "finance@1", incident(registry, story, "finance@2", "late"))
+    assert registry.named("finance", "production") == 1
+    assert verify(registry).ok
 
 
 def test_a_version_that_a_rollback_put_out_stays_out(two: Registry, story: Story) -> None:
