@@ -42,7 +42,7 @@ from lora_ops.paths import ADAPTER_FILES
 from lora_ops.settings.serving import OpenAIEngineSettings
 from lora_ops.small_files import parse_json
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Between two pieces of an answer; the gateway's own limits end a request long before.
 TIMEOUT = httpx.Timeout(600, connect=5)
@@ -170,7 +170,7 @@ class OpenAIEngine:
         except Refused as error:
             if error.status not in REQUEST_REFUSED:
                 raise
-            log.warning("%s", error)
+            logger.warning("%s", error)
             raise Unsupported("The engine of this gateway refuses the request; its log says why.") from error
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
@@ -205,7 +205,9 @@ class OpenAIEngine:
         try:
             await self._probe(name)
         except (EngineError, httpx.HTTPError) as error:
-            log.warning("%s does not answer with %s, which it has loaded: %s", self._settings.url, name, error)
+            logger.warning(
+                "%s does not answer with %s, which it has loaded: %s", self._settings.url, name, error
+            )
             await self._unload_there(name)
             raise EngineError(f"{self._settings.url} does not answer with the adapter '{name}'.") from error
 
@@ -230,7 +232,7 @@ class OpenAIEngine:
         async with self._locks[name]:
             if self._adapters.get(name) is not known:
                 return  # another request was quicker
-            log.warning("%s has lost %s, and loads it again.", self._settings.url, name)
+            logger.warning("%s has lost %s, and loads it again.", self._settings.url, name)
             if await asyncio.to_thread(_digest, known.folder) != known.digest:
                 raise EngineError(
                     f"The files of '{name}' are not those that were verified: it is not loaded again."
