@@ -107,8 +107,10 @@ def remember(gateway: Gateway) -> None:
         labels = (f"t{number}", f"t{number}@1", "base", "pinned")
         for counter in (metrics.requests, metrics.prompt_tokens, metrics.generated_tokens, metrics.device):
             counter.labels(*labels).inc()
-        for histogram in (metrics.latency, metrics.queue, metrics.first_token, metrics.per_token):
+        for histogram in (metrics.first_token, metrics.per_token):
             histogram.labels(*labels).observe(0.1)
+        for histogram in (metrics.latency, metrics.queue):
+            histogram.labels(*labels, "answered").observe(0.1)
 
 
 def main() -> None:

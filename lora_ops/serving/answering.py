@@ -18,7 +18,7 @@ from lora_ops.engines.protocol import (
 from lora_ops.serving.adapters import AdapterCache, Use
 from lora_ops.serving.answer_lengths import AnswerLengths
 from lora_ops.serving.ask import Ask
-from lora_ops.serving.errors import as_api_error
+from lora_ops.serving.errors import as_api_error, outcome
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded, Ticket
 from lora_ops.serving.rate_limits import Allowance, Place
@@ -299,8 +299,9 @@ class Answering:
         metrics.requests.labels(*labels).inc()
         if problem:
             metrics.errors.labels(*labels, str(problem.status)).inc()
-        metrics.latency.labels(*labels).observe(seconds)
-        metrics.queue.labels(*labels).observe(tally.queue_seconds)
+        ended = outcome(problem.status if problem else 200)
+        metrics.latency.labels(*labels, ended).observe(seconds)
+        metrics.queue.labels(*labels, ended).observe(tally.queue_seconds)
         if tally.first_token is not None:
             metrics.first_token.labels(*labels).observe(tally.first_token)
         if tally.first_token is not None or tally.finish:  # with max_tokens 0 there is no first token

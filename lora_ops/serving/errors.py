@@ -5,7 +5,7 @@ import math
 import random
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -63,11 +63,21 @@ def too_long(param: str, what: str, limit: int) -> ApiError:
 SPREAD_SECONDS = 2
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection; it is logged, nobody receives it
 NOT_FAILED = (200, CLIENT_GONE)
+Outcome = Literal["answered", "refused", "failed", "gone"]
 
 
 # What pydantic puts between the names of a body: its types.
 TYPE = re.compile(r"(constrained-)?(str|int|float|bool)|.*\[.*")
 INSIDE = re.compile(r"(?:\w+:/)?/[\w.:%@+~/-]{2,}")  # URLs and absolute paths
+
+
+def outcome(status: int) -> Outcome:
+    """Return how a request with this status ended: refused is what the gateway chose not to answer."""
+    if status == 200:
+        return "answered"
+    if status == CLIENT_GONE:
+        return "gone"
+    return "refused" if status < 500 or status == 503 else "failed"
 
 
 def as_api_error(error: BaseException) -> ApiError:

@@ -1,17 +1,17 @@
 """What Prometheus scrapes; every name begins with `lora_ops_`.
 
 Of requests, labelled by tenant, adapter, base_model and route: `requests_total`, `errors_total` (also code),
-`time_to_first_token_seconds`, `time_per_token_seconds`, `request_seconds`, `queue_seconds`,
-`prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`. Of requests that were refused before a
-route was known: `refused_total` (tenant of the key, code). Of adapters, labelled by adapter:
-`adapter_loads_total`, `adapter_load_failures_total`, `adapter_cache_hits_total`, `adapter_cache_misses_total`,
-`adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent), `adapter_bytes`; and
-`adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine; `slots_used` and
-`waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`. Of the KV
-cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`, `events_unscored_total`. Of
-clients: `connections_closed_total`. Of the log: `log_lines_lost_total`. Of the registry: `registry_damaged`,
-and of what an alias names, by tenant and adapter, `adapter_fresh_seconds` and `adapter_review_due_seconds`;
-both are negative once it is late.
+`time_to_first_token_seconds`, `time_per_token_seconds`, `request_seconds` and `queue_seconds` (also outcome:
+answered, refused, failed or gone), `prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`. Of
+requests that were refused before a route was known: `refused_total` (tenant of the key, code). Of adapters,
+labelled by adapter: `adapter_loads_total`, `adapter_load_failures_total`, `adapter_cache_hits_total`,
+`adapter_cache_misses_total`, `adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent),
+`adapter_bytes`; and `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine;
+`slots_used` and `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`.
+Of the KV cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`,
+`events_unscored_total`. Of clients: `connections_closed_total`. Of the log: `log_lines_lost_total`. Of the
+registry: `registry_damaged`, and of what an alias names, by tenant and adapter, `adapter_fresh_seconds` and
+`adapter_review_due_seconds`; both are negative once it is late.
 """
 
 import asyncio
@@ -64,8 +64,10 @@ class Telemetry:
         )
         self.first_token = histogram("time_to_first_token_seconds", "From arrival to the first token", FAST)
         self.per_token = histogram("time_per_token_seconds", "Between tokens after the first", PER_TOKEN)
-        self.latency = histogram("request_seconds", "From arrival to the last token", LONG)
-        self.queue = histogram("queue_seconds", "Waiting for a slot", FAST)
+        # A refusal is quick, or has waited in vain: neither may show among the times of answers.
+        outcome = (*ROUTE, "outcome")
+        self.latency = histogram("request_seconds", "From arrival to the last token", LONG, outcome)
+        self.queue = histogram("queue_seconds", "Waiting for a slot", FAST, outcome)
         self.prompt_tokens = counter("prompt_tokens_total", "Tokens read")
         self.generated_tokens = counter("generated_tokens_total", "Tokens written")
         self.device = counter("device_seconds_total", "Time that the device worked for it")

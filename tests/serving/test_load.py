@@ -177,13 +177,18 @@ def test_unloading_a_busy_adapter_refuses_none_of_its_requests(gateway: Served) 
         assert long.result().status_code == unloading.result().status_code == 200
 
 
-def test_the_wait_of_a_refused_request_is_counted(clone: Clone, engine: Engine) -> None:
-    """Whoever waited for its turn in vain was said to have waited for 0 s."""
+def test_the_wait_of_a_refused_request_is_counted_apart(clone: Clone, engine: Engine) -> None:
+    """Whoever waited for its turn in vain was said to have waited for 0 s, and later mixed with answers."""
     settings = clone.settings(max_running=1, queue_timeout_seconds=0.3)
     with served(clone.root, settings, engine) as gateway:
         with long_answer(gateway):
             assert gateway.http().post("/v1/completions", json=SHORT).status_code == 503
-        assert gateway.metric("lora_ops_queue_seconds_sum", tenant="finance") >= 0.3
+        assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
+        for metric in ("queue", "request"):
+            name = f"lora_ops_{metric}_seconds"
+            assert gateway.metric(f"{name}_sum", tenant="finance", outcome="refused") >= 0.3
+            for outcome in ("answered", "refused"):
+                assert gateway.metric(f"{name}_count", tenant="finance", outcome=outcome) == 1
 
 
 @contextmanager

@@ -4,11 +4,13 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lora_ops.engines.protocol import Engine, EngineError
+from lora_ops.settings.serving import TenantServing
 from tests.serving.conftest import Clone, Served, eventually, served
 
 BODY = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 6}
@@ -30,6 +32,24 @@ def test_requests_are_counted_by_tenant_adapter_base_model_and_route(gateway: Se
         assert metric(f"lora_ops_{name}_seconds_count", **WHO) == 3
         assert metric(f"lora_ops_{name}_seconds_sum", **WHO) >= 0
     assert metric("lora_ops_requests_total", tenant="-", adapter="tiny-random", route="base") == 1
+
+
+def test_times_are_kept_apart_by_outcome(clone: Clone, engine: Engine) -> None:
+    """Quick refusals made the latency of an overloaded gateway look good."""
+    tenants = {"finance": TenantServing(requests_per_minute=2)}
+    settings = clone.settings(tenants=tenants, request_timeout_seconds=1)
+    with served(clone.root, settings, engine) as gateway:
+        http = gateway.http()
+        answers = [http.post("/v1/completions", json=BODY) for _ in range(3)]
+        long = {**BODY, "model": "base", "max_tokens": 1900, "n": 8}
+        answers.append(http.post("/v1/completions", json=long))
+        assert [one.status_code for one in answers] == [200, 200, 429, 504]
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{gateway.url}/v1/completions", json=long, timeout=0.3)
+        counts = {"answered": 2, "refused": 1, "failed": 1, "gone": 1}
+        for outcome, count in counts.items():
+            for name in ("lora_ops_request_seconds_count", "lora_ops_queue_seconds_count"):
+                eventually(lambda: gateway.metric(name, outcome=outcome) == count)  # noqa: B023
 
 
 def test_adapters_are_shown_loaded_while_idle_too(gateway: Served) -> None:
