@@ -28,14 +28,20 @@ def convert(script: Path, *arguments: Any) -> None:
 
 
 def write_gguf(given: dict[str, Any], sources: Path, folder: Path) -> tuple[Path, list[Path]]:
-    """Write the base model and the adapters as GGUF files, the base model in `given["dtype"]`."""
-    base, kind = folder / "base.gguf", {"bfloat16": "bf16", "float32": "f32"}[given["dtype"]]
-    convert(sources / "convert_hf_to_gguf.py", given["base"], "--outtype", kind, "--outfile", base)
+    """Write the base model and the adapters as GGUF files, the base model in `given["dtype"]`.
+
+    A file that an earlier turn wrote is taken as it is.
+    """
+    kind = {"bfloat16": "bf16", "float32": "f32"}[given["dtype"]]
+    base = folder / f"base-{kind}.gguf"
+    if not base.exists():
+        convert(sources / "convert_hf_to_gguf.py", given["base"], "--outtype", kind, "--outfile", base)
     adapters = []
     for number, adapter in enumerate(given["adapters"]):
         adapters.append(folder / f"{number}.gguf")
-        told = ("--base", given["base"], "--outtype", "bf16", "--outfile", adapters[-1])
-        convert(sources / "convert_lora_to_gguf.py", adapter, *told)
+        if not adapters[-1].exists():
+            told = ("--base", given["base"], "--outtype", "bf16", "--outfile", adapters[-1])
+            convert(sources / "convert_lora_to_gguf.py", adapter, *told)
     return base, adapters
 
 
@@ -112,12 +118,11 @@ def main() -> None:
     """Measure each batch size, after a run that warms up."""
     given: dict[str, Any] = json.loads(sys.argv[1])
     sources, results = Path(given["sources"]), {}
-    with TemporaryDirectory() as folder:
-        base, adapters = write_gguf(given, sources, Path(folder))
-        with serving(sources, base, adapters, max(given["batches"])) as client:
-            for size in given["batches"]:
-                runs = [measure(client, given, size, 1000 + run) for run in range(given["repeats"] + 1)][1:]
-                results[size] = tuple(map(statistics.median, zip(*runs, strict=True)))
+    base, adapters = write_gguf(given, sources, Path(given["folder"]))
+    with serving(sources, base, adapters, max(given["batches"])) as client:
+        for size in given["batches"]:
+            runs = [measure(client, given, size, 1000 + run) for run in range(given["repeats"] + 1)][1:]
+            results[size] = tuple(map(statistics.median, zip(*runs, strict=True)))
     Path(sys.argv[2]).write_text(json.dumps(results))
 
 

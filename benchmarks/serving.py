@@ -1,16 +1,19 @@
 """Tokens per second and time to first token, a different adapter in each row, beside every peer, in one run.
 
     python benchmarks/serving.py [--vllm .venv-vllm/bin/python] [--llama-cpp /path/to/llama.cpp]
+    python benchmarks/serving.py --llama-cpp /path/to/llama.cpp --only bfloat16 llama.cpp   # these rows
     python benchmarks/serving.py --resident 256   # what many adapters in memory cost
 
 All answer the same random prompts with the same base model and the same adapters (rank 8 on every linear
 layer, saved in bfloat16 as the pipeline saves them), greedily, to the full length. Tokens per second are new
 tokens by the time until the last of them, prompts included; the time to the first token is the median of the
-rows. Each number is the median of as many runs, each after one that warms up; this engine's settings take
-turns, so that all see the machine alike. vLLM is measured when the Python of a virtual environment is given
-(`make test-vllm` makes .venv-vllm/bin/python), and llama.cpp, whose base model is in bfloat16, when the folder
-of its sources is given, with `build/bin/llama-server` in it (its converters need `pip install sentencepiece`).
-Everything else computes in float32.
+rows. Each number is the median of as many runs, each after one that warms up. All systems take turns, so that
+they see the machine alike; each is started for its turn. `--only` measures some of the rows.
+
+vLLM is measured when the Python of a virtual environment is given (`make test-vllm` makes
+.venv-vllm/bin/python), and llama.cpp, whose base model is in bfloat16, when the folder of its sources is given,
+with `build/bin/llama-server` in it (its converters need `pip install sentencepiece`). Everything
+else computes in float32.
 """
 
 import argparse
@@ -68,6 +71,7 @@ class Setting:
 
 
 Results = dict[int, Measured]
+Systems = dict[str, Callable[[], dict[str, Results]]]
 
 
 def without_end(base: Path, folder: Path) -> Path:
@@ -112,6 +116,11 @@ def middle(runs: list[Measured]) -> Measured:
         statistics.median(run.tokens_per_second for run in runs),
         statistics.median(run.first_token_ms for run in runs),
     )
+
+
+def medians(runs: list[Results]) -> Results:
+    """The medians of several runs, at each batch size that all of them have."""
+    return {size: middle([run[size] for run in runs]) for size in runs[0]}
 
 
 @dataclass
@@ -164,23 +173,20 @@ BASE_ONLY = {
 }
 
 
-async def engine(setting: Setting) -> dict[str, Results]:
-    """This engine with each of its settings, an adapter in each row and none, all in turns."""
-    runs: dict[tuple[str, int], list[Measured]] = {}
-    for _ in range(setting.repeats):
-        for name, chosen in OURS.items():
-            running = await Engine.started(setting, **chosen)
-            for size in BATCHES:
-                rows: dict[str, list[str | None]] = {name: [str(row) for row in range(size)]}
-                if name in BASE_ONLY:
-                    rows[BASE_ONLY[name]] = [None] * size
-                for measured, adapters in rows.items():
-                    await running.batch(adapters)  # warms up
-                    runs.setdefault((measured, size), []).append(await running.batch(adapters))
-            # Not beside the next one: OpenMP's threads wait otherwise where there are more of them than cores.
-            await running.engine.close()
-    names = [*OURS, *BASE_ONLY.values()]
-    return {name: {size: middle(runs[name, size]) for size in BATCHES} for name in names}
+async def engine(setting: Setting, name: str, batches: Sequence[int] = BATCHES) -> dict[str, Results]:
+    """Return one run of one of this engine's settings: an adapter in each row, and none where that is asked."""
+    running = await Engine.started(setting, **OURS[name])
+    found: dict[str, Results] = {}
+    for size in batches:
+        rows: dict[str, list[str | None]] = {name: [str(row) for row in range(size)]}
+        if name in BASE_ONLY:
+            rows[BASE_ONLY[name]] = [None] * size
+        for measured, adapters in rows.items():
+            await running.batch(adapters)  # warms up
+            found.setdefault(measured, {})[size] = await running.batch(adapters)
+    # Not beside the next one: OpenMP's threads wait otherwise where there are more of them than cores.
+    await running.engine.close()
+    return found
 
 
 def started_bytes(base: Path, dtype: str) -> float:
@@ -257,6 +263,7 @@ def peer(setting: Setting, script: str, python: str = sys.executable, **options:
         "adapters": [str(folder) for folder in setting.adapters],
         "batches": BATCHES,
         "rank": RANK,
+        "repeats": 1,
         **options,
     }
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
@@ -280,6 +287,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vllm", metavar="PYTHON", help="of a virtual environment with vLLM")
     parser.add_argument("--llama-cpp", metavar="FOLDER", help="of llama.cpp's sources, built in `build`")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="only rows whose name has one of these")
     parser.add_argument("--only-engine", action="store_true", help="leave the peers out")
     parser.add_argument(
         "--resident", type=int, metavar="N", help="measure what N adapters in memory cost instead"
@@ -301,35 +309,55 @@ def main() -> None:
         if options.resident:
             asyncio.run(residency(setting, options.resident))
             return
-        systems: dict[str, Callable[[], Results]] = {}
-        if not options.only_engine:
-            systems |= {
-                "transformers generate, base only": lambda: peer(setting, "peft_peer.py", peer="transformers"),
-                "PEFT adapter_names, an adapter in each row": lambda: peer(
-                    setting, "peft_peer.py", peer="mixed"
-                ),
-                "PEFT set_adapter, one by one": lambda: peer(setting, "peft_peer.py", peer="one by one"),
-            }
-        if options.vllm:
-            systems |= {
-                "vLLM, an adapter in each row": lambda: peer(setting, "vllm_peer.py", options.vllm),
-                "vLLM, base only": lambda: peer(setting, "vllm_peer.py", options.vllm, adapters=[]),
-            }
-        if options.llama_cpp:
-            given = {"sources": options.llama_cpp, "dtype": "bfloat16"}
-            systems |= {
-                "llama.cpp in bf16, an adapter in each row": lambda: peer(
-                    setting, "llama_cpp_peer.py", **given
-                ),
-                "llama.cpp in bf16, base only": lambda: peer(
-                    setting, "llama_cpp_peer.py", **given | {"adapters": []}
-                ),
-            }
-        results = asyncio.run(engine(setting))
-        for name, measure in systems.items():
-            print(f"measuring {name} ...", file=sys.stderr, flush=True)
-            results[name] = measure()
-    show(results, options)
+        systems = chosen(setting, folder, options)
+        runs: dict[str, list[Results]] = {}
+        for turn in range(options.repeats):
+            for name, measure in systems.items():
+                print(f"turn {turn + 1}: {name} ...", file=sys.stderr, flush=True)
+                for row, result in measure().items():
+                    runs.setdefault(row, []).append(result)
+    wanted = {row: found for row, found in runs.items() if not options.only or named(row, options.only)}
+    show({row: medians(found) for row, found in wanted.items()}, options)
+
+
+def named(name: str, only: list[str]) -> bool:
+    """Return whether a row's name has one of these texts."""
+    return any(text in name for text in only)
+
+
+def chosen(setting: Setting, folder: Path, options: argparse.Namespace) -> Systems:
+    """Return how each system is measured once; one measurement may give two rows."""
+
+    def ours(name: str) -> Callable[[], dict[str, Results]]:
+        return lambda: asyncio.run(engine(setting, name))
+
+    def theirs(name: str, script: str, python: str = sys.executable, **given: Any) -> None:
+        systems[name] = lambda: {name: peer(setting, script, python, **given)}
+
+    systems: Systems = {name: ours(name) for name in OURS}
+    if not options.only_engine:
+        theirs("transformers generate, base only", "peft_peer.py", peer="transformers")
+        theirs("PEFT adapter_names, an adapter in each row", "peft_peer.py", peer="mixed")
+        theirs("PEFT set_adapter, one by one", "peft_peer.py", peer="one by one")
+    if options.vllm:
+        theirs("vLLM, an adapter in each row", "vllm_peer.py", options.vllm)
+        theirs("vLLM, base only", "vllm_peer.py", options.vllm, adapters=[])
+    if options.llama_cpp:
+        given = {"sources": options.llama_cpp, "dtype": "bfloat16", "folder": str(folder)}
+        theirs("llama.cpp in bf16, an adapter in each row", "llama_cpp_peer.py", **given)
+        theirs("llama.cpp in bf16, base only", "llama_cpp_peer.py", **given, adapters=[])
+    if not options.only:
+        return systems
+    kept = {
+        name: measure
+        for name, measure in systems.items()
+        if named(name, options.only) or named(BASE_ONLY.get(name, ""), options.only)
+    }
+    if not kept:
+        raise SystemExit(
+            f"--only: no row is called so. There are: {', '.join([*systems, *BASE_ONLY.values()])}."
+        )
+    return kept
 
 
 def show(results: dict[str, Results], options: argparse.Namespace) -> None:
