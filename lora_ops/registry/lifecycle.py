@@ -25,7 +25,6 @@ from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import Report, gap_limit
 from lora_ops.registry.requirements import (
-    EVIDENCE,
     LIVE,
     STAGES,
     Stage,
@@ -35,6 +34,7 @@ from lora_ops.registry.requirements import (
     require_about,
     return_notes,
     step_basis,
+    ways_from,
 )
 from lora_ops.registry.roles import (
     ANYBODY,
@@ -370,8 +370,8 @@ def _moved(version: Version, to: Stage, current: int | None) -> tuple[dict[int, 
 
 
 def _require_step(version: Version, to: State, reason: str) -> None:
-    if (version.state, to) not in EVIDENCE:
-        steps = [b for a, b in EVIDENCE if a == version.state and b != "superseded"]
+    steps = ways_from(version.state)
+    if to not in steps:
         ways = ", ".join(steps) if steps else "none"
         raise Refused(f"{version.id} is '{version.state}': it can't become '{to}' (ways from here: {ways}).")
     _require_reason(reason)

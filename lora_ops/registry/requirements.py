@@ -44,6 +44,16 @@ def allowed(before: str, after: str) -> bool:
     return before not in known or after not in known or (before, after) in EVIDENCE
 
 
+def ways_from(state: str) -> list[State]:
+    """Return the states that a version may be moved to out of `state`.
+
+    Out of a state of a newer release only revocation leads: no release may stop that.
+    """
+    if state not in get_args(State):
+        return ["revoked"]
+    return [after for before, after in EVIDENCE if before == state and after != "superseded"]
+
+
 def closed_alike(version: Version, twins: Twins) -> str | None:
     """Return why a version may not go on though it is open: a closed one has the same weights; or None."""
     twin = twins.closed_like(version.summary)

@@ -230,6 +230,24 @@ def test_route_goes_on_as_verified_while_damaged(clone: Clone, reader: Registry,
     assert routes.damage() is None
 
 
+def test_route_of_a_newer_release_is_read_and_unserved(clone: Clone, reader: Registry) -> None:
+    """A state and subjects that this release does not know stop one version, and damage nothing."""
+    routes = router(clone, reader, candidates=True)
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+        assert routes.route("finance").name == "finance@1"
+        with writer.change("ci") as change:
+            change.record("frozen", "finance", 1, states={1: "frozen"})  # type: ignore[dict-item]
+            for kind in ("route", "runbook", "drift"):
+                change.note("changed", kind, "finance", effects={"states": {"1": "production"}})
+    assert routes.damage() is None
+    with pytest.raises(OutOfService, match="finance@1 is 'frozen', and only shadow, canary and production"):
+        routes.route("finance")
+    with pytest.raises(NotServed, match="finance@1 is 'frozen'"):
+        routes.route("finance@1")
+    assert routes.route("healthcare").name == "healthcare@1"
+
+
 def test_a_revoked_version_does_not_answer_even_when_pinned(clone: Clone, reader: Registry) -> None:
     routes = router(clone, reader, candidates=True)
     assert routes.route("finance@2").name == "finance@2"
