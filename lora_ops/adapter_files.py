@@ -10,7 +10,7 @@ from lora_ops.escaping import shortened
 from lora_ops.hashing import canonical
 from lora_ops.small_files import parse_json
 
-KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
 """The name of a LoRA matrix of a linear layer, as PEFT saves it."""
 # Of each floating type: its unsigned integer, and the bits of its exponent; all of them set is NaN or infinite.
 EXPONENTS = {

@@ -13,7 +13,7 @@ from peft import PeftModel
 
 from lora_ops.engines.torch_engine.adapter_files import read_adapter
 from lora_ops.engines.torch_engine.architectures import make_decoder
-from lora_ops.engines.torch_engine.decoder import Work, blocks_for
+from lora_ops.engines.torch_engine.decoder import ScheduledSequence, blocks_for
 from lora_ops.evaluation.answers import answer
 from lora_ops.loading import load_base_model
 from lora_ops.records.evaluation import ADAPTER, BASE
@@ -84,11 +84,11 @@ def test_engine_gives_logits_of_peft_in_bf16(tmp_path: Path, device: str, name: 
     tokens = torch.randint(2, 300, (24,), generator=torch.Generator().manual_seed(1)).tolist()
     count = blocks_for(len(tokens))
     places = [list(range(place * count, (place + 1) * count)) for place in range(3)]
-    works = [
-        Work(tokens, 0, blocks, adapter, scored=len(tokens))
+    scheduled = [
+        ScheduledSequence(tokens, 0, blocks, adapter, scored=len(tokens))
         for blocks, adapter in zip(places, [*adapters, None], strict=True)
     ]
-    got = decoder.step(works).float().unflatten(0, (3, len(tokens)))
+    got = decoder.step(scheduled).float().unflatten(0, (3, len(tokens)))
     with torch.inference_mode():
         for place, adapter in enumerate(("0", "1")):
             peft.set_adapter(adapter)

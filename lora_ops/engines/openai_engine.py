@@ -61,7 +61,7 @@ class Refused(EngineError):
 
 
 @dataclass(frozen=True, eq=False)
-class _Loaded:
+class _ServedAdapter:
     """An adapter that the server has: its files, and its name there."""
 
     folder: Path
@@ -81,7 +81,7 @@ class OpenAIEngine:
     def __init__(self, settings: OpenAIEngineSettings) -> None:
         self._settings = settings
         self._model = settings.model
-        self._adapters: dict[str, _Loaded] = {}
+        self._adapters: dict[str, _ServedAdapter] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._running = 0
         self._http: httpx.AsyncClient | None = None
@@ -137,7 +137,7 @@ class OpenAIEngine:
             if known is None:
                 served_as = f"{name}-{digest[:12]}" if self._settings.adapters == "path" else name
                 await self._load_there(served_as, folder)
-                self._adapters[name] = _Loaded(folder, digest, served_as)
+                self._adapters[name] = _ServedAdapter(folder, digest, served_as)
             elif known.digest != digest:
                 raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
         return 0
@@ -228,7 +228,7 @@ class OpenAIEngine:
             return False
         return True
 
-    async def _load_again(self, name: str, known: _Loaded) -> None:
+    async def _load_again(self, name: str, known: _ServedAdapter) -> None:
         async with self._locks[name]:
             if self._adapters.get(name) is not known:
                 return  # another request was quicker

@@ -10,7 +10,7 @@ from fastapi.security import HTTPBearer
 from starlette.requests import Request
 
 from lora_ops.serving.errors import ApiError
-from lora_ops.serving.keys import OPEN, Caller, KeyStore, Role
+from lora_ops.serving.keys import OPEN, Caller, KeyRole, KeyStore
 
 LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 HOST = re.compile(r"(?P<name>.*?)(:\d*)?")  # of a Host header, with or without a port
@@ -48,7 +48,7 @@ async def _admitted(request: Request, _: Annotated[Any, Security(BEARER)]) -> Ca
     return caller
 
 
-def allowed(*roles: Role) -> Any:
+def allowed(*roles: KeyRole) -> Any:
     """FastAPI's dependency on who calls; another role gets a 403. `Edge` has authenticated the request."""
 
     async def check(who: Annotated[Caller, Depends(_admitted)]) -> Caller:

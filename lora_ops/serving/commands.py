@@ -9,7 +9,7 @@ from lora_ops.output import AsJson, print_json, print_problem
 from lora_ops.streams import work_is_done
 
 if TYPE_CHECKING:
-    from lora_ops.serving.keys import KeyStore, Role
+    from lora_ops.serving.keys import KeyRole, KeyStore
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of the gateway.")
 
@@ -54,7 +54,7 @@ def create(
     if tenant is not None:
         load_settings(find_root()).tenant(tenant)
     with closing(_keys()) as keys:
-        role: Role = "admin" if admin else "monitor" if monitor else "tenant"
+        role: KeyRole = "admin" if admin else "monitor" if monitor else "tenant"
         key, secret = keys.create(role, tenant, base=base or admin, note=note)
         if not as_json:
             show(f"Key {key.id} ({role}{f' {tenant}' if tenant else ''}), shown only now:")

@@ -11,7 +11,7 @@ from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError, NotFound, Unavailable
 from lora_ops.free_text import require_text
 
-Role = Literal["tenant", "admin", "monitor"]
+KeyRole = Literal["tenant", "admin", "monitor"]
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY,
@@ -32,7 +32,7 @@ class Key(NamedTuple):
     """What is known of a key; times are UTC in ISO 8601."""
 
     id: str
-    role: Role
+    role: KeyRole
     tenant: str | None
     base: bool
     note: str
@@ -52,7 +52,7 @@ class Caller:
     """
 
     key: str | None
-    role: Role
+    role: KeyRole
     tenant: str | None = None
     base: bool = True
 
@@ -88,7 +88,7 @@ class KeyStore:
         self._db.close()
 
     def create(
-        self, role: Role, tenant: str | None = None, *, base: bool = False, note: str = ""
+        self, role: KeyRole, tenant: str | None = None, *, base: bool = False, note: str = ""
     ) -> tuple[Key, str]:
         """Make a key.
 

@@ -20,7 +20,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PaddedBatch:
     """`rows` examples, padded on the left so that all completions end in the last column.
 
     Attributes:
@@ -33,9 +33,9 @@ class Batch:
     position_ids: torch.Tensor
     labels: torch.Tensor
 
-    def to(self, device: str) -> "Batch":
+    def to(self, device: str) -> "PaddedBatch":
         """The same batch on another device."""
-        return Batch(
+        return PaddedBatch(
             self.input_ids.to(device),
             self.attention_mask.to(device),
             self.position_ids.to(device),
@@ -50,7 +50,7 @@ def tokenize(examples: Sequence[Example], tokenizer: Any) -> list[Tokens]:
     return [Tokens(p, c) for p, c in zip(prompts, completions, strict=True)]
 
 
-def collate(rows: Sequence[Tokens], pad_token_id: int) -> Batch:
+def collate(rows: Sequence[Tokens], pad_token_id: int) -> PaddedBatch:
     """Pad `rows` into one batch."""
     columns = max(len(row.prompt) + len(row.completion) for row in rows)
     answer = max(len(row.completion) for row in rows)
@@ -63,10 +63,10 @@ def collate(rows: Sequence[Tokens], pad_token_id: int) -> Batch:
         attention_mask[index, columns - len(ids) :] = 1
         labels[index, answer - len(row.completion) :] = torch.tensor(row.completion)
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    return Batch(input_ids, attention_mask, position_ids, labels)
+    return PaddedBatch(input_ids, attention_mask, position_ids, labels)
 
 
-def batch_loss(model: Any, batch: Batch) -> torch.Tensor:
+def batch_loss(model: Any, batch: PaddedBatch) -> torch.Tensor:
     """Mean cross-entropy per completion token, a scalar.
 
     Only the columns that predict a completion token go through the output layer: over a vocabulary of

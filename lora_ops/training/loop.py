@@ -28,7 +28,7 @@ from lora_ops.settings.train import TrainSettings
 from lora_ops.training.batches import Tokens, tokenize
 from lora_ops.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from lora_ops.training.devices import Group, OnStep, count_devices, train_together
-from lora_ops.training.lora_linear import FusedLinear
+from lora_ops.training.lora_linear import CpuLoraLinear
 from lora_ops.training.packing import choose_loss
 from lora_ops.versions import TRAINING_PACKAGES, installed_versions
 
@@ -326,7 +326,7 @@ def _adapted(base_folder: Path, settings: TrainSettings, device: str, dtype: tor
         task_type="CAUSAL_LM",
     )
     if device == "cpu" and dtype is torch.float32:
-        config._register_custom_module({torch.nn.Linear: FusedLinear})
+        config._register_custom_module({torch.nn.Linear: CpuLoraLinear})
     # peft keeps LoRA's matrices in float32, whatever the type of the base model is.
     adapted = get_peft_model(model, config)
     if settings.gradient_checkpointing:

@@ -8,7 +8,7 @@ from peft.tuners import lora
 Gradients = tuple[torch.Tensor | None, None, None, torch.Tensor, torch.Tensor, None, None]
 
 
-class FusedLinear(lora.Linear):
+class CpuLoraLinear(lora.Linear):
     """`peft.tuners.lora.Linear` of one plain LoRA adapter, with the same parameters and the same results.
 
     Only its dropout differs, by the random numbers that it draws. In evaluation mode it is peft's own.
@@ -20,9 +20,9 @@ class FusedLinear(lora.Linear):
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
         dropout = getattr(self.lora_dropout[name], "p", 0.0)
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        lora_A, lora_B = self.lora_A[name].weight, self.lora_B[name].weight
         base = self.base_layer
-        return _LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[name], dropout)
+        return _LoraLinear.apply(x, base.weight, base.bias, lora_A, lora_B, self.scaling[name], dropout)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -38,8 +38,8 @@ class _LoraLinear(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        a: torch.Tensor,
-        b: torch.Tensor,
+        lora_A: torch.Tensor,
+        lora_B: torch.Tensor,
         scaling: float,
         dropout: float,
     ) -> torch.Tensor:
@@ -47,25 +47,25 @@ class _LoraLinear(torch.autograd.Function):
         keep = _keep(rows, dropout) if dropout else None
         kept = rows if keep is None else rows * keep
         ctx.scaling = scaling / (1 - dropout)
-        down = a @ kept.T
+        down = lora_A @ kept.T
         result = torch.nn.functional.linear(rows, weight, bias)
-        result.addmm_(down.T, b.T, alpha=ctx.scaling)
-        ctx.save_for_backward(kept, keep, down, weight, a, b)
+        result.addmm_(down.T, lora_B.T, alpha=ctx.scaling)
+        ctx.save_for_backward(kept, keep, down, weight, lora_A, lora_B)
         return result.unflatten(0, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Gradients:  # type: ignore[override]
-        kept, keep, down, weight, a, b = ctx.saved_tensors
+        kept, keep, down, weight, lora_A, lora_B = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
-        up = (b.T @ rows.T).mul_(ctx.scaling)
-        for_a, for_b = up @ kept, (down @ rows).mul_(ctx.scaling).T
+        up = (lora_B.T @ rows.T).mul_(ctx.scaling)
+        for_A, for_B = up @ kept, (down @ rows).mul_(ctx.scaling).T
         for_x = None
         if ctx.needs_input_grad[0]:
-            through_adapter = up.T @ a
+            through_adapter = up.T @ lora_A
             if keep is not None:
                 through_adapter.mul_(keep)
             for_x = through_adapter.addmm_(rows, weight).unflatten(0, gradient.shape[:-1])
-        return for_x, None, None, for_a, for_b, None, None
+        return for_x, None, None, for_A, for_B, None, None
 
 
 def _keep(x: torch.Tensor, dropout: float) -> torch.Tensor:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_ops.engines.protocol import Generation, Sampling
 from lora_ops.engines.torch_engine import TorchEngine
-from lora_ops.engines.torch_engine.adapter_files import look_into
+from lora_ops.engines.torch_engine.adapter_files import read_header
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
 from lora_ops.records.base_model import read_base_model
@@ -75,7 +75,7 @@ class Bench:
 
     def size(self, *names: str) -> int:
         """Bytes of memory."""
-        held = [look_into(self._verify(name)) for name in names]
+        held = [read_header(self._verify(name)) for name in names]
         return sum(numbers * dtype.itemsize for numbers, dtype in held)
 
     @property

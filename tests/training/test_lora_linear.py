@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners import lora
 
-from lora_ops.training.lora_linear import FusedLinear, _keep
+from lora_ops.training.lora_linear import CpuLoraLinear, _keep
 
 
 def layer(kind: type[lora.Linear], dropout: float = 0.0, bias: bool = True) -> Any:
@@ -32,12 +32,12 @@ def gradients(made: Any, x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("bias", [True, False])
 def test_output_and_gradients_are_those_of_peft(shape: tuple[int, ...], bias: bool) -> None:
     x = torch.randn(shape)
-    expected, got = (gradients(layer(kind, bias=bias), x) for kind in (lora.Linear, FusedLinear))
+    expected, got = (gradients(layer(kind, bias=bias), x) for kind in (lora.Linear, CpuLoraLinear))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_with_dropout_they_are_those_of_the_same_mask_applied_by_hand() -> None:
-    made, x = layer(FusedLinear, dropout=0.4), torch.randn(3, 6)
+    made, x = layer(CpuLoraLinear, dropout=0.4), torch.randn(3, 6)
     torch.manual_seed(5)
     got = gradients(made, x)
     torch.manual_seed(5)
@@ -56,7 +56,7 @@ def test_with_dropout_they_are_those_of_the_same_mask_applied_by_hand() -> None:
 
 
 def test_evaluation_and_an_input_without_gradient_are_unchanged() -> None:
-    made, x = layer(FusedLinear, dropout=0.5).eval(), torch.randn(4, 6)
+    made, x = layer(CpuLoraLinear, dropout=0.5).eval(), torch.randn(4, 6)
     assert torch.equal(made(x), layer(lora.Linear, dropout=0.5).eval()(x))
     made.train()(x).sum().backward()
     assert x.grad is None and made.base_layer.weight.grad is None

@@ -50,19 +50,19 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[st
         tensors = load(weights.read_bytes())  # twice as fast as `load_file`
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise EngineError(f"The adapter in {folder} can't be read: {error}") from error
-    halves: dict[str, dict[str, torch.Tensor]] = {}
+    matrices: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in sorted(tensors.items()):  # so that of several faults the same one is named
         found = KEY.fullmatch(key)
         if found is None:
             raise EngineError(f"The adapter holds '{key}', which is not a LoRA matrix of a linear layer.")
-        halves.setdefault(found["module"], {})[found["half"]] = tensor
-    if not halves:
+        matrices.setdefault(found["module"], {})[found["matrix"]] = tensor
+    if not matrices:
         raise EngineError(f"{weights.name} in {folder} holds no LoRA matrices.")
-    return {name: _pair(name, half, settings, shapes) for name, half in halves.items()}
+    return {name: _pair(name, pair, settings, shapes) for name, pair in matrices.items()}
 
 
-def look_into(folder: Path) -> tuple[int, torch.dtype]:
-    """How many numbers the adapter's matrices have, and of which type; only the file's header is read.
+def read_header(folder: Path) -> tuple[int, torch.dtype]:
+    """Return how many numbers the adapter's matrices have, and of which type; only the file's header is read.
 
     Raises:
         EngineError: the weights can't be read.
@@ -100,30 +100,31 @@ def _require_plain_lora(written: Mapping[str, Any]) -> None:
 
 def _pair(
     name: str,
-    half: Mapping[str, torch.Tensor],
+    pair: Mapping[str, torch.Tensor],
     settings: LoraConfig,
     shapes: Mapping[str, tuple[int, int]],
 ) -> LoraPair:
     if name not in shapes:
         raise EngineError(f"The adapter changes '{name}', which is no linear layer of this base model.")
-    if len(half) != 2:
+    if len(pair) != 2:
         raise EngineError(f"The adapter has only one of the two LoRA matrices of '{name}'.")
-    a, b = half["A"], half["B"]
+    lora_A, lora_B = pair["A"], pair["B"]
     outputs, inputs = shapes[name]
-    rank = _of(settings.rank_pattern, name, settings.r)
-    alpha = _of(settings.alpha_pattern, name, settings.lora_alpha)
+    rank = _for_module(settings.rank_pattern, name, settings.r)
+    alpha = _for_module(settings.alpha_pattern, name, settings.lora_alpha)
     if not (isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float)):
         raise EngineError(f"The adapter's rank {rank!r} and alpha {alpha!r} of '{name}' are no scale.")
-    if a.shape != (rank, inputs) or b.shape != (outputs, rank):
+    if lora_A.shape != (rank, inputs) or lora_B.shape != (outputs, rank):
         raise EngineError(
-            f"The adapter's matrices of '{name}' are {tuple(a.shape)} and {tuple(b.shape)}; rank {rank} on "
-            f"this base model needs {(rank, inputs)} and {(outputs, rank)}."
+            f"The adapter's matrices of '{name}' are {tuple(lora_A.shape)} and {tuple(lora_B.shape)}; "
+            f"rank {rank} on this base model needs {(rank, inputs)} and {(outputs, rank)}."
         )
-    if not (a.isfinite().all() and b.isfinite().all()):
+    if not (lora_A.isfinite().all() and lora_B.isfinite().all()):
         raise EngineError(f"The adapter's matrices of '{name}' hold NaN or infinity: it can answer nothing.")
-    return LoraPair(a, b, alpha / (math.sqrt(rank) if settings.use_rslora else rank))
+    return LoraPair(lora_A, lora_B, alpha / (math.sqrt(rank) if settings.use_rslora else rank))
 
 
-def _of(pattern: Mapping[str, int] | None, name: str, default: int) -> int:
+def _for_module(pattern: Mapping[str, int] | None, name: str, default: int) -> int:
+    """Return the value of a PEFT pattern that fits a module's name, or the default."""
     pattern = pattern or {}
     return pattern.get(get_pattern_key(list(pattern), name), default)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from lora_ops.engines.protocol import EngineError
-from lora_ops.engines.torch_engine.decoder import BLOCK, Decoder, Work, blocks_for
+from lora_ops.engines.torch_engine.decoder import BLOCK, Decoder, ScheduledSequence, blocks_for
 from lora_ops.engines.torch_engine.hf_decoder import HFDecoder
-from lora_ops.engines.torch_engine.llama_decoder import LlamaDecoder, why_not
+from lora_ops.engines.torch_engine.llama_decoder import LlamaDecoder, unsupported_reason
 from lora_ops.engines.torch_engine.memory import Demand, GPUShare, gpu_memory, gpu_room, kv_tokens_that_fit
 from lora_ops.engines.torch_engine.weights import computes_in
 from lora_ops.errors import LoraOpsError
@@ -80,7 +80,7 @@ def make_decoder(model: Any, kv_tokens: int | None) -> Decoder:
     """
     tokens = kv_tokens or max(1, KV_BYTES // _bytes_per_token(model, computes_in(model)))
     context = min(_positions(model), tokens)
-    reason = why_not(model)
+    reason = unsupported_reason(model)
     if reason is None:
         ours = LlamaDecoder(model, context, tokens)
         difference = _difference(ours, model)
@@ -142,7 +142,7 @@ def _difference(decoder: Decoder, model: Any) -> float:
     for part in PROBE:
         read = tokens[at : at + part]
         if read:
-            got.append(decoder.step([Work(read, at, blocks, None, scored=len(read))]).float())
+            got.append(decoder.step([ScheduledSequence(read, at, blocks, None, scored=len(read))]).float())
         at += part
     decoder.forget(blocks)
     return float((torch.cat(got) - wanted).abs().max() / wanted.abs().max())

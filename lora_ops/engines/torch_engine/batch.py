@@ -15,7 +15,7 @@ from dataclasses import InitVar, dataclass, replace
 import torch
 
 from lora_ops.engines.protocol import Chunk, EngineError, FinishReason, Sampling, TokenLogprob
-from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Decoder, Work
+from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Decoder, ScheduledSequence
 from lora_ops.engines.torch_engine.prefill import Reading, share_prefill
 from lora_ops.engines.torch_engine.sampling import Choice, Row, choose, with_logprobs
 from lora_ops.engines.torch_engine.schedule import Schedule
@@ -87,7 +87,7 @@ class Batch:
             return  # what fills the cache is being computed, which says as much
         blocks = self.schedule.kv.take(1)
         try:
-            self.decoder.step([Work([0], 0, blocks, None, scored=True)])
+            self.decoder.step([ScheduledSequence([0], 0, blocks, None, scored=True)])
         finally:
             self.decoder.forget(blocks)
             self.schedule.kv.release(blocks)
@@ -115,12 +115,12 @@ class Batch:
             sequence.computed += count
             # Time goes with the rows: in one pass a prompt's token costs what an answer's token costs.
             sequence.seconds += seconds * count / rows
-        return [(sequence, self._told(sequence, choices.get(sequence))) for sequence, _ in ready]
+        return [(sequence, self._emit(sequence, choices.get(sequence))) for sequence, _ in ready]
 
     def _forward(self, moving: Items[tuple[Sequence, int]]) -> tuple[torch.Tensor, list[tuple[Sequence, int]]]:
         """Return the logits, and those that are read to their end, each with its row."""
-        works = [
-            Work(
+        scheduled = [
+            ScheduledSequence(
                 sequence.tokens[sequence.computed : sequence.computed + count],
                 sequence.computed,
                 sequence.blocks,
@@ -129,13 +129,13 @@ class Batch:
             )
             for sequence, count in moving
         ]
-        logits = self.decoder.step(works)
+        logits = self.decoder.step(scheduled)
         ready: list[tuple[Sequence, int]] = []
         row = 0
-        for (sequence, count), work in zip(moving, works, strict=True):
+        for (sequence, count), one in zip(moving, scheduled, strict=True):
             if sequence.names_prompt:
                 self._name_prompt(sequence, logits[row : row + count])
-            row += work.scored
+            row += one.scored
             if count == sequence.pending:
                 ready.append((sequence, row - 1))
         return logits, ready
@@ -191,7 +191,8 @@ class Batch:
             found.update(zip(answering, choose(wanted, rows), strict=True))
         return found
 
-    def _told(self, sequence: Sequence, choice: Choice | EngineError | None) -> Chunk | EngineError:
+    def _emit(self, sequence: Sequence, choice: Choice | EngineError | None) -> Chunk | EngineError:
+        """Return the chunk that a step adds to an answer, or the error that ends it."""
         try:
             if isinstance(choice, EngineError):
                 raise choice

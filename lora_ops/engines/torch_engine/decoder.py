@@ -25,7 +25,7 @@ class Adapter(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
+class ScheduledSequence:
     """The next tokens of one sequence in one step.
 
     Attributes:
@@ -72,8 +72,8 @@ class Decoder(Protocol):
     def adapter(self, pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Adapter:
         """An adapter in this decoder's form, its numbers of type `dtype`; called from any thread."""
 
-    def step(self, works: Sequence[Work]) -> torch.Tensor:
-        """Return the logits after each scored token: (all of them, vocabulary), in the order of `works`."""
+    def step(self, scheduled: Sequence[ScheduledSequence]) -> torch.Tensor:
+        """Return the logits after each scored token: (all of them, vocabulary), in the order of `scheduled`."""
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` of one block to another block."""

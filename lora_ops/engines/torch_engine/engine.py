@@ -15,7 +15,7 @@ import torch
 
 from lora_ops.engines.protocol import Chunk, EngineError, EngineStatus, Generation
 from lora_ops.engines.tenant_threads import TenantThreads
-from lora_ops.engines.torch_engine.adapter_files import common_dtype, look_into, read_adapter
+from lora_ops.engines.torch_engine.adapter_files import common_dtype, read_adapter, read_header
 from lora_ops.engines.torch_engine.architectures import load_decoder
 from lora_ops.engines.torch_engine.batch import Batch
 from lora_ops.engines.torch_engine.decoder import Adapter
@@ -44,7 +44,7 @@ Files = tuple[tuple[int, int, int, int], ...]
 
 
 @dataclass
-class _Loaded:
+class _LoadedAdapter:
     adapter: Adapter
     files: Files
     users: int = 0
@@ -94,7 +94,7 @@ class TorchEngine:
         self._share = GPUShare(gpu_memory_utilization, rows, adapter_memory)
         # Asked for here: a new thread of torch takes the number that was set last, by a loader perhaps.
         self._threads = threads or torch.get_num_threads()
-        self._adapters: dict[str, _Loaded] = {}
+        self._adapters: dict[str, _LoadedAdapter] = {}
         self._queues: dict[Sequence, asyncio.Queue[Chunk | EngineError]] = {}
         self._wake = threading.Condition()
         self._commands: list[Callable[[Batch], None]] = []
@@ -149,7 +149,7 @@ class TorchEngine:
             EngineError: its weights can't be read.
         """
         self._require_started()
-        numbers, stored = await asyncio.to_thread(look_into, folder)
+        numbers, stored = await asyncio.to_thread(read_header, folder)
         return numbers * self._kept_in(stored).itemsize
 
     async def load(self, name: str, folder: Path) -> int:
@@ -164,7 +164,7 @@ class TorchEngine:
         """
         self._require_started()
         files, adapter = await self._loop.run_in_executor(self._loader, self._read, folder)
-        loaded = self._adapters.setdefault(name, _Loaded(adapter, files))
+        loaded = self._adapters.setdefault(name, _LoadedAdapter(adapter, files))
         if loaded.files != files:
             raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
         return loaded.adapter.bytes
@@ -268,7 +268,7 @@ class TorchEngine:
             return EngineError(f"A step of the engine takes more than {HANG_SECONDS:.0f} seconds.")
         return None
 
-    def _loaded(self, name: str | None) -> _Loaded | None:
+    def _loaded(self, name: str | None) -> _LoadedAdapter | None:
         if name is None:
             return None
         if name not in self._adapters:

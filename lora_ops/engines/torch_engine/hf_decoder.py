@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Work, blocks_for
+from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, ScheduledSequence, blocks_for
 from lora_ops.engines.torch_engine.lora import LoraPair, Part, Projection, add_lora
 
 
@@ -66,10 +66,10 @@ class HFDecoder:
         return HookedAdapter(projections)
 
     @torch.inference_mode()
-    def step(self, works: Sequence[Work]) -> torch.Tensor:
-        """Return the logits after each scored token: (all of them, vocabulary), in the order of `works`."""
+    def step(self, scheduled: Sequence[ScheduledSequence]) -> torch.Tensor:
+        """Return the logits after each scored token: (all of them, vocabulary), in the order of `scheduled`."""
         # One forward pass each, also of those whose logits nobody wants: they fill the KV cache.
-        found = [self._forward(work) for work in works]
+        found = [self._forward(one) for one in scheduled]
         return torch.cat([torch.empty(0, self.vocabulary, device=self._device), *found])
 
     def copy(self, source: int, target: int, tokens: int) -> None:
@@ -80,15 +80,15 @@ class HFDecoder:
         """Drop the sequence's cache."""
         self._caches.pop(blocks[0], None)
 
-    def _forward(self, work: Work) -> torch.Tensor:
-        if work.position == 0:
-            self._caches[work.blocks[0]] = DynamicCache(config=self._model.config)
-        assert work.adapter is None or isinstance(work.adapter, HookedAdapter)
-        self._adapter = work.adapter
-        tokens = torch.tensor([list(work.tokens)], device=self._device)
-        output = self._model(input_ids=tokens, past_key_values=self._caches[work.blocks[0]], use_cache=True)
+    def _forward(self, one: ScheduledSequence) -> torch.Tensor:
+        if one.position == 0:
+            self._caches[one.blocks[0]] = DynamicCache(config=self._model.config)
+        assert one.adapter is None or isinstance(one.adapter, HookedAdapter)
+        self._adapter = one.adapter
+        tokens = torch.tensor([list(one.tokens)], device=self._device)
+        output = self._model(input_ids=tokens, past_key_values=self._caches[one.blocks[0]], use_cache=True)
         logits: torch.Tensor = output.logits[0]  # (tokens, vocabulary)
-        return logits[len(work.tokens) - work.scored :]
+        return logits[len(one.tokens) - one.scored :]
 
     def _hook(self, name: str) -> Any:
         def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

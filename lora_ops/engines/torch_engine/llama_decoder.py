@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Work, blocks_for
+from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, ScheduledSequence, blocks_for
 from lora_ops.engines.torch_engine.lora import LoraPair
 from lora_ops.engines.torch_engine.native_forward import NativeForward, build
 from lora_ops.engines.torch_engine.projections import AdapterTable, Module
@@ -25,8 +25,8 @@ CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3F
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with a sequence's length
 
 
-def why_not(model: Any) -> str | None:
-    """Why `model` can't be decoded by `LlamaDecoder`, or None when it can."""
+def unsupported_reason(model: Any) -> str | None:
+    """Return why `LlamaDecoder` can't decode `model`, or None if it can."""
     config, name = model.config, type(model).__name__
     if name not in CLASSES:
         return f"{name} is not one of {', '.join(CLASSES)}"
@@ -81,31 +81,31 @@ class LlamaDecoder:
         return AdapterTable(pairs, self._fused, self._device, dtype)
 
     @torch.inference_mode()
-    def step(self, works: Sequence[Work]) -> torch.Tensor:
-        """Return the logits after each scored token: (all of them, vocabulary), in the order of `works`."""
+    def step(self, scheduled: Sequence[ScheduledSequence]) -> torch.Tensor:
+        """Return the logits after each scored token: (all of them, vocabulary), in the order of `scheduled`."""
         # Rows with the same adapter are neighbours, so that its matrices are read once for all of them.
-        order = sorted(range(len(works)), key=lambda i: id(works[i].adapter))
+        order = sorted(range(len(scheduled)), key=lambda i: id(scheduled[i].adapter))
         spans, segments, ends = [], [], {}
         tokens: list[int] = []
         positions: list[int] = []
-        places: list[int] = []
+        slot_mapping: list[int] = []
         for index in order:
-            work = works[index]
-            first, rows = len(tokens), len(work.tokens)
-            spans.append(Span(first, rows, work.blocks, work.position + rows))
-            segments.append((first, rows, work.adapter))
-            tokens += work.tokens
-            where = range(work.position, work.position + rows)
+            one = scheduled[index]
+            first, rows = len(tokens), len(one.tokens)
+            spans.append(Span(first, rows, one.blocks, one.position + rows))
+            segments.append((first, rows, one.adapter))
+            tokens += one.tokens
+            where = range(one.position, one.position + rows)
             positions += where
-            places += [work.blocks[position // BLOCK] * BLOCK + position % BLOCK for position in where]
+            slot_mapping += [one.blocks[position // BLOCK] * BLOCK + position % BLOCK for position in where]
             ends[index] = len(tokens)
         chosen: list[int] = []
         heads = []
-        for index, work in enumerate(works):
-            if work.scored:
-                heads.append((len(chosen), work.scored, work.adapter))
-                chosen += range(ends[index] - work.scored, ends[index])
-        return self.forward(Step(tokens, positions, places, spans, _join(segments), chosen, _join(heads)))
+        for index, one in enumerate(scheduled):
+            if one.scored:
+                heads.append((len(chosen), one.scored, one.adapter))
+                chosen += range(ends[index] - one.scored, ends[index])
+        return self.forward(Step(tokens, positions, slot_mapping, spans, _join(segments), chosen, _join(heads)))
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` of one block to another block."""

@@ -64,7 +64,7 @@ class _Segments(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        *((name, POINTER) for name in ("tokens", "positions", "places", "chosen", "blocks", "span")),
+        *((name, POINTER) for name in ("tokens", "positions", "slot_mapping", "chosen", "blocks", "span")),
         ("segments", _Segments),
         ("head_segments", _Segments),
         *((name, INTEGER) for name in ("rows", "choices", "spans", "rank", "threads")),
@@ -125,7 +125,7 @@ class NativeForward:
         """Scores of the token after each chosen row: (chosen, vocabulary)."""
         integers = [
             numpy.array(values, dtype=numpy.int64)
-            for values in (step.tokens, step.positions, step.places, step.chosen)
+            for values in (step.tokens, step.positions, step.slot_mapping, step.chosen)
         ]
         tables = numpy.array([block for s in step.spans for block in s.blocks], dtype=numpy.int64)
         firsts = accumulate((len(s.blocks) for s in step.spans), initial=0)

@@ -37,7 +37,8 @@ class Step:
     """One forward pass.
 
     Attributes:
-        tokens, positions, places: of each row: its token, its place in its sequence and that in the KV cache.
+        tokens, positions, slot_mapping: of each row: its token, its place in its sequence, its slot in the
+            KV cache.
         spans: one for each sequence.
         segments: of all rows, or none where no row has an adapter.
         chosen: the rows whose next token's scores are wanted.
@@ -46,7 +47,7 @@ class Step:
 
     tokens: Sequence[int]
     positions: Sequence[int]
-    places: Sequence[int]
+    slot_mapping: Sequence[int]
     spans: Sequence[Span]
     segments: Sequence[Segment]
     chosen: Sequence[int]

@@ -32,9 +32,9 @@ class TorchForward:
     def __call__(self, step: Step) -> torch.Tensor:
         """Scores of the token after each chosen row: (chosen, vocabulary)."""
         device = self._cache.device
-        tokens, positions, places, chosen = (
+        tokens, positions, slot_mapping, chosen = (
             torch.tensor(values, dtype=torch.int64, device=device)
-            for values in (step.tokens, step.positions, step.places, step.chosen)
+            for values in (step.tokens, step.positions, step.slot_mapping, step.chosen)
         )
         views = [_View.of(span, device) for span in step.spans]
         x = self._embedding[tokens]
@@ -43,7 +43,7 @@ class TorchForward:
             which, cache = 4 * number, self._cache[number]
             normed = self._norm(x, before_attention)
             qkv = adapted(normed, to_qkv(normed), which, step.segments)
-            self._rope_store(qkv, positions, places, cache, norms)
+            self._rope_store(qkv, positions, slot_mapping, cache, norms)
             attended = self._attend(qkv, cache, views)
             x += adapted(attended, to_out(attended), which + 1, step.segments)
             normed = self._norm(x, before_mlp)
@@ -63,7 +63,7 @@ class TorchForward:
         self,
         qkv: torch.Tensor,
         positions: torch.Tensor,
-        places: torch.Tensor,
+        slot_mapping: torch.Tensor,
         cache: torch.Tensor,
         norms: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> None:
@@ -83,8 +83,8 @@ class TorchForward:
         first, second = turned.chunk(2, dim=-1)
         turned.copy_(turned * cos + torch.cat((-second, first), dim=-1) * sin)
         keys, values = heads[:, s.heads : s.heads + s.kv_heads], heads[:, s.heads + s.kv_heads :]
-        cache[0].index_copy_(1, places, keys.transpose(0, 1))
-        cache[1].index_copy_(1, places, values.transpose(0, 1))
+        cache[0].index_copy_(1, slot_mapping, keys.transpose(0, 1))
+        cache[1].index_copy_(1, slot_mapping, values.transpose(0, 1))
 
     def _attend(self, qkv: torch.Tensor, cache: torch.Tensor, views: Sequence["_View"]) -> torch.Tensor:
         """Causal attention of each row over its own sequence: (rows, heads * dim)."""

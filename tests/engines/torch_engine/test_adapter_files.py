@@ -11,7 +11,7 @@ from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lora_ops.engines.protocol import EngineError
-from lora_ops.engines.torch_engine.adapter_files import look_into, read_adapter
+from lora_ops.engines.torch_engine.adapter_files import read_adapter, read_header
 from lora_ops.engines.torch_engine.architectures import make_decoder
 from tests.engines.torch_engine.models import make_model, save_adapter
 
@@ -140,7 +140,7 @@ def test_the_type_that_holds_all_of_a_file_is_told_from_its_header(
     weights = save_adapter(make_model("llama"), tmp_path) / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({key: t.to(kinds["lora_B" in key]) for key, t in tensors.items()}, weights)
-    assert look_into(tmp_path) == (sum(t.numel() for t in tensors.values()), common)
+    assert read_header(tmp_path) == (sum(t.numel() for t in tensors.values()), common)
 
 
 @pytest.mark.parametrize("wrong", [{"r": 0}, {"lora_alpha": "16"}, {"rank_pattern": {"q_proj": -1}}])

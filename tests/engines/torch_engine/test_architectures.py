@@ -15,7 +15,7 @@ from transformers import (
 
 from lora_ops.engines.protocol import EngineError
 from lora_ops.engines.torch_engine.architectures import PROBE, load_decoder, make_decoder
-from lora_ops.engines.torch_engine.decoder import Decoder, Work, blocks_for
+from lora_ops.engines.torch_engine.decoder import Decoder, ScheduledSequence, blocks_for
 from lora_ops.engines.torch_engine.llama_decoder import LlamaDecoder
 from lora_ops.engines.torch_engine.native_forward import NativeForward
 from tests.engines.torch_engine.models import LLAMA_LIKE_MODELS, VOCABULARY, make_model
@@ -44,7 +44,7 @@ def test_a_model_in_bf16_is_computed_in_float32(name: str) -> None:
     decoder = make_decoder(model, kv_tokens=64)
     assert decoder.dtype is torch.float32 and decoder.batches == (name in LLAMA_LIKE_MODELS)
     tokens = [5, 7, 11]
-    got = decoder.step([Work(tokens, 0, [0], None, scored=3)])
+    got = decoder.step([ScheduledSequence(tokens, 0, [0], None, scored=3)])
     torch.testing.assert_close(got, model.float()(torch.tensor([tokens])).logits[0], rtol=1e-4, atol=1e-4)
 
 
@@ -62,7 +62,7 @@ def test_load_decoder_keeps_bf16_files_in_bf16(
     rounded = load_decoder(tiny_base, 64, "cpu", torch.bfloat16)[0]
     assert weights_of(rounded) == weights_of(narrow)
     assert "Set base_model.dtype to bfloat16 instead" in caplog.text
-    steps = [one.step([Work([5, 7, 11], 0, [0], None, scored=3)]) for one in (narrow, rounded)]
+    steps = [one.step([ScheduledSequence([5, 7, 11], 0, [0], None, scored=3)]) for one in (narrow, rounded)]
     assert torch.equal(*steps)
 
 
@@ -106,5 +106,5 @@ def test_longrope_is_served_as_far_as_its_factors_stay() -> None:
     tokens = torch.randint(VOCABULARY, (64,), generator=torch.Generator().manual_seed(1)).tolist()
     blocks, got = list(range(blocks_for(64))), torch.empty(0)
     for at in range(0, 64, 16):
-        got = decoder.step([Work(tokens[at : at + 16], at, blocks, None, scored=1)])
+        got = decoder.step([ScheduledSequence(tokens[at : at + 16], at, blocks, None, scored=1)])
     torch.testing.assert_close(got[0], model(torch.tensor([tokens])).logits[0, -1], rtol=1e-3, atol=1e-4)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from lora_ops.engines.protocol import Chunk, EngineError, Generation, Sampling, Structure, Unsupported
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.engines.torch_engine import engine as engines
-from lora_ops.engines.torch_engine.decoder import BLOCK, Work
+from lora_ops.engines.torch_engine.decoder import BLOCK, ScheduledSequence
 from lora_ops.engines.torch_engine.token_bytes import TokenBytes
 from lora_ops.loading import load_base_model
 from tests.conftest import ROOT
@@ -100,10 +100,10 @@ def test_engine_stays_healthy_where_one_request_fails(tiny_base: Path) -> None:
     async def use(engine: TorchEngine) -> None:
         step = engine._decoder.step
 
-        def picky(works: list[Work]) -> torch.Tensor:
-            if any(PROMPT[0] in work.tokens for work in works):
+        def picky(scheduled: list[ScheduledSequence]) -> torch.Tensor:
+            if any(PROMPT[0] in one.tokens for one in scheduled):
                 raise RuntimeError("this one")
-            return step(works)
+            return step(scheduled)
 
         engine._decoder.step = picky  # type: ignore[assignment,method-assign]
         for _ in range(4):
@@ -123,9 +123,9 @@ def test_engine_fails_what_waits_for_a_step_that_hangs(
     async def use(engine: TorchEngine) -> None:
         step, go_on = engine._decoder.step, threading.Event()
 
-        def hangs(works: list[Work]) -> torch.Tensor:
+        def hangs(scheduled: list[ScheduledSequence]) -> torch.Tensor:
             assert go_on.wait(30)
-            return step(works)
+            return step(scheduled)
 
         engine._decoder.step = hangs  # type: ignore[assignment,method-assign]
         waiting = asyncio.create_task(answer(engine))
@@ -647,7 +647,7 @@ def test_a_step_that_fails_ends_its_generations_and_no_later_one(
 ) -> None:
     async def use(engine: TorchEngine) -> None:
         step = engine._decoder.step
-        monkeypatch.setattr(engine._decoder, "step", lambda works: (_ for _ in ()).throw(MemoryError("full")))
+        monkeypatch.setattr(engine._decoder, "step", lambda _: (_ for _ in ()).throw(MemoryError("full")))
         failed = await asyncio.gather(answer(engine), answer(engine), return_exceptions=True)
         assert [str(error) for error in failed] == ["The engine failed: full"] * 2
         monkeypatch.setattr(engine._decoder, "step", step)

@@ -172,7 +172,7 @@ def make_step(sequences: Sequence[Rows]) -> Step:
     """All of them in one pass."""
     tokens: list[int] = []
     positions: list[int] = []
-    places: list[int] = []
+    slot_mapping: list[int] = []
     spans, segments, chosen, head = [], [], [], []
     for rows in sequences:
         count = len(rows.tokens)
@@ -181,12 +181,14 @@ def make_step(sequences: Sequence[Rows]) -> Step:
         tokens += rows.tokens
         where = range(rows.before, rows.before + count)
         positions += where
-        places += [rows.blocks[position // BLOCK] * BLOCK + position % BLOCK for position in where]
+        slot_mapping += [rows.blocks[position // BLOCK] * BLOCK + position % BLOCK for position in where]
         if rows.scored:
             head.append(Segment(len(chosen), 1, rows.adapter))
             chosen.append(len(tokens) - 1)
     adapted = any(rows.adapter for rows in sequences)
-    return Step(tokens, positions, places, spans, segments if adapted else [], chosen, head if adapted else [])
+    return Step(
+        tokens, positions, slot_mapping, spans, segments if adapted else [], chosen, head if adapted else []
+    )
 
 
 def draw(
@@ -208,14 +210,14 @@ def make_case(
     sizes: Sizes,
     drawn: Sequence[tuple[int, int, int, bool]],
     ranks: Sequence[dict[str, int]],
-    half: bool,
+    bf16: bool,
 ) -> Case:
     """A model, what its cache holds, and the sequences of a pass."""
     random = Random(seed)
     weights = make_weights(sizes, random)
     cache = weights.make_cache(BLOCKS * BLOCK)
     cache.copy_(random(*cache.shape))
-    dtype = torch.bfloat16 if half else torch.float32
+    dtype = torch.bfloat16 if bf16 else torch.float32
     adapters = [make_adapter(sizes, one, dtype, random) for one in ranks]
     return weights, cache, list(draw(random, drawn, adapters))
 
@@ -226,7 +228,7 @@ CASES = st.builds(
     sizes=SIZES,
     drawn=SEQUENCES,
     ranks=st.lists(RANKS, max_size=3),
-    half=st.booleans(),
+    bf16=st.booleans(),
 )
 
 
@@ -327,7 +329,7 @@ def test_another_cpu_computes_the_same(name: str, rows: int) -> None:
         pytest.skip(f"{name} is not of this CPU")
     sizes = Sizes(2, 3, 40, 101, 130, biased=True, normed=True)
     drawn, ranks = [(20, 1, 1, True), (3, 1, 0, True), (0, rows - 2, 2, True)], [{"q": 3, "head": 2}, {"up": 9}]
-    case = make_case(0, sizes, drawn, ranks, half=True)
+    case = make_case(0, sizes, drawn, ranks, bf16=True)
     other = native_forward.build(flags=(*FLAGS, *OTHER_CPUS[name], "-Wno-psabi"))
     narrow = in_bf16(case[0])
     got = pass_of(narrow, case, other)

@@ -64,7 +64,7 @@ static void rope_store(const Model *m, const Layer *layer, const Step *s, float 
         }
         for (int64_t h = 0; h < m->kv_heads; h++) {
             const float *key = qkv + t * width + (m->heads + h) * dim;
-            int64_t place = (h * m->capacity + s->places[t]) * dim;
+            int64_t place = (h * m->capacity + s->slot_mapping[t]) * dim;
             memcpy(keys + place, key, dim * sizeof(float));
             memcpy(values + place, key + m->kv_heads * dim, dim * sizeof(float));
         }

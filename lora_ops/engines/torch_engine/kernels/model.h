@@ -50,7 +50,7 @@ typedef struct { /* none, or some that have all rows */
 } Segments;
 
 typedef struct {
-    const int64_t *tokens, *positions, *places; /* (rows) */
+    const int64_t *tokens, *positions, *slot_mapping; /* (rows) */
     const int64_t *chosen;                      /* (choices): the rows of which the scores are wanted */
     const int64_t *blocks;                      /* of the cache, of each sequence's tokens in their order */
     const Span *span;
