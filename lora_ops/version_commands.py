@@ -1,7 +1,7 @@
 """`lora-ops register`, `report` and `compare`: what the pipeline made, as versions of the registry."""
 
 from contextlib import closing
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,10 @@ from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_json, print_problem, prose_on_stderr
 from lora_ops.registry.command_options import Actor, head_remembered, note_lines
 from lora_ops.streams import work_is_done
+
+if TYPE_CHECKING:
+    from lora_ops.registry.store import Registry
+    from lora_ops.registry.versions import Summary
 
 
 def register(
@@ -100,11 +104,15 @@ def report(as_json: AsJson = False) -> None:
     verdicts, pages, missing, rows = [], [], [], []
     for manifest in manifests:
         version = registered_id(manifest, registry)
-        counted = looks(registry, registry.get(version)) if registry and version else None
+        held = registry.get(version) if registry and version else None
+        counted = looks(registry, held) if registry and held else None
+        notes = _out_of_service(registry, held.summary) if registry and held else []
         rows.append(
             {
                 "tenant": manifest.tenant,
                 "adapter": version,
+                "state": held.state if held else None,
+                "notes": notes,
                 "metrics": manifest.evaluation.model_dump(mode="json")["metrics"],
                 "primary": manifest.evaluation.primary,
                 "verdict": manifest.evaluation.verdict,
@@ -131,6 +139,7 @@ def report(as_json: AsJson = False) -> None:
             )
         judged = f" It is {counted}." if counted else ""
         verdicts.append(markup(f"{version or manifest.tenant} {evaluation.verdict}.{judged}"))
+        verdicts += note_lines(notes)
         pages.append(markup(f"{version or manifest.tenant}: {manifest.report}"))
     if as_json:
         head = registry.log.head().text if registry else None
@@ -143,6 +152,14 @@ def report(as_json: AsJson = False) -> None:
         show(f"The audit log ends at {registry.log.head().text} (`lora-ops registry verify --expect-head`).")
     if missing:
         show(f"Not registered: {', '.join(missing)}. Next: lora-ops register")
+
+
+def _out_of_service(registry: "Registry", summary: "Summary") -> list[str]:
+    """Return why a version does not serve, unless that is only because nobody has promoted it yet."""
+    from lora_ops.registry.eligibility import UNREVIEWED, expiry_reason, state_reason
+
+    state = None if summary.state in UNREVIEWED else state_reason(registry, summary)
+    return [reason for reason in (state, expiry_reason(summary, registry.clock())) if reason]
 
 
 def compare(

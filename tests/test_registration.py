@@ -210,3 +210,17 @@ def test_report_registers_nothing(clone: Path) -> None:
     lora_ops(clone, "register", "media")
     shown = lora_ops(clone, "report")
     assert "media@1" in shown.stdout and "Not registered: finance, healthcare." in shown.stdout
+
+
+def test_report_says_that_a_version_was_revoked(clone: Path) -> None:
+    lora_ops(clone, "register", "media", "finance")
+    before = lora_ops(clone, "report").stdout
+    assert "Note" not in before
+    registry = open_registry(clone)
+    lifecycle.revoke(registry, "finance@1", actor="chen.wei", reason="leaks card numbers")
+    registry.close()
+    assert "Note: finance@1 was revoked: it does not answer any more." in lora_ops(clone, "report").stdout
+    told = {row["tenant"]: row for row in json.loads(lora_ops(clone, "report", "--json").stdout)}
+    assert [told[name]["state"] for name in SAMPLE_TENANTS] == ["revoked", None, "candidate"]
+    assert told["finance"]["notes"] == ["finance@1 was revoked: it does not answer any more"]
+    assert told["media"]["notes"] == []
