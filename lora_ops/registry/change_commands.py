@@ -10,8 +10,8 @@ from lora_ops.escaping import markup
 from lora_ops.output import AsJson, print_json
 from lora_ops.registry.command_options import (
     Actor,
+    ExactReference,
     Reason,
-    Reference,
     head_remembered,
     note_lines,
     opened_registry,
@@ -36,7 +36,7 @@ Reports = Annotated[
 
 @changes.command()
 def approve(
-    reference: Reference,
+    reference: ExactReference,
     reason: Reason,
     key: Annotated[
         Path | None,
@@ -80,7 +80,7 @@ def approve(
 
 
 @changes.command()
-def withdraw(reference: Reference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+def withdraw(reference: ExactReference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
     """Take back your own approval while the version is in canary."""
     from lora_ops.registry import lifecycle
 
@@ -91,7 +91,7 @@ def withdraw(reference: Reference, reason: Reason, actor: Actor = None, as_json:
 
 @changes.command("file")
 def file_(
-    reference: Reference,
+    reference: ExactReference,
     kind: Annotated[str, typer.Argument(help="policy, human_evaluation, shadow, canary, incident or review")],
     source: Annotated[
         Path,
@@ -123,7 +123,7 @@ def file_(
 
 @changes.command()
 def promote(
-    reference: Reference,
+    reference: ExactReference,
     to: Annotated[str, typer.Argument(help="validated, shadow, canary or production")],
     reason: Reason,
     actor: Actor = None,
@@ -157,7 +157,7 @@ def promote(
 
 @changes.command()
 def reject(
-    reference: Reference,
+    reference: ExactReference,
     reason: Reason,
     actor: Actor = None,
     evidence: Reports = None,
@@ -171,7 +171,7 @@ def reject(
 
 @changes.command()
 def revoke(
-    reference: Reference,
+    reference: ExactReference,
     reason: Reason,
     actor: Actor = None,
     evidence: Reports = None,
@@ -184,7 +184,7 @@ def revoke(
 
 
 @changes.command()
-def archive(reference: Reference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+def archive(reference: ExactReference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
     """Put a superseded or rejected version away."""
     from lora_ops.registry import lifecycle
 
@@ -195,7 +195,7 @@ def archive(reference: Reference, reason: Reason, actor: Actor = None, as_json: 
 
 @changes.command()
 def review(
-    reference: Reference,
+    reference: ExactReference,
     reason: Reason,
     evidence: Reports = None,
     actor: Actor = None,
@@ -214,7 +214,7 @@ def review(
 
 @changes.command()
 def incident(
-    reference: Reference,
+    reference: ExactReference,
     reason: Reason,
     evidence: Reports = None,
     actor: Actor = None,

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from lora_ops.registry.versions import Version
 
 Reference = Annotated[str, typer.Argument(help="finance@3, finance@production or finance")]
+ExactReference = Annotated[
+    str, typer.Argument(help="finance@3: the exact version, since an alias may name another one in a moment")
+]
 Actor = Annotated[
     str | None,
     typer.Option("--actor", envvar="LORA_OPS_ACTOR", help="Who does this; default: the login name."),

@@ -105,6 +105,29 @@ def test_show_of_a_damaged_row_names_it(cli: Cli, root: Path, damage: str, says:
     assert says in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("promote", "finance@candidate", "validated"),
+        ("reject", "finance"),
+        ("revoke", "finance@candidate"),
+        ("archive", "finance"),
+        ("approve", "finance@candidate"),
+        ("withdraw", "finance"),
+        ("file", "finance@candidate", "review", "REPORT"),
+        ("review", "finance", "--evidence", "review=REPORT"),
+        ("incident", "finance", "--evidence", "incident=REPORT"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_change_takes_an_exact_version_and_says_so(cli: Cli, words: tuple[str, ...]) -> None:
+    told = " ".join(cli(words[0], "--help").output.split())
+    assert "finance@3: the exact version" in told and "finance@production" not in told
+    reason = () if words[0] == "file" else ("--reason", "now")
+    with pytest.raises(LoraOpsError, match="may name another version in a moment"):
+        cli(*words, *reason)
+
+
 @pytest.mark.parametrize("manifest", ["null", "[]", "{}"])
 def test_show_passes_over_another_damaged_manifest(cli: Cli, root: Path, manifest: str) -> None:
     with closing(open_registry(root)) as registry:
