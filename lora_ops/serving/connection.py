@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lora_ops.serving.connection_budget import ConnectionBudget, State, peer_name
@@ -14,6 +15,93 @@ HEAD_SECONDS = 10.0
 UNREAD_SECONDS = 60.0
 
 
+class Parser:
+    """httptools' parser for a server that speaks HTTP/1.1 only, whatever protocol a client asks for.
+
+    Java's HttpClient asks for HTTP/2 with its first request (`Upgrade: h2c`). httptools ends such a request
+    behind its head, so a second parser reads its body and what follows.
+
+    Args:
+        to: takes what is parsed.
+    """
+
+    def __init__(self, to: HttpToolsProtocol) -> None:
+        self._to = to
+        self._parser = self._new()
+        self._framing = b""  # the header that says where the request's body ends
+        self._repeated = False
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse what came.
+
+        Raises:
+            httptools.HttpParserError: it is not HTTP.
+        """
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as head_ended:
+                data = data[head_ended.args[0] :]
+                self._parser = self._new()
+                self._repeated = True
+                self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % self._framing)
+                self._repeated = False
+
+    def get_http_version(self) -> str:
+        """Return the version of the request, such as `1.1`."""
+        return self._parser.get_http_version()
+
+    def get_method(self) -> bytes:
+        """Return the method of the request."""
+        return self._parser.get_method()
+
+    def should_keep_alive(self) -> bool:
+        """Return whether another request may follow."""
+        return self._parser.should_keep_alive()
+
+    def should_upgrade(self) -> bool:
+        """Return False: no other protocol is spoken."""
+        return False
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        if not self._repeated:
+            self._framing = b"content-length: 0"
+            self._to.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's URL."""
+        if not self._repeated:
+            self._to.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or a trailer."""
+        if not self._repeated:
+            if name.lower() in (b"content-length", b"transfer-encoding"):
+                self._framing = name + b": " + value
+            self._to.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        if not self._repeated:
+            self._to.on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._to.on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole, unless the parser ended it behind its head."""
+        if not self._parser.should_upgrade():
+            self._to.on_message_complete()
+
+    def _new(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        return parser
+
+
 class Connection(HttpToolsProtocol):
     """Refuse a request whose head is larger than `HEAD_BYTES` or `HEADERS` headers, or takes `HEAD_SECONDS`.
 
@@ -23,6 +111,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, budget: ConnectionBudget, **options: Any) -> None:
         super().__init__(**options)
+        self.parser = Parser(self)  # type: ignore[assignment]
         self._budget = budget
         self._in_head = True
         self._head = 0

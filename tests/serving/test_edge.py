@@ -264,6 +264,27 @@ def test_a_reader_that_stops_reading_keeps_no_connection(
         eventually(lambda: not gateway.server.server_state.connections)
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_client_that_asks_for_http2_is_answered(gateway: Served, chunked: bool, at_once: bool) -> None:
+    """As Java's HttpClient does: its body was lost, and the answer a 400."""
+    body = json.dumps(GOOD).encode()
+    asks = b"\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAA\r\n"
+    request = head(len(body)).replace(b"\r\n", asks, 1) + body
+    if chunked:
+        length = f"content-length: {len(body)}".encode()
+        request = request.replace(length, b"transfer-encoding: chunked")
+        request = request.replace(body, b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    with connect(gateway) as connection:
+        for part in [2 * request] if at_once else [request[:100], request[100:-70], request[-70:], request]:
+            connection.sendall(part)
+            time.sleep(0.05)
+        answers = b""
+        while answers.count(b"usage") < 2:
+            answers += connection.recv(10_000)
+        assert answers.count(b"HTTP/1.1 200 OK") == 2
+
+
 def test_a_websocket_gets_around_no_limit(gateway: Served) -> None:
     with connect(gateway) as connection:
         connection.sendall(
