@@ -49,6 +49,9 @@ class OpenAIEngineSettings(Section):
     adapters: Literal["path", "name"] = Field(
         "path", description="path: it loads a folder that it sees too (vLLM); name: it has our registry"
     )
+    silence_seconds: float = Field(
+        120, gt=0, description="how long it may say nothing before or in an answer; then the answer fails"
+    )
 
 
 class TenantServing(Section):

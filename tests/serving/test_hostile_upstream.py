@@ -1,0 +1,53 @@
+"""What clients of the gateway see where the server behind it sends what no server should."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from lora_ops.engines.openai_engine import OpenAIEngine
+from lora_ops.settings.serving import OpenAIEngineSettings
+from tests.engines.odd_values import odd_events
+from tests.engines.scripted_server import DONE, ScriptedServer, event, running, says
+from tests.engines.test_openai_engine import EVENT, LAST
+from tests.serving.conftest import Clone, Served, eventually, served
+
+
+@contextmanager
+def behind(clone: Clone, server: ScriptedServer, **serving: object) -> Iterator[Served]:
+    """A gateway before the server."""
+    with running(server):
+        engine = OpenAIEngine(OpenAIEngineSettings(url=server.url))
+        with served(clone.root, clone.settings(**serving), engine) as gateway:
+            yield gateway
+
+
+def test_any_odd_value_is_a_502_or_an_answer(clone: Clone, caplog: pytest.LogCaptureFixture) -> None:
+    server = ScriptedServer()
+    body = {"model": "base", "prompt": "A", "max_tokens": 4, "logprobs": 2}
+    with behind(clone, server) as gateway, gateway.http() as http:
+        for what, line in odd_events(EVENT):
+            server.script = says(line, LAST, DONE)
+            answer = http.post("/v1/completions", json=body)
+            assert answer.status_code in (200, 502), what
+            assert answer.json(), what
+    assert not [one for one in caplog.records if one.exc_info]
+
+
+def test_a_silent_server_keeps_no_slot_longer_than_a_request_may_take(clone: Clone) -> None:
+    server = ScriptedServer()
+
+    async def silent(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        if body["max_tokens"] > 2:
+            await asyncio.sleep(3600)
+        yield event({"choices": [{"text": "a", "finish_reason": "stop"}]}) + DONE
+
+    server.script = silent
+    body = {"model": "base", "prompt": "A", "max_tokens": 4}
+    with behind(clone, server, max_running=1, request_timeout_seconds=1.0) as gateway:
+        http = gateway.http()
+        assert http.post("/v1/completions", json=body).status_code == 504
+        assert http.post("/v1/completions", json=body | {"max_tokens": 2}).status_code == 200
+        eventually(lambda: server.running == 0)
