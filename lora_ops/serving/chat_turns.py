@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from lora_ops.serving.request_schemas import Message
+from lora_ops.serving.message_schemas import Message
 from lora_ops.serving.router import Route
 from lora_ops.templates import ContentIs, user_text
 

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
     StringConstraints,
     ValidationInfo,
@@ -18,6 +17,7 @@ from pydantic import (
 
 from lora_ops.engines.protocol import Sampling, Structure
 from lora_ops.serving.answer_forms import ResponseFormat, StructuredOutputs
+from lora_ops.serving.message_schemas import Messages
 from lora_ops.serving.request_fields import (
     ModelName,
     Neutral,
@@ -28,7 +28,6 @@ from lora_ops.serving.request_fields import (
     TokenId,
     Whole,
     first_keys,
-    whole_characters,
 )
 from lora_ops.serving.router import BASE
 from lora_ops.settings.serving import ServingSettings
@@ -36,11 +35,8 @@ from lora_ops.templates import ContentIs
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
-MAX_MESSAGES = 1000
-MAX_PARTS = 4000  # of all messages together
 MAX_STOPS = 16
 MAX_TOKEN_IDS = 1024
-MAX_COLUMNS = 1000  # as many as a source may have
 MAX_FORM = 64 * 1024  # characters
 
 
@@ -152,71 +148,6 @@ class SamplingRequest(Request):
     def named_tokens(self) -> list[int]:
         """Token ids that the request names outside its prompt."""
         return [*map(int, self.logit_bias or ()), *(self.stop_token_ids or ())]
-
-
-class TextPart(Request):
-    """A piece of a message; pictures and sound are refused."""
-
-    type: Literal["text"]
-    text: str
-
-    _text = field_validator("text", mode="before")(whole_characters)
-
-
-class Message(Request):
-    """One turn of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)] | None = None
-    columns: Annotated[dict[str, str], Field(max_length=MAX_COLUMNS), first_keys(MAX_COLUMNS)] | None = Field(
-        None, description="of a user, instead of content: the values of the columns of the adapter's template"
-    )
-    name: str | None = None
-    # Clients send an answer's message back as they got it, with what the answer did not have as null.
-    refusal: Neutral = None
-    annotations: Neutral = None
-    audio: Neutral = None
-    function_call: Neutral = None
-    tool_calls: Neutral = None
-
-    _content = field_validator("content", mode="before")(whole_characters)
-
-    @field_validator("columns", mode="after")
-    @classmethod
-    def _whole_columns(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
-        for part in (*(columns or {}), *(columns or {}).values()):
-            whole_characters(part)
-        return columns
-
-    @property
-    def text(self) -> str:
-        """The content as one text."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content or ())
-
-    @model_validator(mode="after")
-    def _only_an_answer_may_be_empty(self) -> "Message":
-        if self.columns is not None and (self.role != "user" or self.content is not None):
-            raise ValueError("columns stand in a user's message, and there instead of content")
-        if self.content is None and self.columns is None and self.role != "assistant":
-            raise ValueError(f"content of a {self.role}'s message must be a text, got null")
-        return self
-
-
-def _few_parts(messages: Any) -> Any:
-    """Refuse a chat of very many parts unread: 40,000 in 1 MB kept the event loop for 0.2 s."""
-    if isinstance(messages, list):
-        contents = [one.get("content") for one in messages if isinstance(one, dict)]
-        parts = sum(len(content) for content in contents if isinstance(content, list))
-        if parts > MAX_PARTS:
-            raise ValueError(
-                f"the contents have {parts:,} parts, and at most {MAX_PARTS:,} are read: join some"
-            )
-    return messages
-
-
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES), BeforeValidator(_few_parts)]
 
 
 class ChatRequest(SamplingRequest):

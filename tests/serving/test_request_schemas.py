@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
+from lora_ops.serving.message_schemas import MAX_PARTS
 from lora_ops.serving.request_schemas import (
-    MAX_PARTS,
     MAX_TOKEN_IDS,
     ChatRequest,
     CompletionRequest,
