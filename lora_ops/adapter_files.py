@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.escaping import shortened
-from lora_ops.hashing import canonical
+from lora_ops.hashing import canonical, sha256_file
+from lora_ops.paths import ADAPTER_FILES
 from lora_ops.small_files import parse_json
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
@@ -21,6 +22,18 @@ EXPONENTS = {
 }
 # What a damaged header raises; a deeply nested one exhausts the parser's stack.
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def adapter_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each of the two files of an adapter, by name.
+
+    Raises:
+        LoraOpsError: one is missing or can't be read.
+    """
+    try:
+        return {name: sha256_file(folder / name) for name in ADAPTER_FILES}
+    except OSError as error:
+        raise LoraOpsError(f"The adapter in {folder} can't be read ({disk_reason(error)}).") from error
 
 
 def weights_digest(path: Path) -> str:

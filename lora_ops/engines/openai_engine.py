@@ -11,12 +11,11 @@ from before can't answer for others. It answers one token before it counts as lo
 """
 
 import asyncio
-import hashlib
 import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +30,9 @@ from lora_ops.engines.protocol import (
     Generation,
     Sampling,
     Unsupported,
+    read_files,
 )
-from lora_ops.paths import ADAPTER_FILES
+from lora_ops.hashing import sha256_bytes
 from lora_ops.settings.serving import OpenAIEngineSettings
 
 logger = logging.getLogger(__name__)
@@ -103,19 +103,27 @@ class OpenAIEngine:
         """Not known: the memory is the server's."""
         return 0
 
-    async def load(self, name: str, folder: Path) -> int:
+    async def load(self, name: str, folder: Path, digests: Mapping[str, str] | None = None) -> int:
         """Ask the server to load an adapter; how much memory it takes there is not known, so 0.
 
+        Args:
+            name: of the adapter in this engine.
+            folder: where its files are.
+            digests: the SHA-256 that each file was verified with; None takes the files as they are.
+
         Raises:
-            EngineError: the server refuses it or doesn't answer with it, or the name is taken by other files.
+            EngineError: the server refuses it or doesn't answer with it, its files changed since they were
+                verified, or the name is taken by other files.
         """
         async with self._locks[name]:
-            digest = await asyncio.to_thread(_digest, folder)
+            digest = await asyncio.to_thread(_digest, folder, digests)
             known = self._adapters.get(name)
             if known is None:
                 served_as = f"{name}-{digest[:12]}" if self._settings.adapters == "path" else name
                 await self._load_there(served_as, folder)
-                self._adapters[name] = _ServedAdapter(folder, digest, served_as)
+                loaded = _ServedAdapter(folder, digest, served_as)
+                await self._require_unchanged(name, loaded)
+                self._adapters[name] = loaded
             elif known.digest != digest:
                 raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
         return 0
@@ -210,7 +218,14 @@ class OpenAIEngine:
                     f"The files of '{name}' are not those that were verified: it is not loaded again."
                 )
             await self._load_there(known.served_as, known.folder)
+            await self._require_unchanged(name, known)
             self._adapters[name] = replace(known)
+
+    async def _require_unchanged(self, name: str, loaded: _ServedAdapter) -> None:
+        """Let the server forget an adapter whose files were changed while it read them."""
+        if await asyncio.to_thread(_digest, loaded.folder) != loaded.digest:
+            await self._unload_there(loaded.served_as)
+            raise EngineError(f"The files of '{name}' were changed while {self._settings.url} loaded them.")
 
     async def _answer(self, generation: Generation) -> AsyncGenerator[Chunk, None]:
         name = generation.adapter
@@ -274,13 +289,10 @@ async def _content(generation: Generation, model: str | None) -> bytes:
     return make() if len(generation.prompt) <= SHORT_PROMPT else await asyncio.to_thread(make)
 
 
-def _digest(folder: Path) -> str:
+def _digest(folder: Path, digests: Mapping[str, str] | None = None) -> str:
     """Of the adapter's two files; runs in a thread.
 
     Raises:
-        EngineError: they can't be read.
+        EngineError: they can't be read, or are not those with these digests.
     """
-    try:
-        return hashlib.sha256(b"".join((folder / name).read_bytes() for name in ADAPTER_FILES)).hexdigest()
-    except OSError as error:
-        raise EngineError(f"The adapter in {folder} can't be read: {error}") from error
+    return sha256_bytes(b"".join(read_files(folder, digests).values()))

@@ -23,6 +23,7 @@ class Answered:
         truncated: how many of a system's answers were cut at `max_new_tokens`.
         by: who gave the answers of `frame`.
         agreement: how many of the sampled answers the engine and transformers have in common.
+        adapter_files: the SHA-256 of each file of the adapter that answered, by name.
     """
 
     frame: pd.DataFrame
@@ -30,22 +31,17 @@ class Answered:
     truncated: dict[str, int]
     by: Literal["engine", "transformers"]
     agreement: dict[str, Agreement]
+    adapter_files: dict[str, str]
 
 
-def write_answers(
-    tenant: str, answered: Answered, test_file: Path, adapter: Path, folder: Path
-) -> GenerationRecord:
-    """Write the answers and the record of who gave them into `folder`.
-
-    Args:
-        adapter: the adapter's folder.
-    """
+def write_answers(tenant: str, answered: Answered, test_file: Path, folder: Path) -> GenerationRecord:
+    """Write the answers and the record of who gave them into `folder`."""
     record = GenerationRecord(
         tenant=tenant,
         rows=len(answered.frame),
         test_sha256=sha256_file(test_file),
-        adapter_sha256=sha256_file(adapter / ADAPTER_FILES[0]),
-        adapter_config_sha256=sha256_file(adapter / ADAPTER_FILES[1]),
+        adapter_sha256=answered.adapter_files[ADAPTER_FILES[0]],
+        adapter_config_sha256=answered.adapter_files[ADAPTER_FILES[1]],
         seconds=answered.seconds,
         truncated=answered.truncated,
         answered_by=answered.by,

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from anyio.from_thread import start_blocking_portal
 
+from lora_ops.adapter_files import adapter_digests
 from lora_ops.engines.protocol import Engine, EngineError, one_of
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.errors import LoraOpsError
@@ -58,6 +59,7 @@ def answer(
     Raises:
         LoraOpsError: the engine can't load base model or adapter, or its answers are not those of transformers.
     """
+    digests = adapter_digests(adapter)
     prompts = [row.prompt for row in rows]
     asked: Questions = {BASE: prompts, BASE_FEW_SHOT: list(few_shot), ADAPTER: prompts}
     asked = {system: questions for system, questions in asked.items() if questions}
@@ -66,11 +68,13 @@ def answer(
     # A notebook's own event loop runs already: the engine gets one in a thread of its own.
     with start_blocking_portal() as portal:
         engine, engine_seconds, batches = portal.call(
-            _ask_engine, base, adapter, asked, sample, settings, labels
+            _ask_engine, base, adapter, digests, asked, sample, settings, labels
         )
     # Only the engine can be held to labels, so nobody answers this again.
     held = {ADAPTER_LABELS: engine.pop(ADAPTER_LABELS)} if labels else {}
     peer, peer_seconds = _ask_transformers(base, adapter, sample if batches else asked, settings)
+    if adapter_digests(adapter) != digests:
+        raise LoraOpsError(f"The adapter in {adapter} was changed while it answered: run this again.")
     found, seconds, again = (engine, engine_seconds, peer) if batches else (peer, peer_seconds, engine)
     agreement = {}
     for system, answers in found.items():
@@ -87,6 +91,7 @@ def answer(
         {system: answers.cut for system, answers in found.items()},
         "engine" if batches else "transformers",
         agreement,
+        digests,
     )
 
 
@@ -105,6 +110,7 @@ def sample_of(rows: Sequence[Example]) -> list[int]:
 async def _ask_engine(
     base: Path,
     adapter: Path,
+    digests: Mapping[str, str],
     asked: Questions,
     sample: Questions,
     settings: EvaluateSettings,
@@ -116,7 +122,7 @@ async def _ask_engine(
     found, seconds = {}, {}
     try:
         await engine.start()
-        await engine.load(ADAPTER, adapter)
+        await engine.load(ADAPTER, adapter, digests)
         for system, prompts in (asked if engine.batches else sample).items():
             start = time.perf_counter()
             found[system] = await generate_with_engine(

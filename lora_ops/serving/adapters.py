@@ -10,11 +10,12 @@ from typing import Literal, Protocol
 
 from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.eligibility import base_model_reason
 from lora_ops.registry.versions import Version
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 RECENT_SECONDS = 300.0
@@ -278,7 +279,7 @@ class AdapterCache:
             except AdapterUnavailable as error:
                 if must_fit and isinstance(error.__cause__, NoRoom):
                     raise LoraOpsError(f"serving.warm does not fit into the memory: {error}") from error
-                logger.warning("%s could not be warmed up: %s", name, error)
+                log.warning("%s could not be warmed up: %s", name, error)
 
     def _entry(self, name: str) -> Entry:
         return self._entries.setdefault(name, Entry(name))
@@ -307,7 +308,8 @@ class AdapterCache:
                 folder = await asyncio.to_thread(self._verified, version)
                 needed = await self._engine.size(folder) or version.summary.size_bytes
                 await self._make_room(entry, needed)
-                took = await self._engine.load(entry.name, folder)
+                # The engine compares the bytes that it reads: somebody may change the folder meanwhile.
+                took = await self._engine.load(entry.name, folder, _digests(version))
             except Exception as error:
                 entry.bytes = 0
                 fault = self._failed(entry, error)
@@ -322,7 +324,7 @@ class AdapterCache:
             entry.digest = version.summary.content_digest
             self._notify()  # it may make room at once, if nobody waits for it any more
             seconds = time.monotonic() - started
-            logger.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)
+            log.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)
             if self._observer:
                 self._observer.adapter_loaded(entry.name, seconds)
 
@@ -336,7 +338,7 @@ class AdapterCache:
         # A permanent fault is looked at again too, whoever asks: somebody may have restored a backup.
         delay = BACK_OFF_SECONDS[min(entry.failures, len(BACK_OFF_SECONDS) - 1)]
         if isinstance(error, Crowded):  # not its own fault: the next one who asks may find room
-            logger.warning("%s can't be loaded: %s.", entry.name, error)
+            log.warning("%s can't be loaded: %s.", entry.name, error)
             return AdapterUnavailable(f"{entry.name} can't be loaded: {error}.", delay)
         entry.failures += 1
         entry.retry_at = time.monotonic() + delay
@@ -345,7 +347,7 @@ class AdapterCache:
         entry.fault = AdapterUnavailable(text, None if permanent else delay, damaged=isinstance(error, Damaged))
         # What nobody foresaw needs its traceback to be found.
         foreseen = isinstance(error, LoraOpsError | EngineError | OSError)
-        logger.error("%s", text, exc_info=None if foreseen else error)
+        log.error("%s", text, exc_info=None if foreseen else error)
         if self._observer:
             self._observer.adapter_failed(entry.name)
         return entry.fault
@@ -390,7 +392,7 @@ class AdapterCache:
             try:
                 await self._remove(entry)
             except EngineError as error:  # not the fault of the adapter that needs the room
-                logger.warning("%s makes room, but could not be unloaded: %s", entry.name, error)
+                log.warning("%s makes room, but could not be unloaded: %s", entry.name, error)
         if self._observer:
             self._observer.adapter_evicted(entry.name)
 
@@ -405,6 +407,11 @@ class AdapterCache:
     def _notify(self) -> None:
         self._freed.set()
         self._freed = asyncio.Event()
+
+
+def _digests(version: Version) -> dict[str, str]:
+    """Return the SHA-256 of each file that an engine reads, as the version was registered."""
+    return {name: version.manifest.files[name].sha256 for name in ADAPTER_FILES}
 
 
 def _again(fault: AdapterUnavailable, wait: float) -> AdapterUnavailable:

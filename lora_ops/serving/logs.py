@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 60.0
 MOST_BYTES = 8 * 1024 * 1024
@@ -122,7 +122,7 @@ class BoundedLog(logging.Handler):
                 if not self._lines:
                     self._changed.notify_all()
             if lost:
-                logger.warning("%d lines of this log were lost: nobody read it, or too slowly", lost)
+                log.warning("%d lines of this log were lost: nobody read it, or too slowly", lost)
 
     def _write(self, data: bytes) -> bool:
         while data:

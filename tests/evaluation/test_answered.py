@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from lora_ops.adapter_files import adapter_digests
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.answered import Answered, read_answers, write_answers
 from lora_ops.hashing import sha256_file
@@ -39,8 +40,10 @@ def test_answers_come_back_as_they_were_given(tmp_path: Path) -> None:
     )
     for name in ("test.jsonl", *ADAPTER_FILES):
         (tmp_path / name).write_text(name)
-    answered = Answered(frame, {"base": 1.0}, {"base": 9}, "engine", {"base": Agreement(rows=8, equal=7)})
-    record = write_answers("media", answered, tmp_path / "test.jsonl", tmp_path, tmp_path / "report")
+    agreement = {"base": Agreement(rows=8, equal=7)}
+    digests = adapter_digests(tmp_path)
+    answered = Answered(frame, {"base": 1.0}, {"base": 9}, "engine", agreement, digests)
+    record = write_answers("media", answered, tmp_path / "test.jsonl", tmp_path / "report")
     pd.testing.assert_frame_equal(read_answers(tmp_path / "report"), frame, check_dtype=False)
     assert read_generation(tmp_path / "report") == record
     assert record.adapter_sha256 == sha256_file(tmp_path / "adapter_model.safetensors")

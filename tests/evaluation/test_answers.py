@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +124,22 @@ def test_answer_says_which_adapter_the_engine_refuses(tiny_base: Path, tuned: Ca
     adapter = tuned(tiny_base)
     (adapter / ADAPTER_FILES[0]).write_bytes(b"{}")
     with pytest.raises(LoraOpsError, match="engine that serves can't answer: The adapter in .* can't be read"):
+        answer(tiny_base, adapter, rows(2), SETTINGS)
+
+
+def test_answer_refuses_an_adapter_that_changes_meanwhile(
+    tiny_base: Path, tuned: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record named the files as they were at the end, whatever had answered."""
+    adapter = tuned(tiny_base)
+
+    def trained_again(*given: Any) -> Any:
+        config = adapter / ADAPTER_FILES[1]
+        config.write_text(config.read_text() + " ")
+        return load_base_model(*given)
+
+    monkeypatch.setattr(answering, "load_base_model", trained_again)
+    with pytest.raises(LoraOpsError, match="was changed while it answered"):
         answer(tiny_base, adapter, rows(2), SETTINGS)
 
 

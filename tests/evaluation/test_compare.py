@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lora_ops.adapter_files import adapter_digests
 from lora_ops.evaluation.answered import Answered, write_answers
 from lora_ops.evaluation.bias import errors_by
 from lora_ops.evaluation.compare import evaluate, write_report
@@ -62,8 +63,9 @@ def record(frame: pd.DataFrame, settings: TenantSettings, folder: Path) -> Evalu
     for name in ("test.jsonl", *ADAPTER_FILES):
         (folder / name).write_text(name)
     agreement = {BASE: Agreement(rows=8, equal=8)}
-    answered = Answered(frame, {BASE: 1.0, ADAPTER: 1.0}, {BASE: 120, ADAPTER: 2}, "engine", agreement)
-    generation = write_answers("media", answered, folder / "test.jsonl", folder, folder / "report")
+    seconds, cut = {BASE: 1.0, ADAPTER: 1.0}, {BASE: 120, ADAPTER: 2}
+    answered = Answered(frame, seconds, cut, "engine", agreement, adapter_digests(folder))
+    generation = write_answers("media", answered, folder / "test.jsonl", folder / "report")
     return evaluate("media", settings, frame, generation)
 
 

@@ -18,6 +18,7 @@ from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.engines.torch_engine.adapter_files import read_header
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
+from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import packages
 from lora_ops.registry.backends import open_registry
@@ -142,6 +143,28 @@ async def test_a_use_whose_content_was_replaced_ends_at_once(bench: Make) -> Non
         with pytest.raises(AdapterUnavailable, match="finance@1 was replaced while this request waited"):
             await asyncio.wait_for(use.begin(), 10)
         use.end()
+        assert b.loaded == {ONE}
+
+
+@in_loop
+async def test_a_copy_swapped_after_its_check_is_not_loaded(bench: Make) -> None:
+    """The engine read the folder once more, and took whatever stood there by then."""
+    async with bench() as b:
+        honest, other = b._verify, b._verify(TWO)
+
+        def swapped(reference: str) -> Path:
+            folder = honest(reference)
+            for name in ADAPTER_FILES:
+                shutil.copyfile(other / name, folder / name)
+            return folder
+
+        b.cache._verify = swapped
+        with pytest.raises(AdapterUnavailable, match="was changed after it was verified"):
+            await b.use(ONE)
+        assert not b.loaded
+        b.cache._verify = honest
+        b.cache._entry(ONE).retry_at = 0.0
+        await b.use(ONE)
         assert b.loaded == {ONE}
 
 
@@ -325,9 +348,9 @@ async def test_a_load_for_nobody_makes_room_for_the_next(bench: Make) -> None:
         b.cache._budget = max(b.size(ONE), b.size(THREE))
         load, go_on = b.engine.load, asyncio.Event()
 
-        async def slow(name: str, folder: Path) -> int:
+        async def slow(name: str, folder: Path, digests: dict[str, str]) -> int:
             await go_on.wait()
-            return await load(name, folder)
+            return await load(name, folder, digests)
 
         b.engine.load = slow  # type: ignore[method-assign]
         gone = asyncio.create_task(b.cache.use(b.versions[ONE]))

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lora_ops.adapter_files import adapter_digests
 from lora_ops.engines.openai_engine import OpenAIEngine
 from lora_ops.engines.protocol import Chunk, Engine, EngineError, Generation, Sampling, Structure, Unsupported
 from lora_ops.engines.torch_engine import TorchEngine
@@ -198,6 +199,17 @@ def test_the_same_name_with_other_files_is_refused(with_engine: Run, folders: di
         await engine.load("finance@1", folders["finance@1"])
         with pytest.raises(EngineError, match="from other files"):
             await engine.load("finance@1", folders["healthcare@1"])
+
+    with_engine(use)
+
+
+def test_load_refuses_files_that_were_not_verified(with_engine: Run, folders: dict[str, Path]) -> None:
+    async def use(engine: Engine) -> None:
+        verified = adapter_digests(folders["healthcare@1"])
+        with pytest.raises(EngineError, match="was changed after it was verified"):
+            await engine.load("finance@1", folders["finance@1"], verified)
+        assert not engine.status().adapters
+        await engine.load("finance@1", folders["finance@1"], adapter_digests(folders["finance@1"]))
 
     with_engine(use)
 

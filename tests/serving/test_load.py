@@ -91,10 +91,10 @@ def test_long_answers_of_one_tenant_stop_no_other(gateway: Served) -> None:
 def test_a_load_counts_towards_the_time_of_a_request(clone: Clone, engine: Engine) -> None:
     loading, load = threading.Event(), engine.load
 
-    async def slow(name: str, folder: Path) -> int:
+    async def slow(name: str, folder: Path, digests: dict[str, str]) -> int:
         loading.set()
         await asyncio.sleep(4)
-        return await load(name, folder)
+        return await load(name, folder, digests)
 
     engine.load = slow  # type: ignore[method-assign]
     with served(clone.root, clone.settings(request_timeout_seconds=1.5), engine) as gateway:
@@ -108,9 +108,9 @@ def held_loads(engine: Engine) -> threading.Event:
     """Let loads wait until the event is set."""
     go_on, load = threading.Event(), engine.load
 
-    async def slow(name: str, folder: Path) -> int:
+    async def slow(name: str, folder: Path, digests: dict[str, str]) -> int:
         await asyncio.to_thread(go_on.wait, 20)
-        return await load(name, folder)
+        return await load(name, folder, digests)
 
     engine.load = slow  # type: ignore[method-assign]
     return go_on

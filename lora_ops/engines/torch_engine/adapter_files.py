@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 
 from lora_ops.adapter_files import KEY
-from lora_ops.engines.protocol import EngineError
+from lora_ops.engines.protocol import EngineError, read_files
 from lora_ops.engines.torch_engine.lora import LoraPair
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.small_files import parse_json
@@ -29,25 +29,30 @@ APPLIED = """
 INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 
 
-def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, LoraPair]:
+def read_adapter(
+    folder: Path, shapes: Mapping[str, tuple[int, int]], digests: Mapping[str, str] | None = None
+) -> dict[str, LoraPair]:
     """The pairs of each module that the adapter in `folder` changes, by the module's name in the base model.
 
     Args:
+        folder: where PEFT's two files are.
         shapes: (outputs, inputs) of every module that may be adapted.
+        digests: the SHA-256 that each file was verified with; None takes the files as they are.
 
     Raises:
-        EngineError: a file is missing or broken, does not fit the base model, or holds what is not applied
-            (DoRA, biases, embeddings, whole modules ...).
+        EngineError: a file is missing or broken, changed since it was verified, does not fit the base model, or
+            holds what is not applied (DoRA, biases, embeddings, whole modules ...).
     """
-    weights, config = folder / ADAPTER_FILES[0], folder / ADAPTER_FILES[1]
-    for path in (weights, config):
-        if not path.is_file():
-            raise EngineError(f"There is no {path.name} in {folder}.")
+    weights, config = ADAPTER_FILES
+    # Each file is read once, so that the bytes which are compared are the bytes which answer.
+    files = read_files(folder, digests)
     try:
-        written = parse_json(config.read_bytes())
+        written = parse_json(files[config])
         _require_plain_lora(written)
-        settings = LoraConfig.from_pretrained(str(folder))
-        tensors = load(weights.read_bytes())  # twice as fast as `load_file`
+        # As PEFT's `from_pretrained` does, which would read the file once more.
+        written.pop("runtime_config", None)
+        settings = LoraConfig.from_peft_type(**written)
+        tensors = load(files[weights])  # twice as fast as `load_file`
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise EngineError(f"The adapter in {folder} can't be read: {error}") from error
     matrices: dict[str, dict[str, torch.Tensor]] = {}
@@ -57,7 +62,7 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[st
             raise EngineError(f"The adapter holds '{key}', which is not a LoRA matrix of a linear layer.")
         matrices.setdefault(found["module"], {})[found["matrix"]] = tensor
     if not matrices:
-        raise EngineError(f"{weights.name} in {folder} holds no LoRA matrices.")
+        raise EngineError(f"{weights} in {folder} holds no LoRA matrices.")
     return {name: _pair(name, pair, settings, shapes) for name, pair in matrices.items()}
 
 

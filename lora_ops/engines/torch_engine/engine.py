@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -152,18 +152,23 @@ class TorchEngine:
         numbers, stored = await asyncio.to_thread(read_header, folder)
         return numbers * self._kept_in(stored).itemsize
 
-    async def load(self, name: str, folder: Path) -> int:
+    async def load(self, name: str, folder: Path, digests: Mapping[str, str] | None = None) -> int:
         """Make the adapter in `folder` answer to `name`, while others generate.
+
+        Args:
+            name: of the adapter in this engine.
+            folder: where its files are.
+            digests: the SHA-256 that each file was verified with; None takes the files as they are.
 
         Returns:
             How many bytes of memory it takes.
 
         Raises:
-            EngineError: the files don't fit this base model, hold what this engine doesn't apply, or the name
-                is taken by another adapter.
+            EngineError: the files don't fit this base model, changed since they were verified, hold what this
+                engine doesn't apply, or the name is taken by another adapter.
         """
         self._require_started()
-        files, adapter = await self._loop.run_in_executor(self._loader, self._read, folder)
+        files, adapter = await self._loop.run_in_executor(self._loader, self._read, folder, digests)
         loaded = self._adapters.setdefault(name, _LoadedAdapter(adapter, files))
         if loaded.files != files:
             raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
@@ -275,8 +280,8 @@ class TorchEngine:
             raise EngineError(f"There is no adapter '{name}' in the engine.")
         return self._adapters[name]
 
-    def _read(self, folder: Path) -> tuple[Files, Adapter]:
-        pairs = read_adapter(folder, self._decoder.shapes)
+    def _read(self, folder: Path, digests: Mapping[str, str] | None) -> tuple[Files, Adapter]:
+        pairs = read_adapter(folder, self._decoder.shapes, digests)
         found = [(folder / name).stat() for name in ADAPTER_FILES]
         files = tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
         stored = common_dtype(matrix.dtype for pair in pairs.values() for matrix in (pair.lora_A, pair.lora_B))

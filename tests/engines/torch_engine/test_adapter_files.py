@@ -10,6 +10,7 @@ import torch
 from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from lora_ops.adapter_files import adapter_digests
 from lora_ops.engines.protocol import EngineError
 from lora_ops.engines.torch_engine.adapter_files import read_adapter, read_header
 from lora_ops.engines.torch_engine.architectures import make_decoder
@@ -55,6 +56,16 @@ def test_what_is_not_applied_is_refused_by_name(tmp_path: Path, config: dict[str
     save_adapter(make_model("llama"), tmp_path, **config)
     with pytest.raises(EngineError, match=named):
         read(tmp_path)
+
+
+def test_read_adapter_refuses_files_that_were_not_verified(tmp_path: Path) -> None:
+    save_adapter(make_model("llama"), tmp_path)
+    digests = adapter_digests(tmp_path)
+    assert read_adapter(tmp_path, SHAPES, digests)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(EngineError, match=r"adapter_config.json was changed after it was verified"):
+        read_adapter(tmp_path, SHAPES, digests)
 
 
 def test_another_method_than_lora_is_refused(tmp_path: Path) -> None:
