@@ -1,4 +1,7 @@
-"""Replace a folder in one step: whoever looks, or kills, finds the old folder or the new one, whole."""
+"""Replace a folder in one step: whoever looks, or kills, finds the old folder or the new one, whole.
+
+What somebody else put in the place of a file or folder of ours is moved, and never removed.
+"""
 
 import ctypes
 import errno
@@ -6,6 +9,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +18,26 @@ AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 # What a system or a file system answers that can't exchange two names.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+def set_aside(path: Path) -> None:
+    """Move what stands at `path` out of the way: it is not ours to remove, and must stop nothing.
+
+    Raises:
+        OSError: its folder can't be written.
+    """
+    path.rename(path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.odd"))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none; what else stands in its place is set aside.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    if os.path.lexists(path) and not path.is_dir():
+        set_aside(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

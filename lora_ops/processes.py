@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_ops.clock import now, utc
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
+from lora_ops.folders import make_folder, set_aside
 
 if TYPE_CHECKING:
     import psutil
@@ -30,10 +31,13 @@ def only_one(lock_file: Path, what: str) -> Iterator[None]:
         what: what is done, for the sentence that a second process gets ("training 'finance'").
 
     Raises:
-        LoraOpsError: another process holds it; the text says which one.
+        LoraOpsError: another process holds it, and the text says which one; or the disk refuses it.
     """
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        make_folder(lock_file.parent)
+        lock = _open_lock(lock_file)
+    except OSError as error:
+        raise Unavailable(f"The lock {lock_file} can't be used ({disk_reason(error)}): remove it.") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,6 +51,39 @@ def only_one(lock_file: Path, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs; the system lets go of it when this process dies.
+
+    Args:
+        path: the file; it is made if it is missing.
+        wait: until another process lets go of it.
+
+    Raises:
+        BlockingIOError: another process holds it, and nobody waits.
+        OSError: the disk is read-only, or the file can't be read.
+    """
+    try:
+        lock = _open_lock(path)
+    except PermissionError:
+        lock = os.open(path, os.O_RDONLY)  # another user's, which is enough to wait for it
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file to read and write; what else stands in its place is set aside.
+
+    Opening a pipe to write alone would wait for a reader for ever.
+    """
+    if os.path.lexists(path) and not path.is_file():
+        set_aside(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
 
 def end_with_dvc() -> None:

@@ -7,20 +7,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.processes import only_one
+from lora_ops.processes import locked, only_one
 from tests.conftest import ROOT, run
 from tests.test_notebooks import write
 
 HOLD = """
 import sys, time
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from lora_ops.processes import only_one
+from lora_ops.processes import locked, only_one
 with only_one(Path(sys.argv[1]), "training 'finance'"):
     print("held", flush=True)
     time.sleep(600)
@@ -101,3 +105,16 @@ def test_commands_that_run_notebooks_compile_no_url_grammars(tmp_path: Path) -> 
     for call, argument in (("leave_out_url_grammars", ""), ("load_ipython_extension", "None")):
         ran = run(sys.executable, "-c", NAMES_GRAMMARS.format(call, argument), cwd=tmp_path)
         assert ran.stdout == "False\n"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+@pytest.mark.parametrize("hold", [locked, partial(only_one, what="training 'finance'")])
+def test_a_lock_is_taken_whatever_stands_in_its_place(
+    tmp_path: Path, make: Callable[[Path], None], hold: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    lock = tmp_path / "finance.lock"
+    make(lock)
+    with hold(lock):
+        assert lock.is_file() and len(list(tmp_path.glob("finance.lock.*.odd"))) == 1
+        with pytest.raises(BlockingIOError), locked(lock, wait=False):
+            pass

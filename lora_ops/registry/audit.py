@@ -1,7 +1,6 @@
 """The audit log: one hash-chained entry per change, which nobody can quietly change, remove or re-order."""
 
 import json
-import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -317,9 +316,6 @@ class Anchor:
     def _write(self, head: Head, before: Head | None) -> None:
         content = {"head": list(head), "before": list(before) if before else None}
         signed = {**content, "signature": self._signer.sign_text(canonical(content))}
-        if self.path.is_dir() and not self.path.is_symlink():
-            # Somebody's folder in its place must not stop a revocation, and is not ours to remove.
-            self.path.rename(self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}.odd"))
         write_atomically(self.path, (json.dumps(signed, indent=2) + "\n").encode())
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_ops.registry.files import locked
+from lora_ops.folders import make_folder
+from lora_ops.processes import locked
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Copies:
         folder = self.folder(name)
         if not os.path.lexists(folder):
             return False
-        self.aside.mkdir(parents=True, exist_ok=True)
+        make_folder(self.aside)
         place = Path(tempfile.mkdtemp(dir=self.aside, prefix="copy-"))
         folder.rename(place / "copy")
         return True
@@ -77,6 +78,6 @@ class Copies:
         Raises:
             OSError: the disk is read-only.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         with locked(self.root / ".lock"):
             yield

@@ -1,20 +1,19 @@
 """Content-addressed files: a file is kept once, under the SHA-256 of its bytes."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from lora_ops.adapter_files import require_finite
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason
+from lora_ops.folders import make_folder, set_aside
 from lora_ops.hashing import sha256_file
 
 FORGOTTEN_AFTER_SECONDS = 24 * 3600
@@ -71,7 +70,9 @@ class FileStore:
             if sha256_file(temporary) != digest:
                 raise LoraOpsError(f"{source} changed while it was being copied: try again.")
             temporary.chmod(0o644)  # mkstemp hides it from the other users of a shared registry
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
+            if target.is_dir():
+                set_aside(target)
             temporary.replace(target)
             sync_folder(target.parent)
         return digest
@@ -85,10 +86,7 @@ class FileStore:
 
     @contextmanager
     def _arriving(self) -> Iterator[Path]:
-        if self.incoming.exists() and not self.incoming.is_dir():
-            # Somebody's file in its place must not stop a rollback, and is not ours to remove.
-            self.incoming.rename(self.incoming.with_name(f"incoming.{uuid.uuid4().hex[:8]}.odd"))
-        self.incoming.mkdir(parents=True, exist_ok=True)
+        make_folder(self.incoming)
         handle, name = tempfile.mkstemp(dir=self.incoming)
         os.close(handle)
         try:
@@ -98,10 +96,9 @@ class FileStore:
 
     def digests(self) -> Iterator[str]:
         """Yield the digest of every kept file."""
-        for folder in self.root.glob("[0-9a-f][0-9a-f]"):
-            for path in folder.iterdir():
-                if re.fullmatch("[0-9a-f]{62}", path.name):
-                    yield folder.name + path.name
+        for path in self.root.glob("[0-9a-f][0-9a-f]/*"):
+            if re.fullmatch("[0-9a-f]{62}", path.name) and path.is_file():
+                yield path.parent.name + path.name
 
     def remove(self, digest: str, older_than_seconds: float) -> bool:
         """Remove a kept file that nothing names, unless somebody keeps it again; say whether it went.
@@ -268,29 +265,13 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-@contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; the system lets go of it when this process dies.
-
-    Args:
-        path: the file; it is made if it is missing.
-        wait: until another process lets go of it.
-
-    Raises:
-        BlockingIOError: another process holds it, and nobody waits.
-        OSError: something else is in its place, or the disk is read-only.
-    """
-    # To read and to write: opening a pipe in its place to write alone would wait for a reader for ever.
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(file)
-
-
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Replace the file at `path`: a reader, or a kill, sees the old bytes or the new ones, whole."""
+    """Replace the file at `path`: a reader, or a kill, sees the old bytes or the new ones, whole.
+
+    A folder in its place is set aside.
+    """
+    if path.is_dir() and not path.is_symlink():
+        set_aside(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as out:

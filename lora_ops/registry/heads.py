@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
+from lora_ops.folders import make_folder
 from lora_ops.free_text import require_text
+from lora_ops.processes import locked
 from lora_ops.registry.audit import HEAD_ACCEPTED, Head, Log
-from lora_ops.registry.files import locked, write_atomically
+from lora_ops.registry.files import write_atomically
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.small_files import read_json
@@ -121,7 +123,7 @@ class HeadMemory:
             ) from error
 
     def _write(self, head: Head, *, only_later: bool) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with locked(self.path.with_suffix(".lock")):
             try:
                 heads = self._read()

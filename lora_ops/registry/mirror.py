@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason, with_text
 from lora_ops.hashing import canonical, sha256_text
+from lora_ops.processes import locked
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head, matches_hash
 from lora_ops.registry.cards import record
-from lora_ops.registry.files import locked
 from lora_ops.registry.replay import BORN
 from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry

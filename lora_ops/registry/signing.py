@@ -9,8 +9,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.folders import make_folder
 from lora_ops.registry.files import write_atomically
-from lora_ops.registry.signing_keys import PrivateKey, key_fingerprint, matches_signature, public_pem
+from lora_ops.registry.signing_keys import (
+    PrivateKey,
+    holds_key,
+    key_fingerprint,
+    matches_signature,
+    public_pem,
+)
 from lora_ops.settings.registry import SigningSettings
 from lora_ops.small_files import parse_json, read_json, read_small
 
@@ -95,9 +102,9 @@ class Signer:
         path = self.folder / f"{fingerprint}.pub"
         if (trusted and fingerprint not in trusted) or not FINGERPRINT.fullmatch(fingerprint):
             return None
-        if not path.is_file():
-            return None
-        return path if key_fingerprint(read_small(path)) == fingerprint else None
+        if not holds_key(path):
+            self.own.publish_again(fingerprint)
+        return path if holds_key(path) else None
 
     def sign_text(self, text: str) -> dict[str, str]:
         """A signature over `text` by the local key: its fingerprint and the value, base64."""
@@ -123,8 +130,7 @@ class Signer:
 
     def known(self) -> list[str]:
         """The fingerprints of the public keys in the folder, sorted."""
-        files = [path for path in self.folder.glob("*.pub") if path.is_file()]
-        return sorted(path.stem for path in files if key_fingerprint(read_small(path)) == path.stem)
+        return sorted(path.stem for path in self.folder.glob("*.pub") if holds_key(path))
 
     def public_key(self, fingerprint: str) -> str:
         """The public key with this fingerprint, in PEM, to be sent beside a signature."""
@@ -139,14 +145,14 @@ class Signer:
         content = public_key.encode()
         fingerprint, trusted = key_fingerprint(content), self.settings.trusted_keys
         path = self.folder / f"{fingerprint}.pub"
-        if fingerprint not in trusted and (trusted or not path.is_file()):
+        if fingerprint not in trusted and (trusted or not holds_key(path)):
             mine = key_fingerprint(public_pem(self.own.load()))
             raise Refused(
                 f"Key {fingerprint} is not trusted here: if it is a colleague's or CI's, list it under "
                 f"registry.signing.trusted_keys in params.yaml, with your own ({mine})."
             )
-        if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
+        if not holds_key(path):
+            make_folder(self.folder)
             write_atomically(path, content)
 
     def _own_key(self) -> ec.EllipticCurvePrivateKey:

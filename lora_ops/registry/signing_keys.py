@@ -17,10 +17,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from lora_ops.errors import LoraOpsError, NotFound, Unavailable, disk_reason
+from lora_ops.folders import make_folder
 from lora_ops.registry.files import sync_folder, write_atomically
 from lora_ops.small_files import read_json, read_small
 
 IDENTITY_FILE = "registry.json"
+ID = re.compile(r"[0-9a-f]{32}")
 OLD_KEY = "signing.key"
 """Where earlier releases kept the private key: inside the registry."""
 PLACE = "LORA_OPS_SIGNING_KEY"
@@ -135,18 +137,20 @@ class PrivateKey:
         """
         path = self.folder / IDENTITY_FILE
         try:
-            if not path.exists():
+            if not os.path.lexists(path):
                 self._begin(path)
-            content = read_json(path)
-            found = Identity(content["id"], content["key"])
-            if re.fullmatch(r"[0-9a-f]{32}", found.id) is None:
-                raise ValueError(f"'{found.id[:40]}' is no id")
-            return found
+            return _read_identity(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LoraOpsError(
-                f"{path}, which names the registry and its key, can't be used ({error}): restore the registry "
-                "from a backup."
-            ) from error
+            found = self._recovered()
+            if found is None:
+                raise LoraOpsError(
+                    f"{path}, which names the registry and its key, can't be used ({error}): restore the "
+                    "registry from a backup."
+                ) from error
+        # A private key that has signed here is there, so nothing is lost that a revocation needs.
+        logger.warning("%s could not be used, and was written again: %s is its key.", path, found.key)
+        self._write_identity(path, found)
+        return found
 
     def rotate(self, current: str | None) -> Rotation:
         """Make the key that is to follow; nothing signs with it before `settle`, unless the old one is lost.
@@ -212,6 +216,15 @@ class PrivateKey:
                 return f"it was kept when another one followed, so run `{copy}` and this again, then {rotate}"
         return f"bring that one back to {path}, or, if it is lost, run {rotate}"
 
+    def publish_again(self, fingerprint: str) -> None:
+        """Write a public key that was lost again, if its private key is here: a rollback can't wait for it."""
+        if not (self._place() or (self.folder / IDENTITY_FILE).is_file()):
+            return
+        with suppress(OSError, LoraOpsError):
+            for path in (self.path, _retired(self.path, fingerprint)):
+                if path.is_file() and key_fingerprint(public_pem(read_key(path))) == fingerprint:
+                    self._publish(read_key(path))
+
     def _keep(self, path: Path) -> None:
         """Keep the key at `path`, which another one follows: a registry restored from before still needs it."""
         if path.exists():
@@ -239,8 +252,8 @@ class PrivateKey:
     def _publish(self, key: ec.EllipticCurvePrivateKey) -> str:
         public = public_pem(key)
         path = self.folder / f"{key_fingerprint(public)}.pub"
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
+        if not holds_key(path):
+            make_folder(self.folder)
             write_atomically(path, public)
         return path.stem
 
@@ -259,10 +272,24 @@ class PrivateKey:
         logger.warning("The private key was moved from %s to %s: back it up on its own.", old, path)
         return True
 
+    def _recovered(self) -> Identity | None:
+        """Return which registry this is by the one private key that has signed here, or None.
+
+        The public keys in the folder are named by their fingerprints, and a private key by the registry's id.
+        """
+        place, signed = self._place(), {path.stem for path in self.folder.glob("*.pub")}
+        found = []
+        for path in [place] if place else keys_home().glob("*.key"):
+            with suppress(OSError, LoraOpsError):
+                mine = key_fingerprint(public_pem(read_key(path)))
+                if mine in signed:
+                    found.append(Identity(uuid.uuid4().hex if place else path.stem, mine))
+        return found[0] if len(found) == 1 and ID.fullmatch(found[0].id) else None
+
     def _begin(self, path: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         mine = self.folder / f".identity-{os.getpid()}"
-        self._write_identity(mine, Identity(uuid.uuid4().hex, None))
+        self._write_identity(mine, self._recovered() or Identity(uuid.uuid4().hex, None))
         try:
             with suppress(FileExistsError):  # of several that begin one registry together, the first names it
                 os.link(mine, path)
@@ -271,6 +298,22 @@ class PrivateKey:
 
     def _write_identity(self, path: Path, identity: Identity) -> None:
         write_atomically(path, (json.dumps(identity._asdict(), indent=2) + "\n").encode())
+
+
+def _read_identity(path: Path) -> Identity:
+    content = read_json(path)
+    found = Identity(content["id"], content["key"])
+    if ID.fullmatch(found.id) is None:
+        raise ValueError(f"'{found.id[:40]}' is no id")
+    return found
+
+
+def holds_key(path: Path) -> bool:
+    """Return whether a file holds the public key whose fingerprint is its name."""
+    try:
+        return key_fingerprint(read_small(path)) == path.stem
+    except OSError:
+        return False
 
 
 def keys_home() -> Path:

@@ -130,9 +130,9 @@ def test_copy_of_closed_version_is_removed(
 
 def test_copy_that_can_not_be_removed_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A revocation must not fail because a folder stays; `gc` takes it later."""
-    copies = Copies(tmp_path / "verified", tmp_path / "aside")
+    copies = Copies(tmp_path / "verified", tmp_path / "file/aside")
     copies.folder("finance@1").mkdir(parents=True)
-    (tmp_path / "aside").write_text("a file where a folder belongs")
+    (tmp_path / "file").write_text("a file where a folder belongs")
     copies.forget("finance@1")
     assert "The verified copy of finance@1 could not be removed" in caplog.text
     assert copies.names() == ["finance@1"]

@@ -1,5 +1,6 @@
 """The last head is remembered outside the registry: an older copy, or another registry in its place, shows."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry import lifecycle
+from lora_ops.registry import heads, lifecycle
 from lora_ops.registry.audit import Head
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.commands import app
@@ -22,7 +23,7 @@ from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.registry.wandb_project import WandbProject
-from tests.conftest import small_clone, write_params
+from tests.conftest import ROOT, small_clone, write_params
 
 from . import processes
 from .conftest import build_package
@@ -272,14 +273,26 @@ def test_processes_that_remember_together_keep_the_last(tmp_path: Path) -> None:
     assert memory.recall() == Head(59, f"{59:064x}")
 
 
-def forbid_memory(root: Path) -> None:
-    """Let nobody write the memory, root neither."""
-    (root / ".serving/head.lock").unlink()
-    (root / ".serving/head.lock").mkdir()
+def read_only(path: Path, content: bytes) -> None:
+    """Write as on a read-only disk, which stops root, too."""
+    raise OSError(errno.EROFS, "Read-only file system", str(path))
 
 
-def test_change_goes_on_where_nothing_can_be_remembered(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    forbid_memory(root)
+FORGETFUL = """
+from lora_ops.cli import main
+from lora_ops.registry import heads
+def read_only(path, content):
+    raise OSError(30, "Read-only file system", str(path))
+heads.write_atomically = read_only
+main()
+"""
+"""The command line where the memory can't be written."""
+
+
+def test_change_goes_on_where_nothing_can_be_remembered(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "write_atomically", read_only)
     register(root, 2)
     assert "can't be kept in" in caplog.text
 
@@ -288,15 +301,16 @@ def test_change_that_is_not_remembered_says_so(root: Path, cli: Cli) -> None:
     """Only a line of the log said it: nobody saw that a replaced registry would not show."""
     register(root, 2)
     assert json.loads(cli("status", "--json").output)[0]["head_remembered"] is True
-    forbid_memory(root)
     words = ["registry", "reject", "finance@2", "--reason", "worse", "--actor", "ben.okafor", "--json"]
-    done = subprocess.run([sys.executable, "-m", "lora_ops", *words], cwd=root, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL, *words], cwd=root, capture_output=True, text=True, env=environment
+    )
     assert json.loads(done.stdout)["state"] == "rejected"
     assert json.loads(done.stdout)["head_remembered"] is False
     assert "The change is made, but the head" in done.stderr
     assert json.loads(cli("status", "--json").output)[0]["head_remembered"] is False
     assert "head.json knows it up to entry 4: an older copy" in " ".join(cli("status").output.split())
-    (root / ".serving/head.lock").rmdir()
     assert cli("verify").exit_code == 0
     assert json.loads(cli("status", "--json").output)[0]["head_remembered"] is True
 

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_text
 from lora_ops.incidents import roll_back
-from lora_ops.registry import lifecycle
+from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backup import backup, restore
 from lora_ops.registry.heads import HeadMemory
+from lora_ops.registry.signing_keys import key_fingerprint, keys_home, make_key, public_pem, read_key
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
@@ -44,6 +47,11 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def gone(path: Path) -> None:
+    """Remove a file."""
+    path.unlink()
+
+
 ODD = (
     (folder, "audit.head"),
     (file, "audit.head"),
@@ -68,8 +76,22 @@ ODD = (
     (pipe, "files/incoming"),
     (pipe, "keys/odd.pub"),
     (pipe, "KEY.next"),
+    *((make, name) for make in (folder, file, pipe, gone) for name in ("keys/registry.json", "keys/OWN.pub")),
 )
-"""What takes which place; `memory` is the folder of the head kept outside, and KEY the private key."""
+"""What takes which place; `memory` is the folder of the head kept outside, and KEY the private key.
+
+OWN is the fingerprint of that key.
+"""
+IN_THE_WAY = (
+    (file, "verified"),
+    (pipe, "verified"),
+    (folder, "verified/.lock"),
+    (pipe, "verified/.lock"),
+    (file, "verified/finance@1"),
+    (pipe, "verified/finance@1"),
+    (file, "files/incoming"),
+    (folder, "keys/registry.json"),
+)
 
 
 @contextmanager
@@ -79,6 +101,7 @@ def odd(registry: Registry, make: Callable[[Path], None], name: str) -> Iterator
     memory = HeadMemory(outside / "head.json", str(registry.path))
     memory.remember(registry.log.head())
     key = registry.signer.own.path
+    name = name.replace("OWN", registry.signer.own.fingerprint())
     if name == "KEY.next":
         make(key.with_name(f"{key.name}.next"))
     else:
@@ -117,6 +140,43 @@ def test_oddity_stops_no_rollback(
         assert opened.get("finance@2", whole=False).state == "revoked"
         assert opened.named("finance", "production") == 1
         assert [one for one in verify(opened).problems if "state" in one] == []
+
+
+@pytest.mark.parametrize(("make", "name"), IN_THE_WAY)
+def test_oddity_stops_no_load(
+    registry: Registry, package: Build, make: Callable[[Path], None], name: str
+) -> None:
+    """After a rollback the version that returned could not be laid out."""
+    registry.register(*package(1), actor=AUTHOR)
+    with odd(registry, make, name) as opened:
+        assert packages.verified_path(opened, "finance@1").is_dir()
+
+
+@pytest.mark.parametrize("make", [folder, file])
+def test_oddity_where_a_file_is_kept_stops_no_report(
+    registry: Registry, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """The folder's name is the beginning of a digest, so it stopped some reports only."""
+    place = registry.files.path(sha256_text("it leaks"))
+    make(place if make is folder else place.parent)
+    assert registry.files.add_bytes(b"it leaks") == sha256_text("it leaks")
+    assert registry.files.checked(sha256_text("it leaks"), "the report").read_bytes() == b"it leaks"
+    assert list(registry.files.digests()) == [sha256_text("it leaks")]
+
+
+def test_lost_identity_is_not_guessed(registry: Registry, package: Build) -> None:
+    """Two private keys that have signed here: nobody knows which one is this registry's."""
+    registry.register(*package(1), actor=AUTHOR)
+    own = registry.signer.own
+    other = keys_home() / f"{'a' * 32}.key"
+    make_key(other)
+    public = public_pem(read_key(other))
+    (registry.path / "keys" / f"{key_fingerprint(public)}.pub").write_bytes(public)
+    folder(registry.path / "keys/registry.json")
+    with pytest.raises(LoraOpsError, match=r"registry.json, which names .* restore the registry from a backup"):
+        own.identity()
+    other.unlink()
+    assert own.identity().key == own.fingerprint()
 
 
 @pytest.mark.parametrize("make", [folder, file, pipe])
