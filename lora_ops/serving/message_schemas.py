@@ -29,6 +29,7 @@ class Message(Request):
         None, description="of a user, instead of content: the values of the columns of the adapter's template"
     )
     name: str | None = None
+    type: Literal["text"] | None = None  # lm-eval's
     # Clients send an answer's message back as they got it, with what the answer did not have as null.
     refusal: Neutral = None
     annotations: Neutral = None

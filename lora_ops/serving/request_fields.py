@@ -1,7 +1,8 @@
 """The base class of all request bodies, and the types of their fields."""
 
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -14,16 +15,25 @@ from pydantic import (
     model_validator,
 )
 
+T = TypeVar("T")
 NEUTRAL: tuple[Any, ...] = (None, False, 0, "none", "auto", [], {}, ["text"], {"type": "text"})
 
 
-def _neutral(value: Any) -> Any:
-    if value in NEUTRAL:
-        return value
-    raise ValueError("is not supported by this gateway: leave it out")
+def _only(allowed: Sequence[Any]) -> Callable[[T], T]:
+    """Return a validator that refuses every other value by name."""
+
+    def check(value: T) -> T:
+        if value in allowed:
+            return value
+        raise ValueError("is not supported by this gateway: leave it out")
+
+    return check
 
 
-Neutral = Annotated[Any, AfterValidator(_neutral), WithJsonSchema({"enum": list(NEUTRAL)})]
+Neutral = Annotated[Any, AfterValidator(_only(NEUTRAL)), WithJsonSchema({"enum": list(NEUTRAL)})]
+# Of these even 0 or false would mean something.
+Null = Annotated[Any, AfterValidator(_only([None])), WithJsonSchema({"type": "null"})]
+NullOrOne = Annotated[float | None, AfterValidator(_only([None, 1])), WithJsonSchema({"enum": [None, 1]})]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]

@@ -21,6 +21,8 @@ from lora_ops.serving.message_schemas import Messages
 from lora_ops.serving.request_fields import (
     ModelName,
     Neutral,
+    Null,
+    NullOrOne,
     Penalty,
     Prompt,
     Request,
@@ -85,6 +87,7 @@ class SamplingRequest(Request):
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS)] | None = None
     min_tokens: Annotated[Whole, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     # They must not say anything else.
@@ -92,6 +95,21 @@ class SamplingRequest(Request):
     spaces_between_special_tokens: bool | None = None
     include_stop_str_in_output: Literal[False] | None = None
     priority: Literal[0] | None = None
+    detokenize: Literal[True] | None = None
+    include_reasoning: bool | None = None
+    length_penalty: NullOrOne = None
+    use_beam_search: Neutral = None
+    bad_words: Neutral = None
+    return_token_ids: Neutral = None
+    return_tokens_as_token_ids: Neutral = None
+    mm_processor_kwargs: Neutral = None
+    logits_processors: Neutral = None
+    vllm_xargs: Neutral = None
+    kv_transfer_params: Null = None
+    allowed_token_ids: Null = None
+    prompt_logprobs: Null = None
+    truncate_prompt_tokens: Null = None
+    request_id: Null = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -107,10 +125,13 @@ class SamplingRequest(Request):
     @cached_property
     def structure(self) -> Structure | None:
         """The form that the answer must have; made once, since a large schema takes long."""
-        return self.structured_outputs.structure if self.structured_outputs else None
+        asked = (self.response_format, self.structured_outputs)
+        return next((one.structure for one in asked if one and one.structure), None)
 
     @model_validator(mode="after")
-    def _form_decides_its_end(self) -> "SamplingRequest":
+    def _one_form_decides_its_end(self) -> "SamplingRequest":
+        if self.structured_outputs and self.response_format and self.response_format.type != "text":
+            raise ValueError("response_format and structured_outputs both give the answer a form: send one")
         if self.structure and (self.min_tokens or self.ignore_eos):
             raise ValueError("an answer with a form ends where that does: leave out min_tokens and ignore_eos")
         if self.structure and len(self.structure.text) > MAX_FORM:
@@ -165,31 +186,24 @@ class ChatRequest(SamplingRequest):
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     tools: Neutral = None
     tool_choice: Neutral = None
-    response_format: ResponseFormat | None = None
     functions: Neutral = None
     function_call: Neutral = None
     modalities: Neutral = None
     audio: Neutral = None
     prediction: Neutral = None
-    reasoning_effort: Neutral = None
+    # The template takes none, so a chat reads the same with each.
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     verbosity: Literal["medium"] | None = None
     add_special_tokens: Literal[False] | None = None
     add_generation_prompt: Literal[True] | None = None
     continue_final_message: Literal[False] | None = None
+    echo: Literal[False] | None = None
+    chat_template: Null = None
     chat_template_kwargs: Neutral = None
+    documents: Neutral = None
+    media_io_kwargs: Neutral = None
     web_search_options: Neutral = None
     prompt_cache_retention: Neutral = None
-
-    @cached_property
-    def structure(self) -> Structure | None:
-        """The form that the answer must have."""
-        return (self.response_format.structure if self.response_format else None) or super().structure
-
-    @model_validator(mode="after")
-    def _one_form(self) -> "ChatRequest":
-        if self.structured_outputs and self.response_format and self.response_format.type != "text":
-            raise ValueError("response_format and structured_outputs both give the answer a form: send one")
-        return self
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> "ChatRequest":
@@ -225,6 +239,7 @@ class CompletionRequest(SamplingRequest):
     echo: bool | None = Field(
         None, description="begin the answer with the prompt, and its logprobs with its tokens"
     )
+    prompt_embeds: Null = None
     suffix: Literal[""] | None = None
     best_of: Literal[1] | None = None
     add_special_tokens: Literal[True] | None = None

@@ -172,6 +172,9 @@ def test_models_are_listed_with_what_they_stand_for(gateway: Served) -> None:
     [
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"length_penalty": 2.0}, "length_penalty", "not supported"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "not supported"),
+        ({"reasoning_effort": "much"}, "reasoning_effort", "Input should be"),
         ({"frequency_penalty": 2.5}, "frequency_penalty", "less than or equal to 2"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"response_format": {"type": "json"}}, "response_format", "response_format.type: Input should be"),
@@ -247,22 +250,51 @@ NEUTRAL = {
     "include_stop_str_in_output": False,
     "logit_bias": {},
     "service_tier": "default",
-    "verbosity": "medium",
-    "top_logprobs": 0,
     "priority": 0,
-    "tool_choice": "none",
     "response_format": {"type": "text"},
-    "chat_template_kwargs": {},
     "cache_salt": "mine",
     "stream": False,
+    "echo": False,
+    "bad_words": [],
+    "length_penalty": 1.0,
+    "use_beam_search": False,
+    "detokenize": True,
+    "truncate_prompt_tokens": None,
+    "prompt_logprobs": None,
+    "return_token_ids": None,
+}
+CHAT_ONLY = {"verbosity": "medium", "top_logprobs": 0, "tool_choice": "none", "chat_template_kwargs": {}} | {
+    "reasoning_effort": "low",
+    "chat_template": None,
+    "documents": None,
 }
 
 
 def test_what_changes_no_token_is_taken(gateway: Served) -> None:
     create = gateway.client().chat.completions.create
     plain = create(model="finance", messages=QUESTION, max_tokens=6)
-    said = create(model="finance", messages=QUESTION, max_tokens=6, extra_body=NEUTRAL)
+    said = create(model="finance", messages=QUESTION, max_tokens=6, extra_body=NEUTRAL | CHAT_ONLY)
     assert said.choices[0].message == plain.choices[0].message
+    typed = [{**turn, "type": "text"} for turn in QUESTION]  # as lm-eval writes a turn
+    said = create(model="finance", messages=typed, max_tokens=6)
+    assert said.choices[0].message == plain.choices[0].message
+
+
+def test_what_changes_no_token_of_a_text_is_taken(gateway: Served) -> None:
+    create = gateway.client().completions.create
+    plain = create(model="finance", prompt="AIRBNB", max_tokens=6)
+    said = create(model="finance", prompt="AIRBNB", max_tokens=6, extra_body=NEUTRAL)
+    assert said.choices[0].text == plain.choices[0].text
+
+
+def test_a_completion_has_the_form_of_its_response_format(gateway: Served) -> None:
+    schema = {"enum": ["Travel", "Transfer"]}
+    form = {"type": "json_schema", "json_schema": {"name": "label", "schema": schema}}
+    body = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 30, "response_format": form}
+    answer = gateway.http().post("/v1/completions", json=body)
+    assert json.loads(answer.json()["choices"][0]["text"]) in schema["enum"], answer.text
+    both = gateway.http().post("/v1/completions", json={**body, "structured_outputs": {"choice": ["a"]}})
+    assert both.status_code == 400 and "both give the answer a form" in both.json()["error"]["message"]
 
 
 def test_sampling_is_shaped_as_asked(gateway: Served) -> None:
