@@ -132,13 +132,15 @@ def _outside(error: LoraOpsError) -> str:
     return INSIDE.sub("…", str(error))
 
 
-async def invalid_request(_: Request, error: Exception) -> JSONResponse:
+async def invalid_request(request: Request, error: Exception) -> JSONResponse:
     """Answer a body that is not as the endpoint wants it: name the place and what is wrong there."""
     assert isinstance(error, RequestValidationError)
     errors = error.errors()
     first = errors[0]
     if first["type"] == "json_invalid":
         problem = ApiError(400, f"The body is not JSON: {first['ctx']['error']}.", code="invalid_json")
+    elif first["loc"] == ("body",) and first["type"] == "model_attributes_type":
+        problem = _no_object(request.headers.get("content-type"), first["input"])
     else:
         # A value that may be of several types has an error for each. One that says more than its type says why.
         where = _place(first)
@@ -151,6 +153,18 @@ async def invalid_request(_: Request, error: Exception) -> JSONResponse:
         name = where[0] if where else None
         problem = ApiError(400, f"{'.'.join(where) or 'body'}: {what}.", param=name, code="invalid_value")
     return JSONResponse(problem.body(), problem.status)
+
+
+def _no_object(content_type: str | None, body: object) -> ApiError:
+    """Return the refusal of a body that is no JSON object, or that was not read since its type is another.
+
+    Any web page may let a browser send plain text or a form to this machine, but not JSON.
+    """
+    if isinstance(body, bytes):
+        sent = "none" if content_type is None else f"'{content_type}'"
+        text = f"Send the body with the header content-type: application/json; this request has {sent}."
+        return ApiError(400, text, code="invalid_content_type")
+    return ApiError(400, "The body is JSON, but no object: send {...}.", code="invalid_json")
 
 
 def _place(error: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """What an error tells a client, and what only the log is told."""
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -89,3 +90,26 @@ def test_an_error_cuts_what_it_quotes_of_a_head(gateway: Served) -> None:
         foreign = http.get("/v1/models", headers={"host": "x" * 20_000})
     assert [one.status_code for one in (unknown, missing, foreign)] == [404, 404, 403]
     assert max(len(one.content) for one in (unknown, missing, foreign)) < 500
+
+
+@pytest.mark.parametrize(
+    ("content_type", "named"),
+    [(None, "none"), ("text/plain", "'text/plain'"), ("x" * 20_000, "'xxx")],
+)
+def test_a_body_without_its_content_type_is_told_so(
+    gateway: Served, content_type: str | None, named: str
+) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    with gateway.http() as http:
+        answer = http.post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "invalid_content_type")
+    wanted = "Send the body with the header content-type: application/json; this request has "
+    assert error["message"].startswith(wanted + named) and len(error["message"]) < 4000
+
+
+def test_a_body_that_is_no_object_is_told_so(gateway: Served) -> None:
+    with gateway.http() as http:
+        for body in ([CHAT], "chat", 5):
+            error = http.post("/v1/chat/completions", json=body).json()["error"]
+            assert error["message"] == "The body is JSON, but no object: send {...}."
