@@ -17,8 +17,8 @@ from lora_ops.engines.torch_engine.lora import LoraPair
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.small_files import parse_json
 
-# What doesn't change an answer, or is applied here. Any other field of PEFT's config must have its default,
-# so that what a later PEFT adds is refused, not ignored.
+# What doesn't change an answer, or is applied here. Any other field of PEFT's config must have its default. A
+# field that a later PEFT adds must be null or empty: nobody here knows whether false is its default.
 APPLIED = """
     task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r
     target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora init_lora_weights
@@ -94,13 +94,18 @@ def _require_plain_lora(written: Mapping[str, Any]) -> None:
         )
     default, applied = LoraConfig().to_dict(), APPLIED.split()
     for name, value in written.items():
-        if name not in applied and value and value != default.get(name):
+        if name not in applied and _or_null(value) != _or_null(default.get(name)):
             raise EngineError(f"The adapter needs {name}={value!r}, which this engine doesn't apply.")
     if written.get("init_lora_weights", True) not in INITIALISATIONS:
         raise EngineError(
             f"The adapter was initialised by '{written['init_lora_weights']}', which changes the base model "
             "too: convert it to plain LoRA with PEFT's `path_initial_model_for_weight_conversion`."
         )
+
+
+def _or_null(value: Any) -> Any:
+    """Return null for an empty list, object or text, which name nothing either."""
+    return None if value in ([], {}, "") else value
 
 
 def _pair(

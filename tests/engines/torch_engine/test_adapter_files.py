@@ -129,12 +129,23 @@ def test_a_pickle_beside_the_config_is_not_looked_at(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_a_setting_of_a_later_peft_is_refused_not_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [True, False, 0, "no"])
+def test_a_setting_of_a_later_peft_is_refused_not_ignored(tmp_path: Path, value: object) -> None:
+    """False passed, which would be the unusual value of a setting whose default is true."""
     path = save_adapter(make_model("llama"), tmp_path) / "adapter_config.json"
-    config = json.loads(path.read_text()) | {"use_something_new": True}
+    config = json.loads(path.read_text()) | {"use_something_new": value}
     path.write_text(json.dumps(config))
-    with pytest.raises(EngineError, match="use_something_new"):
+    with pytest.raises(EngineError, match=f"use_something_new={value!r}"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, [], {}])
+def test_a_setting_of_a_later_peft_that_names_nothing_is_read(tmp_path: Path, value: object) -> None:
+    path = save_adapter(make_model("llama"), tmp_path) / "adapter_config.json"
+    plain = read(tmp_path)
+    config = json.loads(path.read_text()) | {"something_new": value, "modules_to_save": value}
+    path.write_text(json.dumps(config))
+    assert read(tmp_path).keys() == plain.keys()
 
 
 @pytest.mark.parametrize(
