@@ -4,6 +4,7 @@ Rows, answers, labels and reasons are written by others. None of them may run in
 cursor of a terminal or vanish as markup. The rule for each of these places is in this module only.
 """
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,18 @@ def shortened(message: str) -> str:
     half = LONGEST_MESSAGE // 2
     left_out = len(message) - 2 * half
     return f"{message[:half]} … ({left_out:,} characters left out) … {message[-half:]}"
+
+
+def json_visible(document: str) -> str:
+    r"""Return a JSON document with each character that nobody sees as JSON's own escape, such as \u202e.
+
+    A document of one line has none of them outside its texts, so that it means the same.
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        return json.dumps(found[0])[1:-1]
+
+    return _INVISIBLE.sub(escaped, document)
 
 
 def visible(text: str) -> str:

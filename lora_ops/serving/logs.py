@@ -16,6 +16,8 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from lora_ops.escaping import json_visible
+
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 60.0
@@ -41,7 +43,8 @@ class JsonLines(logging.Formatter):
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        # A path or a name in it is a client's: it may not turn, hide or break what a terminal shows.
+        return json_visible(json.dumps(line, ensure_ascii=False))
 
 
 class OncePerMinute:

@@ -19,6 +19,17 @@ def test_a_log_line_within_a_request_carries_its_id() -> None:
     assert json.loads(line)["request_id"] == "r-9" and json.loads(line)["message"] == "it broke\n"
 
 
+def test_a_log_line_shows_what_nobody_sees() -> None:
+    """C1 characters begin a terminal's commands, and others break a line or turn what follows."""
+    unseen = "\x85\x9b31m\u2028\u2029\u202e\u2066\U000e0041\u200b\ud800"
+    record = logging.LogRecord("lora_ops", logging.INFO, "", 0, "GET /%s 日本 é", (unseen,), None)
+    record.fields = {"path": unseen}
+    line = JsonLines().format(record)
+    shown = json.loads(line)
+    assert shown["message"] == f"GET /{unseen} 日本 é" and shown["path"] == unseen
+    assert not set(unseen) & set(line) - set("31m") and "日本 é" in line
+
+
 def test_once_per_minute_reports_at_once_and_then_sums_up() -> None:
     now, reports = 0.0, []
     event = OncePerMinute(reports.append, clock=lambda: now)
