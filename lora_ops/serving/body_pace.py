@@ -10,9 +10,15 @@ from lora_ops.serving.rate_limits import TooMany
 LARGE = 64 * 1024
 """Bytes from which a body waits for its turn; no chat and no prompt of a small context is as long."""
 BYTES_PER_SECOND = 4 * 2**20
-"""Of one sender. Reading and parsing 1 MB keeps the event loop for some milliseconds."""
+"""Of one sender. Reading and parsing 1 MB of text keeps the event loop for some milliseconds."""
+VALUE = 64  # bytes for which each value of a JSON body counts: 1 MB of empty lists is parsed in 0.2 s
 MOST_WAITING = 64  # bodies of one sender; each keeps a connection, and all senders share these
 REMEMBERED = 1000  # senders, before those whose turn has passed are forgotten
+
+
+def weight(body: bytes | bytearray) -> int:
+    """Return how many bytes of text take as long to parse as this JSON body."""
+    return len(body) + VALUE * sum(map(body.count, (b",", b"[", b"{")))
 
 
 class BodyPace:
@@ -51,6 +57,10 @@ class BodyPace:
                 if not self._waiting[sender]:
                     del self._waiting[sender]
 
+    def add(self, sender: str, size: int) -> None:
+        """Let the sender's next large body wait for so many bytes more."""
+        self._next[sender] = max(self._clock(), self._next.get(sender, 0.0)) + size / BYTES_PER_SECOND
+
     def take(self, sender: str, size: int) -> float:
         """Return the seconds until a body of `size` bytes may be read.
 
@@ -65,7 +75,7 @@ class BodyPace:
         if wait > self._patience:
             raise TooMany(
                 f"Bodies of more than {LARGE:,} bytes are read at {BYTES_PER_SECOND:,} bytes a second of one "
-                "sender: send fewer at once.",
+                f"sender, where each value counts as {VALUE} bytes: send fewer at once.",
                 wait,
             )
         if len(self._next) > REMEMBERED:

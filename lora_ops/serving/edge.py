@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_ops.escaping import shortened
-from lora_ops.serving.body_pace import LARGE, BodyPace
+from lora_ops.serving.body_pace import LARGE, BodyPace, weight
 from lora_ops.serving.errors import CLIENT_GONE, ApiError, as_api_error
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.logs import request_id
@@ -157,6 +157,8 @@ class Edge:
                     more = message.get("more_body", False)
         except TimeoutError as error:
             raise ApiError(408, f"The body did not arrive within {self._body_timeout:.0f} seconds.") from error
+        if len(body) > LARGE:
+            self._pace.add(sender, weight(body) - len(body))
         whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
 
         async def replay() -> Message:

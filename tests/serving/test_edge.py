@@ -140,6 +140,15 @@ def test_large_bodies_of_a_tenant_come_in_turn(clone: Clone, engine: Engine, chu
         eventually(lambda: send(gateway) == 200)
 
 
+def test_a_large_body_of_many_values_keeps_the_next_one_waiting(clone: Clone, engine: Engine) -> None:
+    text, lists = ({"a": "x" * 2**17}, {"a": [[]] * 2**15})
+    with served(clone.root, clone.settings(body_timeout_seconds=0.4), engine) as gateway:
+        for first, second in ((text, 200), (lists, 429)):
+            for metadata, status in ((first, 200), (text, second)):
+                found = gateway.http().post("/v1/completions", json={**GOOD, "metadata": metadata})
+                assert found.status_code == status
+
+
 def test_a_client_does_not_choose_its_address(clone: Clone, engine: Engine) -> None:
     """Bodies with another X-Forwarded-For each came in nobody's turn."""
     body = json.dumps(GOOD).encode().ljust(2**20)
