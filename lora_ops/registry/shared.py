@@ -42,7 +42,7 @@ from lora_ops.settings.files import first_problem
 from lora_ops.settings.registry import SigningSettings
 
 ATTEMPTS = 5
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class LostRace(Unavailable):
@@ -74,7 +74,7 @@ class SharedRegistry(Registry):
         try:
             self.pull()
         except LoraOpsError as error:
-            log.warning("%s This machine's copy ends at entry %d of the log.", error, self.log.head().seq)
+            logger.warning("%s This machine's copy ends at entry %d of the log.", error, self.log.head().seq)
 
     def pull(self) -> int:
         """Take the entries that other machines sent, and send those that were made before W&B was the registry.
@@ -111,7 +111,7 @@ class SharedRegistry(Registry):
         try:
             self.mirror.sync()
         except LoraOpsError as error:
-            log.warning("The change is made; only its aliases and tags at W&B are late: %s", error)
+            logger.warning("The change is made; only its aliases and tags at W&B are late: %s", error)
 
     def register(self, package: Path, manifest: Manifest, *, actor: str | None = None) -> tuple[Version, bool]:
         """As `Registry.register`; if another machine takes the number meanwhile, the next one is tried."""
@@ -119,7 +119,7 @@ class SharedRegistry(Registry):
             try:
                 return super().register(package, manifest, actor=actor)
             except LostRace as error:
-                log.warning("%s Trying again.", error)
+                logger.warning("%s Trying again.", error)
         return super().register(package, manifest, actor=actor)
 
     def _publish(self, before: Head, named: dict[tuple[str, str], int]) -> None:
@@ -191,7 +191,7 @@ class SharedRegistry(Registry):
             try:
                 self.files.present(report.sha256, report.summary)
             except LoraOpsError as error:
-                log.warning("The %s report of %s: %s", report.kind, entry.subject, error)
+                logger.warning("The %s report of %s: %s", report.kind, entry.subject, error)
 
     def _fetch(self, digest: str) -> None:
         try:

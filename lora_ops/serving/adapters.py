@@ -15,7 +15,7 @@ from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.eligibility import base_model_reason
 from lora_ops.registry.versions import Version
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 RECENT_SECONDS = 300.0
@@ -279,7 +279,7 @@ class AdapterCache:
             except AdapterUnavailable as error:
                 if must_fit and isinstance(error.__cause__, NoRoom):
                     raise LoraOpsError(f"serving.warm does not fit into the memory: {error}") from error
-                log.warning("%s could not be warmed up: %s", name, error)
+                logger.warning("%s could not be warmed up: %s", name, error)
 
     def _entry(self, name: str) -> Entry:
         return self._entries.setdefault(name, Entry(name))
@@ -324,7 +324,7 @@ class AdapterCache:
             entry.digest = version.summary.content_digest
             self._notify()  # it may make room at once, if nobody waits for it any more
             seconds = time.monotonic() - started
-            log.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)
+            logger.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)
             if self._observer:
                 self._observer.adapter_loaded(entry.name, seconds)
 
@@ -338,7 +338,7 @@ class AdapterCache:
         # A permanent fault is looked at again too, whoever asks: somebody may have restored a backup.
         delay = BACK_OFF_SECONDS[min(entry.failures, len(BACK_OFF_SECONDS) - 1)]
         if isinstance(error, Crowded):  # not its own fault: the next one who asks may find room
-            log.warning("%s can't be loaded: %s.", entry.name, error)
+            logger.warning("%s can't be loaded: %s.", entry.name, error)
             return AdapterUnavailable(f"{entry.name} can't be loaded: {error}.", delay)
         entry.failures += 1
         entry.retry_at = time.monotonic() + delay
@@ -347,7 +347,7 @@ class AdapterCache:
         entry.fault = AdapterUnavailable(text, None if permanent else delay, damaged=isinstance(error, Damaged))
         # What nobody foresaw needs its traceback to be found.
         foreseen = isinstance(error, LoraOpsError | EngineError | OSError)
-        log.error("%s", text, exc_info=None if foreseen else error)
+        logger.error("%s", text, exc_info=None if foreseen else error)
         if self._observer:
             self._observer.adapter_failed(entry.name)
         return entry.fault
@@ -392,7 +392,7 @@ class AdapterCache:
             try:
                 await self._remove(entry)
             except EngineError as error:  # not the fault of the adapter that needs the room
-                log.warning("%s makes room, but could not be unloaded: %s", entry.name, error)
+                logger.warning("%s makes room, but could not be unloaded: %s", entry.name, error)
         if self._observer:
             self._observer.adapter_evicted(entry.name)
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from lora_ops.serving.logs import OncePerMinute
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CONNECTIONS = 1000
 
@@ -80,7 +80,7 @@ class ConnectionBudget:
         self._groups: dict[State, Group] = {"idle": Group(), "slow": Group(), "working": Group()}
         self._closed = closed
         self._report = OncePerMinute(
-            lambda count: log.warning("%d of more than %d connections were closed to make room", count, most)
+            lambda count: logger.warning("%d of more than %d connections were closed to make room", count, most)
         )
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from lora_ops.serving.errors import CLIENT_GONE, ApiError, as_api_error
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.logs import request_id
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 access = logging.getLogger("lora_ops.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -181,10 +181,10 @@ def _logged(path: str) -> str:
 def report(what: str, problem: ApiError, error: BaseException) -> None:
     """Log a failure of ours: a line with what the client is not told, and a traceback where it is a bug."""
     if problem.status == 500:
-        log.error("%s failed", what, exc_info=error)
+        logger.error("%s failed", what, exc_info=error)
     elif problem.status > 500:
         detail = problem.message if isinstance(error, TimeoutError) else str(error)
-        log.warning("%s: %d, %s", what, problem.status, shortened(detail))
+        logger.warning("%s: %d, %s", what, problem.status, shortened(detail))
 
 
 async def until_disconnected(request: Request, work: Awaitable[T]) -> T:

@@ -29,7 +29,7 @@ from lora_ops.settings.serving import EventSettings
 if TYPE_CHECKING:
     import pandas as pd
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SYNC_SECONDS = 0.2
 QUEUE_LIMIT = 100_000
@@ -165,7 +165,7 @@ class EventLog:
             try:
                 self._write(self._lines(events))
             except Exception:  # the thread must live: without it every later event is lost
-                log.exception("The event log lost %d events.", len(events))
+                logger.exception("The event log lost %d events.", len(events))
                 self._lost(len(events))
             self._count(-sum(map(_bytes, events)))
         self._close_file()
@@ -186,7 +186,7 @@ class EventLog:
                 scored = event.scored(scores, keep_text=self._keeps_text(event.tenant))
                 lines.append(scored.model_dump_json().encode() + b"\n")
             except Exception:  # one event that can't be written must not take the others with it
-                log.exception("The event of request %s can't be written.", event.request_id)
+                logger.exception("The event of request %s can't be written.", event.request_id)
                 self._lost(1)
         return lines
 
@@ -215,7 +215,7 @@ class EventLog:
                 file.flush()
                 os.fsync(file.fileno())
             except OSError as error:
-                log.error("The event log can't be written: %s; %d events wait.", error, len(lines))
+                logger.error("The event log can't be written: %s; %d events wait.", error, len(lines))
                 self._abandon_file()
                 if self._closing:
                     self._lost(len(lines))

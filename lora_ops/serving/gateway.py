@@ -30,7 +30,7 @@ from lora_ops.serving.traffic import RecentTraffic
 from lora_ops.serving.turns import in_turns
 from lora_ops.settings.params import Settings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 HOUSEKEEPING_SECONDS = 1.0
 # An adapter that answers no more keeps its series so long, so that each is scraped once more.
@@ -191,7 +191,7 @@ class Gateway:
                 try:
                     self.router.route(entry.name)
                 except (UnknownModel, NotServed) as error:
-                    log.warning("%s is unloaded: %s", entry.name, error)
+                    logger.warning("%s is unloaded: %s", entry.name, error)
                     await self._unload(entry.name)
         await self._end_series()
 
@@ -239,12 +239,12 @@ class Gateway:
         try:
             await self.cache.unload(name)
         except (AdapterUnavailable, EngineError) as error:
-            log.error("%s could not be unloaded: %s", name, error)
+            logger.error("%s could not be unloaded: %s", name, error)
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
-            log.warning("%s", text)
+            logger.warning("%s", text)
 
 
 async def _each_second(work: Callable[[], Awaitable[None]]) -> None:
@@ -253,6 +253,6 @@ async def _each_second(work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except LoraOpsError as error:
-            log.error("Housekeeping failed: %s", error)
+            logger.error("Housekeeping failed: %s", error)
         except Exception:
-            log.exception("Housekeeping failed")
+            logger.exception("Housekeeping failed")

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from lora_ops.escaping import json_visible
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 60.0
 MOST_BYTES = 8 * 1024 * 1024
@@ -125,7 +125,7 @@ class BoundedLog(logging.Handler):
                 if not self._lines:
                     self._changed.notify_all()
             if lost:
-                log.warning("%d lines of this log were lost: nobody read it, or too slowly", lost)
+                logger.warning("%d lines of this log were lost: nobody read it, or too slowly", lost)
 
     def _write(self, data: bytes) -> bool:
         while data:

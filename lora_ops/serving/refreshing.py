@@ -7,7 +7,7 @@ from contextlib import closing
 
 from lora_ops.registry.shared import SharedRegistry
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Refresher:
@@ -38,4 +38,4 @@ class Refresher:
                 try:
                     registry.refresh()
                 except Exception:  # the next round tries again; without it a revocation would never be seen
-                    log.exception("The registry could not be refreshed.")
+                    logger.exception("The registry could not be refreshed.")

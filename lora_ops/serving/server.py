@@ -32,7 +32,7 @@ from lora_ops.serving.logs import OncePerMinute, log_as_json
 from lora_ops.settings.params import Settings
 from lora_ops.settings.serving import ServingSettings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BACKLOG = 256  # connections that the event loop accepts at once, before the budget sees them
 OTHER_FILES = 200  # besides connections: weights, SQLite, logs, connections to an engine
@@ -131,7 +131,7 @@ async def serve(
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
         started(server)
-        log.info("Serving %s on http://%s:%d", gateway.base_model.id, *port.getsockname()[:2])
+        logger.info("Serving %s on http://%s:%d", gateway.base_model.id, *port.getsockname()[:2])
         await server.serve([port])
 
 
@@ -188,7 +188,7 @@ def most_connections() -> int:
             f"{LEAST_CONNECTIONS + BACKLOG + OTHER_FILES}: raise the limit with `ulimit -n`."
         )
     if fits < CONNECTIONS:
-        log.warning("At most %d connections: this process may open %d files (`ulimit -n`)", fits, soft)
+        logger.warning("At most %d connections: this process may open %d files (`ulimit -n`)", fits, soft)
     return min(fits, CONNECTIONS)
 
 
@@ -198,7 +198,7 @@ def summarize_failed_accepts() -> Callable[[asyncio.AbstractEventLoop, dict[str,
     asyncio reports each attempt with a traceback, thousands in a second.
     """
     report = OncePerMinute(
-        lambda count: log.error(
+        lambda count: logger.error(
             "A connection could not be accepted (%d times): the limit of open files is reached",
             count,
         )
@@ -251,7 +251,7 @@ def check_exposure(root: Path, settings: ServingSettings) -> None:
             f"serving.host is {settings.host}, and there are no API keys, so anybody could use every model: "
             "create one first (`lora-ops keys create --admin`), or serve on 127.0.0.1."
         )
-    log.warning(
+    logger.warning(
         "NO API KEYS: everybody on this machine may use every model and load adapters. "
         "`lora-ops keys create --admin` makes the first key, and from then on one is needed."
     )

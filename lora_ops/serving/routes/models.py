@@ -16,7 +16,7 @@ from lora_ops.serving.response_schemas import TEXT, ModelCard, ModelList
 from lora_ops.serving.router import Route
 from lora_ops.serving.turns import in_turns
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def add_models(app: FastAPI, gateway: Gateway) -> None:
@@ -47,7 +47,7 @@ def add_models(app: FastAPI, gateway: Gateway) -> None:
         if route.version is None:
             raise ApiError(400, f"'{body.lora_name}' is the base model, not an adapter.", param="lora_name")
         await gateway.cache.load(route.version)
-        log.info("%s is loaded, as key %s asked", route.name, who.key)
+        logger.info("%s is loaded, as key %s asked", route.name, who.key)
         return PlainTextResponse(f"Success: LoRA adapter '{route.name}' added successfully.")
 
     @app.post("/v1/unload_lora_adapter", response_model=None, responses=TEXT)
@@ -60,7 +60,7 @@ def add_models(app: FastAPI, gateway: Gateway) -> None:
             raise ApiError(
                 404, f"No adapter '{body.lora_name}' is loaded.", code="model_not_found", param="lora_name"
             )
-        log.info("%s is unloaded, as key %s asked", name, who.key)
+        logger.info("%s is unloaded, as key %s asked", name, who.key)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
 
