@@ -5,68 +5,24 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import cast
 
-from lora_ops.engines.protocol import (
-    Chunk,
-    Engine,
-    FinishReason,
-    Generation,
-)
+from lora_ops.engines.protocol import Chunk, Engine, Generation
 from lora_ops.serving.adapters import AdapterCache, Use
 from lora_ops.serving.answer_lengths import AnswerLengths
-from lora_ops.serving.ask import Ask
 from lora_ops.serving.errors import as_api_error, outcome
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded, Ticket
 from lora_ops.serving.rate_limits import Allowance, Place
+from lora_ops.serving.requests import AnswerChunk, AnswerRequest, RequestStats
 from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.traces import Tracing
 from lora_ops.settings.serving import ServingSettings
 
 # Of a prompt that is not tokenized yet, so that its allowance is checked first. Few texts have more.
 CHARACTERS_PER_TOKEN = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A chunk of the answer with this index (prompts first, then `n`)."""
-
-    index: int
-    chunk: Chunk
-
-
-@dataclass
-class Tally:
-    """What is known of a request when it has ended.
-
-    Attributes:
-        read: prompt tokens that were put before the engine, those of each answer.
-    """
-
-    read: int = 0
-    generated: int = 0
-    queue_seconds: float = 0.0
-    device_seconds: float = 0.0
-    first_token: float | None = None
-    per_token: list[float] = field(default_factory=list)
-    finish: list[FinishReason] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-
-    def waited(self, seconds: float) -> None:
-        """Note how long an answer waited for its turn; the longest of a request counts."""
-        self.queue_seconds = max(self.queue_seconds, seconds)
-
-    def add(self, chunk: Chunk, seconds: float) -> None:
-        """Count a chunk that came this long after the request."""
-        if self.first_token is None and (chunk.tokens or chunk.text):
-            self.first_token = seconds
-        self.generated += chunk.tokens
-        self.device_seconds += chunk.device_seconds
-        if chunk.finish:
-            self.finish.append(chunk.finish)
 
 
 class Answering:
@@ -94,7 +50,7 @@ class Answering:
         self._lengths = AnswerLengths()
 
     @contextmanager
-    def reading(self, ask: Ask, characters: int) -> Iterator[Place]:
+    def reading(self, request: AnswerRequest, characters: int) -> Iterator[Place]:
         """Spend the tenant's allowance before the prompt is tokenized, and tell of what is refused here.
 
         The request's place among those of the tenant is the caller's to pass on, or to end where it fails.
@@ -102,11 +58,12 @@ class Answering:
         Raises:
             TooMany: the tenant is over one of its limits.
         """
+        allowance, tokens = self._allowance(request.tenant), characters // CHARACTERS_PER_TOKEN
         try:
-            with self._allowance(ask.tenant).reading(ask.tenant, characters // CHARACTERS_PER_TOKEN) as place:
+            with allowance.reading(request.tenant, tokens) as place:
                 yield place
         except BaseException as error:
-            self._report(ask, Tally(), error)
+            self._report(request, RequestStats(), error)
             raise
 
     @contextmanager
@@ -127,8 +84,8 @@ class Answering:
             place.end()
         allowance.spend(counted)  # the estimate was given back
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        """The answers, piece by piece as they come; closing it early cancels what still runs.
+    async def answer(self, request: AnswerRequest) -> AsyncGenerator[AnswerChunk, None]:
+        """The answers, chunk by chunk as they come; closing it early cancels what still runs.
 
         Answers do not wait for whoever reads them: slots and adapters are free once the last token is made.
 
@@ -136,22 +93,23 @@ class Answering:
             TooMany, NeverFits, Overloaded, AdapterUnavailable, EngineError: as they say.
             TimeoutError: it was not made within `serving.request_timeout_seconds`.
         """
-        tally, error = Tally(), None
-        with self._tracing.request(ask) as span:
+        stats, error = RequestStats(), None
+        with self._tracing.request(request) as span:
             try:
-                read = sum(map(len, ask.prompts))
-                with self._allowance(ask.tenant).spending(ask.tenant, int(sum(ask.costs)), read) as spent:
+                read = sum(map(len, request.prompts))
+                allowance = self._allowance(request.tenant)
+                with allowance.spending(request.tenant, int(sum(request.costs)), read) as spent:
                     use: Use | None = None
                     tickets: list[Ticket] = []
                     try:
                         # The adapter comes first: a slot that waits for a load would answer nobody meanwhile.
-                        use = await self._use(ask)
-                        tickets = self._queue.enter(ask.tenant, ask.costs, self._expected(ask))
-                        async with aclosing(self._pieces(ask, tickets, tally, use)) as pieces:
-                            async for piece in pieces:
-                                yield piece
+                        use = await self._use(request)
+                        tickets = self._queue.enter(request.tenant, request.costs, self._expected(request))
+                        async with aclosing(self._chunks(request, tickets, stats, use)) as chunks:
+                            async for chunk in chunks:
+                                yield chunk
                     finally:
-                        spent(tally.read + tally.generated)
+                        spent(stats.read + stats.generated)
                         for ticket in tickets:
                             self._queue.leave(ticket)
                         if use:
@@ -160,18 +118,18 @@ class Answering:
                 error = raised
                 raise
             finally:
-                if ask.place:
-                    ask.place.end()
-                self._report(ask, tally, error)
-                span.ended(tally, error)
+                if request.place:
+                    request.place.end()
+                self._report(request, stats, error)
+                span.ended(stats, error)
 
     def limits(self, tenant: str) -> dict[str, str]:
         """Return the headers that say what is left of a tenant's allowance."""
         return self._allowance(tenant).headers()
 
-    def deadline(self, ask: Ask) -> float:
+    def deadline(self, request: AnswerRequest) -> float:
         """When its time is over, by the event loop's clock."""
-        left = ask.started + self._settings.request_timeout_seconds - time.perf_counter()
+        left = request.started + self._settings.request_timeout_seconds - time.perf_counter()
         return asyncio.get_running_loop().time() + left
 
     def _allowance(self, tenant: str) -> Allowance:
@@ -180,35 +138,37 @@ class Answering:
             found = self._allowances[tenant] = Allowance(self._settings.tenant(tenant))
         return found
 
-    async def _use(self, ask: Ask) -> Use | None:
+    async def _use(self, request: AnswerRequest) -> Use | None:
         """Return a use of the adapter that the route names, once it is loaded; None: the base model."""
-        if ask.route.version is None:
+        if request.route.version is None:
             return None
         # They stand in no line of the fair queue, so their number has a limit of its own, for each tenant.
         most = self._settings.max_running + self._settings.max_waiting
-        if self._loading[ask.tenant] >= most:
-            raise Overloaded(f"The gateway is busy: {most} requests wait for {ask.route.name} to be loaded.")
-        self._loading[ask.tenant] += 1
+        if self._loading[request.tenant] >= most:
+            raise Overloaded(
+                f"The gateway is busy: {most} requests wait for {request.route.name} to be loaded."
+            )
+        self._loading[request.tenant] += 1
         try:
-            async with asyncio.timeout_at(self.deadline(ask)):
-                return await self._cache.use(ask.route.version)
+            async with asyncio.timeout_at(self.deadline(request)):
+                return await self._cache.use(request.route.version)
         finally:
-            self._loading[ask.tenant] -= 1
-            if not self._loading[ask.tenant]:
-                del self._loading[ask.tenant]
+            self._loading[request.tenant] -= 1
+            if not self._loading[request.tenant]:
+                del self._loading[request.tenant]
 
-    def _expected(self, ask: Ask) -> list[float]:
+    def _expected(self, request: AnswerRequest) -> list[float]:
         """Return the tokens that each answer will probably take, prompt included."""
-        written = self._lengths.expected(ask.tenant, ask.route.name, ask.sampling.max_tokens)
-        return [float(len(prompt) + written) for prompt in ask.prompts for _ in range(ask.n)]
+        written = self._lengths.expected(request.tenant, request.route.name, request.sampling.max_tokens)
+        return [float(len(prompt) + written) for prompt in request.prompts for _ in range(request.n)]
 
-    async def _pieces(
-        self, ask: Ask, tickets: list[Ticket], tally: Tally, use: Use | None
-    ) -> AsyncGenerator[Piece, None]:
-        """The pieces of all answers as they come; the first error ends all of them."""
-        arrived: asyncio.Queue[Piece | asyncio.Task[None]] = asyncio.Queue()
+    async def _chunks(
+        self, request: AnswerRequest, tickets: list[Ticket], stats: RequestStats, use: Use | None
+    ) -> AsyncGenerator[AnswerChunk, None]:
+        """Yield the chunks of all answers as they come; the first error ends all of them."""
+        arrived: asyncio.Queue[AnswerChunk | asyncio.Task[None]] = asyncio.Queue()
         tasks = [
-            asyncio.create_task(self._one(ask, index, ticket, tally, use, arrived.put_nowait))
+            asyncio.create_task(self._one(request, index, ticket, stats, use, arrived.put_nowait))
             for index, ticket in enumerate(tickets)
         ]
         generating = len(tasks)
@@ -226,7 +186,7 @@ class Answering:
             running = len(tasks)
             while running:
                 item = await arrived.get()
-                if isinstance(item, Piece):
+                if isinstance(item, AnswerChunk):
                     yield item
                 else:
                     item.result()
@@ -238,104 +198,110 @@ class Answering:
 
     async def _one(
         self,
-        ask: Ask,
+        request: AnswerRequest,
         index: int,
         ticket: Ticket,
-        tally: Tally,
+        stats: RequestStats,
         use: Use | None,
-        give: Callable[[Piece], None],
+        give: Callable[[AnswerChunk], None],
     ) -> None:
-        async with asyncio.timeout_at(self.deadline(ask)), self._turn(ticket, tally) as took:
+        async with asyncio.timeout_at(self.deadline(request)), self._turn(ticket, stats) as took:
             used, written, first, texts = 0, 0, 0.0, []
             try:
-                generation = self._generation(ask, index, await use.begin() if use else None)
+                generation = self._generation(request, index, await use.begin() if use else None)
                 # Every engine's generator can be closed; the protocol promises only that it is iterated.
                 generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(generation))
                 used = len(generation.prompt)
-                tally.read += used
+                stats.read += used
                 async with aclosing(generating) as chunks:
                     async for chunk in chunks:
                         now = time.perf_counter()
-                        tally.add(chunk, now - ask.started)
+                        stats.add(chunk, now - request.started)
                         texts.append(chunk.text)
                         first = first or now
                         written += chunk.tokens
                         took(used + written)
-                        give(Piece(index, chunk))
+                        give(AnswerChunk(index, chunk))
                 if written > 1:
-                    tally.per_token.append((now - first) / (written - 1))
+                    stats.per_token.append((now - first) / (written - 1))
             finally:
                 took(used + written)
                 if written:
-                    self._lengths.add(ask.tenant, ask.route.name, ask.sampling.max_tokens, written)
-                tally.texts.append("".join(texts))
+                    self._lengths.add(request.tenant, request.route.name, request.sampling.max_tokens, written)
+                stats.texts.append("".join(texts))
 
     @asynccontextmanager
-    async def _turn(self, ticket: Ticket, tally: Tally) -> AsyncIterator[Callable[[float], None]]:
+    async def _turn(self, ticket: Ticket, stats: RequestStats) -> AsyncIterator[Callable[[float], None]]:
         """Hold the ticket's slots once its turn has come; note how long that took, also where it never came."""
         started, came = time.perf_counter(), False
         try:
             async with self._queue.slot(ticket) as took:
                 came = True
-                tally.waited(time.perf_counter() - started)
+                stats.waited(time.perf_counter() - started)
                 yield took
         finally:
             if not came:
-                tally.waited(time.perf_counter() - started)
+                stats.waited(time.perf_counter() - started)
 
-    def _generation(self, ask: Ask, index: int, adapter: str | None) -> Generation:
-        sampling = ask.sampling
-        if sampling.seed is not None and index % ask.n:
-            sampling = replace(sampling, seed=sampling.seed + index % ask.n)  # else all choices were the same
-        prompt = ask.prompts[index // ask.n]
-        return Generation(f"{ask.request_id}-{index}", prompt, adapter, sampling, ask.tenant, ask.cache_salt)
+    def _generation(self, request: AnswerRequest, index: int, adapter: str | None) -> Generation:
+        sampling, (prompt, choice) = request.sampling, divmod(index, request.n)
+        if sampling.seed is not None and choice:  # with the same seed all choices would be the same
+            sampling = replace(sampling, seed=sampling.seed + choice)
+        return Generation(
+            f"{request.request_id}-{index}",
+            request.prompts[prompt],
+            adapter,
+            sampling,
+            request.tenant,
+            request.cache_salt,
+        )
 
-    def _report(self, ask: Ask, tally: Tally, error: BaseException | None) -> None:
-        seconds = time.perf_counter() - ask.started
+    def _report(self, request: AnswerRequest, stats: RequestStats, error: BaseException | None) -> None:
+        seconds = time.perf_counter() - request.started
         problem = as_api_error(error) if error else None
-        prompt_tokens = sum(map(len, ask.prompts))
-        labels = (ask.tenant, ask.route.name, ask.route.base_model.id, ask.route.decision)
+        prompt_tokens = sum(map(len, request.prompts))
+        labels = (request.tenant, request.route.name, request.route.base_model.id, request.route.decision)
         metrics = self._telemetry
         metrics.requests.labels(*labels).inc()
         if problem:
             metrics.errors.labels(*labels, str(problem.status)).inc()
         ended = outcome(problem.status if problem else 200)
         metrics.latency.labels(*labels, ended).observe(seconds)
-        metrics.queue.labels(*labels, ended).observe(tally.queue_seconds)
-        if tally.first_token is not None:
-            metrics.first_token.labels(*labels).observe(tally.first_token)
-        if tally.first_token is not None or tally.finish:  # with max_tokens 0 there is no first token
+        metrics.queue.labels(*labels, ended).observe(stats.queue_seconds)
+        if stats.first_token is not None:
+            metrics.first_token.labels(*labels).observe(stats.first_token)
+        if stats.first_token is not None or stats.finish:  # with max_tokens 0 there is no first token
             metrics.prompt_tokens.labels(*labels).inc(prompt_tokens)
-        for each in tally.per_token:
+        for each in stats.per_token:
             metrics.per_token.labels(*labels).observe(each)
-        metrics.generated_tokens.labels(*labels).inc(tally.generated)
-        metrics.device.labels(*labels).inc(tally.device_seconds)
+        metrics.generated_tokens.labels(*labels).inc(stats.generated)
+        metrics.device.labels(*labels).inc(stats.device_seconds)
         self._tell(
             Event(
                 time=datetime.now(UTC),
-                request_id=ask.request_id,
-                endpoint=ask.endpoint,
-                key=ask.caller.key,
-                tenant=ask.tenant,
-                model=ask.model,
-                adapter=ask.route.name,
-                digest=ask.route.digest,
-                base_model=ask.route.base_model.id,
-                route=ask.route.decision,
+                request_id=request.request_id,
+                endpoint=request.endpoint,
+                key=request.caller.key,
+                tenant=request.tenant,
+                model=request.model,
+                adapter=request.route.name,
+                digest=request.route.digest,
+                base_model=request.route.base_model.id,
+                route=request.route.decision,
                 status=problem.status if problem else 200,
                 code=problem.code if problem else None,
-                streamed=ask.streamed,
-                system_prompt=ask.system_prompt,
-                choices=len(ask.prompts) * ask.n,
-                finish=list(tally.finish),
+                streamed=request.streamed,
+                system_prompt=request.system_prompt,
+                choices=len(request.prompts) * request.n,
+                finish=list(stats.finish),
                 prompt_tokens=prompt_tokens,
-                generated_tokens=tally.generated,
-                queue_seconds=tally.queue_seconds,
-                first_token_seconds=tally.first_token,
+                generated_tokens=stats.generated,
+                queue_seconds=stats.queue_seconds,
+                first_token_seconds=stats.first_token,
                 seconds=seconds,
-                device_seconds=tally.device_seconds,
+                device_seconds=stats.device_seconds,
                 # A refused prompt is not scored: whoever is refused all the time must cost next to nothing.
-                prompt_text=ask.text if tally.generated or tally.finish else None,
-                answer_text="\n".join(tally.texts),
+                prompt_text=request.text if stats.generated or stats.finish else None,
+                answer_text="\n".join(stats.texts),
             )
         )

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lora_ops.engines.protocol import TokenLogprob
-from lora_ops.serving.answering import Piece
-from lora_ops.serving.ask import Ask
+from lora_ops.engines.protocol import Chunk, TokenLogprob
 from lora_ops.serving.errors import ApiError
 from lora_ops.serving.request_schemas import StreamOptions
+from lora_ops.serving.requests import AnswerChunk, AnswerRequest
 from lora_ops.serving.response_schemas import (
     Alternative,
     AnswerMessage,
@@ -31,17 +30,17 @@ DONE = b"data: [DONE]\n\n"
 class Rendering(Protocol):
     """One endpoint's way of writing an answer."""
 
-    def whole(self, pieces: Sequence[Piece]) -> ChatAnswer | CompletionAnswer:
-        """All pieces of an answer as one response."""
+    def whole(self, chunks: Sequence[AnswerChunk]) -> ChatAnswer | CompletionAnswer:
+        """All chunks of an answer as one response."""
 
     def opening(self, count: int) -> list[bytes]:
-        """The events before the first piece of `count` answers."""
+        """The events before the first chunk of `count` answers."""
 
-    def event(self, piece: Piece) -> bytes:
-        """One piece as an event."""
+    def event(self, chunk: AnswerChunk) -> bytes:
+        """One chunk as an event."""
 
     def closing(self) -> list[bytes]:
-        """The events after the last piece."""
+        """The events after the last chunk."""
 
 
 @dataclass
@@ -49,32 +48,32 @@ class _Head:
     """What every response and event of one answer says.
 
     Args:
-        ask: what was asked for.
+        request: what the client asks for.
         options: what a stream says besides the text.
     """
 
-    ask: Ask
+    request: AnswerRequest
     options: StreamOptions = field(default_factory=StreamOptions)
     prefix: str = ""
     object: str = ""
 
     def __post_init__(self) -> None:
         self.head: dict[str, Any] = {
-            "id": f"{self.prefix}-{self.ask.request_id}",
+            "id": f"{self.prefix}-{self.request.request_id}",
             "created": int(time.time()),
-            "model": self.ask.route.name,
-            "system_fingerprint": fingerprint(self.ask),
+            "model": self.request.route.name,
+            "system_fingerprint": fingerprint(self.request),
         }
         self.written = 0
         self._cached: dict[int, int | None] = {}  # tokens of each prompt that the engine had kept
 
     @property
     def _wants_logprobs(self) -> bool:
-        return self.ask.sampling.logprobs is not None
+        return self.request.sampling.logprobs is not None
 
     def tokens(self) -> dict[str, Any]:
         """Tokens read, and written so far; of these read, those that the engine had kept, where it knows."""
-        read = sum(map(len, self.ask.prompts))
+        read = sum(map(len, self.request.prompts))
         cached = [one for one in self._cached.values() if one is not None]
         return {
             "prompt_tokens": read,
@@ -83,10 +82,11 @@ class _Head:
             "prompt_tokens_details": {"cached_tokens": sum(cached)} if cached else None,
         }
 
-    def _count(self, piece: Piece) -> None:
-        self.written += piece.chunk.tokens
-        if piece.chunk.finish and piece.index % self.ask.n == 0:  # a prompt counts once, however many answers
-            self._cached[piece.index] = piece.chunk.cached_tokens
+    def _count(self, chunk: AnswerChunk) -> None:
+        self.written += chunk.content.tokens
+        # A prompt counts once, however many answers it has.
+        if chunk.content.finish and chunk.index % self.request.n == 0:
+            self._cached[chunk.index] = chunk.content.cached_tokens
 
     def closing(self) -> list[bytes]:
         """Return the event with the tokens, where the client wants it."""
@@ -98,10 +98,10 @@ class _Head:
         more = {"usage": usage} if told else {}
         return sse({**self.head, "object": self.object, "choices": choices, **more})
 
-    def _piece(self, piece: Piece, choice: dict[str, Any]) -> bytes:
-        self._count(piece)
+    def _chunk_event(self, chunk: AnswerChunk, choice: dict[str, Any]) -> bytes:
+        self._count(chunk)
         usage = self.tokens() if self.options.continuous_usage_stats else None
-        return self._event([{"index": piece.index, "finish_reason": piece.chunk.finish, **choice}], usage)
+        return self._event([{"index": chunk.index, "finish_reason": chunk.content.finish, **choice}], usage)
 
 
 @dataclass
@@ -111,19 +111,19 @@ class ChatRendering(_Head):
     prefix: str = "chatcmpl"
     object: str = "chat.completion.chunk"
 
-    def whole(self, pieces: Sequence[Piece]) -> ChatAnswer:
-        """All pieces as one response."""
-        for piece in pieces:
-            self._count(piece)
+    def whole(self, chunks: Sequence[AnswerChunk]) -> ChatAnswer:
+        """All chunks as one response."""
+        for chunk in chunks:
+            self._count(chunk)
         choices = []
-        for index, chunks in _by_choice(pieces):
-            logprobs = tuple(one for chunk in chunks for one in chunk.logprobs)
+        for index, contents in _by_choice(chunks):
+            logprobs = tuple(one for content in contents for one in content.logprobs)
             choices.append(
                 ChatChoice(
                     index=index,
-                    message=AnswerMessage(content="".join(chunk.text for chunk in chunks)),
+                    message=AnswerMessage(content="".join(content.text for content in contents)),
                     logprobs=_chat_logprobs(logprobs) if self._wants_logprobs else None,
-                    finish_reason=chunks[-1].finish or "length",
+                    finish_reason=contents[-1].finish or "length",
                 )
             )
         return ChatAnswer(**self.head, choices=choices, usage=Usage(**self.tokens()))
@@ -136,13 +136,13 @@ class ChatRendering(_Head):
             for index in range(count)
         ]
 
-    def event(self, piece: Piece) -> bytes:
-        """One piece as an event."""
-        chunk = piece.chunk
-        delta = {"content": chunk.text} if chunk.text or not chunk.finish else {}
-        logprobs = _chat_logprobs(chunk.logprobs) if self._wants_logprobs else None
+    def event(self, chunk: AnswerChunk) -> bytes:
+        """One chunk as an event."""
+        content = chunk.content
+        delta = {"content": content.text} if content.text or not content.finish else {}
+        logprobs = _chat_logprobs(content.logprobs) if self._wants_logprobs else None
         told = logprobs.model_dump() if logprobs else None
-        return self._piece(piece, {"delta": delta, "logprobs": told})
+        return self._chunk_event(chunk, {"delta": delta, "logprobs": told})
 
 
 @dataclass
@@ -156,19 +156,19 @@ class CompletionRendering(_Head):
         super().__post_init__()
         self._offsets: dict[int, _Offsets] = {}
 
-    def whole(self, pieces: Sequence[Piece]) -> CompletionAnswer:
-        """All pieces as one response."""
-        for piece in pieces:
-            self._count(piece)
+    def whole(self, chunks: Sequence[AnswerChunk]) -> CompletionAnswer:
+        """All chunks as one response."""
+        for chunk in chunks:
+            self._count(chunk)
         choices = []
-        for index, chunks in _by_choice(pieces):
-            logprobs = tuple(one for chunk in chunks for one in (*chunk.prompt, *chunk.logprobs))
+        for index, contents in _by_choice(chunks):
+            logprobs = tuple(one for content in contents for one in (*content.prompt, *content.logprobs))
             choices.append(
                 CompletionChoice(
                     index=index,
-                    text=self._echoed(index) + "".join(chunk.text for chunk in chunks),
+                    text=self._echoed(index) + "".join(content.text for content in contents),
                     logprobs=_completion_logprobs(logprobs, _Offsets()) if self._wants_logprobs else None,
-                    finish_reason=chunks[-1].finish or "length",
+                    finish_reason=contents[-1].finish or "length",
                 )
             )
         return CompletionAnswer(**self.head, choices=choices, usage=Usage(**self.tokens()))
@@ -177,37 +177,37 @@ class CompletionRendering(_Head):
         """None: this endpoint's answers begin with their text."""
         return []
 
-    def event(self, piece: Piece) -> bytes:
-        """One piece as an event; offsets of its tokens count from the beginning of all text."""
+    def event(self, chunk: AnswerChunk) -> bytes:
+        """One chunk as an event; offsets of its tokens count from the beginning of all text."""
         logprobs, before = None, ""
-        if piece.index not in self._offsets:  # its first event
-            self._offsets[piece.index] = _Offsets()
-            before = self._echoed(piece.index)
+        if chunk.index not in self._offsets:  # its first event
+            self._offsets[chunk.index] = _Offsets()
+            before = self._echoed(chunk.index)
         if self._wants_logprobs:
-            named = (*piece.chunk.prompt, *piece.chunk.logprobs)
-            logprobs = _completion_logprobs(named, self._offsets[piece.index]).model_dump()
-        return self._piece(piece, {"text": before + piece.chunk.text, "logprobs": logprobs})
+            named = (*chunk.content.prompt, *chunk.content.logprobs)
+            logprobs = _completion_logprobs(named, self._offsets[chunk.index]).model_dump()
+        return self._chunk_event(chunk, {"text": before + chunk.content.text, "logprobs": logprobs})
 
     def _echoed(self, index: int) -> str:
         """Return the prompt of an answer where the client wants to see it before the answer."""
-        return self.ask.echoes[index // self.ask.n] if self.ask.echoes else ""
+        return self.request.echoes[index // self.request.n] if self.request.echoes else ""
 
 
-def fingerprint(ask: Ask) -> str:
+def fingerprint(request: AnswerRequest) -> str:
     """Adapter version and digest, base model and digest, route decision, in one text."""
-    base = ask.route.base_model
-    mine = f"{ask.route.name}:{ask.route.digest[:12]}/" if ask.route.version else ""
-    return f"{mine}{base.id}:{base.sha256[:12]}/{ask.route.decision}"
+    base = request.route.base_model
+    mine = f"{request.route.name}:{request.route.digest[:12]}/" if request.route.version else ""
+    return f"{mine}{base.id}:{base.sha256[:12]}/{request.route.decision}"
 
 
-def provenance(ask: Ask) -> dict[str, str]:
+def provenance(request: AnswerRequest) -> dict[str, str]:
     """The response headers that say who answered and why."""
     return {
-        "x-lora-ops-adapter": ask.route.name,
-        "x-lora-ops-digest": ask.route.digest,
-        "x-lora-ops-base-model": ask.route.base_model.id,
-        "x-lora-ops-route": ask.route.decision,
-        "x-lora-ops-system-prompt": ask.system_prompt,
+        "x-lora-ops-adapter": request.route.name,
+        "x-lora-ops-digest": request.route.digest,
+        "x-lora-ops-base-model": request.route.base_model.id,
+        "x-lora-ops-route": request.route.decision,
+        "x-lora-ops-system-prompt": request.system_prompt,
     }
 
 
@@ -221,11 +221,11 @@ def sse(value: Any) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _by_choice(pieces: Sequence[Piece]) -> list[tuple[int, list[Any]]]:
-    chunks: dict[int, list[Any]] = {}
-    for piece in pieces:
-        chunks.setdefault(piece.index, []).append(piece.chunk)
-    return sorted(chunks.items())
+def _by_choice(chunks: Sequence[AnswerChunk]) -> list[tuple[int, list[Chunk]]]:
+    contents: dict[int, list[Chunk]] = {}
+    for chunk in chunks:
+        contents.setdefault(chunk.index, []).append(chunk.content)
+    return sorted(contents.items())
 
 
 def _chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:

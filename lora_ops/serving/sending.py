@@ -9,10 +9,10 @@ from typing import TypeVar
 from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
-from lora_ops.serving.answering import Piece
 from lora_ops.serving.edge import report
 from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.rendering import DONE, Rendering, failure
+from lora_ops.serving.requests import AnswerChunk
 
 # Tokens with their probabilities that are rendered on the event loop, in about 1 ms.
 NAMED = 100
@@ -20,20 +20,21 @@ NAMED = 100
 T = TypeVar("T")
 
 
-async def collected(pieces: AsyncGenerator[Piece, None]) -> list[Piece]:
-    """Return all pieces of an answer."""
-    async with aclosing(pieces):
-        return [piece async for piece in pieces]
+async def collected(chunks: AsyncGenerator[AnswerChunk, None]) -> list[AnswerChunk]:
+    """Return all chunks of an answer."""
+    async with aclosing(chunks):
+        return [chunk async for chunk in chunks]
 
 
-async def first(pieces: AsyncGenerator[Piece, None]) -> Piece:
-    """Return the first piece of an answer, which is still being made."""
-    return await anext(pieces)
+async def first(chunks: AsyncGenerator[AnswerChunk, None]) -> AnswerChunk:
+    """Return the first chunk of an answer, which is still being made."""
+    return await anext(chunks)
 
 
-async def rendered(pieces: Sequence[Piece], render: Callable[[], T]) -> T:
-    """Return what `render` makes of these pieces; one with many probabilities does not stop the event loop."""
-    named = sum(1 + len(one.top) for piece in pieces for one in (*piece.chunk.prompt, *piece.chunk.logprobs))
+async def rendered(chunks: Sequence[AnswerChunk], render: Callable[[], T]) -> T:
+    """Return what `render` makes of these chunks; one with many probabilities does not stop the event loop."""
+    contents = [chunk.content for chunk in chunks]
+    named = sum(1 + len(token.top) for one in contents for token in (*one.prompt, *one.logprobs))
     return render() if named <= NAMED else await asyncio.to_thread(render)
 
 
@@ -56,16 +57,16 @@ class Stream(StreamingResponse):
 
 
 async def events(
-    first: Piece, pieces: AsyncGenerator[Piece, None], rendering: Rendering, count: int
+    first: AnswerChunk, chunks: AsyncGenerator[AnswerChunk, None], rendering: Rendering, count: int
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events of `count` answers, whose first piece is known; closing it early ends the answers."""
-    async with aclosing(pieces):
+    """Yield the events of `count` answers, whose first chunk is known; closing it early ends the answers."""
+    async with aclosing(chunks):
         for event in rendering.opening(count):
             yield event
         try:
             yield await rendered([first], partial(rendering.event, first))
-            async for piece in pieces:
-                yield await rendered([piece], partial(rendering.event, piece))
+            async for chunk in chunks:
+                yield await rendered([chunk], partial(rendering.event, chunk))
         except Exception as error:  # noqa: BLE001 - the status is sent already, so the stream must tell
             problem = as_api_error(error)
             report("A stream", problem, error)

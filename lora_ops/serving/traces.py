@@ -6,26 +6,23 @@ One span for each request, named and labelled by the semantic conventions for ge
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from lora_ops.serving.errors import CLIENT_GONE, as_api_error
-
-if TYPE_CHECKING:
-    from lora_ops.serving.answering import Tally
-    from lora_ops.serving.ask import Ask
+from lora_ops.serving.requests import AnswerRequest, RequestStats
 
 
 class Span(Protocol):
     """What is being traced."""
 
-    def ended(self, tally: "Tally", error: BaseException | None) -> None:
+    def ended(self, stats: RequestStats, error: BaseException | None) -> None:
         """Say how it went."""
 
 
 class Untraced:
     """A span that nobody asked for."""
 
-    def ended(self, tally: "Tally", error: BaseException | None) -> None:
+    def ended(self, stats: RequestStats, error: BaseException | None) -> None:
         """Nothing is kept."""
 
 
@@ -35,16 +32,16 @@ class OpenSpan:
     def __init__(self, span: Any) -> None:
         self._span = span
 
-    def ended(self, tally: "Tally", error: BaseException | None) -> None:
+    def ended(self, stats: RequestStats, error: BaseException | None) -> None:
         """Write down tokens, times and what went wrong."""
         from opentelemetry.trace import StatusCode
 
-        self._span.set_attribute("gen_ai.usage.output_tokens", tally.generated)
-        self._span.set_attribute("gen_ai.response.finish_reasons", list(tally.finish))
-        self._span.set_attribute("lora_ops.queue_seconds", tally.queue_seconds)
-        self._span.set_attribute("lora_ops.device_seconds", tally.device_seconds)
-        if tally.first_token is not None:
-            self._span.set_attribute("gen_ai.response.time_to_first_chunk", tally.first_token)
+        self._span.set_attribute("gen_ai.usage.output_tokens", stats.generated)
+        self._span.set_attribute("gen_ai.response.finish_reasons", list(stats.finish))
+        self._span.set_attribute("lora_ops.queue_seconds", stats.queue_seconds)
+        self._span.set_attribute("lora_ops.device_seconds", stats.device_seconds)
+        if stats.first_token is not None:
+            self._span.set_attribute("gen_ai.response.time_to_first_chunk", stats.first_token)
         if error:
             problem = as_api_error(error)
             self._span.set_attribute("error.type", problem.code or str(problem.status))
@@ -68,7 +65,7 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
 
     @contextmanager
-    def request(self, ask: "Ask") -> Iterator[Span]:
+    def request(self, request: AnswerRequest) -> Iterator[Span]:
         """A span around one request."""
         if self._provider is None:
             yield Untraced()
@@ -76,23 +73,23 @@ class Tracing:
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        operation = "chat" if ask.endpoint == "chat" else "text_completion"
-        parent = TraceContextTextMapPropagator().extract({"traceparent": ask.trace_parent or ""})
+        operation = "chat" if request.endpoint == "chat" else "text_completion"
+        parent = TraceContextTextMapPropagator().extract({"traceparent": request.trace_parent or ""})
         # Not made the current span: an async generator's steps may run in different contexts.
         span = self._provider.get_tracer("lora_ops.serving").start_span(
-            f"{operation} {ask.model}",
+            f"{operation} {request.model}",
             parent,
             SpanKind.SERVER,
             {
                 "gen_ai.operation.name": operation,
-                "gen_ai.request.model": ask.model,
-                "gen_ai.response.model": ask.route.name,
-                "gen_ai.request.max_tokens": ask.sampling.max_tokens,
-                "gen_ai.usage.input_tokens": sum(map(len, ask.prompts)),
-                "lora_ops.request_id": ask.request_id,
-                "lora_ops.tenant": ask.tenant,
-                "lora_ops.route": ask.route.decision,
-                "lora_ops.digest": ask.route.digest,
+                "gen_ai.request.model": request.model,
+                "gen_ai.response.model": request.route.name,
+                "gen_ai.request.max_tokens": request.sampling.max_tokens,
+                "gen_ai.usage.input_tokens": sum(map(len, request.prompts)),
+                "lora_ops.request_id": request.request_id,
+                "lora_ops.tenant": request.tenant,
+                "lora_ops.route": request.route.decision,
+                "lora_ops.digest": request.route.digest,
             },
         )
         try:

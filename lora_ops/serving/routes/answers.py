@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from lora_ops.serving.answering import Piece
-from lora_ops.serving.ask import Ask, held_to_labels
 from lora_ops.serving.auth import allowed
 from lora_ops.serving.chat_turns import SystemPrompt, chat_turns
 from lora_ops.serving.edge import until_disconnected
@@ -18,6 +16,7 @@ from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.rendering import ChatRendering, CompletionRendering, Rendering, provenance
 from lora_ops.serving.request_schemas import ChatRequest, CompletionRequest, StreamOptions
+from lora_ops.serving.requests import AnswerChunk, AnswerRequest, held_to_labels
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer
 from lora_ops.serving.router import Route
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
@@ -32,7 +31,7 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
 
     @app.post("/v1/chat/completions", response_model=ChatAnswer)
     async def chat(
-        request: Request, body: ChatRequest, who: Annotated[Caller, allowed("tenant", "admin")]
+        http: Request, body: ChatRequest, who: Annotated[Caller, allowed("tenant", "admin")]
     ) -> Response:
         """Answer a chat, with the system prompt and the template that the adapter was trained with.
 
@@ -45,17 +44,18 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
             body.messages, route, body.content_is or gateway.settings.content_is(route.tenant)
         )
         asked = "\n".join(f"{role}: {text}" for role, text in turns)
-        ask = _ask(gateway, request, "chat", body, who, route, system, asked)
+        request = _new_request(gateway, http, "chat", body, who, route, system, asked)
         # All messages are one prompt, so that together they must fit.
         whole = "".join(text for _, text in turns)
-        ask = await _read(gateway, request, ask, body, [whole], lambda: (gateway.tokenization.chat(turns),))
-        return await _respond(
-            gateway, request, body, ask, ChatRendering(ask, body.stream_options or StreamOptions())
+        request = await _read(
+            gateway, http, request, body, [whole], lambda: (gateway.tokenization.chat(turns),)
         )
+        rendering = ChatRendering(request, body.stream_options or StreamOptions())
+        return await _respond(gateway, http, body, request, rendering)
 
     @app.post("/v1/completions", response_model=CompletionAnswer)
     async def completions(
-        request: Request, body: CompletionRequest, who: Annotated[Caller, allowed("tenant", "admin")]
+        http: Request, body: CompletionRequest, who: Annotated[Caller, allowed("tenant", "admin")]
     ) -> Response:
         """Continue one or more texts, or lists of token ids."""
         route = gateway.route(who, body.model)
@@ -71,30 +71,30 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
             return tuple(one if isinstance(one, str) else tokenization.as_text(one) for one in body.prompts)
 
         text = "\n".join(one for one in body.prompts if isinstance(one, str))
-        ask = _ask(gateway, request, "completions", body, who, route, "none", text)
-        ask = await _read(gateway, request, ask, body, body.prompts, encode, show if body.echo else None)
-        rendering = CompletionRendering(ask, body.stream_options or StreamOptions())
-        return await _respond(gateway, request, body, ask, rendering)
+        request = _new_request(gateway, http, "completions", body, who, route, "none", text)
+        request = await _read(gateway, http, request, body, body.prompts, encode, show if body.echo else None)
+        rendering = CompletionRendering(request, body.stream_options or StreamOptions())
+        return await _respond(gateway, http, body, request, rendering)
 
 
-def _ask(
+def _new_request(
     gateway: Gateway,
-    request: Request,
+    http: Request,
     endpoint: Literal["chat", "completions"],
     body: ChatRequest | CompletionRequest,
     who: Caller,
     route: Route,
     system: SystemPrompt,
     text: str,
-) -> Ask:
-    """Return what is asked for, before its prompt is read."""
-    state = request.scope["state"]
+) -> AnswerRequest:
+    """Return the client's call once it is routed, before its prompt is read."""
+    state = http.scope["state"]
     sampling = body.sampling(
         gateway.settings.default_max_tokens if body.most_tokens is None else body.most_tokens, gateway.settings
     )
     if route.tenant and gateway.settings.tenant(route.tenant).labels_only:
         sampling = held_to_labels(sampling, route)
-    ask = Ask(
+    request = AnswerRequest(
         request_id=state["request_id"],
         endpoint=endpoint,
         caller=who,
@@ -107,24 +107,24 @@ def _ask(
         system_prompt=system,
         text=text,
         started=state["started"],
-        trace_parent=request.headers.get("traceparent"),
+        trace_parent=http.headers.get("traceparent"),
         cache_salt=body.cache_salt,
     )
-    state["limits"] = lambda: gateway.answering.limits(ask.tenant)
-    state["told"] |= {"tenant": ask.tenant, "adapter": route.name, "route": route.decision}
-    return ask
+    state["limits"] = lambda: gateway.answering.limits(request.tenant)
+    state["told"] |= {"tenant": request.tenant, "adapter": route.name, "route": route.decision}
+    return request
 
 
 async def _read(
     gateway: Gateway,
-    request: Request,
-    ask: Ask,
+    http: Request,
+    request: AnswerRequest,
     body: ChatRequest | CompletionRequest,
     texts: Sequence[str | Sequence[int]],
     encode: Callable[[], tuple[tuple[int, ...], ...]],
     show: Callable[[], tuple[str, ...]] | None = None,
-) -> Ask:
-    """Return `ask` with its prompts' tokens, which the tenant's allowance pays for, read or refused.
+) -> AnswerRequest:
+    """Return `request` with its prompts' tokens, which the tenant's allowance pays for, read or refused.
 
     Args:
         texts: of the prompts, or their tokens.
@@ -132,17 +132,17 @@ async def _read(
     """
     size = sum(map(len, texts))
     limit = gateway.engine.context_length
-    param = "messages" if ask.endpoint == "chat" else "prompt"
-    with gateway.answering.reading(ask, size) as place:
+    param = "messages" if request.endpoint == "chat" else "prompt"
+    with gateway.answering.reading(request, size) as place:
         # A text that can't fit is refused unread; tokens that a client sends are counted below.
         longest = max((len(one) for one in texts if isinstance(one, str)), default=0)
         least = gateway.tokenization.least_tokens(longest)
         if least > limit:
             raise too_long(param, f"a prompt of {longest:,} characters, {least} tokens or more", limit)
-        reading = gateway.tokenizing.run(ask.tenant, size, encode)
+        reading = gateway.tokenizing.run(request.tenant, size, encode)
         # A short text is read before a client can go away.
-        async with asyncio.timeout_at(gateway.answering.deadline(ask)):
-            prompts = await (reading if size <= SHORT_TEXT else until_disconnected(request, reading))
+        async with asyncio.timeout_at(gateway.answering.deadline(request)):
+            prompts = await (reading if size <= SHORT_TEXT else until_disconnected(http, reading))
         longest = max(map(len, prompts))
         gateway.tokenization.check(body.named_tokens)
         room = limit - longest
@@ -152,12 +152,12 @@ async def _read(
         if wanted > room or (room < 1 and wanted != 0):
             asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
             raise too_long(param, f"a prompt of {longest}{asked}", limit)
-        sampling = replace(ask.sampling, max_tokens=wanted)
-        ask = replace(ask, prompts=prompts, sampling=sampling, place=place)
-        if ask.named > MOST_NAMED:
+        sampling = replace(request.sampling, max_tokens=wanted)
+        request = replace(request, prompts=prompts, sampling=sampling, place=place)
+        if request.named > MOST_NAMED:
             raise ApiError(
                 400,
-                f"This answer may have {ask.named:,} probabilities, and {MOST_NAMED:,} fit into one: ask "
+                f"This answer may have {request.named:,} probabilities, and {MOST_NAMED:,} fit into one: ask "
                 "for fewer alternatives, tokens or prompts at once.",
                 code="request_too_large",
                 param="logprobs",
@@ -165,42 +165,42 @@ async def _read(
         if show:
             # Only tokens are turned into text again.
             size = sum(len(one) for one in texts if not isinstance(one, str))
-            ask = replace(ask, echoes=await gateway.tokenizing.run(ask.tenant, size, show))
-    return ask
+            request = replace(request, echoes=await gateway.tokenizing.run(request.tenant, size, show))
+    return request
 
 
 async def _respond(
     gateway: Gateway,
-    request: Request,
+    http: Request,
     body: ChatRequest | CompletionRequest,
-    ask: Ask,
+    request: AnswerRequest,
     rendering: Rendering,
 ) -> Response:
-    pieces = gateway.answering.answer(ask)
+    chunks = gateway.answering.answer(request)
     try:
-        return await _sent(gateway, request, body, ask, rendering, pieces)
+        return await _sent(gateway, http, body, request, rendering, chunks)
     except BaseException:
-        if ask.place:  # the answer ends its place itself, unless it never began
-            ask.place.end()
+        if request.place:  # the answer ends its place itself, unless it never began
+            request.place.end()
         raise
 
 
 async def _sent(
     gateway: Gateway,
-    request: Request,
+    http: Request,
     body: ChatRequest | CompletionRequest,
-    ask: Ask,
+    request: AnswerRequest,
     rendering: Rendering,
-    pieces: AsyncGenerator[Piece, None],
+    chunks: AsyncGenerator[AnswerChunk, None],
 ) -> Response:
     if not body.stream:
-        whole = await until_disconnected(request, collected(pieces))
+        whole = await until_disconnected(http, collected(chunks))
         text = await rendered(whole, lambda: rendering.whole(whole).model_dump_json())
-        return Response(text, media_type="application/json", headers=provenance(ask))
-    # The first piece decides the status, which can't be changed once the stream has begun.
-    opening = await until_disconnected(request, first(pieces))
-    sent = events(opening, pieces, rendering, len(ask.costs))
-    headers = {**provenance(ask), "cache-control": "no-cache", "x-accel-buffering": "no"}
+        return Response(text, media_type="application/json", headers=provenance(request))
+    # The first chunk decides the status, which can't be changed once the stream has begun.
+    opening = await until_disconnected(http, first(chunks))
+    sent = events(opening, chunks, rendering, len(request.costs))
+    headers = {**provenance(request), "cache-control": "no-cache", "x-accel-buffering": "no"}
     # Whoever reads slowly has as long for the end of an answer as for sending a body.
-    deadline = gateway.answering.deadline(ask) + gateway.settings.body_timeout_seconds
+    deadline = gateway.answering.deadline(request) + gateway.settings.body_timeout_seconds
     return Stream(sent, deadline, headers)

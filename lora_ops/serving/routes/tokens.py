@@ -8,7 +8,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from lora_ops.serving.ask import payer
 from lora_ops.serving.auth import allowed
 from lora_ops.serving.chat_turns import chat_turns
 from lora_ops.serving.edge import until_disconnected
@@ -16,6 +15,7 @@ from lora_ops.serving.errors import ApiError, too_long
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.request_schemas import DetokenizeRequest, TokenizeRequest
+from lora_ops.serving.requests import payer
 from lora_ops.serving.response_schemas import DetokenizeAnswer, TokenizeAnswer
 from lora_ops.serving.router import Route
 from lora_ops.serving.tokenization import SHORT_TEXT

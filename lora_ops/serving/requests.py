@@ -1,9 +1,9 @@
-"""What a client asks for, who pays for it, and what its tenant's setting makes of it."""
+"""One request: what a client asks for, who pays for it, what is streamed back, and what was counted of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lora_ops.engines.protocol import Sampling, Unsupported, one_of
+from lora_ops.engines.protocol import Chunk, FinishReason, Sampling, Unsupported, one_of
 from lora_ops.serving.chat_turns import SystemPrompt
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.rate_limits import Place
@@ -12,8 +12,8 @@ from lora_ops.serving.telemetry import NOBODY
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What is asked for.
+class AnswerRequest:
+    """A client's call, once it is routed.
 
     Attributes:
         model: the name that the client wrote.
@@ -60,6 +60,45 @@ class Ask:
         read = sum(map(len, self.prompts)) if self.sampling.prompt_logprobs else 0
         written = len(self.prompts) * self.sampling.max_tokens
         return (read + written) * self.n * (1 + self.sampling.logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerChunk:
+    """What the engine adds to the answer with this index (prompts first, then `n`)."""
+
+    index: int
+    content: Chunk
+
+
+@dataclass
+class RequestStats:
+    """What is known of a request when it has ended.
+
+    Attributes:
+        read: prompt tokens that were put before the engine, those of each answer.
+    """
+
+    read: int = 0
+    generated: int = 0
+    queue_seconds: float = 0.0
+    device_seconds: float = 0.0
+    first_token: float | None = None
+    per_token: list[float] = field(default_factory=list)
+    finish: list[FinishReason] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    def waited(self, seconds: float) -> None:
+        """Note how long an answer waited for its turn; the longest of a request counts."""
+        self.queue_seconds = max(self.queue_seconds, seconds)
+
+    def add(self, chunk: Chunk, seconds: float) -> None:
+        """Count a chunk that came this long after the request."""
+        if self.first_token is None and (chunk.tokens or chunk.text):
+            self.first_token = seconds
+        self.generated += chunk.tokens
+        self.device_seconds += chunk.device_seconds
+        if chunk.finish:
+            self.finish.append(chunk.finish)
 
 
 def payer(route: Route, caller: Caller) -> str:
