@@ -12,7 +12,7 @@ from lora_ops.training.attention import PACKED, Layout
 from lora_ops.training.batches import Tokens, batch_loss, collate
 
 Loss = Callable[[Any, Sequence[Tokens]], torch.Tensor]
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # In bfloat16 the two losses of a trained model of 135M parameters differ by up to 1.7 %, in float32 by 1e-6.
 NARROW_TOLERANCE = 5e-2
@@ -91,7 +91,7 @@ def choose_loss(model: Any, rows: Sequence[Tokens], pad_token_id: int) -> Loss:
     reason = _why_not_packed(model, rows[:3], padded_loss)
     if reason is None:
         return packed_loss
-    log.warning("Rows are padded, not packed, which is slower but as right: %s.", reason)
+    logger.warning("Rows are padded, not packed, which is slower but as right: %s.", reason)
     model.set_attn_implementation(before)
     return padded_loss
 
