@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 
 from lora_ops.records.registry import AuditEntry
@@ -46,15 +46,17 @@ class _Told:
         aliases, states: what the tables must hold.
         production: tenant to the number of the version that entered production last.
         hashes: of each entry, by its place.
+        contents: Python's hash of every field of each entry, by its place; no other process can foretell it.
     """
 
     aliases: dict[Alias, int] = field(default_factory=dict)
     states: dict[tuple[str, int], str] = field(default_factory=dict)
     production: dict[str, int] = field(default_factory=dict)
     hashes: dict[int, str] = field(default_factory=dict)
+    contents: dict[int, int] = field(default_factory=dict)
 
     def copy(self) -> "_Told":
-        return _Told(dict(self.aliases), dict(self.states), dict(self.production), dict(self.hashes))
+        return _Told(**{one.name: dict(getattr(self, one.name)) for one in fields(self)})
 
     def take(self, row: Row) -> None:
         tenant, effects = _effects(row)
@@ -64,6 +66,7 @@ class _Told:
         if (row.kind, row.action) == ("version", "production"):
             self.production[tenant] = int(row.subject.rpartition("@")[2])
         self.hashes[row.seq] = row.hash
+        self.contents[row.seq] = hash(row)
 
 
 class LogFollower:
@@ -111,20 +114,32 @@ class LogFollower:
     def problem(self) -> str | None:
         """Verify everything that is new, and return what is wrong, or None.
 
-        What was found right stays the point from which the next call goes on.
+        What was found right stays the point from which the next call goes on. Entries that were verified before
+        are only compared with what they were.
 
         Raises:
             LoraOpsError: the database can't be read.
         """
-        last = None
+        last, verified = None, self._head.seq
         while True:
             with self._registry.reading():
                 head = self._registry.log.head()
                 tail = self._registry.anchor.problem(head)
                 # A change committed between these two reads looks like a wrong head, but then the log grew.
                 if tail is None or head == last:
-                    return tail or self._follow(head)
+                    return tail or self._follow(head) or (self._other_entry() if verified else None)
             last = head
+
+    def _other_entry(self) -> str | None:
+        """Return which entry is not the one that was verified, whatever hash it has, in words, or None."""
+        there = {row.seq: row for row in self._registry.log.rows()}
+        for seq, content in self._told.contents.items():
+            row = there.get(seq)
+            if row is None:
+                return f"entry {seq} was removed"
+            if hash(row) != content:
+                return f"entry {seq} ({row.action} {row.subject} by {row.actor}, {row.at}) was changed"
+        return None
 
     def head_problem(self) -> str | None:
         """Return why the log does not end where its signed head says, or why an index may lie, or None.

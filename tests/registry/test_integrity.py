@@ -33,12 +33,15 @@ def served(registry: Registry, package: Build, story: Story) -> Registry:
 
 
 def tamper(registry: Registry, *statements: str) -> None:
-    """Write into the database as somebody who knows its tables."""
+    """Write into the database as somebody who knows its tables, and who puts its triggers back."""
     db = sqlite3.connect(registry.db.path, isolation_level=None)
-    for trigger in ("audit_keeps", "audit_stays", "audit_grows"):
-        db.execute(f"DROP TRIGGER {trigger}")
+    triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    for name, _ in triggers:
+        db.execute(f"DROP TRIGGER {name}")
     for statement in statements:
         db.execute(statement)
+    for _, sql in triggers:
+        db.execute(sql)
     db.close()
 
 
@@ -63,6 +66,16 @@ def edit_row(registry: Registry) -> None:
 
 def edit_entry(registry: Registry) -> None:
     tamper(registry, "UPDATE audit SET actor = 'nobody' WHERE seq = 3")
+
+
+def rewrite_entry(registry: Registry) -> None:
+    """Write another entry in the place of an old one, with the hash that fits it."""
+    row = registry.log.rows(after=2)[0]._replace(actor="nobody")
+    tamper(registry, f"UPDATE audit SET actor = 'nobody', hash = '{row.expected_hash()}' WHERE seq = 3")
+
+
+def cut_entry(registry: Registry) -> None:
+    tamper(registry, "DELETE FROM audit WHERE seq = 3")
 
 
 def delete_head(registry: Registry) -> None:
@@ -127,6 +140,8 @@ def test_older_copy_of_the_folder_is_refused(served: Registry, tmp_path: Path) -
         (move_alias, "alias finance@production was changed: it names 2, and the audit log says 1"),
         (edit_row, "the state of finance@2 was changed"),
         (edit_entry, "entry 3 (validated finance@1"),
+        (rewrite_entry, "entry "),
+        (cut_entry, "entry 3 was removed"),
         (delete_head, "audit.head, which says where the log ends, was removed"),
     ],
 )
@@ -136,8 +151,6 @@ def test_follower_names_what_was_tampered(served: Registry, attack: object, word
     if followed:
         assert follower.problem() is None
     attack(served)  # type: ignore[operator]
-    if attack is edit_entry and followed:
-        return  # verified before; whoever loads or shows the version looks at its own entries again
     assert words in str(follower.problem())
     assert words in str(registry_problem(served))
     assert not verify(served).ok

@@ -174,7 +174,7 @@ def test_route_takes_no_candidate_for_a_rewritten_entry(clone: Clone, reader: Re
 
 
 def test_route_refuses_a_rewritten_registration(clone: Clone, reader: Registry) -> None:
-    """A running gateway gave production another system prompt, and served it after its data had expired."""
+    """A running gateway gave production another system prompt; it goes on as verified, and loads nothing."""
     with clone.registry() as writer:
         clone.story(writer).to("finance@1", "production")
     routes = router(clone, reader)
@@ -185,8 +185,12 @@ def test_route_refuses_a_rewritten_registration(clone: Clone, reader: Registry) 
     rewrite(reader, entry.seq, body=canonical(body))
     with closing(sqlite3.connect(reader.db.path, isolation_level=None)) as db:
         db.execute("UPDATE manifests SET manifest = ? WHERE tenant = 'finance' AND number = 1", (text,))
-    with pytest.raises(Damaged, match="entry .* of the audit log was changed"):
-        routes.route("finance")
+    assert f"entry {entry.seq} (registered finance@1" in str(routes.damage())
+    assert routes.route("finance").system == "Name the merchant category."
+    with pytest.raises(Damaged, match="entry .* was changed"):
+        routes.route("finance@1")
+    with pytest.raises(Damaged, match="can't be trusted"):
+        router(clone, reader).route("finance")
 
 
 def test_route_of_expired_production_is_out_of_service(clone: Clone, reader: Registry) -> None:
