@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,15 +55,16 @@ def only_one(lock_file: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, *, seconds: float) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; the system lets go of it when this process dies.
 
     Args:
         path: the file; it is made if it is missing.
-        wait: until another process lets go of it.
+        seconds: how long to wait until another process lets go of it. A process that was stopped never does,
+            and whoever can read the file can hold it.
 
     Raises:
-        BlockingIOError: another process holds it, and nobody waits.
+        BlockingIOError: another process holds it all that time.
         OSError: the disk is read-only, or the file can't be read.
     """
     try:
@@ -70,10 +72,21 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     except PermissionError:
         lock = os.open(path, os.O_RDONLY)  # another user's, which is enough to wait for it
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _wait_for(lock, path, time.monotonic() + seconds)
         yield
     finally:
         os.close(lock)
+
+
+def _wait_for(lock: int, path: Path, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise BlockingIOError(error.errno, "another process holds it", str(path)) from error
+        time.sleep(0.01)
 
 
 def _open_lock(path: Path) -> int:

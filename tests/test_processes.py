@@ -108,7 +108,7 @@ def test_commands_that_run_notebooks_compile_no_url_grammars(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-@pytest.mark.parametrize("hold", [locked, partial(only_one, what="training 'finance'")])
+@pytest.mark.parametrize("hold", [partial(locked, seconds=0), partial(only_one, what="training 'finance'")])
 def test_a_lock_is_taken_whatever_stands_in_its_place(
     tmp_path: Path, make: Callable[[Path], None], hold: Callable[[Path], AbstractContextManager[None]]
 ) -> None:
@@ -116,5 +116,5 @@ def test_a_lock_is_taken_whatever_stands_in_its_place(
     make(lock)
     with hold(lock):
         assert lock.is_file() and len(list(tmp_path.glob("finance.lock.*.odd"))) == 1
-        with pytest.raises(BlockingIOError), locked(lock, wait=False):
+        with pytest.raises(BlockingIOError), locked(lock, seconds=0):
             pass

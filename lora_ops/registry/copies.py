@@ -10,6 +10,9 @@ from pathlib import Path
 from lora_ops.folders import make_folder
 from lora_ops.processes import locked
 
+LONGEST_REPAIR = 60.0
+"""Seconds to wait for another process that puts a folder in its place: it copies one adapter at a time."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -76,8 +79,8 @@ class Copies:
         """Hold the only right to put folders here, so that of two repairs one is made.
 
         Raises:
-            OSError: the disk is read-only.
+            OSError: the disk is read-only, or another process has that right for a minute.
         """
         make_folder(self.root)
-        with locked(self.root / ".lock"):
+        with locked(self.root / ".lock", seconds=LONGEST_REPAIR):
             yield

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lora_ops.registry.store import Registry
 
 HEADS_FILE = "head.json"
+LONGEST_WAIT = 2.0
+"""Seconds to wait for another process that writes the file: it takes milliseconds, and a gateway waits, too."""
 SHORTEST = 12
 """Hex digits of a hash that name an entry; as many as `Head.text` prints."""
 
@@ -124,7 +126,7 @@ class HeadMemory:
 
     def _write(self, head: Head, *, only_later: bool) -> None:
         make_folder(self.path.parent)
-        with locked(self.path.with_suffix(".lock")):
+        with locked(self.path.with_suffix(".lock"), seconds=LONGEST_WAIT):
             try:
                 heads = self._read()
             except LoraOpsError:

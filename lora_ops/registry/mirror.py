@@ -259,7 +259,7 @@ class Mirror:
         path = self.registry.path / "sync.lock"
         with ExitStack() as held:
             try:
-                held.enter_context(locked(path, wait=False))
+                held.enter_context(locked(path, seconds=0))
             except BlockingIOError as error:
                 raise Unavailable("Another sync of this registry is at work: wait for it.") from error
             except OSError as error:

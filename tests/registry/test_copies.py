@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.errors import Damaged
-from lora_ops.registry import lifecycle, packages
+from lora_ops.errors import Damaged, Unavailable
+from lora_ops.processes import locked
+from lora_ops.registry import copies, lifecycle, packages
 from lora_ops.registry.copies import Copies
 from lora_ops.registry.store import Registry
 
@@ -136,3 +137,17 @@ def test_copy_that_can_not_be_removed_is_logged(tmp_path: Path, caplog: pytest.L
     copies.forget("finance@1")
     assert "The verified copy of finance@1 could not be removed" in caplog.text
     assert copies.names() == ["finance@1"]
+
+
+def test_laying_out_waits_for_no_stopped_process(
+    registry: Registry, package: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.register(*package())
+    monkeypatch.setattr(copies, "LONGEST_REPAIR", 0.1)
+    registry.copies.root.mkdir()
+    with (
+        locked(registry.copies.root / ".lock", seconds=0),
+        pytest.raises(Unavailable, match="finance@1 can't be laid out in .*: another process holds it"),
+    ):
+        packages.verified_path(registry, "finance@1")
+    assert packages.verified_path(registry, "finance@1").is_dir()

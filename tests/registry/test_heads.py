@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.processes import locked
 from lora_ops.registry import heads, lifecycle
 from lora_ops.registry.audit import Head
 from lora_ops.registry.backends import open_registry
@@ -295,6 +296,16 @@ def test_change_goes_on_where_nothing_can_be_remembered(
     monkeypatch.setattr(heads, "write_atomically", read_only)
     register(root, 2)
     assert "can't be kept in" in caplog.text
+
+
+def test_change_waits_for_no_stopped_process(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that held the lock of the memory kept every change, and the gateway, waiting for ever."""
+    monkeypatch.setattr(heads, "LONGEST_WAIT", 0.1)
+    with locked(root / ".serving/head.lock", seconds=0):
+        register(root, 2)
+    assert "head.json (another process holds it: " in caplog.text.replace("[Errno 11] ", "")
 
 
 def test_change_that_is_not_remembered_says_so(root: Path, cli: Cli) -> None:
