@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Unavailable
+from lora_ops.sqlite_files import places
 
 BUSY_SECONDS = 30.0
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
@@ -52,30 +53,29 @@ class Database:
                 raise _missing(path)
             self.read_only = not os.access(folder, os.W_OK)
             self.connection = self._open_to_read() if self.read_only else self._open_to_write(create)
-            found = path.stat()
-            self.inode = (found.st_dev, found.st_ino)
-            """Which file is open; another one may take its place."""
+            self._places = places(path)
+            self.openings = 1
+            """How often it was opened: each connection counts the changes of others anew."""
         except (OSError, *FAILURES) as error:
             raise self._sentence(error) from error
 
     def follow_replacement(self) -> None:
-        """Open the file again if another one took its place: the old one gets no change any more.
+        """Open the files again if others took their place: the old ones get no change any more.
 
         Raises:
-            LoraOpsError: the new file can't be opened.
+            LoraOpsError: a new file can't be opened.
         """
-        try:
-            found = self.path.stat()
-        except OSError:
-            return  # removed; what is open is all there is, and the signed head beside it is gone as well
-        if (found.st_dev, found.st_ino) == self.inode:
+        found = places(self.path)
+        # Where the database was removed, what is open is all there is. Its signed head is gone as well.
+        if found == self._places or found[0] is None:
             return
         self.connection.close()
         try:
             self.connection = self._open_to_read() if self.read_only else self._open_to_write(False)
         except FAILURES as error:
             raise self._sentence(error) from error
-        self.inode = (found.st_dev, found.st_ino)
+        self._places = places(self.path)
+        self.openings += 1
 
     def _open_to_write(self, create: bool) -> sqlite3.Connection:
         # `rwc` makes a missing file, `rw` does not: it may be deleted since somebody looked.
@@ -94,6 +94,7 @@ class Database:
                 time.sleep(0.01)
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
+        db.execute("SELECT count(*) FROM sqlite_master")  # opens the WAL and its index, too
         return db
 
     def _open_to_read(self) -> sqlite3.Connection:
@@ -152,6 +153,9 @@ class Database:
             with suppress(*FAILURES):  # SQLite has rolled back already after some errors
                 self.connection.execute("ROLLBACK")
             raise
+        # Whoever deletes the WAL, or copies the database without it, takes no change back that was made.
+        with suppress(*FAILURES):
+            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -70,8 +70,8 @@ class Queries:
         try:
             found = self.anchor.path.stat()
         except OSError:  # removed; whoever verifies the log says so
-            return (self.data_version(),)
-        return self.data_version(), found.st_mtime_ns, found.st_size, found.st_ino
+            return self.db.openings, self.data_version()
+        return self.db.openings, self.data_version(), found.st_mtime_ns, found.st_size, found.st_ino
 
     def data_version(self) -> int:
         """Return a number that changes with every commit of another connection."""

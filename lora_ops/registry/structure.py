@@ -20,7 +20,7 @@ class Structure:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._sound: tuple[int, ...] | None = None
-        """File, schema version and data version at which the indexes fitted their tables."""
+        """Opening, schema version and data version at which the indexes fitted their tables."""
 
     def problem(self, *, thorough: bool = False) -> str | None:
         """Return the first difference, or None.
@@ -58,7 +58,7 @@ class Structure:
         return f"the {kind} '{name}' of the database was removed"
 
     def _false_index(self, thorough: bool) -> str | None:
-        place = (*self._db.inode, *self._number("schema_version"), *self._number("data_version"))
+        place = (self._db.openings, *self._number("schema_version"), *self._number("data_version"))
         if place == self._sound and not thorough:
             return None
         # A connection keeps the schema that it read, even where somebody changed its text back without a

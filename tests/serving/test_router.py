@@ -15,8 +15,10 @@ from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backends import open_registry, open_to_accept
 from lora_ops.registry.heads import accept_head
 from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
 from lora_ops.registry.versions import Version
 from lora_ops.serving.router import NotServed, OutOfService, Router, UnknownModel
+from tests.conftest import run
 from tests.serving.conftest import Clone
 
 
@@ -47,6 +49,29 @@ def test_without_allow_candidates_only_approved_versions_answer(clone: Clone, re
     assert routes.route("finance@1").decision == "pinned"
     assert routes.route("base").decision == "base"
     assert [name for name, _ in asyncio.run(routes.served())] == ["finance@1", "tiny-random"]
+
+
+@pytest.mark.parametrize("deleted", [("wal",), ("shm",), ("wal", "shm")], ids="-".join)
+def test_a_revocation_holds_though_the_wal_was_deleted(
+    clone: Clone, reader: Registry, deleted: tuple[str, ...]
+) -> None:
+    """The gateway saw no commit any more, and closing its old files took the revocation back."""
+    routes = router(clone, reader)
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+    assert routes.route("finance").name == "finance@1"
+    for end in deleted:
+        (clone.root / f".registry/registry.sqlite-{end}").unlink()
+    command = ("lora-ops", "registry", "revoke", "finance@1", "--reason=leaks", "--actor=ben")
+    done = run(*command, cwd=clone.root)
+    assert done.returncode == 0, done.stderr
+    assert routes.damage() is None
+    with pytest.raises(OutOfService, match="finance@1 was revoked"):
+        routes.route("finance")
+    reader.close()
+    with clone.registry() as later:
+        assert verify(later).ok
+        assert later.get("finance@1").state == "revoked"
 
 
 def test_a_rollback_holds_for_the_very_next_request(clone: Clone, reader: Registry) -> None:

@@ -1,0 +1,23 @@
+"""Which files a SQLite connection has open: somebody may put others in their place while a process runs."""
+
+from pathlib import Path
+
+Places = tuple[tuple[int, int] | None, ...]
+"""Device and inode of a database, its WAL and its WAL's index; None for a file that is not there."""
+
+
+def places(path: Path) -> Places:
+    """Return which files lie under the names of a database now.
+
+    SQLite keeps the files that it opened. If one was deleted or replaced, other processes commit to the new
+    one, and this connection sees none of that: whoever waits for a revocation opens the database again.
+    """
+    return tuple(_place(path.with_name(f"{path.name}{end}")) for end in ("", "-wal", "-shm"))
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
