@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError, NotFound, Unavailable
 from lora_ops.free_text import require_text
+from lora_ops.sqlite_files import places
 
 KeyRole = Literal["tenant", "admin", "monitor"]
 SCHEMA = """
@@ -77,11 +78,15 @@ class KeyStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(0o600)
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(SCHEMA)
+            self._open()
         except (OSError, sqlite3.Error) as error:
             raise Unavailable(f"The API keys in {path} can't be used ({error}).") from error
+
+    def _open(self) -> None:
+        self._db = sqlite3.connect(self._path, isolation_level=None, timeout=30)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute(SCHEMA)
+        self._places = places(self._path)
 
     def close(self) -> None:
         """Release the file."""
@@ -104,7 +109,7 @@ class KeyStore:
         note = require_text(note, "Say who holds the key (--note)") if note else ""
         secret = f"lora-{tenant or role}-{secrets.token_urlsafe(32)}"
         key = Key(f"k-{secrets.token_hex(4)}", role, tenant, base, note, now().isoformat(), None)
-        self._rows(
+        self._change(
             f"INSERT INTO keys ({COLUMNS}, sha256) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *key, _digest(secret)
         )
         return key, secret
@@ -119,7 +124,7 @@ class KeyStore:
         Raises:
             LoraOpsError: there is no such key, or it was revoked before.
         """
-        revoked = self._rows(
+        revoked = self._change(
             f"UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL RETURNING {COLUMNS}",
             now().isoformat(),
             key_id,
@@ -142,8 +147,25 @@ class KeyStore:
         key, role, tenant, base = rows[0]
         return Caller(key, role, tenant, bool(base))
 
+    def _change(self, sql: str, *values: object) -> list[tuple]:
+        changed = self._rows(sql, *values)
+        # Whoever deletes the WAL takes no revocation back.
+        self._rows("PRAGMA wal_checkpoint(PASSIVE)")
+        return changed
+
+    def _follow(self) -> None:
+        """Open the files again if another WAL took the place of the one that is open: a revocation is in it.
+
+        A store that was put in the place of this one is not opened: an empty one would let everybody in.
+        """
+        found = places(self._path)
+        if found != self._places and found[0] == self._places[0]:
+            self._db.close()
+            self._open()
+
     def _rows(self, sql: str, *values: object) -> list[tuple]:
         try:
+            self._follow()
             return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise Unavailable(f"The API keys in {self._path} can't be used ({error}).") from error

@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,26 @@ def test_a_revoked_key_is_nobody_and_the_store_stays_closed(store: KeyStore) -> 
     assert store.any()
     with pytest.raises(LoraOpsError, match="no key"):
         store.revoke(key.id)
+
+
+@pytest.mark.parametrize("deleted", [("wal",), ("shm",), ("wal", "shm")], ids="-".join)
+def test_a_revoked_key_is_nobody_though_the_wal_was_deleted(
+    store: KeyStore, tmp_path: Path, deleted: tuple[str, ...]
+) -> None:
+    key, secret = store.create("admin")
+    for end in deleted:
+        (tmp_path / f"keys.sqlite-{end}").unlink()
+    path = tmp_path / "keys.sqlite"
+    revoke = (
+        f"from lora_ops.serving.keys import KeyStore; from pathlib import Path; KeyStore(Path({str(path)!r}))"
+    )
+    done = run(sys.executable, "-c", f"{revoke}.revoke({key.id!r})", cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert store.caller(secret) is None
+    store.close()
+    again = KeyStore(path)
+    assert again.caller(secret) is None
+    again.close()
 
 
 def test_a_note_that_nobody_can_read_is_refused(store: KeyStore) -> None:
