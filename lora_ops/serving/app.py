@@ -8,10 +8,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from lora_ops.serving.auth import authenticate
-from lora_ops.serving.edge import Edge
 from lora_ops.serving.errors import http_error, invalid_request
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller
+from lora_ops.serving.middleware import GatewayMiddleware
 from lora_ops.serving.response_schemas import ErrorAnswer
 from lora_ops.serving.routes.answers import add_answers
 from lora_ops.serving.routes.models import add_models
@@ -37,7 +37,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) -> FastAPI:
-    """The application over a gateway that has been started; `crowded` is as `Edge` takes it."""
+    """The application over a gateway that has been started; `crowded` is as `GatewayMiddleware` takes it."""
     app = FastAPI(
         title="lora-ops gateway",
         docs_url=None,
@@ -53,7 +53,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         return authenticate(request, gateway.keys, require_keys=settings.require_keys)
 
     app.add_middleware(
-        Edge,
+        GatewayMiddleware,
         body_limit=settings.body_limit,
         body_timeout=settings.body_timeout_seconds,
         admit=admit,

@@ -49,7 +49,7 @@ async def _admitted(request: Request, _: Annotated[Any, Security(BEARER)]) -> Ca
 
 
 def allowed(*roles: KeyRole) -> Any:
-    """FastAPI's dependency on who calls; another role gets a 403. `Edge` has authenticated the request."""
+    """Return FastAPI's dependency on who calls, authenticated by the middleware; another role gets a 403."""
 
     async def check(who: Annotated[Caller, Depends(_admitted)]) -> Caller:
         if who.role not in roles:

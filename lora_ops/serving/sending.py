@@ -9,8 +9,8 @@ from typing import TypeVar
 from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
-from lora_ops.serving.edge import report
 from lora_ops.serving.errors import as_api_error
+from lora_ops.serving.middleware import report
 from lora_ops.serving.rendering import DONE, Rendering, failure
 from lora_ops.serving.requests import AnswerChunk
 

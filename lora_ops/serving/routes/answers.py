@@ -10,10 +10,10 @@ from fastapi.responses import Response
 
 from lora_ops.serving.auth import allowed
 from lora_ops.serving.chat_turns import SystemPrompt, chat_turns
-from lora_ops.serving.edge import until_disconnected
 from lora_ops.serving.errors import ApiError, too_long
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller
+from lora_ops.serving.middleware import until_disconnected
 from lora_ops.serving.rendering import ChatRendering, CompletionRendering, Rendering, provenance
 from lora_ops.serving.request_schemas import ChatRequest, CompletionRequest, StreamOptions
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest, held_to_labels
@@ -111,7 +111,7 @@ def _new_request(
         cache_salt=body.cache_salt,
     )
     state["limits"] = lambda: gateway.answering.limits(request.tenant)
-    state["told"] |= {"tenant": request.tenant, "adapter": route.name, "route": route.decision}
+    state["logged"] |= {"tenant": request.tenant, "adapter": route.name, "route": route.decision}
     return request
 
 

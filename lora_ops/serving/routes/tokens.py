@@ -10,10 +10,10 @@ from pydantic import BaseModel
 
 from lora_ops.serving.auth import allowed
 from lora_ops.serving.chat_turns import chat_turns
-from lora_ops.serving.edge import until_disconnected
 from lora_ops.serving.errors import ApiError, too_long
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller
+from lora_ops.serving.middleware import until_disconnected
 from lora_ops.serving.request_schemas import DetokenizeRequest, TokenizeRequest
 from lora_ops.serving.requests import payer
 from lora_ops.serving.response_schemas import DetokenizeAnswer, TokenizeAnswer
@@ -94,7 +94,7 @@ async def _answer(
     """
     state = request.scope["state"]
     state["limits"] = lambda: gateway.answering.limits(tenant)
-    state["told"] |= {"tenant": tenant}
+    state["logged"] |= {"tenant": tenant}
 
     def write() -> tuple[int, str]:
         tokens, answer = make()

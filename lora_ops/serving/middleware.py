@@ -28,8 +28,8 @@ T = TypeVar("T")
 LOGGED_PATH = 200  # characters of a path in a line of the log
 
 
-class Edge:
-    """ASGI middleware around the whole application.
+class GatewayMiddleware:
+    """The ASGI middleware that runs around every request.
 
     A body is read before the application sees the request, so that a slow or endless one costs no more than
     its connection; and only after `admit` has let its sender in, so that nobody fills the memory without a
@@ -38,12 +38,13 @@ class Edge:
     The request id is the client's `X-Request-ID` where that is short and plain, else a new one; it stands in
     `scope["state"]`, in the log and in the response, and so does the caller in the first two. The response also
     has the headers that the function in `state["limits"]` returns, once an endpoint has put it there.
+    The line in the access log has the fields in `state["logged"]`.
 
     Args:
         admit: who sends a request, by its head; None where anybody may, and no body is read. It raises
             `ApiError`.
         refused: called with the tenant of the key (None: none is known) and the status of an error that came
-            before the request was routed (before there was a `route` in `state["told"]`).
+            before the request was routed (before there was a `route` in `state["logged"]`).
         crowded: whether there are too many connections to answer a request of this path.
     """
 
@@ -75,9 +76,9 @@ class Edge:
         wanted = sent.get("x-request-id", "")
         mine = wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
         token = request_id.set(mine)
-        told: dict[str, Any] = {}
+        logged: dict[str, Any] = {}
         state = scope.setdefault("state", {})
-        state.update(request_id=mine, started=started, told=told)
+        state.update(request_id=mine, started=started, logged=logged)
         status, read = 0, scope["method"] == "GET"
 
         async def answering(message: Message) -> None:
@@ -98,7 +99,7 @@ class Edge:
                 )
             if who := self._admit(Request(scope)):
                 state["caller"] = who
-                told |= {"key": who.key, "tenant": who.tenant}
+                logged |= {"key": who.key, "tenant": who.tenant}
                 sender = who.tenant or who.key or (scope["client"] or ("",))[0]
                 replay = await self._read(sent, receive, sender)
             else:
@@ -117,15 +118,15 @@ class Edge:
             elif problem.status == 500:
                 raise  # the answer has begun: all that is left is to close the connection
         finally:
-            if status >= 400 and "route" not in told:
-                self._refused(told.get("tenant"), status)
+            if status >= 400 and "route" not in logged:
+                self._refused(logged.get("tenant"), status)
             path = _logged(scope["path"])
             fields = {
                 "method": scope["method"],
                 "path": path,
                 "status": status or CLIENT_GONE,
                 "seconds": round(time.perf_counter() - started, 6),
-                **told,
+                **logged,
             }
             access.info("%s %s %s", scope["method"], path, fields["status"], extra={"fields": fields})
             request_id.reset(token)
@@ -179,7 +180,7 @@ def _logged(path: str) -> str:
 
 
 def report(what: str, problem: ApiError, error: BaseException) -> None:
-    """Log a failure of ours: a line with what the client is not told, and a traceback where it is a bug."""
+    """Log a failure of ours: a line with what the client does not read, and a traceback where it is a bug."""
     if problem.status == 500:
         logger.error("%s failed", what, exc_info=error)
     elif problem.status > 500:
