@@ -2,17 +2,12 @@
 
     python benchmarks/neighbours.py [--runs 10] [long] [large] [unload] [sockets] [scrape] [console]
 
-Needs models/base (`make repro`). Everything is real, as in gateway.py. The quiet tenant streams one answer at a
-time. No prompt is sent twice, so each is read. Ordinary neighbours send prompts of 25 tokens, `long` ones of
+Needs models/base (`make repro`). Everything is real, as in gateway.py. The quiet tenant streams one answer at
+a time. No prompt is sent twice, so each is read. Ordinary neighbours send prompts of 25 tokens, `long` ones of
 6,000 tokens, and `large` ones texts of 1 MB, which never fit. With `unload` the loud tenant's adapter is
-unloaded each time that it is loaded. With `sockets` 1,000 connections send half a request head. Runs are
-interleaved: each measures every pair.
-=======
-time. Ordinary neighbours send prompts of 25 tokens, `long` ones of 6,000 tokens, and `large` ones texts of
-1 MB, which never fit. With `unload` the loud tenant's adapter is unloaded each time that it is loaded.
-With `sockets` 1,000 connections send half a request head. With `scrape` and `console` a monitor reads /metrics
-or the console's data without end, of a gateway that remembers 50,000 requests to 1,000 adapters; these two come
-last. Runs are interleaved: each measures every pair.
+unloaded each time that it is loaded. With `sockets` 1,000 connections send half a request head. With `scrape`
+and `console` a monitor reads /metrics or the console's data without end, of a gateway that remembers 50,000
+requests to 1,000 adapters; these two come last. Runs are interleaved: each measures every pair.
 """
 
 import argparse
