@@ -20,6 +20,8 @@ from lora_ops.serving.fair_queue import Overloaded
 
 # Characters that are tokenized on the event loop, in about 1 ms. Longer texts go to a thread.
 SHORT_TEXT = 2_000
+# Characters that a chat template writes around a message, about: 1,000 empty messages are no short text.
+TURN = 30
 THREADS = 2
 
 T = TypeVar("T")

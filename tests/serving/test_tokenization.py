@@ -4,6 +4,7 @@ import asyncio
 import re
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,24 @@ def test_messages_that_cannot_fit_together_are_refused_unread(gateway: Served) -
     assert answer.status_code == 400
     # 81 messages, and the tenant's system prompt of 27 characters.
     assert "64,028 characters" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_very_many_empty_messages_are_read_in_a_thread(
+    gateway: Served, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their text is short, and their template kept the event loop for 12 ms."""
+    chat, readers = Tokenization.chat, []
+
+    def read(self: Tokenization, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        readers.append(threading.current_thread().name)
+        return chat(self, messages)
+
+    monkeypatch.setattr(Tokenization, "chat", read)
+    for count in (1, 1000):
+        messages = [{"role": "user", "content": ""}] * count
+        gateway.http().post(path, json={"model": "base", "messages": messages})
+    assert not readers[0].startswith("tokenize") and readers[1].startswith("tokenize")
 
 
 def test_refused_prompts_are_paid_for(clone: Clone, engine: Engine) -> None:

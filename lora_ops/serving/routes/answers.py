@@ -20,7 +20,7 @@ from lora_ops.serving.requests import AnswerChunk, AnswerRequest, held_to_labels
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer
 from lora_ops.serving.router import Route
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
-from lora_ops.serving.tokenization import SHORT_TEXT
+from lora_ops.serving.tokenization import SHORT_TEXT, TURN
 
 # Probabilities of one answer, which take up to 1 KB each until it is sent.
 MOST_NAMED = 500_000
@@ -47,8 +47,9 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
         request = _new_request(gateway, http, "chat", body, who, route, system, asked)
         # All messages are one prompt, so that together they must fit.
         whole = "".join(text for _, text in turns)
+        size = len(whole) + TURN * len(turns)
         request = await _read(
-            gateway, http, request, body, [whole], lambda: (gateway.tokenization.chat(turns),)
+            gateway, http, request, body, [whole], size, lambda: (gateway.tokenization.chat(turns),)
         )
         rendering = ChatRendering(request, body.stream_options or StreamOptions())
         return await _respond(gateway, http, body, request, rendering)
@@ -72,7 +73,8 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
 
         text = "\n".join(one for one in body.prompts if isinstance(one, str))
         request = _new_request(gateway, http, "completions", body, who, route, "none", text)
-        request = await _read(gateway, http, request, body, body.prompts, encode, show if body.echo else None)
+        size, echo = sum(map(len, body.prompts)), show if body.echo else None
+        request = await _read(gateway, http, request, body, body.prompts, size, encode, echo)
         rendering = CompletionRendering(request, body.stream_options or StreamOptions())
         return await _respond(gateway, http, body, request, rendering)
 
@@ -121,6 +123,7 @@ async def _read(
     request: AnswerRequest,
     body: ChatRequest | CompletionRequest,
     texts: Sequence[str | Sequence[int]],
+    size: int,
     encode: Callable[[], tuple[tuple[int, ...], ...]],
     show: Callable[[], tuple[str, ...]] | None = None,
 ) -> AnswerRequest:
@@ -128,9 +131,9 @@ async def _read(
 
     Args:
         texts: of the prompts, or their tokens.
+        size: characters that are tokenized, and tokens.
         show: gives the prompts' texts, where the answer begins with them.
     """
-    size = sum(map(len, texts))
     limit = gateway.engine.context_length
     param = "messages" if request.endpoint == "chat" else "prompt"
     with gateway.answering.reading(request, size) as place:

@@ -18,7 +18,7 @@ from lora_ops.serving.request_schemas import DetokenizeRequest, TokenizeRequest
 from lora_ops.serving.requests import payer
 from lora_ops.serving.response_schemas import DetokenizeAnswer, TokenizeAnswer
 from lora_ops.serving.router import Route
-from lora_ops.serving.tokenization import SHORT_TEXT
+from lora_ops.serving.tokenization import SHORT_TEXT, TURN
 
 
 def add_tokens(app: FastAPI, gateway: Gateway) -> None:
@@ -48,6 +48,7 @@ def add_tokens(app: FastAPI, gateway: Gateway) -> None:
                 count=len(tokens), max_model_len=limit, tokens=list(tokens), token_strs=names
             )
 
+        size += TURN * len(body.messages or ())
         return await _answer(gateway, request, payer(route, who), size, make, refusal)
 
     @app.post("/detokenize", response_model=DetokenizeAnswer)
