@@ -14,10 +14,11 @@ from lora_ops.serving.adapters import AdapterCache, Use
 from lora_ops.serving.answer_lengths import AnswerLengths
 from lora_ops.serving.errors import as_api_error, outcome
 from lora_ops.serving.events import Event
-from lora_ops.serving.fair_queue import FairQueue, Overloaded, Ticket
+from lora_ops.serving.fair_queue import FairQueue, Overloaded
 from lora_ops.serving.rate_limits import Allowance, Place
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest, RequestStats
 from lora_ops.serving.telemetry import Telemetry
+from lora_ops.serving.tenant_queue import Ticket
 from lora_ops.serving.traces import Tracing
 from lora_ops.settings.serving import ServingSettings
 
@@ -142,7 +143,7 @@ class Answering:
         """Return a use of the adapter that the route names, once it is loaded; None: the base model."""
         if request.route.version is None:
             return None
-        # They stand in no line of the fair queue, so their number has a limit of its own, for each tenant.
+        # They are not in the fair queue yet, so their number has a limit of its own, for each tenant.
         most = self._settings.max_running + self._settings.max_waiting
         if self._loading[request.tenant] >= most:
             raise Overloaded(

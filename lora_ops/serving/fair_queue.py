@@ -3,15 +3,13 @@
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.rate_limits import NeverFits
+from lora_ops.serving.tenant_queue import ACTIVE_SECONDS, TenantQueue, Ticket
 
-ACTIVE_SECONDS = 10.0
 LONG = 2.0  # an answer that may take more slots than this is long
 LONG_PART = 0.75  # of the slots, for all long answers together
 
@@ -22,74 +20,6 @@ class Overloaded(LoraOpsError):
     def __init__(self, text: str, retry_after: float = 1.0) -> None:
         super().__init__(text)
         self.retry_after = retry_after
-
-
-@dataclass(eq=False)
-class Line:
-    """One tenant's tickets, and how far it has been served: its virtual time.
-
-    Attributes:
-        running: how many answers run.
-        started: slots that they were expected to take when they started.
-        used: slots that they take now. It is more where an answer is longer than expected.
-        wanted: slots that its waiting tickets would take.
-        peak: slots that it wanted at once in the last `ACTIVE_SECONDS`.
-    """
-
-    share: float
-    waiting: deque["Ticket"] = field(default_factory=deque)
-    running: int = 0
-    started: float = 0.0
-    used: float = 0.0
-    wanted: float = 0.0
-    time: float = 0.0
-    last_seen: float = -math.inf
-    peak: float = 0.0
-    peak_at: float = -math.inf
-
-    @property
-    def busy(self) -> bool:
-        """Whether it has tickets that wait or answers that run."""
-        return bool(self.waiting or self.running)
-
-    def seen(self, now: float) -> None:
-        """Note that it asked, and how much it wants at once."""
-        self.last_seen, wanted = now, self.used + self.wanted
-        if wanted >= self.peak or now - self.peak_at > ACTIVE_SECONDS:
-            self.peak, self.peak_at = wanted, now
-
-    def counted(self, each: float) -> float:
-        """Return the slots that its answers keep from the other tenants, where a share of 1 is `each` slots.
-
-        What answers take beyond what was expected counts up to the tenant's share. Beyond that the engine lets
-        them give way to others.
-        """
-        return max(self.started, min(self.used, each * self.share))
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A place in the queue for one answer; its turn comes (True) or it is dropped.
-
-    Attributes:
-        cost: tokens that the answer is expected to take, or has taken if these are more.
-        size: slots for these.
-        started: what `size` was at first.
-        long: whether it may become long, whatever is expected.
-        passed: how many tickets of other tenants got their turn while this one did not fit.
-    """
-
-    tenant: str
-    line: Line
-    cost: float
-    size: float
-    long: bool
-    turn: asyncio.Future[bool]
-    running: bool = False
-    passed: int = 0
-
-    def __post_init__(self) -> None:
-        self.started = self.size
 
 
 class FairQueue:
@@ -108,7 +38,7 @@ class FairQueue:
     free for its next answers; the last free slot is for a tenant that has none while others were active
     lately; answers that may become long stay within their tenant's share while others were active lately, and
     leave a part of all slots to short ones, which end soon; and when the queue is full the newest ticket of the
-    longest line goes. An answer whose turn it is and that does not fit holds its own tenant back. It holds all
+    longest queue goes. An answer whose turn it is and that does not fit holds its own tenant back. It holds all
     others back, too, once as many of their answers as there are slots have passed it: so it gets its turn.
 
     Args:
@@ -139,8 +69,8 @@ class FairQueue:
         self._timeout = timeout
         self._share = share
         self._clock = clock
-        self._lines: dict[str, Line] = {}
-        self._ready: dict[str, Line] = {}  # those with tickets that wait
+        self._queues: dict[str, TenantQueue] = {}
+        self._ready: dict[str, TenantQueue] = {}  # those with tickets that wait
         self._now = 0.0
 
     @property
@@ -151,11 +81,11 @@ class FairQueue:
     @property
     def used(self) -> float:
         """Slots that they take."""
-        return sum(line.used for line in self._lines.values())
+        return sum(queue.used for queue in self._queues.values())
 
     def waiting(self) -> dict[str, int]:
         """Tickets that wait, by tenant; tenants without any are left out."""
-        return {tenant: len(line.waiting) for tenant, line in self._ready.items()}
+        return {tenant: len(queue.waiting) for tenant, queue in self._ready.items()}
 
     def enter(
         self, tenant: str, costs: Sequence[float], expected: Sequence[float] | None = None
@@ -169,13 +99,13 @@ class FairQueue:
 
         Raises:
             NeverFits: they would not fit an empty queue, or one of them not an idle engine.
-            Overloaded: the queue is full, and no other tenant has a longer line.
+            Overloaded: the queue is full, and no other tenant has a longer queue.
         """
         most = self._sizes(costs)
         self._check(costs, most)
         expected = expected or costs
         sizes = self._sizes(expected)
-        waiting = sum(len(line.waiting) for line in self._ready.values())
+        waiting = sum(len(queue.waiting) for queue in self._ready.values())
         excess = len(costs) - (self._max_waiting + int(self._free // max(sizes)) - waiting)
         if excess > 0:
             mine = len(self._ready[tenant].waiting if tenant in self._ready else ()) + len(costs)
@@ -183,16 +113,16 @@ class FairQueue:
                 raise Overloaded(f"The gateway is busy: {waiting} answers wait already.")
             for _ in range(excess):
                 self._drop_newest_of_longest()
-        line = self._line(tenant)
+        queue = self._queue(tenant)
         loop = asyncio.get_running_loop()
         tickets = [
-            Ticket(tenant, line, cost, size, at_most > LONG, loop.create_future())
+            Ticket(tenant, queue, cost, size, at_most > LONG, loop.create_future())
             for cost, size, at_most in zip(expected, sizes, most, strict=True)
         ]
-        line.waiting.extend(tickets)
-        line.wanted += sum(sizes)
-        line.seen(self._clock())
-        self._ready[tenant] = line
+        queue.waiting.extend(tickets)
+        queue.wanted += sum(sizes)
+        queue.seen(self._clock())
+        self._ready[tenant] = queue
         self._dispatch()
         return tickets
 
@@ -230,13 +160,13 @@ class FairQueue:
 
     def leave(self, ticket: Ticket, used: float = 0.0) -> None:
         """Give a place or slots back; nothing happens the second time."""
-        line = ticket.line
+        queue = ticket.queue
         if ticket.running:
             ticket.running = False
-            line.time += (used - ticket.cost) / line.share
+            queue.time += (used - ticket.cost) / queue.share
             self._take(ticket, -1)
-        elif ticket in line.waiting:
-            line.waiting.remove(ticket)
+        elif ticket in queue.waiting:
+            queue.waiting.remove(ticket)
             self._no_longer_waits(ticket)
         else:
             return
@@ -249,9 +179,9 @@ class FairQueue:
         """Charge the tenant for what an answer takes beyond what was expected."""
         if not ticket.running or tokens <= ticket.cost:
             return
-        line, (size,) = ticket.line, self._sizes([tokens])
-        line.time += (tokens - ticket.cost) / line.share
-        line.used += size - ticket.size
+        queue, (size,) = ticket.queue, self._sizes([tokens])
+        queue.time += (tokens - ticket.cost) / queue.share
+        queue.used += size - ticket.size
         ticket.cost, ticket.size = tokens, size
 
     @property
@@ -271,26 +201,26 @@ class FairQueue:
                 "queue: ask for fewer at once, or shorter ones."
             )
 
-    def _line(self, tenant: str) -> Line:
-        line = self._lines.get(tenant)
-        if line is None:
+    def _queue(self, tenant: str) -> TenantQueue:
+        queue = self._queues.get(tenant)
+        if queue is None:
             since = self._clock() - ACTIVE_SECONDS
             # One that is still ahead of the others must not come back as if it had taken nothing.
-            self._lines = {
+            self._queues = {
                 name: old
-                for name, old in self._lines.items()
+                for name, old in self._queues.items()
                 if old.busy or old.last_seen > since or old.time > self._now
             }
-            line = self._lines[tenant] = Line(self._share(tenant))
-        return line
+            queue = self._queues[tenant] = TenantQueue(self._share(tenant))
+        return queue
 
     def _take(self, ticket: Ticket, sign: int) -> None:
-        line, started = ticket.line, sign * ticket.started
-        line.running += sign
-        line.started += started
-        line.used += sign * ticket.size
-        if not line.running:  # no rounding error outlives what caused it
-            line.started = line.used = 0.0
+        queue, started = ticket.queue, sign * ticket.started
+        queue.running += sign
+        queue.started += started
+        queue.used += sign * ticket.size
+        if not queue.running:  # no rounding error outlives what caused it
+            queue.started = queue.used = 0.0
         self._running += sign
         self._started += started
         if ticket.long:
@@ -302,89 +232,96 @@ class FairQueue:
             self._started = 0.0
 
     def _no_longer_waits(self, ticket: Ticket) -> None:
-        line = ticket.line
-        line.wanted -= ticket.size
-        if not line.waiting:
-            line.wanted = 0.0
+        queue = ticket.queue
+        queue.wanted -= ticket.size
+        if not queue.waiting:
+            queue.wanted = 0.0
             del self._ready[ticket.tenant]
 
     def _dispatch(self) -> None:
+        """Start every answer that may start now: of the tenants whose turn it may be, the next one's first.
+
+        It runs at each change: when tickets come, when an answer ends, and each second, because slots that are
+        kept for a tenant become free as time passes.
+        """
         if not self._ready or self._free < 1:
             return
         since = self._clock() - ACTIVE_SECONDS
-        active = [line for line in self._lines.values() if line.busy or line.last_seen > since]
-        each = self._slots / sum(line.share for line in active)
-        counted = sum(line.counted(each) for line in active)
-        kept = sum(_kept(line, each) for line in active)
+        active = [queue for queue in self._queues.values() if queue.busy or queue.last_seen > since]
+        # The slots of a share of 1: all slots are divided among the tenants that were active lately.
+        each = self._slots / sum(queue.share for queue in active)
+        counted = sum(queue.counted(each) for queue in active)
+        kept = sum(queue.kept(each) for queue in active)
         alone = len(active) == 1
         while self._ready:
-            # Who is over its share pays for all that its answers take, also for what does not count for others.
+            # A tenant over its share pays for all that its answers take, also for what others needn't count.
             free = self._slots - counted + 1e-9
-            rooms = {line: free - line.used + line.counted(each) for line in self._ready.values()}
+            rooms = {queue: free - queue.used + queue.counted(each) for queue in self._ready.values()}
+            # A tenant that is alone may use every slot: nothing is kept for others that don't come.
             able = [
-                line
-                for line in self._ready.values()
-                if alone or _may_take(line, each, rooms[line], kept - _kept(line, each))
+                queue
+                for queue in self._ready.values()
+                if alone or queue.may_start(each, rooms[queue], kept - queue.kept(each))
             ]
-            line = self._next(able, rooms)
-            if line is None:
+            queue = self._next_queue(able, rooms)
+            if queue is None:
                 return
-            counted -= line.counted(each)
-            kept -= _kept(line, each)
-            self._start(line)
-            counted += line.counted(each)
-            kept += _kept(line, each)
+            counted -= queue.counted(each)
+            kept -= queue.kept(each)
+            self._start(queue)
+            counted += queue.counted(each)
+            kept += queue.kept(each)
 
-    def _next(self, able: list[Line], rooms: dict[Line, float]) -> Line | None:
-        """Return the line whose first ticket starts now, or None: the first that fits, by virtual time."""
+    def _next_queue(self, able: list[TenantQueue], rooms: dict[TenantQueue, float]) -> TenantQueue | None:
+        """Return the queue whose first ticket starts now, or None where none may.
+
+        Args:
+            able: the tenants that may start an answer.
+            rooms: the slots that each one's answer may take.
+        """
         held: list[tuple[Ticket, bool]] = []  # with whether only long answers are in its way
         only_short = False
-        for line in sorted(able, key=lambda line: max(self._now, line.time)):
-            ticket = line.waiting[0]
+        # The turn goes to the tenant with the least virtual time. One that was away starts at the present.
+        for queue in sorted(able, key=lambda queue: max(self._now, queue.time)):
+            ticket = queue.waiting[0]
             if only_short and ticket.long:
                 continue
             behind_long = not self._leaves_room_for_short_ones(ticket)
-            if not behind_long and ticket.size <= rooms[line]:
+            if not behind_long and ticket.size <= rooms[queue]:
+                # Whoever had its turn before and did not fit was passed once more. A short answer does not pass
+                # one that waits only for long answers to end: it takes nothing that the other could have.
                 for other, waits_for_long in held:
                     other.passed += ticket.long or not waits_for_long
-                return line
+                return queue
             held.append((ticket, behind_long))
-            # It was passed often enough: what is in its way ends, and nothing new of that kind starts.
+            # A ticket that was passed as often as there are slots holds the others back. What is in its way
+            # ends, and nothing new of that kind starts: no answer at all, or no long one.
             if ticket.passed >= self._slots:
                 if not behind_long:
                     return None
                 only_short = True
         return None
 
-    def _start(self, line: Line) -> None:
-        ticket = line.waiting.popleft()
+    def _start(self, queue: TenantQueue) -> None:
+        """Give the first ticket of a tenant its turn."""
+        ticket = queue.waiting.popleft()
         self._no_longer_waits(ticket)
-        self._now = max(self._now, line.time)
-        line.time = self._now + ticket.cost / line.share
+        # Virtual time is that of the answer that started last, and a tenant's advances by tokens over share.
+        self._now = max(self._now, queue.time)
+        queue.time = self._now + ticket.cost / queue.share
         ticket.running = True
         self._take(ticket, 1)
         ticket.turn.set_result(True)
 
     def _leaves_room_for_short_ones(self, ticket: Ticket) -> bool:
+        """Return whether all long answers together stay within their part of the slots if this one starts."""
         # The first long one may always run: else an answer of most of the engine's tokens never could.
         may_be_long = self._long + ticket.size
         return not ticket.long or not self._running_long or may_be_long <= LONG_PART * self._slots
 
     def _drop_newest_of_longest(self) -> None:
-        line = max(self._ready.values(), key=lambda line: len(line.waiting))
-        ticket = line.waiting.pop()
+        """Make room in a full queue: the newest ticket of the tenant with the most of them is dropped."""
+        queue = max(self._ready.values(), key=lambda queue: len(queue.waiting))
+        ticket = queue.waiting.pop()
         self._no_longer_waits(ticket)
         ticket.turn.set_result(False)
-
-
-def _may_take(line: Line, each: float, free: float, kept: float) -> bool:
-    """Return whether a tenant may start its next answer beside others; `kept` is what stays free for these."""
-    ticket = line.waiting[0]
-    if not line.running or line.used + ticket.size <= each * line.share:
-        return True
-    return not ticket.long and free - ticket.size >= max(1.0, kept)
-
-
-def _kept(line: Line, each: float) -> float:
-    """Slots that stay free for a tenant's next answers."""
-    return max(0.0, min(math.floor(each * line.share), line.peak) - line.used)

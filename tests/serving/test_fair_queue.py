@@ -13,8 +13,9 @@ from statistics import mean
 
 import pytest
 
-from lora_ops.serving.fair_queue import ACTIVE_SECONDS, FairQueue, Overloaded, Ticket
+from lora_ops.serving.fair_queue import FairQueue, Overloaded
 from lora_ops.serving.rate_limits import NeverFits
+from lora_ops.serving.tenant_queue import ACTIVE_SECONDS, Ticket
 
 
 class Clock:
@@ -119,7 +120,7 @@ async def test_a_tenant_that_is_alone_may_use_every_slot() -> None:
 
 
 @in_loop
-async def test_a_full_queue_drops_the_newest_of_the_longest_line() -> None:
+async def test_a_full_queue_drops_the_newest_of_the_longest_queue() -> None:
     bench = Bench(slots=1, max_waiting=3)
     flood = bench.enter("flood", 4)
     with pytest.raises(Overloaded, match="3 answers wait already"):
@@ -301,7 +302,7 @@ async def test_rounding_leaves_nothing_of_answers_that_ended() -> None:
     assert bench.queue.running == 5
     for ticket in tickets:
         bench.queue.leave(ticket)
-    assert bench.queue.used == 2 and not tickets[0].line.busy
+    assert bench.queue.used == 2 and not tickets[0].queue.busy
     assert all(ticket.running for ticket in bench.enter("longer", cost=1300))
 
 
@@ -328,7 +329,7 @@ async def test_tenants_that_went_away_are_forgotten_and_those_that_owe_time_are_
     bench.queue.leave(owes, 100)
     now = ACTIVE_SECONDS + 1
     bench.enter("new", cost=1)
-    assert set(bench.queue._lines) == {"owes", "new"}  # nothing but memory shows it
+    assert set(bench.queue._queues) == {"owes", "new"}  # nothing but memory shows it
 
 
 def latencies(*, slots: int, flood: float, flood_cost: float) -> list[float]:
