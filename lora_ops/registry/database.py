@@ -44,6 +44,7 @@ class Database:
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
+        self.busy_seconds = BUSY_SECONDS
         folder = path.parent
         try:
             _require_own_folder(folder)
@@ -58,6 +59,11 @@ class Database:
             """How often it was opened: each connection counts the changes of others anew."""
         except (OSError, *FAILURES) as error:
             raise self._sentence(error) from error
+
+    def never_wait(self) -> None:
+        """Refuse at once what another process keeps locked: an event loop that waits answers nobody."""
+        self.busy_seconds = 0.0
+        self.rows("PRAGMA busy_timeout = 0")
 
     def follow_replacement(self) -> None:
         """Open the files again if others took their place: the old ones get no change any more.
@@ -81,8 +87,8 @@ class Database:
         # `rwc` makes a missing file, `rw` does not: it may be deleted since somebody looked.
         mode = "rwc" if create else "rw"
         uri = f"file:{quote(str(self.path))}?mode={mode}"
-        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
-        deadline = time.monotonic() + BUSY_SECONDS
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=self.busy_seconds)
+        deadline = time.monotonic() + self.busy_seconds
         while True:
             try:
                 db.execute("PRAGMA journal_mode = WAL")
@@ -100,7 +106,7 @@ class Database:
     def _open_to_read(self) -> sqlite3.Connection:
         uri = f"file:{quote(str(self.path))}?mode=ro"
         try:
-            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=self.busy_seconds)
             db.execute("SELECT count(*) FROM sqlite_master")
         except sqlite3.OperationalError:
             # WAL wants to write its index; a disk that nobody writes to can be read without one.
@@ -188,9 +194,9 @@ class Database:
         if "readonly" in text or "Read-only" in text or isinstance(error, PermissionError):
             return Unavailable(f"The registry in {folder} can't be written ({text}): nothing was changed.")
         if "locked" in text:
+            since = f" for {self.busy_seconds:.0f} seconds" if self.busy_seconds else ""
             return Unavailable(
-                f"The registry in {folder} is busy: another process has been writing to it for "
-                f"{BUSY_SECONDS:.0f} seconds; try again."
+                f"The registry in {folder} is busy: another process has kept it locked{since}; try again."
             )
         if "not a database" in text or "malformed" in text or "decode" in text:
             return Damaged(f"{self.path} is damaged ({text}): restore it from a backup.")

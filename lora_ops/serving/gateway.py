@@ -55,6 +55,9 @@ class Gateway:
             self._refresher = Refresher(self._open_shared, settings.registry.wandb.refresh_seconds)
         self.router = Router(self.registry, self.base_model, allow_candidates=serving.allow_candidates)
         self.keys = KeyStore(root / serving.path / "keys.sqlite")
+        # Each request reads both on the event loop.
+        self.registry.db.never_wait()
+        self.keys.never_wait()
         self.telemetry = Telemetry()
         self.tracing = Tracing(serving.traces)
         self.events = EventLog(

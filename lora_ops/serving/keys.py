@@ -75,6 +75,7 @@ class KeyStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._busy_seconds = 30.0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(0o600)
@@ -83,10 +84,15 @@ class KeyStore:
             raise Unavailable(f"The API keys in {path} can't be used ({error}).") from error
 
     def _open(self) -> None:
-        self._db = sqlite3.connect(self._path, isolation_level=None, timeout=30)
+        self._db = sqlite3.connect(self._path, isolation_level=None, timeout=self._busy_seconds)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(SCHEMA)
         self._places = places(self._path)
+
+    def never_wait(self) -> None:
+        """Refuse at once what another process keeps locked: an event loop that waits answers nobody."""
+        self._busy_seconds = 0.0
+        self._rows("PRAGMA busy_timeout = 0")
 
     def close(self) -> None:
         """Release the file."""

@@ -1,6 +1,8 @@
 """Too many requests, clients that leave, answers that take too long: nothing hangs, and nothing is lost."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -114,6 +116,40 @@ def held_loads(engine: Engine) -> threading.Event:
 
     engine.load = slow  # type: ignore[method-assign]
     return go_on
+
+
+# Puts a copy in the database's place, as a restore does, and keeps it locked.
+HOLD = """
+import os, sqlite3, sys, threading
+there = sys.argv[1]
+copy = sqlite3.connect(f"{there}.copy", isolation_level=None)
+sqlite3.connect(there).backup(copy)
+for sql in ("PRAGMA journal_mode = WAL", "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE"):
+    copy.execute(sql)
+os.replace(f"{there}.copy", there)
+print("held", flush=True)
+threading.Timer(10, os._exit, [0]).start()
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+def test_a_registry_that_is_held_stops_no_other_client(clone: Clone, gateway: Served) -> None:
+    """Each request waited for the lock on the event loop, for up to 30 s, and with it everybody."""
+    with clone.registry() as registry:
+        database = registry.db.path
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLD, database], **pipes, text=True) as holder:  # type: ignore[call-overload]
+        assert holder.stdout.readline() == "held\n"
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(gateway.http().post, "/v1/completions", json=SHORT) for _ in range(4)]
+            assert gateway.http().get("/health").status_code == 200
+            for one in asked:
+                assert one.result().status_code == 503
+                assert "The registry in … is busy" in one.result().json()["error"]["message"]
+        assert holder.poll() is None, "they were answered only after the lock was gone"
+        holder.stdin.close()
+    eventually(lambda: gateway.http().post("/v1/completions", json=SHORT).status_code == 200)
 
 
 def test_a_slow_load_holds_no_slot(clone: Clone, engine: Engine) -> None:
