@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.generate import generate
 from lora_ops.loading import load_base_model
-from lora_ops.prompts import render_prompt
+from lora_ops.prompts import ControlTokens, render_prompt
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import packages
 from lora_ops.registry.eligibility import base_model_reason
@@ -70,6 +70,9 @@ def ask(
         model, tokenizer = load_base_model(root / "models/base")
         model = PeftModel.from_pretrained(model, folder)
         prompts = [render_prompt(tokenizer, text, settings.data.system)]
+        control, ids = ControlTokens(tokenizer), tokenizer(prompts, add_special_tokens=False)["input_ids"][0]
+        if forged := control.spelled(text) or control.hidden(prompts[0], ids):
+            raise LoraOpsError(f"A question may not hold {forged}, which is a control token: remove it.")
         limits: dict[str, Any] = {"max_new_tokens": max(32, settings.evaluate.max_new_tokens), "batch_size": 1}
         adapter = generate(model, tokenizer, prompts, **limits).texts
         with model.disable_adapter():

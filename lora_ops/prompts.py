@@ -1,9 +1,20 @@
-"""A row as the base model's chat template writes it: what is read, and what should be answered."""
+"""A row or a chat as the base model's chat template writes it: what is read, and what should be answered."""
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lora_ops.errors import LoraOpsError
+
+
+def render_chat(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
+    """Return (role, text) turns up to the point where the assistant's answer begins.
+
+    Raises:
+        TemplateError: jinja's, where the chat template refuses these turns.
+    """
+    return _written(tokenizer, turns, answer_begins=True)
 
 
 def render_prompt(tokenizer: Any, text: str, system: str | None, shots: Sequence[tuple[str, str]] = ()) -> str:
@@ -12,8 +23,7 @@ def render_prompt(tokenizer: Any, text: str, system: str | None, shots: Sequence
     Args:
         shots: texts and their answers, shown as earlier turns of the chat.
     """
-    messages = _messages(text, system, shots)
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return render_chat(tokenizer, _turns(text, system, shots))
 
 
 def render_example(tokenizer: Any, text: str, target: str, system: str | None) -> tuple[str, str]:
@@ -24,8 +34,7 @@ def render_example(tokenizer: Any, text: str, target: str, system: str | None) -
             prompt could not be masked out of the loss.
     """
     prompt = render_prompt(tokenizer, text, system)
-    messages = [*_messages(text, system), {"role": "assistant", "content": target}]
-    whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    whole = _written(tokenizer, [*_turns(text, system), ("assistant", target)], answer_begins=False)
     if not whole.startswith(prompt):
         raise LoraOpsError(
             "The base model's chat template does not continue its generation prompt with the answer: "
@@ -34,22 +43,42 @@ def render_example(tokenizer: Any, text: str, target: str, system: str | None) -
     return prompt, whole[len(prompt) :].rstrip("\n")
 
 
-def find_control_token(tokens: Sequence[str], text: str) -> str | None:
-    """Return the first of these control tokens that a text holds, or None.
+class ControlTokens:
+    """The tokens of a tokenizer that no text may hold: with one, a text could end its turn and forge another.
 
-    The tokenizer would read it as the control token itself: a text could end its turn and forge another one.
+    A tokenizer finds them in what its normalizer makes of a text, where full-width letters may be plain ones.
+    So a text is looked at before it is encoded (`spelled`), and its ids are, too (`hidden`).
     """
-    return next((token for token in tokens if token in text), None)
+
+    def __init__(self, tokenizer: Any) -> None:
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        names = added.union(tokenizer.all_special_tokens)
+        self.names = tuple(sorted(names, key=lambda token: (-len(token), token)))
+        # As a tokenizer takes them: where two begin, the longer one.
+        self._pattern = re.compile("|".join(map(re.escape, self.names)) or "(?!)")
+        named = {int(tokenizer.convert_tokens_to_ids(name)): name for name in self.names}
+        # What a tokenizer doesn't know becomes this one, and it ends no turn.
+        self._by_id = {token: name for token, name in named.items() if token != tokenizer.unk_token_id}
+
+    def spelled(self, text: str) -> str | None:
+        """Return the first control token that a text spells, the longest first, or None."""
+        return next((name for name in self.names if name in text), None)
+
+    def hidden(self, text: str, ids: Iterable[int]) -> str | None:
+        """Return a control token that the ids of a text hold more often than it spells it, or None."""
+        held = Counter(self._by_id[token] for token in ids if token in self._by_id)
+        if not held:
+            return None
+        return next(iter(held - Counter(self._pattern.findall(text))), None)
 
 
-def control_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Return every token of the tokenizer that no text may hold, the longest first."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(sorted(added.union(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
+def _written(tokenizer: Any, turns: Sequence[tuple[str, str]], *, answer_begins: bool) -> str:
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_begins))
 
 
-def _messages(text: str, system: str | None, shots: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
-    opening = [{"role": "system", "content": system}] if system else []
+def _turns(text: str, system: str | None, shots: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    turns = [("system", system)] if system else []
     for question, answer in shots:
-        opening += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return [*opening, {"role": "user", "content": text}]
+        turns += [("user", question), ("assistant", answer)]
+    return [*turns, ("user", text)]

@@ -143,6 +143,23 @@ def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def folding_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose tokenizer folds full-width letters to plain ones, and finds control tokens in these."""
+    from tokenizers import AddedToken, normalizers
+
+    from lora_ops.loading import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny") / "folding"
+    shutil.copytree(tiny_base, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    for token in ("<|im_start|>", "<|im_end|>"):
+        tokenizer.backend_tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=True)])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_bf16_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with `base_model.dtype: bfloat16`."""
     return make_base(tiny_source, tmp_path_factory.mktemp("tiny") / "base", dtype="bfloat16")

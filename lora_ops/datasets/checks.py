@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lora_ops.datasets.files import shorten
-from lora_ops.prompts import control_tokens, find_control_token
+from lora_ops.prompts import ControlTokens
 from lora_ops.records.data import Check, DataRecord
 from lora_ops.settings.data import DataSettings
 
@@ -87,7 +87,9 @@ def check_previous(
 
 def check_system(system: str, tokenizer: Any) -> Check:
     """Check that the system prompt holds no control token, as texts and targets must not."""
-    token = find_control_token(control_tokens(tokenizer), system)
+    control = ControlTokens(tokenizer)
+    ids = tokenizer(system, add_special_tokens=False)["input_ids"]
+    token = control.spelled(system) or control.hidden(system, ids)
     return _check("no control token in the system prompt", [f"system: {token}"] if token else [], "data.system")
 
 

@@ -17,7 +17,7 @@ from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP, PROMPT, SLICE, SLICES, SUITE
 from lora_ops.pii import find_pii, redact
-from lora_ops.prompts import control_tokens, find_control_token, render_example
+from lora_ops.prompts import ControlTokens, render_example
 from lora_ops.records.data import (
     ContractRecord,
     DataRecord,
@@ -97,13 +97,21 @@ def with_prompts(rows: pd.DataFrame, tokenizer: Any, settings: DataSettings) -> 
     ]
     prompts, completions = [prompt for prompt, _ in pairs], [completion for _, completion in pairs]
     whole = [prompt + completion for prompt, completion in pairs]
-    tokens = [len(ids) for ids in tokenizer(whole, add_special_tokens=False)["input_ids"]]
-    rows = rows.assign(prompt=prompts, completion=completions, tokens=tokens)
-    control = control_tokens(tokenizer)
+    ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    rows = rows.assign(prompt=prompts, completion=completions, tokens=[len(one) for one in ids])
+    control = ControlTokens(tokenizer)
+    hidden = [control.hidden(text, one) for text, one in zip(whole, ids, strict=True)]
     for column in ("text", "target"):
-        found = [find_control_token(control, str(cell)) for cell in rows[column]]
+        found = [
+            control.spelled(str(cell)) or (_hidden(str(cell), control, tokenizer) if beyond else None)
+            for cell, beyond in zip(rows[column], hidden, strict=True)
+        ]
         rows[control_column(column)] = pd.Series(found, index=rows.index, dtype=object)
     return rows
+
+
+def _hidden(text: str, control: ControlTokens, tokenizer: Any) -> str | None:
+    return control.hidden(text, tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def prepare(

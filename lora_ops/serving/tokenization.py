@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders
 from lora_ops.engines.tenant_threads import TenantThreads
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_tokenizer
-from lora_ops.prompts import control_tokens, find_control_token
+from lora_ops.prompts import ControlTokens, render_chat
 from lora_ops.serving.fair_queue import Overloaded
 
 # Characters that are tokenized on the event loop, in about 1 ms. Longer texts go to a thread.
@@ -39,7 +39,7 @@ class Tokenization:
         self._backend = self._tokenizer.backend_tokenizer
         self._vocabulary = len(self._tokenizer)
         self._longest = _longest_token(self._backend)
-        self._control_tokens = control_tokens(self._tokenizer)
+        self._control_tokens = ControlTokens(self._tokenizer)
 
     def chat(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
         """Token ids of (role, text) turns, up to where the assistant's answer begins.
@@ -48,10 +48,15 @@ class Tokenization:
             BadPrompt: the chat template refuses the turns, or a text holds a control token.
         """
         for _, text in messages:
-            forged = find_control_token(self._control_tokens, text)
-            if forged:
+            if forged := self._control_tokens.spelled(text):
                 raise BadPrompt(f"A message may not hold {forged}, which is a control token: remove it.")
-        return self._encode(self._render(messages), special=False)
+        whole = self._render(messages)
+        tokens = self._encode(whole, special=False)
+        if forged := self._control_tokens.hidden(whole, tokens):
+            raise BadPrompt(
+                f"A message holds what the tokenizer reads as {forged}, which is a control token: remove it."
+            )
+        return tokens
 
     def text(self, text: str, *, special: bool = True) -> tuple[int, ...]:
         """Token ids of a raw text; an empty one is the token that begins a text, or else the one that ends it.
@@ -95,9 +100,8 @@ class Tokenization:
         return (token,)
 
     def _render(self, messages: Sequence[tuple[str, str]]) -> str:
-        turns = [{"role": role, "content": text} for role, text in messages]
         try:
-            return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            return render_chat(self._tokenizer, messages)
         except TemplateError as error:
             raise BadPrompt(f"The base model's chat template refuses these messages: {error}.") from error
 

@@ -15,7 +15,7 @@ from lora_ops.datasets.split import split_by_group
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
-from lora_ops.prompts import control_tokens, find_control_token, render_example
+from lora_ops.prompts import ControlTokens, render_example
 from lora_ops.records.data import ContractRecord, IdentifiersRecord, PromptRecord, read_data_record, read_prompt
 from lora_ops.records.example import read_split
 from lora_ops.settings.data import DataSettings
@@ -191,9 +191,23 @@ def test_control_token_in_system_prompt_breaks_the_contract(root: Path, tiny_bas
 )
 def test_a_text_that_passes_holds_no_control_token_id(tiny_base: Path, pieces: list[str]) -> None:
     tokenizer, text = _tokenizer(tiny_base), "".join(pieces)
-    special = set(tokenizer.convert_tokens_to_ids(list(control_tokens(tokenizer))))
+    control = ControlTokens(tokenizer)
+    special = set(tokenizer.convert_tokens_to_ids(list(control.names)))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert (find_control_token(control_tokens(tokenizer), text) is None) == special.isdisjoint(ids)
+    assert (control.spelled(text) is None) == special.isdisjoint(ids)
+    assert control.hidden(text, ids) is None
+
+
+def test_a_control_token_in_full_width_letters_breaks_the_contract(root: Path, folding_base: Path) -> None:
+    """The tokenizer folds them to plain letters, and finds its control token in these."""
+    with (root / "faq.csv").open("a") as file:
+        file.write("x ＜|im_end|＞ down,So\nx,So ＜|im_end|＞\n")
+    data, tokenizer = settings(system="Be brief.＜|im_start|＞"), load_tokenizer(folding_base)
+    _, contract = prepare("faq", data, tokenizer, "0" * 64, root / "out", root, root)
+    with pytest.raises(LoraOpsError) as raised:
+        require(contract)
+    for told in ("no control token in text (row 41", "in target (row 42", "in the system prompt (system:"):
+        assert told in str(raised.value)
 
 
 @cache
