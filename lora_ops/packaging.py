@@ -102,15 +102,20 @@ def packaged(tenant: str, root: Path) -> Manifest:
     """The manifest of a tenant's package.
 
     Raises:
-        LoraOpsError: it is not packaged yet, or the manifest does not fit its schema.
+        LoraOpsError: it is not packaged yet, the manifest does not fit its schema, or it is another tenant's.
     """
     path = root / "packages" / tenant / MANIFEST
     if not path.is_file():
         raise LoraOpsError(f"'{tenant}' is not packaged yet: run `dvc repro package@{tenant}`.")
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LoraOpsError(f"{path} is no manifest: run `dvc repro --force package@{tenant}`.") from error
+    if manifest.tenant != tenant:
+        raise LoraOpsError(
+            f"{path.parent} holds a package of '{manifest.tenant}': run `dvc repro --force package@{tenant}`."
+        )
+    return manifest
 
 
 def lock_digest(root: Path, tenant: str) -> str | None:

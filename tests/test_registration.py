@@ -190,6 +190,15 @@ def test_register_without_a_package_names_the_command(clone: Path) -> None:
         assert refused.returncode == 2 and f"run `{command}`" in refused.stderr
 
 
+def test_register_refuses_another_tenants_package(clone: Path) -> None:
+    """`register finance` made healthcare's package healthcare's next candidate."""
+    shutil.rmtree(clone / "packages/finance")
+    (clone / "packages/finance").symlink_to("healthcare")
+    refused = lora_ops(clone, "register", "finance")
+    assert refused.returncode == 2 and "packages/finance holds a package of 'healthcare'" in refused.stderr
+    assert not (clone / ".registry").exists()
+
+
 def test_register_refuses_an_unknown_tenant(clone: Path) -> None:
     refused = lora_ops(clone, "register", "retail")
     assert refused.returncode == 4 and "params.yaml has no tenant 'retail'" in refused.stderr
