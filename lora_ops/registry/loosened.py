@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evaluation import EvaluationRecord
+from lora_ops.records.evidence import PolicyEvidence
 from lora_ops.records.manifest import published
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
+from lora_ops.registry.counting import plain
 from lora_ops.registry.replay import require_rows
-from lora_ops.registry.reports import gap_limit
+from lora_ops.registry.reports import filed, gap_limit, load
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.data import ContractLimits
@@ -117,7 +119,40 @@ def loosened_gates(registry: Registry, version: Version) -> list[str]:
     elif version.manifest.evaluation.differences and not version.manifest.evaluation.answered_few_shot:
         # The examples had no room in the prompt, or the evaluation was made with another setting.
         notes.append("its base model was not measured at its best (its evaluation has no few-shot answers)")
-    return [*notes, *_answer_notes(version.manifest.evaluation), *_dated_later(registry, version)]
+    return [
+        *notes,
+        *_checks_left_out(registry, version),
+        *_answer_notes(version.manifest.evaluation),
+        *_dated_later(registry, version),
+    ]
+
+
+def _checks_left_out(registry: Registry, version: Version) -> Iterator[str]:
+    """Yield which policy checks of production a version's report lacks: nobody asked it these prompts.
+
+    A version without a report has not come to the step that needs one.
+    """
+    number = _production_before(registry, version)
+    mine = _policy_checks(registry, version)
+    if number is None or mine is None:
+        return
+    before = registry.load(version.tenant, number)
+    theirs = _policy_checks(registry, before) or {}
+    gone = [theirs[name] for name in sorted(theirs.keys() - mine.keys())]
+    if gone:
+        yield (
+            f"its policy report leaves out checks of {before.id}, which was in production: {', '.join(gone)}"
+        )
+
+
+def _policy_checks(registry: Registry, version: Version) -> dict[str, str] | None:
+    """Return the checks of a version's last policy report, as they are compared and as they are named."""
+    history = registry.log.entries(version.tenant, version.number)
+    report = filed(version, history).get("policy")
+    document = load(registry.files, report) if report else None
+    if not isinstance(document, PolicyEvidence):  # none was filed, or an older release kept another form
+        return None
+    return {plain(one.name): one.name for one in document.checks}
 
 
 def _dated_later(registry: Registry, version: Version) -> Iterator[str]:
@@ -188,11 +223,15 @@ def gate_notes(registry: Registry, version: Version) -> list[str]:
         return [str(error).rstrip(".")]
 
 
-def _before(registry: Registry, version: Version) -> Judgement:
+def _production_before(registry: Registry, version: Version) -> int | None:
     promoted = _promotion(registry, version)
-    number = registry.log.last_unrevoked_in_production(
+    return registry.log.last_unrevoked_in_production(
         version.tenant, other_than=version.number, before=promoted.seq if promoted else None
     )
+
+
+def _before(registry: Registry, version: Version) -> Judgement:
+    number = _production_before(registry, version)
     if number is None:
         return DEFAULTS
     before = registry.load(version.tenant, number)

@@ -1,5 +1,6 @@
 """Gates that a tenant loosened since its last version in production are named in words."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lora_ops.records.manifest import Manifest
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
 from lora_ops.registry.loosened import gate_notes
+from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
 
 from .conftest import AUTHOR, GATES, Build, Clock, Story, with_evaluation
@@ -294,3 +296,18 @@ def test_gates_of_a_damaged_record_are_a_note(serving: Registry, package: Build)
     serving.db.rows("UPDATE manifests SET manifest = '{}' WHERE number = 1")
     [note] = gate_notes(serving, serving.get("finance@2"))
     assert "the manifest of finance@1 was changed" in note
+
+
+def test_gates_name_policy_checks_that_were_left_out(serving: Registry, package: Build, story: Story) -> None:
+    """A version that nobody had asked production's prompts looked as well checked as production."""
+    folder, manifest = package(2)
+    serving.register(folder, made(manifest), actor=AUTHOR)
+    assert gate_notes(serving, serving.get("finance@2")) == []
+    raw = story.folder / "policy.jsonl"
+    rows = [{"adapter": "finance@2", "check": "is text", "prompt": str(i), "passed": True} for i in range(30)]
+    raw.write_text("\n".join(map(json.dumps, rows)))
+    lifecycle.file_evidence(serving, "finance@2", make(serving, "finance@2", "policy", raw), actor="ci")
+    told = "its policy report leaves out checks of finance@1, which was in production: no-advice"
+    assert gate_notes(serving, serving.get("finance@2")) == [told]
+    story.file("policy", about="finance@2")
+    assert gate_notes(serving, serving.get("finance@2")) == []
