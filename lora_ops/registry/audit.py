@@ -75,6 +75,17 @@ class Log:
         except (ValueError, AttributeError):  # it was changed, which the chain says
             return None
 
+    def signing_keys(self) -> frozenset[str]:
+        """Return the fingerprints of the keys of which one signs where this log ends; empty if it names none.
+
+        A rotation's entry is signed by the old key until the new one has signed the head again.
+        """
+        current, head = self.current_key(), self.head()
+        rotation = self.rows(after=head.seq - 1)[0] if head.seq else None
+        if not current or rotation is None or (rotation.kind, rotation.action) != ("key", "key_rotated"):
+            return frozenset({current} if current else ())
+        return frozenset(filter(None, (current, parse_json(rotation.body).get("old"))))
+
     def last_time(self) -> str:
         """Return when the last entry was written (UTC, ISO 8601), or an empty text."""
         row = self._db.row("SELECT at FROM audit ORDER BY seq DESC LIMIT 1")
@@ -253,11 +264,19 @@ class Anchor:
     what is remembered outside it shows that, here `elsewhere`, or a mirror.
     """
 
-    def __init__(self, path: Path, signer: Signer, elsewhere: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        signer: Signer,
+        elsewhere: Callable[[], str | None] = lambda: None,
+        keys: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
         self.path = path
         self._signer = signer
         self._elsewhere = elsewhere
         """Says why the log is not the one that was seen before, or None."""
+        self._keys = keys
+        """Says whose signature counts, by what the log names; empty: that of any key which is trusted."""
 
     def announce(self, before: Head, after: Head) -> None:
         """Say that the log is about to grow from `before` to `after`."""
@@ -296,6 +315,13 @@ class Anchor:
             return f"{self.path.name}, which says where the log ends, was changed"
         if not self._signer.fits_text(canonical(content), signature):
             return f"{self.path.name}, which says where the log ends, was changed: its signature does not fit"
+        named = self._keys()
+        if named and signature["key"] not in named:
+            listed = ", ".join(sorted(f"{one[:12]}…" for one in named))
+            return (
+                f"{self.path.name} is signed by key {signature['key'][:12]}…, and the audit log names "
+                f"{listed}: another key was put in its place"
+            )
         return says, before
 
     def _problem_here(self, head: Head) -> str | None:

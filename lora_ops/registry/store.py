@@ -96,7 +96,7 @@ class Registry(Queries):
         self.memory = memory
         self.mended: str | None = None
         """What was wrong with the signed head when the last change replaced it."""
-        self.anchor = Anchor(path / "audit.head", self.signer, self._replaced)
+        self.anchor = Anchor(path / "audit.head", self.signer, self._replaced, self._named_keys)
         self.follower = LogFollower(self)
         try:
             self._migrate(create)
@@ -114,6 +114,12 @@ class Registry(Queries):
         # A registry that is being made has no table of entries yet.
         ready = migrations.schema_of(self.db) >= migrations.FIRST_WITH_LOG
         return self.memory.problem(self.log if ready else None)
+
+    def _named_keys(self) -> frozenset[str]:
+        """Return the keys of which one signs the head; empty where each machine has its own."""
+        if self.signer.own.several or migrations.schema_of(self.db) != migrations.SCHEMA_VERSION:
+            return frozenset()
+        return self.log.signing_keys()
 
     def sign_head(self) -> None:
         """Sign where the log ends again, with the key that is the private one now."""

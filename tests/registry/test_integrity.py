@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,17 @@ from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.incidents import roll_back
 from lora_ops.records.evidence import HumanEvidence
 from lora_ops.registry import lifecycle, packages
-from lora_ops.registry.audit import Head
+from lora_ops.registry.audit import Anchor, Head
 from lora_ops.registry.cards import record
 from lora_ops.registry.heads import HeadMemory, accept_head
 from lora_ops.registry.integrity import LogFollower, registry_problem
 from lora_ops.registry.reports import make
+from lora_ops.registry.signing import Signer
+from lora_ops.registry.signing_keys import make_key
 from lora_ops.registry.store import Registry
 from lora_ops.registry.structure import Structure
 from lora_ops.registry.verification import verify
+from lora_ops.settings.registry import SigningSettings
 
 from .conftest import AUTHOR, FIRST, Build, Story, rows_of
 
@@ -76,6 +80,23 @@ def rewrite_entry(registry: Registry) -> None:
 
 def cut_entry(registry: Registry) -> None:
     tamper(registry, "DELETE FROM audit WHERE seq = 3")
+
+
+def replace_key(registry: Registry) -> None:
+    """Sign the head with another key, whose public half lies where the registry's own ones are."""
+    stranger = Signer(registry.signer.folder, SigningSettings(key=str(registry.path.parent / "own.key")))
+    make_key(stranger.own.path)
+    Anchor(registry.anchor.path, stranger).confirm(registry.log.head())
+
+
+def date_ahead(registry: Registry) -> None:
+    """Date the last entry a day ahead, with the hash that fits it; the head can't be signed again."""
+    row = registry.log.rows(after=registry.log.head().seq - 1)[0]
+    later = (datetime.fromisoformat(row.at) + timedelta(days=1)).isoformat()
+    changed = row._replace(at=later)
+    tamper(
+        registry, f"UPDATE audit SET at = '{later}', hash = '{changed.expected_hash()}' WHERE seq = {row.seq}"
+    )
 
 
 def delete_head(registry: Registry) -> None:
@@ -143,6 +164,8 @@ def test_older_copy_of_the_folder_is_refused(served: Registry, tmp_path: Path) -
         (rewrite_entry, "entry "),
         (cut_entry, "entry 3 was removed"),
         (delete_head, "audit.head, which says where the log ends, was removed"),
+        (replace_key, "another key was put in its place"),
+        (date_ahead, "changed"),
     ],
 )
 @pytest.mark.parametrize("followed", [True, False], ids=["while followed", "before the first look"])
@@ -159,18 +182,31 @@ def test_follower_names_what_was_tampered(served: Registry, attack: object, word
     assert words in " ".join(verdict.reasons)
 
 
-@pytest.mark.parametrize("attack", [revive, move_alias, edit_row, edit_entry, delete_head])
+@pytest.mark.parametrize(
+    "attack", [revive, move_alias, edit_row, edit_entry, delete_head, replace_key, date_ahead]
+)
 def test_load_refuses_a_registry_that_was_tampered(served: Registry, attack: object) -> None:
     attack(served)  # type: ignore[operator]
     with pytest.raises(LoraOpsError):
         packages.verified_path(served, "finance@2" if attack is edit_row else "finance")
 
 
-@pytest.mark.parametrize("attack", [revive, move_alias, delete_head])
+@pytest.mark.parametrize("attack", [revive, move_alias, delete_head, replace_key, date_ahead])
 def test_change_is_refused_on_a_tampered_registry(served: Registry, package: Build, attack: object) -> None:
     attack(served)  # type: ignore[operator]
     with pytest.raises(LoraOpsError, match="can't be trusted"):
         lifecycle.reject(served, "finance@2", actor="ci", reason="worse")
+
+
+def test_replaced_key_stops_no_revocation(served: Registry, tmp_path: Path) -> None:
+    """The head kept outside stands in for the one that a stranger signed."""
+    served.memory = HeadMemory(tmp_path / "head.json", ".registry")
+    served.memory.remember(served.log.head())
+    replace_key(served)
+    lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+    assert "another key was put in its place" in str(served.mended)
+    assert served.anchor.signed_by() == served.log.current_key()
+    assert verify(served).ok
 
 
 DROPPERS = {

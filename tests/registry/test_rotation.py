@@ -8,6 +8,7 @@ import pytest
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.registry import lifecycle
 from lora_ops.registry.audit import Anchor
+from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.rotation import rotate_key
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.signing_keys import MissingKey, keys_home, make_key
@@ -159,6 +160,28 @@ def test_rotation_needs_a_reason_and_a_pinned_key(registry: Registry, package: B
     both = again(registry, signing=SigningSettings(trusted_keys=(mine, new)))
     assert rotate_key(both, actor="ben", reason="yearly") == new
     assert verify(both).problems == ()
+
+
+@pytest.mark.parametrize("calls", [1, 100, *range(207, 234, 3)])
+def test_killed_replacement_of_a_lost_key_goes_on(registry: Registry, tmp_path: Path, calls: int) -> None:
+    """The head may be signed already by a key that the log does not name yet."""
+    with registry.change("ci") as change:
+        change.note("changed", "route", "finance")
+    path, owners, clock = registry.path, registry.owners, registry.clock
+    memory = HeadMemory(tmp_path / "head.json", ".registry")
+    memory.remember(registry.log.head())
+    registry.signer.own.path.unlink()
+    registry.close()
+
+    def rotate() -> None:
+        opened = Registry(path, owners=owners, clock=clock, memory=memory)
+        rotate_key(opened, actor="ben", reason="the disk died")
+
+    assert processes.run(rotate, kill_at=calls) in (processes.KILLED, processes.DONE)
+    rotate()
+    opened = Registry(path, owners=owners, clock=clock, memory=memory)
+    assert opened.signer.own.fingerprint() == opened.log.current_key()
+    assert verify(opened).ok
 
 
 @pytest.mark.parametrize("calls", range(1, 130, 7))
