@@ -101,7 +101,7 @@ async def serve(
     started: Callable[[uvicorn.Server], None] = lambda server: None,
     connections: int = CONNECTIONS,
 ) -> None:
-    """Answer on a bound port until SIGTERM or Ctrl-C, then finish what runs.
+    """Answer on a bound port until SIGTERM, SIGHUP or Ctrl-C, then finish what runs.
 
     Args:
         connections: how many may be open at the same time; see `ConnectionBudget`.
@@ -130,6 +130,9 @@ async def serve(
             # uvicorn raises the signal once more when it is done, which must not cut off what comes after it.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
+            # A terminal that is closed says so by SIGHUP; under nohup it is ignored, and stays so.
+            if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+                signal.signal(signal.SIGHUP, server.handle_exit)
         started(server)
         logger.info("Serving %s on http://%s:%d", gateway.base_model.id, *port.getsockname()[:2])
         await server.serve([port])
