@@ -16,9 +16,6 @@ from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MANIFEST, MEMBERS
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import read_data_record
 from lora_ops.records.evaluation import (
-    ADAPTER,
-    BASE,
-    BASE_FEW_SHOT,
     SYSTEMS,
     BiasAssessment,
     read_evaluation,
@@ -49,14 +46,9 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     require_finite(adapter / ADAPTER_FILES[0])
     require_lora(adapter / ADAPTER_FILES[0])
     if settings.evaluate.must_beat_base and not evaluation.beats_base:
-        asked = [one for one in (BASE, BASE_FEW_SHOT, ADAPTER) if one in evaluation.metrics[evaluation.primary]]
-        metrics = "; ".join(
-            f"{name}: {', '.join(f'{one} {metric[one]}' for one in asked)}"
-            for name, metric in evaluation.metrics.items()
-        )
         raise Refused(
-            f"The adapter of '{tenant}' does not clearly beat its base ({metrics}), so it is not packaged: "
-            "change its data or recipe, or set evaluate.must_beat_base to false."
+            f"The adapter of '{tenant}' does not clearly beat its base ({evaluation.unbeaten}), so it is not "
+            "packaged: change its data or recipe, or set evaluate.must_beat_base to false."
         )
     with replacing(target) as folder:
         for name in ADAPTER_FILES:

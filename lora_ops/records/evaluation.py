@@ -138,8 +138,8 @@ def beats_base(differences: Mapping[str, Mapping[str, PairedDifference]]) -> boo
     """Return whether the adapter is clearly better than its base model in every metric, however that is asked.
 
     Both the base with the adapter's prompt and the base with few-shot examples, where that answered, must be
-    beaten. Since each difference must be clear, their number needs no correction (intersection-union test:
-    Berger, 1982).
+    beaten. Each difference must be clear after the correction for the metrics. The number of systems needs
+    none, since all must be beaten (intersection-union test: Berger, 1982).
 
     Args:
         differences: system -> metric -> adapter minus system; the base is one of the systems.
@@ -190,6 +190,16 @@ class EvaluationRecord(Record):
         if self.strongest_opponent is None:
             return None
         return self.differences[self.strongest_opponent][self.primary]
+
+    @property
+    def unbeaten(self) -> str:
+        """The differences to the base that are not clearly better, in words; empty where all are."""
+        return ", ".join(
+            f"{metric} {found} against {system.replace('_', ' ')}, corrected p {found.p_corrected:.2g}"
+            for system in (BASE, BASE_FEW_SHOT)
+            for metric, found in self.differences.get(system, {}).items()
+            if not (found.is_clear and found.value > 0)
+        )
 
     @property
     def answered_few_shot(self) -> bool:

@@ -11,7 +11,6 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import EVALUATION
-from lora_ops.records.evaluation import BASE, BASE_FEW_SHOT, EvaluationRecord
 from lora_ops.records.evidence import (
     DOCUMENT,
     AnyEvidence,
@@ -196,24 +195,14 @@ def evaluation_lacks(manifest: Manifest, max_gap: float | None) -> Iterator[str]
     """
     evaluation = manifest.evaluation
     if not manifest.beats_base:
-        yield f"an evaluation in which it beats its base model{_as_measured(evaluation)}"
+        measured = f" (it does not: {evaluation.unbeaten})" if evaluation.unbeaten else ""
+        yield f"an evaluation in which it beats its base model{measured}"
     for column, bias in evaluation.bias.items():
         if bias.exceeds(max_gap):
             yield (
                 f"an evaluation whose gap by {column} is not clearly above evaluate.max_gap ({max_gap:g}; it "
                 f"has {bias.between})"
             )
-
-
-def _as_measured(evaluation: EvaluationRecord) -> str:
-    """Return the differences to the base that are not clearly better, in brackets; without any, nothing."""
-    lost = [
-        f"{metric} {difference} against {system.replace('_', ' ')}"
-        for system in (BASE, BASE_FEW_SHOT)
-        for metric, difference in evaluation.differences.get(system, {}).items()
-        if not (difference.is_clear and difference.value > 0)
-    ]
-    return f" (it does not: {', '.join(lost)})" if lost else ""
 
 
 def recorded_minimums(entry: AuditEntry) -> EvidenceSettings | None:

@@ -142,5 +142,5 @@ def test_evaluation_lacks_names_what_was_measured(package: Build) -> None:
     worse = manifest.model_copy(update={"evaluation": lost})
     assert list(evaluation_lacks(worse, max_gap=None)) == [
         "an evaluation in which it beats its base model "
-        "(it does not: macro_f1 +0.010 [-0.100, +0.100] against base)"
+        "(it does not: macro_f1 +0.010 [-0.100, +0.100] against base, corrected p 0.8)"
     ]
