@@ -13,6 +13,7 @@ from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Summary, Version, parse_reference
+from lora_ops.serving.traffic_split import Arm, TrafficSplit
 from lora_ops.serving.turns import in_turns
 
 logger = logging.getLogger(__name__)
@@ -41,11 +42,13 @@ class Route:
         decision: `production`, `candidate` (nothing is in production yet), `pinned` (an exact version was
             asked for), `base`.
         version: None for the base model.
+        epoch: the last entry of the audit log that was known when the route was made.
     """
 
     decision: Decision
     version: Version | None
     base_model: BaseModelRecord
+    epoch: int
     refusal: str | None = None
     """Why it may not answer whatever the time is; its age is asked at each request."""
 
@@ -96,7 +99,7 @@ class Router:
         registry.allow_candidates = allow_candidates
         self._log = LogFollower(registry)
         self._seen: tuple[int, ...] | None = None
-        self._routes: dict[str, Route] = {}
+        self._splits: dict[str, TrafficSplit[Route]] = {}
         self._versions: Sequence[Summary] | None = None
         self._damage: str | None = None
 
@@ -109,8 +112,11 @@ class Router:
         """Return that the log's head is not kept outside the registry, in words, or None."""
         return None if self._damage else self._registry.unremembered()
 
-    def route(self, model: str) -> Route:
+    def route(self, model: str, unit: str = "") -> Route:
         """Return the route of a model's name: a tenant, a version (`finance@3`), `base` or the base model's id.
+
+        Args:
+            unit: the user, session or key that keeps its version where several share the model's requests.
 
         Raises:
             UnknownModel: no tenant, version or alias has this name.
@@ -120,10 +126,10 @@ class Router:
             LoraOpsError: the registry can't be read.
         """
         self._take_changes()
-        return self._route(model)
+        return self._route(model, unit)
 
-    def _route(self, model: str) -> Route:
-        found = self._routes.get(model) or self._read(model)
+    def _route(self, model: str, unit: str = "") -> Route:
+        found = (self._splits.get(model) or self._read(model)).pick(unit)
         if found.version:
             refusal = found.refusal or expiry_reason(found.version.summary, self._registry.clock())
             if refusal:
@@ -141,7 +147,7 @@ class Router:
         self._take_changes()
         names: Iterable[str]
         if self._damage:
-            names = [name for name in self._routes if not self.is_base(name)]
+            names = [name for name in self._splits if not self.is_base(name)]
         else:
             summaries = self.versions()
             names = [*dict.fromkeys(one.tenant for one in summaries), *(one.id for one in summaries)]
@@ -170,7 +176,7 @@ class Router:
         self._seen = seen
         if damage is None:
             self._registry.remember(self._log.verified)
-            self._routes.clear()
+            self._splits.clear()
             self._versions = None
         if damage != self._damage:
             if damage:
@@ -183,8 +189,10 @@ class Router:
                 logger.warning("The registry verifies again.")
         self._damage = damage
 
-    def _read(self, model: str) -> Route:
-        """Find a route, and keep it if nobody changed the registry since it was verified.
+    def _read(self, model: str) -> TrafficSplit[Route]:
+        """Find the versions that share a model's requests, and keep them if nobody changed the registry since.
+
+        Today one version has them all.
 
         Raises:
             LoraOpsError: as `route`.
@@ -197,13 +205,13 @@ class Router:
                     raise
             else:
                 if self._registry.seen() == self._seen:
-                    self._routes[model] = found
-                    return found
+                    split = self._splits[model] = TrafficSplit([Arm(found.name, found)])
+                    return split
             self._take_changes()
 
     def _find(self, model: str) -> Route:
         if self.is_base(model):
-            return Route("base", None, self._base_model)
+            return Route("base", None, self._base_model, self._log.verified.seq)
         if self._damage:
             raise Damaged(
                 f"The registry can't be trusted ({self._damage}): '{model[:80]}' was not verified before."
@@ -255,4 +263,4 @@ class Router:
         for problem in (*self._log.rewritten(history), *row_mismatches(version, history)):
             raise Damaged(f"{version.id} may not be loaded: {problem}.")
         refusal = state_reason(self._registry, version.summary, self._log)
-        return Route(decision, version, self._base_model, refusal)
+        return Route(decision, version, self._base_model, self._log.verified.seq, refusal)

@@ -39,6 +39,16 @@ def test_a_tenant_means_production_and_before_that_its_candidate(clone: Clone, r
     assert (routes.route("finance").name, routes.route("finance").decision) == ("finance@1", "production")
 
 
+def test_route_names_the_entry_of_the_log_that_it_knew(clone: Clone, reader: Registry) -> None:
+    routes = router(clone, reader)
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "production")
+        before = writer.log.head().seq
+        assert routes.route("finance").epoch == routes.route("base").epoch == before
+        clone.story(writer).to("finance@2", "production")
+        assert routes.route("finance").epoch == writer.log.head().seq > before
+
+
 def test_without_allow_candidates_only_approved_versions_answer(clone: Clone, reader: Registry) -> None:
     routes = router(clone, reader)
     for name in ("finance", "finance@1"):
