@@ -83,6 +83,7 @@ def remember(gateway: Gateway) -> None:
                 digest="",
                 base_model="base",
                 route="pinned",
+                epoch=1,
                 status=200,
                 code=None,
                 streamed=False,

@@ -15,6 +15,7 @@ from lora_ops.serving.answer_lengths import AnswerLengths
 from lora_ops.serving.errors import as_api_error, outcome
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded
+from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.rate_limits import Allowance, Place
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest, RequestStats
 from lora_ops.serving.telemetry import Telemetry
@@ -37,6 +38,7 @@ class Answering:
         settings: ServingSettings,
         telemetry: Telemetry,
         tracing: Tracing,
+        pseudonyms: Pseudonyms,
         tell: Callable[[Event], None],
     ) -> None:
         self._engine = engine
@@ -45,6 +47,7 @@ class Answering:
         self._settings = settings
         self._telemetry = telemetry
         self._tracing = tracing
+        self._pseudonyms = pseudonyms
         self._tell = tell
         self._allowances: dict[str, Allowance] = {}
         self._loading: Counter[str] = Counter()
@@ -283,12 +286,14 @@ class Answering:
                 request_id=request.request_id,
                 endpoint=request.endpoint,
                 key=request.caller.key,
+                user=self._pseudonyms.name(request.tenant, request.user) if request.user else None,
                 tenant=request.tenant,
                 model=request.model,
                 adapter=request.route.name,
                 digest=request.route.digest,
                 base_model=request.route.base_model.id,
                 route=request.route.decision,
+                epoch=request.route.epoch,
                 status=problem.status if problem else 200,
                 code=problem.code if problem else None,
                 streamed=request.streamed,

@@ -43,6 +43,9 @@ DAY = 86400
 class Event(Record):
     """One request and its answer; times are in seconds.
 
+    `user` is a salted hash of the user or session that the client named, `route` why this adapter answered, and
+    `epoch` the last entry of the audit log when that was decided.
+
     `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it. A text of more than
     `risk.SCORED_CHARACTERS` is scored and kept up to there. A prompt that was refused is neither, nor are
     texts beyond what is scored at once; such scores are None.
@@ -53,12 +56,14 @@ class Event(Record):
     request_id: str
     endpoint: Literal["chat", "completions"]
     key: str | None
+    user: str | None = None
     tenant: str
     model: str
     adapter: str
     digest: str
     base_model: str
     route: str
+    epoch: int
     status: int
     code: str | None
     streamed: bool
@@ -281,7 +286,7 @@ def read_events(folder: Path, where: str = "true") -> "pd.DataFrame":
         "time": "TIMESTAMPTZ",
         "streamed": "BOOLEAN",
         "finish": "VARCHAR[]",
-        **dict.fromkeys(("status", "choices", "prompt_tokens", "generated_tokens"), "BIGINT"),
+        **dict.fromkeys(("epoch", "status", "choices", "prompt_tokens", "generated_tokens"), "BIGINT"),
         **dict.fromkeys(("prompt_identifiers", "answer_identifiers"), "BIGINT"),
         **dict.fromkeys(("queue_seconds", "first_token_seconds", "seconds", "device_seconds"), "DOUBLE"),
         "answer_toxicity": "DOUBLE",

@@ -21,6 +21,7 @@ from lora_ops.serving.answering import Answering
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.fair_queue import FairQueue
 from lora_ops.serving.keys import Caller, KeyStore
+from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.refreshing import Refresher
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
 from lora_ops.serving.telemetry import Telemetry
@@ -84,7 +85,14 @@ class Gateway:
             share=lambda tenant: serving.tenant(tenant).share,
         )
         self.answering = Answering(
-            engine, self.cache, self.queue, serving, self.telemetry, self.tracing, self._tell
+            engine,
+            self.cache,
+            self.queue,
+            serving,
+            self.telemetry,
+            self.tracing,
+            Pseudonyms(root / serving.path / "users.salt"),
+            self._tell,
         )
         self.telemetry.watch(engine, self.cache, self.queue, self)
         self.traffic = RecentTraffic()
@@ -140,8 +148,8 @@ class Gateway:
         self.keys.close()
         self.registry.close()
 
-    def route(self, caller: Caller, model: str) -> Route:
-        """The route of a model that the caller may use.
+    def route(self, caller: Caller, model: str, unit: str = "") -> Route:
+        """Return the route of a model that the caller may use; `unit` is as `Router.route` takes it.
 
         Raises:
             UnknownModel: there is none, or it is another tenant's, which reads the same.
@@ -151,7 +159,7 @@ class Gateway:
         is_base = self.router.is_base(model)
         if not caller.reaches(None if is_base else tenant):
             raise UnknownModel(f"There is no model '{model}' that this key reaches: see /v1/models.")
-        return self.router.route(model)
+        return self.router.route(model, unit)
 
     def _tell(self, event: Event) -> None:
         self.events.append(event)

@@ -1,5 +1,6 @@
 """One request: what a client asks for, who pays for it, what is streamed back, and what was counted of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -19,6 +20,7 @@ class AnswerRequest:
         model: the name that the client wrote.
         prompts: token ids of each prompt, none before it was read; every one of them gets `n` answers.
         text: the prompt as a person reads it, for the event log.
+        user: the user or session that the client named; the event log gets a hash of it.
         place: the request's, among those that its tenant may have open; None: it was not counted.
         echoes: the text of each prompt, where the answer is to begin with it.
         started: when the request arrived, by `time.perf_counter`.
@@ -41,6 +43,7 @@ class AnswerRequest:
     place: Place | None = None
     echoes: tuple[str, ...] = ()
     cache_salt: str | None = None
+    user: str | None = None
 
     @property
     def tenant(self) -> str:
@@ -99,6 +102,18 @@ class RequestStats:
         self.device_seconds += chunk.device_seconds
         if chunk.finish:
             self.finish.append(chunk.finish)
+
+
+def named_user(headers: Mapping[str, str], *ids: str | None) -> str | None:
+    """Return the user that a client names in its request's body, or else the session in its headers."""
+    named = next((f"user {one}" for one in ids if one), None)
+    session = headers.get("x-session-id")
+    return named or (f"session {session}" if session else None)
+
+
+def split_unit(user: str | None, caller: Caller) -> str:
+    """Return who keeps its version where several share a model: the user, else the session, else the key."""
+    return user or f"key {caller.key}"
 
 
 def payer(route: Route, caller: Caller) -> str:

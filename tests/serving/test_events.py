@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from lora_ops.engines.protocol import Engine
+from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.events import Event, EventLog, read_events
 from lora_ops.serving.risk import SCORED_CHARACTERS, score, toxicity
@@ -34,6 +35,7 @@ def event(number: int, **changes: Any) -> Event:
             "digest": "ab",
             "base_model": "tiny",
             "route": "production",
+            "epoch": 7,
             "status": 200,
             "code": None,
             "streamed": False,
@@ -241,6 +243,31 @@ def test_every_request_leaves_one_event_with_who_answered_how_and_how_long(
     assert "[e-mail address]" in b["prompt_text"] and "system: " in b["prompt_text"]
     assert (c["status"], c["code"], c["generated_tokens"]) == (429, "rate_limit_exceeded", 0)
     assert rows[rows["streamed"]]["tenant"].tolist() == ["-"]
+
+
+def test_event_names_the_user_by_a_hash_and_the_epoch(clone: Clone, engine: Engine) -> None:
+    """Whoever reads the log sees which requests are of the same user, and not of whom."""
+    secret = "ana.silva-4111"
+    body = {"model": "finance", "prompt": "x", "max_tokens": 1}
+    named = [
+        ({"user": secret}, {}),
+        ({"safety_identifier": secret, "user": "else"}, {"x-session-id": "s"}),
+        ({}, {"x-session-id": secret}),
+        ({}, {}),
+    ]
+    for again in (False, True):
+        with served(clone.root, clone.settings(), engine) as gateway, gateway.http() as http:
+            for number, (more, headers) in enumerate(named):
+                headers = {**headers, "x-request-id": f"{number}-{again}"}
+                assert http.post("/v1/completions", json={**body, **more}, headers=headers).is_success
+        engine = TorchEngine(clone.base, max_batch=16, kv_tokens=8192, threads=1)
+    rows = read_events(clone.root / ".serving/events").set_index("request_id")
+    by_user, by_identifier, by_session, _ = (rows["user"][f"{number}-False"] for number in range(4))
+    assert by_user == by_identifier == rows["user"]["0-True"] != by_session == rows["user"]["2-True"]
+    assert rows["user"].isna()["3-False"] and len(by_user) == len(by_session) == 32
+    assert not any(secret in path.read_text() for path in (clone.root / ".serving/events").iterdir())
+    with clone.registry() as registry:
+        assert set(rows["epoch"]) == {registry.log.head().seq}
 
 
 def test_events_are_counted_when_they_are_on_disk(gateway: Served) -> None:

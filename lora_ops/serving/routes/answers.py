@@ -16,7 +16,7 @@ from lora_ops.serving.keys import Caller
 from lora_ops.serving.middleware import until_disconnected
 from lora_ops.serving.rendering import ChatRendering, CompletionRendering, Rendering, provenance
 from lora_ops.serving.request_schemas import ChatRequest, CompletionRequest, StreamOptions
-from lora_ops.serving.requests import AnswerChunk, AnswerRequest, held_to_labels
+from lora_ops.serving.requests import AnswerChunk, AnswerRequest, held_to_labels, named_user, split_unit
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer
 from lora_ops.serving.router import Route
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
@@ -39,12 +39,12 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
         out of `columns`; where it is more than one bare column, a message with `content` instead needs
         `content_is`.
         """
-        route = gateway.route(who, body.model)
+        route, user = _routed(gateway, http, body, who)
         turns, system = chat_turns(
             body.messages, route, body.content_is or gateway.settings.content_is(route.tenant)
         )
         asked = "\n".join(f"{role}: {text}" for role, text in turns)
-        request = _new_request(gateway, http, "chat", body, who, route, system, asked)
+        request = _new_request(gateway, http, "chat", body, who, route, user, system, asked)
         # All messages are one prompt, so that together they must fit.
         whole = "".join(text for _, text in turns)
         size = len(whole) + TURN * len(turns)
@@ -59,7 +59,7 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
         http: Request, body: CompletionRequest, who: Annotated[Caller, allowed("tenant", "admin")]
     ) -> Response:
         """Continue one or more texts, or lists of token ids."""
-        route = gateway.route(who, body.model)
+        route, user = _routed(gateway, http, body, who)
         tokenization = gateway.tokenization
 
         def encode() -> tuple[tuple[int, ...], ...]:
@@ -72,11 +72,19 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
             return tuple(one if isinstance(one, str) else tokenization.as_text(one) for one in body.prompts)
 
         text = "\n".join(one for one in body.prompts if isinstance(one, str))
-        request = _new_request(gateway, http, "completions", body, who, route, "none", text)
+        request = _new_request(gateway, http, "completions", body, who, route, user, "none", text)
         size, echo = sum(map(len, body.prompts)), show if body.echo else None
         request = await _read(gateway, http, request, body, body.prompts, size, encode, echo)
         rendering = CompletionRendering(request, body.stream_options or StreamOptions())
         return await _respond(gateway, http, body, request, rendering)
+
+
+def _routed(
+    gateway: Gateway, http: Request, body: ChatRequest | CompletionRequest, who: Caller
+) -> tuple[Route, str | None]:
+    """Return the route of the request's model, and the user or session that it is for."""
+    user = named_user(http.headers, body.safety_identifier, body.user)
+    return gateway.route(who, body.model, split_unit(user, who)), user
 
 
 def _new_request(
@@ -86,6 +94,7 @@ def _new_request(
     body: ChatRequest | CompletionRequest,
     who: Caller,
     route: Route,
+    user: str | None,
     system: SystemPrompt,
     text: str,
 ) -> AnswerRequest:
@@ -111,6 +120,7 @@ def _new_request(
         started=state["started"],
         trace_parent=http.headers.get("traceparent"),
         cache_salt=body.cache_salt,
+        user=user,
     )
     state["limits"] = lambda: gateway.answering.limits(request.tenant)
     state["logged"] |= {"tenant": request.tenant, "adapter": route.name, "route": route.decision}
