@@ -1,12 +1,46 @@
 """A registry that somebody tampered with, under a gateway that runs."""
 
+import shutil
 import sqlite3
 import threading
+from collections.abc import Callable
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
 
 from lora_ops.registry import lifecycle
+from lora_ops.registry.audit import Anchor, Row
+from lora_ops.registry.signing import Signer
+from lora_ops.registry.signing_keys import make_key
+from lora_ops.registry.store import Registry
+from lora_ops.settings.registry import SigningSettings
 from tests.serving.conftest import Clone, Served
 
 BODY = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 3}
+Attack = Callable[[Registry], None]
+
+
+def weights(registry: Registry, reference: str) -> Path:
+    files = registry.get(reference).manifest.files
+    return registry.files.path(files["adapter_model.safetensors"].sha256)
+
+
+def rewrite_entry(registry: Registry, row: Row) -> None:
+    """Write another entry in the place of an old one, and put the trigger back."""
+    with closing(sqlite3.connect(registry.db.path, isolation_level=None)) as db:
+        [trigger] = db.execute("SELECT sql FROM sqlite_master WHERE name = 'audit_stays'").fetchone()
+        db.execute("DROP TRIGGER audit_stays")
+        changed = (row.at, row.actor, row.hash, row.seq)
+        db.execute("UPDATE audit SET at = ?, actor = ?, hash = ? WHERE seq = ?", changed)
+        db.execute(trigger)
+
+
+def touch(registry: Registry) -> None:
+    """Let whoever follows the registry look again, as any later commit does."""
+    with closing(sqlite3.connect(registry.db.path, isolation_level=None)) as db:
+        db.execute("UPDATE aliases SET alias = alias")
 
 
 def wait_for(check: object, wanted: object) -> None:
@@ -71,3 +105,88 @@ def test_ready_warns_of_a_head_that_is_not_remembered(clone: Clone, gateway: Ser
     ready = http.get("/ready")
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
     assert "run `lora-ops registry verify`" in ready.json()["warning"]
+
+
+def swap_files(registry: Registry) -> None:
+    one, two = weights(registry, "healthcare@1"), weights(registry, "finance@1")
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+
+
+def flip_byte(registry: Registry) -> None:
+    content = bytearray(weights(registry, "healthcare@1").read_bytes())
+    content[-1] ^= 1
+    weights(registry, "healthcare@1").write_bytes(content)
+
+
+def cut_short(registry: Registry) -> None:
+    path = weights(registry, "healthcare@1")
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def edit_manifest(registry: Registry) -> None:
+    with closing(sqlite3.connect(registry.db.path, isolation_level=None)) as db:
+        db.execute("UPDATE manifests SET manifest = replace(manifest, '600', '601')")
+
+
+@pytest.mark.parametrize("attack", [swap_files, flip_byte, cut_short, edit_manifest])
+def test_gateway_loads_no_version_that_was_tampered(clone: Clone, gateway: Served, attack: Attack) -> None:
+    http = gateway.http()
+    assert http.post("/v1/completions", json=BODY).headers["x-lora-ops-adapter"] == "finance@2"
+    loaded = set(gateway.engine.status().adapters)
+    with clone.registry() as registry:
+        attack(registry)
+    answer = http.post("/v1/completions", json={**BODY, "model": "healthcare"})
+    code = "registry_damaged" if attack is edit_manifest else "adapter_damaged"
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
+    assert "healthcare@1" in answer.json()["error"]["message"]
+    assert "retry-after" not in answer.headers
+    assert set(gateway.engine.status().adapters) == loaded
+    assert http.get("/health").status_code == 200
+
+
+def replace_key(registry: Registry) -> None:
+    """Sign the head with another key, whose public half lies where the registry's own ones are."""
+    stranger = Signer(registry.signer.folder, SigningSettings(key=str(registry.path.parent / "own.key")))
+    make_key(stranger.own.path)
+    Anchor(registry.anchor.path, stranger).confirm(registry.log.head())
+    touch(registry)
+
+
+def date_ahead(registry: Registry) -> None:
+    row = registry.log.rows(after=registry.log.head().seq - 1)[0]
+    later = (datetime.fromisoformat(row.at) + timedelta(days=1)).isoformat()
+    changed = row._replace(at=later)
+    rewrite_entry(registry, changed._replace(hash=changed.expected_hash()))
+
+
+def edit_entry(registry: Registry) -> None:
+    """Put another entry in the place of an older one, with the hash that fits it."""
+    changed = registry.log.rows()[1]._replace(actor="nobody")
+    rewrite_entry(registry, changed._replace(hash=changed.expected_hash()))
+
+
+def older_copy(registry: Registry) -> None:
+    """Put the registry back as it was before a revocation."""
+    copy = registry.path.parent / "copy"
+    registry.db.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copytree(registry.path, copy)
+    lifecycle.revoke(registry, "healthcare@1", actor="ben", reason="leaks card numbers")
+    registry.path.rename(registry.path.parent / "gone")
+    copy.rename(registry.path)
+
+
+@pytest.mark.parametrize("attack", [replace_key, date_ahead, edit_entry, older_copy])
+def test_gateway_goes_on_as_verified_when_the_log_is_not(clone: Clone, gateway: Served, attack: Attack) -> None:
+    http = gateway.http()
+    assert http.post("/v1/completions", json=BODY).headers["x-lora-ops-adapter"] == "finance@2"
+    loaded = set(gateway.engine.status().adapters)
+    with clone.registry() as registry:
+        attack(registry)
+    ready = http.get("/ready")
+    assert (ready.status_code, ready.json()["error"]["code"]) == (503, "registry_damaged")
+    cold = http.post("/v1/completions", json={**BODY, "model": "healthcare"})
+    assert cold.status_code == 503 and "retry-after" not in cold.headers
+    assert http.post("/v1/completions", json=BODY).headers["x-lora-ops-adapter"] == "finance@2"
+    assert set(gateway.engine.status().adapters) == loaded
