@@ -20,6 +20,7 @@ import numpy
 from pydantic_core import to_json
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.registry.eligibility import expiry_reason, expiry_warning
 from lora_ops.serving.errors import CLIENT_GONE, NOT_FAILED
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.traffic import WINDOW_SECONDS, Recent, Window
@@ -223,6 +224,7 @@ async def _tenants(gateway: Gateway, counts: _Counts) -> list[dict[str, Any]]:
 
 async def _adapters(gateway: Gateway, counts: _Counts) -> list[dict[str, Any]]:
     now, nothing = time.monotonic(), _numbers(Window(), ())
+    today = gateway.registry.clock()
     entries = {entry.name: entry for entry in gateway.cache.entries()}
     rows: list[dict[str, Any]] = []
     async for summary in in_turns(gateway.router.versions()):
@@ -237,6 +239,8 @@ async def _adapters(gateway: Gateway, counts: _Counts) -> list[dict[str, Any]]:
                 "state": summary.state,
                 "aliases": list(summary.aliases),
                 "fresh_until": summary.fresh_until,
+                "expired": expiry_reason(summary, today),
+                "expires_soon": expiry_warning(summary, today),
                 "loaded": bool(entry and entry.loaded),
                 "pinned": entry.pin if entry else "no",
                 "bytes": entry.bytes if entry and entry.loaded else 0,

@@ -140,6 +140,24 @@ def test_an_export_is_the_package_with_its_manifest_and_a_signature_that_others_
     assert done.returncode == 0, done.stderr
 
 
+def test_export_asks_for_review_of_what_may_not_serve(
+    registry: Registry, package: Build, story: Story, tmp_path: Path, clock: Clock
+) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    for seed in (2, 3):
+        registry.register(*package(seed), actor=AUTHOR)
+        story.to(f"finance@{seed}", "production")
+    packages.export(registry, "finance@3", tmp_path / "serving")
+    refused = {"finance@1": "is 'candidate'", "finance@2": "is 'superseded'", "finance@3": "expired on"}
+    for version, why in refused.items():
+        if version == "finance@3":
+            clock.move(days=400)
+        with pytest.raises(LoraOpsError, match=f"{version} {why}.*To look at it all the same: `--for-review`"):
+            packages.export(registry, version, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        assert packages.export(registry, version, tmp_path / version, for_review=True).id == version
+
+
 def test_an_export_does_not_write_over_anything(registry: Registry, package: Build, tmp_path: Path) -> None:
     registry.register(*package())
     with pytest.raises(LoraOpsError, match="exists already"):

@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from lora_ops.registry import lifecycle
+from lora_ops.registry import eligibility, lifecycle
 from tests.serving.conftest import Clone, Served, served
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -75,6 +76,17 @@ def test_it_shows_who_answers_how_fast_and_what_is_in_memory(
     assert page.problems == []  # type: ignore[attr-defined]
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder) / "console.png", full_page=True)
+
+
+def test_it_marks_data_that_expires_soon(
+    clone: Clone, engine: object, page: "sync_api.Page", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eligibility, "FRESHNESS_WARNING", timedelta(days=50_000))
+    with served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
+        page.goto(f"{gateway.url}/console")
+        marked = page.wait_for_selector("#adapters span.warn")
+        assert "the data of finance@2 expires on" in str(marked.get_attribute("title"))
+    assert page.query_selector("#adapters span.bad") is None
 
 
 def test_it_follows_a_rollback_without_being_reloaded(

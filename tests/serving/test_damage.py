@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.registry import lifecycle
+from lora_ops.engines.protocol import Engine
+from lora_ops.registry import eligibility, lifecycle
 from lora_ops.registry.audit import Anchor, Row
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.signing_keys import make_key
 from lora_ops.registry.store import Registry
+from lora_ops.serving import gateway as gateway_module
+from lora_ops.serving.gateway import Gateway
 from lora_ops.settings.registry import SigningSettings
-from tests.serving.conftest import Clone, Served
+from tests.serving.conftest import Clone, Served, served
 
 BODY = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 3}
 Attack = Callable[[Registry], None]
@@ -86,6 +89,24 @@ def test_gateway_serves_no_candidate_after_revocation(clone: Clone, gateway: Ser
     answer = http.post("/v1/completions", json=BODY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_served")
     assert "finance@1 was revoked" in answer.json()["error"]["message"]
+
+
+def test_gateway_logs_once_that_data_expires_soon(
+    clone: Clone, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(eligibility, "FRESHNESS_WARNING", timedelta(days=50_000))
+    monkeypatch.setattr(gateway_module, "HOUSEKEEPING_SECONDS", 0.01)
+    rounds: list[None] = []
+    warn = Gateway._warn_of_expiry
+    monkeypatch.setattr(Gateway, "_warn_of_expiry", lambda self: (warn(self), rounds.append(None)))
+    with served(clone.root, clone.settings(), engine):
+        wait_for(lambda: len(rounds) > 3, True)
+    told = [one.getMessage() for one in caplog.records if "expires on" in one.getMessage()]
+    # finance@1, which no alias names, is not worth a warning.
+    assert [line.partition(" expires on")[0] for line in told] == [
+        "the data of finance@2",
+        "the data of healthcare@1",
+    ]
 
 
 def test_gateway_shows_how_long_data_stays_fresh(gateway: Served) -> None:
