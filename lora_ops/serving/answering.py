@@ -88,16 +88,19 @@ class Answering:
             place.end()
         allowance.spend(counted)  # the estimate was given back
 
-    async def answer(self, request: AnswerRequest) -> AsyncGenerator[AnswerChunk, None]:
+    async def answer(self, request: AnswerRequest, stats: RequestStats) -> AsyncGenerator[AnswerChunk, None]:
         """The answers, chunk by chunk as they come; closing it early cancels what still runs.
 
         Answers do not wait for whoever reads them: slots and adapters are free once the last token is made.
+
+        Args:
+            stats: where the request is counted.
 
         Raises:
             TooMany, NeverFits, Overloaded, AdapterUnavailable, EngineError: as they say.
             TimeoutError: it was not made within `serving.request_timeout_seconds`.
         """
-        stats, error = RequestStats(), None
+        error = None
         with self._tracing.request(request) as span:
             try:
                 read = sum(map(len, request.prompts))
@@ -232,7 +235,7 @@ class Answering:
                 took(used + written)
                 if written:
                     self._lengths.add(request.tenant, request.route.name, request.sampling.max_tokens, written)
-                stats.texts.append("".join(texts))
+                stats.texts[index] = "".join(texts)
 
     @asynccontextmanager
     async def _turn(self, ticket: Ticket, stats: RequestStats) -> AsyncIterator[Callable[[float], None]]:
@@ -308,6 +311,6 @@ class Answering:
                 device_seconds=stats.device_seconds,
                 # A refused prompt is not scored: whoever is refused all the time must cost next to nothing.
                 prompt_text=request.text if stats.generated or stats.finish else None,
-                answer_text="\n".join(stats.texts),
+                answer_text="\n".join(text for _, text in sorted(stats.texts.items())),
             )
         )

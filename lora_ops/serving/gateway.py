@@ -17,6 +17,7 @@ from lora_ops.registry.backends import open_copy, open_registry
 from lora_ops.registry.eligibility import expiry_warning
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
+from lora_ops.serving.after_answer import AfterAnswer
 from lora_ops.serving.answering import Answering
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.fair_queue import FairQueue
@@ -94,6 +95,7 @@ class Gateway:
             Pseudonyms(root / serving.path / "users.salt"),
             self._tell,
         )
+        self.after_answer = AfterAnswer(self.telemetry.after_answer_failures.inc)
         self.telemetry.watch(engine, self.cache, self.queue, self)
         self.traffic = RecentTraffic()
         self.started = time.monotonic()
@@ -142,6 +144,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._forever, return_exceptions=True)
         self.tokenizing.close()
+        await self.after_answer.close()
         await self.engine.close()
         await asyncio.to_thread(self.events.close)
         await asyncio.to_thread(self.tracing.close)

@@ -79,6 +79,7 @@ class RequestStats:
 
     Attributes:
         read: prompt tokens that were put before the engine, those of each answer.
+        texts: what was written, by the answer's index.
     """
 
     read: int = 0
@@ -88,7 +89,7 @@ class RequestStats:
     first_token: float | None = None
     per_token: list[float] = field(default_factory=list)
     finish: list[FinishReason] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    texts: dict[int, str] = field(default_factory=dict)
 
     def waited(self, seconds: float) -> None:
         """Note how long an answer waited for its turn; the longest of a request counts."""

@@ -1,7 +1,7 @@
 """How an answer goes out: whole, or as server-sent events while it is made."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
@@ -39,10 +39,21 @@ async def rendered(chunks: Sequence[AnswerChunk], render: Callable[[], T]) -> T:
 
 
 class Stream(StreamingResponse):
-    """Server-sent events given up at a deadline (of the event loop's clock), however slow the reader."""
+    """Server-sent events given up at a deadline (of the event loop's clock), however slow the reader.
 
-    def __init__(self, events: AsyncGenerator[bytes, None], deadline: float, headers: dict[str, str]) -> None:
+    Args:
+        after: called once the last event has left.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        deadline: float,
+        headers: dict[str, str],
+        after: Callable[[], Awaitable[None]],
+    ) -> None:
         super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._after = after
         self._events = events
         self._deadline = deadline
 
@@ -54,6 +65,8 @@ class Stream(StreamingResponse):
         """
         async with aclosing(self._events), asyncio.timeout_at(self._deadline):
             await super().stream_response(send)
+        # Not `background`, which Starlette runs also where the client has left.
+        await self._after()
 
 
 async def events(

@@ -9,9 +9,10 @@ labelled by adapter: `adapter_loads_total`, `adapter_load_failures_total`, `adap
 `adapter_bytes`; and `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine;
 `slots_used` and `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`.
 Of the KV cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`,
-`events_unscored_total`. Of clients: `connections_closed_total`. Of the log: `log_lines_lost_total`. Of the
-registry: `registry_damaged`, and of what an alias names, by tenant and adapter, `adapter_fresh_seconds` and
-`adapter_review_due_seconds`; both are negative once it is late.
+`events_unscored_total`. Of hooks after answers: `after_answer_failures_total`. Of clients:
+`connections_closed_total`. Of the log: `log_lines_lost_total`. Of the registry: `registry_damaged`, and of
+what an alias names, by tenant and adapter, `adapter_fresh_seconds` and `adapter_review_due_seconds`; both are
+negative once it is late.
 """
 
 import asyncio
@@ -82,6 +83,9 @@ class Telemetry:
         self.events_lost = counter("events_lost_total", "Events that the disk would not take", ())
         self.events_unscored = counter(
             "events_unscored_total", "Events whose texts were neither scored nor kept: too many at once", ()
+        )
+        self.after_answer_failures = counter(
+            "after_answer_failures_total", "Hooks after an answer that failed or were left out", ()
         )
         self.connections_closed = counter(
             "connections_closed_total", "Connections that were closed because there were too many", ()

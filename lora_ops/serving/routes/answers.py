@@ -1,12 +1,14 @@
 """POST /v1/chat/completions and /v1/completions, as OpenAI and vLLM have them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from starlette.background import BackgroundTask
 
 from lora_ops.serving.auth import allowed
 from lora_ops.serving.chat_turns import SystemPrompt, chat_turns
@@ -16,7 +18,14 @@ from lora_ops.serving.keys import Caller
 from lora_ops.serving.middleware import until_disconnected
 from lora_ops.serving.rendering import ChatRendering, CompletionRendering, Rendering, provenance
 from lora_ops.serving.request_schemas import ChatRequest, CompletionRequest, StreamOptions
-from lora_ops.serving.requests import AnswerChunk, AnswerRequest, held_to_labels, named_user, split_unit
+from lora_ops.serving.requests import (
+    AnswerChunk,
+    AnswerRequest,
+    RequestStats,
+    held_to_labels,
+    named_user,
+    split_unit,
+)
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer
 from lora_ops.serving.router import Route
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
@@ -189,9 +198,11 @@ async def _respond(
     request: AnswerRequest,
     rendering: Rendering,
 ) -> Response:
-    chunks = gateway.answering.answer(request)
+    stats = RequestStats()
+    chunks = gateway.answering.answer(request, stats)
+    after = partial(gateway.after_answer.start, request, stats)
     try:
-        return await _sent(gateway, http, body, request, rendering, chunks)
+        return await _sent(gateway, http, body, request, rendering, chunks, after)
     except BaseException:
         if request.place:  # the answer ends its place itself, unless it never began
             request.place.end()
@@ -205,15 +216,22 @@ async def _sent(
     request: AnswerRequest,
     rendering: Rendering,
     chunks: AsyncGenerator[AnswerChunk, None],
+    after: Callable[[], Awaitable[None]],
 ) -> Response:
+    """Return the answer, whole or as a stream; `after` is called once its last byte has left."""
     if not body.stream:
         whole = await until_disconnected(http, collected(chunks))
         text = await rendered(whole, lambda: rendering.whole(whole).model_dump_json())
-        return Response(text, media_type="application/json", headers=provenance(request))
+        return Response(
+            text,
+            media_type="application/json",
+            headers=provenance(request),
+            background=BackgroundTask(after),
+        )
     # The first chunk decides the status, which can't be changed once the stream has begun.
     opening = await until_disconnected(http, first(chunks))
     sent = events(opening, chunks, rendering, len(request.costs))
     headers = {**provenance(request), "cache-control": "no-cache", "x-accel-buffering": "no"}
     # Whoever reads slowly has as long for the end of an answer as for sending a body.
     deadline = gateway.answering.deadline(request) + gateway.settings.body_timeout_seconds
-    return Stream(sent, deadline, headers)
+    return Stream(sent, deadline, headers, after)
