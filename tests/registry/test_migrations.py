@@ -1,8 +1,9 @@
-"""A database of schema 1 is brought forward where it lies; one from the future is left alone."""
+"""A registry of each released schema is brought forward where it lies; one from the future is left alone."""
 
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from lora_ops.records.manifest import Manifest, content_digest
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.cards import record
 from lora_ops.registry.files import FileStore
-from lora_ops.registry.migrations import SCHEMA_VERSION, V1
+from lora_ops.registry.migrations import SCHEMA_VERSION
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.rotation import rotate_key
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
@@ -23,39 +25,47 @@ from . import processes
 from .conftest import Build, Clock, evaluated
 
 FIXTURES = Path(__file__).parent / "fixtures"
+WRITTEN = {
+    1: "898d7a594ea7dad7cc77ef84169e846b414e135790438b91bc7de49472150996",
+    2: "1336fc9d048c3e9540fb3ac0dd3794daa252189f547e55d5ddab44faf5d81649",
+    3: "ecd7cde7a39720094524c67168c088285021e497ef29eaf5cd5ef75ce687d56d",
+    4: "dc7777e2c597e93c8ec6748063c946f9db05896ab8e7a8d19b0836204e6aae50",
+}
+"""Schema -> SHA-256 of the registry that the release with it wrote."""
+
+
+def unpacked(schema: int, folder: Path) -> Path:
+    """Lay out the registry that the release with one schema wrote."""
+    shutil.unpack_archive(FIXTURES / f"schema-{schema}.tar.gz", folder)
+    return folder / f"schema-{schema}"
 
 
 @pytest.fixture
-def old(tmp_path: Path, package: Build) -> Path:
-    """A registry as the first lora-ops wrote it: two versions of finance, one of media."""
-    path = tmp_path / "old"
-    files = FileStore(path / "files")
-    path.mkdir()
-    db = sqlite3.connect(path / "registry.sqlite")
-    db.executescript(V1)
-    for number, (seed, tenant) in enumerate([(1, "finance"), (2, "finance"), (3, "media")], start=1):
-        folder, manifest = package(seed, tenant=tenant)
-        for name in manifest.files:
-            files.add(folder / name)
-        number = 1 if tenant == "media" else number
-        registered = manifest.model_copy(update={"version": number, "schema_version": 1})
-        digest = content_digest(registered.to_json())
-        db.execute(
-            "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
-            (tenant, number, digest, registered.to_json(), "2026-01-01T00:00:00+00:00"),
-        )
-        db.execute("INSERT OR REPLACE INTO aliases VALUES (?, 'candidate', ?)", (tenant, number))
-    db.execute("PRAGMA user_version = 1")
-    db.commit()
-    db.close()
-    return path
+def old(tmp_path: Path) -> Path:
+    """A registry that the first lora-ops wrote: two versions of finance, one of media."""
+    return unpacked(1, tmp_path / "old")
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    """A registry that the release with schema 2 wrote: finance@1 in production, media@1 revoked."""
+    return unpacked(2, tmp_path / "second")
 
 
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
     """A registry that the release with schema 3 wrote: four versions, one in production, one revoked."""
-    shutil.unpack_archive(FIXTURES / "schema-3.tar.gz", tmp_path / "released")
-    return tmp_path / "released" / "schema-3"
+    return unpacked(3, tmp_path / "released")
+
+
+@pytest.mark.parametrize("schema", WRITTEN)
+def test_fixture_has_the_bytes_of_its_release(schema: int) -> None:
+    """No class of today made them, so a change of today's classes can't change them, too."""
+    assert sha256_file(FIXTURES / f"schema-{schema}.tar.gz") == WRITTEN[schema]
+
+
+def test_fixture_of_every_schema_is_there() -> None:
+    assert [*WRITTEN] == [*range(1, SCHEMA_VERSION + 1)]
 
 
 def test_an_old_registry_keeps_its_versions_and_gains_signatures_and_a_log(old: Path) -> None:
@@ -66,14 +76,14 @@ def test_an_old_registry_keeps_its_versions_and_gains_signatures_and_a_log(old: 
         ("media@1", ("candidate",)),
     ]
     assert [entry.action for entry in registry.log.entries()] == ["imported"] * 3
-    assert registry.get("finance@1").registered_at == "2026-01-01T00:00:00+00:00"
+    assert registry.get("finance@1").registered_at == "2026-11-26T16:57:50+00:00"
     assert verify(registry).ok
     assert packages.verified_path(registry, "media").is_dir()
 
 
 def test_an_upgraded_registry_goes_on_counting(old: Path, package: Build) -> None:
     registry = Registry(old)
-    assert registry.register(*package(2))[0].id == "finance@2"
+    assert registry.register(package(2)[0], as_released(*package(2)))[0].id == "finance@2"
     assert registry.register(*package(9))[0].id == "finance@3"
 
 
@@ -90,9 +100,11 @@ def test_processes_that_upgrade_together_upgrade_once(old: Path) -> None:
     assert verify(registry).ok
 
 
-def test_a_version_that_was_damaged_before_is_imported_unsigned_and_named(old: Path, package: Build) -> None:
-    _, manifest = package(1)
-    FileStore(old / "files").path(manifest.files["adapter_model.safetensors"].sha256).write_bytes(b"x")
+def test_a_version_that_was_damaged_before_is_imported_unsigned_and_named(old: Path) -> None:
+    with closing(sqlite3.connect(old / "registry.sqlite")) as db:
+        (text,) = db.execute("SELECT manifest FROM versions WHERE number = 1 AND tenant = 'finance'").fetchone()
+    digest = json.loads(text)["files"]["adapter_model.safetensors"]["sha256"]
+    FileStore(old / "files").path(digest).write_bytes(b"x")
     registry = Registry(old)
     assert verify(registry).problems[0] == "finance@1 carries no signature"
     with pytest.raises(LoraOpsError, match="changed on disk"):
@@ -114,19 +126,22 @@ def test_an_upgrade_that_is_killed_leaves_the_old_registry_or_the_new_one(
 
 @pytest.mark.parametrize("calls", [None, *range(3, 60, 8)])
 def test_a_registry_of_schema_2_keeps_its_log_and_gains_a_queue_killed_or_not(
-    released: Path, package: Build, clock: Clock, calls: int | None
+    second: Path, package: Build, clock: Clock, calls: int | None
 ) -> None:
-    db = sqlite3.connect(released / "registry.sqlite")
-    db.execute("DROP TABLE mirrors")
-    db.execute("PRAGMA user_version = 2")
-    hashes = db.execute("SELECT hash FROM audit ORDER BY seq").fetchall()
-    db.commit()
-    db.close()
-    path = released
+    with closing(sqlite3.connect(second / "registry.sqlite")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        hashes = db.execute("SELECT hash FROM audit ORDER BY seq").fetchall()
+    path = second
     assert processes.run(lambda: Registry(path), kill_at=calls) in (processes.KILLED, processes.DONE)
     upgraded = Registry(path, clock=clock)
     assert [(entry.hash,) for entry in upgraded.log.entries()] == hashes
     assert upgraded.db.rows("SELECT * FROM mirrors") == []
+    assert [(one.id, one.state) for one in upgraded.summaries()] == [
+        ("finance@1", "production"),
+        ("finance@2", "candidate"),
+        ("media@1", "revoked"),
+    ]
+    assert packages.verified_path(upgraded, "finance@1").is_dir()
     assert verify(upgraded).ok
     assert upgraded.register(*package(9))[0].id == "finance@3"
 
@@ -182,6 +197,24 @@ def test_schema_3_upgrade_killed_goes_on(released: Path, clock: Clock, calls: in
     done = processes.run(lambda: Registry(released), kill_at=calls)
     assert done in (processes.KILLED, processes.DONE)
     assert verify(Registry(released, clock=clock)).ok
+
+
+def test_schema_4_verifies_serves_and_is_revoked(tmp_path: Path, owners: Owners, clock: Clock) -> None:
+    """What this schema's release wrote holds in every later one; its private key was never in the folder."""
+    registry = Registry(unpacked(4, tmp_path / "fourth"), owners=owners, clock=clock)
+    clock.move(days=10)
+    assert [(one.id, one.state, one.aliases) for one in registry.summaries()] == [
+        ("finance@1", "production", ("production",)),
+        ("finance@2", "candidate", ("candidate",)),
+        ("media@1", "revoked", ()),
+    ]
+    assert {entry.format for entry in registry.log.entries()} == {2}
+    assert verify(registry).ok
+    assert record(registry, "finance@1").verdict.may_serve
+    assert packages.verified_path(registry, "finance@1").is_dir()
+    rotate_key(registry, actor="ben", reason="the old key is gone")
+    lifecycle.revoke(registry, "finance@1", actor="ben", reason="leaks card numbers")
+    assert verify(registry).ok
 
 
 def as_released(folder: Path, manifest: Manifest) -> Manifest:
