@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import cast
@@ -12,6 +12,7 @@ from typing import cast
 from lora_ops.engines.protocol import Chunk, Engine, Generation
 from lora_ops.serving.adapters import AdapterCache, Use
 from lora_ops.serving.answer_lengths import AnswerLengths
+from lora_ops.serving.background_answers import BackgroundTicket
 from lora_ops.serving.errors import as_api_error, outcome
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded
@@ -97,21 +98,19 @@ class Answering:
             stats: where the request is counted.
 
         Raises:
-            TooMany, NeverFits, Overloaded, AdapterUnavailable, EngineError: as they say.
+            TooMany, NeverFits, Overloaded, Preempted, AdapterUnavailable, EngineError: as they say.
             TimeoutError: it was not made within `serving.request_timeout_seconds`.
         """
         error = None
         with self._tracing.request(request) as span:
             try:
-                read = sum(map(len, request.prompts))
-                allowance = self._allowance(request.tenant)
-                with allowance.spending(request.tenant, int(sum(request.costs)), read) as spent:
+                with self._spending(request) as spent:
                     use: Use | None = None
-                    tickets: list[Ticket] = []
+                    tickets: Sequence[Ticket | BackgroundTicket] = ()
                     try:
                         # The adapter comes first: a slot that waits for a load would answer nobody meanwhile.
                         use = await self._use(request)
-                        tickets = self._queue.enter(request.tenant, request.costs, self._expected(request))
+                        tickets = self._enter(request)
                         async with aclosing(self._chunks(request, tickets, stats, use)) as chunks:
                             async for chunk in chunks:
                                 yield chunk
@@ -138,6 +137,20 @@ class Answering:
         """When its time is over, by the event loop's clock."""
         left = request.started + self._settings.request_timeout_seconds - time.perf_counter()
         return asyncio.get_running_loop().time() + left
+
+    def _spending(self, request: AnswerRequest) -> AbstractContextManager[Callable[[int], None]]:
+        """Spend the tenant's allowance on an answer; what runs in the background is not at its expense."""
+        if request.priority == "background":
+            return nullcontext(lambda tokens: None)
+        read = sum(map(len, request.prompts))
+        return self._allowance(request.tenant).spending(request.tenant, int(sum(request.costs)), read)
+
+    def _enter(self, request: AnswerRequest) -> Sequence[Ticket | BackgroundTicket]:
+        """Return the tickets of a request's answers: places in the queue, or idle slots."""
+        expected = self._expected(request)
+        if request.priority == "background":
+            return self._queue.enter_background(request.costs, expected)
+        return self._queue.enter(request.tenant, request.costs, expected)
 
     def _allowance(self, tenant: str) -> Allowance:
         found = self._allowances.get(tenant)
@@ -170,7 +183,11 @@ class Answering:
         return [float(len(prompt) + written) for prompt in request.prompts for _ in range(request.n)]
 
     async def _chunks(
-        self, request: AnswerRequest, tickets: list[Ticket], stats: RequestStats, use: Use | None
+        self,
+        request: AnswerRequest,
+        tickets: Sequence[Ticket | BackgroundTicket],
+        stats: RequestStats,
+        use: Use | None,
     ) -> AsyncGenerator[AnswerChunk, None]:
         """Yield the chunks of all answers as they come; the first error ends all of them."""
         arrived: asyncio.Queue[AnswerChunk | asyncio.Task[None]] = asyncio.Queue()
@@ -207,7 +224,7 @@ class Answering:
         self,
         request: AnswerRequest,
         index: int,
-        ticket: Ticket,
+        ticket: Ticket | BackgroundTicket,
         stats: RequestStats,
         use: Use | None,
         give: Callable[[AnswerChunk], None],
@@ -233,12 +250,14 @@ class Answering:
                     stats.per_token.append((now - first) / (written - 1))
             finally:
                 took(used + written)
-                if written:
+                if written and request.priority == "normal":  # the others may have been cut short
                     self._lengths.add(request.tenant, request.route.name, request.sampling.max_tokens, written)
                 stats.texts[index] = "".join(texts)
 
     @asynccontextmanager
-    async def _turn(self, ticket: Ticket, stats: RequestStats) -> AsyncIterator[Callable[[float], None]]:
+    async def _turn(
+        self, ticket: Ticket | BackgroundTicket, stats: RequestStats
+    ) -> AsyncIterator[Callable[[float], None]]:
         """Hold the ticket's slots once its turn has come; note how long that took, also where it never came."""
         started, came = time.perf_counter(), False
         try:
@@ -264,6 +283,8 @@ class Answering:
         )
 
     def _report(self, request: AnswerRequest, stats: RequestStats, error: BaseException | None) -> None:
+        if request.priority == "background":
+            return
         seconds = time.perf_counter() - request.started
         problem = as_api_error(error) if error else None
         prompt_tokens = sum(map(len, request.prompts))

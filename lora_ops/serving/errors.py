@@ -16,6 +16,7 @@ from lora_ops.engines.protocol import EngineError, Unsupported
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.escaping import shortened
 from lora_ops.serving.adapters import AdapterUnavailable
+from lora_ops.serving.background_answers import Preempted
 from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.rate_limits import NeverFits, TooMany
 from lora_ops.serving.router import NotServed, OutOfService, UnknownModel
@@ -103,6 +104,8 @@ def as_api_error(error: BaseException) -> ApiError:
         case TooMany():
             code = "rate_limit_exceeded"
             return ApiError(429, str(error), "rate_limit_error", code, retry_after=error.retry_after)
+        case Preempted():
+            return ApiError(503, str(error), "server_error", "overloaded", retry_after=1)
         case Overloaded():
             return ApiError(503, str(error), "server_error", "overloaded", retry_after=error.retry_after)
         case AdapterUnavailable():

@@ -5,8 +5,10 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.serving.background_answers import BackgroundAnswers, BackgroundTicket
 from lora_ops.serving.rate_limits import NeverFits
 from lora_ops.serving.tenant_queue import ACTIVE_SECONDS, TenantQueue, Ticket
 
@@ -41,6 +43,9 @@ class FairQueue:
     longest queue goes. An answer whose turn it is and that does not fit holds its own tenant back. It holds all
     others back, too, once as many of their answers as there are slots have passed it: so it gets its turn.
 
+    Answers in the background take what all of this leaves idle. All other answers are given their turns as if
+    there were none in the background, which end as soon as anybody waits or needs their slots.
+
     Args:
         slots: answers that are generated at the same time.
         max_waiting: tickets that wait at most, all tenants together.
@@ -71,6 +76,7 @@ class FairQueue:
         self._clock = clock
         self._queues: dict[str, TenantQueue] = {}
         self._ready: dict[str, TenantQueue] = {}  # those with tickets that wait
+        self._background = BackgroundAnswers()
         self._now = 0.0
 
     @property
@@ -126,16 +132,41 @@ class FairQueue:
         self._dispatch()
         return tickets
 
+    def enter_background(self, costs: Sequence[float], expected: Sequence[float]) -> list[BackgroundTicket]:
+        """Start answers in idle slots, all or none; they never wait.
+
+        Args:
+            costs, expected: as `enter` takes them.
+
+        Raises:
+            NeverFits: as `enter`.
+            Overloaded: there are not so many idle slots.
+        """
+        self._check(costs, self._sizes(costs))
+        sizes = self._sizes(expected)
+        active, each = self._active()
+        # A slot is idle where nobody waits, no answer takes it, and no tenant's next answer finds it kept.
+        kept = sum(queue.kept(each) for queue in active)
+        idle = self._slots - self.used - self._background.used - kept
+        if self._ready or sum(sizes) > idle + 1e-9:
+            raise Overloaded("The gateway has no idle slots for answers in the background.")
+        return self._background.start(sizes)
+
     @asynccontextmanager
-    async def slot(self, ticket: Ticket) -> AsyncIterator[Callable[[float], None]]:
+    async def slot(self, ticket: Ticket | BackgroundTicket) -> AsyncIterator[Callable[[float], None]]:
         """Wait for the ticket's turn and hold its slots; call what it gives with the tokens taken so far.
 
         Raises:
             Overloaded: its turn did not come in time, or it had to make room for another tenant.
+            Preempted: it runs in the background, and its slots are needed.
         """
+        if isinstance(ticket, BackgroundTicket):
+            async with self._background.slot(ticket, partial(self._grow_background, ticket)) as took:
+                yield took
+            return
         used = ticket.cost
 
-        def took(tokens: float) -> None:
+        def grown(tokens: float) -> None:
             nonlocal used
             used = tokens
             self._grow(ticket, tokens)
@@ -154,12 +185,15 @@ class FairQueue:
                 raise Overloaded(
                     f"The gateway is busy, and '{ticket.tenant}' has the longest queue: send less at once."
                 )
-            yield took
+            yield grown
         finally:
             self.leave(ticket, used)
 
-    def leave(self, ticket: Ticket, used: float = 0.0) -> None:
+    def leave(self, ticket: Ticket | BackgroundTicket, used: float = 0.0) -> None:
         """Give a place or slots back; nothing happens the second time."""
+        if isinstance(ticket, BackgroundTicket):
+            self._background.leave(ticket)
+            return
         queue = ticket.queue
         if ticket.running:
             ticket.running = False
@@ -183,6 +217,12 @@ class FairQueue:
         queue.time += (tokens - ticket.cost) / queue.share
         queue.used += size - ticket.size
         ticket.cost, ticket.size = tokens, size
+        self._end_background()
+
+    def _grow_background(self, ticket: BackgroundTicket, tokens: float) -> None:
+        (size,) = self._sizes([tokens])
+        ticket.size = max(ticket.size, size)
+        self._end_background()
 
     @property
     def _free(self) -> float:
@@ -239,17 +279,29 @@ class FairQueue:
             del self._ready[ticket.tenant]
 
     def _dispatch(self) -> None:
-        """Start every answer that may start now: of the tenants whose turn it may be, the next one's first.
+        """Start every answer that may start now, and end those in the background that are in the way.
 
         It runs at each change: when tickets come, when an answer ends, and each second, because slots that are
         kept for a tenant become free as time passes.
         """
-        if not self._ready or self._free < 1:
-            return
+        self._start_all()
+        self._end_background()
+
+    def _end_background(self) -> None:
+        # Whoever waits would not wait for an answer in the background, but shares the engine with it.
+        self._background.keep_within(0 if self._ready else self._slots - self.used)
+
+    def _active(self) -> tuple[list[TenantQueue], float]:
+        """Return the tenants that were active lately, and the slots of a share of 1 among them."""
         since = self._clock() - ACTIVE_SECONDS
         active = [queue for queue in self._queues.values() if queue.busy or queue.last_seen > since]
-        # The slots of a share of 1: all slots are divided among the tenants that were active lately.
-        each = self._slots / sum(queue.share for queue in active)
+        return active, self._slots / (sum(queue.share for queue in active) or 1.0)
+
+    def _start_all(self) -> None:
+        """Start answers as long as a tenant may start one: that of the tenant whose turn it is comes first."""
+        if not self._ready or self._free < 1:
+            return
+        active, each = self._active()
         counted = sum(queue.counted(each) for queue in active)
         kept = sum(queue.kept(each) for queue in active)
         alone = len(active) == 1

@@ -11,6 +11,8 @@ from lora_ops.serving.rate_limits import Place
 from lora_ops.serving.router import OutOfService, Route
 from lora_ops.serving.telemetry import NOBODY
 
+Priority = Literal["normal", "background"]
+
 
 @dataclass(frozen=True)
 class AnswerRequest:
@@ -21,6 +23,8 @@ class AnswerRequest:
         prompts: token ids of each prompt, none before it was read; every one of them gets `n` answers.
         text: the prompt as a person reads it, for the event log.
         user: the user or session that the client named; the event log gets a hash of it.
+        priority: `background` for a request of no client, such as a copy for another version. It runs in idle
+            slots, ends where they are needed, and counts in no limit, event or metric of requests.
         place: the request's, among those that its tenant may have open; None: it was not counted.
         echoes: the text of each prompt, where the answer is to begin with it.
         started: when the request arrived, by `time.perf_counter`.
@@ -44,6 +48,7 @@ class AnswerRequest:
     echoes: tuple[str, ...] = ()
     cache_salt: str | None = None
     user: str | None = None
+    priority: Priority = "normal"
 
     @property
     def tenant(self) -> str:
