@@ -5,6 +5,7 @@ attention looks at which sequence a row belongs to. Projections that read the sa
 """
 
 import logging
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,12 @@ from lora_ops.engines.torch_engine.weights import Weights
 logger = logging.getLogger(__name__)
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+# The parameters that the forward passes read. A bias of another layer may be too small for the check at start.
+PARAMETERS = re.compile(
+    r"model\.layers\.\d+\.(self_attn\.([qkvo]_proj\.(weight|bias)|[qk]_norm\.weight)"
+    r"|mlp\.(gate|up|down)_proj\.(weight|bias)|(input|post_attention)_layernorm\.weight)"
+    r"|model\.(embed_tokens|norm)\.weight|lm_head\.(weight|bias)"
+)
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with a sequence's length
 
 
@@ -34,7 +41,9 @@ def unsupported_reason(model: Any) -> str | None:
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None) or ["full_attention"]
     windowed = window is not None and (name == "MistralForCausalLM" or "sliding_attention" in layers)
+    unread = next((name for name, _ in model.named_parameters() if not PARAMETERS.fullmatch(name)), None)
     checks = {
+        f"this engine does not read its {unread}": unread is not None,
         f"hidden_act is {config.hidden_act}": config.hidden_act != "silu",
         f"its rotary embedding is of type {rope}": rope not in ROPE_TYPES,
         f"it attends in a window of {window} tokens": windowed and window < config.max_position_embeddings,
@@ -111,6 +120,10 @@ class LlamaDecoder:
         """Copy the first `tokens` of one block to another block."""
         blocks = self._cache.unflatten(3, (-1, BLOCK))  # (layers, 2, kv_heads, blocks, BLOCK, dim)
         blocks[:, :, :, target, :tokens] = blocks[:, :, :, source, :tokens]
+
+    def write_block(self, block: int, values: torch.Tensor) -> None:
+        """Write keys and values of a whole block: (layers, 2, kv_heads, BLOCK, dim)."""
+        self._cache.unflatten(3, (-1, BLOCK))[:, :, :, block] = values
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Nothing to do: the next owner writes before it reads."""

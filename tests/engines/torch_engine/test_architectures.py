@@ -14,11 +14,13 @@ from transformers import (
 )
 
 from lora_ops.engines.protocol import EngineError
-from lora_ops.engines.torch_engine.architectures import PROBE, load_decoder, make_decoder
+from lora_ops.engines.torch_engine import architectures
+from lora_ops.engines.torch_engine.architectures import load_decoder, make_decoder
 from lora_ops.engines.torch_engine.decoder import Decoder, ScheduledSequence, blocks_for
 from lora_ops.engines.torch_engine.llama_decoder import LlamaDecoder
 from lora_ops.engines.torch_engine.native_forward import NativeForward
-from tests.engines.torch_engine.models import LLAMA_LIKE_MODELS, VOCABULARY, make_model
+from lora_ops.engines.torch_engine.probe import PROBE
+from tests.engines.torch_engine.models import LLAMA_LIKE_MODELS, POSITIONS, VOCABULARY, make_model
 
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
 STATE_SPACE = {
@@ -76,6 +78,41 @@ def test_a_model_whose_logits_are_nan_is_refused() -> None:
 @pytest.mark.parametrize("kv_tokens", [1, 9, 10, sum(PROBE) - 1])
 def test_a_small_cache_is_probed_as_far_as_it_goes(kv_tokens: int) -> None:
     assert make_decoder(make_model("gpt2"), kv_tokens).context_length == kv_tokens
+
+
+def test_a_window_that_begins_far_out_is_seen(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The prompt that is tried has 24 tokens, and no window of 64 showed in it."""
+    monkeypatch.setattr(architectures, "unsupported_reason", lambda model: None)
+    model = make_model("mistral with a short window")
+    model.config.sliding_window = POSITIONS
+    assert make_decoder(model, kv_tokens=POSITIONS).batches
+    model.config.sliding_window = 64
+    assert not make_decoder(model, kv_tokens=POSITIONS).batches
+    assert "far into a context by" in caplog.text
+
+
+class NormWithBias(torch.nn.Module):
+    """A norm that adds something very small."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, torch.nn.Parameter(torch.full((36,), 1e-5))
+        self._norm = [norm]  # in a list, so that it is no module of this one
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._norm[0](hidden) + self.bias
+
+
+def test_a_small_bias_that_is_not_read_is_seen(caplog: pytest.LogCaptureFixture) -> None:
+    """It changes less than the check at start allows, and later answers all the same."""
+    model = make_model("llama")
+    model.model.layers[1].post_attention_layernorm = NormWithBias(
+        model.model.layers[1].post_attention_layernorm
+    )
+    assert not make_decoder(model, kv_tokens=64).batches
+    assert "does not read its model.layers.1.post_attention_layernorm.bias" in caplog.text
 
 
 def longrope() -> Phi3ForCausalLM:
