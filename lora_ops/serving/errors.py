@@ -34,6 +34,7 @@ class ApiError(Exception):
     code: str | None = None
     param: str | None = None
     retry_after: float | None = None
+    spread: float = 0.0
     challenge: str | None = None
 
     def body(self) -> dict[str, Any]:
@@ -48,7 +49,7 @@ class ApiError(Exception):
             seconds = max(1, math.ceil(self.retry_after))
             if self.status == 503:
                 # Those who were refused together must not come back together.
-                seconds += random.randint(0, SPREAD_SECONDS)
+                seconds += random.randint(0, max(LEAST_SPREAD, math.ceil(self.spread)))
             headers["retry-after"] = str(seconds)
         if self.challenge is not None:
             headers["www-authenticate"] = f'{self.challenge} realm="lora-ops"'
@@ -61,7 +62,7 @@ def too_long(param: str, what: str, limit: int) -> ApiError:
     return ApiError(400, text, code="context_length_exceeded", param=param)
 
 
-SPREAD_SECONDS = 2
+LEAST_SPREAD = 2  # seconds
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection; it is logged, nobody receives it
 NOT_FAILED = (200, CLIENT_GONE)
 Outcome = Literal["answered", "refused", "failed", "gone"]
@@ -107,7 +108,14 @@ def as_api_error(error: BaseException) -> ApiError:
         case Preempted():
             return ApiError(503, str(error), "server_error", "overloaded", retry_after=1)
         case Overloaded():
-            return ApiError(503, str(error), "server_error", "overloaded", retry_after=error.retry_after)
+            return ApiError(
+                503,
+                str(error),
+                "server_error",
+                "overloaded",
+                retry_after=error.retry_after,
+                spread=error.spread,
+            )
         case AdapterUnavailable():
             code = "adapter_damaged" if error.damaged else "adapter_unavailable"
             return ApiError(503, _outside(error), "server_error", code, retry_after=error.retry_after)

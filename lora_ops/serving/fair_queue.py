@@ -17,11 +17,16 @@ LONG_PART = 0.75  # of the slots, for all long answers together
 
 
 class Overloaded(LoraOpsError):
-    """The gateway as a whole has too much to do; `retry_after` is in seconds."""
+    """The gateway as a whole has too much to do.
 
-    def __init__(self, text: str, retry_after: float = 1.0) -> None:
+    Attributes:
+        retry_after: seconds until it is worth trying again at the earliest.
+        spread: seconds over which those who are refused now should come back.
+    """
+
+    def __init__(self, text: str, retry_after: float = 1.0, spread: float = 0.0) -> None:
         super().__init__(text)
-        self.retry_after = retry_after
+        self.retry_after, self.spread = retry_after, spread
 
 
 class FairQueue:
@@ -116,7 +121,7 @@ class FairQueue:
         if excess > 0:
             mine = len(self._ready[tenant].waiting if tenant in self._ready else ()) + len(costs)
             if excess > sum(max(0, len(other.waiting) - mine) for other in self._ready.values()):
-                raise Overloaded(f"The gateway is busy: {waiting} answers wait already.")
+                raise self._overloaded(f"The gateway is busy: {waiting} answers wait already.")
             for _ in range(excess):
                 self._drop_newest_of_longest()
         queue = self._queue(tenant)
@@ -178,11 +183,11 @@ class FairQueue:
                         await asyncio.wait([ticket.turn], timeout=1)
                         self._dispatch()  # what was kept for others may be free by now
             except TimeoutError as error:
-                raise Overloaded(
+                raise self._overloaded(
                     f"The gateway is busy: this answer's turn did not come within {self._timeout:.0f} seconds."
                 ) from error
             if not ticket.turn.result():
-                raise Overloaded(
+                raise self._overloaded(
                     f"The gateway is busy, and '{ticket.tenant}' has the longest queue: send less at once."
                 )
             yield grown
@@ -205,6 +210,11 @@ class FairQueue:
         else:
             return
         self._dispatch()
+
+    def _overloaded(self, text: str) -> Overloaded:
+        """Return the refusal of an answer: the more wait for each slot, the longer all stay away."""
+        waiting = sum(len(queue.waiting) for queue in self._ready.values())
+        return Overloaded(text, spread=waiting / self._slots)
 
     def _sizes(self, costs: Sequence[float]) -> list[float]:
         return [max(1.0, cost * self._slots / self.tokens) for cost in costs]

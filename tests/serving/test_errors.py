@@ -9,6 +9,7 @@ from lora_ops.engines.protocol import EngineError
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.serving.adapters import AdapterUnavailable
 from lora_ops.serving.errors import as_api_error
+from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.rate_limits import NeverFits, TooMany
 from tests.serving.conftest import Served
 
@@ -48,6 +49,8 @@ def test_a_client_is_told_what_it_can_act_on_and_nothing_of_the_inside(
         (AdapterUnavailable("a@1 was trained on another one.", None), "adapter_unavailable", ()),
         (AdapterUnavailable("a@1: a file was changed.", None, damaged=True), "adapter_damaged", ()),
         (Damaged("entry 3 was changed"), "registry_damaged", ()),
+        (Overloaded("busy"), "overloaded", range(1, 4)),
+        (Overloaded("busy", spread=9.5), "overloaded", range(1, 12)),
         (LoraOpsError("The registry is busy"), "unavailable", range(1, 4)),
     ],
 )
@@ -56,7 +59,7 @@ def test_retry_after_is_spread_and_missing_where_a_fault_stays(
 ) -> None:
     problem = as_api_error(error)
     assert (problem.status, problem.code) == (503, code)
-    found = {int(value) for _ in range(200) if (value := problem.headers().get("retry-after"))}
+    found = {int(value) for _ in range(1000) if (value := problem.headers().get("retry-after"))}
     assert found == set(seconds)
 
 

@@ -123,8 +123,9 @@ async def test_a_tenant_that_is_alone_may_use_every_slot() -> None:
 async def test_a_full_queue_drops_the_newest_of_the_longest_queue() -> None:
     bench = Bench(slots=1, max_waiting=3)
     flood = bench.enter("flood", 4)
-    with pytest.raises(Overloaded, match="3 answers wait already"):
+    with pytest.raises(Overloaded, match="3 answers wait already") as refused:
         bench.enter("flood")
+    assert refused.value.spread == 3 / 1  # for each slot
     (guest,) = bench.enter("guest")
     with pytest.raises(Overloaded, match="longest queue"):
         await bench.serve([flood[-1]])
