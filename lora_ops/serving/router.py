@@ -217,10 +217,17 @@ class Router:
                 f"The registry can't be trusted ({self._damage}): '{model[:80]}' was not verified before."
             )
         try:
-            tenant, _ = parse_reference(model)
+            tenant, which = parse_reference(model)
         except LoraOpsError as error:
             raise UnknownModel(f"There is no model '{model[:80]}': see /v1/models for the names.") from error
-        if "@" not in model:
+        if isinstance(which, str):
+            # What a tenant's clients get is decided by promotions, never by a client that names a stage.
+            raise UnknownModel(
+                f"'{model[:80]}' is an alias of the registry and no model: ask for '{tenant}', or for an exact "
+                "version such as "
+                f"'{tenant}@1'."
+            )
+        if which is None:
             return self._current(tenant)
         return self._verified("pinned", self._load(model))
 

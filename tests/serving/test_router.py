@@ -84,6 +84,17 @@ def test_a_revocation_holds_though_the_wal_was_deleted(
         assert later.get("finance@1").state == "revoked"
 
 
+def test_an_alias_is_no_model(clone: Clone, reader: Registry) -> None:
+    """Any key of the tenant reached its canary by that name, whatever share of requests it should get."""
+    routes = router(clone, reader, candidates=True)
+    with clone.registry() as writer:
+        clone.story(writer).to("finance@1", "canary")
+    for alias in ("production", "canary", "shadow", "candidate"):
+        with pytest.raises(UnknownModel, match=f"'finance@{alias}' is an alias of the registry and no model"):
+            routes.route(f"finance@{alias}")
+    assert routes.route("finance@1").decision == "pinned"
+
+
 def test_a_rollback_holds_for_the_very_next_request(clone: Clone, reader: Registry) -> None:
     routes = router(clone, reader)
     with clone.registry() as writer:
@@ -139,7 +150,7 @@ def test_route_follows_what_was_verified_alone(clone: Clone, reader: Registry) -
         file.truncate()
     reader.db.rows("PRAGMA cache_size = 1")
     reader.db.rows("PRAGMA shrink_memory")
-    for name in ("finance", "finance@1", "finance@production"):
+    for name in ("finance", "finance@1"):
         with pytest.raises((Damaged, OutOfService, NotServed, UnknownModel)):
             routes.route(name)
 
