@@ -18,7 +18,8 @@ from lora_ops.serving.routes.models import add_models
 from lora_ops.serving.routes.operations import add_operations
 from lora_ops.serving.routes.tokens import add_tokens
 
-PUBLIC = {"/health", "/ready", "/openapi.json"}
+ALIVE = {"/health", "/ping"}
+PUBLIC = {*ALIVE, "/ready", "/openapi.json"}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
@@ -58,7 +59,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         body_timeout=settings.body_timeout_seconds,
         admit=admit,
         refused=gateway.telemetry.was_refused,
-        crowded=lambda path: path != "/health" and crowded(),
+        crowded=lambda path: path not in ALIVE and crowded(),
     )
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_error)

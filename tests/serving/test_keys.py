@@ -1,5 +1,6 @@
 """Who may call, and what each key reaches."""
 
+import importlib.metadata
 import logging
 import sqlite3
 import stat
@@ -154,6 +155,13 @@ def test_without_a_valid_key_nothing_is_told(guarded: Served, header: str) -> No
         assert answer.json()["error"]["code"] == "invalid_api_key"
         assert answer.headers["www-authenticate"].startswith("Bearer")
     assert guarded.http().get("/health").status_code == guarded.http().get("/ready").status_code == 200
+
+
+def test_probes_need_no_key_and_the_version_does(guarded: Served, keys: dict[str, str]) -> None:
+    assert guarded.http().get("/ping").status_code == guarded.http().post("/ping").status_code == 200
+    assert guarded.http().get("/version").status_code == 401
+    said = guarded.http(keys["monitor"]).get("/version").json()
+    assert said == {"version": importlib.metadata.version("lora-ops")}
 
 
 @pytest.mark.parametrize("holder", ["finance", "monitor"])

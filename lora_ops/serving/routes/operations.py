@@ -13,6 +13,7 @@ from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.response_schemas import HTML, TEXT
 from lora_ops.serving.turns import Kept
+from lora_ops.versions import installed_versions
 
 
 def add_operations(app: FastAPI, gateway: Gateway) -> None:
@@ -24,6 +25,17 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
     async def health() -> dict[str, str]:
         """The process is alive."""
         return {"status": "ok"}
+
+    @app.get("/ping")
+    @app.post("/ping")
+    async def ping() -> dict[str, str]:
+        """The same, by the name that some platforms probe."""
+        return {"status": "ok"}
+
+    @app.get("/version")
+    async def version(_: Annotated[Caller, allowed("tenant", "admin", "monitor")]) -> dict[str, str]:
+        """The version of this gateway."""
+        return {"version": installed_versions(("lora-ops",))["lora-ops"]}
 
     @app.get("/ready")
     async def ready() -> Response:
