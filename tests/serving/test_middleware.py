@@ -116,6 +116,18 @@ def test_a_body_that_turns_out_too_large_is_refused(clone: Clone, engine: Engine
         assert gateway.http().post("/v1/completions", json=GOOD).status_code == 200
 
 
+@pytest.mark.parametrize("host", ["localhost/health?", "localhost/health#", "localhost/health?x="])
+def test_a_host_header_gets_around_no_key_and_no_limit(clone: Clone, engine: Engine, host: str) -> None:
+    """A path that was read from the URL, and so from this header, was /health: no key, no limit of a body."""
+    settings = clone.settings(require_keys=True)
+    request = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n"
+    with served(clone.root, settings, engine) as gateway, connect(gateway) as connection:
+        connection.sendall(request.encode() + b"400\r\n" + b"x" * 1024 + b"\r\n")  # more is to come
+        answer = connection.makefile("rb").read()
+        assert answer.startswith((b"HTTP/1.1 401 ", b"HTTP/1.1 403 ", b"HTTP/1.1 400 "))
+        assert b"connection: close" in answer
+
+
 def test_a_body_that_does_not_arrive_is_given_up(clone: Clone, engine: Engine) -> None:
     settings = clone.settings(body_timeout_seconds=0.2)
     with served(clone.root, settings, engine) as gateway, connect(gateway) as connection:

@@ -92,6 +92,26 @@ def test_threads_take_one_long_text_of_a_tenant_at_a_time() -> None:
     threads.close()
 
 
+def test_a_long_text_is_read_without_the_gil(tiny_base: Path) -> None:
+    """`encode` keeps the GIL for its whole run: no other thread goes on meanwhile."""
+    tokenization, ticks, stop = Tokenization(tiny_base), [0], threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(0.0005):
+            ticks[0] += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        before = ticks[0]
+        tokens = tokenization.text("x y " * 250_000)
+        made = ticks[0] - before
+    finally:
+        stop.set()
+        thread.join()
+    assert len(tokens) > 500_000 and made > 20
+
+
 def test_a_text_that_cannot_fit_is_refused_unread(gateway: Served) -> None:
     body = {"model": "finance", "prompt": "a b " * 200_000}
     refused = gateway.http().post("/v1/completions", json=body)
