@@ -1,6 +1,6 @@
 """Clients of a gateway, ordinary and hostile. Each is a process, so that it takes no GIL from the gateway.
 
-python benchmarks/clients.py ordinary|long|large|unload|sockets|scrape|console PORT      # until it is killed
+python benchmarks/clients.py ordinary|long|large|many|unload|sockets|scrape|console PORT   # until killed
 """
 
 import http.client
@@ -11,7 +11,8 @@ import sys
 import time
 
 WORD = " part"  # one token
-PROMPTS = {"ordinary": WORD * 25, "long": WORD * 6000, "large": "x y " * 250_000}
+PROMPTS = {"ordinary": WORD * 25, "long": WORD * 6000, "large": "x y " * 250_000, "many": "x y " * 4000}
+MANY = 64  # prompts of one request, as many as one may have
 PAGES = {"scrape": "/metrics", "console": "/console/data"}
 TOKENS = 16
 SOCKETS = 1000
@@ -28,7 +29,9 @@ def connect(port: int) -> http.client.HTTPConnection:
 
 def completion(model: str, kind: str, number: int) -> bytes:
     """Return the body of a request for a streamed answer; the KV cache knows no prompt of another number."""
-    prompt = f"{number}{PROMPTS[kind]}"
+    prompt: str | list[str] = f"{number}{PROMPTS[kind]}"
+    if kind == "many":
+        prompt = [f"{one}-{prompt}" for one in range(MANY)]
     return json.dumps({"model": model, "prompt": prompt, "max_tokens": TOKENS, "stream": True}).encode()
 
 

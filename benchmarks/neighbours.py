@@ -1,13 +1,14 @@
 """A tenant's time to its first token and per token beside hostile neighbours, and beside as many ordinary ones.
 
-    python benchmarks/neighbours.py [--runs 10] [long] [large] [unload] [sockets] [scrape] [console]
+    python benchmarks/neighbours.py [--runs 10] [long] [large] [many] [unload] [sockets] [scrape] [console]
 
-Needs models/base (`make repro`). Everything is real, as in gateway.py. The quiet tenant streams one answer at
-a time. No prompt is sent twice, so each is read. Ordinary neighbours send prompts of 25 tokens, `long` ones of
-6,000 tokens, and `large` ones texts of 1 MB, which never fit. With `unload` the loud tenant's adapter is
-unloaded each time that it is loaded. With `sockets` 1,000 connections send half a request head. With `scrape`
-and `console` a monitor reads /metrics or the console's data without end, of a gateway that remembers 50,000
-requests to 1,000 adapters; these two come last. Runs are interleaved: each measures every pair.
+Needs models/base (`make repro`). Everything is real, as in gateway.py. The quiet tenant streams one answer at a
+time. No prompt is sent twice, so each is read. Ordinary neighbours send prompts of 25 tokens, `long` ones of
+6,000 tokens, and `large` ones texts of 1 MB, which never fit and are refused unread. `many` sends 64 texts of
+16 kB in a request, which fit and are read. With `unload` the loud tenant's adapter is unloaded each time that
+it is loaded. With `sockets` 1,000 connections send half a request head. With `scrape` and `console` a monitor
+reads /metrics or the console's data without end, of a gateway that remembers 50,000 requests to 1,000 adapters;
+these two come last. Runs are interleaved: each measures every pair.
 """
 
 import argparse
@@ -36,6 +37,7 @@ NUMBERS = itertools.count()
 PAIRS = {
     "long": (["long"] * 3, ["ordinary"] * 3),
     "large": (["large"], ["ordinary"]),
+    "many": (["many"], ["ordinary"]),
     "unload": (["ordinary", "unload"], ["ordinary"]),
     "sockets": (["ordinary", "sockets"], ["ordinary"]),
     "scrape": (["ordinary", "scrape"], ["ordinary"]),
