@@ -6,7 +6,7 @@ import sys
 import traceback
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -137,51 +137,84 @@ def rollback(
     yes: Annotated[
         bool, typer.Option("--yes", help="Do it; without this, only show what would happen.")
     ] = False,
+    without_notebook: Annotated[
+        bool,
+        typer.Option("--without-notebook", help="Where Jupyter is broken: the same steps, and no page."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put the version before VERSION back into production, by runbooks/rollback.ipynb."""
     from lora_ops import incidents
     from lora_ops.clock import now
     from lora_ops.free_text import require_text
-    from lora_ops.notebooks import run_notebook
-    from lora_ops.registry.backends import open_registry, remembered_head
+    from lora_ops.registry.backends import open_registry
+    from lora_ops.registry.changes import whoami
     from lora_ops.registry.versions import parse_reference
 
     root = find_root()
     tenant, _ = parse_reference(version)
     require_text(reason, "Say why (--reason)")
     folder = incidents.new_folder(root, tenant, now())
-    parameters = {
-        "tenant": tenant,
-        "version": version,
-        "reason": reason,
-        "actor": actor,
-        "gateway": gateway,
-        "folder": str(folder),
-        "confirm": yes,
-    }
-    page = folder / "rollback.html"
-    with prose_on_stderr(as_json):
-        try:
-            run_notebook(
-                root / "runbooks/rollback.ipynb",
-                folder / "rollback.ipynb",
-                parameters,
-                root,
-                lambda: remembered_head(root),
-            )
-        except OSError as error:
-            raise Unavailable(
-                f"The page of the rollback can't be written ({disk_reason(error)}). While `lora-ops registry "
-                f"show {version}` says that it serves, `lora-ops registry revoke {version} --reason TEXT` "
-                "stops it. Then mend the disk, and run this again."
-            ) from error
+    page = None if without_notebook else folder / "rollback.html"
+    if without_notebook:
+        if yes:
+            with closing(open_registry(root)) as registry:
+                why = {"actor": actor or whoami(), "reason": reason}
+                key = os.environ.get("LORA_OPS_KEY")
+                incidents.capture_and_roll_back(registry, version, folder, gateway=gateway, key=key, **why)
+    else:
+        parameters = {
+            "tenant": tenant,
+            "version": version,
+            "reason": reason,
+            "actor": actor,
+            "gateway": gateway,
+            "folder": str(folder),
+            "confirm": yes,
+        }
+        with prose_on_stderr(as_json):
+            _run_rollback(root, folder, parameters)
     work_is_done()
-    if as_json:
-        with closing(open_registry(root)) as registry:
-            print_json({**incidents.summary(registry, version, folder, done=yes), "page": str(page)})
+    if page and not as_json:
+        show(f"The page: {markup(str(page.relative_to(root)))}")
         return
-    show(f"The page: {markup(str(page.relative_to(root)))}")
+    with closing(open_registry(root)) as registry:
+        told = incidents.summary(registry, version, folder, done=yes)
+    if as_json:
+        print_json({**told, "page": str(page) if page else None})
+        return
+    done = "is in production again, and {} is revoked" if yes else "would replace {}; nothing was changed"
+    record = f"The record: {Path(told['record']).relative_to(root)}" if told["record"] else ""
+    lines = (f"{told['returns']} {done.format(version)}.", told["not_captured"], record, *told["notes"])
+    show(*(markup(line) for line in lines if line), sep="\n")
+
+
+def _run_rollback(root: Path, folder: Path, parameters: dict[str, Any]) -> None:
+    """Execute the runbook; where that fails for reasons of its own, say how to go back all the same.
+
+    Raises:
+        LoraOpsError: a step was refused, or nothing can be executed or written here.
+    """
+    version = parameters["version"]
+    try:
+        from lora_ops.notebooks import run_notebook
+        from lora_ops.registry.backends import remembered_head
+
+        output = folder / "rollback.ipynb"
+        run_notebook(root / "runbooks/rollback.ipynb", output, parameters, root, lambda: remembered_head(root))
+    except LoraOpsError:
+        raise
+    except OSError as error:
+        raise Unavailable(
+            f"The page of the rollback can't be written ({disk_reason(error)}). While `lora-ops registry "
+            f"show {version}` says that it serves, `lora-ops registry revoke {version} --reason TEXT` "
+            "stops it. Then mend the disk, and run this again."
+        ) from error
+    except Exception as error:  # whatever is wrong with Jupyter, the version must not go on answering
+        raise Unavailable(
+            f"The runbook can't be executed ({type(error).__name__}: {str(error).rstrip('.')}): run the same "
+            "command with --without-notebook, which takes the same steps and needs no Jupyter."
+        ) from error
 
 
 @app.command()

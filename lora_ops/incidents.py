@@ -168,6 +168,41 @@ async def _answers(gateway: str, key: str | None, seconds: float) -> dict[str, b
     return found
 
 
+def capture_and_roll_back(
+    registry: Registry, reference: str, folder: Path, *, gateway: str, key: str | None, actor: str, reason: str
+) -> Version:
+    """Take the steps of runbooks/rollback.ipynb without it; the record says that there is no page.
+
+    Args:
+        registry: where.
+        reference: the exact version that must go.
+        folder: where the record and what is captured go.
+        gateway: whose dashboards are captured; one that doesn't answer holds up nothing.
+        key: an API key for that.
+        actor: who does it.
+        reason: why.
+
+    Raises:
+        LoraOpsError: as `plan`, `write_record` and `roll_back`.
+    """
+    rollback, captured, not_captured = plan(registry, reference), dict[str, str](), None
+    try:
+        captured = capture(gateway, folder, key)
+    except LoraOpsError as error:
+        not_captured = str(error)
+    record = write_record(
+        registry,
+        rollback,
+        folder,
+        actor=actor,
+        reason=reason,
+        captured=captured,
+        not_captured=not_captured,
+        has_page=False,
+    )
+    return roll_back(registry, reference, record, actor=actor, reason=reason)
+
+
 def write_record(
     registry: Registry,
     rollback: Rollback,
@@ -177,6 +212,7 @@ def write_record(
     reason: str,
     captured: dict[str, str],
     not_captured: str | None = None,
+    has_page: bool = True,
 ) -> Path:
     """Write what happened, who decided, whom to tell and what was captured; the path of the record.
 
@@ -195,6 +231,7 @@ def write_record(
         tell=[*team.contacts, *team.escalation],
         captured=captured,
         not_captured=not_captured,
+        has_page=has_page,
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD

@@ -247,10 +247,10 @@ def test_capture_waits_no_longer_than_it_was_told(tmp_path: Path, head: str) -> 
             sender.join()
 
 
-def runbook(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def runbook(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", "from lora_ops.cli import main; main()", "rollback", "finance@2", *arguments],
-        env={**os.environ, "LORA_OPS_ROOT": str(root), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "LORA_OPS_ROOT": str(root), "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
     )
@@ -365,6 +365,38 @@ def test_rollback_without_a_place_for_its_page_says_how(clone: Clone) -> None:  
     done = runbook(clone.root, *options, "--yes")
     assert done.returncode == 0, done.stderr
     assert "finance@1 is in production again and finance@2 is revoked" in done.stdout
+
+
+def test_rollback_needs_no_jupyter(clone: Clone) -> None:  # noqa: F811
+    """On a broken environment whoever was on call had a revocation only, which leaves nobody to answer."""
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    with clone.registry() as opened:
+        for version in ("finance@1", "finance@2"):
+            clone.story(opened).to(version, "production")
+    for module in ("papermill", "nbclient", "nbconvert", "nbformat", "jupyter_client", "traitlets"):
+        (clone.root / f"broken/{module}.py").parent.mkdir(exist_ok=True)
+        (clone.root / f"broken/{module}.py").write_text(f"raise ImportError('{module} is broken')")
+    options = ("--reason", "It leaks card numbers.", "--gateway", "http://localhost:9", "--actor", ON_CALL)
+    broken = {"PYTHONPATH": f"{clone.root / 'broken'}:{ROOT}"}
+    refused = runbook(clone.root, *options, "--yes", **broken)
+    assert (refused.returncode, refused.stderr.count("\n")) == (5, 1)
+    assert "is broken): run the same command with --without-notebook" in refused.stderr
+    shown = runbook(clone.root, *options, "--without-notebook", **broken)
+    assert shown.stdout == "finance@1 would replace finance@2; nothing was changed.\n"
+    with clone.registry() as opened:
+        assert opened.named("finance", "production") == 2
+    done = runbook(clone.root, *options, "--without-notebook", "--yes", **broken)
+    assert done.returncode == 0, done.stderr
+    assert "finance@1 is in production again, and finance@2 is revoked." in done.stdout
+    assert "http://localhost:9 could not be captured" in done.stdout
+    with clone.registry() as opened:
+        assert opened.named("finance", "production") == 1
+        assert opened.get("finance@2").state == "revoked"
+        assert verify(opened).ok
+    [path] = (clone.root / "reports/incidents").glob("*/incident.json")
+    assert IncidentRecord.model_validate_json(path.read_text()).has_page is False
+    again = runbook(clone.root, *options, "--without-notebook", "--yes", "--json", **broken)
+    assert (json.loads(again.stdout)["returns"], json.loads(again.stdout)["page"]) == ("finance@1", None)
 
 
 @pytest.mark.usefixtures("written_by_hand")

@@ -145,6 +145,7 @@ class IncidentRecord(Record):
     tell: list[str] = Field(description="e-mail addresses: contacts, then the escalation path")
     captured: dict[str, Sha256] = Field(description="files beside this record, by name")
     not_captured: str | None = Field(description="why a dashboard is missing")
+    has_page: bool = Field(True, description="whether the runbook did it, whose executed page is kept")
 
 
 class Looks(Record):
