@@ -13,6 +13,7 @@ from lora_ops.hashing import canonical, differing, sha256_text
 from lora_ops.records.approval import Approval, ApprovalStatement
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.authors import author_marks, is_author
 from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Team
 from lora_ops.registry.owners_log import owners_before
 from lora_ops.registry.reports import filed, own_evidence
@@ -36,6 +37,7 @@ class Ground(NamedTuple):
         at: the time (UTC, ISO 8601).
         signed: whether an unsigned approval counts.
         incidents: whether an incident that was told after an approval makes it void.
+        authors: names and keys of everybody whom owners.yaml has named as the author.
     """
 
     version: Version
@@ -44,6 +46,7 @@ class Ground(NamedTuple):
     at: str
     signed: bool
     incidents: bool = True
+    authors: frozenset[str] = frozenset()
 
 
 def digests(evidence: Mapping[str, Evidence]) -> dict[str, str]:
@@ -55,7 +58,8 @@ def ground_now(registry: Registry, version: Version, history: Sequence[AuditEntr
     """Return what the approvals of a version are judged by at this moment."""
     team = registry.owners.team(version.tenant) if registry.owners else None
     seen = digests(filed(version, history))
-    return Ground(version, team, seen, utc(registry.clock()), registry.approvals == "signed")
+    signed, authors = registry.approvals == "signed", author_marks(registry, version)
+    return Ground(version, team, seen, utc(registry.clock()), signed, authors=authors)
 
 
 def ground_at(registry: Registry, version: Version, promoted: AuditEntry) -> Ground:
@@ -67,10 +71,10 @@ def ground_at(registry: Registry, version: Version, promoted: AuditEntry) -> Gro
     team = owners_before(registry, promoted).team(version.tenant)
     seen = digests({one.kind: one for one in promoted.evidence})
     rules = promoted.body["rules"]
-    # Earlier releases promoted on approvals from before an incident.
-    return Ground(
-        version, team, seen, promoted.at, rules["approvals"] == "signed", bool(rules.get("incidents"))
-    )
+    # Earlier releases promoted on approvals from before an incident, and asked today's owners.yaml alone.
+    authors = author_marks(registry, version, promoted.seq) if rules.get("authors") else frozenset[str]()
+    signed, incidents = rules["approvals"] == "signed", bool(rules.get("incidents"))
+    return Ground(version, team, seen, promoted.at, signed, incidents, authors)
 
 
 def promotion_in(version: Version, history: Sequence[AuditEntry]) -> AuditEntry | None:
@@ -170,6 +174,8 @@ def _judge(ground: Ground, entry: AuditEntry) -> tuple[str | None, str | None]:
         return None, f"{said.person} is no approver any more"
     if author is None or author == person:
         return None, f"{said.person} is the author" if author else unknown_author(version)
+    if is_author(person, ground.authors):
+        return None, f"{said.person} is the author by an earlier owners.yaml"
     key, void = None, None
     if entry.body.get("signature"):
         key = signer_of(canonical(entry.body["approval"]), entry.body["signature"], person.id, person.keys)
@@ -199,9 +205,8 @@ def missing_approvals(ground: Ground, given: Sequence[Approval]) -> list[str]:
     if author is None:
         return [unknown_author(ground.version)]
     counting = {approval.person for approval in given if approval.void is None}
-    open_ = [
-        person.id for person in ground.team.with_role(APPROVE) if person != author and person.id not in counting
-    ]
+    others = [one for one in ground.team.with_role(APPROVE) if one != author]
+    open_ = [one.id for one in others if one.id not in counting and not is_author(one, ground.authors)]
     lacking = APPROVERS_NEEDED - len(counting)
     if lacking <= 0:
         return []

@@ -28,6 +28,7 @@ from lora_ops.records.evidence import (
     TrafficRow,
     VoteRow,
 )
+from lora_ops.registry.authors import is_author
 from lora_ops.registry.documents import document_problem, is_document
 from lora_ops.registry.owners import Team
 from lora_ops.registry.readable import readable
@@ -57,6 +58,7 @@ class About(NamedTuple):
         votes_needed: how many people must judge a pair so that it counts.
         team: the people whose votes count; needed for votes alone.
         author: who made the version, and does not vote.
+        author_marks: names and keys of everybody whom owners.yaml has named as the author.
     """
 
     tenant: str
@@ -67,6 +69,7 @@ class About(NamedTuple):
     votes_needed: int
     team: Team | None = None
     author: str = ""
+    author_marks: frozenset[str] = frozenset()
 
 
 class Counted(NamedTuple):
@@ -142,7 +145,7 @@ def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyE
     for place, row in _rows(VoteRow, head, source, kind):
         _about(row, about, head, place)
         person, pair = about.team.person(plain(row.annotator)), _shown(row.pair, "pair", head, place)
-        if person is None or person == author:
+        if person is None or person == author or is_author(person, about.author_marks):
             others += 1
             continue
         if person.id in votes[pair]:
@@ -152,7 +155,8 @@ def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyE
             )
         votes[pair][person.id] = row.vote
     if not votes:
-        known = ", ".join(one.id for one in about.team.people if one != author)
+        voters = [one for one in about.team.people if one != author]
+        known = ", ".join(one.id for one in voters if not is_author(one, about.author_marks))
         raise LoraOpsError(
             f"{head['source'].name} has no vote of anybody whom owners.yaml names and who is not the author of "
             f"{about.adapter}: the votes of {known} count."

@@ -414,6 +414,7 @@ def _record(
             "least": registry.least.model_dump(mode="json"),
             "twins": True,  # what was said of the same weights counts
             "incidents": True,  # one that was told after an approval makes it void
+            "authors": True,  # whoever was named as the author once approves nothing
         },
         **more,
     )

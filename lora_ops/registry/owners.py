@@ -56,6 +56,11 @@ class Person(Entry):
         """Every name that means this person, in small letters."""
         return {name.casefold() for name in (self.id, self.email, *self.logins)}
 
+    @property
+    def marks(self) -> set[str]:
+        """Return every name and every key, by one of which a person is known again."""
+        return self.names | {key.split(" ")[1] for key in self.keys}
+
 
 class Team(Entry):
     """The owners of one tenant's adapters."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lora_ops.errors import LoraOpsError
@@ -70,7 +71,7 @@ def owners_before(registry: "Registry", entry: AuditEntry) -> Owners:
     known = [one for one in registry.log.of_kind(KIND) if one.seq < entry.seq]
     if not known or known[-1].body.get("owners_sha256") != entry.body.get("owners_sha256"):
         raise LoraOpsError(f"Entry {entry.seq} names an owners.yaml that the log does not hold.")
-    return _kept_owners(known[-1])
+    return kept_owners(known[-1])
 
 
 def owners_notes(entries: Sequence[AuditEntry]) -> Iterator[str]:
@@ -79,7 +80,7 @@ def owners_notes(entries: Sequence[AuditEntry]) -> Iterator[str]:
         if entry.subject.kind != KIND:
             continue
         try:
-            people = _kept_owners(entry).unreadable_keys
+            people = kept_owners(entry).unreadable_keys
         except LoraOpsError as error:
             yield str(error).rstrip(".")
             continue
@@ -90,8 +91,19 @@ def owners_notes(entries: Sequence[AuditEntry]) -> Iterator[str]:
             )
 
 
-def _kept_owners(entry: AuditEntry) -> Owners:
+def kept_owners(entry: AuditEntry) -> Owners:
+    """Return the owners.yaml that an entry of the log holds.
+
+    Raises:
+        LoraOpsError: it can't be read, or is another one than the entry names.
+    """
     text = str(entry.body.get("text"))
     if sha256_text(text) != entry.body.get("owners_sha256"):
         raise LoraOpsError(f"Entry {entry.seq} holds an owners.yaml that is not the one it names.")
-    return parse_owners(text, f"owners.yaml of entry {entry.seq}", kept=True)
+    return _parsed(text, f"owners.yaml of entry {entry.seq}")
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str, name: str) -> Owners:
+    """Read each file once: `verify` asks for all of them again and again."""
+    return parse_owners(text, name, kept=True)

@@ -24,6 +24,7 @@ from lora_ops.records.evidence import (
 )
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.authors import author_marks
 from lora_ops.registry.counting import CLOCKS_DIFFER, COUNT, About, count
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.roles import owners_of, unknown_author
@@ -91,6 +92,7 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         votes_needed=registry.least.annotators,
         team=team,
         author=version.summary.author,
+        author_marks=author_marks(registry, version) if team else frozenset(),
     )
     document, source = count(kind, about, path)
     said = require_text(summary, "Say it in a sentence (--summary)") if summary else path.name

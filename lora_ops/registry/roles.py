@@ -4,6 +4,7 @@ from typing import get_args
 
 from lora_ops.errors import Refused
 from lora_ops.records.registry import State
+from lora_ops.registry.authors import author_marks, is_author
 from lora_ops.registry.owners import Person, Role, Team
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -72,6 +73,11 @@ def require_approver(registry: Registry, version: Version, actor: str) -> Person
         raise Refused(f"{version.id} can't be approved yet; missing: {unknown_author(version)}.")
     if author == person:
         raise Refused(f"{person.name} is the author of {version.id}: somebody else must approve it.")
+    if is_author(person, author_marks(registry, version)):
+        raise Refused(
+            f"{person.name} is the author of {version.id} by an earlier owners.yaml, which gave them the name "
+            f"'{version.summary.author}': somebody else must approve it."
+        )
     return person
 
 

@@ -388,7 +388,7 @@ class Registry(Queries):
         )
         last, serving = row if row else (None, None)
         before = serving or last
-        parent = manifest.parent or (f"{manifest.tenant}@{before}" if before else None)
+        parent = f"{manifest.tenant}@{before}" if before else None
         return manifest.model_copy(update={"version": (last or 0) + 1, "parent": parent})
 
     def _sign(self, manifest: Manifest) -> bytes:
@@ -410,9 +410,12 @@ class Registry(Queries):
     ) -> None:
         tenant, number = manifest.tenant, manifest.version
         assert number is not None
-        review = None
+        review, marks = None, set[str]()
         if self.owners:
-            review = utc(self.owners.team(tenant).next_review(datetime.fromisoformat(registered_at)))
+            team = self.owners.team(tenant)
+            review = utc(team.next_review(datetime.fromisoformat(registered_at)))
+            person = team.person(author)
+            marks = person.marks if person else marks
         text = manifest.to_json()
         digest = content_digest(text)
         self._add(manifest, text, digest, signature, registered_at, author)
@@ -429,6 +432,8 @@ class Registry(Queries):
             manifest_sha256=sha256_text(text),
             signature_sha256=signature,
             **({"weights_digest": weights} if weights else {}),
+            # Whoever gets the author's name in owners.yaml later doesn't take it from these.
+            **({"author_marks": sorted(marks)} if marks else {}),
         )
 
     def _add(

@@ -298,3 +298,62 @@ def test_what_changes_while_somebody_signs_is_not_approved(
     waits.unlink()
     assert processes.wait(started) == processes.REFUSED
     assert lifecycle.approvals(again, again.get(canary)) == []
+
+
+def handed_over(owners: Owners, **renamed: str) -> Owners:
+    """Give the author's login to dana, and the author other names."""
+    without = changed(owners, AUTHOR, lambda one: one.model_copy(update={"logins": (), **renamed}))
+    return changed(without, "dana", lambda one: one.model_copy(update={"logins": ("ana.silva",)}))
+
+
+@pytest.mark.parametrize("renamed", [{}, {"id": "anna", "name": "Anna", "email": "anna@example.com"}])
+def test_author_stays_the_author_whatever_owners_says(
+    registry: Registry, package: Build, story: Story, owners: Owners, renamed: dict[str, str]
+) -> None:
+    """Whoever edited owners.yaml gave their login to a colleague, and approved their own version."""
+    registry.register(*package(1), actor="ana.silva")
+    registry.owners = handed_over(owners, **renamed)
+    story.to("finance@1", "canary")
+    story.file("canary")
+    author, key = renamed.get("id", AUTHOR), ssh_key(AUTHOR)
+    with pytest.raises(LoraOpsError, match="is the author of finance@1 by an earlier owners.yaml, which gave"):
+        lifecycle.approve(registry, "finance@1", actor=author, reason="the canary is fine", key=key)
+    with pytest.raises(LoraOpsError, match=r"missing: 2 approvals \(by ben, chen\)"):
+        ship(registry, "finance@1")
+    story.approve("finance@1", FIRST, SECOND)
+    ship(registry, "finance@1")
+    assert verify(registry).problems == ()
+
+
+def test_author_by_an_owners_of_the_log_stays_it(
+    registry: Registry, package: Build, story: Story, owners: Owners
+) -> None:
+    """Nobody was named at the registration, so the first file that names the author says who it is."""
+    registry.owners = handed_over(owners).model_copy()
+    registry.owners = changed(registry.owners, "dana", lambda one: one.model_copy(update={"logins": ()}))
+    registry.register(*package(1), actor="ana.silva")
+    registry.owners = owners
+    story.to("finance@1", "canary")
+    story.file("canary")
+    registry.owners = handed_over(owners)
+    with pytest.raises(LoraOpsError, match="is the author of finance@1 by an earlier owners.yaml, which gave"):
+        story.approve("finance@1", AUTHOR)
+
+
+def test_approval_of_an_author_who_was_renamed_is_void(
+    registry: Registry, package: Build, story: Story, owners: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that asked today's owners.yaml alone let the author agree."""
+    registry.register(*package(1), actor="ana.silva")
+    story.to("finance@1", "canary")
+    story.file("canary")
+    registry.owners = handed_over(owners)
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_ops.registry.roles.author_marks", lambda *given: frozenset())
+        story.approve("finance@1", AUTHOR, FIRST)
+    assert void(registry, "finance@1") == {
+        AUTHOR: "ana is the author by an earlier owners.yaml",
+        FIRST: None,
+    }
+    with pytest.raises(LoraOpsError, match="1 more approval"):
+        ship(registry, "finance@1")
