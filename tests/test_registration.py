@@ -4,15 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from lora_ops.evaluation.compare import samples
 from lora_ops.hashing import sha256_file
-from lora_ops.packaging import packaged
+from lora_ops.packaging import model_card, packaged
+from lora_ops.paths import ANSWERS, MANIFEST, MODEL_CARD, SAMPLES
 from lora_ops.records.data import read_previous
 from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.verification import verify
+from lora_ops.settings.tenant import TenantSettings
 from tests.conftest import SAMPLE_TENANTS, run, small_clone
 from tests.registry.conftest import build_package
 
@@ -29,8 +33,26 @@ def clone(tmp_path: Path) -> Path:
 def put_package(root: Path, tenant: str, seed: int) -> None:
     folder = root / "packages" / tenant
     shutil.rmtree(folder, ignore_errors=True)
-    manifest = build_package(folder, seed, tenant)
-    (folder / "manifest.json").write_text(manifest.to_json())
+    write_texts(folder, build_package(folder, seed, tenant))
+
+
+def write_texts(folder: Path, manifest: Manifest) -> None:
+    """Write samples, model card and manifest as the stages do."""
+    settings = TenantSettings.model_validate(manifest.params)
+    answers = pd.read_csv(folder / ANSWERS, dtype=str, keep_default_na=False)
+    drawn = samples(answers, settings.evaluate.samples, settings.evaluate.seed)
+    drawn.to_csv(folder / SAMPLES, index=False)
+    (folder / MODEL_CARD).write_text(model_card(manifest, settings))
+    (folder / MANIFEST).write_text(naming(folder, manifest, SAMPLES, MODEL_CARD).to_json())
+
+
+def naming(folder: Path, manifest: Manifest, *names: str) -> Manifest:
+    """Return the manifest that names these files as they are now."""
+    now = {
+        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+        for name in names
+    }
+    return manifest.model_copy(update={"files": {**manifest.files, **now}})
 
 
 def page_of(record: Path, text: str) -> str:
@@ -57,6 +79,29 @@ def test_register_takes_every_package_and_changes_none(clone: Path) -> None:
     assert [one.id for one in registry.summaries()] == [f"{tenant}@1" for tenant in SAMPLE_TENANTS]
     assert registry.get("finance@candidate").manifest.parent is None
     assert verify(registry).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        (SAMPLES, "Travel", "Food", "samples.csv holds other rows than evaluate.seed draws from answers.csv"),
+        (MODEL_CARD, "0.1", "0.0", "README.md is not the model card that its manifest gives"),
+    ],
+)
+def test_register_refuses_what_people_would_misread(
+    clone: Path, name: str, old: str, new: str, said: str
+) -> None:
+    """Reviewers read the card and the samples, and nothing compared them with what was evaluated."""
+    folder = clone / "packages/media"
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+    manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(naming(folder, manifest, name).to_json())
+    for words in (("media",), ()):
+        done = lora_ops(clone, "register", *words)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert [one.tenant for one in open_registry(clone).summaries()] == ["finance", "healthcare"]
 
 
 def test_register_of_nothing_makes_no_registry(clone: Path) -> None:
@@ -170,7 +215,7 @@ def test_register_names_what_was_said_of_the_weights(clone: Path) -> None:
     path = clone / "packages/finance/manifest.json"
     manifest = Manifest.model_validate_json(path.read_text())
     params = {**manifest.params, "package": {**manifest.params["package"], "license": "MIT"}}
-    path.write_text(manifest.model_copy(update={"license": "MIT", "params": params}).to_json())
+    write_texts(path.parent, manifest.model_copy(update={"license": "MIT", "params": params}))
     done = lora_ops(clone, "register", "finance")
     assert done.returncode == 0, done.stderr
     assert "Note: finance@2 has the weights of finance@1, which is 'candidate'; against that one" in done.stdout

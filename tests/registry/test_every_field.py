@@ -57,8 +57,8 @@ FREE = {
     "params.data.contract.min_chars": "how short a row may be: bounds the length of rows, not what they prove",
     "params.data.contract.max_chars": "how long a row may be",
     "params.data.contract.max_tokens": "how long a row may be",
-    "files.README.md": "the model card, for people",
-    "files.samples.csv": "for people",
+    "files.README.md": "the model card, for people; one that is there must follow from the manifest",
+    "files.samples.csv": "for people; where it is there it must follow from the answers",
     "files.03_evaluate.html": "the page, for people; a clone with pulled packages lacks it",
 }
 """Each field that may be missing, or what begins with it, and why nothing is lost by that."""

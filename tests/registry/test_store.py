@@ -565,3 +565,11 @@ def test_register_refuses_a_membership_of_no_splits(registry: Registry, package:
     changed = manifest.model_copy(update={"files": {**manifest.files, MEMBERSHIP: listed}})
     with pytest.raises(LoraOpsError, match="membership.csv doesn't list the groups of each split"):
         registry.register(folder, changed)
+
+
+def test_parent_is_the_registrys_whatever_a_manifest_says(registry: Registry, package: Build) -> None:
+    """Reviewers read which version it follows, and a package named another one."""
+    for seed, parent in ((1, None), (2, "finance@1")):
+        folder, manifest = package(seed)
+        forged = manifest.model_copy(update={"parent": "media@7"})
+        assert registry.register(folder, forged)[0].manifest.parent == parent
