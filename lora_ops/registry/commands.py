@@ -188,7 +188,7 @@ def sync(as_json: AsJson = False) -> None:
 
     with opened_registry() as registry:
         mirror = open_mirror(registry)
-        done = mirror.sync()
+        done = mirror.sync(whole=True)
         target = mirror.project.target
     work_is_done()
     if as_json:

@@ -4,6 +4,7 @@ The audit log is the queue: an entry is written in the transaction of its change
 holds it and shows its effects. Sending an entry again changes nothing, so the next run mends a kill anywhere.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,14 +14,17 @@ from lora_ops.errors import Damaged, LoraOpsError, Unavailable, disk_reason, wit
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.processes import locked
 from lora_ops.records.registry import AuditEntry
-from lora_ops.registry.audit import Head, matches_hash
+from lora_ops.registry.audit import Head
 from lora_ops.registry.cards import record
 from lora_ops.registry.replay import BORN
+from lora_ops.registry.sent_entries import SentEntry
 from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
-from lora_ops.registry.wandb_project import Parcel, SentEntry, WandbProject
+from lora_ops.registry.wandb_project import Parcel, WandbProject
 from lora_ops.tracking.artifacts import package_alias
+
+logger = logging.getLogger(__name__)
 
 ALIASES = ("candidate", "shadow", "canary", "production")
 
@@ -66,8 +70,11 @@ class Mirror:
         """The entries that are still to be sent or shown, oldest first."""
         return self.registry.log.entries(after=self.shown().seq)
 
-    def sync(self) -> Sync:
+    def sync(self, *, whole: bool = False) -> Sync:
         """Send every queued entry, in order, and put back the aliases that somebody moved at W&B.
+
+        Args:
+            whole: read all of W&B's log, and send again what somebody changed or deleted there.
 
         Raises:
             LoraOpsError: W&B can't be reached (what was not sent stays queued), another sync is at work, or W&B
@@ -75,6 +82,8 @@ class Mirror:
         """
         with self._alone():
             try:
+                if whole and len(chain(self.project.entries(Head()) or [], Head())) < self.shown().seq:
+                    self.registry.set_mirrored(self.project.target, None)
                 self.level()
                 queue = self.queued()
                 for entry in queue:
@@ -106,7 +115,11 @@ class Mirror:
         """
         target = self.project.target
         local = {entry.seq: entry for entry in self.registry.log.entries()}
-        kept = chain(self.project.entries(Head()) or [], Head())
+        sent = self.project.entries(Head()) or []
+        changed = next((one.entry.seq for one in sorted(sent) if not one.is_whole), None)
+        if changed:
+            return f"entry {changed} of the audit log was changed at W&B ({target}), or made up there"
+        kept = chain(sent, Head())
         for one in kept:
             mine = local.get(one.entry.seq)
             if mine is None:
@@ -147,12 +160,13 @@ class Mirror:
     def _compare(self) -> Compared:
         start = self.shown()
         sent = self.project.entries(start)
-        if sent is None:  # deleted at W&B, so all of it is missing there
+        if sent is None:  # deleted or changed at W&B, so what follows is missing there
             self.registry.set_mirrored(self.project.target, None)
             start = Head()
             sent = self.project.entries(start)
         mine = self.registry.log.entries(after=start.seq)
         theirs = chain(sent or [], start)
+        self._refuse_gap(sent or [], mine, theirs)
         for here, there in zip(mine, theirs, strict=False):
             if here.hash != there.entry.hash:
                 raise Damaged(
@@ -161,6 +175,22 @@ class Mirror:
                     "params.yaml."
                 )
         return Compared(mine[len(theirs) :], theirs[len(mine) :])
+
+    def _refuse_gap(self, sent: list[SentEntry], mine: list[AuditEntry], theirs: list[SentEntry]) -> None:
+        """Refuse a log that goes on at W&B after an entry which nobody here has: it may be a revocation.
+
+        Only an entry by a trusted key shows a gap, so nobody else can make one up.
+        """
+        end = max([self.shown().seq, *(one.seq for one in mine), *(one.entry.seq for one in theirs)])
+        known = {one.hash for one in mine} | {one.entry.hash for one in sent if one.is_whole}
+        for one in sorted(sent):
+            entry = one.entry
+            lost = entry.seq > end + 1 and entry.previous not in known
+            if lost and one.is_whole and self.registry.signer.trusts(one.public_key):
+                raise Damaged(
+                    f"Entry {entry.seq - 1} of the audit log was changed or deleted at W&B "
+                    f"({self.project.target}): `lora-ops registry sync` on a machine that has it puts it back."
+                )
 
     def send(self, entry: AuditEntry) -> None:
         """Send one entry with everything that it brings, unless W&B has it.
@@ -270,18 +300,18 @@ class Mirror:
 
 
 def chain(sent: list[SentEntry], start: Head) -> list[SentEntry]:
-    """The entries that continue the log after `start`: of two that race for one place, W&B's first one counts.
+    """Return the entries that continue the log after `start`: of two that race for one place, the first counts.
 
-    Raises:
-        LoraOpsError: an entry was changed at W&B.
+    An entry whose hash or signature does not fit never counted on any machine, so it stops none.
     """
     kept, last = [], start
     for one in sorted(sent):
         entry = one.entry
         if entry.seq != last.seq + 1 or entry.previous != last.hash:
             continue  # it lost a race, or was sent twice
-        if not matches_hash(entry):
-            raise Damaged(f"Entry {entry.seq} of the audit log was changed at W&B: its hash does not fit.")
+        if not one.is_whole:
+            logger.warning("Entry %d of the audit log at W&B is not what was signed: left out.", entry.seq)
+            continue
         kept.append(one)
         last = Head(entry.seq, entry.hash)
     return kept

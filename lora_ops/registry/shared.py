@@ -34,10 +34,11 @@ from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.replay import BORN
+from lora_ops.registry.sent_entries import SentEntry
 from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
-from lora_ops.registry.wandb_project import SentEntry, WandbProject
+from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings.files import first_problem
 from lora_ops.settings.registry import SigningSettings
 
@@ -89,7 +90,9 @@ class SharedRegistry(Registry):
         compared = self.mirror.level()
         for entry in compared.unsent:
             self.mirror.send(entry)
-        return len(compared.unknown)
+        taken = len(compared.unknown)
+        # What W&B had lost is there again, and others may have gone on from it.
+        return taken + (len(self.mirror.level().unknown) if compared.unsent else 0)
 
     @contextmanager
     def change(self, actor: str, *, despite_head: bool = False) -> Iterator[Change]:

@@ -136,6 +136,11 @@ class Signer:
         """The public key with this fingerprint, in PEM, to be sent beside a signature."""
         return (self.folder / f"{fingerprint}.pub").read_text(encoding="ascii")
 
+    def trusts(self, public_key: str) -> bool:
+        """Return whether `trusted_keys` names a public key, or it is kept here where that names none."""
+        fingerprint, trusted = key_fingerprint(public_key.encode()), self.settings.trusted_keys
+        return fingerprint in trusted or (not trusted and holds_key(self.folder / f"{fingerprint}.pub"))
+
     def adopt(self, public_key: str) -> None:
         """Keep somebody else's public key, if `trusted_keys` names its fingerprint.
 
@@ -143,9 +148,9 @@ class Signer:
             LoraOpsError: it is not named there; the text says how to trust it.
         """
         content = public_key.encode()
-        fingerprint, trusted = key_fingerprint(content), self.settings.trusted_keys
+        fingerprint = key_fingerprint(content)
         path = self.folder / f"{fingerprint}.pub"
-        if fingerprint not in trusted and (trusted or not holds_key(path)):
+        if not self.trusts(public_key):
             mine = key_fingerprint(public_pem(self.own.load()))
             raise Refused(
                 f"Key {fingerprint} is not trusted here: if it is a colleague's or CI's, list it under "

@@ -17,41 +17,28 @@ runs, and the adapter's metadata names the run that made it. Names are digests, 
 first time left.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from lora_ops.clock import now
 from lora_ops.errors import Damaged
-from lora_ops.hashing import canonical, sha256_text
+from lora_ops.hashing import sha256_text
 from lora_ops.records.data import DataRecord
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AdapterRecord, AuditEntry
 from lora_ops.registry.audit import Head
+from lora_ops.registry.sent_entries import SHOWN, SentEntry, metadata_of, place_of, read_entry
 from lora_ops.registry.wandb_client import WandbClient
 from lora_ops.settings.section import refuse_reserved_name
 
 AUDIT = "audit"
 ADAPTER = "lora-adapter"
-SHOWN = "shown"  # the tag of an entry whose effects can be seen on the adapters' aliases, tags and metadata
 # An upload whose change was never made, because it was killed or lost a race, goes away by itself after this.
 UNCLAIMED = timedelta(days=30)
 PAGE = 100
-
-
-class SentEntry(NamedTuple):
-    """One entry of the audit log as W&B holds it; `place` is the version number that W&B gave it."""
-
-    place: int
-    entry: AuditEntry
-    signature: dict[str, str]
-    public_key: str
-    shown: bool
 
 
 class Named(NamedTuple):
@@ -89,29 +76,35 @@ class WandbProject(WandbClient):
             None when W&B does not hold `after`: it was deleted there, or this is another project.
 
         Raises:
-            LoraOpsError: W&B can't be reached, or holds something there that is no entry.
+            LoraOpsError: W&B can't be reached.
         """
         with self._talking():
             latest = self._find(AUDIT, "latest")
             if latest is None:
                 return None if after.seq else []
-            if latest.metadata.get("hash") == after.hash:
+            last = read_entry(latest)
+            if last and last.is_whole and last.entry.hash == after.hash:
                 return []
             found: list[SentEntry] = []
-            newest, held = _entry_of(latest).place, False
+            newest, listed, held = place_of(latest), -1, False
             # An entry is made by somebody who has read the one before it, so where W&B lists the newest first,
             # what is listed before `after` is all that can continue it.
             for artifact in self._api().artifacts(AUDIT, self._path(AUDIT), per_page=PAGE):
-                held = artifact.metadata.get("hash") == after.hash or held
-                if held and found and max(found).place >= newest:
+                one = read_entry(artifact)
+                held = held or bool(one and one.is_whole and one.entry.hash == after.hash)
+                if held and listed >= newest:
                     break
-                found.append(_entry_of(artifact))
+                listed = max(listed, place_of(artifact))
+                if one:
+                    found.append(one)
         return sorted(found) if held or after.seq == 0 else None
 
     def holds(self, entry: AuditEntry) -> bool:
-        """Whether W&B has this entry, and so everything that was sent before it."""
+        """Whether W&B has this entry as it is, and so everything that was sent before it."""
         with self._talking():
-            return self._find(AUDIT, entry_alias(entry)) is not None
+            artifact = self._find(AUDIT, entry_alias(entry))
+            found = read_entry(artifact) if artifact is not None else None
+            return found is not None and found.is_whole and found.entry == entry
 
     def send(
         self, entry: AuditEntry, parcel: Parcel | None, signature: dict[str, str], public_key: str
@@ -133,23 +126,22 @@ class WandbProject(WandbClient):
                 artifact = self._artifact(f"{entry.tenant}.{report.kind}", kind, report.model_dump(mode="json"))
                 artifact.add_file(str(path), "report", policy="immutable", skip_cache=True)
                 self._log(run, artifact, report_alias(report.sha256))
-            artifact = self._artifact(
-                AUDIT,
-                AUDIT,
-                {
-                    "seq": entry.seq,
-                    "hash": entry.hash,
-                    "adapter": entry.subject.id if entry.subject.kind == "version" else None,
-                    "subject": str(entry.subject),
-                    "action": entry.action,
-                    "entry": canonical(entry.stored()),
-                    "signature": signature,
-                    "public_key": public_key,
-                },
-            )
+            metadata = metadata_of(entry, signature, public_key)
+            artifact = self._artifact(AUDIT, AUDIT, metadata)
             with artifact.new_file("entry.json", encoding="utf-8") as file:
                 file.write(entry.to_json())
-            self._log(run, artifact, entry_alias(entry))
+            self._log_entry(run, artifact, entry)
+
+    def _log_entry(self, run: Any, artifact: Any, entry: AuditEntry) -> None:
+        """Log an entry unless it is there; what somebody changed of it at W&B is written again."""
+        alias = entry_alias(entry)
+        found = self._find(AUDIT, alias)
+        one = read_entry(found) if found is not None else None
+        if found is not None and (one is None or not one.is_whole):
+            found.metadata = artifact.metadata  # its file can't be changed there
+            found.save()
+        elif one is None or one.entry != entry:  # missing, or the name was moved to another entry
+            run.log_artifact(artifact, aliases=[alias]).wait()
 
     def _send_package(self, run: Any, entry: AuditEntry, parcel: Parcel, package: Path) -> None:
         tenant = str(entry.tenant)
@@ -373,19 +365,3 @@ def report_alias(sha256: str) -> str:
 def entry_alias(entry: AuditEntry) -> str:
     """What names an entry of the audit log: its hash."""
     return f"entry-{entry.hash[:12]}"
-
-
-def _entry_of(artifact: Any) -> SentEntry:
-    try:
-        metadata = artifact.metadata
-        return SentEntry(
-            int(artifact.version.removeprefix("v")),
-            AuditEntry.model_validate(json.loads(metadata["entry"])),
-            dict(metadata["signature"]),
-            str(metadata["public_key"]),
-            SHOWN in artifact.tags,
-        )
-    except (KeyError, TypeError, ValidationError, ValueError) as error:
-        raise Damaged(
-            f"{artifact.qualified_name} in W&B is no entry of an audit log: it was changed."
-        ) from error

@@ -1,8 +1,10 @@
 """One registry at W&B for several machines: a change counts once W&B took it, and of two at once one counts."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -336,3 +338,70 @@ def test_a_package_that_was_changed_at_wandb_is_not_loaded(
     with pytest.raises(LoraOpsError, match="W&B|changed while it was being copied"):
         packages.verified_path(laptop, "finance@1")
     assert not (laptop.path / "verified" / "finance@1").exists()
+
+
+def junk(server: WandbServer, **metadata: object) -> None:
+    """Upload an artifact of anybody's beside the entries of the audit log."""
+    audit = server.collection("audit")
+    last = audit.versions[-1]
+    made = replace(last, id=f"junk-{len(audit.versions)}", index=len(audit.versions), tags=set())
+    made.metadata = json.dumps(metadata)
+    server.versions[made.id] = made
+    audit.versions.append(made)
+    audit.aliases["latest"] = made
+
+
+def forged(server: WandbServer, **changed: object) -> dict[str, object]:
+    """Return what an artifact would say that goes on from the last entry, and that no machine has signed."""
+    said = server.collection("audit").versions[-1].info
+    entry = json.loads(said["entry"])
+    next_ = {**entry, "seq": entry["seq"] + 1, "previous": said["hash"], **changed}
+    return {**said, "seq": next_["seq"], "hash": "f" * 64, "entry": json.dumps(next_)}
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "nested", "forged"])
+def test_junk_at_wandb_stops_no_revocation(
+    machine: Machine, package: Build, server: WandbServer, kind: str
+) -> None:
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    laptop.pull()
+    said = {"empty": {}, "text": {"entry": "junk"}, "nested": {"entry": "[" * 100_000}}
+    junk(server, **(forged(server, actor="mallory") if kind == "forged" else said[kind]))
+    lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
+    ci.pull()
+    assert states(ci) == states(laptop) == [("finance@1", "revoked", ())]
+    assert verify(ci).ok
+
+
+@pytest.mark.parametrize("changed", [{}, {"entry": "{}"}, {"signature": {}}])
+def test_entry_that_was_vandalised_at_wandb_is_written_again(
+    machine: Machine, package: Build, server: WandbServer, changed: dict[str, object]
+) -> None:
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    ci.register(*package(2), actor="ana")
+    for sent in server.collection("audit").versions:
+        sent.metadata = json.dumps({**sent.info, **changed} if changed else {})
+    lifecycle.revoke(ci, "finance@1", actor="ben", reason="it leaks")
+    laptop.pull()
+    assert states(laptop) == states(ci)
+    assert laptop.get("finance@1").state == "revoked"
+
+
+def test_entry_that_wandb_lost_stops_who_lacks_it(
+    machine: Machine, package: Build, server: WandbServer
+) -> None:
+    """A machine that took the log without it would serve what the lost entry revoked."""
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    laptop.pull()
+    lifecycle.revoke(ci, "finance@1", actor="ben", reason="it leaks")
+    ci.register(*package(2), actor="ana")
+    lost = server.collection("audit").versions[1]
+    lost.metadata = "{}"
+    with pytest.raises(LoraOpsError, match=r"Entry \d of the audit log was changed or deleted at W&B"):
+        laptop.pull()
+    ci.mirror.sync(whole=True)
+    laptop.pull()
+    assert states(laptop) == states(ci)
