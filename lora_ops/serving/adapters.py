@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,28 +13,13 @@ from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.eligibility import base_model_reason
 from lora_ops.registry.versions import Version
+from lora_ops.serving.cached_adapter import AdapterUnavailable, AdapterUse, CachedAdapter
 
 logger = logging.getLogger(__name__)
 
 BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
-RECENT_SECONDS = 300.0
-Pin = Literal["no", "warm", "recent"]
-Loaded = Literal["hit", "miss"]
+CacheLookup = Literal["hit", "miss"]
 Verify = Callable[[str], Path]
-
-
-class AdapterUnavailable(LoraOpsError):
-    """An adapter can't be used now.
-
-    Attributes:
-        retry_after: seconds; None where trying again changes nothing.
-        damaged: whether what is kept of it is not what was registered.
-    """
-
-    def __init__(self, text: str, retry_after: float | None = 1.0, *, damaged: bool = False) -> None:
-        super().__init__(text)
-        self.retry_after = retry_after
-        self.damaged = damaged
 
 
 class WrongBase(LoraOpsError):
@@ -53,7 +37,7 @@ class Crowded(LoraOpsError):
 class Observer(Protocol):
     """Who is told what happens in the cache."""
 
-    def adapter_used(self, name: str, how: Loaded) -> None:
+    def adapter_used(self, name: str, how: CacheLookup) -> None:
         """Somebody wanted it and found it there, or not."""
 
     def adapter_loaded(self, name: str, seconds: float) -> None:
@@ -64,92 +48,6 @@ class Observer(Protocol):
 
     def adapter_evicted(self, name: str) -> None:
         """It made room for another one."""
-
-
-@dataclass
-class Entry:
-    """One adapter that somebody has asked for since the gateway started.
-
-    Attributes:
-        digest: of the content that is loaded, or was last.
-        bytes: of memory, counted from the moment that its load begins; 0 while it is not loaded.
-        users: requests that use it now.
-        waiting: requests that will use it, once their turn comes.
-        heat: uses, each counting half after `RECENT_SECONDS`.
-        failures: loads that failed since the last good one.
-        loading: the load that is under way, or the last one.
-        fault: why the last one failed, as its askers are told until it is tried again.
-    """
-
-    name: str
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    loaded: bool = False
-    digest: str = ""
-    bytes: int = 0
-    users: int = 0
-    waiting: int = 0
-    pin: Pin = "no"
-    last_used: float = 0.0
-    heat: float = 0.0
-    failures: int = 0
-    retry_at: float = 0.0
-    fault: AdapterUnavailable | None = None
-    loading: asyncio.Task[None] | None = None
-
-    @property
-    def wanted(self) -> bool:
-        """Whether any request uses it or will do so."""
-        return bool(self.users or self.waiting)
-
-    @property
-    def idle(self) -> bool:
-        """Whether it may go; requests that only wait load it again."""
-        return self.loaded and not self.users and self.pin != "warm"
-
-    def used(self, now: float) -> None:
-        """Count one use."""
-        self.heat = self.heat_at(now) + 1
-        self.last_used = now
-
-    def heat_at(self, now: float) -> float:
-        """How much it was used lately."""
-        return float(self.heat * 0.5 ** ((now - self.last_used) / RECENT_SECONDS))
-
-
-class Use:
-    """One request's use of an adapter.
-
-    At first it waits for its turn: the adapter is loaded, and stays so unless another one needs its room. Once
-    it has begun, the adapter stays loaded until it ends.
-    """
-
-    def __init__(self, entry: Entry, load: Callable[[], Awaitable[None]], freed: Callable[[], None]) -> None:
-        self._entry, self._load, self._freed = entry, load, freed
-        self._state: Literal["waiting", "begun", "ended"] = "waiting"
-        entry.waiting += 1
-
-    async def begin(self) -> str:
-        """Return the adapter's name in the engine, loaded again where it made room; once more is as once.
-
-        Raises:
-            AdapterUnavailable: as `AdapterCache.use`.
-        """
-        await self._load()
-        # Nothing is awaited from here on, so it is still loaded.
-        if self._state == "waiting":
-            self._entry.waiting -= 1
-            self._entry.users += 1
-            self._state = "begun"
-        return self._entry.name
-
-    def end(self) -> None:
-        """Let the adapter go; nothing happens the second time."""
-        if self._state == "waiting":
-            self._entry.waiting -= 1
-        elif self._state == "begun":
-            self._entry.users -= 1
-        self._state = "ended"
-        self._freed()
 
 
 class AdapterCache:
@@ -183,10 +81,10 @@ class AdapterCache:
         self._warm_recent = warm_recent
         self._drain_seconds = drain_seconds
         self._observer = observer
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, CachedAdapter] = {}
         self._freed = asyncio.Event()
 
-    def entries(self) -> Iterable[Entry]:
+    def entries(self) -> Iterable[CachedAdapter]:
         """Every adapter that was asked for, loaded or not."""
         return self._entries.values()
 
@@ -195,7 +93,7 @@ class AdapterCache:
         """Memory that loaded adapters take."""
         return sum(entry.bytes for entry in self._entries.values())
 
-    async def use(self, version: Version) -> Use:
+    async def use(self, version: Version) -> AdapterUse:
         """Return a use of an adapter, loaded where it is not there.
 
         However many ask for one that is not there, it is loaded once and they all wait for that.
@@ -212,7 +110,7 @@ class AdapterCache:
             await self.unload(entry.name)
         await self._until_loaded(entry, version)
         entry.used(time.monotonic())
-        return Use(entry, lambda: self._until_loaded(entry, version), self._notify)
+        return AdapterUse(entry, lambda: self._until_loaded(entry, version), self._notify)
 
     async def load(self, version: Version) -> None:
         """Load an adapter if it is not there, without using it.
@@ -281,10 +179,10 @@ class AdapterCache:
                     raise LoraOpsError(f"serving.warm does not fit into the memory: {error}") from error
                 logger.warning("%s could not be warmed up: %s", name, error)
 
-    def _entry(self, name: str) -> Entry:
-        return self._entries.setdefault(name, Entry(name))
+    def _entry(self, name: str) -> CachedAdapter:
+        return self._entries.setdefault(name, CachedAdapter(name))
 
-    async def _until_loaded(self, entry: Entry, version: Version) -> None:
+    async def _until_loaded(self, entry: CachedAdapter, version: Version) -> None:
         while not entry.loaded:  # it may be evicted again between its load and this task's turn
             # A waiter that is cancelled, its client gone, must not take the load away from the others.
             # All wait for the same load: where it fails, none of them tries once more after the others.
@@ -296,7 +194,7 @@ class AdapterCache:
         if entry.digest != version.summary.content_digest:
             raise AdapterUnavailable(f"{entry.name} was replaced while this request waited: send it again.")
 
-    async def _load_once(self, entry: Entry, version: Version) -> None:
+    async def _load_once(self, entry: CachedAdapter, version: Version) -> None:
         async with entry.lock:
             if entry.loaded:
                 return
@@ -334,7 +232,7 @@ class AdapterCache:
             raise WrongBase(f"{other}.")
         return self._verify(version.id)
 
-    def _failed(self, entry: Entry, error: Exception) -> AdapterUnavailable:
+    def _failed(self, entry: CachedAdapter, error: Exception) -> AdapterUnavailable:
         # A permanent fault is looked at again too, whoever asks: somebody may have restored a backup.
         delay = BACK_OFF_SECONDS[min(entry.failures, len(BACK_OFF_SECONDS) - 1)]
         if isinstance(error, Crowded):  # not its own fault: the next one who asks may find room
@@ -352,7 +250,7 @@ class AdapterCache:
             self._observer.adapter_failed(entry.name)
         return entry.fault
 
-    async def _make_room(self, entry: Entry, needed: int) -> None:
+    async def _make_room(self, entry: CachedAdapter, needed: int) -> None:
         pinned = sum(other.bytes for other in self._entries.values() if other.pin == "warm")
         if needed + pinned > self._budget:
             kept = f", of which warm adapters keep {pinned:,}" if pinned else ""
@@ -373,7 +271,7 @@ class AdapterCache:
                 f"all of serving.adapter_memory ({self._budget:,} bytes) is in use: raise it, or send less"
             ) from error
 
-    def _victim(self) -> Entry | None:
+    def _victim(self) -> CachedAdapter | None:
         """The idle one that was used the longest time ago.
 
         One for which requests wait goes only if no other is left, and one of the busiest before these. If those
@@ -384,7 +282,7 @@ class AdapterCache:
             idle, key=lambda entry: (entry.waiting > 0, entry.pin == "recent", entry.last_used), default=None
         )
 
-    async def _evict(self, entry: Entry) -> None:
+    async def _evict(self, entry: CachedAdapter) -> None:
         # The lock keeps the next load of it waiting until it is gone.
         async with entry.lock:
             if not entry.idle:
@@ -396,7 +294,7 @@ class AdapterCache:
         if self._observer:
             self._observer.adapter_evicted(entry.name)
 
-    async def _remove(self, entry: Entry) -> None:
+    async def _remove(self, entry: CachedAdapter) -> None:
         entry.loaded = False
         try:
             await self._engine.unload(entry.name)

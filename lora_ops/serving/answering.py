@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import cast
 
 from lora_ops.engines.protocol import Chunk, Engine, Generation
-from lora_ops.serving.adapters import AdapterCache, Use
+from lora_ops.serving.adapters import AdapterCache
 from lora_ops.serving.answer_lengths import AnswerLengths
 from lora_ops.serving.background_answers import BackgroundTicket
+from lora_ops.serving.cached_adapter import AdapterUse
 from lora_ops.serving.errors import as_api_error, outcome
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded
@@ -105,7 +106,7 @@ class Answering:
         with self._tracing.request(request) as span:
             try:
                 with self._spending(request) as spent:
-                    use: Use | None = None
+                    use: AdapterUse | None = None
                     tickets: Sequence[Ticket | BackgroundTicket] = ()
                     try:
                         # The adapter comes first: a slot that waits for a load would answer nobody meanwhile.
@@ -158,7 +159,7 @@ class Answering:
             found = self._allowances[tenant] = Allowance(self._settings.tenant(tenant))
         return found
 
-    async def _use(self, request: AnswerRequest) -> Use | None:
+    async def _use(self, request: AnswerRequest) -> AdapterUse | None:
         """Return a use of the adapter that the route names, once it is loaded; None: the base model."""
         if request.route.version is None:
             return None
@@ -187,7 +188,7 @@ class Answering:
         request: AnswerRequest,
         tickets: Sequence[Ticket | BackgroundTicket],
         stats: RequestStats,
-        use: Use | None,
+        use: AdapterUse | None,
     ) -> AsyncGenerator[AnswerChunk, None]:
         """Yield the chunks of all answers as they come; the first error ends all of them."""
         arrived: asyncio.Queue[AnswerChunk | asyncio.Task[None]] = asyncio.Queue()
@@ -226,7 +227,7 @@ class Answering:
         index: int,
         ticket: Ticket | BackgroundTicket,
         stats: RequestStats,
-        use: Use | None,
+        use: AdapterUse | None,
         give: Callable[[AnswerChunk], None],
     ) -> None:
         async with asyncio.timeout_at(self.deadline(request)), self._turn(ticket, stats) as took:

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from lora_ops.engines.protocol import EngineError, Unsupported
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.escaping import shortened
-from lora_ops.serving.adapters import AdapterUnavailable
 from lora_ops.serving.background_answers import Preempted
+from lora_ops.serving.cached_adapter import AdapterUnavailable
 from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.rate_limits import NeverFits, TooMany
 from lora_ops.serving.router import NotServed, OutOfService, UnknownModel

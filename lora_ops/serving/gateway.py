@@ -16,9 +16,10 @@ from lora_ops.registry import packages
 from lora_ops.registry.backends import open_copy, open_registry
 from lora_ops.registry.eligibility import expiry_warning
 from lora_ops.registry.shared import SharedRegistry
-from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
+from lora_ops.serving.adapters import AdapterCache
 from lora_ops.serving.after_answer import AfterAnswer
 from lora_ops.serving.answering import Answering
+from lora_ops.serving.cached_adapter import AdapterUnavailable
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.fair_queue import FairQueue
 from lora_ops.serving.keys import Caller, KeyStore

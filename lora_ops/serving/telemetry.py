@@ -26,7 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lora_ops.engines.protocol import Engine
-from lora_ops.serving.adapters import AdapterCache, Loaded
+from lora_ops.serving.adapters import AdapterCache, CacheLookup
 from lora_ops.serving.fair_queue import FairQueue
 from lora_ops.serving.logs import lost_lines
 
@@ -104,7 +104,7 @@ class Telemetry:
                     found[sample.labels["code"]] += int(sample.value)
         return dict(found)
 
-    def adapter_used(self, name: str, how: Loaded) -> None:
+    def adapter_used(self, name: str, how: CacheLookup) -> None:
         """Count a hit or a miss of the adapter cache."""
         (self._hits if how == "hit" else self._misses).labels(name).inc()
 

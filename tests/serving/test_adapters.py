@@ -24,7 +24,8 @@ from lora_ops.registry import packages
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
-from lora_ops.serving.adapters import AdapterCache, AdapterUnavailable
+from lora_ops.serving.adapters import AdapterCache
+from lora_ops.serving.cached_adapter import AdapterUnavailable
 from tests.serving.conftest import Clone, Served, served
 
 ONE, TWO, THREE = "finance@1", "finance@2", "healthcare@1"

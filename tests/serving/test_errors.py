@@ -7,7 +7,7 @@ import pytest
 
 from lora_ops.engines.protocol import EngineError
 from lora_ops.errors import Damaged, LoraOpsError
-from lora_ops.serving.adapters import AdapterUnavailable
+from lora_ops.serving.cached_adapter import AdapterUnavailable
 from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.rate_limits import NeverFits, TooMany

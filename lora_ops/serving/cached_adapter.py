@@ -1,0 +1,113 @@
+"""One adapter of the cache: whether it is loaded, who uses it, and how much it was used lately."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lora_ops.errors import LoraOpsError
+
+RECENT_SECONDS = 300.0
+Pin = Literal["no", "warm", "recent"]
+
+
+class AdapterUnavailable(LoraOpsError):
+    """An adapter can't be used now.
+
+    Attributes:
+        retry_after: seconds; None where trying again changes nothing.
+        damaged: whether what is kept of it is not what was registered.
+    """
+
+    def __init__(self, text: str, retry_after: float | None = 1.0, *, damaged: bool = False) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+        self.damaged = damaged
+
+
+@dataclass
+class CachedAdapter:
+    """An adapter that somebody has asked for since the gateway started.
+
+    Attributes:
+        digest: of the content that is loaded, or was last.
+        bytes: of memory, counted from the moment that its load begins; 0 while it is not loaded.
+        users: requests that use it now.
+        waiting: requests that will use it, once their turn comes.
+        heat: uses, each counting half after `RECENT_SECONDS`.
+        failures: loads that failed since the last good one.
+        loading: the load that is under way, or the last one.
+        fault: why the last one failed, as its askers are told until it is tried again.
+    """
+
+    name: str
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    loaded: bool = False
+    digest: str = ""
+    bytes: int = 0
+    users: int = 0
+    waiting: int = 0
+    pin: Pin = "no"
+    last_used: float = 0.0
+    heat: float = 0.0
+    failures: int = 0
+    retry_at: float = 0.0
+    fault: AdapterUnavailable | None = None
+    loading: asyncio.Task[None] | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any request uses it or will do so."""
+        return bool(self.users or self.waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it may go; requests that only wait load it again."""
+        return self.loaded and not self.users and self.pin != "warm"
+
+    def used(self, now: float) -> None:
+        """Count one use."""
+        self.heat = self.heat_at(now) + 1
+        self.last_used = now
+
+    def heat_at(self, now: float) -> float:
+        """How much it was used lately."""
+        return float(self.heat * 0.5 ** ((now - self.last_used) / RECENT_SECONDS))
+
+
+class AdapterUse:
+    """One request's use of an adapter.
+
+    At first it waits for its turn: the adapter is loaded, and stays so unless another one needs its room. Once
+    it has begun, the adapter stays loaded until it ends.
+    """
+
+    def __init__(
+        self, adapter: CachedAdapter, load: Callable[[], Awaitable[None]], freed: Callable[[], None]
+    ) -> None:
+        self._adapter, self._load, self._freed = adapter, load, freed
+        self._state: Literal["waiting", "begun", "ended"] = "waiting"
+        adapter.waiting += 1
+
+    async def begin(self) -> str:
+        """Return the adapter's name in the engine, loaded again where it made room; once more is as once.
+
+        Raises:
+            AdapterUnavailable: as `AdapterCache.use`.
+        """
+        await self._load()
+        # Nothing is awaited from here on, so it is still loaded.
+        if self._state == "waiting":
+            self._adapter.waiting -= 1
+            self._adapter.users += 1
+            self._state = "begun"
+        return self._adapter.name
+
+    def end(self) -> None:
+        """Let the adapter go; nothing happens the second time."""
+        if self._state == "waiting":
+            self._adapter.waiting -= 1
+        elif self._state == "begun":
+            self._adapter.users -= 1
+        self._state = "ended"
+        self._freed()
