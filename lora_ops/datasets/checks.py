@@ -1,5 +1,6 @@
 """What the contract demands of splits as a whole: a row alone can't show it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from lora_ops.datasets.files import shorten
 from lora_ops.prompts import ControlTokens
 from lora_ops.records.data import Check, DataRecord
 from lora_ops.settings.data import DataSettings
+
+# A label's own word is good evidence now and then; where it is usual, nothing has to be learnt.
+ANSWERED_SHARE = 0.2
 
 
 def check_splits(rows: pd.DataFrame, chosen: Mapping[str, pd.DataFrame], settings: DataSettings) -> list[Check]:
@@ -106,6 +110,30 @@ def check_answers(rows: pd.DataFrame, tokenizer: Any, labels: Sequence[str], max
     }
     cut = [f"label {shorten(label)}: {size} tokens" for label, size in lengths.items() if size > max_new_tokens]
     return _check(f"each label fits {max_new_tokens} new tokens", cut, "evaluate.max_new_tokens")
+
+
+def answered_warnings(chosen: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return a warning if the answer itself stands, as whole words, in many of the held-out texts.
+
+    Args:
+        chosen: the rows that each split uses, with columns text and target.
+    """
+    held_out = pd.concat([chosen["test"], chosen["validation"]])
+    answered = sum(
+        _holds(str(text), str(target))
+        for text, target in zip(held_out["text"], held_out["target"], strict=True)
+    )
+    if answered <= ANSWERED_SHARE * len(held_out):
+        return []
+    return [
+        f"the answer stands in the text of {answered} of {len(held_out)} held-out rows, so metrics on them "
+        "show copying too: leave the column that holds it out of data.template or of the source"
+    ]
+
+
+def _holds(text: str, answer: str) -> bool:
+    words = r"(?<!\w)" + re.escape(answer.strip().casefold()) + r"(?!\w)"
+    return bool(answer.strip()) and re.search(words, text.casefold()) is not None
 
 
 def _check(name: str, problems: list[str], setting: str | None = None) -> Check:

@@ -6,7 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from lora_ops.datasets.checks import check_previous, check_shares, check_splits, check_system, label_shares
+from lora_ops.datasets.checks import (
+    answered_warnings,
+    check_previous,
+    check_shares,
+    check_splits,
+    check_system,
+    label_shares,
+)
 from lora_ops.datasets.contract import check_contract
 from lora_ops.datasets.near_duplicates import SETTING as NEAR_DUPLICATES
 from lora_ops.datasets.near_duplicates import check_near_duplicates, near_duplicate_warnings
@@ -164,6 +171,7 @@ def prepare(
             warnings=[
                 *thin_labels(chosen, settings.labels, settings.contract.min_label_rows),
                 *near_duplicate_warnings(alike, chosen, settings),
+                *answered_warnings(chosen),
             ],
         )
         (folder / DATA).write_text(record.to_json(), encoding="utf-8")

@@ -60,12 +60,15 @@ def membership(splits: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def thin_labels(splits: dict[str, pd.DataFrame], labels: Sequence[str], enough: int) -> list[str]:
-    """Return a sentence for each label with fewer than `enough` rows to train on, or with no row to test."""
+    """Return a sentence for each label with fewer than `enough` rows to train on, or with no held-out row.
+
+    Validation counts too: a run is chosen by it, and a label that it lacks has no say in that.
+    """
     counts = {name: frame["target"].value_counts() for name, frame in splits.items()}
     thin = []
     for label in labels:
         rows = {name: int(count.get(label, 0)) for name, count in counts.items()}
-        if rows["train"] < enough or not rows["test"]:
+        if rows["train"] < enough or not all(rows.values()):
             said = ", ".join(f"{count} {name}" for name, count in rows.items())
             thin.append(f"label '{label}' is thin: {said} rows")
     return thin

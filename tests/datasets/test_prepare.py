@@ -57,6 +57,16 @@ def test_splits_carry_the_chat_template_and_the_record_their_digests(root: Path,
     assert row.completion == f"{row.target}<|im_end|>"
 
 
+def test_prepare_warns_of_answers_that_stand_in_texts(root: Path, tiny_base: Path) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    whole, _ = prepare("faq", settings(), tokenizer, "0" * 64, root / "out", root, root)
+    assert whole is not None and whole.warnings == []
+    template = "{question} ({answer})"
+    leaky, _ = prepare("faq", settings(template=template), tokenizer, "0" * 64, root / "leaky", root, root)
+    assert leaky is not None
+    assert "the answer stands in the text of 9 of 9 held-out rows" in "".join(leaky.warnings)
+
+
 def test_line_separators_inside_a_text_survive(root: Path, tiny_base: Path) -> None:
     with (root / "faq.csv").open("a", encoding="utf-8") as file:
         file.write("".join(f"First\u2028second {n}\x85third?,No {n}.\n" for n in range(40)))

@@ -102,11 +102,13 @@ def test_thin_labels_are_hardly_trained_or_never_tested() -> None:
     splits = {
         "train": pd.DataFrame({"target": ["a"] * 9 + ["b"] * 2 + ["c"] * 9}),
         "validation": pd.DataFrame({"target": ["a"]}),
-        "test": pd.DataFrame({"target": ["a", "b"]}),
+        "test": pd.DataFrame({"target": ["a", "b", "d"]}),
     }
-    assert thin_labels(splits, ["a", "b", "c"], 5) == [
+    splits["train"] = pd.concat([splits["train"], pd.DataFrame({"target": ["d"] * 9})])
+    assert thin_labels(splits, ["a", "b", "c", "d"], 5) == [
         "label 'b' is thin: 2 train, 0 validation, 1 test rows",
         "label 'c' is thin: 9 train, 0 validation, 0 test rows",
+        "label 'd' is thin: 9 train, 0 validation, 1 test rows",
     ]
 
 
