@@ -213,7 +213,7 @@ async def _tenants(gateway: Gateway, counts: _Counts) -> list[dict[str, Any]]:
             {
                 "tenant": name,
                 "serving": serving,
-                "why_not": why,
+                "refusal": why,
                 "split": counts.splits.get(name, []),
                 "waiting": waiting.get(name, 0),
                 **counts.tenants.get(name, nothing),

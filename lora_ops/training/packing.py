@@ -88,7 +88,7 @@ def choose_loss(model: Any, rows: Sequence[Tokens], pad_token_id: int) -> Loss:
         return batch_loss(model, collate(rows, pad_token_id).to(model.device))
 
     before = model.config._attn_implementation
-    reason = _why_not_packed(model, rows[:3], padded_loss)
+    reason = _unpackable_reason(model, rows[:3], padded_loss)
     if reason is None:
         return packed_loss
     logger.warning("Rows are padded, not packed, which is slower but as right: %s.", reason)
@@ -97,7 +97,7 @@ def choose_loss(model: Any, rows: Sequence[Tokens], pad_token_id: int) -> Loss:
 
 
 @torch.no_grad()
-def _why_not_packed(model: Any, rows: Sequence[Tokens], padded_loss: Loss) -> str | None:
+def _unpackable_reason(model: Any, rows: Sequence[Tokens], padded_loss: Loss) -> str | None:
     kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         return f"the model has layers of {', '.join(sorted(kinds))}"

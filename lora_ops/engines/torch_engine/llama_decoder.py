@@ -70,7 +70,7 @@ class LlamaDecoder:
         self.context_length, self.kv_tokens = context_length, blocks_for(kv_tokens) * BLOCK
         self.vocabulary = model.config.vocab_size
         self.attention_positions = _attention_positions(model)
-        weights = Weights.of(model, context_length)
+        weights = Weights.from_hf(model, context_length)
         self.dtype, self._device = weights.dtype, str(model.device)
         self._cache = weights.make_cache(self.kv_tokens)
         self.forward = make_forward(weights, self._cache)

@@ -36,7 +36,7 @@ class TorchForward:
             torch.tensor(values, dtype=torch.int64, device=device)
             for values in (step.tokens, step.positions, step.slot_mapping, step.chosen)
         )
-        views = [_View.of(span, device) for span in step.spans]
+        views = [_View.from_span(span, device) for span in step.spans]
         x = self._embedding[tokens]
         for number, (before_attention, norms, before_mlp) in enumerate(self._norms):
             to_qkv, to_out, to_gate_up, to_down = self._products[number]
@@ -118,8 +118,8 @@ class _View:
     mask: torch.Tensor | None
 
     @staticmethod
-    def of(span: Span, device: torch.device) -> "_View":
-        """The one of this sequence."""
+    def from_span(span: Span, device: torch.device) -> "_View":
+        """Return the view of one sequence."""
         blocks = torch.tensor(span.blocks[: blocks_for(span.length)], dtype=torch.int64, device=device)
         mask = None
         if span.rows > 1:

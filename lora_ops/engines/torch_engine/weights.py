@@ -39,8 +39,8 @@ class Linear:
     bias: torch.Tensor | None = None
 
     @staticmethod
-    def of(layers: Sequence[Any], dtype: torch.dtype) -> "Linear":
-        """These layers of torch, whose weights become views of the joined ones.
+    def from_hf(layers: Sequence[Any], dtype: torch.dtype) -> "Linear":
+        """Join these layers of torch, whose weights become views of the joined ones.
 
         Args:
             dtype: that is computed in.
@@ -73,18 +73,18 @@ class Layer:
     down: Linear
 
     @staticmethod
-    def of(layer: Any, dtype: torch.dtype) -> "Layer":
-        """This decoder layer of transformers; `dtype`: that is computed in."""
+    def from_hf(layer: Any, dtype: torch.dtype) -> "Layer":
+        """Return a decoder layer of transformers; `dtype` is what is computed in."""
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return Layer(
             _norm(layer.input_layernorm, dtype),
-            Linear.of([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
+            Linear.from_hf([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
             (_norm(attention.q_norm, dtype), _norm(attention.k_norm, dtype)) if has_norms else None,
-            Linear.of([attention.o_proj], dtype),
+            Linear.from_hf([attention.o_proj], dtype),
             _norm(layer.post_attention_layernorm, dtype),
-            Linear.of([mlp.gate_proj, mlp.up_proj], dtype),
-            Linear.of([mlp.down_proj], dtype),
+            Linear.from_hf([mlp.gate_proj, mlp.up_proj], dtype),
+            Linear.from_hf([mlp.down_proj], dtype),
         )
 
 
@@ -107,8 +107,8 @@ class Weights:
     head: Linear
 
     @staticmethod
-    def of(model: Any, positions: int) -> "Weights":
-        """This causal language model of transformers, for sequences of so many positions."""
+    def from_hf(model: Any, positions: int) -> "Weights":
+        """Return a causal language model of transformers, for sequences of so many positions."""
         config, inner = model.config, model.model
         embedding = inner.embed_tokens.weight.detach()
         attention = inner.layers[0].self_attn
@@ -125,9 +125,9 @@ class Weights:
             embedding,
             cosine[0].contiguous(),
             sine[0].contiguous(),
-            tuple(Layer.of(layer, dtype) for layer in inner.layers),
+            tuple(Layer.from_hf(layer, dtype) for layer in inner.layers),
             _norm(inner.norm, dtype),
-            Linear.of([model.lm_head], dtype),
+            Linear.from_hf([model.lm_head], dtype),
         )
 
     @property

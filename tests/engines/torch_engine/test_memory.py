@@ -73,7 +73,7 @@ def test_joined_weights_are_no_second_copy(name: str) -> None:
     model = make_model(name)
     tokens = torch.arange(8)[None]
     before = model(tokens).logits
-    layers = Weights.of(model, 16).layers
+    layers = Weights.from_hf(model, 16).layers
     for layer, joined in zip(model.model.layers, layers, strict=True):
         for own, one in (
             (layer.self_attn.v_proj, joined.qkv),
