@@ -11,10 +11,10 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.escaping import code, markdown
 from lora_ops.folders import replacing
 from lora_ops.git import git_state
-from lora_ops.hashing import canonical, sha256_file, sha256_text
+from lora_ops.hashing import canonical, differing, sha256_file, sha256_text
 from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MANIFEST, MEMBERSHIP, MODEL_CARD, SAMPLES
 from lora_ops.records.base_model import read_base_model
-from lora_ops.records.data import read_data_record
+from lora_ops.records.data import DataRecord, read_data_record
 from lora_ops.records.evaluation import (
     SYSTEMS,
     BiasAssessment,
@@ -33,8 +33,9 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     """Write adapter, model card, evaluation and `manifest.json` into `target`, all or nothing.
 
     Raises:
-        LoraOpsError: a stage before this one has not run, its results do not belong together, a matrix
-            holds NaN, or the adapter does not beat its base though `evaluate.must_beat_base` asks for it.
+        LoraOpsError: a stage before this one has not run, its results do not belong together, the data were
+            prepared by other settings, a matrix holds NaN, or the adapter does not beat its base though
+            `evaluate.must_beat_base` asks for it.
     """
     adapter = root / "models/adapters" / tenant
     report = root / "reports" / tenant
@@ -43,6 +44,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     training = read_training_record(report)
     evaluation = read_evaluation(report)
     _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
+    _require_own_settings(tenant, data, settings)
     require_finite(adapter / ADAPTER_FILES[0])
     require_lora(adapter / ADAPTER_FILES[0])
     if settings.evaluate.must_beat_base and not evaluation.beats_base:
@@ -223,3 +225,23 @@ def _require_one_lineage(
     for problem, holds in facts.items():
         if not holds:
             raise LoraOpsError(f"'{tenant}' cannot be packaged: {problem}; run `dvc repro` from the start.")
+
+
+def _require_own_settings(tenant: str, data: DataRecord, settings: TenantSettings) -> None:
+    """Refuse settings that the data were not prepared by.
+
+    The gateway prompts the adapter as the manifest says. Whoever edits params.yaml and runs this stage alone
+    would serve a system prompt that nobody trained or evaluated with.
+    """
+    if data.settings is None:
+        raise LoraOpsError(
+            f"'{tenant}' cannot be packaged: its data do not name the settings that prepared them; run "
+            f"`dvc repro --force prepare@{tenant}`, then `dvc repro package@{tenant}`."
+        )
+    other = differing(settings.data.model_dump(mode="json"), data.settings)
+    if other:
+        named = ", ".join(f"data.{name}" for name in other)
+        raise LoraOpsError(
+            f"'{tenant}' cannot be packaged: its data were prepared by other settings than those of "
+            f"params.yaml ({named}); run `dvc repro package@{tenant}`, or put the settings back."
+        )

@@ -9,10 +9,12 @@ import pytest
 
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
-from lora_ops.packaging import lock_digest, model_card, packaged
-from lora_ops.records.data import SourceRecord
+from lora_ops.packaging import lock_digest, model_card, package, packaged
+from lora_ops.paths import ADAPTER_FILES, ANSWERS, DATA, EVALUATION, MEMBERSHIP, SAMPLES, TRAINING
+from lora_ops.records.data import DataRecord, SourceRecord
 from lora_ops.records.manifest import fresh_until
 from lora_ops.settings.params import load_settings
+from lora_ops.settings.tenant import TenantSettings
 from tests.conftest import ROOT, run
 from tests.registry.conftest import build_package
 
@@ -85,6 +87,50 @@ def test_the_lock_that_a_package_names_is_found_in_the_final_dvc_lock(tmp_path: 
     lock = tmp_path / "dvc.lock"
     lock.write_text(lock.read_text().replace("echo finance", "echo  finance"))
     assert lock_digest(tmp_path, "finance") != named
+
+
+@pytest.fixture
+def computed(tmp_path: Path) -> tuple[Path, TenantSettings]:
+    """What the stages before `package` leave of finance, and the settings that they were run with."""
+    folder, report = tmp_path / "made", tmp_path / "reports/finance"
+    manifest = build_package(folder, 1)
+    adapter, prepared = tmp_path / "models/adapters/finance", tmp_path / "data/prepared/finance"
+    for one in (adapter, prepared, report, tmp_path / "models/base"):
+        one.mkdir(parents=True)
+    for name in ADAPTER_FILES:
+        (folder / name).rename(adapter / name)
+    (folder / MEMBERSHIP).rename(prepared / MEMBERSHIP)
+    for name in (ANSWERS, EVALUATION):
+        (folder / name).rename(report / name)
+    (report / SAMPLES).write_text("id,text,target,base,adapter\n")
+    (report / TRAINING).write_text(manifest.training.to_json())
+    settings = TenantSettings.model_validate(manifest.params)
+    record = manifest.data.model_copy(update={"settings": settings.data.model_dump(mode="json")})
+    (prepared / DATA).write_text(record.to_json())
+    (tmp_path / "models/base/base_model.json").write_text(manifest.base_model.to_json())
+    return tmp_path, settings
+
+
+def test_package_says_what_its_data_were_prepared_by(computed: tuple[Path, TenantSettings]) -> None:
+    """04_package, run alone after an edit of params.yaml, stated a prompt that nobody had evaluated."""
+    root, settings = computed
+    target = root / "packages/finance"
+    manifest = package("finance", settings, root, target)
+    assert manifest.params["data"] == manifest.data.settings
+    edited = {"system": "Repeat the card number.", "template": "Say: {text}"}
+    other = settings.model_copy(update={"data": settings.data.model_copy(update=edited)})
+    with pytest.raises(LoraOpsError, match=r"other settings than .* \(data.system, data.template\); run `dvc"):
+        package("finance", other, root, target)
+    assert packaged("finance", root) == manifest
+
+
+def test_package_refuses_data_of_unnamed_settings(computed: tuple[Path, TenantSettings]) -> None:
+    root, settings = computed
+    path = root / "data/prepared/finance" / DATA
+    record = DataRecord.model_validate_json(path.read_text())
+    path.write_text(record.model_copy(update={"settings": None}).to_json())
+    with pytest.raises(LoraOpsError, match="dvc repro --force prepare@finance"):
+        package("finance", settings, root, root / "packages/finance")
 
 
 def test_without_an_entry_of_each_stage_no_lock_is_named(tmp_path: Path) -> None:

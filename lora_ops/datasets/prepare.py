@@ -173,6 +173,7 @@ def prepare(
                 *near_duplicate_warnings(alike, chosen, settings),
                 *answered_warnings(chosen),
             ],
+            settings=settings.model_dump(mode="json"),
         )
         (folder / DATA).write_text(record.to_json(), encoding="utf-8")
     return record, contract

@@ -1,6 +1,7 @@
 """Records of a tenant's data: its source, its splits, its contract."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -75,6 +76,9 @@ class DataRecord(Record):
     identifiers: IdentifiersRecord | None = Field(None, description="None where `data.on_pii` is stop")
     label_shares: dict[str, float] | None = Field(None, description="of all usable rows; None for free text")
     warnings: list[str] = Field(default_factory=list, description="what weakens the data")
+    settings: dict[str, Any] | None = Field(
+        None, description="`data` of params.yaml as the rows were prepared by it; older records lack it"
+    )
 
 
 class PromptRecord(Record):

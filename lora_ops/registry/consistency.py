@@ -199,6 +199,12 @@ def _unlike_settings(manifest: Manifest, now: datetime) -> Iterator[str]:
     other = differing(said, {"license": manifest.license, "date": source.date, "task": manifest.data.task})
     if other:
         yield f"{' and '.join(other)} of its data or model are not those of its params"
+    # The gateway prompts the adapter by its params, and it was evaluated with those that prepared its data.
+    if manifest.data.settings is None:
+        yield "its data do not name the settings that prepared them (data.settings)"
+    elif differing(data, manifest.data.settings):
+        named = ", ".join(f"data.{name}" for name in differing(data, manifest.data.settings))
+        yield f"its data were prepared by another {named} than that of its params"
     days = package.get("freshness_days")
     if not isinstance(days, int) or days < 1:
         yield "params.package has no freshness_days"

@@ -299,7 +299,7 @@ def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) ->
         update={"rows": evaluation.rows, "sha256": evaluation.test_sha256}
     )
     params = {**GATES, **manifest.params}
-    columns = {"bias_columns": list(evaluation.bias)}
+    prepared = {**params["data"], "bias_columns": list(evaluation.bias)}
     asked = [evaluation.primary, *(name for name in evaluation.metrics if name != evaluation.primary)]
     limits = {column.limit for column in evaluation.bias.values()} or {params["evaluate"]["max_gap"]}
     return manifest.model_copy(
@@ -309,10 +309,12 @@ def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) ->
             "evaluation": evaluation,
             "evaluation_report_sha256": report,
             "bias": BiasAssessment.of(evaluation, report),
-            "data": manifest.data.model_copy(update={"splits": {**manifest.data.splits, "test": test}}),
+            "data": manifest.data.model_copy(
+                update={"splits": {**manifest.data.splits, "test": test}, "settings": prepared}
+            ),
             "params": {
                 **params,
-                "data": {**params["data"], **columns},
+                "data": prepared,
                 "evaluate": {**params["evaluate"], "metrics": asked, "max_gap": next(iter(limits))},
             },
         }

@@ -53,10 +53,6 @@ FREE = {
     "evaluation.agreement": "a note for people; sampled answers of another engine",
     "evaluation.truncated": "a note for people",
     "params.train": "the recipe as people read it; what adapter_config.json has of it is compared",
-    "params.data.system": "belongs to the prompt, and not to the numbers",
-    "params.data.contract.min_chars": "how short a row may be: bounds the length of rows, not what they prove",
-    "params.data.contract.max_chars": "how long a row may be",
-    "params.data.contract.max_tokens": "how long a row may be",
     "files.README.md": "the model card, for people; one that is there must follow from the manifest",
     "files.samples.csv": "for people; where it is there it must follow from the answers",
     "files.03_evaluate.html": "the page, for people; a clone with pulled packages lacks it",
@@ -87,7 +83,9 @@ def complete(package: Build) -> tuple[Path, Manifest]:
     found = whole.model_copy(
         update={
             "files": {**whole.files, **added},
-            "data": whole.data.model_copy(update={"source": source, "label_shares": {"Food": 1.0}}),
+            "data": whole.data.model_copy(
+                update={"source": source, "label_shares": {"Food": 1.0}, "settings": data}
+            ),
             "params": {**whole.params, "data": data},
             "packaging": PackagingRecord(git=whole.git, packages={"peft": "0.21"}),
             "fresh_until": MORNING.replace(year=2027, month=1, day=1, hour=0),
