@@ -67,7 +67,8 @@ def due(registry: Registry, tenant: str | None = None) -> list[Due]:
 def _status(registry: Registry, tenant: str, twins: Twins) -> TenantStatus:
     live = [one for one in registry.summaries(tenant) if one.state in LIVE]
     by_alias = {alias: one for one in live for alias in one.aliases}
-    production, coming = by_alias.get("production"), _furthest(live)
+    production = by_alias.get("production")
+    coming = _furthest(live, production.number if production else 0)
     stage, missing = _coming(registry, coming, twins) if coming else (None, [])
     shown = production or coming
     return TenantStatus(
@@ -92,10 +93,15 @@ def _coming(registry: Registry, coming: Summary, twins: Twins) -> tuple[str | No
         return next_stage(coming.state), [str(error).rstrip(".")]
 
 
-def _furthest(live: list[Summary]) -> Summary | None:
-    """Return the version next in line: the furthest stage, and in it the newest."""
+def _furthest(live: list[Summary], production: int) -> Summary | None:
+    """Return the version next in line: the furthest stage, and in it the newest.
+
+    A candidate that is older than the version in production was passed over.
+    """
     for state in ON_THE_WAY:
-        in_state = [one for one in live if one.state == state]
+        in_state = [
+            one for one in live if one.state == state and (state != "candidate" or one.number > production)
+        ]
         if in_state:
             return in_state[-1]
     return None

@@ -264,6 +264,12 @@ def test_status_follows_the_version_furthest_on_its_way(cli: Cli, root: Path) ->
     assert "approval" in " ".join(row["missing"])
 
 
+def test_status_waits_for_no_older_candidate_than_production(cli: Cli, root: Path) -> None:
+    into_production(cli, root)
+    (row,) = json.loads(cli("status", "finance", "--json").output)
+    assert (row["production"], row["next_version"], row["missing"]) == ("finance@2", None, [])
+
+
 def test_diff_shows_data_params_and_metrics_side_by_side(cli: Cli) -> None:
     page = cli("diff", "finance@1", "finance@2").output
     for part in ("source.sha256", "train.seed", "exact_match.adapter"):
