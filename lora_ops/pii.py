@@ -4,7 +4,9 @@ Direct ones only: a name in a newspaper is not a data leak, an e-mail address in
 digits are checked (cards by Luhn, IBANs by mod 97), so a time stamp or an order number is no card. Phone
 numbers are found where they are written as such: with + and a country code, or grouped as in North America. Any
 other national number looks like any number. (phonenumbers, Apache-2.0, knows the numbering plans, but needs the
-region of each text, which nobody gives.)
+region of each text, which nobody gives.) A date of birth, the number of a medical record and that of a passport
+look like any other date or number, so they are found only after the word that names them. Names of people are
+not found.
 
 Each search is linear in the text: a pattern begins only at the edge of a word, and what varies is bounded.
 """
@@ -29,7 +31,10 @@ CARD = "payment card number"
 SSN = "US social security number"
 IP = "IP address"
 PHONE = "phone number"
-KINDS = (EMAIL, IBAN, CARD, SSN, IP, PHONE)
+BIRTH = "date of birth"
+RECORD = "medical record number"
+PASSPORT = "passport number"
+KINDS = (EMAIL, IBAN, CARD, SSN, IP, PHONE, BIRTH, RECORD, PASSPORT)
 """Where two overlap, the earlier kind gives its name."""
 
 PASSES = 20  # over a text whose identifiers stand side by side
@@ -50,6 +55,24 @@ _PHONE = re.compile(
     # (212) 555-0147, 1-212-555-0147, 212.555.0147
     r"|(?<![\w.+-])(?:1[ .-])?(?:\(\d{3}\)[ .-]?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-]|\.\d)"
 )
+
+_MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\\.?"
+_DATE = (
+    r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}"
+    rf"|\d{{1,2}} {_MONTH},? \d{{4}}|{_MONTH} \d{{1,2}},? \d{{4}})"
+)
+_IS = r"(?:\s{0,3}[:=#]|\s{1,3}(?:is|was)(?=\s))?\s{0,3}"
+# What the word before names: `DOB: 1970-05-17`, `MRN 00123456`, `passport no. X1234567`.
+_NAMED = {
+    BIRTH: re.compile(rf"(?<!\w)(?:d\.?o\.?b\.?|date of birth|birth ?date){_IS}({_DATE})(?!\w)", re.IGNORECASE),
+    RECORD: re.compile(
+        rf"(?<!\w)(?:mrn|medical record (?:number|no\.?|#)){_IS}([a-z]{{0,3}}-?\d{{5,12}})(?!\w)", re.IGNORECASE
+    ),
+    PASSPORT: re.compile(
+        rf"(?<!\w)passport (?:number|no\.?|nr\.?|#){_IS}((?=[a-z]{{0,8}}\d)[a-z0-9]{{6,9}})(?!\w)",
+        re.IGNORECASE,
+    ),
+}
 
 # The lengths of IBANs by country (SWIFT's registry of IBANs).
 _IBAN_LENGTHS = {
@@ -101,6 +124,8 @@ def find_pii(text: str) -> list[Found]:
         found += [Found(SSN, *match.span()) for match in _SSN.finditer(text)]
         found += [Found(IP, *span) for span in _addresses(text)]
         found += [Found(PHONE, *match.span()) for match in _PHONE.finditer(text)]
+        for kind, named in _NAMED.items():
+            found += [Found(kind, *match.span(1)) for match in named.finditer(text)]
     return _merged(found)
 
 

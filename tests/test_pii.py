@@ -6,7 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ops.pii import CARD, EMAIL, IBAN, IP, PASSES, PHONE, SSN, find_pii, redact
+from lora_ops.pii import (
+    BIRTH,
+    CARD,
+    EMAIL,
+    IBAN,
+    IP,
+    PASSES,
+    PASSPORT,
+    PHONE,
+    RECORD,
+    SSN,
+    find_pii,
+    redact,
+)
 
 ITEMS = [
     (EMAIL, "jo@example.org"),
@@ -44,8 +57,31 @@ def test_an_identifier_is_found_and_nothing_of_it_is_left(kind: str, item: str) 
 
 
 @pytest.mark.parametrize(
+    ("kind", "before", "item"),
+    [
+        (BIRTH, "DOB: ", "1970-05-17"),
+        (BIRTH, "d.o.b. ", "17/05/70"),
+        (BIRTH, "Her date of birth is ", "17 May 1970"),
+        (BIRTH, "birthdate=", "May 17, 1970"),
+        (RECORD, "MRN ", "00123456"),
+        (RECORD, "medical record no. ", "AB-1234567"),
+        (PASSPORT, "passport no. ", "X1234567"),
+        (PASSPORT, "Passport number: ", "C01X00T47"),
+    ],
+)
+def test_a_number_is_found_after_the_word_that_names_it(kind: str, before: str, item: str) -> None:
+    text = f"{before}{item}, he said."
+    assert [(one.kind, text[one.start : one.end]) for one in find_pii(text)] == [(kind, item)]
+    assert redact(text) == (f"{before}[{kind}], he said.", 1)
+    assert find_pii(f"It is {item}, he said.") == []
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "The passport number is required before 2026-05-17.",
+        "MRNA 1234567 and the date of birth rates of 1970",
+        "dob 12 and passport 2026",
         "1617176400000",  # a time stamp in milliseconds
         "1617176400000000",  # and in microseconds
         "4111 1111 1111 1112",  # fails Luhn
