@@ -32,7 +32,9 @@ from lora_ops.records.registry import AdapterRecord, AuditEntry
 from lora_ops.registry.audit import Head
 from lora_ops.registry.sent_entries import SHOWN, SentEntry, metadata_of, place_of, read_entry
 from lora_ops.registry.wandb_client import WandbClient
+from lora_ops.settings.registry import WandbSettings
 from lora_ops.settings.section import refuse_reserved_name
+from lora_ops.settings.tracking import TrackingSettings
 
 AUDIT = "audit"
 ADAPTER = "lora-adapter"
@@ -67,6 +69,11 @@ class WandbProject(WandbClient):
         runs: the project that the pipeline logs into; without it, no version names the run that made it.
     """
 
+    def __init__(self, settings: WandbSettings, runs: TrackingSettings | None = None) -> None:
+        super().__init__(settings, runs)
+        self._places: dict[str, int] = {}
+        """The hash of each entry that was read to the first version number under which it was."""
+
     # The audit log.
 
     def entries(self, after: Head) -> list[SentEntry] | None:
@@ -82,21 +89,28 @@ class WandbProject(WandbClient):
             latest = self._find(AUDIT, "latest")
             if latest is None:
                 return None if after.seq else []
-            last = read_entry(latest)
-            if last and last.is_whole and last.entry.hash == after.hash:
-                return []
+            # Anybody may upload a copy of an entry, or move the name `latest`, and newer entries would not be
+            # seen. So an entry is where it was seen first, and whoever has not seen it reads the whole log.
+            known = self._places.get(after.hash)
             found: list[SentEntry] = []
             newest, listed, held = place_of(latest), -1, False
             # An entry is made by somebody who has read the one before it, so where W&B lists the newest first,
             # what is listed before `after` is all that can continue it.
             for artifact in self._api().artifacts(AUDIT, self._path(AUDIT), per_page=PAGE):
                 one = read_entry(artifact)
-                held = held or bool(one and one.is_whole and one.entry.hash == after.hash)
+                if one and one.place == known and one.entry.hash == after.hash and one.is_whole:
+                    held = True
                 if held and listed >= newest:
                     break
                 listed = max(listed, place_of(artifact))
                 if one:
                     found.append(one)
+            else:
+                self._places.clear()  # all of it was read
+        for one in sorted(found):
+            if one.is_whole:
+                self._places.setdefault(one.entry.hash, one.place)
+        held = held or after.hash in self._places
         return sorted(found) if held or after.seq == 0 else None
 
     def holds(self, entry: AuditEntry) -> bool:

@@ -405,3 +405,22 @@ def test_entry_that_wandb_lost_stops_who_lacks_it(
     ci.mirror.sync(whole=True)
     laptop.pull()
     assert states(laptop) == states(ci)
+
+
+def test_copies_of_an_entry_at_wandb_hide_no_newer_one(
+    machine: Machine, package: Build, server: WandbServer
+) -> None:
+    """A machine that knew the log up to the copied entry saw no revocation after it."""
+    ci, laptop = machine("ci"), machine("laptop")
+    ci.register(*package(1), actor="ana")
+    laptop.pull()
+    first = server.collection("audit").versions[0]
+    lifecycle.revoke(ci, "finance@1", actor="ben", reason="it leaks")
+    junk(server, **first.info)
+    assert laptop.pull() == 2
+    junk(server, **first.info)
+    opened = machine("laptop")
+    assert opened.get("finance@1").state == "revoked"
+    opened.register(*package(2), actor="ana")
+    assert ci.pull() == 1
+    assert states(ci) == states(opened)
