@@ -17,6 +17,20 @@ def render_chat(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
     return _written(tokenizer, turns, answer_begins=True)
 
 
+def render_tool_chat(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]
+) -> str:
+    """Return a chat with tools, in OpenAI's form with arguments as objects, up to where the answer begins.
+
+    Raises:
+        TemplateError: jinja's, where the chat template refuses it.
+    """
+    written = tokenizer.apply_chat_template(
+        list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+    )
+    return str(written)
+
+
 def render_prompt(tokenizer: Any, text: str, system: str | None, shots: Sequence[tuple[str, str]] = ()) -> str:
     """Return the chat up to the point where the assistant's answer begins.
 
@@ -48,11 +62,18 @@ class ControlTokens:
 
     A tokenizer finds them in what its normalizer makes of a text, where full-width letters may be plain ones.
     So a text is looked at before it is encoded (`spelled`), and its ids are, too (`hidden`).
+
+    Args:
+        tokenizer: transformers'.
+        added: all tokens count that are found in a text before it is split, special or not: chat templates
+            write calls of tools with them (`<tool_call>` of Qwen's). Runs of white space, which some tokenizers
+            have among them, mean nothing.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        names = added.union(tokenizer.all_special_tokens)
+    def __init__(self, tokenizer: Any, *, added: bool = False) -> None:
+        tokens = tokenizer.added_tokens_decoder.values()
+        found = {token.content for token in tokens if token.special or (added and token.content.strip())}
+        names = found.union(tokenizer.all_special_tokens)
         self.names = tuple(sorted(names, key=lambda token: (-len(token), token)))
         # As a tokenizer takes them: where two begin, the longer one.
         self._pattern = re.compile("|".join(map(re.escape, self.names)) or "(?!)")

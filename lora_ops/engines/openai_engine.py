@@ -1,6 +1,7 @@
 """An engine behind the network: any server that speaks OpenAI's completions and vLLM's adapter calls.
 
-Prompts go out as token ids to /v1/completions, which vLLM, SGLang and this gateway take. Adapters are loaded
+Prompts go out as token ids to /v1/completions, which vLLM, SGLang and this gateway take. A chat with tools goes
+out as messages to /v1/chat/completions, where the server puts it into the model's form. Adapters are loaded
 with /v1/load_lora_adapter: vLLM needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and the registry's folder mounted at
 the same path. The names of adapters in such a server are this gateway's alone: at its start it unloads all that
 it finds there, since only files that it verified itself may answer. A server that was restarted has forgotten
@@ -21,8 +22,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_ops.engines.openai_connection import CALL_SECONDS, Connection, Refused
-from lora_ops.engines.openai_events import CompletionEvent, ModelCard, ModelList, Received, reason
-from lora_ops.engines.openai_requests import completion_body, encoded, most_bytes
+from lora_ops.engines.openai_events import (
+    ChatEvent,
+    CompletionEvent,
+    ModelCard,
+    ModelList,
+    Received,
+    reason,
+)
+from lora_ops.engines.openai_requests import chat_body, completion_body, encoded, most_bytes
 from lora_ops.engines.protocol import (
     Chunk,
     EngineError,
@@ -40,6 +48,8 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 30.0
 REQUEST_REFUSED = (400, 413, 422)
 SHORT_PROMPT = 4096  # tokens whose JSON takes less than 1 ms
+COMPLETION = ("/v1/completions", CompletionEvent.model_validate_json)
+CHAT = ("/v1/chat/completions", ChatEvent.model_validate_json)
 PROBE = (0,)  # a token that every vocabulary has
 
 
@@ -62,6 +72,7 @@ class OpenAIEngine:
     context_length: int = 0
 
     def __init__(self, settings: OpenAIEngineSettings) -> None:
+        self.takes_tools = settings.tools
         self._settings = settings
         self._model = settings.model
         self._adapters: dict[str, _ServedAdapter] = {}
@@ -248,13 +259,13 @@ class OpenAIEngine:
 
     async def _chunks(self, generation: Generation, model: str | None) -> AsyncGenerator[Chunk, None]:
         at, received = time.monotonic(), Received(generation)
+        path, read = CHAT if generation.chat else COMPLETION
         content = await _content(generation, model)
-        most = most_bytes(generation.sampling)
-        events = self._running_server().events("/v1/completions", content, most)
+        events = self._running_server().events(path, content, most_bytes(generation.sampling))
         try:
             async with aclosing(events):
                 async for data in events:
-                    event, now = CompletionEvent.model_validate_json(data), time.monotonic()
+                    event, now = read(data), time.monotonic()
                     if event.failure is not None:
                         raise EngineError(f"{self._settings.url} says: {event.failure}")
                     chunk = received.add(event, (now - at) / max(1, self._running))
@@ -263,8 +274,9 @@ class OpenAIEngine:
                         yield chunk
             yield received.end()
         except ValueError as error:
+            what = "chat" if generation.chat else "completion"
             raise EngineError(
-                f"{self._settings.url} sends what is no part of a completion: {reason(error)}."
+                f"{self._settings.url} sends what is no part of a {what}: {reason(error)}."
             ) from error
 
     async def _models(self) -> list[ModelCard]:
@@ -284,7 +296,7 @@ async def _content(generation: Generation, model: str | None) -> bytes:
     """Return the body of a request; a long one does not stop the event loop."""
 
     def make() -> bytes:
-        return encoded(completion_body(generation, model))
+        return encoded((chat_body if generation.chat else completion_body)(generation, model))
 
     return make() if len(generation.prompt) <= SHORT_PROMPT else await asyncio.to_thread(make)
 

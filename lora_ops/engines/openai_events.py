@@ -5,18 +5,21 @@ reads it: a wrong type, a missing field or a number that can't be is a `ValueErr
 """
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lora_ops.engines.protocol import Chunk, FinishReason, Generation, TokenLogprob
+from lora_ops.engines.protocol import Chunk, FinishReason, Generation, TokenLogprob, ToolCallPart
 from lora_ops.escaping import shortened
 from lora_ops.small_files import parse_json
 
 # How an answer ends that the server could not finish (vLLM's words).
 BROKEN_OFF = ("abort", "error")
 MOST_ALTERNATIVES = 32  # to a token; 20 can be asked for
+MOST_CALLS = 128  # of one answer
+LONGEST_TOKEN = 4096  # bytes
 
+Byte = Annotated[int, Field(ge=0, le=255)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Logprob = Annotated[float, Field(allow_inf_nan=False)]
 Alternatives = Annotated[dict[str, Logprob | None], Field(max_length=MOST_ALTERNATIVES)]
@@ -92,15 +95,80 @@ class _CompletionChoice(_Sent):
         return Chunk(self.text or "", 0, named, _finish(self.finish_reason))
 
 
-class CompletionEvent(_Sent):
-    """One event of a streamed answer of /v1/completions, or the error that ends it."""
+class _Alternative(_Sent):
+    token: str
+    logprob: Logprob
+    bytes_: Annotated[list[Byte], Field(fail_fast=True, max_length=LONGEST_TOKEN)] | None = Field(
+        None, alias="bytes"
+    )
 
-    choices: Annotated[list[_CompletionChoice], Field(max_length=1)] | None = None
+    @property
+    def raw(self) -> bytes:
+        """Its text; a part of a character only its bytes tell."""
+        return self.token.encode() if self.bytes_ is None else bytes(self.bytes_)
+
+
+class _NamedToken(_Alternative):
+    top_logprobs: Annotated[list[_Alternative], Field(max_length=MOST_ALTERNATIVES, fail_fast=True)] = []
+
+
+class _ChatLogprobs(_Sent):
+    content: Annotated[list[_NamedToken], Field(fail_fast=True)] | None = None
+
+    @property
+    def of_tokens(self) -> tuple[TokenLogprob, ...]:
+        """One for each token."""
+        return tuple(
+            TokenLogprob(one.raw, one.logprob, tuple((top.raw, top.logprob) for top in one.top_logprobs))
+            for one in self.content or ()
+        )
+
+
+class _CalledFunction(_Sent):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(_Sent):
+    index: Annotated[int, Field(ge=0, lt=MOST_CALLS)]
+    id: str | None = None
+    function: _CalledFunction = _CalledFunction()
+
+
+class _Delta(_Sent):
+    content: str | None = None
+    tool_calls: Annotated[list[_ToolCall], Field(max_length=MOST_CALLS, fail_fast=True)] | None = None
+
+
+class _ChatChoice(_Sent):
+    delta: _Delta
+    logprobs: _ChatLogprobs | None = None
+    finish_reason: str | None = None
+
+    @property
+    def chunk(self) -> Chunk:
+        """What it says, without what an event says of tokens and time."""
+        named = self.logprobs.of_tokens if self.logprobs else ()
+        calls = tuple(
+            ToolCallPart(one.index, one.function.arguments or "", one.id, one.function.name)
+            for one in self.delta.tool_calls or ()
+        )
+        text, finish = self.delta.content or "", _finish(self.finish_reason)
+        return Chunk(text, 0, named, finish, tool_calls=calls)
+
+
+Choice = TypeVar("Choice", _CompletionChoice, _ChatChoice)
+
+
+class _Event(_Sent, Generic[Choice]):
+    """One event of a streamed answer, or the error that ends it."""
+
+    choices: Annotated[list[Choice], Field(max_length=1)] | None = None
     usage: Usage | None = None
     error: Any = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> "CompletionEvent":
+    def _says_something(self) -> "_Event[Choice]":
         if self.choices is None and self.error is None:
             raise ValueError("an event without choices")
         return self
@@ -109,6 +177,14 @@ class CompletionEvent(_Sent):
     def failure(self) -> str | None:
         """What the server says of its failure, or None."""
         return None if self.error is None else _message(self.error)
+
+
+class CompletionEvent(_Event[_CompletionChoice]):
+    """An event of /v1/completions."""
+
+
+class ChatEvent(_Event[_ChatChoice]):
+    """An event of /v1/chat/completions."""
 
 
 class Received:
@@ -123,12 +199,13 @@ class Received:
         self._cached: int | None = None
         self._counted = False
         self._last: Chunk | None = None
+        self._calls: set[int] = set()
 
-    def add(self, event: CompletionEvent, device_seconds: float) -> Chunk | None:
+    def add(self, event: CompletionEvent | ChatEvent, device_seconds: float) -> Chunk | None:
         """Return the chunk that an event is; None: it is none, or the last one, which `end` returns.
 
         Raises:
-            ValueError: the server counts backwards, or writes more than it was asked for.
+            ValueError: the server counts backwards, writes more than was asked for, or calls what has no name.
         """
         if not (self._last or event.choices):
             return None  # what a filter says of the prompt
@@ -137,15 +214,25 @@ class Received:
             self._last = replace(self._last, tokens=self._last.tokens + tokens)
             return None
         said = event.choices[0].chunk if event.choices else Chunk("", 0)
-        self._pieces += bool(said.text)
+        self._pieces += bool(said.text or said.tool_calls)
         self._named += len(said.logprobs)
         if max(self._written, self._pieces, self._named) > self._asked.sampling.max_tokens:
             raise ValueError(f"more than the {self._asked.sampling.max_tokens} tokens that were asked for")
-        chunk = replace(said, tokens=tokens, device_seconds=device_seconds)
+        calls = tuple(self._call(one) for one in said.tool_calls)
+        chunk = replace(said, tokens=tokens, device_seconds=device_seconds, tool_calls=calls)
         if chunk.finish:
             self._last = chunk
             return None
-        return chunk if said.text or said.logprobs or tokens else None
+        return chunk if said.text or calls or said.logprobs or tokens else None
+
+    def _call(self, part: ToolCallPart) -> ToolCallPart:
+        """Return a part of a call with its id and name only where it is the first one: clients add them up."""
+        if part.index in self._calls:
+            return replace(part, id=None, name=None)
+        if not (part.id and part.name):
+            raise ValueError("a tool call without its id or name")
+        self._calls.add(part.index)
+        return part
 
     def _count(self, usage: Usage) -> int:
         """Note an event's counts; return the tokens that are new in it."""
@@ -201,4 +288,4 @@ def _finish(reason: str | None) -> FinishReason | None:
         return None
     if reason in BROKEN_OFF:
         raise ValueError(f"an answer whose end is '{reason}'")
-    return "stop" if reason == "stop" else "length"
+    return cast(FinishReason, reason) if reason in ("stop", "tool_calls") else "length"

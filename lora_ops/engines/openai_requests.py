@@ -26,6 +26,26 @@ def completion_body(generation: Generation, model: str | None) -> dict[str, Any]
     return body
 
 
+def chat_body(generation: Generation, model: str | None) -> dict[str, Any]:
+    """Return the body of /v1/chat/completions for a chat with tools.
+
+    Raises:
+        Unsupported: the answer's form is a schema, and no JSON.
+    """
+    chat, sampling = generation.chat, generation.sampling
+    assert chat is not None
+    body = {"model": model, "messages": list(chat.messages), **_sampling(sampling), **_salt(generation)}
+    if chat.tools:  # vLLM refuses an empty list, and a choice among no tools
+        body |= {
+            "tools": list(chat.tools),
+            "tool_choice": chat.choice,
+            "parallel_tool_calls": chat.parallel,
+        }
+    if sampling.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    return body
+
+
 def encoded(body: dict[str, Any]) -> bytes:
     """Return a body as JSON.
 

@@ -8,12 +8,12 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from lora_ops.hashing import sha256_bytes
 from lora_ops.paths import ADAPTER_FILES
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,23 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class ToolChat:
+    """A chat with tools, for an engine that puts chats into the model's form and finds the calls in an answer.
+
+    Attributes:
+        messages: as OpenAI has them; each content is one text, each call's arguments are a JSON text.
+        tools: as OpenAI has them; may be empty where earlier turns called some.
+        choice: none, auto, required, or OpenAI's object that names the function to call.
+        parallel: an answer may make several calls.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    choice: str | dict[str, Any] = "auto"
+    parallel: bool = True
+
+
+@dataclass(frozen=True)
 class Generation:
     """One answer that is asked for.
 
@@ -94,6 +111,7 @@ class Generation:
         tenant: whose prompt it is; what an engine keeps of it helps no other tenant, as a quicker answer
             would tell what was asked.
         cache_salt: what is kept helps only prompts of the tenant that have the same one.
+        chat: the same prompt as messages and tools; only for an engine that `takes_tools`.
     """
 
     id: str
@@ -102,6 +120,7 @@ class Generation:
     sampling: Sampling
     tenant: str | None = None
     cache_salt: str | None = None
+    chat: ToolChat | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +138,22 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class ToolCallPart:
+    """What is new of one of an answer's calls.
+
+    Attributes:
+        index: which call it is, from 0.
+        arguments: the next piece of their JSON text.
+        id, name: of the call and its function, in its first part and only there.
+    """
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class Chunk:
     """The next piece of an answer; the last one, and only that, has a `finish`.
 
@@ -130,6 +165,7 @@ class Chunk:
         cached_tokens: how many of `prompt_tokens` were kept from an earlier prompt, in the last chunk; None
             where the engine can't tell.
         prompt: of each token of the prompt, in the first chunk, where `Sampling.prompt_logprobs` asks for it.
+        tool_calls: what is new of the answer's calls.
     """
 
     text: str
@@ -140,6 +176,13 @@ class Chunk:
     prompt_tokens: int = 0
     cached_tokens: int | None = None
     prompt: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCallPart, ...] = ()
+
+    @property
+    def written(self) -> str:
+        """All that the model wrote, calls included, as a person reads it."""
+        calls = (f"\n{one.name} {one.arguments}" if one.name else one.arguments for one in self.tool_calls)
+        return self.text + "".join(calls)
 
 
 @dataclass(frozen=True)
@@ -176,6 +219,9 @@ class Engine(Protocol):
 
     context_length: int
     """How many tokens prompt and answer may have together."""
+
+    takes_tools: bool
+    """Whether it answers a `Generation.chat`."""
 
     async def start(self) -> None:
         """Be ready to answer.

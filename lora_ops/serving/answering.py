@@ -242,7 +242,7 @@ class Answering:
                     async for chunk in chunks:
                         now = time.perf_counter()
                         stats.add(chunk, now - request.started)
-                        texts.append(chunk.text)
+                        texts.append(chunk.written)
                         first = first or now
                         written += chunk.tokens
                         took(used + written)
@@ -281,6 +281,7 @@ class Answering:
             sampling,
             request.tenant,
             request.cache_salt,
+            request.chat,
         )
 
     def _report(self, request: AnswerRequest, stats: RequestStats, error: BaseException | None) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lora_ops.engines.protocol import Chunk, TokenLogprob
+from lora_ops.engines.protocol import Chunk, TokenLogprob, ToolCallPart
 from lora_ops.serving.errors import ApiError
 from lora_ops.serving.request_schemas import StreamOptions
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest
 from lora_ops.serving.response_schemas import (
     Alternative,
     AnswerMessage,
+    CalledFunction,
+    CallingMessage,
     ChatAnswer,
     ChatChoice,
     ChatLogprob,
@@ -21,6 +23,7 @@ from lora_ops.serving.response_schemas import (
     CompletionAnswer,
     CompletionChoice,
     CompletionLogprobs,
+    ToolCall,
     Usage,
 )
 
@@ -121,7 +124,7 @@ class ChatRendering(_Head):
             choices.append(
                 ChatChoice(
                     index=index,
-                    message=AnswerMessage(content="".join(content.text for content in contents)),
+                    message=_message(contents),
                     logprobs=_chat_logprobs(logprobs) if self._wants_logprobs else None,
                     finish_reason=contents[-1].finish or "length",
                 )
@@ -139,7 +142,11 @@ class ChatRendering(_Head):
     def event(self, chunk: AnswerChunk) -> bytes:
         """One chunk as an event."""
         content = chunk.content
-        delta = {"content": content.text} if content.text or not content.finish else {}
+        delta: dict[str, Any] = {}
+        if content.text or not (content.finish or content.tool_calls):
+            delta["content"] = content.text
+        if content.tool_calls:
+            delta["tool_calls"] = [_call_delta(one) for one in content.tool_calls]
         logprobs = _chat_logprobs(content.logprobs) if self._wants_logprobs else None
         told = logprobs.model_dump() if logprobs else None
         return self._chunk_event(chunk, {"delta": delta, "logprobs": told})
@@ -226,6 +233,34 @@ def _by_choice(chunks: Sequence[AnswerChunk]) -> list[tuple[int, list[Chunk]]]:
     for chunk in chunks:
         contents.setdefault(chunk.index, []).append(chunk.content)
     return sorted(contents.items())
+
+
+def _message(contents: Sequence[Chunk]) -> AnswerMessage | CallingMessage:
+    """Return an answer's text and, where it has some, its calls."""
+    text = "".join(content.text for content in contents)
+    calls: dict[int, list[ToolCallPart]] = {}
+    for one in (part for content in contents for part in content.tool_calls):
+        calls.setdefault(one.index, []).append(one)
+    if not calls:
+        return AnswerMessage(content=text)
+    return CallingMessage(
+        content=text or None, tool_calls=[_whole_call(parts) for _, parts in sorted(calls.items())]
+    )
+
+
+def _whole_call(parts: Sequence[ToolCallPart]) -> ToolCall:
+    arguments = "".join(one.arguments for one in parts)
+    return ToolCall(
+        id=parts[0].id or "", function=CalledFunction(name=parts[0].name or "", arguments=arguments)
+    )
+
+
+def _call_delta(part: ToolCallPart) -> dict[str, Any]:
+    """Return a part of a call as OpenAI streams it: id, type and name once, then arguments."""
+    if part.id is None:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.index, "id": part.id, "type": "function", "function": function}
 
 
 def _chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:

@@ -1,6 +1,7 @@
 """The base class of all request bodies, and the types of their fields."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +17,7 @@ from pydantic import (
 )
 
 T = TypeVar("T")
+MOST_DEPTH = 32  # of JSON that a client sends inside of a body
 NEUTRAL: tuple[Any, ...] = (None, False, 0, "none", "auto", [], {}, ["text"], {"type": "text"})
 
 
@@ -72,6 +74,44 @@ def first_keys(most: int) -> BeforeValidator:
         return value
 
     return BeforeValidator(cut)
+
+
+def bounded(value: Any, most_characters: int | None = None) -> Any:
+    """Return a JSON value as it is; one that is too deep or too long, or that JSON can't say, is a ValueError.
+
+    Args:
+        most_characters: of all its texts, names and numbers together.
+    """
+    left = math.inf if most_characters is None else most_characters
+    open_values = [(value, 0)]
+    while open_values:
+        one, depth = open_values.pop()
+        if depth > MOST_DEPTH:
+            raise ValueError(f"is nested more than {MOST_DEPTH} levels deep")
+        if isinstance(one, dict):
+            open_values += [(inside, depth + 1) for pair in one.items() for inside in pair]
+        elif isinstance(one, list):
+            open_values += [(inside, depth + 1) for inside in one]
+        elif isinstance(one, float) and not math.isfinite(one):
+            raise ValueError("holds a number that JSON can't say")
+        whole_characters(one)
+        left -= len(one) if isinstance(one, str) else 1
+        if left < 0:
+            raise ValueError(f"has more than {most_characters:,} characters")
+    return value
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield all texts of a JSON value that is not deep, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, inside in value.items():
+            yield name
+            yield from texts_in(inside)
+    elif isinstance(value, list | tuple):
+        for inside in value:
+            yield from texts_in(inside)
 
 
 class Request(BaseModel):

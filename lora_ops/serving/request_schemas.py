@@ -32,6 +32,7 @@ from lora_ops.serving.request_fields import (
     first_keys,
 )
 from lora_ops.serving.router import BASE
+from lora_ops.serving.tool_schemas import ToolChoice, Tools
 from lora_ops.settings.serving import ServingSettings
 from lora_ops.templates import ContentIs
 
@@ -184,8 +185,8 @@ class ChatRequest(SamplingRequest):
     max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
-    tools: Neutral = None
-    tool_choice: Neutral = None
+    tools: Tools = None
+    tool_choice: ToolChoice | None = None
     functions: Neutral = None
     function_call: Neutral = None
     modalities: Neutral = None
@@ -204,6 +205,26 @@ class ChatRequest(SamplingRequest):
     media_io_kwargs: Neutral = None
     web_search_options: Neutral = None
     prompt_cache_retention: Neutral = None
+
+    @model_validator(mode="after")
+    def _tools_can_be_chosen(self) -> "ChatRequest":
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have the same name")
+        if self.tool_choice and self.tool_choice.forces and not names:
+            raise ValueError("tool_choice asks for a call, and there are no tools")
+        wanted = self.tool_choice.function if self.tool_choice else None
+        if wanted and wanted.name not in names:
+            raise ValueError(f"tool_choice names '{wanted.name}', which is none of the tools")
+        return self
+
+    @model_validator(mode="after")
+    def _calls_have_their_own_form(self) -> "ChatRequest":
+        if self.tools and self.structure:
+            raise ValueError("tools and a form of the answer exclude each other: leave one of them out")
+        if self.tool_choice and self.tool_choice.forces and (self.min_tokens or self.ignore_eos):
+            raise ValueError("a call that must be made ends by itself: leave out min_tokens and ignore_eos")
+        return self
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> "ChatRequest":
@@ -285,12 +306,14 @@ class TokenizeRequest(Request):
     chat_template_kwargs: Neutral = None
     media_io_kwargs: Neutral = None
     mm_processor_kwargs: Neutral = None
-    tools: Neutral = None
+    tools: Tools = None
 
     @model_validator(mode="after")
     def _one_text(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("send either prompt or messages")
+        if self.tools and self.messages is None:
+            raise ValueError("tools belong to messages")
         if self.messages is not None and self.add_special_tokens:
             raise ValueError("add_special_tokens must be false with messages: the chat template adds them")
         return self

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lora_ops.engines.protocol import Chunk, FinishReason, Sampling, Unsupported, one_of
+from lora_ops.engines.protocol import Chunk, FinishReason, Sampling, ToolChat, Unsupported, one_of
 from lora_ops.serving.chat_turns import SystemPrompt
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.rate_limits import Place
@@ -29,6 +29,7 @@ class AnswerRequest:
         echoes: the text of each prompt, where the answer is to begin with it.
         started: when the request arrived, by `time.perf_counter`.
         trace_parent: the W3C `traceparent` header, if there was one.
+        chat: its messages and tools, where it has something to do with tools.
     """
 
     request_id: str
@@ -49,6 +50,7 @@ class AnswerRequest:
     cache_salt: str | None = None
     user: str | None = None
     priority: Priority = "normal"
+    chat: ToolChat | None = None
 
     @property
     def tenant(self) -> str:
@@ -102,7 +104,7 @@ class RequestStats:
 
     def add(self, chunk: Chunk, seconds: float) -> None:
         """Count a chunk that came this long after the request."""
-        if self.first_token is None and (chunk.tokens or chunk.text):
+        if self.first_token is None and (chunk.tokens or chunk.written):
             self.first_token = seconds
         self.generated += chunk.tokens
         self.device_seconds += chunk.device_seconds
@@ -127,20 +129,24 @@ def payer(route: Route, caller: Caller) -> str:
     return route.tenant or caller.tenant or NOBODY
 
 
-def held_to_labels(sampling: Sampling, route: Route) -> Sampling:
+def held_to_labels(sampling: Sampling, route: Route, *, tools: bool) -> Sampling:
     """Return `sampling` for a tenant with `labels_only`: the answer is a label, whatever the client asks for.
 
     Only `max_tokens` can cut a label short, and `finish_reason` says `length` then.
 
+    Args:
+        tools: the request has something to do with tools.
+
     Raises:
-        Unsupported: the request wants another form, or an answer that ends elsewhere than at a label's end.
+        Unsupported: the request wants another form or tools, or an answer that ends elsewhere than at a
+            label's end.
         OutOfService: the adapter was trained for no labels.
     """
     setting = f"serving.tenants.{route.tenant}.labels_only"
     ends_elsewhere = sampling.stop or sampling.stop_token_ids or sampling.min_tokens or sampling.ignore_eos
-    if sampling.structure or ends_elsewhere:
+    if sampling.structure or ends_elsewhere or tools:
         raise Unsupported(
-            f"'{route.tenant}' answers with its labels alone ({setting}): leave out response_format, "
+            f"'{route.tenant}' answers with its labels alone ({setting}): leave out tools, response_format, "
             "structured_outputs, stop, stop_token_ids, min_tokens and ignore_eos."
         )
     if not route.labels:

@@ -62,11 +62,34 @@ class AnswerMessage(BaseModel):
     content: str
 
 
+class CalledFunction(BaseModel):
+    """A function that the answer calls; its arguments are a JSON text as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that the client should make, and send back what it returned."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class CallingMessage(BaseModel):
+    """What the assistant said, if anything, and the tools that it calls."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    tool_calls: list[ToolCall]
+
+
 class ChatChoice(BaseModel):
     """One of `n` answers."""
 
     index: int
-    message: AnswerMessage
+    message: AnswerMessage | CallingMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
 
@@ -88,11 +111,28 @@ class ChatAnswer(Answer):
     usage: Usage
 
 
+class FunctionDelta(BaseModel):
+    """The name of a called function, in its first part, and the next piece of its arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    """What is new of one call; id and type come in its first part."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class Delta(BaseModel):
     """What is new in a streamed message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(BaseModel):

@@ -7,22 +7,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders
 
+from lora_ops.engines.protocol import ToolChat
 from lora_ops.engines.tenant_threads import TenantThreads
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_tokenizer
-from lora_ops.prompts import ControlTokens, render_chat
+from lora_ops.prompts import ControlTokens, render_chat, render_tool_chat
 from lora_ops.serving.fair_queue import Overloaded
+from lora_ops.serving.request_fields import bounded, texts_in
+from lora_ops.small_files import parse_json
 
 # Characters that are tokenized on the event loop, in about 1 ms. Longer texts go to a thread.
 SHORT_TEXT = 2_000
 # Characters that a chat template writes around a message, about: 1,000 empty messages are no short text.
 TURN = 30
 THREADS = 2
+PROBE = "lora_ops_probe"  # the name of a tool that a chat template should show
+# What a chat template raises: by its own words, or where it finds other types than it expects.
+TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
 
 T = TypeVar("T")
 
@@ -40,6 +46,8 @@ class Tokenization:
         self._vocabulary = len(self._tokenizer)
         self._longest = _longest_token(self._backend)
         self._control_tokens = ControlTokens(self._tokenizer)
+        self._added_tokens = ControlTokens(self._tokenizer, added=True)
+        self._shown: dict[str, bool] = {}
 
     def chat(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
         """Token ids of (role, text) turns, up to where the assistant's answer begins.
@@ -50,13 +58,62 @@ class Tokenization:
         for _, text in messages:
             if forged := self._control_tokens.spelled(text):
                 raise BadPrompt(f"A message may not hold {forged}, which is a control token: remove it.")
-        whole = self._render(messages)
+        return self._read(self._render(lambda: render_chat(self._tokenizer, messages)), self._control_tokens)
+
+    def tool_chat(self, chat: ToolChat) -> tuple[int, ...]:
+        """Token ids of a chat with tools, up to where the assistant's answer begins.
+
+        The engine behind puts the same chat into the model's form as text. There each added token is read as
+        such wherever it stands, so that none may be in any text, name or schema.
+
+        Raises:
+            BadPrompt: a text holds an added token, a call's arguments are no JSON object, or the chat template
+                refuses the chat or leaves out a part of it.
+        """
+        messages = [_with_arguments(one) for one in chat.messages]
+        # Some templates write one message right behind another. Arguments may hide a token in JSON's escapes.
+        contents = "".join(one["content"] for one in messages)
+        texts = [contents, *texts_in(chat.messages), *texts_in(messages), *texts_in(chat.tools)]
+        if forged := self._added_tokens.spelled("\n".join(texts)):
+            raise BadPrompt(f"A chat with tools may not hold {forged}, which is a control token: remove it.")
+        if chat.tools and chat.choice == "auto" and not self._shows("tools"):
+            raise BadPrompt(
+                "The base model's chat template shows no tools to the model: ask for a call with tool_choice, "
+                "or leave tools out."
+            )
+        if any("tool_calls" in one for one in messages) and not self._shows("tool_calls"):
+            raise BadPrompt(
+                "The base model's chat template shows no earlier calls to the model: leave tool_calls out."
+            )
+        written = self._render(lambda: render_tool_chat(self._tokenizer, messages, chat.tools))
+        return self._read(written, self._added_tokens)
+
+    def _read(self, whole: str, control_tokens: ControlTokens) -> tuple[int, ...]:
+        """Return the token ids of a chat that spells no more control tokens than its template wrote."""
         tokens = self._encode(whole, special=False)
-        if forged := self._control_tokens.hidden(whole, tokens):
+        if forged := control_tokens.hidden(whole, tokens):
             raise BadPrompt(
                 f"A message holds what the tokenizer reads as {forged}, which is a control token: remove it."
             )
         return tokens
+
+    def _shows(self, what: Literal["tools", "tool_calls"]) -> bool:
+        """Whether the chat template writes what a chat has of tools."""
+        if what not in self._shown:
+            turns: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
+            if what == "tool_calls":
+                call = {"id": "call00001", "type": "function", "function": {"name": PROBE, "arguments": {}}}
+                turns.append({"role": "assistant", "content": "", "tool_calls": [call]})
+                turns.append({"role": "tool", "content": "x", "tool_call_id": "call00001", "name": "x"})
+            schema = {"type": "object", "properties": {}}
+            function = {"name": PROBE, "description": "x", "parameters": schema}
+            tools = [{"type": "function", "function": function}] if what == "tools" else []
+            try:
+                written = self._render(lambda: render_tool_chat(self._tokenizer, turns, tools))
+            except BadPrompt:
+                return True  # whether it takes the chat itself is seen there
+            self._shown[what] = PROBE in written
+        return self._shown[what]
 
     def text(self, text: str, *, special: bool = True) -> tuple[int, ...]:
         """Token ids of a raw text; an empty one is the token that begins a text, or else the one that ends it.
@@ -99,15 +156,37 @@ class Tokenization:
             raise BadPrompt("The prompt is empty, and the base model has no token that begins a text.")
         return (token,)
 
-    def _render(self, messages: Sequence[tuple[str, str]]) -> str:
+    def _render(self, render: Callable[[], str]) -> str:
         try:
-            return render_chat(self._tokenizer, messages)
-        except TemplateError as error:
+            return render()
+        except TEMPLATE_FAULTS as error:
             raise BadPrompt(f"The base model's chat template refuses these messages: {error}.") from error
 
     def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         # Not `encode`: that keeps the GIL for its whole run, and with it the event loop and the engine.
         return tuple(self._backend.encode_batch_fast([text], add_special_tokens=special)[0].ids)
+
+
+def _with_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message as chat templates take it: the arguments of its calls as objects.
+
+    Raises:
+        BadPrompt: they are no JSON object.
+    """
+    if "tool_calls" not in message:
+        return message
+    return {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    try:
+        arguments = bounded(parse_json(function["arguments"] or "{}"))
+    except ValueError as error:
+        raise BadPrompt(f"The arguments of the call '{call['id']}' can't be read: {error}.") from error
+    if not isinstance(arguments, dict):
+        raise BadPrompt(f"The arguments of the call '{call['id']}' are no JSON object.")
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 class TokenizingThreads:

@@ -49,6 +49,11 @@ class OpenAIEngineSettings(Section):
     adapters: Literal["path", "name"] = Field(
         "path", description="path: it loads a folder that it sees too (vLLM); name: it has our registry"
     )
+    tools: bool = Field(
+        False,
+        description="it takes tools and finds calls in answers: vLLM started with --enable-auto-tool-choice "
+        "and a --tool-call-parser",
+    )
     silence_seconds: float = Field(
         120, gt=0, description="how long it may say nothing before or in an answer; then the answer fails"
     )

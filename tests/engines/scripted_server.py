@@ -96,7 +96,9 @@ def says(*parts: bytes) -> Script:
 @contextmanager
 def running(server: ScriptedServer) -> Iterator[ScriptedServer]:
     """Run it in a thread of its own."""
-    config = uvicorn.Config(server.app(), port=server.port, log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        server.app(), port=server.port, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+    )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
     thread.start()

@@ -5,7 +5,9 @@ For vLLM itself set VLLM_PYTHON to the Python of an environment that has it, and
 
 import asyncio
 import copy
+import json
 import os
+import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -13,13 +15,14 @@ import httpx
 import pytest
 
 from lora_ops.engines.openai_engine import OpenAIEngine
-from lora_ops.engines.protocol import EngineError, Generation, Sampling
+from lora_ops.engines.protocol import EngineError, Generation, Sampling, ToolChat
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.loading import load_base_model
+from lora_ops.serving.tokenization import Tokenization
 from lora_ops.settings.serving import OpenAIEngineSettings
 from tests.conftest import ROOT
 from tests.engines.torch_engine.models import rounded, save_adapter
-from tests.engines.vllm_servers import Server, StrictDoor, Vllm
+from tests.engines.vllm_servers import TOOL_TEMPLATE, Server, StrictDoor, Vllm
 
 PROMPTS = ((5, 9, 70, 200, 41), (17, 30, 31), (60, 8, 8, 61))
 NAMES = ("finance@1", "healthcare@1")
@@ -193,7 +196,7 @@ def test_an_adapter_that_is_nowhere_is_refused_and_the_next_load_is_not(
     server: Server, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     async def use(engine: OpenAIEngine) -> None:
-        with pytest.raises(EngineError, match="can't be read"):
+        with pytest.raises(EngineError, match="There is no adapter_model.safetensors"):
             await engine.load(NAMES[0], tmp_path)
         await engine.load(NAMES[0], folders[NAMES[0]])
         await engine.unload(NAMES[0])
@@ -289,3 +292,69 @@ def test_an_adapter_that_does_not_answer_is_not_loaded(door: StrictDoor, folder:
         assert await answer(engine, "finance@1", PROMPTS[0])
 
     with_engine(door, use)
+
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Porto", "Lisbon"]}}, "required": ["city"]}
+FUNCTION = {
+    "name": "weather",
+    "description": "The weather.",
+    "parameters": CITY | {"additionalProperties": False},
+    "strict": True,  # else vLLM 0.32 makes the model call, with any arguments
+}
+TOOLS = ({"type": "function", "function": FUNCTION},)
+TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it sunny in Porto?"})
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Pórto"}'}}
+CALLED = (
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
+)
+BY_NAME = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.fixture
+def tokenization(server: Server, tmp_path: Path) -> Tokenization:
+    """The gateway's reading of the same base model, with the template that vLLM has."""
+    if not isinstance(server, Vllm):
+        pytest.skip("only vLLM has tools")
+    base = shutil.copytree(server.base, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    (base / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+    return Tokenization(base)
+
+
+@pytest.mark.parametrize("choice", [BY_NAME, "required"])
+def test_vllm_calls_the_tool_that_it_must(
+    server: Server, tokenization: Tokenization, folders: dict[str, Path], choice: str | dict
+) -> None:
+    """Its prompt has as many tokens as the gateway counts, earlier calls and results included."""
+
+    async def use(engine: OpenAIEngine) -> None:
+        await engine.load(NAMES[0], folders[NAMES[0]])
+        for adapter in (None, NAMES[0]):
+            for turns in (TURNS, TURNS + CALLED):
+                chat = ToolChat(turns, TOOLS, choice)
+                prompt = tokenization.tool_chat(chat)
+                asked = Generation("test", prompt, adapter, Sampling(100, logprobs=1), "finance", chat=chat)
+                chunks = [chunk async for chunk in engine.generate(asked)]
+                parts = [part for chunk in chunks for part in chunk.tool_calls]
+                assert {part.index for part in parts} == {0}
+                assert parts[0].name == "weather" and parts[0].id
+                assert json.loads("".join(part.arguments for part in parts))["city"] in ("Porto", "Lisbon")
+                assert chunks[-1].finish in ("stop", "tool_calls")
+                assert chunks[-1].prompt_tokens == len(prompt)
+                assert 0 < sum(chunk.tokens for chunk in chunks) <= 100
+
+    with_engine(server, use)
+
+
+def test_vllm_answers_what_a_tool_returned(server: Server, tokenization: Tokenization) -> None:
+    async def use(engine: OpenAIEngine) -> None:
+        for tools in ((), TOOLS):
+            chat = ToolChat(TURNS + CALLED, tools, "none" if tools else "auto")
+            prompt = tokenization.tool_chat(chat)
+            asked = Generation("test", prompt, None, Sampling(TOKENS), chat=chat)
+            chunks = [chunk async for chunk in engine.generate(asked)]
+            assert "".join(chunk.text for chunk in chunks)
+            assert not any(chunk.tool_calls for chunk in chunks)
+            assert chunks[-1].prompt_tokens == len(prompt)
+
+    with_engine(server, use)

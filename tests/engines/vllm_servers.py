@@ -26,6 +26,15 @@ from lora_ops.engines.protocol import EngineError, Generation, Sampling
 from lora_ops.engines.torch_engine import TorchEngine
 
 START_SECONDS = 240
+# It writes tools and calls, in the manner of Qwen's.
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n"
+    "{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}{{ c.function.arguments | tojson }}"
+    "</tool_call>{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 class Server(Protocol):
@@ -69,6 +78,11 @@ class Vllm:
         # One more than the tests load: on a CPU vLLM applies the adapter in the last place to rows without one,
         # if they share a batch with others (https://github.com/vllm-project/vllm/pull/48421).
         command += ["--host", "127.0.0.1", "--enable-lora", "--max-lora-rank", "8", "--max-loras", "3"]
+        # The real base model's own template shows no tools.
+        template = self._log.parent / "template.jinja"
+        template.write_text(TOOL_TEMPLATE)
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        command += ["--chat-template", str(template)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self._log.parent

@@ -176,7 +176,8 @@ def test_models_are_listed_with_what_they_stand_for(gateway: Served) -> None:
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "not supported"),
         ({"reasoning_effort": "much"}, "reasoning_effort", "Input should be"),
         ({"frequency_penalty": 2.5}, "frequency_penalty", "less than or equal to 2"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "tools", "takes no tools"),
+        ({"functions": [{"name": "x"}]}, "functions", "not supported"),
         ({"response_format": {"type": "json"}}, "response_format", "response_format.type: Input should be"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema is needed where"),
         (

@@ -80,5 +80,5 @@ def test_a_chat_of_too_many_parts_is_refused(kind: type[ChatRequest | TokenizeRe
     found = kind.model_validate({"model": "base", "messages": messages}).messages or []
     assert len(found) == MAX_PARTS // 40 and found[0].text == "A" * 40
     messages.append({"role": "user", "content": [part]})
-    with pytest.raises(ValidationError, match="have 4,001 parts, and at most 4,000 are read"):
+    with pytest.raises(ValidationError, match="have 4,001 parts and calls, and at most 4,000 are read"):
         kind.model_validate({"model": "base", "messages": messages})

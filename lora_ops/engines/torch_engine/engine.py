@@ -70,6 +70,8 @@ class TorchEngine:
             changes answers a little.
     """
 
+    takes_tools = False
+
     def __init__(
         self,
         base_folder: Path,

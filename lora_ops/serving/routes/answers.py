@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.background import BackgroundTask
 
+from lora_ops.engines.protocol import ToolChat
 from lora_ops.serving.auth import allowed
 from lora_ops.serving.chat_turns import SystemPrompt, chat_turns
 from lora_ops.serving.errors import ApiError, too_long
@@ -30,6 +31,7 @@ from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer
 from lora_ops.serving.router import Route
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
 from lora_ops.serving.tokenization import SHORT_TEXT, TURN
+from lora_ops.serving.tool_chats import tool_chat, tools_text
 
 # Probabilities of one answer, which take up to 1 KB each until it is sent.
 MOST_NAMED = 500_000
@@ -46,20 +48,28 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
 
         Its system prompt comes first where the chat has none. Its template makes the text of a user's message
         out of `columns`; where it is more than one bare column, a message with `content` instead needs
-        `content_is`.
+        `content_is`. Tools are for an engine that has them (`serving.openai.tools`).
         """
         route, user = _routed(gateway, http, body, who)
         turns, system = chat_turns(
             body.messages, route, body.content_is or gateway.settings.content_is(route.tenant)
         )
-        asked = "\n".join(f"{role}: {text}" for role, text in turns)
-        request = _new_request(gateway, http, "chat", body, who, route, user, system, asked)
+        choice = body.tool_choice.as_json if body.tool_choice else "auto"
+        parallel = body.parallel_tool_calls is not False
+        tools = tool_chat(body.messages, turns, body.tools, gateway.engine, choice, parallel)
         # All messages are one prompt, so that together they must fit.
-        whole = "".join(text for _, text in turns)
-        size = len(whole) + TURN * len(turns)
-        request = await _read(
-            gateway, http, request, body, [whole], size, lambda: (gateway.tokenization.chat(turns),)
-        )
+        texts, asked = ["".join(text for _, text in turns)], [f"{role}: {text}" for role, text in turns]
+        if tools:
+            texts.append(tools_text(tools))
+            asked.append(texts[-1])
+        request = _new_request(gateway, http, "chat", body, who, route, user, system, "\n".join(asked), tools)
+
+        def encode() -> tuple[tuple[int, ...], ...]:
+            tokenization = gateway.tokenization
+            return (tokenization.tool_chat(tools) if tools else tokenization.chat(turns),)
+
+        size = sum(map(len, texts)) + TURN * len(turns)
+        request = await _read(gateway, http, request, body, texts, size, encode)
         rendering = ChatRendering(request, body.stream_options or StreamOptions())
         return await _respond(gateway, http, body, request, rendering)
 
@@ -106,6 +116,7 @@ def _new_request(
     user: str | None,
     system: SystemPrompt,
     text: str,
+    tools: ToolChat | None = None,
 ) -> AnswerRequest:
     """Return the client's call once it is routed, before its prompt is read."""
     state = http.scope["state"]
@@ -113,7 +124,7 @@ def _new_request(
         gateway.settings.default_max_tokens if body.most_tokens is None else body.most_tokens, gateway.settings
     )
     if route.tenant and gateway.settings.tenant(route.tenant).labels_only:
-        sampling = held_to_labels(sampling, route)
+        sampling = held_to_labels(sampling, route, tools=tools is not None)
     request = AnswerRequest(
         request_id=state["request_id"],
         endpoint=endpoint,
@@ -130,6 +141,7 @@ def _new_request(
         trace_parent=http.headers.get("traceparent"),
         cache_salt=body.cache_salt,
         user=user,
+        chat=tools,
     )
     state["limits"] = lambda: gateway.answering.limits(request.tenant)
     state["logged"] |= {"tenant": request.tenant, "adapter": route.name, "route": route.decision}

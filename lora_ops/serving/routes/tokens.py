@@ -19,6 +19,7 @@ from lora_ops.serving.requests import named_user, payer, split_unit
 from lora_ops.serving.response_schemas import DetokenizeAnswer, TokenizeAnswer
 from lora_ops.serving.router import Route
 from lora_ops.serving.tokenization import SHORT_TEXT, TURN
+from lora_ops.serving.tool_chats import tool_chat, tools_text
 
 
 def add_tokens(app: FastAPI, gateway: Gateway) -> None:
@@ -76,6 +77,10 @@ def _tokenizer(
     content_is = body.content_is or gateway.settings.content_is(route.tenant)
     turns, _ = chat_turns(body.messages, route, content_is)
     size = sum(len(text) for _, text in turns)
+    # Nothing is answered, so a template that shows the model no tools stops nothing.
+    if tools := tool_chat(body.messages, turns, body.tools, gateway.engine, choice="none"):
+        size += len(tools_text(tools))
+        return lambda: gateway.tokenization.tool_chat(tools), size, "messages"
     return lambda: gateway.tokenization.chat(turns), size, "messages"
 
 
