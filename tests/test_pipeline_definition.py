@@ -127,7 +127,14 @@ def test_stage_depends_on_split_files(stage: str) -> None:
 
 @pytest.mark.parametrize(
     ("pin", "differ"),
-    [("ruff==9", []), ("torch==9", ["train.txt"]), ("peft==9", ["train.txt"]), ("numpy==9", ["evaluate.txt"])],
+    [
+        ("ruff==9", []),
+        ("torch==9", ["train.txt"]),
+        ("peft==9", ["train.txt"]),
+        ("numpy==9", ["evaluate.txt"]),
+        ("great_expectations==9", ["prepare.txt"]),
+        ("llguidance==9", ["generate.txt"]),
+    ],
 )
 def test_versions_differ_for_what_computes(tmp_path: Path, pin: str, differ: list[str]) -> None:
     """C3: another torch or peft reran nothing."""
@@ -144,9 +151,20 @@ def test_versions_differ_for_what_computes(tmp_path: Path, pin: str, differ: lis
     assert changed == differ
 
 
-@pytest.mark.parametrize("stage", ["base_model", "prepare", "train", "generate", "evaluate"])
-def test_computing_stage_depends_on_versions(stage: str) -> None:
-    assert [dep for dep in STAGES[stage]["deps"] if dep.startswith("reports/versions/")]
+@pytest.mark.parametrize(
+    ("stage", "names"),
+    [
+        ("base_model", ["train"]),
+        ("prepare", ["prepare", "train"]),
+        ("train", ["train"]),
+        ("generate", ["generate", "train"]),
+        ("evaluate", ["evaluate"]),
+    ],
+)
+def test_computing_stage_depends_on_versions(stage: str, names: list[str]) -> None:
+    """Another llguidance may name other labels; it must train nothing again."""
+    found = [dep for dep in STAGES[stage]["deps"] if dep.startswith("reports/versions/")]
+    assert found == [f"reports/versions/{name}.txt" for name in names]
 
 
 def test_no_stage_depends_on_an_executed_notebook() -> None:
