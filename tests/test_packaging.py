@@ -1,14 +1,17 @@
 """What a package says of its data's age and of dvc.lock, and how it comes into a registry that lacks it."""
 
 import html
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_file
 from lora_ops.packaging import lock_digest, model_card, package, packaged
 from lora_ops.paths import ADAPTER_FILES, ANSWERS, DATA, EVALUATION, MEMBERSHIP, SAMPLES, TRAINING
 from lora_ops.records.data import DataRecord, SourceRecord
@@ -131,6 +134,24 @@ def test_package_refuses_data_of_unnamed_settings(computed: tuple[Path, TenantSe
     path.write_text(record.model_copy(update={"settings": None}).to_json())
     with pytest.raises(LoraOpsError, match="dvc repro --force prepare@finance"):
         package("finance", settings, root, root / "packages/finance")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_package_refuses_weights_that_are_no_numbers(
+    computed: tuple[Path, TenantSettings], value: float
+) -> None:
+    """It would be registered as a candidate, and answer with nothing."""
+    root, settings = computed
+    path = root / "models/adapters/finance" / ADAPTER_FILES[0]
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0] = value
+    save_file(tensors, path)
+    report = root / "reports/finance" / EVALUATION
+    content = {**json.loads(report.read_text()), "adapter_sha256": sha256_file(path)}
+    report.write_text(json.dumps(content))
+    with pytest.raises(LoraOpsError, match="has NaN or infinite values in .*its training diverged"):
+        package("finance", settings, root, root / "package")
+    assert not (root / "package").exists()
 
 
 def test_without_an_entry_of_each_stage_no_lock_is_named(tmp_path: Path) -> None:
