@@ -131,9 +131,11 @@ class Site:
         while not servers or not servers[0].started:
             time.sleep(0.01)
         self.served = servers[0].gateway
-        yield port.getsockname()[1], engine
-        servers[0].should_exit = True
-        thread.join()
+        try:
+            yield port.getsockname()[1], engine
+        finally:  # else a fault would wait for the thread for ever
+            servers[0].should_exit = True
+            thread.join()
 
 
 class Client:
