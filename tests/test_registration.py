@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.tenant import TenantSettings
-from tests.conftest import SAMPLE_TENANTS, run, small_clone
+from tests.conftest import ROOT, SAMPLE_TENANTS, run, small_clone
 from tests.registry.conftest import build_package
 
 
@@ -278,3 +279,15 @@ def test_report_says_that_a_version_was_revoked(clone: Path) -> None:
     assert [told[name]["state"] for name in SAMPLE_TENANTS] == ["revoked", None, "candidate"]
     assert told["finance"]["notes"] == ["finance@1 was revoked: it does not answer any more"]
     assert told["media"]["notes"] == []
+
+
+def test_every_page_of_a_notebook_names_the_head(clone: Path) -> None:
+    """A page that was sent to somebody shows later that the registry was not replaced by an older copy."""
+    lora_ops(clone, "register", "finance")
+    shutil.copytree(ROOT / "notebooks", clone / "notebooks", dirs_exist_ok=True)
+    done = lora_ops(clone, "run", "notebooks/traffic.ipynb", "-p", "days=0.5")
+    assert done.returncode == 0, done.stderr
+    with closing(open_registry(clone)) as registry:
+        assert (
+            f"verify --expect-head {registry.log.head().text}" in (clone / "reports/traffic.html").read_text()
+        )
