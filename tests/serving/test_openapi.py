@@ -38,7 +38,8 @@ def test_no_request_breaks_the_gateway_or_its_promises(gateway: Served, mode: Ge
     operations = [found.ok() for found in schema.get_all_operations()]
     assert {f"{one.method.upper()} {one.path}" for one in operations} == OPERATIONS
     for operation in operations:
-        if mode is GenerationMode.NEGATIVE and operation.method.upper() == "GET":
+        has_body = operation.method.upper() == "POST" and operation.path != "/ping"
+        if mode is GenerationMode.NEGATIVE and not has_body:
             continue  # nothing in it can be wrong
 
         @settings(
