@@ -41,7 +41,7 @@ class ResponseFormat(Request):
 class StructuredOutputs(Request):
     """vLLM's way to ask for a form: exactly one of these."""
 
-    choice: Annotated[list[Text], Field(min_length=1, max_length=1000)] | None = None
+    choice: Annotated[list[Text], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
     regex: Text | None = None
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     json_object: Literal[True] | None = None

@@ -37,6 +37,9 @@ def test_a_list_of_wrong_values_is_few_errors(value: object) -> None:
         {"prompt": [value] * 20_000},
         {"prompt": [[value] * 20_000]},
         {"messages": [{"role": "user", "content": [value] * 20_000}]},
+        {"messages": [{"role": value}] * 1000},
+        {"prompt": "A", "stop_token_ids": [value] * 256},
+        {"prompt": "A", "structured_outputs": {"choice": [value] * 1000}},
     ):
         with pytest.raises(ValidationError) as raised:
             (ChatRequest if "messages" in body else CompletionRequest).model_validate(body | {"model": "base"})
