@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 HEADS_FILE = "head.json"
 LONGEST_WAIT = 2.0
-"""Seconds to wait for another process that writes the file: it takes milliseconds, and a gateway waits, too."""
+"""Seconds to wait for another process that writes the file, which takes milliseconds."""
+SHORT_WAIT = 0.05
+"""The same on an event loop, where all requests wait."""
 SHORTEST = 12
 """Hex digits of a hash that name an entry; as many as `Head.text` prints."""
 
@@ -56,11 +58,15 @@ class HeadMemory:
         heads = self._read()
         return max((Head(*heads[name]) for name in self.names if name in heads), default=None)
 
-    def remember(self, head: Head) -> None:
+    def remember(self, head: Head, *, seconds: float = LONGEST_WAIT) -> None:
         """Keep `head`, unless a later one is kept already.
 
         A folder that can't be written is logged and changes nothing else: the change is made. Until a head is
         kept again, `behind` says so.
+
+        Args:
+            head: the last entry of the log.
+            seconds: how long to wait for another process that writes the file.
         """
         if head.seq == 0:
             return
@@ -68,7 +74,7 @@ class HeadMemory:
             known = self.recall()
             if known and known.seq >= head.seq:
                 return
-            self._write(head, only_later=True)
+            self._write(head, only_later=True, seconds=seconds)
         except (OSError, LoraOpsError) as error:
             logger.warning(
                 "The change is made, but the head %s of the audit log can't be kept in %s (%s): make that "
@@ -124,9 +130,9 @@ class HeadMemory:
                 "registry is the right one, run `lora-ops registry accept-head`."
             ) from error
 
-    def _write(self, head: Head, *, only_later: bool) -> None:
+    def _write(self, head: Head, *, only_later: bool, seconds: float = LONGEST_WAIT) -> None:
         make_folder(self.path.parent)
-        with locked(self.path.with_suffix(".lock"), seconds=LONGEST_WAIT):
+        with locked(self.path.with_suffix(".lock"), seconds=seconds):
             try:
                 heads = self._read()
             except LoraOpsError:

@@ -26,7 +26,7 @@ from lora_ops.registry.consistency import require_complete, require_consistent
 from lora_ops.registry.copies import Copies
 from lora_ops.registry.database import Database, MissingRegistry
 from lora_ops.registry.files import FileStore, check_package
-from lora_ops.registry.heads import HeadMemory
+from lora_ops.registry.heads import LONGEST_WAIT, HeadMemory
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import note_owners
@@ -126,10 +126,10 @@ class Registry(Queries):
         with self.db.writing():
             self.anchor.confirm(self.log.head())
 
-    def remember(self, head: Head) -> None:
-        """Keep a head outside the registry that was written here, or verified."""
+    def remember(self, head: Head, *, seconds: float = LONGEST_WAIT) -> None:
+        """Keep a head outside the registry that was written here, or verified; wait so long for its file."""
         if self.memory:
-            self.memory.remember(head)
+            self.memory.remember(head, seconds=seconds)
 
     def unremembered(self) -> str | None:
         """Return that the head is not kept outside the registry, in words, or None."""

@@ -9,6 +9,7 @@ from typing import Literal
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.eligibility import expiry_reason, state_reason
+from lora_ops.registry.heads import SHORT_WAIT
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.store import Registry
@@ -175,7 +176,7 @@ class Router:
         damage = self._log.problem()
         self._seen = seen
         if damage is None:
-            self._registry.remember(self._log.verified)
+            self._registry.remember(self._log.verified, seconds=SHORT_WAIT)
             self._splits.clear()
             self._versions = None
         if damage != self._damage:

@@ -30,13 +30,14 @@ def test_each_ingredient_and_each_decision_has_its_box(
     assert (tmp_path / "lineage.png").stat().st_size > 5000
 
 
-def test_ancestors_are_followed_to_the_first_and_not_beyond_what_is_known(
-    registry: Registry, package: Build
-) -> None:
-    folder, manifest = package(1)
-    registry.register(folder, manifest.model_copy(update={"parent": "legal@4"}))
-    registry.register(*package(2))
-    assert ancestors(registry, cards.record(registry, "finance@2")) == ["finance@1", "legal@4"]
+def test_ancestors_are_followed_as_far_as_they_are_known(registry: Registry, package: Build) -> None:
+    for seed in (1, 2, 3):
+        registry.register(*package(seed), actor=AUTHOR)
+    record = cards.record(registry, "finance@3")
+    assert ancestors(registry, record) == ["finance@2", "finance@1"]
+    # Earlier releases took the parent that a manifest named, such as one of another registry.
+    elsewhere = record.lineage.model_copy(update={"parent": "legal@4"})
+    assert ancestors(registry, record.model_copy(update={"lineage": elsewhere})) == ["legal@4"]
 
 
 def test_what_serves_comes_before_the_candidate(registry: Registry, package: Build, story: Story) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops.engines.protocol import Engine
+from lora_ops.processes import locked
 from lora_ops.registry import eligibility, lifecycle
 from lora_ops.registry.audit import Anchor, Row
 from lora_ops.registry.signing import Signer
@@ -118,12 +119,11 @@ def test_ready_warns_of_a_head_that_is_not_remembered(clone: Clone, gateway: Ser
     """The gateway goes on, and whoever probes it reads that an older copy of the registry would not show."""
     http = gateway.http()
     assert http.get("/ready").json() == {"status": "ready"}
-    lock = clone.root / ".serving/head.lock"
-    lock.unlink(missing_ok=True)
-    lock.mkdir()
-    with clone.registry() as registry:
-        lifecycle.reject(registry, "healthcare@1", actor="ben", reason="worse")
-    ready = http.get("/ready")
+    # Whoever can read the lock can hold it.
+    with locked(clone.root / ".serving/head.lock", seconds=5):
+        with clone.registry() as registry:
+            lifecycle.reject(registry, "healthcare@1", actor="ben", reason="worse")
+        ready = http.get("/ready")
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
     assert "run `lora-ops registry verify`" in ready.json()["warning"]
 
