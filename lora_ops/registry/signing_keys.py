@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from lora_ops.errors import LoraOpsError, NotFound, Unavailable, disk_reason
 from lora_ops.folders import make_folder
-from lora_ops.registry.files import sync_folder, write_atomically
+from lora_ops.registry.files import sync_folder, write_atomically, write_new
 from lora_ops.small_files import read_json, read_small
 
 IDENTITY_FILE = "registry.json"
@@ -149,7 +149,7 @@ class PrivateKey:
                 ) from error
         # A private key that has signed here is there, so nothing is lost that a revocation needs.
         logger.warning("%s could not be used, and was written again: %s is its key.", path, found.key)
-        self._write_identity(path, found)
+        write_atomically(path, _identity_json(found))
         return found
 
     def rotate(self, current: str | None) -> Rotation:
@@ -246,7 +246,7 @@ class PrivateKey:
         mine = self._publish(key)
         identity = self.identity()
         if identity.key != mine:
-            self._write_identity(self.folder / IDENTITY_FILE, identity._replace(key=mine))
+            write_atomically(self.folder / IDENTITY_FILE, _identity_json(identity._replace(key=mine)))
         return mine
 
     def _publish(self, key: ec.EllipticCurvePrivateKey) -> str:
@@ -288,16 +288,12 @@ class PrivateKey:
 
     def _begin(self, path: Path) -> None:
         make_folder(self.folder)
-        mine = self.folder / f".identity-{os.getpid()}"
-        self._write_identity(mine, self._recovered() or Identity(uuid.uuid4().hex, None))
-        try:
-            with suppress(FileExistsError):  # of several that begin one registry together, the first names it
-                os.link(mine, path)
-        finally:
-            mine.unlink()
+        # Of several that begin one registry together, the first names it.
+        write_new(path, _identity_json(self._recovered() or Identity(uuid.uuid4().hex, None)))
 
-    def _write_identity(self, path: Path, identity: Identity) -> None:
-        write_atomically(path, (json.dumps(identity._asdict(), indent=2) + "\n").encode())
+
+def _identity_json(identity: Identity) -> bytes:
+    return (json.dumps(identity._asdict(), indent=2) + "\n").encode()
 
 
 def _read_identity(path: Path) -> Identity:
@@ -380,13 +376,7 @@ def _write_key(path: Path, pem: bytes) -> None:
     ignore = folder / ".gitignore"
     if not ignore.exists():
         write_atomically(ignore, b"*\n")
-    mine = folder / f".signing-{os.getpid()}"
-    write_atomically(mine, pem, 0o600)
-    try:
-        with suppress(FileExistsError):  # another process was first: its key is everybody's
-            os.link(mine, path)
-    finally:
-        mine.unlink()
+    write_new(path, pem, 0o600)  # where another process was first, its key is everybody's
 
 
 def _retired(path: Path, fingerprint: str) -> Path:

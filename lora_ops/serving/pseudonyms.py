@@ -2,11 +2,11 @@
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
+from lora_ops.registry.files import write_new
 from lora_ops.small_files import read_small
 
 SALT_BYTES = 32
@@ -27,7 +27,7 @@ class Pseudonyms:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                _make_salt(path)
+                write_new(path, secrets.token_bytes(SALT_BYTES), 0o600)
             self._salt = read_small(path)
         except OSError as error:
             raise Unavailable(f"{path} can't be read or written ({disk_reason(error)}).") from error
@@ -41,18 +41,3 @@ class Pseudonyms:
         """Return 32 hex digits for a user of a tenant; the same user of another tenant gets others."""
         text = f"{tenant}\0{user}".encode("utf-8", "surrogatepass")
         return hmac.new(self._salt, text, hashlib.sha256).hexdigest()[:32]
-
-
-def _make_salt(path: Path) -> None:
-    # It gets its name once it is whole, and the first of two processes at the same time wins.
-    mine = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(SALT_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(mine, path)
-    except FileExistsError:
-        pass
-    finally:
-        mine.unlink()
