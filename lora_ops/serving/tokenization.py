@@ -55,9 +55,9 @@ class Tokenization:
         Raises:
             BadPrompt: the chat template refuses the turns, or a text holds a control token.
         """
-        for _, text in messages:
-            if forged := self._control_tokens.spelled(text):
-                raise BadPrompt(f"A message may not hold {forged}, which is a control token: remove it.")
+        # Some templates write one message right behind another.
+        if forged := self._control_tokens.spelled("".join(text for _, text in messages)):
+            raise BadPrompt(f"A message may not hold {forged}, which is a control token: remove it.")
         return self._read(self._render(lambda: render_chat(self._tokenizer, messages)), self._control_tokens)
 
     def tool_chat(self, chat: ToolChat) -> tuple[int, ...]:
