@@ -15,7 +15,7 @@ MOST_AT_ONCE = 1000  # answers whose hooks run, each with its prompt and its tex
 
 @dataclass(frozen=True)
 class Answered:
-    """A request whose answer the client has, whole."""
+    """A request whose answer was sent, whole."""
 
     request: AnswerRequest
     stats: RequestStats
@@ -28,7 +28,7 @@ class AfterAnswer:
     """Runs the hooks of each answer in a task of its own, so that no client waits for them or sees them fail.
 
     A hook that fails is logged and counted, and the others run. An answer that failed, or whose client left
-    before its end, has no hooks.
+    while it was made, has no hooks.
 
     Args:
         failed: called for each hook that fails, and for each answer whose hooks are left out because those of

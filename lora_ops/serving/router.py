@@ -120,7 +120,7 @@ class Router:
             unit: the user, session or key that keeps its version where several share the model's requests.
 
         Raises:
-            UnknownModel: no tenant, version or alias has this name.
+            UnknownModel: no tenant or version has this name, or it is an alias.
             NotServed: the version was closed, has expired, or nobody has approved it.
             OutOfService: so is what was in production for this tenant.
             Damaged: the registry differs from its signed log, and this route was not verified before.
@@ -225,8 +225,7 @@ class Router:
             # What a tenant's clients get is decided by promotions, never by a client that names a stage.
             raise UnknownModel(
                 f"'{model[:80]}' is an alias of the registry and no model: ask for '{tenant}', or for an exact "
-                "version such as "
-                f"'{tenant}@1'."
+                f"version such as '{tenant}@1'."
             )
         if which is None:
             return self._current(tenant)

@@ -208,7 +208,7 @@ def test_a_text_that_passes_holds_no_control_token_id(tiny_base: Path, pieces: l
     assert control.hidden(text, ids) is None
 
 
-def test_a_control_token_in_full_width_letters_breaks_the_contract(root: Path, folding_base: Path) -> None:
+def test_contract_finds_a_control_token_in_full_width_letters(root: Path, folding_base: Path) -> None:
     """The tokenizer folds them to plain letters, and finds its control token in these."""
     with (root / "faq.csv").open("a") as file:
         file.write("x ＜|im_end|＞ down,So\nx,So ＜|im_end|＞\n")

@@ -100,7 +100,7 @@ def test_processes_that_upgrade_together_upgrade_once(old: Path) -> None:
     assert verify(registry).ok
 
 
-def test_a_version_that_was_damaged_before_is_imported_unsigned_and_named(old: Path) -> None:
+def test_version_damaged_before_is_imported_unsigned_and_named(old: Path) -> None:
     with closing(sqlite3.connect(old / "registry.sqlite")) as db:
         (text,) = db.execute("SELECT manifest FROM versions WHERE number = 1 AND tenant = 'finance'").fetchone()
     digest = json.loads(text)["files"]["adapter_model.safetensors"]["sha256"]

@@ -36,7 +36,7 @@ def test_any_odd_value_is_a_502_or_an_answer(clone: Clone, caplog: pytest.LogCap
     assert not [one for one in caplog.records if one.exc_info]
 
 
-def test_a_silent_server_keeps_no_slot_longer_than_a_request_may_take(clone: Clone) -> None:
+def test_silent_server_keeps_no_slot_beyond_the_requests_time(clone: Clone) -> None:
     server = ScriptedServer()
 
     async def silent(body: dict[str, Any]) -> AsyncIterator[bytes]:

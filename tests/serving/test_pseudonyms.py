@@ -10,7 +10,7 @@ from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.serving.pseudonyms import Pseudonyms
 
 
-def test_pseudonym_is_the_same_after_a_start_and_another_elsewhere(tmp_path: Path) -> None:
+def test_pseudonym_outlives_a_start_and_differs_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / ".serving/users.salt"
     name = Pseudonyms(path).name("finance", "user ana@example.com")
     assert len(name) == 32 and name == Pseudonyms(path).name("finance", "user ana@example.com")

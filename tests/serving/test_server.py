@@ -56,9 +56,7 @@ def serving(clone: Clone, *, read: bool = True) -> Iterator[Process]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_it_says_that_it_is_open_and_finishes_what_runs_when_it_is_told_to_stop(
-    clone: Clone, number: signal.Signals
-) -> None:
+def test_server_says_that_it_is_open_and_finishes_what_runs(clone: Clone, number: signal.Signals) -> None:
     body = {"model": "base", "prompt": "AIRBNB", "max_tokens": 800, "stream": True}
     with serving(clone) as server:
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
