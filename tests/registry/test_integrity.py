@@ -12,18 +12,16 @@ from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.incidents import roll_back
 from lora_ops.records.evidence import HumanEvidence
 from lora_ops.registry import lifecycle, packages
-from lora_ops.registry.audit import Anchor, Head
+from lora_ops.registry.audit import Head
 from lora_ops.registry.cards import record
 from lora_ops.registry.heads import HeadMemory, accept_head
 from lora_ops.registry.integrity import LogFollower, registry_problem
 from lora_ops.registry.reports import make
-from lora_ops.registry.signing import Signer
-from lora_ops.registry.signing_keys import make_key
 from lora_ops.registry.store import Registry
 from lora_ops.registry.structure import Structure
 from lora_ops.registry.verification import verify
-from lora_ops.settings.registry import SigningSettings
 
+from . import tampering
 from .conftest import AUTHOR, FIRST, Build, Story, rows_of
 
 
@@ -82,13 +80,6 @@ def cut_entry(registry: Registry) -> None:
     tamper(registry, "DELETE FROM audit WHERE seq = 3")
 
 
-def replace_key(registry: Registry) -> None:
-    """Sign the head with another key, whose public half lies where the registry's own ones are."""
-    stranger = Signer(registry.signer.folder, SigningSettings(key=str(registry.path.parent / "own.key")))
-    make_key(stranger.own.path)
-    Anchor(registry.anchor.path, stranger).confirm(registry.log.head())
-
-
 def date_ahead(registry: Registry) -> None:
     """Date the last entry a day ahead, with the hash that fits it; the head can't be signed again."""
     row = registry.log.rows(after=registry.log.head().seq - 1)[0]
@@ -103,27 +94,16 @@ def delete_head(registry: Registry) -> None:
     registry.anchor.path.unlink()
 
 
-def weights(registry: Registry, reference: str) -> Path:
-    files = registry.get(reference).manifest.files
-    return registry.files.path(files["adapter_model.safetensors"].sha256)
-
-
 def swap_files(registry: Registry) -> None:
-    one, two = weights(registry, "finance@1"), weights(registry, "finance@2")
-    content = one.read_bytes()
-    one.write_bytes(two.read_bytes())
-    two.write_bytes(content)
+    tampering.swap_weights(registry, "finance@1", "finance@2")
 
 
 def flip_byte(registry: Registry) -> None:
-    content = bytearray(weights(registry, "finance@1").read_bytes())
-    content[-1] ^= 1
-    weights(registry, "finance@1").write_bytes(content)
+    tampering.flip_weights(registry, "finance@1")
 
 
 def cut_short(registry: Registry) -> None:
-    path = weights(registry, "finance@1")
-    path.write_bytes(path.read_bytes()[:-8])
+    tampering.cut_weights(registry, "finance@1")
 
 
 def edit_manifest(registry: Registry) -> None:
@@ -164,7 +144,7 @@ def test_older_copy_of_the_folder_is_refused(served: Registry, tmp_path: Path) -
         (rewrite_entry, "entry "),
         (cut_entry, "entry 3 was removed"),
         (delete_head, "audit.head, which says where the log ends, was removed"),
-        (replace_key, "another key was put in its place"),
+        (tampering.sign_as_stranger, "another key was put in its place"),
         (date_ahead, "changed"),
     ],
 )
@@ -183,7 +163,7 @@ def test_follower_names_what_was_tampered(served: Registry, attack: object, word
 
 
 @pytest.mark.parametrize(
-    "attack", [revive, move_alias, edit_row, edit_entry, delete_head, replace_key, date_ahead]
+    "attack", [revive, move_alias, edit_row, edit_entry, delete_head, tampering.sign_as_stranger, date_ahead]
 )
 def test_load_refuses_a_registry_that_was_tampered(served: Registry, attack: object) -> None:
     attack(served)  # type: ignore[operator]
@@ -191,7 +171,7 @@ def test_load_refuses_a_registry_that_was_tampered(served: Registry, attack: obj
         packages.verified_path(served, "finance@2" if attack is edit_row else "finance")
 
 
-@pytest.mark.parametrize("attack", [revive, move_alias, delete_head, replace_key, date_ahead])
+@pytest.mark.parametrize("attack", [revive, move_alias, delete_head, tampering.sign_as_stranger, date_ahead])
 def test_change_is_refused_on_a_tampered_registry(served: Registry, package: Build, attack: object) -> None:
     attack(served)  # type: ignore[operator]
     with pytest.raises(LoraOpsError, match="can't be trusted"):
@@ -202,7 +182,7 @@ def test_replaced_key_stops_no_revocation(served: Registry, tmp_path: Path) -> N
     """The head kept outside stands in for the one that a stranger signed."""
     served.memory = HeadMemory(tmp_path / "head.json", ".registry")
     served.memory.remember(served.log.head())
-    replace_key(served)
+    tampering.sign_as_stranger(served)
     lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
     assert "another key was put in its place" in str(served.mended)
     assert served.anchor.signed_by() == served.log.current_key()

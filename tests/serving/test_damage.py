@@ -6,29 +6,21 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from lora_ops.engines.protocol import Engine
 from lora_ops.processes import locked
 from lora_ops.registry import eligibility, lifecycle
-from lora_ops.registry.audit import Anchor, Row
-from lora_ops.registry.signing import Signer
-from lora_ops.registry.signing_keys import make_key
+from lora_ops.registry.audit import Row
 from lora_ops.registry.store import Registry
 from lora_ops.serving import gateway as gateway_module
 from lora_ops.serving.gateway import Gateway
-from lora_ops.settings.registry import SigningSettings
+from tests.registry import tampering
 from tests.serving.conftest import Clone, Served, served
 
 BODY = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 3}
 Attack = Callable[[Registry], None]
-
-
-def weights(registry: Registry, reference: str) -> Path:
-    files = registry.get(reference).manifest.files
-    return registry.files.path(files["adapter_model.safetensors"].sha256)
 
 
 def rewrite_entry(registry: Registry, row: Row) -> None:
@@ -129,21 +121,15 @@ def test_ready_warns_of_a_head_that_is_not_remembered(clone: Clone, gateway: Ser
 
 
 def swap_files(registry: Registry) -> None:
-    one, two = weights(registry, "healthcare@1"), weights(registry, "finance@1")
-    content = one.read_bytes()
-    one.write_bytes(two.read_bytes())
-    two.write_bytes(content)
+    tampering.swap_weights(registry, "healthcare@1", "finance@1")
 
 
 def flip_byte(registry: Registry) -> None:
-    content = bytearray(weights(registry, "healthcare@1").read_bytes())
-    content[-1] ^= 1
-    weights(registry, "healthcare@1").write_bytes(content)
+    tampering.flip_weights(registry, "healthcare@1")
 
 
 def cut_short(registry: Registry) -> None:
-    path = weights(registry, "healthcare@1")
-    path.write_bytes(path.read_bytes()[:-8])
+    tampering.cut_weights(registry, "healthcare@1")
 
 
 def edit_manifest(registry: Registry) -> None:
@@ -168,10 +154,7 @@ def test_gateway_loads_no_version_that_was_tampered(clone: Clone, gateway: Serve
 
 
 def replace_key(registry: Registry) -> None:
-    """Sign the head with another key, whose public half lies where the registry's own ones are."""
-    stranger = Signer(registry.signer.folder, SigningSettings(key=str(registry.path.parent / "own.key")))
-    make_key(stranger.own.path)
-    Anchor(registry.anchor.path, stranger).confirm(registry.log.head())
+    tampering.sign_as_stranger(registry)
     touch(registry)
 
 
