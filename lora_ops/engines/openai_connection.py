@@ -5,8 +5,11 @@ request that asked it, and neither memory nor anybody else's turn.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 import httpx
@@ -24,14 +27,20 @@ LARGEST_RESPONSE = 16 * 2**20  # bytes: a list of some 50,000 adapters
 LARGEST_REFUSAL = 64 * 1024
 LARGEST_PORT = 65_535
 DONE = b"[DONE]"
+DIGITS = re.compile(r"[0-9]{1,9}")
 
 
 class Refused(EngineError):
-    """The server answers, but not what was asked for; `status` is HTTP's."""
+    """The server answers, but not what was asked for.
 
-    def __init__(self, text: str, status: int) -> None:
+    Attributes:
+        status: HTTP's.
+        retry_after: seconds, where the server says when to try again.
+    """
+
+    def __init__(self, text: str, status: int, retry_after: float | None = None) -> None:
         super().__init__(text)
-        self.status = status
+        self.status, self.retry_after = status, retry_after
 
 
 class Connection:
@@ -164,4 +173,15 @@ class Connection:
             if len(content) > LARGEST_REFUSAL:
                 break
         said = f"{self._url} answers {response.status_code}: {refusal(bytes(content))}"
-        return Refused(said, response.status_code)
+        return Refused(said, response.status_code, _seconds(response.headers.get("retry-after", "")))
+
+
+def _seconds(retry_after: str) -> float | None:
+    """Return the seconds that a Retry-After header names, by number or by date; None: it names none."""
+    if DIGITS.fullmatch(retry_after):
+        return float(retry_after)
+    try:
+        until = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

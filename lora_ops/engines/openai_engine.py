@@ -33,10 +33,12 @@ from lora_ops.engines.openai_events import (
 from lora_ops.engines.openai_requests import chat_body, completion_body, encoded, most_bytes
 from lora_ops.engines.protocol import (
     Chunk,
+    EngineBusy,
     EngineError,
     EngineStatus,
     Generation,
     Sampling,
+    TooLarge,
     Unsupported,
     read_files,
 )
@@ -46,7 +48,8 @@ from lora_ops.settings.serving import OpenAIEngineSettings
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 30.0
-REQUEST_REFUSED = (400, 413, 422)
+REQUEST_REFUSED = (400, 422)
+LONGEST_RETRY = 60.0  # seconds: a server may say when its quota of a day begins anew
 SHORT_PROMPT = 4096  # tokens whose JSON takes less than 1 ms
 COMPLETION = ("/v1/completions", CompletionEvent.model_validate_json)
 CHAT = ("/v1/chat/completions", ChatEvent.model_validate_json)
@@ -155,6 +158,7 @@ class OpenAIEngine:
 
         Raises:
             Unsupported: the server refuses this request, or it asks for what is not passed on.
+            EngineBusy: the server takes no more requests now.
             EngineError: the server fails, or can't be reached.
         """
         if generation.sampling.prompt_logprobs:
@@ -165,10 +169,8 @@ class OpenAIEngine:
                 async for chunk in chunks:
                     yield chunk
         except Refused as error:
-            if error.status not in REQUEST_REFUSED:
-                raise
             logger.warning("%s", error)
-            raise Unsupported("The engine of this gateway refuses the request; its log says why.") from error
+            raise _meaning(error) from error
         finally:
             self._running -= 1
 
@@ -290,6 +292,27 @@ class OpenAIEngine:
         if self._server is None:
             raise EngineError("The engine is not running.")
         return self._server
+
+
+def _meaning(refused: Refused) -> EngineError:
+    """Return what a server's refusal of a request means to the client that sent it."""
+    match refused.status:
+        case status if status in REQUEST_REFUSED:
+            return Unsupported("The engine of this gateway refuses the request; its log says why.")
+        case 413:
+            return TooLarge("The engine of this gateway takes no request of this size: send a shorter one.")
+        case 429:
+            limited = True
+        # The server did not read this body in time: nothing is wrong with the request.
+        case 408:
+            limited = False
+        # Without Retry-After it says that it is broken, not that it is busy.
+        case 503 if refused.retry_after is not None:
+            limited = False
+        case _:
+            return refused
+    seconds = 1.0 if refused.retry_after is None else min(refused.retry_after, LONGEST_RETRY)
+    return EngineBusy("The engine of this gateway is busy: send the request again.", seconds, limited=limited)
 
 
 async def _content(generation: Generation, model: str | None) -> bytes:

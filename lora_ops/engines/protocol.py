@@ -214,6 +214,23 @@ class Unsupported(EngineError):
     """This engine doesn't do what the request asks for; the client can leave it out."""
 
 
+class TooLarge(Unsupported):
+    """The request has more bytes than this engine takes."""
+
+
+class EngineBusy(EngineError):
+    """The engine takes no more requests now, and may take the same one later.
+
+    Attributes:
+        retry_after: seconds until it is worth trying again at the earliest.
+        limited: the engine limits its requests; False: it says that it is overloaded.
+    """
+
+    def __init__(self, text: str, retry_after: float, *, limited: bool) -> None:
+        super().__init__(text)
+        self.retry_after, self.limited = retry_after, limited
+
+
 class Engine(Protocol):
     """One base model with many adapters; every method is called from one event loop."""
 

@@ -29,7 +29,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         404: "No model of this name, or none that this key reaches",
         408: "The body did not arrive in time",
         413: "The body is too large",
-        429: "Over one of the tenant's limits; see Retry-After",
+        429: "Over a limit of the tenant or of the engine; see Retry-After",
         502: "The engine failed",
         503: "Too busy, or the adapter can't be loaded now; see Retry-After",
         504: "The answer was not finished in time",

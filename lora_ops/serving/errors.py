@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from lora_ops.engines.protocol import EngineError, Unsupported
+from lora_ops.engines.protocol import EngineBusy, EngineError, TooLarge, Unsupported
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.escaping import shortened
 from lora_ops.serving.background_answers import Preempted
@@ -47,7 +47,7 @@ class ApiError(Exception):
         headers = {}
         if self.retry_after is not None:
             seconds = max(1, math.ceil(self.retry_after))
-            if self.status == 503:
+            if self.status == 503 or self.spread:
                 # Those who were refused together must not come back together.
                 seconds += random.randint(0, max(LEAST_SPREAD, math.ceil(self.spread)))
             headers["retry-after"] = str(seconds)
@@ -123,8 +123,15 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(
                 504, "The answer was not finished in time: ask for fewer tokens.", "server_error", "timeout"
             )
+        case TooLarge():
+            return ApiError(413, str(error), code="request_too_large")
         case Unsupported():
             return ApiError(400, str(error), code="unsupported")
+        case EngineBusy():
+            # The limit is the engine's and not the tenant's, so that all tenants are refused together.
+            status, kind = (429, "rate_limit_error") if error.limited else (503, "server_error")
+            seconds = error.retry_after
+            return ApiError(status, str(error), kind, "overloaded", retry_after=seconds, spread=seconds)
         case EngineError():
             return ApiError(
                 502, "The engine failed; the gateway's log says why.", "server_error", "engine_error"

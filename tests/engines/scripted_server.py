@@ -36,6 +36,7 @@ class ScriptedServer:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.missing: set[str] = set()  # adapters that it answers 404 for, until they are loaded
         self.refuses: tuple[int, bytes] | None = None
+        self.retry_after: str | None = None  # what it says where it refuses
         self.script: Script = says(event({"choices": [{"text": "a", "finish_reason": "stop"}]}), DONE)
         self.sent = 0
         self.running = 0
@@ -46,7 +47,8 @@ class ScriptedServer:
         if body["model"] in self.missing:
             return JSONResponse({"error": {"message": "The model does not exist."}}, status_code=404)
         if self.refuses and body["max_tokens"] > 1:
-            return Response(self.refuses[1], self.refuses[0])
+            headers = {} if self.retry_after is None else {"retry-after": self.retry_after}
+            return Response(self.refuses[1], self.refuses[0], headers)
 
         async def parts() -> AsyncIterator[bytes]:
             self.running += 1

@@ -1,6 +1,7 @@
 """What clients of the gateway see where the server behind it sends what no server should."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,3 +52,40 @@ def test_silent_server_keeps_no_slot_beyond_the_requests_time(clone: Clone) -> N
         assert http.post("/v1/completions", json=body).status_code == 504
         assert http.post("/v1/completions", json=body | {"max_tokens": 2}).status_code == 200
         eventually(lambda: server.running == 0)
+
+
+# What the server says, and what its client reads: the status, the code, and the least and most Retry-After.
+REFUSALS = [
+    (400, None, 400, "unsupported", None),
+    (422, "7", 400, "unsupported", None),
+    (413, None, 413, "request_too_large", None),
+    (429, "7", 429, "overloaded", (7, 14)),
+    (429, None, 429, "overloaded", (1, 3)),
+    (429, "soon", 429, "overloaded", (1, 3)),
+    (429, "86400", 429, "overloaded", (60, 120)),
+    (429, "Sun, 06 Nov 1994 08:49:37 GMT", 429, "overloaded", (1, 3)),
+    (429, "Sun, 06 Nov 2999 08:49:37 -0000", 429, "overloaded", (60, 120)),
+    (408, None, 503, "overloaded", (1, 3)),
+    (503, "7", 503, "overloaded", (7, 14)),
+    (503, None, 502, "engine_error", None),
+    (401, "7", 502, "engine_error", None),
+    (500, "7", 502, "engine_error", None),
+]
+
+
+def test_refusal_of_a_server_has_its_meaning(clone: Clone) -> None:
+    server = ScriptedServer()
+    with behind(clone, server) as gateway, gateway.http() as http:
+        for status, retry_after, told, code, bounds in REFUSALS:
+            server.refuses, server.retry_after = (status, b'{"error": {"message": "no"}}'), retry_after
+            for streamed in (False, True):
+                body = {"model": "base", "prompt": "A", "max_tokens": 4, "stream": streamed}
+                answer = http.post("/v1/completions", json=body)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (told, code), status
+                seconds = answer.headers.get("retry-after")
+                assert (seconds is None) == (bounds is None), status
+                assert bounds is None or bounds[0] <= int(str(seconds)) <= bounds[1], status
+        counted = http.get("/metrics").text
+    for ended, count in (("refused", 22), ("failed", 6)):
+        found = re.findall(rf'request_seconds_count{{.*outcome="{ended}".*}} (\d+)', counted)
+        assert list(map(int, found)) == [count], ended
