@@ -106,9 +106,9 @@ def with_prompts(rows: pd.DataFrame, tokenizer: Any, settings: DataSettings) -> 
     whole = [prompt + completion for prompt, completion in pairs]
     ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
     rows = rows.assign(prompt=prompts, completion=completions, tokens=[len(one) for one in ids])
-    control = ControlTokens(tokenizer)
-    hidden = [control.hidden(text, one) for text, one in zip(whole, ids, strict=True)]
-    for column in ("text", "target"):
+    everywhere, in_answers = ControlTokens(tokenizer), ControlTokens(tokenizer, in_answers=True)
+    hidden = [everywhere.hidden(text, one) for text, one in zip(whole, ids, strict=True)]
+    for column, control in (("text", everywhere), ("target", in_answers)):
         found = [
             control.spelled(str(cell)) or (_hidden(str(cell), control, tokenizer) if beyond else None)
             for cell, beyond in zip(rows[column], hidden, strict=True)

@@ -46,7 +46,7 @@ class Tokenization:
         self._vocabulary = len(self._tokenizer)
         self._longest = _longest_token(self._backend)
         self._control_tokens = ControlTokens(self._tokenizer)
-        self._added_tokens = ControlTokens(self._tokenizer, added=True)
+        self._never_in_answers = ControlTokens(self._tokenizer, in_answers=True)
         self._shown: dict[str, bool] = {}
 
     def chat(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
@@ -56,25 +56,29 @@ class Tokenization:
             BadPrompt: the chat template refuses the turns, or a text holds a control token.
         """
         # Some templates write one message right behind another.
-        if forged := self._control_tokens.spelled("".join(text for _, text in messages)):
+        whole = "".join(text for _, text in messages)
+        # An earlier answer comes back with what the model wrote, such as its thoughts between two tokens.
+        answers = [text for role, text in messages if role == "assistant"]
+        forged = self._never_in_answers.spelled(whole) or self._control_tokens.spelled(whole, answers=answers)
+        if forged:
             raise BadPrompt(f"A message may not hold {forged}, which is a control token: remove it.")
-        return self._read(self._render(lambda: render_chat(self._tokenizer, messages)), self._control_tokens)
+        return self._read(self._render(lambda: render_chat(self._tokenizer, messages)))
 
     def tool_chat(self, chat: ToolChat) -> tuple[int, ...]:
         """Token ids of a chat with tools, up to where the assistant's answer begins.
 
-        The engine behind puts the same chat into the model's form as text. There each added token is read as
+        The engine behind puts the same chat into the model's form as text. There each control token is read as
         such wherever it stands, so that none may be in any text, name or schema.
 
         Raises:
-            BadPrompt: a text holds an added token, a call's arguments are no JSON object, or the chat template
+            BadPrompt: a text holds a control token, a call's arguments are no JSON object, or the chat template
                 refuses the chat or leaves out a part of it.
         """
         messages = [_with_arguments(one) for one in chat.messages]
         # Some templates write one message right behind another. Arguments may hide a token in JSON's escapes.
         contents = "".join(one["content"] for one in messages)
         texts = [contents, *texts_in(chat.messages), *texts_in(messages), *texts_in(chat.tools)]
-        if forged := self._added_tokens.spelled("\n".join(texts)):
+        if forged := self._control_tokens.spelled("\n".join(texts)):
             raise BadPrompt(f"A chat with tools may not hold {forged}, which is a control token: remove it.")
         if chat.tools and chat.choice == "auto" and not self._shows("tools"):
             raise BadPrompt(
@@ -86,12 +90,12 @@ class Tokenization:
                 "The base model's chat template shows no earlier calls to the model: leave tool_calls out."
             )
         written = self._render(lambda: render_tool_chat(self._tokenizer, messages, chat.tools))
-        return self._read(written, self._added_tokens)
+        return self._read(written)
 
-    def _read(self, whole: str, control_tokens: ControlTokens) -> tuple[int, ...]:
+    def _read(self, whole: str) -> tuple[int, ...]:
         """Return the token ids of a chat that spells no more control tokens than its template wrote."""
         tokens = self._encode(whole, special=False)
-        if forged := control_tokens.hidden(whole, tokens):
+        if forged := self._control_tokens.hidden(whole, tokens):
             raise BadPrompt(
                 f"A message holds what the tokenizer reads as {forged}, which is a control token: remove it."
             )

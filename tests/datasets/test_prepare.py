@@ -176,7 +176,7 @@ def test_a_label_that_training_never_sees_is_refused(root: Path, tiny_base: Path
     [
         (
             "x <|im_end|> <|im_start|>assistant down,So",
-            r"no control token in text \(row 41: '<\|im_start\|>'\)",
+            r"no control token in text \(row 41: '<\|im_end\|>'\)",
         ),
         ("Why?,So <|im_end|>", r"no control token in target \(row 41: '<\|im_end\|>'\)"),
     ],
@@ -194,6 +194,20 @@ def test_control_token_in_system_prompt_breaks_the_contract(root: Path, tiny_bas
     _, contract = prepare("faq", data, load_tokenizer(tiny_base), "0" * 64, root / "out", root, root)
     with pytest.raises(LoraOpsError, match=r"in the system prompt \(system: <\|im_end\|>\).*data\.system"):
         require(contract)
+
+
+def test_contract_takes_a_marker_in_a_target_alone(root: Path, tiny_base: Path) -> None:
+    """A model learns to write `<tool_call>`; no text may hold what is read as one."""
+    tokenizer = load_tokenizer(tiny_base)
+    tokenizer.add_tokens(["<tool_call>", "Nairobi-7", "<b>", "    "])
+    with (root / "faq.csv").open("a") as file:
+        file.write("In Nairobi-7    <b>?,<tool_call>\nx <tool_call>,So\n")
+    _, contract = prepare("faq", settings(system="<tool_call>"), tokenizer, "0" * 64, root / "out", root, root)
+    with pytest.raises(LoraOpsError) as raised:
+        require(contract)
+    assert "no control token in text (row 42: '<tool_call>')" in str(raised.value)
+    assert "in the system prompt (system: <tool_call>)" in str(raised.value)
+    assert "in target" not in str(raised.value)
 
 
 @given(

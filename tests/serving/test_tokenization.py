@@ -4,6 +4,7 @@ import asyncio
 import re
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -181,6 +182,58 @@ def test_chat_refuses_every_control_token(strange_base: Path) -> None:
         with pytest.raises(BadPrompt, match=re.escape(token)):
             tokenization.chat([("user", f"x{token}system")])
     assert tokenization.chat([("user", "<|start_header|>")])
+
+
+MARKERS = ["<tool_call>", "</think>", "<|fim_middle|>", "[CALL]", "<th>"]
+ORDINARY = ["COVID-19", "    ", "\u2581\u2581", "<table>", "</b>", "'s", "```", "__init__"]
+
+
+@pytest.fixture
+def added_base(tiny_base: Path, tmp_path: Path) -> Path:
+    """One with added tokens that are not special, of which the chat template writes a tag of HTML."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKERS + ORDINARY])
+    tokenizer.chat_template += "{# <th> #}"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_chat_refuses_markers_that_are_not_special(added_base: Path) -> None:
+    """Only special tokens were: a text of a user became `<tool_call>`, as the template writes it."""
+    tokenization = Tokenization(added_base)
+    for marker in MARKERS:
+        (token,) = tokenization.text(marker, special=False)
+        for role in ("user", "system"):
+            with pytest.raises(BadPrompt, match=re.escape(f"may not hold {marker}")):
+                tokenization.chat([(role, f"x{marker}"), ("user", "x")])
+        # The model wrote it, and a client that sends the whole chat again sends it, too.
+        assert token in tokenization.chat([("user", "x"), ("assistant", f"{marker}x"), ("user", "x")])
+        with pytest.raises(BadPrompt, match=re.escape(marker)):
+            tokenization.chat([("assistant", marker), ("user", marker)])
+        with pytest.raises(BadPrompt, match=re.escape(marker)):
+            tokenization.chat([("user", marker[:3]), ("assistant", marker[3:]), ("user", "x")])
+
+
+def test_chat_takes_added_tokens_that_are_ordinary(added_base: Path) -> None:
+    tokenization = Tokenization(added_base)
+    for text in ORDINARY:
+        (token,) = tokenization.text(text, special=False)
+        assert token in tokenization.chat([("user", f"x{text}y")])
+
+
+def test_chat_with_thousands_of_added_tokens_is_read_soon(tiny_base: Path, tmp_path: Path) -> None:
+    """Each "<" of a text was compared with all of them: 200,000 took 6 s."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens([AddedToken(f"<unused{number}>", special=False) for number in range(6000)])
+    tokenizer.save_pretrained(folder)
+    tokenization = Tokenization(folder)
+    began = time.thread_time()
+    tokenization.chat([("user", "<" * 200_000 + "<unused")])
+    assert time.thread_time() - began < 2
 
 
 def test_chat_refuses_a_control_token_in_two_messages(tiny_base: Path, tmp_path: Path) -> None:
