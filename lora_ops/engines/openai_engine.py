@@ -40,8 +40,8 @@ from lora_ops.engines.protocol import (
     Sampling,
     TooLarge,
     Unsupported,
-    read_files,
 )
+from lora_ops.engines.verified_files import read_files
 from lora_ops.hashing import sha256_bytes
 from lora_ops.settings.serving import OpenAIEngineSettings
 

@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 
 from lora_ops.adapter_files import KEY
-from lora_ops.engines.protocol import EngineError, read_files
+from lora_ops.engines.protocol import EngineError
 from lora_ops.engines.torch_engine.lora import LoraPair
+from lora_ops.engines.verified_files import read_files
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.small_files import parse_json
 
