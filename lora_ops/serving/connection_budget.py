@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, Protocol
 
 from lora_ops.serving.logs import OncePerMinute
@@ -11,6 +13,8 @@ from lora_ops.serving.logs import OncePerMinute
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = 1000
+TRANSLATED = int(IPv6Address("64:ff9b::")) >> 32
+"""The first 96 bits of an IPv4 client's address behind a translator."""
 
 # idle: the gateway has no whole request head, or the last answer has gone. slow: the gateway waits for the
 # client to send a body or to read an answer. working: a whole request is being answered.
@@ -33,6 +37,7 @@ class Group:
 
     def __init__(self) -> None:
         self._peers: dict[str, dict[Member, None]] = {}
+        self._sites: Counter[str] = Counter()
         self._count = 0
 
     def __len__(self) -> int:
@@ -41,27 +46,35 @@ class Group:
     def add(self, member: Member) -> None:
         """Add a connection as its peer's newest."""
         self._peers.setdefault(member.peer, {})[member] = None
+        self._sites[site_name(member.peer)] += 1
         self._count += 1
 
     def remove(self, member: Member) -> None:
         """Remove a connection."""
-        mine = self._peers[member.peer]
+        mine, site = self._peers[member.peer], site_name(member.peer)
         del mine[member]
         self._count -= 1
+        self._sites[site] -= 1
         if not mine:
             del self._peers[member.peer]
+        if not self._sites[site]:
+            del self._sites[site]
 
     def oldest(self) -> Member | None:
-        """Return the oldest connection of the peer that has the most, or None."""
-        peer = max(self._peers, key=lambda name: len(self._peers[name]), default=None)
-        return None if peer is None else next(iter(self._peers[peer]))
+        """Return the oldest connection of the peer with the most, at the site with the most, or None."""
+        if not self._peers:
+            return None
+        # A client with a /48 network has 65,536 peers there, each with one connection where it likes.
+        most = max(self._sites.values())
+        peers = (name for name in self._peers if self._sites[site_name(name)] == most)
+        return next(iter(self._peers[max(peers, key=lambda name: len(self._peers[name]))]))
 
 
 class ConnectionBudget:
     """Keep the connections of a server below `most`, without cutting a request that is being answered.
 
-    The oldest connection of the peer with the most of them is closed first. So a client that opens very many
-    pushes out its own, and a client with few keeps them.
+    The oldest connection of the peer with the most of them is closed first, at the site with the most. So a
+    client that opens very many pushes out its own, and a client with few keeps them.
 
     - If more than `most` are open, an idle one is closed, then a slow one. If there is none, the new one is.
     - The last twentieth of `most` is reserved for connections that are idle, so that `/health` is always
@@ -145,12 +158,25 @@ class ConnectionBudget:
 def peer_name(address: str) -> str:
     """Return what counts as one client: an IPv4 address, or the /64 network of an IPv6 address.
 
-    A single machine usually has a whole /64 network to choose its address from.
+    A single machine usually has a whole /64 network to choose its address from. An IPv4 client that comes
+    through a translator (RFC 6052) is its IPv4 address: all of them are in one network.
     """
     try:
         ip = ip_address(address)
     except ValueError:  # a Unix socket
         return address
-    if isinstance(ip, IPv6Address):
-        return str(ip.ipv4_mapped or IPv6Address(int(ip) >> 64 << 64))
-    return str(ip)
+    if not isinstance(ip, IPv6Address):
+        return str(ip)
+    if int(ip) >> 32 == TRANSLATED:
+        return str(IPv4Address(int(ip) & 0xFFFF_FFFF))
+    return str(ip.ipv4_mapped or IPv6Address(int(ip) >> 64 << 64))
+
+
+@lru_cache(4096)
+def site_name(peer: str) -> str:
+    """Return the largest network that one client may have: the /48 of a /64 network, else the peer itself."""
+    try:
+        ip = ip_address(peer)
+    except ValueError:
+        return peer
+    return str(IPv6Address(int(ip) >> 80 << 80)) if isinstance(ip, IPv6Address) else peer

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_ops.escaping import shortened
 from lora_ops.serving.body_pace import LARGE, BodyPace, weight
+from lora_ops.serving.connection_budget import peer_name
 from lora_ops.serving.errors import CLIENT_GONE, ApiError, as_api_error
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.logs import request_id
@@ -100,7 +101,7 @@ class GatewayMiddleware:
             if who := self._admit(Request(scope)):
                 state["caller"] = who
                 logged |= {"key": who.key, "tenant": who.tenant}
-                sender = who.tenant or who.key or (scope["client"] or ("",))[0]
+                sender = who.tenant or who.key or peer_name((scope["client"] or ("",))[0])
                 replay = await self._read(sent, receive, sender)
             else:
                 replay = receive

@@ -1,5 +1,6 @@
 """What the gateway does with more connections than it can have."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops.engines.protocol import Engine
-from lora_ops.serving.connection_budget import peer_name
+from lora_ops.serving.connection_budget import ConnectionBudget, peer_name
 from lora_ops.serving.server import most_connections
 from tests.serving.conftest import Clone, Served, eventually, served
 from tests.serving.test_server import serving
@@ -163,10 +164,45 @@ def test_health_is_answered_and_no_answer_is_cut_when_full(clone: Clone, engine:
         ("2001:db8::1", "2001:db8::ffff:1", True),
         ("2001:db8::1", "2001:db8:0:1::1", False),
         ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("64:ff9b::a00:1", "64:ff9b::a00:2", False),
+        ("64:ff9b::a00:1", "10.0.0.1", True),
     ],
 )
 def test_peer_name_is_an_address_or_a_network(one: str, other: str, same: bool) -> None:
     assert (peer_name(one) == peer_name(other)) is same
+
+
+class Quiet(asyncio.Transport):
+    """One whose client has read everything."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        pass
+
+
+class Client:
+    def __init__(self, address: str) -> None:
+        self.peer, self.transport = peer_name(address), Quiet()
+
+
+def test_budget_counts_the_networks_of_one_site_together() -> None:
+    """A client with a /48 opened one connection from each of its /64s, and pushed out a client with two."""
+    budget = ConnectionBudget(FEW)
+    honest = [Client("2001:db8:1::1"), Client("2001:db8:1::1"), Client("10.0.0.1"), Client("10.0.0.1")]
+    many = [Client(f"2001:db8:2:{number:x}::1") for number in range(3 * FEW)]
+    for one in (*honest, *many):
+        budget.open(one)
+    for one in honest:
+        budget.move(one, "working")
+    assert len(budget._groups["working"]) == len(honest) and len(budget) == FEW
+    for one in (*honest, *many):
+        budget.forget(one)
+    assert len(budget) == 0 and not budget._groups["idle"]._sites
 
 
 def python(script: str) -> subprocess.CompletedProcess[str]:
