@@ -2,8 +2,10 @@
 
 import asyncio
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from lora_ops.serving.rate_limits import TooMany
 
@@ -21,6 +23,14 @@ def weight(body: bytes | bytearray) -> int:
     return len(body) + VALUE * sum(map(body.count, (b",", b"[", b"{")))
 
 
+@dataclass(eq=False)
+class _Waiting:
+    """A body that waits: when it may begin by the clock, and the word that this has changed."""
+
+    begins: float
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class BodyPace:
     """Large bodies of one sender begin one after the other, each when the ones before it are paid for.
 
@@ -36,26 +46,40 @@ class BodyPace:
         self._patience = patience
         self._clock = clock
         self._next: dict[str, float] = {}  # sender -> when its next large body may begin
-        self._waiting: Counter[str] = Counter()
+        self._waiting: defaultdict[str, list[_Waiting]] = defaultdict(list)
 
     async def turn(self, sender: str, size: int) -> None:
-        """Wait until a body of `size` bytes may be read.
+        """Wait until a body of `size` bytes may be read; cancelling it gives the place back.
 
         Raises:
             TooMany: as `take`, or too many bodies of this sender wait already.
         """
-        if size > LARGE and self._waiting[sender] >= MOST_WAITING:
+        if size > LARGE and len(self._waiting.get(sender, ())) >= MOST_WAITING:
             raise TooMany(
                 f"{MOST_WAITING} bodies of more than {LARGE:,} bytes wait to be read: send fewer at once.", 1.0
             )
-        if wait := self.take(sender, size):
-            self._waiting[sender] += 1
-            try:
-                await asyncio.sleep(wait)
-            finally:
-                self._waiting[sender] -= 1
-                if not self._waiting[sender]:
-                    del self._waiting[sender]
+        if not (wait := self.take(sender, size)):
+            return
+        mine, queue = _Waiting(self._clock() + wait), self._waiting[sender]
+        queue.append(mine)
+        try:
+            while (left := mine.begins - self._clock()) > 0:
+                mine.moved.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await mine.moved.wait()
+        except asyncio.CancelledError:
+            # What is not read is not paid for: whoever waits behind it begins earlier.
+            seconds = size / BYTES_PER_SECOND
+            self._next[sender] -= seconds
+            for other in queue[queue.index(mine) + 1 :]:
+                other.begins -= seconds
+                other.moved.set()
+            raise
+        finally:
+            queue.remove(mine)
+            if not queue:
+                del self._waiting[sender]
 
     def add(self, sender: str, size: int) -> None:
         """Let the sender's next large body wait for so many bytes more."""

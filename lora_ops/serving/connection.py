@@ -1,6 +1,7 @@
 """One client's connection: uvicorn's, with the limits on slow clients that it lacks."""
 
 import asyncio
+import select
 from typing import Any
 
 import httptools
@@ -13,6 +14,10 @@ HEADERS = 128
 PIPELINED = 8  # requests that wait behind the one that is answered
 HEAD_SECONDS = 10.0
 UNREAD_SECONDS = 60.0
+# In a request's ASGI extensions: a function that says whether its client has left.
+CLIENT_LEFT = "lora_ops.client_left"
+# The other side has closed its half, whatever it sent before that is not read yet; only Linux has it.
+PEER_CLOSED = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class Parser:
@@ -151,6 +156,7 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED:
             raise ValueError(f"more than {PIPELINED} requests wait for their answers")  # ends in a 400
         super().on_message_begin()
+        self.scope["extensions"] = {CLIENT_LEFT: self.client_left}  # type: ignore[dict-item]
         self._in_head, self._head = True, 0
         # While an earlier request is answered, a half head behind it costs nothing and must not cut the answer.
         if not self._answering:
@@ -201,6 +207,21 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._stop_unread_timer()
         self._note_state()
+
+    def client_left(self) -> bool:
+        """Return whether the client has closed the connection, and then close it, too.
+
+        uvicorn reads no more of a body than the gateway takes. While the body waits, what was sent stands
+        before the end of the connection, and nobody is told of that.
+        """
+        if self.transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), PEER_CLOSED)
+        if not poll.poll(0):
+            return False
+        self.transport.abort()
+        return True
 
     @property
     def _answering(self) -> bool:

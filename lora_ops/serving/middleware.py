@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_ops.escaping import shortened
 from lora_ops.serving.body_pace import LARGE, BodyPace, weight
+from lora_ops.serving.connection import CLIENT_LEFT
 from lora_ops.serving.connection_budget import peer_name
 from lora_ops.serving.errors import CLIENT_GONE, ApiError, as_api_error
 from lora_ops.serving.keys import Caller
@@ -26,6 +27,8 @@ access = logging.getLogger("lora_ops.access")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 T = TypeVar("T")
 
+LOOK_SECONDS = 1.0  # how often somebody looks whether the client of a body that waits is still there
+CROWDED_SPREAD = 10.0  # seconds over which those who find too many connections come back
 LOGGED_PATH = 200  # characters of a path in a line of the log
 
 
@@ -96,13 +99,18 @@ class GatewayMiddleware:
             if self._crowded(scope["path"]):
                 read = False  # the connection is closed, and so makes room
                 raise ApiError(
-                    503, "The gateway has too many connections.", "server_error", "overloaded", retry_after=1
+                    503,
+                    "The gateway has too many connections.",
+                    "server_error",
+                    "overloaded",
+                    retry_after=1,
+                    spread=CROWDED_SPREAD,
                 )
             if who := self._admit(Request(scope)):
                 state["caller"] = who
                 logged |= {"key": who.key, "tenant": who.tenant}
                 sender = who.tenant or who.key or peer_name((scope["client"] or ("",))[0])
-                replay = await self._read(sent, receive, sender)
+                replay = await self._read(scope, sent, receive, sender)
             else:
                 replay = receive
             read = True
@@ -132,12 +140,12 @@ class GatewayMiddleware:
             access.info("%s %s %s", scope["method"], path, fields["status"], extra={"fields": fields})
             request_id.reset(token)
 
-    async def _read(self, headers: Headers, receive: Receive, sender: str) -> Receive:
+    async def _read(self, scope: Scope, headers: Headers, receive: Receive, sender: str) -> Receive:
         declared = headers.get("content-length", "")
         if declared.isdigit():
             if int(declared) > self._body_limit:
                 raise self._too_large()
-            await self._pace.turn(sender, int(declared))
+            await self._turn(scope, sender, int(declared))
         in_turn = declared.isdigit()
         body = bytearray()
         more = True
@@ -154,7 +162,7 @@ class GatewayMiddleware:
                         in_turn = True
                         began, end = time.monotonic(), limit.when()
                         limit.reschedule(None)
-                        await self._pace.turn(sender, self._body_limit)
+                        await self._turn(scope, sender, self._body_limit)
                         limit.reschedule((end or 0.0) + time.monotonic() - began)
                     more = message.get("more_body", False)
         except TimeoutError as error:
@@ -171,6 +179,27 @@ class GatewayMiddleware:
             return message
 
         return replay
+
+    async def _turn(self, scope: Scope, sender: str, size: int) -> None:
+        """Wait until a body may be read, or its client leaves.
+
+        Raises:
+            ConnectionResetError: it has left; its place is free.
+            TooMany: as `BodyPace.turn`.
+        """
+        if size <= LARGE:
+            return
+        left = scope.get("extensions", {}).get(CLIENT_LEFT, lambda: False)
+        turn = asyncio.ensure_future(self._pace.turn(sender, size))
+        try:
+            while not turn.done():
+                await asyncio.wait([turn], timeout=LOOK_SECONDS)
+                if left():
+                    raise ConnectionResetError
+            turn.result()
+        finally:
+            turn.cancel()
+            await asyncio.gather(turn, return_exceptions=True)
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"The body is larger than {self._body_limit:,} bytes (serving.body_limit).")

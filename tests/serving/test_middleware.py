@@ -6,11 +6,12 @@ import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from lora_ops.engines.protocol import Engine
+from lora_ops.serving.body_pace import MOST_WAITING
 from lora_ops.serving.logs import JsonLines
 from lora_ops.serving.server import bind
 from lora_ops.settings.serving import ServingSettings, TenantServing
@@ -159,6 +160,24 @@ def test_a_large_body_of_many_values_keeps_the_next_one_waiting(clone: Clone, en
             for metadata, status in ((first, 200), (text, second)):
                 found = gateway.http().post("/v1/completions", json={**GOOD, "metadata": metadata})
                 assert found.status_code == status
+
+
+def test_body_of_a_client_that_left_keeps_no_place(clone: Clone, engine: Engine) -> None:
+    """Each waited for its turn, up to 16 s: what it had sent stood before the end of its connection."""
+    body = json.dumps(GOOD).encode().ljust(2**20)
+    with served(clone.root, clone.settings(body_timeout_seconds=60), engine) as gateway:
+        with ExitStack() as stack:
+            for _ in range(MOST_WAITING):
+                connection = stack.enter_context(connect(gateway))
+                connection.sendall(head(len(body)) + body[: 2**17])
+        began = time.monotonic()
+        headers = {"content-type": "application/json"}
+
+        def answered() -> bool:
+            return gateway.http().post("/v1/completions", content=body, headers=headers).status_code == 200
+
+        eventually(answered)
+        assert time.monotonic() - began < 6
 
 
 def test_a_client_does_not_choose_its_address(clone: Clone, engine: Engine) -> None:
