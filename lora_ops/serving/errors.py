@@ -140,6 +140,14 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(503, _outside(error), "server_error", "registry_damaged")
         case LoraOpsError():
             return ApiError(503, _outside(error), "server_error", "unavailable", retry_after=1)
+        case MemoryError():
+            return ApiError(
+                503,
+                "The gateway has no memory left for this request.",
+                "server_error",
+                "overloaded",
+                retry_after=1,
+            )
         case asyncio.CancelledError() | GeneratorExit():
             return ApiError(CLIENT_GONE, "The client went away.", "server_error", "client_gone")
         case _:

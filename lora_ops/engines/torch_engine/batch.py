@@ -48,6 +48,7 @@ class Batch:
 
     def __post_init__(self, max_batch: int) -> None:
         self.schedule = Schedule(self.decoder, max_batch)
+        self._moving: list[tuple[Sequence, int]] = []
 
     @property
     def running(self) -> list[Sequence]:
@@ -81,6 +82,24 @@ class Batch:
         """Forget all sequences, and say which there were."""
         return self.schedule.clear()
 
+    def shed(self) -> Sequence | None:
+        """Forget the sequence that took most memory of a step which found none, and return it; None: none runs.
+
+        The others go on. A request that needs more than there is must not end those of other tenants.
+        """
+        if not self.running:
+            return None
+        rows = dict(self._moving)
+
+        def size(one: Sequence) -> tuple[int, ...]:
+            read = rows.get(one, 0)
+            # Each row whose logits are wanted is as long as the vocabulary.
+            return read if one.names_prompt else min(read, 1), read, len(one.tokens), one.number
+
+        most = max(self.running, key=size)
+        self.schedule.end_alone(most)
+        return most
+
     def probe(self) -> None:
         """Take a step of the base model for nobody; it may raise whatever a step may."""
         if not self.schedule.kv.available:
@@ -94,8 +113,9 @@ class Batch:
 
     def step(self) -> list[tuple[Sequence, Chunk | EngineError]]:
         """Take one step; the new chunks of the sequences that have one, or why one of them ended."""
+        self._moving = []
         self.schedule.update()
-        moving = self._compose()
+        moving = self._moving = self._compose()
         held = [sequence for sequence in self.running if sequence.logits is not None]
         if not (moving or held):
             return []

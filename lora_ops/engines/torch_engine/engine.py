@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from lora_ops.engines.protocol import Chunk, EngineError, EngineStatus, Generation
+from lora_ops.engines.protocol import Chunk, EngineBusy, EngineError, EngineStatus, Generation
 from lora_ops.engines.tenant_threads import TenantThreads
 from lora_ops.engines.torch_engine.adapter_files import common_dtype, read_adapter, read_header
 from lora_ops.engines.torch_engine.architectures import load_decoder
 from lora_ops.engines.torch_engine.batch import Batch
 from lora_ops.engines.torch_engine.decoder import Adapter
-from lora_ops.engines.torch_engine.memory import GPUShare
+from lora_ops.engines.torch_engine.memory import GPUShare, is_out_of_memory
 from lora_ops.engines.torch_engine.sequence import Sequence, started
 from lora_ops.engines.torch_engine.structure import Structures
 from lora_ops.engines.torch_engine.token_bytes import TokenBytes
@@ -339,9 +339,15 @@ class TorchEngine:
                     logger.info("The engine's steps succeed again.")
                 made = batch.step()
             except Exception as error:
-                logger.exception("A step of the engine failed.")
-                self._post(self._fail, batch.clear(), EngineError(f"The engine failed: {error}"))
-                self._sound = self._succeeds(batch)
+                lost = batch.shed() if is_out_of_memory(error) else None
+                if lost:
+                    logger.error("There was no memory for a step of %s: %s", lost.generation.id, error)
+                    text = "The engine has no memory left for this answer: ask for less, or send it again."
+                    self._post(self._fail, [lost], EngineBusy(text, 1.0, limited=False))
+                else:
+                    logger.exception("A step of the engine failed.")
+                    self._post(self._fail, batch.clear(), EngineError(f"The engine failed: {error}"))
+                self._sound = not batch.idle or self._succeeds(batch)
                 continue
             finally:
                 self._step_began = None

@@ -77,3 +77,12 @@ def gpu_memory(device: str) -> tuple[int, int]:
     free, total = torch.cuda.mem_get_info(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + kept, total
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an allocation failed: Python's or numpy's, torch's on a GPU, or torch's on a CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch has no type for it on a CPU, nor where cuBLAS finds none.
+    said = ("can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in said)

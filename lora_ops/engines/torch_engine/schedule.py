@@ -61,6 +61,12 @@ class Schedule:
         if sequence.matcher:
             sequence.matcher.close()
 
+    def end_alone(self, sequence: Sequence) -> None:
+        """Take a sequence out of those that run, and let the others compute again what its step left undone."""
+        self.end(sequence, keep=False)
+        for other in list(self.running):
+            self._give_way(other)
+
     def clear(self) -> list[Sequence]:
         """Forget all sequences and all that was kept, and return which sequences there were."""
         lost = [*self.running, *self.waiting]
@@ -112,11 +118,14 @@ class Schedule:
             blocks[sequence.tenant] += len(sequence.blocks)
         younger = [sequence for sequence in self.running if sequence is not oldest]
         victim = max(younger, key=lambda one: (blocks[one.tenant], one.number))
-        # What is not evicted of it by then is shared when it joins again.
-        self._release(victim, keep=True)
-        victim.start_again()
-        insort(self.waiting, victim, key=lambda one: one.number)
+        self._give_way(victim)
         self.preempted += 1
+
+    def _give_way(self, sequence: Sequence) -> None:
+        # What is not evicted of it by then is shared when it joins again.
+        self._release(sequence, keep=True)
+        sequence.start_again()
+        insort(self.waiting, sequence, key=lambda one: one.number)
 
     def _begin(self, sequence: Sequence) -> bool:
         """Let a sequence run if its tokens fit; return whether they do."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lora_ops.engines.protocol import Chunk, EngineError
 from lora_ops.engines.torch_engine.architectures import make_decoder
 from lora_ops.engines.torch_engine.batch import Batch
+from lora_ops.engines.torch_engine.decoder import ScheduledSequence
 from lora_ops.engines.torch_engine.sequence import Sequence
 from lora_ops.engines.torch_engine.text_stream import TextStream
 from tests.engines.torch_engine.batches import (
@@ -250,3 +251,38 @@ def test_a_model_that_only_looks_like_a_llama_is_found_out(caplog: pytest.LogCap
     model.model.layers[0].mlp.act_fn = torch.nn.Identity()
     make_decoder(model, kv_tokens=64)
     assert "differ from the model's" in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("fails_at", [1, 2, 5])
+def test_shed_ends_one_sequence_and_changes_no_answer(
+    architecture: str, fails_at: int, case_of: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that finds no memory may have computed some of its layers already, and some of its rows."""
+    case = case_of(architecture)
+    requests = [Request(0, kind, prompt, 8) for prompt in PROMPTS[:3] for kind in (None, "all")]
+    batch = Batch(case.decoder, TOKENIZER, frozenset([END]), max_batch=8, prefill_chunk=16)
+    sequences = [sequence_of(case, request) for request in requests]
+    for sequence in sequences:
+        batch.add(sequence)
+    step, taken = case.decoder.step, 0
+
+    def starved(scheduled: list[ScheduledSequence]) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        if taken == fails_at:
+            step(scheduled[: len(scheduled) // 2])
+            raise MemoryError
+        return step(scheduled)
+
+    monkeypatch.setattr(case.decoder, "step", starved)
+    lost = None
+    while not batch.idle:
+        try:
+            batch.step()
+        except MemoryError:
+            lost = batch.shed()
+    assert lost in sequences and batch.kv_tokens == 0 and batch.shed() is None
+    for request, sequence in zip(requests, sequences, strict=True):
+        if sequence is not lost:
+            assert sequence.tokens[len(request.prompt) :] == expected(case, request)

@@ -2,7 +2,10 @@
 
 import asyncio
 import copy
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -113,6 +116,67 @@ def test_engine_stays_healthy_where_one_request_fails(tiny_base: Path) -> None:
         assert len(await answer(engine, prompt=(7, 8))) > 0
 
     with_engine(tiny_base, use)
+
+
+STARVED = """
+import asyncio, resource, sys
+from pathlib import Path
+
+from lora_ops.engines.protocol import EngineBusy, Generation, Sampling
+from lora_ops.engines.torch_engine import TorchEngine
+
+LARGE = tuple(number % 300 + 5 for number in range(1900))
+
+
+async def answer(engine, prompt, sampling, tenant, begun=None):
+    text = ""
+    async for chunk in engine.generate(Generation(tenant, prompt, None, sampling, tenant)):
+        text += chunk.text
+        if begun:
+            begun.set()
+    return text
+
+
+async def main():
+    engine = TorchEngine(Path(sys.argv[1]), threads=1, device="cpu", prefill_chunk=2000)
+    await engine.start()
+    small = [((5, 9, 70 + number), Sampling(400), f"small {number}") for number in range(3)]
+    alone = [await answer(engine, *one) for one in small]
+    begun = [asyncio.Event() for _ in small]
+    tasks = [asyncio.create_task(answer(engine, *one, event)) for one, event in zip(small, begun)]
+    await asyncio.gather(*(event.wait() for event in begun))
+    size = 1024 * int(Path("/proc/self/status").read_text().partition("VmSize:")[2].split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 20), resource.RLIM_INFINITY))
+    try:
+        await answer(engine, LARGE, Sampling(1, logprobs=20, prompt_logprobs=True), "large")
+    except EngineBusy as error:
+        print(error)
+    assert await engine.healthy()
+    assert [await task for task in tasks] == alone
+    assert engine.status().kv_tokens == engine.status().running == 0
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await answer(engine, LARGE, Sampling(1, logprobs=20, prompt_logprobs=True), "large")
+    await engine.close()
+
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
+def test_engine_without_memory_ends_what_takes_most(tiny_base: Path) -> None:
+    """A prompt for which there was no memory ended the answers of all tenants."""
+    # Without it the C library answers from what it keeps.
+    kept = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, str(tiny_base)],
+        env=os.environ | kept,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "has no memory left for this answer" in done.stdout
 
 
 def test_engine_fails_what_waits_for_a_step_that_hangs(
@@ -647,7 +711,7 @@ def test_a_step_that_fails_ends_its_generations_and_no_later_one(
 ) -> None:
     async def use(engine: TorchEngine) -> None:
         step = engine._decoder.step
-        monkeypatch.setattr(engine._decoder, "step", lambda _: (_ for _ in ()).throw(MemoryError("full")))
+        monkeypatch.setattr(engine._decoder, "step", lambda _: (_ for _ in ()).throw(RuntimeError("full")))
         failed = await asyncio.gather(answer(engine), answer(engine), return_exceptions=True)
         assert [str(error) for error in failed] == ["The engine failed: full"] * 2
         monkeypatch.setattr(engine._decoder, "step", step)
