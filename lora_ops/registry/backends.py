@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from lora_ops.errors import Damaged, LoraOpsError
@@ -20,12 +21,14 @@ from lora_ops.settings.registry import SigningSettings
 logger = logging.getLogger(__name__)
 
 
-def open_registry(root: Path | None = None, *, create: bool = False) -> Registry:
+def open_registry(root: Path | None = None, *, create: bool = False, to_stop: str | None = None) -> Registry:
     """Open the registry that params.yaml names, with the owners of owners.yaml.
 
     Args:
         root: of the repository; default: the one around the working directory.
         create: make the registry if it is missing; only registering a version does.
+        to_stop: a version (`finance@3`) that is about to be taken out of service. Where this machine knows it,
+            W&B is not asked first: a network that swallows each request would hold that up for minutes.
 
     Raises:
         MissingRegistry: there is none, and `create` is not set.
@@ -34,7 +37,7 @@ def open_registry(root: Path | None = None, *, create: bool = False) -> Registry
     """
     root = root or find_root()
     opened = open_copy(root, load_settings(root), create=create)
-    if isinstance(opened, SharedRegistry):
+    if isinstance(opened, SharedRegistry) and not _knows(opened, to_stop):
         try:
             _take_what_is_new(opened, create)
         except BaseException:
@@ -113,6 +116,15 @@ def _memory(root: Path, everything: Settings) -> HeadMemory:
         (path.relative_to(inside) if path.is_relative_to(inside) else path).as_posix() for path in (real, said)
     ]
     return HeadMemory(root / everything.serving.path / HEADS_FILE, names[0], names[1:])
+
+
+def _knows(registry: SharedRegistry, version: str | None) -> bool:
+    if version is None:
+        return False
+    with suppress(LoraOpsError):
+        registry.get_exact(version, whole=False)
+        return True
+    return False
 
 
 def _take_what_is_new(registry: SharedRegistry, create: bool) -> None:

@@ -23,6 +23,8 @@ from lora_ops.named_paths import follow
 from lora_ops.registry.audit import Anchor, Head
 from lora_ops.registry.files import FileStore, sync_folder
 from lora_ops.registry.gc import named_digests
+from lora_ops.registry.holds import FOLDER as HOLDS
+from lora_ops.registry.holds import NAME as HOLD
 from lora_ops.registry.signing_keys import IDENTITY_FILE
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
@@ -38,7 +40,9 @@ SCHEMA = 1
 ATTEMPTS = 5
 UNFINISHED = ".restoring-"
 DIGEST = re.compile(r"[0-9a-f]{64}")
-SMALL = re.compile(r"registry\.sqlite|audit\.head|keys/registry\.json|keys/[0-9a-f]{64}\.pub")
+SMALL = re.compile(
+    r"registry\.sqlite|audit\.head|keys/registry\.json|keys/[0-9a-f]{64}\.pub|" + f"{HOLDS}/{HOLD.pattern}"
+)
 
 
 class Backup(NamedTuple):
@@ -91,12 +95,21 @@ def backup(registry: Registry, url: str) -> Backup:
         for digest in snapshot.files:
             path = registry.files.checked(digest, f"file {digest[:12]}…")
             sent += place.put(path, _kept(digest))
-        if snapshot.folder not in {one.folder for one in place.snapshots()}:
-            for relative in small:
+        there = next((one for one in place.snapshots() if one.folder == snapshot.folder), None)
+        if there is None or _holds_of(there) != _holds_of(snapshot):
+            if there:  # what it names stays: only a hold came or went since
+                small = {**{name: there.small[name] for name in there.small.keys() - _holds_of(there)}}
+                small |= {name: snapshot.small[name] for name in _holds_of(snapshot)}
+            for relative in _holds_of(snapshot) if there else small:
                 place.put(folder / relative, f"{snapshot.folder}/{relative}", again=True)
-            content = {"schema": SCHEMA, **snapshot._asdict()}
+            content = {"schema": SCHEMA, **snapshot._replace(small=small)._asdict()}
             place.write(f"{snapshot.folder}/{LIST}", json.dumps(content, indent=2).encode())
     return Backup(head, len(snapshot.files), sent)
+
+
+def _holds_of(snapshot: Snapshot) -> set[str]:
+    """Return the names of its holds: no entry of the log tells of them, so one head may have others later."""
+    return {name for name in snapshot.small if name.startswith(f"{HOLDS}/")}
 
 
 def _refuse_no_backup(registry: Registry, url: str) -> None:
@@ -150,7 +163,7 @@ def restore(
 
 
 def _take_database(registry: Registry, folder: Path) -> Head:
-    """Copy the database, the signed head and the public keys as they are at one moment."""
+    """Copy the database, the signed head, the public keys and the holds as they are at one moment."""
     problem = None
     for _ in range(ATTEMPTS):
         with registry.db.reading():
@@ -170,6 +183,7 @@ def _take_database(registry: Registry, folder: Path) -> Head:
             # What else lies there is nobody's key, and restoring would refuse it.
             for name in (*(f"{known}.pub" for known in registry.signer.known()), IDENTITY_FILE):
                 shutil.copyfile(registry.signer.folder / name, folder / "keys" / name)
+            registry.holds.copy_to(folder / HOLDS)
             return head
     what = problem or "audit.head was removed"
     raise Damaged(f"The audit log in {registry.path} can't be trusted, so it is not backed up: {what}.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -17,6 +17,7 @@ from lora_ops.registry.command_options import (
     opened_registry,
     print_lines,
     print_version,
+    queued_sentence,
     who,
 )
 from lora_ops.streams import work_is_done
@@ -180,7 +181,7 @@ def revoke(
     """Take a version out of service for good, at once."""
     from lora_ops.registry.lifecycle import revoke as decide
 
-    _close(decide, reference, reason, who(actor), evidence, as_json)
+    _close(decide, reference, reason, who(actor), evidence, as_json, to_stop=reference)
 
 
 @changes.command()
@@ -240,15 +241,22 @@ def _close(
     actor: str,
     evidence: list[str] | None,
     as_json: bool,
+    to_stop: str | None = None,
 ) -> None:
     """Close a version, and name what may still answer with its weights."""
     from lora_ops.registry.twins import answering_notes
 
-    with opened_registry() as registry:
+    with opened_registry(to_stop) as registry:
         reports = _made(registry, reference, evidence)
         version = decide(registry, reference, actor=actor, reason=reason, evidence=reports)
         notes = answering_notes(registry, version.summary)
-        print_version(registry, version, f"is now '{version.state}'", as_json, notes)
+        hold = registry.hold_of(version.summary)
+        said = f"is now '{version.state}'"
+        facts: dict[str, Any] = {} if to_stop is None else {"held": None}
+        if to_stop and hold:
+            said = queued_sentence(version.id, registry.not_sent)
+            facts["held"] = {**hold.facts, "not_sent": registry.not_sent}
+        print_version(registry, version, said, as_json, notes, **facts)
 
 
 def _made(registry: "Registry", reference: str, options: list[str] | None) -> "list[Report]":

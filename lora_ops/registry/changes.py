@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from lora_ops.errors import Unavailable
 from lora_ops.records.registry import State, Subject
 from lora_ops.registry.audit import Log
 from lora_ops.registry.database import Database
@@ -19,6 +20,10 @@ def whoami() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container whose user has no name
         return f"uid-{os.getuid()}"
+
+
+class LostRace(Unavailable):
+    """Another machine's change reached the shared log first; nothing was changed here."""
 
 
 class Change:

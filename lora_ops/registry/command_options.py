@@ -27,8 +27,11 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the au
 
 
 @contextmanager
-def opened_registry() -> "Iterator[Registry]":
+def opened_registry(to_stop: str | None = None) -> "Iterator[Registry]":
     """Open the registry that params.yaml names, and close it.
+
+    Args:
+        to_stop: see `open_registry`.
 
     Raises:
         Damaged: something broke on a row that is not what lora-ops wrote; the text names the row.
@@ -36,7 +39,7 @@ def opened_registry() -> "Iterator[Registry]":
     from lora_ops.errors import Damaged
     from lora_ops.registry.backends import open_registry
 
-    registry = open_registry()
+    registry = open_registry(to_stop=to_stop)
     try:
         yield registry
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -85,6 +88,15 @@ def print_version(
         print_json({"adapter": version.id, **summary, **more, **facts, **head_remembered(registry), **damage})
     else:
         print_lines(f"[bold]{version.id}[/] {markup(what)}.", *note_lines(notes or ()))
+
+
+def queued_sentence(version: str, not_sent: str | None) -> str:
+    """Return what is said after a version's id where only this machine revoked it."""
+    return (
+        "does not answer on this machine any more. W&B has not taken the revocation: "
+        f"{(not_sent or 'nobody knows why').rstrip('.')}. It is queued: a running gateway, the next change and "
+        f"`lora-ops registry sync` send it. Until then other machines serve {version}: run this command there"
+    )
 
 
 def note_lines(notes: Sequence[str]) -> list[str]:

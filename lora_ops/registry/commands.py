@@ -45,11 +45,17 @@ def list_(
     with opened_registry() as registry:
         _check_tenant(registry, tenant)
         rows = [row for row in registry.summaries(tenant) if state in (None, row.state)]
+        held = {hold.version: hold for hold in registry.held(tenant)}
     if as_json:
-        print_json([{"adapter": row.id, **row._asdict()} for row in rows])
+        print_json(
+            [
+                {"adapter": row.id, **row._asdict(), "held": held[row.id].facts if row.id in held else None}
+                for row in rows
+            ]
+        )
         return
     if rows:
-        print_lines(tables.versions(rows))
+        print_lines(tables.versions(rows), *note_lines([held[row.id].text for row in rows if row.id in held]))
     elif state:
         print_lines(f"No version{f' of {tenant}' if tenant else ''} is '{state}'.")
     else:
@@ -72,6 +78,7 @@ def status(
         rows = status_(registry, [tenant] if tenant else sorted(known))
         behind = registry.unremembered()
         notes = [*accepted_heads(registry), *([behind] if behind else [])]
+        notes += [hold.text for hold in registry.held(tenant)]
     if as_json:
         facts = {"head_remembered": behind is None, "notes": notes}
         print_json([{**row._asdict(), **facts} for row in rows])
@@ -185,17 +192,24 @@ def verify(
 def sync(as_json: AsJson = False) -> None:
     """Send to W&B what it lacks, in order, and put back the aliases that somebody moved there."""
     from lora_ops.registry.backends import open_mirror
+    from lora_ops.registry.closing import settle
 
     with opened_registry() as registry:
         mirror = open_mirror(registry)
         done = mirror.sync(whole=True)
+        held = registry.held()
+        waiting = settle(registry)
         target = mirror.project.target
+        revoked = sorted({hold.version for hold in held} - {hold.version for hold in registry.held()})
     work_is_done()
     if as_json:
-        print_json({"target": target, **done._asdict()})
+        told = {"revoked": revoked, "waiting": waiting} if registry.shares_log or waiting else {}
+        print_json({"target": target, **done._asdict(), **told})
         return
     sent = f"{done.sent} change{'s' if done.sent > 1 else ''} sent" if done.sent else "nothing was missing"
     print_lines(f"W&B ({markup(target)}): {sent}.", *(f"  put back: {markup(one)}" for one in done.restored))
+    print_lines(*(f"[bold]{one}[/], which was stopped here, is now 'revoked' at W&B, too." for one in revoked))
+    print_lines(*note_lines(waiting))
 
 
 @app.command()

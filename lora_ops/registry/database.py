@@ -16,7 +16,7 @@ from lora_ops.sqlite_files import places
 BUSY_SECONDS = 30.0
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
 """What SQLite raises; the second one where it quotes damaged bytes."""
-PARTS = frozenset(("files", "verified", "keys", "audit.head", "sync.lock"))
+PARTS = frozenset(("files", "verified", "keys", "holds", "audit.head", "sync.lock"))
 """What a registry's folder holds besides its database: it shows that one was there."""
 
 

@@ -40,10 +40,13 @@ def state_reason(registry: Registry, summary: Summary, history: History | None =
         summary: which version.
         history: says what was in production; default: the registry's log.
     """
-    if summary.state in SERVING:
-        return None
     if summary.state in CLOSED:
         return f"{summary.id} was {summary.state}: it does not answer any more"
+    held = hold_reason(registry, summary)
+    if held:
+        return held
+    if summary.state in SERVING:
+        return None
     if summary.state not in UNREVIEWED or not registry.allow_candidates:
         advice = "promote it"
         if summary.state in UNREVIEWED:
@@ -56,6 +59,15 @@ def state_reason(registry: Registry, summary: Summary, history: History | None =
             f"({summary.tenant}@{last}): from then on only reviewed versions serve, so promote it"
         )
     return None
+
+
+def hold_reason(registry: Registry, summary: Summary) -> str | None:
+    """Return that a version was revoked on this machine, though the log does not say so yet, or None.
+
+    It counts whatever the state is, so nothing that was in production before gives way to a candidate.
+    """
+    hold = registry.hold_of(summary)
+    return f"{hold.text}: it does not answer here any more" if hold else None
 
 
 def expiry_reason(summary: Summary, now: datetime) -> str | None:

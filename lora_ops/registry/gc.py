@@ -92,6 +92,8 @@ def named_digests(registry: Registry) -> set[str]:
     Entries of a newer release may name files under keys that this one does not know, so each text is searched.
     """
     bodies = [row.body for row in registry.log.rows()]
+    # The evidence of a hold is in no entry until the log takes the revocation.
+    bodies += [one.statement.to_json() for one in registry.holds.all() if one.statement]
     told = set[str]().union(*map(DIGEST.findall, bodies))
     versions = registry.versions()
     texts = [one.manifest_text for one in versions]

@@ -3,23 +3,18 @@
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from lora_ops.clock import utc
-from lora_ops.errors import LoraOpsError, Refused, Unavailable, disk_reason
-from lora_ops.free_text import require_text
-from lora_ops.hashing import sha256_text
+from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.records.approval import Approval, ApprovalStatement
-from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import State
-from lora_ops.registry import packages
+from lora_ops.registry import closing, packages
 from lora_ops.registry.approvals import (
     approvals_of,
     signature_of,
     statement,
 )
-from lora_ops.registry.changes import Change
-from lora_ops.registry.eligibility import SERVING, expiry_reason
+from lora_ops.registry.eligibility import SERVING, expiry_reason, hold_reason
 from lora_ops.registry.owners import Person
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.replay import require_rows
@@ -34,7 +29,6 @@ from lora_ops.registry.requirements import (
     require_about,
     return_notes,
     step_basis,
-    ways_from,
 )
 from lora_ops.registry.roles import (
     ANYBODY,
@@ -45,6 +39,7 @@ from lora_ops.registry.roles import (
     require_approver,
     require_role,
 )
+from lora_ops.registry.steps import keep_reports, record_step, require_reason, require_step
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Version
@@ -88,7 +83,7 @@ def promote(
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         current = registry.named(version.tenant, to)
         _require_expected(version, to, current, expect)
-        _require_step(version, to, reason)
+        require_step(version, to, reason)
         concerns = leaves_production(registry, version, to)
         if returns and concerns is None:  # only a rollback goes on despite a damaged head
             raise Refused(f"{version.id} became '{version.state}' meanwhile: look again before you promote it.")
@@ -103,13 +98,13 @@ def promote(
             leaves = registry.get(f"{version.tenant}@{concerns}", whole=False)
             notes = return_notes(registry, version, leaves, twins)
         states, aliases = _moved(version, to, current)
-        _record(
+        record_step(
             registry,
             change,
             version,
             to,
             reason,
-            [*basis.values(), *(one for one in _kept(registry, evidence) if one not in basis.values())],
+            [*basis.values(), *(one for one in keep_reports(registry, evidence) if one not in basis.values())],
             states=states,
             aliases=aliases,
             before=version.state,
@@ -128,7 +123,7 @@ def reject(
     Raises:
         LoraOpsError: unknown version, no reason, or it is past the stages where it can be rejected.
     """
-    return _close(registry, reference, "rejected", actor, reason, evidence)
+    return closing.close(registry, reference, "rejected", actor, reason, evidence)
 
 
 def revoke(
@@ -137,11 +132,13 @@ def revoke(
     """Take a version out of service for good; anybody in its team may, at once, and its aliases go.
 
     A damaged `audit.head` does not stop it while the head kept outside the registry stands in for that file.
+    Where the log is at W&B, it holds on this machine before W&B is asked; `registry.not_sent` says why W&B did
+    not take it, if so, and the version returned is in its old state then.
 
     Raises:
         LoraOpsError: unknown version, nobody of its team, no reason, or it is closed already.
     """
-    return _close(registry, reference, "revoked", actor, reason, evidence)
+    return closing.revoke(registry, reference, actor, reason, evidence)
 
 
 def archive(registry: Registry, reference: str, *, actor: str, reason: str) -> Version:
@@ -150,7 +147,7 @@ def archive(registry: Registry, reference: str, *, actor: str, reason: str) -> V
     Raises:
         LoraOpsError: unknown version, no reason, or it is in another state.
     """
-    return _close(registry, reference, "archived", actor, reason, ())
+    return closing.close(registry, reference, "archived", actor, reason, ())
 
 
 def file_evidence(registry: Registry, reference: str, report: Report, *, actor: str) -> Version:
@@ -163,7 +160,7 @@ def file_evidence(registry: Registry, reference: str, report: Report, *, actor: 
         version = registry.get_exact(reference, whole=False)
         require_role(registry, version, actor, ANYBODY, f"file evidence of {version.id}")
         require_about(version, [report])
-        _record(registry, change, version, "evidence", report.summary, _kept(registry, [report]))
+        record_step(registry, change, version, "evidence", report.summary, keep_reports(registry, [report]))
     return registry.get(version.id, whole=False)
 
 
@@ -198,7 +195,7 @@ def approve(
                 f"What {said.adapter} rests on changed while you signed: look again before you approve."
             )
         version = registry.get_exact(reference)
-        _record(
+        record_step(
             registry,
             change,
             version,
@@ -222,12 +219,12 @@ def withdraw(registry: Registry, reference: str, *, actor: str, reason: str) -> 
     with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference)
         person = require_role(registry, version, actor, APPROVE, f"withdraw an approval of {version.id}")
-        _require_reason(reason)
+        require_reason(reason)
         if version.state != "canary":
             raise Refused(f"{version.id} is '{version.state}': an approval is withdrawn while in canary.")
         if not any(one.person == person.id and one.void is None for one in approvals(registry, version)):
             raise Refused(f"{person.name} has no approval of {version.id} that counts.")
-        _record(registry, change, version, "withdrawn", reason, (), person=person.id)
+        record_step(registry, change, version, "withdrawn", reason, (), person=person.id)
     return registry.get(version.id)
 
 
@@ -242,15 +239,15 @@ def review(
     with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference)
         require_role(registry, version, actor, JUDGE, f"review {version.id}")
-        _require_reason(reason)
+        require_reason(reason)
         require_about(version, evidence)
         if version.state not in LIVE:
             raise Refused(f"{version.id} is '{version.state}': there is nothing to review.")
         if "review" not in {one.document.kind for one in evidence}:
             raise Refused(f"The review of {version.id} is missing: evidence of kind 'review'.")
         next_ = owners_of(registry, version.tenant).next_review(datetime.fromisoformat(change.at))
-        kept = _kept(registry, evidence)
-        _record(registry, change, version, "reviewed", reason, kept, review_due=utc(next_))
+        kept = keep_reports(registry, evidence)
+        record_step(registry, change, version, "reviewed", reason, kept, review_due=utc(next_))
     return registry.get(version.id)
 
 
@@ -265,11 +262,11 @@ def link_incident(
     with change_with_owners(registry, actor) as change:
         version = registry.get_exact(reference, whole=False)
         require_role(registry, version, actor, ANYBODY, f"tell of an incident of {version.id}")
-        _require_reason(reason)
+        require_reason(reason)
         require_about(version, evidence)
         if "incident" not in {one.document.kind for one in evidence}:
             raise Refused(f"The incident of {version.id} is missing: evidence of kind 'incident'.")
-        _record(registry, change, version, "incident", reason, _kept(registry, evidence))
+        record_step(registry, change, version, "incident", reason, keep_reports(registry, evidence))
     return registry.get(version.id, whole=False)
 
 
@@ -283,7 +280,10 @@ def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> t
     version = registry.get_exact(reference)
     require_rows(registry, version)
     person = require_approver(registry, version, actor)
-    _require_reason(reason)
+    require_reason(reason)
+    held = hold_reason(registry, version.summary)
+    if held:
+        raise Refused(f"{held}.")
     if version.state != "canary":
         raise Refused(f"{version.id} is '{version.state}': production is approved while in canary.")
     if any(one.person == person.id and one.void is None for one in approvals(registry, version)):
@@ -296,29 +296,6 @@ def _agreement(registry: Registry, reference: str, actor: str, reason: str) -> t
     if needed:
         raise Refused(f"{version.id} can't be approved yet; missing: {'; '.join(needed)}.")
     return statement(registry, version, basis, person, reason), person
-
-
-def _close(
-    registry: Registry, reference: str, to: State, actor: str, reason: str, evidence: Sequence[Report]
-) -> Version:
-    with change_with_owners(registry, actor, despite_head=to == "revoked") as change:
-        version = registry.get_exact(reference, whole=False)
-        require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
-        _require_step(version, to, reason)
-        require_about(version, evidence)
-        gone: dict[str, int | None] = dict.fromkeys(version.aliases)
-        _record(
-            registry,
-            change,
-            version,
-            to,
-            reason,
-            _kept(registry, evidence),
-            states={version.number: to},
-            aliases=gone,
-            before=version.state,
-        )
-    return registry.get(version.id, whole=False)
 
 
 def _require_expected(version: Version, to: Stage, current: int | None, expect: str | None) -> None:
@@ -336,14 +313,14 @@ def _named(version: Version, number: int | None) -> str:
 
 
 def _require_sound(registry: Registry, version: Version, *, returns: bool) -> Twins:
-    """Refuse a version that expired, was damaged or has the weights of a closed one; return all weights.
+    """Refuse a version that expired, was held or damaged, or has a closed one's weights; return all weights.
 
     Of a version that returns to production, `returning_lacks` says which closed ones count.
     """
     require_rows(registry, version)
-    expired = expiry_reason(version.summary, registry.clock())
-    if expired:
-        raise Refused(f"{expired}.")
+    stopped = hold_reason(registry, version.summary) or expiry_reason(version.summary, registry.clock())
+    if stopped:
+        raise Refused(f"{stopped}.")
     # Before anything else reads the kept files.
     packages.check_kept(registry, version)
     twins = Twins(registry)
@@ -367,54 +344,3 @@ def _moved(version: Version, to: Stage, current: int | None) -> tuple[dict[int, 
     if to in SERVING:
         aliases[to] = version.number
     return states, aliases
-
-
-def _require_step(version: Version, to: State, reason: str) -> None:
-    steps = ways_from(version.state)
-    if to not in steps:
-        ways = ", ".join(steps) if steps else "none"
-        raise Refused(f"{version.id} is '{version.state}': it can't become '{to}' (ways from here: {ways}).")
-    _require_reason(reason)
-
-
-def _require_reason(reason: str) -> None:
-    require_text(reason, "Say why (--reason)")
-
-
-def _kept(registry: Registry, given: Sequence[Report]) -> list[Evidence]:
-    """Keep reports once everything was checked, so that a refusal leaves no file behind."""
-    try:
-        return [one.keep(registry.files) for one in given]
-    except OSError as error:
-        raise Unavailable(
-            f"The evidence can't be kept in {registry.path} ({disk_reason(error)}): nothing was changed."
-        ) from error
-
-
-def _record(
-    registry: Registry,
-    change: Change,
-    version: Version,
-    action: str,
-    reason: str,
-    evidence: Sequence[Evidence],
-    **more: Any,
-) -> None:
-    """Write the entry, which owners.yaml allowed it, and what the settings asked for."""
-    assert registry.owners is not None
-    change.record(
-        action,
-        version.tenant,
-        version.number,
-        reason=reason,
-        evidence=[one.model_dump(exclude_none=True) for one in evidence],
-        owners_sha256=sha256_text(registry.owners.text),
-        rules={
-            "approvals": registry.approvals,
-            "least": registry.least.model_dump(mode="json"),
-            "twins": True,  # what was said of the same weights counts
-            "incidents": True,  # one that was told after an approval makes it void
-            "authors": True,  # whoever was named as the author once approves nothing
-        },
-        **more,
-    )

@@ -106,6 +106,10 @@ def restore(
     path, signing = registry_path()
     snapshot = bring(url, path, head=read_head(head) if head is not None else None, signing=signing)
     with closing(open_restored()) as registry:
+        # What was stopped on this machine stays stopped in an older copy, too.
+        for hold in registry.holds.all():
+            registry.holds.mend(hold)
+        held = [hold.text for hold in registry.held()]
         problem = registry.anchor.problem(registry.log.head())
     later = (
         f"It is not the last state that was seen here ({problem}): look what is lost, then run "
@@ -116,10 +120,12 @@ def restore(
         as_json,
         f"Restored to {path}: the log ends at {snapshot.head.text}, backed up at {snapshot.at}.",
         *([f"{later}`lora-ops registry accept-head --reason TEXT`."] if problem else []),
+        *(f"{one}: it stays stopped." for one in held),
         path=str(path),
         head=snapshot.head.text,
         at=snapshot.at,
         problem=problem,
+        held=held,
     )
 
 

@@ -11,7 +11,7 @@ from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_re
 from lora_ops.folders import working_folder
 from lora_ops.records.manifest import ADAPTER_FILES
 from lora_ops.records.registry import State
-from lora_ops.registry.eligibility import reasons_against
+from lora_ops.registry.eligibility import hold_reason, reasons_against
 from lora_ops.registry.files import check_package
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.signing import SIGNATURE_FILE
@@ -162,6 +162,9 @@ def _loadable(registry: Registry, reference: str, *, followed: bool = False) -> 
         raise Damaged(f"{version.id} may not be loaded: {problem}; run `lora-ops registry verify`.")
     if version.state in CLOSED:
         raise Refused(f"{version.id} was {version.state}: it may not be loaded.")
+    held = hold_reason(registry, version.summary)
+    if held:
+        raise Refused(f"{held}.")
     if version.state not in get_args(State):
         raise Refused(
             f"{version.id} is '{version.state}', a state that this release does not know, so it may not be "

@@ -10,8 +10,9 @@ from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore
+from lora_ops.registry.holds import Hold, Holds
 from lora_ops.registry.structure import Structure
-from lora_ops.registry.versions import Summary, Version, lost, parse_reference
+from lora_ops.registry.versions import CLOSED, Summary, Version, lost, parse_reference
 
 SUMMARY = (
     "tenant, number, state, author, registered_at, fresh_until, next_review_due, primary_metric,"
@@ -26,6 +27,7 @@ class Queries:
     log: Log
     anchor: Anchor
     files: FileStore
+    holds: Holds
     structure: Structure
 
     def summaries(self, tenant: str | None = None) -> list[Summary]:
@@ -61,17 +63,41 @@ class Queries:
         row = self.db.row("SELECT state FROM versions WHERE tenant = ? AND number = ?", (tenant, number))
         return row[0] if row else None
 
-    def seen(self) -> tuple[int, ...]:
-        """Return what differs after every change by others, of the database or of its signed head.
+    def seen(self) -> tuple[object, ...]:
+        """Return what differs after every change by others: of the database, its signed head or its holds.
 
         A file that took the place of the database, as a restore puts it there, is opened.
         """
         self.db.follow_replacement()
+        holds = self.holds.place()
         try:
             found = self.anchor.path.stat()
         except OSError:  # removed; whoever verifies the log says so
-            return self.db.openings, self.data_version()
-        return self.db.openings, self.data_version(), found.st_mtime_ns, found.st_size, found.st_ino
+            return self.db.openings, self.data_version(), holds
+        changed = found.st_mtime_ns, found.st_size, found.st_ino
+        return self.db.openings, self.data_version(), holds, *changed
+
+    def hold_of(self, summary: Summary) -> Hold | None:
+        """Return the hold that keeps a version from serving here, or None; a closed one needs none."""
+        if summary.state in CLOSED:
+            return None
+        return next((hold for hold in self.holds.all() if self.is_stopped_by(hold, summary)), None)
+
+    def is_stopped_by(self, hold: Hold, summary: Summary) -> bool:
+        """Return whether a hold is about a version and its content.
+
+        A number that was lost with a newer registry may be given again, to another content.
+        """
+        return hold.version == summary.id and hold.content_digest in (
+            summary.content_digest,
+            self.as_registered(summary).content_digest,
+        )
+
+    def held(self, tenant: str | None = None) -> list[Hold]:
+        """Return the holds that keep versions, or those of one tenant, from serving here."""
+        if not self.holds.all():
+            return []
+        return [hold for hold in map(self.hold_of, self.summaries(tenant)) if hold]
 
     def data_version(self) -> int:
         """Return a number that changes with every commit of another connection."""

@@ -9,8 +9,9 @@ has changed nothing. Aliases, tags and metadata at W&B only show what the log sa
 What this can't give: a package whose change lost the race stays at W&B until its time to live ends; between a
 change and its alias at W&B there are seconds (after a kill: until the next `sync`); and W&B documents nowhere
 that it numbers versions in the order of commits. If it did not, two logs would differ, and every machine would
-refuse to go on, naming the entry. Without W&B nothing can be changed, a revocation neither: who can't wait
-mirrors an embedded registry instead. A change holds its machine's write lock while it waits for the network.
+refuse to go on, naming the entry. Without W&B nothing can be changed but one thing: a revocation holds at
+once on the machine where it was decided (holds.py), and other machines serve on until W&B takes it. A change
+holds its machine's write lock while it waits for the network.
 """
 
 import json
@@ -29,7 +30,8 @@ from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head, matches_hash
-from lora_ops.registry.changes import Change, apply
+from lora_ops.registry.changes import Change, LostRace, apply
+from lora_ops.registry.closing import settle
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.owners import Owners
@@ -46,12 +48,10 @@ ATTEMPTS = 5
 logger = logging.getLogger(__name__)
 
 
-class LostRace(Unavailable):
-    """Another machine's change reached W&B first; nothing was changed here."""
-
-
 class SharedRegistry(Registry):
     """The embedded registry as one machine's copy of the one at W&B."""
+
+    shares_log = True
 
     def __init__(
         self,
@@ -66,16 +66,18 @@ class SharedRegistry(Registry):
         # A machine's first copy is empty until it takes the log from W&B.
         super().__init__(path, create=True, owners=owners, signing=signing, clock=clock, several_keys=True)
         # Compared from now on: a copy that was deleted is behind what is remembered until it is taken again.
-        self.memory = memory
+        self.remember_in(memory)
         self.mirror = Mirror(self, project, self._take)
         self.files.fetch = self._fetch
 
-    def refresh(self) -> None:
-        """Take what other machines changed; without W&B the copy stays as it is, and says so."""
+    def refresh(self) -> bool:
+        """Take what other machines changed and say whether W&B gave it; else the copy stays as it is."""
         try:
             self.pull()
         except LoraOpsError as error:
             logger.warning("%s This machine's copy ends at entry %d of the log.", error, self.log.head().seq)
+            return False
+        return True
 
     def pull(self) -> int:
         """Take the entries that other machines sent, and send those that were made before W&B was the registry.
@@ -106,6 +108,9 @@ class SharedRegistry(Registry):
             self.pull()
         except LoraOpsError as error:
             raise with_text(error, f"{str(error).rstrip('.')}; nothing was changed.") from error
+        if not self.is_settling:
+            for waiting in settle(self):
+                logger.warning("%s.", waiting)
         with super().change(actor, despite_head=despite_head) as change:
             before = self.log.head()
             named = {(one.tenant, alias): one.number for one in self.summaries() for alias in one.aliases}

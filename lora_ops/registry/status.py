@@ -68,7 +68,10 @@ def _status(registry: Registry, tenant: str, twins: Twins) -> TenantStatus:
     live = [one for one in registry.summaries(tenant) if one.state in LIVE]
     by_alias = {alias: one for one in live for alias in one.aliases}
     production = by_alias.get("production")
-    coming = _furthest(live, production.number if production else 0)
+    # What was stopped here goes no step further.
+    coming = _furthest(
+        [one for one in live if registry.hold_of(one) is None], production.number if production else 0
+    )
     stage, missing = _coming(registry, coming, twins) if coming else (None, [])
     shown = production or coming
     return TenantStatus(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import ValidationError
 
@@ -27,6 +27,8 @@ from lora_ops.registry.copies import Copies
 from lora_ops.registry.database import Database, MissingRegistry
 from lora_ops.registry.files import FileStore, check_package
 from lora_ops.registry.heads import LONGEST_WAIT, HeadMemory
+from lora_ops.registry.holds import FOLDER as HOLDS
+from lora_ops.registry.holds import Holds
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import note_owners
@@ -49,6 +51,10 @@ class Registry(Queries):
 
     A registry belongs to one thread; open another one for another thread or process.
 
+    Attributes:
+        shares_log: whether a change counts only once another place took it, so that a revocation is held here
+            first.
+
     Args:
         path: its folder.
         create: make the registry if it is missing, as only registering a version does.
@@ -62,6 +68,8 @@ class Registry(Queries):
         MissingRegistry: there is none, and `create` is not set; nothing is made.
         LoraOpsError: it can't be opened, or was written by a newer lora-ops.
     """
+
+    shares_log: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -90,10 +98,15 @@ class Registry(Queries):
         self.files = FileStore(path / "files")
         self.copies = Copies(path / "verified", self.files.incoming)
         self.signer = Signer(path / "keys", signing, several=several_keys)
+        self.holds = Holds(path / HOLDS, self.signer)
+        self.not_sent: str | None = None
+        """Why the log did not take the last revocation, which holds on this machine; None where it did."""
+        self.is_settling = False
+        """Whether a change is under way that turns a hold into an entry of the log."""
         self.db = Database(path / "registry.sqlite", create=create)
         self.log = Log(self.db)
         self.structure = Structure(self.db)
-        self.memory = memory
+        self.remember_in(memory)
         self.mended: str | None = None
         """What was wrong with the signed head when the last change replaced it."""
         self.anchor = Anchor(path / "audit.head", self.signer, self._replaced, self._named_keys)
@@ -107,6 +120,11 @@ class Registry(Queries):
     def close(self) -> None:
         """Release the database."""
         self.db.close()
+
+    def remember_in(self, memory: HeadMemory | None) -> None:
+        """Keep the last head, and a second copy of each hold, outside the registry's folder."""
+        self.memory = memory
+        self.holds.outside = memory.path.parent / HOLDS if memory else None
 
     def _replaced(self) -> str | None:
         if self.memory is None:

@@ -93,7 +93,9 @@ def history(entries: "Iterable[AuditEntry]", number: int) -> Grid:
     for entry in entries:
         evidence = [f"{one.kind}: {one_line(one.summary)} ({one.sha256[:8]}…)" for one in entry.evidence]
         behind = entry.body.get("clock_behind_seconds")
+        held = str(entry.body.get("held_at", ""))[:16].replace("T", " ")
         when = entry.at[:10] + (f"\n(clock {behind} s behind)" if behind else "")
+        when += f"\n(on one machine\n{held})" if held else ""
         reason = one_line(str(entry.body.get("reason", "")))
         row = (str(entry.seq), when, entry.effect_on(number), entry.actor, reason, "\n".join(evidence))
         table.add_row(*row)

@@ -100,6 +100,9 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problems += _misstated(registry, versions)
         problems += _other_pages(registry, versions)
         warnings += _twins(registry, versions)
+    held = registry.held()
+    problems += [hold.problem for hold in held if hold.problem]
+    warnings += [hold.text for hold in held]
     warnings += [*_unpinned(registry), *_dated_ahead(registry, rows)]
     if not broken:
         warnings += [*_weak(registry, versions), *accepted_heads(registry)]

@@ -12,9 +12,10 @@ import pytest
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backends import open_registry
+from lora_ops.registry.changes import LostRace
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import make
-from lora_ops.registry.shared import LostRace, SharedRegistry
+from lora_ops.registry.shared import SharedRegistry
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify

@@ -1,0 +1,229 @@
+"""How a version is closed: by one entry of the log, or here at once by a hold that becomes that entry later.
+
+Where another place decides what counts (W&B, see shared.py), a revocation can't wait for it: the machine states
+a hold first, and stops the version. Then it asks for the entry. Where that fails, the hold stays queued, and
+`sync`, a gateway's refresh and the next change try again, each by `settle`.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from lora_ops.clock import utc
+from lora_ops.errors import LoraOpsError, NotFound, Refused
+from lora_ops.free_text import require_name
+from lora_ops.records.evidence import Evidence
+from lora_ops.records.registry import State
+from lora_ops.registry.changes import LostRace
+from lora_ops.registry.holds import Hold, Statement
+from lora_ops.registry.owners_log import change_with_owners
+from lora_ops.registry.reports import Report
+from lora_ops.registry.requirements import require_about
+from lora_ops.registry.roles import MAY, require_role
+from lora_ops.registry.steps import keep_reports, record_step, require_step
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import CLOSED, Version, parse_reference
+
+ATTEMPTS = 5
+"""How often a revocation is asked for whose place in the log another machine took."""
+logger = logging.getLogger(__name__)
+
+
+def close(
+    registry: Registry,
+    reference: str,
+    to: State,
+    actor: str,
+    reason: str,
+    evidence: Sequence[Report] = (),
+    *,
+    hold: Hold | None = None,
+    held_at: str | None = None,
+) -> Version:
+    """Move a version to a closed state by one entry of the log.
+
+    Args:
+        registry: where.
+        reference: the exact version.
+        to: the state.
+        actor: who does it.
+        reason: why.
+        evidence: reports that are kept with it.
+        hold: whose revocation it is; its evidence is kept already.
+        held_at: since when a hold stopped the version, where that was long before.
+
+    Raises:
+        LoraOpsError: unknown version, no role, no reason, or no way to that state; nothing is changed then.
+    """
+    with change_with_owners(registry, actor, despite_head=to == "revoked") as change:
+        version = registry.get_exact(reference, whole=False)
+        if hold and not registry.is_stopped_by(hold, version.summary):
+            raise Refused(
+                f"{version.id} has another content than the one that was stopped here: look at it, and remove "
+                f"the hold ({hold.version}-*.json) where that content is gone."
+            )
+        require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
+        require_step(version, to, reason)
+        require_about(version, evidence)
+        gone: dict[str, int | None] = dict.fromkeys(version.aliases)
+        record_step(
+            registry,
+            change,
+            version,
+            to,
+            reason,
+            _kept(registry, hold) if hold else keep_reports(registry, evidence),
+            states={version.number: to},
+            aliases=gone,
+            before=version.state,
+            **({"held_at": held_at} if held_at else {}),
+        )
+    return registry.get(version.id, whole=False)
+
+
+def revoke(registry: Registry, reference: str, actor: str, reason: str, evidence: Sequence[Report]) -> Version:
+    """Revoke a version: here at once, and in the log as soon as that takes the entry.
+
+    `registry.not_sent` says afterwards why the log did not take it, if so.
+
+    Raises:
+        LoraOpsError: as `close`. Where the log is shared, only what is known here: the role, the reason, the
+            version; or the hold can't be written.
+    """
+    registry.not_sent = None
+    hold = _stop(registry, reference, actor, reason, evidence) if registry.shares_log else None
+    if hold is None:
+        return close(registry, reference, "revoked", actor, reason, evidence)
+    registry.not_sent = _settle(registry, *hold)
+    return registry.get(reference, whole=False)
+
+
+def settle(registry: Registry) -> list[str]:
+    """Turn each queued hold into a revocation in the log, once, as who decided it; drop those that are in it.
+
+    A run that was killed anywhere is mended by the next one: a hold goes only after the log shows its version
+    closed, and a version that is closed is not revoked again.
+
+    Returns:
+        What is still queued, and why, a sentence each without its full stop.
+    """
+    waiting = []
+    for hold in registry.holds.all():
+        why = _settle(registry, hold, is_new=False)
+        if why:
+            waiting.append(f"{hold.version} is revoked on this machine, and not yet at W&B: {why.rstrip('.')}")
+    return waiting
+
+
+def _stop(
+    registry: Registry, reference: str, actor: str, reason: str, evidence: Sequence[Report]
+) -> tuple[Hold, bool] | None:
+    """Write a hold, or find the one that is there; return it, and whether it is new.
+
+    None where this machine does not know the version yet, so that it does not serve it either.
+
+    Raises:
+        LoraOpsError: as `revoke`.
+    """
+    actor = require_name(actor, "Say who does this (--actor)")
+    try:
+        version = registry.get_exact(reference, whole=False)
+    except NotFound:
+        return None
+    require_role(registry, version, actor, MAY["revoked"], f"make {version.id} 'revoked'")
+    require_step(version, "revoked", reason)
+    require_about(version, evidence)
+    known = registry.hold_of(version.summary)
+    if known and _may_still(registry, version, known):
+        # Its time and its reason are those of the first decision.
+        return known, False
+    kept: list[Evidence] = []
+    try:
+        kept = keep_reports(registry, evidence)
+    except LoraOpsError as error:  # the version must not go on answering because a report can't be kept
+        logger.warning("%s is stopped without its evidence: %s", version.id, error)
+    registry.holds.keep(
+        Statement(
+            version=version.id,
+            content_digest=version.summary.content_digest,
+            actor=actor,
+            reason=reason.strip(),
+            at=utc(registry.clock()),
+            evidence=kept,
+        )
+    )
+    registry.copies.forget(version.id)
+    hold = registry.hold_of(version.summary)
+    assert hold, "it was written a moment ago"
+    return hold, True
+
+
+def _may_still(registry: Registry, version: Version, hold: Hold) -> bool:
+    """Return whether a hold can become a revocation as it is: it is signed, and its actor still has a role."""
+    if hold.statement is None or not hold.is_signed:
+        return False
+    try:
+        require_role(registry, version, hold.statement.actor, MAY["revoked"], "revoke it")
+    except LoraOpsError:
+        return False
+    return True
+
+
+def _settle(registry: Registry, hold: Hold, is_new: bool) -> str | None:
+    """Turn one hold into a revocation; return why it is still queued, or None."""
+    if _drop_if_closed(registry, hold):
+        return None
+    registry.holds.mend(hold)
+    said = hold.statement
+    if said is None or not hold.is_signed:
+        return (
+            "no key that is trusted here signed its hold: `lora-ops registry revoke "
+            f"{hold.version} --reason TEXT` decides it again"
+        )
+    held_at = None if is_new else said.at
+    before, registry.is_settling = registry.is_settling, True
+    try:
+        for attempt in range(ATTEMPTS):
+            try:
+                close(registry, said.version, "revoked", said.actor, said.reason, hold=hold, held_at=held_at)
+                break
+            except LostRace:
+                if attempt == ATTEMPTS - 1:
+                    raise
+    except LoraOpsError as error:
+        # Another machine, or another process of this one, may have closed it meanwhile.
+        return None if _drop_if_closed(registry, hold) else str(error).removesuffix("; nothing was changed.")
+    finally:
+        registry.is_settling = before
+    _drop_if_closed(registry, hold)
+    return None
+
+
+def _drop_if_closed(registry: Registry, hold: Hold) -> bool:
+    """Remove a hold whose version the verified log shows closed; say whether it does.
+
+    The row alone is not asked: whoever can write it could let the hold go, and write it back.
+    """
+    tenant, number = parse_reference(hold.version)
+    assert isinstance(number, int)
+    with suppress(LoraOpsError):
+        stated = registry.log.registered_as(hold.version)
+        same = stated is None or stated.content_digest == hold.content_digest
+        if same and registry.follower.problem() is None and registry.follower.state(tenant, number) in CLOSED:
+            registry.holds.drop(hold)
+            return True
+    return False
+
+
+def _kept(registry: Registry, hold: Hold) -> list[Evidence]:
+    """Return a hold's evidence without what was lost since: a revocation must not wait for a file."""
+    kept = []
+    for one in hold.statement.evidence if hold.statement else ():
+        try:
+            for digest in filter(None, (one.sha256, one.source_sha256)):
+                registry.files.checked(digest, one.summary)
+        except LoraOpsError as error:
+            logger.warning("The revocation of %s goes without a report: %s", hold.version, error)
+        else:
+            kept.append(one)
+    return kept

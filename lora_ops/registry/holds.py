@@ -1,0 +1,260 @@
+"""Holds: revocations that one machine states before the log at W&B takes them, so that they count at once.
+
+A hold is a signed file, and no entry of the audit log: it forks nothing while W&B is down or refuses changes.
+It is kept twice, in the registry's folder and beside the memory of its head. Whoever removes or changes one of
+the two lets nothing serve, and `verify` says so. A hold stays until the log shows its version closed.
+"""
+
+import json
+import logging
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
+from lora_ops.escaping import one_line
+from lora_ops.folders import make_folder
+from lora_ops.hashing import canonical
+from lora_ops.records.evidence import Evidence
+from lora_ops.records.record import Record, Sha256
+from lora_ops.registry.files import sync_folder, write_atomically
+from lora_ops.registry.signing import Signer
+from lora_ops.small_files import parse_json, read_small
+
+FOLDER = "holds"
+NAME = re.compile(r"([a-z][a-z0-9_-]{0,39}@[1-9][0-9]{0,17})-([0-9a-f]{64})\.json")
+"""Version and content digest: a hold whose file was changed still says what it stops."""
+
+Copy = Literal["whole", "changed", "missing", "not kept"]
+Place = tuple[tuple[str, int], ...]
+
+logger = logging.getLogger(__name__)
+
+
+class Statement(Record):
+    """What a person decided, as it is signed."""
+
+    kind: Literal["hold"] = "hold"
+    version: str
+    content_digest: Sha256
+    actor: str
+    reason: str
+    at: str
+    evidence: list[Evidence] = []
+
+
+@dataclass(frozen=True)
+class Hold:
+    """One version that this machine does not serve any more.
+
+    Attributes:
+        version: which, such as `finance@3`.
+        content_digest: of its content; another content under the same number is not stopped.
+        statement: who decided it, when and why; None where no copy can be read.
+        is_signed: whether a key that is trusted here signed the statement. Without it the version is stopped
+            all the same, and the log gets no revocation by a person who may never have asked for it.
+        inside: its copy in the registry's folder.
+        outside: its copy beside the memory of the head.
+    """
+
+    version: str
+    content_digest: str
+    statement: Statement | None
+    is_signed: bool
+    inside: Copy
+    outside: Copy
+
+    @property
+    def text(self) -> str:
+        """Who stopped the version and when, as a sentence without its full stop."""
+        if self.statement is None:
+            return f"{self.version} was revoked on this machine, by a statement that can't be read any more"
+        by, at = one_line(self.statement.actor), one_line(self.statement.at[:16].replace("T", " "))
+        unsigned = "" if self.is_signed else "; no trusted key signed that"
+        return f"{self.version} was revoked on this machine by {by} on {at}, and not yet at W&B{unsigned}"
+
+    @property
+    def facts(self) -> dict[str, str | None]:
+        """Who stopped the version, when and why, for programs; None where no copy can be read."""
+        said = self.statement
+        names = ("actor", "at", "reason")
+        return {name: getattr(said, name) if said else None for name in names}
+
+    @property
+    def problem(self) -> str | None:
+        """Return what somebody did to its files, in words, or None."""
+        again = f"`lora-ops registry revoke {self.version} --reason TEXT` writes it again"
+        if self.statement is None or "changed" in (self.inside, self.outside):
+            return f"the hold of {self.version} was changed: {again}"
+        if self.inside == "missing":
+            return (
+                f"the hold of {self.version} was removed from the registry, or an older copy of the registry "
+                f"was restored: the version stays stopped, and {again}"
+            )
+        return None
+
+
+class _Found(NamedTuple):
+    """One file of a hold as it was read."""
+
+    content: bytes
+    statement: Statement | None
+    is_signed: bool
+
+
+class Holds:
+    """The holds of one registry on this machine.
+
+    Args:
+        inside: the folder in the registry.
+        signer: signs with this machine's key, and knows whom to trust.
+    """
+
+    def __init__(self, inside: Path, signer: Signer) -> None:
+        self.inside = inside
+        self.outside: Path | None = None
+        """The second folder, outside the registry; None where nothing is remembered outside."""
+        self._signer = signer
+        self._place: tuple[Place, ...] | None = None
+        self._known: tuple[Hold, ...] = ()
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return (self.inside, self.outside) if self.outside else (self.inside,)
+
+    def place(self) -> tuple[Place, ...]:
+        """Return what differs after a file was added, replaced or removed; it costs microseconds."""
+        return tuple(_listed(folder) for folder in self._folders)
+
+    def all(self) -> tuple[Hold, ...]:
+        """Return every hold, by version; also those of versions that were closed since."""
+        place = self.place()
+        if place != self._place:
+            names = sorted({name for folder in place for name, _ in folder})
+            self._known = tuple(map(self._read, names))
+            self._place = place
+        return self._known
+
+    def keep(self, statement: Statement) -> None:
+        """Sign a statement and write it to both places; one of them is enough to stop the version.
+
+        Where this machine can't sign, the statement is kept without a signature: it stops the version, too.
+
+        Raises:
+            Unavailable: neither place can be written.
+        """
+        said, signature = statement.model_dump(mode="json", exclude_none=True), None
+        try:
+            signature = self._signer.sign_text(canonical(said))
+        except (OSError, LoraOpsError) as error:
+            logger.warning("The hold of %s is not signed: %s", statement.version, error)
+        content = json.dumps({"hold": said, "signature": signature}, indent=2).encode()
+        self._write(_name(statement.version, statement.content_digest), content, self._folders)
+
+    def mend(self, hold: Hold) -> None:
+        """Write the copy of a hold that is missing or was changed again, from the whole one."""
+        copies = (hold.inside, hold.outside)
+        if self.outside is None or "whole" not in copies or copies == ("whole", "whole"):
+            return
+        name = _name(hold.version, hold.content_digest)
+        good, bad = self.inside, self.outside
+        if hold.inside != "whole":
+            good, bad = bad, good
+        with suppress(OSError, LoraOpsError):
+            self._write(name, read_small(good / name), (bad,))
+            logger.warning("The hold of %s was missing or changed in %s: written again.", hold.version, bad)
+
+    def drop(self, hold: Hold) -> None:
+        """Remove a hold whose version the log shows closed; what can't be removed stops nothing any more."""
+        name = _name(hold.version, hold.content_digest)
+        for folder in self._folders:
+            try:
+                (folder / name).unlink(missing_ok=True)
+                sync_folder(folder)
+            except OSError as error:
+                logger.warning("The hold of %s can't be removed (%s).", hold.version, disk_reason(error))
+
+    def copy_to(self, folder: Path) -> None:
+        """Write every whole hold into a new folder, for a backup; without one, no folder is made.
+
+        Raises:
+            OSError: it can't be read or written.
+        """
+        for hold in self.all():
+            name = _name(hold.version, hold.content_digest)
+            source = self.inside if hold.inside == "whole" else self.outside
+            if source and "whole" in (hold.inside, hold.outside):
+                folder.mkdir(exist_ok=True)
+                (folder / name).write_bytes(read_small(source / name))
+
+    def _write(self, name: str, content: bytes, folders: tuple[Path, ...]) -> None:
+        failed = []
+        for folder in folders:
+            try:
+                make_folder(folder)
+                write_atomically(folder / name, content)
+            except OSError as error:
+                failed.append(disk_reason(error))
+                logger.warning("A hold can't be kept in %s (%s).", folder, disk_reason(error))
+        if len(failed) == len(folders):
+            raise Unavailable(
+                f"The hold can't be kept on this machine ({failed[0]}): mend that, or stop the gateway, which "
+                "takes the version out until then."
+            )
+
+    def _read(self, name: str) -> Hold:
+        match = NAME.fullmatch(name)
+        assert match
+        found = [self._found(folder / name, match[1], match[2]) for folder in self._folders]
+        there = [one for one in found if one is not None]
+        # A signed copy says more than one that somebody could write.
+        best = max(there, key=lambda one: (one.is_signed, one.statement is not None), default=None)
+        copies = [_copy(one, best) for one in found]
+        return Hold(
+            match[1],
+            match[2],
+            best.statement if best else None,
+            bool(best and best.is_signed),
+            copies[0],
+            copies[1] if self.outside else "not kept",
+        )
+
+    def _found(self, path: Path, version: str, digest: str) -> _Found | None:
+        try:
+            content = read_small(path)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return _Found(b"", None, False)
+        try:
+            said = parse_json(content)
+            statement = Statement.model_validate(said["hold"])
+            named = (statement.version, statement.content_digest) == (version, digest)
+            is_signed = self._signer.fits_text(canonical(said["hold"]), said["signature"])
+        except (ValueError, TypeError, LookupError, ValidationError):
+            return _Found(content, None, False)
+        return _Found(content, statement, is_signed) if named else _Found(content, None, False)
+
+
+def _copy(one: _Found | None, best: _Found | None) -> Copy:
+    if one is None:
+        return "missing"
+    return "whole" if one.statement is not None and best and one.content == best.content else "changed"
+
+
+def _name(version: str, digest: str) -> str:
+    return f"{version}-{digest}.json"
+
+
+def _listed(folder: Path) -> Place:
+    """Return name and inode of each hold in a folder; one that can't be listed holds none."""
+    try:
+        with os.scandir(folder) as entries:
+            return tuple(sorted((one.name, one.inode()) for one in entries if NAME.fullmatch(one.name)))
+    except OSError:
+        return ()

@@ -1,0 +1,404 @@
+"""A revocation holds on this machine at once, whatever keeps W&B from taking it, and reaches W&B once."""
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from lora_ops import incidents
+from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.registry import lifecycle, packages
+from lora_ops.registry.backup import backup, restore
+from lora_ops.registry.cards import record
+from lora_ops.registry.closing import settle
+from lora_ops.registry.gc import collect_garbage
+from lora_ops.registry.heads import HeadMemory
+from lora_ops.registry.owners import Owners
+from lora_ops.registry.reports import make
+from lora_ops.registry.shared import SharedRegistry
+from lora_ops.registry.status import status
+from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
+from lora_ops.settings.registry import SigningSettings
+from tests.wandb_server import WandbServer
+
+from . import processes
+from .conftest import Build, Clock, Story
+from .test_shared import Connect, fingerprint
+
+Opens = Callable[..., SharedRegistry]
+MACHINES = ("laptop", "ci", "stranger")
+
+
+@pytest.fixture
+def opens(tmp_path: Path, owners: Owners, clock: Clock, connect: Connect) -> Opens:
+    """Open the registry on a machine that trusts `laptop` and `ci`, and those of `trusts`, with its memory."""
+    keys = {name: fingerprint(tmp_path / name) for name in MACHINES}
+
+    def opened(name: str, *trusts: str) -> SharedRegistry:
+        signing = SigningSettings(trusted_keys=tuple(keys[one] for one in {"laptop", "ci", *trusts}))
+        memory = HeadMemory(tmp_path / f"{name}.serving" / "head.json", name)
+        return SharedRegistry(
+            tmp_path / name, connect(), owners=owners, signing=signing, memory=memory, clock=clock
+        )
+
+    return opened
+
+
+def revoked(registry: Registry) -> list[tuple[str, str, str | None, str | None]]:
+    """Each revocation that the log has: of what, by whom, why and held since when."""
+    return [
+        (entry.subject.id, entry.actor, entry.body.get("reason"), entry.body.get("held_at"))
+        for entry in registry.log.entries()
+        if entry.action == "revoked"
+    ]
+
+
+def files(registry: Registry) -> list[Path]:
+    folders = filter(None, (registry.holds.inside, registry.holds.outside))
+    return [path for folder in folders for path in sorted(folder.glob("*"))]
+
+
+def let_down(server: WandbServer, kind: str, opens: Opens, package: Build) -> None:
+    """Bring the log at W&B into a state in which no machine but the one that did it can change anything."""
+    if kind == "down":
+        server.fail(".", times=10_000)
+    elif kind == "unlisted":  # a well-formed entry by a key that nobody else lists
+        stranger = opens("stranger", "stranger")
+        stranger.pull()
+        stranger.register(*package(7), actor="ana")
+    elif kind == "gap":
+        ci = opens("ci")
+        for seed in (7, 8):
+            ci.register(*package(seed), actor="ana")
+        server.collection("audit").versions[1].metadata = "{}"
+    else:  # another log in the place of ours
+        server.clear()
+        opens("stranger", "stranger").register(*package(7), actor="ana")
+
+
+def put_right(server: WandbServer, kind: str, opens: Opens) -> SharedRegistry:
+    server.faults.clear()
+    if kind == "gap":
+        opens("ci").mirror.sync(whole=True)
+    return opens("laptop", *(["stranger"] if kind == "unlisted" else []))
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("down", "can't be reached"),
+        ("unlisted", "is not trusted here.*list it under registry.signing.trusted_keys"),
+        ("gap", "Entry 2 of the audit log was changed or deleted at W&B"),
+        ("fork", "belongs to another registry"),
+    ],
+)
+def test_revocation_holds_here_whatever_wandb_says(
+    opens: Opens, package: Build, server: WandbServer, clock: Clock, kind: str, why: str
+) -> None:
+    laptop = opens("laptop")
+    laptop.register(*package(1), actor="ana")
+    laptop.allow_candidates = True
+    packages.verified_path(laptop, "finance@1")
+    let_down(server, kind, opens, package)
+    before, decided = laptop.log.head(), clock().isoformat()
+    found = lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
+    assert (found.state, laptop.log.head()) == ("candidate", before)
+    assert laptop.not_sent and re.search(why, laptop.not_sent)
+    [hold] = laptop.held()
+    assert hold.text.startswith("finance@1 was revoked on this machine by ben on ")
+    [reason] = record(laptop, "finance@1").verdict.reasons
+    assert reason == f"{hold.text}: it does not answer here any more"
+    for refused in (
+        lambda: packages.verified_path(laptop, "finance@1"),
+        lambda: packages.export(laptop, "finance@1", laptop.path.parent / "out", for_review=True),
+    ):
+        with pytest.raises(Refused, match="was revoked on this machine by ben"):
+            refused()
+    assert status(laptop, ["finance"])[0].next_version is None
+    assert (verify(laptop).problems, hold.text in verify(laptop).warnings) == ((), True)
+    if kind == "fork":
+        return
+    clock.move(hours=3)
+    laptop = put_right(server, kind, opens)
+    assert settle(laptop) == []
+    assert revoked(laptop) == [("finance@1", "ben", "it leaks", decided)]
+    assert (laptop.held(), files(laptop), settle(laptop)) == ([], [], [])
+    assert verify(laptop).ok
+    ci = opens("ci", "stranger")
+    ci.pull()
+    assert ci.get("finance@1").state == "revoked"
+
+
+def test_revocation_that_wandb_takes_leaves_no_hold(opens: Opens, package: Build) -> None:
+    laptop = opens("laptop")
+    laptop.register(*package(1), actor="ana")
+    assert lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks").state == "revoked"
+    assert (laptop.not_sent, files(laptop)) == (None, [])
+    assert revoked(laptop) == [("finance@1", "ben", "it leaks", None)]
+    with pytest.raises(Refused, match="is 'revoked': it can't become 'revoked'"):
+        lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
+
+
+def test_hold_goes_where_another_machine_revoked(opens: Opens, package: Build, server: WandbServer) -> None:
+    laptop = opens("laptop")
+    laptop.register(*package(1), actor="ana")
+    server.fail(".", times=10_000)
+    lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
+    server.faults.clear()
+    ci = opens("ci")
+    ci.pull()
+    lifecycle.revoke(ci, "finance@1", actor="ana", reason="it insults")
+    assert settle(laptop) == []
+    assert revoked(laptop) == [("finance@1", "ana", "it insults", None)]
+    assert files(laptop) == []
+
+
+def test_hold_is_there_before_wandb_is_asked(opens: Opens, package: Build, server: WandbServer) -> None:
+    """A network that swallows each request must not hold it up for minutes."""
+    laptop = opens("laptop")
+    laptop.register(*package(1), actor="ana")
+    seen: list[int] = []
+    server.meanwhile(".", lambda: seen.append(len(files(laptop))))
+    lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
+    assert seen == [2]
+
+
+def test_next_change_sends_what_is_held(opens: Opens, package: Build, server: WandbServer) -> None:
+    laptop = opens("laptop")
+    laptop.register(*package(1), actor="ana")
+    server.fail(".", times=10_000)
+    lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
+    server.faults.clear()
+    laptop.register(*package(2), actor="ana")
+    assert [entry.action for entry in laptop.log.entries()][-2:] == ["revoked", "registered"]
+    assert [one.state for one in laptop.summaries()] == ["revoked", "candidate"]
+
+
+# Without a network the states of a log are quick to make: an embedded registry, opened as a shared one.
+
+
+@pytest.fixture
+def served(
+    registry: Registry, story: Story, package: Build, owners: Owners, clock: Clock, connect: Connect
+) -> SharedRegistry:
+    """finance@2 in production after finance@1, and finance@3, a candidate; W&B is not asked for anything."""
+    for seed in (1, 2, 3):
+        registry.register(*package(seed), actor="ana")
+    for version in ("finance@1", "finance@2"):
+        story.to(version, "production")
+    memory = HeadMemory(registry.path.parent / ".serving" / "head.json", "registry")
+    return SharedRegistry(registry.path, connect(), owners=owners, memory=memory, clock=clock)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, server: WandbServer) -> None:
+    """W&B is not asked for anything."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def stop(registry: Registry, actor: str = "ben") -> None:
+    lifecycle.revoke(registry, "finance@2", actor=actor, reason="it leaks")
+
+
+@pytest.mark.usefixtures("offline")
+def test_hold_is_refused_to_whoever_may_not_revoke(served: SharedRegistry) -> None:
+    with pytest.raises(Refused, match="mallory may not make finance@2 'revoked'"):
+        stop(served, "mallory")
+    with pytest.raises(LoraOpsError, match="Say why"):
+        lifecycle.revoke(served, "finance@2", actor="ben", reason=" ")
+    assert (served.held(), files(served)) == ([], [])
+
+
+@pytest.mark.usefixtures("offline")
+def test_held_production_gives_way_to_nothing(served: SharedRegistry, story: Story) -> None:
+    served.allow_candidates = True
+    stop(served)
+    assert served.get("finance").id == "finance@2"
+    assert not record(served, "finance@2").verdict.may_serve
+    assert not record(served, "finance@3").verdict.may_serve  # reviewed by nobody
+
+
+@pytest.mark.usefixtures("offline")
+def test_held_version_is_no_target(served: SharedRegistry, story: Story) -> None:
+    lifecycle.revoke(served, "finance@1", actor="ben", reason="it leaks")
+    with pytest.raises(Refused, match="finance@1 was revoked on this machine by ben"):
+        incidents.plan(served, "finance@2")
+    lifecycle.revoke(served, "finance@3", actor="ben", reason="it leaks")
+    embedded = Registry(served.path, owners=served.owners, clock=served.clock)
+    with pytest.raises(Refused, match="finance@3 was revoked on this machine by ben"):
+        lifecycle.promote(
+            embedded,
+            "finance@3",
+            "validated",
+            actor="ci",
+            reason="next",
+            evidence=story.evidence("policy", about="finance@3"),
+        )
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("place", ["inside", "outside"])
+def test_hold_that_somebody_removed_still_stops(served: SharedRegistry, place: str) -> None:
+    stop(served)
+    folder = served.holds.inside if place == "inside" else served.holds.outside
+    assert folder
+    [path] = folder.glob("*")
+    path.unlink()
+    assert [hold.version for hold in served.held()] == ["finance@2"]
+    said = [one for one in verify(served).problems if "was removed from the registry" in one]
+    assert bool(said) is (place == "inside")
+    settle(served)
+    assert path.is_file()
+    assert verify(served).ok
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"hold": {}, "signature": null}', "other actor", "other version"]
+)
+def test_hold_that_somebody_changed_still_stops(served: SharedRegistry, content: str) -> None:
+    stop(served)
+    for path in files(served):
+        text = path.read_text()
+        changed = {"other actor": ('"ben"', '"dana"'), "other version": ("finance@2", "finance@3")}.get(content)
+        path.write_text(text.replace(*changed) if changed else content)
+    again = SharedRegistry(served.path, served.mirror.project, owners=served.owners, memory=served.memory)
+    assert [(hold.version, hold.is_signed) for hold in again.held()] == [("finance@2", False)]
+    [waiting] = settle(again)
+    assert "no key that is trusted here signed its hold" in waiting
+    assert not record(again, "finance@2").verdict.may_serve
+    stop(again)
+    [hold] = again.held()
+    assert (hold.is_signed, hold.problem) == (True, None)
+
+
+@pytest.mark.usefixtures("offline")
+def test_damaged_log_stops_no_hold(served: SharedRegistry) -> None:
+    (served.path / "audit.head").write_text("{}")
+    stop(served)
+    assert "can't be trusted" in str(served.not_sent) or "is not asked" in str(served.not_sent)
+    assert [hold.version for hold in served.held()] == ["finance@2"]
+
+
+@pytest.mark.usefixtures("offline")
+def test_row_that_says_closed_takes_no_hold_away(served: SharedRegistry) -> None:
+    """Whoever can write the row could close it, let the hold go, and open it again."""
+    stop(served)
+    served.db.rows("UPDATE versions SET state = 'revoked' WHERE number = 2")
+    settle(served)
+    served.db.rows("UPDATE versions SET state = 'production' WHERE number = 2")
+    assert [hold.version for hold in served.held()] == ["finance@2"]
+
+
+@pytest.mark.usefixtures("offline")
+def test_hold_is_about_one_content(served: SharedRegistry) -> None:
+    """After W&B was restored, a number may be given to another version."""
+    stop(served)
+    for path in files(served):
+        path.rename(path.with_name(f"finance@2-{'0' * 64}.json"))
+    assert served.held() == []
+    assert len(settle(served)) == 1
+
+
+@pytest.mark.usefixtures("offline")
+def test_evidence_of_a_hold_is_no_garbage(served: SharedRegistry, tmp_path: Path) -> None:
+    story = tmp_path / "incident.json"
+    story.write_text("It repeated a card number, and we looked at it again.")
+    given = make(served, "finance@2", "incident", story)
+    lifecycle.revoke(served, "finance@2", actor="ben", reason="it leaks", evidence=[given])
+    [hold] = served.held()
+    assert hold.statement and len(hold.statement.evidence) == 1
+    collect_garbage(served, grace=timedelta(0))
+    assert served.files.holds(hold.statement.evidence[0].sha256)
+    embedded = Registry(served.path, owners=served.owners, memory=served.memory, clock=served.clock)
+    assert settle(embedded) == []
+    [entry] = [one for one in embedded.log.entries() if one.action == "revoked"]
+    assert entry.evidence == hold.statement.evidence
+
+
+@pytest.mark.usefixtures("offline")
+def test_backup_takes_holds_along(served: SharedRegistry, tmp_path: Path) -> None:
+    backup(served, str(tmp_path / "backups"))
+    stop(served)
+    backup(served, str(tmp_path / "backups"))  # no entry of the log came with it
+    restore(str(tmp_path / "backups"), tmp_path / "elsewhere")
+    restored = Registry(tmp_path / "elsewhere")
+    assert [(hold.version, hold.is_signed) for hold in restored.held()] == [("finance@2", True)]
+    assert verify(restored).ok
+
+
+@pytest.mark.usefixtures("offline")
+def test_machine_that_cannot_sign_holds_all_the_same(served: SharedRegistry) -> None:
+    served.signer.own.load()
+    served.signer.own.path.rename(served.signer.own.path.with_suffix(".away"))
+    stop(served)
+    assert [(hold.version, hold.is_signed) for hold in served.held()] == [("finance@2", False)]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("calls", range(1, 160, 12))
+def test_killed_revocation_is_held_or_was_never_said(served: SharedRegistry, calls: int) -> None:
+    served.close()
+    ended = processes.run(lambda: stop(_again(served)), kill_at=calls)
+    assert ended in (processes.KILLED, processes.DONE)
+    registry = _again(served)
+    assert not [one for one in verify(registry).problems if "hold" in one]
+    stop(registry)
+    assert [(hold.version, hold.problem) for hold in registry.held()] == [("finance@2", None)]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("calls", range(1, 400, 33))
+def test_killed_settling_is_ended_by_the_next_run(served: SharedRegistry, calls: int) -> None:
+    """Killed between the hold and the log, or between the log and the end of the hold."""
+    stop(served)
+    served.close()
+    ended = processes.run(lambda: settle(_again(served, Registry)), kill_at=calls)
+    assert ended in (processes.KILLED, processes.DONE)
+    registry = _again(served, Registry)
+    assert registry.held() or registry.get("finance@2").state == "revoked"
+    assert settle(registry) == []
+    assert [one[0] for one in revoked(registry)] == ["finance@2"]
+    assert (files(registry), verify(registry).ok) == ([], True)
+
+
+def _again(served: SharedRegistry, kind: type[Registry] = SharedRegistry) -> Registry:
+    given = {"owners": served.owners, "memory": served.memory, "clock": served.clock}
+    if kind is SharedRegistry:
+        return SharedRegistry(served.path, served.mirror.project, **given)  # type: ignore[arg-type]
+    return Registry(served.path, **given)  # type: ignore[arg-type]
+
+
+def test_rollback_stops_at_once_and_ends_when_wandb_answers(
+    served: SharedRegistry, server: WandbServer, tmp_path: Path
+) -> None:
+    def roll_back(folder: Path) -> str:
+        rollback = incidents.plan(served, "finance@2")
+        why = {"actor": "ci", "reason": "it leaks"}
+        path = incidents.write_record(served, rollback, folder, captured={}, **why)
+        return incidents.roll_back(served, "finance@2", path, **why).id
+
+    server.fail(".", times=10_000)
+    assert roll_back(tmp_path / "first") == "finance@1"
+    assert served.not_sent and [hold.version for hold in served.held()] == ["finance@2"]
+    told = incidents.summary(served, "finance@2", tmp_path / "first", done=True)
+    assert (told["done"], told["returns"], told["held"]["actor"]) == (False, "finance@1", "ci")
+    server.faults.clear()
+    assert roll_back(tmp_path / "second") == "finance@1"
+    assert [entry.action for entry in served.log.entries("finance")][-2:] == ["revoked", "production"]
+    assert served.named("finance", "production") == 1
+    assert incidents.summary(served, "finance@2", tmp_path / "second", done=True)["done"] is True
+    assert verify(served).ok
+
+
+@pytest.mark.usefixtures("offline")
+def test_rollback_by_whoever_may_not_promote_stops_nothing(served: SharedRegistry, tmp_path: Path) -> None:
+    rollback = incidents.plan(served, "finance@2")
+    why = {"actor": "eve", "reason": "it leaks"}
+    path = incidents.write_record(served, rollback, tmp_path / "incident", captured={}, **why)
+    with pytest.raises(Refused, match="eve may not make finance@1 'production'"):
+        incidents.roll_back(served, "finance@2", path, **why)
+    assert served.held() == []
