@@ -20,7 +20,7 @@ import numpy
 from pydantic_core import to_json
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry.eligibility import expiry_reason, expiry_warning
+from lora_ops.registry.eligibility import expiry_reason, expiry_warning, hold_reason
 from lora_ops.serving.errors import CLIENT_GONE, NOT_FAILED
 from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.traffic import WINDOW_SECONDS, Recent, Window
@@ -239,6 +239,7 @@ async def _adapters(gateway: Gateway, counts: _Counts) -> list[dict[str, Any]]:
                 "state": summary.state,
                 "aliases": list(summary.aliases),
                 "fresh_until": summary.fresh_until,
+                "held": hold_reason(gateway.registry, summary),
                 "expired": expiry_reason(summary, today),
                 "expires_soon": expiry_warning(summary, today),
                 "loaded": bool(entry and entry.loaded),

@@ -99,7 +99,8 @@ class Router:
         self._base_model = base_model
         registry.allow_candidates = allow_candidates
         self._log = LogFollower(registry)
-        self._seen: tuple[int, ...] | None = None
+        self._seen: tuple[object, ...] | None = None
+        self._said: frozenset[str] = frozenset()
         self._splits: dict[str, TrafficSplit[Route]] = {}
         self._versions: Sequence[Summary] | None = None
         self._damage: str | None = None
@@ -132,7 +133,11 @@ class Router:
     def _route(self, model: str, unit: str = "") -> Route:
         found = (self._splits.get(model) or self._read(model)).pick(unit)
         if found.version:
-            refusal = found.refusal or expiry_reason(found.version.summary, self._registry.clock())
+            summary = found.version.summary
+            # A hold counts while the registry is damaged, too. Clients need not know who decided it.
+            held = self._registry.hold_of(summary)
+            refusal = f"{summary.id} was revoked: it does not answer any more" if held else found.refusal
+            refusal = refusal or expiry_reason(summary, self._registry.clock())
             if refusal:
                 # Who asks for a tenant wants its service back; who pins a version has chosen the wrong one.
                 kind = OutOfService if found.decision == "production" else NotServed
@@ -179,6 +184,7 @@ class Router:
             self._registry.remember(self._log.verified, seconds=SHORT_WAIT)
             self._splits.clear()
             self._versions = None
+            self._say_what_is_held()
         if damage != self._damage:
             if damage:
                 logger.error(
@@ -189,6 +195,12 @@ class Router:
             else:
                 logger.warning("The registry verifies again.")
         self._damage = damage
+
+    def _say_what_is_held(self) -> None:
+        texts = frozenset(hold.text for hold in self._registry.held())
+        for text in sorted(texts - self._said):
+            logger.warning("%s: it does not answer here any more.", text)
+        self._said = texts
 
     def _read(self, model: str) -> TrafficSplit[Route]:
         """Find the versions that share a model's requests, and keep them if nobody changed the registry since.

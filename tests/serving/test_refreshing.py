@@ -1,21 +1,29 @@
 """A gateway over the registry of a team at W&B: what another machine changes holds here without a restart."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from lora_ops.engines.protocol import Engine
+from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings.registry import SigningSettings
+from tests.conftest import ROOT
 from tests.registry.conftest import connect, owners, server  # noqa: F401 - fixtures
 from tests.registry.test_shared import fingerprint
-from tests.serving.conftest import Clone, register, served
+from tests.serving.conftest import Clone, eventually, register, served
+from tests.wandb_server import WandbServer
 
 Connect = Callable[..., WandbProject]
 
@@ -62,3 +70,45 @@ def test_what_another_machine_registers_and_rejects_holds_in_a_running_gateway(
         lifecycle.reject(colleague, "finance@3", actor="ben", reason="biased")
         ends_with("finance@3", 403)
         assert ask("finance@2") == 200
+
+
+def test_revocation_holds_in_a_gateway_while_wandb_is_down(
+    clone: Clone,
+    engine: Engine,
+    colleague: SharedRegistry,
+    server: WandbServer,  # noqa: F811
+) -> None:
+    def ask(url: str, model: str) -> tuple[int, str]:
+        answer = httpx.post(f"{url}/v1/completions", json={"model": model, "prompt": "x", "max_tokens": 2})
+        return answer.status_code, answer.text
+
+    folders = [clone.root / place / "holds" for place in (".registry", ".serving")]
+    with served(clone.root, clone.settings(), engine) as gateway:
+        assert ask(gateway.url, "finance@2")[0] == 200
+        server.fail(".", times=10**6)
+        done = subprocess.run(
+            [sys.executable, "-m", "lora_ops", "registry", "revoke", "finance@2"]
+            + ["--reason", "it leaks", "--actor", "ben", "--json"],
+            env={**os.environ, "LORA_OPS_ROOT": str(clone.root), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        held = json.loads(done.stdout)["held"]
+        assert (held["actor"], held["reason"]) == ("ben", "it leaks")
+        assert "can't be reached" in held["not_sent"]
+        for model in ("finance@2", "finance"):  # the alias still names it
+            status, text = ask(gateway.url, model)
+            assert (status, "ben" in text) == (403, False)
+            assert "finance@2 was revoked: it does not answer any more" in text
+        assert ask(gateway.url, "finance@1")[0] == 200
+    with served(clone.root, clone.settings(), TorchEngine(clone.base, threads=1)) as gateway:
+        assert ask(gateway.url, "finance@2")[0] == 403
+        assert [len(list(folder.iterdir())) for folder in folders] == [1, 1]
+        server.faults.clear()
+        eventually(lambda: not any(any(folder.iterdir()) for folder in folders), 120)
+        assert ask(gateway.url, "finance@2")[0] == 403
+    colleague.pull()
+    assert colleague.get("finance@2").state == "revoked"
+    [entry] = [one for one in colleague.log.entries() if one.action == "revoked"]
+    assert (entry.actor, entry.body["held_at"]) == ("ben", held["at"])
