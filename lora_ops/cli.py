@@ -155,13 +155,15 @@ def rollback(
     tenant, _ = parse_reference(version)
     require_text(reason, "Say why (--reason)")
     folder = incidents.new_folder(root, tenant, now())
+    not_sent = None
     page = None if without_notebook else folder / "rollback.html"
     if without_notebook:
         if yes:
-            with closing(open_registry(root)) as registry:
+            with closing(open_registry(root, to_stop=version)) as registry:
                 why = {"actor": actor or whoami(), "reason": reason}
                 key = os.environ.get("LORA_OPS_KEY")
                 incidents.capture_and_roll_back(registry, version, folder, gateway=gateway, key=key, **why)
+                not_sent = registry.not_sent
     else:
         parameters = {
             "tenant": tenant,
@@ -177,11 +179,22 @@ def rollback(
     work_is_done()
     if page and not as_json:
         show(f"The page: {markup(str(page.relative_to(root)))}")
-        return
-    with closing(open_registry(root)) as registry:
+        if not yes:
+            return
+    # The rollback has asked W&B a moment ago.
+    with closing(open_registry(root, to_stop=version)) as registry:
         told = incidents.summary(registry, version, folder, done=yes)
+        waits = None
+        if yes and told["held"]:
+            waits = incidents.half_done(told["version"], told["returns"], not_sent)
     if as_json:
-        print_json({**told, "page": str(page) if page else None})
+        print_json({**told, "not_sent": not_sent, "page": str(page) if page else None})
+        if waits:
+            raise typer.Exit(ExitCode.UNAVAILABLE)
+        return
+    if waits:
+        raise Unavailable(f"{waits}.")
+    if page:
         return
     done = "is in production again, and {} is revoked" if yes else "would replace {}; nothing was changed"
     record = f"The record: {Path(told['record']).relative_to(root)}" if told["record"] else ""

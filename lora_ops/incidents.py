@@ -13,13 +13,13 @@ from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, packages, reports
-from lora_ops.registry.eligibility import expiry_reason
+from lora_ops.registry.eligibility import expiry_reason, hold_reason
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.requirements import return_notes, returning_lacks
-from lora_ops.registry.roles import owners_of
+from lora_ops.registry.roles import MOVE, owners_of, require_role
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins, answering_notes
-from lora_ops.registry.versions import Version
+from lora_ops.registry.versions import CLOSED, Version
 
 DASHBOARDS = {"console.json": "/console/data", "metrics.txt": "/metrics", "models.json": "/v1/models"}
 RECORD = "incident.json"
@@ -85,6 +85,9 @@ def plan(registry: Registry, reference: str) -> Rollback:
 def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, reason: str) -> Version:
     """Put the version before `reference` back into production and revoke `reference`; twice is once.
 
+    Where the log is at W&B, `reference` is revoked first, which holds on this machine at once. Until W&B takes
+    it, nothing returns, and `registry.not_sent` says why; the same command ends the rollback later.
+
     Args:
         registry: where.
         reference: the exact version that must go.
@@ -92,11 +95,21 @@ def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, r
         actor: who does it.
         reason: why.
 
+    Returns:
+        The version that returned; where W&B did not take it yet, the one that is to return.
+
     Raises:
         LoraOpsError: as `plan`, or the registry refuses one of the two steps; what was done stays done.
     """
     rollback = plan(registry, reference)
     incident = reports.make(registry, reference, "incident", record, reason)
+    if registry.shares_log and rollback.leaves.state not in CLOSED:
+        # Whoever may not put the earlier version back must not leave the tenant without any.
+        require_role(registry, rollback.returns, actor, MOVE, f"make {rollback.returns.id} 'production'")
+        lifecycle.revoke(registry, reference, actor=actor, reason=reason, evidence=[incident])
+        if registry.not_sent:
+            return rollback.returns
+        rollback = plan(registry, reference)  # other machines may have changed something meanwhile
     if not rollback.done_already:
         lifecycle.promote(
             registry, rollback.returns.id, "production", actor=actor, reason=reason, evidence=[incident]
@@ -253,15 +266,33 @@ def summary(registry: Registry, reference: str, folder: Path, *, done: bool) -> 
     """
     rollback, path = plan(registry, reference), folder / RECORD
     written = IncidentRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
+    hold = registry.hold_of(rollback.leaves.summary)
     return {
         "version": rollback.leaves.id,
         "returns": rollback.returns.id,
-        "done": done,
+        "done": done and hold is None,
+        "held": hold.facts if hold else None,
         "record": str(path) if written else None,
         "not_captured": written.not_captured if written else None,
         "notes": [*rollback.notes, *(answering_notes(registry, rollback.leaves.summary) if done else ())],
         "head_remembered": registry.unremembered() is None,
     }
+
+
+def half_done(leaves: str, returns: str, not_sent: str | None) -> str:
+    """Return what is said of a rollback whose first half holds on this machine alone.
+
+    Args:
+        leaves: the version that goes (`finance@2`).
+        returns: the one that is to take its place.
+        not_sent: why W&B did not take the revocation, where that is known.
+    """
+    why = f": {not_sent.rstrip('.')}" if not_sent else " (`lora-ops registry sync` says why)"
+    return (
+        f"{leaves} does not answer on this machine any more, and {returns} has not returned: W&B has not taken "
+        f"the revocation{why}. Run the same command again once it does. Until then other machines serve "
+        f"{leaves}: run `lora-ops registry revoke {leaves} --reason TEXT` there"
+    )
 
 
 def _notes(registry: Registry, returns: Version, leaves: Version) -> tuple[str, ...]:
@@ -325,9 +356,9 @@ def _unfit(registry: Registry, version: Version, leaves: Version, twins: Twins) 
     if version.state != "superseded":
         return f"{version.id} is '{version.state}'"
     require_rows(registry, version)
-    expired = expiry_reason(version.summary, registry.clock())
-    if expired:
-        return expired
+    stopped = hold_reason(registry, version.summary) or expiry_reason(version.summary, registry.clock())
+    if stopped:
+        return stopped
     if twins.compare(version.summary, leaves.summary) == "same":
         return f"{version.id} has the weights of {leaves.id}"
     packages.check_kept(registry, version)

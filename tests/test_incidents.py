@@ -420,3 +420,44 @@ def test_rollback_in_json_says_what_the_page_says(clone: Clone) -> None:  # noqa
     assert "could not be captured" in done["not_captured"]
     assert done["notes"] == [f"{twin.id} ('candidate') has the same weights: look whether it must go, too."]
     assert done["head_remembered"] is True
+
+
+def test_rollback_without_wandb_stops_the_bad_version(
+    clone: Clone,  # noqa: F811
+    engine: object,  # noqa: F811
+) -> None:
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    with clone.registry() as opened:
+        for version in ("finance@1", "finance@2"):
+            clone.story(opened).to(version, "production")
+    params = clone.root / "params.yaml"
+    params.write_text(params.read_text().replace("  backend: embedded\n", "  backend: wandb\n"))
+    offline = {"WANDB_MODE": "offline"}
+    options = ("--reason", "It leaks card numbers.", "--gateway", "http://localhost:9", "--actor", ON_CALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        with served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
+
+            def ask() -> int:
+                body = {
+                    "model": "finance",
+                    "max_tokens": 2,
+                    "messages": [{"role": "user", "content": "AIRBNB"}],
+                }
+                return httpx.post(f"{gateway.url}/v1/chat/completions", json=body).status_code
+
+            assert ask() == 200
+            done = runbook(clone.root, *options, "--yes", "--without-notebook", "--json", **offline)
+            assert ask() == 503
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["done"], said["returns"], said["held"]["actor"]) == (
+        5,
+        False,
+        "finance@1",
+        ON_CALL,
+    )
+    assert "WANDB_MODE is 'offline'" in said["not_sent"]
+    shown = runbook(clone.root, *options, "--yes", **offline)
+    waits = "finance@2 does not answer on this machine any more, and finance@1 has not returned"
+    assert (shown.returncode, waits in shown.stdout, waits in shown.stderr) == (5, True, True)
+    assert "is in production again" not in shown.stdout
