@@ -271,6 +271,7 @@ def summary(registry: Registry, reference: str, folder: Path, *, done: bool) -> 
         "version": rollback.leaves.id,
         "returns": rollback.returns.id,
         "done": done and hold is None,
+        "returned": rollback.done_already,
         "held": hold.facts if hold else None,
         "record": str(path) if written else None,
         "not_captured": written.not_captured if written else None,
@@ -279,18 +280,20 @@ def summary(registry: Registry, reference: str, folder: Path, *, done: bool) -> 
     }
 
 
-def half_done(leaves: str, returns: str, not_sent: str | None) -> str:
-    """Return what is said of a rollback whose first half holds on this machine alone.
+def half_done(leaves: str, returns: str, not_sent: str | None, *, returned: bool) -> str:
+    """Return what is said of a rollback whose revocation holds on this machine alone.
 
     Args:
         leaves: the version that goes (`finance@2`).
         returns: the one that is to take its place.
         not_sent: why W&B did not take the revocation, where that is known.
+        returned: whether that one is in production again.
     """
     why = f": {not_sent.rstrip('.')}" if not_sent else " (`lora-ops registry sync` says why)"
+    place = "is in production again" if returned else "has not returned"
     return (
-        f"{leaves} does not answer on this machine any more, and {returns} has not returned: W&B has not taken "
-        f"the revocation{why}. Run the same command again once it does. Until then other machines serve "
+        f"{leaves} does not answer on this machine any more, and {returns} {place}: W&B has not taken the "
+        f"revocation{why}. Run the same command again once it does. Until then other machines serve "
         f"{leaves}: run `lora-ops registry revoke {leaves} --reason TEXT` there"
     )
 

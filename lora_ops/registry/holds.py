@@ -140,6 +140,17 @@ class Holds:
             self._place = place
         return self._known
 
+    def unreadable(self) -> str | None:
+        """Return which folder can't be read, so that nobody knows what it stops, in words, or None."""
+        for folder in self._folders:
+            try:
+                os.scandir(folder).close()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                return f"the holds in {folder} can't be read ({disk_reason(error)}): make that folder readable"
+        return None
+
     def keep(self, statement: Statement) -> None:
         """Sign a statement and write it to both places; one of them is enough to stop the version.
 
@@ -244,7 +255,9 @@ class Holds:
 def _copy(one: _Found | None, best: _Found | None) -> Copy:
     if one is None:
         return "missing"
-    return "whole" if one.statement is not None and best and one.content == best.content else "changed"
+    # Two processes that revoke at once may each write one of the two copies: both are what was decided.
+    same = best is not None and one.statement is not None and one.content == best.content
+    return "whole" if one.is_signed or same else "changed"
 
 
 def _name(version: str, digest: str) -> str:
@@ -252,7 +265,7 @@ def _name(version: str, digest: str) -> str:
 
 
 def _listed(folder: Path) -> Place:
-    """Return name and inode of each hold in a folder; one that can't be listed holds none."""
+    """Return name and inode of each hold in a folder; one that can't be listed holds none: `unreadable`."""
     try:
         with os.scandir(folder) as entries:
             return tuple(sorted((one.name, one.inode()) for one in entries if NAME.fullmatch(one.name)))

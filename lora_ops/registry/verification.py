@@ -101,7 +101,9 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problems += _other_pages(registry, versions)
         warnings += _twins(registry, versions)
     held = registry.held()
-    problems += [hold.problem for hold in held if hold.problem]
+    problems += [
+        problem for problem in (registry.holds.unreadable(), *(one.problem for one in held)) if problem
+    ]
     warnings += [hold.text for hold in held]
     warnings += [*_unpinned(registry), *_dated_ahead(registry, rows)]
     if not broken:

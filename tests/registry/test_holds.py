@@ -402,3 +402,28 @@ def test_rollback_by_whoever_may_not_promote_stops_nothing(served: SharedRegistr
     with pytest.raises(Refused, match="eve may not make finance@1 'production'"):
         incidents.roll_back(served, "finance@2", path, **why)
     assert served.held() == []
+
+
+@pytest.mark.usefixtures("offline")
+def test_second_half_of_a_rollback_waits_alone(served: SharedRegistry, story: Story, tmp_path: Path) -> None:
+    """A killed rollback of an earlier release had put the earlier version back, and revoked nothing."""
+    given = story.evidence("incident", about="finance@2")
+    lifecycle.promote(story.registry, "finance@1", "production", actor="ci", reason="it leaks", evidence=given)
+    why = {"actor": "ci", "reason": "it leaks"}
+    rollback = incidents.plan(served, "finance@2")
+    path = incidents.write_record(served, rollback, tmp_path / "incident", captured={}, **why)
+    incidents.roll_back(served, "finance@2", path, **why)
+    told = incidents.summary(served, "finance@2", tmp_path / "incident", done=True)
+    assert (told["done"], told["returned"], told["held"]["actor"]) == (False, True, "ci")
+
+
+@pytest.mark.usefixtures("offline")
+def test_two_processes_that_revoke_at_once_agree(served: SharedRegistry, tmp_path: Path) -> None:
+    stop(served)
+    inside, outside = files(served)
+    first = inside.read_bytes()
+    inside.unlink(), outside.unlink()
+    stop(_again(served), "dana")
+    outside.write_bytes(first)
+    [hold] = _again(served).held()
+    assert (hold.is_signed, hold.problem) == (True, None)
