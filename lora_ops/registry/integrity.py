@@ -89,6 +89,17 @@ class LogFollower:
         """The last head up to which everything was right."""
         return self._head
 
+    def over(self, registry: Tables) -> "LogFollower":
+        """Return one that goes on from the same point over another connection to the same registry."""
+        other = LogFollower(registry)
+        other.take_over(self)
+        return other
+
+    def take_over(self, other: "LogFollower") -> None:
+        """Go on from where another follower of the same registry is."""
+        # What the other one was told is never changed in place, so both may hold it.
+        self._head, self._told, self._accepted = other._head, other._told, other._accepted
+
     def state(self, tenant: str, number: int) -> str | None:
         """Return the state of a version by the log as it was verified last; None where it tells of none."""
         return self._told.states.get((tenant, number))

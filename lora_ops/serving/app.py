@@ -58,6 +58,7 @@ def create_app(gateway: Gateway, crowded: Callable[[], bool] = lambda: False) ->
         body_limit=settings.body_limit,
         body_timeout=settings.body_timeout_seconds,
         admit=admit,
+        prepare=gateway.router.catch_up,
         refused=gateway.telemetry.was_refused,
         crowded=lambda path: path not in ALIVE and crowded(),
     )

@@ -56,7 +56,12 @@ class Gateway:
         self._refresher = None
         if isinstance(self.registry, SharedRegistry):
             self._refresher = Refresher(self._open_shared, settings.registry.wandb.refresh_seconds)
-        self.router = Router(self.registry, self.base_model, allow_candidates=serving.allow_candidates)
+        self.router = Router(
+            self.registry,
+            self.base_model,
+            allow_candidates=serving.allow_candidates,
+            copy=lambda: open_copy(root, settings),
+        )
         self.keys = KeyStore(root / serving.path / "keys.sqlite")
         # Each request reads both on the event loop.
         self.registry.db.never_wait()
@@ -150,6 +155,7 @@ class Gateway:
         await asyncio.to_thread(self.events.close)
         await asyncio.to_thread(self.tracing.close)
         self.keys.close()
+        await self.router.close()
         self.registry.close()
 
     def route(self, caller: Caller, model: str, unit: str = "") -> Route:
@@ -186,6 +192,7 @@ class Gateway:
 
     async def _keep_house(self, *, starting: bool = False) -> None:
         """Keep the warm ones in memory, and what may not serve any more out of it."""
+        await self.router.catch_up()
         self._damage = self.router.damage()
         if self._damage:
             return  # what is in memory was verified and stays; nothing is loaded or unloaded on damaged records

@@ -47,6 +47,7 @@ class GatewayMiddleware:
     Args:
         admit: who sends a request, by its head; None where anybody may, and no body is read. It raises
             `ApiError`.
+        prepare: awaited before the application sees the request of a sender who was let in.
         refused: called with the tenant of the key (None: none is known) and the status of an error that came
             before the request was routed (before there was a `route` in `state["logged"]`).
         crowded: whether there are too many connections to answer a request of this path.
@@ -59,11 +60,13 @@ class GatewayMiddleware:
         body_limit: int,
         body_timeout: float,
         admit: Callable[[Request], Caller | None],
+        prepare: Callable[[], Awaitable[None]],
         refused: Callable[[str | None, int], None],
         crowded: Callable[[str], bool],
     ) -> None:
         self._app = app
         self._admit = admit
+        self._prepare = prepare
         self._refused = refused
         self._crowded = crowded
         self._body_limit = body_limit
@@ -111,6 +114,8 @@ class GatewayMiddleware:
                 logged |= {"key": who.key, "tenant": who.tenant}
                 sender = who.tenant or who.key or peer_name((scope["client"] or ("",))[0])
                 replay = await self._read(scope, sent, receive, sender)
+                read = True
+                await self._prepare()
             else:
                 replay = receive
             read = True
