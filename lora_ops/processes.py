@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -92,11 +93,16 @@ def _wait_for(lock: int, path: Path, deadline: float) -> None:
 def _open_lock(path: Path) -> int:
     """Open a lock file to read and write; what else stands in its place is set aside.
 
-    Opening a pipe to write alone would wait for a reader for ever.
+    Opening a pipe to write alone would wait for a reader for ever. Whoever can read the file can hold it, so
+    other users than its owner's group can't.
     """
     if os.path.lexists(path) and not path.is_file():
         set_aside(path)
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
+    found = os.fstat(lock)
+    if found.st_mode & stat.S_IRWXO and found.st_uid == os.geteuid():  # made by an earlier release
+        os.fchmod(lock, stat.S_IMODE(found.st_mode) & ~stat.S_IRWXO)
+    return lock
 
 
 def end_with_dvc() -> None:

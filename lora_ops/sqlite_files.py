@@ -1,6 +1,12 @@
 """Which files a SQLite connection has open: somebody may put others in their place while a process runs."""
 
+import time
 from pathlib import Path
+
+Stamp = tuple[int, int, int]
+"""When a file was written and changed last (nanoseconds), and its size."""
+SETTLED_NANOSECONDS = 10**9
+"""File systems count time in steps of some milliseconds: within one a second write leaves no trace."""
 
 Places = tuple[tuple[int, int] | None, ...]
 """Device and inode of a database, its WAL and its WAL's index; None for a file that is not there."""
@@ -21,3 +27,14 @@ def _place(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Return what differs after each write into a file; None where it was written just now, or is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if 0 <= time.time_ns() - found.st_mtime_ns < SETTLED_NANOSECONDS:
+        return None
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size

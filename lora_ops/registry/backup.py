@@ -21,6 +21,7 @@ from lora_ops.folders import working_folder
 from lora_ops.hashing import sha256_file
 from lora_ops.named_paths import follow
 from lora_ops.registry.audit import Anchor, Head
+from lora_ops.registry.database import keep_private
 from lora_ops.registry.files import FileStore, sync_folder
 from lora_ops.registry.gc import named_digests
 from lora_ops.registry.holds import FOLDER as HOLDS
@@ -233,6 +234,7 @@ def _fetch(place: "_Place", snapshot: Snapshot, folder: Path) -> None:
         place.get(f"{snapshot.folder}/{relative}", folder / relative)
         if sha256_file(folder / relative) != digest:
             raise Damaged(f"{relative} was changed at {place.url}: restore another snapshot (--head).")
+    keep_private(folder / "registry.sqlite")
     files = FileStore(folder / "files")
     arrived = folder / "arrived"
     for digest in snapshot.files:

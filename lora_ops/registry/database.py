@@ -3,6 +3,7 @@
 import errno
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -11,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Unavailable
-from lora_ops.sqlite_files import places
+from lora_ops.sqlite_files import Stamp, places, stamp
 
 BUSY_SECONDS = 30.0
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
@@ -53,6 +54,10 @@ class Database:
             elif not path.is_file():
                 raise _missing(path)
             self.read_only = not os.access(folder, os.W_OK)
+            self._is_followed = True
+            """Whether SQLite itself sees what others change."""
+            self._stamp: Stamp | None = None
+            """What the file was when it was opened; None where nobody can tell that it is the same still."""
             self.connection = self._open_to_read() if self.read_only else self._open_to_write(create)
             self._places = places(path)
             self.openings = 1
@@ -68,14 +73,21 @@ class Database:
     def follow_replacement(self) -> None:
         """Open the files again if others took their place: the old ones get no change any more.
 
+        So too if a file changed that SQLite was told never to change: a gateway that may only read the registry
+        must see a revocation.
+
         Raises:
             LoraOpsError: a new file can't be opened.
         """
         found = places(self.path)
         # Where the database was removed, what is open is all there is. Its signed head is gone as well.
-        if found == self._places or found[0] is None:
+        if found[0] is None:
+            return
+        is_same = self._is_followed or (self._stamp is not None and stamp(self.path) == self._stamp)
+        if found == self._places and is_same:
             return
         self.connection.close()
+        self._places = ()  # if opening fails, as while somebody writes, the next call tries again
         try:
             self.connection = self._open_to_read() if self.read_only else self._open_to_write(False)
         except FAILURES as error:
@@ -86,6 +98,8 @@ class Database:
     def _open_to_write(self, create: bool) -> sqlite3.Connection:
         # `rwc` makes a missing file, `rw` does not: it may be deleted since somebody looked.
         mode = "rwc" if create else "rw"
+        if create:
+            _begin(self.path)
         uri = f"file:{quote(str(self.path))}?mode={mode}"
         db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=self.busy_seconds)
         deadline = time.monotonic() + self.busy_seconds
@@ -105,11 +119,14 @@ class Database:
 
     def _open_to_read(self) -> sqlite3.Connection:
         uri = f"file:{quote(str(self.path))}?mode=ro"
+        self._is_followed = True
         try:
             db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=self.busy_seconds)
             db.execute("SELECT count(*) FROM sqlite_master")
         except sqlite3.OperationalError:
-            # WAL wants to write its index; a disk that nobody writes to can be read without one.
+            # WAL wants to write its index, and a file without one can be read as if nobody changed it. Others
+            # may change it, so what it is now is kept before it is read.
+            self._is_followed, self._stamp = False, stamp(self.path)
             db = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
             db.execute("SELECT count(*) FROM sqlite_master")
         return db
@@ -213,6 +230,24 @@ class Database:
         if "unable to open" in text and self.path.exists() is False:
             return Unavailable(f"There is no registry in {folder}, and one can't be made there ({text}).")
         return Unavailable(f"The registry in {folder} can't be used ({text}).")
+
+
+def keep_private(path: Path) -> None:
+    """Take the rights of other users from a database: whoever can read it can lock it, and stop every change.
+
+    SQLite locks its files by ranges of bytes, and a shared lock on the writers' byte of its index needs no
+    right to write. The WAL and its index get the rights of the database. The group keeps what it has.
+
+    Raises:
+        OSError: it belongs to somebody else.
+    """
+    path.chmod(stat.S_IMODE(path.stat().st_mode) & ~stat.S_IRWXO)
+
+
+def _begin(path: Path) -> None:
+    """Make the file of a new database; SQLite takes an empty one."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o640))
 
 
 def _require_own_folder(folder: Path) -> None:

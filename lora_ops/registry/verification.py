@@ -1,5 +1,7 @@
 """Whether the registry still is what its audit log says: chain, digests, signatures and state, recomputed."""
 
+import shlex
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -105,7 +107,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problem for problem in (registry.holds.unreadable(), *(one.problem for one in held)) if problem
     ]
     warnings += [hold.text for hold in held]
-    warnings += [*_unpinned(registry), *_dated_ahead(registry, rows)]
+    warnings += [*_unpinned(registry), *_open_to_all(registry), *_dated_ahead(registry, rows)]
     if not broken:
         warnings += [*_weak(registry, versions), *accepted_heads(registry)]
     return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems), tuple(warnings))
@@ -158,6 +160,17 @@ def _unpinned(registry: Registry) -> Iterator[str]:
             f"of their own: list those that are yours ({', '.join(keys)}) under registry.signing.trusted_keys "
             "in params.yaml"
         )
+
+
+def _open_to_all(registry: Registry) -> Iterator[str]:
+    """Yield that everybody may read the database, as earlier releases made it: a reader can lock it."""
+    path = registry.db.path
+    with suppress(OSError):
+        if path.stat().st_mode & stat.S_IROTH:
+            yield (
+                f"every user of this machine may read {path}, and whoever reads it can keep it locked, so that "
+                f"nothing can be revoked: chmod o= {shlex.quote(str(path))}*"
+            )
 
 
 def _replay(

@@ -1,12 +1,17 @@
 """Registering, finding and exporting versions; every refusal is one sentence and leaves nothing behind."""
 
+import fcntl
 import os
 import shutil
+import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +23,13 @@ from lora_ops.hashing import sha256_file
 from lora_ops.paths import MEMBERSHIP
 from lora_ops.records.evaluation import Interval, PairedDifference
 from lora_ops.records.manifest import FileRecord, Manifest
-from lora_ops.registry import lifecycle, packages
+from lora_ops.registry import backup, lifecycle, packages
 from lora_ops.registry.backends import open_registry
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.registry.versions import parse_reference
+from lora_ops.serving.router import OutOfService, Router
 
 from . import processes
 from .conftest import AUTHOR, FIRST, MORNING, Build, Clock, Story, build_package, evaluated, saved_again
@@ -401,6 +408,85 @@ def test_a_read_only_folder_is_read_and_every_change_refused_in_a_sentence(
         found.chmod(0o555 if found.is_dir() else 0o444)
     path.chmod(0o555)
     assert processes.run(lambda: as_a_reader(path, package)) == processes.DONE
+
+
+def routes_of_a_reader(path: Path, opened: int, go_on: int) -> None:
+    """Route as a gateway that may only read the registry, before and after somebody's change of it."""
+    give_up_root()
+    registry = Registry(path)
+    assert registry.db.read_only
+    router = Router(registry, registry.get("finance@2").manifest.base_model, allow_candidates=False)
+    assert router.route("finance").name == "finance@2"
+    os.write(opened, b"1")
+    os.read(go_on, 1)
+    with pytest.raises(OutOfService, match="finance@2 was revoked"):
+        router.route("finance")
+    assert router.damage() is None
+
+
+def test_reader_sees_a_revocation_at_once(
+    public_folder: Path, owners: Owners, clock: Clock, package: Build
+) -> None:
+    """It took the file for one that nobody changes, called the registry damaged, and went on serving."""
+    path = public_folder / "registry"
+    registry = Registry(path, create=True, owners=owners, clock=clock)
+    story = Story(registry, public_folder / "reports")
+    for seed in (1, 2):
+        registry.register(*package(seed), actor=AUTHOR)
+        story.to(f"finance@{seed}", "production")
+    registry.close()
+    for found in path.rglob("*"):
+        found.chmod(found.stat().st_mode | stat.S_IROTH)
+    (opened, open_end), (go_on, go_end) = os.pipe(), os.pipe()
+    path.chmod(0o555)
+    reader = processes.start(lambda: routes_of_a_reader(path, open_end, go_on))
+    os.close(open_end)
+    os.read(opened, 1)
+    path.chmod(0o755)
+    with closing(Registry(path, owners=owners, clock=clock)) as changing:
+        lifecycle.revoke(changing, "finance@2", actor=FIRST, reason="leaks")
+    path.chmod(0o555)
+    os.write(go_end, b"1")
+    assert processes.wait(reader) == processes.DONE
+
+
+def lock_as_nobody(path: Path, locked: int) -> None:
+    """Take a shared lock on the byte of a WAL's index that each writer locks (walIndex, WAL_WRITE_LOCK)."""
+    give_up_root()
+    try:
+        index = os.open(path / "registry.sqlite-shm", os.O_RDONLY)
+        fcntl.lockf(index, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 120)
+    except PermissionError:
+        pass
+    os.write(locked, b"1")
+    time.sleep(10)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has a second user at hand")
+@pytest.mark.parametrize("is_restored", [False, True])
+def test_no_other_user_keeps_the_registry_locked(
+    public_folder: Path, owners: Owners, clock: Clock, package: Build, is_restored: bool
+) -> None:
+    """Whoever could read the WAL's index could stop every change, a revocation too."""
+    path = public_folder / "registry"
+    with closing(Registry(path, create=True, owners=owners, clock=clock)) as made:
+        made.register(*package(), actor=AUTHOR)
+        if is_restored:
+            backup.backup(made, str(public_folder / "backup"))
+    if is_restored:
+        path = public_folder / "restored"
+        backup.restore(str(public_folder / "backup"), path)
+    with closing(Registry(path, owners=owners, clock=clock)) as registry:
+        registry.db.rows("PRAGMA busy_timeout = 50")
+        locked, locked_end = os.pipe()
+        other = processes.start(lambda: lock_as_nobody(path, locked_end))
+        try:
+            os.read(locked, 1)
+            revoked = lifecycle.revoke(registry, "finance@1", actor=FIRST, reason="leaks")
+        finally:
+            os.kill(other, signal.SIGKILL)
+        assert processes.wait(other) == processes.KILLED
+        assert revoked.state == "revoked"
 
 
 def test_the_registry_of_a_repository_has_the_owners_of_its_owners_yaml(tmp_path: Path) -> None:

@@ -240,3 +240,10 @@ def test_verify_compares_the_stated_weights(registry: Registry, package: Build, 
     with pytest.raises(Damaged, match=told):
         packages.export(registry, "finance@1", tmp_path / "out", for_review=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_verify_names_a_database_open_to_all(registry: Registry, package: Build) -> None:
+    registry.register(*package())
+    assert not [one for one in verify(registry).warnings if "keep it locked" in one]
+    registry.db.path.chmod(0o644)
+    assert [one for one in verify(registry).warnings if "keep it locked" in one]
