@@ -30,11 +30,14 @@ def _place(path: Path) -> tuple[int, int] | None:
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Return what differs after each write into a file; None where it was written just now, or is gone."""
+    """Return what differs after each write into a file; None where it is gone."""
     try:
         found = path.stat()
     except OSError:
         return None
-    if 0 <= time.time_ns() - found.st_mtime_ns < SETTLED_NANOSECONDS:
-        return None
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size
+
+
+def is_settled(written: Stamp | None) -> bool:
+    """Return whether one more write since then would have left another stamp."""
+    return written is None or not 0 <= time.time_ns() - written[0] < SETTLED_NANOSECONDS

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Unavailable
-from lora_ops.sqlite_files import Stamp, places, stamp
+from lora_ops.sqlite_files import Stamp, is_settled, places, stamp
 
 BUSY_SECONDS = 30.0
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
@@ -57,7 +57,9 @@ class Database:
             self._is_followed = True
             """Whether SQLite itself sees what others change."""
             self._stamp: Stamp | None = None
-            """What the file was when it was opened; None where nobody can tell that it is the same still."""
+            """What the file was when it was opened."""
+            self._was_settled = True
+            """Whether it had been written long enough before; else it is opened once more a second later."""
             self.connection = self._open_to_read() if self.read_only else self._open_to_write(create)
             self._places = places(path)
             self.openings = 1
@@ -83,7 +85,9 @@ class Database:
         # Where the database was removed, what is open is all there is. Its signed head is gone as well.
         if found[0] is None:
             return
-        is_same = self._is_followed or (self._stamp is not None and stamp(self.path) == self._stamp)
+        is_same = self._is_followed or (
+            stamp(self.path) == self._stamp and (self._was_settled or not is_settled(self._stamp))
+        )
         if found == self._places and is_same:
             return
         self.connection.close()
@@ -127,6 +131,7 @@ class Database:
             # WAL wants to write its index, and a file without one can be read as if nobody changed it. Others
             # may change it, so what it is now is kept before it is read.
             self._is_followed, self._stamp = False, stamp(self.path)
+            self._was_settled = is_settled(self._stamp)
             db = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
             db.execute("SELECT count(*) FROM sqlite_master")
         return db
