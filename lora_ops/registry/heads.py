@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class HeadMemory:
-    """What is remembered of one registry.
+    """What is remembered of one registry, by its places and by the first entry of its log.
 
     Args:
         path: the file; it may hold the heads of several registries.
@@ -47,7 +47,20 @@ class HeadMemory:
 
     def __init__(self, path: Path, name: str, also: Sequence[str] = ()) -> None:
         self.path = path
-        self.names = tuple(dict.fromkeys((name, *also)))
+        self._places = tuple(dict.fromkeys((name, *also)))
+        self._first: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return under what names its heads are kept."""
+        return (*self._places, f"log {self._first}") if self._first else self._places
+
+    def identify(self, log: Log | None) -> None:
+        """Know the registry also by its log's first entry, which no copy can change.
+
+        An older copy at another place, which params.yaml names then, must not begin without a memory.
+        """
+        self._first = log.hash_at(1) if log else None
 
     def recall(self) -> Head | None:
         """Return the last head that any process of this machine saw, or None.
@@ -71,8 +84,8 @@ class HeadMemory:
         if head.seq == 0:
             return
         try:
-            known = self.recall()
-            if known and known.seq >= head.seq:
+            heads = self._read()
+            if all(heads.get(name, (0, ""))[0] >= head.seq for name in self.names):
                 return
             self._write(head, only_later=True, seconds=seconds)
         except (OSError, LoraOpsError) as error:
@@ -112,6 +125,7 @@ class HeadMemory:
 
     def problem(self, log: Log | None) -> str | None:
         """Return why `log` is not the one that was seen here before, or None; no log is an empty one."""
+        self.identify(log)
         try:
             known = self.recall()
         except LoraOpsError as error:
@@ -140,9 +154,10 @@ class HeadMemory:
                     raise
                 heads = {}  # damaged, and accepted to be written again
             # Two processes may come here in the other order than they changed the registry.
-            if only_later and all(heads.get(name, (0, ""))[0] >= head.seq for name in self.names):
+            names = [name for name in self.names if not only_later or heads.get(name, (0, ""))[0] < head.seq]
+            if not names:
                 return
-            heads |= dict.fromkeys(self.names, (head.seq, head.hash))
+            heads |= dict.fromkeys(names, (head.seq, head.hash))
             write_atomically(self.path, (json.dumps(heads, indent=2) + "\n").encode())
 
 

@@ -147,11 +147,16 @@ class Registry(Queries):
     def remember(self, head: Head, *, seconds: float = LONGEST_WAIT) -> None:
         """Keep a head outside the registry that was written here, or verified; wait so long for its file."""
         if self.memory:
+            with suppress(LoraOpsError):  # the change is made; by its place the registry is known anyway
+                self.memory.identify(self.log)
             self.memory.remember(head, seconds=seconds)
 
     def unremembered(self) -> str | None:
         """Return that the head is not kept outside the registry, in words, or None."""
-        return self.memory.behind(self.log.head()) if self.memory else None
+        if self.memory is None:
+            return None
+        self.memory.identify(self.log)
+        return self.memory.behind(self.log.head())
 
     # Changes.
 
@@ -258,7 +263,10 @@ class Registry(Queries):
         damaged one, the signed head stands in for it.
         """
         try:
-            known = self.memory.recall() if self.memory else None
+            known = None
+            if self.memory:
+                self.memory.identify(self.log)
+                known = self.memory.recall()
         except LoraOpsError:
             return self.anchor.damage() is None and self.follower.rows_problem() is None
         return known == head and self.anchor.damage() is not None and self.follower.rows_problem() is None

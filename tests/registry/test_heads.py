@@ -342,13 +342,50 @@ def test_copy_of_a_shared_registry_is_taken_again(root: Path, connect: Callable[
         assert registry.log.head() == head
 
 
+def move_to(root: Path, path: str) -> None:
+    params = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(params.replace("  path: .registry\n", f"  path: {path}\n"))
+
+
+def test_older_copy_at_another_place_does_not_verify(root: Path, cli: Cli) -> None:
+    """By its place alone it was a registry that nobody had seen, and its revoked version could be loaded."""
+    move_to(root, "before")
+    done = cli("verify")
+    assert done.exit_code == 1
+    assert "the audit log ends at entry 2, and .serving/head.json knows entry 3:" in done.output
+    with pytest.raises(LoraOpsError, match=r"can't be trusted, so nothing is changed: .*accept-head --reason"):
+        register(root, 2)
+    # Whoever looks at an older copy on purpose can read it, and can go on with it.
+    assert json.loads(cli("list", "--json").output)[0]["state"] == "candidate"
+    cli("accept-head", "--reason", "the newer one is lost")
+    assert cli("verify").exit_code == 0
+    register(root, 2)
+
+
+def test_registry_that_moved_is_known_at_its_new_place(root: Path, cli: Cli) -> None:
+    (root / ".registry").rename(root / "moved")
+    move_to(root, "moved")
+    assert cli("verify").exit_code == 0
+    register(root, 2)
+    shutil.rmtree(root / "moved")
+    shutil.copytree(root / "before", root / "moved")
+    assert cli("verify").exit_code == 1
+
+
+def test_memory_of_an_earlier_release_learns_the_first_entry(root: Path, cli: Cli) -> None:
+    kept = root / ".serving/head.json"
+    kept.write_text(json.dumps({".registry": remembered(root)}))
+    assert cli("verify").exit_code == 0
+    move_to(root, "before")
+    assert cli("verify").exit_code == 1
+
+
 @pytest.mark.parametrize("path", ["./.registry", "before/../.registry", "link"])
 def test_memory_knows_the_folder_by_another_name(root: Path, path: str) -> None:
     """A path written in another way must not begin without a memory."""
     replay(root)
     (root / "link").symlink_to(root / ".registry")
-    params = (root / "params.yaml").read_text()
-    (root / "params.yaml").write_text(params.replace("  path: .registry\n", f"  path: {path}\n"))
+    move_to(root, path)
     with closing(open_registry(root)) as registry:
         assert "replaced by an older copy" in verify(registry).problems[0]
 
