@@ -5,6 +5,7 @@ The list of a snapshot's files is written last: without it a snapshot does not c
 killed. The private key is in none of them.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lora_ops.clock import utc
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable, disk_reason
@@ -40,6 +41,8 @@ LIST = "snapshot.json"
 SCHEMA = 1
 ATTEMPTS = 5
 UNFINISHED = ".restoring-"
+READ_BYTES = 2**20
+Condition = Literal["whole", "damaged", "missing"]
 DIGEST = re.compile(r"[0-9a-f]{64}")
 SMALL = re.compile(
     r"registry\.sqlite|audit\.head|keys/registry\.json|keys/[0-9a-f]{64}\.pub|" + f"{HOLDS}/{HOLD.pattern}"
@@ -53,11 +56,13 @@ class Backup(NamedTuple):
         head: where the log of the snapshot ends.
         files: kept files that the snapshot names.
         sent: those that were not there from an earlier backup.
+        mended: copies of an earlier backup, kept files and those of its snapshot, that were damaged there.
     """
 
     head: Head
     files: int
     sent: int
+    mended: int = 0
 
 
 class Snapshot(NamedTuple):
@@ -79,6 +84,9 @@ class Snapshot(NamedTuple):
 def backup(registry: Registry, url: str) -> Backup:
     """Copy the registry to `url`; changes go on meanwhile, and files that are there already are not sent again.
 
+    Copies of earlier backups are read and compared with their digest, and a damaged one is written again: one
+    of the right size may have rotted, and restoring would find that when the registry is gone.
+
     Raises:
         Damaged: the log can't be trusted, or a kept file is missing or changed: a backup of it would be none.
         Unavailable: `url` can't be written.
@@ -92,20 +100,32 @@ def backup(registry: Registry, url: str) -> Backup:
         # What the log grew by since is named too, which does no harm.
         named = {one for one in named_digests(registry) if registry.files.holds(one)}
         snapshot = Snapshot(head, utc(registry.clock()), small, tuple(sorted(named | _required(registry))))
-        sent = 0
+        sent = mended = 0
         for digest in snapshot.files:
             path = registry.files.checked(digest, f"file {digest[:12]}…")
-            sent += place.put(path, _kept(digest))
+            condition = place.condition(_kept(digest), digest, path.stat().st_size)
+            if condition != "whole":
+                place.put(path, _kept(digest))
+                sent, mended = sent + (condition == "missing"), mended + (condition == "damaged")
         there = next((one for one in place.snapshots() if one.folder == snapshot.folder), None)
-        if there is None or _holds_of(there) != _holds_of(snapshot):
-            if there:  # what it names stays: only a hold came or went since
-                small = {**{name: there.small[name] for name in there.small.keys() - _holds_of(there)}}
-                small |= {name: snapshot.small[name] for name in _holds_of(snapshot)}
-            for relative in _holds_of(snapshot) if there else small:
-                place.put(folder / relative, f"{snapshot.folder}/{relative}", again=True)
+        broken = list(_broken(place, there)) if there else []
+        if there is None or broken or _holds_of(there) != _holds_of(snapshot):
+            again = small
+            if there and not broken:  # what it names stays: only a hold came or went since
+                again = {name: snapshot.small[name] for name in _holds_of(snapshot)}
+                small = {name: there.small[name] for name in there.small.keys() - _holds_of(there)} | again
+            for relative in again:
+                place.put(folder / relative, f"{snapshot.folder}/{relative}")
             content = {"schema": SCHEMA, **snapshot._replace(small=small)._asdict()}
             place.write(f"{snapshot.folder}/{LIST}", json.dumps(content, indent=2).encode())
-    return Backup(head, len(snapshot.files), sent)
+    return Backup(head, len(snapshot.files), sent, mended + len(broken))
+
+
+def _broken(place: "_Place", snapshot: Snapshot) -> Iterator[str]:
+    """Yield the small files of a snapshot that restoring would refuse: missing, damaged or of no registry."""
+    for name, digest in snapshot.small.items():
+        if not SMALL.fullmatch(name) or place.condition(f"{snapshot.folder}/{name}", digest) != "whole":
+            yield name
 
 
 def _holds_of(snapshot: Snapshot) -> set[str]:
@@ -275,15 +295,29 @@ class _Place:
             self._fs: AbstractFileSystem
             self._fs, self._root = url_to_fs(url)
 
-    def put(self, source: Path, relative: str, *, again: bool = False) -> bool:
-        """Send a file, unless one of this name and size is there; say whether it was sent."""
+    def put(self, source: Path, relative: str) -> None:
+        """Send a file, over one that is there."""
         path = f"{self._root}/{relative}"
         with self._reached():
-            if not again and self._fs.exists(path) and self._fs.size(path) == source.stat().st_size:
-                return False
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._fs.put_file(str(source), path)
-        return True
+
+    def condition(self, relative: str, digest: str, size: int | None = None) -> Condition:
+        """Return whether a file is there with the bytes of its digest; one of another size is not read."""
+        path = f"{self._root}/{relative}"
+        with self._reached():
+            if not self._fs.exists(path):
+                return "missing"
+            try:
+                if size is not None and self._fs.size(path) != size:
+                    return "damaged"
+                found = hashlib.sha256()
+                with self._fs.open(path, "rb") as file:
+                    while part := file.read(READ_BYTES):
+                        found.update(part)
+            except OSError:  # a bad sector; a place that can't be reached refuses the new copy, too
+                return "damaged"
+        return "whole" if found.hexdigest() == digest else "damaged"
 
     def write(self, relative: str, content: bytes) -> None:
         """Write a small file."""

@@ -81,10 +81,16 @@ def backup(url: Url, as_json: AsJson = False) -> None:
     _done(
         as_json,
         f"Backed up to {url}: the log ends at {made.head.text}; {made.files} files, {made.sent} of them new.",
+        *(
+            [f"Copies of an earlier backup that were damaged and are whole again: {made.mended}."]
+            if made.mended
+            else []
+        ),
         f"The private key is not in it: keep {key} in another place.",
         head=made.head.text,
         files=made.files,
         sent=made.sent,
+        mended=made.mended,
         private_key=str(key),
     )
 

@@ -75,6 +75,18 @@ def test_second_backup_sends_what_is_new(serving: Registry, url: str, package: B
             assert len(restored.summaries()) == number
 
 
+@pytest.mark.parametrize("name", ["files/*/*", "snapshots/*/registry.sqlite", "snapshots/*/audit.head"])
+def test_backup_mends_a_damaged_copy_of_the_same_size(serving: Registry, tmp_path: Path, name: str) -> None:
+    """Restoring found it, when the registry was gone."""
+    url = str(tmp_path / "backups")
+    backup(serving, url)
+    flip(tmp_path / "backups", name)
+    again = backup(serving, url)
+    assert (again.sent, again.mended) == (0, 1)
+    restore(url, tmp_path / "restored")
+    assert backup(serving, url).mended == 0
+
+
 def test_restore_refuses_a_folder_that_holds_something(serving: Registry, tmp_path: Path) -> None:
     backup(serving, str(tmp_path / "backups"))
     with pytest.raises(Refused, match="is there already: move it away first"):
@@ -84,12 +96,13 @@ def test_restore_refuses_a_folder_that_holds_something(serving: Registry, tmp_pa
     assert (tmp_path / "empty/registry.sqlite").is_file()
 
 
-def kept(folder: Path) -> Path:
-    return next(path for path in sorted(folder.glob("files/*/*")) if path.is_file())
+def kept(folder: Path, pattern: str = "files/*/*") -> Path:
+    return next(path for path in sorted(folder.glob(pattern)) if path.is_file())
 
 
-def flip(folder: Path) -> None:
-    path = kept(folder)
+def flip(folder: Path, pattern: str = "files/*/*") -> None:
+    """Change the last byte of a copy, whose size stays."""
+    path = kept(folder, pattern)
     path.write_bytes(path.read_bytes()[:-1] + b"~")
 
 
