@@ -18,10 +18,11 @@ from lora_ops.records.data import DataRecord, read_data_record
 from lora_ops.records.evaluation import (
     SYSTEMS,
     BiasAssessment,
+    EvaluationRecord,
     read_evaluation,
 )
 from lora_ops.records.manifest import FileRecord, Manifest, PackagingRecord, fresh_until
-from lora_ops.records.training import read_training_record
+from lora_ops.records.training import TrainingRecord, read_training_record
 from lora_ops.settings.files import read_yaml
 from lora_ops.settings.tenant import TenantSettings
 from lora_ops.versions import TRAINING_PACKAGES, installed_versions
@@ -33,8 +34,8 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     """Write adapter, model card, evaluation and `manifest.json` into `target`, all or nothing.
 
     Raises:
-        LoraOpsError: a stage before this one has not run, its results do not belong together, the data were
-            prepared by other settings, a matrix holds NaN, or the adapter does not beat its base though
+        LoraOpsError: a stage before this one has not run, its results do not belong together, one of
+            them is of other settings, a matrix holds NaN, or the adapter does not beat its base though
             `evaluate.must_beat_base` asks for it.
     """
     adapter = root / "models/adapters" / tenant
@@ -44,7 +45,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     training = read_training_record(report)
     evaluation = read_evaluation(report)
     _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
-    _require_own_settings(tenant, data, settings)
+    _require_own_settings(tenant, data, training, evaluation, settings)
     require_finite(adapter / ADAPTER_FILES[0])
     require_lora(adapter / ADAPTER_FILES[0])
     if settings.evaluate.must_beat_base and not evaluation.beats_base:
@@ -227,21 +228,33 @@ def _require_one_lineage(
             raise LoraOpsError(f"'{tenant}' cannot be packaged: {problem}; run `dvc repro` from the start.")
 
 
-def _require_own_settings(tenant: str, data: DataRecord, settings: TenantSettings) -> None:
-    """Refuse settings that the data were not prepared by.
+def _require_own_settings(
+    tenant: str,
+    data: DataRecord,
+    training: TrainingRecord,
+    evaluation: EvaluationRecord,
+    settings: TenantSettings,
+) -> None:
+    """Refuse settings that data, training or evaluation did not run with.
 
-    The gateway prompts the adapter as the manifest says. Whoever edits params.yaml and runs this stage alone
-    would serve a system prompt that nobody trained or evaluated with.
+    The gateway prompts the adapter as the manifest says, and reviewers read its recipe there. Whoever edits
+    params.yaml and runs this stage alone would serve a system prompt that nobody trained or evaluated with,
+    and state a learning rate of no run.
     """
-    if data.settings is None:
-        raise LoraOpsError(
-            f"'{tenant}' cannot be packaged: its data do not name the settings that prepared them; run "
-            f"`dvc repro --force prepare@{tenant}`, then `dvc repro package@{tenant}`."
-        )
-    other = differing(settings.data.model_dump(mode="json"), data.settings)
-    if other:
-        named = ", ".join(f"data.{name}" for name in other)
-        raise LoraOpsError(
-            f"'{tenant}' cannot be packaged: its data were prepared by other settings than those of "
-            f"params.yaml ({named}); run `dvc repro package@{tenant}`, or put the settings back."
-        )
+    for section, stage, done, ran in (
+        ("data", "prepare", "its data were prepared", data.settings),
+        ("train", "train", "its adapter was trained", training.settings),
+        ("evaluate", "evaluate", "its answers were measured", evaluation.settings),
+    ):
+        if ran is None:
+            raise LoraOpsError(
+                f"'{tenant}' cannot be packaged: no record names the settings that {done} by; run "
+                f"`dvc repro --force {stage}@{tenant}`, then `dvc repro package@{tenant}`."
+            )
+        other = differing(getattr(settings, section).model_dump(mode="json"), ran)
+        if other:
+            named = ", ".join(f"{section}.{name}" for name in other)
+            raise LoraOpsError(
+                f"'{tenant}' cannot be packaged: {done} by other settings than those of "
+                f"params.yaml ({named}); run `dvc repro package@{tenant}`, or put the settings back."
+            )

@@ -5,6 +5,7 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -14,7 +15,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.packaging import lock_digest, model_card, package, packaged
 from lora_ops.paths import ADAPTER_FILES, ANSWERS, DATA, EVALUATION, MEMBERSHIP, SAMPLES, TRAINING
-from lora_ops.records.data import DataRecord, SourceRecord
+from lora_ops.records.data import SourceRecord
 from lora_ops.records.manifest import fresh_until
 from lora_ops.settings.params import load_settings
 from lora_ops.settings.tenant import TenantSettings
@@ -103,13 +104,15 @@ def computed(tmp_path: Path) -> tuple[Path, TenantSettings]:
     for name in ADAPTER_FILES:
         (folder / name).rename(adapter / name)
     (folder / MEMBERSHIP).rename(prepared / MEMBERSHIP)
-    for name in (ANSWERS, EVALUATION):
-        (folder / name).rename(report / name)
+    (folder / ANSWERS).rename(report / ANSWERS)
     (report / SAMPLES).write_text("id,text,target,base,adapter\n")
-    (report / TRAINING).write_text(manifest.training.to_json())
     settings = TenantSettings.model_validate(manifest.params)
-    record = manifest.data.model_copy(update={"settings": settings.data.model_dump(mode="json")})
-    (prepared / DATA).write_text(record.to_json())
+    for path, record, section in (
+        (prepared / DATA, manifest.data, settings.data),
+        (report / TRAINING, manifest.training, settings.train),
+        (report / EVALUATION, manifest.evaluation, settings.evaluate),
+    ):
+        path.write_text(record.model_copy(update={"settings": section.model_dump(mode="json")}).to_json())
     (tmp_path / "models/base/base_model.json").write_text(manifest.base_model.to_json())
     return tmp_path, settings
 
@@ -127,12 +130,49 @@ def test_package_says_what_its_data_were_prepared_by(computed: tuple[Path, Tenan
     assert packaged("finance", root) == manifest
 
 
-def test_package_refuses_data_of_unnamed_settings(computed: tuple[Path, TenantSettings]) -> None:
+@pytest.mark.parametrize(
+    ("section", "edited", "done"),
+    [
+        ("train", {"rank": 64, "learning_rate": 0.5}, "its adapter was trained"),
+        ("train", {"patience": 3}, "its adapter was trained"),
+        ("evaluate", {"few_shot": 0, "max_new_tokens": 99}, "its answers were measured"),
+        ("evaluate", {"must_beat_base": False}, "its answers were measured"),
+    ],
+)
+def test_package_refuses_a_recipe_that_did_not_run(
+    computed: tuple[Path, TenantSettings], section: str, edited: dict[str, Any], done: str
+) -> None:
+    """04_package, run alone after an edit of params.yaml, stated a recipe of no run."""
     root, settings = computed
-    path = root / "data/prepared/finance" / DATA
-    record = DataRecord.model_validate_json(path.read_text())
-    path.write_text(record.model_copy(update={"settings": None}).to_json())
-    with pytest.raises(LoraOpsError, match="dvc repro --force prepare@finance"):
+    changed = settings.model_copy(update={section: getattr(settings, section).model_copy(update=edited)})
+    named = ", ".join(f"{section}.{name}" for name in sorted(edited))
+    message = (
+        rf"{done} by other settings than those of params.yaml \({named}\); run `dvc repro package@finance`"
+    )
+    with pytest.raises(LoraOpsError, match=message):
+        package("finance", changed, root, root / "packages/finance")
+    manifest = package("finance", settings, root, root / "packages/finance")
+    assert manifest.params["train"] == manifest.training.settings
+    assert manifest.params["evaluate"] == manifest.evaluation.settings
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        (f"data/prepared/finance/{DATA}", "prepare"),
+        (f"reports/finance/{TRAINING}", "train"),
+        (f"reports/finance/{EVALUATION}", "evaluate"),
+    ],
+)
+def test_package_refuses_a_record_of_unnamed_settings(
+    computed: tuple[Path, TenantSettings], path: str, stage: str
+) -> None:
+    """A release before this one wrote the record."""
+    root, settings = computed
+    record = json.loads((root / path).read_text())
+    del record["settings"]
+    (root / path).write_text(json.dumps(record))
+    with pytest.raises(LoraOpsError, match=f"by; run `dvc repro --force {stage}@finance`, then"):
         package("finance", settings, root, root / "packages/finance")
 
 

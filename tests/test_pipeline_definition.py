@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from lora_ops.settings.evaluate import ANSWERING
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT
 
@@ -116,6 +117,20 @@ def test_stage_reaches_no_registry(stage: str) -> None:
     """C4: each trial of `dvc exp run` became the candidate."""
     assert not [path for path in reached(stage) if path.startswith("lora_ops/registry")]
     assert not [name for name in STAGES[stage].get("params", []) if name.startswith(("registry", "serving"))]
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [
+        ("prepare", ["data"]),
+        ("train", ["train"]),
+        ("generate", [f"evaluate.{name}" for name in ANSWERING]),
+        ("evaluate", ["evaluate", "data"]),
+    ],
+)
+def test_stage_watches_the_settings_it_records(stage: str, settings: list[str]) -> None:
+    """What `package` compares and DVC does not watch would ask for a run that DVC leaves out."""
+    assert STAGES[stage]["params"] == [f"tenants.${{key}}.{name}" for name in settings]
 
 
 @pytest.mark.parametrize("stage", ["train", "generate"])

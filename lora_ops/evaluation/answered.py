@@ -11,6 +11,7 @@ from lora_ops.hashing import sha256_file
 from lora_ops.paths import ADAPTER_FILES, GENERATED, GENERATION, require_file
 from lora_ops.records.evaluation import Agreement
 from lora_ops.records.generation import GenerationRecord
+from lora_ops.settings.evaluate import EvaluateSettings
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class Answered:
     adapter_files: dict[str, str]
 
 
-def write_answers(tenant: str, answered: Answered, test_file: Path, folder: Path) -> GenerationRecord:
-    """Write the answers and the record of who gave them into `folder`."""
+def write_answers(
+    tenant: str, answered: Answered, settings: EvaluateSettings, test_file: Path, folder: Path
+) -> GenerationRecord:
+    """Write the answers and the record of who gave them, and by which settings, into `folder`."""
     record = GenerationRecord(
         tenant=tenant,
         rows=len(answered.frame),
@@ -46,6 +49,7 @@ def write_answers(tenant: str, answered: Answered, test_file: Path, folder: Path
         truncated=answered.truncated,
         answered_by=answered.by,
         agreement=answered.agreement,
+        settings=settings.answering,
     )
     folder.mkdir(parents=True, exist_ok=True)
     # Quoted, since a carriage return in an answer would else end its row.

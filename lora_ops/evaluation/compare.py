@@ -8,11 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.baselines import majority_baseline, tfidf_baseline
 from lora_ops.evaluation.bias import measure_bias
 from lora_ops.evaluation.inference import Sample, difference, holm, interval
 from lora_ops.evaluation.labels import read_label
 from lora_ops.evaluation.metrics import sample
+from lora_ops.hashing import differing
 from lora_ops.paths import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
 from lora_ops.records.evaluation import (
     ADAPTER,
@@ -29,6 +31,7 @@ from lora_ops.records.evaluation import (
 )
 from lora_ops.records.example import Example
 from lora_ops.records.generation import GenerationRecord
+from lora_ops.settings.evaluate import EvaluateSettings
 from lora_ops.settings.tenant import TenantSettings
 
 
@@ -107,8 +110,13 @@ def evaluate(
     answers: pd.DataFrame,
     generation: GenerationRecord,
 ) -> EvaluationRecord:
-    """Return the record of one comparison."""
+    """Return the record of one comparison.
+
+    Raises:
+        LoraOpsError: the answers were given by other settings than these.
+    """
     chosen = settings.evaluate
+    _require_own_answers(tenant, generation, chosen)
     primary = chosen.metrics[0]
     samples = samples_of(answers, settings)
     metrics = {
@@ -135,7 +143,24 @@ def evaluate(
         agreement=generation.agreement,
         seconds_base=generation.seconds[BASE],
         seconds_adapter=generation.seconds[ADAPTER],
+        settings=chosen.model_dump(mode="json"),
     )
+
+
+def _require_own_answers(tenant: str, generation: GenerationRecord, settings: EvaluateSettings) -> None:
+    """Refuse answers of other settings: the record would name a few-shot base that nobody asked."""
+    if generation.settings is None:
+        raise LoraOpsError(
+            f"The answers of '{tenant}' do not name the settings that they were given by: run `dvc repro "
+            f"--force generate@{tenant}`, then `dvc repro evaluate@{tenant}`."
+        )
+    other = differing(settings.answering, generation.settings)
+    if other:
+        named = ", ".join(f"evaluate.{name}" for name in other)
+        raise LoraOpsError(
+            f"The answers of '{tenant}' were given by other settings than those of params.yaml ({named}): run "
+            f"`dvc repro evaluate@{tenant}`, or put the settings back."
+        )
 
 
 def numbers(record: EvaluationRecord) -> dict[str, Any]:

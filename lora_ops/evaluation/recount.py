@@ -128,6 +128,7 @@ def _recount(answers: "pd.DataFrame", settings: TenantSettings, stated: Evaluati
         test_sha256=stated.test_sha256,
         adapter_sha256=stated.adapter_sha256,
         seconds={BASE: 0, ADAPTER: 0},
+        settings=settings.evaluate.answering,
     )
     return evaluate(stated.tenant, quick, answers, generation)
 

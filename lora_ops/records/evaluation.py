@@ -183,6 +183,9 @@ class EvaluationRecord(Record):
     )
     seconds_base: float
     seconds_adapter: float
+    settings: dict[str, Any] | None = Field(
+        None, description="`evaluate` of params.yaml as the answers were measured by it; older records lack it"
+    )
 
     @property
     def against_strongest(self) -> PairedDifference | None:

@@ -1,6 +1,7 @@
 """The record of the answers that an evaluation rests on."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -26,6 +27,10 @@ class GenerationRecord(Record):
     answered_by: str = Field("transformers", description="engine: the one that serves; transformers: with PEFT")
     agreement: dict[str, Agreement] = Field(
         default_factory=dict, description="system -> the sample that the engine and transformers both answered"
+    )
+    settings: dict[str, Any] | None = Field(
+        None,
+        description="of `evaluate` in params.yaml those that decide on the answers; older records lack it",
     )
 
 

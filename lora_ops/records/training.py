@@ -1,6 +1,7 @@
 """The record of one training run."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -29,6 +30,9 @@ class TrainingRecord(Record):
     best_step: int | None = Field(None, description="whose weights are saved, where train.patience is set")
     packages: dict[str, str] = Field(default_factory=dict, description="versions where the training ran")
     git: GitRecord | None = Field(None, description="the commit that the training ran at")
+    settings: dict[str, Any] | None = Field(
+        None, description="`train` of params.yaml as the adapter was trained by it; older records lack it"
+    )
 
 
 def read_training_record(folder: Path) -> TrainingRecord:

@@ -200,11 +200,18 @@ def _unlike_settings(manifest: Manifest, now: datetime) -> Iterator[str]:
     if other:
         yield f"{' and '.join(other)} of its data or model are not those of its params"
     # The gateway prompts the adapter by its params, and it was evaluated with those that prepared its data.
-    if manifest.data.settings is None:
-        yield "its data do not name the settings that prepared them (data.settings)"
-    elif differing(data, manifest.data.settings):
-        named = ", ".join(f"data.{name}" for name in differing(data, manifest.data.settings))
-        yield f"its data were prepared by another {named} than that of its params"
+    # Reviewers read the recipe in its params, and gates what was asked of the evaluation.
+    for section, record, done, ran in (
+        ("data", "data", "its data were prepared", manifest.data.settings),
+        ("train", "training", "its adapter was trained", manifest.training.settings),
+        ("evaluate", "evaluation", "its answers were measured", manifest.evaluation.settings),
+    ):
+        if ran is None:
+            yield f"no record names the settings that {done} by ({record}.settings)"
+            continue
+        named = ", ".join(f"{section}.{name}" for name in differing(manifest.params[section], ran))
+        if named:
+            yield f"{done} by another {named} than that of its params"
     days = package.get("freshness_days")
     if not isinstance(days, int) or days < 1:
         yield "params.package has no freshness_days"

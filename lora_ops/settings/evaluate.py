@@ -1,12 +1,14 @@
 """`tenants.NAME.evaluate` of params.yaml."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from lora_ops.settings.section import Section
 
 Metric = Literal["exact_match", "macro_f1", "token_f1"]
+ANSWERING = ("max_new_tokens", "few_shot")
+"""Settings that decide on the answers: the stage `generate` watches these, and the other ones measure."""
 
 
 class EvaluateSettings(Section):
@@ -26,3 +28,8 @@ class EvaluateSettings(Section):
     max_gap: float | None = Field(
         None, gt=0, le=1, description="between two groups of a column of data.bias_columns; None: no limit"
     )
+
+    @property
+    def answering(self) -> dict[str, Any]:
+        """The settings that decide on the answers, as the record of the answers keeps them."""
+        return self.model_dump(mode="json", include=set(ANSWERING))

@@ -133,6 +133,7 @@ def _train(job: _Job, group: Group, on_step: OnStep) -> None:
             best_step=run.best_step,
             packages=installed_versions(TRAINING_PACKAGES),
             git=git_state(job.root) if job.root else None,
+            settings=job.settings.model_dump(mode="json"),
         )
         _write_report(record, run.losses, run.validations, job.report)
         _write_adapter(run.model, base.id, saved, job.target)

@@ -12,6 +12,7 @@ from lora_ops.hashing import sha256_file
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.evaluation import Agreement
 from lora_ops.records.generation import read_generation
+from lora_ops.settings.evaluate import EvaluateSettings
 
 
 def test_answers_come_back_as_they_were_given(tmp_path: Path) -> None:
@@ -43,9 +44,11 @@ def test_answers_come_back_as_they_were_given(tmp_path: Path) -> None:
     agreement = {"base": Agreement(rows=8, equal=7)}
     digests = adapter_digests(tmp_path)
     answered = Answered(frame, {"base": 1.0}, {"base": 9}, "engine", agreement, digests)
-    record = write_answers("media", answered, tmp_path / "test.jsonl", tmp_path / "report")
+    settings = EvaluateSettings(metrics=("exact_match",), max_new_tokens=14, few_shot=6)
+    record = write_answers("media", answered, settings, tmp_path / "test.jsonl", tmp_path / "report")
     pd.testing.assert_frame_equal(read_answers(tmp_path / "report"), frame, check_dtype=False)
     assert read_generation(tmp_path / "report") == record
+    assert record.settings == {"max_new_tokens": 14, "few_shot": 6}
     assert record.adapter_sha256 == sha256_file(tmp_path / "adapter_model.safetensors")
     assert record.adapter_config_sha256 == sha256_file(tmp_path / "adapter_config.json")
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from lora_ops.adapter_files import adapter_digests
+from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.answered import Answered, write_answers
 from lora_ops.evaluation.bias import errors_by
 from lora_ops.evaluation.compare import evaluate, write_report
@@ -22,6 +23,7 @@ from lora_ops.records.evaluation import (
     EvaluationRecord,
     read_evaluation,
 )
+from lora_ops.records.generation import read_generation
 from lora_ops.settings.tenant import TenantSettings
 from tests.conftest import ROOT
 
@@ -65,7 +67,7 @@ def record(frame: pd.DataFrame, settings: TenantSettings, folder: Path) -> Evalu
     agreement = {BASE: Agreement(rows=8, equal=8)}
     seconds, cut = {BASE: 1.0, ADAPTER: 1.0}, {BASE: 120, ADAPTER: 2}
     answered = Answered(frame, seconds, cut, "engine", agreement, adapter_digests(folder))
-    generation = write_answers("media", answered, folder / "test.jsonl", folder / "report")
+    generation = write_answers("media", answered, settings.evaluate, folder / "test.jsonl", folder / "report")
     return evaluate("media", settings, frame, generation)
 
 
@@ -80,6 +82,21 @@ def test_evaluate_names_an_opponent_that_the_adapter_loses_to(media: TenantSetti
     assert found.clusters == 60
     assert found.truncated == {BASE: 120, ADAPTER: 2}
     assert (found.answered_by, found.agreement[BASE].equal) == ("engine", 8)
+
+
+def test_evaluate_refuses_answers_of_other_settings(media: TenantSettings, tmp_path: Path) -> None:
+    """03_evaluate, run alone after an edit of params.yaml, named a few-shot base that nobody asked."""
+    frame = answers(70, 70)
+    assert record(frame, media, tmp_path).settings == media.evaluate.model_dump(mode="json")
+    generation = read_generation(tmp_path / "report")
+    quicker = media.evaluate.model_copy(update={"batch_size": 1, "bootstrap": 100})
+    assert evaluate("media", media.model_copy(update={"evaluate": quicker}), frame, generation)
+    other = media.evaluate.model_copy(update={"few_shot": 0, "max_new_tokens": 99})
+    with pytest.raises(LoraOpsError, match=r"\(evaluate.few_shot, evaluate.max_new_tokens\): run `dvc repro"):
+        evaluate("media", media.model_copy(update={"evaluate": other}), frame, generation)
+    older = generation.model_copy(update={"settings": None})
+    with pytest.raises(LoraOpsError, match="do not name .* run `dvc repro --force generate@media`, then"):
+        evaluate("media", media, frame, older)
 
 
 def test_evaluate_gives_every_system_an_interval(media: TenantSettings, tmp_path: Path) -> None:

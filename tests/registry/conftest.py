@@ -286,6 +286,13 @@ def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) ->
         own["adapter_config_sha256"] = config
     if evaluation.adapter_sha256 == manifest.evaluation.adapter_sha256:  # else a test names another adapter
         own["adapter_sha256"] = weights
+    params = {**GATES, **manifest.params}
+    prepared = {**params["data"], "bias_columns": list(evaluation.bias)}
+    asked = [evaluation.primary, *(name for name in evaluation.metrics if name != evaluation.primary)]
+    limits = {column.limit for column in evaluation.bias.values()} or {params["evaluate"]["max_gap"]}
+    measured = {**params["evaluate"], "metrics": asked, "max_gap": next(iter(limits))}
+    if evaluation.settings == manifest.evaluation.settings:  # else a test names others
+        own["settings"] = measured
     evaluation = evaluation.model_copy(update=own)
     (folder / EVALUATION).write_text(evaluation.to_json())
     write_answers(folder, evaluation)
@@ -298,10 +305,6 @@ def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) ->
     test = manifest.data.splits["test"].model_copy(
         update={"rows": evaluation.rows, "sha256": evaluation.test_sha256}
     )
-    params = {**GATES, **manifest.params}
-    prepared = {**params["data"], "bias_columns": list(evaluation.bias)}
-    asked = [evaluation.primary, *(name for name in evaluation.metrics if name != evaluation.primary)]
-    limits = {column.limit for column in evaluation.bias.values()} or {params["evaluate"]["max_gap"]}
     return manifest.model_copy(
         update={
             "files": files,
@@ -312,11 +315,8 @@ def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) ->
             "data": manifest.data.model_copy(
                 update={"splits": {**manifest.data.splits, "test": test}, "settings": prepared}
             ),
-            "params": {
-                **params,
-                "data": prepared,
-                "evaluate": {**params["evaluate"], "metrics": asked, "max_gap": next(iter(limits))},
-            },
+            "training": manifest.training.model_copy(update={"settings": params["train"]}),
+            "params": {**params, "data": prepared, "evaluate": measured},
         }
     )
 
@@ -328,10 +328,10 @@ def trained_alike(
     result = Interval(value=value, low=max(0, value - 0.05), high=min(1, value + 0.05))
     metrics = {"exact_match": {BASE: interval(0.1), BASE_FEW_SHOT: interval(0.1), ADAPTER: result}}
     alike = with_evaluation(folder, manifest, test_sha256=common.evaluation.test_sha256, metrics=metrics)
-    same = {name: getattr(common, name) for name in ("base_model", "data", "training")}
-    return alike.model_copy(
-        update={**same, "params": {**alike.params, "train": {**GATES["train"], "seed": seed, "rank": rank}}}
-    )
+    same = {name: getattr(common, name) for name in ("base_model", "data")}
+    recipe = {**GATES["train"], "seed": seed, "rank": rank}
+    training = common.training.model_copy(update={"settings": recipe})
+    return alike.model_copy(update={**same, "training": training, "params": {**alike.params, "train": recipe}})
 
 
 @pytest.fixture

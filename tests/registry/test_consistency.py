@@ -64,9 +64,39 @@ def test_prompt_that_nobody_evaluated_is_refused(package: Build) -> None:
     edited = manifest.model_copy(update={"params": {**manifest.params, "data": data}})
     with pytest.raises(LoraOpsError, match="its data were prepared by another data.system than that of its"):
         require_complete(folder, edited, MORNING)
-    unnamed = manifest.data.model_copy(update={"settings": None})
-    with pytest.raises(LoraOpsError, match=r"do not name the settings that prepared them \(data.settings\)"):
-        require_complete(folder, manifest.model_copy(update={"data": unnamed}), MORNING)
+    edited = manifest.model_copy(update={"data": manifest.data.model_copy(update={"settings": None})})
+    with pytest.raises(LoraOpsError, match=r"no record names the settings .* prepared by \(data.settings\)"):
+        require_complete(folder, edited, MORNING)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "done"),
+    [
+        ("train.learning_rate", 0.5, "its adapter was trained by another train.learning_rate than"),
+        ("train.micro_batch_size", 2, "its adapter was trained by another train.micro_batch_size than"),
+        ("evaluate.few_shot", 0, "its answers were measured by another evaluate.few_shot than"),
+        ("evaluate.max_new_tokens", 64, "its answers were measured by another evaluate.max_new_tokens than"),
+    ],
+)
+def test_recipe_that_nobody_ran_is_refused(package: Build, setting: str, value: object, done: str) -> None:
+    folder, manifest = package(1)
+    section, name = setting.split(".")
+    params = {**manifest.params, section: {**manifest.params[section], name: value}}
+    with pytest.raises(LoraOpsError, match=done):
+        require_complete(folder, manifest.model_copy(update={"params": params}), MORNING)
+
+
+def test_training_of_unnamed_settings_is_refused(package: Build) -> None:
+    folder, manifest = package(1)
+    unnamed = manifest.training.model_copy(update={"settings": None})
+    with pytest.raises(LoraOpsError, match=r"its adapter was trained by \(training.settings\)"):
+        require_complete(folder, manifest.model_copy(update={"training": unnamed}), MORNING)
+
+
+def test_evaluation_of_unnamed_settings_is_refused(package: Build) -> None:
+    folder, manifest = package(1)
+    with pytest.raises(LoraOpsError, match=r"its answers were measured by \(evaluation.settings\)"):
+        require_complete(folder, with_evaluation(folder, manifest, settings=None), MORNING)
 
 
 def test_package_of_tomorrow_is_refused(package: Build) -> None:

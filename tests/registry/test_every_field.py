@@ -52,7 +52,6 @@ FREE = {
     "evaluation.answered_by": "`show` and approvers are told where nobody recorded it",
     "evaluation.agreement": "a note for people; sampled answers of another engine",
     "evaluation.truncated": "a note for people",
-    "params.train": "the recipe as people read it; what adapter_config.json has of it is compared",
     "files.README.md": "the model card, for people; one that is there must follow from the manifest",
     "files.samples.csv": "for people; where it is there it must follow from the answers",
     "files.03_evaluate.html": "the page, for people; a clone with pulled packages lacks it",
@@ -113,8 +112,10 @@ def counted(folder: Path, manifest: Manifest) -> EvaluationRecord:
         truncated={"base": 1},
         answered_by="engine",
         agreement={"adapter": Agreement(rows=8, equal=8)},
+        settings=settings.evaluate.answering,
     )
-    return evaluate(manifest.tenant, settings, answers, generation)
+    found = evaluate(manifest.tenant, settings, answers, generation)
+    return found.model_copy(update={"settings": manifest.evaluation.settings})
 
 
 def register(folder: Path, stored: Any) -> None:

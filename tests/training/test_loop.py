@@ -71,6 +71,7 @@ def test_the_loss_falls_and_every_linear_layer_is_adapted(tiny_base: Path, tmp_p
     seen: list[dict[str, float]] = []
     record = run(tiny_base, tmp_path, on_step=seen.append)
     assert record == read_training_record(tmp_path / "report")
+    assert record.settings == RECIPE.model_dump(mode="json")
     assert record.steps == 8 and len([m for m in seen if "loss" in m]) == 8
     assert record.final_loss < seen[0]["loss"]
     config = (tmp_path / "adapter" / "adapter_config.json").read_text()
