@@ -24,9 +24,14 @@ from lora_ops.templates import ContentIs, user_text
 
 @dataclass(frozen=True)
 class Answers:
-    """One question, its text as the models read it, and what they answer."""
+    """One question, its text as the models read it, and what they answer.
+
+    Attributes:
+        digest: content digest of the version, since another registry gives its name to other content.
+    """
 
     adapter: str
+    digest: str
     text: str
     base_answer: str
     answer: str
@@ -77,7 +82,8 @@ def ask(
         adapter = generate(model, tokenizer, prompts, **limits).texts
         with model.disable_adapter():
             base_answer = generate(model, tokenizer, prompts, **limits).texts
-    return Answers(version.manifest.adapter_id, text, base_answer[0], adapter[0])
+    digest = version.summary.content_digest
+    return Answers(version.manifest.adapter_id, digest, text, base_answer[0], adapter[0])
 
 
 def _settings(version: Version) -> TenantSettings:

@@ -259,7 +259,13 @@ def chat(
         said = ask(adapter, registry, root, content=text, columns=columns, content_is=kind)
     if as_json:
         print_json(
-            {"adapter": said.adapter, "text": said.text, "base": said.base_answer, "answer": said.answer}
+            {
+                "adapter": said.adapter,
+                "digest": said.digest,
+                "text": said.text,
+                "base": said.base_answer,
+                "answer": said.answer,
+            }
         )
         return
     table = Grid("who", "answer", solid={"who"}, title=said.text)

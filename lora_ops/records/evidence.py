@@ -64,6 +64,9 @@ class EvidenceDocument(Record):
     made_by: str = Field(description="release and command that computed the counts")
     made_at: datetime
     source: Source
+    unbound: int = Field(
+        0, ge=0, description="rows that name the version without its digest; a text has no rows"
+    )
 
 
 class PolicyEvidence(EvidenceDocument):
@@ -132,6 +135,9 @@ class Row(Record):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     adapter: NonEmpty
+    digest: str | None = Field(
+        None, description="content digest of the version: another registry gives its name to other content"
+    )
 
 
 class PolicyRow(Row):
@@ -155,7 +161,6 @@ class TrafficRow(Row):
 
     id: str | None = None
     request_id: str | None = None
-    digest: str | None = None
     time: AwareDatetime
     status: int = Field(ge=100, le=599)
     better: Literal["adapter", "same", "production"] | None = None

@@ -116,8 +116,14 @@ def file_(
         document = {**report.document.model_dump(mode="json"), "sha256": report.reference.sha256}
         print_json({**document, "lacks": lacking, **remembered})
         return
+    unbound, digest = report.document.unbound, report.document.content_digest
+    note = (
+        f"[yellow]Rows that name {version.id} without its digest: {unbound}[/]. Another registry gives that "
+        f'name to other content. Write "digest": "{digest}" into each row where it is made.'
+    )
     print_lines(
         f"[bold]{version.id}[/] has new evidence of kind '{kind}' ({report.reference.sha256[:12]}…).",
+        *([note] if unbound else []),
         *(f"[yellow]It does not suffice[/]: a step needs {markup(one)}." for one in lacking),
     )
 

@@ -117,8 +117,10 @@ def _is_shown(letter: str) -> bool:
 def _policy(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
     prompts: dict[str, dict[str, bool]] = defaultdict(dict)
     names: dict[str, str] = {}
+    unbound = 0
     for place, row in _rows(PolicyRow, head, source, kind):
         _about(row, about, head, place)
+        unbound += row.digest is None
         key, prompt = _shown(row.check, "check", head, place), _shown(row.prompt, "prompt", head, place)
         name = names.setdefault(key, row.check)
         if prompt in prompts[name]:
@@ -135,15 +137,16 @@ def _policy(head: dict[str, Any], source: bytes, about: About, kind: str) -> Any
         )
         for name, passed in prompts.items()
     ]
-    return PolicyEvidence(**head, checks=checks)
+    return PolicyEvidence(**head, checks=checks, unbound=unbound)
 
 
 def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
     assert about.team is not None
     votes: dict[str, dict[str, str]] = defaultdict(dict)
-    author, others = about.team.person(about.author), 0
+    author, others, unbound = about.team.person(about.author), 0, 0
     for place, row in _rows(VoteRow, head, source, kind):
         _about(row, about, head, place)
+        unbound += row.digest is None
         person, pair = about.team.person(plain(row.annotator)), _shown(row.pair, "pair", head, place)
         if person is None or person == author or is_author(person, about.author_marks):
             others += 1
@@ -173,6 +176,7 @@ def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyE
         adapter_better=results["adapter"],
         same=results["same"],
         base_better=results["base"],
+        unbound=unbound,
     )
 
 
@@ -215,6 +219,7 @@ def _traffic(head: dict[str, Any], source: bytes, about: About, kind: str) -> An
         adapter_better=better["adapter"],
         same=better["same"],
         production_better=better["production"],
+        unbound=sum(row.digest is None for row in rows),
     )
 
 
@@ -318,8 +323,17 @@ def _rows(form: type[AnyRow], head: dict[str, Any], source: bytes, kind: str) ->
 
 
 def _about(row: Row, about: About, head: dict[str, Any], place: int) -> None:
+    """Refuse a row on another version, or on other content that another registry gave the same name.
+
+    A row of an earlier release names no digest. Such rows are counted in the document (`unbound`).
+    """
     if row.adapter != about.adapter:
         raise LoraOpsError(f"{_line(head, place)} is about {row.adapter}, not {about.adapter}.")
+    if not _is_of(row.adapter, row.digest, about):
+        raise LoraOpsError(
+            f"{_line(head, place)} is about a {row.adapter} of other content (digest '{row.digest:.12}', and "
+            f"here it has {about.content_digest[:12]}…): file it where that version is registered."
+        )
 
 
 def _shown(text: str, what: str, head: dict[str, Any], place: int) -> str:

@@ -73,6 +73,26 @@ def traffic(requests: int = 100, hours: float = 24, errors: int = 0, **more: obj
     ]
 
 
+def test_row_of_other_content_is_refused(counted: Count) -> None:
+    """Another registry gives `finance@1` to other content; its rows passed for this version's."""
+    mine, theirs = {"digest": "a" * 64}, {"digest": "b" * 64}
+    for kind, rows in (("policy", policy(30)), ("human_evaluation", votes(3))):
+        with pytest.raises(
+            LoraOpsError, match=r"line 1 is about a finance@1 of other content \(digest 'bbbbbb"
+        ):
+            counted(kind, [row | theirs for row in rows])
+        assert counted(kind, [row | mine for row in rows]).unbound == 0
+
+
+def test_rows_of_unnamed_content_are_counted_apart(counted: Count) -> None:
+    """Releases before this one asked for no digest."""
+    bound = {"digest": "a" * 64}
+    assert counted("policy", [policy(1)[0] | bound, *policy(30)[1:]]).unbound == 29
+    assert counted("human_evaluation", votes(3)).unbound == 6
+    assert counted("canary", traffic(100)).unbound == 100
+    assert counted("canary", traffic(100, **bound)).unbound == 0
+
+
 def test_document_names_content_maker_time_and_source(counted: Count, tmp_path: Path) -> None:
     document = counted("policy", policy())
     assert (document.tenant, document.adapter, document.content_digest) == ("finance", "finance@1", "a" * 64)
