@@ -55,9 +55,7 @@ def find_garbage(registry: Registry, grace: timedelta = GRACE) -> Garbage:
     old = list(_older(registry, grace))
     named = named_digests(registry)
     orphans = tuple(Orphan(digest, size) for digest, size in old if digest not in named)
-    loadable = {one.id for one in registry.summaries() if one.state not in CLOSED}
-    copies = tuple(name for name in registry.copies.names() if name not in loadable)
-    return Garbage(orphans, copies, sum(_size(registry.copies.folder(name)) for name in copies))
+    return Garbage(orphans, *_unneeded_copies(registry))
 
 
 def collect_garbage(registry: Registry, grace: timedelta = GRACE) -> Garbage:
@@ -74,16 +72,43 @@ def collect_garbage(registry: Registry, grace: timedelta = GRACE) -> Garbage:
     try:
         garbage = find_garbage(registry, grace)
         registry.files.sweep()
-        orphans = tuple(
-            one for one in garbage.orphans if registry.files.remove(one.digest, grace.total_seconds())
-        )
+        orphans = _remove(registry, garbage.orphans, grace)
         with registry.copies.alone():
-            for name in garbage.copies:
+            # Listed again: a version that was registered since may have its copy by now.
+            copies, size = _unneeded_copies(registry)
+            for name in copies:
                 registry.copies.take_away(name)
     except OSError as error:
         reason = disk_reason(error)
         raise Unavailable(f"The registry in {registry.path} can't be cleaned up ({reason}).") from error
-    return garbage._replace(orphans=orphans)
+    return Garbage(orphans, copies, size)
+
+
+def _remove(registry: Registry, orphans: tuple[Orphan, ...], grace: timedelta) -> tuple[Orphan, ...]:
+    """Remove files that nothing names by now, and return them.
+
+    A change can name a file that was an orphan when it was listed. That file is young only where this user may
+    touch it, and another user's file in a shared registry is not. So the log is read again while nobody can
+    change it. A registration looks for its files while it holds the same lock.
+    """
+    if not orphans:
+        return ()
+    with registry.db.writing():
+        named = named_digests(registry)
+        return tuple(
+            one
+            for one in orphans
+            if one.digest not in named and registry.files.remove(one.digest, grace.total_seconds())
+        )
+
+
+def _unneeded_copies(registry: Registry) -> tuple[tuple[str, ...], int]:
+    """Return the verified copies of versions that may not be loaded, and how many bytes they take."""
+    # The copies come first: a version that is registered after they were listed has none among them.
+    names = registry.copies.names()
+    loadable = {one.id for one in registry.summaries() if one.state not in CLOSED}
+    copies = tuple(name for name in names if name not in loadable)
+    return copies, sum(_size(registry.copies.folder(name)) for name in copies)
 
 
 def named_digests(registry: Registry) -> set[str]:

@@ -385,6 +385,10 @@ class Registry(Queries):
                     assert draft.version is not None
                     number = draft.version
                     with self._keeping(package):
+                        # `gc` removes only under this lock, and by now it may have taken one that was old.
+                        for name, digest in digests.items():
+                            if not self.files.holds(digest):
+                                self.files.add(package / name, digest)
                         kept = self.files.add_bytes(signature)
                     note_owners(self, change, begin=False)
                     self._insert(change, "registered", draft, kept, weights, change.at, actor, ("candidate",))

@@ -4,11 +4,13 @@ import os
 import time
 from contextlib import closing
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.registry import lifecycle, packages
+from lora_ops.records.manifest import Manifest
+from lora_ops.registry import gc, lifecycle, packages
 from lora_ops.registry.gc import collect_garbage, find_garbage
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
@@ -74,6 +76,74 @@ def test_old_orphan_that_is_kept_again_stays(registry: Registry, package: Build)
     assert [one.digest for one in listed] == [orphan]
     assert not registry.files.remove(orphan, 24 * 3600)
     assert registry.files.holds(orphan)
+
+
+def test_orphan_of_another_user_that_is_registered_stays(
+    registry: Registry, package: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a shared registry nobody may touch another user's file, so it stays old though a version names it."""
+    registry.register(*package(1), actor=AUTHOR)
+    folder, manifest = package(2)
+    for name in manifest.files:
+        registry.files.add(folder / name)
+    age(registry)
+    listed = gc.find_garbage
+
+    def register_meanwhile(*given: Any) -> gc.Garbage:
+        found = listed(*given)
+        assert found.orphans
+        monkeypatch.setattr(os, "utime", refuse_touch)
+        with closing(Registry(registry.path, owners=registry.owners, clock=registry.clock)) as other:
+            other.register(folder, manifest, actor=AUTHOR)
+        return found
+
+    monkeypatch.setattr(gc, "find_garbage", register_meanwhile)
+    assert collect_garbage(registry).orphans == ()
+    assert verify(registry).ok
+
+
+def refuse_touch(*given: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_file_that_goes_while_it_is_registered_is_kept_again(
+    registry: Registry, package: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collection came after the file was found there, and before the entry that names it."""
+    folder, manifest = package(1)
+    kept = registry.files.add(folder / "adapter_model.safetensors")
+    sign = Registry._sign
+
+    def collect_meanwhile(mine: Registry, draft: Manifest) -> bytes:
+        signature = sign(mine, draft)
+        age(registry)
+        assert kept in {one.digest for one in collect_garbage(registry).orphans}
+        return signature
+
+    with closing(Registry(registry.path, owners=registry.owners, clock=registry.clock)) as other:
+        monkeypatch.setattr(Registry, "_sign", collect_meanwhile)
+        other.register(folder, manifest, actor=AUTHOR)
+    assert verify(registry).ok
+    assert packages.verified_path(registry, "finance@1").is_dir()
+
+
+def test_copy_of_a_version_registered_meanwhile_stays(
+    registry: Registry, package: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The versions were listed before the copies, so a new one's copy had no version."""
+    registry.register(*package(1), actor=AUTHOR)
+    names, waiting = registry.copies.names, [package(2)]
+
+    def register_meanwhile() -> list[str]:
+        while waiting:
+            with closing(Registry(registry.path, owners=registry.owners, clock=registry.clock)) as other:
+                other.register(*waiting.pop(), actor=AUTHOR)
+                packages.verified_path(other, "finance@2")
+        return names()
+
+    monkeypatch.setattr(registry.copies, "names", register_meanwhile)
+    assert collect_garbage(registry).copies == ()
+    assert names() == ["finance@2"]
 
 
 def test_copies_of_closed_and_unknown_versions_go(registry: Registry, package: Build) -> None:
