@@ -95,6 +95,29 @@ class FileStore:
         finally:
             Path(name).unlink(missing_ok=True)
 
+    @contextmanager
+    def own_copy(self, package: Path, files: Mapping[str, str]) -> Iterator[Path]:
+        """Give a folder with a copy of a package's files, which whoever writes to the package can't change.
+
+        What is checked there is what is kept. The folder is removed at the end, and after a kill by `sweep`.
+
+        Args:
+            package: folder of the files.
+            files: name of each to SHA-256.
+
+        Raises:
+            LoraOpsError: a file changed while it was being copied.
+        """
+        make_folder(self.incoming)
+        with tempfile.TemporaryDirectory(dir=self.incoming, ignore_cleanup_errors=True) as name:
+            for file, digest in files.items():
+                copy = Path(name) / file
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(package / file, copy)
+                if sha256_file(copy) != digest:
+                    raise LoraOpsError(f"{package / file} changed while it was being copied: try again.")
+            yield Path(name)
+
     def digests(self) -> Iterator[str]:
         """Yield the digest of every kept file."""
         for path in self.root.glob("[0-9a-f][0-9a-f]/*"):

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lora_ops.adapter_files import require_lora
 from lora_ops.clock import now, utc
-from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
+from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason, with_text
 from lora_ops.evaluation.recount import require_recounted
 from lora_ops.free_text import require_name
 from lora_ops.hashing import sha256_text
@@ -346,22 +346,38 @@ class Registry(Queries):
         """
         manifest = _valid(manifest)
         self._refuse_colliding_name(manifest.tenant)
-        tenant = manifest.tenant
         digests = {name: file.sha256 for name, file in manifest.files.items()}
         actor = whoami() if actor is None else actor
-        with self._keeping(package):
-            check_package(package, digests)
-            self._require_fit(package, manifest)
-            self.files.sweep()
-            for name, expected in digests.items():
-                self.files.add(package / name, expected)
-            # Read here, so that nobody waits for it while the registry is locked.
-            weights = kept_weights(self.files, manifest)
-            twins, file = Twins(self), digests.get(ADAPTER_FILES[0])
-            twins.read_ahead()
-            # What an older release took is known as what it is.
-            if file and self.known_content(manifest) is None and twins.closed(weights, file) is None:
-                require_lora(package / ADAPTER_FILES[0])
+        with ExitStack() as stack:
+            with self._keeping(package):
+                check_package(package, digests)
+                self.files.sweep()
+                # Whoever writes to the package could show good answers to the checks, and put others back.
+                own = stack.enter_context(self.files.own_copy(package, digests))
+                with _speaking_of(package, own):
+                    weights = self._check_and_keep(own, manifest)
+            return self._enter(own, manifest, weights, actor)
+
+    def _check_and_keep(self, package: Path, manifest: Manifest) -> str | None:
+        """Check the files of a package and keep them; return the digest of its weights."""
+        self._require_fit(package, manifest)
+        for name, file in manifest.files.items():
+            self.files.add(package / name, file.sha256)
+        # Read here, so that nobody waits for it while the registry is locked.
+        weights = kept_weights(self.files, manifest)
+        twins, adapter = Twins(self), manifest.files.get(ADAPTER_FILES[0])
+        twins.read_ahead()
+        # What an older release took is known as what it is.
+        if adapter and self.known_content(manifest) is None and twins.closed(weights, adapter.sha256) is None:
+            require_lora(package / ADAPTER_FILES[0])
+        return weights
+
+    def _enter(
+        self, package: Path, manifest: Manifest, weights: str | None, actor: str
+    ) -> tuple[Version, bool]:
+        """Give kept files the next number of their tenant, or the one that they have."""
+        tenant = manifest.tenant
+        digests = {name: file.sha256 for name, file in manifest.files.items()}
         while True:
             # Signing may take seconds (sigstore), so it happens outside the transaction, for the number that
             # would be next; if another process took that number meanwhile, sign again.
@@ -527,6 +543,18 @@ class Registry(Queries):
                 " SET seq = ?2, hash = ?3 WHERE ?2 > seq",
                 (target, *head),
             )
+
+
+@contextmanager
+def _speaking_of(package: Path, copy: Path) -> Iterator[None]:
+    """Let errors name the package and not its copy, which is gone when somebody reads them."""
+    try:
+        yield
+    except LoraOpsError as error:
+        text = str(error).replace(str(copy), str(package))
+        if text == str(error):
+            raise
+        raise with_text(error, text) from error
 
 
 def _valid(manifest: Manifest) -> Manifest:

@@ -20,10 +20,10 @@ from safetensors.numpy import load_file, save_file
 
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import MEMBERSHIP
+from lora_ops.paths import ANSWERS, EVALUATION, MEMBERSHIP
 from lora_ops.records.evaluation import Interval, PairedDifference
 from lora_ops.records.manifest import FileRecord, Manifest
-from lora_ops.registry import backup, lifecycle, packages
+from lora_ops.registry import backup, lifecycle, packages, store
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
@@ -45,6 +45,40 @@ def test_the_first_package_of_a_tenant_is_version_1_and_the_candidate(
     assert (version.id, version.state, version.aliases) == ("finance@1", "candidate", ("candidate",))
     assert version.manifest.version == 1
     assert registry.get("finance").number == 1
+
+
+def test_register_checks_the_bytes_that_it_keeps(
+    registry: Registry, package: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers were exchanged while they were counted again, and put back before they were kept."""
+    folder, manifest = package(1)
+    answers, recount = folder / ANSWERS, store.require_recounted
+    shown = answers.read_bytes()
+    hidden = shown.replace(b"Food", b"Travel")
+    answers.write_bytes(hidden)
+    file = FileRecord(bytes=len(hidden), sha256=sha256_file(answers))
+    stated = manifest.model_copy(update={"files": {**manifest.files, ANSWERS: file}})
+
+    def exchanged(checked: Path, given: Manifest) -> None:
+        answers.write_bytes(shown)
+        recount(checked, given)
+        answers.write_bytes(hidden)
+
+    monkeypatch.setattr(store, "require_recounted", exchanged)
+    with pytest.raises(LoraOpsError, match="does not follow from its package"):
+        registry.register(folder, stated, actor=AUTHOR)
+    assert registry.summaries() == []
+    assert not list(registry.files.incoming.iterdir())
+
+
+def test_errors_of_a_registration_name_the_package(registry: Registry, package: Build) -> None:
+    """Its checks read a copy, which is gone when somebody reads the error."""
+    folder, manifest = package(1)
+    (folder / EVALUATION).write_text("[]")
+    report = FileRecord(bytes=2, sha256=sha256_file(folder / EVALUATION))
+    files = {**manifest.files, EVALUATION: report}
+    with pytest.raises(LoraOpsError, match=f"^{folder / EVALUATION} is not an evaluation"):
+        registry.register(folder, manifest.model_copy(update={"files": files}), actor=AUTHOR)
 
 
 def test_tenants_are_numbered_apart(registry: Registry, package: Build) -> None:
