@@ -6,11 +6,9 @@ candidate, so a person or CI registers what is worth it.
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-
-from pydantic import ValidationError
 
 from lora_ops.adapter_files import require_lora
 from lora_ops.clock import now
@@ -18,25 +16,16 @@ from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.evaluation.recount import require_recounted
 from lora_ops.folders import working_folder
 from lora_ops.hashing import sha256_file
-from lora_ops.packaging import model_card, packaged
+from lora_ops.packaging import packaged
 from lora_ops.page import page_evaluation
-from lora_ops.paths import (
-    ADAPTER_FILES,
-    ANSWERS,
-    EVALUATION,
-    EVALUATION_PAGE,
-    MANIFEST,
-    MODEL_CARD,
-    SAMPLES,
-)
+from lora_ops.paths import ADAPTER_FILES, EVALUATION, EVALUATION_PAGE, MANIFEST
 from lora_ops.records.data import DataRecord, previous_path
 from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry.consistency import require_complete, require_consistent
 from lora_ops.registry.files import check_package
+from lora_ops.registry.own_texts import require_own_texts
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
-from lora_ops.settings.tenant import TenantSettings
-from lora_ops.small_files import read_small
 
 
 class Outcome(NamedTuple):
@@ -94,8 +83,6 @@ def register_packages(
         try:
             manifest = packaged(tenant, root).model_copy(update={"version": None, "parent": None})
             with _with_page(manifest, root) as (folder, whole):
-                if registry.known_content(whole) is None:  # an earlier release wrote other cards
-                    require_own_texts(folder, whole)
                 version, is_new = registry.register(folder, whole, actor=actor)
         except LoraOpsError as error:
             yield Outcome(tenant, None, problem=str(error))
@@ -104,42 +91,6 @@ def register_packages(
         else:
             _keep_for_comparison(manifest.data, root)
             yield Outcome(tenant, version, is_new)
-
-
-def require_own_texts(folder: Path, manifest: Manifest) -> None:
-    """Refuse a model card or samples that do not follow from the manifest and the answers: reviewers read them.
-
-    Raises:
-        LoraOpsError: one differs from what the stages write.
-    """
-    wrong = []
-    with suppress(ValidationError):  # `require_recounted` names settings that are none
-        settings = TenantSettings.model_validate(manifest.params)
-        if SAMPLES in manifest.files and read_small(folder / SAMPLES) != _drawn(folder, settings):
-            wrong.append(f"{SAMPLES} holds other rows than evaluate.seed draws from {ANSWERS}")
-        card = model_card(manifest, settings).encode()
-        if MODEL_CARD in manifest.files and read_small(folder / MODEL_CARD) != card:
-            wrong.append(f"{MODEL_CARD} is not the model card that its manifest gives")
-    if wrong:
-        raise LoraOpsError(
-            f"What people read of '{manifest.tenant}' is not what was evaluated: {'; '.join(wrong)}. Run `dvc "
-            f"repro --force package@{manifest.tenant}`, or its stages from `evaluate` on; nothing was "
-            "registered."
-        )
-
-
-def _drawn(folder: Path, settings: TenantSettings) -> bytes | None:
-    """Return `samples.csv` as the answers give it; None where they can't, as `require_recounted` says."""
-    import pandas as pd
-
-    from lora_ops.evaluation.compare import samples
-
-    try:
-        answers = pd.read_csv(folder / ANSWERS, dtype=str, keep_default_na=False)
-        drawn = samples(answers, settings.evaluate.samples, settings.evaluate.seed)
-    except (ValueError, KeyError):  # pandas' own errors are ValueErrors
-        return None
-    return drawn.to_csv(index=False).encode()
 
 
 def _keep_for_comparison(data: DataRecord, root: Path) -> None:

@@ -30,6 +30,7 @@ from lora_ops.registry.heads import LONGEST_WAIT, HeadMemory
 from lora_ops.registry.holds import FOLDER as HOLDS
 from lora_ops.registry.holds import Holds
 from lora_ops.registry.integrity import LogFollower
+from lora_ops.registry.own_texts import require_own_texts
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import note_owners
 from lora_ops.registry.queries import SUMMARY, Queries
@@ -416,6 +417,7 @@ class Registry(Queries):
         if self.known_content(manifest) is None:
             require_complete(package, manifest, self.clock())
             require_recounted(package, manifest)
+            require_own_texts(package, manifest)
 
     def _refuse_colliding_name(self, tenant: str) -> None:
         known = self.tenants()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from lora_ops.evaluation.inference import difference, mean_sample
 from lora_ops.hashing import sha256_file, sha256_text
-from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MEMBERSHIP
+from lora_ops.packaging import model_card
+from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MEMBERSHIP, MODEL_CARD
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.data import DataRecord, SourceRecord, SplitRecord
 from lora_ops.records.evaluation import (
@@ -46,6 +49,7 @@ from lora_ops.registry.versions import Version
 from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings.data import ContractLimits
 from lora_ops.settings.registry import WandbSettings
+from lora_ops.settings.tenant import TenantSettings
 from tests.wandb_server import WandbServer
 
 MORNING = datetime(2026, 3, 2, 9, tzinfo=UTC)
@@ -126,7 +130,6 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
     save_file({"base_model.model.q_proj.lora_A.weight": weights}, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "smol"}))
-    (folder / "README.md").write_text(f"# {tenant}\n")
     rows = [f"{split},{sha256_text(f'{split}{i}')},3" for split, many in GROUPS.items() for i in range(many)]
     (folder / MEMBERSHIP).write_text("\n".join(["split,group_sha256,rows", *rows]) + "\n")
     digest = sha256_text(f"{tenant}{seed}")
@@ -296,19 +299,12 @@ def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) ->
     evaluation = evaluation.model_copy(update=own)
     (folder / EVALUATION).write_text(evaluation.to_json())
     write_answers(folder, evaluation)
-    files = {
-        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-        for path in sorted(folder.iterdir())
-        if not manifest.files or path.name in {*manifest.files, EVALUATION, ANSWERS}
-    }
-    report = files[EVALUATION].sha256
+    report = sha256_file(folder / EVALUATION)
     test = manifest.data.splits["test"].model_copy(
         update={"rows": evaluation.rows, "sha256": evaluation.test_sha256}
     )
-    return manifest.model_copy(
+    made = manifest.model_copy(
         update={
-            "files": files,
-            "size_bytes": sum(files[name].bytes for name in ADAPTER_FILES),
             "evaluation": evaluation,
             "evaluation_report_sha256": report,
             "bias": BiasAssessment.of(evaluation, report),
@@ -319,6 +315,30 @@ def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) ->
             "params": {**params, "data": prepared, "evaluate": measured},
         }
     )
+    if not manifest.files or MODEL_CARD in manifest.files:
+        write_card(folder, made)
+    files = {
+        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+        for path in sorted(folder.iterdir())
+        if not manifest.files or path.name in {*manifest.files, EVALUATION, ANSWERS}
+    }
+    size = sum(files[name].bytes for name in ADAPTER_FILES)
+    return made.model_copy(update={"files": files, "size_bytes": size})
+
+
+def write_card(folder: Path, manifest: Manifest) -> None:
+    """Write the model card that a manifest gives, where it names what a card says."""
+    with suppress(ValidationError, KeyError):
+        card = model_card(manifest, TenantSettings.model_validate(manifest.params))
+        (folder / MODEL_CARD).write_text(card, encoding="utf-8")
+
+
+def with_card(folder: Path, manifest: Manifest) -> Manifest:
+    """Let the model card follow from a manifest that was changed; the manifest that fits it."""
+    write_card(folder, manifest)
+    path = folder / MODEL_CARD
+    card = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+    return manifest.model_copy(update={"files": {**manifest.files, MODEL_CARD: card}})
 
 
 def trained_alike(

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import ANSWERS, EVALUATION, MEMBERSHIP
+from lora_ops.paths import ANSWERS, EVALUATION, MEMBERSHIP, MODEL_CARD, SAMPLES
 from lora_ops.records.evaluation import Interval, PairedDifference
 from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry import backup, lifecycle, packages, store
@@ -69,6 +69,24 @@ def test_register_checks_the_bytes_that_it_keeps(
         registry.register(folder, stated, actor=AUTHOR)
     assert registry.summaries() == []
     assert not list(registry.files.incoming.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [(MODEL_CARD, "README.md is not the model card that its"), (SAMPLES, "samples.csv holds other rows than")],
+)
+def test_register_refuses_texts_of_other_content(
+    registry: Registry, package: Build, name: str, told: str
+) -> None:
+    """Only the command compared what reviewers read, so Python registered a card that praised anything."""
+    folder, manifest = package(1)
+    path = folder / name
+    path.write_text("The best adapter of all.\n")
+    file = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+    praised = manifest.model_copy(update={"files": {**manifest.files, name: file}})
+    with pytest.raises(LoraOpsError, match=told):
+        registry.register(folder, praised, actor=AUTHOR)
+    assert registry.summaries() == []
 
 
 def test_errors_of_a_registration_name_the_package(registry: Registry, package: Build) -> None:
