@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lora_ops.datasets.files import shorten
-from lora_ops.datasets.suites import OWN_SUITES, default_suite, identifier_columns, load_suite
+from lora_ops.datasets.suites import OWN_SUITES, check_name, default_suite, identifier_columns, load_suite
 from lora_ops.errors import LoraOpsError
 from lora_ops.pii import find_pii, redact
 from lora_ops.records.data import Check, ContractRecord
@@ -199,9 +199,8 @@ def _check(result: Any) -> Check:
     if raised:
         rows = [shorten(raised, 200)]
     meta = config.meta or {}
-    arguments = ", ".join(f"{key}={value}" for key, value in config.kwargs.items() if key != "batch_id")
     return Check(
-        name=meta.get("name") or f"{config.type}({arguments})"[:120],
+        name=check_name(config.type, config.kwargs, meta),
         success=bool(result.success),
         failed_rows=[] if result.success else rows[:NAMED_ROWS],
         setting=meta.get("setting"),

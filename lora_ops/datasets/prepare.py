@@ -19,7 +19,7 @@ from lora_ops.datasets.near_duplicates import SETTING as NEAR_DUPLICATES
 from lora_ops.datasets.near_duplicates import check_near_duplicates, near_duplicate_warnings
 from lora_ops.datasets.source import read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
-from lora_ops.datasets.suites import control_column, default_suite, read_own_suite
+from lora_ops.datasets.suites import control_column, default_suite, own_checks, read_own_suite
 from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP, PROMPT, SLICE, SLICES, SUITE
@@ -174,6 +174,7 @@ def prepare(
                 *answered_warnings(chosen),
             ],
             settings=settings.model_dump(mode="json"),
+            own_checks=own_checks(own),
         )
         (folder / DATA).write_text(record.to_json(), encoding="utf-8")
     return record, contract

@@ -5,10 +5,12 @@ A tenant's own suite is `suites/data/TENANT.json`, as `ExpectationSuite.to_json_
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import canonical, sha256_text
 from lora_ops.pii import KINDS
 from lora_ops.settings.data import DataSettings
 from lora_ops.small_files import read_json
@@ -47,6 +49,26 @@ def read_own_suite(tenant: str, root: Path) -> dict[str, Any] | None:
         raise LoraOpsError(f"{where} is no suite: it needs a list `expectations` of type and kwargs.")
     load_suite({**read, "name": tenant}, where)
     return {**read, "name": tenant}
+
+
+def own_checks(suite: dict[str, Any] | None) -> dict[str, str]:
+    """Return the name of each expectation of a tenant's own suite with the SHA-256 of its JSON.
+
+    Approvers compare them with an earlier version's: a removed suite leaves no check that could fail.
+    """
+    found: dict[str, str] = {}
+    for each in suite["expectations"] if suite else ():
+        name = check_name(each["type"], each.get("kwargs") or {}, each.get("meta") or {})
+        # Two expectations may have one name, and each of them judged the rows.
+        number = sum(one == name or one.startswith(f"{name} #") for one in found)
+        found[f"{name} #{number + 1}" if number else name] = sha256_text(canonical(each))
+    return found
+
+
+def check_name(kind: str, kwargs: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+    """Return how people read of an expectation: the name that its suite gives it, or its type and arguments."""
+    arguments = ", ".join(f"{key}={value}" for key, value in kwargs.items() if key != "batch_id")
+    return str(meta.get("name") or f"{kind}({arguments})"[:120])
 
 
 def load_suite(suite: dict[str, Any], where: str) -> Any:

@@ -79,6 +79,11 @@ class DataRecord(Record):
     settings: dict[str, Any] | None = Field(
         None, description="`data` of params.yaml as the rows were prepared by it; older records lack it"
     )
+    own_checks: dict[str, Sha256] | None = Field(
+        None,
+        description="expectation of the tenant's own suite that judged the rows -> SHA-256 of its JSON; empty "
+        "without a suite, and older records lack it",
+    )
 
 
 class PromptRecord(Record):

@@ -126,6 +126,10 @@ class Lineage(Record):
     sources: list[SourceRecord]
     splits: dict[str, SplitRecord]
     data_warnings: list[str] = Field(default_factory=list, description="what weakens the data")
+    data_checks: list[str] | None = Field(
+        None,
+        description="expectations of the tenant's own suite that judged the data; older manifests lack them",
+    )
     git: GitRecord
     params: dict[str, Any]
     dvc_lock_sha256: Sha256 | None

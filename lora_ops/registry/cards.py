@@ -124,6 +124,7 @@ def _lineage(manifest: Manifest) -> Lineage:
         sources=[manifest.data.source],
         splits=manifest.data.splits,
         data_warnings=manifest.data.warnings,
+        data_checks=None if manifest.data.own_checks is None else list(manifest.data.own_checks),
         git=manifest.git,
         params=manifest.params,
         dvc_lock_sha256=manifest.dvc_lock_sha256,

@@ -212,6 +212,8 @@ def _unlike_settings(manifest: Manifest, now: datetime) -> Iterator[str]:
         named = ", ".join(f"{section}.{name}" for name in differing(manifest.params[section], ran))
         if named:
             yield f"{done} by another {named} than that of its params"
+    if manifest.data.own_checks is None:
+        yield "its data do not name the tenant's own checks that judged them (data.own_checks)"
     days = package.get("freshness_days")
     if not isinstance(days, int) or days < 1:
         yield "params.package has no freshness_days"

@@ -17,7 +17,7 @@ from lora_ops.registry.counting import plain
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import filed, gap_limit, load
 from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import Version
+from lora_ops.registry.versions import Version, parse_reference
 from lora_ops.settings.data import ContractLimits
 from lora_ops.settings.evaluate import EvaluateSettings
 from lora_ops.settings.package import PackageSettings
@@ -122,6 +122,7 @@ def loosened_gates(registry: Registry, version: Version) -> list[str]:
     return [
         *notes,
         *_checks_left_out(registry, version),
+        *_data_checks_left_out(registry, version),
         *_answer_notes(version.manifest.evaluation),
         *_dated_later(registry, version),
     ]
@@ -143,6 +144,30 @@ def _checks_left_out(registry: Registry, version: Version) -> Iterator[str]:
         yield (
             f"its policy report leaves out checks of {before.id}, which was in production: {', '.join(gone)}"
         )
+
+
+def _data_checks_left_out(registry: Registry, version: Version) -> Iterator[str]:
+    """Yield which of the tenant's own checks judged the data of an earlier version, and not these as they were.
+
+    Whoever removes suites/data/TENANT.json, or an expectation of it, leaves no check that could fail.
+    """
+    parent = version.manifest.parent
+    before = {_production_before(registry, version), parse_reference(parent)[1] if parent else None}
+    for number in sorted(one for one in before if isinstance(one, int)):
+        try:
+            earlier = registry.load(version.tenant, number)
+            registry.require_stated_manifest(earlier)
+        except LoraOpsError as error:  # a damaged earlier version must not hide what else was loosened
+            yield str(error).rstrip(".")
+            continue
+        mine, theirs = version.manifest.data.own_checks or {}, earlier.manifest.data.own_checks or {}
+        gone = ", ".join(sorted(theirs.keys() - mine.keys()))
+        other = ", ".join(sorted(n for n in theirs.keys() & mine.keys() if mine[n] != theirs[n]))
+        suite = f"suites/data/{version.tenant}.json"
+        if gone:
+            yield f"its data were not judged by all checks that judged those of {earlier.id} ({suite}): {gone}"
+        if other:
+            yield f"its data were judged by checks that {earlier.id} has in another form ({suite}): {other}"
 
 
 def _policy_checks(registry: Registry, version: Version) -> dict[str, str] | None:

@@ -154,6 +154,8 @@ def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
         rows = ", ".join(f"{name} {split.rows}" for name, split in lineage.splits.items())
         dated = f" of {source.date}" if source.date else ""
         yield "data", f"{source.name} {source.version}{dated} ({source.sha256[:12]}…); rows: {rows}"
+    if lineage.data_checks is not None:
+        yield "own checks", "; ".join(lineage.data_checks) or "none: the tenant had no suite in suites/data"
     if lineage.data_warnings:
         yield "weak data", "; ".join(lineage.data_warnings)
     dirty = " with uncommitted changes" if lineage.git.dirty else ""

@@ -10,7 +10,7 @@ import pytest
 
 from lora_ops.datasets.contract import check_contract, numbers_typed
 from lora_ops.datasets.prepare import check_rows, prepare
-from lora_ops.datasets.suites import default_suite, read_own_suite
+from lora_ops.datasets.suites import default_suite, own_checks, read_own_suite
 from lora_ops.errors import LoraOpsError
 from lora_ops.loading import load_tokenizer
 from lora_ops.paths import SUITE
@@ -69,6 +69,16 @@ def test_prepare_writes_the_suite_that_great_expectations_loads(tmp_path: Path, 
     loaded = gx.ExpectationSuite(**{key: written[key] for key in ("name", "expectations", "meta")})
     names = {each.meta["name"] for each in loaded.expectations}
     assert {"target is a known label", "no e-mail address in text", "no control token in text"} <= names
+
+
+def test_own_checks_are_named_as_the_contract_does(tmp_path: Path) -> None:
+    """A suite that was removed later left no trace of what had judged the data."""
+    suite = own_suite(tmp_path, between(0, 97), between(0, 99), between(0, 97, mostly=0.95))
+    named = own_checks(suite)
+    assert len(named) == 3 and len(set(named.values())) == 3
+    shown = [check.name for check in check_rows(source(), "own", settings(), None, suite)[2].checks]
+    assert {name.partition(" #")[0] for name in named} <= set(shown)
+    assert own_checks(None) == {}
 
 
 def test_an_own_expectation_about_numbers_names_the_rows(tmp_path: Path) -> None:

@@ -163,6 +163,7 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
             source_rows=1000,
             contract_success=True,
             base_model_sha256=digest,
+            own_checks={},
         ),
         git=GitRecord(commit="abc123", dirty=False),
         dvc_lock_sha256=digest,

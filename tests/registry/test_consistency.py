@@ -86,6 +86,13 @@ def test_recipe_that_nobody_ran_is_refused(package: Build, setting: str, value: 
         require_complete(folder, manifest.model_copy(update={"params": params}), MORNING)
 
 
+def test_data_of_unnamed_own_checks_are_refused(package: Build) -> None:
+    folder, manifest = package(1)
+    unnamed = manifest.data.model_copy(update={"own_checks": None})
+    with pytest.raises(LoraOpsError, match=r"own checks that judged them \(data.own_checks\)"):
+        require_complete(folder, manifest.model_copy(update={"data": unnamed}), MORNING)
+
+
 def test_training_of_unnamed_settings_is_refused(package: Build) -> None:
     folder, manifest = package(1)
     unnamed = manifest.training.model_copy(update={"settings": None})

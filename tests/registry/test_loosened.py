@@ -72,6 +72,40 @@ def dated(manifest: Manifest, day: str | None, sha256: str) -> Manifest:
     return manifest.model_copy(update={"data": manifest.data.model_copy(update={"source": source})})
 
 
+def judged_by(manifest: Manifest, own_checks: dict[str, str] | None) -> Manifest:
+    data = manifest.data.model_copy(update={"own_checks": own_checks})
+    return made(manifest).model_copy(update={"data": data})
+
+
+@pytest.mark.parametrize("stage", ["candidate", "production"])
+def test_gates_name_a_suite_that_was_removed(
+    registry: Registry, package: Build, story: Story, stage: str
+) -> None:
+    """suites/data/finance.json was removed, and nobody saw that nothing had judged the rows."""
+    before = {"no link": "a" * 64, "article is a number": "b" * 64}
+    folder, manifest = package(1)
+    registry.register(folder, judged_by(manifest, before), actor=AUTHOR)
+    story.to("finance@1", stage)
+    told = "its data were not judged by all checks that judged those of finance@1 (suites/data/finance.json): "
+    for seed, own, gone in ((2, {}, "article is a number, no link"), (3, {"no link": "a" * 64}, "article")):
+        folder, manifest = package(seed)
+        version, _ = registry.register(folder, judged_by(manifest, own), actor=AUTHOR)
+        named = [note for note in gate_notes(registry, version) if note.startswith(told + gone)]
+        assert len(named) == (stage == "production" or seed == 2)
+    assert "; ".join(record(registry, "finance@1").lineage.data_checks or []) == "no link; article is a number"
+
+
+def test_gates_name_a_check_that_was_changed(registry: Registry, package: Build) -> None:
+    """The name stayed, and `mostly` let half of the rows pass."""
+    for seed, digest in ((1, "a"), (2, "b")):
+        folder, manifest = package(seed)
+        version, _ = registry.register(folder, judged_by(manifest, {"no link": digest * 64}), actor=AUTHOR)
+    told = (
+        "its data were judged by checks that finance@1 has in another form (suites/data/finance.json): no link"
+    )
+    assert told in gate_notes(registry, version)
+
+
 @pytest.mark.parametrize(("day", "named"), [("2025-12-24", 0), ("2026-03-01", 1), (None, 1)])
 def test_gates_name_the_same_data_of_a_later_day(
     registry: Registry, package: Build, day: str | None, named: int
