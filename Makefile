@@ -1,6 +1,8 @@
 # `make help` lists what there is; a line after `##` is its explanation.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# With it, each of hundreds of processes would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help repro serve test test-fast test-clients test-vllm test-gpu nightly lint format lab metrics wandb-sync wandb-online lock clean
