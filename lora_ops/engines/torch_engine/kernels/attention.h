@@ -3,6 +3,9 @@
 #include "model.h"
 #include "vector.h"
 
+/* A sum of thousands of float32 is made of partial sums: the error of a sum grows with its length. */
+#define PARTIAL (8 * BLOCK) /* keys of a partial sum */
+
 #define KEYS 8 /* that some queries are compared with at a time; a block of the KV cache is BLOCK of them */
 
 /* Scores of `count` keys against the queries in the lanes. */
@@ -16,12 +19,23 @@ ALWAYS void compare(int count, const float *keys, const float *queries, float *p
     for (int j = 0; j < count; j++) store(p + j * LANES, s[j]);
 }
 
+/* out += s, and s = 0. */
+ALWAYS void flush(int count, vec s[][2], float out[][PANEL]) {
+    for (int q = 0; q < count; q++)
+        for (int h = 0; h < 2; h++) {
+            store(out[q] + h * LANES, load(out[q] + h * LANES) + s[q][h]);
+            s[q][h] = (vec){0};
+        }
+}
+
 /* Sums of PANEL columns of the values, weighted by `count` neighbouring lanes of p. table: the blocks of the values. */
 ALWAYS void weigh(int count, const float *p, const float *values, const int64_t *table, int64_t length, int64_t dim,
                   float out[][PANEL]) {
     vec s[4][2];
     for (int q = 0; q < count; q++) s[q][0] = s[q][1] = (vec){0};
+    memset(out, 0, 4 * sizeof *out);
     for (int64_t j0 = 0; j0 < length; j0 += BLOCK, p += BLOCK * LANES) {
+        if (j0 % PARTIAL == 0) flush(count, s, out);
         const float *here = values + *table++ * BLOCK * dim;
         for (int64_t j = 0; j < MIN(BLOCK, length - j0); j++) {
             vec v0 = load(here + j * dim), v1 = load(here + j * dim + LANES);
@@ -32,8 +46,7 @@ ALWAYS void weigh(int count, const float *p, const float *values, const int64_t 
             }
         }
     }
-    for (int q = 0; q < count; q++)
-        for (int h = 0; h < 2; h++) store(out[q] + h * LANES, s[q][h]);
+    flush(count, s, out);
 }
 
 /* Causal attention of up to LANES queries of one sequence that share a key head: query i is row i / group of the span
@@ -71,12 +84,16 @@ static void attend_block(const Model *m, const Span *span, const int64_t *table,
     for (int64_t q = 0; q < LANES; q++) top[q] = -INFINITY;
     for (j = 0; j < length; j++)
         for (int64_t q = 0; q < LANES; q++) top[q] = MAX(p[j * LANES + q], top[q]);
-    for (j = 0; j < length; j++)
-        for (int64_t q = 0; q < LANES; q++) {
-            float difference = p[j * LANES + q] - top[q];
-            p[j * LANES + q] = difference < -87.0f ? 0.0f : exponential(difference);
-            total[q] += p[j * LANES + q];
-        }
+    for (int64_t j0 = 0; j0 < length; j0 += PARTIAL) {
+        float part[LANES] = {0};
+        for (j = j0; j < MIN(j0 + PARTIAL, length); j++)
+            for (int64_t q = 0; q < LANES; q++) {
+                float difference = p[j * LANES + q] - top[q];
+                p[j * LANES + q] = difference < -87.0f ? 0.0f : exponential(difference);
+                part[q] += p[j * LANES + q];
+            }
+        for (int64_t q = 0; q < LANES; q++) total[q] += part[q];
+    }
 
     for (int64_t q = 0; q < count; q += 4) {
         int64_t rows = MIN(4, count - q), d = 0;
@@ -91,11 +108,16 @@ static void attend_block(const Model *m, const Span *span, const int64_t *table,
             }
             else {
                 memset(sums, 0, sizeof sums);
-                for (j = 0; j < length; j++)
+                for (int64_t j0 = 0; j0 < length; j0 += PARTIAL) {
+                    float part[4][PANEL] = {0};
+                    for (j = j0; j < MIN(j0 + PARTIAL, length); j++)
+                        for (int64_t r = 0; r < rows; r++)
+                            for (int64_t c = 0; c < columns; c++)
+                                part[r][c] +=
+                                    p[j * LANES + q + r] * values[(table[j / BLOCK] * BLOCK + j % BLOCK) * dim + d + c];
                     for (int64_t r = 0; r < rows; r++)
-                        for (int64_t c = 0; c < columns; c++)
-                            sums[r][c] +=
-                                p[j * LANES + q + r] * values[(table[j / BLOCK] * BLOCK + j % BLOCK) * dim + d + c];
+                        for (int64_t c = 0; c < columns; c++) sums[r][c] += part[r][c];
+                }
             }
             for (int64_t r = 0; r < rows; r++) {
                 float inverse = 1.0f / total[q + r];
