@@ -260,7 +260,7 @@ class Router:
         self._damage = damage
 
     def _say_what_is_held(self) -> None:
-        texts = frozenset(hold.text for hold in self._registry.held())
+        texts = frozenset(hold.text for hold in self._registry.holds.all())
         for text in sorted(texts - self._said):
             logger.warning("%s: it does not answer here any more.", text)
         self._said = texts
