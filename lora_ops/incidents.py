@@ -12,9 +12,10 @@ from lora_ops.errors import LoraOpsError, Refused, Unavailable
 from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
-from lora_ops.registry import lifecycle, packages, reports
+from lora_ops.registry import closing, lifecycle, packages, reports
 from lora_ops.registry.eligibility import expiry_reason, hold_reason
 from lora_ops.registry.replay import require_rows
+from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import return_notes, returning_lacks
 from lora_ops.registry.roles import MOVE, owners_of, require_role
 from lora_ops.registry.store import Registry
@@ -85,8 +86,8 @@ def plan(registry: Registry, reference: str) -> Rollback:
 def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, reason: str) -> Version:
     """Put the version before `reference` back into production and revoke `reference`; twice is once.
 
-    Where the log is at W&B, `reference` is revoked first, which holds on this machine at once. Until W&B takes
-    it, nothing returns, and `registry.not_sent` says why; the same command ends the rollback later.
+    Where the log is at W&B, `reference` stops on this machine first, at once. Until W&B takes what follows,
+    nothing returns, and `registry.not_sent` says why; the same command ends the rollback later.
 
     Args:
         registry: where.
@@ -104,12 +105,7 @@ def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, r
     rollback = plan(registry, reference)
     incident = reports.make(registry, reference, "incident", record, reason)
     if registry.shares_log and rollback.leaves.state not in CLOSED:
-        # Whoever may not put the earlier version back must not leave the tenant without any.
-        require_role(registry, rollback.returns, actor, MOVE, f"make {rollback.returns.id} 'production'")
-        lifecycle.revoke(registry, reference, actor=actor, reason=reason, evidence=[incident])
-        if registry.not_sent:
-            return rollback.returns
-        rollback = plan(registry, reference)  # other machines may have changed something meanwhile
+        return _roll_back_shared(registry, rollback, incident, actor=actor, reason=reason)
     if not rollback.done_already:
         lifecycle.promote(
             registry, rollback.returns.id, "production", actor=actor, reason=reason, evidence=[incident]
@@ -117,6 +113,40 @@ def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, r
     if registry.get(reference, whole=False).state != "revoked":
         lifecycle.revoke(registry, reference, actor=actor, reason=reason, evidence=[incident])
     return registry.get(rollback.returns.id, whole=False)
+
+
+def _roll_back_shared(
+    registry: Registry, rollback: Rollback, incident: Report, *, actor: str, reason: str
+) -> Version:
+    """Take the steps of `roll_back` where they count once W&B took them, after the bad version stopped here."""
+    leaves, returns = rollback.leaves.id, rollback.returns.id
+    # Whoever may not put the earlier version back must not leave the tenant without any.
+    require_role(registry, rollback.returns, actor, MOVE, f"make {returns} 'production'")
+    registry.not_sent = None
+    closing.stop(registry, leaves, actor, reason, [incident])
+    failure: LoraOpsError | None = None
+    if not rollback.done_already:
+        try:
+            # The return comes before the revocation: no other machine sees a moment without production.
+            with closing.without_settling(registry):
+                lifecycle.promote(
+                    registry, returns, "production", actor=actor, reason=reason, evidence=[incident]
+                )
+        except Unavailable as error:  # asking once more would wait for W&B twice
+            registry.not_sent = str(error).removesuffix("; nothing was changed.")
+            return rollback.returns
+        except LoraOpsError as error:
+            failure = error
+    if registry.get(leaves, whole=False).state in CLOSED:  # by another machine, meanwhile
+        closing.settle(registry)
+    else:
+        lifecycle.revoke(registry, leaves, actor=actor, reason=reason, evidence=[incident])
+    if failure and not registry.not_sent:
+        now = plan(registry, leaves)
+        if not now.done_already:  # else another machine had put the earlier version back
+            raise failure
+        return now.returns
+    return registry.get(returns, whole=False)
 
 
 def new_folder(root: Path, tenant: str, at: datetime) -> Path:

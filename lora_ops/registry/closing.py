@@ -6,8 +6,8 @@ a hold first, and stops the version. Then it asks for the entry. Where that fail
 """
 
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError, NotFound, Refused
@@ -91,7 +91,7 @@ def revoke(registry: Registry, reference: str, actor: str, reason: str, evidence
             version; or the hold can't be written.
     """
     registry.not_sent = None
-    hold = _stop(registry, reference, actor, reason, evidence) if registry.shares_log else None
+    hold = stop(registry, reference, actor, reason, evidence) if registry.shares_log else None
     if hold is None:
         return close(registry, reference, "revoked", actor, reason, evidence)
     registry.not_sent = _settle(registry, *hold)
@@ -115,12 +115,24 @@ def settle(registry: Registry) -> list[str]:
     return waiting
 
 
-def _stop(
+@contextmanager
+def without_settling(registry: Registry) -> Iterator[None]:
+    """Let the changes inside leave each hold as it is, where any other change settles them first."""
+    before, registry.is_settling = registry.is_settling, True
+    try:
+        yield
+    finally:
+        registry.is_settling = before
+
+
+def stop(
     registry: Registry, reference: str, actor: str, reason: str, evidence: Sequence[Report]
 ) -> tuple[Hold, bool] | None:
-    """Write a hold, or find the one that is there; return it, and whether it is new.
+    """Stop a version on this machine: write a hold, or find the one that is there, and ask W&B for nothing.
 
-    None where this machine does not know the version yet, so that it does not serve it either.
+    Returns:
+        The hold, and whether it is new. None where this machine does not know the version yet, so that it does
+        not serve it either.
 
     Raises:
         LoraOpsError: as `revoke`.
@@ -181,11 +193,13 @@ def _settle(registry: Registry, hold: Hold, is_new: bool) -> str | None:
             f"{hold.version} --reason TEXT` decides it again"
         )
     held_at = None if is_new else said.at
-    before, registry.is_settling = registry.is_settling, True
     try:
         for attempt in range(ATTEMPTS):
             try:
-                close(registry, said.version, "revoked", said.actor, said.reason, hold=hold, held_at=held_at)
+                with without_settling(registry):
+                    close(
+                        registry, said.version, "revoked", said.actor, said.reason, hold=hold, held_at=held_at
+                    )
                 break
             except LostRace:
                 if attempt == ATTEMPTS - 1:
@@ -193,8 +207,6 @@ def _settle(registry: Registry, hold: Hold, is_new: bool) -> str | None:
     except LoraOpsError as error:
         # Another machine, or another process of this one, may have closed it meanwhile.
         return None if _drop_if_closed(registry, hold) else str(error).removesuffix("; nothing was changed.")
-    finally:
-        registry.is_settling = before
     _drop_if_closed(registry, hold)
     return None
 

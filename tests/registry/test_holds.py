@@ -388,7 +388,8 @@ def test_rollback_stops_at_once_and_ends_when_wandb_answers(
     assert (told["done"], told["returns"], told["held"]["actor"]) == (False, "finance@1", "ci")
     server.faults.clear()
     assert roll_back(tmp_path / "second") == "finance@1"
-    assert [entry.action for entry in served.log.entries("finance")][-2:] == ["revoked", "production"]
+    # On no machine a moment without production.
+    assert [entry.action for entry in served.log.entries("finance")][-2:] == ["production", "revoked"]
     assert served.named("finance", "production") == 1
     assert incidents.summary(served, "finance@2", tmp_path / "second", done=True)["done"] is True
     assert verify(served).ok
@@ -427,3 +428,42 @@ def test_two_processes_that_revoke_at_once_agree(served: SharedRegistry, tmp_pat
     outside.write_bytes(first)
     [hold] = _again(served).held()
     assert (hold.is_signed, hold.problem) == (True, None)
+
+
+def test_rollback_that_another_machine_made_is_ended(
+    served: SharedRegistry, connect: Connect, clock: Clock, tmp_path: Path
+) -> None:
+    why = {"actor": "ci", "reason": "it leaks"}
+    rollback = incidents.plan(served, "finance@2")
+    path = incidents.write_record(served, rollback, tmp_path / "incident", captured={}, **why)
+    served.pull()
+    signing = SigningSettings(trusted_keys=tuple(fingerprint(one) for one in (served.path, tmp_path / "there")))
+    there = SharedRegistry(tmp_path / "there", connect(), owners=served.owners, signing=signing, clock=clock)
+    there.pull()
+    incidents.roll_back(there, "finance@2", path, **why)
+    served.signer.settings = signing
+    assert incidents.roll_back(served, "finance@2", path, **why).id == "finance@1"
+    assert (served.not_sent, served.held(), files(served)) == (None, [], [])
+    assert served.get("finance@2").state == "revoked"
+
+
+@pytest.mark.parametrize("kind", ["unlisted", "gap"])
+def test_rollback_stops_whatever_wandb_says(
+    served: SharedRegistry, server: WandbServer, opens: Opens, package: Build, tmp_path: Path, kind: str
+) -> None:
+    """What W&B refuses is no outage, so the second half is asked for, and waits as well."""
+    if kind == "unlisted":
+        opens("laptop").register(*package(7), actor="ana")
+    else:
+        served.pull()
+        for sent in server.collection("audit").versions[3:5]:
+            sent.metadata = "{}"
+        served.set_mirrored(served.mirror.project.target, None)
+    why = {"actor": "ci", "reason": "it leaks"}
+    rollback = incidents.plan(served, "finance@2")
+    path = incidents.write_record(served, rollback, tmp_path / "incident", captured={}, **why)
+    assert incidents.roll_back(served, "finance@2", path, **why).id == "finance@1"
+    if kind == "unlisted":
+        assert served.not_sent and [hold.version for hold in served.held()] == ["finance@2"]
+    else:  # this machine has what was lost there, and sends it again
+        assert served.get("finance@2").state == "revoked"
