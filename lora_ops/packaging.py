@@ -44,8 +44,8 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     data = read_data_record(root / "data/prepared" / tenant)
     training = read_training_record(report)
     evaluation = read_evaluation(report)
-    _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
     _require_own_settings(tenant, data, training, evaluation, settings)
+    _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
     require_finite(adapter / ADAPTER_FILES[0])
     require_lora(adapter / ADAPTER_FILES[0])
     if settings.evaluate.must_beat_base and not evaluation.beats_base:
@@ -218,6 +218,8 @@ def _require_one_lineage(
         "the prompts were written for another base model": data.base_model_sha256 == base,
         "the adapter was trained on other data": training.train_sha256 == data.splits["train"].sha256,
         "the evaluation used another test split": evaluation.test_sha256 == data.splits["test"].sha256,
+        "the record of the training is that of another adapter": weights.is_file()
+        and training.adapter_sha256 == sha256_file(weights),
         "the evaluation was of another adapter": weights.is_file()
         and evaluation.adapter_sha256 == sha256_file(weights),
         "the evaluation was of other settings of the adapter": config.is_file()

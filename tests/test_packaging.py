@@ -176,6 +176,18 @@ def test_package_refuses_a_record_of_unnamed_settings(
         package("finance", settings, root, root / "packages/finance")
 
 
+@pytest.mark.parametrize("recorded", ["0" * 64, None])
+def test_package_refuses_a_training_record_of_other_weights(
+    computed: tuple[Path, TenantSettings], recorded: str | None
+) -> None:
+    """A training that is killed at its end leaves new weights beside the recipe of the old ones."""
+    root, settings = computed
+    path = root / "reports/finance" / TRAINING
+    path.write_text(json.dumps({**json.loads(path.read_text()), "adapter_sha256": recorded}))
+    with pytest.raises(LoraOpsError, match="the record of the training is that of another adapter"):
+        package("finance", settings, root, root / "packages/finance")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_package_refuses_weights_that_are_no_numbers(
     computed: tuple[Path, TenantSettings], value: float
@@ -186,9 +198,10 @@ def test_package_refuses_weights_that_are_no_numbers(
     tensors = load_file(path)
     next(iter(tensors.values()))[0] = value
     save_file(tensors, path)
-    report = root / "reports/finance" / EVALUATION
-    content = {**json.loads(report.read_text()), "adapter_sha256": sha256_file(path)}
-    report.write_text(json.dumps(content))
+    for name in (EVALUATION, TRAINING):
+        report = root / "reports/finance" / name
+        content = {**json.loads(report.read_text()), "adapter_sha256": sha256_file(path)}
+        report.write_text(json.dumps(content))
     with pytest.raises(LoraOpsError, match="has NaN or infinite values in .*its training diverged"):
         package("finance", settings, root, root / "package")
     assert not (root / "package").exists()

@@ -30,6 +30,9 @@ class TrainingRecord(Record):
     best_step: int | None = Field(None, description="whose weights are saved, where train.patience is set")
     packages: dict[str, str] = Field(default_factory=dict, description="versions where the training ran")
     git: GitRecord | None = Field(None, description="the commit that the training ran at")
+    adapter_sha256: Sha256 | None = Field(
+        None, description="of the weights that this training saved; older records lack it"
+    )
     settings: dict[str, Any] | None = Field(
         None, description="`train` of params.yaml as the adapter was trained by it; older records lack it"
     )

@@ -69,6 +69,7 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
     bases = {data.base_model_sha256, training.base_model_sha256, manifest.base_model.sha256}
     facts = {
         "its evaluation is not the one in the package": evaluated == manifest.evaluation,
+        "the record of its training is that of another adapter": training.adapter_sha256 == weights,
         "it was evaluated with another adapter": evaluated.adapter_sha256 == weights,
         "it was evaluated with other settings": evaluated.adapter_config_sha256 in (None, config),
         "it names several tenants": {evaluated.tenant, data.tenant, training.tenant, tenant} == {tenant},

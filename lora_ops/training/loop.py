@@ -19,7 +19,7 @@ from lora_ops.folders import replacing
 from lora_ops.git import git_state
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.loading import load_base_model, pick_device
-from lora_ops.paths import LOSSES, TRAIN_METRICS, TRAINING, VALIDATION_LOSSES
+from lora_ops.paths import ADAPTER_FILES, LOSSES, TRAIN_METRICS, TRAINING, VALIDATION_LOSSES
 from lora_ops.processes import only_one
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.example import Example
@@ -114,6 +114,8 @@ def _train(job: _Job, group: Group, on_step: OnStep) -> None:
         if group.rank:
             return
         base = read_base_model(job.base_folder)
+        # The record comes last and names these weights, so after a kill it does not pass as that of others.
+        _write_adapter(run.model, base.id, saved, job.target)
         devices = f"{group.size} x " if group.size > 1 else ""
         record = TrainingRecord(
             tenant=job.tenant,
@@ -133,10 +135,10 @@ def _train(job: _Job, group: Group, on_step: OnStep) -> None:
             best_step=run.best_step,
             packages=installed_versions(TRAINING_PACKAGES),
             git=git_state(job.root) if job.root else None,
+            adapter_sha256=sha256_file(job.target / ADAPTER_FILES[0]),
             settings=job.settings.model_dump(mode="json"),
         )
         _write_report(record, run.losses, run.validations, job.report)
-        _write_adapter(run.model, base.id, saved, job.target)
         job.checkpoint.unlink(missing_ok=True)
 
 

@@ -312,7 +312,9 @@ def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) ->
             "data": manifest.data.model_copy(
                 update={"splits": {**manifest.data.splits, "test": test}, "settings": prepared}
             ),
-            "training": manifest.training.model_copy(update={"settings": params["train"]}),
+            "training": manifest.training.model_copy(
+                update={"settings": params["train"], "adapter_sha256": weights}
+            ),
             "params": {**params, "data": prepared, "evaluate": measured},
         }
     )

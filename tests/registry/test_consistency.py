@@ -100,6 +100,13 @@ def test_training_of_unnamed_settings_is_refused(package: Build) -> None:
         require_complete(folder, manifest.model_copy(update={"training": unnamed}), MORNING)
 
 
+def test_training_record_of_other_weights_is_refused(package: Build) -> None:
+    folder, manifest = package(1)
+    other = manifest.training.model_copy(update={"adapter_sha256": "0" * 64})
+    with pytest.raises(LoraOpsError, match="the record of its training is that of another adapter"):
+        require_consistent(folder, manifest.model_copy(update={"training": other}))
+
+
 def test_evaluation_of_unnamed_settings_is_refused(package: Build) -> None:
     folder, manifest = package(1)
     with pytest.raises(LoraOpsError, match=r"its answers were measured by \(evaluation.settings\)"):
