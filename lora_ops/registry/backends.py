@@ -8,7 +8,8 @@ from pathlib import Path
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.named_paths import follow
 from lora_ops.registry.database import MissingRegistry
-from lora_ops.registry.heads import HEADS_FILE, HeadMemory, require_may_accept
+from lora_ops.registry.head_acceptance import require_may_accept
+from lora_ops.registry.heads import HEADS_FILE, HeadMemory
 from lora_ops.registry.mirror import Mirror
 from lora_ops.registry.owners import load_owners
 from lora_ops.registry.shared import SharedRegistry

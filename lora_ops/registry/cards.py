@@ -14,7 +14,7 @@ from lora_ops.registry import packages
 from lora_ops.registry.approvals import approvals_of
 from lora_ops.registry.eligibility import UNREVIEWED, expiry_warning, reasons_against
 from lora_ops.registry.files import FileStore
-from lora_ops.registry.heads import accepted_heads
+from lora_ops.registry.head_acceptance import accepted_heads
 from lora_ops.registry.integrity import registry_problem
 from lora_ops.registry.looks import looks
 from lora_ops.registry.loosened import gate_notes

@@ -68,7 +68,7 @@ def status(
     tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
 ) -> None:
     """Show for each tenant what is in which stage, until when, and what the next step still needs."""
-    from lora_ops.registry.heads import accepted_heads
+    from lora_ops.registry.head_acceptance import accepted_heads
     from lora_ops.registry.status import status as status_
     from lora_ops.settings.params import load_settings
 

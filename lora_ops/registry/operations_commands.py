@@ -19,13 +19,13 @@ Url = Annotated[str, typer.Argument(help="A folder, or a URL such as s3://bucket
 @operations.command("accept-head")
 def accept_head(reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
     """Let the log go on from where it ends, after an older backup was restored or a registry begun anew."""
-    from lora_ops.registry import heads
     from lora_ops.registry.backends import open_to_accept
+    from lora_ops.registry.head_acceptance import accept_head as accept
 
     person = who(actor)
     registry, memory = open_to_accept(actor=person, reason=reason)
     with closing(registry):
-        head = heads.accept_head(registry, memory, actor=person, reason=reason)
+        head = accept(registry, memory, actor=person, reason=reason)
     _done(as_json, f"The audit log goes on from {head.text}.", head=head.text)
 
 

@@ -16,7 +16,7 @@ from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.consistency import is_other_page
 from lora_ops.registry.eligibility import SERVING
 from lora_ops.registry.gc import find_garbage
-from lora_ops.registry.heads import accepted_heads
+from lora_ops.registry.head_acceptance import accepted_heads
 from lora_ops.registry.owners_log import owners_notes
 from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay_aliases, unlike
 from lora_ops.registry.requirements import STAGES, about_twins, allowed

@@ -14,7 +14,8 @@ from lora_ops.records.evidence import HumanEvidence
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.audit import Head
 from lora_ops.registry.cards import record
-from lora_ops.registry.heads import HeadMemory, accept_head
+from lora_ops.registry.head_acceptance import accept_head
+from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.integrity import LogFollower, registry_problem
 from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry

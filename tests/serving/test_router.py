@@ -14,7 +14,7 @@ from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backends import open_registry, open_to_accept
-from lora_ops.registry.heads import accept_head
+from lora_ops.registry.head_acceptance import accept_head
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
