@@ -5,19 +5,16 @@ Whoever edits the file could give the name to somebody else, and then approve a 
 """
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry.owners import Person
 from lora_ops.registry.owners_log import KIND, kept_owners
 from lora_ops.registry.replay import BORN
-
-if TYPE_CHECKING:
-    from lora_ops.registry.store import Registry
-    from lora_ops.registry.versions import Version
+from lora_ops.registry.transactions import Transactions
+from lora_ops.registry.versions import Version
 
 
-def author_marks(registry: "Registry", version: "Version", before: int | None = None) -> frozenset[str]:
+def author_marks(registry: Transactions, version: Version, before: int | None = None) -> frozenset[str]:
     """Return every name and key of the people whom owners.yaml has named as a version's author.
 
     The file of the day of registration counts, and each later one that the log holds.

@@ -3,22 +3,19 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.changes import Change
 from lora_ops.registry.owners import Owners, parse_owners
-
-if TYPE_CHECKING:
-    from lora_ops.registry.store import Registry
+from lora_ops.registry.transactions import Transactions
 
 KIND, FILE = "owners", "owners.yaml"
 
 
 @contextmanager
-def change_with_owners(registry: "Registry", actor: str, *, despite_head: bool = False) -> Iterator[Change]:
+def change_with_owners(registry: Transactions, actor: str, *, despite_head: bool = False) -> Iterator[Change]:
     """Begin a change whose first entry tells of owners.yaml, if that is not the file that the log knows.
 
     Whoever acts next is named as the actor: the file itself is edited in git, by whom its commit says.
@@ -26,14 +23,14 @@ def change_with_owners(registry: "Registry", actor: str, *, despite_head: bool =
     Args:
         registry: what is changed.
         actor: who does it.
-        despite_head: see `Registry.change`.
+        despite_head: see `Transactions.change`.
     """
     with registry.change(actor, despite_head=despite_head) as change:
         note_owners(registry, change)
         yield change
 
 
-def note_owners(registry: "Registry", change: Change, *, begin: bool = True) -> bool:
+def note_owners(registry: Transactions, change: Change, *, begin: bool = True) -> bool:
     """Append an entry with owners.yaml as it is now, unless the log ends with the same; say whether it did.
 
     Args:
@@ -62,7 +59,7 @@ def note_owners(registry: "Registry", change: Change, *, begin: bool = True) -> 
     return True
 
 
-def owners_before(registry: "Registry", entry: AuditEntry) -> Owners:
+def owners_before(registry: Transactions, entry: AuditEntry) -> Owners:
     """Return the owners.yaml that held when an entry was written.
 
     Raises:

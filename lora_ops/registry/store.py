@@ -1,165 +1,41 @@
 """The embedded registry: SQLite for records, content-addressed files beside it, every change audited."""
 
-import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar, Literal
 
 from pydantic import ValidationError
 
 from lora_ops.adapter_files import require_lora
-from lora_ops.clock import now, utc
-from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason, with_text
+from lora_ops.clock import utc
+from lora_ops.errors import LoraOpsError, Refused, Unavailable, disk_reason, with_text
 from lora_ops.evaluation.recount import require_recounted
-from lora_ops.free_text import require_name
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.manifest import ADAPTER_FILES, Manifest, content_digest
 from lora_ops.records.registry import State
 from lora_ops.registry import migrations
-from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.changes import Change, whoami
 from lora_ops.registry.consistency import require_complete, require_consistent
-from lora_ops.registry.copies import Copies
-from lora_ops.registry.database import Database, MissingRegistry
-from lora_ops.registry.files import FileStore, check_package
-from lora_ops.registry.heads import LONGEST_WAIT, HeadMemory
-from lora_ops.registry.holds import FOLDER as HOLDS
-from lora_ops.registry.holds import Holds
-from lora_ops.registry.integrity import LogFollower
+from lora_ops.registry.database import MissingRegistry
+from lora_ops.registry.files import check_package
 from lora_ops.registry.own_texts import require_own_texts
-from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import note_owners
-from lora_ops.registry.queries import SUMMARY, Queries
-from lora_ops.registry.signing import Signer
-from lora_ops.registry.structure import Structure
+from lora_ops.registry.queries import SUMMARY
+from lora_ops.registry.transactions import Transactions
 from lora_ops.registry.twins import Twins, kept_weights
 from lora_ops.registry.versions import CLOSED, Summary, Version
 from lora_ops.settings.files import first_problem
-from lora_ops.settings.registry import EvidenceSettings, SigningSettings
 from lora_ops.settings.section import TENANT_PATTERN, colliding_tenant, refuse_reserved_name
 
-CLOCK_TOLERANCE_SECONDS = 300
 
-logger = logging.getLogger(__name__)
-
-
-class Registry(Queries):
-    """Adapter versions under one folder; every change is one transaction and one entry of the audit log.
+class Registry(Transactions):
+    """Adapter versions under one folder: packages come in here; `Transactions` says how it is opened.
 
     A registry belongs to one thread; open another one for another thread or process.
-
-    Attributes:
-        shares_log: whether a change counts only once another place took it, so that a revocation is held here
-            first.
-
-    Args:
-        path: its folder.
-        create: make the registry if it is missing, as only registering a version does.
-        owners: who may do what; None refuses what needs a role.
-        signing: who vouches for packages and for the log.
-        memory: where the last head is kept outside the registry, so that an older copy in its place shows.
-        clock: gives the time.
-        several_keys: each machine signs with a key of its own.
-
-    Raises:
-        MissingRegistry: there is none, and `create` is not set; nothing is made.
-        LoraOpsError: it can't be opened, or was written by a newer lora-ops.
     """
-
-    shares_log: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        create: bool = False,
-        owners: Owners | None = None,
-        signing: SigningSettings | None = None,
-        memory: HeadMemory | None = None,
-        clock: Callable[[], datetime] = now,
-        several_keys: bool = False,
-    ) -> None:
-        self.path = path
-        self.owners = owners
-        self.clock = clock
-        self.allow_candidates = False
-        """Whether the gateway beside this registry also serves what nobody has approved."""
-        self.approvals: Literal["signed", "unsigned"] = "signed"
-        """Whether an approval counts only with a signature."""
-        self.least = EvidenceSettings()
-        """The least that evidence must say."""
-        self.max_gap: dict[str, float | None] = {}
-        """Tenant -> `evaluate.max_gap` as params.yaml has it today."""
-        self.max_looks = 10
-        """How many versions may be judged on the same test rows before `show` warns."""
-        self.files = FileStore(path / "files")
-        self.copies = Copies(path / "verified", self.files.incoming)
-        self.signer = Signer(path / "keys", signing, several=several_keys)
-        self.holds = Holds(path / HOLDS, self.signer)
-        self.not_sent: str | None = None
-        """Why the log did not take the last revocation, which holds on this machine; None where it did."""
-        self.is_settling = False
-        """Whether a change is under way that turns a hold into an entry of the log."""
-        self.db = Database(path / "registry.sqlite", create=create)
-        self.log = Log(self.db)
-        self.structure = Structure(self.db)
-        self.remember_in(memory)
-        self.mended: str | None = None
-        """What was wrong with the signed head when the last change replaced it."""
-        self.anchor = Anchor(path / "audit.head", self.signer, self._replaced, self._named_keys)
-        self.follower = LogFollower(self)
-        try:
-            self._migrate(create)
-        except BaseException:
-            self.db.close()
-            raise
-
-    def close(self) -> None:
-        """Release the database."""
-        self.db.close()
-
-    def remember_in(self, memory: HeadMemory | None) -> None:
-        """Keep the last head, and a second copy of each hold, outside the registry's folder."""
-        self.memory = memory
-        self.holds.outside = memory.path.parent / HOLDS if memory else None
-
-    def _replaced(self) -> str | None:
-        if self.memory is None:
-            return None
-        # A registry that is being made has no table of entries yet.
-        ready = migrations.schema_of(self.db) >= migrations.FIRST_WITH_LOG
-        return self.memory.problem(self.log if ready else None)
-
-    def _named_keys(self) -> frozenset[str]:
-        """Return the keys of which one signs the head; empty where each machine has its own."""
-        if self.signer.own.several or migrations.schema_of(self.db) != migrations.SCHEMA_VERSION:
-            return frozenset()
-        return self.log.signing_keys()
-
-    def sign_head(self) -> None:
-        """Sign where the log ends again, with the key that is the private one now."""
-        with self.db.writing():
-            self.anchor.confirm(self.log.head())
-
-    def remember(self, head: Head, *, seconds: float = LONGEST_WAIT) -> None:
-        """Keep a head outside the registry that was written here, or verified; wait so long for its file."""
-        if self.memory:
-            with suppress(LoraOpsError):  # the change is made; by its place the registry is known anyway
-                self.memory.identify(self.log)
-            self.memory.remember(head, seconds=seconds)
-
-    def unremembered(self) -> str | None:
-        """Return that the head is not kept outside the registry, in words, or None."""
-        if self.memory is None:
-            return None
-        self.memory.identify(self.log)
-        return self.memory.behind(self.log.head())
-
-    # Changes.
 
     def _migrate(self, create: bool) -> None:
         found = migrations.schema_of(self.db)
@@ -202,131 +78,6 @@ class Registry(Queries):
         self._insert(
             change, "imported", manifest, signature, weights, old.registered_at, "unknown", old.aliases
         )
-
-    @contextmanager
-    def _transaction(self, *, catching_up: bool = False, despite_head: bool = False) -> Iterator[str | None]:
-        """Write all or nothing, and sign where the log ends then.
-
-        Args:
-            catching_up: the log is being taken from elsewhere, so it may be behind what is remembered of it.
-            despite_head: go on where nothing but `audit.head` is damaged; what was wrong is yielded.
-        """
-        announced = False
-        with self.db.writing():
-            schema = migrations.schema_of(self.db)
-            before = self.log.head() if schema >= migrations.FIRST_WITH_LOG else Head()
-            if schema == migrations.SCHEMA_VERSION:
-                problem = self.follower.problem_inside(catching_up=catching_up)
-            else:  # the upgrade, which changes the tables that the follower reads
-                problem = self.anchor.problem(before, catching_up=catching_up)
-            if problem and not (despite_head and self._vouched_outside(before)):
-                raise Damaged(
-                    f"The registry in {self.path} can't be trusted, so nothing is changed: {problem}; "
-                    "restore the registry from a backup, or, if you put this one here yourself, run `lora-ops "
-                    "registry accept-head --reason TEXT`"
-                    f"{'; until then only stopping the gateway takes a version out' if despite_head else ''}."
-                )
-            key = self.log.current_key() if schema == migrations.SCHEMA_VERSION else None
-            if key:
-                self.signer.own.settle(key)
-            yield problem
-            after = self.log.head()
-            if after != before:
-                unwritten = self.follower.unwritten()
-                if unwritten:
-                    raise Damaged(
-                        f"The registry in {self.path} did not take the change, so nothing is changed: "
-                        f"{unwritten}; restore the registry from a backup."
-                    )
-                self._refuse_other_key(key)
-                try:
-                    self.anchor.announce(before, after)
-                except OSError as error:
-                    raise Unavailable(
-                        f"The registry in {self.path} can't be written ({disk_reason(error)}): nothing was "
-                        "changed."
-                    ) from error
-                announced = True
-        if announced:
-            self.remember(after)
-            # The change is done, and its announcement fits until the next one replaces it, so whatever goes
-            # wrong here does no harm. Without the lock this could put an old head over a newer one.
-            with suppress(OSError, LoraOpsError), self.db.writing():
-                if self.log.head() == after:
-                    self.anchor.confirm(after)
-
-    def _vouched_outside(self, head: Head) -> bool:
-        """Return whether nothing but the signed head is damaged, and the head kept outside stands in for it.
-
-        In an incident a wrong byte there must not keep a version on air. But the head is signed again with the
-        change, which would hide that entries were cut off. So chain and rows must agree, no signed head may say
-        otherwise, and the memory outside must name exactly this entry as the last one. Where the memory is the
-        damaged one, the signed head stands in for it.
-        """
-        try:
-            known = None
-            if self.memory:
-                self.memory.identify(self.log)
-                known = self.memory.recall()
-        except LoraOpsError:
-            return self.anchor.damage() is None and self.follower.rows_problem() is None
-        return known == head and self.anchor.damage() is not None and self.follower.rows_problem() is None
-
-    def _refuse_other_key(self, key: str | None) -> None:
-        """Refuse to sign with a key that the log names neither before (`key`) nor after this transaction."""
-        allowed = {one for one in (key, self.log.current_key()) if one}
-        mine = self.signer.own.fingerprint() if allowed and not self.signer.own.several else None
-        if mine and mine not in allowed:
-            named = ", ".join(sorted(f"{one[:12]}…" for one in allowed))
-            raise Refused(
-                f"This machine's private key ({mine[:12]}…) is not the one that the audit log names ({named}): "
-                f"{self.signer.own.way_back(allowed)}; nothing was changed."
-            )
-
-    @contextmanager
-    def change(self, actor: str, *, despite_head: bool = False) -> Iterator[Change]:
-        """One transaction by `actor`, all or nothing.
-
-        The order of the log is `seq`, never the time: a wrong clock on one machine must not stop a revocation
-        on another. A clock that is up to five minutes behind the last entry gets that entry's time; one further
-        behind keeps its own. Both entries state by how much the clock was behind.
-
-        Args:
-            actor: who does it.
-            despite_head: go on where nothing but the signed head is damaged and the head kept outside stands in
-                for it; the first entry says so for ever.
-
-        Raises:
-            LoraOpsError: no actor, a log that was tampered with, a read-only disk.
-        """
-        actor = require_name(actor, "Say who does this (--actor)")
-        with self._transaction(despite_head=despite_head) as damage:
-            at, last = utc(self.clock()), self.log.last_time()
-            behind = 0
-            if at < last:
-                behind = int((datetime.fromisoformat(last) - datetime.fromisoformat(at)).total_seconds())
-                if behind <= CLOCK_TOLERANCE_SECONDS:
-                    at = last
-            change = Change(self.db, self.log, actor, at, behind, self.signer.own.fingerprint)
-            first = self.log.head().seq
-            if damage:
-                change.note("head_mended", "registry", "head", problem=damage)
-            yield change
-            if self.log.head().seq != first + change.entries:
-                raise Damaged(
-                    f"The registry in {self.path} did not keep the entry of this change, so nothing is "
-                    "changed: run `lora-ops registry verify`, and restore it from a backup."
-                )
-        self.mended = damage
-        if damage:
-            logger.warning("The change is made, and the registry was damaged: %s. Find out by whom.", damage)
-        self._forget_closed(change.states)
-
-    def _forget_closed(self, states: dict[str, str]) -> None:
-        """Take away the verified copies of versions (`finance@3` to its new state) that may not be loaded."""
-        for version, state in states.items():
-            if state in CLOSED:
-                self.copies.forget(version)
 
     def register(self, package: Path, manifest: Manifest, *, actor: str | None = None) -> tuple[Version, bool]:
         """Keep a package as the next version of its tenant, signed, and let `candidate` name it.
@@ -533,18 +284,6 @@ class Registry(Queries):
                 f"{what} can't be read, or not be kept in {self.path} ({disk_reason(error)}): nothing was "
                 "changed."
             ) from error
-
-    def set_mirrored(self, target: str, head: Head | None) -> None:
-        """Remember that the mirror `target` shows everything up to `head`; None forgets what it showed."""
-        with self.db.writing():
-            if head is None:
-                self.db.rows("DELETE FROM mirrors WHERE target = ?", (target,))
-                return
-            self.db.rows(
-                "INSERT INTO mirrors VALUES (?1, ?2, ?3) ON CONFLICT (target) DO UPDATE"
-                " SET seq = ?2, hash = ?3 WHERE ?2 > seq",
-                (target, *head),
-            )
 
 
 @contextmanager

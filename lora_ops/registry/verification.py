@@ -22,7 +22,8 @@ from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay
 from lora_ops.registry.requirements import STAGES, about_twins, allowed
 from lora_ops.registry.rotation import key_notes, key_problems
 from lora_ops.registry.rules import broken_rules, signer_notes, weaknesses
-from lora_ops.registry.store import CLOCK_TOLERANCE_SECONDS, Registry
+from lora_ops.registry.store import Registry
+from lora_ops.registry.transactions import CLOCK_TOLERANCE_SECONDS
 from lora_ops.registry.twins import Twins, misstated_weights
 from lora_ops.registry.versions import Summary, Version
 
