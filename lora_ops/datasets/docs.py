@@ -1,8 +1,10 @@
 """A contract as a site of great-expectations' data docs: static pages that load nothing from anywhere else."""
 
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -18,7 +20,9 @@ STYLE = """<style>
 body { font-family: sans-serif; margin: 1rem 2rem; }
 table { border-collapse: collapse; margin: 0.5rem 0; }
 td, th { border: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
-.modal, .ge-breadcrumbs, .ge-walkthrough-modal, #ge-cta-footer { display: none; }
+.modal, .ge-breadcrumbs, .ge-walkthrough-modal, footer { display: none; }
+/* Filters and lists of pages that only a script fills. */
+.ge-index-page-tabs-container, .card:has(.btn-group-toggle) { display: none; }
 </style>
 </head>"""
 _SCRIPT = re.compile(r"<script\b.*?</script\s*>", re.DOTALL | re.IGNORECASE)
@@ -73,9 +77,26 @@ def build_data_docs(
         context.build_data_docs()
         for page in building.rglob("*.html"):
             page.write_text(_offline(page.read_text(encoding="utf-8")), encoding="utf-8")
+        index = building / "index.html"
+        listed = index.read_text(encoding="utf-8").replace("</body>", f"{_links(building)}\n</body>", 1)
+        index.write_text(listed, encoding="utf-8")
         for style in building.rglob("*.css"):
             style.write_text(_REMOTE_URL.sub("none", style.read_text(encoding="utf-8")), encoding="utf-8")
     return folder / "index.html"
+
+
+def _links(folder: Path) -> str:
+    """Return links to the site's pages; great-expectations lists them by a script, which `_offline` removes."""
+    lists = []
+    for part, title in {"validations": "Results", "expectations": "Checks"}.items():
+        # great-expectations names a page of results SUITE/RUN/TIME/BATCH.html, and a page of checks SUITE.html.
+        pages = {page.relative_to(folder / part).parts[0]: page for page in (folder / part).rglob("*.html")}
+        links = [
+            f'<li><a href="{quote(page.relative_to(folder).as_posix())}">{escape(name)}</a></li>'
+            for name, page in sorted((name.removesuffix(".html"), page) for name, page in pages.items())
+        ]
+        lists.append(f"<h4>{title}</h4>\n<ul>{''.join(links)}</ul>")
+    return "\n".join(lists)
 
 
 def _offline(page: str) -> str:
