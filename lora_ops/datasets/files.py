@@ -76,13 +76,17 @@ def _encoding_advice(encoding: str) -> str:
 
 
 def _read_csv(path: Path, settings: DataSettings) -> pd.DataFrame:
-    rows = list(_csv_rows(_decoded(path, settings.encoding), settings.delimiter))
-    if not rows:
+    reader = _csv_rows(_decoded(path, settings.encoding), settings.delimiter)
+    first = next(reader, None)
+    if first is None:
         raise ValueError("it has no header line")
-    header = rows[0][1]
+    header = first[1]
     width = len(header)
-    # Before the rows: two columns of one name explain best why rows seem to have too few fields.
-    _refuse_names(header if width > MOST_COLUMNS else [name for name in header if name.strip()], settings)
+    names = [name for name in header if name.strip()]
+    # Before the rows: a name that stands twice, or another delimiter, explains best why their fields don't fit.
+    _refuse_names(header if width > MOST_COLUMNS else names, settings)
+    _refuse_delimiter(names, settings)
+    rows = [first, *reader]
     surplus = {len(row) - width for _, row in rows[1:]}
     if surplus and min(surplus) > 0 and all(not any(row[width:]) for _, row in rows[1:]):
         # A delimiter at the end of each row: the fields after it are empty and have no name.
@@ -99,17 +103,20 @@ def _read_csv(path: Path, settings: DataSettings) -> pd.DataFrame:
         if filled:
             raise ValueError(f"column {place + 1} has no name in the header, and line {filled} fills it")
     kept = [place for place in range(width) if place not in empty]
-    names = [header[place] for place in kept]
-    if len(names) == 1:
-        other = next((mark for mark in ";\t|," if mark in names[0] and mark != settings.delimiter), None)
-        if other:
-            raise ValueError(
-                f"its header is one column, {shorten(names[0])}: its delimiter seems to be {other!r}, name it "
-                "in data.delimiter (`lora-ops tenant add --delimiter`)"
-            )
     return pd.DataFrame(
         [[row[place] or None for place in kept] for _, row in rows[1:]], columns=names, dtype=object
     )
+
+
+def _refuse_delimiter(names: list[str], settings: DataSettings) -> None:
+    """Raise if the header's only name holds another delimiter."""
+    marks = (mark for mark in ";\t|," if mark != settings.delimiter)
+    other = next((mark for mark in marks if names and mark in names[0]), None)
+    if len(names) == 1 and other:
+        raise ValueError(
+            f"its header is one column, {shorten(names[0])}: its delimiter seems to be {other!r}, name it "
+            "in data.delimiter (`lora-ops tenant add --delimiter`)"
+        )
 
 
 def _csv_rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:

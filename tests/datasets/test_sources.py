@@ -112,6 +112,8 @@ def test_jsonl_and_a_python_function_give_the_same_rows(tmp_path: Path) -> None:
             "text;answer\n1;a\n",
             "one column, 'text;answer': its delimiter seems to be ';'.*data.delimiter",
         ),
+        ("a.csv", 'text;answer\n"first, second";a\n', "its delimiter seems to be ';'"),
+        ("a.csv", "text\tanswer\nfirst, second\ta\n", r"its delimiter seems to be '\\t'"),
         ("a.csv", "chosen,rejected,text\na,b,c\n", r"no column 'answer'"),
         ("a.jsonl", "{broken\n", "cannot be read as JSONL: line 1: Expecting property name"),
         ("a.jsonl", '{"text": "a"}\n1\n', "line 2 must be an object, not 1"),
