@@ -56,6 +56,22 @@ def test_lora_ops_commands_parse_with_the_options_shown(command: str) -> None:
         assert parsed.args == []
 
 
+def test_lora_ops_commands_in_sentences_exist() -> None:
+    """A sentence named `lora-ops ask`, which no release had."""
+    prose = re.sub(r"```.*?```", "", README, flags=re.S)
+    commands = [shlex.split(code) for code in re.findall(r"`lora-ops ([^`]+)`", prose)]
+    assert len(commands) > 20
+    for words in commands:
+        parser = get_command(app)
+        while isinstance(parser, TyperGroup) and words and words[0][0].islower():
+            assert words[0] in parser.commands, f"lora-ops {' '.join(words)}"
+            parser = parser.commands[words.pop(0)]
+        options = {option for parameter in parser.params for option in parameter.opts}
+        for word in words:
+            flag = word.strip("[]")
+            assert not flag.startswith("--") or flag in options, f"{parser.name} {flag}"
+
+
 def test_the_readers_own_tenant_of_the_readme_is_added(repository: Path) -> None:
     """Runs the README's example as it stands: the file that it writes and the command that adds it."""
     block = next(b for b in re.findall(r"```bash\n(.*?)```", README, re.S) if "lora-ops tenant add" in b)
