@@ -64,15 +64,17 @@ def tenant_add(
             license=license,
         )
     with prose_on_stderr(as_json):  # a script may print
-        contract = check_tenant(name, TenantSettings.model_validate(entry), root)
+        contract, warnings = check_tenant(name, TenantSettings.model_validate(entry), root)
     if not contract.success and not as_json:
         show(_grid(failed_rows(contract), title=f"Rows of {source} that fail"))
     require(contract, REMEDIES)
     add_tenant(name, entry, root)
     work_is_done()
     if as_json:
-        print_json({"tenant": name, "entry": entry, "contract": contract.model_dump(mode="json")})
+        record = contract.model_dump(mode="json")
+        print_json({"tenant": name, "entry": entry, "contract": record, "warnings": warnings})
         return
+    _show_warnings(warnings)
     show(
         f"{name}: {contract.rows} rows pass {len(contract.checks)} checks; its entry is in params.yaml. "
         f"Next: dvc repro package@{name}"
@@ -132,18 +134,24 @@ def tenant_check(
     root = find_root()
     settings = load_settings(root).tenant(name)
     with prose_on_stderr(as_json):  # a source in Python may print
-        contract = check_tenant(name, settings, root)
+        contract, warnings = check_tenant(name, settings, root)
         page = document_tenant(name, settings, root) if docs else None
     if as_json:
-        docs_page = {"docs": str(page) if page else None}
-        print_json({"ok": contract.success, **contract.model_dump(mode="json"), **docs_page})
+        more = {"warnings": warnings, "docs": str(page) if page else None}
+        print_json({"ok": contract.success, **contract.model_dump(mode="json"), **more})
         raise typer.Exit(ExitCode.OK if contract.success else ExitCode.INVALID)
     show(_grid(checks_table(contract), title=f"{name}: {contract.rows} rows"))
     if not contract.success:
         show(_grid(failed_rows(contract), title="Rows that fail"))
+    _show_warnings(warnings)
     if page:
         show(markup(f"The contract as pages, for a browser: {page.relative_to(root)}"))
     require(contract)
+
+
+def _show_warnings(warnings: list[str]) -> None:
+    for warning in warnings:
+        show(markup(f"Warning: {warning}."))
 
 
 def _grid(frame: "pd.DataFrame", title: str) -> Grid:

@@ -1,6 +1,7 @@
 """Add and remove tenants: check a file, then write its entry into params.yaml, comments kept."""
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from ruamel.yaml import YAML
 
 from lora_ops.datasets.checks import check_answers
 from lora_ops.datasets.files import shorten
-from lora_ops.datasets.prepare import candidate_rows, check_rows, with_prompts
+from lora_ops.datasets.prepare import candidate_rows, check_rows, data_warnings, with_prompts
 from lora_ops.datasets.source import read_source
 from lora_ops.datasets.suites import IDENTIFIERS_SETTING, read_own_suite
 from lora_ops.editing import edited
@@ -20,6 +21,7 @@ from lora_ops.records.data import ContractRecord, read_previous
 from lora_ops.settings.data import DataSettings
 from lora_ops.settings.files import first_problem, read_yaml
 from lora_ops.settings.params import Settings, load_settings
+from lora_ops.settings.section import TENANT_PATTERN
 from lora_ops.settings.tenant import TenantSettings
 from lora_ops.small_files import read_json
 from lora_ops.templates import template_fields
@@ -157,20 +159,22 @@ def base_tokenizer(root: Path) -> Any | None:
     return load_tokenizer(root / "models/base")
 
 
-def check_tenant(name: str, settings: TenantSettings, root: Path) -> ContractRecord:
-    """Return the contract's result for a tenant's source, before anything is trained.
+def check_tenant(name: str, settings: TenantSettings, root: Path) -> tuple[ContractRecord, list[str]]:
+    """Return the contract's result for a tenant's source, and its warnings, before anything is trained.
 
     Whatever counts tokens is checked only when the base model, whose tokenizer it needs, is there already.
     """
     frame, _ = read_source(settings.data, root, root / "data/raw")
     tokenizer = base_tokenizer(root)
-    rows, _, contract = check_rows(
+    rows, chosen, contract = check_rows(
         frame, name, settings.data, tokenizer, read_own_suite(name, root), read_previous(name, root)
     )
+    warnings = data_warnings(chosen, contract, settings.data)
     if tokenizer is None or settings.data.task != "labels":
-        return contract
+        return contract, warnings
     answers = check_answers(rows, tokenizer, settings.data.labels, settings.evaluate.max_new_tokens)
-    return ContractRecord.of(name, contract.rows, [*contract.checks, answers], contract.identifiers)
+    whole = ContractRecord.of(name, contract.rows, [*contract.checks, answers], contract.identifiers)
+    return whole, warnings
 
 
 def document_tenant(name: str, settings: TenantSettings, root: Path) -> Path:
@@ -195,6 +199,11 @@ def check_new_name(name: str, root: Path) -> None:
     Raises:
         LoraOpsError: a tenant has it, or it is reserved, can't be told from another one or breaks the pattern.
     """
+    if not re.fullmatch(TENANT_PATTERN, name):
+        raise LoraOpsError(
+            f"{shorten(name)} can't name a tenant: write 1 to 40 lower-case letters (a to z), digits, '-' "
+            "and '_', with a letter first."
+        )
     settings = load_settings(root)
     if name in settings.tenants:
         raise LoraOpsError(f"params.yaml has a tenant '{name}' already: edit its entry or choose another name.")

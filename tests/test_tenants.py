@@ -1,5 +1,6 @@
 """A tenant of one's own: one entry in params.yaml, checked before it is written."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_labels_are_read_from_the_file(faq: Path) -> None:
     assert checked.returncode == 0 and "target is a known label" in checked.stdout
 
 
+def test_tenant_add_and_check_warn_of_near_duplicates(faq: Path) -> None:
+    """Both showed a check that is `ok` beside the number of rows found, and left the warning to 01_prepare."""
+    add_text = ("--template", "{question}", "--target", "answer", "--task", "text")
+    added = add(faq, "faq", "data/sources/faq.csv", *add_text)
+    checked = run("lora-ops", "tenant", "check", "faq", cwd=faq, COLUMNS="300")
+    for shown in (added, checked):
+        assert "Warning: 16 of 16 held-out rows are nearly a training row" in shown.stdout, shown.stderr
+    (warning,) = json.loads(run("lora-ops", "tenant", "check", "faq", "--json", cwd=faq).stdout)["warnings"]
+    assert warning.startswith("16 of 16 held-out rows")
+
+
 def test_encoding_and_delimiter_are_options_that_the_entry_keeps(faq: Path) -> None:
     rows = "".join(f"Où est la pièce {n}?;À {n}.\n" for n in range(60))
     (faq / "data/sources/aide.csv").write_text("question;réponse\n" + rows, encoding="latin-1")
@@ -78,7 +90,7 @@ def test_encoding_and_delimiter_are_options_that_the_entry_keeps(faq: Path) -> N
         (["faq", "/etc/hostname.csv"], "is outside the repository"),
         (["faq", "README.md"], "must end in one of .csv, .jsonl, .parquet, .py"),
         (["Faq!", "data/sources/faq.csv", "--template", "{question}", "--target", "answer", "--task", "text"],
-         "params.yaml is unchanged: tenants.Faq!: String should match pattern"),
+         "'Faq!' can't name a tenant: write 1 to 40 lower-case letters (a to z)"),
         (["base", "data/sources/gone.csv"], "params.yaml is unchanged: tenants.base: 'base' is reserved"),
     ],
 )  # fmt: skip
@@ -191,7 +203,7 @@ def drafted(root: Path, content: str, **options: Any) -> tuple[dict[str, Any], C
     (root / "data/sources/own.csv").write_text(content, encoding="utf-8")
     options = {"template": "{text}", "target": "label", "task": "labels"} | options
     entry = draft_tenant("data/sources/own.csv", root, **options)
-    return entry, check_tenant("own", TenantSettings.model_validate(entry), root)
+    return entry, check_tenant("own", TenantSettings.model_validate(entry), root)[0]
 
 
 def two_labels(first: str, second: str, rows: int = 60) -> str:
@@ -252,7 +264,7 @@ def test_labels_fit_max_new_tokens_with_the_base_models_tokenizer(folder: Path, 
     assert entry["evaluate"]["max_new_tokens"] == tokens + 1
     require(contract)
     entry["evaluate"]["max_new_tokens"] = tokens
-    contract = check_tenant("own", TenantSettings.model_validate(entry), folder)
+    contract, _ = check_tenant("own", TenantSettings.model_validate(entry), folder)
     with pytest.raises(LoraOpsError, match=rf"each label fits {tokens} new tokens .*evaluate.max_new_tokens"):
         require(contract)
 

@@ -145,7 +145,6 @@ def prepare(
     own, previous = read_own_suite(tenant, root), read_previous(tenant, root)
     rows, chosen, contract = check_rows(frame, tenant, settings, tokenizer, own, previous)
     suite = default_suite(tenant, settings, tokens=True)
-    alike = next(check for check in contract.checks if check.setting == NEAR_DUPLICATES)
     with replacing(target) as folder:
         (folder / CONTRACT).write_text(contract.to_json(), encoding="utf-8")
         (folder / SUITE).write_text(json.dumps(suite, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -168,11 +167,7 @@ def prepare(
             base_model_sha256=base_model_sha256,
             identifiers=contract.identifiers,
             label_shares=label_shares(rows) if settings.task == "labels" else None,
-            warnings=[
-                *thin_labels(chosen, settings.labels, settings.contract.min_label_rows),
-                *near_duplicate_warnings(alike, chosen, settings),
-                *answered_warnings(chosen),
-            ],
+            warnings=data_warnings(chosen, contract, settings),
             settings=settings.model_dump(mode="json"),
             own_checks=own_checks(own),
         )
@@ -211,6 +206,18 @@ def check_rows(
         checks.append(check_system(settings.system, tokenizer))
     identifiers = identifiers_of(rows, len(frame), settings)
     return rows, chosen, ContractRecord.of(tenant, len(rows), checks, identifiers)
+
+
+def data_warnings(
+    chosen: dict[str, pd.DataFrame], contract: ContractRecord, settings: DataSettings
+) -> list[str]:
+    """Return what keeps the contract and still weakens training or evaluation, by `check_rows`."""
+    alike = next(check for check in contract.checks if check.setting == NEAR_DUPLICATES)
+    return [
+        *thin_labels(chosen, settings.labels, settings.contract.min_label_rows),
+        *near_duplicate_warnings(alike, chosen, settings),
+        *answered_warnings(chosen),
+    ]
 
 
 def _write_split(path: Path, rows: pd.DataFrame) -> SplitRecord:
