@@ -62,7 +62,7 @@ format: .venv/installed ## let ruff mend and format what it can
 	ruff format .
 
 lab: .venv/installed ## open the notebooks in JupyterLab
-	jupyter lab notebooks
+	jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
 
 metrics: .venv/installed ## show metrics and plots of the last results
 	dvc metrics show

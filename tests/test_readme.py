@@ -32,6 +32,12 @@ def test_make_targets_exist(command: str) -> None:
         assert run("make", "--dry-run", target, cwd=ROOT, WANDB_API_KEY="x").returncode == 0
 
 
+def test_make_lab_shows_executed_notebooks() -> None:
+    """JupyterLab began in notebooks/, from where it opened neither `reports/` nor `runbooks/`."""
+    shown = run("make", "--dry-run", "lab", cwd=ROOT).stdout
+    assert f'--ServerApp.root_dir="{ROOT}" --LabApp.default_url=/lab/tree/notebooks' in shown
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("dvc ")])
 def test_dvc_commands_and_their_stages_exist(command: str) -> None:
     words = shlex.split(command)[1:]
