@@ -99,6 +99,7 @@ class WandbClient:
             disable_git=True,
             x_disable_stats=True,
             x_disable_meta=True,
+            x_save_requirements=False,
             init_timeout=60,
             **retry,
         )

@@ -92,6 +92,7 @@ def _send_lacking(entity: str | None, lineage: Lineage, lacking: list[TrackedArt
         disable_git=True,
         x_disable_stats=True,
         x_disable_meta=True,
+        x_save_requirements=False,
     )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         run = wandb.init(
