@@ -21,6 +21,7 @@ LARGEST_CELL = 16 * 2**20
 MOST_COLUMNS = 1000
 """A table of texts has a few. Each one costs time in every step, whether or not the prompt uses it."""
 _NESTED = re.compile(r"\('.*', '.*'\)", re.DOTALL)  # how pandas writes a name of a MultiIndex into Parquet
+ZONED = "TIMESTAMP WITH TIME ZONE"  # DuckDB's name of the type, also inside of a list or a structure
 # Tab, line feed, carriage return and NEL (U+0085) are spaces that texts have; the others no keyboard writes.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
@@ -174,10 +175,16 @@ def _read_parquet(path: Path, settings: DataSettings) -> pd.DataFrame:
     with duckdb.connect() as connection:
         try:
             # A name with * or ? would be read as a pattern.
-            found = connection.execute("SELECT * FROM read_parquet(?)", [_literal(path)])
-            names = [str(column[0]) for column in found.description]
+            table = connection.read_parquet(_literal(path))
+            names = table.columns
             _refuse_names(names, settings)
-            rows = found.fetchall()
+            # DuckDB makes Python values of times with a zone only where pytz is installed: they come as text.
+            connection.execute("SET TimeZone = 'UTC'")
+            columns = [duckdb.ColumnExpression(name) for name in names]
+            for index, kind in enumerate(map(str, table.types)):
+                if ZONED in kind:
+                    columns[index] = columns[index].cast(kind.replace(ZONED, "VARCHAR")).alias(names[index])
+            rows = table.select(*columns).fetchall()
         except duckdb.Error as error:
             raise ValueError(str(error).partition("\n")[0]) from error
     cells = [[None if _is_nan(value) else value for value in row] for row in rows]

@@ -302,6 +302,16 @@ def test_parquet_gives_what_jsonl_gives(tmp_path: Path) -> None:
     assert record.name == "faq.parquet"
 
 
+def test_parquet_times_with_a_zone_are_texts(tmp_path: Path) -> None:
+    time = "TIMESTAMPTZ '2024-01-02 03:04:05.5+02'"
+    duckdb.sql(
+        f"COPY (SELECT 'hi' AS text, 'a' AS answer, {time} AS sent, [{time}] AS log,"
+        f" {{'at': {time}}} AS \"o'.x\") TO '{tmp_path / 'faq.parquet'}' (FORMAT parquet)"
+    )
+    frame, _ = read_source(own("faq.parquet", template="{sent} {text}"), tmp_path, tmp_path)
+    assert frame["sent"].tolist() == ["2024-01-02 01:04:05.5+00"]
+
+
 def test_a_parquet_column_of_lists_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "faq.parquet"
     duckdb.sql(f"COPY (SELECT 'hi' AS text, ['a', 'b'] AS answer) TO '{path}' (FORMAT parquet)")
