@@ -186,7 +186,13 @@ def rollback(
         told = incidents.summary(registry, version, folder, done=yes)
         waits = None
         if yes and told["held"]:
-            waits = incidents.half_done(told["version"], told["returns"], not_sent, returned=told["returned"])
+            waits = incidents.half_done(
+                told["version"],
+                told["returns"],
+                not_sent,
+                returned=told["returned"],
+                shares_log=registry.shares_log,
+            )
     if as_json:
         print_json({**told, "not_sent": not_sent, "page": str(page) if page else None})
         if waits:

@@ -1,6 +1,8 @@
 """Going back to the version that served before: who may, whom to tell, what to capture, what remains."""
 
 import asyncio
+import logging
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +10,7 @@ from typing import Any, NamedTuple
 import httpx
 from anyio.from_thread import start_blocking_portal
 
-from lora_ops.errors import LoraOpsError, Refused, Unavailable
+from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
 from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
@@ -24,7 +26,11 @@ from lora_ops.registry.versions import CLOSED, Version
 
 DASHBOARDS = {"console.json": "/console/data", "metrics.txt": "/metrics", "models.json": "/v1/models"}
 RECORD = "incident.json"
+ROOM = 2**16
+"""Bytes that a folder must take to be the one of an incident."""
 LARGEST_DASHBOARD = 64 * 2**20
+
+logger = logging.getLogger(__name__)
 
 
 class Rollback(NamedTuple):
@@ -107,9 +113,17 @@ def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, r
     if registry.shares_log and rollback.leaves.state not in CLOSED:
         return _roll_back_shared(registry, rollback, incident, actor=actor, reason=reason)
     if not rollback.done_already:
-        lifecycle.promote(
-            registry, rollback.returns.id, "production", actor=actor, reason=reason, evidence=[incident]
-        )
+        try:
+            lifecycle.promote(
+                registry, rollback.returns.id, "production", actor=actor, reason=reason, evidence=[incident]
+            )
+        except (Damaged, Unavailable):
+            # The log takes nothing at this moment. The bad version stops all the same, and nothing returns yet.
+            require_role(registry, rollback.returns, actor, MOVE, f"make {rollback.returns.id} 'production'")
+            lifecycle.revoke(registry, reference, actor=actor, reason=reason, evidence=[incident])
+            if not registry.not_sent:
+                raise  # it took the revocation: what is wrong is wrong with the version that returns
+            return rollback.returns
     if registry.get(reference, whole=False).state != "revoked":
         lifecycle.revoke(registry, reference, actor=actor, reason=reason, evidence=[incident])
     return registry.get(rollback.returns.id, whole=False)
@@ -167,8 +181,8 @@ def capture(gateway: str, folder: Path, key: str | None = None, seconds: float =
         LoraOpsError: the gateway doesn't answer, or refuses. An incident must not wait for it: say so in the
             record and go on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         # A thread has an event loop of its own; the notebook that asks has one that runs already.
         with start_blocking_portal() as portal:
             answers = portal.call(_answers, gateway, key, seconds)
@@ -229,6 +243,7 @@ def capture_and_roll_back(
         LoraOpsError: as `plan`, `write_record` and `roll_back`.
     """
     rollback, captured, not_captured = plan(registry, reference), dict[str, str](), None
+    folder = _writable(folder)
     try:
         captured = capture(gateway, folder, key)
     except LoraOpsError as error:
@@ -244,6 +259,24 @@ def capture_and_roll_back(
         has_page=False,
     )
     return roll_back(registry, reference, record, actor=actor, reason=reason)
+
+
+def _writable(folder: Path) -> Path:
+    """Make the folder of an incident, elsewhere where it can't be: a bad version must not wait for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" " * ROOM)
+    except OSError as error:
+        elsewhere = Path(tempfile.mkdtemp(prefix="lora-ops-incident-"))
+        logger.warning(
+            "%s can't be written (%s): the record of the incident is in %s, and the registry keeps it.",
+            folder,
+            disk_reason(error),
+            elsewhere,
+        )
+        return elsewhere
+    return folder
 
 
 def write_record(
@@ -296,7 +329,7 @@ def summary(registry: Registry, reference: str, folder: Path, *, done: bool) -> 
     """
     rollback, path = plan(registry, reference), folder / RECORD
     written = IncidentRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
-    hold = registry.hold_of(rollback.leaves.summary)
+    hold = registry.stop_of(rollback.leaves.summary)
     return {
         "version": rollback.leaves.id,
         "returns": rollback.returns.id,
@@ -310,15 +343,24 @@ def summary(registry: Registry, reference: str, folder: Path, *, done: bool) -> 
     }
 
 
-def half_done(leaves: str, returns: str, not_sent: str | None, *, returned: bool) -> str:
+def half_done(
+    leaves: str, returns: str, not_sent: str | None, *, returned: bool, shares_log: bool = True
+) -> str:
     """Return what is said of a rollback whose revocation holds on this machine alone.
 
     Args:
         leaves: the version that goes (`finance@2`).
         returns: the one that is to take its place.
-        not_sent: why W&B did not take the revocation, where that is known.
+        not_sent: why the log did not take the revocation, where that is known.
         returned: whether that one is in production again.
+        shares_log: whether the log is at W&B.
     """
+    if not shares_log:
+        why = f" ({not_sent.rstrip('.')})" if not_sent else ""
+        return (
+            f"{leaves} does not answer any more, and {returns} has not returned: the registry takes no change"
+            f"{why}. Mend that, and run the same command again"
+        )
     why = f": {not_sent.rstrip('.')}" if not_sent else " (`lora-ops registry sync` says why)"
     place = "is in production again" if returned else "has not returned"
     return (

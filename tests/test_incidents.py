@@ -367,6 +367,19 @@ def test_rollback_without_a_place_for_its_page_says_how(clone: Clone) -> None:  
     assert "finance@1 is in production again and finance@2 is revoked" in done.stdout
 
 
+def test_rollback_goes_on_without_its_folder(
+    bad_release: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that couldn't be made stopped the rollback, too."""
+    (tmp_path / "blocked").write_text("in the way")
+    folder = tmp_path / "blocked" / "incidents" / "now"
+    why = {"gateway": "http://localhost:9", "key": None, "actor": ON_CALL, "reason": "It leaks."}
+    returned = incidents.capture_and_roll_back(bad_release, "finance@2", folder, **why)
+    assert (returned.id, returned.state) == ("finance@1", "production")
+    assert bad_release.state("finance", 2) == "revoked"
+    assert "the record of the incident is in" in caplog.text
+
+
 def test_rollback_needs_no_jupyter(clone: Clone) -> None:  # noqa: F811
     """On a broken environment whoever was on call had a revocation only, which leaves nobody to answer."""
     (clone.root / "runbooks").symlink_to(ROOT / "runbooks")

@@ -5,14 +5,21 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.clock import now
+from lora_ops.errors import Damaged, LoraOpsError, with_text
 from lora_ops.named_paths import follow
+from lora_ops.registry.closing import settle
+from lora_ops.registry.closing import stop_unread as stop
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.head_acceptance import require_may_accept
 from lora_ops.registry.heads import HEADS_FILE, HeadMemory
+from lora_ops.registry.holds import FOLDER as HOLDS
+from lora_ops.registry.holds import Holds
 from lora_ops.registry.mirror import Mirror
-from lora_ops.registry.owners import load_owners
+from lora_ops.registry.owners import Owners, load_owners
+from lora_ops.registry.owners_log import KIND, kept_owners
 from lora_ops.registry.shared import SharedRegistry
+from lora_ops.registry.signing import Signer
 from lora_ops.registry.store import Registry
 from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings.files import find_root
@@ -37,7 +44,16 @@ def open_registry(root: Path | None = None, *, create: bool = False, to_stop: st
             can't be reached for the first copy.
     """
     root = root or find_root()
-    opened = open_copy(root, load_settings(root), create=create)
+    try:
+        everything = load_settings(root)
+    except LoraOpsError as error:
+        if to_stop is None:
+            raise
+        advice = (
+            "correct params.yaml, or take the last commit's (`git checkout params.yaml`), and run this again"
+        )
+        raise with_text(error, f"{str(error).rstrip('.')}; {advice}.") from error
+    opened = open_copy(root, everything, create=create, to_stop=to_stop is not None)
     if isinstance(opened, SharedRegistry) and not _knows(opened, to_stop):
         try:
             _take_what_is_new(opened, create)
@@ -82,6 +98,30 @@ def registry_path(root: Path | None = None) -> tuple[Path, SigningSettings]:
     settings = load_settings(root).registry
     follow(root / settings.path, "registry.path")
     return root / settings.path, settings.signing
+
+
+def stop_unread(root: Path, reference: str, error: LoraOpsError, *, actor: str, reason: str) -> None:
+    """Stop a version of a registry that can't be opened, by a hold.
+
+    Args:
+        root: of the repository.
+        reference: the exact version.
+        error: why the registry can't be opened.
+        actor: who does it.
+        reason: why.
+
+    Raises:
+        LoraOpsError: `error`, where there never was such a registry; else as `closing.stop_unread`.
+    """
+    everything = load_settings(root)
+    path = root / everything.registry.path
+    if isinstance(error, MissingRegistry) or not path.is_dir():
+        raise error
+    owners = load_owners(root / "owners.yaml")
+    several = everything.registry.backend != "embedded"
+    holds = Holds(path / HOLDS, Signer(path / "keys", everything.registry.signing, several=several))
+    holds.outside = root / everything.serving.path / HOLDS
+    stop(holds, owners, reference, actor=actor, reason=reason, at=now())
 
 
 def open_restored(root: Path | None = None) -> Registry:
@@ -138,7 +178,9 @@ def _take_what_is_new(registry: SharedRegistry, create: bool) -> None:
         raise MissingRegistry(registry.path)
 
 
-def open_copy(root: Path, everything: Settings, *, create: bool = False, compare: bool = True) -> Registry:
+def open_copy(
+    root: Path, everything: Settings, *, create: bool = False, compare: bool = True, to_stop: bool = False
+) -> Registry:
     """Open the registry as this machine has it; what other machines changed meanwhile is not asked for.
 
     Args:
@@ -146,6 +188,8 @@ def open_copy(root: Path, everything: Settings, *, create: bool = False, compare
         everything: its settings.
         create: make the registry if it is missing.
         compare: refuse a log that is not the one whose head is remembered in `serving.path`.
+        to_stop: to take a version out of service. Where owners.yaml can't be read, the last one that the log
+            holds says who may.
 
     Raises:
         MissingRegistry: there is none, and `create` is not set.
@@ -153,7 +197,13 @@ def open_copy(root: Path, everything: Settings, *, create: bool = False, compare
     """
     settings = everything.registry
     path, file = root / settings.path, root / "owners.yaml"
-    owners = load_owners(file) if file.is_file() else None
+    owners, problem = None, LoraOpsError(f"There is no {file}.")
+    try:
+        owners = load_owners(file) if file.is_file() else None
+    except LoraOpsError as error:
+        if not to_stop:
+            raise
+        problem = error
     memory = _memory(root, everything) if compare else None
     registry: Registry
     if settings.backend == "embedded":
@@ -161,11 +211,35 @@ def open_copy(root: Path, everything: Settings, *, create: bool = False, compare
     else:
         project = WandbProject(settings.wandb, everything.tracking)
         registry = SharedRegistry(path, project, owners=owners, signing=settings.signing, memory=memory)
+    if to_stop and owners is None:
+        registry.owners = _last_owners(registry, problem)
+    registry.settle = settle
     registry.allow_candidates = everything.serving.allow_candidates
     registry.approvals, registry.least = settings.approvals, settings.evidence
     registry.max_looks = settings.max_looks
     registry.max_gap = {name: tenant.evaluate.max_gap for name, tenant in everything.tenants.items()}
     return registry
+
+
+def _last_owners(registry: Registry, problem: LoraOpsError) -> Owners:
+    """Return the last owners.yaml that the log holds: a version must not go on answering for want of the file.
+
+    Raises:
+        LoraOpsError: `problem`, where the log holds none.
+    """
+    known = registry.log.of_kind(KIND)
+    try:
+        found = kept_owners(known[-1])
+    except (IndexError, LoraOpsError):
+        registry.close()
+        raise problem from None
+    logger.warning(
+        "%s The owners.yaml of entry %d of the audit log says who may stop a version: restore the file "
+        "(git checkout owners.yaml).",
+        problem,
+        known[-1].seq,
+    )
+    return found
 
 
 def open_mirror(registry: Registry, root: Path | None = None) -> Mirror:

@@ -185,8 +185,22 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """Take a version out of service for good, at once."""
+    from lora_ops.errors import Damaged
+    from lora_ops.registry.backends import open_registry, stop_unread
     from lora_ops.registry.lifecycle import revoke as decide
+    from lora_ops.settings.files import find_root
 
+    try:
+        open_registry(to_stop=reference).close()
+    except Damaged as error:
+        stop_unread(find_root(), reference, error, actor=who(actor), reason=reason)
+        work_is_done()
+        said = queued_sentence(reference, str(error), shares_log=False)
+        if as_json:
+            print_json({"adapter": reference, "held": {"reason": reason, "not_sent": str(error)}})
+        else:
+            print_lines(f"[bold]{markup(reference)}[/] {markup(said)}.")
+        return
     _close(decide, reference, reason, who(actor), evidence, as_json, to_stop=reference)
 
 
@@ -250,17 +264,23 @@ def _close(
     to_stop: str | None = None,
 ) -> None:
     """Close a version, and name what may still answer with its weights."""
+    from lora_ops.errors import LoraOpsError
     from lora_ops.registry.twins import answering_notes
 
     with opened_registry(to_stop) as registry:
         reports = _made(registry, reference, evidence)
         version = decide(registry, reference, actor=actor, reason=reason, evidence=reports)
-        notes = answering_notes(registry, version.summary)
-        hold = registry.hold_of(version.summary)
+        try:
+            notes = answering_notes(registry, version.summary)
+        except LoraOpsError:
+            if not registry.not_sent:
+                raise
+            notes = []  # the version is stopped, whatever else is damaged
+        hold = registry.stop_of(version.summary) if registry.not_sent else registry.hold_of(version.summary)
         said = f"is now '{version.state}'"
         facts: dict[str, Any] = {} if to_stop is None else {"held": None}
         if to_stop and hold:
-            said = queued_sentence(version.id, registry.not_sent)
+            said = queued_sentence(version.id, registry.not_sent, shares_log=registry.shares_log)
             facts["held"] = {**hold.facts, "not_sent": registry.not_sent}
         print_version(registry, version, said, as_json, notes, **facts)
 

@@ -2,27 +2,30 @@
 
 Where another place decides what counts (W&B, see shared.py), a revocation can't wait for it: the machine states
 a hold first, and stops the version. Then it asks for the entry. Where that fails, the hold stays queued, and
-`sync`, a gateway's refresh and the next change try again, each by `settle`.
+`sync`, a gateway's refresh and the next change try again, each by `settle`. A log of this machine that is
+damaged, locked or on a full disk takes no entry either: the hold is all there is until somebody mends that.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 
 from lora_ops.clock import utc
-from lora_ops.errors import LoraOpsError, NotFound, Refused
+from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable, with_text
 from lora_ops.free_text import require_name
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import State
 from lora_ops.registry.changes import LostRace
-from lora_ops.registry.holds import Hold, Statement
+from lora_ops.registry.holds import ANY_CONTENT, Hold, Holds, Statement
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import require_about
 from lora_ops.registry.roles import MAY, require_role
-from lora_ops.registry.steps import keep_reports, record_step, require_step
+from lora_ops.registry.steps import keep_reports, record_step, require_reason, require_step
 from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import CLOSED, Version, parse_reference
+from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 
 ATTEMPTS = 5
 """How often a revocation is asked for whose place in the log another machine took."""
@@ -91,11 +94,16 @@ def revoke(registry: Registry, reference: str, actor: str, reason: str, evidence
             version; or the hold can't be written.
     """
     registry.not_sent = None
-    hold = stop(registry, reference, actor, reason, evidence) if registry.shares_log else None
+    hold = None
+    if registry.shares_log or any(one.version == reference for one in registry.holds.all()):
+        hold = stop(registry, reference, actor, reason, evidence)
     if hold is None:
-        return close(registry, reference, "revoked", actor, reason, evidence)
+        try:
+            return close(registry, reference, "revoked", actor, reason, evidence)
+        except LoraOpsError as error:
+            return _stop_despite(registry, error, reference, actor, reason, evidence)
     registry.not_sent = _settle(registry, *hold)
-    return registry.get(reference, whole=False)
+    return _known(registry, reference)
 
 
 def settle(registry: Registry) -> list[str]:
@@ -111,7 +119,9 @@ def settle(registry: Registry) -> list[str]:
     for hold in registry.holds.all():
         why = _settle(registry, hold, is_new=False)
         if why:
-            waiting.append(f"{hold.version} is revoked on this machine, and not yet at W&B: {why.rstrip('.')}")
+            waiting.append(
+                f"{hold.version} is revoked on this machine, and not yet {hold.log}: {why.rstrip('.')}"
+            )
     return waiting
 
 
@@ -125,10 +135,90 @@ def without_settling(registry: Registry) -> Iterator[None]:
         registry.is_settling = before
 
 
+def _stop_despite(
+    registry: Registry,
+    error: LoraOpsError,
+    reference: str,
+    actor: str,
+    reason: str,
+    evidence: Sequence[Report],
+) -> Version:
+    """Hold a version whose revocation the log of this machine did not take.
+
+    Raises:
+        LoraOpsError: `error`, where it is about the request and not about the state of the registry.
+    """
+    try:
+        held = stop(registry, reference, actor, reason, evidence, is_damaged=isinstance(error, Damaged))
+    except Unavailable as unkept:
+        raise with_text(error, f"{str(error).rstrip('.')}. {unkept}") from error
+    except LoraOpsError:
+        raise error from None
+    if held is None:
+        raise error
+    registry.not_sent = str(error).rstrip(".").removesuffix("; nothing was changed")
+    return _known(registry, reference)
+
+
+def stop_unread(holds: Holds, owners: Owners, reference: str, *, actor: str, reason: str, at: datetime) -> None:
+    """Hold a version of a registry whose database can't be read, whatever content it has.
+
+    A gateway that runs goes on with what it read before, so the version answers still.
+
+    Args:
+        holds: of that registry.
+        owners: today's owners.yaml.
+        reference: the exact version.
+        actor: who does it.
+        reason: why.
+        at: the time.
+
+    Raises:
+        LoraOpsError: no exact version, nobody of its team, no reason, or the hold can't be written.
+    """
+    actor = require_name(actor, "Say who does this (--actor)")
+    tenant, number = parse_reference(reference)
+    if not isinstance(number, int):
+        raise LoraOpsError(f"Name the exact version that must go ({tenant}@3), not '{reference}'.")
+    require_reason(reason)
+    if owners.team(tenant).person(actor) is None:
+        raise Refused(
+            f"{actor} may not make {reference} 'revoked': owners.yaml gives that to "
+            f"{', '.join(one.id for one in owners.team(tenant).people)}."
+        )
+    said = {"version": f"{tenant}@{number}", "actor": actor, "reason": reason.strip(), "at": utc(at)}
+    holds.keep(Statement(content_digest=ANY_CONTENT, **said))
+
+
+def _known(registry: Registry, reference: str) -> Version:
+    """Return a version as its row is, or else as the log knows it: somebody may have removed its row.
+
+    Raises:
+        LoraOpsError: neither knows it.
+    """
+    try:
+        return registry.get_exact(reference, whole=False)
+    except LoraOpsError:
+        stated = registry.log.registered_as(reference)
+        tenant, number = parse_reference(reference)
+        if stated is None or not isinstance(number, int):
+            raise
+    digest, author = stated.content_digest, stated.author
+    return Version(Summary(tenant, number, "production", author, "", "", None, "", 0.0, 0, digest, None), "")
+
+
 def stop(
-    registry: Registry, reference: str, actor: str, reason: str, evidence: Sequence[Report]
+    registry: Registry,
+    reference: str,
+    actor: str,
+    reason: str,
+    evidence: Sequence[Report],
+    *,
+    is_damaged: bool = False,
 ) -> tuple[Hold, bool] | None:
     """Stop a version on this machine: write a hold, or find the one that is there, and ask W&B for nothing.
+
+    Where the registry is damaged, nobody believes the state of a row: whoever changed it could stop this.
 
     Returns:
         The hold, and whether it is new. None where this machine does not know the version yet, so that it does
@@ -139,13 +229,16 @@ def stop(
     """
     actor = require_name(actor, "Say who does this (--actor)")
     try:
-        version = registry.get_exact(reference, whole=False)
+        version = _known(registry, reference) if is_damaged else registry.get_exact(reference, whole=False)
     except NotFound:
         return None
     require_role(registry, version, actor, MAY["revoked"], f"make {version.id} 'revoked'")
-    require_step(version, "revoked", reason)
+    if is_damaged:
+        require_reason(reason)
+    else:
+        require_step(version, "revoked", reason)
     require_about(version, evidence)
-    known = registry.hold_of(version.summary)
+    known = registry.stop_of(version.summary)
     if known and _may_still(registry, version, known):
         # Its time and its reason are those of the first decision.
         return known, False
@@ -165,7 +258,7 @@ def stop(
         )
     )
     registry.copies.forget(version.id)
-    hold = registry.hold_of(version.summary)
+    hold = registry.stop_of(version.summary)
     assert hold, "it was written a moment ago"
     return hold, True
 
@@ -220,7 +313,7 @@ def _drop_if_closed(registry: Registry, hold: Hold) -> bool:
     assert isinstance(number, int)
     with suppress(LoraOpsError):
         stated = registry.log.registered_as(hold.version)
-        same = stated is None or stated.content_digest == hold.content_digest
+        same = stated is None or hold.content_digest in (ANY_CONTENT, stated.content_digest)
         if same and registry.follower.problem() is None and registry.follower.state(tenant, number) in CLOSED:
             registry.holds.drop(hold)
             return True

@@ -90,8 +90,14 @@ def print_version(
         print_lines(f"[bold]{version.id}[/] {markup(what)}.", *note_lines(notes or ()))
 
 
-def queued_sentence(version: str, not_sent: str | None) -> str:
+def queued_sentence(version: str, not_sent: str | None, *, shares_log: bool) -> str:
     """Return what is said after a version's id where only this machine revoked it."""
+    if not shares_log:
+        return (
+            "does not answer any more, and the audit log does not say so yet: "
+            f"{(not_sent or 'nobody knows why').rstrip('.')}. The next change that the registry takes "
+            "writes it there"
+        )
     return (
         "does not answer on this machine any more. W&B has not taken the revocation: "
         f"{(not_sent or 'nobody knows why').rstrip('.')}. It is queued: a running gateway, the next change and "

@@ -17,7 +17,7 @@ from lora_ops.sqlite_files import Stamp, is_settled, places, stamp
 BUSY_SECONDS = 30.0
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
 """What SQLite raises; the second one where it quotes damaged bytes."""
-PARTS = frozenset(("files", "verified", "keys", "holds", "audit.head", "sync.lock"))
+PARTS = frozenset(("files", "verified", "keys", "holds", "audit.head", "sync.lock", "holds.reserve"))
 """What a registry's folder holds besides its database: it shows that one was there."""
 
 
@@ -53,14 +53,16 @@ class Database:
                 folder.mkdir(parents=True, exist_ok=True)
             elif not path.is_file():
                 raise _missing(path)
-            self.read_only = not os.access(folder, os.W_OK)
+            self.read_only = False
+            self._unwritable: LoraOpsError | None = None
+            """Why nothing can be written, where it is not the folder's permissions."""
             self._is_followed = True
             """Whether SQLite itself sees what others change."""
             self._stamp: Stamp | None = None
             """What the file was when it was opened."""
             self._was_settled = True
             """Whether it had been written long enough before; else it is opened once more a second later."""
-            self.connection = self._open_to_read() if self.read_only else self._open_to_write(create)
+            self.connection = self._open(create)
             self._places = places(path)
             self.openings = 1
             """How often it was opened: each connection counts the changes of others anew."""
@@ -93,11 +95,25 @@ class Database:
         self.connection.close()
         self._places = ()  # if opening fails, as while somebody writes, the next call tries again
         try:
-            self.connection = self._open_to_read() if self.read_only else self._open_to_write(False)
+            self.connection = self._open(False)
         except FAILURES as error:
             raise self._sentence(error) from error
         self._places = places(self.path)
         self.openings += 1
+
+    def _open(self, create: bool) -> sqlite3.Connection:
+        """Open the file to write, or else to read: on a full disk SQLite can't make the index of its WAL."""
+        self.read_only, self._unwritable = not os.access(self.path.parent, os.W_OK), None
+        if self.read_only:
+            return self._open_to_read()
+        try:
+            return self._open_to_write(create)
+        except sqlite3.OperationalError as error:
+            if create or not any(words in str(error) for words in ("is full", "disk I/O error")):
+                raise
+            db = self._open_to_read()
+            self.read_only, self._unwritable = True, self._sentence(error)
+            return db
 
     def _open_to_write(self, create: bool) -> sqlite3.Connection:
         # `rwc` makes a missing file, `rw` does not: it may be deleted since somebody looked.
@@ -158,6 +174,8 @@ class Database:
         Raises:
             LoraOpsError: the disk or the folder is read-only.
         """
+        if self._unwritable:
+            raise self._unwritable
         if self.read_only:
             raise Unavailable(
                 f"The registry in {self.path.parent} is on a read-only disk or folder: nothing was changed."

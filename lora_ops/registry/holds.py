@@ -1,14 +1,17 @@
-"""Holds: revocations that one machine states before the log at W&B takes them, so that they count at once.
+"""Holds: revocations that one machine states before the log takes them, so that they count at once.
 
-A hold is a signed file, and no entry of the audit log: it forks nothing while W&B is down or refuses changes.
+A log at W&B takes none while W&B is down or refuses changes, and a log here none while it is damaged or its
+disk is. A hold is a signed file, and no entry of the audit log, so it forks nothing.
 It is kept twice, in the registry's folder and beside the memory of its head. Whoever removes or changes one of
 the two lets nothing serve, and `verify` says so. A hold stays until the log shows its version closed.
 """
 
+import errno
 import json
 import logging
 import os
 import re
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,11 @@ from lora_ops.registry.signing import Signer
 from lora_ops.small_files import parse_json, read_small
 
 FOLDER = "holds"
+ANY_CONTENT = "0" * 64
+"""Stands for the content digest of a version where no database said which content it has."""
+RESERVE = "holds.reserve"
+RESERVED_BYTES = 64 * 1024
+"""Kept on the disk so that a hold can be written where the disk is full."""
 NAME = re.compile(r"([a-z][a-z0-9_-]{0,39}@[1-9][0-9]{0,17})-([0-9a-f]{64})\.json")
 """Version and content digest: a hold whose file was changed still says what it stops."""
 
@@ -60,6 +68,7 @@ class Hold:
             all the same, and the log gets no revocation by a person who may never have asked for it.
         inside: its copy in the registry's folder.
         outside: its copy beside the memory of the head.
+        log: where it does not stand yet.
     """
 
     version: str
@@ -68,6 +77,7 @@ class Hold:
     is_signed: bool
     inside: Copy
     outside: Copy
+    log: str = "at W&B"
 
     @property
     def text(self) -> str:
@@ -76,7 +86,7 @@ class Hold:
             return f"{self.version} was revoked on this machine, by a statement that can't be read any more"
         by, at = one_line(self.statement.actor), one_line(self.statement.at[:16].replace("T", " "))
         unsigned = "" if self.is_signed else "; no trusted key signed that"
-        return f"{self.version} was revoked on this machine by {by} on {at}, and not yet at W&B{unsigned}"
+        return f"{self.version} was revoked on this machine by {by} on {at}, and not yet {self.log}{unsigned}"
 
     @property
     def facts(self) -> dict[str, str | None]:
@@ -113,13 +123,15 @@ class Holds:
     Args:
         inside: the folder in the registry.
         signer: signs with this machine's key, and knows whom to trust.
+        log: where a hold does not stand yet: `at W&B`, or `in the audit log`.
     """
 
-    def __init__(self, inside: Path, signer: Signer) -> None:
+    def __init__(self, inside: Path, signer: Signer, log: str = "at W&B") -> None:
         self.inside = inside
         self.outside: Path | None = None
         """The second folder, outside the registry; None where nothing is remembered outside."""
         self._signer = signer
+        self._log = log
         self._place: tuple[Place, ...] | None = None
         self._known: tuple[Hold, ...] = ()
 
@@ -203,12 +215,25 @@ class Holds:
                 folder.mkdir(exist_ok=True)
                 (folder / name).write_bytes(read_small(source / name))
 
+    def reserve(self) -> None:
+        """Keep some room on the disk for the next hold; where that fails, there is none."""
+        for folder in self._folders:
+            path = folder.with_name(RESERVE)
+            with suppress(OSError):
+                if not path.is_file():
+                    write_atomically(path, os.urandom(RESERVED_BYTES))  # no file system compresses it
+
     def _write(self, name: str, content: bytes, folders: tuple[Path, ...]) -> None:
         failed = []
         for folder in folders:
             try:
-                make_folder(folder)
-                write_atomically(folder / name, content)
+                try:
+                    _put(folder, name, content)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    folder.with_name(RESERVE).unlink()
+                    _put(folder, name, content)
             except OSError as error:
                 failed.append(disk_reason(error))
                 logger.warning("A hold can't be kept in %s (%s).", folder, disk_reason(error))
@@ -233,6 +258,7 @@ class Holds:
             bool(best and best.is_signed),
             copies[0],
             copies[1] if self.outside else "not kept",
+            self._log,
         )
 
     def _found(self, path: Path, version: str, digest: str) -> _Found | None:
@@ -250,6 +276,14 @@ class Holds:
         except (ValueError, TypeError, LookupError, ValidationError):
             return _Found(content, None, False)
         return _Found(content, statement, is_signed) if named else _Found(content, None, False)
+
+
+def _put(folder: Path, name: str, content: bytes) -> None:
+    make_folder(folder)
+    with suppress(OSError):  # somebody else's
+        # A gateway of another account must see it, whatever umask its operator has.
+        folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
+    write_atomically(folder / name, content)
 
 
 def _copy(one: _Found | None, best: _Found | None) -> Copy:

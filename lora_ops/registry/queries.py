@@ -10,7 +10,7 @@ from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore
-from lora_ops.registry.holds import Hold, Holds
+from lora_ops.registry.holds import ANY_CONTENT, Hold, Holds
 from lora_ops.registry.structure import Structure
 from lora_ops.registry.versions import CLOSED, Summary, Version, lost, parse_reference
 
@@ -79,8 +79,10 @@ class Queries:
 
     def hold_of(self, summary: Summary) -> Hold | None:
         """Return the hold that keeps a version from serving here, or None; a closed one needs none."""
-        if summary.state in CLOSED:
-            return None
+        return None if summary.state in CLOSED else self.stop_of(summary)
+
+    def stop_of(self, summary: Summary) -> Hold | None:
+        """Return the hold of a version, whatever its row says of its state, or None."""
         return next((hold for hold in self.holds.all() if self.is_stopped_by(hold, summary)), None)
 
     def is_stopped_by(self, hold: Hold, summary: Summary) -> bool:
@@ -88,9 +90,11 @@ class Queries:
 
         A number that was lost with a newer registry may be given again, to another content.
         """
-        return hold.version == summary.id and hold.content_digest in (
-            summary.content_digest,
-            self.as_registered(summary).content_digest,
+        if hold.version != summary.id:
+            return False
+        stated = (ANY_CONTENT, summary.content_digest)
+        return (
+            hold.content_digest in stated or hold.content_digest == self.as_registered(summary).content_digest
         )
 
     def held(self, tenant: str | None = None) -> list[Hold]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lora_ops.clock import now, utc
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
@@ -85,11 +85,13 @@ class Transactions(Queries, ABC):
         self.files = FileStore(path / "files")
         self.copies = Copies(path / "verified", self.files.incoming)
         self.signer = Signer(path / "keys", signing, several=several_keys)
-        self.holds = Holds(path / HOLDS, self.signer)
+        self.holds = Holds(path / HOLDS, self.signer, "at W&B" if self.shares_log else "in the audit log")
         self.not_sent: str | None = None
         """Why the log did not take the last revocation, which holds on this machine; None where it did."""
         self.is_settling = False
         """Whether a change is under way that turns a hold into an entry of the log."""
+        self.settle: Callable[[Any], list[str]] | None = None
+        """Turns what was stopped while the log could not be changed into entries of it, before each change."""
         self.db = Database(path / "registry.sqlite", create=create)
         self.log = Log(self.db)
         self.structure = Structure(self.db)
@@ -171,8 +173,7 @@ class Transactions(Queries, ABC):
                 raise Damaged(
                     f"The registry in {self.path} can't be trusted, so nothing is changed: {problem}; "
                     "restore the registry from a backup, or, if you put this one here yourself, run `lora-ops "
-                    "registry accept-head --reason TEXT`"
-                    f"{'; until then only stopping the gateway takes a version out' if despite_head else ''}."
+                    "registry accept-head --reason TEXT`."
                 )
             key = self.log.current_key() if schema == migrations.SCHEMA_VERSION else None
             if key:
@@ -197,6 +198,7 @@ class Transactions(Queries, ABC):
                 announced = True
         if announced:
             self.remember(after)
+            self.holds.reserve()
             # The change is done, and its announcement fits until the next one replaces it, so whatever goes
             # wrong here does no harm. Without the lock this could put an old head over a newer one.
             with suppress(OSError, LoraOpsError), self.db.writing():
@@ -248,6 +250,9 @@ class Transactions(Queries, ABC):
             LoraOpsError: no actor, a log that was tampered with, a read-only disk.
         """
         actor = require_name(actor, "Say who does this (--actor)")
+        if self.settle and not self.is_settling and not self.shares_log and self.holds.all():
+            for waiting in self.settle(self):
+                logger.warning("%s.", waiting)
         with self._transaction(despite_head=despite_head) as damage:
             at, last = utc(self.clock()), self.log.last_time()
             behind = 0

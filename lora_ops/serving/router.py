@@ -238,7 +238,14 @@ class Router:
         seen = self._registry.seen()
         if seen == self._seen:
             return
-        self._take(seen, self._log.problem())
+        self._take(seen, self._problem())
+
+    def _problem(self) -> str | None:
+        """Return what is wrong; a database that nobody can read is damage, and no reason to answer nobody."""
+        try:
+            return self._log.problem()
+        except Damaged as error:
+            return str(error).rstrip(".")
 
     def _take(self, seen: tuple[object, ...], damage: str | None) -> None:
         """Go on with what was verified, or with the routes from before where there is damage."""

@@ -24,6 +24,7 @@ from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.registry.wandb_project import WandbProject
+from lora_ops.serving.router import NotServed, Router
 from tests.conftest import ROOT, small_clone, write_params
 
 from . import processes
@@ -453,6 +454,81 @@ def test_revocation_goes_through_a_memory_without_numbers(root: Path, cli: Cli) 
     assert "which remembers where the audit log ended" in " ".join(cli("verify").output.split())
 
 
+@pytest.mark.parametrize("text", [None, "default: ["], ids=["missing", "broken"])
+def test_revocation_asks_the_last_owners_of_the_log(root: Path, cli: Cli, text: str | None) -> None:
+    """A file that somebody moved or edited kept a version on air."""
+    register(root, 2)
+    (root / "owners.yaml").unlink()
+    if text:
+        (root / "owners.yaml").write_text(text)
+    with pytest.raises(LoraOpsError, match="may not make finance@2 'revoked'"):
+        cli("revoke", "finance@2", "--reason", "leaks", "--actor", "mallory")
+    with pytest.raises(LoraOpsError, match=r"owners\.yaml"):
+        cli("reject", "finance@2", "--reason", "leaks", "--actor", "ben.okafor")
+    assert cli("revoke", "finance@2", "--reason", "leaks", "--actor", "ben.okafor").exit_code == 0
+    with closing(open_registry(root, to_stop="finance@2")) as registry:
+        assert registry.get("finance@2").state == "revoked"
+        assert verify(registry).ok
+
+
+def test_revocation_holds_on_a_full_disk(root: Path) -> None:
+    """A full disk kept a version on air, whose gateway's event log may be what filled it."""
+    if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], check=False).returncode:
+        pytest.skip("no small disk can be mounted here")
+    register(root, 2)
+    disk = root.parent / "disk"
+    disk.mkdir()
+    lora_ops = f"{sys.executable} -m lora_ops registry"
+    steps = (
+        f"mount -t tmpfs -o size=3m tmpfs {disk} && cp -a {root}/. {disk} && cd {disk}; cat /dev/zero > fill",
+        f"{lora_ops} revoke finance@2 --reason leaks --actor ben.okafor --json >&3",
+        f"rm fill; {lora_ops} reject finance@2 --reason worse --actor ben.okafor; {lora_ops} list --json >&3",
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LORA_OPS_ROOT": str(disk)}
+    with (root / "said").open("w+b") as said:
+        command = ["unshare", "--map-root-user", "--mount", "bash", "-c", "; ".join(steps), "3>&1"]
+        command = ["bash", "-c", 'exec 3>&1; exec "$@"', "-", *command[:-1]]
+        subprocess.run(command, stdout=said, stderr=subprocess.DEVNULL, env=environment, check=False)
+        said.seek(0)
+        text = said.read().decode()
+    first, end = json.JSONDecoder().raw_decode(text)
+    assert first["held"]["actor"] == "ben.okafor" and "is full" in first["held"]["not_sent"]
+    rest = {one["adapter"]: one["state"] for one in json.loads(text[end:])}
+    assert rest["finance@2"] == "revoked"
+
+
+@pytest.mark.parametrize("loss", ["damaged", "removed"])
+def test_revocation_holds_without_a_database(root: Path, cli: Cli, loss: str) -> None:
+    """A gateway that ran went on with what it had read, and nothing but its end took the version out."""
+    register(root, 2)
+    path = root / ".registry/registry.sqlite"
+    kept = path.read_bytes()
+    with closing(open_registry(root)) as registry:
+        candidate = registry.get("finance@2")
+        router = Router(registry, candidate.manifest.base_model, allow_candidates=True)
+        assert router.route("finance@2").name == "finance@2"
+        if loss == "removed":
+            path.unlink()
+        else:
+            path.write_bytes(os.urandom(len(kept)))
+        with pytest.raises(LoraOpsError, match="restore it from a backup"):
+            cli("show", "finance@2")
+        with pytest.raises(LoraOpsError, match="mallory may not make finance@2 'revoked'"):
+            cli("revoke", "finance@2", "--reason", "leaks", "--actor", "mallory")
+        assert router.route("finance@2").name == "finance@2"
+        said = cli("revoke", "finance@2", "--reason", "leaks", "--actor", "ben.okafor").output
+        assert "finance@2 does not answer any more" in " ".join(said.split())
+        with pytest.raises(NotServed, match="finance@2 was revoked"):
+            router.route("finance@2")
+        path.unlink(missing_ok=True)
+        path.write_bytes(kept)
+    register(root, 3)
+    with closing(open_registry(root)) as registry:
+        assert registry.get("finance@2").state == "revoked"
+        assert registry.log.entries("finance", 2)[-1].actor == "ben.okafor"
+        assert not registry.holds.all() and verify(registry).ok
+
+
 @pytest.mark.parametrize("loss", ["memory", "older", "row"])
 def test_revocation_needs_somebody_to_vouch_for_the_log(root: Path, cli: Cli, loss: str) -> None:
     """Signing the head again would hide what somebody cut off or moved."""
@@ -466,8 +542,13 @@ def test_revocation_needs_somebody_to_vouch_for_the_log(root: Path, cli: Cli, lo
         with closing(open_registry(root)) as registry:
             registry.db.rows("UPDATE aliases SET number = 1")
     flip_head(root)
-    with pytest.raises(LoraOpsError, match="until then only stopping the gateway takes a version out"):
-        cli("revoke", "finance@2", "--reason", "leaks", "--actor", "ben.okafor")
+    with closing(open_registry(root)) as registry:
+        before = registry.log.head()
+    said = cli("revoke", "finance@2", "--reason", "leaks", "--actor", "ben.okafor").output
+    assert "finance@2 does not answer any more, and the audit log does not say so yet" in " ".join(said.split())
+    with closing(open_registry(root)) as registry:
+        assert registry.log.head() == before
+        assert [hold.version for hold in registry.held()] == ["finance@2"]
 
 
 def register_without_memory(root: Path, seed: int) -> None:

@@ -1,14 +1,18 @@
 """A revocation holds on this machine at once, whatever keeps W&B from taking it, and reaches W&B once."""
 
+import os
 import re
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from lora_ops import incidents
-from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.clock import utc
+from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backup import backup, restore
 from lora_ops.registry.cards import record
@@ -21,6 +25,7 @@ from lora_ops.registry.shared import SharedRegistry
 from lora_ops.registry.status import status
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from lora_ops.serving.router import OutOfService, Router
 from lora_ops.settings.registry import SigningSettings
 from tests.wandb_server import WandbServer
 
@@ -298,7 +303,7 @@ def test_hold_is_about_one_content(served: SharedRegistry) -> None:
     """After W&B was restored, a number may be given to another version."""
     stop(served)
     for path in files(served):
-        path.rename(path.with_name(f"finance@2-{'0' * 64}.json"))
+        path.rename(path.with_name(f"finance@2-{'f' * 64}.json"))
     assert served.held() == []
     assert len(settle(served)) == 1
 
@@ -467,3 +472,114 @@ def test_rollback_stops_whatever_wandb_says(
         assert served.not_sent and [hold.version for hold in served.held()] == ["finance@2"]
     else:  # this machine has what was lost there, and sends it again
         assert served.get("finance@2").state == "revoked"
+
+
+def sql(registry: Registry, *statements: str) -> None:
+    """Write past lora-ops, as whoever may write in the registry's folder can."""
+    with closing(sqlite3.connect(registry.db.path, isolation_level=None)) as other:
+        for statement in statements:
+            other.execute(statement)
+
+
+DAMAGES = {
+    "another state": "UPDATE versions SET state = 'revoked'",
+    "no row": "DELETE FROM versions",
+    "no manifests": "DROP TABLE manifests",
+    "an alias": "DELETE FROM aliases WHERE alias = 'production'",
+}
+
+
+@pytest.fixture
+def settled(registry: Registry, tmp_path: Path) -> Registry:
+    """A registry as `open_registry` opens it."""
+    registry.settle = settle
+    registry.remember_in(HeadMemory(tmp_path / "serving" / "head.json", "registry"))
+    return registry
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_revocation_holds_while_the_log_is_damaged(
+    settled: Registry, package: Build, story: Story, damage: str
+) -> None:
+    """Whoever could write one byte of the registry stopped every revocation, and the gateway went on."""
+    settled.register(*package(), actor="ana")
+    story.to("finance@1", "production")
+    router = Router(settled, settled.get("finance@1").manifest.base_model, allow_candidates=False)
+    assert router.route("finance").name == "finance@1"
+    sql(settled, damage)
+    assert router.damage()
+    assert router.route("finance").name == "finance@1"
+    with pytest.raises(Damaged, match="can't be trusted"):
+        lifecycle.revoke(settled, "finance@1", actor="mallory", reason="leaks")
+    assert router.route("finance").name == "finance@1"
+    lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+    assert settled.not_sent and "can't be trusted" in settled.not_sent
+    with pytest.raises(OutOfService, match="finance@1 was revoked"):
+        router.route("finance")
+
+
+def test_held_revocation_enters_the_mended_log_once(
+    settled: Registry, package: Build, story: Story, clock: Clock
+) -> None:
+    for seed in (1, 2):
+        settled.register(*package(seed), actor="ana")
+    story.to("finance@1", "production")
+    sql(settled, "UPDATE versions SET state = 'canary' WHERE number = 1")
+    decided = utc(clock())
+    lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+    [hold] = settled.held()
+    assert hold.text.endswith("and not yet in the audit log")
+    sql(settled, "UPDATE versions SET state = 'production' WHERE number = 1")
+    clock.move(hours=1)
+    lifecycle.reject(settled, "finance@2", actor="ben", reason="worse")
+    assert revoked(settled) == [("finance@1", "ben", "leaks", decided)]
+    assert not files(settled)
+    assert verify(settled).ok
+
+
+def test_revocation_holds_while_another_process_locks(settled: Registry, package: Build, story: Story) -> None:
+    settled.register(*package(), actor="ana")
+    story.to("finance@1", "production")
+    settled.db.rows("PRAGMA busy_timeout = 50")
+    with closing(sqlite3.connect(settled.db.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+        assert settled.not_sent and "busy" in settled.not_sent
+        assert [hold.version for hold in settled.held()] == ["finance@1"]
+    lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks again")
+    assert settled.not_sent is None
+    assert [one[:3] for one in revoked(settled)] == [("finance@1", "ben", "leaks")]
+    with pytest.raises(Refused, match="can't become 'revoked'"):
+        lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+
+
+def test_rollback_stops_the_bad_version_of_a_damaged_log(
+    settled: Registry, package: Build, story: Story, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        settled.register(*package(seed), actor="ana")
+        story.to(f"finance@{seed}", "production")
+    rollback = incidents.plan(settled, "finance@2")
+    why = {"actor": "ben", "reason": "it leaks"}
+    record = incidents.write_record(settled, rollback, tmp_path / "incident", **why, captured={})
+    sql(settled, "UPDATE versions SET state = 'revoked' WHERE number = 2")
+    assert incidents.roll_back(settled, "finance@2", record, **why).id == "finance@1"
+    assert settled.not_sent and incidents.summary(settled, "finance@2", tmp_path, done=True)["held"]
+    sql(settled, "UPDATE versions SET state = 'production' WHERE number = 2")
+    assert incidents.roll_back(settled, "finance@2", record, **why).state == "production"
+    assert [one[:2] for one in revoked(settled)] == [("finance@2", "ben")]
+    assert settled.named("finance", "production") == 1 and not files(settled)
+    assert verify(settled).ok
+
+
+def test_hold_is_seen_by_a_gateway_of_another_account(settled: Registry, package: Build) -> None:
+    """Whoever had a umask of 077 made a folder that the gateway couldn't read: it served the version on."""
+    settled.register(*package(), actor="ana")
+    settled.path.chmod(0o755)
+    sql(settled, "UPDATE versions SET state = 'canary'")
+    before = os.umask(0o077)
+    try:
+        lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+    finally:
+        os.umask(before)
+    assert settled.holds.inside.stat().st_mode & 0o777 == 0o755
