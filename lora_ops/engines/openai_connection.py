@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, cast
 
 import httpx
@@ -60,6 +61,9 @@ class Connection:
                 base_url=url,
                 # Uncompressed: a few bytes must not become gigabytes here.
                 headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
+                # None is kept: those of a load balancer would send all answers to one replica, and those of one
+                # client's answer would go out with another client's request.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
                 timeout=httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             )

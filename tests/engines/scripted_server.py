@@ -38,12 +38,15 @@ class ScriptedServer:
         self.refuses: tuple[int, bytes] | None = None
         self.retry_after: str | None = None  # what it says where it refuses
         self.script: Script = says(event({"choices": [{"text": "a", "finish_reason": "stop"}]}), DONE)
+        self.headers: dict[str, str] = {}  # of its answers
+        self.cookies: list[dict[str, str]] = []  # that it was sent with each request for one
         self.sent = 0
         self.running = 0
 
     async def _answer(self, request: Request) -> Response:
         body = await request.json()
         self.asked.append((request.url.path, body))
+        self.cookies.append(request.cookies)
         if body["model"] in self.missing:
             return JSONResponse({"error": {"message": "The model does not exist."}}, status_code=404)
         if self.refuses and body["max_tokens"] > 1:
@@ -60,7 +63,7 @@ class ScriptedServer:
             finally:
                 self.running -= 1
 
-        return StreamingResponse(parts(), media_type="text/event-stream")
+        return StreamingResponse(parts(), headers=self.headers, media_type="text/event-stream")
 
     def app(self) -> Starlette:
         async def models(_: Request) -> Response:

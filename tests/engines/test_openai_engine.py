@@ -51,6 +51,12 @@ def answers(server: ScriptedServer, count: int = 1, silence: float = 5.0) -> lis
     return asyncio.run(run())
 
 
+def test_a_cookie_of_one_answer_is_sent_with_no_other(server: ScriptedServer) -> None:
+    server.headers = {"set-cookie": "replica=a; Path=/"}
+    answers(server, count=2)
+    assert server.cookies == [{}, {}]
+
+
 def test_any_odd_value_is_an_engine_error_or_an_answer(server: ScriptedServer) -> None:
     async def run() -> set[bool]:
         engine, outcomes = await started(server), set()
