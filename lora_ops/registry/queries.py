@@ -92,10 +92,11 @@ class Queries:
         """
         if hold.version != summary.id:
             return False
-        stated = (ANY_CONTENT, summary.content_digest)
-        return (
-            hold.content_digest in stated or hold.content_digest == self.as_registered(summary).content_digest
-        )
+        if hold.content_digest == ANY_CONTENT:
+            # Who restores an older backup gives the number again, to a version that nobody has stopped.
+            return hold.statement is None or summary.registered_at <= hold.statement.at
+        digests = (summary.content_digest, self.as_registered(summary).content_digest)
+        return hold.content_digest in digests
 
     def held(self, tenant: str | None = None) -> list[Hold]:
         """Return the holds that keep versions, or those of one tenant, from serving here."""

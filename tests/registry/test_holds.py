@@ -16,7 +16,7 @@ from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backup import backup, restore
 from lora_ops.registry.cards import record
-from lora_ops.registry.closing import settle
+from lora_ops.registry.closing import settle, stop_unread
 from lora_ops.registry.gc import collect_garbage
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.owners import Owners
@@ -583,3 +583,16 @@ def test_hold_is_seen_by_a_gateway_of_another_account(settled: Registry, package
     finally:
         os.umask(before)
     assert settled.holds.inside.stat().st_mode & 0o777 == 0o755
+
+
+def test_hold_of_any_content_stops_no_later_version(settled: Registry, package: Build, clock: Clock) -> None:
+    """After the restore of an older backup its number was given to another version, which it revoked."""
+    assert settled.owners
+    settled.register(*package(1), actor="ana")
+    for reference in ("finance@1", "finance@2"):
+        why = {"actor": "ben", "reason": "leaks"}
+        stop_unread(settled.holds, settled.owners, reference, **why, at=clock())
+    clock.move(hours=1)
+    settled.register(*package(2), actor="ana")
+    lifecycle.reject(settled, "finance@2", actor="ben", reason="worse")
+    assert [one[0] for one in revoked(settled)] == ["finance@1"]
