@@ -140,9 +140,11 @@ def test_another_tenants_model_reads_like_one_that_does_not_exist(
 
 
 @pytest.mark.parametrize(
-    "header", ["", "Bearer", "Bearer wrong", "Basic d3Jvbmc6d3Jvbmc=", "Basic !", "Digest x"]
+    "header",
+    ["", "Bearer", "Bearer wrong", "Bearer é", "Basic d3Jvbmc6d3Jvbmc=", "Basic !", "Basic é", "Digest x"],
 )
 def test_without_a_valid_key_nothing_is_told(guarded: Served, header: str) -> None:
+    sent = {b"authorization": header.encode("latin-1")}
     for method, path in (
         ("POST", "/v1/chat/completions"),
         ("GET", "/v1/models"),
@@ -150,7 +152,7 @@ def test_without_a_valid_key_nothing_is_told(guarded: Served, header: str) -> No
         ("GET", "/console/data"),
     ):
         json = {"model": "finance", **CHAT} if method == "POST" else None
-        answer = guarded.http().request(method, path, json=json, headers={"authorization": header})
+        answer = guarded.http().request(method, path, json=json, headers=sent)
         assert answer.status_code == 401, path
         assert answer.json()["error"]["code"] == "invalid_api_key"
         assert answer.headers["www-authenticate"].startswith("Bearer")
