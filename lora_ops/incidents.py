@@ -7,9 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
-from anyio.from_thread import start_blocking_portal
-
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
 from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_file
@@ -182,6 +179,12 @@ def capture(gateway: str, folder: Path, key: str | None = None, seconds: float =
             record and go on.
     """
     try:
+        # A package that is missing or broken must not keep a bad version on air.
+        import httpx
+        from anyio.from_thread import start_blocking_portal
+    except ImportError as error:
+        raise Unavailable(f"The dashboards of {gateway} could not be captured ({error}).") from error
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         # A thread has an event loop of its own; the notebook that asks has one that runs already.
         with start_blocking_portal() as portal:
@@ -207,6 +210,8 @@ async def _answers(gateway: str, key: str | None, seconds: float) -> dict[str, b
         OSError: it takes longer than `seconds`, or is larger than anything that a gateway shows.
         httpx.HTTPError: it doesn't answer, or refuses.
     """
+    import httpx
+
     headers = {"authorization": f"Bearer {key}"} if key else {}
     found: dict[str, bytes] = {}
     async with httpx.AsyncClient(base_url=gateway, headers=headers, timeout=seconds) as client:

@@ -386,7 +386,16 @@ def test_rollback_needs_no_jupyter(clone: Clone) -> None:  # noqa: F811
     with clone.registry() as opened:
         for version in ("finance@1", "finance@2"):
             clone.story(opened).to(version, "production")
-    for module in ("papermill", "nbclient", "nbconvert", "nbformat", "jupyter_client", "traitlets"):
+    for module in (
+        "papermill",
+        "nbclient",
+        "nbconvert",
+        "nbformat",
+        "jupyter_client",
+        "traitlets",
+        "httpx",
+        "anyio",
+    ):
         (clone.root / f"broken/{module}.py").parent.mkdir(exist_ok=True)
         (clone.root / f"broken/{module}.py").write_text(f"raise ImportError('{module} is broken')")
     options = ("--reason", "It leaks card numbers.", "--gateway", "http://localhost:9", "--actor", ON_CALL)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable
 from lora_ops.folders import make_folder
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.signing_keys import (
@@ -69,8 +69,15 @@ class Signer:
 
         Raises:
             Damaged: the signature does not fit; the text names `what` and the reason.
+            Unavailable: the package that verifies can't be imported.
         """
-        from model_signing import verifying
+        try:
+            from model_signing import verifying
+        except ImportError as error:
+            raise Unavailable(
+                f"The signature of {what} can't be verified ({_one_line(error)}): install what "
+                "requirements.lock names (`make .venv/installed`)."
+            ) from error
 
         config = verifying.Config().set_hashing_config(_every_file())
         key = self._trusted(signature, what) if self.settings.method == "key" else None
