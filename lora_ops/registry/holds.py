@@ -279,8 +279,9 @@ class Holds:
 
 
 def _put(folder: Path, name: str, content: bytes) -> None:
+    is_new = not folder.is_dir()
     make_folder(folder)
-    with suppress(OSError):  # somebody else's
+    if is_new:  # what a link leads to keeps its mode
         # A gateway of another account must see it, whatever umask its operator has.
         folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
     write_atomically(folder / name, content)

@@ -585,6 +585,16 @@ def test_hold_is_seen_by_a_gateway_of_another_account(settled: Registry, package
     assert settled.holds.inside.stat().st_mode & 0o777 == 0o755
 
 
+def test_hold_opens_no_folder_that_a_link_leads_to(settled: Registry, tmp_path: Path, clock: Clock) -> None:
+    """Whoever can write in the registry could have opened another folder of whoever is on call."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    settled.holds.inside.symlink_to(private)
+    assert settled.owners
+    stop_unread(settled.holds, settled.owners, "finance@1", actor="ben", reason="leaks", at=clock())
+    assert private.stat().st_mode & 0o777 == 0o700
+
+
 def test_hold_of_any_content_stops_no_later_version(settled: Registry, package: Build, clock: Clock) -> None:
     """After the restore of an older backup its number was given to another version, which it revoked."""
     assert settled.owners
