@@ -423,7 +423,7 @@ def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
     why = "; ".join(refused) or "no other version was in production before"
     raise Refused(
         f"There is no version to go back to from {leaves.id}: {why}. To stop its answers all the same: "
-        f"lora-ops registry revoke {leaves.id} --reason ..."
+        f"`lora-ops registry revoke {leaves.id} --reason TEXT`."
     )
 
 

@@ -171,7 +171,7 @@ def test_without_an_earlier_version_it_says_how_to_stop_the_answers(
 ) -> None:
     registry.register(*package(1), actor="ana")
     story.to("finance@1", "production")
-    with pytest.raises(LoraOpsError, match=r"no other version was .* lora-ops registry revoke finance@1"):
+    with pytest.raises(LoraOpsError, match=r"no other version was .* `lora-ops registry revoke finance@1"):
         incidents.plan(registry, "finance@1")
 
 
@@ -346,6 +346,16 @@ def test_runbook_says_what_was_not_captured(clone: Clone) -> None:  # noqa: F811
     done = runbook(clone.root, *options, "--actor", ON_CALL, "--yes")
     assert done.returncode == 0, done.stderr
     assert "The dashboards were NOT captured" in done.stdout
+
+
+def test_refused_rollback_names_a_whole_command(clone: Clone) -> None:  # noqa: F811
+    """The command's `--reason ...` lost its dots with the sentence's full stop."""
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    with clone.registry() as opened:
+        clone.story(opened).to("finance@2", "production")
+    refused = runbook(clone.root, "--reason", "It leaks card numbers.", "--actor", ON_CALL)
+    assert refused.returncode == 3
+    assert "`lora-ops registry revoke finance@2 --reason TEXT`. The partly executed" in refused.stderr
 
 
 def test_rollback_without_a_place_for_its_page_says_how(clone: Clone) -> None:  # noqa: F811
