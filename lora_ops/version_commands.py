@@ -178,7 +178,8 @@ def compare(
         said = {"verdict": found.verdict, "about_seeds": found.about_seeds}
         print_json({**found.model_dump(mode="json"), **said})
         return
-    table = Grid("metric", found.left, found.right, "difference", "p (Holm)", solid={"metric"})
+    minus = f"{found.right} minus {found.left}"
+    table = Grid("metric", found.left, found.right, minus, "p (Holm)", solid={"metric"})
     for metric, values in found.metrics.items():
         change = found.differences[metric]
         row = (*map(str, values.values()), str(change), f"{change.p_corrected:.4f}")

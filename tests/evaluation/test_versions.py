@@ -137,6 +137,7 @@ def test_compare_command_prints_the_difference(registry: Registry, tmp_path: Pat
     done = run("lora-ops", "compare", "finance@1", "finance@2", **where)
     assert done.returncode == 0, done.stderr
     assert "117 rows of 39 groups that neither was trained on; 3 rows of either don't count" in done.stdout
+    assert "finance@2 minus finance@1" in done.stdout
     assert "finance@2 was trained or tuned on 1 of the 40 test groups of finance@1" in done.stdout
     printed = json.loads(run("lora-ops", "compare", "finance@1", "finance@2", "--json", **where).stdout)
     assert f"{printed['verdict']}: 117 rows" in done.stdout and printed["about_seeds"] in done.stdout
