@@ -118,8 +118,8 @@ def file_(
         return
     unbound, digest = report.document.unbound, report.document.content_digest
     note = (
-        f"[yellow]Rows that name {version.id} without its digest: {unbound}[/]. Another registry gives that "
-        f'name to other content. Write "digest": "{digest}" into each row where it is made.'
+        f"[yellow]Rows that name {version.id} without its digest: {unbound}[/]. Another registry may give "
+        f'that name to other content. Write "digest": "{digest}" into each row where it is made.'
     )
     print_lines(
         f"[bold]{version.id}[/] has new evidence of kind '{kind}' ({report.reference.sha256[:12]}…).",

@@ -1,5 +1,6 @@
 """Another head of the audit log than the remembered one: who may accept it, and what stays of that."""
 
+from lora_ops.clock import to_the_minute
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.free_text import require_text
 from lora_ops.registry.audit import HEAD_ACCEPTED, Head
@@ -45,7 +46,7 @@ def accepted_heads(registry: Registry) -> list[str]:
     notes = []
     for entry in registry.log.of_kind("registry"):
         if entry.action == "head_mended":
-            when = entry.at[:16].replace("T", " ")
+            when = to_the_minute(entry.at)
             notes.append(
                 f"entry {entry.seq}: when {entry.actor} changed the registry on {when}, "
                 f"{entry.body.get('problem')}; the head kept outside it stood in"
@@ -53,7 +54,7 @@ def accepted_heads(registry: Registry) -> list[str]:
         if entry.action == HEAD_ACCEPTED:
             many = entry.body.get("lost_entries")
             lost = "an unknown number of entries was" if many is None else f"{many} entries were"
-            when = entry.at[:16].replace("T", " ")
+            when = to_the_minute(entry.at)
             notes.append(
                 f"entry {entry.seq}: {entry.actor} accepted on {when} that the log goes on "
                 f"from an older or other head ({entry.body.get('reason')}); {lost} lost"

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from lora_ops.clock import to_the_minute
 from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
 from lora_ops.escaping import one_line
 from lora_ops.folders import make_folder
@@ -84,7 +85,7 @@ class Hold:
         """Who stopped the version and when, as a sentence without its full stop."""
         if self.statement is None:
             return f"{self.version} was revoked on this machine, by a statement that can't be read any more"
-        by, at = one_line(self.statement.actor), one_line(self.statement.at[:16].replace("T", " "))
+        by, at = one_line(self.statement.actor), one_line(to_the_minute(self.statement.at))
         unsigned = "" if self.is_signed else "; no trusted key signed that"
         return f"{self.version} was revoked on this machine by {by} on {at}, and not yet {self.log}{unsigned}"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from lora_ops.clock import to_the_minute
 from lora_ops.escaping import cell, markup, one_line
 from lora_ops.grid import Grid
 
@@ -93,9 +94,9 @@ def history(entries: "Iterable[AuditEntry]", number: int) -> Grid:
     for entry in entries:
         evidence = [f"{one.kind}: {one_line(one.summary)} ({one.sha256[:8]}…)" for one in entry.evidence]
         behind = entry.body.get("clock_behind_seconds")
-        held = str(entry.body.get("held_at", ""))[:16].replace("T", " ")
-        when = entry.at[:10] + (f"\n(clock {behind} s behind)" if behind else "")
-        when += f"\n(on one machine\n{held})" if held else ""
+        held = str(entry.body.get("held_at", ""))
+        when = to_the_minute(entry.at) + (f"\n(clock {behind} s behind)" if behind else "")
+        when += f"\n(on one machine\n{to_the_minute(held)})" if held else ""
         reason = one_line(str(entry.body.get("reason", "")))
         row = (str(entry.seq), when, entry.effect_on(number), entry.actor, reason, "\n".join(evidence))
         table.add_row(*row)
@@ -120,7 +121,9 @@ def differences(left: str, right: str, rows: "Iterable[Difference]") -> Grid:
         if section and row.section != section:
             table.add_section()
         label, section = (row.section if row.section != section else ""), row.section
-        table.add_row(label, row.name, _short(row.left), _short(row.right))
+        rounded = _rounded(row.left), _rounded(row.right)
+        shown = rounded if rounded[0] != rounded[1] else (row.left, row.right)
+        table.add_row(label, row.name, *map(_short, shown))
     return table
 
 
@@ -161,7 +164,7 @@ def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
     dirty = " with uncommitted changes" if lineage.git.dirty else ""
     lock = (lineage.dvc_lock_sha256 or "none")[:12]
     yield "code", f"commit {(lineage.git.commit or 'none')[:12]}{dirty}, dvc.lock {lock}"
-    made = record.registered_at[:16].replace("T", " ")
+    made = to_the_minute(record.registered_at)
     yield "made", f"by {record.author} on {made}, after {lineage.parent or 'no other version'}"
     yield from _measured(record.performance)
     if risk.bias:
@@ -223,6 +226,11 @@ def _measured(performance: "Performance") -> Iterator[tuple[str, str]]:
 
 def _state(state: str) -> Text:
     return Text(state, style=COLOURS.get(state, ""))
+
+
+def _rounded(value: str | None) -> str | None:
+    """Return a number to four digits after the point, and any other value as it is."""
+    return f"{float(value):.4f}" if value and re.fullmatch(r"-?\d+\.\d{5,}", value) else value
 
 
 def _short(value: str | None) -> Text:

@@ -8,16 +8,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from lora_ops.clock import now
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.evaluation import GroupMetric, Interval
 from lora_ops.records.registry import AdapterRecord
+from lora_ops.registry import tables
 from lora_ops.registry.backends import open_registry
+from lora_ops.registry.cards import Difference
 from lora_ops.registry.commands import app
 from lora_ops.registry.owners import add_key
 from tests.conftest import small_clone, write_params
@@ -270,6 +274,19 @@ def test_status_waits_for_no_older_candidate_than_production(cli: Cli, root: Pat
     assert (row["production"], row["next_version"], row["missing"]) == ("finance@2", None, [])
 
 
+def test_diff_rounds_numbers_unless_that_hides_them() -> None:
+    """A loss was shown with sixteen digits."""
+    rows = [
+        Difference("training", "final_loss", "0.5170875787734985", "0.6088711619377136"),
+        Difference("training", "validation_loss", "0.41788274", "0.41788279"),
+        Difference("params", "train.learning_rate", "0.0005", "0.00051"),
+    ]
+    console = Console(width=120, file=StringIO())
+    console.print(tables.differences("finance@1", "finance@2", rows))
+    words = console.file.getvalue().split()
+    assert {"0.5171", "0.6089", "0.41788274", "0.41788279", "0.0005", "0.00051"} <= set(words)
+
+
 def test_diff_shows_data_params_and_metrics_side_by_side(cli: Cli) -> None:
     page = cli("diff", "finance@1", "finance@2").output
     for part in ("source.sha256", "train.seed", "exact_match.adapter"):
@@ -293,6 +310,9 @@ def test_history_is_the_audit_log_of_one_version(cli: Cli, root: Path) -> None:
         "production",
     ]
     assert "chen.wei agrees" in cli("history", "finance@2").output
+    at = f"{entries[0]['at'][:16].replace('T', ' ')} UTC"
+    assert at in cli("history", "finance@2").output
+    assert f"by ana.silva on {at}" in cli("show", "finance@2").output
 
 
 def test_an_approval_says_what_was_seen_and_what_is_missing(cli: Cli, root: Path) -> None:
