@@ -303,6 +303,8 @@ def read_events(folder: Path, where: str = "true") -> "pd.DataFrame":
             whole = events.filter("id IS NOT NULL").aggregate(
                 ", ".join(f"any_value({name}) AS {name}" for name in types if name != "id"), "id"
             )
-            return whole.filter(where).order("time").df()
+            found = whole.filter(where).order("time").df()
     except duckdb.Error as error:
         raise LoraOpsError(f"The events can't be read: {' '.join(str(error).split())}.") from error
+    # DuckDB answers in the machine's time zone.
+    return found.assign(time=found["time"].dt.tz_convert("UTC"))

@@ -72,7 +72,10 @@ def plot_traffic(events: pd.DataFrame) -> Plot:
     width = step / timedelta(days=1)  # matplotlib counts in days
     axes.bar(failed.index, failed["size"], width=width, color="0.7", label="all", align="edge")
     axes.bar(failed.index, failed["sum"], width=width, color="tab:red", label="failed", align="edge")
-    axes.set(title=f"Requests in {step.total_seconds():.0f} seconds each", ylabel="requests")
+    first, last = (f"{moment:%Y-%m-%d}" for moment in (events["time"].min(), events["time"].max()))
+    days = first if first == last else f"{first} to {last}"
+    each = f"{step.total_seconds():.0f} s"
+    axes.set(title=f"Requests in {each} each", xlabel=f"UTC, {days}", ylabel="requests")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(axis="x", labelrotation=20)
     axes.legend()

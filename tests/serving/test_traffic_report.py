@@ -1,5 +1,6 @@
 """The event log as a reviewer reads it: notebooks/traffic.ipynb over what a real gateway wrote."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lora_ops.serving.traffic_report import (
     by_version,
     findings,
     plot_risk,
+    plot_traffic,
     recent_events,
 )
 from lora_ops.settings.serving import TenantServing
@@ -79,6 +81,19 @@ def test_versions_are_summed_by_tenant_and_route(tmp_path: Path) -> None:
     assert len(recent_events(tmp_path, 1.5 / 86400)) == 2
     said = findings(by_version(events))
     assert "50.0% of the answers of finance@1 hold an identifier: read them." in said
+
+
+def test_traffic_is_drawn_in_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The axis had the hours of the machine's zone, and the page's head and the log those of UTC."""
+    write(tmp_path, event(1))
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    events = recent_events(tmp_path, 7)
+    monkeypatch.undo()
+    time.tzset()
+    assert events["time"].tolist() == [event(1).time]
+    assert str(events["time"].dt.tz) == "UTC"
+    assert plot_traffic(events).axes[0].get_xlabel() == f"UTC, {event(1).time:%Y-%m-%d}"
 
 
 def test_traffic_without_failures_or_risks_is_called_so(tmp_path: Path) -> None:
