@@ -179,25 +179,28 @@ def capture(gateway: str, folder: Path, key: str | None = None, seconds: float =
             record and go on.
     """
     try:
-        # A package that is missing or broken must not keep a bad version on air.
-        import httpx
         from anyio.from_thread import start_blocking_portal
-    except ImportError as error:
-        raise Unavailable(f"The dashboards of {gateway} could not be captured ({error}).") from error
-    try:
+
         folder.mkdir(parents=True, exist_ok=True)
         # A thread has an event loop of its own; the notebook that asks has one that runs already.
         with start_blocking_portal() as portal:
             answers = portal.call(_answers, gateway, key, seconds)
         for name, content in answers.items():
             (folder / name).write_bytes(content)
-    # A wrong address is none of httpx's HTTP errors, and a key that is not ASCII is a ValueError.
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
-        reason = str(error).rstrip(".")
+        return {name: sha256_file(folder / name) for name in answers}
+    # Whatever it is, it must not keep a bad version on air. A key that is not ASCII is a ValueError, a port of
+    # 99999 an OverflowError, a SOCKS proxy in the environment or a package that is missing an ImportError.
+    except Exception as error:
+        reason = _reason(error)
         raise Unavailable(
             f"The dashboards of {gateway} could not be captured ({reason}): `--gateway` names another address."
         ) from error
-    return {name: sha256_file(folder / name) for name in answers}
+
+
+def _reason(error: Exception) -> str:
+    while isinstance(error, ExceptionGroup):  # of tasks, one of which failed
+        error = error.exceptions[0]
+    return str(error).rstrip(".") or type(error).__name__
 
 
 async def _answers(gateway: str, key: str | None, seconds: float) -> dict[str, bytes]:

@@ -215,13 +215,26 @@ def test_a_record_needs_a_reason(bad_release: Registry, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("gateway", "key"),
-    [("http://localhost:9", None), ("http://localhost:port", None), ("http://localhost:9", "cl\u00e9")],
+    [
+        ("http://localhost:9", None),
+        ("http://localhost:port", None),
+        ("http://localhost:99999", None),
+        ("http://localhost:9", "cl\u00e9"),
+    ],
 )
 def test_capture_says_that_a_gateway_does_not_answer(tmp_path: Path, gateway: str, key: str | None) -> None:
     """An incident must not end at an address or a key that was mistyped."""
     says = rf"The dashboards of {gateway} could not be captured \(.*\): `--gateway` names another address\."
     with pytest.raises(LoraOpsError, match=says):
         incidents.capture(gateway, tmp_path, key)
+
+
+def test_capture_ends_at_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://localhost:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(LoraOpsError, match="could not be captured"):
+        incidents.capture("http://localhost:9", tmp_path)
 
 
 @pytest.mark.parametrize("head", ["", "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"])

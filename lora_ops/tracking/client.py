@@ -44,7 +44,7 @@ def server_answers(url: str) -> bool:
     answers: list[int] = []
 
     def ask() -> None:
-        with suppress(httpx.HTTPError):
+        with suppress(Exception):  # a proxy of the environment may be an address, or need a package, that fails
             answers.append(httpx.get(url, timeout=PATIENCE, verify=False).status_code)
 
     # In a thread: looking up a name without a network may take longer than any of httpx's own limits.
