@@ -51,7 +51,7 @@ class Connection:
         silence_seconds: how long it may say nothing in the middle of an answer.
 
     Raises:
-        EngineError: the address or the key can't be used.
+        EngineError: the address, the key, or a proxy or certificate of the environment can't be used.
     """
 
     def __init__(self, url: str, key: str | None, silence_seconds: float) -> None:
@@ -69,8 +69,10 @@ class Connection:
             )
             if (self._http.base_url.port or 0) > LARGEST_PORT:
                 raise httpx.InvalidURL(f"a port is {LARGEST_PORT} at most")
-        except (httpx.InvalidURL, UnicodeError) as error:
-            raise EngineError(f"{url} or its key can't be used: {error}.") from error
+        # httpx reads the environment's proxies and certificates here, too, which fail in the last three ways.
+        except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+            what = f"{url}, its key, or a proxy or certificate of the environment (ALL_PROXY, SSL_CERT_FILE)"
+            raise EngineError(f"{what} can't be used: {error}.") from error
 
     async def close(self) -> None:
         """Close all connections; an answer that still runs ends with `EngineError`."""

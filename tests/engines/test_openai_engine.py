@@ -271,6 +271,17 @@ def test_a_key_that_no_header_can_hold_is_one_sentence(
             answers(server)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("ALL_PROXY", "socks5://x:1"), ("HTTP_PROXY", "foo://x"), ("SSL_CERT_FILE", "/none")]
+)
+def test_a_wrong_proxy_or_certificate_is_one_sentence(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(EngineError, match="a proxy or certificate of the environment"):
+        answers(server)
+
+
 def _until(holds: Any) -> None:
     deadline = time.monotonic() + 20
     while not holds():
