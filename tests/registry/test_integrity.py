@@ -201,8 +201,9 @@ DROPPERS = {
 def test_change_dropped_by_a_trigger_is_not_claimed(served: Registry, dropped: str) -> None:
     """`revoke` said that it revoked, and everything stayed as it was and green."""
     served.db.rows(f"CREATE TRIGGER x {DROPPERS[dropped]} BEGIN SELECT raise(IGNORE); END")
-    with pytest.raises(Damaged, match="nothing is changed"):
-        lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+    lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+    assert "nothing is changed" in str(served.not_sent)
+    assert [hold.version for hold in served.held()] == ["finance@1"]
     assert served.get("finance@1").state == "production"
     assert "trigger 'x' that is not of lora-ops" in str(registry_problem(served))
     assert not verify(served).ok
@@ -214,8 +215,8 @@ def test_change_is_read_back_before_it_counts(served: Registry, monkeypatch: pyt
     monkeypatch.setattr(Structure, "problem", lambda self, **_: None)
     for dropped in DROPPERS.values():
         served.db.rows(f"CREATE TRIGGER x {dropped} BEGIN SELECT raise(IGNORE); END")
-        with pytest.raises(Damaged, match="nothing is\\s+changed"):
-            lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+        lifecycle.revoke(served, "finance@1", actor=FIRST, reason="leaks card numbers")
+        assert "nothing is changed" in str(served.not_sent)
         served.db.rows("DROP TRIGGER x")
     assert served.get("finance@1").state == "production"
     assert verify(served).ok
