@@ -69,7 +69,7 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
     bases = {data.base_model_sha256, training.base_model_sha256, manifest.base_model.sha256}
     facts = {
         "its evaluation is not the one in the package": evaluated == manifest.evaluation,
-        "the record of its training is that of another adapter": training.adapter_sha256 == weights,
+        "the record of its training is that of another adapter": training.adapter_sha256 in (None, weights),
         "it was evaluated with another adapter": evaluated.adapter_sha256 == weights,
         "it was evaluated with other settings": evaluated.adapter_config_sha256 in (None, config),
         "it names several tenants": {evaluated.tenant, data.tenant, training.tenant, tenant} == {tenant},
@@ -188,6 +188,8 @@ def _unlike_data(manifest: Manifest) -> Iterator[str]:
     other = differing(tested, found)
     if other:
         yield f"its evaluation has other {' and '.join(other)} than data.splits.test"
+    if training.adapter_sha256 is None:
+        yield "the record of its training does not name the adapter (training.adapter_sha256)"
     if training.examples != train.rows:
         yield f"it was trained on {training.examples} rows, and data.splits.train has {train.rows}"
     if evaluation.adapter_config_sha256 != manifest.files[ADAPTER_FILES[1]].sha256:

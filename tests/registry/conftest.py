@@ -353,7 +353,8 @@ def trained_alike(
     alike = with_evaluation(folder, manifest, test_sha256=common.evaluation.test_sha256, metrics=metrics)
     same = {name: getattr(common, name) for name in ("base_model", "data")}
     recipe = {**GATES["train"], "seed": seed, "rank": rank}
-    training = common.training.model_copy(update={"settings": recipe})
+    own = {"settings": recipe, "adapter_sha256": alike.training.adapter_sha256}
+    training = common.training.model_copy(update=own)
     return alike.model_copy(update={**same, "training": training, "params": {**alike.params, "train": recipe}})
 
 

@@ -105,6 +105,9 @@ def test_training_record_of_other_weights_is_refused(package: Build) -> None:
     other = manifest.training.model_copy(update={"adapter_sha256": "0" * 64})
     with pytest.raises(LoraOpsError, match="the record of its training is that of another adapter"):
         require_consistent(folder, manifest.model_copy(update={"training": other}))
+    unnamed = manifest.training.model_copy(update={"adapter_sha256": None})
+    with pytest.raises(LoraOpsError, match=r"does not name the adapter \(training.adapter_sha256\)"):
+        require_complete(folder, manifest.model_copy(update={"training": unnamed}), MORNING)
 
 
 def test_evaluation_of_unnamed_settings_is_refused(package: Build) -> None:

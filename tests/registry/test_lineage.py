@@ -10,7 +10,7 @@ from lora_ops.registry import cards
 from lora_ops.registry.lineage import ancestors, current, draw, nodes
 from lora_ops.registry.store import Registry
 
-from .conftest import AUTHOR, Build, Story
+from .conftest import AUTHOR, Build, Story, with_card
 
 
 def test_each_ingredient_and_each_decision_has_its_box(
@@ -67,7 +67,7 @@ def test_no_text_of_the_picture_leaves_its_box(registry: Registry, package: Buil
     base = manifest.base_model.model_copy(
         update={"id": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": "r" * 90}
     )
-    registry.register(folder, manifest.model_copy(update={"base_model": base}), actor=AUTHOR)
+    registry.register(folder, with_card(folder, manifest.model_copy(update={"base_model": base})), actor=AUTHOR)
     story.to("finance@1", "shadow")
     figure = draw(registry, cards.record(registry, "finance@1"))
     figure.canvas.draw()

@@ -231,7 +231,9 @@ def as_released(folder: Path, manifest: Manifest) -> Manifest:
             "splits": {"train": manifest.data.splits["train"]},
         }
     )
-    return older.model_copy(update={"data": data, "params": {"train": manifest.params["train"]}})
+    training = older.training.model_copy(update={"settings": None, "adapter_sha256": None})
+    params = {"train": manifest.params["train"]}
+    return older.model_copy(update={"data": data, "training": training, "params": params})
 
 
 def test_register_knows_content_of_an_older_schema(released: Path, package: Build, clock: Clock) -> None:

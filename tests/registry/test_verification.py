@@ -35,9 +35,9 @@ def test_an_untouched_registry_verifies_and_says_what_was_read(serving: Registry
     result = verify(serving)
     assert result.ok
     assert (result.entries, result.versions) == (10, 2)
-    # Two signatures, weights, evaluations and lists of answers; one configuration, card and list of groups for
-    # both; four documents and what they were counted from (shadow and canary from the same).
-    assert result.files == 2 + 2 + 2 + 2 + 3 + 7
+    # Two signatures, weights, evaluations, lists of answers and cards; one configuration and list of groups
+    # for both; four documents and what they were counted from (shadow and canary from the same).
+    assert result.files == 2 + 2 + 2 + 2 + 2 + 2 + 7
     assert result.head == serving.log.head().text
 
 
