@@ -133,6 +133,8 @@ class Holds:
         """The second folder, outside the registry; None where nothing is remembered outside."""
         self._signer = signer
         self._log = log
+        self._listed: dict[Path, Place] = {}
+        """What each folder held when it could be listed last."""
         self._place: tuple[Place, ...] | None = None
         self._known: tuple[Hold, ...] = ()
 
@@ -142,7 +144,7 @@ class Holds:
 
     def place(self) -> tuple[Place, ...]:
         """Return what differs after a file was added, replaced or removed; it costs microseconds."""
-        return tuple(_listed(folder) for folder in self._folders)
+        return tuple(map(self._list, self._folders))
 
     def all(self) -> tuple[Hold, ...]:
         """Return every hold, by version; also those of versions that were closed since."""
@@ -244,6 +246,22 @@ class Holds:
                 "takes the version out until then."
             )
 
+    def _list(self, folder: Path) -> Place:
+        """Return name and inode of each hold in a folder.
+
+        One that can't be listed holds what it held before: a gateway without a free file descriptor must not
+        serve a version that was stopped. Where nobody has listed it before, see `unreadable`.
+        """
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted((one.name, one.inode()) for one in entries if NAME.fullmatch(one.name))
+                self._listed[folder] = tuple(found)
+        except FileNotFoundError:
+            self._listed[folder] = ()
+        except OSError:
+            pass
+        return self._listed.get(folder, ())
+
     def _read(self, name: str) -> Hold:
         match = NAME.fullmatch(name)
         assert match
@@ -298,12 +316,3 @@ def _copy(one: _Found | None, best: _Found | None) -> Copy:
 
 def _name(version: str, digest: str) -> str:
     return f"{version}-{digest}.json"
-
-
-def _listed(folder: Path) -> Place:
-    """Return name and inode of each hold in a folder; one that can't be listed holds none: `unreadable`."""
-    try:
-        with os.scandir(folder) as entries:
-            return tuple(sorted((one.name, one.inode()) for one in entries if NAME.fullmatch(one.name)))
-    except OSError:
-        return ()

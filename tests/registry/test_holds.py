@@ -2,9 +2,10 @@
 
 import os
 import re
+import resource
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -606,3 +607,29 @@ def test_hold_of_any_content_stops_no_later_version(settled: Registry, package: 
     settled.register(*package(2), actor="ana")
     lifecycle.reject(settled, "finance@2", actor="ben", reason="worse")
     assert [one[0] for one in revoked(settled)] == ["finance@1"]
+
+
+def test_hold_stops_where_its_folder_cannot_be_listed(settled: Registry, package: Build, story: Story) -> None:
+    """A gateway whose clients had taken its last file descriptor served the stopped version."""
+    settled.register(*package(), actor="ana")
+    story.to("finance@1", "production")
+    router = Router(settled, settled.get("finance@1").manifest.base_model, allow_candidates=False)
+    assert router.route("finance").name == "finance@1"
+    sql(settled, "UPDATE versions SET state = 'canary'")
+    lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+    with pytest.raises(OutOfService, match="finance@1 was revoked"):
+        router.route("finance")
+    taken, limits = [], resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(OSError, match="Too many open files"):
+            os.scandir(settled.holds.inside)
+        with pytest.raises(OutOfService, match="finance@1 was revoked"):
+            router.route("finance")
+    finally:
+        for one in taken:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
