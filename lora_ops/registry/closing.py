@@ -8,7 +8,7 @@ damaged, locked or on a full disk takes no entry either: the hold is all there i
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 
 from lora_ops.clock import utc
@@ -94,16 +94,24 @@ def revoke(registry: Registry, reference: str, actor: str, reason: str, evidence
             version; or the hold can't be written.
     """
     registry.not_sent = None
-    hold = None
+    hold, is_damaged = None, False
     if registry.shares_log or any(one.version == reference for one in registry.holds.all()):
-        hold = stop(registry, reference, actor, reason, evidence)
+        is_damaged = _is_damaged(registry)
+        hold = stop(registry, reference, actor, reason, evidence, is_damaged=is_damaged)
     if hold is None:
         try:
             return close(registry, reference, "revoked", actor, reason, evidence)
         except LoraOpsError as error:
             return _stop_despite(registry, error, reference, actor, reason, evidence)
     registry.not_sent = _settle(registry, *hold)
-    return _known(registry, reference)
+    return _known(registry, reference, is_damaged=is_damaged)
+
+
+def _is_damaged(registry: Registry) -> bool:
+    try:
+        return registry.follower.problem() is not None
+    except LoraOpsError:
+        return True
 
 
 def settle(registry: Registry) -> list[str]:
@@ -148,8 +156,9 @@ def _stop_despite(
     Raises:
         LoraOpsError: `error`, where it is about the request and not about the state of the registry.
     """
+    is_damaged = isinstance(error, Damaged) or _is_damaged(registry)
     try:
-        held = stop(registry, reference, actor, reason, evidence, is_damaged=isinstance(error, Damaged))
+        held = stop(registry, reference, actor, reason, evidence, is_damaged=is_damaged)
     except Unavailable as unkept:
         raise with_text(error, f"{str(error).rstrip('.')}. {unkept}") from error
     except LoraOpsError:
@@ -157,7 +166,7 @@ def _stop_despite(
     if held is None:
         raise error
     registry.not_sent = str(error).rstrip(".").removesuffix("; nothing was changed")
-    return _known(registry, reference)
+    return _known(registry, reference, is_damaged=is_damaged)
 
 
 def stop_unread(holds: Holds, owners: Owners, reference: str, *, actor: str, reason: str, at: datetime) -> None:
@@ -190,8 +199,10 @@ def stop_unread(holds: Holds, owners: Owners, reference: str, *, actor: str, rea
     holds.keep(Statement(content_digest=ANY_CONTENT, **said))
 
 
-def _known(registry: Registry, reference: str) -> Version:
+def _known(registry: Registry, reference: str, *, is_damaged: bool = False) -> Version:
     """Return a version as its row is, or else as the log knows it: somebody may have removed its row.
+
+    Where the registry is damaged, somebody may have removed it from both, and a gateway serves it still.
 
     Raises:
         LoraOpsError: neither knows it.
@@ -199,11 +210,15 @@ def _known(registry: Registry, reference: str) -> Version:
     try:
         return registry.get_exact(reference, whole=False)
     except LoraOpsError:
-        stated = registry.log.registered_as(reference)
         tenant, number = parse_reference(reference)
-        if stated is None or not isinstance(number, int):
+        stated = None
+        with suppress(LoraOpsError) if is_damaged else nullcontext():
+            stated = registry.log.registered_as(reference)
+        if not isinstance(number, int) or (stated is None and not is_damaged):
             raise
-    digest, author = stated.content_digest, stated.author
+    if stated is None:
+        logger.warning("No record here knows %s: look whether that number is right.", reference)
+    digest, author = (stated.content_digest, stated.author) if stated else (ANY_CONTENT, "")
     return Version(Summary(tenant, number, "production", author, "", "", None, "", 0.0, 0, digest, None), "")
 
 
@@ -218,7 +233,8 @@ def stop(
 ) -> tuple[Hold, bool] | None:
     """Stop a version on this machine: write a hold, or find the one that is there, and ask W&B for nothing.
 
-    Where the registry is damaged, nobody believes the state of a row: whoever changed it could stop this.
+    Where the registry is damaged, nobody believes the state or the content of a row: whoever changed it could
+    stop this, or let it stop another content and write the right one back. The hold is for any content then.
 
     Returns:
         The hold, and whether it is new. None where this machine does not know the version yet, so that it does
@@ -229,7 +245,11 @@ def stop(
     """
     actor = require_name(actor, "Say who does this (--actor)")
     try:
-        version = _known(registry, reference) if is_damaged else registry.get_exact(reference, whole=False)
+        version = (
+            _known(registry, reference, is_damaged=True)
+            if is_damaged
+            else registry.get_exact(reference, whole=False)
+        )
     except NotFound:
         return None
     require_role(registry, version, actor, MAY["revoked"], f"make {version.id} 'revoked'")
@@ -247,16 +267,21 @@ def stop(
         kept = keep_reports(registry, evidence)
     except LoraOpsError as error:  # the version must not go on answering because a report can't be kept
         logger.warning("%s is stopped without its evidence: %s", version.id, error)
-    registry.holds.keep(
-        Statement(
-            version=version.id,
-            content_digest=version.summary.content_digest,
-            actor=actor,
-            reason=reason.strip(),
-            at=utc(registry.clock()),
-            evidence=kept,
+    at, digests = utc(registry.clock()), [version.summary.content_digest]
+    if is_damaged:
+        # A hold for any content is about what was registered before it, which a wrong clock may deny.
+        digests = [ANY_CONTENT, *(digests if version.summary.registered_at > at else ())]
+    for digest in digests:
+        registry.holds.keep(
+            Statement(
+                version=version.id,
+                content_digest=digest,
+                actor=actor,
+                reason=reason.strip(),
+                at=at,
+                evidence=kept,
+            )
         )
-    )
     registry.copies.forget(version.id)
     hold = registry.stop_of(version.summary)
     assert hold, "it was written a moment ago"

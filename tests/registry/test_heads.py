@@ -529,6 +529,24 @@ def test_revocation_holds_without_a_database(root: Path, cli: Cli, loss: str) ->
         assert not registry.holds.all() and verify(registry).ok
 
 
+@pytest.mark.parametrize("lost", ["rows", "versions", "audit"])
+def test_revocation_holds_without_a_record(root: Path, cli: Cli, lost: str) -> None:
+    register(root, 2)
+    remove = ["DELETE FROM audit", "DELETE FROM versions"] if lost == "rows" else [f"DROP TABLE {lost}"]
+    with closing(open_registry(root)) as registry:
+        triggers = registry.db.rows("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        for statement in (
+            "PRAGMA foreign_keys = OFF",
+            *(f"DROP TRIGGER {name}" for (name,) in triggers),
+            *remove,
+        ):
+            registry.db.rows(statement)
+    said = cli("revoke", "finance@2", "--reason", "leaks", "--actor", "ben.okafor").output
+    assert "finance@2 does not answer any more" in " ".join(said.split())
+    [path] = (root / ".registry/holds").iterdir()
+    assert path.name.startswith("finance@2-")
+
+
 @pytest.mark.parametrize("loss", ["memory", "older", "row"])
 def test_revocation_needs_somebody_to_vouch_for_the_log(root: Path, cli: Cli, loss: str) -> None:
     """Signing the head again would hide what somebody cut off or moved."""

@@ -633,3 +633,69 @@ def test_hold_stops_where_its_folder_cannot_be_listed(settled: Registry, package
         for one in taken:
             os.close(one)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("lost", ["rows", "versions", "audit"])
+def test_revocation_holds_where_no_record_is_left(
+    settled: Registry, package: Build, story: Story, lost: str
+) -> None:
+    """Whoever removed a version from the rows and from the log stopped its revocation; the gateway went on."""
+    router = served_by(settled, package, story)
+    remove = ("DELETE FROM audit", "DELETE FROM versions") if lost == "rows" else (f"DROP TABLE {lost}",)
+    sql(settled, *unguarded(settled), *remove)
+    if lost == "rows":
+        assert router.route("finance").name == "finance@1"
+    with pytest.raises(LoraOpsError):
+        lifecycle.revoke(settled, "finance@1", actor="mallory", reason="leaks")
+    lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+    assert [hold.version for hold in settled.holds.all()] == ["finance@1"]
+    with pytest.raises(LoraOpsError, match="finance@1 was revoked" if lost == "rows" else lost):
+        router.route("finance")
+
+
+def test_hold_in_a_damaged_log_is_for_any_content(settled: Registry, package: Build, story: Story) -> None:
+    """Whoever changed the digest, and wrote it back after the hold, had the version on air again."""
+    router, other = served_by(settled, package, story), "f" * 64
+    digest = settled.get("finance@1").summary.content_digest
+    again = unguarded(settled, "sql")
+    for one in (other, digest):
+        sql(
+            settled,
+            *unguarded(settled),
+            f"UPDATE versions SET content_digest = '{one}'",
+            f"UPDATE audit SET body = json_set(body, '$.content_digest', '{one}') WHERE action = 'registered'",
+        )
+        if one == other:
+            lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+    sql(settled, *again)
+    assert router.damage() is None
+    with pytest.raises(OutOfService, match="finance@1 was revoked"):
+        router.route("finance")
+    assert settle(settled) == []
+    assert [one[:2] for one in revoked(settled)] == [("finance@1", "ben")]
+
+
+@pytest.mark.usefixtures("offline")
+def test_row_that_says_closed_stops_no_revocation(served: SharedRegistry) -> None:
+    """One byte of a row kept the version on air in every gateway that ran."""
+    router = Router(served, served.get("finance@2").manifest.base_model, allow_candidates=False)
+    assert router.route("finance").name == "finance@2"
+    sql(served, "UPDATE versions SET state = 'revoked'")
+    assert router.route("finance").name == "finance@2"
+    stop(served)
+    with pytest.raises(OutOfService, match="finance@2 was revoked"):
+        router.route("finance")
+
+
+def served_by(registry: Registry, package: Build, story: Story) -> Router:
+    """A gateway's router that has served finance@1."""
+    registry.register(*package(), actor="ana")
+    story.to("finance@1", "production")
+    router = Router(registry, registry.get("finance@1").manifest.base_model, allow_candidates=False)
+    assert router.route("finance").name == "finance@1"
+    return router
+
+
+def unguarded(registry: Registry, what: str = "'DROP TRIGGER ' || name") -> list[str]:
+    """What removes the triggers that keep the log as it is, or makes them again."""
+    return [text for (text,) in registry.db.rows(f"SELECT {what} FROM sqlite_master WHERE type = 'trigger'")]
