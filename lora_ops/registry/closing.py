@@ -63,7 +63,7 @@ def close(
         if hold and not registry.is_stopped_by(hold, version.summary):
             raise Refused(
                 f"{version.id} has another content than the one that was stopped here: look at it, and remove "
-                f"the hold ({hold.version}-*.json) where that content is gone."
+                f"{registry.holds.files(hold)} where that content is gone."
             )
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         require_step(version, to, reason)
@@ -308,7 +308,8 @@ def _settle(registry: Registry, hold: Hold, is_new: bool) -> str | None:
     if said is None or not hold.is_signed:
         return (
             "no key that is trusted here signed its hold: `lora-ops registry revoke "
-            f"{hold.version} --reason TEXT` decides it again"
+            f"{hold.version} --reason TEXT` decides it again. If nobody has decided it, remove "
+            f"{registry.holds.files(hold)}"
         )
     held_at = None if is_new else said.at
     try:
@@ -322,6 +323,8 @@ def _settle(registry: Registry, hold: Hold, is_new: bool) -> str | None:
             except LostRace:
                 if attempt == ATTEMPTS - 1:
                     raise
+    except NotFound as error:
+        return f"{str(error).rstrip('.')}: remove {registry.holds.files(hold)} where that version is gone"
     except LoraOpsError as error:
         # Another machine, or another process of this one, may have closed it meanwhile.
         return None if _drop_if_closed(registry, hold) else str(error).removesuffix("; nothing was changed.")

@@ -155,6 +155,11 @@ class Holds:
             self._place = place
         return self._known
 
+    def files(self, hold: Hold) -> str:
+        """Return where a hold is kept, for people."""
+        paths = (folder / _name(hold.version, hold.content_digest) for folder in self._folders)
+        return " and ".join(str(path) for path in paths if os.path.lexists(path))
+
     def unreadable(self) -> str | None:
         """Return which folder can't be read, so that nobody knows what it stops, in words, or None."""
         for folder in self._folders:

@@ -108,10 +108,28 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problem for problem in (registry.holds.unreadable(), *(one.problem for one in held)) if problem
     ]
     warnings += [hold.text for hold in held]
+    warnings += _doubtful_holds(registry, versions)
     warnings += [*_unpinned(registry), *_open_to_all(registry), *_dated_ahead(registry, rows)]
     if not broken:
         warnings += [*_weak(registry, versions), *accepted_heads(registry)]
     return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems), tuple(warnings))
+
+
+def _doubtful_holds(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iterator[str]:
+    """Yield which holds can't become revocations, and which files they are: nothing removes those by itself."""
+    known = {one.id: one for one in versions.values()}
+    for hold in registry.holds.all():
+        summary, files = known.get(hold.version), registry.holds.files(hold)
+        if summary is None or not registry.is_stopped_by(hold, summary):
+            yield (
+                f"a hold of {hold.version} is about no version that is here: remove {files}, unless a backup "
+                "with that version may be restored"
+            )
+        elif not hold.is_signed and registry.hold_of(summary):
+            yield (
+                f"nobody can tell who stopped {hold.version}: if somebody of its team did, `lora-ops registry "
+                f"revoke {hold.version} --reason TEXT` signs it. If nobody did, remove {files}"
+            )
 
 
 def _weak(registry: Registry, versions: dict[tuple[str, int], Summary]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """A revocation holds on this machine at once, whatever keeps W&B from taking it, and reaches W&B once."""
 
+import json
 import os
 import re
 import resource
@@ -699,3 +700,37 @@ def served_by(registry: Registry, package: Build, story: Story) -> Router:
 def unguarded(registry: Registry, what: str = "'DROP TRIGGER ' || name") -> list[str]:
     """What removes the triggers that keep the log as it is, or makes them again."""
     return [text for (text,) in registry.db.rows(f"SELECT {what} FROM sqlite_master WHERE type = 'trigger'")]
+
+
+def test_verify_names_the_files_of_a_hold_in_doubt(settled: Registry, package: Build, story: Story) -> None:
+    """A file that anybody could write kept a version out, and only the revocation of that version was named."""
+    router = served_by(settled, package, story)
+    digest = settled.get("finance@1").summary.content_digest
+    names = [f"finance@1-{digest}.json", f"finance@1-{'f' * 64}.json", f"finance@9-{digest}.json"]
+    settled.holds.inside.mkdir()
+    for name in names:
+        said = {"version": name.partition("-")[0], "content_digest": name[-69:-5], "actor": "ben"}
+        hold = {"kind": "hold", **said, "reason": "leaks", "at": "2026-03-02T10:00:00+00:00"}
+        (settled.holds.inside / name).write_text(json.dumps({"hold": hold, "signature": None}))
+    with pytest.raises(OutOfService):
+        router.route("finance")
+    waiting = settle(settled)
+    assert len(waiting) == 3
+    assert sorted(path.name for path in files(settled)) == sorted([*names, *names])  # each is in both places
+    for path in files(settled):
+        assert any(str(path) in text for text in verify(settled).warnings)
+        assert any(str(path) in text for text in waiting)
+    for path in files(settled):
+        path.unlink()
+    assert router.route("finance").name == "finance@1"
+    assert settle(settled) == []
+    found = verify(settled)
+    assert found.ok and not [text for text in found.warnings if "hold" in text]
+
+
+def test_hold_of_a_lost_version_names_its_files(settled: Registry, package: Build, clock: Clock) -> None:
+    settled.register(*package(), actor="ana")
+    assert settled.owners
+    stop_unread(settled.holds, settled.owners, "finance@9", actor="ben", reason="leaks", at=clock())
+    [waiting] = settle(settled)
+    assert all(str(path) in waiting for path in files(settled))
