@@ -100,10 +100,13 @@ def revoke(registry: Registry, reference: str, actor: str, reason: str, evidence
         hold = stop(registry, reference, actor, reason, evidence, is_damaged=is_damaged)
     if hold is None:
         try:
-            return close(registry, reference, "revoked", actor, reason, evidence)
+            # What is queued must not hold this up: whoever keeps the lock would be waited for with each hold.
+            with without_settling(registry):
+                return close(registry, reference, "revoked", actor, reason, evidence)
         except LoraOpsError as error:
             return _stop_despite(registry, error, reference, actor, reason, evidence)
-    registry.not_sent = _settle(registry, *hold)
+    queued = _settle(registry, *hold)
+    registry.not_sent = _said(queued) if queued else None
     return _known(registry, reference, is_damaged=is_damaged)
 
 
@@ -124,13 +127,17 @@ def settle(registry: Registry) -> list[str]:
         What is still queued, and why, a sentence each without its full stop.
     """
     waiting = []
+    why: LoraOpsError | None = None
     for hold in registry.holds.all():
-        why = _settle(registry, hold, is_new=False)
+        if not isinstance(why, Unavailable):  # a lock that somebody keeps would be waited for with each hold
+            why = _settle(registry, hold, is_new=False)
         if why:
-            waiting.append(
-                f"{hold.version} is revoked on this machine, and not yet {hold.log}: {why.rstrip('.')}"
-            )
+            waiting.append(f"{hold.version} is revoked on this machine, and not yet {hold.log}: {_said(why)}")
     return waiting
+
+
+def _said(why: LoraOpsError) -> str:
+    return str(why).removesuffix("; nothing was changed.").rstrip(".")
 
 
 @contextmanager
@@ -299,14 +306,14 @@ def _may_still(registry: Registry, version: Version, hold: Hold) -> bool:
     return True
 
 
-def _settle(registry: Registry, hold: Hold, is_new: bool) -> str | None:
+def _settle(registry: Registry, hold: Hold, is_new: bool) -> LoraOpsError | None:
     """Turn one hold into a revocation; return why it is still queued, or None."""
     if _drop_if_closed(registry, hold):
         return None
     registry.holds.mend(hold)
     said = hold.statement
     if said is None or not hold.is_signed:
-        return (
+        return Refused(
             "no key that is trusted here signed its hold: `lora-ops registry revoke "
             f"{hold.version} --reason TEXT` decides it again. If nobody has decided it, remove "
             f"{registry.holds.files(hold)}"
@@ -324,10 +331,11 @@ def _settle(registry: Registry, hold: Hold, is_new: bool) -> str | None:
                 if attempt == ATTEMPTS - 1:
                     raise
     except NotFound as error:
-        return f"{str(error).rstrip('.')}: remove {registry.holds.files(hold)} where that version is gone"
+        files = registry.holds.files(hold)
+        return Refused(f"{str(error).rstrip('.')}: remove {files} where that version is gone")
     except LoraOpsError as error:
         # Another machine, or another process of this one, may have closed it meanwhile.
-        return None if _drop_if_closed(registry, hold) else str(error).removesuffix("; nothing was changed.")
+        return None if _drop_if_closed(registry, hold) else error
     _drop_if_closed(registry, hold)
     return None
 

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import timedelta
@@ -734,3 +735,25 @@ def test_hold_of_a_lost_version_names_its_files(settled: Registry, package: Buil
     stop_unread(settled.holds, settled.owners, "finance@9", actor="ben", reason="leaks", at=clock())
     [waiting] = settle(settled)
     assert all(str(path) in waiting for path in files(settled))
+
+
+def test_revocation_waits_for_a_lock_once(settled: Registry, package: Build, clock: Clock) -> None:
+    """Each hold that was queued waited for the lock before the next one could be written: 30 seconds each."""
+    for seed in range(1, 9):
+        settled.register(*package(seed), actor="ana")
+    assert settled.owners
+    for number in range(1, 8):
+        why = {"actor": "ben", "reason": "leaks"}
+        stop_unread(settled.holds, settled.owners, f"finance@{number}", **why, at=clock())
+    settled.db.rows("PRAGMA busy_timeout = 500")
+    with closing(sqlite3.connect(settled.db.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        lifecycle.revoke(settled, "finance@8", actor="ben", reason="leaks")
+        revocation = time.monotonic() - began
+        waiting = settle(settled)
+        both = time.monotonic() - began
+    assert (len(waiting), len(settled.held())) == (8, 8)
+    assert revocation < 2 and both < 3  # 4 and 8 seconds, when each hold waited
+    assert settle(settled) == []
+    assert len(revoked(settled)) == 8
