@@ -238,7 +238,10 @@ class Database:
             return Unavailable(
                 f"The registry in {folder} is busy: another process has kept it locked{since}; try again."
             )
-        if "not a database" in text or "malformed" in text or "decode" in text:
+        # Whoever drops a table changes what is kept as whoever changes its rows does.
+        if any(
+            one in text for one in ("not a database", "malformed", "decode", "no such table", "no such column")
+        ):
             return Damaged(f"{self.path} is damaged ({text}): restore it from a backup.")
         if "is full" in text or isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return Unavailable(

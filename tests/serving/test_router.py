@@ -310,7 +310,7 @@ def test_route_of_expired_production_is_out_of_service(clone: Clone, reader: Reg
         router(clone, reader, candidates=True).route("finance")
 
 
-@pytest.mark.parametrize("attack", ["alias", "state", "head", "cut"])
+@pytest.mark.parametrize("attack", ["alias", "state", "head", "cut", "no versions", "no aliases", "no audit"])
 def test_route_goes_on_as_verified_while_damaged(clone: Clone, reader: Registry, attack: str) -> None:
     routes = router(clone, reader, candidates=True)
     with clone.registry() as writer:
@@ -325,6 +325,8 @@ def test_route_goes_on_as_verified_while_damaged(clone: Clone, reader: Registry,
     elif attack == "cut":
         db.execute("DROP TRIGGER audit_keeps")
         db.execute("DELETE FROM audit WHERE seq = (SELECT max(seq) FROM audit)")
+    elif attack.startswith("no "):
+        db.execute(f"DROP TABLE {attack.removeprefix('no ')}")
     else:
         reader.anchor.path.unlink()
     assert routes.damage()
