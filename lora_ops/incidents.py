@@ -144,7 +144,7 @@ def _roll_back_shared(
                     registry, returns, "production", actor=actor, reason=reason, evidence=[incident]
                 )
         except Unavailable as error:  # asking once more would wait for W&B twice
-            registry.not_sent = str(error).removesuffix("; nothing was changed.")
+            registry.not_sent = closing.why_not_taken(error)
             return rollback.returns
         except LoraOpsError as error:
             failure = error

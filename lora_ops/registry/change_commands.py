@@ -18,6 +18,7 @@ from lora_ops.registry.command_options import (
     print_lines,
     print_version,
     queued_sentence,
+    using,
     who,
 )
 from lora_ops.streams import work_is_done
@@ -171,9 +172,10 @@ def reject(
     as_json: AsJson = False,
 ) -> None:
     """Decide that a version never serves."""
+    from lora_ops.registry.backends import open_registry
     from lora_ops.registry.lifecycle import reject as decide
 
-    _close(decide, reference, reason, who(actor), evidence, as_json)
+    _close(open_registry(), decide, reference, reason, actor, evidence, as_json)
 
 
 @changes.command()
@@ -191,7 +193,7 @@ def revoke(
     from lora_ops.settings.files import find_root
 
     try:
-        open_registry(to_stop=reference).close()
+        registry = open_registry(to_stop=reference)
     except Damaged as error:
         stop_unread(find_root(), reference, error, actor=who(actor), reason=reason)
         work_is_done()
@@ -201,7 +203,7 @@ def revoke(
         else:
             print_lines(f"[bold]{markup(reference)}[/] {markup(said)}.")
         return
-    _close(decide, reference, reason, who(actor), evidence, as_json, to_stop=reference)
+    _close(registry, decide, reference, reason, actor, evidence, as_json, is_stop=True)
 
 
 @changes.command()
@@ -255,21 +257,22 @@ def incident(
 
 
 def _close(
+    opened: "Registry",
     decide: "Callable[..., Version]",
     reference: str,
     reason: str,
-    actor: str,
+    actor: str | None,
     evidence: list[str] | None,
     as_json: bool,
-    to_stop: str | None = None,
+    is_stop: bool = False,
 ) -> None:
     """Close a version, and name what may still answer with its weights."""
     from lora_ops.errors import LoraOpsError
     from lora_ops.registry.twins import answering_notes
 
-    with opened_registry(to_stop) as registry:
+    with using(opened) as registry:
         reports = _made(registry, reference, evidence)
-        version = decide(registry, reference, actor=actor, reason=reason, evidence=reports)
+        version = decide(registry, reference, actor=who(actor), reason=reason, evidence=reports)
         try:
             notes = answering_notes(registry, version.summary)
         except LoraOpsError:
@@ -278,8 +281,8 @@ def _close(
             notes = []  # the version is stopped, whatever else is damaged
         hold = registry.stop_of(version.summary) if registry.not_sent else registry.hold_of(version.summary)
         said = f"is now '{version.state}'"
-        facts: dict[str, Any] = {} if to_stop is None else {"held": None}
-        if to_stop and hold:
+        facts: dict[str, Any] = {"held": None} if is_stop else {}
+        if is_stop and hold:
             said = queued_sentence(version.id, registry.not_sent, shares_log=registry.shares_log)
             facts["held"] = {**hold.facts, "not_sent": registry.not_sent}
         print_version(registry, version, said, as_json, notes, **facts)

@@ -22,7 +22,7 @@ from lora_ops.registry.owners import Owners
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import require_about
-from lora_ops.registry.roles import MAY, require_role
+from lora_ops.registry.roles import MAY, require_role, require_role_in
 from lora_ops.registry.steps import keep_reports, record_step, require_reason, require_step
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
@@ -106,7 +106,7 @@ def revoke(registry: Registry, reference: str, actor: str, reason: str, evidence
         except LoraOpsError as error:
             return _stop_despite(registry, error, reference, actor, reason, evidence)
     queued = _settle(registry, *hold)
-    registry.not_sent = _said(queued) if queued else None
+    registry.not_sent = why_not_taken(queued) if queued else None
     return _known(registry, reference, is_damaged=is_damaged)
 
 
@@ -132,11 +132,14 @@ def settle(registry: Registry) -> list[str]:
         if not isinstance(why, Unavailable):  # a lock that somebody keeps would be waited for with each hold
             why = _settle(registry, hold, is_new=False)
         if why:
-            waiting.append(f"{hold.version} is revoked on this machine, and not yet {hold.log}: {_said(why)}")
+            waiting.append(
+                f"{hold.version} is revoked on this machine, and not yet {hold.log}: {why_not_taken(why)}"
+            )
     return waiting
 
 
-def _said(why: LoraOpsError) -> str:
+def why_not_taken(why: LoraOpsError) -> str:
+    """Return why the log did not take a change, without its full stop; a hold was written, so not "nothing"."""
     return str(why).removesuffix("; nothing was changed.").rstrip(".")
 
 
@@ -172,7 +175,7 @@ def _stop_despite(
         raise error from None
     if held is None:
         raise error
-    registry.not_sent = str(error).rstrip(".").removesuffix("; nothing was changed")
+    registry.not_sent = why_not_taken(error)
     return _known(registry, reference, is_damaged=is_damaged)
 
 
@@ -197,11 +200,7 @@ def stop_unread(holds: Holds, owners: Owners, reference: str, *, actor: str, rea
     if not isinstance(number, int):
         raise LoraOpsError(f"Name the exact version that must go ({tenant}@3), not '{reference}'.")
     require_reason(reason)
-    if owners.team(tenant).person(actor) is None:
-        raise Refused(
-            f"{actor} may not make {reference} 'revoked': owners.yaml gives that to "
-            f"{', '.join(one.id for one in owners.team(tenant).people)}."
-        )
+    require_role_in(owners.team(tenant), actor, MAY["revoked"], f"make {reference} 'revoked'")
     said = {"version": f"{tenant}@{number}", "actor": actor, "reason": reason.strip(), "at": utc(at)}
     holds.keep(Statement(content_digest=ANY_CONTENT, **said))
 

@@ -27,19 +27,27 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the au
 
 
 @contextmanager
-def opened_registry(to_stop: str | None = None) -> "Iterator[Registry]":
+def opened_registry() -> "Iterator[Registry]":
     """Open the registry that params.yaml names, and close it.
 
-    Args:
-        to_stop: see `open_registry`.
+    Raises:
+        Damaged: as `using`.
+    """
+    from lora_ops.registry.backends import open_registry
+
+    with using(open_registry()) as registry:
+        yield registry
+
+
+@contextmanager
+def using(registry: "Registry") -> "Iterator[Registry]":
+    """Close an opened registry at the end.
 
     Raises:
         Damaged: something broke on a row that is not what lora-ops wrote; the text names the row.
     """
     from lora_ops.errors import Damaged
-    from lora_ops.registry.backends import open_registry
 
-    registry = open_registry(to_stop=to_stop)
     try:
         yield registry
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -46,7 +46,15 @@ def require_role(registry: Registry, version: Version, actor: str, roles: frozen
     Raises:
         LoraOpsError: owners.yaml is missing or gives the actor none of the roles; the text names who has one.
     """
-    team = owners_of(registry, version.tenant)
+    return require_role_in(owners_of(registry, version.tenant), actor, roles, what)
+
+
+def require_role_in(team: Team, actor: str, roles: frozenset[Role], what: str) -> Person:
+    """Return who acts for a team, where no registry can be asked.
+
+    Raises:
+        LoraOpsError: the team gives the actor none of the roles; the text names who has one.
+    """
     people, person = team.with_role(roles), team.person(actor)
     if person is None or person not in people:
         raise Refused(
