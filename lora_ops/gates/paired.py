@@ -1,0 +1,229 @@
+"""Is a candidate worse than a baseline on the same rows: pass, fail, or undecided with these rows.
+
+Two questions have two tests. A gate **passes** where the candidate is shown to be no worse than the baseline by
+more than a margin (non-inferiority): the lower bound of the 95 % interval of the difference lies above -margin.
+A gate **fails** where the candidate is shown to be worse than the baseline: its p-value, corrected for all gates,
+is small. Where neither is shown, the rows don't decide, and nobody may read that as a pass.
+
+The correction goes one way. A version fails if any gate fails, so two equal versions would fail the more often
+the more slices there are: Holm's method holds that chance at the level of one test. A version passes only if all
+gates pass, which needs no correction (intersection-union test: Berger, 1982).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+from scipy.special import ndtri
+from scipy.stats import binomtest
+
+from lora_ops.evaluation.inference import CONFIDENCE, Sample, difference, holm, mean_sample
+from lora_ops.records.evaluation import PairedDifference
+from lora_ops.records.record import Record
+
+Floats = npt.NDArray[np.float64]
+Verdict = Literal["pass", "fail", "undecided"]
+
+DRAWS = 2000
+POWER = 0.8
+Z = float(ndtri((1 + CONFIDENCE) / 2))
+
+
+class Comparison(Record):
+    """Candidate minus baseline on the same rows, and what that decides."""
+
+    rows: int = Field(ge=1)
+    groups: int = Field(ge=1, description="of rows that are alike, such as one document: what was drawn")
+    candidate: float
+    baseline: float
+    gained: int = Field(ge=0, description="rows on which the candidate scores higher")
+    lost: int = Field(ge=0, description="rows on which it scores lower")
+    difference: PairedDifference
+    margin: float = Field(gt=0, lt=1, description="by so much the candidate may be worse")
+    method: Literal["exact", "bootstrap"] = Field(
+        description="exact: McNemar's test and Tango's interval, of rows that are right or wrong; bootstrap: "
+        "of groups of rows"
+    )
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the rows decide."""
+        if self.difference.low > -self.margin:
+            return "pass"
+        if self.difference.is_clear and self.difference.value < 0:
+            return "fail"
+        return "undecided"
+
+    @property
+    def detectable(self) -> float:
+        """The smallest drop that so many rows show in 80 of 100 cases, where they vary as these do."""
+        width = (self.difference.high - self.difference.low) / 2
+        return min(1.0, width * (Z + float(ndtri(POWER))) / Z)
+
+    @property
+    def more_rows(self) -> int | None:
+        """How many more rows would decide for the candidate if they were like these; None: no number would."""
+        if self.verdict == "pass":
+            return 0
+        if self.difference.value <= -self.margin:
+            return None
+        if self.method == "exact":
+            needed = _rows_to_pass(self.gained, self.lost, self.rows, self.margin)
+        else:
+            # An interval narrows with the square root of the rows.
+            needed = math.ceil(
+                self.rows
+                * ((self.difference.value - self.difference.low) / (self.difference.value + self.margin)) ** 2
+            )
+        return max(1, needed - self.rows)
+
+
+def compare_rows(
+    candidate: Sequence[float] | Floats,
+    baseline: Sequence[float] | Floats,
+    groups: Sequence[str],
+    margin: float,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two systems by the score, between 0 and 1, of each row.
+
+    Rows of one group are alike, so groups are resampled. Where each row is a group of its own and every score is
+    0 or 1, McNemar's exact test (McNemar, 1947) and Tango's interval (Tango, 1998) need no resampling. Where
+    all rows agree, nothing varies, and a bootstrap would claim to be certain: Tango's interval answers then,
+    each group counted once.
+
+    Raises:
+        ValueError: there is no row, the scores don't pair, or one is not between 0 and 1.
+    """
+    left, right = np.asarray(candidate, float), np.asarray(baseline, float)
+    if not len(left) or not len(left) == len(right) == len(groups):
+        raise ValueError(f"{len(left)} and {len(right)} scores of {len(groups)} rows don't pair")
+    if not all(((scores >= 0) & (scores <= 1)).all() for scores in (left, right)):  # NaN is none either
+        raise ValueError("a score is not between 0 and 1")
+    gained, lost = int((left > right).sum()), int((left < right).sum())
+    many = len(set(groups))
+    binary = bool(np.isin(left, (0, 1)).all() and np.isin(right, (0, 1)).all())
+    exact = (binary and many == len(left)) or not (gained or lost)
+    if exact:
+        low, high = tango(gained, lost, many)
+        p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+        value = (gained - lost) / len(left)
+        found = PairedDifference(
+            value=round(value, 4),
+            low=low,
+            high=high,
+            p_value=p_value,
+            p_corrected=p_value,
+        )
+    else:
+        found = difference(mean_sample(left, groups), mean_sample(right, groups), DRAWS, seed)
+    return Comparison(
+        rows=len(left),
+        groups=many,
+        candidate=round(float(left.mean()), 4),
+        baseline=round(float(right.mean()), 4),
+        gained=gained,
+        lost=lost,
+        difference=found,
+        margin=margin,
+        method="exact" if exact else "bootstrap",
+    )
+
+
+def compare_samples(
+    candidate: Sample, baseline: Sample, rows: int, changed: tuple[int, int], margin: float, seed: int = 0
+) -> Comparison:
+    """Compare two systems by a statistic that is no mean of rows, such as macro-F1.
+
+    Args:
+        candidate, baseline: of the same groups.
+        rows: how many rows they come from.
+        changed: rows on which the candidate is better, and worse.
+        margin: by how much the candidate may be worse.
+        seed: of the resamples.
+    """
+    found = difference(candidate, baseline, DRAWS, seed)
+    return Comparison(
+        rows=rows,
+        groups=len(candidate.parts),
+        candidate=round(candidate.value, 4),
+        baseline=round(baseline.value, 4),
+        gained=changed[0],
+        lost=changed[1],
+        difference=found,
+        margin=margin,
+        method="bootstrap",
+    )
+
+
+def corrected(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """Return the gates of one version with their p-values corrected for their number (Holm, 1979)."""
+    by_name = holm({name: one.difference for name, one in comparisons.items()})
+    return {name: one.model_copy(update={"difference": by_name[name]}) for name, one in comparisons.items()}
+
+
+def tango(gained: float, lost: float, rows: float) -> tuple[float, float]:
+    """Return the 95 % score interval of (gained - lost) / rows, of pairs that are right or wrong.
+
+    Its bounds are the differences that the score test of paired proportions does not reject (Tango, 1998,
+    Statistics in Medicine 17, 891-908). It holds for few rows and where no pair differs.
+
+    Args:
+        gained, lost: pairs in which only the candidate, and only the baseline, is right.
+        rows: all pairs.
+    """
+    value = (gained - lost) / rows
+    low, high = (_bound(gained, lost, rows, outside, value) for outside in (-1.0, 1.0))
+    return round(low, 4), round(high, 4)
+
+
+def least_rows(margin: float) -> int:
+    """Return how many pairs a margin needs at the least: so many pass where no pair differs, one fewer don't."""
+    # Tango's statistic at -margin is sqrt(rows * margin / (1 - margin)) where no pair differs.
+    rows = math.floor(Z**2 * (1 - margin) / margin)
+    while tango(0, 0, rows)[0] <= -margin:
+        rows += 1
+    return rows
+
+
+def _bound(gained: float, lost: float, rows: float, outside: float, value: float) -> float:
+    """Return the difference between `value` and `outside` (-1 or 1) at which the score test begins to reject."""
+    inside = value
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        if abs(_score(gained, lost, rows, middle)) <= Z:
+            inside = middle
+        else:
+            outside = middle
+    return inside
+
+
+def _score(gained: float, lost: float, rows: float, supposed: float) -> float:
+    """Return Tango's statistic of the hypothesis that the true difference is `supposed`."""
+    distance = gained - lost - rows * supposed
+    a = 2 * rows
+    b = -gained - lost + (2 * rows - gained + lost) * supposed
+    c = -lost * supposed * (1 - supposed)
+    # The share of pairs that only the baseline has right, at its most likely under the hypothesis.
+    share = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    variance = rows * (2 * share + supposed * (1 - supposed))
+    if variance <= 0:
+        return 0.0 if distance == 0 else math.copysign(math.inf, distance)
+    return distance / math.sqrt(variance)
+
+
+def _rows_to_pass(gained: int, lost: int, rows: int, margin: float) -> int:
+    """Return how many rows like these put Tango's lower bound above -margin; their difference lies above it."""
+    few, many = 1.0, 2.0
+    while tango(gained * many, lost * many, rows * many)[0] <= -margin:
+        many *= 2
+    for _ in range(40):
+        middle = (few + many) / 2
+        if tango(gained * middle, lost * middle, rows * middle)[0] > -margin:
+            many = middle
+        else:
+            few = middle
+    return math.ceil(rows * many)
