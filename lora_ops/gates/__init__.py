@@ -1,1 +1,1 @@
-"""Gates: what a version must show before its next stage, computed from kept answers or collected from people."""
+"""Gates: what a version must show before its next stage, computed from kept answers or from people's votes."""

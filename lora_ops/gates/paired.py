@@ -1,13 +1,13 @@
 """Is a candidate worse than a baseline on the same rows: pass, fail, or undecided with these rows.
 
-Two questions have two tests. A gate **passes** where the candidate is shown to be no worse than the baseline by
-more than a margin (non-inferiority): the lower bound of the 95 % interval of the difference lies above -margin.
-A gate **fails** where the candidate is shown to be worse than the baseline: its p-value, corrected for all gates,
-is small. Where neither is shown, the rows don't decide, and nobody may read that as a pass.
+Two questions have two tests. A gate **passes** where the candidate is shown to be no worse than the baseline
+by more than a margin (non-inferiority): the lower bound of the 95 % interval of the difference lies above
+-margin. A gate **fails** where the candidate is shown to be worse than the baseline: its p-value, corrected for
+all gates, is small. Where neither is shown, the rows don't decide, and nobody may read that as a pass.
 
 The correction goes one way. A version fails if any gate fails, so two equal versions would fail the more often
-the more slices there are: Holm's method holds that chance at the level of one test. A version passes only if all
-gates pass, which needs no correction (intersection-union test: Berger, 1982).
+the more slices there are: Holm's method holds that chance at the level of one test. A version passes only if
+all gates pass, which needs no correction (intersection-union test: Berger, 1982).
 """
 
 import math
@@ -90,10 +90,10 @@ def compare_rows(
 ) -> Comparison:
     """Compare two systems by the score, between 0 and 1, of each row.
 
-    Rows of one group are alike, so groups are resampled. Where each row is a group of its own and every score is
-    0 or 1, McNemar's exact test (McNemar, 1947) and Tango's interval (Tango, 1998) need no resampling. Where
-    all rows agree, nothing varies, and a bootstrap would claim to be certain: Tango's interval answers then,
-    each group counted once.
+    Rows of one group are alike, so groups are resampled. Where each row is a group of its own and every score
+    is 0 or 1, McNemar's exact test (McNemar, 1947) and Tango's interval (Tango, 1998) need no resampling.
+    Where all rows agree, nothing varies, and a bootstrap would claim to be certain: Tango's interval answers
+    then, each group counted once.
 
     Raises:
         ValueError: there is no row, the scores don't pair, or one is not between 0 and 1.
@@ -181,7 +181,7 @@ def tango(gained: float, lost: float, rows: float) -> tuple[float, float]:
 
 
 def least_rows(margin: float) -> int:
-    """Return how many pairs a margin needs at the least: so many pass where no pair differs, one fewer don't."""
+    """Return how many pairs a margin needs at the least: so many pass if no pair differs, one fewer don't."""
     # Tango's statistic at -margin is sqrt(rows * margin / (1 - margin)) where no pair differs.
     rows = math.floor(Z**2 * (1 - margin) / margin)
     while tango(0, 0, rows)[0] <= -margin:
@@ -190,7 +190,7 @@ def least_rows(margin: float) -> int:
 
 
 def _bound(gained: float, lost: float, rows: float, outside: float, value: float) -> float:
-    """Return the difference between `value` and `outside` (-1 or 1) at which the score test begins to reject."""
+    """Return the difference from `value` towards `outside` (-1 or 1) where the score test begins to reject."""
     inside = value
     for _ in range(60):
         middle = (inside + outside) / 2
