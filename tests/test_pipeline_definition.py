@@ -148,6 +148,7 @@ def test_stage_depends_on_split_files(stage: str) -> None:
         ("peft==9", ["train.txt"]),
         ("numpy==9", ["evaluate.txt"]),
         ("great_expectations==9", ["prepare.txt"]),
+        ("phonenumberslite==9", ["prepare.txt"]),
         ("llguidance==9", ["generate.txt"]),
     ],
 )

@@ -7,8 +7,8 @@ import pandas as pd
 
 from lora_ops.datasets.files import shorten
 from lora_ops.datasets.suites import OWN_SUITES, check_name, default_suite, identifier_columns, load_suite
+from lora_ops.detectors.identifiers import find_identifiers, redact
 from lora_ops.errors import LoraOpsError
-from lora_ops.pii import find_pii, redact
 from lora_ops.records.data import Check, ContractRecord
 from lora_ops.settings.data import DataSettings
 
@@ -171,7 +171,7 @@ def _identifiers(frame: pd.DataFrame) -> pd.DataFrame:
     """
     columns: dict[str, list[str | None]] = {}
     found = {
-        column: [{one.kind for one in find_pii(str(cell))} for cell in frame[column]]
+        column: [{one.kind for one in find_identifiers(str(cell))} for cell in frame[column]]
         for column in ("text", "target")
     }
     for name, (kind, column) in identifier_columns().items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora_ops.pii import find_pii
+from lora_ops.detectors.identifiers import find_identifiers
 
 INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 TEXTS = "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt"
@@ -40,7 +40,7 @@ def load(archive: Path) -> pd.DataFrame:
     frame["text"] = frame["text"].str.split().str.join(" ")
     frame["label"] = [_label(ast.literal_eval(row)) for row in frame["ratings"]]
     frame = frame[frame["label"].notna() & frame["text"].str.len().between(30, 220)]
-    frame = frame[[not find_pii(text) for text in frame["text"]]]
+    frame = frame[[not find_identifiers(text) for text in frame["text"]]]
     wording = frame["text"].str.lower()
     return frame[~wording.duplicated(keep=False)][["text", "label", "article"]].reset_index(drop=True)
 

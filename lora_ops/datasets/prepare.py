@@ -20,10 +20,10 @@ from lora_ops.datasets.near_duplicates import check_near_duplicates, near_duplic
 from lora_ops.datasets.source import read_source
 from lora_ops.datasets.split import SPLITS, membership, sample, split_by_group, thin_labels
 from lora_ops.datasets.suites import control_column, default_suite, own_checks, read_own_suite
+from lora_ops.detectors.identifiers import find_identifiers, redact
 from lora_ops.folders import replacing
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import CONTRACT, DATA, MEMBERSHIP, PROMPT, SLICE, SLICES, SUITE
-from lora_ops.pii import find_pii, redact
 from lora_ops.prompts import ControlTokens, render_example
 from lora_ops.records.data import (
     ContractRecord,
@@ -59,7 +59,7 @@ def candidate_rows(frame: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
     rows["redacted"] = False
     if settings.on_pii != "stop":
         said = rows["text"] + "\n" + rows["target"].fillna("").astype(str)
-        rows["redacted"] = [bool(find_pii(text)) for text in said]
+        rows["redacted"] = [bool(find_identifiers(text)) for text in said]
     if settings.on_pii == "redact":
         for column in ("text", "target"):
             there = rows["redacted"] & rows[column].notna()

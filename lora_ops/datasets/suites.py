@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_ops.detectors.identifiers import KINDS
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import canonical, sha256_text
-from lora_ops.pii import KINDS
 from lora_ops.settings.data import DataSettings
 from lora_ops.small_files import read_json
 

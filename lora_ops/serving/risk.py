@@ -8,7 +8,7 @@ summed and cut at 1. It knows nothing of context, irony or other languages.
 import re
 from dataclasses import dataclass
 
-from lora_ops.pii import redact
+from lora_ops.detectors.identifiers import redact
 
 # Of each text: the patterns take about 1 µs a character.
 SCORED_CHARACTERS = 16_000

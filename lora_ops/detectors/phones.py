@@ -1,0 +1,149 @@
+"""Phone numbers, told from other numbers by the world's numbering plans (phonenumbers, after libphonenumber).
+
+Most numbers without a country code look like any number. So one is found in four forms:
+
+- with `+`, `00` or `011` and a country code that exists, at a length that the country has;
+- grouped as in North America;
+- with a leading 0, in exactly the groups that one of `REGIONS` writes;
+- in any form beside a word that names it, such as `phone` or `call me on`.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+Span = tuple[int, int]
+
+# Regions whose national numbers begin with 0 and are printed in groups of their own.
+# fmt: off
+REGIONS = (
+    "AT", "AU", "BE", "BG", "CH", "CN", "DE", "EG", "FI", "FR", "GB", "HR", "IE", "IL", "IN", "IT", "JP", "KE",
+    "KR", "MY", "NG", "NL", "NZ", "PH", "PK", "RO", "RS", "SE", "SI", "SK", "TH", "TR", "TW", "UA", "VN", "ZA",
+)
+# fmt: on
+# A text with more candidates than this is a list of numbers. The rest of them count by their form alone, so
+# that no text takes long and nothing of it stays unredacted.
+MOST_LOOKUPS = 200
+
+_GAP = r"[ ./()-]{0,3}"
+_INTERNATIONAL = re.compile(rf"(?<![\w+])(?:\+|00(?=[1-9])|011[ -](?=[1-9]))\(?\d(?:{_GAP}\d){{6,17}}(?!\d)")
+_NORTH_AMERICAN = re.compile(
+    # (212) 555-0147, 1-212-555-0147, 212.555.0147; neither area nor exchange begins with 0 or 1.
+    r"(?<![\w.+-])(?:1[ .-])?(?:\([2-9]\d{2}\)[ .-]?|[2-9]\d{2}[ .-])[2-9]\d{2}[ .-]\d{4}(?![\w-]|\.\d)"
+)
+_TRUNK = re.compile(rf"(?<![\w.+-])(?<!\d[,:/])\(?0(?:{_GAP}\d){{8,12}}(?![\w:]|[.,-]\d)")
+_NATIONAL = re.compile(rf"(?<![A-Za-z0-9_.])(?<!\d[,:/])\(?\d(?:{_GAP}\d){{6,14}}(?![\w:%]|[.,-]\d)")
+_DATE = re.compile(r"\d{4}[ ./-]\d{1,2}[ ./-]\d{1,2}(?: .*)?|\d{1,2}[ ./-]\d{1,2}[ ./-]\d{4}(?: .*)?")
+_NAMED = re.compile(
+    # Up to 30 characters without a digit may stand between the word and its number.
+    r"(?:(?<!\w)(?:(?:tele|cell |smart|mobile )?phone|mobile|cell|tel|telephone|cellphone|fax|whats ?app|"
+    r"signal|sms|hotline|call|dial|ring|reach|text me|ph|mob|telefon|telefonnummer|tel-nr|handy|handynummer|"
+    r"mobil|rückruf|anruf|anrufen|rufen|t[ée]l[ée]phone|portable|appele[rz]|appel|tel[ée]fono|m[óo]vil|celular|"
+    r"ll[áa]m[ae]\w*|telefone|telem[óo]vel|ligue|cellulare|chiam\w+|telefoon|mobiel|bel|tlf|puhelin|puh|"
+    r"телефон|тел|моб)(?:es|s|ed|ing)?(?!\w)|电话|電話|手机|手機|携帯|전화|휴대폰|هاتف|फ़ोन|फोन|टेलीफोन)"
+    r"[^\d\n]{0,30}$",
+    re.IGNORECASE,
+)
+_NAMED_AFTER = re.compile(r"[ ,(-]{1,3}(?:office|fax|mobile|cell|home|phone|tel|handy|mobil)\b", re.IGNORECASE)
+# What else a number beside such a word may be.
+_OTHER = re.compile(
+    r"(?<!\w)(?:orders?|invoice|refs?|reference|case|ticket|isbn|issn|doi|tracking|parcel|serial|imei|part|item|"
+    r"id|code|pin|account|policy|version|model|article|sku|ean|upc|bestellung|rechnung|weighs?|costs?)"
+    r"(?!\w)[^\d\n]{0,20}$",
+    re.IGNORECASE,
+)
+_LOOK_BACK = 60
+
+
+def phones(text: str) -> Iterator[Span]:
+    """Yield where phone numbers stand in a folded text; spans may overlap."""
+    lookups = _Lookups()
+    for match in _INTERNATIONAL.finditer(text):
+        end = _international_end(match[0], lookups)
+        if end:
+            yield match.start(), match.start() + end
+    for match in _NORTH_AMERICAN.finditer(text):
+        yield match.span()
+    for match in _TRUNK.finditer(text):
+        if lookups(_is_printed_nationally, match[0]) and not _stands_after(_OTHER, text, match.start()):
+            yield match.span()
+    for match in _NATIONAL.finditer(text):
+        start = match.start()
+        named = _stands_after(_NAMED, text, start) or _NAMED_AFTER.match(text, match.end())
+        if named and not _stands_after(_OTHER, text, start) and not _DATE.fullmatch(match[0]):
+            yield match.span()
+
+
+def _stands_after(word: re.Pattern[str], text: str, start: int) -> bool:
+    return word.search(text, max(0, start - _LOOK_BACK), start) is not None
+
+
+class _Lookups:
+    """Asks the numbering plans, `MOST_LOOKUPS` times; then everything counts."""
+
+    def __init__(self) -> None:
+        self._left = MOST_LOOKUPS
+
+    def __call__(self, ask: Callable[[str], bool], number: str) -> bool:
+        self._left -= 1
+        return self._left < 0 or ask(number)
+
+
+def _international_end(candidate: str, lookups: _Lookups) -> int | None:
+    """Return how much of a candidate is one number: up to the last group with which it exists in the plans.
+
+    Where none exists, the longest of a possible length counts after `+`: nobody writes other numbers that way.
+    """
+    ends = [match.end() for match in re.finditer(r"\d(?!\d)", candidate)][::-1]
+    for end in ends:
+        if lookups(_exists, candidate[:end]):
+            return end
+    if candidate[0] == "+":
+        return next((end for end in ends if lookups(_is_possible, candidate[:end])), None)
+    return None
+
+
+def _plain(international: str) -> str:
+    return "+" + re.sub(r"^(?:00|011)|\(0\)|\D", "", international)
+
+
+@lru_cache(4096)
+def _exists(international: str) -> bool:
+    import phonenumbers
+
+    try:
+        return phonenumbers.is_valid_number(phonenumbers.parse(_plain(international)))
+    except phonenumbers.NumberParseException:
+        return False
+
+
+@lru_cache(4096)
+def _is_possible(international: str) -> bool:
+    import phonenumbers
+
+    try:
+        number = phonenumbers.parse(_plain(international))
+    except phonenumbers.NumberParseException:
+        return False
+    # A local number's length is none after a country code.
+    return phonenumbers.is_possible_number_with_reason(number) == phonenumbers.ValidationResult.IS_POSSIBLE
+
+
+@lru_cache(4096)
+def _is_printed_nationally(candidate: str) -> bool:
+    """Return whether a region has this number and prints it in these groups, at least two."""
+    import phonenumbers
+
+    groups = re.findall(r"\d+", candidate)
+    if len(groups) < 2 or _DATE.fullmatch(candidate):
+        return False
+    for region in REGIONS:
+        try:
+            number = phonenumbers.parse("".join(groups), region)
+        except phonenumbers.NumberParseException:
+            continue
+        if phonenumbers.is_valid_number_for_region(number, region):
+            printed = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL)
+            if re.findall(r"\d+", printed) == groups:
+                return True
+    return False
