@@ -48,7 +48,8 @@ class Event(Record):
 
     `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it. A text of more than
     `risk.SCORED_CHARACTERS` is scored and kept up to there. A prompt that was refused is neither, nor are
-    texts beyond what is scored at once; such scores are None.
+    texts beyond what is scored at once; such scores are None. Events of earlier releases have none of
+    `answer_insults` either: their `answer_toxicity`, by a list of words, can't be compared with it.
     """
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
@@ -78,7 +79,8 @@ class Event(Record):
     device_seconds: float
     prompt_identifiers: int | None = None
     answer_identifiers: int | None = None
-    answer_toxicity: float | None = None
+    answer_insults: float | None = None
+    insult_detector: str | None = None
     prompt_text: str | None = None
     answer_text: str | None = None
 
@@ -95,7 +97,8 @@ class Event(Record):
             update={
                 "prompt_identifiers": scores.prompt_identifiers if scores else None,
                 "answer_identifiers": scores.answer_identifiers if scores else None,
-                "answer_toxicity": scores.answer_toxicity if scores else None,
+                "answer_insults": scores.answer_insults if scores else None,
+                "insult_detector": scores.insult_detector if scores else None,
                 "prompt_text": scores.prompt_text if scores and keep_text else None,
                 "answer_text": scores.answer_text if scores and keep_text else None,
             }
@@ -289,7 +292,7 @@ def read_events(folder: Path, where: str = "true") -> "pd.DataFrame":
         **dict.fromkeys(("epoch", "status", "choices", "prompt_tokens", "generated_tokens"), "BIGINT"),
         **dict.fromkeys(("prompt_identifiers", "answer_identifiers"), "BIGINT"),
         **dict.fromkeys(("queue_seconds", "first_token_seconds", "seconds", "device_seconds"), "DOUBLE"),
-        "answer_toxicity": "DOUBLE",
+        "answer_insults": "DOUBLE",
     }
     types = {name: columns.get(name, "VARCHAR") for name in Event.model_fields}
     try:

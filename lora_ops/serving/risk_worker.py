@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 import lora_ops
+from lora_ops.errors import LoraOpsError
 from lora_ops.serving.risk import SCORED_CHARACTERS, Scores, score
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class RiskWorker:
         self._socket: socket.socket | None = None
         self._answers: TextIO | None = None
         self._started = -RESTART_SECONDS
+        self._reason = ""
 
     @property
     def pid(self) -> int | None:
@@ -58,12 +60,23 @@ class RiskWorker:
             assert self._socket and self._answers
             texts = [prompt[: SCORED_CHARACTERS + 1], answer[: SCORED_CHARACTERS + 1]]
             self._socket.sendall(json.dumps(texts).encode() + b"\n")
-            return Scores(**json.loads(self._answers.readline()))
+            answered = json.loads(self._answers.readline())
+            if "error" in answered:
+                self._refused(answered["error"])
+                return None
+            return Scores(**answered)
         except (OSError, ValueError) as error:  # it died, hangs, or broke a line off
             logger.error("The process that scores risks is started again: %s", error or "it took too long.")
             self._end(0)
             self._missed(1)
             return None
+
+    def _refused(self, reason: str) -> None:
+        """Count a request whose texts can't be scored; the log names a lasting reason once."""
+        if reason != self._reason:
+            logger.error("No text is scored or kept: %s", reason)
+        self._reason = reason
+        self._missed(1)
 
     def close(self) -> None:
         """End the process in order: it finishes its line first."""
@@ -110,8 +123,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(NICENESS)
     for line in sys.stdin.buffer:
-        found = score(*json.loads(line))
-        sys.stdout.buffer.write(json.dumps(asdict(found)).encode() + b"\n")
+        try:
+            answer = asdict(score(*json.loads(line)))
+        except LoraOpsError as error:  # weights that are missing or others; a text that nobody scored goes
+            answer = {"error": str(error)}
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 

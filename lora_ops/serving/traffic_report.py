@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from lora_ops.detectors.insults import THRESHOLD
 from lora_ops.plots import Plot
 from lora_ops.serving.errors import NOT_FAILED
 from lora_ops.serving.events import Event, read_events
@@ -34,7 +35,7 @@ def recent_events(folder: Path, days: float, tenant: str | None = None) -> pd.Da
 def by_version(events: pd.DataFrame) -> pd.DataFrame:
     """One row for each tenant, version and route: requests, errors, seconds, tokens and risks.
 
-    Percentiles are of whole answers and in seconds; `failed`, `identifiers` and `toxic` are parts of 1.
+    Percentiles are of whole answers and in seconds; `failed`, `identifiers` and `insulting` are parts of 1.
     """
     rows = []
     for (tenant, adapter, route), mine in events.groupby(["tenant", "adapter", "route"]):
@@ -53,7 +54,7 @@ def by_version(events: pd.DataFrame) -> pd.DataFrame:
                 "tokens written": mine["generated_tokens"].sum(),
                 "device s": mine["device_seconds"].sum(),
                 "identifiers": (good["answer_identifiers"].dropna() > 0).mean(),
-                "toxic": (good["answer_toxicity"].dropna() > 0).mean(),
+                "insulting": (good["answer_insults"].dropna() >= THRESHOLD).mean(),
             }
         )
     if not rows:
@@ -105,7 +106,7 @@ def plot_risk(versions: pd.DataFrame) -> Plot:
     series = [
         ("failed", "0.6", "failed"),
         ("identifiers", "tab:orange", "answer with an e-mail address, a number of a card or the like"),
-        ("toxic", "tab:red", "answer with an insult, a threat or swearing"),
+        ("insulting", "tab:red", "answer with an insult or swearing"),
     ]
     return _bars(versions, "What to look at", "part of the requests", series, "{:.1%}", beside=True)
 
@@ -127,8 +128,8 @@ def findings(versions: pd.DataFrame) -> list[str]:
             ("failed", "{part:.1%} of the requests to {version} of {tenant} failed."),
             ("identifiers", "{part:.1%} of the answers of {version} hold an identifier: read them."),
             (
-                "toxic",
-                "{part:.1%} of the answers of {version} hold insults, threats or swearing: read them.",
+                "insulting",
+                "{part:.1%} of the answers of {version} hold insults or swearing: read them.",
             ),
         )
         for row in versions[versions[column] > 0].to_dict("records")

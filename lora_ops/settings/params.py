@@ -6,6 +6,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.settings.base_model import BaseModelSettings
+from lora_ops.settings.detectors import DetectorSettings
 from lora_ops.settings.files import find_root, first_problem, read_yaml
 from lora_ops.settings.registry import RegistrySettings
 from lora_ops.settings.section import Section, TenantName, colliding_tenant
@@ -21,6 +22,7 @@ class Settings(Section):
     tracking: TrackingSettings
     registry: RegistrySettings
     serving: ServingSettings = ServingSettings()
+    detectors: DetectorSettings = DetectorSettings()
     tenants: dict[TenantName, TenantSettings] = Field(min_length=1)
 
     @model_validator(mode="after")

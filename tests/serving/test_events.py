@@ -11,11 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
+from lora_ops.detectors.insults import PACKAGE
 from lora_ops.engines.protocol import Engine
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.events import Event, EventLog, read_events
-from lora_ops.serving.risk import SCORED_CHARACTERS, score, toxicity
+from lora_ops.serving.risk import SCORED_CHARACTERS, score
 from lora_ops.settings.serving import EventSettings, TenantServing
 from tests.serving.conftest import Clone, Served, eventually, served
 
@@ -85,18 +86,16 @@ def test_text_is_kept_redacted_where_the_tenant_allows_it_and_nowhere_else(tmp_p
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        ("Lodging", 0),
-        ("The class shuts up shop in Scunthorpe.", 0),
-        ("damn, the parcel is late", 0.5),
-        ("You are an idiot", 1),
-        ("I'll find you, you bastard", 1),
-    ],
-)
-def test_toxicity_is_a_documented_list_of_words(text: str, score: float) -> None:
-    assert toxicity(text) == score
+def test_events_of_earlier_releases_are_read_without_their_score(tmp_path: Path) -> None:
+    """A list of words scored them: beside the weights' probabilities it would be a wrong figure."""
+    write(tmp_path, event(1, answer_text="You idiot"))
+    (path,) = tmp_path.iterdir()
+    old = json.loads(path.read_text()) | {"id": "old", "request_id": "r0", "answer_toxicity": 1.0}
+    del old["answer_insults"], old["insult_detector"]
+    (tmp_path / "events-20260101T000000000000-1.jsonl").write_text(json.dumps(old) + "\n")
+    rows = read_events(tmp_path).set_index("request_id")
+    assert rows["answer_insults"].isna().to_dict() == {"r0": True, "r1": False}
+    assert "answer_toxicity" not in rows
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_event_scores_and_keeps_the_beginning_of_a_long_text() -> None:
     assert SCORED_CHARACTERS - 20 < long.rindex(leak) < SCORED_CHARACTERS < long.index("You")
     scored = score(long, long)
     assert scored.prompt_identifiers == scored.answer_identifiers == 1
-    assert scored.answer_toxicity == 0
+    assert scored.answer_insults < 0.5
     assert scored.prompt_text.startswith("[e-mail address] x")
     assert scored.prompt_text.endswith("x…") and "jane" not in scored.prompt_text
     assert len(scored.prompt_text) < SCORED_CHARACTERS
@@ -310,8 +309,9 @@ def test_texts_are_scored_by_a_process_that_ends_with_the_log(tmp_path: Path) ->
     log.append(event(3, answer_text="You idiot"))
     log.close()
     assert not psutil.pid_exists(pid)
-    scores = read_events(tmp_path).set_index("request_id")["answer_toxicity"]
-    assert scores.to_dict() == {"r1": 0, "r2": 1, "r3": 1}
+    rows = read_events(tmp_path).set_index("request_id")
+    assert (rows["answer_insults"] > 0.9).to_dict() == {"r1": False, "r2": True, "r3": True}
+    assert rows["insult_detector"].dropna().to_dict() == dict.fromkeys(("r2", "r3"), PACKAGE)
 
 
 def written(folder: Path) -> int:
@@ -335,6 +335,27 @@ def test_a_scoring_process_that_died_is_started_again(tmp_path: Path, monkeypatc
     assert rows["prompt_identifiers"].fillna(-1).to_dict() == {"r1": 3, "r2": -1, "r3": 3}
     assert "jane" not in "".join(path.read_text() for path in tmp_path.iterdir())
     assert unscored == [1] and rows["prompt_text"].isna().to_dict() == {"r1": False, "r2": True, "r3": False}
+
+
+def test_without_weights_no_text_is_scored_or_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The scoring process lives on, and the log says once what to do."""
+    (tmp_path / "blocked/profanity_check").mkdir(parents=True)
+    (tmp_path / "blocked/profanity_check/__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "blocked"))
+    unscored: list[int] = []
+    log = EventLog(tmp_path / "events", EventSettings(), lambda tenant: True, unscored=unscored.append)
+    log.append(event(1, prompt_text=LEAK))
+    pid = scoring(log)
+    log.append(event(2, answer_text="You idiot"))
+    eventually(lambda: written(tmp_path / "events") == 2)
+    assert scoring(log) == pid
+    log.close()
+    rows = read_events(tmp_path / "events")
+    assert unscored == [1, 1] and rows["prompt_text"].isna().all() and rows["answer_insults"].isna().all()
+    (said,) = [record.getMessage() for record in caplog.records if "scored" in record.getMessage()]
+    assert "install alt-profanity-check==1.9.1 again" in said
 
 
 def test_a_scoring_process_that_hangs_keeps_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_versions_are_summed_by_tenant_and_route(tmp_path: Path) -> None:
     events = recent_events(tmp_path, 7)
     finance, media = by_version(events).to_dict("records")
     assert (finance["requests"], finance["failed"], finance["p50 s"]) == (4, 0.25, 2.0)
-    assert (finance["identifiers"], finance["toxic"], finance["tokens written"]) == (0.5, 0.5, 9)
+    assert (finance["identifiers"], finance["insulting"], finance["tokens written"]) == (0.5, 0.5, 9)
     assert (media["version"], media["route"], media["failed"]) == ("media@2", "pinned", 0)
     assert len(recent_events(tmp_path, 7, "media")) == 1
     assert len(recent_events(tmp_path, 1.5 / 86400)) == 2
@@ -104,7 +104,7 @@ def test_traffic_without_failures_or_risks_is_called_so(tmp_path: Path) -> None:
 def test_risks_that_nobody_scored_are_called_unknown(tmp_path: Path) -> None:
     write(tmp_path, event(1))
     frame = by_version(recent_events(tmp_path, 7))
-    frame[["identifiers", "toxic"]] = float("nan")
+    frame[["identifiers", "insulting"]] = float("nan")
     assert findings(frame)[-1] == "No answer of finance@1 was scored."
     shown = [text.get_text() for text in plot_risk(frame).axes[0].texts]
     assert shown == [" 0.0%", " unknown", " unknown"]
