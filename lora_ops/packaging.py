@@ -157,7 +157,7 @@ tags: [lora, {manifest.tenant}]
 ## Results on the held-out split (value [95 % interval])
 {head}
 {rows}
-
+{_traits(evaluation)}
 In its main metric the adapter {evaluation.verdict}.
 The intervals cover the held-out rows, not the training seed.
 {"".join(f"{chr(10)}- {markdown(warning)}" for warning in manifest.data.warnings)}
@@ -185,6 +185,17 @@ answer = model.generate(**tokens, max_new_tokens={settings.evaluate.max_new_toke
 print(tokenizer.decode(answer[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 """
+
+
+def _traits(evaluation: EvaluationRecord) -> str:
+    """Return what written answers look like, as lines with a blank one before them; nothing for labels."""
+    lines = [
+        f"- {name}: " + ", ".join(f"{system.replace('_', ' ')} {value}" for system, value in of.items())
+        for name, of in evaluation.traits.items()
+    ]
+    return "\n".join(
+        ["", "What the answers look like, which is neither good nor bad:", *lines, ""] if lines else []
+    )
 
 
 def _messages(settings: TenantSettings) -> str:

@@ -46,6 +46,7 @@ def test_a_learning_rate_in_yaml_1_2_notation_is_a_number(tmp_path: Path) -> Non
         ("tenants.finance.train.learning_rate", math.nan, "learning_rate: Input should be a finite number"),
         ("tenants.finance.train.rnak", 8, "train.rnak: is not a setting that exists"),
         ("tenants.finance.data.task", "text", "has free answers: remove labels"),
+        ("tenants.finance.evaluate.metrics", ["chrf"], "chrf is a metric of free text: use exact_match or"),
         ("tenants.finance.data.source", "rows.xlsx", "must end in one of"),
         ("tenants.finance.data.labels", ["a", "b\u200b"], r"labels: the label 'b\\u200b' has a character that"),
         ("base_model.source", "folder", "source 'folder' also needs path"),

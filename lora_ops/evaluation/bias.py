@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from lora_ops.evaluation.inference import CONFIDENCE, independent_difference, interval, wilson
-from lora_ops.evaluation.metrics import exact_match, sample
+from lora_ops.evaluation.metrics import exact_match, row_scores, sample
 from lora_ops.paths import SLICE, SLICES
-from lora_ops.records.evaluation import ADAPTER, COMPARED_ROWS, ColumnBias, GroupMetric, Interval
+from lora_ops.records.evaluation import ADAPTER, BASE, COMPARED_ROWS, ColumnBias, GroupMetric, Interval
 from lora_ops.settings.tenant import TenantSettings
 
 NOTHING = "(empty)"
@@ -80,3 +80,14 @@ def errors_by(answers: pd.DataFrame, column: str, settings: TenantSettings) -> p
         counts = {"rows": len(of_group), "errors": int(wrong.sum()), "said most often instead": said}
         rows.append({column.removeprefix(SLICE): str(name), **counts})
     return pd.DataFrame(rows).sort_values(["errors", "rows"], ascending=[False, True], ignore_index=True)
+
+
+def scores_by(answers: pd.DataFrame, column: str, settings: TenantSettings) -> pd.DataFrame:
+    """Return one row for each value of a column, the worst first: rows and mean scores of written answers."""
+    metric, targets = bias_metric(settings), list(answers["target"])
+    scores = {name: row_scores(metric, targets, list(answers[name])) for name in (BASE, ADAPTER)}
+    scored = answers.assign(rows=1, **{f"{metric} {name}": score for name, score in scores.items()})
+    means = {f"{metric} {name}": "mean" for name in scores}
+    found = scored.groupby(column, as_index=False).agg({"rows": "sum", "group": "nunique", **means}).round(3)
+    found = found.rename(columns={column: column.removeprefix(SLICE), "group": "groups"})
+    return found.sort_values([f"{metric} {ADAPTER}", "rows"], ignore_index=True)

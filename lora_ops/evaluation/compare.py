@@ -9,23 +9,26 @@ from typing import Any
 import pandas as pd
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.evaluation.baselines import majority_baseline, tfidf_baseline
+from lora_ops.evaluation.baselines import lead_words_baseline, majority_baseline, tfidf_baseline
 from lora_ops.evaluation.bias import measure_bias
-from lora_ops.evaluation.inference import Sample, difference, holm, interval
+from lora_ops.evaluation.inference import Sample, difference, holm, interval, odds_interval
 from lora_ops.evaluation.labels import read_label
-from lora_ops.evaluation.metrics import sample
+from lora_ops.evaluation.metrics import copied_sample, length_sample, row_scores, sample
 from lora_ops.hashing import differing
 from lora_ops.paths import ANSWERS, CONFUSION, EVALUATION, METRICS, SAMPLES
 from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
     COMPARED_ROWS,
+    LEAD,
     MAJORITY,
     OPPONENTS,
     SYSTEMS,
+    TARGET,
     TFIDF,
     EvaluationRecord,
     GroupMetric,
+    Interval,
     PairedDifference,
     beats_base,
 )
@@ -36,10 +39,10 @@ from lora_ops.settings.tenant import TenantSettings
 
 
 def with_baselines(answers: pd.DataFrame, train: Sequence[Example], task: str) -> pd.DataFrame:
-    """Return `answers` with a column for each baseline, for a task of labels; unchanged for free text."""
-    if task != "labels":
-        return answers
+    """Return `answers` with a column for each baseline of the task."""
     targets = [row.target for row in train]
+    if task != "labels":
+        return answers.assign(**{LEAD: lead_words_baseline(targets, list(answers["text"]))})
     tfidf = tfidf_baseline([row.text for row in train], targets, list(answers["text"]))
     return answers.assign(**{MAJORITY: majority_baseline(targets, len(answers)), TFIDF: tfidf})
 
@@ -92,6 +95,34 @@ def measure_groups(answers: pd.DataFrame, settings: TenantSettings) -> dict[str,
     }
 
 
+def measure_traits(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, dict[str, Interval]]:
+    """Return how written answers look: how much is copied from the text, and how long they are.
+
+    They are described for each system and judged for none: who copies most is not best.
+    """
+    if settings.data.task == "labels":
+        return {}
+    texts, targets, groups = (list(answers[name]) for name in ("text", "target", "group"))
+    systems = [name for name in SYSTEMS if name in answers]
+    draws, seed = settings.evaluate.bootstrap, settings.evaluate.seed
+    copied = {name: copied_sample(texts, list(answers[name]), groups) for name in (*systems, TARGET)}
+    lengths = {name: length_sample(targets, list(answers[name]), groups) for name in systems}
+    return {
+        "copied_share": {name: interval(one, draws, seed) for name, one in copied.items()},
+        "length_ratio": {name: odds_interval(one, draws, seed) for name, one in lengths.items()},
+    }
+
+
+def lost_rows(answers: pd.DataFrame, metric: str, opponent: str, count: int) -> pd.DataFrame:
+    """Return the rows of written answers that the adapter loses by most to an opponent, the worst first."""
+    targets = list(answers["target"])
+    scores = {name: row_scores(metric, targets, list(answers[name])) for name in (ADAPTER, opponent)}
+    lost = answers[["text", "target", ADAPTER, opponent]].assign(
+        **{f"{metric} {name}": scores[name].round(2) for name in scores}
+    )
+    return lost.loc[pd.Series(scores[ADAPTER] - scores[opponent], answers.index).nsmallest(count).index]
+
+
 def confusion(answers: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """Columns target and predicted, one row for each held-out row, answers read as labels."""
     predicted = [read_label(answer, labels) for answer in answers["adapter"]]
@@ -136,6 +167,7 @@ def evaluate(
         clusters=answers["group"].nunique(),
         strongest_opponent=max(differences, key=lambda name: metrics[primary][name].value),
         differences=differences,
+        traits=measure_traits(answers, settings),
         groups=measure_groups(answers, settings),
         bias=measure_bias(answers, settings),
         truncated=generation.truncated,
@@ -168,10 +200,10 @@ def numbers(record: EvaluationRecord) -> dict[str, Any]:
 
     Intervals and the other systems are in the report: a table of all of them fits no screen.
     """
-    shown = {ADAPTER: ADAPTER, BASE: BASE, "strongest": record.strongest_opponent}
+    shown = {ADAPTER: ADAPTER, BASE: BASE, "strongest": record.strongest_opponent, TARGET: TARGET}
     found: dict[str, Any] = {
         name: {heading: metric[system].value for heading, system in shown.items() if system in metric}
-        for name, metric in record.metrics.items()
+        for name, metric in (record.metrics | record.traits).items()
     }
     compared = [group.value.value for group in record.groups.values() if group.rows >= COMPARED_ROWS]
     if len(compared) > 1:

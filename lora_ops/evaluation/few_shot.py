@@ -18,13 +18,17 @@ from lora_ops.records.example import Example
 MOST_TOKENS = 1024
 
 
-def choose_shots(train: Sequence[Example], count: int) -> list[Example]:
+def choose_shots(train: Sequence[Example], count: int, labels: Sequence[str]) -> list[Example]:
     """Return `count` training rows, of as many labels as possible, chosen by the hash of their ids.
 
-    The labels take turns, the most frequent one first.
+    The labels take turns, the most frequent one first. Written answers, which have no labels, take none: by
+    their alphabet all examples would begin with an A.
     """
+    shuffled = sorted(train, key=lambda row: sha256_text(row.id))
+    if not labels:
+        return shuffled[:count]
     by_target: dict[str, list[Example]] = {}
-    for row in sorted(train, key=lambda row: sha256_text(row.id)):
+    for row in shuffled:
         by_target.setdefault(row.target, []).append(row)
     turns = sorted(by_target.values(), key=lambda rows: (-len(rows), rows[0].target))
     taken = [row for row in chain.from_iterable(zip_longest(*turns)) if row is not None]

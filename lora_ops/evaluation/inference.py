@@ -42,7 +42,12 @@ class Sample(NamedTuple):
 
 def mean_sample(values: Floats, groups: Sequence[str]) -> Sample:
     """Return the sample of a mean of `values` (rows,)."""
-    return Sample(_by_group(np.stack([values, np.ones(len(values))], axis=1), groups), _mean)
+    return ratio_sample(values, np.ones(len(values)), groups)
+
+
+def ratio_sample(part: Floats, whole: Floats, groups: Sequence[str]) -> Sample:
+    """Return the sample of the sum of `part` (rows,) divided by that of `whole` (rows,)."""
+    return Sample(_by_group(np.stack([part, whole], axis=1), groups), _mean)
 
 
 def macro_f1_sample(
@@ -73,6 +78,18 @@ def interval(sample: Sample, draws: int, seed: int) -> Interval:
     if groups < BOOTSTRAP_GROUPS or np.ptp(drawn) == 0:
         return wilson(value, groups)
     return _interval(value, *_bounds(value, drawn, _jackknife(sample)))
+
+
+def odds_interval(share: Sample, draws: int, seed: int) -> Interval:
+    """Return share / (1 - share) with its 95 % interval, for a ratio that has no upper limit.
+
+    BCa bounds and those of `wilson` go over to any increasing function of the statistic.
+    """
+    of_share = interval(share, draws, seed)
+    exact = share.value / (1 - share.value)
+    # What is rounded to 1 would have no odds.
+    low, high = (min(bound, 0.9999) / (1 - min(bound, 0.9999)) for bound in (of_share.low, of_share.high))
+    return _interval(exact, min(low, exact), max(high, exact))
 
 
 def difference(left: Sample, right: Sample, draws: int, seed: int) -> PairedDifference:

@@ -1,13 +1,14 @@
-"""What an answer is worth: exact match, macro-F1 and token F1."""
+"""What an answer is worth, by each metric of params.yaml, and what written answers look like."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from lora_ops.evaluation.inference import Sample, macro_f1_sample, mean_sample
+from lora_ops.evaluation.inference import Sample, macro_f1_sample, mean_sample, ratio_sample
 from lora_ops.evaluation.labels import label_form, normalize, read_label
+from lora_ops.evaluation.texts import chrf, copied_share, lengths, rouge_l
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,12 +36,38 @@ def sample(
     """Return the sample of one metric of params.yaml, by its name there."""
     if metric == "macro_f1":
         return macro_f1_sample(targets, [read_label(answer, labels) for answer in answers], labels, groups)
+    return mean_sample(row_scores(metric, targets, answers, labels), groups)
+
+
+def row_scores(
+    metric: str, targets: Sequence[str], answers: Sequence[str], labels: Sequence[str] = ()
+) -> Floats:
+    """Return what each answer is worth by a metric that is a mean over rows, 0 to 1; shape (rows,)."""
     if metric == "exact_match":
-        return mean_sample(exact_match(targets, answers, labels), groups)
-    return mean_sample(token_f1(targets, answers), groups)
+        return exact_match(targets, answers, labels)
+    return WRITTEN[metric](targets, answers)
+
+
+def copied_sample(texts: Sequence[str], answers: Sequence[str], groups: Sequence[str]) -> Sample:
+    """Return the sample of how much of the answers is copied from their texts."""
+    return mean_sample(copied_share(texts, answers), groups)
+
+
+def length_sample(targets: Sequence[str], answers: Sequence[str], groups: Sequence[str]) -> Sample:
+    """Return the sample of the answers' share of the words of answers and targets together; 0.5: as long."""
+    given = lengths(answers)
+    return ratio_sample(given, given + lengths(targets), groups)
 
 
 def _overlap(target: str, answer: str) -> float:
     wanted, given = normalize(target).split(), normalize(answer).split()
     shared = sum((Counter(wanted) & Counter(given)).values())
     return 2 * shared / (len(wanted) + len(given)) if shared else 0.0
+
+
+WRITTEN: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
+    "token_f1": token_f1,
+    "chrf": chrf,
+    "rouge_l": rouge_l,
+}
+"""Metrics that compare a written answer with its target."""

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import ADAPTER_FILES, ANSWERS, MEMBERSHIP
-from lora_ops.records.evaluation import ADAPTER, BASE, MAJORITY, SYSTEMS, TFIDF, EvaluationRecord
+from lora_ops.records.evaluation import ADAPTER, BASE, LEAD, MAJORITY, SYSTEMS, TFIDF, EvaluationRecord
 from lora_ops.records.generation import GenerationRecord
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.membership import read_groups
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 COLUMNS = ("id", "group", "text", "target")
 """What `answers.csv` has besides a column for each system, and one for each of `data.bias_columns`."""
-BASELINES = (TFIDF, MAJORITY)
-"""Systems that every task of labels has, and no other one."""
+BASELINES = {TFIDF: "labels", MAJORITY: "labels", LEAD: "text"}
+"""Systems that every tenant of one task has, and none of the other one."""
+UNLIMITED = ("length_ratio",)
+"""What has no upper limit; everything else lies between -1 and 1."""
 CLOSE = 1e-6
 CHANCE = 0.01
 """How far two p-values of as many permutations may differ where another numpy draws them."""
@@ -106,15 +108,25 @@ def _unlike_answers(folder: Path, manifest: Manifest, settings: TenantSettings) 
     if strange:
         yield f"{ANSWERS} has the target '{strange[0]}', which is not one of data.labels"
         return
-    lost = [name for name in BASELINES if (name in systems) != (settings.data.task == "labels")]
-    if lost:
-        must = "must have" if settings.data.task == "labels" else "can't have"
-        yield f"the evaluation of a task of {settings.data.task} {must} {lost[0]}"
+    wrong = [name for name, task in BASELINES.items() if (name in systems) != (settings.data.task == task)]
+    if wrong:
+        must = "can't have" if wrong[0] in systems else "must have"
+        yield f"the evaluation of a task of {settings.data.task} {must} {wrong[0]}"
         return
+    if LEAD in systems:
+        yield from _unlike_lead(answers)
     yield from _unlike(stated, _recount(answers, settings, stated))
     cut = stated.truncated
     if not cut.keys() <= set(systems) or not all(0 <= count <= stated.rows for count in cut.values()):
         yield f"evaluation.truncated counts other answers than those of {stated.rows} rows"
+
+
+def _unlike_lead(answers: "pd.DataFrame") -> Iterator[str]:
+    """Yield that a lead is not the first words of its text, as many as every lead has."""
+    leads = [lead.split() for lead in answers[LEAD]]
+    count = max(map(len, leads), default=0)
+    if any(lead != text.split()[: max(1, count)] for lead, text in zip(leads, answers["text"], strict=True)):
+        yield f"{ANSWERS} has other words in {LEAD} than the first ones of each text"
 
 
 def _recount(answers: "pd.DataFrame", settings: TenantSettings, stated: EvaluationRecord) -> EvaluationRecord:
@@ -136,7 +148,7 @@ def _recount(answers: "pd.DataFrame", settings: TenantSettings, stated: Evaluati
 def _unlike(stated: EvaluationRecord, counted: EvaluationRecord) -> Iterator[str]:
     """Yield each number of an evaluation that the answers give otherwise, and each interval that is none."""
     names = ("rows", "clusters", "primary", "metrics", "beats_base", "strongest_opponent", "differences")
-    for name in (*names, "groups", "bias"):
+    for name in (*names, "traits", "groups", "bias"):
         found, true = (one.model_dump(mode="json")[name] for one in (stated, counted))
         yield from list(_differing(f"evaluation.{name}", found, true))[:1]
 
@@ -151,16 +163,19 @@ def _differing(path: str, found: Any, true: Any) -> Iterator[str]:
         return
     # The bounds of a gap don't come from the bootstrap.
     bounds = () if path.endswith(".gap") else ("low", "high")
-    if {"low", "high"} <= found.keys() and not _is_interval(found):
+    limit = None if any(name in path.split(".") for name in UNLIMITED) else 1
+    if {"low", "high"} <= found.keys() and not _is_interval(found, limit):
         yield f"{path} is no interval"
     for name in found:
         if name not in bounds:
             yield from _differing(f"{path}.{name}", found[name], true[name])
 
 
-def _is_interval(found: dict[str, Any]) -> bool:
+def _is_interval(found: dict[str, Any], limit: float | None) -> bool:
     low, high = found["low"], found["high"]
-    return all(isinstance(one, float) for one in (low, high)) and -1 <= low <= high <= 1
+    if not all(isinstance(one, float) and math.isfinite(one) for one in (low, high)):
+        return False
+    return -1 <= low <= high and (limit is None or high <= limit)
 
 
 def _is_close(name: str, found: Any, true: Any) -> bool:

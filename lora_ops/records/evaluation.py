@@ -19,9 +19,12 @@ ADAPTER = "adapter"
 ADAPTER_LABELS = "adapter_labels"
 MAJORITY = "majority_baseline"
 TFIDF = "tfidf_baseline"
+LEAD = "lead_words_baseline"
+# What people wrote, beside the systems, where it is described how answers look.
+TARGET = "target"
 # In the order in which pages show them.
-SYSTEMS = (BASE, BASE_FEW_SHOT, ADAPTER, ADAPTER_LABELS, TFIDF, MAJORITY)
-OPPONENTS = (BASE, BASE_FEW_SHOT, TFIDF, MAJORITY)
+SYSTEMS = (BASE, BASE_FEW_SHOT, ADAPTER, ADAPTER_LABELS, TFIDF, MAJORITY, LEAD)
+OPPONENTS = (BASE, BASE_FEW_SHOT, TFIDF, MAJORITY, LEAD)
 
 
 class Interval(Record):
@@ -167,6 +170,11 @@ class EvaluationRecord(Record):
     )
     differences: dict[str, dict[str, PairedDifference]] = Field(
         default_factory=dict, description="system -> metric -> adapter minus system"
+    )
+    traits: dict[str, dict[str, Interval]] = Field(
+        default_factory=dict,
+        description="copied_share or length_ratio -> system -> how written answers look, which is neither good "
+        "nor bad; `target`: what people wrote; empty for labels",
     )
     groups: dict[str, GroupMetric] = Field(
         default_factory=dict, description="exact match for each label, with its rows; empty for free text"

@@ -6,7 +6,9 @@ from pydantic import Field
 
 from lora_ops.settings.section import Section
 
-Metric = Literal["exact_match", "macro_f1", "token_f1"]
+Metric = Literal["exact_match", "macro_f1", "token_f1", "chrf", "rouge_l"]
+OF_TEXTS = ("chrf", "rouge_l")
+"""Metrics that compare written answers with their targets: a label is right or wrong."""
 ANSWERING = ("max_new_tokens", "few_shot")
 """Settings that decide on the answers: the stage `generate` watches these, and the other ones measure."""
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from lora_ops.evaluation.metrics import row_scores
 from lora_ops.records.evaluation import ADAPTER, BASE, EvaluationRecord
 from lora_ops.tracking.runs import log_table
 
@@ -19,7 +20,7 @@ def log_evaluation(
         answers: one row for each held-out row: id, group, text, target and each system's answer.
         confused: columns target and predicted, for a task of labels.
     """
-    for metric, systems in record.metrics.items():
+    for metric, systems in (record.metrics | record.traits).items():
         for system, interval in systems.items():
             bounds = {"low": interval.low, "high": interval.high}
             run.summary[f"{metric}/{system}"] = interval.value
@@ -33,13 +34,14 @@ def log_evaluation(
         log_table(run, "differences", difference_rows(record))
     log_table(run, "metrics", metric_rows(record))
     log_table(run, "answers", answers)
-    log_table(run, "errors_by_group", error_slices(answers, "group"))
     if record.bias:
         log_table(run, "bias", bias_rows(record))
         gaps = {column: bias.gap for column, bias in record.bias.items() if bias.gap}
         run.summary.update({f"bias/{column}/gap": gap.model_dump() for column, gap in gaps.items()})
     if confused is None:
+        log_table(run, "scores", score_rows(record, answers))
         return
+    log_table(run, "errors_by_group", error_slices(answers, "group"))
     log_table(run, "errors_by_label", label_rows(record) if record.groups else error_slices(answers, "target"))
     _log_confusion(run, confused)
 
@@ -49,10 +51,21 @@ def metric_rows(record: EvaluationRecord) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"metric": metric, "system": system, **interval.model_dump(include={"value", "low", "high"})}
-            for metric, systems in record.metrics.items()
+            for metric, systems in (record.metrics | record.traits).items()
             for system, interval in systems.items()
         ]
     )
+
+
+def score_rows(record: EvaluationRecord, answers: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each held-out row of written answers, with each system's score by each metric."""
+    targets = list(answers["target"])
+    scores = {
+        f"{metric}/{system}": row_scores(metric, targets, list(answers[system])).round(4)
+        for metric, systems in record.metrics.items()
+        for system in systems
+    }
+    return answers[["id", "group"]].assign(**scores)
 
 
 def difference_rows(record: EvaluationRecord) -> pd.DataFrame:

@@ -10,19 +10,22 @@ import pytest
 from lora_ops.adapter_files import adapter_digests
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.answered import Answered, write_answers
-from lora_ops.evaluation.bias import errors_by
-from lora_ops.evaluation.compare import evaluate, write_report
+from lora_ops.evaluation.bias import errors_by, scores_by
+from lora_ops.evaluation.compare import evaluate, lost_rows, with_baselines, write_report
 from lora_ops.paths import ADAPTER_FILES, METRICS
 from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
     BASE_FEW_SHOT,
+    LEAD,
     MAJORITY,
+    TARGET,
     TFIDF,
     Agreement,
     EvaluationRecord,
     read_evaluation,
 )
+from lora_ops.records.example import Example
 from lora_ops.records.generation import read_generation
 from lora_ops.settings.tenant import TenantSettings
 from tests.conftest import ROOT
@@ -170,3 +173,79 @@ def test_write_report_keeps_the_record_and_every_answer(media: TenantSettings, t
         "strongest": systems[TFIDF].value,
     }
     assert numbers["label_gap"] >= 0
+
+
+@pytest.fixture
+def publishing(media: TenantSettings) -> TenantSettings:
+    """Settings of a tenant whose answers are headings."""
+    settings = media.model_dump(mode="json")
+    settings["data"] |= {"task": "text", "labels": [], "bias_columns": ["part"]}
+    settings["evaluate"] |= {"metrics": ["chrf", "rouge_l"]}
+    return TenantSettings.model_validate(settings)
+
+
+def written(good: int, rows: int = 120) -> pd.DataFrame:
+    """The first rows of the adapter are what a person wrote; two rows are one group."""
+    places = range(rows)
+    return pd.DataFrame(
+        {
+            "id": [str(row) for row in places],
+            "group": [str(row // 2) for row in places],
+            "text": [f"The cache number {row} keeps whole pages. It is fast." for row in places],
+            "target": [f"Keeping pages in cache {row}" for row in places],
+            BASE: ["Here is a heading for this section of the documentation:"] * rows,
+            ADAPTER: [f"Keeping pages in cache {row}" if row < good else "Forms" for row in places],
+            "slice.part": ["topics" if row % 3 else "ref" for row in places],
+        }
+    )
+
+
+def train_rows(targets: list[str]) -> list[Example]:
+    return [
+        Example(id=str(row), group="g", text=f"row {row}", target=target, prompt="-", completion=target)
+        for row, target in enumerate(targets)
+    ]
+
+
+def test_evaluate_measures_written_answers_by_row(publishing: TenantSettings, tmp_path: Path) -> None:
+    frame = with_baselines(written(good=90), train_rows(["One two three four five"] * 5), "text")
+    found = record(frame, publishing, tmp_path)
+    assert list(found.metrics) == ["chrf", "rouge_l"] and found.primary == "chrf"
+    assert list(found.metrics["chrf"]) == [BASE, ADAPTER, LEAD]
+    assert found.metrics["chrf"][ADAPTER].value > 0.75
+    assert found.strongest_opponent == LEAD and found.beats_base and not found.groups
+    assert found.against_strongest is not None and found.against_strongest.is_clear
+    assert frame[LEAD][0] == "The cache number 0 keeps"
+    assert found.bias["part"].worst in ("topics", "ref")
+    assert list(scores_by(frame, "slice.part", publishing).columns) == [
+        "part", "rows", "groups", "chrf base", "chrf adapter",
+    ]  # fmt: skip
+
+
+def test_evaluate_describes_written_answers_beside_peoples(publishing: TenantSettings, tmp_path: Path) -> None:
+    """Who copies all is not best: a copied share is no metric to beat a base in."""
+    frame = with_baselines(written(good=90), train_rows(["One two three four five"] * 5), "text")
+    found = record(frame, publishing, tmp_path)
+    copied, length = found.traits["copied_share"], found.traits["length_ratio"]
+    assert copied[LEAD].value == 1 and copied[TARGET].value == pytest.approx(3 / 5)
+    assert length[BASE].value == 2 and length[BASE].low <= 2 <= length[BASE].high
+    assert length[ADAPTER].value == pytest.approx((90 * 5 + 30) / (120 * 5), abs=1e-4)
+    assert length[ADAPTER].low < length[ADAPTER].value < length[ADAPTER].high
+    assert not set(found.traits) & set(found.differences[BASE])
+    write_report(found, frame, publishing, tmp_path / "report")
+    shown = json.loads((tmp_path / "report" / METRICS).read_text())
+    assert shown["copied_share"]["target"] == pytest.approx(0.6)
+
+
+def test_lost_rows_are_the_worst_first(publishing: TenantSettings) -> None:
+    frame = with_baselines(written(good=118), train_rows(["One two three four five"]), "text")
+    lost = lost_rows(frame, "chrf", LEAD, 3)
+    assert lost[ADAPTER].tolist()[:2] == ["Forms", "Forms"] and len(lost) == 3
+    assert (lost["chrf adapter"] - lost[f"chrf {LEAD}"]).is_monotonic_increasing
+
+
+def test_with_baselines_of_labels_has_no_lead_words() -> None:
+    frame = with_baselines(
+        answers(1, 1).drop(columns=[TFIDF, MAJORITY]), train_rows(list(LABELS) * 3), "labels"
+    )
+    assert TFIDF in frame and LEAD not in frame

@@ -18,11 +18,11 @@ def example(number: int, target: str) -> Example:
 
 def test_choose_shots_lets_the_labels_take_turns() -> None:
     train = [example(number, LABELS[0] if number % 2 else LABELS[1 + number % 4 // 2]) for number in range(40)]
-    chosen = choose_shots(train, 4)
+    chosen = choose_shots(train, 4, LABELS)
     assert [shot.target for shot in chosen] == ["Lodging", "Airlines", "Other", "Lodging"]
-    assert choose_shots(train[::-1], 4) == chosen
-    assert choose_shots(train, 100) and len(choose_shots(train, 100)) == 40
-    assert choose_shots(train, 0) == []
+    assert choose_shots(train[::-1], 4, LABELS) == chosen
+    assert len(choose_shots(train, 100, LABELS)) == len(choose_shots(train, 100, [])) == 40
+    assert choose_shots(train, 0, LABELS) == choose_shots(train, 0, []) == []
 
 
 def test_few_shot_prompts_show_labels_and_answers(tiny_base: Path) -> None:
@@ -64,3 +64,11 @@ def test_system_with_labels_lists_them_once() -> None:
     assert system_with_labels(asked) == asked.system
     assert system_with_labels(PromptRecord(system=None, labels=["a, b", "c"])) == "Answer with one of: a, b; c."
     assert system_with_labels(PromptRecord(system="Answer.", labels=[])) == "Answer."
+
+
+def test_choose_shots_of_written_answers_is_no_alphabet() -> None:
+    """Each answer is a label of its own: in turns, all examples began with an A."""
+    train = [example(number, f"{chr(65 + number % 26)} heading {number}") for number in range(260)]
+    chosen = choose_shots(train, 6, [])
+    assert len({shot.target[0] for shot in chosen}) > 3
+    assert choose_shots(train[::-1], 6, []) == chosen

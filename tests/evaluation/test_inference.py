@@ -11,6 +11,8 @@ from lora_ops.evaluation.inference import (
     interval,
     macro_f1_sample,
     mean_sample,
+    odds_interval,
+    ratio_sample,
     seed_noise,
     wilson,
 )
@@ -199,3 +201,24 @@ def test_interval_is_the_same_for_the_same_seed() -> None:
     sample = mean_sample(values, rows_in_groups(values))
     assert interval(sample, 200, 5) == interval(sample, 200, 5) != interval(sample, 200, 6)
     assert isinstance(interval(sample, 200, 5), Interval)
+
+
+def test_odds_interval_covers_a_ratio_above_1() -> None:
+    """Answers twice as long as their targets: the ratio of sums in new groups is covered as often as stated."""
+    generator, covered = np.random.default_rng(5), 0
+    for _ in range(200):
+        targets = generator.poisson(4, 60) + 1.0
+        answers = generator.poisson(2 * targets)
+        share = ratio_sample(answers.astype(float), answers + targets, rows_in_groups(targets))
+        found = odds_interval(share, 400, 0)
+        assert found.value == pytest.approx(answers.sum() / targets.sum(), abs=1e-4)
+        covered += found.low <= 2 <= found.high
+    assert covered >= 180
+
+
+@pytest.mark.parametrize(("answers", "value"), [([3.0], 3), ([0.0, 0.0], 0), ([90_000.0, 90_000.0], 90_000)])
+def test_odds_interval_of_few_groups_is_wide_and_finite(answers: list[float], value: float) -> None:
+    part = np.array(answers)
+    found = odds_interval(ratio_sample(part, part + 1, rows_in_groups(part)), 100, 0)
+    assert found.low <= found.value == value <= found.high < np.inf
+    assert found.low < found.high

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_ops.evaluation.baselines import majority_baseline, tfidf_baseline
+from lora_ops.evaluation.baselines import lead_words_baseline, majority_baseline, tfidf_baseline
 from lora_ops.evaluation.metrics import (
     exact_match,
     sample,
@@ -46,3 +46,9 @@ def test_baselines_are_what_they_are_called() -> None:
 
 def test_tfidf_baseline_of_one_label_always_answers_it() -> None:
     assert tfidf_baseline(["grand hotel", "city hotel"], ["H", "H"], ["blue airline"]) == ["H"]
+
+
+def test_lead_words_baseline_copies_as_many_as_the_median_answer() -> None:
+    targets = ["One two", "One two three", "One two three four five"]
+    assert lead_words_baseline(targets, ["a b c d e", "a  b", ""]) == ["a b c", "a b", ""]
+    assert lead_words_baseline(["One two", "One two three"], ["a b c d"]) == ["a b c"]

@@ -1,5 +1,6 @@
 """An evaluation that does not follow from the answers in its package is not registered."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ import pandas as pd
 import pytest
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.evaluation.compare import write_kept_answers
+from lora_ops.evaluation.compare import evaluate, write_kept_answers
 from lora_ops.evaluation.recount import require_recounted
 from lora_ops.paths import ANSWERS
-from lora_ops.records.evaluation import ADAPTER, BASE, EvaluationRecord, Interval
+from lora_ops.records.evaluation import ADAPTER, BASE, LEAD, EvaluationRecord, Interval
+from lora_ops.records.generation import GenerationRecord
 from lora_ops.records.manifest import Manifest
+from lora_ops.settings.tenant import TenantSettings
 from tests.registry.conftest import build_package, interval, with_evaluation
 
 
@@ -128,3 +131,89 @@ def test_answers_with_a_carriage_return_are_counted(made: tuple[Path, Manifest])
     answers.loc[299, ADAPTER] = "Tra\rvel"
     write_kept_answers(answers, folder)
     require_recounted(folder, manifest)
+
+
+@pytest.fixture
+def written(made: tuple[Path, Manifest]) -> tuple[Path, Manifest]:
+    """Build a package of written answers whose evaluation is that of its answers."""
+    folder, manifest = made
+    rows = range(300)
+    texts = [f"The cache number {row} keeps whole pages." for row in rows]
+    frame = pd.DataFrame(
+        {
+            "id": [str(row) for row in rows],
+            "group": pd.read_csv(folder / ANSWERS, dtype=str)["group"],
+            "text": texts,
+            "target": [f"Keeping pages in cache {row}" for row in rows],
+            BASE: ["Here is a heading for a section of the documentation"] * 300,
+            ADAPTER: [f"Pages in cache {row}" for row in rows],
+            LEAD: [" ".join(text.split()[:4]) for text in texts],
+        }
+    )
+    write_kept_answers(frame, folder)
+    params = copy.deepcopy(manifest.params)
+    params["data"] |= {"task": "text", "labels": [], "bias_columns": []}
+    params["evaluate"] |= {"metrics": ["chrf", "rouge_l"], "bootstrap": 100}
+    settings = TenantSettings.model_validate(params)
+    generation = GenerationRecord(
+        tenant=manifest.tenant,
+        rows=300,
+        test_sha256=manifest.evaluation.test_sha256,
+        adapter_sha256=manifest.evaluation.adapter_sha256,
+        seconds={BASE: 1, ADAPTER: 1},
+        settings=settings.evaluate.answering,
+    )
+    evaluation = evaluate(manifest.tenant, settings, frame, generation)
+    return folder, manifest.model_copy(update={"params": params, "evaluation": evaluation})
+
+
+def test_written_answers_are_counted_again(written: tuple[Path, Manifest]) -> None:
+    folder, manifest = written
+    assert manifest.evaluation.traits["length_ratio"][BASE].high > 1
+    require_recounted(folder, manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda rows: rows.drop(columns=LEAD), "has other columns than id, group"),
+        (lambda rows: rows.assign(**{LEAD: "?"}), "other words in lead_words_baseline than the first ones"),
+        (
+            lambda rows: rows.assign(**{ADAPTER: rows["target"]}),
+            "metrics.chrf.adapter.value is 0.6.* gives 1.0",
+        ),
+    ],
+)
+def test_written_answers_of_another_form_are_refused(
+    written: tuple[Path, Manifest], change: Any, says: str
+) -> None:
+    folder, manifest = written
+    change(pd.read_csv(folder / ANSWERS, dtype=str)).to_csv(folder / ANSWERS, index=False)
+    with pytest.raises(LoraOpsError, match=says):
+        require_recounted(folder, manifest)
+
+
+@pytest.mark.parametrize("trait", ["copied_share", "length_ratio"])
+def test_a_forged_trait_is_refused(written: tuple[Path, Manifest], trait: str) -> None:
+    folder, manifest = written
+    stated = manifest.evaluation.model_dump()
+    stated["traits"][trait][ADAPTER]["value"] = 0.1
+    forged = manifest.model_copy(update={"evaluation": EvaluationRecord.model_validate(stated)})
+    with pytest.raises(LoraOpsError, match=f"evaluation.traits.{trait}.adapter.value is 0.1, and answers.csv"):
+        require_recounted(folder, forged)
+    left_out = manifest.evaluation.model_copy(update={"traits": {}})
+    with pytest.raises(LoraOpsError, match="evaluation.traits has other entries than answers.csv gives"):
+        require_recounted(folder, manifest.model_copy(update={"evaluation": left_out}))
+
+
+def test_an_evaluation_of_written_answers_needs_its_baseline(written: tuple[Path, Manifest]) -> None:
+    folder, manifest = written
+    rows = pd.read_csv(folder / ANSWERS, dtype=str)
+    rows.drop(columns=LEAD).to_csv(folder / ANSWERS, index=False)
+    metrics = {
+        name: {system: one for system, one in of.items() if system != LEAD}
+        for name, of in manifest.evaluation.metrics.items()
+    }
+    evaluation = manifest.evaluation.model_copy(update={"metrics": metrics})
+    with pytest.raises(LoraOpsError, match="a task of text must have lead_words_baseline"):
+        require_recounted(folder, manifest.model_copy(update={"evaluation": evaluation}))

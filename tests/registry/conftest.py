@@ -29,6 +29,7 @@ from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
     BASE_FEW_SHOT,
+    LEAD,
     OPPONENTS,
     BiasAssessment,
     EvaluationRecord,
@@ -135,7 +136,9 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
     digest = sha256_text(f"{tenant}{seed}")
     days = max(1, math.ceil(fresh_days))
     score = 0.5 + (seed % 40) / 100
-    metrics = {"exact_match": {name: interval(0.1) for name in OPPONENTS} | {ADAPTER: interval(score)}}
+    metrics = {
+        "exact_match": {name: interval(0.1) for name in OPPONENTS if name != LEAD} | {ADAPTER: interval(score)}
+    }
     evaluation = EvaluationRecord(
         tenant=tenant,
         rows=300,

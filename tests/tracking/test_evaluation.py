@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lora_ops.records.evaluation import EvaluationRecord
-from lora_ops.tracking.evaluation import error_slices, label_rows
+from lora_ops.tracking.evaluation import error_slices, label_rows, score_rows
 from tests import wandb_server
 from tests.conftest import run
 from tests.wandb_server import WandbServer
@@ -102,3 +102,12 @@ def test_error_slices_rank_by_errors() -> None:
 
 def test_label_rows_start_with_the_worst() -> None:
     assert list(label_rows(EvaluationRecord.model_validate(RECORD))["label"]) == ["Airlines", "Hotels"]
+
+
+def test_score_rows_have_each_systems_score() -> None:
+    record = EvaluationRecord.model_validate(
+        {**RECORD, "metrics": {"chrf": dict.fromkeys(("base", "adapter"), INTERVAL)}}
+    )
+    found = score_rows(record, pd.DataFrame(ANSWERS))
+    assert list(found.columns) == ["id", "group", "chrf/base", "chrf/adapter"]
+    assert found["chrf/adapter"].tolist()[0] == 1 and found["chrf/base"].tolist() == [0, 0, 0]
