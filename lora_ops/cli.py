@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from lora_ops.detector_commands import detectors
 from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
 from lora_ops.escaping import markup, shortened, show
 from lora_ops.exit_codes import ExitCode
@@ -36,6 +37,7 @@ app.command()(serve)
 app.command()(register)
 app.command()(report)
 app.command()(compare)
+app.command()(detectors)
 
 
 # These two load pydantic, which would take as long as all the rest of `lora-ops --help`.
