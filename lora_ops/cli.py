@@ -14,6 +14,7 @@ from lora_ops.detector_commands import detectors
 from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
 from lora_ops.escaping import markup, shortened, show
 from lora_ops.exit_codes import ExitCode
+from lora_ops.gates.review.commands import app as review_app
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_error, print_json, print_problem, prose_on_stderr, wants_json
 from lora_ops.processes import leave_out_url_grammars
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(registry_app, name="registry")
+app.add_typer(review_app, name="review")
 app.add_typer(owners_app, name="owners")
 app.add_typer(keys_app, name="keys")
 app.command()(serve)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
 from lora_ops.records.record import Record, Sha256
+from lora_ops.records.review import ReviewCounts
 
 EvidenceKind = Literal["evaluation", "policy", "human_evaluation", "shadow", "canary", "incident", "review"]
 NonEmpty = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -77,7 +78,10 @@ class PolicyEvidence(EvidenceDocument):
 
 
 class HumanEvidence(EvidenceDocument):
-    """Votes of people on pairs of answers, counted from one row for each vote; a pair's majority decides."""
+    """Votes of people on pairs of answers; a pair's majority decides.
+
+    `base` is whatever the adapter was compared with: the base model, or the version that `review` names.
+    """
 
     kind: Literal["human_evaluation"] = "human_evaluation"
     annotators: int = Field(ge=1)
@@ -90,6 +94,9 @@ class HumanEvidence(EvidenceDocument):
     adapter_better: int = Field(ge=0)
     same: int = Field(ge=0)
     base_better: int = Field(ge=0)
+    review: ReviewCounts | None = Field(
+        None, description="what the review session says besides; None: the votes are from a file of rows"
+    )
 
 
 class TrafficEvidence(EvidenceDocument):

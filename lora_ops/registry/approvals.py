@@ -12,13 +12,14 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.hashing import canonical, differing, sha256_text
 from lora_ops.records.approval import Approval, ApprovalStatement
 from lora_ops.records.evidence import Evidence
+from lora_ops.records.record import Record
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.authors import author_marks, is_author
 from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Team
 from lora_ops.registry.owners_log import owners_before
 from lora_ops.registry.reports import filed, own_evidence
 from lora_ops.registry.roles import APPROVE, unknown_author
-from lora_ops.registry.ssh_signatures import fingerprint, sign, signer_of, weakness
+from lora_ops.registry.ssh_signatures import NAMESPACE, fingerprint, sign, signer_of, weakness
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -234,8 +235,24 @@ def statement(
     )
 
 
-def signature_of(registry: Registry, said: ApprovalStatement, person: Person, key: Path | None) -> str | None:
+def signature_of(
+    registry: Registry,
+    said: Record,
+    person: Person,
+    key: Path | None,
+    *,
+    what: str = "Approvals",
+    namespace: str = NAMESPACE,
+) -> str | None:
     """Return the signature of a statement; None where unsigned approvals count and no key is given.
+
+    Args:
+        registry: whose settings say whether statements must be signed.
+        said: what is signed.
+        person: who signs.
+        key: their SSH key.
+        what: what is signed, for the sentence that asks for a key.
+        namespace: the purpose of the signature; it counts for no other one.
 
     Raises:
         LoraOpsError: no key, a key that can't sign or is weak, or one that owners.yaml gives to somebody else.
@@ -244,12 +261,12 @@ def signature_of(registry: Registry, said: ApprovalStatement, person: Person, ke
         if registry.approvals == "unsigned":
             return None
         raise Refused(
-            "Approvals are signed: name your SSH key (--key ~/.ssh/id_ed25519). On a laptop of your own "
+            f"{what} are signed: name your SSH key (--key ~/.ssh/id_ed25519). On a laptop of your own "
             "`registry.approvals: unsigned` in params.yaml turns that off, and `show` says so."
         )
     text = canonical(said.model_dump(mode="json"))
-    signature = sign(text, key)
-    signer = signer_of(text, signature, person.id, person.keys)
+    signature = sign(text, key, namespace)
+    signer = signer_of(text, signature, person.id, person.keys, namespace)
     weak = next((weakness(one) for one in person.keys if fingerprint(one) == signer), None)
     if weak:
         raise Refused(f"{key} is {weak}: give {person.id} another one in owners.yaml.")

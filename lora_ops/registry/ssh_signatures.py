@@ -87,7 +87,7 @@ def fingerprint(public_key: str) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
-def sign(text: str, key: Path) -> str:
+def sign(text: str, key: Path, namespace: str = NAMESPACE) -> str:
     """Return the signature of `text` (an armored SSH signature) by the key in `key`.
 
     `key` is a private key, or the `.pub` file of a key that an ssh-agent holds. ssh-keygen asks on the terminal
@@ -101,14 +101,16 @@ def sign(text: str, key: Path) -> str:
             f"There is no SSH key {key}: name yours with --key, or make one with `ssh-keygen -t ed25519`."
         )
     # Text goes in by stdin: with a file, ssh-keygen keeps an older .sig beside it and exits with 0.
-    command = ["-Y", "sign", "-n", NAMESPACE, "-f", str(key.expanduser())]
+    command = ["-Y", "sign", "-n", namespace, "-f", str(key.expanduser())]
     done = _ssh_keygen(command, text)
     if done.returncode or not done.stdout.startswith("-----BEGIN SSH SIGNATURE-----"):
         raise LoraOpsError(f"The SSH key {key} can't sign: {_reason(done.stderr, key)}.")
     return done.stdout
 
 
-def signer_of(text: str, signature: str, person: str, keys: Sequence[str]) -> str | None:
+def signer_of(
+    text: str, signature: str, person: str, keys: Sequence[str], namespace: str = NAMESPACE
+) -> str | None:
     """Return the fingerprint of the key of `person` that signed `text`; None if none of `keys` did.
 
     Raises:
@@ -118,10 +120,10 @@ def signer_of(text: str, signature: str, person: str, keys: Sequence[str]) -> st
         return None
     with tempfile.TemporaryDirectory() as name:
         allowed, kept = Path(name) / "allowed_signers", Path(name) / "signature"
-        allowed.write_text("".join(f'{person} namespaces="{NAMESPACE}" {key}\n' for key in keys))
+        allowed.write_text("".join(f'{person} namespaces="{namespace}" {key}\n' for key in keys))
         kept.write_text(signature)
         files = ["-f", str(allowed), "-s", str(kept)]
-        done = _ssh_keygen(["-Y", "verify", "-n", NAMESPACE, "-I", person, *files], text)
+        done = _ssh_keygen(["-Y", "verify", "-n", namespace, "-I", person, *files], text)
     if done.returncode:
         return None
     return next((key for key in map(fingerprint, keys) if key in done.stdout.split()), None)

@@ -1,0 +1,1 @@
+"""People judge blinded pairs of answers; what they say becomes evidence of a version."""

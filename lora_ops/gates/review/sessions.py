@@ -1,0 +1,352 @@
+"""A review session: the folder `reviews/finance@2` beside the registry, with a plan and the reviewers' files.
+
+The folder is apart from the registry, since people write into it by clicks that no audit entry stands for. Git
+ignores it: votes in a commit would show every reviewer what the others said. What counts in the end is kept in
+the registry, when `lora-ops review file` turns the session into evidence. The plan holds no text of the tenant;
+the texts are read from the answers of the registered package, whose digests the plan names.
+"""
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import ValidationError
+
+from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable, disk_reason
+from lora_ops.gates.review.annotations import Votes, read
+from lora_ops.gates.review.plan import PAIRS, About, Choice, make_plan
+from lora_ops.hashing import sha256_bytes, sha256_text
+from lora_ops.paths import ANSWERS, SLICE
+from lora_ops.records.evaluation import ADAPTER, BASE
+from lora_ops.records.review import ReviewPlan
+from lora_ops.registry.authors import author_marks, is_author
+from lora_ops.registry.membership import SEEN, groups_of
+from lora_ops.registry.owners import Person, Team
+from lora_ops.registry.roles import ANYBODY, JUDGE, owners_of, require_role, require_role_in, unknown_author
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import CLOSED, Version
+from lora_ops.settings.files import first_problem
+from lora_ops.small_files import read_small
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER = "reviews"
+PLAN, PLAN_DIGEST = "plan.json", "plan.sha256"
+GUIDELINES = Path("suites/guidelines")
+
+
+class Texts(NamedTuple):
+    """What a reviewer reads of one row, and whose answer is which."""
+
+    text: str
+    adapter: str
+    other: str
+    group: str
+
+
+class Session(NamedTuple):
+    """One version's review.
+
+    Attributes:
+        folder: where its files are.
+        version: what is reviewed.
+        plan: who sees what.
+        plan_sha256: digest of the plan's file.
+    """
+
+    folder: Path
+    version: Version
+    plan: ReviewPlan
+    plan_sha256: str
+
+    def file_of(self, reviewer: str) -> Path:
+        """Return where a reviewer's votes are."""
+        return self.folder / "votes" / f"{reviewer}.jsonl"
+
+    def submission_of(self, reviewer: str) -> Path:
+        """Return where a reviewer's signed submission is."""
+        return self.folder / "submitted" / f"{reviewer}.json"
+
+    def heading_of(self, reviewer: str) -> dict[str, str]:
+        """Return what the first line of a reviewer's file states."""
+        return {
+            "plan_sha256": self.plan_sha256,
+            "adapter": self.plan.adapter,
+            "content_digest": self.plan.content_digest,
+            "reviewer": reviewer,
+        }
+
+    def votes_of(self, reviewer: str) -> Votes | None:
+        """Return what a reviewer has said so far; None before the first click.
+
+        Raises:
+            LoraOpsError: their file was edited by hand, or can't be read.
+        """
+        path = self.file_of(reviewer)
+        return read(path) if path.is_file() else None
+
+
+def folder_of(registry: Registry, version: Version) -> Path:
+    """Return the folder of a version's review."""
+    return registry.path.parent / FOLDER / version.id
+
+
+def start(
+    registry: Registry,
+    reference: str,
+    *,
+    actor: str,
+    against: str = BASE,
+    reviewers: Sequence[str] = (),
+    pairs: int = PAIRS,
+    annotators: int | None = None,
+    seed: int | None = None,
+    guidelines: str | None = None,
+) -> Session:
+    """Draw the plan of a version's review and keep it.
+
+    Args:
+        registry: where the version is.
+        reference: the exact version.
+        actor: who starts it.
+        against: `base`, or `production` or a version whose packaged answers are compared on common rows.
+        reviewers: whose votes are asked for; default: everybody with the role reviewer or approver, but the
+            author.
+        pairs: how many pairs with two different answers.
+        annotators: reviewers who see each pair; default: `registry.evidence.annotators`.
+        seed: default: a random one.
+        guidelines: the text that reviewers are shown; its digest is kept.
+
+    Raises:
+        LoraOpsError: a closed version, nobody of its team, votes that were given already, too few reviewers or
+            rows, the author among the reviewers, or kept answers that are missing or were changed.
+    """
+    version = registry.get_exact(reference)
+    require_role(registry, version, actor, ANYBODY, f"start a review of {version.id}")
+    if version.state in CLOSED:
+        raise Refused(f"{version.id} is '{version.state}': there is nothing to review.")
+    needed = registry.least.annotators
+    each = needed if annotators is None else annotators
+    if each < needed:
+        raise Refused(f"Each pair needs {needed} reviewers (registry.evidence.annotators): {each} are fewer.")
+    if pairs < 1:
+        raise LoraOpsError("A review has at least one pair (--pairs).")
+    people = _chosen(registry, version, reviewers)
+    folder = folder_of(registry, version)
+    _require_new(folder, version)
+    opponent = None if against == BASE else _opponent(registry, version, against)
+    about = About(
+        tenant=version.tenant,
+        adapter=version.id,
+        content_digest=version.summary.content_digest,
+        answers_sha256=_answers_digest(version),
+        against=opponent.id if opponent else BASE,
+        against_answers_sha256=_answers_digest(opponent) if opponent else None,
+        guidelines_sha256=sha256_text(guidelines) if guidelines is not None else None,
+    )
+    seed = secrets.randbits(48) if seed is None else seed
+    choice = Choice([one.id for one in people], each, pairs, seed)
+    plan = make_plan(about, _answers(registry, version, opponent), choice, registry.clock())
+    text = plan.to_json()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / PLAN_DIGEST, f"{sha256_text(text)}  {PLAN}\n")
+        write_whole(folder / PLAN, text)
+    except OSError as error:
+        raise Unavailable(f"The review can't be kept in {folder} ({disk_reason(error)}).") from error
+    return Session(folder, version, plan, sha256_text(text))
+
+
+def open_session(registry: Registry, reference: str) -> Session:
+    """Read the plan of a version's review.
+
+    Raises:
+        NotFound: nobody has started one.
+        LoraOpsError: the plan was changed, or is about other content.
+    """
+    version = registry.get_exact(reference, whole=False)
+    folder = folder_of(registry, version)
+    path = folder / PLAN
+    try:
+        content = read_small(path)
+        stated = read_small(folder / PLAN_DIGEST).decode(errors="replace").split(" ")[0]
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"Nobody has started a review of {version.id}: `lora-ops review start {version.id}` does."
+        ) from error
+    except OSError as error:
+        raise Unavailable(f"{path} can't be read ({disk_reason(error)}).") from error
+    digest = sha256_bytes(content)
+    if digest != stated:
+        raise Damaged(
+            f"{path} was changed: its digest is not that of {PLAN_DIGEST}. Restore it; a review whose plan is "
+            "lost must be started again."
+        )
+    plan = parse_plan(content, str(path))
+    if (plan.adapter, plan.content_digest) != (version.id, version.summary.content_digest):
+        raise Refused(
+            f"{path} is about a {plan.adapter} of other content ({plan.content_digest[:12]}…, and here it has "
+            f"{version.summary.content_digest[:12]}…): move the folder away, and start a review of this one."
+        )
+    return Session(folder, version, plan, digest)
+
+
+def parse_plan(content: bytes, name: str) -> ReviewPlan:
+    """Return a plan from its file.
+
+    Raises:
+        Damaged: it is not what lora-ops wrote.
+    """
+    try:
+        return ReviewPlan.model_validate_json(content)
+    except ValidationError as error:
+        raise Damaged(f"{name} is no plan of a review ({first_problem(error)}): start it again.") from error
+
+
+def texts_of(registry: Registry, session: Session) -> dict[str, Texts]:
+    """Return what each planned row says, from the answers that the plan is bound to.
+
+    Raises:
+        LoraOpsError: kept answers are missing or were changed, or a version has other ones than on that day.
+    """
+    plan = session.plan
+    opponent = None if plan.against == BASE else registry.get_exact(plan.against, whole=False)
+    for version, digest in ((session.version, plan.answers_sha256), (opponent, plan.against_answers_sha256)):
+        if version and _answers_digest(version) != digest:
+            raise Damaged(f"The review of {plan.adapter} was planned with other answers of {version.id}.")
+    frame = _answers(registry, session.version, opponent)
+    planned = {pair.row for pair in plan.pairs}
+    return {
+        row: Texts(*texts)
+        for row, *texts in zip(*(frame[name] for name in ("row", *Texts._fields)), strict=True)
+        if row in planned
+    }
+
+
+def reviewer_of(registry: Registry, session: Session, actor: str) -> Person:
+    """Return who votes, and refuse whoever has no list in the plan, no role, or is the author.
+
+    Raises:
+        LoraOpsError: they may not vote.
+    """
+    version = session.version
+    team = owners_of(registry, version.tenant)
+    person = require_role_in(team, actor, JUDGE, f"vote on {version.id}")
+    _require_other_than_author(registry, version, team, person)
+    if person.id not in session.plan.tasks:
+        raise Refused(
+            f"{person.id} is not among the reviewers of {version.id}: {', '.join(session.plan.tasks)} are."
+        )
+    return person
+
+
+def guidelines_of(root: Path, tenant: str) -> str | None:
+    """Return the tenant's guidelines for reviewers; None where it has none.
+
+    Raises:
+        Unavailable: the file can't be read as UTF-8.
+    """
+    path = root / GUIDELINES / f"{tenant}.md"
+    try:
+        return read_small(path).decode("utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unavailable(f"{path} can't be read as text in UTF-8: save it again.") from error
+
+
+def _chosen(registry: Registry, version: Version, names: Sequence[str]) -> list[Person]:
+    team = owners_of(registry, version.tenant)
+    if team.person(version.summary.author) is None:
+        raise Refused(f"A review of {version.id} can't be started yet; missing: {unknown_author(version)}.")
+    if not names:
+        author, marks = team.person(version.summary.author), author_marks(registry, version)
+        return [one for one in team.with_role(JUDGE) if one != author and not is_author(one, marks)]
+    found = {}
+    for name in names:
+        person = require_role_in(team, name, JUDGE, f"vote on {version.id}")
+        _require_other_than_author(registry, version, team, person)
+        found[person.id] = person
+    return list(found.values())
+
+
+def _require_other_than_author(registry: Registry, version: Version, team: Team, person: Person) -> None:
+    author = team.person(version.summary.author)
+    if author is None:
+        raise Refused(f"Nobody can vote on {version.id} yet; missing: {unknown_author(version)}.")
+    if person == author or is_author(person, author_marks(registry, version)):
+        raise Refused(f"{person.name} is the author of {version.id}: others must judge its answers.")
+
+
+def _require_new(folder: Path, version: Version) -> None:
+    begun = sorted(path.stem for path in (folder / "votes").glob("*.jsonl"))
+    if begun:
+        raise Refused(
+            f"The review of {version.id} has votes already ({', '.join(begun)}): go on with it, or move "
+            f"{folder} away and start another one."
+        )
+
+
+def _opponent(registry: Registry, version: Version, against: str) -> Version:
+    name = f"{version.tenant}@production" if against == "production" else against
+    other = registry.get(name)
+    if other.tenant != version.tenant or other.id == version.id:
+        raise LoraOpsError(f"{version.id} is compared with another version of '{version.tenant}', or `base`.")
+    return other
+
+
+def _answers_digest(version: Version) -> str:
+    file = version.manifest.files.get(ANSWERS)
+    if file is None:
+        raise LoraOpsError(
+            f"{version.id} keeps no answers (an older package): package its adapter again with `dvc repro`."
+        )
+    return file.sha256
+
+
+def _answers(registry: Registry, version: Version, opponent: Version | None) -> "pd.DataFrame":
+    """Return columns row, group, text, slice, adapter, other: the rows that both sides answered."""
+    frame = _kept(registry, version)
+    if opponent is None:
+        return frame.assign(other=frame[BASE])
+    theirs = _kept(registry, opponent)[["text", "target", "adapter"]].drop_duplicates("text")
+    theirs = theirs.rename(columns={"adapter": "other"})
+    both = frame.drop(columns="other", errors="ignore").merge(theirs, on=["text", "target"])
+    seen = {
+        group
+        for one in (version, opponent)
+        for split in SEEN
+        for group in (groups_of(registry, one) or {}).get(split, ())
+    }
+    both = both[~both["group"].map(sha256_text).isin(seen)]
+    if both.empty:
+        raise LoraOpsError(
+            f"{version.id} and {opponent.id} answered no row in common that neither was trained on: evaluate "
+            "both on one test split (the same data.seed and ratio of data.rows)."
+        )
+    return both
+
+
+def _kept(registry: Registry, version: Version) -> "pd.DataFrame":
+    import pandas as pd
+
+    path = registry.files.checked(_answers_digest(version), ANSWERS)
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = {"id", "group", "text", "target", ADAPTER, BASE} - set(frame.columns)
+    if missing:
+        raise LoraOpsError(f"The answers of {version.id} lack {', '.join(sorted(missing))}: package it again.")
+    slices = [name for name in frame.columns if name.startswith(SLICE)]
+    has_labels = version.manifest.params.get("data", {}).get("task") == "labels"
+    by = slices[0] if slices else "target" if has_labels else None
+    return frame.assign(row=frame["id"], slice=frame[by] if by else "", adapter=frame[ADAPTER])
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that whoever looks, or kills, finds the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
