@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from lora_ops.cli import app
+from lora_ops.gates.review.sessions import open_session
 from lora_ops.registry.backends import open_registry
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run
-from tests.registry.conftest import build_package
+from tests.registry.conftest import build_package, fill_in, won
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(
@@ -88,14 +90,22 @@ def test_the_readers_own_tenant_of_the_readme_is_added(repository: Path) -> None
 
 def test_the_readmes_way_to_production_is_a_way(repository: Path, tmp_path: Path) -> None:
     """Runs the README's promotion as it stands, on a small package with the files that a real one has."""
-    block = README.split("<!-- promotion -->")[1].split("```bash\n")[1].split("```")[0]
+    before, after = (
+        part.split("```")[0] for part in README.split("<!-- promotion -->")[1].split("```bash\n")[1:3]
+    )
     folder = tmp_path / "package"
     manifest = build_package(folder, 1, fresh_days=36500)
     registry = open_registry(repository, create=True)
     registry.register(folder, manifest, actor="ana.silva")
     registry.close()
-    done = run("bash", "-euc", block, cwd=repository, COLUMNS="300", LORA_OPS_ROOT=str(repository))
-    assert done.returncode == 0, done.stdout + done.stderr
+    for block in (before, after):
+        done = run("bash", "-euc", block, cwd=repository, COLUMNS="300", LORA_OPS_ROOT=str(repository))
+        assert done.returncode == 0, done.stdout + done.stderr
+        if block == before:
+            with closing(open_registry(repository)) as registry:
+                for person in ("chen.wei", "dana.roth"):  # what both do in the notebook
+                    fill_in(registry, open_session(registry, "finance@1"), person, won)
+    assert "Krippendorff's alpha 1.000" in done.stdout
     registry = open_registry(repository)
     assert registry.get("finance").id == "finance@1"
     assert registry.named("finance", "production") == 1
@@ -110,6 +120,7 @@ def test_every_path_in_backticks_exists_or_is_made_by_the_pipeline() -> None:
         "data/prepared",
         "wandb",
         ".registry",
+        "reviews",
         ".serving",
         ".checkpoints",
         ".venv",

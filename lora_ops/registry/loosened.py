@@ -15,7 +15,7 @@ from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
 from lora_ops.registry.counting import plain
 from lora_ops.registry.replay import require_rows
-from lora_ops.registry.reports import filed, gap_limit, load
+from lora_ops.registry.reports import BEFORE_REVIEWS, filed, gap_limit, load
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version, parse_reference
 from lora_ops.settings.data import ContractLimits
@@ -80,6 +80,8 @@ GATES: dict[str, Looser] = {
     "registry.evidence.policy_prompts": _less,
     "registry.evidence.annotators": _less,
     "registry.evidence.pairs": _less,
+    "registry.evidence.votes": lambda mine, theirs: (mine, theirs) == ("file", "session"),
+    "registry.evidence.agreement": _less,
     "registry.evidence.requests": _less,
     "registry.evidence.hours": _less,
     "registry.evidence.error_share": _wider,
@@ -290,7 +292,7 @@ def _settings(registry: Registry, version: Version, promoted: AuditEntry | None)
         if "max_gap" in promoted.body:  # else an older release promoted it
             yield "evaluate.max_gap", promoted.body["max_gap"]
         rules = promoted.body.get("rules", {})
-        least = rules.get("least", {})
+        least = {**BEFORE_REVIEWS, **rules["least"]} if "least" in rules else {}
         if "approvals" in rules:
             yield "registry.approvals", rules["approvals"]
     yield from ((f"registry.evidence.{name}", value) for name, value in least.items())

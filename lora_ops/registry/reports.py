@@ -33,6 +33,9 @@ from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
 from lora_ops.small_files import read_json
 
+# What no release asked for before there were review sessions.
+BEFORE_REVIEWS = {"votes": "file", "agreement": -1.0}
+
 
 class Report(NamedTuple):
     """A document that is not kept yet, with the bytes that it was counted from."""
@@ -80,6 +83,11 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         )
     if kind not in COUNT:
         raise LoraOpsError(f"There is no evidence of kind '{kind}' (kinds: {', '.join(COUNT)}).")
+    if kind == "human_evaluation" and registry.least.votes == "session":
+        raise Refused(
+            f"Votes on {version.id} are given in a review session, not written into a file: `lora-ops review "
+            f"start {version.id}`. `registry.evidence.votes: file` takes a file, and `show` says so."
+        )
     team = owners_of(registry, version.tenant) if kind == "human_evaluation" else None
     if team and team.person(version.summary.author) is None:
         raise Refused(f"The votes on {version.id} can't be counted yet; missing: {unknown_author(version)}.")
@@ -210,7 +218,8 @@ def evaluation_lacks(manifest: Manifest, max_gap: float | None) -> Iterator[str]
 def recorded_minimums(entry: AuditEntry) -> EvidenceSettings | None:
     """Return what evidence had to say by the rules of an entry; None where an older release wrote none.
 
-    A minimum that only a newer release knows is left out: it must not stop a rollback on this machine.
+    A minimum that only a newer release knows is left out: it must not stop a rollback on this machine. An entry
+    of an older release asked for no review session.
 
     Raises:
         LoraOpsError: the rules can't be read.
@@ -220,7 +229,7 @@ def recorded_minimums(entry: AuditEntry) -> EvidenceSettings | None:
     try:
         stated = dict(entry.body["rules"]["least"])
         known = {name: stated[name] for name in EvidenceSettings.model_fields if name in stated}
-        return EvidenceSettings.model_validate(known)
+        return EvidenceSettings.model_validate({**BEFORE_REVIEWS, **known})
     except (ValidationError, KeyError, TypeError, ValueError) as error:
         raise LoraOpsError(f"Entry {entry.seq} of the audit log has no rules that can be read.") from error
 
@@ -242,14 +251,35 @@ def _human_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[s
             f"(it has {document.pairs}, and {document.too_few_votes} that fewer than {document.votes_needed} "
             f"judged{_others(document)})"
         )
+    yield from _review_lacks(document, least)
     if document.base_better > document.adapter_better:
         yield (
             "a human evaluation that the adapter does not lose "
-            f"(better in {document.adapter_better} of {document.pairs} pairs, its base in "
+            f"(better in {document.adapter_better} of {document.pairs} pairs, {_other_side(document)} in "
             f"{document.base_better})"
         )
     elif document.pairs and not document.adapter_better:
         yield "a human evaluation in which somebody prefers an answer (in all pairs both are the same)"
+
+
+def _review_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[str]:
+    """Yield what a review session would show and this document doesn't: blinded votes of people who agree."""
+    review = document.review
+    if review is None:
+        if least.votes == "session":
+            yield f"votes from a review session (`lora-ops review start {document.adapter}`)"
+    elif least.agreement > -1 and review.alpha is None:
+        yield f"a human evaluation whose reviewers' agreement can be measured ({review.no_alpha})"
+    elif review.alpha is not None and review.alpha.value < least.agreement:
+        yield (
+            f"a human evaluation whose reviewers agree (Krippendorff's alpha {review.alpha}, at least "
+            f"{least.agreement:g} is needed)"
+        )
+
+
+def _other_side(document: HumanEvidence) -> str:
+    against = document.review.against if document.review else "base"
+    return "its base" if against == "base" else against
 
 
 def _others(document: HumanEvidence) -> str:

@@ -6,7 +6,7 @@ from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.objections import kept_lacks, later_speaks_against
-from lora_ops.registry.reports import evaluation_lacks, failing, filed, load, recorded_minimums
+from lora_ops.registry.reports import BEFORE_REVIEWS, evaluation_lacks, failing, filed, load, recorded_minimums
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
@@ -95,7 +95,8 @@ def against_return(
         elif found[kind] != then.get(kind):
             yield from later_speaks_against(registry, version, history, found[kind], least)
         elif kind != "evaluation" and (least or load(registry.files, found[kind])):
-            yield from kept_lacks(registry, version, history, found[kind], least)
+            asked = least or registry.least.model_copy(update=BEFORE_REVIEWS)
+            yield from kept_lacks(registry, version, history, found[kind], asked)
     # A gap between groups was judged on the day that let it into production.
     yield from evaluation_lacks(version.manifest, max_gap=None)
     if "policy" not in found:

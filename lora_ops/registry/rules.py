@@ -200,11 +200,16 @@ def weaknesses(entries: Sequence[AuditEntry], version: str) -> list[str]:
 
 
 def _less(least: dict[str, Any]) -> str:
-    return ", ".join(
+    usual = EvidenceSettings().model_dump(mode="json")
+    votes = usual.pop("votes")
+    asked = [
         f"{name} {least[name]:g}, not {value:g}"
-        for name, value in EvidenceSettings().model_dump(mode="json").items()
+        for name, value in usual.items()
         if name in least and (least[name] > value if name == "error_share" else least[name] < value)
-    )
+    ]
+    if least.get("votes", votes) != votes:
+        asked.append(f"votes from a {least['votes']}, not from a {votes}")
+    return ", ".join(asked)
 
 
 def _listed(words: list[str]) -> str:

@@ -48,6 +48,16 @@ class EvidenceSettings(Section):
     )
     annotators: int = Field(2, ge=1, description="people who judge each pair, so that it is nobody's taste")
     pairs: int = Field(20, ge=1, description="judged; of 20 a sign test still tells 15 to 5 from chance")
+    votes: Literal["session", "file"] = Field(
+        "session", description="where they come from: a review session; file: also rows that somebody wrote"
+    )
+    agreement: float = Field(
+        0.667,
+        ge=-1,
+        le=1,
+        description="least of Krippendorff's alpha: below it not even tentative conclusions hold "
+        "(Krippendorff, 2004, page 241); -1: any",
+    )
     requests: int = Field(100, ge=1, description="answered in shadow, and in canary")
     hours: float = Field(24, ge=0, description="from the first to the last of them: each hour of a day once")
     error_share: float = Field(0.01, ge=0, le=1, description="of them that may end in an error")

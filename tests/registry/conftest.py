@@ -6,7 +6,7 @@ import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -20,6 +20,10 @@ from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from lora_ops.evaluation.inference import difference, mean_sample
+from lora_ops.gates.review.desk import Desk
+from lora_ops.gates.review.evidence import make_report
+from lora_ops.gates.review.sessions import Session, folder_of, start
+from lora_ops.gates.review.submissions import submit
 from lora_ops.hashing import sha256_file, sha256_text
 from lora_ops.packaging import model_card
 from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MEMBERSHIP, MODEL_CARD
@@ -39,6 +43,7 @@ from lora_ops.records.evaluation import (
     beats_base,
 )
 from lora_ops.records.manifest import FileRecord, GitRecord, Manifest
+from lora_ops.records.review import Judgement
 from lora_ops.records.training import TrainingRecord
 from lora_ops.registry import lifecycle, store
 from lora_ops.registry.consistency import require_consistent
@@ -456,16 +461,11 @@ def older_registry(tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Reg
     opened.close()
 
 
-def rows_of(kind: str, adapter: str, at: datetime, people: tuple[str, ...] = ("eve", "dana", "ben")) -> str:
-    """Write raw results of one kind that a step may rest on; of other kinds a text."""
+def rows_of(kind: str, adapter: str, at: datetime) -> str:
+    """Write raw results of one kind that a step may rest on; of other kinds a text. Votes have no rows."""
     rows: list[dict[str, object]] = []
     if kind == "policy":
         rows = [{"check": "no-advice", "prompt": f"prompt {i}", "passed": True} for i in range(40)]
-    elif kind == "human_evaluation":
-        votes = ["adapter"] * 25 + ["same"] * 10 + ["base"] * 5
-        rows = [
-            {"pair": str(i), "annotator": who, "vote": vote} for i, vote in enumerate(votes) for who in people
-        ]
     elif kind in ("shadow", "canary"):
         rows = [{"time": at.isoformat(), "status": 200, "request_id": str(i)} for i in range(100)]
     else:
@@ -477,12 +477,64 @@ def policy(*checks: str, failed: int = 0) -> list[dict[str, object]]:
     return [{"check": name, "prompt": str(i), "passed": i >= failed} for name in checks for i in range(30)]
 
 
-def votes(pairs: int, lost: int) -> list[dict[str, object]]:
-    return [
-        {"pair": str(i), "annotator": who, "vote": "base" if i < lost else "adapter"}
-        for i in range(pairs)
-        for who in ("eve", "dana")
-    ]
+REVIEWERS = ("dana", "ben", "chen")
+Say = Callable[[int, str], str]
+"""Place of a pair in the plan and reviewer to `adapter`, `same` or `other`."""
+
+
+def fill_in(
+    registry: Registry,
+    session: Session,
+    person: str,
+    say: Say,
+    more: Callable[[int], dict[str, Any]] = lambda place: {},
+) -> None:
+    """Let a reviewer judge every pair of their list, as the notebook does."""
+    desk = Desk(registry, session, person, registry.clock)
+    rows = [pair.row for pair in session.plan.pairs]
+    for place, task in enumerate(session.plan.tasks[person], 1):
+        said = say(rows.index(task.row), person)
+        sides = {"adapter": task.adapter, "other": "left" if task.adapter == "right" else "right"}
+        judgement = {"vote": sides.get(said, "same"), **more(place)}
+        desk.say(place, Judgement.model_validate(judgement))
+
+
+def reviewed(
+    registry: Registry, reference: str, say: Say, people: Sequence[str] = (), pairs: int = 20
+) -> Report:
+    """Let people vote on a version in a new review session, submit their votes and count them.
+
+    Without names two people vote who have a key and are not the author.
+    """
+    version = registry.get(reference, whole=False)
+    assert registry.owners is not None
+    team = registry.owners.team(version.tenant)
+    author = team.person(version.summary.author)
+    known = {one.id for one in team.people if one.keys and one != author}
+    people = people or [one for one in REVIEWERS if one in known][:2]
+    shutil.rmtree(folder_of(registry, version), ignore_errors=True)
+    session = start(
+        registry, reference, actor=people[0], reviewers=people, pairs=pairs, annotators=len(people), seed=1
+    )
+    for person in people:
+        fill_in(registry, session, person, say)
+        submit(registry, session, actor=person, key=ssh_key(person))
+    return make_report(registry, reference)[0]
+
+
+def file_votes(registry: Registry, reference: str, say: Say, pairs: int = 20) -> None:
+    """Let people vote on a version, and file the evidence."""
+    lifecycle.file_evidence(registry, reference, reviewed(registry, reference, say, pairs=pairs), actor="eve")
+
+
+def won(place: int, person: str) -> str:
+    """Let the adapter win 12 pairs, lose 3, and be as good in the others."""
+    return "adapter" if place < 12 else "other" if place < 15 else "same"
+
+
+def losing(pairs: int) -> Say:
+    """Let the adapter lose the first `pairs` pairs and win the others."""
+    return lambda place, person: "other" if place < pairs else "adapter"
 
 
 class Story:
@@ -501,6 +553,9 @@ class Story:
         self.folder.mkdir(exist_ok=True)
         made = []
         for kind in kinds:
+            if kind == "human_evaluation":
+                made.append(reviewed(self.registry, about, won))
+                continue
             report = self.folder / f"{kind}.txt"
             report.write_text(rows_of(kind, about, self.registry.clock()))
             made.append(make(self.registry, about, kind, report))

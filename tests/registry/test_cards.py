@@ -80,7 +80,7 @@ def test_the_record_quotes_the_latest_reports_of_people_and_policy(
     people = registry.history("finance@1")[-1].evidence
     performance = record(registry, "finance@1").performance
     assert performance.human_evaluation is not None
-    assert performance.human_evaluation.adapter_better == 25
+    assert performance.human_evaluation.adapter_better == 12
     assert performance.human_evaluation.report_sha256 == people[0].sha256
     assert [(one.name, one.failed) for one in performance.policy] == [("no-advice", 0)]
 

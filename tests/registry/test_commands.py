@@ -23,11 +23,12 @@ from lora_ops.registry import tables
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.cards import Difference
 from lora_ops.registry.commands import app
+from lora_ops.registry.lifecycle import file_evidence
 from lora_ops.registry.owners import add_key
 from tests.conftest import small_clone, write_params
 from tests.wandb_server import WandbServer
 
-from .conftest import build_package, rows_of, saved_again, ssh_key, with_evaluation
+from .conftest import build_package, reviewed, rows_of, saved_again, ssh_key, with_evaluation, won
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Result]
@@ -69,7 +70,7 @@ def cli(root: Path) -> Cli:
 def results(root: Path, kind: str, reference: str) -> str:
     """Write raw results of one kind, and return the path of their file."""
     path = root / f"{kind}.jsonl"
-    path.write_text(rows_of(kind, reference, now(), ("dana.roth", "ben.okafor")))
+    path.write_text(rows_of(kind, reference, now()))
     return str(path)
 
 
@@ -145,10 +146,18 @@ def approve(cli: Cli, reference: str, person: str) -> Result:
     return cli("approve", reference, "--actor", person, "--reason", f"{person} agrees", "--key", key)
 
 
+def review(root: Path, reference: str) -> None:
+    with closing(open_registry(root)) as registry:
+        report = reviewed(registry, reference, won, ("dana.roth", "chen.wei"))
+        file_evidence(registry, reference, report, actor="ben.okafor")
+
+
 def into_canary(cli: Cli, root: Path, reference: str) -> None:
-    for stage, kind in (("validated", "policy"), ("shadow", "human_evaluation"), ("canary", "shadow")):
-        given = f"--evidence={kind}={results(root, kind, reference)}"
-        assert cli("promote", reference, stage, "--reason", "fine", given).exit_code == 0
+    for stage, kind in (("validated", "policy"), ("shadow", "votes"), ("canary", "shadow")):
+        given = [f"--evidence={kind}={results(root, kind, reference)}"] if kind != "votes" else []
+        if kind == "votes":
+            review(root, reference)
+        assert cli("promote", reference, stage, "--reason", "fine", *given).exit_code == 0
     rows = results(root, "canary", reference)
     assert cli("file", reference, "canary", rows, "--summary=no regressions in 24 h").exit_code == 0
 
@@ -189,8 +198,8 @@ def test_promote_names_a_limit_that_was_loosened(cli: Cli, root: Path) -> None:
     given = f"--evidence=policy={results(root, 'policy', 'finance@1')}"
     assert f"Note: it is {told}." in cli(*step, given).output
     assert told in cli("show", "finance@1").output
-    given = f"--evidence=human_evaluation={results(root, 'human_evaluation', 'finance@1')}"
-    printed = json.loads(cli("promote", "finance@1", "shadow", "--reason=fine", given, "--json").output)
+    review(root, "finance@1")
+    printed = json.loads(cli("promote", "finance@1", "shadow", "--reason=fine", "--json").output)
     assert printed["notes"] == [f"it is {told}"]
 
 

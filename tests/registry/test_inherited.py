@@ -18,7 +18,7 @@ from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
-from .conftest import AUTHOR, Build, Story, policy, saved_again, votes, with_evaluation
+from .conftest import AUTHOR, Build, Story, file_votes, losing, policy, saved_again, with_evaluation
 
 File = Callable[..., None]
 
@@ -153,7 +153,7 @@ def test_a_rollback_notes_a_twin_that_served_nobody(
     elif said == "incident":
         story.file("incident", about=other)
     elif said == "votes":
-        file(other, "human_evaluation", votes(200, lost=150))
+        file_votes(registry, other, losing(15))
     else:
         file(other, "policy", policy("tone of ours", failed=3))
     if said == "lost report":
@@ -200,7 +200,7 @@ def test_another_tenants_word_stops_no_canary(
     if said == "incident":
         story.file("incident", about=other)
     elif said == "votes":
-        file(other, "human_evaluation", votes(200, lost=150))
+        file_votes(registry, other, losing(15))
     else:
         file(other, "policy", policy("tone of ours", failed=3))
     if said == "lost report":
@@ -374,17 +374,17 @@ def test_a_lost_vote_of_a_twin_is_answered_by_as_many(
 ) -> None:
     registry.register(*package(1), actor=AUTHOR)
     story.to("finance@1", "validated")
-    file("finance@1", "human_evaluation", votes(50, lost=30))
+    file_votes(registry, "finance@1", losing(16), pairs=26)
     other = twin(registry, package)
     file(other, "policy", policy("no-advice"))
     needs = (
-        "a human evaluation of at least 50 pairs, as many as one that was lost by finance@1, which has the "
+        "a human evaluation of at least 26 pairs, as many as one that was lost by finance@1, which has the "
         "same weights (it has {})"
     )
     assert missing_for(registry, other)[1] == [needs.format(0)]
-    file(other, "human_evaluation", votes(30, lost=0))
-    assert missing_for(registry, other)[1] == [needs.format(30)]
-    file(other, "human_evaluation", votes(50, lost=1))
+    file_votes(registry, other, losing(0))
+    assert missing_for(registry, other)[1] == [needs.format(20)]
+    file_votes(registry, other, losing(1), pairs=26)
     assert missing_for(registry, other)[1] == []
 
 

@@ -10,20 +10,18 @@ import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.incidents import roll_back
-from lora_ops.records.evidence import HumanEvidence
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.audit import Head
 from lora_ops.registry.cards import record
 from lora_ops.registry.head_acceptance import accept_head
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.integrity import LogFollower, registry_problem
-from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
 from lora_ops.registry.structure import Structure
 from lora_ops.registry.verification import verify
 
 from . import tampering
-from .conftest import AUTHOR, FIRST, Build, Story, rows_of
+from .conftest import AUTHOR, FIRST, Build, Story, reviewed, won
 
 
 @pytest.fixture
@@ -271,13 +269,10 @@ def test_edited_author_approves_nothing(served: Registry, story: Story) -> None:
     story.approve("finance@2", FIRST)
 
 
-def test_edited_author_votes_on_nothing(served: Registry, tmp_path: Path) -> None:
+def test_edited_author_votes_on_nothing(served: Registry) -> None:
     edit(served, "author", "eve", 2)
-    rows = tmp_path / "votes.jsonl"
-    rows.write_text(rows_of("human_evaluation", "finance@2", served.clock(), (AUTHOR, "dana")))
-    counted = make(served, "finance@2", "human_evaluation", rows).document
-    assert isinstance(counted, HumanEvidence)
-    assert (counted.pairs, counted.other_votes) == (0, 40)
+    with pytest.raises(LoraOpsError, match="author"):
+        reviewed(served, "finance@2", won, (AUTHOR, "dana"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lora_ops.registry.reports import make
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 
-from .conftest import AUTHOR, Build, Clock, Story, policy, votes
+from .conftest import AUTHOR, Build, Clock, Story, file_votes, losing, policy
 
 
 @pytest.fixture
@@ -42,20 +42,20 @@ def test_a_failing_check_cannot_be_left_out(canary: Registry, tmp_path: Path, cl
     assert missing(canary) == []
 
 
-def test_a_lost_evaluation_is_answered_by_as_many_pairs(canary: Registry, tmp_path: Path) -> None:
-    file(canary, tmp_path, "human_evaluation", votes(50, lost=30))
-    file(canary, tmp_path, "human_evaluation", votes(49, lost=0))
+def test_a_lost_evaluation_is_answered_by_as_many_pairs(canary: Registry) -> None:
+    file_votes(canary, "finance@1", losing(15), pairs=24)
+    file_votes(canary, "finance@1", losing(0), pairs=23)
     assert missing(canary) == [
-        "a human evaluation of at least 50 pairs, as many as one that the adapter lost (it has 49)"
+        "a human evaluation of at least 24 pairs, as many as one that the adapter lost (it has 23)"
     ]
-    file(canary, tmp_path, "human_evaluation", votes(50, lost=1))
+    file_votes(canary, "finance@1", losing(1), pairs=24)
     assert missing(canary) == []
 
 
-def test_show_names_what_was_outvoted(canary: Registry, tmp_path: Path) -> None:
+def test_show_names_what_was_outvoted(canary: Registry) -> None:
     assert not any("earlier" in note for note in record(canary, "finance@1").verdict.warnings)
-    file(canary, tmp_path, "human_evaluation", votes(50, lost=30))
-    file(canary, tmp_path, "human_evaluation", votes(50, lost=0))
+    file_votes(canary, "finance@1", losing(15), pairs=24)
+    file_votes(canary, "finance@1", losing(0), pairs=24)
     [note] = [note for note in record(canary, "finance@1").verdict.warnings if "earlier" in note]
-    assert "an earlier human_evaluation report speaks against it (rows.jsonl, " in note
-    assert "its base in 30" in note
+    assert "an earlier human_evaluation report speaks against it (review by dana, ben, " in note
+    assert "its base in 15" in note

@@ -9,14 +9,14 @@ import pytest
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evaluation import PairedDifference
-from lora_ops.records.evidence import Evidence, HumanEvidence, PolicyCheck
+from lora_ops.records.evidence import Evidence, PolicyCheck
 from lora_ops.registry import lifecycle
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import evaluation_lacks, human_evaluation, load, make, policy_checks
 from lora_ops.registry.store import Registry
 
-from .conftest import AUTHOR, Build, Clock, Story
+from .conftest import AUTHOR, Build, Clock, Story, reviewed, won
 
 VOTES = '{"annotators": 2, "pairs": 20, "adapter_better": 12, "same": 6, "base_better": 2}'
 CHECK = '{"name": "no-advice", "passed": true, "prompts": 40, "failed": 0}'
@@ -76,7 +76,7 @@ def test_no_votes_are_counted_while_the_author_is_unknown(
     """An author voted on their own version, and a login that was added later let the report count."""
     registry.register(*package(), actor="laptop")
     with pytest.raises(
-        LoraOpsError, match=r"can't be counted yet; missing: its author 'laptop' in owners.yaml"
+        LoraOpsError, match=r"can't be started yet; missing: its author 'laptop' in owners.yaml"
     ):
         story.evidence("human_evaluation")
     people = [
@@ -85,8 +85,8 @@ def test_no_votes_are_counted_while_the_author_is_unknown(
     ]
     team = owners.default.model_copy(update={"people": tuple(people)})
     registry.owners = owners.model_copy(update={"default": team})
-    [report] = story.evidence("human_evaluation")
-    assert isinstance(report.document, HumanEvidence) and report.document.other_votes == 40
+    with pytest.raises(LoraOpsError, match="Dana is the author of finance@1: others must judge its answers"):
+        reviewed(registry, "finance@1", won, ("ben", "dana"))
 
 
 def validate(registry: Registry) -> None:

@@ -11,7 +11,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.registry import EvidenceSettings
 
-from .conftest import AUTHOR, Build, Clock, Story
+from .conftest import AUTHOR, Build, Clock, Story, file_votes, won
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_what_speaks_against_a_version_stops_its_return(two: Registry, story: St
     ("kind", "row"),
     [
         ("policy", {"check": "another one", "prompt": "1", "passed": True}),
-        ("human_evaluation", {"pair": "1", "annotator": "eve", "vote": "adapter"}),
+        ("human_evaluation", {}),
         ("canary", {"time": "2026-03-02T09:00:00Z", "status": 200, "request_id": "1"}),
     ],
 )
@@ -99,7 +99,10 @@ def test_a_small_later_report_stops_no_return(
     """Anybody of the team could file one good answer on the version before, which then couldn't return."""
     path = story.folder / "small.jsonl"
     path.write_text(json.dumps({"adapter": "finance@1", **row}) + "\n")
-    lifecycle.file_evidence(two, "finance@1", make(two, "finance@1", kind, path), actor="eve")
+    if kind == "human_evaluation":
+        file_votes(two, "finance@1", won, pairs=1)
+    else:
+        lifecycle.file_evidence(two, "finance@1", make(two, "finance@1", kind, path), actor="eve")
     back(two, "finance@1", incident(two, story, "finance@2", "late"))
     assert two.named("finance", "production") == 1
     assert verify(two).ok
