@@ -30,6 +30,7 @@ SLOW = (
     "datasets/test_split.py",
     "engines/",
     "evaluation/test_answers.py",
+    "gates/review/test_notebook.py",
     "pipeline/",
     "registry/test_backup.py",
     "registry/test_commands.py",
