@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,8 @@ class Hold:
             all the same, and the log gets no revocation by a person who may never have asked for it.
         inside: its copy in the registry's folder.
         outside: its copy beside the memory of the head.
+        latest: the latest time that one of its copies states; None where no copy can be read. Whoever can write
+            one of the two copies must not free a version by an earlier time.
         log: where it does not stand yet.
     """
 
@@ -78,6 +81,7 @@ class Hold:
     is_signed: bool
     inside: Copy
     outside: Copy
+    latest: str | None = None
     log: str = "at W&B"
 
     @property
@@ -125,14 +129,23 @@ class Holds:
         inside: the folder in the registry.
         signer: signs with this machine's key, and knows whom to trust.
         log: where a hold does not stand yet: `at W&B`, or `in the audit log`.
+        keys: says which keys the audit log names. Whoever can write in the registry's folder can put a key of
+            their own beside the others, so its signature counts for nothing.
     """
 
-    def __init__(self, inside: Path, signer: Signer, log: str = "at W&B") -> None:
+    def __init__(
+        self,
+        inside: Path,
+        signer: Signer,
+        log: str = "at W&B",
+        keys: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
         self.inside = inside
         self.outside: Path | None = None
         """The second folder, outside the registry; None where nothing is remembered outside."""
         self._signer = signer
         self._log = log
+        self._keys = keys
         self._listed: dict[Path, Place] = {}
         """What each folder held when it could be listed last."""
         self._place: tuple[Place, ...] | None = None
@@ -282,6 +295,7 @@ class Holds:
             bool(best and best.is_signed),
             copies[0],
             copies[1] if self.outside else "not kept",
+            max((one.statement.at for one in there if one.statement), default=None),
             self._log,
         )
 
@@ -296,7 +310,9 @@ class Holds:
             said = parse_json(content)
             statement = Statement.model_validate(said["hold"])
             named = (statement.version, statement.content_digest) == (version, digest)
-            is_signed = self._signer.fits_text(canonical(said["hold"]), said["signature"])
+            signature = said["signature"]
+            is_signed = self._signer.fits_text(canonical(said["hold"]), signature)
+            is_signed = is_signed and self._signer.counts_here(signature["key"], self._keys())
         except (ValueError, TypeError, LookupError, ValidationError):
             return _Found(content, None, False)
         return _Found(content, statement, is_signed) if named else _Found(content, None, False)

@@ -94,7 +94,7 @@ class Queries:
             return False
         if hold.content_digest == ANY_CONTENT:
             # Who restores an older backup gives the number again, to a version that nobody has stopped.
-            return hold.statement is None or summary.registered_at <= hold.statement.at
+            return hold.latest is None or summary.registered_at <= hold.latest
         digests = (summary.content_digest, self.as_registered(summary).content_digest)
         return hold.content_digest in digests
 

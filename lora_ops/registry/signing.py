@@ -135,6 +135,16 @@ class Signer:
         except ValueError:  # no base64, or a text with half a character
             return False
 
+    def counts_here(self, fingerprint: str, named: frozenset[str]) -> bool:
+        """Return whether a key may speak for this machine: it is listed, the log's, or the private one here.
+
+        Args:
+            fingerprint: of a key by which `fits_text` found a signature that fits.
+            named: the keys that the audit log names.
+        """
+        listed = self.settings.trusted_keys
+        return fingerprint in listed or (not listed and fingerprint in (*named, self.own.present()))
+
     def known(self) -> list[str]:
         """The fingerprints of the public keys in the folder, sorted."""
         return sorted(path.stem for path in self.folder.glob("*.pub") if holds_key(path))

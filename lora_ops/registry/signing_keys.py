@@ -129,6 +129,13 @@ class PrivateKey:
         """
         return key_fingerprint(public_pem(self.load()))
 
+    def present(self) -> str | None:
+        """Return the fingerprint of the key, or None where none can be read; nothing is made."""
+        if self._place() or (self.folder / IDENTITY_FILE).is_file():
+            with suppress(OSError, LoraOpsError):
+                return key_fingerprint(public_pem(read_key(self.path)))
+        return None
+
     def identity(self) -> Identity:
         """Return which registry this is; its id is made when it is first asked for.
 

@@ -85,7 +85,8 @@ class Transactions(Queries, ABC):
         self.files = FileStore(path / "files")
         self.copies = Copies(path / "verified", self.files.incoming)
         self.signer = Signer(path / "keys", signing, several=several_keys)
-        self.holds = Holds(path / HOLDS, self.signer, "at W&B" if self.shares_log else "in the audit log")
+        log = "at W&B" if self.shares_log else "in the audit log"
+        self.holds = Holds(path / HOLDS, self.signer, log, self._readable_keys)
         self.not_sent: str | None = None
         """Why the log did not take the last revocation, which holds on this machine; None where it did."""
         self.is_settling = False
@@ -131,6 +132,12 @@ class Transactions(Queries, ABC):
         if self.signer.own.several or migrations.schema_of(self.db) != migrations.SCHEMA_VERSION:
             return frozenset()
         return self.log.signing_keys()
+
+    def _readable_keys(self) -> frozenset[str]:
+        """Return the keys that the log names; empty, too, where the log can't be read: a hold must not wait."""
+        with suppress(LoraOpsError, ValueError, AttributeError):
+            return self._named_keys()
+        return frozenset()
 
     def sign_head(self) -> None:
         """Sign where the log ends again, with the key that is the private one now."""

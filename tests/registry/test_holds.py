@@ -1,5 +1,6 @@
 """A revocation holds on this machine at once, whatever keeps W&B from taking it, and reaches W&B once."""
 
+import base64
 import json
 import os
 import re
@@ -12,10 +13,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from lora_ops import incidents
 from lora_ops.clock import utc
 from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.hashing import canonical
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backup import backup, restore
 from lora_ops.registry.cards import record
@@ -25,6 +29,7 @@ from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import make
 from lora_ops.registry.shared import SharedRegistry
+from lora_ops.registry.signing_keys import key_fingerprint, public_pem
 from lora_ops.registry.status import status
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
@@ -756,3 +761,50 @@ def test_revocation_waits_for_a_lock_once(settled: Registry, package: Build, clo
     assert revocation < 2 and both < 3  # 4 and 8 seconds, when each hold waited
     assert settle(settled) == []
     assert len(revoked(settled)) == 8
+
+
+def foreign_signature(registry: Registry, said: dict[str, object]) -> dict[str, str]:
+    """Sign as whoever may write in the registry's folder: by a key of one's own, put beside the others."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = public_pem(key)
+    (registry.signer.folder / f"{key_fingerprint(public)}.pub").write_bytes(public)
+    value = key.sign(canonical(said).encode(), ec.ECDSA(hashes.SHA256()))
+    return {"key": key_fingerprint(public), "value": base64.b64encode(value).decode()}
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+def test_copy_of_a_hold_frees_no_version(
+    settled: Registry, package: Build, story: Story, is_signed: bool
+) -> None:
+    """Whoever wrote an early time into the copy in the registry had the stopped version on air again."""
+    router, right = served_by(settled, package, story), "UPDATE versions SET state = 'production'"
+    sql(settled, "UPDATE versions SET state = 'canary'")
+    if not is_signed:
+        settled.signer.own.path.rename(settled.path.parent / "elsewhere.key")
+    lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+    sql(settled, right)
+    [copy] = settled.holds.inside.glob("*")
+    said = {**json.loads(copy.read_text())["hold"], "at": "2000-01-01T00:00:00+00:00"}
+    signature = foreign_signature(settled, said) if is_signed else None
+    other = settled.path / "other.json"
+    other.write_text(json.dumps({"hold": said, "signature": signature}))
+    other.replace(copy)
+    with pytest.raises(OutOfService, match="finance@1 was revoked"):
+        router.route("finance")
+
+
+def test_hold_by_a_foreign_key_becomes_no_revocation(settled: Registry, package: Build, story: Story) -> None:
+    """Whoever could write in the registry's folder let anybody of a team revoke a version in the log."""
+    served_by(settled, package, story)
+    said = {
+        "kind": "hold",
+        "version": "finance@1",
+        "content_digest": settled.get("finance@1").summary.content_digest,
+    }
+    said |= {"actor": "ben", "reason": "leaks", "at": "2026-03-02T10:00:00+00:00", "evidence": []}
+    content = {"hold": said, "signature": foreign_signature(settled, said)}
+    settled.holds.inside.mkdir()
+    (settled.holds.inside / f"finance@1-{said['content_digest']}.json").write_text(json.dumps(content))
+    [waiting] = settle(settled)
+    assert "no key that is trusted here signed its hold" in waiting
+    assert not revoked(settled)
