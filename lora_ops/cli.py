@@ -159,6 +159,8 @@ def rollback(
     tenant, _ = parse_reference(version)
     require_text(reason, "Say why (--reason)")
     folder = incidents.new_folder(root, tenant, now())
+    if yes:
+        _require_readable(root, version, actor or whoami(), reason)
     not_sent = None
     page = None if without_notebook else folder / "rollback.html"
     if without_notebook:
@@ -210,6 +212,25 @@ def rollback(
     record = f"The record: {Path(told['record']).relative_to(root)}" if told["record"] else ""
     lines = (f"{told['returns']} {done.format(version)}.", told["not_captured"], record, *told["notes"])
     show(*(markup(line) for line in lines if line), sep="\n")
+
+
+def _require_readable(root: Path, version: str, actor: str, reason: str) -> None:
+    """Stop a version whose registry can't be opened, so that nothing can return: it must not answer meanwhile.
+
+    Raises:
+        LoraOpsError: the registry can't be opened; the text says whether the version was stopped.
+    """
+    from lora_ops.registry.backends import open_registry, stop_unread
+    from lora_ops.registry.roles import MOVE
+
+    try:
+        open_registry(root, to_stop=version).close()
+    except LoraOpsError as error:
+        why = stop_unread(root, version, error, actor=actor, reason=reason, roles=MOVE)
+        raise Unavailable(
+            f"{version} does not answer any more, and nothing has returned in its place: {why}. Mend that, and "
+            "run the same command again."
+        ) from error
 
 
 def _run_rollback(root: Path, folder: Path, parameters: dict[str, Any]) -> None:

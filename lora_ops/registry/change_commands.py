@@ -187,19 +187,19 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """Take a version out of service for good, at once."""
-    from lora_ops.errors import Damaged
+    from lora_ops.errors import LoraOpsError
     from lora_ops.registry.backends import open_registry, stop_unread
     from lora_ops.registry.lifecycle import revoke as decide
     from lora_ops.settings.files import find_root
 
     try:
         registry = open_registry(to_stop=reference)
-    except Damaged as error:
-        stop_unread(find_root(), reference, error, actor=who(actor), reason=reason)
+    except LoraOpsError as error:
+        why = stop_unread(find_root(), reference, error, actor=who(actor), reason=reason)
         work_is_done()
-        said = queued_sentence(reference, str(error), shares_log=False)
+        said = queued_sentence(reference, why, shares_log=False)
         if as_json:
-            print_json({"adapter": reference, "held": {"reason": reason, "not_sent": str(error)}})
+            print_json({"adapter": reference, "held": {"reason": reason, "not_sent": why}})
         else:
             print_lines(f"[bold]{markup(reference)}[/] {markup(said)}.")
         return

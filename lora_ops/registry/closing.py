@@ -18,7 +18,7 @@ from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import State
 from lora_ops.registry.changes import LostRace
 from lora_ops.registry.holds import ANY_CONTENT, Hold, Holds, Statement
-from lora_ops.registry.owners import Owners
+from lora_ops.registry.owners import Owners, Role
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import require_about
@@ -106,6 +106,9 @@ def revoke(registry: Registry, reference: str, actor: str, reason: str, evidence
         except LoraOpsError as error:
             return _stop_despite(registry, error, reference, actor, reason, evidence)
     queued = _settle(registry, *hold)
+    for other in registry.holds.all() if queued is None else ():
+        if other.version == reference:
+            _drop_if_closed(registry, other)
     registry.not_sent = why_not_taken(queued) if queued else None
     return _known(registry, reference, is_damaged=is_damaged)
 
@@ -179,7 +182,17 @@ def _stop_despite(
     return _known(registry, reference, is_damaged=is_damaged)
 
 
-def stop_unread(holds: Holds, owners: Owners, reference: str, *, actor: str, reason: str, at: datetime) -> None:
+def stop_unread(
+    holds: Holds,
+    owners: Owners,
+    reference: str,
+    *,
+    actor: str,
+    reason: str,
+    at: datetime,
+    roles: frozenset[Role] = MAY["revoked"],
+    signs: bool = True,
+) -> None:
     """Hold a version of a registry whose database can't be read, whatever content it has.
 
     A gateway that runs goes on with what it read before, so the version answers still.
@@ -191,6 +204,8 @@ def stop_unread(holds: Holds, owners: Owners, reference: str, *, actor: str, rea
         actor: who does it.
         reason: why.
         at: the time.
+        roles: what the actor must be.
+        signs: whether the registry is there, whose key signs the hold.
 
     Raises:
         LoraOpsError: no exact version, nobody of its team, no reason, or the hold can't be written.
@@ -200,9 +215,9 @@ def stop_unread(holds: Holds, owners: Owners, reference: str, *, actor: str, rea
     if not isinstance(number, int):
         raise LoraOpsError(f"Name the exact version that must go ({tenant}@3), not '{reference}'.")
     require_reason(reason)
-    require_role_in(owners.team(tenant), actor, MAY["revoked"], f"make {reference} 'revoked'")
+    require_role_in(owners.team(tenant), actor, roles, f"make {reference} 'revoked'")
     said = {"version": f"{tenant}@{number}", "actor": actor, "reason": reason.strip(), "at": utc(at)}
-    holds.keep(Statement(content_digest=ANY_CONTENT, **said))
+    holds.keep(Statement(content_digest=ANY_CONTENT, **said), signs=signs)
 
 
 def _known(registry: Registry, reference: str, *, is_damaged: bool = False) -> Version:

@@ -285,19 +285,23 @@ def _require_own_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise LoraOpsError(f"{folder} is a file, and a registry is a folder: correct registry.path.")
     found = {one.name for one in folder.iterdir() if not one.name.startswith(".")} - {"lost+found"}
-    if found and not _parts(folder):
+    if found and not registry_parts(folder):
         raise LoraOpsError(
             f"{folder} is no registry, and holds other things ({', '.join(sorted(found)[:3])}): name a folder "
             "of its own in registry.path."
         )
 
 
-def _parts(folder: Path) -> list[str]:
-    """Return what of a registry lies in `folder`."""
+def registry_parts(folder: Path) -> list[str]:
+    """Return what of a registry lies in `folder`.
+
+    Raises:
+        OSError: it is no folder that can be read.
+    """
     return [one.name for one in folder.iterdir() if one.name.startswith("registry.sqlite") or one.name in PARTS]
 
 
 def _missing(path: Path) -> LoraOpsError:
-    if path.parent.is_dir() and _parts(path.parent):
+    if path.parent.is_dir() and registry_parts(path.parent):
         return Damaged(f"{path} was removed, and the rest of the registry is there: restore it from a backup.")
     return MissingRegistry(path.parent)

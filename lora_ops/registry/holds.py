@@ -184,17 +184,21 @@ class Holds:
                 return f"the holds in {folder} can't be read ({disk_reason(error)}): make that folder readable"
         return None
 
-    def keep(self, statement: Statement) -> None:
+    def keep(self, statement: Statement, *, signs: bool = True) -> None:
         """Sign a statement and write it to both places; one of them is enough to stop the version.
 
         Where this machine can't sign, the statement is kept without a signature: it stops the version, too.
+
+        Args:
+            statement: what was decided.
+            signs: whether to sign; where no registry is, that would begin one.
 
         Raises:
             Unavailable: neither place can be written.
         """
         said, signature = statement.model_dump(mode="json", exclude_none=True), None
         try:
-            signature = self._signer.sign_text(canonical(said))
+            signature = self._signer.sign_text(canonical(said)) if signs else None
         except (OSError, LoraOpsError) as error:
             logger.warning("The hold of %s is not signed: %s", statement.version, error)
         content = json.dumps({"hold": said, "signature": signature}, indent=2).encode()

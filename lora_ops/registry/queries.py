@@ -82,8 +82,12 @@ class Queries:
         return None if summary.state in CLOSED else self.stop_of(summary)
 
     def stop_of(self, summary: Summary) -> Hold | None:
-        """Return the hold of a version, whatever its row says of its state, or None."""
-        return next((hold for hold in self.holds.all() if self.is_stopped_by(hold, summary)), None)
+        """Return the hold of a version, whatever its row says of its state, or None.
+
+        Of several, a signed one: it can become a revocation in the log.
+        """
+        found = [hold for hold in self.holds.all() if self.is_stopped_by(hold, summary)]
+        return max(found, key=lambda hold: hold.is_signed, default=None)
 
     def is_stopped_by(self, hold: Hold, summary: Summary) -> bool:
         """Return whether a hold is about a version and its content.

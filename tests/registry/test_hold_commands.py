@@ -1,15 +1,25 @@
 """What the commands say of a version that was revoked on this machine alone, and of one that W&B took."""
 
 import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from lora_ops.errors import Refused
+from lora_ops.cli import app as lora_ops
+from lora_ops.errors import NotFound, Refused, Unavailable
+from lora_ops.registry.backends import open_registry
+from lora_ops.serving.router import NotServed, Router
 from tests.conftest import write_params
 from tests.wandb_server import WandbServer
 
 from .test_commands import Cli, cli, root  # noqa: F401 - fixtures
+
+Damage = Callable[[Path], None]
 
 
 @pytest.fixture
@@ -73,4 +83,94 @@ def test_restore_keeps_stopped_what_was_stopped(shared: Path, cli: Cli) -> None:
     assert [one.split(" by ")[0] for one in json.loads(done.stdout)["held"]] == [
         "finance@2 was revoked on this machine"
     ]
+    assert cli("verify").exit_code == 0
+
+
+def version(number: int) -> Damage:
+    def write(registry: Path) -> None:
+        with closing(sqlite3.connect(registry / "registry.sqlite")) as db:
+            db.execute(f"PRAGMA user_version = {number}")
+
+    return write
+
+
+def emptied(registry: Path) -> None:
+    (registry / "registry.sqlite").rename(registry.parent / "away.sqlite")
+    (registry / "registry.sqlite").touch()
+
+
+def moved(*after: Damage) -> Damage:
+    def move(registry: Path) -> None:
+        registry.rename(registry.parent / "away")
+        for one in after:
+            one(registry)
+
+    return move
+
+
+UNREAD: dict[str, Damage] = {
+    "of a newer lora-ops": version(99),
+    "said to be empty": version(0),
+    "emptied": emptied,
+    "moved away": moved(),
+    "a folder of nothing": moved(Path.mkdir),
+    "a file": moved(Path.touch),
+    "a link to nothing": moved(lambda registry: registry.symlink_to("nothing")),
+    "a link to itself": moved(lambda registry: registry.symlink_to(registry.name)),
+    "something else": moved(Path.mkdir, lambda registry: (registry / "readme.md").touch()),
+}
+
+
+@pytest.fixture(params=UNREAD)
+def unread(root: Path, request: pytest.FixtureRequest) -> Iterator[Router]:  # noqa: F811
+    """A gateway's router that serves finance@2, of a registry that nobody can open any more."""
+    with closing(open_registry(root)) as registry:
+        router = Router(registry, registry.get("finance@2").manifest.base_model, allow_candidates=True)
+        assert router.route("finance@2").name == "finance@2"
+        UNREAD[request.param](root / ".registry")
+        assert router.route("finance@2").name == "finance@2"
+        yield router
+
+
+def test_revocation_holds_where_no_registry_opens(unread: Router, root: Path, cli: Cli) -> None:  # noqa: F811
+    """Four bytes, or a folder that was moved away, stopped every revocation, and the gateway went on."""
+    there = sorted(path.name for path in root.iterdir())
+    with pytest.raises(Refused, match="mallory may not make finance@2 'revoked'"):
+        cli("revoke", "finance@2", "--reason", "it leaks", "--actor", "mallory")
+    assert unread.route("finance@2").name == "finance@2"
+    done = cli("revoke", "finance@2", "--reason", "it leaks")
+    assert done.exit_code == 0
+    assert "finance@2 does not answer any more, and the audit log does not say so yet" in done.stdout
+    with pytest.raises(NotServed, match="finance@2 was revoked"):
+        unread.route("finance@2")
+    assert sorted(path.name for path in root.iterdir()) == there
+
+
+def test_rollback_stops_where_no_registry_opens(
+    unread: Router,
+    root: Path,  # noqa: F811
+) -> None:
+    command = ("rollback", "finance@2", "--reason", "it leaks", "--yes", "--without-notebook")
+    done = CliRunner().invoke(lora_ops, command)
+    assert isinstance(done.exception, Unavailable)
+    assert str(done.exception).startswith("finance@2 does not answer any more, and nothing has returned")
+    with pytest.raises(NotServed, match="finance@2 was revoked"):
+        unread.route("finance@2")
+
+
+def test_revocation_of_no_registry_holds_nothing(root: Path, cli: Cli) -> None:  # noqa: F811
+    (root / ".registry").rename(root / "away")
+    shutil.rmtree(root / ".serving")
+    with pytest.raises(NotFound, match="There is no registry in"):
+        cli("revoke", "finance@2", "--reason", "it leaks")
+    assert not (root / ".serving").exists() and not (root / ".registry").exists()
+
+
+def test_revocation_is_ended_when_the_registry_is_back(root: Path, cli: Cli) -> None:  # noqa: F811
+    (root / ".registry").rename(root / "away")
+    cli("revoke", "finance@2", "--reason", "it leaks")
+    (root / "away").rename(root / ".registry")
+    assert json.loads(cli("show", "finance@2", "--json").stdout)["verdict"]["may_serve"] is False
+    assert "is now 'revoked'" in cli("revoke", "finance@2", "--reason", "it leaks").stdout
+    assert not list((root / ".serving/holds").iterdir())
     assert cli("verify").exit_code == 0
