@@ -9,6 +9,7 @@ from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import HEAD_ACCEPTED, Anchor, Head, Log, Row, chain_problem
 from lora_ops.registry.replay import Alias, alias_mismatches, replay_aliases
 from lora_ops.registry.structure import Structure
+from lora_ops.registry.versions import CLOSED
 from lora_ops.small_files import parse_json
 
 Key = TypeVar("Key")
@@ -179,6 +180,23 @@ class LogFollower:
     def rows_problem(self) -> str | None:
         """As `problem_inside`, of the chain and the rows alone: who vouches for its end is not asked."""
         return self._follow(self._registry.log.head())
+
+    def closed_since(self) -> dict[tuple[str, int], str]:
+        """Return the versions that the entries after the verified ones close, and the state of each.
+
+        A gateway may lack what vouches for them: it lists the keys from before a rotation, or the memory of the
+        head is damaged. Whoever writes such entries without a key can take a version out, and bring none back.
+
+        Raises:
+            LoraOpsError: the database can't be read.
+        """
+        new, broken = self._unread()
+        closed = {}
+        for tenant, effects in map(_effects, () if broken else new):
+            for number, state in effects.get("states", {}).items():
+                if state in CLOSED:  # for good, whatever a later entry says
+                    closed[tenant, int(number)] = str(state)
+        return closed
 
     def unwritten(self) -> str | None:
         """Return what a transaction that is about to commit did not do, though it was told to, or None.

@@ -94,6 +94,7 @@ class Router:
 
     A change counts only once the log verifies up to its signed head and rows and aliases are what it says.
     Where they are not, the routes that were verified before go on, and no new one is read: `damage` says why.
+    A version that the log closes meanwhile stops all the same.
 
     Args:
         copy: opens the same registry for another thread; None: all is read in this one.
@@ -118,6 +119,8 @@ class Router:
         self._splits: dict[str, TrafficSplit[Route]] = {}
         self._versions: Sequence[Summary] | None = None
         self._damage: str | None = None
+        self._closed: dict[tuple[str, int], str] = {}
+        """What the log closed since it can't be trusted: version to its state."""
 
     async def catch_up(self) -> None:
         """Verify in a thread what others changed, where this thread has more to do than to wait for that.
@@ -196,7 +199,8 @@ class Router:
             summary = found.version.summary
             # A hold counts while the registry is damaged, too. Clients need not know who decided it.
             held = self._registry.hold_of(summary)
-            refusal = f"{summary.id} was revoked: it does not answer any more" if held else found.refusal
+            closed = "revoked" if held else self._closed.get((summary.tenant, summary.number))
+            refusal = f"{summary.id} was {closed}: it does not answer any more" if closed else found.refusal
             refusal = refusal or expiry_reason(summary, self._registry.clock())
             if refusal:
                 # Who asks for a tenant wants its service back; who pins a version has chosen the wrong one.
@@ -253,8 +257,11 @@ class Router:
         if damage is None:
             self._registry.remember(self._log.verified, seconds=SHORT_WAIT)
             self._splits.clear()
+            self._closed = {}
             self._versions = None
             self._say_what_is_held()
+        else:
+            self._closed |= self._closed_meanwhile()
         if damage != self._damage:
             if damage:
                 logger.error(
@@ -265,6 +272,12 @@ class Router:
             else:
                 logger.warning("The registry verifies again.")
         self._damage = damage
+
+    def _closed_meanwhile(self) -> dict[tuple[str, int], str]:
+        """Return what the log closes after what was verified, though nobody vouches for it here."""
+        with suppress(LoraOpsError, ValueError, AttributeError):  # entries that lora-ops did not write
+            return self._log.closed_since()
+        return {}
 
     def _say_what_is_held(self) -> None:
         texts = frozenset(hold.text for hold in self._registry.holds.all())

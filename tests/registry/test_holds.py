@@ -808,3 +808,26 @@ def test_hold_by_a_foreign_key_becomes_no_revocation(settled: Registry, package:
     [waiting] = settle(settled)
     assert "no key that is trusted here signed its hold" in waiting
     assert not revoked(settled)
+
+
+@pytest.mark.parametrize("kind", ["junk", "folder"])
+def test_revocation_counts_though_the_outer_head_is_damaged(
+    settled: Registry, package: Build, story: Story, kind: str
+) -> None:
+    """The log took the revocation and the command said so, and a gateway went on with the version."""
+    router = served_by(settled, package, story)
+    assert settled.memory
+    path = settled.memory.path
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.write_text("junk")
+    assert router.route("finance").name == "finance@1"
+    assert lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks").state == "revoked"
+    with pytest.raises(OutOfService, match="finance@1 was revoked"):
+        router.route("finance")
+    sql(settled, *unguarded(settled), "DELETE FROM audit WHERE action = 'revoked'")
+    with pytest.raises(OutOfService, match="finance@1 was revoked"):
+        router.route("finance")
+    assert router.damage()

@@ -1,6 +1,8 @@
 """The private key: apart from the registry, never replaced unseen, rotated as an entry of the log."""
 
+import re
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,15 +11,17 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.registry import lifecycle
 from lora_ops.registry.audit import Anchor
 from lora_ops.registry.heads import HeadMemory
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.rotation import rotate_key
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.signing_keys import MissingKey, keys_home, make_key
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from lora_ops.serving.router import NotServed, Router
 from lora_ops.settings.registry import SigningSettings
 
 from . import processes
-from .conftest import Build
+from .conftest import Build, Clock
 
 
 def again(registry: Registry, **options: object) -> Registry:
@@ -204,3 +208,32 @@ def test_killed_rotation_is_mended_by_the_next_change(registry: Registry, packag
     assert opened.signer.own.fingerprint() == opened.log.current_key()
     rotate_key(opened, actor="ben", reason="once more")
     assert verify(opened).ok
+
+
+def test_rotation_hides_no_revocation_from_a_gateway(
+    tmp_path: Path, owners: Owners, clock: Clock, package: Build
+) -> None:
+    """A gateway that lists the keys from before went on with a version that the command called revoked."""
+
+    def opened(*keys: str) -> Registry:
+        signing = SigningSettings(trusted_keys=keys)
+        found = Registry(tmp_path / "registry", create=True, owners=owners, signing=signing, clock=clock)
+        found.allow_candidates = True
+        return found
+
+    with closing(opened()) as registry:
+        registry.register(*package(), actor="ana")
+        old = registry.signer.own.fingerprint()
+    with closing(opened(old)) as gateway:
+        router = Router(gateway, gateway.get("finance@1").manifest.base_model, allow_candidates=True)
+        assert router.route("finance").name == "finance@1"
+        with closing(opened(old)) as registry, pytest.raises(Refused) as refused:
+            rotate_key(registry, actor="ben", reason="it is old")
+        new = re.findall("[0-9a-f]{64}", str(refused.value))[0]
+        with closing(opened(old, new)) as registry:
+            rotate_key(registry, actor="ben", reason="it is old")
+            assert router.damage()
+            assert router.route("finance").name == "finance@1"
+            lifecycle.revoke(registry, "finance@1", actor="ben", reason="leaks")
+        with pytest.raises(NotServed, match="finance@1 was revoked"):
+            router.route("finance")
