@@ -1,6 +1,6 @@
 """How long the pipeline takes from an empty workspace, and how long when there is nothing to do.
 
-    python benchmarks/pipeline.py            # the three tenants of params.yaml, as `make repro` runs them
+    python benchmarks/pipeline.py            # the tenants of params.yaml, as `make repro` runs them
     python benchmarks/pipeline.py --profile small
 
 Runs in a clone beside this one, with this one's downloads, so that nothing here is touched. The peer in the

@@ -150,9 +150,9 @@ def plot_text(text: str) -> str:
     return visible(text).replace("$", r"\$")
 
 
-def table(frame: "pd.DataFrame") -> "Styler":
+def table(frame: "pd.DataFrame", decimals: int = 6) -> "Styler":
     """Return a table of texts for a notebook, without its index; pandas' own Styler would run their HTML."""
-    shown = frame.style.format(escape="html").format_index(escape="html", axis="columns")
+    shown = frame.style.format(escape="html", precision=decimals).format_index(escape="html", axis="columns")
     return shown.hide(axis="index")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLE_TENANTS = ("finance", "healthcare", "media")
+SAMPLE_TENANTS = ("finance", "healthcare", "media", "publishing")
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -22,7 +22,7 @@ from lora_ops.settings.tenant import TenantSettings
 from tests.conftest import ROOT, run
 from tests.registry.conftest import build_package
 
-TENANTS = ("finance", "healthcare", "media")
+TENANTS = ("finance", "healthcare", "media", "publishing")
 STAGES = """\
 stages:
   base_model: {cmd: "echo base > base", outs: [base]}

@@ -74,7 +74,7 @@ def test_register_takes_every_package_and_changes_none(clone: Path) -> None:
     packages = contents(clone / "packages")  # they are outputs of DVC
     first = lora_ops(clone, "register")
     assert first.returncode == 0, first.stderr
-    assert first.stdout.count("(a new version)") == 3
+    assert first.stdout.count("(a new version)") == len(SAMPLE_TENANTS)
     assert contents(clone / "packages") == packages
     registry = open_registry(clone)
     assert [one.id for one in registry.summaries()] == [f"{tenant}@1" for tenant in SAMPLE_TENANTS]
@@ -102,7 +102,7 @@ def test_register_refuses_what_people_would_misread(
     for words in (("media",), ()):
         done = lora_ops(clone, "register", *words)
         assert done.returncode == 2 and said in done.stderr, done.stderr
-    assert [one.tenant for one in open_registry(clone).summaries()] == ["finance", "healthcare"]
+    assert [one.tenant for one in open_registry(clone).summaries()] == ["finance", "healthcare", "publishing"]
 
 
 def test_register_of_nothing_makes_no_registry(clone: Path) -> None:
@@ -181,7 +181,7 @@ def test_register_again_adds_nothing(clone: Path) -> None:
     registry = open_registry(clone)
     head = registry.log.head()
     again = lora_ops(clone, "register")
-    assert again.returncode == 0 and again.stdout.count("registered before") == 3
+    assert again.returncode == 0 and again.stdout.count("registered before") == len(SAMPLE_TENANTS)
     assert registry.log.head() == head
 
 
@@ -260,11 +260,11 @@ def test_register_names_its_author(clone: Path) -> None:
 def test_report_registers_nothing(clone: Path) -> None:
     shown = lora_ops(clone, "report")
     assert shown.returncode == 0, shown.stderr
-    assert "Not registered: finance, healthcare, media. Next: lora-ops register" in shown.stdout
+    assert "Not registered: finance, healthcare, media, publishing. Next: lora-ops register" in shown.stdout
     assert not (clone / ".registry").exists()
     lora_ops(clone, "register", "media")
     shown = lora_ops(clone, "report")
-    assert "media@1" in shown.stdout and "Not registered: finance, healthcare." in shown.stdout
+    assert "media@1" in shown.stdout and "Not registered: finance, healthcare, publishing." in shown.stdout
 
 
 def test_report_says_that_a_version_was_revoked(clone: Path) -> None:
@@ -276,7 +276,7 @@ def test_report_says_that_a_version_was_revoked(clone: Path) -> None:
     registry.close()
     assert "Note: finance@1 was revoked: it does not answer any more." in lora_ops(clone, "report").stdout
     told = {row["tenant"]: row for row in json.loads(lora_ops(clone, "report", "--json").stdout)}
-    assert [told[name]["state"] for name in SAMPLE_TENANTS] == ["revoked", None, "candidate"]
+    assert [told[name]["state"] for name in SAMPLE_TENANTS] == ["revoked", None, "candidate", None]
     assert told["finance"]["notes"] == ["finance@1 was revoked: it does not answer any more"]
     assert told["media"]["notes"] == []
 

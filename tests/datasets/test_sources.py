@@ -1,4 +1,4 @@
-"""The three packaged sources and a user's own files, read."""
+"""The packaged sources and a user's own files, read."""
 
 import json
 from pathlib import Path
@@ -55,6 +55,16 @@ def test_media_is_rated_by_agreement_and_holds_no_direct_identifier() -> None:
     frame = rows_of("media")
     assert set(frame["label"]) == {"negative", "neutral", "positive"}
     assert not frame["text"].str.contains("566-8082").any()
+
+
+def test_publishing_has_headings_of_many_documents_and_no_markup() -> None:
+    frame = rows_of("publishing")
+    assert len(frame) > 1000 and frame["document"].nunique() > 200
+    assert set(frame["part"]) == {"topics", "ref", "howto", "internals", "intro", "faq", "misc"}
+    assert not frame["heading"].str.lower().duplicated().any() and (frame["text"].str.len() <= 320).all()
+    assert not frame["text"].str.contains(r"`|:\w+:`|::").any()
+    row = frame[frame["heading"] == "Composite primary keys and relations"].iloc[0]
+    assert row["document"] == "topics/composite-primary-key.txt"
 
 
 @pytest.mark.parametrize("tenant", SAMPLE_TENANTS)

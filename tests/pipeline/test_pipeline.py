@@ -57,7 +57,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert added.returncode == 0, added.stderr
 
     def quick(params: dict) -> None:
-        for tenant in ("healthcare", "media"):
+        for tenant in ("healthcare", "media", "publishing"):
             del params["tenants"][tenant], params["serving"]["tenants"][tenant]
         params["tenants"]["support"]["train"] |= {"rank": 2, "epochs": 1}
         params["tenants"]["support"]["evaluate"] |= {

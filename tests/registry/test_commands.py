@@ -260,7 +260,7 @@ def test_list_shows_the_versions_of_one_state(cli: Cli) -> None:
 
 def test_status_says_what_the_next_step_needs(cli: Cli) -> None:
     (finance, *others) = json.loads(cli("status", "--json").output)
-    assert [row["tenant"] for row in (finance, *others)] == ["finance", "healthcare", "media"]
+    assert [row["tenant"] for row in (finance, *others)] == ["finance", "healthcare", "media", "publishing"]
     assert (finance["production"], finance["candidate"]) == (None, "finance@2")
     assert (finance["next_version"], finance["next_stage"]) == ("finance@2", "validated")
     assert any("policy" in one for one in finance["missing"])

@@ -32,7 +32,7 @@ def owners_of(folder: Path, text: str) -> Owners:
 
 def test_the_repository_names_owners_for_each_of_its_tenants() -> None:
     owners = load_owners(REPOSITORY / "owners.yaml")
-    assert {"finance", "healthcare", "media"} <= set(owners.tenants)
+    assert {"finance", "healthcare", "media", "publishing"} <= set(owners.tenants)
 
 
 def test_a_tenant_without_an_entry_has_the_default_owners(tmp_path: Path) -> None:
