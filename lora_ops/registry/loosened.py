@@ -66,6 +66,7 @@ GATES: dict[str, Looser] = {
     "evaluate.few_shot": _less,
     "evaluate.bootstrap": _less,
     "data.bias_columns": _lacks,
+    "data.moved_groups": lambda mine, theirs: _lacks(theirs, mine),
     "data.group": lambda mine, theirs: theirs is not None and mine != theirs,  # rows alike in two splits
     "data.contract.max_near_duplicates": _wider,
     "data.contract.allow_pii": _wider,
@@ -283,6 +284,7 @@ def _settings(registry: Registry, version: Version, promoted: AuditEntry | None)
     yield from ((f"data.contract.{name}", value) for name, value in _section(data, "contract").items())
     yield from ((f"package.{name}", value) for name, value in _section(manifest.params, "package").items())
     yield from ((f"data.{name}", data[name]) for name in ("bias_columns", "group") if name in data)
+    yield "data.moved_groups", tuple(data.get("moved_groups") or ())
     yield "rows of the test split", manifest.evaluation.rows
     if promoted is None:
         yield "evaluate.max_gap", gap_limit(registry, version)

@@ -63,6 +63,9 @@ class DataSettings(Section):
         (), description="columns of the source, such as region or language, whose groups must be served alike"
     )
     seed: int = 7
+    moved_groups: tuple[str, ...] = Field(
+        (), description="held-out groups that are trained on from now on, as `lora-ops review corrections` says"
+    )
     on_pii: Literal["stop", "drop", "redact"] = Field(
         "stop", description="rows with direct identifiers: stop, leave the rows out, or replace what was found"
     )

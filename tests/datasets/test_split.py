@@ -52,6 +52,20 @@ def test_split_one_more_group_moves_no_other_group(tenant: str) -> None:
         assert {name: after[name] for name in before} == before
 
 
+def test_split_trains_on_a_group_that_was_moved() -> None:
+    """Reviewers corrected its rows; no other group changes its split."""
+    frame = pd.DataFrame(
+        {"text": [f"row {n}" for n in range(200)], "label": "a", "code": [str(n // 4) for n in range(200)]}
+    )
+    data = DataSettings(source="rows.csv", group="code", rows=ROWS, task="text")
+    before = candidate_rows(frame, data)
+    moved = before[before["split"] == "test"]["group"].iloc[0]
+    after = candidate_rows(frame, data.model_copy(update={"moved_groups": (moved,)}))
+    assert set(after[after["group"] == moved]["split"]) == {"train"}
+    others = before["group"] != moved
+    assert (after[others]["split"] == before[others]["split"]).all()
+
+
 @pytest.mark.parametrize("tenant", load_settings(find_root()).tenants)
 def test_split_without_the_last_row_moves_only_that_row(tenant: str) -> None:
     """The next row of its split (for a balanced one: of its label) may come in where it was."""

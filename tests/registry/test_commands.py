@@ -311,6 +311,7 @@ def test_history_is_the_audit_log_of_one_version(cli: Cli, root: Path) -> None:
     assert [entry["action"] for entry in entries] == [
         "registered",
         "validated",
+        "evidence",
         "shadow",
         "canary",
         "evidence",

@@ -220,6 +220,32 @@ def file_(
 
 
 @app.command()
+def corrections(
+    reference: ExactReference,
+    target: Annotated[Path, typer.Argument(help="A new file of JSON lines.", metavar="FILE")],
+    as_json: AsJson = False,
+) -> None:
+    """Write corrected answers as training rows; rows that are still tested with are refused."""
+    from lora_ops.gates.review import corrections as made
+    from lora_ops.settings.data import DataSettings
+    from lora_ops.settings.files import find_root, read_section
+
+    with _opened(reference) as (registry, session):
+        tenant = session.plan.tenant
+        settings = read_section(find_root(), f"tenants.{tenant}.data", DataSettings)
+        found = made.corrections(registry, session, settings.moved_groups)
+    made.write(found, target, tenant)
+    work_is_done()
+    if as_json:
+        facts = {"held_out_groups": found.held_out, "disputed": found.disputed}
+        print_json({"adapter": session.plan.adapter, "rows": len(found.rows), "file": str(target), **facts})
+        return
+    notes = [f"reviewers correct '{text}' in different ways: it is left out" for text in found.disputed]
+    notes += [made.how_to_move(found.held_out, tenant)] if found.held_out else []
+    print_lines(markup(f"{target} has {len(found.rows)} training rows."), *note_lines(notes))
+
+
+@app.command()
 def recount(reference: ExactReference, as_json: AsJson = False) -> None:
     """Count the filed review again from what the registry keeps, and say where it differs."""
     from lora_ops.errors import NotFound
