@@ -28,6 +28,8 @@ CHAT_TEMPLATE = (
 # of the others, so that the rest takes little more than two minutes on two quiet cores.
 SLOW = (
     "datasets/test_split.py",
+    "detectors/test_classifier.py",
+    "detectors/test_measure.py",
     "engines/",
     "evaluation/test_answers.py",
     "gates/review/test_notebook.py",

@@ -38,16 +38,15 @@ _MAESTRO = "50[1-6]|508|5893|6304|67"
 _LONG = "6011|62|64[4-9]|65|63[6-9]|60|35(?:2[89]|[3-8])|220[0-5]"  # Discover, UnionPay, RuPay, JCB, Mir
 _DINERS = "30[0-5]|3095|36|3[89]"
 _ISSUERS = {
-    12: _MAESTRO,
-    13: f"{_VISA}|{_MAESTRO}",
-    14: f"{_DINERS}|{_MAESTRO}",
-    15: f"34|37|2131|1800|{_MAESTRO}",
+    13: _VISA,
+    14: _DINERS,
+    15: "34|37|2131|1800",
     16: f"{_VISA}|{_MASTERCARD}|{_MAESTRO}|{_LONG}|{_DINERS}|81|82|9792|8600|9860",
-    17: f"{_MAESTRO}|62",
-    18: f"{_MAESTRO}|62",
     19: f"{_VISA}|{_MAESTRO}|{_LONG}|{_DINERS}|81",
 }
 _CARDS = {length: re.compile(issuers) for length, issuers in _ISSUERS.items()}
+# Lengths that hardly any card has, and many other numbers: cards only after a word that names them.
+_RARE = dict.fromkeys((12, 13, 14, 15, 17, 18), re.compile(f"{_MAESTRO}|62"))
 _MOST = max(_CARDS)
 _MOST_GROUPS = 8  # pairs of digits
 
@@ -67,8 +66,9 @@ _LOOK_BACK = 60
 def cards(text: str) -> Iterator[Span]:
     """Yield where a payment card's number stands in a folded text.
 
-    The digits stand together or in the groups that cards are printed in; after a word such as `card` in any
-    groups. A number that is also a whole EAN-13, as of goods, is a card only after such a word.
+    The digits stand together or in the groups that cards are printed in, after a word such as `card` in any
+    groups. Two sorts of numbers are cards only after such a word: a whole EAN-13, as of goods, and one of a
+    length that hardly any card has.
     """
     for run in _runs(text):
         first = 0
@@ -114,11 +114,14 @@ def _card_end(text: str, run: list[Span], first: int) -> int | None:
             break
         digits += text[start:end]
         shape += f"{end - start},"
-        issuers = _CARDS.get(len(digits))
-        if not (issuers and issuers.match(digits) and luhn(digits)):
+        usual, rare = _CARDS.get(len(digits)), _RARE.get(len(digits))
+        is_usual = usual is not None and usual.match(digits)
+        is_rare = rare is not None and rare.match(digits)
+        if not ((is_usual or is_rare) and luhn(digits)):
             continue
-        printed = last == first and not _is_ean(digits) or bool(_GROUPED.fullmatch(shape))
-        if printed or _NAMED.search(text, max(0, run[first][0] - _LOOK_BACK), run[first][0]):
+        is_printed = not _is_ean(digits) if last == first else _GROUPED.fullmatch(shape)
+        start = run[first][0]
+        if (is_usual and is_printed) or _NAMED.search(text, max(0, start - _LOOK_BACK), start):
             found = last
     return found
 

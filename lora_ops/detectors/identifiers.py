@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 NAME = "identifiers"
-VERSION = "2"
+VERSION = "3"
 """Raised when the recognisers change: what another version found can't be compared."""
 
 EMAIL = "e-mail address"
@@ -43,7 +43,7 @@ BIRTH = "date of birth"
 RECORD = "medical record number"
 PASSPORT = "passport number"
 KINDS = (EMAIL, IBAN, CARD, SSN, IP, PHONE, BIRTH, RECORD, PASSPORT)
-"""Where two overlap, the earlier kind gives its name."""
+"""Where two overlap, the longer one gives its name, and of two as long the earlier kind."""
 
 PASSES = 20  # over a text whose identifiers stand side by side
 
@@ -59,13 +59,15 @@ _SSN = re.compile(
     r"(?:\1|\2)(?!0000)\d{4}(?![\w-])"
 )
 _IPV4 = re.compile(
-    r"(?<![\w.])(?<![A-Za-z]/)(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\w|\.\d)"
+    r"(?<![\w.])(?<![A-Za-z]/)(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\w|\.\w|(?<=\.0)/\d)"
 )
-_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9A-Fa-f]{1,4}|[0-9.]{7,15})?(?![\w:])")
+_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9.]{7,15}|[0-9A-Fa-f]{1,4})?(?![\w:])")
 _NOT_ADDRESS = re.compile(
     r"(?:version|release|build|firmware|revision|section|chapter|clause|paragraph|ver\.|sec\.|§)\s*$",
     re.IGNORECASE,
 )
+
+_IPV6_NETWORKS = tuple(map(ipaddress.IPv6Network, ("2000::/3", "fc00::/7", "fe80::/10", "64:ff9b::/96")))
 
 _MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\\.?"
 _DATE = (
@@ -137,8 +139,8 @@ def _merged(found: Iterable[Found]) -> list[Found]:
     merged: list[Found] = []
     for one in sorted(found, key=lambda one: (one.start, KINDS.index(one.kind))):
         if merged and one.start < merged[-1].end:
-            kind = min(merged[-1].kind, one.kind, key=KINDS.index)
-            merged[-1] = Found(kind, merged[-1].start, max(merged[-1].end, one.end))
+            longer = min(merged[-1], one, key=lambda one: (one.start - one.end, KINDS.index(one.kind)))
+            merged[-1] = Found(longer.kind, merged[-1].start, max(merged[-1].end, one.end))
         else:
             merged.append(one)
     return merged
@@ -164,7 +166,10 @@ def _addresses(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_somebodys(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Return whether one machine may have an address: not this machine's own, nor a group, nor a mask."""
-    if address.is_loopback or address.is_unspecified:
-        return False
-    return address.version == 6 or 0 < int(address) >> 24 < 224
+    """Return whether one machine may have an address: not this machine's own, nor a group, nor a mask.
+
+    Of IPv6 those that are given out count (RFC 4291): in code `1::2` is a slice.
+    """
+    if address.version == 4:
+        return not address.is_loopback and 0 < int(address) >> 24 < 224
+    return address.ipv4_mapped is not None or any(address in network for network in _IPV6_NETWORKS)

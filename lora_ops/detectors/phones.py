@@ -2,14 +2,14 @@
 
 Most numbers without a country code look like any number. So one is found in four forms:
 
-- with `+`, `00` or `011` and a country code that exists, at a length that the country has;
+- with `+` and a country code that exists, at a length that the country has; with `00` or `011` in groups;
 - grouped as in North America;
 - with a leading 0, in exactly the groups that one of `REGIONS` writes;
 - in any form beside a word that names it, such as `phone` or `call me on`.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 
 Span = tuple[int, int]
@@ -21,23 +21,30 @@ REGIONS = (
     "KR", "MY", "NG", "NL", "NZ", "PH", "PK", "RO", "RS", "SE", "SI", "SK", "TH", "TR", "TW", "UA", "VN", "ZA",
 )
 # fmt: on
-# A text with more candidates than this is a list of numbers. The rest of them count by their form alone, so
-# that no text takes long and nothing of it stays unredacted.
-MOST_LOOKUPS = 200
+# A text with more national candidates than this is a list of numbers. The rest of them count by their form
+# alone, so that no text takes long and nothing of it stays unredacted.
+MOST_LOOKUPS = 500
 
 _GAP = r"[ ./()-]{0,3}"
-_INTERNATIONAL = re.compile(rf"(?<![\w+])(?:\+|00(?=[1-9])|011[ -](?=[1-9]))\(?\d(?:{_GAP}\d){{6,17}}(?!\d)")
-_NORTH_AMERICAN = re.compile(
-    # (212) 555-0147, 1-212-555-0147, 212.555.0147; neither area nor exchange begins with 0 or 1.
-    r"(?<![\w.+-])(?:1[ .-])?(?:\([2-9]\d{2}\)[ .-]?|[2-9]\d{2}[ .-])[2-9]\d{2}[ .-]\d{4}(?![\w-]|\.\d)"
+_INTERNATIONAL = re.compile(
+    # An x may follow, before an extension; another letter is a unit or an exponent.
+    rf"(?<![\w+])(?:\+|00(?=[1-9])|011[ -](?=[1-9]))\(?\d(?:{_GAP}\d){{6,17}}(?![0-9A-WYZa-wyz_])"
 )
-_TRUNK = re.compile(rf"(?<![\w.+-])(?<!\d[,:/])\(?0(?:{_GAP}\d){{8,12}}(?![\w:]|[.,-]\d)")
+# Neither area nor exchange begins with 0 or 1. After a group of three digits it is a part of a longer number.
+_NORTH_AMERICAN = re.compile(
+    r"(?<![\w.+-])(?<!\d{3} )(?:"
+    r"(?:1[ .-])?\([2-9]\d{2}\)[ .-]?[2-9]\d{2}[ .-]\d{4}"  # (212) 555-0147
+    r"|(?:1[ -])?[2-9]\d{2}(?:-[2-9]\d{2}-| [2-9]\d{2}[ -])\d{4}"  # 212-555-0147, 1 212 555-0147
+    r"|(?:1\.)?[2-9]\d{2}\.[2-9]\d{2}\.\d{4}"  # 212.555.0147
+    r")(?![\w-]|\.\d)"
+)
+_TRUNK = re.compile(rf"(?<![\w.+-])(?<!\d[ ,:/])\(?0(?!\.)(?:{_GAP}\d){{8,12}}(?![\w:]|[.,-]\d)")
 _NATIONAL = re.compile(rf"(?<![A-Za-z0-9_.])(?<!\d[,:/])\(?\d(?:{_GAP}\d){{6,14}}(?![\w:%]|[.,-]\d)")
 _DATE = re.compile(r"\d{4}[ ./-]\d{1,2}[ ./-]\d{1,2}(?: .*)?|\d{1,2}[ ./-]\d{1,2}[ ./-]\d{4}(?: .*)?")
 _NAMED = re.compile(
     # Up to 30 characters without a digit may stand between the word and its number.
-    r"(?:(?<!\w)(?:(?:tele|cell |smart|mobile )?phone|mobile|cell|tel|telephone|cellphone|fax|whats ?app|"
-    r"signal|sms|hotline|call|dial|ring|reach|text me|ph|mob|telefon|telefonnummer|tel-nr|handy|handynummer|"
+    r"(?:(?<![\w-])(?:(?:tele|cell |smart|mobile )?phone|mobile|cell|tel|telephone|cellphone|fax|whats ?app|"
+    r"sms|hotline|call|dial|ring|reach|text me|ph|mob|telefon|telefonnummer|tel-nr|handy|handynummer|"
     r"mobil|rückruf|anruf|anrufen|rufen|t[ée]l[ée]phone|portable|appele[rz]|appel|tel[ée]fono|m[óo]vil|celular|"
     r"ll[áa]m[ae]\w*|telefone|telem[óo]vel|ligue|cellulare|chiam\w+|telefoon|mobiel|bel|tlf|puhelin|puh|"
     r"телефон|тел|моб)(?:es|s|ed|ing)?(?!\w)|电话|電話|手机|手機|携帯|전화|휴대폰|هاتف|फ़ोन|फोन|टेलीफोन)"
@@ -53,19 +60,23 @@ _OTHER = re.compile(
     re.IGNORECASE,
 )
 _LOOK_BACK = 60
+_FEWEST_DIGITS = 7
 
 
 def phones(text: str) -> Iterator[Span]:
     """Yield where phone numbers stand in a folded text; spans may overlap."""
-    lookups = _Lookups()
+    lookups = MOST_LOOKUPS
     for match in _INTERNATIONAL.finditer(text):
-        end = _international_end(match[0], lookups)
+        end = _international_end(match[0])
         if end:
             yield match.start(), match.start() + end
     for match in _NORTH_AMERICAN.finditer(text):
         yield match.span()
     for match in _TRUNK.finditer(text):
-        if lookups(_is_printed_nationally, match[0]) and not _stands_after(_OTHER, text, match.start()):
+        if match[0].isdigit() or _DATE.fullmatch(match[0]) or _stands_after(_OTHER, text, match.start()):
+            continue
+        lookups -= 1
+        if lookups < 0 or _is_printed_nationally(match[0]):
             yield match.span()
     for match in _NATIONAL.finditer(text):
         start = match.start()
@@ -78,29 +89,20 @@ def _stands_after(word: re.Pattern[str], text: str, start: int) -> bool:
     return word.search(text, max(0, start - _LOOK_BACK), start) is not None
 
 
-class _Lookups:
-    """Asks the numbering plans, `MOST_LOOKUPS` times; then everything counts."""
-
-    def __init__(self) -> None:
-        self._left = MOST_LOOKUPS
-
-    def __call__(self, ask: Callable[[str], bool], number: str) -> bool:
-        self._left -= 1
-        return self._left < 0 or ask(number)
-
-
-def _international_end(candidate: str, lookups: _Lookups) -> int | None:
+def _international_end(candidate: str) -> int | None:
     """Return how much of a candidate is one number: up to the last group with which it exists in the plans.
 
     Where none exists, the longest of a possible length counts after `+`: nobody writes other numbers that way.
+    Digits without a gap after 00 are rather a number of an order, filled up with zeros.
     """
-    ends = [match.end() for match in re.finditer(r"\d(?!\d)", candidate)][::-1]
-    for end in ends:
-        if lookups(_exists, candidate[:end]):
-            return end
-    if candidate[0] == "+":
-        return next((end for end in ends if lookups(_is_possible, candidate[:end])), None)
-    return None
+    if candidate.isdigit():
+        return None
+    ends = [match.end() for match in re.finditer(r"\d(?!\d)", candidate)]
+    counted = [end for end in ends if sum(map(str.isdigit, candidate[:end])) >= _FEWEST_DIGITS][::-1]
+    exists = next((end for end in counted if _exists(candidate[:end])), None)
+    if exists is None and candidate[0] == "+":
+        return next((end for end in counted if _is_possible(candidate[:end])), None)
+    return exists
 
 
 def _plain(international: str) -> str:
@@ -131,12 +133,10 @@ def _is_possible(international: str) -> bool:
 
 @lru_cache(4096)
 def _is_printed_nationally(candidate: str) -> bool:
-    """Return whether a region has this number and prints it in these groups, at least two."""
+    """Return whether a region has this number and prints it in these groups."""
     import phonenumbers
 
     groups = re.findall(r"\d+", candidate)
-    if len(groups) < 2 or _DATE.fullmatch(candidate):
-        return False
     for region in REGIONS:
         try:
             number = phonenumbers.parse("".join(groups), region)

@@ -44,6 +44,8 @@ ITEMS = [
     (PHONE, "+14155552671"),
     (PHONE, "(212) 555-0147"),
     (PHONE, "1-212-555-0147"),
+    (PHONE, "212 555-0147"),
+    (PHONE, "212.555.0147"),
     (IP, "192.168.10.20"),
     (IP, "2001:db8::ff00:42:8329"),
     (IP, "fe80::1"),
@@ -59,6 +61,8 @@ ITEMS = [
     (IP, "\uff17\uff18.\uff18\uff15.\uff15\uff18.\uff18\uff10"),
     (SSN, "912-70-1234"),
     (PHONE, "0049 171 2345678"),
+    (IP, "fd00::1"),
+    (IP, "::ffff:192.0.2.17"),
     (PHONE, "+44 (0)20 7946 0018"),
     (PHONE, "01 42 68 53 00"),
     (PHONE, "+1 555 867 5309"),
@@ -132,10 +136,29 @@ def test_a_number_is_found_after_the_word_that_names_it(kind: str, before: str, 
         "+999 1234567",
         "001234567890123",
         "912-45-1234",
+        "x[::2] + y[1::2] - z[3::6]",
+        "0.000 000 0023 and 1.008 664 916 06 and 6.700 535 2471",
+        "-2739849386524269E26 +5479698773048538E26 +61245E3",
+        "0049301234567890 0012125550147",  # numbers of orders, filled up with zeros
+        "11.5.9.0.sb0007585",
+        "10.0.0.0/24",
+        "206.768 2827 and 1.319 590 8951 e-15 and 28 024.951 3861",
+        "Monthly 77, 259-264 1970 (astro-ph/9905191)",
+        "628174795866951638 506766141317",
     ],
 )
 def test_what_only_looks_like_one_is_left_alone(text: str) -> None:
     assert redact(text) == (text, 0)
+
+
+def test_many_padded_numbers_are_no_list_of_phones() -> None:
+    text = "\n".join(f"{number:010d}" for number in range(123_456, 124_456))
+    assert find_identifiers(text) == []
+
+
+def test_of_two_that_overlap_the_longer_gives_its_name() -> None:
+    assert redact("+992 372 12 3456")[0] == f"[{PHONE}]"
+    assert redact("call 192.168.10.20")[0] == f"call [{IP}]"
 
 
 def test_a_row_of_csv_holds_each_of_its_numbers() -> None:

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from lora_ops.detector_commands import detectors
-from lora_ops.detectors.identifiers import CARD, EMAIL, PHONE, Found
+from lora_ops.detectors.identifiers import CARD, EMAIL, PHONE, VERSION, Found
 from lora_ops.detectors.insults import PACKAGE
 from lora_ops.detectors.made_identifiers import IdentifierRow, made_identifiers
 from lora_ops.detectors.measure import (
@@ -134,7 +134,7 @@ def test_the_made_sample_is_the_same_each_time_and_well_found() -> None:
     assert rows == made_identifiers() != made_identifiers(seed=1)
     assert all(item in row.text for row in rows for _, item in row.items)
     found = measure_identifiers(rows, "made")[0]
-    assert found.precision and found.precision.low > 0.98 and found.recall and found.recall.value > 0.93
+    assert found.precision and found.precision.low > 0.98 and found.recall and found.recall.value > 0.9
 
 
 class Words:
@@ -225,7 +225,7 @@ def test_the_command_measures_each_detector_on_each_sample(
     monkeypatch.setenv("COLUMNS", "200")
     detectors()
     shown = " ".join(capsys.readouterr().out.split())
-    assert "identifiers (2, phonenumberslite==" in shown
+    assert f"identifiers ({VERSION}, phonenumberslite==" in shown
     assert f"insults and profanity ({PACKAGE}, threshold 0.5)" in shown
     assert "any identifier rows of media 2 0 - - 0 of 2 -" in shown
     assert (
