@@ -41,12 +41,13 @@ def register(
     seed: int,
     rows: pd.DataFrame | None,
     trained: Iterable[int] | None,
+    asked: tuple[str, ...] = ("exact_match", "macro_f1"),
     **data: Any,
 ) -> Version:
     manifest = build_package(folder, seed)
     [measured] = manifest.evaluation.metrics.values()
-    metrics = dict.fromkeys(["exact_match", "macro_f1"], measured)
-    manifest = with_evaluation(folder, manifest, metrics=metrics)
+    metrics = dict.fromkeys(asked, measured)
+    manifest = with_evaluation(folder, manifest, metrics=metrics, primary=asked[0])
     added = []
     if rows is not None:
         rows.to_csv(folder / "answers.csv", index=False)
@@ -66,7 +67,7 @@ def register(
         **manifest.params,
         "train": {"seed": seed},
         "data": {**manifest.params["data"], "labels": LABELS, "group": "code", **data},
-        "evaluate": {**manifest.params["evaluate"], "metrics": ["exact_match", "macro_f1"]},
+        "evaluate": {**manifest.params["evaluate"], "metrics": list(asked)},
     }
     full = manifest.model_copy(update={"files": {**manifest.files, **files}, "params": params})
     return registry.register(folder, full)[0]
@@ -173,3 +174,15 @@ def test_incomparable_says_that_groups_have_another_meaning(registry: Registry, 
 def test_incomparable_finds_nothing_in_twins(registry: Registry, tmp_path: Path) -> None:
     first = register(registry, tmp_path / "1", 1, answers(range(20), 9), range(100, 120))
     assert incomparable(registry, first, first) == []
+
+
+def test_compare_measures_written_answers_by_row(registry: Registry, tmp_path: Path) -> None:
+    written = ("chrf", "rouge_l")
+    options: dict[str, Any] = {"asked": written, "labels": [], "task": "text"}
+    first = answers(range(40), 60).assign(target="Keeping pages in a cache", adapter="Caches")
+    second = first.assign(adapter="Keeping pages")
+    one = register(registry, tmp_path / "1", 1, first, range(100, 200), **options)
+    other = register(registry, tmp_path / "2", 2, second, range(100, 200), **options)
+    found = compare_versions(registry, one, other)
+    assert tuple(found.metrics) == written and found.rows == 120
+    assert found.verdict.startswith("finance@2 clearly beats finance@1 (chrf +0.")
