@@ -8,23 +8,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 
 from lora_ops.gates.review.annotations import read
 from lora_ops.gates.review.sessions import FOLDER, Session, open_session, start, texts_of
+from lora_ops.gates.review.submissions import submit
 from lora_ops.hashing import sha256_file
+from lora_ops.notebook_engine import ENGINE
 from lora_ops.paths import ANSWERS
 from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
-from tests.conftest import ROOT, small_clone
-from tests.registry.conftest import build_package
+from tests.conftest import ROOT, small_clone, write_params
+from tests.registry.conftest import build_package, fill_in, won
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -67,6 +70,28 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path / "settings"))
     monkeypatch.setenv("JUPYTERLAB_WORKSPACES_DIR", str(tmp_path / "workspaces"))
     return root
+
+
+def test_notebook_runs_from_any_folder_and_tells_the_result(clone: Path, tmp_path: Path) -> None:
+    """While somebody has not submitted, nothing is told that would sway them."""
+    said = {}
+    for name in ("before", "after"):
+        done = papermill.execute_notebook(
+            NOTEBOOK, tmp_path / "out.ipynb", cwd=tmp_path, engine_name=ENGINE, progress_bar=False
+        )
+        outputs = [one for cell in done.cells for one in cell.get("outputs", [])]
+        assert sum("widget-view" in str(one) for one in outputs) == 1
+        said[name] = "".join(one.get("text", "") for one in outputs)
+        with closing(open_registry(clone)) as registry:
+            session = open_session(registry, "finance@1")
+            registry.approvals = "unsigned"
+            for person in session.plan.tasks if name == "before" else ():
+                fill_in(registry, session, person, won)
+                submit(registry, session, actor=person)
+        write_params(clone, {"registry.approvals": "unsigned"})
+    assert "are shown once ben.okafor, dana.roth have submitted" in said["before"]
+    assert "alpha" not in said["before"] and "Krippendorff's alpha 1.000" in said["after"]
+    assert "lora-ops review submit finance@1" in said["after"]
 
 
 @pytest.fixture
