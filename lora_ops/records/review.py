@@ -35,7 +35,10 @@ class Task(Record):
 
 
 class ReviewPlan(Record):
-    """Who sees which pairs in which order, drawn by a seed; it holds no text of the tenant."""
+    """Who sees which pairs in which order, drawn by a seed; it holds no text of the tenant.
+
+    A release that draws in another way raises `schema_version`: filing a review draws its plan again.
+    """
 
     schema_version: int = 1
     tenant: str
@@ -46,6 +49,7 @@ class ReviewPlan(Record):
     against_answers_sha256: Sha256 | None = None
     guidelines_sha256: Sha256 | None = None
     seed: int
+    reviewers: list[str] = Field(min_length=1, description="whose votes are asked for")
     annotators: int = Field(ge=1, description="reviewers who see each pair")
     rows: int = Field(ge=1, description="answered by both sides")
     differing: int = Field(ge=1, description="of them, rows whose two answers differ")
@@ -137,6 +141,8 @@ class ReviewCounts(Record):
 
     plan_sha256: Sha256
     against: str = "base"
+    seed: int
+    is_own_seed: bool = Field(description="whether whoever started the review chose the seed")
     planned_pairs: int = Field(ge=1)
     rows: int = Field(ge=1)
     differing: int = Field(ge=1)

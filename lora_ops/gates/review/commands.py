@@ -50,7 +50,9 @@ def start(
     annotators: Annotated[
         int | None, typer.Option(help="Reviewers of each pair; default: registry.evidence.annotators.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides all that is drawn; default: a random one.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Decides all that is drawn; the evidence names a chosen one.")
+    ] = None,
     actor: Actor = None,
     as_json: AsJson = False,
 ) -> None:

@@ -14,7 +14,8 @@ from lora_ops import __version__
 from lora_ops.errors import Damaged, Refused
 from lora_ops.gates.review.agreement import alike, alpha, rating_mean, win_rates
 from lora_ops.gates.review.annotations import Votes, parse, require_about
-from lora_ops.gates.review.sessions import Session, open_session, parse_plan
+from lora_ops.gates.review.plan import default_seed
+from lora_ops.gates.review.sessions import Session, open_session, parse_plan, require_drawn
 from lora_ops.gates.review.submissions import Submitted, submitted
 from lora_ops.hashing import canonical, sha256_bytes, sha256_text
 from lora_ops.records.evidence import Evidence, HumanEvidence, Source
@@ -66,6 +67,7 @@ def make_report(registry: Registry, reference: str, summary: str | None = None) 
             is about other content.
     """
     session = open_session(registry, reference)
+    require_drawn(registry, session)
     version, team = session.version, owners_of(registry, session.version.tenant)
     found, left_out = list[Submitted](), dict[str, str]()
     counted: dict[str, str | None] = {}
@@ -152,6 +154,8 @@ def count(source: bytes, counting: Counting) -> HumanEvidence:
     counts = ReviewCounts(
         plan_sha256=_plan_digest(source),
         against=plan.against,
+        seed=plan.seed,
+        is_own_seed=plan.seed != default_seed(plan.content_digest, plan.against),
         planned_pairs=sum(differs.values()),
         rows=plan.rows,
         differing=plan.differing,

@@ -90,6 +90,7 @@ def make_plan(about: About, answers: "pd.DataFrame", choice: Choice, at: datetim
     return ReviewPlan(
         **about._asdict(),
         seed=choice.seed,
+        reviewers=list(choice.reviewers),
         annotators=choice.annotators,
         rows=len(answers),
         differing=len(differing),
@@ -98,6 +99,24 @@ def make_plan(about: About, answers: "pd.DataFrame", choice: Choice, at: datetim
         made_at=utc(at),
         made_by=f"lora-ops {__version__}",
     )
+
+
+def default_seed(content_digest: str, against: str) -> int:
+    """Return the seed of a review where nobody chooses one.
+
+    It follows from what is compared. With a random one somebody could draw until the rows suit them.
+    """
+    return int(sha256_text(f"review of {content_digest} against {against}")[:12], 16)
+
+
+def redrawn(plan: ReviewPlan, answers: "pd.DataFrame") -> bool:
+    """Return whether a plan is what its seed draws from the answers, so that nobody chose the pairs."""
+    about = About(**{name: getattr(plan, name) for name in About._fields})
+    many = sum(pair.differs for pair in plan.pairs)
+    choice = Choice(plan.reviewers, plan.annotators, many, plan.seed)
+    again = make_plan(about, answers, choice, datetime.fromisoformat(plan.made_at))
+    drawn = {"pairs", "tasks", "rows", "differing"}
+    return again.model_dump(include=drawn) == plan.model_dump(include=drawn)
 
 
 def _shown(answer: str) -> str:

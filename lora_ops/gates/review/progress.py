@@ -59,6 +59,8 @@ def findings(document: HumanEvidence) -> Iterator[str]:
             f"{one.person} judged {one.judged} of {one.tasks}, and {one.repeats_alike} of {one.repeats} hidden "
             "repeats alike"
         )
+    if review.is_own_seed:
+        yield f"whoever started the review chose its seed ({review.seed}), by which its pairs were drawn"
     if review.checks:
         yield f"{review.checks_same} of {review.checks} votes on two equal answers say so"
     for name in sorted({name for rated in review.ratings.values() for name in rated}):

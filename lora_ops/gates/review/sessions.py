@@ -7,7 +7,6 @@ the texts are read from the answers of the registered package, whose digests the
 """
 
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable, disk_reason
 from lora_ops.gates.review.annotations import Votes, read
-from lora_ops.gates.review.plan import PAIRS, About, Choice, make_plan
+from lora_ops.gates.review.plan import PAIRS, About, Choice, default_seed, make_plan, redrawn
 from lora_ops.hashing import sha256_bytes, sha256_text
 from lora_ops.paths import ANSWERS, SLICE
 from lora_ops.records.evaluation import ADAPTER, BASE
@@ -117,7 +116,7 @@ def start(
             author.
         pairs: how many pairs with two different answers.
         annotators: reviewers who see each pair; default: `registry.evidence.annotators`.
-        seed: default: a random one.
+        seed: default: one that follows from what is compared.
         guidelines: the text that reviewers are shown; its digest is kept.
 
     Raises:
@@ -147,7 +146,7 @@ def start(
         against_answers_sha256=_answers_digest(opponent) if opponent else None,
         guidelines_sha256=sha256_text(guidelines) if guidelines is not None else None,
     )
-    seed = secrets.randbits(48) if seed is None else seed
+    seed = default_seed(version.summary.content_digest, about.against) if seed is None else seed
     choice = Choice([one.id for one in people], each, pairs, seed)
     plan = make_plan(about, _answers(registry, version, opponent), choice, registry.clock())
     text = plan.to_json()
@@ -206,19 +205,29 @@ def parse_plan(content: bytes, name: str) -> ReviewPlan:
         raise Damaged(f"{name} is no plan of a review ({first_problem(error)}): start it again.") from error
 
 
+def require_drawn(registry: Registry, session: Session) -> None:
+    """Refuse a plan whose pairs, sides or lists are not what its seed draws from the kept answers.
+
+    Raises:
+        Damaged: somebody chose them, or the plan is about other answers.
+        LoraOpsError: kept answers are missing or were changed.
+    """
+    plan = session.plan
+    if not redrawn(plan, _planned_answers(registry, session)):
+        raise Damaged(
+            f"The plan of the review of {plan.adapter} is not what its seed draws: somebody changed it. Move "
+            f"{session.folder} away, and start the review again."
+        )
+
+
 def texts_of(registry: Registry, session: Session) -> dict[str, Texts]:
     """Return what each planned row says, from the answers that the plan is bound to.
 
     Raises:
         LoraOpsError: kept answers are missing or were changed, or a version has other ones than on that day.
     """
-    plan = session.plan
-    opponent = None if plan.against == BASE else registry.get_exact(plan.against, whole=False)
-    for version, digest in ((session.version, plan.answers_sha256), (opponent, plan.against_answers_sha256)):
-        if version and _answers_digest(version) != digest:
-            raise Damaged(f"The review of {plan.adapter} was planned with other answers of {version.id}.")
-    frame = _answers(registry, session.version, opponent)
-    planned = {pair.row for pair in plan.pairs}
+    frame = _planned_answers(registry, session)
+    planned = {pair.row for pair in session.plan.pairs}
     return {
         row: Texts(*texts)
         for row, *texts in zip(*(frame[name] for name in ("row", *Texts._fields)), strict=True)
@@ -305,10 +314,21 @@ def _answers_digest(version: Version) -> str:
     return file.sha256
 
 
+def _planned_answers(registry: Registry, session: Session) -> "pd.DataFrame":
+    plan = session.plan
+    opponent = None if plan.against == BASE else registry.get_exact(plan.against, whole=False)
+    for version, digest in ((session.version, plan.answers_sha256), (opponent, plan.against_answers_sha256)):
+        if version and _answers_digest(version) != digest:
+            raise Damaged(f"The review of {plan.adapter} was planned with other answers of {version.id}.")
+    return _answers(registry, session.version, opponent)
+
+
 def _answers(registry: Registry, version: Version, opponent: Version | None) -> "pd.DataFrame":
     """Return columns row, group, text, slice, adapter, other: the rows that both sides answered."""
     frame = _kept(registry, version)
     if opponent is None:
+        if BASE not in frame:
+            raise LoraOpsError(f"The answers of {version.id} lack those of its base: package it again.")
         return frame.assign(other=frame[BASE])
     theirs = _kept(registry, opponent)[["text", "target", "adapter"]].drop_duplicates("text")
     theirs = theirs.rename(columns={"adapter": "other"})
@@ -333,7 +353,7 @@ def _kept(registry: Registry, version: Version) -> "pd.DataFrame":
 
     path = registry.files.checked(_answers_digest(version), ANSWERS)
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = {"id", "group", "text", "target", ADAPTER, BASE} - set(frame.columns)
+    missing = {"id", "group", "text", "target", ADAPTER} - set(frame.columns)
     if missing:
         raise LoraOpsError(f"The answers of {version.id} lack {', '.join(sorted(missing))}: package it again.")
     slices = [name for name in frame.columns if name.startswith(SLICE)]

@@ -1,6 +1,7 @@
 """From votes to evidence: what counts, what is refused, and what the registry asks of it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lora_ops.gates.review.desk import Desk
 from lora_ops.gates.review.evidence import make_report, recount
 from lora_ops.gates.review.sessions import Session, open_session, start
 from lora_ops.gates.review.submissions import submit
+from lora_ops.hashing import sha256_file
 from lora_ops.records.evidence import DOCUMENT, HumanEvidence
 from lora_ops.records.review import Judgement, ReviewCounts
 from lora_ops.registry import lifecycle
@@ -299,6 +301,31 @@ def test_a_review_that_was_begun_is_not_started_again(registry: Registry, sessio
     Desk(registry, again, "ben")
     with pytest.raises(Refused, match=r"has votes already \(ben\): go on with it, or move"):
         start(registry, "finance@1", actor="ci")
+
+
+def test_a_plan_that_somebody_chose_is_refused(registry: Registry, session: Session) -> None:
+    """Its digest was mended, too, before anybody voted."""
+    path = session.folder / "plan.json"
+    first, other = (
+        session.plan.pairs[0].row,
+        next(str(row) for row in range(100, 140) if str(row) not in {pair.row for pair in session.plan.pairs}),
+    )
+    path.write_text(path.read_text().replace(f'"row": "{first}"', f'"row": "{other}"'))
+    (session.folder / "plan.sha256").write_text(f"{sha256_file(path)}  plan.json\n")
+    hand_in(registry, open_session(registry, "finance@1"))
+    with pytest.raises(Damaged, match="is not what its seed draws: somebody changed it"):
+        make_report(registry, "finance@1")
+
+
+def test_nobody_draws_until_the_rows_suit_them(registry: Registry, session: Session) -> None:
+    """A random seed could be drawn again and again before the first vote; a chosen one is named."""
+    hand_in(registry, session)
+    assert counts(make_report(registry, "finance@1")[0].document).is_own_seed
+    shutil.rmtree(session.folder)
+    plans = [start(registry, "finance@1", actor="ci", reviewers=PEOPLE, pairs=20).plan for _ in range(2)]
+    assert plans[0].tasks == plans[1].tasks != session.plan.tasks
+    hand_in(registry, open_session(registry, "finance@1"))
+    assert not counts(make_report(registry, "finance@1")[0].document).is_own_seed
 
 
 def test_start_takes_everybody_who_may_judge(registry: Registry, package: Build) -> None:

@@ -8,7 +8,10 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.gates.review.plan import About, Choice, make_plan
+from lora_ops.gates.review.sessions import guidelines_of
 from lora_ops.records.review import ReviewPlan
+from lora_ops.settings.params import load_settings
+from tests.conftest import ROOT
 
 ABOUT = About("finance", "finance@2", "0" * 64, "1" * 64, "base", None, None)
 AT = datetime(2026, 3, 2, tzinfo=UTC)
@@ -86,3 +89,9 @@ def test_plan_needs_two_answers_that_differ() -> None:
     same = answers().assign(other=lambda frame: frame["adapter"] + " \n")
     with pytest.raises(LoraOpsError, match="gave the same answer to each of 300 rows"):
         make_plan(ABOUT, same, Choice(PEOPLE, 2, 40, 7), AT)
+
+
+@pytest.mark.parametrize("tenant", load_settings(ROOT).tenants)
+def test_every_tenant_tells_reviewers_how_to_judge(tenant: str) -> None:
+    text = guidelines_of(ROOT, tenant)
+    assert text is not None and text.startswith("# How to judge") and "accuracy" in text
