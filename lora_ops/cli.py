@@ -14,6 +14,8 @@ from lora_ops.detector_commands import detectors
 from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
 from lora_ops.escaping import markup, shortened, show
 from lora_ops.exit_codes import ExitCode
+from lora_ops.gates.commands import cases, gate
+from lora_ops.gates.release_commands import app as release_app
 from lora_ops.gates.review.commands import app as review_app
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_error, print_json, print_problem, prose_on_stderr, wants_json
@@ -35,11 +37,14 @@ app.add_typer(registry_app, name="registry")
 app.add_typer(review_app, name="review")
 app.add_typer(owners_app, name="owners")
 app.add_typer(keys_app, name="keys")
+app.add_typer(release_app, name="release")
 app.command()(serve)
 app.command()(register)
 app.command()(report)
 app.command()(compare)
 app.command()(detectors)
+app.command()(cases)
+app.command()(gate)
 
 
 # These two load pydantic, which would take as long as all the rest of `lora-ops --help`.

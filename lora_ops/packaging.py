@@ -12,7 +12,17 @@ from lora_ops.escaping import code, markdown
 from lora_ops.folders import replacing
 from lora_ops.git import git_state
 from lora_ops.hashing import canonical, differing, sha256_file, sha256_text
-from lora_ops.paths import ADAPTER_FILES, ANSWERS, EVALUATION, MANIFEST, MEMBERSHIP, MODEL_CARD, SAMPLES
+from lora_ops.paths import (
+    ADAPTER_FILES,
+    ANSWERS,
+    CASE_ANSWERS,
+    CASES,
+    EVALUATION,
+    MANIFEST,
+    MEMBERSHIP,
+    MODEL_CARD,
+    SAMPLES,
+)
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import DataRecord, read_data_record
 from lora_ops.records.evaluation import (
@@ -22,6 +32,7 @@ from lora_ops.records.evaluation import (
     read_evaluation,
 )
 from lora_ops.records.manifest import FileRecord, Manifest, PackagingRecord, fresh_until
+from lora_ops.records.suite import read_case_answers, read_cases
 from lora_ops.records.training import TrainingRecord, read_training_record
 from lora_ops.settings.files import read_yaml
 from lora_ops.settings.tenant import TenantSettings
@@ -48,6 +59,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
     require_finite(adapter / ADAPTER_FILES[0])
     require_lora(adapter / ADAPTER_FILES[0])
+    _require_own_cases(tenant, adapter, base.sha256, report)
     if settings.evaluate.must_beat_base and not evaluation.beats_base:
         raise Refused(
             f"The adapter of '{tenant}' does not clearly beat its base ({evaluation.unbeaten}), so it is not "
@@ -57,7 +69,7 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
         for name in ADAPTER_FILES:
             shutil.copyfile(adapter / name, folder / name)
         # With all answers and the groups of each split, a later version is compared without generating again.
-        for name in (EVALUATION, SAMPLES, ANSWERS):
+        for name in (EVALUATION, SAMPLES, ANSWERS, CASES, CASE_ANSWERS):
             shutil.copyfile(report / name, folder / name)
         shutil.copyfile(root / "data/prepared" / tenant / MEMBERSHIP, folder / MEMBERSHIP)
         evaluation_sha256 = sha256_file(report / EVALUATION)
@@ -239,6 +251,30 @@ def _require_one_lineage(
     for problem, holds in facts.items():
         if not holds:
             raise LoraOpsError(f"'{tenant}' cannot be packaged: {problem}; run `dvc repro` from the start.")
+
+
+def _require_own_cases(tenant: str, adapter: Path, base: str, report: Path) -> None:
+    """Refuse a suite, or answers to it, of another base model, adapter or suite.
+
+    Raises:
+        LoraOpsError: they are, or the stages `cases` and `suite` have not run yet.
+    """
+    cases, answered = read_cases(report), read_case_answers(report)
+    weights, config = (adapter / name for name in ADAPTER_FILES)
+    facts = {
+        "its suite was written for another base model": cases.base_model_sha256 == base,
+        "the answers to its suite are those of another base model": answered.base_model_sha256 == base,
+        "the answers are to another suite": answered.cases_sha256 == sha256_file(report / CASES),
+        "the answers to its suite are those of another adapter": weights.is_file()
+        and answered.adapter_sha256 == sha256_file(weights),
+        "the answers to its suite are those of other settings of the adapter": config.is_file()
+        and answered.adapter_config_sha256 == sha256_file(config),
+        "not every case of its suite was answered": {one.key for one in cases.cases}
+        == {one.key for one in answered.answers},
+    }
+    for problem, holds in facts.items():
+        if not holds:
+            raise LoraOpsError(f"'{tenant}' cannot be packaged: {problem}; run `dvc repro package@{tenant}`.")
 
 
 def _require_own_settings(

@@ -12,14 +12,26 @@ from safetensors.numpy import load_file, save_file
 
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
-from lora_ops.hashing import sha256_file
+from lora_ops.hashing import sha256_file, sha256_text
 from lora_ops.packaging import lock_digest, model_card, package, packaged
-from lora_ops.paths import ADAPTER_FILES, ANSWERS, DATA, EVALUATION, MEMBERSHIP, SAMPLES, TRAINING
+from lora_ops.paths import (
+    ADAPTER_FILES,
+    ANSWERS,
+    CASE_ANSWERS,
+    CASES,
+    DATA,
+    EVALUATION,
+    MEMBERSHIP,
+    SAMPLES,
+    TRAINING,
+)
 from lora_ops.records.data import SourceRecord
 from lora_ops.records.manifest import fresh_until
+from lora_ops.records.suite import AnswersRecord
 from lora_ops.settings.params import load_settings
 from lora_ops.settings.tenant import TenantSettings
 from tests.conftest import ROOT, run
+from tests.gates.sources import answers, suite
 from tests.registry.conftest import build_package
 
 TENANTS = ("finance", "healthcare", "media", "publishing")
@@ -114,6 +126,17 @@ def computed(tmp_path: Path) -> tuple[Path, TenantSettings]:
     ):
         path.write_text(record.model_copy(update={"settings": section.model_dump(mode="json")}).to_json())
     (tmp_path / "models/base/base_model.json").write_text(manifest.base_model.to_json())
+    cases = suite().model_copy(update={"base_model_sha256": manifest.base_model.sha256})
+    answered = AnswersRecord(
+        tenant="finance",
+        base_model_sha256=manifest.base_model.sha256,
+        adapter_sha256=sha256_file(adapter / ADAPTER_FILES[0]),
+        adapter_config_sha256=sha256_file(adapter / ADAPTER_FILES[1]),
+        cases_sha256=sha256_text(cases.to_json()),
+        answers=answers(cases),
+    )
+    (report / CASES).write_text(cases.to_json())
+    (report / CASE_ANSWERS).write_text(answered.to_json())
     return tmp_path, settings
 
 
@@ -205,6 +228,28 @@ def test_package_refuses_weights_that_are_no_numbers(
     with pytest.raises(LoraOpsError, match="has NaN or infinite values in .*its training diverged"):
         package("finance", settings, root, root / "package")
     assert not (root / "package").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "edited", "said"),
+    [
+        (CASE_ANSWERS, {"adapter_sha256": "0" * 64}, "those of another adapter"),
+        (CASE_ANSWERS, {"adapter_config_sha256": "0" * 64}, "those of other settings of the adapter"),
+        (CASE_ANSWERS, {"cases_sha256": "0" * 64}, "the answers are to another suite"),
+        (CASE_ANSWERS, {"base_model_sha256": "0" * 64}, "those of another base model"),
+        (CASE_ANSWERS, {"answers": []}, "not every case of its suite was answered"),
+        (CASES, {"base_model_sha256": "0" * 64}, "its suite was written for another base model"),
+    ],
+)
+def test_package_refuses_answers_of_another_suite_or_adapter(
+    computed: tuple[Path, TenantSettings], name: str, edited: dict[str, Any], said: str
+) -> None:
+    root, settings = computed
+    path = root / "reports/finance" / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edited}))
+    with pytest.raises(LoraOpsError, match=said):
+        package("finance", settings, root, root / "packages/finance")
+    assert not (root / "packages/finance").exists()
 
 
 def test_without_an_entry_of_each_stage_no_lock_is_named(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def reached(stage: str) -> set[str]:
         sources = [cell.source for cell in cells if cell.cell_type == "code"]
     elif words[1] == "base-model":
         sources = ["import lora_ops.base_model\nimport lora_ops.settings.files"]
+    elif words[1] == "cases":
+        sources = ["import lora_ops.gates.cases\nimport lora_ops.settings.files"]
     else:
         sources = []
     seen: set[Path] = set()

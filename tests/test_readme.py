@@ -12,9 +12,14 @@ from typer.main import get_command
 
 from lora_ops.cli import app
 from lora_ops.gates.review.sessions import open_session
+from lora_ops.hashing import sha256_file, sha256_text
+from lora_ops.paths import ADAPTER_FILES, CASE_ANSWERS, CASES
+from lora_ops.records.manifest import FileRecord, Manifest
+from lora_ops.records.suite import AnswersRecord
 from lora_ops.registry.backends import open_registry
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run
+from tests.gates.sources import answers, suite
 from tests.registry.conftest import build_package, fill_in, won
 
 README = (ROOT / "README.md").read_text()
@@ -57,7 +62,7 @@ def test_benchmarks_exist_and_explain_themselves(command: str) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("lora-ops ")])
 def test_lora_ops_commands_parse_with_the_options_shown(command: str) -> None:
-    parser, words = get_command(app), shlex.split(command)[1:]
+    parser, words = get_command(app), shlex.split(command.partition("||")[0])[1:]
     while isinstance(parser, TyperGroup):
         parser = parser.commands[words.pop(0)]
     with parser.make_context("lora-ops", words) as parsed:
@@ -88,13 +93,37 @@ def test_the_readers_own_tenant_of_the_readme_is_added(repository: Path) -> None
     assert "its entry is in params.yaml" in done.stdout
 
 
+def with_suite(folder: Path, manifest: Manifest, repository: Path) -> Manifest:
+    """Give a package its suite with all answers, and let the base model have answered it before."""
+    base = manifest.base_model.sha256
+    cases = suite().model_copy(update={"base_model_sha256": base})
+    weights, config = (manifest.files[name].sha256 for name in ADAPTER_FILES)
+    given = AnswersRecord(
+        tenant="finance",
+        base_model_sha256=base,
+        adapter_sha256=weights,
+        adapter_config_sha256=config,
+        cases_sha256=sha256_text(cases.to_json()),
+        answers=answers(cases),
+    )
+    files = dict(manifest.files)
+    for name, record in ((CASES, cases), (CASE_ANSWERS, given)):
+        (folder / name).write_text(record.to_json())
+        files[name] = FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+    alone = {"adapter_sha256": None, "adapter_config_sha256": None, "answers": answers(cases, range(30))}
+    cache = repository / ".gates/answers/finance" / f"{base}.json"
+    cache.parent.mkdir(parents=True)
+    cache.write_text(given.model_copy(update=alone).to_json())
+    return manifest.model_copy(update={"files": files})
+
+
 def test_the_readmes_way_to_production_is_a_way(repository: Path, tmp_path: Path) -> None:
     """Runs the README's promotion as it stands, on a small package with the files that a real one has."""
     before, after = (
         part.split("```")[0] for part in README.split("<!-- promotion -->")[1].split("```bash\n")[1:3]
     )
     folder = tmp_path / "package"
-    manifest = build_package(folder, 1, fresh_days=36500)
+    manifest = with_suite(folder, build_package(folder, 1, fresh_days=36500), repository)
     registry = open_registry(repository, create=True)
     registry.register(folder, manifest, actor="ana.silva")
     registry.close()
@@ -122,6 +151,8 @@ def test_every_path_in_backticks_exists_or_is_made_by_the_pipeline() -> None:
         ".registry",
         "reviews",
         ".serving",
+        ".gates",
+        "releases",
         ".checkpoints",
         ".venv",
         "dvc",

@@ -80,11 +80,7 @@ def compare_versions(registry: Registry, left: Version, right: Version) -> Versi
     if left.tenant != right.tenant:
         raise LoraOpsError(f"{left.id} and {right.id} are of two tenants, which answer different questions.")
     params = right.manifest.params
-    answers = {version.id: _answers(registry, version) for version in (left, right)}
-    both = answers[left.id].merge(answers[right.id], on="key", suffixes=("_left", "_right"))
-    seen = _seen(registry, left, right)
-    unseen = ~both["group_left"].isin(seen) & ~both["group_right"].isin(seen)
-    both = both[unseen & (both["target_left"] == both["target_right"])]
+    both, left_out = common_rows(registry, left, right)
     if both.empty:
         raise LoraOpsError(
             f"{left.id} and {right.id} answered no row in common that neither was trained on: evaluate both on "
@@ -92,7 +88,7 @@ def compare_versions(registry: Registry, left: Version, right: Version) -> Versi
         )
     metrics: dict[str, dict[str, Interval]] = {}
     differences: dict[str, PairedDifference] = {}
-    for metric in _shared_metrics(left.manifest.params, params):
+    for metric in shared_metrics(left.manifest.params, params):
         of_left, of_right = (
             sample(
                 metric,
@@ -108,13 +104,12 @@ def compare_versions(registry: Registry, left: Version, right: Version) -> Versi
     seeds = {version.id: seed_spread(registry, version) for version in (left, right)}
     one_recipe, first = same_recipe(left, right), next(iter(metrics))
     recipes = [spread for spread in seeds.values() if spread.metric == first][: 1 if one_recipe else 2]
-    everything = {*answers[left.id]["key"], *answers[right.id]["key"]}
     return VersionComparison(
         left=left.id,
         right=right.id,
         rows=len(both),
         groups=both["group_right"].nunique(),
-        left_out=len(everything) - len(both),
+        left_out=left_out,
         metrics=metrics,
         differences=holm(differences),
         notes=incomparable(registry, left, right),
@@ -123,6 +118,26 @@ def compare_versions(registry: Registry, left: Version, right: Version) -> Versi
         same_recipe=one_recipe,
         seed_noise=seed_noise([list(spread.values.values()) for spread in recipes]),
     )
+
+
+def common_rows(registry: Registry, left: Version, right: Version) -> tuple[pd.DataFrame, int]:
+    """Return the rows that two versions both answered, and how many rows of either are left out.
+
+    A row counts where both have the same target for it, and neither was trained on a row of its group.
+
+    Returns:
+        Columns key (digest of the text), and for each side (`_left`, `_right`) group (digest), target and
+        the adapter's answer; and the number of rows left out.
+
+    Raises:
+        LoraOpsError: a package keeps no answers, or a kept file is missing or was changed.
+    """
+    ours, theirs = _answers(registry, left), _answers(registry, right)
+    both = ours.merge(theirs, on="key", suffixes=("_left", "_right"))
+    seen = _seen(registry, left, right)
+    unseen = ~both["group_left"].isin(seen) & ~both["group_right"].isin(seen)
+    both = both[unseen & (both["target_left"] == both["target_right"])]
+    return both, len({*ours["key"], *theirs["key"]}) - len(both)
 
 
 def _answers(registry: Registry, version: Version) -> pd.DataFrame:
@@ -148,7 +163,7 @@ def _seen(registry: Registry, *versions: Version) -> set[str]:
     return seen
 
 
-def _shared_metrics(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
+def shared_metrics(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
     """Return the metrics that both versions measure; macro-F1 only where both have the same labels."""
     same_labels = left.get("data", {}).get("labels") == right.get("data", {}).get("labels")
     measured = left.get("evaluate", {}).get("metrics", [])

@@ -12,73 +12,22 @@ all gates pass, which needs no correction (intersection-union test: Berger, 1982
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 from scipy.special import ndtri
 from scipy.stats import binomtest
 
 from lora_ops.evaluation.inference import CONFIDENCE, Sample, difference, holm, mean_sample
 from lora_ops.records.evaluation import PairedDifference
-from lora_ops.records.record import Record
+from lora_ops.records.regression import Comparison
 
 Floats = npt.NDArray[np.float64]
-Verdict = Literal["pass", "fail", "undecided"]
 
 DRAWS = 2000
 POWER = 0.8
 Z = float(ndtri((1 + CONFIDENCE) / 2))
-
-
-class Comparison(Record):
-    """Candidate minus baseline on the same rows, and what that decides."""
-
-    rows: int = Field(ge=1)
-    groups: int = Field(ge=1, description="of rows that are alike, such as one document: what was drawn")
-    candidate: float
-    baseline: float
-    gained: int = Field(ge=0, description="rows on which the candidate scores higher")
-    lost: int = Field(ge=0, description="rows on which it scores lower")
-    difference: PairedDifference
-    margin: float = Field(gt=0, lt=1, description="by so much the candidate may be worse")
-    method: Literal["exact", "bootstrap"] = Field(
-        description="exact: McNemar's test and Tango's interval, of rows that are right or wrong; bootstrap: "
-        "of groups of rows"
-    )
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the rows decide."""
-        if self.difference.low > -self.margin:
-            return "pass"
-        if self.difference.is_clear and self.difference.value < 0:
-            return "fail"
-        return "undecided"
-
-    @property
-    def detectable(self) -> float:
-        """The smallest drop that so many rows show in 80 of 100 cases, where they vary as these do."""
-        width = (self.difference.high - self.difference.low) / 2
-        return min(1.0, width * (Z + float(ndtri(POWER))) / Z)
-
-    @property
-    def more_rows(self) -> int | None:
-        """How many more rows would decide for the candidate if they were like these; None: no number would."""
-        if self.verdict == "pass":
-            return 0
-        if self.difference.value <= -self.margin:
-            return None
-        if self.method == "exact":
-            needed = _rows_to_pass(self.gained, self.lost, self.rows, self.margin)
-        else:
-            # An interval narrows with the square root of the rows.
-            needed = math.ceil(
-                self.rows
-                * ((self.difference.value - self.difference.low) / (self.difference.value + self.margin)) ** 2
-            )
-        return max(1, needed - self.rows)
 
 
 def compare_rows(
@@ -120,16 +69,16 @@ def compare_rows(
         )
     else:
         found = difference(mean_sample(left, groups), mean_sample(right, groups), DRAWS, seed)
-    return Comparison(
+    return _decided(
+        found,
+        exact=exact,
         rows=len(left),
         groups=many,
         candidate=round(float(left.mean()), 4),
         baseline=round(float(right.mean()), 4),
         gained=gained,
         lost=lost,
-        difference=found,
         margin=margin,
-        method="exact" if exact else "bootstrap",
     )
 
 
@@ -146,16 +95,16 @@ def compare_samples(
         seed: of the resamples.
     """
     found = difference(candidate, baseline, DRAWS, seed)
-    return Comparison(
+    return _decided(
+        found,
+        exact=False,
         rows=rows,
         groups=len(candidate.parts),
         candidate=round(candidate.value, 4),
         baseline=round(baseline.value, 4),
         gained=changed[0],
         lost=changed[1],
-        difference=found,
         margin=margin,
-        method="bootstrap",
     )
 
 
@@ -187,6 +136,32 @@ def least_rows(margin: float) -> int:
     while tango(0, 0, rows)[0] <= -margin:
         rows += 1
     return rows
+
+
+def _decided(found: PairedDifference, *, exact: bool, **counts: Any) -> Comparison:
+    width = (found.high - found.low) / 2
+    return Comparison(
+        **counts,
+        difference=found,
+        method="exact" if exact else "bootstrap",
+        detectable=round(min(1.0, width * (Z + float(ndtri(POWER))) / Z), 4),
+        more_rows=_more_rows(
+            found, exact, **{name: counts[name] for name in ("rows", "gained", "lost", "margin")}
+        ),
+    )
+
+
+def _more_rows(
+    found: PairedDifference, exact: bool, *, rows: int, gained: int, lost: int, margin: float
+) -> int | None:
+    if found.low > -margin:
+        return 0
+    if found.value <= -margin:
+        return None
+    if exact:
+        return max(1, _rows_to_pass(gained, lost, rows, margin) - rows)
+    # An interval narrows with the square root of the rows.
+    return max(1, math.ceil(rows * ((found.value - found.low) / (found.value + margin)) ** 2) - rows)
 
 
 def _bound(gained: float, lost: float, rows: float, outside: float, value: float) -> float:

@@ -6,9 +6,20 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
 from lora_ops.records.record import Record, Sha256
+from lora_ops.records.regression import Baseline, Compared, Least, Verdict
 from lora_ops.records.review import ReviewCounts
 
-EvidenceKind = Literal["evaluation", "policy", "human_evaluation", "shadow", "canary", "incident", "review"]
+EvidenceKind = Literal[
+    "evaluation",
+    "regression",
+    "policy",
+    "human_evaluation",
+    "release_notes",
+    "shadow",
+    "canary",
+    "incident",
+    "review",
+]
 NonEmpty = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -132,7 +143,51 @@ class TextEvidence(EvidenceDocument):
     characters: int = Field(ge=1, description="without white space")
 
 
-AnyEvidence = PolicyEvidence | HumanEvidence | TrafficEvidence | TextEvidence
+class RegressionEvidence(EvidenceDocument):
+    """A version against its base, production and earlier versions on the same cases, slice by slice."""
+
+    kind: Literal["regression"] = "regression"
+    cases_sha256: Sha256
+    suites: dict[str, Sha256] = Field(description="file of suites/ -> SHA-256 of its bytes")
+    cases: int = Field(ge=1)
+    must_pass: int = Field(ge=0, description="cases that must pass")
+    must_pass_failed: tuple[str, ...] = Field((), description="ids of those that don't")
+    baselines: tuple[Baseline, ...] = Field(min_length=1)
+    compared: tuple[Compared, ...] = ()
+    least: tuple[Least, ...] = ()
+    missing: tuple[str, ...] = Field((), description="gating comparisons that had no row")
+
+    @property
+    def verdicts(self) -> list[tuple[str, Verdict]]:
+        """Each gating judgement in words, with its verdict."""
+        return [
+            *(
+                (f"{one.what} against {one.against}", one.comparison.verdict)
+                for one in self.compared
+                if one.gating
+            ),
+            *((f"{one.slice} at least {one.least:g}", one.verdict) for one in self.least),
+            *((f"case {name}, which must pass", "fail") for name in self.must_pass_failed),
+            *((name, "missing") for name in self.missing),
+        ]
+
+    @property
+    def production(self) -> Baseline | None:
+        """The version in production that it was compared with; None where there was none."""
+        return next((one for one in self.baselines if one.role == "production"), None)
+
+
+class ReleaseNotesEvidence(EvidenceDocument):
+    """Release notes that people completed; the Markdown is the source."""
+
+    kind: Literal["release_notes"] = "release_notes"
+    fields: dict[str, str] = Field(description="what people wrote, by field")
+    page_sha256: Sha256 = Field(description="of the page that shows all gates of that moment")
+
+
+AnyEvidence = (
+    PolicyEvidence | HumanEvidence | TrafficEvidence | TextEvidence | RegressionEvidence | ReleaseNotesEvidence
+)
 DOCUMENT: TypeAdapter[AnyEvidence] = TypeAdapter(Annotated[AnyEvidence, Field(discriminator="kind")])
 
 

@@ -25,7 +25,11 @@ from lora_ops.registry.versions import Version
 
 APPROVAL_DAYS = 30  # what somebody agreed to last season says little of today's traffic
 # An approval names the latest document of each of these, so a newer one makes it void.
-PRODUCTION_RESTS_ON = ("evaluation", "policy", "human_evaluation", "shadow", "canary")
+PRODUCTION_RESTS_ON = (
+    "evaluation", "regression", "policy", "human_evaluation", "release_notes", "shadow", "canary"
+)  # fmt: skip
+# Earlier releases asked for none of these; `registry.evidence` has a setting of this name for each.
+SINCE_GATES = ("regression", "release_notes")
 
 
 class Ground(NamedTuple):

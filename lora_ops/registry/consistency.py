@@ -12,6 +12,8 @@ from lora_ops.page import page_evaluation
 from lora_ops.paths import (
     ADAPTER_FILES,
     ANSWERS,
+    CASE_ANSWERS,
+    CASES,
     EVALUATION,
     EVALUATION_PAGE,
     MEMBERSHIP,
@@ -32,7 +34,7 @@ from lora_ops.small_files import parse_json, read_text
 SPLITS = ("train", "validation", "test")
 KEPT = (EVALUATION, ANSWERS, MEMBERSHIP)
 """What gates and comparisons read of a package, besides its adapter."""
-WRITTEN = {*ADAPTER_FILES, *KEPT, SAMPLES, MODEL_CARD, EVALUATION_PAGE}
+WRITTEN = {*ADAPTER_FILES, *KEPT, CASES, CASE_ANSWERS, SAMPLES, MODEL_CARD, EVALUATION_PAGE}
 """All that the stages put into a package: whatever else lies in it was evaluated by nobody."""
 AHEAD = timedelta(days=1)
 """A day begins at another hour elsewhere."""

@@ -15,8 +15,9 @@ from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
 from lora_ops.registry.counting import plain
 from lora_ops.registry.replay import require_rows
-from lora_ops.registry.reports import BEFORE_REVIEWS, filed, gap_limit, load
+from lora_ops.registry.reports import BEFORE_GATES, filed, gap_limit, load
 from lora_ops.registry.store import Registry
+from lora_ops.registry.suite_changes import kept_suite, suite_changes
 from lora_ops.registry.versions import Version, parse_reference
 from lora_ops.settings.data import ContractLimits
 from lora_ops.settings.evaluate import EvaluateSettings
@@ -78,6 +79,8 @@ GATES: dict[str, Looser] = {
     "package.freshness_days": _wider,
     "rows of the test split": _less,
     "registry.approvals": lambda mine, theirs: (mine, theirs) == ("unsigned", "signed"),
+    "registry.evidence.regression": _less,
+    "registry.evidence.release_notes": _less,
     "registry.evidence.policy_prompts": _less,
     "registry.evidence.annotators": _less,
     "registry.evidence.pairs": _less,
@@ -126,6 +129,7 @@ def loosened_gates(registry: Registry, version: Version) -> list[str]:
         *notes,
         *_checks_left_out(registry, version),
         *_data_checks_left_out(registry, version),
+        *_suite_notes(registry, version),
         *_answer_notes(version.manifest.evaluation),
         *_dated_later(registry, version),
     ]
@@ -136,7 +140,7 @@ def _checks_left_out(registry: Registry, version: Version) -> Iterator[str]:
 
     A version without a report has not come to the step that needs one.
     """
-    number = _production_before(registry, version)
+    number = production_before(registry, version)
     mine = _policy_checks(registry, version)
     if number is None or mine is None:
         return
@@ -149,13 +153,21 @@ def _checks_left_out(registry: Registry, version: Version) -> Iterator[str]:
         )
 
 
+def _suite_notes(registry: Registry, version: Version) -> Iterator[str]:
+    """Yield what the version's suite asks less than production's."""
+    number = production_before(registry, version)
+    if number is not None:
+        before = registry.load(version.tenant, number)
+        yield from suite_changes(kept_suite(registry, version), kept_suite(registry, before), before.id)
+
+
 def _data_checks_left_out(registry: Registry, version: Version) -> Iterator[str]:
     """Yield which of the tenant's own checks judged the data of an earlier version, and not these as they were.
 
     Whoever removes suites/data/TENANT.json, or an expectation of it, leaves no check that could fail.
     """
     parent = version.manifest.parent
-    before = {_production_before(registry, version), parse_reference(parent)[1] if parent else None}
+    before = {production_before(registry, version), parse_reference(parent)[1] if parent else None}
     for number in sorted(one for one in before if isinstance(one, int)):
         try:
             earlier = registry.load(version.tenant, number)
@@ -251,7 +263,8 @@ def gate_notes(registry: Registry, version: Version) -> list[str]:
         return [str(error).rstrip(".")]
 
 
-def _production_before(registry: Registry, version: Version) -> int | None:
+def production_before(registry: Registry, version: Version) -> int | None:
+    """Return the version that `version` is to follow in production, or followed there; None without one."""
     promoted = _promotion(registry, version)
     return registry.log.last_unrevoked_in_production(
         version.tenant, other_than=version.number, before=promoted.seq if promoted else None
@@ -259,7 +272,7 @@ def _production_before(registry: Registry, version: Version) -> int | None:
 
 
 def _before(registry: Registry, version: Version) -> Judgement:
-    number = _production_before(registry, version)
+    number = production_before(registry, version)
     if number is None:
         return DEFAULTS
     before = registry.load(version.tenant, number)
@@ -294,7 +307,7 @@ def _settings(registry: Registry, version: Version, promoted: AuditEntry | None)
         if "max_gap" in promoted.body:  # else an older release promoted it
             yield "evaluate.max_gap", promoted.body["max_gap"]
         rules = promoted.body.get("rules", {})
-        least = {**BEFORE_REVIEWS, **rules["least"]} if "least" in rules else {}
+        least = {**BEFORE_GATES, **rules["least"]} if "least" in rules else {}
         if "approvals" in rules:
             yield "registry.approvals", rules["approvals"]
     yield from ((f"registry.evidence.{name}", value) for name, value in least.items())

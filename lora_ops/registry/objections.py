@@ -8,7 +8,7 @@ from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.counting import plain
 from lora_ops.registry.reports import (
-    BEFORE_REVIEWS,
+    BEFORE_GATES,
     evaluation_lacks,
     failing,
     filed,
@@ -21,7 +21,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Summary, Version
 from lora_ops.settings.registry import EvidenceSettings
 
-NO_MINIMUM = {"policy_prompts": 0, "annotators": 0, "pairs": 0, "requests": 0, "hours": 0, **BEFORE_REVIEWS}
+NO_MINIMUM = {"policy_prompts": 0, "annotators": 0, "pairs": 0, "requests": 0, "hours": 0, **BEFORE_GATES}
 
 
 def objections(

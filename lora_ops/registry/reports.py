@@ -19,6 +19,8 @@ from lora_ops.records.evidence import (
     HumanEvidence,
     PolicyCheck,
     PolicyEvidence,
+    RegressionEvidence,
+    ReleaseNotesEvidence,
     TextEvidence,
     TrafficEvidence,
 )
@@ -33,8 +35,8 @@ from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
 from lora_ops.small_files import read_json
 
-# What no release asked for before there were review sessions.
-BEFORE_REVIEWS = {"votes": "file", "agreement": -1.0}
+# What no release asked for before there were gates and review sessions.
+BEFORE_GATES = {"regression": False, "release_notes": False, "votes": "file", "agreement": -1.0}
 
 
 class Report(NamedTuple):
@@ -80,6 +82,15 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         raise LoraOpsError(
             f"The evaluation of {version.id} is the {EVALUATION} of its package: nothing else counts, so it "
             "can't be filed."
+        )
+    if kind == "regression":
+        raise LoraOpsError(
+            f"Nobody files a regression report by hand: `lora-ops gate {version.id}` computes it from the "
+            "answers in its package."
+        )
+    if kind == "release_notes":
+        raise LoraOpsError(
+            f"Release notes are filed by `lora-ops release file {version.id}`, which adds what is known."
         )
     if kind not in COUNT:
         raise LoraOpsError(f"There is no evidence of kind '{kind}' (kinds: {', '.join(COUNT)}).")
@@ -181,8 +192,24 @@ def lacks(document: AnyEvidence, least: EvidenceSettings) -> Iterator[str]:
         yield from _human_lacks(document, least)
     elif isinstance(document, TrafficEvidence):
         yield from _traffic_lacks(document, least)
+    elif isinstance(document, RegressionEvidence):
+        yield from _regression_lacks(document, least)
+    elif isinstance(document, ReleaseNotesEvidence):
+        empty = [name for name, value in document.fields.items() if not value.strip()]
+        if empty or not document.fields:
+            yield f"release notes in which people wrote {', '.join(empty) or 'something'}"
     else:
         assert isinstance(document, TextEvidence)  # its length is checked when it is counted
+
+
+def _regression_lacks(document: RegressionEvidence, least: EvidenceSettings) -> Iterator[str]:
+    # Where no report is asked for, one that decides nothing is none, and one that fails still speaks.
+    asked = ("fail", "undecided", "missing") if least.regression else ("fail",)
+    wrong = [f"{what}: {verdict}" for what, verdict in document.verdicts if verdict in asked]
+    if wrong:
+        yield f"a regression report that passes ({'; '.join(wrong)})"
+    elif least.regression and not document.verdicts and not document.must_pass:
+        yield "a regression report in which something decides (no slice of its suite is gating)"
 
 
 def failing(checks: Sequence[PolicyCheck]) -> Iterator[str]:
@@ -229,7 +256,7 @@ def recorded_minimums(entry: AuditEntry) -> EvidenceSettings | None:
     try:
         stated = dict(entry.body["rules"]["least"])
         known = {name: stated[name] for name in EvidenceSettings.model_fields if name in stated}
-        return EvidenceSettings.model_validate({**BEFORE_REVIEWS, **known})
+        return EvidenceSettings.model_validate({**BEFORE_GATES, **known})
     except (ValidationError, KeyError, TypeError, ValueError) as error:
         raise LoraOpsError(f"Entry {entry.seq} of the audit log has no rules that can be read.") from error
 

@@ -1,15 +1,16 @@
 """The stages of a version, what each step needs, and what a version still lacks for its next one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 from lora_ops.errors import LoraOpsError, Refused
-from lora_ops.records.evidence import AnyEvidence, Evidence, EvidenceKind
+from lora_ops.records.evidence import AnyEvidence, Evidence, EvidenceKind, RegressionEvidence
 from lora_ops.records.registry import State
-from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, ground_now, judged, missing_approvals
+from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, SINCE_GATES, ground_now, judged, missing_approvals
 from lora_ops.registry.inherited import twin_notes, twin_objections, twin_objections_to_return
+from lora_ops.registry.loosened import production_before
 from lora_ops.registry.objections import objections
-from lora_ops.registry.reports import Report, filed, gap_limit
+from lora_ops.registry.reports import Report, filed, gap_limit, load
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins
@@ -22,7 +23,7 @@ LIVE: frozenset[State] = frozenset({"candidate", "validated", *STAGES})
 # From, to: the evidence without which the step is refused. A version is superseded only by the promotion of
 # another one, and goes back to production only from there: a rollback, which rests on its incident.
 EVIDENCE: dict[tuple[State, State], frozenset[EvidenceKind]] = {
-    ("candidate", "validated"): frozenset({"evaluation", "policy"}),
+    ("candidate", "validated"): frozenset({"evaluation", "regression", "policy"}),
     ("validated", "shadow"): frozenset({"human_evaluation"}),
     ("shadow", "canary"): frozenset({"shadow"}),
     ("canary", "production"): frozenset({"canary"}),
@@ -140,13 +141,28 @@ def step_basis(
         )
     found = filed(version, history)
     documents: dict[str, AnyEvidence] = {one.document.kind: one.document for one in given}
-    required = set(PRODUCTION_RESTS_ON) if to == "production" else set(EVIDENCE[version.state, to])
+    required = {*(PRODUCTION_RESTS_ON if to == "production" else EVIDENCE[version.state, to])}
+    required -= {kind for kind in SINCE_GATES if not getattr(registry.least, kind)}
     needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
+    needed += _other_baseline(registry, version, to, found.get("regression"))
     limit = gap_limit(registry, version)
     needed += objections(registry, version, history, documents, max_gap=limit)
     needed += twin_objections(registry, version, history, documents, twins, max_gap=limit)
     basis = found | {one.document.kind: one.reference for one in given}
     return {kind: one for kind, one in basis.items() if kind in required}, needed
+
+
+def _other_baseline(registry: Registry, version: Version, to: State, one: Evidence | None) -> Iterator[str]:
+    """Yield that a regression report compares with another version than the one in production now."""
+    document = load(registry.files, one) if one and to in STAGES else None
+    if not isinstance(document, RegressionEvidence):
+        return
+    number = production_before(registry, version)
+    now = registry.load(version.tenant, number).summary if number else None
+    then = document.production
+    if (now and now.content_digest) != (then and then.digest):
+        against = f"against {now.id}, which is in production now" if now else "without a version in production"
+        yield f"a regression report {against} (the last one is against {then.name if then else 'no version'})"
 
 
 def concerned(registry: Registry, reference: str, to: str) -> str:

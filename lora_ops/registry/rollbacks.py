@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
-from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
+from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, SINCE_GATES
 from lora_ops.registry.objections import kept_lacks, later_speaks_against
-from lora_ops.registry.reports import BEFORE_REVIEWS, evaluation_lacks, failing, filed, load, recorded_minimums
+from lora_ops.registry.reports import BEFORE_GATES, evaluation_lacks, failing, filed, load, recorded_minimums
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
@@ -90,12 +90,12 @@ def against_return(
     then = filed(version, [entry for entry in history if entry.seq <= since])
     for kind in PRODUCTION_RESTS_ON:
         if kind not in found:
-            if least:
+            if least and (kind not in SINCE_GATES or getattr(least, kind)):
                 yield f"evidence of kind '{kind}' on {version.id}, which returns"
         elif found[kind] != then.get(kind):
             yield from later_speaks_against(registry, version, history, found[kind], least)
         elif kind != "evaluation" and (least or load(registry.files, found[kind])):
-            asked = least or registry.least.model_copy(update=BEFORE_REVIEWS)
+            asked = least or registry.least.model_copy(update=BEFORE_GATES)
             yield from kept_lacks(registry, version, history, found[kind], asked)
     # A gap between groups was judged on the day that let it into production.
     yield from evaluation_lacks(version.manifest, max_gap=None)

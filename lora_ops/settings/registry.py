@@ -43,6 +43,10 @@ class WandbSettings(Section):
 class EvidenceSettings(Section):
     """The least that evidence must say before a step may rest on it."""
 
+    regression: bool = Field(
+        True, description="a report of `lora-ops gate`; false: for a registry whose packages keep no suite"
+    )
+    release_notes: bool = Field(True, description="what only people know of a release, before production")
     policy_prompts: int = Field(
         30, ge=1, description="in each check: if none of 30 fails, fewer than 10 % do (95 %, rule of three)"
     )

@@ -18,7 +18,8 @@ RESERVED_TENANTS = frozenset({
     "candidate", "validated", "shadow", "canary", "production",
     "superseded", "archived", "rejected", "revoked",
     "incidents", "incident", "data_docs", "registry", "traffic", "tenants", "previous",  # reports/, data/
-    "data", "policy", "drift", "sets", "audit", "adapter", "lora-adapter", "base-model",  # suites/, W&B
+    "data", "policy", "drift", "general", "sets",  # suites/
+    "audit", "adapter", "lora-adapter", "base-model",  # W&B
 })
 # fmt: on
 
@@ -26,8 +27,8 @@ RESERVED_TENANTS = frozenset({
 # W&B for each kind of evidence), so a tenant's own name may not end in one of these. A new store adds its own.
 # fmt: off
 STORE_SUFFIXES = (
-    "data", "adapter", "evaluation", "policy", "human_evaluation", "shadow", "canary", "incident", "review",
-    "drift", "audit", "source", "package", "page",
+    "data", "adapter", "evaluation", "regression", "policy", "human_evaluation", "release_notes", "shadow",
+    "canary", "incident", "review", "drift", "audit", "source", "package", "page",
 )
 # fmt: on
 

@@ -8,7 +8,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 
-from lora_ops.gates.paired import Comparison, compare_rows, corrected, least_rows, tango
+from lora_ops.gates.paired import compare_rows, corrected, least_rows, tango
+from lora_ops.records.regression import Comparison
 
 
 def pairs(both: int, gained: int, lost: int, neither: int = 0) -> tuple[list[float], list[float], list[str]]:

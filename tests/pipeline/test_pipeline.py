@@ -28,7 +28,7 @@ from tests.conftest import ROOT, copy_repository, make_tiny_base, run
 
 pytestmark = pytest.mark.pipeline
 TENANTS = ("finance", "support")
-NOTEBOOKS = ("01_prepare", "02_train", "02_curve", "03_generate", "03_evaluate", "04_package")
+NOTEBOOKS = ("01_prepare", "02_train", "02_curve", "03_generate", "03_evaluate", "03_suite", "04_package")
 
 
 def tiny_repository(target: Path) -> Path:
@@ -156,6 +156,26 @@ def test_the_registry_holds_one_candidate_of_each_tenant(done: Path) -> None:
     shown = run("lora-ops", "registry", "show", "finance@1", cwd=done)
     assert shown.returncode == 0
     assert manifest(done, "finance").base_model.sha256[:40] in shown.stdout.replace("\n", "")
+
+
+def test_gate_judges_a_version_by_the_answers_that_it_packaged(done: Path) -> None:
+    """The adapter's answers are those of the stage; the base model answers once; the report can be replayed."""
+    judged = run("lora-ops", "gate", "finance@1", "--actor", "ana.silva", "--json", cwd=done)
+    assert judged.returncode in (1, 3), judged.stderr
+    told = json.loads(judged.stdout)
+    gates = {row["gate"]: row for row in told["gates"]}
+    assert gates["everyday against base"]["evidence"] and gates["package"]["verdict"] == "pass"
+    assert gates["policy"]["verdict"] == gates["human review"]["verdict"] == "missing"
+    assert "adapter:" not in judged.stderr and "base:" in judged.stderr
+    again = run("lora-ops", "gate", "finance@1", "--replay", "--json", cwd=done)
+    assert again.returncode == judged.returncode
+    assert json.loads(again.stdout)["gates"] == told["gates"] and json.loads(again.stdout)["differences"] == []
+
+
+def test_gate_says_that_a_tenant_has_no_suite(done: Path) -> None:
+    judged = run("lora-ops", "gate", "support@1", "--actor", "ines.moreau", cwd=done, COLUMNS="300")
+    assert judged.returncode in (1, 3), judged.stderr
+    assert "write suites/support.yaml" in " ".join(judged.stdout.split())
 
 
 def test_the_table_at_the_end_names_every_tenant(done: Path) -> None:

@@ -145,7 +145,8 @@ def test_gates_name_a_limit_that_was_loosened(
     story.to("finance@2", "production")
     serving.max_gap["finance"] = 0.1
     assert told in record(serving, "finance@2").verdict.warnings
-    defaults = "it is judged by looser gates than the defaults: registry.evidence.hours 0, not 24"
+    without = "registry.evidence.regression false, not true; registry.evidence.release_notes false, not true"
+    defaults = f"it is judged by looser gates than the defaults: {without}; registry.evidence.hours 0, not 24"
     assert gate_notes(serving, serving.get("finance@1")) == [defaults]
 
 

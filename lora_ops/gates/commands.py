@@ -1,0 +1,120 @@
+"""`lora-ops gate` and `lora-ops cases`: what a version must show before its next stage."""
+
+from typing import Annotated
+
+import typer
+
+from lora_ops.escaping import markup
+from lora_ops.grid import Grid
+from lora_ops.output import AsJson, print_json, prose_on_stderr
+from lora_ops.registry.command_options import (
+    Actor,
+    ExactReference,
+    head_remembered,
+    note_lines,
+    opened_registry,
+    print_lines,
+    who,
+)
+from lora_ops.streams import work_is_done
+
+STYLES = {"pass": "green", "fail": "red", "undecided": "yellow", "missing": "yellow"}
+
+
+def gate(
+    reference: ExactReference,
+    again: Annotated[
+        bool, typer.Option("--replay", help="Compute the kept report again, offline, and say where it differs.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the gates, and file nothing.")] = False,
+    actor: Actor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a version with its base, production and earlier ones, file the report, and show every gate.
+
+    Ends with 0 where all gates pass, 1 where one fails, 3 where none fails and one is undecided or missing.
+    """
+    from lora_ops.folders import make_folder
+    from lora_ops.gates.gate import exit_code, gate_rows, make_regression_report, replay
+    from lora_ops.gates.report import report_page
+    from lora_ops.registry import lifecycle
+    from lora_ops.registry.files import write_atomically
+    from lora_ops.registry.loosened import gate_notes
+    from lora_ops.registry.reports import filed
+    from lora_ops.settings.files import find_root
+
+    notes: list[str] = []
+    with opened_registry() as registry:
+        version = registry.get_exact(reference)
+        if again:
+            differences = list(replay(registry, version))
+        elif not dry_run:
+            with prose_on_stderr(as_json):
+                report, notes = make_regression_report(registry, version, find_root())
+            before = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
+            # The same answers of the same systems give the same report: filing it again would void approvals.
+            if report and (before is None or before.source_sha256 != report.document.source.sha256):
+                lifecycle.file_evidence(registry, version.id, report, actor=who(actor))
+        rows = gate_rows(registry, version)
+        notes += gate_notes(registry, version)
+        page = report_page(registry, version, rows)
+        remembered = head_remembered(registry)
+    path = find_root() / "reports" / version.tenant / "gates" / f"{version.id}.html"
+    if not dry_run:
+        make_folder(path.parent)
+        write_atomically(path, page.encode())
+    work_is_done()
+    code = 1 if again and differences else exit_code(rows)
+    if as_json:
+        shown = [{**row._asdict()} for row in rows]
+        more = {"differences": differences} if again else {}
+        print_json(
+            {
+                "adapter": version.id,
+                "exit_code": code,
+                "gates": shown,
+                "notes": notes,
+                "page": None if dry_run else str(path),
+                **more,
+                **remembered,
+            }
+        )
+        raise typer.Exit(code)
+    table = Grid("gate", "verdict", "found", "threshold", "evidence", "note", solid={"verdict", "evidence"})
+    for row in rows:
+        verdict = row.verdict
+        if verdict == "undecided" and row.more_rows:
+            verdict = f"undecided ({row.more_rows} more rows needed)"  # type: ignore[assignment]
+        digest = f"{row.evidence[:12]}…" if row.evidence else ""
+        table.add_row(row.gate, verdict, row.found, row.threshold, digest, row.note, style=STYLES[row.verdict])
+    print_lines(table, *note_lines(notes))
+    if again:
+        if differences:
+            print_lines(*note_lines(differences))
+        else:
+            print_lines("Each kept report says what its kept answers give.")
+    if not dry_run:
+        print_lines(f"The page: {markup(str(path.relative_to(find_root())))}")
+    raise typer.Exit(code)
+
+
+def cases(
+    tenant: Annotated[str, typer.Argument(help="A tenant of params.yaml.")], as_json: AsJson = False
+) -> None:
+    """Check a tenant's regression suite and write the prompts that it asks to reports/TENANT/cases.json."""
+    from lora_ops.gates.cases import read_and_ask
+    from lora_ops.paths import CASES
+    from lora_ops.processes import end_with_dvc
+    from lora_ops.settings.files import find_root
+
+    end_with_dvc()
+    root = find_root()
+    record = read_and_ask(tenant, root)
+    folder = root / "reports" / tenant
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CASES).write_text(record.to_json(), encoding="utf-8")
+    work_is_done()
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+        return
+    print_lines(f"{tenant}: {len(record.cases)} cases in {len(record.slices)} slices.")

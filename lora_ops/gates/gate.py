@@ -1,0 +1,257 @@
+"""All gates of a version before `shadow`, one row each, and the report that they rest on."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.exit_codes import ExitCode
+from lora_ops.gates.gather import gather
+from lora_ops.gates.regression import regression_report
+from lora_ops.records.evaluation import BASE, BASE_FEW_SHOT
+from lora_ops.records.evidence import (
+    AnyEvidence,
+    Evidence,
+    HumanEvidence,
+    PolicyEvidence,
+    RegressionEvidence,
+)
+from lora_ops.records.regression import Compared, Least, RegressionSource, Verdict
+from lora_ops.registry.objections import kept_lacks
+from lora_ops.registry.packages import check_kept
+from lora_ops.registry.reports import Report, filed, gap_limit, load
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+
+KINDS = ("regression", "policy", "human_evaluation")
+
+
+class GateRow(NamedTuple):
+    """One gate: what it found, by which threshold, and the digest of what that rests on.
+
+    Attributes:
+        gate: its name.
+        verdict: pass, fail, undecided or missing.
+        found: the number with its interval, in words.
+        threshold: what it must reach.
+        evidence: SHA-256 of the document; None where there is none.
+        more_rows: rows that would decide; only where it is undecided, and None where no number would.
+        note: what to know or to do.
+    """
+
+    gate: str
+    verdict: Verdict
+    found: str = ""
+    threshold: str = ""
+    evidence: str | None = None
+    more_rows: int | None = None
+    note: str = ""
+
+
+def make_regression_report(
+    registry: Registry, version: Version, root: Path, *, generate: bool = True
+) -> tuple[Report | None, list[str]]:
+    """Return the regression report of a version, which is not filed yet, and notes on what it leaves out.
+
+    There is none, and a note says why, where its package or a baseline lacks answers.
+
+    Raises:
+        Damaged: a kept file is missing or was changed.
+    """
+    try:
+        gathered = gather(registry, version, root, generate=generate)
+    except Damaged:
+        raise
+    except LoraOpsError as error:
+        return None, [f"there is no regression report: {error}"]
+    document = regression_report(gathered.source, version.tenant, registry.clock())
+    against = ", ".join(one.name for one in document.baselines)
+    summary = f"{document.cases} cases of its suite against {against}"
+    return Report(document, gathered.source.to_json().encode(), summary), gathered.notes
+
+
+def gate_rows(registry: Registry, version: Version) -> list[GateRow]:
+    """Return every gate of a version by what is kept and filed now; nothing is generated or filed.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    history = registry.log.entries(version.tenant, version.number)
+    found = filed(version, history)
+    rows = [_package_row(registry, version), _freshness_row(registry, version)]
+    rows += _evaluation_rows(registry, version, found.get("evaluation"))
+    for kind in KINDS:
+        one = found.get(kind)
+        document = load(registry.files, one) if one else None
+        lacking = list(kept_lacks(registry, version, history, one, now=registry.clock())) if one else []
+        if one is None or document is None:
+            rows.append(GateRow(_title(kind), "missing", note=_how_to_make(kind, version.id)))
+        elif isinstance(document, RegressionEvidence):
+            rows += _regression_rows(document, one, lacking)
+        else:
+            rows.append(_document_row(document, one, lacking))
+    return rows
+
+
+def exit_code(rows: list[GateRow]) -> int:
+    """Return 0 where all gates pass, 1 where one fails, 3 where none fails and one is undecided or missing."""
+    verdicts = {row.verdict for row in rows}
+    if "fail" in verdicts:
+        return ExitCode.CHECK_FAILED
+    return ExitCode.REFUSED if verdicts & {"undecided", "missing"} else ExitCode.OK
+
+
+def replay(registry: Registry, version: Version) -> Iterator[str]:
+    """Compute each kept report of a version again from its kept source, and yield where it differs.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    found = filed(version, registry.log.entries(version.tenant, version.number))
+    one = found.get("regression")
+    document = load(registry.files, one) if one else None
+    if one is None or not isinstance(document, RegressionEvidence):
+        return
+    path = registry.files.checked(document.source.sha256, "the source of the regression report")
+    try:
+        source = RegressionSource.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise Damaged(f"The source of the regression report {one.sha256[:12]}… has another form.") from error
+    again = regression_report(source, version.tenant, document.made_at)
+    yield from _differences(
+        document.model_dump(mode="json", exclude={"made_by"}),
+        again.model_dump(mode="json", exclude={"made_by"}),
+    )
+
+
+def _differences(kept: object, again: object, place: str = "regression") -> Iterator[str]:
+    if isinstance(kept, dict) and isinstance(again, dict):
+        for name in sorted(kept.keys() | again.keys()):
+            yield from _differences(kept.get(name), again.get(name), f"{place}.{name}")
+    elif isinstance(kept, list) and isinstance(again, list) and len(kept) == len(again):
+        for number, (one, other) in enumerate(zip(kept, again, strict=True)):
+            yield from _differences(one, other, f"{place}.{number}")
+    elif kept != again:
+        yield f"{place} is {kept!r:.80}, and its answers give {again!r:.80}"
+
+
+def _package_row(registry: Registry, version: Version) -> GateRow:
+    try:
+        check_kept(registry, version)
+    except Damaged as error:
+        return GateRow("package", "fail", note=str(error))
+    files = len(version.manifest.files)
+    return GateRow(
+        "package", "pass", f"{files} files, signature and weights fit", "all", version.summary.signature
+    )
+
+
+def _freshness_row(registry: Registry, version: Version) -> GateRow:
+    until = version.manifest.fresh_until
+    left = (until - registry.clock()).days
+    verdict: Verdict = "pass" if until > registry.clock() else "fail"
+    return GateRow("freshness of the data", verdict, f"until {until:%Y-%m-%d} ({left} days)", "in the future")
+
+
+def _evaluation_rows(registry: Registry, version: Version, one: Evidence | None) -> Iterator[GateRow]:
+    if one is None:
+        yield GateRow("evaluation", "missing", note="the package has none: package the adapter again")
+        return
+    evaluation, all_beaten = version.manifest.evaluation, True
+    for system in (BASE, BASE_FEW_SHOT):
+        for metric, found in evaluation.differences.get(system, {}).items():
+            verdict: Verdict = "pass" if found.is_clear and found.value > 0 else "fail"
+            all_beaten = all_beaten and verdict == "pass"
+            yield GateRow(
+                f"{metric} against {system.replace('_', ' ')}",
+                verdict,
+                f"{found}, p {found.p_corrected:.2g}",
+                "above 0, p < 0.05",
+                one.sha256,
+            )
+    if all_beaten and not version.manifest.beats_base:  # a record of schema 1, or one that contradicts itself
+        yield GateRow("evaluation", "fail", "it does not clearly beat its base", "all metrics", one.sha256)
+    limit = gap_limit(registry, version)
+    for column, bias in evaluation.bias.items():
+        verdict = "fail" if bias.exceeds(limit) else "pass"
+        wanted = "no limit" if limit is None else f"at most {limit:g}"
+        yield GateRow(f"gap by {column}", verdict, bias.between, wanted, one.sha256)
+
+
+def _regression_rows(document: RegressionEvidence, one: Evidence, lacking: list[str]) -> Iterator[GateRow]:
+    for compared in document.compared:
+        if compared.gating:
+            yield _compared_row(compared, one)
+    for least in document.least:
+        yield _least_row(least, one)
+    passed = document.must_pass - len(document.must_pass_failed)
+    if document.must_pass:
+        yield GateRow(
+            "cases that must pass",
+            "fail" if document.must_pass_failed else "pass",
+            f"{passed} of {document.must_pass}",
+            "all",
+            one.sha256,
+            note=", ".join(document.must_pass_failed[:5]),
+        )
+    yield from (
+        GateRow(name, "missing", evidence=one.sha256, note="no row in common") for name in document.missing
+    )
+    decided = any(verdict != "pass" for _, verdict in document.verdicts)
+    for lack in lacking if not decided else ():
+        yield GateRow("regression", "missing", evidence=one.sha256, note=f"needs {lack}")
+
+
+def _compared_row(compared: Compared, one: Evidence) -> GateRow:
+    found = compared.comparison
+    more = found.more_rows if found.verdict == "undecided" else None
+    note = f"{found.rows} rows show a drop of {found.detectable:.2f} in 80 of 100 cases"
+    if found.verdict == "undecided" and more is None:
+        note = f"no number of rows like these would pass; {note}"
+    return GateRow(
+        f"{compared.what} against {compared.against}",
+        found.verdict,
+        f"{found.candidate:.3f} and {found.baseline:.3f}: {found.difference}",
+        f"not below -{found.margin:g}",
+        one.sha256,
+        more,
+        note,
+    )
+
+
+def _least_row(least: Least, one: Evidence) -> GateRow:
+    return GateRow(
+        f"{least.slice} by itself", least.verdict, str(least.value), f"at least {least.least:g}", one.sha256
+    )
+
+
+def _document_row(document: AnyEvidence, one: Evidence, lacking: list[str]) -> GateRow:
+    found, failed = "", False
+    if isinstance(document, PolicyEvidence):
+        wrong = sum(check.failed for check in document.checks)
+        asked = sum(check.prompts for check in document.checks)
+        found, failed = f"{wrong} of {asked} prompts fail in {len(document.checks)} checks", wrong > 0
+    elif isinstance(document, HumanEvidence):
+        found = (
+            f"better {document.adapter_better}, same {document.same}, worse {document.base_better} of "
+            f"{document.pairs} pairs"
+        )
+        failed = document.base_better > document.adapter_better
+    verdict: Verdict = "pass" if not lacking else "fail" if failed else "missing"
+    note = f"needs {'; '.join(lacking)}" if lacking else ""
+    return GateRow(_title(one.kind), verdict, found, "", one.sha256, note=note)
+
+
+def _title(kind: str) -> str:
+    return {"human_evaluation": "human review"}.get(kind, kind)
+
+
+def _how_to_make(kind: str, version: str) -> str:
+    ways: Mapping[str, str] = {
+        "regression": f"lora-ops gate {version}",
+        "policy": f"lora-ops registry file {version} policy FILE",
+        "human_evaluation": f"lora-ops review start {version}",
+    }
+    return ways[kind]

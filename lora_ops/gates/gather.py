@@ -1,0 +1,245 @@
+"""What a regression report is computed from: kept answers, and those that a baseline lacks, generated once."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.versions import common_rows, shared_metrics
+from lora_ops.gates.answering import answer_cases
+from lora_ops.gates.cases import SUITES, ask_cases
+from lora_ops.hashing import sha256_text
+from lora_ops.paths import ADAPTER_FILES, BASE_MODEL, CASE_ANSWERS
+from lora_ops.records.base_model import read_base_model
+from lora_ops.records.evaluation import ADAPTER
+from lora_ops.records.regression import Baseline, HeldOutRow, RegressionSource, Role, SystemAnswers
+from lora_ops.records.suite import AnswersRecord, CaseAnswer, CasesRecord
+from lora_ops.registry.files import write_atomically
+from lora_ops.registry.loosened import production_before
+from lora_ops.registry.packages import export
+from lora_ops.registry.store import Registry
+from lora_ops.registry.suite_changes import kept_suite
+from lora_ops.registry.versions import CLOSED, Version
+from lora_ops.settings.tenant import TenantSettings
+from lora_ops.small_files import read_text
+
+EARLIER = 3
+CACHE = ".gates"
+
+
+class Gathered(NamedTuple):
+    """The source of a report, and which baselines were left out and why."""
+
+    source: RegressionSource
+    notes: list[str]
+
+
+def gather(registry: Registry, version: Version, root: Path, *, generate: bool = True) -> Gathered:
+    """Return what the regression report of a version is computed from.
+
+    Args:
+        registry: where.
+        version: the candidate.
+        root: the repository, with the base model in `models/base`.
+        generate: let the base model and earlier versions answer the cases that their packages lack.
+
+    Raises:
+        LoraOpsError: there is no suite or it is wrong, a kept file is missing or was changed, or the candidate,
+            the base or the version in production can't answer.
+    """
+    cases = cases_now(registry, version, root)
+    weights = version.manifest.base_model.sha256
+    own = _version_answers(registry, version, cases, root, generate)
+    systems = [_system(version.id, "candidate", version.summary.content_digest, cases, own)]
+    base = _answers(cases, {}, root, weights, None, generate)
+    systems.append(_system("base", "base", weights, cases, base))
+    production = production_before(registry, version)
+    notes = []
+    for role, other in _others(registry, version, production):
+        try:
+            found = _version_answers(registry, other, cases, root, generate)
+        except LoraOpsError as error:
+            if role == "production":
+                raise
+            notes.append(f"{other.id} is not compared: {error}")
+            continue
+        systems.append(_system(other.id, role, other.summary.content_digest, cases, found))
+    rows, left_out, metrics = list[HeldOutRow](), 0, list[str]()
+    try:
+        rows, left_out, metrics = _held_out(registry, version, production)
+    except LoraOpsError as error:
+        notes.append(f"the held-out rows are not compared: {error}")
+    source = RegressionSource(
+        adapter=version.id,
+        digest=version.summary.content_digest,
+        cases=cases,
+        systems=tuple(systems),
+        held_out=tuple(rows),
+        held_out_metrics=tuple(metrics),
+        held_out_left_out=left_out,
+    )
+    return Gathered(source, notes)
+
+
+def cases_now(registry: Registry, version: Version, root: Path) -> CasesRecord:
+    """Return today's suite as a version is asked it: under the system prompt that it was trained with.
+
+    A suite may gain cases after a version was registered, and those must be asked, too. Where the repository
+    has no suite of the tenant or no base model, the suite that was asked last stands in.
+
+    Raises:
+        LoraOpsError: there is no suite, it has no case, or it is wrong; or a kept file is missing or changed.
+    """
+    tenant, params = version.tenant, version.manifest.params
+    here = (root / SUITES / f"{tenant}.yaml").is_file() and (root / "models/base" / BASE_MODEL).is_file()
+    if here and read_base_model(root / "models/base").sha256 == version.manifest.base_model.sha256:
+        try:
+            settings = TenantSettings.model_validate(params)
+        except ValidationError as error:
+            raise LoraOpsError(f"The params of {version.id} are not those of a tenant.") from error
+        cases: CasesRecord | None = ask_cases(tenant, root, settings.data, settings.evaluate)
+    else:
+        cases = kept_suite(registry, version)
+    if cases is None or not cases.cases:
+        raise LoraOpsError(
+            f"{version.id} has no suite: write suites/{tenant}.yaml, where suites/finance.yaml shows the form."
+        )
+    return cases
+
+
+def _version_answers(
+    registry: Registry, version: Version, cases: CasesRecord, root: Path, generate: bool
+) -> dict[str, CaseAnswer]:
+    kept = _kept_answers(registry, version, cases)
+    digest = sha256_text(f"{version.manifest.base_model.sha256} {version.summary.content_digest}")
+    return _answers(cases, kept, root, digest, (registry, version), generate)
+
+
+def _kept_answers(registry: Registry, version: Version, cases: CasesRecord) -> dict[str, CaseAnswer]:
+    """Return a version's own answers to `cases`, as far as its package has them, by key."""
+    record = _packaged_answers(registry, version)
+    weights = version.manifest.files[ADAPTER_FILES[0]].sha256
+    if (
+        record is None
+        or record.adapter_sha256 != weights
+        or record.base_model_sha256 != cases.base_model_sha256
+    ):
+        return {}
+    keys = {one.key for one in cases.cases}
+    return {one.key: one for one in record.answers if one.key in keys}
+
+
+def _packaged_answers(registry: Registry, version: Version) -> AnswersRecord | None:
+    file = version.manifest.files.get(CASE_ANSWERS)
+    if file is None:
+        return None
+    path = registry.files.checked(file.sha256, CASE_ANSWERS)
+    try:
+        return AnswersRecord.model_validate_json(read_text(path))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise LoraOpsError(
+            f"{CASE_ANSWERS} of {version.id} has another form than this release reads."
+        ) from error
+
+
+def _others(registry: Registry, version: Version, production: int | None) -> Iterator[tuple[Role, Version]]:
+    """Yield the version in production, and the last ones before the candidate that may still be looked at."""
+    if production is not None:
+        yield "production", registry.load(version.tenant, production)
+    earlier = [
+        one
+        for one in registry.summaries(version.tenant)
+        if one.number not in (version.number, production)
+        and one.number < version.number
+        and one.state not in CLOSED
+    ]
+    for one in sorted(earlier, key=lambda one: -one.number)[:EARLIER]:
+        yield "earlier", registry.load(version.tenant, one.number)
+
+
+def _answers(
+    cases: CasesRecord,
+    kept: Mapping[str, CaseAnswer],
+    root: Path,
+    digest: str,
+    adapter: tuple[Registry, Version] | None,
+    generate: bool,
+) -> dict[str, CaseAnswer]:
+    """Return answers to all cases: the kept ones, those of an earlier gate, and new ones for the rest.
+
+    New answers are written to `.gates/answers/`, under the digest of the system that gave them.
+    """
+    path = root / CACHE / "answers" / cases.tenant / f"{digest}.json"
+    found = {**_cached(path, cases), **kept}
+    asked = [one for one in cases.cases if one.key not in found]
+    if asked and not generate:
+        who = adapter[1].id if adapter else "the base model"
+        raise LoraOpsError(f"{who} has not answered {len(asked)} of {len(cases.cases)} cases yet.")
+    if asked:
+        with _folder_of(adapter) as folder:
+            record = answer_cases(cases, root / "models/base", folder, asked)
+        found |= {one.key: one for one in record.answers}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept_now = record.model_copy(update={"answers": tuple(found.values())})
+        write_atomically(path, kept_now.to_json().encode())
+    return found
+
+
+def _cached(path: Path, cases: CasesRecord) -> dict[str, CaseAnswer]:
+    try:
+        record = AnswersRecord.model_validate_json(read_text(path))
+    except (OSError, ValueError):  # none yet, half a file, or one of another release: it is made again
+        return {}
+    if record.base_model_sha256 != cases.base_model_sha256:
+        return {}
+    keys = {one.key for one in cases.cases}
+    return {one.key: one for one in record.answers if one.key in keys}
+
+
+@contextmanager
+def _folder_of(adapter: tuple[Registry, Version] | None) -> Iterator[Path | None]:
+    """Lay out a version's verified files for the engine, and remove them at the end; None: the base model."""
+    if adapter is None:
+        yield None
+        return
+    registry, version = adapter
+    with tempfile.TemporaryDirectory(prefix="gate-") as name:
+        folder = Path(name) / "package"
+        export(registry, version.id, folder, for_review=True)
+        yield folder
+
+
+def _system(
+    name: str, role: Role, digest: str, cases: CasesRecord, answers: Mapping[str, CaseAnswer]
+) -> SystemAnswers:
+    # An answer names the case that it was given to: a later suite may call the same question otherwise.
+    own = tuple(
+        answers[one.key].model_copy(update={"case": one.case.id}) for one in cases.cases if one.key in answers
+    )
+    return SystemAnswers(baseline=Baseline(name=name, role=role, digest=digest), answers=own)
+
+
+def _held_out(
+    registry: Registry, version: Version, production: int | None
+) -> tuple[list[HeldOutRow], int, list[str]]:
+    """Return the held-out rows that candidate and production both answered; none without a production."""
+    if production is None:
+        return [], 0, []
+    other = registry.load(version.tenant, production)
+    frame, left_out = common_rows(registry, version, other)
+    rows = [
+        HeldOutRow(key=key, group=group, target=target, candidate=ours, production=theirs)
+        for key, group, target, ours, theirs in zip(
+            frame["key"],
+            frame["group_left"],
+            frame["target_left"],
+            frame[f"{ADAPTER}_left"],
+            frame[f"{ADAPTER}_right"],
+            strict=True,
+        )
+    ]
+    return rows, left_out, shared_metrics(other.manifest.params, version.manifest.params)

@@ -1,0 +1,130 @@
+"""One self-contained page about a version: the verdict first, then what it rests on."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+
+from lora_ops.clock import utc
+from lora_ops.errors import LoraOpsError
+from lora_ops.escaping import visible
+from lora_ops.evaluation.metrics import exact_match
+from lora_ops.evaluation.versions import common_rows
+from lora_ops.gates.gate import GateRow
+from lora_ops.hashing import sha256_text
+from lora_ops.paths import SAMPLES
+from lora_ops.records.evaluation import ADAPTER, SYSTEMS
+from lora_ops.records.evidence import RegressionEvidence
+from lora_ops.registry.cards import differences, record
+from lora_ops.registry.loosened import production_before
+from lora_ops.registry.reports import filed, load
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+
+TEMPLATE = Path(__file__).with_name("report.html")
+COMPARED_SECTIONS = ("data", "params", "base model", "package")
+"""What a reviewer asks first of two versions; timings and package versions are in `registry diff`."""
+
+
+class BeforeAfter(NamedTuple):
+    """One held-out row and its answers; `production` is None where that version did not answer it."""
+
+    text: str
+    target: str
+    base: str
+    adapter: str
+    production: str | None
+    right: bool
+
+
+def report_page(registry: Registry, version: Version, rows: Sequence[GateRow]) -> str:
+    """Return the page of a version as HTML: no script, nothing loaded, all text of data escaped.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    known = record(registry, version.id)
+    number = production_before(registry, version)
+    production = registry.load(version.tenant, number) if number is not None else None
+    one = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
+    document = load(registry.files, one) if one else None
+    present = {name for of in known.performance.metrics.values() for name in of}
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown, trim_blocks=True
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        record=known,
+        rows=rows,
+        headline=headline(rows),
+        worst=_worst(rows),
+        notes=list(dict.fromkeys([*known.verdict.reasons, *known.verdict.warnings])),
+        systems=[name for name in SYSTEMS if name in present],
+        compared=document.compared if isinstance(document, RegressionEvidence) else (),
+        samples=before_after(registry, version, production),
+        production=production.id if production else None,
+        columns=known.risk.bias.columns if known.risk.bias else {},
+        people=known.performance.human_evaluation,
+        changes=[
+            each
+            for each in (differences(production, version) if production else ())
+            if each.section in COMPARED_SECTIONS
+        ],
+        head=registry.log.head().text,
+        made_at=utc(registry.clock()),
+    )
+
+
+def headline(rows: Sequence[GateRow]) -> str:
+    """Return the verdict of all gates in a few words."""
+    counted: Counter[str] = Counter(row.verdict for row in rows)
+    if set(counted) == {"pass"}:
+        return f"all {len(rows)} gates pass"
+    said = {"fail": "failed", "undecided": "undecided", "missing": "missing", "pass": "passed"}
+    return f"{len(rows)} gates: {', '.join(f'{counted[one]} {said[one]}' for one in said if counted[one])}"
+
+
+def before_after(registry: Registry, version: Version, production: Version | None) -> list[BeforeAfter]:
+    """Return the samples of a version's package, with production's answers where it gave some.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    file = version.manifest.files.get(SAMPLES)
+    if file is None:
+        return []
+    frame = pd.read_csv(registry.files.checked(file.sha256, SAMPLES), dtype=str, keep_default_na=False)
+    theirs: dict[str, str] = {}
+    if production:
+        try:
+            theirs = _answers_by_text(registry, version, production)
+        except LoraOpsError:
+            theirs = {}  # an older package keeps no answers; the gate says so
+    labels = version.manifest.params.get("data", {}).get("labels", ())
+    right = exact_match(list(frame["target"]), list(frame[ADAPTER]), labels)
+    return [
+        BeforeAfter(one["text"], one["target"], one["base"], one[ADAPTER], theirs.get(one["text"]), bool(hit))
+        for one, hit in zip(frame.to_dict("records"), right, strict=True)
+    ]
+
+
+def _answers_by_text(registry: Registry, version: Version, production: Version) -> dict[str, str]:
+    both, _ = common_rows(registry, version, production)
+    by_key = dict(zip(both["key"], both[f"{ADAPTER}_right"], strict=True))
+    file = version.manifest.files[SAMPLES]
+    texts = pd.read_csv(registry.files.checked(file.sha256, SAMPLES), dtype=str, keep_default_na=False)["text"]
+    return {text: by_key[sha256_text(text)] for text in texts if sha256_text(text) in by_key}
+
+
+def _worst(rows: Sequence[GateRow]) -> str:
+    verdicts = {row.verdict for row in rows}
+    return next((name for name in ("fail", "undecided", "missing") if name in verdicts), "pass")
+
+
+def _shown(value: Any) -> Any:
+    """Return text with each character that nobody sees as its escape, so that no text looks like another."""
+    if isinstance(value, str):
+        return visible(value)
+    return "" if value is None else value

@@ -1,0 +1,107 @@
+"""Records of a regression report: candidate against baselines on the same rows, and what that decides."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lora_ops.records.evaluation import Interval, PairedDifference
+from lora_ops.records.record import Record, Sha256
+from lora_ops.records.suite import CaseAnswer, CasesRecord
+
+Verdict = Literal["pass", "fail", "undecided", "missing"]
+Role = Literal["candidate", "base", "production", "earlier"]
+
+
+class Comparison(Record):
+    """Candidate minus baseline on the same rows."""
+
+    rows: int = Field(ge=1)
+    groups: int = Field(ge=1, description="of rows that are alike, such as one document: what was drawn")
+    candidate: float
+    baseline: float
+    gained: int = Field(ge=0, description="rows on which the candidate scores higher")
+    lost: int = Field(ge=0, description="rows on which it scores lower")
+    difference: PairedDifference
+    margin: float = Field(gt=0, lt=1, description="by so much the candidate may be worse")
+    method: Literal["exact", "bootstrap"] = Field(
+        description="exact: McNemar's test and Tango's interval, of rows that are right or wrong; bootstrap: "
+        "of groups of rows"
+    )
+    detectable: float = Field(
+        description="the smallest drop that so many rows show in 80 of 100 cases, if they vary as these do"
+    )
+    more_rows: int | None = Field(
+        description="rows that would decide for the candidate if they were like these; None: no number would"
+    )
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the rows decide; see `lora_ops.gates.paired`."""
+        if self.difference.low > -self.margin:
+            return "pass"
+        if self.difference.is_clear and self.difference.value < 0:
+            return "fail"
+        return "undecided"
+
+
+class Baseline(Record):
+    """A system that the candidate is compared with, pinned by digest: a rerun can't become its own baseline."""
+
+    name: str = Field(description="`base`, or `tenant@number`")
+    role: Role
+    digest: Sha256 = Field(description="content digest of the version, or SHA-256 of the base's weights")
+
+
+class Compared(Record):
+    """One slice or metric against one baseline."""
+
+    what: str = Field(description="the slice, or `held-out METRIC`")
+    against: str = Field(description="name of the baseline")
+    gating: bool
+    comparison: Comparison
+
+
+class Least(Record):
+    """A slice whose mean must reach a value, whatever other systems answer."""
+
+    slice: str
+    least: float
+    rows: int = Field(ge=1)
+    value: Interval
+
+    @property
+    def verdict(self) -> Verdict:
+        """Pass where the whole interval reaches the value, fail where all of it lies below."""
+        if self.value.low >= self.least:
+            return "pass"
+        return "fail" if self.value.high < self.least else "undecided"
+
+
+class SystemAnswers(Record):
+    """The answers of one system to the cases of a suite."""
+
+    baseline: Baseline
+    answers: tuple[CaseAnswer, ...]
+
+
+class HeldOutRow(Record):
+    """One row of the test split that candidate and production both answered, and neither was trained on."""
+
+    key: Sha256 = Field(description="of its text")
+    group: Sha256
+    target: str
+    candidate: str
+    production: str
+
+
+class RegressionSource(Record):
+    """All that a regression report is computed from; whoever has it can compute the report again."""
+
+    schema_version: int = 1
+    adapter: str
+    digest: Sha256
+    cases: CasesRecord
+    systems: tuple[SystemAnswers, ...] = Field(description="the candidate is the first")
+    held_out: tuple[HeldOutRow, ...] = ()
+    held_out_metrics: tuple[str, ...] = ()
+    held_out_left_out: int = Field(0, ge=0, description="rows of either version that can't be compared")

@@ -1,0 +1,168 @@
+"""`suites/TENANT.yaml` and `suites/general.yaml`: what an adapter must go on doing, as data."""
+
+import unicodedata
+from collections import Counter
+from typing import Annotated, Any, Literal, Self
+
+import regex
+from jsonschema.exceptions import SchemaError
+from jsonschema.validators import Draft202012Validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from lora_ops.settings.section import Section
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
+ScoreName = Literal["exact_match", "token_f1"]
+Opponent = Literal["production", "base"]
+
+
+class Expect(Section):
+    """What an answer must be; all that is named must hold. Case, spaces and composed letters are compared as
+    written, except in `label`, `number` and `contains`.
+    """
+
+    label: str | None = Field(None, description="the label of params.yaml that the answer must mean")
+    exact: str | None = Field(None, description="the whole answer, spaces at its ends aside")
+    contains: tuple[Text, ...] = Field((), description="each of them, whatever the case")
+    lacks: tuple[Text, ...] = Field((), description="none of them, whatever the case")
+    regex: Annotated[str, StringConstraints(max_length=2000)] | None = Field(
+        None, description="is found in the answer"
+    )
+    json_schema: dict[str, Any] | None = Field(None, description="the answer is JSON that this accepts")
+    number: float | None = Field(None, description="the first number of the answer")
+    tolerance: float = Field(0.0, ge=0, description="by which `number` may differ")
+    max_words: int | None = Field(None, ge=0)
+    max_characters: int | None = Field(None, ge=0)
+    refuses: bool | None = Field(None, description="whether the answer must decline, or must not")
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                regex.compile(pattern)
+            except regex.error as error:
+                raise ValueError(f"no regular expression: {error}") from error
+        return pattern
+
+    @field_validator("json_schema")
+    @classmethod
+    def _is_schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is not None:
+            try:
+                Draft202012Validator.check_schema(schema)
+            except SchemaError as error:
+                raise ValueError(f"no JSON schema: {error.message[:200]}") from error
+        return schema
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if all(getattr(self, name) in (None, ()) for name in type(self).model_fields if name != "tolerance"):
+            raise ValueError("this expects nothing, so every answer would be right")
+        if self.tolerance and self.number is None:
+            raise ValueError("tolerance needs a number")
+        return self
+
+
+class Score(Section):
+    """How near an answer is to a reference, from 0 to 1."""
+
+    metric: ScoreName
+    reference: Text
+
+
+class Turn(Section):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class Case(Section):
+    """One question and what its answer must be.
+
+    Exactly one of `text`, `prompt` and `turns` asks: `text` as a row of the tenant, under its system prompt;
+    `prompt` alone, outside the tenant's task; `turns` is a whole chat.
+    """
+
+    id: Name
+    slice: Name
+    text: Text | None = None
+    prompt: Text | None = None
+    turns: tuple[Turn, ...] = ()
+    expect: Expect | None = None
+    score: Score | None = None
+    must_pass: bool = Field(False, description="a wrong answer fails the gate, whatever the other ones are")
+    group: Name | None = Field(None, description="cases that are alike, such as wordings of one question")
+    repeats: int = Field(1, ge=1, le=20, description="answers that are sampled; their mean is the score")
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int | None = Field(
+        None, ge=1, le=512, description="default: evaluate.max_new_tokens for `text`, else 48"
+    )
+
+    @model_validator(mode="after")
+    def _asks_once(self) -> Self:
+        asked = [name for name in ("text", "prompt", "turns") if getattr(self, name)]
+        if len(asked) != 1:
+            found = " and ".join(asked) or "none of them"
+            raise ValueError(f"a case asks by one of text, prompt and turns: it has {found}")
+        if self.turns and self.turns[-1].role != "user":
+            raise ValueError("the last of the turns is the user's, which the model answers")
+        if (self.expect is None) == (self.score is None):
+            raise ValueError("a case has either expect or score")
+        if self.must_pass and self.expect is None:
+            raise ValueError("must_pass needs expect: a score is neither right nor wrong")
+        if self.repeats > 1 and not self.temperature:
+            raise ValueError("repeats needs a temperature: at 0 all answers are the same")
+        return self
+
+
+class Slice(Section):
+    """Cases that are compared together."""
+
+    about: str = Field(min_length=1, description="what it guards, for whoever signs")
+    margin: float = Field(0.1, gt=0, lt=1, description="by which the candidate's mean may be worse")
+    gating: bool = Field(True, description="false: it is shown, and decides nothing")
+    against: tuple[Opponent, ...] = Field(("production", "base"), min_length=1)
+    least: float | None = Field(None, gt=0, le=1, description="of the mean, whatever the others answer")
+
+
+class Suite(Section):
+    """The cases of one tenant, by slice."""
+
+    owner: str = Field(min_length=1, description="who answers for what it asks")
+    held_out: dict[str, float] = Field(
+        default_factory=dict,
+        description="metric of evaluate.metrics -> margin against production on held-out rows",
+    )
+    slices: dict[Name, Slice] = Field(default_factory=dict)
+    cases: tuple[Case, ...] = Field((), max_length=2000)
+
+    @field_validator("held_out")
+    @classmethod
+    def _margins(cls, margins: dict[str, float]) -> dict[str, float]:
+        wrong = [f"{metric} {margin:g}" for metric, margin in margins.items() if not 0 < margin < 1]
+        if wrong:
+            raise ValueError(f"a margin lies between 0 and 1, not {', '.join(wrong)}")
+        return margins
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        twice = [name for name, count in Counter(case.id for case in self.cases).items() if count > 1]
+        if twice:
+            raise ValueError(f"the case id '{twice[0]}' stands twice: one of them would never be asked")
+        asked: dict[str, str] = {}
+        for case in self.cases:
+            key = unicodedata.normalize("NFKC", case.model_dump_json(include={"text", "prompt", "turns"}))
+            other = asked.setdefault(f"{key} {case.temperature}", case.id)
+            if other != case.id:
+                raise ValueError(f"the cases '{other}' and '{case.id}' ask the same: one question counts once")
+        used = {case.slice for case in self.cases}
+        unknown = sorted(used - self.slices.keys())
+        if unknown:
+            raise ValueError(f"a case names the slice '{unknown[0]}', which `slices` doesn't have")
+        empty = sorted(self.slices.keys() - used)
+        if empty:
+            raise ValueError(f"the slice '{empty[0]}' has no case: it would guard nothing")
+        return self

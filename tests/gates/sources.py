@@ -1,0 +1,93 @@
+"""Sources of regression reports whose answers a test chooses."""
+
+from collections.abc import Sequence
+
+from lora_ops.records.regression import Baseline, HeldOutRow, RegressionSource, Role, SystemAnswers
+from lora_ops.records.suite import AskedCase, CaseAnswer, CasesRecord
+from lora_ops.settings.suite import Case, Expect, Slice
+
+LABELS = ("Food", "Travel")
+DIGEST = "a" * 64
+
+
+def suite(rows: int = 60, must_pass: int = 0, **slices: Slice) -> CasesRecord:
+    """A suite of `rows` cases in each slice, whose right answer is Food."""
+    named = slices or {"plain": Slice(about="plain cases", margin=0.15)}
+    cases = [
+        AskedCase(
+            case=Case(
+                id=f"{name}-{place}",
+                slice=name,
+                text=f"{name} {place}",
+                expect=Expect(label="Food"),
+                must_pass=place < must_pass,
+            ),
+            prompt=f"{name} {place}",
+            max_tokens=8,
+            seed=0,
+        )
+        for name in named
+        for place in range(rows)
+    ]
+    return CasesRecord(
+        tenant="finance",
+        owner="ana",
+        suites={"finance.yaml": DIGEST},
+        base_model_sha256=DIGEST,
+        labels=LABELS,
+        slices=named,
+        cases=tuple(cases),
+    )
+
+
+def answers(cases: CasesRecord, wrong: Sequence[int] = ()) -> tuple[CaseAnswer, ...]:
+    """Answers to all cases; those at the places `wrong` of each slice are wrong."""
+    found = []
+    for one in cases.cases:
+        place = int(one.case.id.rpartition("-")[2])
+        text = "Travel" if place in wrong else "Food"
+        found.append(CaseAnswer(key=one.key, case=one.case.id, texts=(text,)))
+    return tuple(found)
+
+
+def source(
+    cases: CasesRecord,
+    candidate: Sequence[int] = (),
+    adapter: str = "finance@2",
+    digest: str = DIGEST,
+    held_out: Sequence[HeldOutRow] = (),
+    **others: tuple[Role, str, str, Sequence[int]],
+) -> RegressionSource:
+    """A source in which each system answers wrongly at its places: name -> role, id, digest, places."""
+    systems = {"candidate": ("candidate", adapter, digest, candidate), **(others or {"base": BASE})}
+    return RegressionSource(
+        adapter=adapter,
+        digest=digest,
+        cases=cases,
+        systems=tuple(
+            SystemAnswers(
+                baseline=Baseline(name=name, role=role, digest=of),  # type: ignore[arg-type]
+                answers=answers(cases, wrong),
+            )
+            for role, name, of, wrong in systems.values()
+        ),
+        held_out=tuple(held_out),
+        held_out_metrics=("exact_match", "macro_f1") if held_out else (),
+    )
+
+
+BASE: tuple[Role, str, str, Sequence[int]] = ("base", "base", "b" * 64, range(30))
+
+
+def held_out(rows: int, lost: int, gained: int = 0) -> list[HeldOutRow]:
+    """Rows of which production has the last `gained` wrong, and the candidate the first `lost`."""
+    return [
+        HeldOutRow(
+            key=f"{place:064x}",
+            group=f"{place:064x}",
+            target="Food",
+            candidate="Travel" if place < lost else "Food",
+            production="Travel" if place >= rows - gained else "Food",
+        )
+        for place in range(rows)
+    ]

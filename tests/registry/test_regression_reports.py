@@ -1,0 +1,136 @@
+"""No version is validated without a regression report against what is in production now."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.gates.gate import gate_rows, replay
+from lora_ops.gates.regression import regression_report
+from lora_ops.hashing import canonical
+from lora_ops.registry import lifecycle
+from lora_ops.registry.loosened import gate_notes
+from lora_ops.registry.reports import Report, make
+from lora_ops.registry.requirements import missing_for
+from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
+from lora_ops.settings.suite import Slice
+
+from ..gates.sources import BASE, source, suite
+from .conftest import AUTHOR, Build, Story
+
+
+@pytest.fixture
+def asking(registry: Registry, package: Build, story: Story) -> Registry:
+    """finance@1 is in production by the rules of a registry without suites; from now on a report is needed."""
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    registry.least = registry.least.model_copy(update={"regression": True})
+    return registry
+
+
+def report(
+    registry: Registry, *, against: str | None = "finance@1", wrong: int = 0, **options: object
+) -> Report:
+    version = registry.get("finance@2")
+    others = {"base": BASE}
+    if against:
+        digest = registry.get(against).summary.content_digest
+        others["production"] = ("production", against, digest, ())
+    given = source(suite(**options), candidate=range(wrong), digest=version.summary.content_digest, **others)
+    document = regression_report(given, "finance", registry.clock())
+    return Report(document, given.to_json().encode(), "its suite")
+
+
+def file(registry: Registry, given: Report) -> None:
+    lifecycle.file_evidence(registry, "finance@2", given, actor="ci")
+
+
+def lacking(registry: Registry) -> str:
+    return "; ".join(missing_for(registry, "finance@2")[1])
+
+
+def test_a_version_needs_a_report(asking: Registry, story: Story) -> None:
+    story.file("policy", about="finance@2")
+    assert lacking(asking) == "evidence of kind 'regression'"
+    file(asking, report(asking))
+    assert lacking(asking) == ""
+    lifecycle.promote(asking, "finance@2", "validated", actor="ci", reason="passes")
+    assert not verify(asking).problems
+
+
+def test_a_failing_report_refuses_the_step(asking: Registry, story: Story) -> None:
+    story.file("policy", about="finance@2")
+    file(asking, report(asking, wrong=20))
+    with pytest.raises(Refused, match=r"plain against finance@1: fail"):
+        lifecycle.promote(asking, "finance@2", "validated", actor="ci", reason="no")
+
+
+def test_an_undecided_report_refuses_the_step(asking: Registry, story: Story) -> None:
+    story.file("policy", about="finance@2")
+    file(asking, report(asking, rows=12))
+    assert "plain against finance@1: undecided" in lacking(asking)
+
+
+@pytest.mark.parametrize("against", [None, "finance@2"])
+def test_a_report_against_another_baseline_is_none(asking: Registry, story: Story, against: str | None) -> None:
+    """A version can't be its own baseline, and one of a time without production proves nothing today."""
+    story.file("policy", about="finance@2")
+    file(asking, report(asking, against=against))
+    assert "a regression report against finance@1, which is in production now" in lacking(asking)
+
+
+def test_nobody_files_a_report_by_hand(asking: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "regression.json"
+    path.write_bytes(report(asking).source)
+    with pytest.raises(LoraOpsError, match="lora-ops gate finance@2"):
+        make(asking, "finance@2", "regression", path)
+
+
+def test_a_version_of_before_returns_without_a_report(asking: Registry, story: Story, tmp_path: Path) -> None:
+    """A rollback to what was promoted by earlier rules must not wait for a report."""
+    file(asking, report(asking))
+    for step in ("validated", "shadow", "canary"):
+        kinds = {"validated": ["policy"], "shadow": ["human_evaluation"], "canary": ["shadow"]}[step]
+        given = story.evidence(*kinds, about="finance@2")
+        lifecycle.promote(asking, "finance@2", step, actor="ci", reason="next", evidence=given)  # type: ignore[arg-type]
+    story.file("canary", about="finance@2")
+    story.approve("finance@2")
+    lifecycle.promote(asking, "finance@2", "production", actor="ci", reason="next")
+    given = story.evidence("incident", about="finance@2")
+    lifecycle.promote(asking, "finance@1", "production", actor="ben", reason="bad", evidence=given)
+    assert asking.named("finance", "production") == 1
+    assert not verify(asking).problems
+
+
+def test_gate_rows_and_replay_read_the_kept_report(asking: Registry) -> None:
+    file(asking, report(asking, wrong=20))
+    rows = {row.gate: row for row in gate_rows(asking, asking.get("finance@2"))}
+    assert rows["plain against finance@1"].verdict == "fail"
+    assert rows["plain against base"].verdict == "pass"
+    assert rows["policy"].verdict == rows["human review"].verdict == "missing"
+    assert list(replay(asking, asking.get("finance@2"))) == []
+
+
+def test_replay_says_where_a_report_was_made_up(asking: Registry) -> None:
+    """Whoever files a kinder document over honest answers is found by anybody."""
+    honest = report(asking, wrong=20)
+    kinder = honest._replace(
+        document=report(asking).document.model_copy(update={"source": honest.document.source})
+    )
+    file(asking, kinder)
+    found = list(replay(asking, asking.get("finance@2")))
+    assert any("verdict" in one or "candidate" in one for one in found), canonical(found)
+
+
+def test_gate_notes_name_a_suite_that_asks_less(asking: Registry, story: Story) -> None:
+    file(asking, report(asking, rows=40, plain=Slice(about="a", margin=0.3)))
+    given = source(suite(), adapter="finance@1", digest=asking.get("finance@1").summary.content_digest)
+    document = regression_report(given, "finance", asking.clock())
+    before = Report(document, given.to_json().encode(), "its suite")
+    lifecycle.file_evidence(asking, "finance@1", before, actor="ci")
+    notes = " ".join(gate_notes(asking, asking.get("finance@2")))
+    assert "its suite leaves out cases of finance@1, which was in production: plain-40, " in notes
+    assert "and 15 more" in notes
+    assert "plain margin 0.3, not 0.15" in notes

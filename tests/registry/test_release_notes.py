@@ -1,0 +1,106 @@
+"""Release notes: people fill in what only they know, and no version goes to production without it."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.gates.gate import GateRow, gate_rows
+from lora_ops.gates.release import approvals_text, draft, fields_path, read_fields, release_report
+from lora_ops.gates.report import report_page
+from lora_ops.registry import lifecycle
+from lora_ops.registry.reports import make
+from lora_ops.registry.requirements import missing_for
+from lora_ops.registry.store import Registry
+from lora_ops.settings.release import ReleaseFields
+
+from .conftest import AUTHOR, Build, Story
+
+NAMES = tuple(ReleaseFields.model_fields)
+
+
+def fill(root: Path, version: str, **fields: str) -> Path:
+    path = fields_path(root, version)
+    path.parent.mkdir(exist_ok=True)
+    said = {name: f"Eve wrote a sentence about {name}." for name in NAMES} | fields
+    path.write_text("".join(f'{name}: "{value}"\n' for name, value in said.items()))
+    return path
+
+
+@pytest.fixture
+def canary(registry: Registry, package: Build, story: Story) -> Registry:
+    registry.register(*package(1), actor=AUTHOR)
+    story.to("finance@1", "canary")
+    story.file("canary")
+    registry.least = registry.least.model_copy(update={"release_notes": True})
+    return registry
+
+
+def test_draft_leaves_every_field_to_people(tmp_path: Path) -> None:
+    path = draft(tmp_path, "finance@1")
+    assert all(f'{name}: ""' in path.read_text() for name in NAMES)
+    with pytest.raises(Refused, match="nobody has written summary, known_limits"):
+        read_fields(tmp_path, "finance@1")
+    with pytest.raises(LoraOpsError, match="exists already"):
+        draft(tmp_path, "finance@1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"trust": ""}, "nobody has written trust"),
+        ({"trust": "   "}, "nobody has written trust"),
+        ({"trust": "n/a"}, "trust has fewer than 10 letters"),
+        ({"trust": "…………………………"}, "trust has fewer than 10 letters"),
+        ({"turst": "A sentence that says it."}, "check its spelling"),
+    ],
+)
+def test_read_fields_refuses_what_says_nothing(tmp_path: Path, fields: dict[str, str], said: str) -> None:
+    fill(tmp_path, "finance@1", **fields)
+    with pytest.raises(LoraOpsError, match=said):
+        read_fields(tmp_path, "finance@1")
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "summary: [", "- x"])
+def test_read_fields_refuses_another_form(tmp_path: Path, content: str) -> None:
+    fill(tmp_path, "finance@1").write_text(content)
+    with pytest.raises(LoraOpsError, match="finance@1.yaml"):
+        read_fields(tmp_path, "finance@1")
+
+
+def test_production_needs_release_notes(canary: Registry, story: Story, tmp_path: Path) -> None:
+    assert "evidence of kind 'release_notes'" in missing_for(canary, "finance@1")[1]
+    fill(tmp_path, "finance@1")
+    report, _ = release_report(canary, canary.get("finance@1"), tmp_path)
+    lifecycle.file_evidence(canary, "finance@1", report, actor="eve")
+    story.approve("finance@1")
+    lifecycle.promote(canary, "finance@1", "production", actor="ben", reason="go")
+    approvals = approvals_text(canary, canary.get("finance@1"))
+    assert "ben" in approvals and "chen" in approvals
+
+
+def test_notes_hold_fields_gates_and_samples(canary: Registry, tmp_path: Path) -> None:
+    fill(tmp_path, "finance@1", trust="Readers write to | *us* <script>alert(1)</script>.")
+    report, page = release_report(canary, canary.get("finance@1"), tmp_path)
+    text = report.source.decode()
+    assert "# finance@1" in text and "| policy | pass |" in text and "## Before and after" in text
+    assert "<script>" not in text and r"\|" in text
+    assert "no-advice" in page
+
+
+def test_nobody_files_notes_by_hand(canary: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "notes.md"
+    path.write_text("All is well with this version, believe me.")
+    with pytest.raises(LoraOpsError, match="lora-ops release file finance@1"):
+        make(canary, "finance@1", "release_notes", path)
+
+
+def test_page_escapes_what_data_say(canary: Registry) -> None:
+    """A gate's text may hold an answer of a model, and no answer may become markup or hide itself."""
+    rows = [
+        *gate_rows(canary, canary.get("finance@1")),
+        GateRow("<b>x</b>\u202e", "fail", "<script>1</script>"),
+    ]
+    page = report_page(canary, canary.get("finance@1"), rows)
+    assert "<script" not in page and "<b>x" not in page and "\u202e" not in page
+    assert "1 failed" in page and "default-src &#39;none&#39;" not in page and "default-src 'none'" in page
