@@ -42,7 +42,7 @@ class PolicyCheck(Record):
 
 
 class HumanEvaluation(Record):
-    """What people said of pairs of answers, base model beside adapter."""
+    """What people said of pairs of answers, the adapter's beside its base model's or another version's."""
 
     annotators: int = Field(ge=1)
     pairs: int = Field(ge=1)
@@ -50,6 +50,8 @@ class HumanEvaluation(Record):
     same: int = Field(ge=0)
     base_better: int = Field(ge=0)
     report_sha256: Sha256
+    against: str = Field("base", description="whose answers the adapter's were compared with")
+    alpha: float | None = Field(None, description="Krippendorff's; None: not measured")
 
     @model_validator(mode="after")
     def _adds_up(self) -> "HumanEvaluation":

@@ -345,6 +345,9 @@ def human_evaluation(files: FileStore, evidence: Evidence) -> HumanEvaluation | 
     found = load(files, evidence)
     if isinstance(found, HumanEvidence) and found.pairs:
         counts = found.model_dump(include={"annotators", "pairs", "adapter_better", "same", "base_better"})
+        if found.review:
+            counts["against"] = found.review.against
+            counts["alpha"] = found.review.alpha.value if found.review.alpha else None
         return HumanEvaluation(**counts, report_sha256=evidence.sha256)
     try:
         return HumanEvaluation.model_validate({**_older(files, evidence), "report_sha256": evidence.sha256})

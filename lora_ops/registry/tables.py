@@ -213,9 +213,11 @@ def _measured(performance: "Performance") -> Iterator[tuple[str, str]]:
         yield "seeds", str(performance.seeds)
     people = performance.human_evaluation
     if people:
-        counts = f"{people.adapter_better} better, {people.same} same, {people.base_better} worse"
+        counts = f"{people.adapter_better} better than {people.against}, {people.same} same"
+        agree = "agreement not measured" if people.alpha is None else f"alpha {people.alpha:.3f}"
+        by = f"{people.annotators} annotators, {agree}"
         report = _reported(people.report_sha256)
-        yield "people say", f"{counts} of {people.pairs} pairs ({people.annotators} annotators), {report}"
+        yield "people say", f"{counts}, {people.base_better} worse of {people.pairs} pairs ({by}), {report}"
     if performance.policy:
         failed = [check.name for check in performance.policy if not check.passed]
         count = len(performance.policy)

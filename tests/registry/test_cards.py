@@ -81,6 +81,7 @@ def test_the_record_quotes_the_latest_reports_of_people_and_policy(
     performance = record(registry, "finance@1").performance
     assert performance.human_evaluation is not None
     assert performance.human_evaluation.adapter_better == 12
+    assert (performance.human_evaluation.against, performance.human_evaluation.alpha) == ("base", 1)
     assert performance.human_evaluation.report_sha256 == people[0].sha256
     assert [(one.name, one.failed) for one in performance.policy] == [("no-advice", 0)]
 

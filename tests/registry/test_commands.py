@@ -179,6 +179,7 @@ def test_show_answers_who_let_it_in_on_what_evidence(cli: Cli, root: Path) -> No
         "by ana.silva",
         "exact_match  0.520 [0.470, 0.570], base 0.100",
         "Payments intelligence",
+        "12 better than base, 5 same, 3 worse of 20 pairs (2 annotators, alpha 1.000)",
         "ben.okafor (key SHA256:",
         "ben.okafor agrees",
         "chen.wei agrees",
