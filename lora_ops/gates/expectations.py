@@ -9,7 +9,7 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import Draft202012Validator
 
 from lora_ops.evaluation.labels import read_label
-from lora_ops.evaluation.metrics import exact_match, token_f1
+from lora_ops.evaluation.metrics import row_scores
 from lora_ops.settings.suite import Case, Expect, Score
 from lora_ops.small_files import parse_json
 
@@ -93,8 +93,7 @@ def _json_mismatches(schema: dict[str, object], answer: str) -> Iterator[str]:
 
 
 def _near(wanted: Score, answer: str) -> float:
-    scores = {"exact_match": exact_match, "token_f1": token_f1}[wanted.metric]([wanted.reference], [answer])
-    return float(scores[0])
+    return float(row_scores(wanted.metric, [wanted.reference], [answer])[0])
 
 
 def _nfc(text: str) -> str:

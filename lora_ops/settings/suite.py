@@ -13,7 +13,7 @@ from lora_ops.settings.section import Section
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
-ScoreName = Literal["exact_match", "token_f1"]
+ScoreName = Literal["exact_match", "token_f1", "chrf", "rouge_l"]
 Opponent = Literal["production", "base"]
 
 
