@@ -32,13 +32,13 @@ _INTERNATIONAL = re.compile(
 )
 # Neither area nor exchange begins with 0 or 1. After a group of three digits it is a part of a longer number.
 _NORTH_AMERICAN = re.compile(
-    r"(?<![\w.+-])(?<!\d{3} )(?:"
+    r"(?<![\w.+-])(?<!\D\d{3} )(?:"
     r"(?:1[ .-])?\([2-9]\d{2}\)[ .-]?[2-9]\d{2}[ .-]\d{4}"  # (212) 555-0147
     r"|(?:1[ -])?[2-9]\d{2}(?:-[2-9]\d{2}-| [2-9]\d{2}[ -])\d{4}"  # 212-555-0147, 1 212 555-0147
     r"|(?:1\.)?[2-9]\d{2}\.[2-9]\d{2}\.\d{4}"  # 212.555.0147
     r")(?![\w-]|\.\d)"
 )
-_TRUNK = re.compile(rf"(?<![\w.+-])(?<!\d[ ,:/])\(?0(?!\.)(?:{_GAP}\d){{8,12}}(?![\w:]|[.,-]\d)")
+_TRUNK = re.compile(rf"(?<![\w.+-])(?<!\d[:/])\(?0(?!\.)(?:{_GAP}\d){{8,12}}(?![\w:]|[.-]\d)")
 _NATIONAL = re.compile(rf"(?<![A-Za-z0-9_.])(?<!\d[,:/])\(?\d(?:{_GAP}\d){{6,14}}(?![\w:%]|[.,-]\d)")
 _DATE = re.compile(r"\d{4}[ ./-]\d{1,2}[ ./-]\d{1,2}(?: .*)?|\d{1,2}[ ./-]\d{1,2}[ ./-]\d{4}(?: .*)?")
 _NAMED = re.compile(
@@ -73,7 +73,7 @@ def phones(text: str) -> Iterator[Span]:
     for match in _NORTH_AMERICAN.finditer(text):
         yield match.span()
     for match in _TRUNK.finditer(text):
-        if match[0].isdigit() or _DATE.fullmatch(match[0]) or _stands_after(_OTHER, text, match.start()):
+        if not _is_form(match[0]) or _stands_after(_OTHER, text, match.start()):
             continue
         lookups -= 1
         if lookups < 0 or _is_printed_nationally(match[0]):
@@ -83,6 +83,12 @@ def phones(text: str) -> Iterator[Span]:
         named = _stands_after(_NAMED, text, start) or _NAMED_AFTER.match(text, match.end())
         if named and not _stands_after(_OTHER, text, start) and not _DATE.fullmatch(match[0]):
             yield match.span()
+
+
+def _is_form(candidate: str) -> bool:
+    """Return whether digits are grouped as phone numbers are: no country mixes points with other gaps."""
+    gaps = set(re.sub(r"\d", "", candidate))
+    return bool(gaps) and (gaps == {"."} or "." not in gaps) and not _DATE.fullmatch(candidate)
 
 
 def _stands_after(word: re.Pattern[str], text: str, start: int) -> bool:

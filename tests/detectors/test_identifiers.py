@@ -142,6 +142,7 @@ def test_a_number_is_found_after_the_word_that_names_it(kind: str, before: str, 
         "0049301234567890 0012125550147",  # numbers of orders, filled up with zeros
         "11.5.9.0.sb0007585",
         "10.0.0.0/24",
+        "1,234,567 and 0,25 and 0,123 456",
         "206.768 2827 and 1.319 590 8951 e-15 and 28 024.951 3861",
         "Monthly 77, 259-264 1970 (astro-ph/9905191)",
         "628174795866951638 506766141317",
@@ -154,6 +155,16 @@ def test_what_only_looks_like_one_is_left_alone(text: str) -> None:
 def test_many_padded_numbers_are_no_list_of_phones() -> None:
     text = "\n".join(f"{number:010d}" for number in range(123_456, 124_456))
     assert find_identifiers(text) == []
+
+
+@pytest.mark.parametrize(
+    "item", ["(212) 555-0147", "212-555-0147", "+49 30 1234567", "01-42-68-53-00", "4111 1111 1111 1111"]
+)
+@pytest.mark.parametrize("gap", [" ", ", ", ",", "\n", ";", " / "])
+def test_each_number_of_a_list_is_found_at_once(item: str, gap: str) -> None:
+    """A number that is found only once its neighbour is redacted would stay unseen by the contract."""
+    found = find_identifiers(gap.join([item] * 8))
+    assert len(found) == 8
 
 
 def test_of_two_that_overlap_the_longer_gives_its_name() -> None:
