@@ -10,6 +10,7 @@ from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.exit_codes import ExitCode
 from lora_ops.gates.gather import gather
 from lora_ops.gates.regression import regression_report
+from lora_ops.gates.review.evidence import recount
 from lora_ops.records.evaluation import BASE, BASE_FEW_SHOT
 from lora_ops.records.evidence import (
     AnyEvidence,
@@ -110,6 +111,12 @@ def replay(registry: Registry, version: Version) -> Iterator[str]:
         LoraOpsError: a kept file is missing or was changed.
     """
     found = filed(version, registry.log.entries(version.tenant, version.number))
+    one = found.get("human_evaluation")
+    document = load(registry.files, one) if one else None
+    if one and isinstance(document, HumanEvidence) and document.review:
+        yield from (
+            f"human_evaluation.{name} is not what the kept votes give" for name in recount(registry, one)
+        )
     one = found.get("regression")
     document = load(registry.files, one) if one else None
     if one is None or not isinstance(document, RegressionEvidence):
@@ -238,6 +245,9 @@ def _document_row(document: AnyEvidence, one: Evidence, lacking: list[str]) -> G
             f"better {document.adapter_better}, same {document.same}, worse {document.base_better} of "
             f"{document.pairs} pairs"
         )
+        review = document.review
+        if review and review.win_rate_by_pair and review.alpha:
+            found += f"; win rate {review.win_rate_by_pair}, Krippendorff's alpha {review.alpha}"
         failed = document.base_better > document.adapter_better
     verdict: Verdict = "pass" if not lacking else "fail" if failed else "missing"
     note = f"needs {'; '.join(lacking)}" if lacking else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused
+from lora_ops.gates.gate import gate_rows, replay
 from lora_ops.gates.review.desk import Desk
 from lora_ops.gates.review.evidence import make_report, recount
 from lora_ops.gates.review.sessions import Session, open_session, start
@@ -171,6 +172,19 @@ def test_filed_review_is_counted_again_from_what_is_kept(registry: Registry, ses
     document = counts(report.document).model_copy(update={"checks_same": 0})
     other = report._replace(document=report.document.model_copy(update={"pairs": 21, "review": document}))
     assert recount(registry, other.keep(registry.files)) == ["pairs", "review"]
+
+
+def test_gate_shows_and_replays_a_review(registry: Registry, session: Session) -> None:
+    hand_in(registry, session)
+    report, _ = make_report(registry, "finance@1")
+    lifecycle.file_evidence(registry, "finance@1", report, actor="ci")
+    version = registry.get("finance@1")
+    [row] = [row for row in gate_rows(registry, version) if row.gate == "human review"]
+    assert row.verdict == "pass" and "better 12, same 5, worse 3 of 20 pairs; win rate 0.7" in row.found
+    assert "Krippendorff's alpha 1.000" in row.found and list(replay(registry, version)) == []
+    other = report._replace(document=report.document.model_copy(update={"pairs": 21}))
+    lifecycle.file_evidence(registry, "finance@1", other, actor="ci")
+    assert list(replay(registry, version)) == ["human_evaluation.pairs is not what the kept votes give"]
 
 
 def test_nobody_files_a_review_without_votes(registry: Registry, session: Session) -> None:
