@@ -144,7 +144,7 @@ def test_the_contract_is_kept_beside_the_data(done: Path) -> None:
 def test_free_text_is_measured_without_labels(done: Path) -> None:
     metrics = manifest(done, "support").evaluation.metrics
     assert set(metrics) == {"token_f1", "exact_match"}
-    assert set(metrics["token_f1"]) == {"base", "base_few_shot", "adapter"}
+    assert set(metrics["token_f1"]) == {"base", "base_few_shot", "adapter", "lead_words_baseline"}
     assert metrics["token_f1"]["adapter"].low <= metrics["token_f1"]["adapter"].value
 
 

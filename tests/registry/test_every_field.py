@@ -52,6 +52,7 @@ FREE = {
     "evaluation.answered_by": "`show` and approvers are told where nobody recorded it",
     "evaluation.agreement": "a note for people; sampled answers of another engine",
     "evaluation.truncated": "a note for people",
+    "evaluation.traits": "empty for labels; where answers are written it must follow from them (test_recount)",
     "files.README.md": "the model card, for people; one that is there must follow from the manifest",
     "files.samples.csv": "for people; where it is there it must follow from the answers",
     "files.03_evaluate.html": "the page, for people; a clone with pulled packages lacks it",
