@@ -94,7 +94,9 @@ def withdraw(reference: ExactReference, reason: Reason, actor: Actor = None, as_
 @changes.command("file")
 def file_(
     reference: ExactReference,
-    kind: Annotated[str, typer.Argument(help="policy, human_evaluation, shadow, canary, incident or review")],
+    kind: Annotated[
+        str, typer.Argument(help="policy, shadow, canary, incident or review; votes: `lora-ops review`")
+    ],
     source: Annotated[
         Path,
         typer.Argument(help="Raw results as JSON lines, a gateway's event folder, or a text; see the README."),
