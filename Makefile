@@ -5,10 +5,13 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help repro serve test test-fast test-clients test-vllm test-gpu nightly lint format lab metrics wandb-sync wandb-online lock clean
+.PHONY: help validate repro serve test test-fast test-clients test-vllm test-gpu nightly lint format lab metrics wandb-sync wandb-online lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+validate: .venv/installed ## compare prompts and schemas with those that others rely on; a minute
+	lora-ops validate
 
 repro: .venv/installed ## train, evaluate, package and register each tenant's adapter; skips what is up to date
 	dvc repro

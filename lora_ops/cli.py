@@ -26,6 +26,7 @@ from lora_ops.registry.owners_commands import app as owners_app
 from lora_ops.serving.commands import keys_app, serve
 from lora_ops.streams import settle_streams, work_is_done
 from lora_ops.tenant_commands import app as tenant_app
+from lora_ops.validation_commands import validate
 from lora_ops.version_commands import compare, register, report
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ app.command()(compare)
 app.command()(detectors)
 app.command()(cases)
 app.command()(gate)
+app.command()(validate)
 
 
 # These two load pydantic, which would take as long as all the rest of `lora-ops --help`.

@@ -1,0 +1,246 @@
+"""What must hold before anything is trained or served: prompts, schemas, and loading with plain peft.
+
+Three contracts with people outside this repository. A prompt that changes makes every trained adapter wrong. A
+field that disappears breaks whoever reads a manifest or calls the gateway. An adapter that plain peft can't
+load is of no use to anybody without lora-ops.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, TypeAdapter
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import canonical
+from lora_ops.paths import ADAPTER_FILES
+from lora_ops.records.data import DataRecord
+from lora_ops.records.manifest import Manifest
+from lora_ops.settings.data import DataSettings
+from lora_ops.settings.params import Settings
+from lora_ops.small_files import read_json
+from lora_ops.templates import fill_template, template_fields
+
+GOLDEN = "suites/golden/prompts.json"
+SCHEMAS = "suites/schemas"
+SECONDS = 120
+# Run in a process of its own, which imports nothing of lora-ops: what a stranger would write.
+PLAIN_PEFT = """
+import sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base, adapter = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(base)
+tokens = torch.tensor([[1, 2, 3, 4]])
+with torch.no_grad():
+    before = model(tokens).logits
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    after = model(tokens).logits
+assert "lora_ops" not in sys.modules
+assert torch.isfinite(after).all(), "its logits are not finite"
+assert not torch.equal(before, after), "it changes nothing"
+"""
+
+
+class Checked(NamedTuple):
+    """One contract: what it is about, and why it does not hold; None where it does."""
+
+    what: str
+    problem: str | None = None
+
+
+def validate(settings: Settings, root: Path) -> Iterator[Checked]:
+    """Yield every contract of the repository, as far as it holds now.
+
+    Raises:
+        LoraOpsError: a file of golden prompts or schemas can't be read.
+    """
+    yield from _prompts(settings, root)
+    yield from _schemas(root)
+    yield from _tiny_adapter()
+
+
+def validate_packages(settings: Settings, root: Path) -> Iterator[Checked]:
+    """Yield of each packaged adapter whether plain peft loads it on the base model, in a process of its own."""
+    for tenant in settings.tenants:
+        folder = root / "packages" / tenant
+        if all((folder / name).is_file() for name in ADAPTER_FILES):
+            yield Checked(f"packages/{tenant} with plain peft", load_problem(root / "models/base", folder))
+
+
+def golden_prompts(settings: Settings) -> dict[str, Any]:
+    """Return the turns that each tenant's template makes of a row whose columns hold their own names."""
+    return {name: _turns(tenant.data) for name, tenant in sorted(settings.tenants.items())}
+
+
+def schemas() -> dict[str, Any]:
+    """Return the JSON schemas that others rely on: of a manifest, a data record and the gateway's API."""
+    from lora_ops.records.evidence import DOCUMENT
+    from lora_ops.serving.request_schemas import ChatRequest, CompletionRequest
+    from lora_ops.serving.response_schemas import (
+        ChatAnswer,
+        ChatChunk,
+        CompletionAnswer,
+        ErrorAnswer,
+        ModelList,
+    )
+
+    forms: Mapping[str, type[BaseModel] | TypeAdapter[Any]] = {
+        "manifest": Manifest,
+        "data": DataRecord,
+        "evidence": DOCUMENT,
+        "chat_request": ChatRequest,
+        "completion_request": CompletionRequest,
+        "chat_answer": ChatAnswer,
+        "chat_chunk": ChatChunk,
+        "completion_answer": CompletionAnswer,
+        "model_list": ModelList,
+        "error_answer": ErrorAnswer,
+    }
+    return {
+        name: form.json_schema() if isinstance(form, TypeAdapter) else form.model_json_schema()
+        for name, form in forms.items()
+    }
+
+
+def write_contracts(settings: Settings, root: Path) -> list[Path]:
+    """Write golden prompts and schemas as they are now, and return the files."""
+    written = {root / GOLDEN: golden_prompts(settings)}
+    written |= {root / SCHEMAS / f"{name}.json": schema for name, schema in schemas().items()}
+    for path, value in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    return list(written)
+
+
+def load_problem(base: Path, adapter: Path) -> str | None:
+    """Return why plain peft can't answer with an adapter on a base model, or None; in a process of its own."""
+    command = [sys.executable, "-I", "-c", PLAIN_PEFT, str(base), str(adapter)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"it did not load in {SECONDS} seconds"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed"])[-1][:300]
+
+
+def losses(kept: Any, now: Any, place: str = "") -> Iterator[str]:
+    """Yield what a JSON schema of before promised, and the one of now does not.
+
+    New properties, wider types and new values of an enumeration are no loss. A property that is gone, another
+    type, a value that is not taken any more, and a property that must be there only now are.
+    """
+    if not isinstance(kept, dict) or not isinstance(now, dict):
+        return
+    for name in ("properties", "$defs"):
+        for key, inner in kept.get(name, {}).items():
+            where = f"{place}.{key}" if place else key
+            if key not in now.get(name, {}):
+                yield f"{where} is gone"
+            else:
+                yield from losses(inner, now[name][key], where)
+    said = place or "it"
+    for name in ("type", "const", "$ref"):
+        if name in kept and kept[name] != now.get(name):
+            yield f"{said} has {name} {now.get(name)!r}, not {kept[name]!r}"
+    gone = [one for one in kept.get("enum", []) if one not in now.get("enum", [])]
+    if gone:
+        yield f"{said} takes {gone[0]!r} no more"
+    asked = [one for one in now.get("required", []) if one not in kept.get("required", [])]
+    if asked and "properties" in kept:
+        yield f"{said} must have {asked[0]}, which was optional or unknown"
+    for name in ("anyOf", "oneOf"):
+        wanted = [canonical(one) for one in kept.get(name, [])]
+        there = [canonical(one) for one in now.get(name, [])] or [canonical(now)]
+        if any(one not in there for one in wanted):
+            yield f"{said} takes one form less"
+    if isinstance(kept.get("items"), dict):
+        yield from losses(kept["items"], now.get("items"), f"{said}[]")
+
+
+def _turns(data: DataSettings) -> list[list[str]]:
+    row = {name: f"<{name}>" for name in template_fields(data.template)}
+    user = fill_template(data.template, [row])[0]
+    return [*([["system", data.system]] if data.system else []), ["user", user]]
+
+
+def _prompts(settings: Settings, root: Path) -> Iterator[Checked]:
+    kept = _read(root / GOLDEN) if (root / GOLDEN).is_file() else {}
+    for name, turns in golden_prompts(settings).items():
+        what = f"golden prompt of {name}"
+        if name not in kept:
+            yield Checked(
+                what, f"{GOLDEN} has none: look at {json.dumps(turns)}, then `lora-ops validate --update`"
+            )
+        elif kept[name] != turns:
+            was = json.dumps(kept[name])
+            yield Checked(
+                what,
+                f"it is {json.dumps(turns)}, and was {was}: an adapter of the other one answers worse; "
+                "train again and `lora-ops validate --update`, or put it back",
+            )
+        else:
+            yield Checked(what)
+
+
+def _schemas(root: Path) -> Iterator[Checked]:
+    for name, now in schemas().items():
+        path, what = root / SCHEMAS / f"{name}.json", f"schema of {name.replace('_', ' ')}"
+        if not path.is_file():
+            yield Checked(what, f"there is no {SCHEMAS}/{name}.json: `lora-ops validate --update` writes it")
+            continue
+        lost = list(losses(_read(path), now))
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        yield Checked(what, f"{lost[0]}{more}: whoever reads it relies on that" if lost else None)
+
+
+def _tiny_adapter() -> Iterator[Checked]:
+    """A tiny model and adapter, made on the spot: whether what we write is what plain peft reads."""
+    with tempfile.TemporaryDirectory(prefix="validate-") as name:
+        base, adapter = Path(name) / "base", Path(name) / "adapter"
+        _make_tiny(base, adapter)
+        yield Checked("a tiny adapter with plain peft", load_problem(base, adapter))
+
+
+def _make_tiny(base: Path, adapter: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        max_position_embeddings=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about peft
+        tuned: Any = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    for key, tensor in tuned.named_parameters():
+        if "lora_B" in key:  # zeros would change nothing
+            torch.nn.init.normal_(tensor)
+    tuned.save_pretrained(str(adapter))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise LoraOpsError(
+            f"{path} can't be read ({error}): `git checkout {path.name}` brings it back."
+        ) from error
