@@ -510,8 +510,8 @@ def reviewed(
     assert registry.owners is not None
     team = registry.owners.team(version.tenant)
     author = team.person(version.summary.author)
-    known = {one.id for one in team.people if one.keys and one != author}
-    people = people or [one for one in REVIEWERS if one in known][:2]
+    known = {one.id: one.keys for one in team.people if one != author}
+    people = people or [one for one in REVIEWERS if public_key(one) in known.get(one, ())][:2]
     shutil.rmtree(folder_of(registry, version), ignore_errors=True)
     session = start(
         registry, reference, actor=people[0], reviewers=people, pairs=pairs, annotators=len(people), seed=1
