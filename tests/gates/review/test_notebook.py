@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -158,8 +159,8 @@ def open_desk(page: "sync_api.Page", url: str) -> Any:
         if page.locator(".jp-Dialog").count():
             page.locator(".jp-Dialog .jp-mod-accept").click()
             page.wait_for_selector(".jp-Dialog", state="detached")
-        elif page.locator(".lora-review").count():
-            break
+        elif page.locator(".jp-InputArea-prompt", has_text=re.compile(r"\[(\*|\d+)\]")).count():
+            break  # the cells run, or have run: a second run would take the desk away while somebody votes
     page.wait_for_selector(".lora-review")
     return page.locator(".lora-review")
 
