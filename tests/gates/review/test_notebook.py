@@ -69,6 +69,10 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path / "settings"))
+    # Else Jupyter asks for the kernel, on a busy machine more than once.
+    own = tmp_path / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"autoStartDefaultKernel": true}')
     monkeypatch.setenv("JUPYTERLAB_WORKSPACES_DIR", str(tmp_path / "workspaces"))
     return root
 
@@ -157,8 +161,9 @@ def open_desk(page: "sync_api.Page", url: str) -> Any:
         with suppress(sync_api.TimeoutError):
             page.locator(".lora-review, .jp-Dialog").first.wait_for(timeout=30_000)
         if page.locator(".jp-Dialog").count():
-            page.locator(".jp-Dialog .jp-mod-accept").click()
-            page.wait_for_selector(".jp-Dialog", state="detached")
+            page.locator(".jp-Dialog .jp-mod-accept").first.click()
+            with suppress(sync_api.TimeoutError):
+                page.wait_for_selector(".jp-Dialog", state="detached", timeout=10_000)
         elif page.locator(".jp-InputArea-prompt", has_text=re.compile(r"\[(\*|\d+)\]")).count():
             break  # the cells run, or have run: a second run would take the desk away while somebody votes
     page.wait_for_selector(".lora-review")
