@@ -11,15 +11,19 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from lora_ops.cli import app
+from lora_ops.gates.regression import regression_report
 from lora_ops.gates.review.sessions import open_session
 from lora_ops.hashing import sha256_file, sha256_text
 from lora_ops.paths import ADAPTER_FILES, CASE_ANSWERS, CASES
 from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.records.suite import AnswersRecord
+from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import open_registry
+from lora_ops.registry.reports import Report
+from lora_ops.registry.store import Registry
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run
-from tests.gates.sources import answers, suite
+from tests.gates.sources import answers, source, suite
 from tests.registry.conftest import build_package, fill_in, won
 
 README = (ROOT / "README.md").read_text()
@@ -93,8 +97,8 @@ def test_the_readers_own_tenant_of_the_readme_is_added(repository: Path) -> None
     assert "its entry is in params.yaml" in done.stdout
 
 
-def with_suite(folder: Path, manifest: Manifest, repository: Path) -> Manifest:
-    """Give a package its suite with all answers, and let the base model have answered it before."""
+def with_suite(folder: Path, manifest: Manifest) -> Manifest:
+    """Give a package its suite with all answers."""
     base = manifest.base_model.sha256
     cases = suite().model_copy(update={"base_model_sha256": base})
     weights, config = (manifest.files[name].sha256 for name in ADAPTER_FILES)
@@ -110,11 +114,23 @@ def with_suite(folder: Path, manifest: Manifest, repository: Path) -> Manifest:
     for name, record in ((CASES, cases), (CASE_ANSWERS, given)):
         (folder / name).write_text(record.to_json())
         files[name] = FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
-    alone = {"adapter_sha256": None, "adapter_config_sha256": None, "answers": answers(cases, range(30))}
-    cache = repository / ".gates/answers/finance" / f"{base}.json"
-    cache.parent.mkdir(parents=True)
-    cache.write_text(given.model_copy(update=alone).to_json())
     return manifest.model_copy(update={"files": files})
+
+
+def file_base_answers(registry: Registry) -> None:
+    """File an earlier report on finance@1, so that the base model, which isn't here, has answered its suite."""
+    version = registry.get("finance@1")
+    base = version.manifest.base_model.sha256
+    cases = suite().model_copy(update={"base_model_sha256": base})
+    given = source(
+        cases,
+        adapter="finance@1",
+        digest=version.summary.content_digest,
+        base=("base", "base", base, range(30)),
+    )
+    document = regression_report(given, "finance", registry.clock())
+    report = Report(document, given.to_json().encode(), "its suite")
+    lifecycle.file_evidence(registry, "finance@1", report, actor="ana.silva")
 
 
 def test_the_readmes_way_to_production_is_a_way(repository: Path, tmp_path: Path) -> None:
@@ -123,9 +139,10 @@ def test_the_readmes_way_to_production_is_a_way(repository: Path, tmp_path: Path
         part.split("```")[0] for part in README.split("<!-- promotion -->")[1].split("```bash\n")[1:3]
     )
     folder = tmp_path / "package"
-    manifest = with_suite(folder, build_package(folder, 1, fresh_days=36500), repository)
+    manifest = with_suite(folder, build_package(folder, 1, fresh_days=36500))
     registry = open_registry(repository, create=True)
     registry.register(folder, manifest, actor="ana.silva")
+    file_base_answers(registry)
     registry.close()
     for block in (before, after):
         done = run("bash", "-euc", block, cwd=repository, COLUMNS="300", LORA_OPS_ROOT=str(repository))
@@ -151,7 +168,6 @@ def test_every_path_in_backticks_exists_or_is_made_by_the_pipeline() -> None:
         ".registry",
         "reviews",
         ".serving",
-        ".gates",
         "releases",
         ".checkpoints",
         ".venv",

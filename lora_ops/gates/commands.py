@@ -41,6 +41,7 @@ def gate(
     from lora_ops.registry.files import write_atomically
     from lora_ops.registry.loosened import gate_notes
     from lora_ops.registry.reports import filed
+    from lora_ops.registry.roles import ANYBODY, require_role
     from lora_ops.settings.files import find_root
 
     notes: list[str] = []
@@ -49,6 +50,10 @@ def gate(
         if again:
             differences = list(replay(registry, version))
         elif not dry_run:
+            # Answers take a minute: whoever may not file them is told before.
+            require_role(
+                registry, version, who(actor), ANYBODY, f"file evidence of {version.id} (or --dry-run)"
+            )
             with prose_on_stderr(as_json):
                 report, notes = make_regression_report(registry, version, find_root())
             before = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")

@@ -1,5 +1,6 @@
 """What a regression report is computed from: kept answers, and those that a baseline lacks, generated once."""
 
+import random
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,26 +10,29 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.answers import LEAST_AGREEMENT
 from lora_ops.evaluation.versions import common_rows, shared_metrics
 from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.cases import SUITES, ask_cases
-from lora_ops.hashing import sha256_text
 from lora_ops.paths import ADAPTER_FILES, BASE_MODEL, CASE_ANSWERS
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.regression import Baseline, HeldOutRow, RegressionSource, Role, SystemAnswers
 from lora_ops.records.suite import AnswersRecord, CaseAnswer, CasesRecord
-from lora_ops.registry.files import write_atomically
 from lora_ops.registry.loosened import production_before
 from lora_ops.registry.packages import export
 from lora_ops.registry.store import Registry
-from lora_ops.registry.suite_changes import kept_suite
+from lora_ops.registry.suite_changes import kept_source, kept_suite
 from lora_ops.registry.versions import CLOSED, Version
 from lora_ops.settings.tenant import TenantSettings
 from lora_ops.small_files import read_text
 
 EARLIER = 3
-CACHE = ".gates"
+"""Versions before the candidate that are compared and shown."""
+REMEMBERED = 10
+"""Versions of the tenant whose filed reports are searched for answers, the newest first."""
+SPOT_CHECKED = 8
+"""Packaged answers of the candidate that its adapter gives once more."""
 
 
 class Gathered(NamedTuple):
@@ -53,15 +57,21 @@ def gather(registry: Registry, version: Version, root: Path, *, generate: bool =
     """
     cases = cases_now(registry, version, root)
     weights = version.manifest.base_model.sha256
-    own = _version_answers(registry, version, cases, root, generate)
+    filed_before = _filed_answers(registry, version.tenant)
+    packaged = _kept_answers(registry, version, cases)
+    notes = _spot_check(registry, version, cases, packaged, root) if generate else []
+    own = _answers(cases, packaged, root, (registry, version), generate)
     systems = [_system(version.id, "candidate", version.summary.content_digest, cases, own)]
-    base = _answers(cases, {}, root, weights, None, generate)
+    base = _answers(cases, filed_before.get(weights, {}), root, None, generate)
     systems.append(_system("base", "base", weights, cases, base))
     production = production_before(registry, version)
-    notes = []
     for role, other in _others(registry, version, production):
         try:
-            found = _version_answers(registry, other, cases, root, generate)
+            known = {
+                **filed_before.get(other.summary.content_digest, {}),
+                **_kept_answers(registry, other, cases),
+            }
+            found = _answers(cases, known, root, (registry, other), generate)
         except LoraOpsError as error:
             if role == "production":
                 raise
@@ -95,8 +105,7 @@ def cases_now(registry: Registry, version: Version, root: Path) -> CasesRecord:
         LoraOpsError: there is no suite, it has no case, or it is wrong; or a kept file is missing or changed.
     """
     tenant, params = version.tenant, version.manifest.params
-    here = (root / SUITES / f"{tenant}.yaml").is_file() and (root / "models/base" / BASE_MODEL).is_file()
-    if here and read_base_model(root / "models/base").sha256 == version.manifest.base_model.sha256:
+    if (root / SUITES / f"{tenant}.yaml").is_file() and _has_base(version, root):
         try:
             settings = TenantSettings.model_validate(params)
         except ValidationError as error:
@@ -111,12 +120,56 @@ def cases_now(registry: Registry, version: Version, root: Path) -> CasesRecord:
     return cases
 
 
-def _version_answers(
-    registry: Registry, version: Version, cases: CasesRecord, root: Path, generate: bool
-) -> dict[str, CaseAnswer]:
-    kept = _kept_answers(registry, version, cases)
-    digest = sha256_text(f"{version.manifest.base_model.sha256} {version.summary.content_digest}")
-    return _answers(cases, kept, root, digest, (registry, version), generate)
+def _has_base(version: Version, root: Path) -> bool:
+    """Whether the repository has the base model that a version was trained on."""
+    folder = root / "models/base"
+    if not (folder / BASE_MODEL).is_file():
+        return False
+    return read_base_model(folder).sha256 == version.manifest.base_model.sha256
+
+
+def _filed_answers(registry: Registry, tenant: str) -> dict[str, dict[str, CaseAnswer]]:
+    """Return the answers in reports that were filed before: digest of the system -> key -> answer.
+
+    The audit log names those reports by digest, so nobody makes a baseline worse by editing what it answered.
+    """
+    found: dict[str, dict[str, CaseAnswer]] = {}
+    for summary in sorted(registry.summaries(tenant), key=lambda one: -one.number)[:REMEMBERED]:
+        version = registry.load(tenant, summary.number, whole=False)
+        source = kept_source(registry, version)
+        for system in source.systems if source else ():
+            answers = found.setdefault(system.baseline.digest, {})
+            for one in system.answers:
+                answers.setdefault(one.key, one)
+    return found
+
+
+def _spot_check(
+    registry: Registry, version: Version, cases: CasesRecord, packaged: Mapping[str, CaseAnswer], root: Path
+) -> list[str]:
+    """Let the adapter give some of its packaged answers once more; return a note where it can't.
+
+    Which ones is drawn anew each time: whoever edits answers before packaging must not know.
+
+    Raises:
+        LoraOpsError: the adapter answers otherwise.
+    """
+    greedy = [one for one in cases.cases if one.key in packaged and not one.case.temperature]
+    if not greedy:
+        return []
+    if not _has_base(version, root):
+        return ["its packaged answers were not given once more: the base model is not in models/base"]
+    asked = random.SystemRandom().sample(greedy, min(SPOT_CHECKED, len(greedy)))
+    with _folder_of((registry, version)) as folder:
+        again = answer_cases(cases, root / "models/base", folder, asked)
+    equal = sum(packaged[one.key].texts == one.texts for one in again.answers)
+    # Other kernels may order nearly equal logits otherwise; more than that is another adapter.
+    if equal < LEAST_AGREEMENT * len(asked):
+        raise LoraOpsError(
+            f"The answers in the package of {version.id} are not those that its adapter gives ({equal} of "
+            f"{len(asked)} are): run `dvc repro --force suite@{version.tenant}`, package and register it again."
+        )
+    return []
 
 
 def _kept_answers(registry: Registry, version: Version, cases: CasesRecord) -> dict[str, CaseAnswer]:
@@ -163,41 +216,21 @@ def _others(registry: Registry, version: Version, production: int | None) -> Ite
 
 def _answers(
     cases: CasesRecord,
-    kept: Mapping[str, CaseAnswer],
+    known: Mapping[str, CaseAnswer],
     root: Path,
-    digest: str,
     adapter: tuple[Registry, Version] | None,
     generate: bool,
 ) -> dict[str, CaseAnswer]:
-    """Return answers to all cases: the kept ones, those of an earlier gate, and new ones for the rest.
-
-    New answers are written to `.gates/answers/`, under the digest of the system that gave them.
-    """
-    path = root / CACHE / "answers" / cases.tenant / f"{digest}.json"
-    found = {**_cached(path, cases), **kept}
-    asked = [one for one in cases.cases if one.key not in found]
+    """Return answers to all cases: those that are known, and new ones of an adapter, or of the base model."""
+    asked = [one for one in cases.cases if one.key not in known]
     if asked and not generate:
         who = adapter[1].id if adapter else "the base model"
         raise LoraOpsError(f"{who} has not answered {len(asked)} of {len(cases.cases)} cases yet.")
-    if asked:
-        with _folder_of(adapter) as folder:
-            record = answer_cases(cases, root / "models/base", folder, asked)
-        found |= {one.key: one for one in record.answers}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept_now = record.model_copy(update={"answers": tuple(found.values())})
-        write_atomically(path, kept_now.to_json().encode())
-    return found
-
-
-def _cached(path: Path, cases: CasesRecord) -> dict[str, CaseAnswer]:
-    try:
-        record = AnswersRecord.model_validate_json(read_text(path))
-    except (OSError, ValueError):  # none yet, half a file, or one of another release: it is made again
-        return {}
-    if record.base_model_sha256 != cases.base_model_sha256:
-        return {}
-    keys = {one.key for one in cases.cases}
-    return {one.key: one for one in record.answers if one.key in keys}
+    if not asked:
+        return dict(known)
+    with _folder_of(adapter) as folder:
+        record = answer_cases(cases, root / "models/base", folder, asked)
+    return {**known, **{one.key: one for one in record.answers}}
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def file_(reference: ExactReference, actor: Actor = None, as_json: AsJson = Fals
 
 
 @app.command()
-def show(reference: Reference) -> None:
+def show(reference: Reference, as_json: AsJson = False) -> None:
     """Print the filed notes of a version as Markdown, with its approvals."""
     from lora_ops.errors import NotFound
     from lora_ops.gates.release import approvals_text
@@ -75,4 +75,7 @@ def show(reference: Reference) -> None:
         text = read_text(registry.files.checked(one.source_sha256, "the release notes"))
         approvals = approvals_text(registry, version)
     work_is_done()
-    typer.echo(f"{text}\n{approvals}", nl=False)
+    if as_json:
+        print_json({"adapter": version.id, "sha256": one.sha256, "markdown": f"{text}\n{approvals}"})
+    else:
+        typer.echo(f"{text}\n{approvals}", nl=False)

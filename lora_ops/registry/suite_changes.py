@@ -18,21 +18,33 @@ NAMED = 5
 """So many cases are named; the others are counted."""
 
 
+def kept_source(registry: Registry, version: Version) -> RegressionSource | None:
+    """Return what a version's last regression report was computed from; None where none was filed.
+
+    Raises:
+        LoraOpsError: the kept file is missing, was changed, or has another form.
+    """
+    one = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
+    if one is None or one.source_sha256 is None:
+        return None
+    path = registry.files.checked(one.source_sha256, f"the source of the regression report on {version.id}")
+    try:
+        return RegressionSource.model_validate_json(read_text(path))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise LoraOpsError(
+            f"The regression report on {version.id} has another form than this release reads."
+        ) from error
+
+
 def kept_suite(registry: Registry, version: Version) -> CasesRecord | None:
     """Return the suite that a version was asked last: that of its report, else that of its package, or None.
 
     Raises:
         LoraOpsError: the kept file is missing, was changed, or has another form.
     """
-    one = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
-    if one and one.source_sha256:
-        path = registry.files.checked(one.source_sha256, f"the source of the regression report on {version.id}")
-        try:
-            return RegressionSource.model_validate_json(read_text(path)).cases
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise LoraOpsError(
-                f"The regression report on {version.id} has another form than this release reads."
-            ) from error
+    source = kept_source(registry, version)
+    if source:
+        return source.cases
     file = version.manifest.files.get(CASES)
     if file is None:
         return None

@@ -159,17 +159,35 @@ def test_the_registry_holds_one_candidate_of_each_tenant(done: Path) -> None:
 
 
 def test_gate_judges_a_version_by_the_answers_that_it_packaged(done: Path) -> None:
-    """The adapter's answers are those of the stage; the base model answers once; the report can be replayed."""
+    """The base model answers once, and the report can be replayed."""
     judged = run("lora-ops", "gate", "finance@1", "--actor", "ana.silva", "--json", cwd=done)
     assert judged.returncode in (1, 3), judged.stderr
     told = json.loads(judged.stdout)
     gates = {row["gate"]: row for row in told["gates"]}
     assert gates["everyday against base"]["evidence"] and gates["package"]["verdict"] == "pass"
     assert gates["policy"]["verdict"] == gates["human review"]["verdict"] == "missing"
-    assert "adapter:" not in judged.stderr and "base:" in judged.stderr
+    assert "base:" in judged.stderr
     again = run("lora-ops", "gate", "finance@1", "--replay", "--json", cwd=done)
     assert again.returncode == judged.returncode
     assert json.loads(again.stdout)["gates"] == told["gates"] and json.loads(again.stdout)["differences"] == []
+
+
+def test_gate_finds_packaged_answers_that_the_adapter_never_gave(done: Path, tmp_path: Path) -> None:
+    """Whoever edits the answers before they are packaged passes every slice, and is found by asking again."""
+    copy = tmp_path / "repository"
+    shutil.copytree(done, copy, symlinks=True)
+    path = copy / "reports/finance/case_answers.json"
+    given = json.loads(path.read_text())
+    given["answers"] = [{**one, "texts": ["Airlines"]} for one in given["answers"]]
+    path.write_text(json.dumps(given))
+    edit_params(copy, lambda params: params["tenants"]["finance"]["package"].update(license="MIT"))
+    packaged = run("lora-ops", "run", "notebooks/04_package.ipynb", "--tenant", "finance", cwd=copy)
+    assert packaged.returncode == 0, packaged.stderr
+    version = registered_as(copy, "finance")
+    assert version != "finance@1"
+    judged = run("lora-ops", "gate", version, "--actor", "ana.silva", cwd=copy, COLUMNS="300")
+    assert judged.returncode in (1, 3)
+    assert "are not those that its adapter gives" in " ".join(judged.stdout.split())
 
 
 def test_gate_says_that_a_tenant_has_no_suite(done: Path) -> None:
