@@ -537,19 +537,20 @@ def losing(pairs: int) -> Say:
     return lambda place, person: "other" if place < pairs else "adapter"
 
 
+AT_ONCE = {"hours": 0, "regression": False, "release_notes": False}
+"""What a registry asks for whose clock stands still, and whose packages keep no suite."""
+
+
 class Story:
     """Takes a version through its life, one stage after the other, with everything that each needs.
 
-    The clock of a test stands still, so shadow and canary need requests here, and no hours. The packages of
-    these tests keep no suite, so neither a regression report nor release notes are asked for.
+    Less evidence is asked for than by default: see `AT_ONCE`.
     """
 
     def __init__(self, registry: Registry, folder: Path) -> None:
         self.registry = registry
         self.folder = folder
-        registry.least = registry.least.model_copy(
-            update={"hours": 0, "regression": False, "release_notes": False}
-        )
+        registry.least = registry.least.model_copy(update=AT_ONCE)
 
     def evidence(self, *kinds: str, about: str = "finance@1") -> list[Report]:
         """Count raw results of some kinds into reports about one version; nothing is filed yet."""

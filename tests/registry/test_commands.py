@@ -28,7 +28,7 @@ from lora_ops.registry.owners import add_key
 from tests.conftest import small_clone, write_params
 from tests.wandb_server import WandbServer
 
-from .conftest import build_package, reviewed, rows_of, saved_again, ssh_key, with_evaluation, won
+from .conftest import AT_ONCE, build_package, reviewed, rows_of, saved_again, ssh_key, with_evaluation, won
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Result]
@@ -39,7 +39,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small clone of the repository with two registered versions."""
     small_clone(tmp_path)
     (tmp_path / "report.md").write_text("# all is well\n\nWhat happened, and what was done.\n")
-    write_params(tmp_path, {"registry.evidence": {"hours": 0}})
+    write_params(tmp_path, {"registry.evidence": AT_ONCE})
     for person in ("ben.okafor", "chen.wei", "dana.roth"):
         add_key(tmp_path / "owners.yaml", person, ssh_key(person).with_suffix(".pub"))
     registry = open_registry(tmp_path, create=True)
@@ -187,13 +187,13 @@ def test_show_answers_who_let_it_in_on_what_evidence(cli: Cli, root: Path) -> No
         "canary: no regressions in 24 h",
     ):
         assert part in page
-    assert len(page.splitlines()) <= 50
+    assert len(page.splitlines()) <= 51  # one of them says which gates these tests go without
 
 
 def test_promote_names_a_limit_that_was_loosened(cli: Cli, root: Path) -> None:
-    write_params(root, {"registry.evidence": {"hours": 0}, "tenants.finance.evaluate.max_gap": 0.1})
+    write_params(root, {"registry.evidence": AT_ONCE, "tenants.finance.evaluate.max_gap": 0.1})
     into_production(cli, root)
-    write_params(root, {"registry.evidence": {"hours": 0}})
+    write_params(root, {"registry.evidence": AT_ONCE})
     told = "judged by looser gates than finance@2, which was in production: evaluate.max_gap none, not 0.1"
     step = ("promote", "finance@1", "validated", "--reason=fine")
     given = f"--evidence=policy={results(root, 'policy', 'finance@1')}"

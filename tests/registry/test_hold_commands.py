@@ -17,6 +17,7 @@ from lora_ops.serving.router import NotServed, Router
 from tests.conftest import write_params
 from tests.wandb_server import WandbServer
 
+from .conftest import AT_ONCE
 from .test_commands import Cli, cli, root  # noqa: F401 - fixtures
 
 Damage = Callable[[Path], None]
@@ -25,7 +26,7 @@ Damage = Callable[[Path], None]
 @pytest.fixture
 def shared(root: Path, monkeypatch: pytest.MonkeyPatch, server: WandbServer) -> Path:  # noqa: F811
     """The clone with its registry at W&B, which is not asked for anything."""
-    write_params(root, {"registry.evidence": {"hours": 0}, "registry": {"backend": "wandb"}})
+    write_params(root, {"registry.evidence": AT_ONCE, "registry": {"backend": "wandb"}})
     monkeypatch.setenv("WANDB_MODE", "offline")
     return root
 
