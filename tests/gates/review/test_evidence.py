@@ -24,7 +24,18 @@ from lora_ops.registry.rules import weaknesses
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.registry import EvidenceSettings
-from tests.registry.conftest import AUTHOR, Build, Story, fill_in, losing, public_key, reviewed, ssh_key, won
+from tests.registry.conftest import (
+    AT_ONCE,
+    AUTHOR,
+    Build,
+    Story,
+    fill_in,
+    losing,
+    public_key,
+    reviewed,
+    ssh_key,
+    won,
+)
 
 PEOPLE = ("ben", "chen", "dana")
 RATED = {"ratings": {"left": {"accuracy": 4}, "right": {"accuracy": 4, "trust": 2}}}
@@ -138,7 +149,7 @@ def test_an_older_promotion_on_written_votes_still_verifies(
     """Entries of releases before review sessions say nothing of them, and a rollback asks for none."""
     for seed in (1, 2):
         registry.register(*package(seed), actor=AUTHOR)
-    registry.least = EvidenceSettings(hours=0, votes="file", agreement=-1)
+    registry.least = EvidenceSettings(**AT_ONCE, votes="file", agreement=-1)
     rows = tmp_path / "votes.jsonl"
     for number in (1, 2):
         rows.write_text(
