@@ -13,8 +13,8 @@ from lora_ops.hashing import sha256_bytes
 from lora_ops.loading import load_tokenizer
 from lora_ops.prompts import ControlTokens, render_chat, render_prompt
 from lora_ops.records.base_model import read_base_model
+from lora_ops.records.data import PromptRecord, read_prompt
 from lora_ops.records.suite import AskedCase, CasesRecord
-from lora_ops.settings.data import DataSettings
 from lora_ops.settings.evaluate import EvaluateSettings
 from lora_ops.settings.files import first_problem, parse_yaml, read_section
 from lora_ops.settings.suite import Case, Suite
@@ -48,16 +48,16 @@ def read_suite(path: Path) -> tuple[Suite, str]:
 
 
 def read_and_ask(tenant: str, root: Path) -> CasesRecord:
-    """Return the cases of a tenant's suite as params.yaml asks them; see `ask_cases`.
+    """Return the cases of a tenant's suite under the system prompt of its prepared data; see `ask_cases`.
 
     Raises:
-        LoraOpsError: as `ask_cases`, or params.yaml has no such tenant.
+        LoraOpsError: as `ask_cases`, or the data is not prepared yet.
     """
-    data = read_section(root, f"tenants.{tenant}.data", DataSettings)
-    return ask_cases(tenant, root, data, read_section(root, f"tenants.{tenant}.evaluate", EvaluateSettings))
+    evaluate = read_section(root, f"tenants.{tenant}.evaluate", EvaluateSettings)
+    return ask_cases(tenant, root, read_prompt(root / "data/prepared" / tenant), evaluate)
 
 
-def ask_cases(tenant: str, root: Path, data: DataSettings, evaluate: EvaluateSettings) -> CasesRecord:
+def ask_cases(tenant: str, root: Path, data: PromptRecord, evaluate: EvaluateSettings) -> CasesRecord:
     """Return the cases of a tenant's suite and of the general one, each as the prompt that asks it.
 
     A tenant without a suite gets a record without cases of its own: its gate is then missing, not passed.
@@ -103,14 +103,14 @@ def ask_cases(tenant: str, root: Path, data: DataSettings, evaluate: EvaluateSet
         owner=owner,
         suites=digests,
         base_model_sha256=record.sha256,
-        labels=data.labels,
+        labels=tuple(data.labels),
         held_out=held_out,
         slices=slices,
         cases=tuple(cases),
     )
 
 
-def _asked(case: Case, tokenizer: Any, data: DataSettings, evaluate: EvaluateSettings) -> AskedCase:
+def _asked(case: Case, tokenizer: Any, data: PromptRecord, evaluate: EvaluateSettings) -> AskedCase:
     if case.text is not None:
         prompt, tokens = render_prompt(tokenizer, case.text, data.system), evaluate.max_new_tokens
     else:
@@ -123,7 +123,7 @@ def _texts(case: Case) -> Sequence[str]:
     return [one for one in (case.text, case.prompt, *(turn.content for turn in case.turns)) if one]
 
 
-def _require_known(where: str, suite: Suite, data: DataSettings, evaluate: EvaluateSettings) -> None:
+def _require_known(where: str, suite: Suite, data: PromptRecord, evaluate: EvaluateSettings) -> None:
     unknown = [metric for metric in suite.held_out if metric not in evaluate.metrics]
     if unknown:
         raise LoraOpsError(

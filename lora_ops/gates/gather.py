@@ -16,6 +16,7 @@ from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.cases import SUITES, ask_cases
 from lora_ops.paths import ADAPTER_FILES, BASE_MODEL, CASE_ANSWERS
 from lora_ops.records.base_model import read_base_model
+from lora_ops.records.data import PromptRecord
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.regression import Baseline, HeldOutRow, RegressionSource, Role, SystemAnswers
 from lora_ops.records.suite import AnswersRecord, CaseAnswer, CasesRecord
@@ -110,7 +111,8 @@ def cases_now(registry: Registry, version: Version, root: Path) -> CasesRecord:
             settings = TenantSettings.model_validate(params)
         except ValidationError as error:
             raise LoraOpsError(f"The params of {version.id} are not those of a tenant.") from error
-        cases: CasesRecord | None = ask_cases(tenant, root, settings.data, settings.evaluate)
+        prompt = PromptRecord(system=settings.data.system, labels=list(settings.data.labels))
+        cases: CasesRecord | None = ask_cases(tenant, root, prompt, settings.evaluate)
     else:
         cases = kept_suite(registry, version)
     if cases is None or not cases.cases:

@@ -326,7 +326,7 @@ def scale_learning_rate(root: Path, factor: float) -> None:
 def test_one_tenants_learning_rate_runs_its_own_stages_and_makes_a_new_version(done: Path) -> None:
     scale_learning_rate(done, 4)
     changed = run("dvc", "repro", cwd=done)
-    names = ("train", "train_page", "generate", "evaluate", "package")
+    names = ("train", "train_page", "generate", "evaluate", "suite", "package")
     assert stages_run(changed.stdout) == {f"{name}@finance" for name in names}
     assert registered_as(done, "finance") == "finance@2"
 
