@@ -1,6 +1,6 @@
 """`lora-ops gate` and `lora-ops cases`: what a version must show before its next stage."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from lora_ops.registry.command_options import (
     who,
 )
 from lora_ops.streams import work_is_done
+
+if TYPE_CHECKING:
+    from lora_ops.gates.gate import GateRow
 
 STYLES = {"pass": "green", "fail": "red", "undecided": "yellow", "missing": "yellow"}
 
@@ -85,14 +88,12 @@ def gate(
             }
         )
         raise typer.Exit(code)
-    table = Grid("gate", "verdict", "found", "threshold", "evidence", "note", solid={"verdict", "evidence"})
+    columns = ("gate", "verdict", "found", "threshold", "evidence")
+    table = Grid(*columns, solid={"verdict", "evidence"})
     for row in rows:
-        verdict = row.verdict
-        if verdict == "undecided" and row.more_rows:
-            verdict = f"undecided ({row.more_rows} more rows needed)"  # type: ignore[assignment]
-        digest = f"{row.evidence[:12]}…" if row.evidence else ""
-        table.add_row(row.gate, verdict, row.found, row.threshold, digest, row.note, style=STYLES[row.verdict])
-    print_lines(table, *note_lines(notes))
+        digest = f"{row.evidence[:8]}…" if row.evidence else ""
+        table.add_row(row.gate, row.verdict, row.found, row.threshold, digest, style=STYLES[row.verdict])
+    print_lines(table, *(_advice(row) for row in rows if row.verdict != "pass"), *note_lines(notes))
     if again:
         if differences:
             print_lines(*note_lines(differences))
@@ -101,6 +102,12 @@ def gate(
     if not dry_run:
         print_lines(f"The page: {markup(str(path.relative_to(find_root())))}")
     raise typer.Exit(code)
+
+
+def _advice(row: "GateRow") -> str:
+    """Return what is to be known of a gate that does not pass."""
+    verdict = f"{row.verdict} ({row.more_rows} more rows needed)" if row.more_rows else row.verdict
+    return f"{markup(row.gate)}: {verdict}{f', {markup(row.note)}' if row.note else ''}."
 
 
 def cases(
