@@ -94,7 +94,13 @@ def ask_cases(tenant: str, root: Path, data: PromptRecord, evaluate: EvaluateSet
             spelled = next(filter(None, (control.spelled(text) for text in _texts(case))), None)
             if spelled:
                 raise LoraOpsError(f"{where}: the case '{case.id}' spells {spelled}, which would end its turn.")
-            cases.append(_asked(case, tokenizer, data, evaluate))
+            asked = _asked(case, tokenizer, data, evaluate)
+            same = next((one.case.id for one in cases if one.key == asked.key), None)
+            if same:
+                raise LoraOpsError(
+                    f"{where}: the case '{case.id}' asks the same as '{same}': remove one of them."
+                )
+            cases.append(asked)
         slices |= suite.slices
         held_out |= suite.held_out
         owner = owner or suite.owner

@@ -44,8 +44,8 @@ def regression_report(source: RegressionSource, tenant: str, now: datetime) -> R
     for name, chosen, rows in _slices(cases):
         for other in others:
             compared = compare_rows(
-                [scores[candidate.baseline.name][one.key] for one in rows],
-                [scores[other.baseline.name][one.key] for one in rows],
+                [scores[candidate.baseline.name][one.case.id] for one in rows],
+                [scores[other.baseline.name][one.case.id] for one in rows],
                 [one.case.group or one.case.id for one in rows],
                 chosen.margin,
             )
@@ -73,7 +73,7 @@ def regression_report(source: RegressionSource, tenant: str, now: datetime) -> R
         suites=cases.suites,
         cases=len(cases.cases),
         must_pass=len(must_pass),
-        must_pass_failed=tuple(one.case.id for one in must_pass if own[one.key] < 1),
+        must_pass_failed=tuple(one.case.id for one in must_pass if own[one.case.id] < 1),
         baselines=tuple(one.baseline for one in others),
         compared=(*_listed(corrected(_named(gating)), gating=True), *_listed(_named(shown), gating=False)),
         least=tuple(_least(cases, own)),
@@ -87,12 +87,12 @@ def _slices(cases: CasesRecord) -> Iterator[tuple[str, Slice, list[AskedCase]]]:
 
 
 def _scores(cases: CasesRecord, system: SystemAnswers) -> dict[str, float]:
-    """Return the score of each case by its key."""
+    """Return the score of each case by its id: two cases that ask the same may expect different answers."""
     answers = {one.key: one.texts for one in system.answers}
     lacking = [one.case.id for one in cases.cases if one.key not in answers]
     if lacking:
         raise ValueError(f"{system.baseline.name} has no answer to the case '{lacking[0]}'")
-    return {one.key: score(one.case, answers[one.key], cases.labels) for one in cases.cases}
+    return {one.case.id: score(one.case, answers[one.key], cases.labels) for one in cases.cases}
 
 
 def _held_out(rows: Sequence[HeldOutRow], metric: str, labels: Sequence[str], margin: float) -> Comparison:
@@ -110,7 +110,7 @@ def _least(cases: CasesRecord, scores: Mapping[str, float]) -> Iterator[Least]:
     for name, chosen, rows in _slices(cases):
         if chosen.least is not None:
             groups = [one.case.group or one.case.id for one in rows]
-            values = np.array([scores[one.key] for one in rows])
+            values = np.array([scores[one.case.id] for one in rows])
             found = interval(mean_sample(values, groups), DRAWS, 0)
             yield Least(slice=name, least=chosen.least, rows=len(rows), value=found)
 

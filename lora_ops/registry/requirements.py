@@ -144,7 +144,8 @@ def step_basis(
     required = {*(PRODUCTION_RESTS_ON if to == "production" else EVIDENCE[version.state, to])}
     required -= {kind for kind in SINCE_GATES if not getattr(registry.least, kind)}
     needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
-    needed += _other_baseline(registry, version, to, found.get("regression"))
+    if "regression" in required:
+        needed += _other_baseline(registry, version, to, found.get("regression"))
     limit = gap_limit(registry, version)
     needed += objections(registry, version, history, documents, max_gap=limit)
     needed += twin_objections(registry, version, history, documents, twins, max_gap=limit)

@@ -9,7 +9,7 @@ from lora_ops.records.evidence import DOCUMENT, RegressionEvidence
 from lora_ops.records.regression import RegressionSource
 from lora_ops.registry.reports import lacks
 from lora_ops.settings.registry import EvidenceSettings
-from lora_ops.settings.suite import Slice
+from lora_ops.settings.suite import Case, Expect, Slice
 
 from .sources import BASE, DIGEST, held_out, source, suite
 
@@ -45,6 +45,17 @@ def test_report_counts_what_must_pass_by_itself() -> None:
     found = report(source(suite(rows=120, must_pass=3), candidate=[1], base=BASE))
     assert found.must_pass == 3 and found.must_pass_failed == ("plain-1",)
     assert ("case plain-1, which must pass", "fail") in found.verdicts
+
+
+def test_report_judges_two_cases_of_one_question_apart() -> None:
+    """A lenient case that asked the same as one that must pass decided for both."""
+    cases = suite(rows=60, must_pass=1)
+    first = cases.cases[0]
+    lenient = Case(id="lenient", slice="plain", text="x", expect=Expect(lacks=["zebra"]))
+    twice = cases.model_copy(update={"cases": (*cases.cases, first.model_copy(update={"case": lenient}))})
+    given = source(cases, candidate=[0], base=BASE)
+    found = report(given.model_copy(update={"cases": twice}))
+    assert found.must_pass_failed == ("plain-0",)
 
 
 def test_report_shows_slices_that_do_not_gate() -> None:

@@ -104,6 +104,28 @@ def test_a_version_of_before_returns_without_a_report(asking: Registry, story: S
     assert not verify(asking).problems
 
 
+def test_a_later_report_keeps_no_version_from_returning(asking: Registry, story: Story) -> None:
+    """Somebody gated the version of before by today's suite, which it fails."""
+    asking.least = asking.least.model_copy(update={"regression": False})
+    story.to("finance@2", "production")
+    digest = asking.get("finance@1").summary.content_digest
+    given = source(suite(must_pass=1), candidate=range(40), adapter="finance@1", digest=digest, base=BASE)
+    document = regression_report(given, "finance", asking.clock())
+    late = Report(document, given.to_json().encode(), "its suite")
+    lifecycle.file_evidence(asking, "finance@1", late, actor="ci")
+    told = story.evidence("incident", about="finance@2")
+    lifecycle.promote(asking, "finance@1", "production", actor="ben", reason="bad", evidence=told)
+    assert asking.named("finance", "production") == 1
+    assert not verify(asking).problems
+
+
+def test_a_stale_report_that_nobody_asks_for_stops_no_step(asking: Registry, story: Story) -> None:
+    story.file("policy", about="finance@2")
+    file(asking, report(asking, against=None))
+    asking.least = asking.least.model_copy(update={"regression": False})
+    assert lacking(asking) == ""
+
+
 def test_gate_rows_and_replay_read_the_kept_report(asking: Registry) -> None:
     file(asking, report(asking, wrong=20))
     rows = {row.gate: row for row in gate_rows(asking, asking.get("finance@2"))}
