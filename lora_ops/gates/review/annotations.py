@@ -20,6 +20,7 @@ from lora_ops.clock import utc
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.records.review import Annotation, Heading, Judgement
+from lora_ops.registry.files import sync_folder
 from lora_ops.settings.files import first_problem
 from lora_ops.small_files import parse_json, read_small
 
@@ -193,11 +194,7 @@ def _held(path: Path) -> Iterator[Any]:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
         if is_new:
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(path.parent)
     except LoraOpsError:
         raise
     except OSError as error:

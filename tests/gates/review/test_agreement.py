@@ -73,7 +73,7 @@ def test_alike_counts_votes_two_by_two() -> None:
     assert alike({"2": {"a": "same"}}) is None
 
 
-def test_win_rate_is_less_sure_of_two_reviewers_than_of_many_pairs() -> None:
+def test_win_rate_is_less_sure_of_few_reviewers_than_of_pairs() -> None:
     votes = {str(pair): {"ben": "adapter", "chen": "same" if pair % 2 else "other"} for pair in range(60)}
     rates = win_rates(votes, 1)
     assert rates is not None
