@@ -37,28 +37,27 @@ def gate(
 
     Ends with 0 where all gates pass, 1 where one fails, 3 where none fails and one is undecided or missing.
     """
-    from lora_ops.folders import make_folder
-    from lora_ops.gates.gate import exit_code, gate_rows, make_regression_report, replay
-    from lora_ops.gates.report import report_page
+    from lora_ops.gates.gate import exit_code, gate_rows, make_regression_report, replay, replayed
+    from lora_ops.gates.report import report_page, write_report_page
     from lora_ops.registry import lifecycle
-    from lora_ops.registry.files import write_atomically
     from lora_ops.registry.loosened import gate_notes
     from lora_ops.registry.reports import filed
     from lora_ops.registry.roles import ANYBODY, require_role
     from lora_ops.settings.files import find_root
 
+    root = find_root()
     notes: list[str] = []
     with opened_registry() as registry:
         version = registry.get_exact(reference)
         if again:
-            differences = list(replay(registry, version))
+            differences, kinds = list(replay(registry, version)), list(replayed(registry, version))
         elif not dry_run:
             # Answers take a minute: whoever may not file them is told before.
             require_role(
                 registry, version, who(actor), ANYBODY, f"file evidence of {version.id} (or --dry-run)"
             )
             with prose_on_stderr(as_json):
-                report, notes = make_regression_report(registry, version, find_root())
+                report, notes = make_regression_report(registry, version, root)
             before = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
             # The same answers of the same systems give the same report: filing it again would void approvals.
             if report and (before is None or before.source_sha256 != report.document.source.sha256):
@@ -67,22 +66,19 @@ def gate(
         notes += gate_notes(registry, version)
         page = report_page(registry, version, rows)
         remembered = head_remembered(registry)
-    path = find_root() / "reports" / version.tenant / "gates" / f"{version.id}.html"
-    if not dry_run:
-        make_folder(path.parent)
-        write_atomically(path, page.encode())
+    path = None if dry_run else write_report_page(page, version, root)
     work_is_done()
     code = 1 if again and differences else exit_code(rows)
     if as_json:
         shown = [{**row._asdict()} for row in rows]
-        more = {"differences": differences} if again else {}
+        more = {"differences": differences, "replayed": kinds} if again else {}
         print_json(
             {
                 "adapter": version.id,
                 "exit_code": code,
                 "gates": shown,
                 "notes": notes,
-                "page": None if dry_run else str(path),
+                "page": str(path) if path else None,
                 **more,
                 **remembered,
             }
@@ -98,9 +94,10 @@ def gate(
         if differences:
             print_lines(*note_lines(differences))
         else:
-            print_lines("Each kept report says what its kept answers give.")
-    if not dry_run:
-        print_lines(f"The page: {markup(str(path.relative_to(find_root())))}")
+            said = ", ".join(kinds) or "nothing: no report is filed that could be"
+            print_lines(f"Computed again, and the same: {said}.")
+    if path:
+        print_lines(f"The page: {markup(str(path.relative_to(root)))}")
     raise typer.Exit(code)
 
 

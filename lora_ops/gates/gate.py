@@ -51,9 +51,7 @@ class GateRow(NamedTuple):
     note: str = ""
 
 
-def make_regression_report(
-    registry: Registry, version: Version, root: Path, *, generate: bool = True
-) -> tuple[Report | None, list[str]]:
+def make_regression_report(registry: Registry, version: Version, root: Path) -> tuple[Report | None, list[str]]:
     """Return the regression report of a version, which is not filed yet, and notes on what it leaves out.
 
     There is none, and a note says why, where its package or a baseline lacks answers.
@@ -62,7 +60,7 @@ def make_regression_report(
         Damaged: a kept file is missing or was changed.
     """
     try:
-        gathered = gather(registry, version, root, generate=generate)
+        gathered = gather(registry, version, root)
     except Damaged:
         raise
     except LoraOpsError as error:
@@ -104,23 +102,36 @@ def exit_code(rows: list[GateRow]) -> int:
     return ExitCode.REFUSED if verdicts & {"undecided", "missing"} else ExitCode.OK
 
 
-def replay(registry: Registry, version: Version) -> Iterator[str]:
-    """Compute each kept report of a version again from its kept source, and yield where it differs.
+def replayed(registry: Registry, version: Version) -> dict[str, Evidence]:
+    """Return the filed reports of a version that `replay` computes again, by kind.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
     """
-    found = filed(version, registry.log.entries(version.tenant, version.number))
-    one = found.get("human_evaluation")
-    document = load(registry.files, one) if one else None
-    if one and isinstance(document, HumanEvidence) and document.review:
-        yield from (
-            f"human_evaluation.{name} is not what the kept votes give" for name in recount(registry, one)
-        )
-    one = found.get("regression")
-    document = load(registry.files, one) if one else None
-    if one is None or not isinstance(document, RegressionEvidence):
+    found = {}
+    for kind, one in filed(version, registry.log.entries(version.tenant, version.number)).items():
+        document = load(registry.files, one) if kind in ("human_evaluation", "regression") else None
+        reviewed = isinstance(document, HumanEvidence) and document.review is not None
+        if reviewed or isinstance(document, RegressionEvidence):
+            found[kind] = one
+    return found
+
+
+def replay(registry: Registry, version: Version) -> Iterator[str]:
+    """Compute each report that `replayed` names again from its kept source, and yield where it differs.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    found = replayed(registry, version)
+    if "human_evaluation" in found:
+        differs = recount(registry, found["human_evaluation"])
+        yield from (f"human_evaluation.{name} is not what the kept votes give" for name in differs)
+    if "regression" not in found:
         return
+    one = found["regression"]
+    document = load(registry.files, one)
+    assert isinstance(document, RegressionEvidence)
     path = registry.files.checked(document.source.sha256, "the source of the regression report")
     try:
         source = RegressionSource.model_validate_json(path.read_bytes())

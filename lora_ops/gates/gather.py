@@ -22,10 +22,9 @@ from lora_ops.records.suite import AnswersRecord, CaseAnswer, CasesRecord
 from lora_ops.registry.loosened import production_before
 from lora_ops.registry.packages import export
 from lora_ops.registry.store import Registry
-from lora_ops.registry.suite_changes import kept_source, kept_suite
+from lora_ops.registry.suite_changes import kept_source, kept_suite, packaged_record
 from lora_ops.registry.versions import CLOSED, Version
 from lora_ops.settings.tenant import TenantSettings
-from lora_ops.small_files import read_text
 
 EARLIER = 3
 """Versions before the candidate that are compared and shown."""
@@ -42,14 +41,13 @@ class Gathered(NamedTuple):
     notes: list[str]
 
 
-def gather(registry: Registry, version: Version, root: Path, *, generate: bool = True) -> Gathered:
+def gather(registry: Registry, version: Version, root: Path) -> Gathered:
     """Return what the regression report of a version is computed from.
 
     Args:
         registry: where.
         version: the candidate.
         root: the repository, with the base model in `models/base`.
-        generate: let the base model and earlier versions answer the cases that their packages lack.
 
     Raises:
         LoraOpsError: there is no suite or it is wrong, a kept file is missing or was changed, or the candidate,
@@ -59,10 +57,10 @@ def gather(registry: Registry, version: Version, root: Path, *, generate: bool =
     weights = version.manifest.base_model.sha256
     filed_before = _filed_answers(registry, version.tenant)
     packaged = _kept_answers(registry, version, cases)
-    notes = _ask_again(registry, version, cases, packaged, root) if generate else []
-    own = _answers(cases, packaged, root, (registry, version), generate)
+    notes = _ask_again(registry, version, cases, packaged, root)
+    own = _answers(cases, packaged, root, (registry, version))
     systems = [_system(version.id, "candidate", version.summary.content_digest, cases, own)]
-    base = _answers(cases, filed_before.get(weights, {}), root, None, generate)
+    base = _answers(cases, filed_before.get(weights, {}), root, None)
     systems.append(_system("base", "base", weights, cases, base))
     production = production_before(registry, version)
     for role, other in _others(registry, version, production):
@@ -71,7 +69,7 @@ def gather(registry: Registry, version: Version, root: Path, *, generate: bool =
                 **filed_before.get(other.summary.content_digest, {}),
                 **_kept_answers(registry, other, cases),
             }
-            found = _answers(cases, known, root, (registry, other), generate)
+            found = _answers(cases, known, root, (registry, other))
         except LoraOpsError as error:
             if role == "production":
                 raise
@@ -183,7 +181,7 @@ def _ask_again(
 
 def _kept_answers(registry: Registry, version: Version, cases: CasesRecord) -> dict[str, CaseAnswer]:
     """Return a version's own answers to `cases`, as far as its package has them, by key."""
-    record = _packaged_answers(registry, version)
+    record = packaged_record(registry, version, CASE_ANSWERS, AnswersRecord)
     weights = version.manifest.files[ADAPTER_FILES[0]].sha256
     if (
         record is None
@@ -193,19 +191,6 @@ def _kept_answers(registry: Registry, version: Version, cases: CasesRecord) -> d
         return {}
     keys = {one.key for one in cases.cases}
     return {one.key: one for one in record.answers if one.key in keys}
-
-
-def _packaged_answers(registry: Registry, version: Version) -> AnswersRecord | None:
-    file = version.manifest.files.get(CASE_ANSWERS)
-    if file is None:
-        return None
-    path = registry.files.checked(file.sha256, CASE_ANSWERS)
-    try:
-        return AnswersRecord.model_validate_json(read_text(path))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise LoraOpsError(
-            f"{CASE_ANSWERS} of {version.id} has another form than this release reads."
-        ) from error
 
 
 def _others(registry: Registry, version: Version, production: int | None) -> Iterator[tuple[Role, Version]]:
@@ -228,13 +213,9 @@ def _answers(
     known: Mapping[str, CaseAnswer],
     root: Path,
     adapter: tuple[Registry, Version] | None,
-    generate: bool,
 ) -> dict[str, CaseAnswer]:
     """Return answers to all cases: those that are known, and new ones of an adapter, or of the base model."""
     asked = [one for one in cases.cases if one.key not in known]
-    if asked and not generate:
-        who = adapter[1].id if adapter else "the base model"
-        raise LoraOpsError(f"{who} has not answered {len(asked)} of {len(cases.cases)} cases yet.")
     if not asked:
         return dict(known)
     with _folder_of(adapter) as folder:

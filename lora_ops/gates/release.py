@@ -151,37 +151,32 @@ def approvals_text(registry: Registry, version: Version) -> str:
 
 
 def _gates(rows: Sequence[GateRow]) -> str:
-    lines = ["| gate | verdict | found | threshold |", "|---|---|---|---|"]
-    lines += [
-        f"| {markdown(row.gate)} | {row.verdict} | {markdown(row.found)} | {markdown(row.threshold)} |"
-        for row in rows
-    ]
-    return "\n".join(lines)
+    found = [(row.gate, row.verdict, row.found, row.threshold) for row in rows]
+    return _table(("gate", "verdict", "found", "threshold"), found)
 
 
 def _changes(changes: Sequence[Difference], before: str, now: str) -> str:
     chosen = [one for one in changes if one.section in ("data", "params", "base model")]
     if not chosen:
         return "Data, settings and base model are the same."
-    lines = [f"| what | {before} | {now} |", "|---|---|---|"]
-    lines += [
-        f"| {one.section}: {markdown(one.name)} | {_cell(one.left)} | {_cell(one.right)} |"
-        for one in chosen[:SHOWN]
-    ]
+    found = [(f"{one.section}: {one.name}", _cut(one.left), _cut(one.right)) for one in chosen[:SHOWN]]
     more = f"\n\n{len(chosen) - SHOWN} more are in the page." if len(chosen) > SHOWN else ""
-    return "\n".join(lines) + more
+    return _table(("what", before, now), found) + more
 
 
 def _samples(samples: Sequence[BeforeAfter], version: str) -> str:
     if not samples:
         return "The package keeps none."
-    lines = [f"| text | right answer | base model | {version} |", "|---|---|---|---|"]
-    lines += [
-        f"| {_cell(one.text)} | {_cell(one.target)} | {_cell(one.base)} | {_cell(one.adapter)} |"
-        for one in samples[:SHOWN]
-    ]
+    found = [tuple(map(_cut, (one.text, one.target, one.base, one.adapter))) for one in samples[:SHOWN]]
+    return _table(("text", "right answer", "base model", version), found)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown; what the cells say is no markup."""
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(map(markdown, row))} |" for row in rows]
     return "\n".join(lines)
 
 
-def _cell(text: str | None) -> str:
-    return markdown(" ".join((text or "").split())[:200])
+def _cut(text: str | None) -> str:
+    return " ".join((text or "").split())[:200]

@@ -37,18 +37,15 @@ def draft(reference: ExactReference, as_json: AsJson = False) -> None:
 @app.command("file")
 def file_(reference: ExactReference, actor: Actor = None, as_json: AsJson = False) -> None:
     """Render the notes from what is known and from the filled fields, and file them; approvals become void."""
-    from lora_ops.folders import make_folder
     from lora_ops.gates.release import release_report
+    from lora_ops.gates.report import write_report_page
     from lora_ops.registry import lifecycle
-    from lora_ops.registry.files import write_atomically
     from lora_ops.settings.files import find_root
 
     with opened_registry() as registry:
         version = registry.get_exact(reference)
         report, page = release_report(registry, version, find_root())
-        path = find_root() / "reports" / version.tenant / "gates" / f"{version.id}.html"
-        make_folder(path.parent)
-        write_atomically(path, page.encode())
+        write_report_page(page, version, find_root())
         lifecycle.file_evidence(registry, version.id, report, actor=who(actor))
         remembered = head_remembered(registry)
     work_is_done()

@@ -13,12 +13,14 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import visible
 from lora_ops.evaluation.metrics import exact_match
 from lora_ops.evaluation.versions import common_rows
+from lora_ops.folders import make_folder
 from lora_ops.gates.gate import GateRow
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import SAMPLES
 from lora_ops.records.evaluation import ADAPTER, SYSTEMS
 from lora_ops.records.evidence import RegressionEvidence
 from lora_ops.registry.cards import differences, record
+from lora_ops.registry.files import write_atomically
 from lora_ops.registry.loosened import production_before
 from lora_ops.registry.reports import filed, load
 from lora_ops.registry.store import Registry
@@ -77,6 +79,14 @@ def report_page(registry: Registry, version: Version, rows: Sequence[GateRow]) -
     )
 
 
+def write_report_page(page: str, version: Version, root: Path) -> Path:
+    """Write the page of a version to reports/TENANT/gates/ and return its path."""
+    path = root / "reports" / version.tenant / "gates" / f"{version.id}.html"
+    make_folder(path.parent)
+    write_atomically(path, page.encode())
+    return path
+
+
 def headline(rows: Sequence[GateRow]) -> str:
     """Return the verdict of all gates in a few words."""
     counted: Counter[str] = Counter(row.verdict for row in rows)
@@ -99,23 +109,23 @@ def before_after(registry: Registry, version: Version, production: Version | Non
     theirs: dict[str, str] = {}
     if production:
         try:
-            theirs = _answers_by_text(registry, version, production)
+            both, _ = common_rows(registry, version, production)
+            theirs = dict(zip(both["key"], both[f"{ADAPTER}_right"], strict=True))
         except LoraOpsError:
             theirs = {}  # an older package keeps no answers; the gate says so
     labels = version.manifest.params.get("data", {}).get("labels", ())
     right = exact_match(list(frame["target"]), list(frame[ADAPTER]), labels)
     return [
-        BeforeAfter(one["text"], one["target"], one["base"], one[ADAPTER], theirs.get(one["text"]), bool(hit))
+        BeforeAfter(
+            one["text"],
+            one["target"],
+            one["base"],
+            one[ADAPTER],
+            theirs.get(sha256_text(one["text"])),
+            bool(hit),
+        )
         for one, hit in zip(frame.to_dict("records"), right, strict=True)
     ]
-
-
-def _answers_by_text(registry: Registry, version: Version, production: Version) -> dict[str, str]:
-    both, _ = common_rows(registry, version, production)
-    by_key = dict(zip(both["key"], both[f"{ADAPTER}_right"], strict=True))
-    file = version.manifest.files[SAMPLES]
-    texts = pd.read_csv(registry.files.checked(file.sha256, SAMPLES), dtype=str, keep_default_na=False)["text"]
-    return {text: by_key[sha256_text(text)] for text in texts if sha256_text(text) in by_key}
 
 
 def _worst(rows: Sequence[GateRow]) -> str:

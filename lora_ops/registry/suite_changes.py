@@ -1,11 +1,12 @@
 """What the suite of a version asks less than that of the version in production, for whoever approves."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.paths import CASES
+from lora_ops.paths import CASES, AnyRecord
 from lora_ops.records.record import Record
 from lora_ops.records.regression import RegressionSource
 from lora_ops.records.suite import AskedCase, CasesRecord
@@ -27,13 +28,9 @@ def kept_source(registry: Registry, version: Version) -> RegressionSource | None
     one = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
     if one is None or one.source_sha256 is None:
         return None
+    what = f"The regression report on {version.id}"
     path = registry.files.checked(one.source_sha256, f"the source of the regression report on {version.id}")
-    try:
-        return RegressionSource.model_validate_json(read_text(path))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise LoraOpsError(
-            f"The regression report on {version.id} has another form than this release reads."
-        ) from error
+    return _read(path, RegressionSource, what)
 
 
 def kept_suite(registry: Registry, version: Version) -> CasesRecord | None:
@@ -45,13 +42,26 @@ def kept_suite(registry: Registry, version: Version) -> CasesRecord | None:
     source = kept_source(registry, version)
     if source:
         return source.cases
-    file = version.manifest.files.get(CASES)
+    return packaged_record(registry, version, CASES, CasesRecord)
+
+
+def packaged_record(registry: Registry, version: Version, name: str, form: type[AnyRecord]) -> AnyRecord | None:
+    """Return a record that a version's package keeps under `name`; None where it keeps none.
+
+    Raises:
+        LoraOpsError: the kept file is missing, was changed, or has another form.
+    """
+    file = version.manifest.files.get(name)
     if file is None:
         return None
+    return _read(registry.files.checked(file.sha256, name), form, f"{name} of {version.id}")
+
+
+def _read(path: Path, form: type[AnyRecord], what: str) -> AnyRecord:
     try:
-        return CasesRecord.model_validate_json(read_text(registry.files.checked(file.sha256, CASES)))
+        return form.model_validate_json(read_text(path))
     except (ValidationError, UnicodeDecodeError) as error:
-        raise LoraOpsError(f"{CASES} of {version.id} has another form than this release reads.") from error
+        raise LoraOpsError(f"{what} has another form than this release reads.") from error
 
 
 def suite_changes(mine: CasesRecord | None, theirs: CasesRecord | None, other: str) -> Iterator[str]:
