@@ -17,7 +17,7 @@ from lora_ops.registry.counting import plain
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import BEFORE_GATES, filed, gap_limit, load
 from lora_ops.registry.store import Registry
-from lora_ops.registry.suite_changes import kept_suite, suite_changes
+from lora_ops.registry.suite_changes import kept_suite, promoted_suite, suite_changes
 from lora_ops.registry.versions import Version, parse_reference
 from lora_ops.settings.data import ContractLimits
 from lora_ops.settings.evaluate import EvaluateSettings
@@ -158,7 +158,7 @@ def _suite_notes(registry: Registry, version: Version) -> Iterator[str]:
     number = production_before(registry, version)
     if number is not None:
         before = registry.load(version.tenant, number)
-        yield from suite_changes(kept_suite(registry, version), kept_suite(registry, before), before.id)
+        yield from suite_changes(kept_suite(registry, version), promoted_suite(registry, before), before.id)
 
 
 def _data_checks_left_out(registry: Registry, version: Version) -> Iterator[str]:

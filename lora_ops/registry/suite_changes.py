@@ -7,9 +7,12 @@ from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.paths import CASES, AnyRecord
+from lora_ops.records.evidence import Evidence
 from lora_ops.records.record import Record
+from lora_ops.records.registry import AuditEntry
 from lora_ops.records.regression import RegressionSource
 from lora_ops.records.suite import AskedCase, CasesRecord
+from lora_ops.registry.approvals import promotion_in
 from lora_ops.registry.reports import filed
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -25,7 +28,28 @@ def kept_source(registry: Registry, version: Version) -> RegressionSource | None
     Raises:
         LoraOpsError: the kept file is missing, was changed, or has another form.
     """
-    one = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
+    return _source_of(registry, version, filed(version, _history(registry, version)).get("regression"))
+
+
+def promoted_suite(registry: Registry, version: Version) -> CasesRecord | None:
+    """Return the suite by which a version went into production; where that entry names none, the last one.
+
+    A report that is filed later on a version in production must not decide what its followers are held to.
+
+    Raises:
+        LoraOpsError: the kept file is missing, was changed, or has another form.
+    """
+    promoted = promotion_in(version, _history(registry, version))
+    named = [one for one in promoted.evidence if one.kind == "regression"] if promoted else []
+    source = _source_of(registry, version, named[0] if named else None)
+    return source.cases if source else kept_suite(registry, version)
+
+
+def _history(registry: Registry, version: Version) -> list[AuditEntry]:
+    return registry.log.entries(version.tenant, version.number)
+
+
+def _source_of(registry: Registry, version: Version, one: Evidence | None) -> RegressionSource | None:
     if one is None or one.source_sha256 is None:
         return None
     what = f"The regression report on {version.id}"

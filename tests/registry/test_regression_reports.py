@@ -156,3 +156,25 @@ def test_gate_notes_name_a_suite_that_asks_less(asking: Registry, story: Story) 
     assert "its suite leaves out cases of finance@1, which was in production: plain-40, " in notes
     assert "and 15 more" in notes
     assert "plain margin 0.3, not 0.15" in notes
+
+
+def test_gate_notes_compare_with_the_suite_of_the_promotion(
+    registry: Registry, package: Build, story: Story
+) -> None:
+    """Whoever gated production again by a kinder suite hid that its follower is held to less."""
+
+    def gated(reference: str, **options: Slice) -> None:
+        digest = registry.get(reference).summary.content_digest
+        given = source(suite(**options), adapter=reference, digest=digest, base=BASE)
+        kept = Report(regression_report(given, "finance", registry.clock()), given.to_json().encode(), "suite")
+        lifecycle.file_evidence(registry, reference, kept, actor="ci")
+
+    registry.register(*package(1), actor=AUTHOR)
+    gated("finance@1")
+    registry.least = registry.least.model_copy(update={"regression": True})
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    kinder = Slice(about="a", margin=0.6)
+    gated("finance@1", plain=kinder)
+    gated("finance@2", plain=kinder)
+    assert "plain margin 0.6, not 0.15" in " ".join(gate_notes(registry, registry.get("finance@2")))
