@@ -1,4 +1,4 @@
-"""The exit codes of `lora-ops`: the only table of them, which README.md shows."""
+"""The exit codes of `lora-ops`: the only table of them, which docs/ci.md shows."""
 
 from enum import IntEnum
 

@@ -58,7 +58,7 @@ SLOW = (
     "test_jupyter.py",
     "test_notebooks.py",
     "test_processes.py",
-    "test_readme.py",
+    "test_docs.py",
     "test_registration.py",
     "test_tenants.py",
     "tracking/",

@@ -31,7 +31,7 @@ COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
 def test_the_readme_shows_the_exit_codes() -> None:
-    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (.+) \|$", (ROOT / "README.md").read_text(), re.M)
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (.+) \|$", (ROOT / "docs/ci.md").read_text(), re.M)
     assert rows == [(str(int(code)), code.name.lower(), said) for code, said in MEANINGS.items()]
     assert list(MEANINGS) == list(ExitCode)
 

@@ -99,7 +99,9 @@ def file_(
     ],
     source: Annotated[
         Path,
-        typer.Argument(help="Raw results as JSON lines, a gateway's event folder, or a text; see the README."),
+        typer.Argument(
+            help="Results as JSON lines, a gateway's event folder, or a text; see docs/reviewer.md."
+        ),
     ],
     summary: Annotated[str | None, typer.Option(help="One sentence for people.")] = None,
     actor: Actor = None,

@@ -100,7 +100,7 @@ def test_a_log_that_nobody_reads_stops_no_request(clone: Clone) -> None:
 
 
 def test_the_readmes_client_is_answered(clone: Clone) -> None:
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/client.md").read_text(), re.S)[0]
     with serving(clone) as server:
         client = [sys.executable, "-c", code.replace("http://localhost:8000", server.url)]
         done = subprocess.run(client, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The README's commands are commands that exist, and the numbers are those of their benchmark."""
+"""The commands, paths and links of README and docs/ exist, and the walk to production is one."""
 
 import re
 import shlex
@@ -26,11 +26,12 @@ from tests.conftest import ROOT, run
 from tests.gates.sources import answers, source, suite
 from tests.registry.conftest import build_package, fill_in, won
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
 COMMANDS = sorted(
     {
         line.split(" #")[0].strip()
-        for block in re.findall(r"```(?:bash|console)\n(.*?)```", README, re.S)
+        for block in re.findall(r"```(?:bash|console)\n(.*?)```", TEXT, re.S)
         for line in block.replace("\\\n", " ").splitlines()
         if line.strip() and not line.startswith("#")
     }
@@ -75,7 +76,7 @@ def test_lora_ops_commands_parse_with_the_options_shown(command: str) -> None:
 
 def test_lora_ops_commands_in_sentences_exist() -> None:
     """A sentence named `lora-ops ask`, which no release had."""
-    prose = re.sub(r"```.*?```", "", README, flags=re.S)
+    prose = re.sub(r"```.*?```", "", TEXT, flags=re.S)
     commands = [shlex.split(code) for code in re.findall(r"`lora-ops ([^`]+)`", prose)]
     assert len(commands) > 20
     for words in commands:
@@ -89,9 +90,9 @@ def test_lora_ops_commands_in_sentences_exist() -> None:
             assert not flag.startswith("--") or flag in options, f"{parser.name} {flag}"
 
 
-def test_the_readers_own_tenant_of_the_readme_is_added(repository: Path) -> None:
-    """Runs the README's example as it stands: the file that it writes and the command that adds it."""
-    block = next(b for b in re.findall(r"```bash\n(.*?)```", README, re.S) if "lora-ops tenant add" in b)
+def test_the_readers_own_tenant_of_the_docs_is_added(repository: Path) -> None:
+    """Runs the page's example as it stands: the file that it writes and the command that adds it."""
+    block = next(b for b in re.findall(r"```bash\n(.*?)```", TEXT, re.S) if "lora-ops tenant add" in b)
     done = run("bash", "-euc", block, cwd=repository, COLUMNS="300")
     assert done.returncode == 0, done.stderr
     assert "its entry is in params.yaml" in done.stdout
@@ -133,10 +134,10 @@ def file_base_answers(registry: Registry) -> None:
     lifecycle.file_evidence(registry, "finance@1", report, actor="ana.silva")
 
 
-def test_the_readmes_way_to_production_is_a_way(repository: Path, tmp_path: Path) -> None:
-    """Runs the README's promotion as it stands, on a small package with the files that a real one has."""
+def test_the_way_to_production_is_a_way(repository: Path, tmp_path: Path) -> None:
+    """Runs the reviewer's page as it stands, on a small package with the files that a real one has."""
     before, after = (
-        part.split("```")[0] for part in README.split("<!-- promotion -->")[1].split("```bash\n")[1:3]
+        part.split("```")[0] for part in TEXT.split("<!-- promotion -->")[1].split("```bash\n")[1:3]
     )
     folder = tmp_path / "package"
     manifest = with_suite(folder, build_package(folder, 1, fresh_days=36500))
@@ -158,7 +159,8 @@ def test_the_readmes_way_to_production_is_a_way(repository: Path, tmp_path: Path
     registry.close()
 
 
-def test_every_path_in_backticks_exists_or_is_made_by_the_pipeline() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_in_backticks_exists_or_is_made(page: Path) -> None:
     made = (
         "reports",
         "packages",
@@ -173,6 +175,31 @@ def test_every_path_in_backticks_exists_or_is_made_by_the_pipeline() -> None:
         ".venv",
         "dvc",
     )
-    for path in re.findall(r"`([\w./-]+/[\w./-]*)`", README):
+    for path in re.findall(r"`([\w./-]+/[\w./-]*)`", page.read_text()):
         if not path.startswith((*made, "http", "/v1")):
             assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_pages_and_headings(page: Path) -> None:
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not heading or heading in anchors(linked), target
+
+
+def test_readme_leads_to_every_page() -> None:
+    readme = PAGES[0].read_text()
+    for page in PAGES[1:]:
+        assert f"](docs/{page.name})" in readme, page.name
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives a page's headings."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    headings = re.findall(r"^#+ (.+)$", prose, re.M)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
