@@ -39,11 +39,14 @@ def gate(
     """
     from lora_ops.gates.gate import exit_code, gate_rows, make_regression_report, replay, replayed
     from lora_ops.gates.report import report_page, write_report_page
+    from lora_ops.gates.tables import version_tables
     from lora_ops.registry import lifecycle
     from lora_ops.registry.loosened import gate_notes
     from lora_ops.registry.reports import filed
     from lora_ops.registry.roles import ANYBODY, require_role
     from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
+    from lora_ops.tracking.gates import log_gates
 
     root = find_root()
     notes: list[str] = []
@@ -65,9 +68,15 @@ def gate(
         rows = gate_rows(registry, version)
         notes += gate_notes(registry, version)
         page = report_page(registry, version, rows)
+        tables = version_tables(registry, version, rows)
         remembered = head_remembered(registry)
     path = None if dry_run else write_report_page(page, version, root)
     work_is_done()
+    if not (dry_run or again):
+        tracking = load_settings(root).tracking
+        with prose_on_stderr(as_json):
+            problem = log_gates(version.id, version.manifest, tables, page, tracking, root)
+        notes += [problem] if problem else []
     code = 1 if again and differences else exit_code(rows)
     if as_json:
         shown = [{**row._asdict()} for row in rows]

@@ -3,12 +3,13 @@
 import typer
 
 from lora_ops.escaping import markup
-from lora_ops.output import AsJson, print_json
+from lora_ops.output import AsJson, print_json, prose_on_stderr
 from lora_ops.registry.command_options import (
     Actor,
     ExactReference,
     Reference,
     head_remembered,
+    note_lines,
     opened_registry,
     print_lines,
     who,
@@ -37,23 +38,33 @@ def draft(reference: ExactReference, as_json: AsJson = False) -> None:
 @app.command("file")
 def file_(reference: ExactReference, actor: Actor = None, as_json: AsJson = False) -> None:
     """Render the notes from what is known and from the filled fields, and file them; approvals become void."""
+    from lora_ops.gates.gate import gate_rows
     from lora_ops.gates.release import release_report
     from lora_ops.gates.report import write_report_page
+    from lora_ops.gates.tables import version_tables
     from lora_ops.registry import lifecycle
     from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
+    from lora_ops.tracking.gates import log_release_notes
 
+    root = find_root()
     with opened_registry() as registry:
         version = registry.get_exact(reference)
-        report, page = release_report(registry, version, find_root())
-        write_report_page(page, version, find_root())
+        report, page = release_report(registry, version, root)
+        tables = version_tables(registry, version, gate_rows(registry, version))
+        write_report_page(page, version, root)
         lifecycle.file_evidence(registry, version.id, report, actor=who(actor))
         remembered = head_remembered(registry)
     work_is_done()
+    tracking, text = load_settings(root).tracking, report.source.decode()
+    with prose_on_stderr(as_json):
+        problem = log_release_notes(version.id, version.manifest, tables, text, tracking, root)
     if as_json:
         document = {**report.document.model_dump(mode="json"), "sha256": report.reference.sha256}
-        print_json({**document, **remembered})
+        print_json({**document, "tracking_problem": problem, **remembered})
         return
     print_lines(f"[bold]{version.id}[/] has release notes ({report.reference.sha256[:12]}…).")
+    print_lines(*note_lines([problem] if problem else []))
 
 
 @app.command()

@@ -15,10 +15,13 @@ from lora_ops.evaluation.metrics import exact_match
 from lora_ops.evaluation.versions import common_rows
 from lora_ops.folders import make_folder
 from lora_ops.gates.gate import GateRow
+from lora_ops.gates.review.annotated import AnnotatedPair, annotated_pairs
+from lora_ops.gates.review.evidence import Told
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import SAMPLES
 from lora_ops.records.evaluation import ADAPTER, SYSTEMS
-from lora_ops.records.evidence import RegressionEvidence
+from lora_ops.records.evidence import AnyEvidence, EvidenceKind, HumanEvidence, RegressionEvidence
+from lora_ops.records.review import RATINGS
 from lora_ops.registry.cards import differences, record
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.loosened import production_before
@@ -32,7 +35,10 @@ COMPARED_SECTIONS = ("data", "params", "base model", "package")
 
 
 class BeforeAfter(NamedTuple):
-    """One held-out row and its answers; `production` is None where that version did not answer it."""
+    """One held-out row and its answers; `production` is None where that version did not answer it.
+
+    `reviewers` holds a sentence for each person who judged this row.
+    """
 
     text: str
     target: str
@@ -40,6 +46,7 @@ class BeforeAfter(NamedTuple):
     adapter: str
     production: str | None
     right: bool
+    reviewers: tuple[str, ...] = ()
 
 
 def report_page(registry: Registry, version: Version, rows: Sequence[GateRow]) -> str:
@@ -51,8 +58,9 @@ def report_page(registry: Registry, version: Version, rows: Sequence[GateRow]) -
     known = record(registry, version.id)
     number = production_before(registry, version)
     production = registry.load(version.tenant, number) if number is not None else None
-    one = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
-    document = load(registry.files, one) if one else None
+    document = filed_document(registry, version, "regression")
+    pairs = annotated_pairs(registry, version)
+    people = filed_document(registry, version, "human_evaluation")
     present = {name for of in known.performance.metrics.values() for name in of}
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown, trim_blocks=True
@@ -65,10 +73,14 @@ def report_page(registry: Registry, version: Version, rows: Sequence[GateRow]) -
         notes=list(dict.fromkeys([*known.verdict.reasons, *known.verdict.warnings])),
         systems=[name for name in SYSTEMS if name in present],
         compared=document.compared if isinstance(document, RegressionEvidence) else (),
-        samples=before_after(registry, version, production),
+        samples=before_after(registry, version, production, pairs),
+        pairs=pairs,
         production=production.id if production else None,
         columns=known.risk.bias.columns if known.risk.bias else {},
         people=known.performance.human_evaluation,
+        review=people.review if isinstance(people, HumanEvidence) else None,
+        ratings=RATINGS,
+        told=told,
         changes=[
             each
             for each in (differences(production, version) if production else ())
@@ -96,8 +108,38 @@ def headline(rows: Sequence[GateRow]) -> str:
     return f"{len(rows)} gates: {', '.join(f'{counted[one]} {said[one]}' for one in said if counted[one])}"
 
 
-def before_after(registry: Registry, version: Version, production: Version | None) -> list[BeforeAfter]:
+def filed_document(registry: Registry, version: Version, kind: EvidenceKind) -> AnyEvidence | None:
+    """Return the last report of a kind that is filed on a version; None without one.
+
+    Raises:
+        LoraOpsError: the kept file is missing or was changed.
+    """
+    one = filed(version, registry.log.entries(version.tenant, version.number)).get(kind)
+    return load(registry.files, one) if one else None
+
+
+def told(one: Told, against: str) -> str:
+    """Return what a reviewer said of a pair in one sentence."""
+    preferred = {"adapter": "the adapter's is better", "other": f"{against}'s is better"}
+    parts = [preferred.get(one.vote, "as good as each other")]
+    parts += [
+        f"{'its' if side == 'adapter' else 'the other'} answer breaches: {what}" if what else ""
+        for side, what in one.breach.items()
+    ]
+    parts += [one.comment, f"should be: {one.corrected}" if one.corrected.strip() else ""]
+    return f"{one.person}: {'; '.join(part.strip() for part in parts if part.strip())}"
+
+
+def before_after(
+    registry: Registry, version: Version, production: Version | None, pairs: Sequence[AnnotatedPair] = ()
+) -> list[BeforeAfter]:
     """Return the samples of a version's package, with production's answers where it gave some.
+
+    Args:
+        registry: where the versions are.
+        version: whose samples.
+        production: what was in production before it, if anything.
+        pairs: what reviewers judged; a sample among them has what they said.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
@@ -114,6 +156,7 @@ def before_after(registry: Registry, version: Version, production: Version | Non
         except LoraOpsError:
             theirs = {}  # an older package keeps no answers; the gate says so
     labels = version.manifest.params.get("data", {}).get("labels", ())
+    said = {pair.text: tuple(told(one, pair.against) for one in pair.said) for pair in pairs}
     right = exact_match(list(frame["target"]), list(frame[ADAPTER]), labels)
     return [
         BeforeAfter(
@@ -123,6 +166,7 @@ def before_after(registry: Registry, version: Version, production: Version | Non
             one[ADAPTER],
             theirs.get(sha256_text(one["text"])),
             bool(hit),
+            said.get(one["text"], ()),
         )
         for one, hit in zip(frame.to_dict("records"), right, strict=True)
     ]

@@ -1,0 +1,87 @@
+"""The run of a gate or of release notes: tables for reviewers, and the page or the notes as an artifact."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import sha256_text
+from lora_ops.records.manifest import Manifest
+from lora_ops.settings.tracking import TrackingSettings
+from lora_ops.tracking.artifacts import TrackedArtifact, content_alias, package_alias
+from lora_ops.tracking.client import is_client_error, tracking_mode
+from lora_ops.tracking.runs import log_table, track
+
+
+def log_gates(
+    adapter: str,
+    manifest: Manifest,
+    tables: Mapping[str, Any],
+    page: str,
+    settings: TrackingSettings,
+    root: Path,
+) -> str | None:
+    """Log the gates of a version: its tables, and its page as `TENANT-gates` with the alias `version-N`.
+
+    Args:
+        adapter: `tenant@number`.
+        manifest: of that version; the config names its package at W&B.
+        tables: name -> DataFrame; an empty one is left out, since W&B takes no table without columns.
+        page: the page as HTML.
+        settings: where runs go.
+        root: the repository.
+
+    Returns:
+        A sentence if W&B could not be told; what was filed stands all the same.
+    """
+    return _log("gate", adapter, manifest, tables, ("gates", "page", f"{adapter}.html", page), settings, root)
+
+
+def log_release_notes(
+    adapter: str,
+    manifest: Manifest,
+    tables: Mapping[str, Any],
+    text: str,
+    settings: TrackingSettings,
+    root: Path,
+) -> str | None:
+    """Log the release notes of a version as `TENANT-release-notes`; arguments and result as for `log_gates`."""
+    artifact = ("release-notes", "release-notes", f"{adapter}.md", text)
+    return _log("release", adapter, manifest, tables, artifact, settings, root)
+
+
+def _log(
+    job: str,
+    adapter: str,
+    manifest: Manifest,
+    tables: Mapping[str, Any],
+    artifact: tuple[str, str, str, str],
+    settings: TrackingSettings,
+    root: Path,
+) -> str | None:
+    if tracking_mode() == "disabled":
+        return None
+    tenant, _, number = adapter.partition("@")
+    suffix, kind, name, text = artifact
+    made = TrackedArtifact(
+        name=f"{tenant}-{suffix}",
+        type=kind,
+        alias=content_alias({name: sha256_text(text)}),
+        facts={},
+        metadata={"adapter": adapter},
+        files={},
+        texts={name: text},
+    )
+    digests = {file: one.sha256 for file, one in manifest.files.items()}
+    config = {"adapter": adapter, "package": f"{tenant}-package:{package_alias(digests)}"}
+    try:
+        with track(job, tenant, config, settings, root) as run:
+            for title, frame in tables.items():
+                if len(frame):
+                    log_table(run, title, frame)
+            run.log_artifact(made.draft(), aliases=[made.alias, f"version-{number}"])
+    except Exception as error:
+        if not is_client_error(error) and not isinstance(error, LoraOpsError):
+            raise
+        return f"W&B was not told of the {job} of {adapter}: {error}"
+    return None

@@ -1,0 +1,62 @@
+"""Gates and release notes at W&B: tables for reviewers, and the page with the version's number."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import wandb_server
+from tests.conftest import run
+from tests.wandb_server import WandbServer
+
+LOG = """
+import sys
+from pathlib import Path
+import pandas as pd
+from lora_ops.records.manifest import FileRecord
+from lora_ops.settings.tracking import TrackingSettings
+from lora_ops.tracking.gates import log_gates, log_release_notes
+
+class Packaged:
+    files = {"adapter_model.safetensors": FileRecord(bytes=7, sha256="a" * 64)}
+
+root, settings = Path(sys.argv[1]), TrackingSettings(project="adapters")
+tables = {"gates": pd.DataFrame([{"gate": "suite", "verdict": "pass"}]), "annotations": pd.DataFrame([])}
+print(log_gates("finance@3", Packaged, tables, "<p>all pass</p>", settings, root))
+print(log_release_notes("finance@3", Packaged, {}, "# finance@3", settings, root))
+"""
+
+
+def log(root: Path, **environment: str) -> list[str]:
+    done = run(sys.executable, "-c", LOG, root, cwd=root, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def check(server: WandbServer) -> None:
+    for name, file in (("finance-gates", "finance@3.html"), ("finance-release-notes", "finance@3.md")):
+        (version,) = server.collection(name, project="adapters").versions
+        assert "version-3" in version.aliases and file in server.files_of(version)
+
+
+def test_gates_and_notes_are_artifacts_online(root: Path, server: WandbServer) -> None:
+    key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": wandb_server.API_KEY}
+    assert log(root, **key) == ["None", "None"]
+    check(server)
+
+
+def test_gates_and_notes_are_sent_later(root: Path, server: WandbServer) -> None:
+    assert log(root) == ["None", "None"]
+    key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": wandb_server.API_KEY}
+    sent = run("lora-ops", "wandb-sync", cwd=root, **key)
+    assert sent.returncode == 0, sent.stderr
+    check(server)
+
+
+@pytest.mark.parametrize("mode", ["online", "disabled"])
+def test_gates_stand_when_wandb_is_not_told(root: Path, mode: str) -> None:
+    said = log(root, WANDB_MODE=mode)
+    if mode == "disabled":
+        assert said == ["None", "None"] and not list(root.glob("wandb/*run*"))
+    else:
+        assert "W&B was not told of the gate of finance@3: WANDB_MODE is online" in said[0]
