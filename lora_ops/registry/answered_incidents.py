@@ -1,6 +1,6 @@
-"""Which incidents an approver answered: a harmless one must not stop a renewal of the same weights for ever."""
+"""What an approver answered in a review: a harmless incident must not stop the same weights for ever."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import Evidence
@@ -12,7 +12,7 @@ from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Summary, Version
 
-NAMED = 8  # so many digits of its digest name an incident in the reason of a review
+NAMED = 8  # so many digits of its digest name a report in the reason of a review
 
 
 def answer_to(
@@ -39,12 +39,23 @@ def answer_to(
     if is_final(incident, twin, of_twin):
         return None
     told = [entry.seq for entry in of_twin if incident.sha256 in {one.sha256 for one in entry.evidence}]
+    later = [entry for entry in (*of_twin, *history) if entry.seq > told[0]]
+    return review_that_names(registry, incident, version, later)
+
+
+def review_that_names(
+    registry: Registry, one: Evidence, version: Version, entries: Iterable[AuditEntry]
+) -> AuditEntry | None:
+    """Return the first review by an approver, not the author, whose reason names a report; or None.
+
+    Args:
+        registry: where.
+        one: the report; the first digits of its digest name it.
+        version: whose author must not answer.
+        entries: among which the review is.
+    """
     reviews = [
-        entry
-        for entry in (*of_twin, *history)
-        if entry.action == "reviewed"
-        and entry.seq > told[0]
-        and incident.sha256[:NAMED] in entry.body["reason"]
+        entry for entry in entries if entry.action == "reviewed" and one.sha256[:NAMED] in entry.body["reason"]
     ]
     return next((entry for entry in reviews if _by_another_approver(registry, entry, version)), None)
 

@@ -16,6 +16,7 @@ from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.answered_incidents import NAMED, answer_to, is_final
 from lora_ops.registry.counting import plain
+from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.objections import speaks_against
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import evaluation_lacks, filed, gap_limit, load, own_evidence
@@ -25,7 +26,7 @@ from lora_ops.registry.twins import Twins, standing
 from lora_ops.registry.versions import CLOSED, Summary, Version
 
 # A twin's traffic reports are about its stage, and each version files its own.
-INHERITED = ("policy", "human_evaluation")
+INHERITED = ("regression", "policy", "human_evaluation")
 
 
 def twin_objections(
@@ -34,6 +35,7 @@ def twin_objections(
     history: Sequence[AuditEntry],
     given: Mapping[str, AnyEvidence],
     twins: Twins,
+    suites: Suites | None,
     *,
     max_gap: float | None,
     before: int | None = None,
@@ -46,6 +48,7 @@ def twin_objections(
         history: the version's entries before the step.
         given: the reports that the step files, by kind.
         twins: what is known of all weights.
+        suites: the regression reports on the version; None: those on its twins don't count.
         max_gap: the largest gap between two groups of a declared column; None: any.
         before: the entry of the step, where it is judged afterwards; default: all that is known counts.
 
@@ -58,7 +61,7 @@ def twin_objections(
         if twin.tenant == version.tenant or entered_production(of_twin, twin.number):
             yield from _incidents_unanswered(registry, version, history, twin, of_twin)
         for kind in INHERITED:
-            if twin.tenant != version.tenant:
+            if twin.tenant != version.tenant or (kind == "regression" and suites is None):
                 continue  # another tenant's prompts and voters ask something else
             found = _read(registry, twin, of_twin, kind)
             if found.unread and before is None:  # judged afterwards, the lost file is named by `verify`
@@ -66,6 +69,9 @@ def twin_objections(
                     f"the {kind} report on {twin.id}, which has the same weights (it is lost or damaged: "
                     "restore it from a backup)"
                 )
+            if kind == "regression" and suites:
+                yield from suites.unanswered_of(twin, of_twin, found.reports)
+                continue
             earlier = [document for _, document in found.reports]
             if not earlier:
                 continue

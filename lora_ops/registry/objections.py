@@ -172,12 +172,14 @@ def unanswered(
 def outvoted(registry: Registry, version: Version, history: Sequence[AuditEntry]) -> Iterator[str]:
     """Yield each report that speaks against a version and that a newer one took the place of.
 
+    What regression reports say, `earlier_suites` compares.
+
     Raises:
         LoraOpsError: a kept file is missing or was changed.
     """
     newest = filed(version, history)
     for kind in PRODUCTION_RESTS_ON:
-        if kind == "evaluation" or kind not in newest:
+        if kind in ("evaluation", "regression") or kind not in newest:
             continue
         current = load(registry.files, newest[kind])
         for one, old in _earlier(registry, version, history, current, kind):

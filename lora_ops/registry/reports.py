@@ -202,10 +202,15 @@ def lacks(document: AnyEvidence, least: EvidenceSettings) -> Iterator[str]:
         assert isinstance(document, TextEvidence)  # its length is checked when it is counted
 
 
-def _regression_lacks(document: RegressionEvidence, least: EvidenceSettings) -> Iterator[str]:
+def unpassed(document: RegressionEvidence, least: EvidenceSettings) -> list[str]:
+    """Return what a regression report judges and does not pass, in words."""
     # Where no report is asked for, one that decides nothing is none, and one that fails still speaks.
     asked = ("fail", "undecided", "missing") if least.regression else ("fail",)
-    wrong = [f"{what}: {verdict}" for what, verdict in document.verdicts if verdict in asked]
+    return [f"{what}: {verdict}" for what, verdict in document.verdicts if verdict in asked]
+
+
+def _regression_lacks(document: RegressionEvidence, least: EvidenceSettings) -> Iterator[str]:
+    wrong = unpassed(document, least)
     if wrong:
         yield f"a regression report that passes ({'; '.join(wrong)})"
     elif least.regression and not any(one.gating for one in document.compared):

@@ -7,6 +7,7 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.records.evidence import AnyEvidence, Evidence, EvidenceKind, RegressionEvidence
 from lora_ops.records.registry import State
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, SINCE_GATES, ground_now, judged, missing_approvals
+from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.inherited import twin_notes, twin_objections, twin_objections_to_return
 from lora_ops.registry.loosened import production_before
 from lora_ops.registry.objections import objections
@@ -145,17 +146,19 @@ def step_basis(
     required -= {kind for kind in SINCE_GATES if not getattr(registry.least, kind)}
     needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
     if "regression" in required:
-        needed += _other_baseline(registry, version, to, found.get("regression"))
+        needed += _other_baseline(registry, version, found.get("regression"))
     limit = gap_limit(registry, version)
+    suites = Suites.of(registry, version, history, documents)
     needed += objections(registry, version, history, documents, max_gap=limit)
-    needed += twin_objections(registry, version, history, documents, twins, max_gap=limit)
+    needed += suites.unanswered()
+    needed += twin_objections(registry, version, history, documents, twins, suites, max_gap=limit)
     basis = found | {one.document.kind: one.reference for one in given}
     return {kind: one for kind, one in basis.items() if kind in required}, needed
 
 
-def _other_baseline(registry: Registry, version: Version, to: State, one: Evidence | None) -> Iterator[str]:
+def _other_baseline(registry: Registry, version: Version, one: Evidence | None) -> Iterator[str]:
     """Yield that a regression report compares with another version than the one in production now."""
-    document = load(registry.files, one) if one and to in STAGES else None
+    document = load(registry.files, one) if one else None
     if not isinstance(document, RegressionEvidence):
         return
     number = production_before(registry, version)

@@ -17,6 +17,7 @@ from lora_ops.registry.approvals import (
     missing_approvals,
     promotion_in,
 )
+from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.inherited import closed_twins, twin_objections, twin_objections_to_return
 from lora_ops.registry.objections import objections
 from lora_ops.registry.owners import Team
@@ -123,11 +124,16 @@ def _objections(registry: Registry, version: Version, entry: AuditEntry, twins: 
         at, max_gap = datetime.fromisoformat(entry.at), entry.body.get("max_gap")  # no limit in older releases
         for objection in objections(registry, version, history, given, least, at, max_gap=max_gap):
             found.append(objection)
-        if entry.body["rules"].get("twins"):  # earlier releases did not look at them
+        # Earlier releases looked at neither twins nor the suites of earlier reports.
+        suites = None
+        if entry.body["rules"].get("suites"):
+            suites = Suites.of(registry, version, history, given, least, lost_counts=False)
+        if entry.body["rules"].get("twins"):
             found += closed_twins(registry, version, twins, entry.seq)
             found += twin_objections(
-                registry, version, history, given, twins, max_gap=max_gap, before=entry.seq
+                registry, version, history, given, twins, suites, max_gap=max_gap, before=entry.seq
             )
+        found += suites.unanswered() if suites else ()
     return found
 
 

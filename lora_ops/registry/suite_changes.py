@@ -1,14 +1,16 @@
 """What the suite of a version asks less than that of the version in production, for whoever approves."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.hashing import canonical
 from lora_ops.paths import CASES, AnyRecord
 from lora_ops.records.evidence import Evidence
-from lora_ops.records.record import Record
 from lora_ops.records.registry import AuditEntry
 from lora_ops.records.regression import RegressionSource
 from lora_ops.records.suite import AskedCase, CasesRecord
@@ -28,7 +30,7 @@ def kept_source(registry: Registry, version: Version) -> RegressionSource | None
     Raises:
         LoraOpsError: the kept file is missing, was changed, or has another form.
     """
-    return _source_of(registry, version, filed(version, _history(registry, version)).get("regression"))
+    return _source_of(registry, version.id, filed(version, _history(registry, version)).get("regression"))
 
 
 def promoted_suite(registry: Registry, version: Version) -> CasesRecord | None:
@@ -41,7 +43,7 @@ def promoted_suite(registry: Registry, version: Version) -> CasesRecord | None:
     """
     promoted = promotion_in(version, _history(registry, version))
     named = [one for one in promoted.evidence if one.kind == "regression"] if promoted else []
-    source = _source_of(registry, version, named[0] if named else None)
+    source = _source_of(registry, version.id, named[0] if named else None)
     return source.cases if source else kept_suite(registry, version)
 
 
@@ -49,12 +51,18 @@ def _history(registry: Registry, version: Version) -> list[AuditEntry]:
     return registry.log.entries(version.tenant, version.number)
 
 
-def _source_of(registry: Registry, version: Version, one: Evidence | None) -> RegressionSource | None:
-    if one is None or one.source_sha256 is None:
-        return None
-    what = f"The regression report on {version.id}"
-    path = registry.files.checked(one.source_sha256, f"the source of the regression report on {version.id}")
-    return _read(path, RegressionSource, what)
+def read_source(registry: Registry, version: str, digest: str) -> RegressionSource:
+    """Return what a regression report on a version was computed from.
+
+    Raises:
+        LoraOpsError: the kept file is missing, was changed, or has another form.
+    """
+    path = registry.files.checked(digest, f"the source of the regression report on {version}")
+    return _read(path, RegressionSource, f"The regression report on {version}")
+
+
+def _source_of(registry: Registry, version: str, one: Evidence | None) -> RegressionSource | None:
+    return read_source(registry, version, one.source_sha256) if one and one.source_sha256 else None
 
 
 def kept_suite(registry: Registry, version: Version) -> CasesRecord | None:
@@ -101,43 +109,85 @@ def suite_changes(mine: CasesRecord | None, theirs: CasesRecord | None, other: s
     if mine is None or not mine.cases:
         yield f"it has no suite, and {other}, which was in production, has one of {len(theirs.cases)} cases"
         return
-    own = {one.case.id: one for one in mine.cases}
-    before = {one.case.id: one for one in theirs.cases}
-    gone = [name for name in before if name not in own]
-    if gone:
-        yield f"its suite leaves out cases of {other}, which was in production: {_listed(gone)}"
-    other_form = [name for name, one in before.items() if name in own and _judged(own[name]) != _judged(one)]
-    if other_form:
-        yield f"its suite has cases of {other} in another form: {_listed(other_form)}"
+    found = case_changes(mine.cases, theirs.cases)
+    if found.gone:
+        yield f"its suite leaves out cases of {other}, which was in production: {listed(found.gone)}"
+    if found.changed:
+        yield f"its suite has cases of {other} in another form: {listed(found.changed)}"
+    if found.regrouped:
+        yield f"its suite groups cases otherwise than that of {other}: {listed(found.regrouped)}"
+    looser = looser_settings(mine, theirs)
+    if looser:
+        yield f"its suite is looser than that of {other}, which was in production: {listed(looser)}"
+
+
+class CaseChanges(NamedTuple):
+    """Ids of earlier cases that a suite leaves out, has in another form, or counts with other cases."""
+
+    gone: list[str]
+    changed: list[str]
+    regrouped: list[str]
+
+
+def case_changes(mine: Sequence[AskedCase], theirs: Sequence[AskedCase]) -> CaseChanges:
+    """Return which of the cases `theirs` are not in `mine` as they were.
+
+    A case is what the suite says of it. Its name doesn't count, and neither does the system prompt around it.
+    """
+    own, names = {content(one) for one in mine}, {one.case.id for one in mine}
+    gone, changed, kept = list[str](), list[str](), list[AskedCase]()
+    for one in theirs:
+        if content(one) in own:
+            kept.append(one)
+        else:
+            (changed if one.case.id in names else gone).append(one.case.id)
+    both = {content(one) for one in kept}
+    now, before = _companions(mine, both), _companions(theirs, both)
+    regrouped = [one.case.id for one in kept if now[content(one)] != before[content(one)]]
+    return CaseChanges(gone, changed, regrouped)
+
+
+def content(one: AskedCase) -> str:
+    """Return what a case asks and expects, without its name and its group."""
+    return canonical(one.case.model_dump(mode="json", exclude={"id", "group"}))
+
+
+def _companions(cases: Sequence[AskedCase], known: set[str]) -> Mapping[str, frozenset[str]]:
+    """Return for each case of `known` those that count with it as one group, itself among them."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    placed = {content(one): one.case.group or one.case.id for one in cases}
+    for case, group in placed.items():
+        if case in known:
+            groups[group].add(case)
+    return {case: frozenset(groups[placed[case]]) for case in known}
+
+
+def looser_settings(mine: CasesRecord, theirs: CasesRecord) -> list[str]:
+    """Return which slices and metrics a suite judges less strictly than an earlier one, in words."""
     looser = []
     for name, chosen in theirs.slices.items():
         now = mine.slices.get(name)
         if now is None:
             looser.append(f"no slice {name}")
-        elif chosen.gating and not now.gating:
+            continue
+        if chosen.gating and not now.gating:
             looser.append(f"{name} is not gating")
-        elif now.margin > chosen.margin:
+        if now.margin > chosen.margin:
             looser.append(f"{name} margin {now.margin:g}, not {chosen.margin:g}")
-        elif set(chosen.against) - set(now.against):
-            looser.append(
-                f"{name} is not compared with {', '.join(sorted({*chosen.against} - {*now.against}))}"
-            )
-        elif chosen.least is not None and (now.least is None or now.least < chosen.least):
+        if set(chosen.against) - set(now.against):
+            left = ", ".join(sorted({*chosen.against} - {*now.against}))
+            looser.append(f"{name} is not compared with {left}")
+        if chosen.least is not None and (now.least is None or now.least < chosen.least):
             looser.append(f"{name} at least {now.least or 0:g}, not {chosen.least:g}")
     for metric, margin in theirs.held_out.items():
         now_margin = mine.held_out.get(metric)
         if now_margin is None or now_margin > margin:
             asks = "nothing" if now_margin is None else f"{now_margin:g}"
             looser.append(f"held-out {metric} {asks}, not {margin:g}")
-    if looser:
-        yield f"its suite is looser than that of {other}, which was in production: {_listed(looser)}"
+    return looser
 
 
-def _judged(one: AskedCase) -> Record:
-    """Return what of a case decides on its verdict, and nothing else."""
-    return one.model_copy(update={"case": one.case.model_copy(update={"id": "", "group": None})})
-
-
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
