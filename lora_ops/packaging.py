@@ -38,6 +38,8 @@ from lora_ops.settings.files import read_yaml
 from lora_ops.settings.tenant import TenantSettings
 from lora_ops.versions import TRAINING_PACKAGES, installed_versions
 
+LOCKED = ("prepare", "train", "generate", "evaluate", "cases", "suite")
+"""Stages of a tenant that its package comes from."""
 VERSIONS_OF = (*TRAINING_PACKAGES, "scikit-learn")
 
 
@@ -133,7 +135,7 @@ def lock_digest(root: Path, tenant: str) -> str | None:
     """
     path = root / "dvc.lock"
     stages = read_yaml(path).get("stages", {}) if path.is_file() else {}
-    names = ["base_model", *(f"{stage}@{tenant}" for stage in ("prepare", "train", "generate", "evaluate"))]
+    names = ["base_model", *(f"{stage}@{tenant}" for stage in LOCKED)]
     if not all(name in stages for name in names):
         return None
     return sha256_text(canonical({name: stages[name] for name in names}))

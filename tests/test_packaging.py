@@ -50,13 +50,19 @@ stages:
   evaluate:
     foreach: TENANTS
     do: {cmd: "cp answers-${item} score-${item}", deps: ["answers-${item}"], outs: ["score-${item}"]}
+  cases:
+    foreach: TENANTS
+    do: {cmd: "cp prepared-${item} cases-${item}", deps: ["prepared-${item}"], outs: ["cases-${item}"]}
+  suite:
+    foreach: TENANTS
+    do: {cmd: "cp cases-${item} given-${item}", deps: ["cases-${item}"], outs: ["given-${item}"]}
   package:
     foreach: TENANTS
     do:
       cmd: >-
         python -c "from pathlib import Path; from lora_ops.packaging import lock_digest;
         Path('packaged-${item}').write_text(str(lock_digest(Path.cwd(), '${item}')))"
-      deps: ["score-${item}"]
+      deps: ["score-${item}", "given-${item}"]
       outs: ["packaged-${item}"]
 """
 
@@ -100,9 +106,16 @@ def test_the_lock_that_a_package_names_is_found_in_the_final_dvc_lock(tmp_path: 
     pipeline("finance", "media")
     assert lock_digest(tmp_path, "finance") == named
     assert lock_digest(tmp_path, "media") == (tmp_path / "packaged-media").read_text() != named
-    lock = tmp_path / "dvc.lock"
-    lock.write_text(lock.read_text().replace("echo finance", "echo  finance"))
-    assert lock_digest(tmp_path, "finance") != named
+    lock = (tmp_path / "dvc.lock").read_text()
+    for command in (
+        "echo finance",
+        "cp trained-finance",
+        "cp prepared-finance cases-finance",
+        "cp cases-finance",
+    ):
+        assert command in lock
+        (tmp_path / "dvc.lock").write_text(lock.replace(command, command.replace(" ", "  ", 1)))
+        assert lock_digest(tmp_path, "finance") != named, command
 
 
 @pytest.fixture

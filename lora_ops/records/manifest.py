@@ -47,7 +47,8 @@ class Manifest(Record):
     git: GitRecord = Field(description="the commit that the training ran at")
     dvc_lock_sha256: Sha256 | None = Field(
         description="of the entries in dvc.lock of the stages that it came from (base_model, and the tenant's "
-        "prepare, train, generate and evaluate) as JSON with sorted keys, no spaces; None unless all are there"
+        "prepare, train, generate, evaluate, cases and suite; earlier releases left out the last two) as JSON "
+        "with sorted keys, no spaces; None unless all are there"
     )
     params: dict[str, Any]
     packages: dict[str, str] = Field(description="versions where the training ran")
