@@ -22,9 +22,10 @@ from lora_ops.records.evidence import (
 from lora_ops.records.regression import Compared, Least, RegressionSource, Verdict
 from lora_ops.registry.objections import kept_lacks
 from lora_ops.registry.packages import check_kept
-from lora_ops.registry.reports import Report, filed, gap_limit, load
+from lora_ops.registry.reports import Report, filed, gap_limit, load, not_given_again
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
+from lora_ops.settings.registry import EvidenceSettings
 
 KINDS = ("regression", "policy", "human_evaluation")
 
@@ -88,7 +89,7 @@ def gate_rows(registry: Registry, version: Version) -> list[GateRow]:
         if one is None or document is None:
             rows.append(GateRow(_title(kind), "missing", note=_how_to_make(kind, version.id)))
         elif isinstance(document, RegressionEvidence):
-            rows += _regression_rows(document, one, lacking)
+            rows += _regression_rows(document, one, lacking, registry.least)
         else:
             rows.append(_document_row(document, one, lacking))
     return rows
@@ -137,7 +138,9 @@ def replay(registry: Registry, version: Version) -> Iterator[str]:
         source = RegressionSource.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise Damaged(f"The source of the regression report {one.sha256[:12]}… has another form.") from error
+    # What an earlier release kept lacks fields of this one: the digest of the kept bytes was checked above.
     again = regression_report(source, version.tenant, document.made_at)
+    again = again.model_copy(update={"source": document.source})
     yield from _differences(
         document.model_dump(mode="json", exclude={"made_by"}),
         again.model_dump(mode="json", exclude={"made_by"}),
@@ -198,12 +201,15 @@ def _evaluation_rows(registry: Registry, version: Version, one: Evidence | None)
         yield GateRow(f"gap by {column}", verdict, bias.between, wanted, one.sha256)
 
 
-def _regression_rows(document: RegressionEvidence, one: Evidence, lacking: list[str]) -> Iterator[GateRow]:
+def _regression_rows(
+    document: RegressionEvidence, one: Evidence, lacking: list[str], least: EvidenceSettings
+) -> Iterator[GateRow]:
+    yield from _given_again_row(document, one, least)
     for compared in document.compared:
         if compared.gating:
             yield _compared_row(compared, one)
-    for least in document.least:
-        yield _least_row(least, one)
+    for reached in document.least:
+        yield _least_row(reached, one)
     passed = document.must_pass - len(document.must_pass_failed)
     if document.must_pass:
         yield GateRow(
@@ -218,8 +224,21 @@ def _regression_rows(document: RegressionEvidence, one: Evidence, lacking: list[
         GateRow(name, "missing", evidence=one.sha256, note="no row in common") for name in document.missing
     )
     decided = any(verdict != "pass" for _, verdict in document.verdicts)
+    shown = {*not_given_again(document)}
     for lack in lacking if not decided else ():
+        if lack in shown:
+            continue
         yield GateRow("regression", "missing", evidence=one.sha256, note=f"needs {lack}")
+
+
+def _given_again_row(document: RegressionEvidence, one: Evidence, least: EvidenceSettings) -> Iterator[GateRow]:
+    """Yield whether the adapter gave the answers that its package has; nothing where nobody asks for that."""
+    name, lacking, answers = "packaged answers given again", list(not_given_again(document)), document.packaged
+    if answers and not lacking:
+        found = f"{answers.given_again} of {answers.packaged}, {answers.differing} worth something else"
+        yield GateRow(name, "pass", found, "all", one.sha256)
+    elif least.regression and least.answers_again:
+        yield GateRow(name, "missing", "", "all", one.sha256, note=f"needs {lacking[0]}")
 
 
 def _compared_row(compared: Compared, one: Evidence) -> GateRow:

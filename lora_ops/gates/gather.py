@@ -17,7 +17,15 @@ from lora_ops.paths import ADAPTER_FILES, BASE_MODEL, CASE_ANSWERS
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import PromptRecord
 from lora_ops.records.evaluation import ADAPTER
-from lora_ops.records.regression import Baseline, HeldOutRow, RegressionSource, Role, SystemAnswers
+from lora_ops.records.regression import (
+    Baseline,
+    HeldOutRow,
+    Origin,
+    PackagedAnswers,
+    RegressionSource,
+    Role,
+    SystemAnswers,
+)
 from lora_ops.records.suite import AnswersRecord, CaseAnswer, CasesRecord
 from lora_ops.registry.loosened import production_before
 from lora_ops.registry.packages import export
@@ -53,11 +61,12 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
         LoraOpsError: there is no suite or it is wrong, a kept file is missing or was changed, or the candidate,
             the base or the version in production can't answer.
     """
-    cases = cases_now(registry, version, root)
+    cases, origin = _cases_now(registry, version, root)
     weights = version.manifest.base_model.sha256
     filed_before = _filed_answers(registry, version.tenant)
     packaged = _kept_answers(registry, version, cases)
-    notes = _ask_again(registry, version, cases, packaged, root)
+    given_again = _ask_again(registry, version, cases, packaged, root, origin)
+    notes = list(_notes_on(given_again, version))
     own = _answers(cases, packaged, root, (registry, version))
     systems = [_system(version.id, "candidate", version.summary.content_digest, cases, own)]
     base = _answers(cases, filed_before.get(weights, {}), root, None)
@@ -88,13 +97,14 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
         systems=tuple(systems),
         held_out=tuple(rows),
         held_out_metrics=tuple(metrics),
+        packaged=given_again,
         held_out_left_out=left_out,
     )
     return Gathered(source, notes)
 
 
-def cases_now(registry: Registry, version: Version, root: Path) -> CasesRecord:
-    """Return today's suite as a version is asked it: under the system prompt that it was trained with.
+def _cases_now(registry: Registry, version: Version, root: Path) -> tuple[CasesRecord, Origin]:
+    """Return today's suite as a version is asked it, under its own system prompt, and where it comes from.
 
     A suite may gain cases after a version was registered, and those must be asked, too. Where the repository
     has no suite of the tenant or no base model, the suite that was asked last stands in.
@@ -109,12 +119,19 @@ def cases_now(registry: Registry, version: Version, root: Path) -> CasesRecord:
         except ValidationError as error:
             raise LoraOpsError(f"The params of {version.id} are not those of a tenant.") from error
         prompt = PromptRecord(system=settings.data.system, labels=list(settings.data.labels))
-        cases: CasesRecord | None = ask_cases(tenant, root, prompt, settings.evaluate)
-    else:
-        cases = kept_suite(registry, version)
+        return _with_cases(version, ask_cases(tenant, root, prompt, settings.evaluate)), "suites"
+    source = kept_source(registry, version)
+    if source:
+        # It is still the suite of that report, so the same answers give the same report again.
+        return _with_cases(version, source.cases), source.packaged.suite if source.packaged else "report"
+    return _with_cases(version, kept_suite(registry, version)), "package"
+
+
+def _with_cases(version: Version, cases: CasesRecord | None) -> CasesRecord:
     if cases is None or not cases.cases:
         raise LoraOpsError(
-            f"{version.id} has no suite: write suites/{tenant}.yaml, where suites/finance.yaml shows the form."
+            f"{version.id} has no suite: write suites/{version.tenant}.yaml, where suites/finance.yaml shows "
+            "the form."
         )
     return cases
 
@@ -147,36 +164,75 @@ def _filed_answers(registry: Registry, tenant: str) -> dict[str, dict[str, CaseA
 
 
 def _ask_again(
-    registry: Registry, version: Version, cases: CasesRecord, packaged: Mapping[str, CaseAnswer], root: Path
-) -> list[str]:
-    """Let the adapter give its packaged answers once more; return a note where it can't.
+    registry: Registry,
+    version: Version,
+    cases: CasesRecord,
+    packaged: Mapping[str, CaseAnswer],
+    root: Path,
+    origin: Origin,
+) -> PackagedAnswers:
+    """Let the adapter give its packaged answers once more, and count how many are worth something else.
 
     All of them: of a sample, whoever edits answers before packaging would try again until it misses them.
+    Sampled answers repeat, too: the engine draws one number a token by the answer's seed, in any batch.
+    Without the base model nothing is given again, unless an earlier gate did that for the same answers.
 
     Raises:
         LoraOpsError: the adapter answers otherwise.
     """
-    greedy = [one for one in cases.cases if one.key in packaged and not one.case.temperature]
-    if not greedy:
-        return ["none of its packaged answers was given once more"] if packaged else []
+    asked = [one for one in cases.cases if one.key in packaged]
+    if not asked:
+        return PackagedAnswers(packaged=0, given_again=0, differing=0, suite=origin)
     if not _has_base(version, root):
-        return ["its packaged answers were not given once more: the base model is not in models/base"]
+        nothing = PackagedAnswers(packaged=len(asked), given_again=0, differing=0, suite=origin)
+        return _given_before(registry, version, packaged) or nothing
     with _folder_of((registry, version)) as folder:
-        again = {
-            one.key: one.texts for one in answer_cases(cases, root / "models/base", folder, greedy).answers
-        }
-    other = sum(
-        score(one.case, packaged[one.key].texts, cases.labels) != score(one.case, again[one.key], cases.labels)
-        for one in greedy
-    )
-    # Other kernels may order nearly equal logits otherwise; more than that is another adapter.
-    if other > max(1, MAY_DIFFER * len(greedy)):
+        again = {one.key: one.texts for one in answer_cases(cases, root / "models/base", folder, asked).answers}
+    other = [
+        one
+        for one in asked
+        if score(one.case, packaged[one.key].texts, cases.labels)
+        != score(one.case, again[one.key], cases.labels)
+    ]
+    # Other kernels may order nearly equal logits otherwise; more than that is another adapter. What decides
+    # alone has no such room.
+    if len(other) > max(1, MAY_DIFFER * len(asked)) or any(one.case.must_pass for one in other):
         raise LoraOpsError(
-            f"The answers in the package of {version.id} are not those that its adapter gives ({other} of "
-            f"{len(greedy)} are worth something else): run `dvc repro --force suite@{version.tenant}`, package "
+            f"The answers in the package of {version.id} are not those that its adapter gives ({len(other)} of "
+            f"{len(asked)} are worth something else): run `dvc repro --force suite@{version.tenant}`, package "
             "and register it again."
         )
-    return []
+    return PackagedAnswers(packaged=len(asked), given_again=len(asked), differing=len(other), suite=origin)
+
+
+def _given_before(
+    registry: Registry, version: Version, packaged: Mapping[str, CaseAnswer]
+) -> PackagedAnswers | None:
+    """Return what the version's last report says of the same answers; None where they were not given again."""
+    source = kept_source(registry, version)
+    if source is None or source.packaged is None or source.packaged.verdict != "pass":
+        return None
+    candidate = source.systems[0]
+    known = {one.key: one.texts for one in candidate.answers}
+    is_same = candidate.baseline.digest == version.summary.content_digest and all(
+        known.get(key) == one.texts for key, one in packaged.items()
+    )
+    return source.packaged if is_same else None
+
+
+def _notes_on(answers: PackagedAnswers, version: Version) -> Iterator[str]:
+    if answers.verdict != "pass":
+        yield (
+            f"none of its {answers.packaged} packaged answers was given again, because models/base is not the "
+            f"base model of {version.id}: run `dvc repro base_model`, then `lora-ops gate {version.id}`"
+        )
+    elif answers.differing:
+        yield (
+            f"{answers.differing} of {answers.packaged} packaged answers are worth something else when they "
+            "are given again"
+        )
+    if answers.suite == "package":
+        yield f"its suite is that of its package: suites/{version.tenant}.yaml was not read"
 
 
 def _kept_answers(registry: Registry, version: Version, cases: CasesRecord) -> dict[str, CaseAnswer]:

@@ -78,6 +78,7 @@ def regression_report(source: RegressionSource, tenant: str, now: datetime) -> R
         compared=(*_listed(corrected(_named(gating)), gating=True), *_listed(_named(shown), gating=False)),
         least=tuple(_least(cases, own)),
         missing=tuple(f"held-out {metric} against {production}" for metric in lacking),
+        packaged=source.packaged,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
 from lora_ops.records.record import Record, Sha256
-from lora_ops.records.regression import Baseline, Compared, Least, Verdict
+from lora_ops.records.regression import Baseline, Compared, Least, PackagedAnswers, Verdict
 from lora_ops.records.review import ReviewCounts
 
 EvidenceKind = Literal[
@@ -158,6 +158,7 @@ class RegressionEvidence(EvidenceDocument):
     compared: tuple[Compared, ...] = ()
     least: tuple[Least, ...] = ()
     missing: tuple[str, ...] = Field((), description="gating comparisons that had no row")
+    packaged: PackagedAnswers | None = Field(None, description="None: a release made this that didn't count")
 
     @property
     def verdicts(self) -> list[tuple[str, Verdict]]:

@@ -10,6 +10,8 @@ from lora_ops.records.suite import CaseAnswer, CasesRecord
 
 Verdict = Literal["pass", "fail", "undecided", "missing"]
 Role = Literal["candidate", "base", "production", "earlier"]
+Origin = Literal["suites", "report", "package"]
+"""Where a suite comes from: suites/ of the repository, the version's last report, or its package."""
 
 
 class Comparison(Record):
@@ -84,6 +86,23 @@ class SystemAnswers(Record):
     answers: tuple[CaseAnswer, ...]
 
 
+class PackagedAnswers(Record):
+    """What came of letting the candidate's adapter give its packaged answers again.
+
+    Whoever edits answers before they are packaged decides every comparison, unless the gate asks again.
+    """
+
+    packaged: int = Field(ge=0, description="answers that come from the package; the gate generated the others")
+    given_again: int = Field(ge=0, description="of them, sampled ones by their seeds")
+    differing: int = Field(ge=0, description="of those, that are worth something else than the packaged ones")
+    suite: Origin
+
+    @property
+    def verdict(self) -> Verdict:
+        """Missing unless every packaged answer was given again."""
+        return "pass" if self.given_again >= self.packaged else "missing"
+
+
 class HeldOutRow(Record):
     """One row of the test split that candidate and production both answered, and neither was trained on."""
 
@@ -104,4 +123,5 @@ class RegressionSource(Record):
     systems: tuple[SystemAnswers, ...] = Field(description="the candidate is the first")
     held_out: tuple[HeldOutRow, ...] = ()
     held_out_metrics: tuple[str, ...] = ()
+    packaged: PackagedAnswers | None = Field(None, description="None: a release made this that didn't count")
     held_out_left_out: int = Field(0, ge=0, description="rows of either version that can't be compared")

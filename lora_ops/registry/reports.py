@@ -36,7 +36,13 @@ from lora_ops.settings.registry import EvidenceSettings
 from lora_ops.small_files import read_json
 
 # What no release asked for before there were gates and review sessions.
-BEFORE_GATES = {"regression": False, "release_notes": False, "votes": "file", "agreement": -1.0}
+BEFORE_GATES = {
+    "regression": False,
+    "answers_again": False,
+    "release_notes": False,
+    "votes": "file",
+    "agreement": -1.0,
+}
 
 
 class Report(NamedTuple):
@@ -215,6 +221,23 @@ def _regression_lacks(document: RegressionEvidence, least: EvidenceSettings) -> 
         yield f"a regression report that passes ({'; '.join(wrong)})"
     elif least.regression and not any(one.gating for one in document.compared):
         yield "a regression report in which something decides (no slice of its suite is gating)"
+    if least.regression and least.answers_again:
+        yield from not_given_again(document)
+
+
+def not_given_again(document: RegressionEvidence) -> Iterator[str]:
+    """Yield that nobody knows whether the adapter gave the answers that its package has."""
+    answers = document.packaged
+    if answers is None:
+        yield (
+            "a regression report that let the adapter give its packaged answers again (an earlier release made "
+            f"it: run `lora-ops gate {document.adapter}`)"
+        )
+    elif answers.verdict != "pass":
+        yield (
+            f"a regression report that let the adapter give its {answers.packaged} packaged answers again (it "
+            f"gave {answers.given_again}: run `dvc repro base_model`, then `lora-ops gate {document.adapter}`)"
+        )
 
 
 def failing(checks: Sequence[PolicyCheck]) -> Iterator[str]:

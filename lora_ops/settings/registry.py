@@ -46,6 +46,11 @@ class EvidenceSettings(Section):
     regression: bool = Field(
         True, description="a report of `lora-ops gate`; false: for a registry whose packages keep no suite"
     )
+    answers_again: bool = Field(
+        True,
+        description="that report counts only if the adapter gave all of its packaged answers again; false: for "
+        "machines on which the base model can't run",
+    )
     release_notes: bool = Field(True, description="what only people know of a release, before production")
     policy_prompts: int = Field(
         30, ge=1, description="in each check: if none of 30 fails, fewer than 10 % do (95 %, rule of three)"

@@ -2,7 +2,14 @@
 
 from collections.abc import Sequence
 
-from lora_ops.records.regression import Baseline, HeldOutRow, RegressionSource, Role, SystemAnswers
+from lora_ops.records.regression import (
+    Baseline,
+    HeldOutRow,
+    PackagedAnswers,
+    RegressionSource,
+    Role,
+    SystemAnswers,
+)
 from lora_ops.records.suite import AskedCase, CaseAnswer, CasesRecord
 from lora_ops.settings.suite import Case, Expect, Slice
 
@@ -73,7 +80,14 @@ def source(
         ),
         held_out=tuple(held_out),
         held_out_metrics=("exact_match", "macro_f1") if held_out else (),
+        packaged=given_again(len(cases.cases)),
     )
+
+
+def given_again(answers: int, again: int | None = None) -> PackagedAnswers:
+    """So many packaged answers, of which the adapter gave all again, or `again`."""
+    again = answers if again is None else again
+    return PackagedAnswers(packaged=answers, given_again=again, differing=0, suite="suites")
 
 
 BASE: tuple[Role, str, str, Sequence[int]] = ("base", "base", "b" * 64, range(30))

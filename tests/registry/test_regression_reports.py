@@ -1,13 +1,20 @@
 """No version is validated without a regression report against what is in production now."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.gates.gate import gate_rows, replay
+from lora_ops.gates.gather import gather
 from lora_ops.gates.regression import regression_report
-from lora_ops.hashing import canonical
+from lora_ops.hashing import canonical, sha256_file, sha256_text
+from lora_ops.paths import CASE_ANSWERS, CASES
+from lora_ops.records.evidence import Source
+from lora_ops.records.manifest import FileRecord
+from lora_ops.records.regression import PackagedAnswers, RegressionSource
+from lora_ops.records.suite import AnswersRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.reports import Report, make
@@ -16,7 +23,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.suite import Slice
 
-from ..gates.sources import BASE, source, suite
+from ..gates.sources import BASE, DIGEST, answers, given_again, source, suite
 from .conftest import AUTHOR, Build, Story
 
 
@@ -178,3 +185,83 @@ def test_gate_notes_compare_with_the_suite_of_the_promotion(
     gated("finance@1", plain=kinder)
     gated("finance@2", plain=kinder)
     assert "plain margin 0.6, not 0.15" in " ".join(gate_notes(registry, registry.get("finance@2")))
+
+
+def without_base(registry: Registry, package: Build, root: Path, wrong: int) -> RegressionSource:
+    """Gather what a report on finance@3 rests on, whose package claims answers, where no base model is."""
+    folder, manifest = package(3)
+    weights, base = (manifest.files["adapter_model.safetensors"].sha256, manifest.base_model.sha256)
+    cases = suite().model_copy(update={"base_model_sha256": base})
+    claimed = AnswersRecord(
+        tenant="finance",
+        base_model_sha256=base,
+        adapter_sha256=weights,
+        adapter_config_sha256=None,
+        cases_sha256=DIGEST,
+        answers=answers(cases, range(wrong)),
+    )
+    (folder / CASES).write_text(cases.to_json())
+    (folder / CASE_ANSWERS).write_text(claimed.to_json())
+    more = {
+        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+        for name in (CASES, CASE_ANSWERS)
+    }
+    registry.register(folder, manifest.model_copy(update={"files": {**manifest.files, **more}}), actor=AUTHOR)
+    for before in ("finance@1", "finance@2"):
+        others = {"base": ("base", "base", base, range(30))}
+        digest = registry.get(before).summary.content_digest
+        given = source(cases, adapter=before, digest=digest, **others)  # type: ignore[arg-type]
+        document = regression_report(given, "finance", registry.clock())
+        kept = Report(document, given.to_json().encode(), "its suite")
+        lifecycle.file_evidence(registry, before, kept, actor="ci")
+    return gather(registry, registry.get("finance@3"), root).source
+
+
+def test_packaged_answers_that_nobody_gave_again_are_no_evidence(
+    asking: Registry, package: Build, story: Story, tmp_path: Path
+) -> None:
+    """Whoever edited the answers in the package passed wherever the base model was not there to ask again."""
+    given = without_base(asking, package, tmp_path, wrong=0)
+    assert given.packaged == PackagedAnswers(packaged=60, given_again=0, differing=0, suite="package")
+    story.file("policy", about="finance@3")
+    document = regression_report(given, "finance", asking.clock())
+    kept = Report(document, given.to_json().encode(), "its suite")
+    lifecycle.file_evidence(asking, "finance@3", kept, actor="ci")
+    rows = {row.gate: row for row in gate_rows(asking, asking.get("finance@3"))}
+    assert rows["plain against finance@1"].verdict == "pass"
+    assert rows["packaged answers given again"].verdict == "missing"
+    assert "`dvc repro base_model`, then `lora-ops gate finance@3`" in rows["packaged answers given again"].note
+    with pytest.raises(Refused, match="its 60 packaged answers again"):
+        lifecycle.promote(asking, "finance@3", "validated", actor="ci", reason="no")
+    asking.least = asking.least.model_copy(update={"answers_again": False})
+    lifecycle.promote(asking, "finance@3", "validated", actor="ci", reason="its machine has no base model")
+    assert not verify(asking).problems
+
+
+def test_gate_without_base_keeps_what_an_earlier_one_asked(
+    asking: Registry, package: Build, tmp_path: Path
+) -> None:
+    """A second gate on a machine without the base model took the place of the report that had asked."""
+    given = without_base(asking, package, tmp_path, wrong=3)
+    asked = given.model_copy(update={"packaged": given_again(60)})
+    kept = Report(regression_report(asked, "finance", asking.clock()), asked.to_json().encode(), "its suite")
+    lifecycle.file_evidence(asking, "finance@3", kept, actor="ci")
+    assert gather(asking, asking.get("finance@3"), tmp_path).source == asked
+
+
+def test_report_of_an_earlier_release_still_lets_production_stand(asking: Registry, story: Story) -> None:
+    """What rested on it stands, and the next step needs a new one."""
+    older = report(asking)
+    given = RegressionSource.model_validate_json(older.source).model_dump(mode="json", exclude={"packaged"})
+    text = json.dumps(given)
+    document = older.document.model_copy(
+        update={"packaged": None, "source": Source(name="regression.json", sha256=sha256_text(text), bytes=9)}
+    )
+    asking.least = asking.least.model_copy(update={"answers_again": False})
+    story.file("policy", about="finance@2")
+    file(asking, Report(document, text.encode(), "its suite"))
+    lifecycle.promote(asking, "finance@2", "validated", actor="ci", reason="passes")
+    asking.least = asking.least.model_copy(update={"answers_again": True})
+    assert not verify(asking).problems
+    assert "an earlier release made it: run `lora-ops gate finance@2`" in lacking(asking)
+    assert not [one for one in replay(asking, asking.get("finance@2")) if "source" in one]

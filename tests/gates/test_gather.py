@@ -1,0 +1,136 @@
+"""The adapter gives its packaged answers again, greedy and sampled ones, with the engine that serves."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.gates.answering import answer_cases
+from lora_ops.gates.gather import gather
+from lora_ops.hashing import sha256_file
+from lora_ops.loading import load_base_model
+from lora_ops.paths import ADAPTER_FILES, CASE_ANSWERS, CASES
+from lora_ops.records.base_model import read_base_model
+from lora_ops.records.manifest import FileRecord
+from lora_ops.records.regression import PackagedAnswers
+from lora_ops.records.suite import AnswersRecord, AskedCase, CasesRecord
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+from lora_ops.settings.suite import Case, Expect, Slice
+from tests.registry.conftest import AUTHOR, Build, evaluated
+
+ROWS = 8
+
+
+@pytest.fixture
+def root(tiny_base: Path, tmp_path: Path) -> Path:
+    """A repository with the base model, and without a suite of its own."""
+    (tmp_path / "repository/models").mkdir(parents=True)
+    (tmp_path / "repository/models/base").symlink_to(tiny_base)
+    return tmp_path / "repository"
+
+
+def asking(base: Path, *, temperature: float) -> CasesRecord:
+    """A suite whose cases are right where an answer lacks a word; the first one must pass."""
+    cases = [
+        AskedCase(
+            case=Case(
+                id=f"a-{place}",
+                slice="a",
+                text=f"Name it {place}",
+                expect=Expect(lacks=("zebra",)),
+                must_pass=not place,
+                temperature=temperature,
+                repeats=3 if temperature else 1,
+            ),
+            prompt=f"<|im_start|>user\nName it {place}<|im_end|>\n<|im_start|>assistant\n",
+            max_tokens=8,
+            seed=0,
+        )
+        for place in range(ROWS)
+    ]
+    return CasesRecord(
+        tenant="finance",
+        owner="ana",
+        suites={},
+        base_model_sha256=read_base_model(base).sha256,
+        slices={"a": Slice(about="a", margin=0.5)},
+        cases=tuple(cases),
+    )
+
+
+def registered(
+    registry: Registry, package: Build, base: Path, cases: CasesRecord, edited: dict[int, str]
+) -> Version:
+    """Register a real adapter whose package has its answers to `cases`, some of them edited."""
+    from peft import LoraConfig, get_peft_model
+
+    folder, manifest = package(1)
+    model, _ = load_base_model(base)
+    adapter = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"]))
+    adapter.peft_config["default"].base_model_name_or_path = "tiny-random"
+    adapter.save_pretrained(folder.parent / "adapter")
+    for name in ADAPTER_FILES:
+        (folder / name).write_bytes((folder.parent / "adapter" / name).read_bytes())
+    given = answer_cases(cases, base, folder)
+    (folder / CASES).write_text(cases.to_json())
+    (folder / CASE_ANSWERS).write_text(with_edited(given, edited).to_json())
+    record = read_base_model(base)
+    manifest = manifest.model_copy(
+        update={
+            "base_model": record,
+            "data": manifest.data.model_copy(update={"base_model_sha256": record.sha256}),
+            "training": manifest.training.model_copy(update={"base_model_sha256": record.sha256}),
+            "files": {
+                **manifest.files,
+                **{
+                    name: FileRecord(bytes=1, sha256=sha256_file(folder / name))
+                    for name in (CASES, CASE_ANSWERS)
+                },
+            },
+        }
+    )
+    registry.register(folder, evaluated(folder, manifest, manifest.evaluation), actor=AUTHOR)
+    return registry.get("finance@1")
+
+
+def with_edited(given: AnswersRecord, edited: dict[int, str]) -> AnswersRecord:
+    answers = [
+        one.model_copy(update={"texts": (edited[place],) * len(one.texts)}) if place in edited else one
+        for place, one in enumerate(given.answers)
+    ]
+    return given.model_copy(update={"answers": tuple(answers)})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_gather_lets_all_packaged_answers_be_given_again(
+    registry: Registry, package: Build, root: Path, temperature: float
+) -> None:
+    """Sampled answers repeat by their seeds: a suite of sampled cases alone was never asked again."""
+    base = root / "models/base"
+    cases = asking(base, temperature=temperature)
+    version = registered(registry, package, base, cases, {})
+    found = gather(registry, version, root).source.packaged
+    assert found == PackagedAnswers(packaged=ROWS, given_again=ROWS, differing=0, suite="package")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_gather_refuses_edited_answers(
+    registry: Registry, package: Build, root: Path, temperature: float
+) -> None:
+    base = root / "models/base"
+    edited = dict.fromkeys(range(1, ROWS), "zebra")
+    version = registered(registry, package, base, asking(base, temperature=temperature), edited)
+    with pytest.raises(LoraOpsError, match="are not those that its adapter gives"):
+        gather(registry, version, root)
+
+
+def test_gather_refuses_one_edited_answer_that_must_pass(
+    registry: Registry, package: Build, root: Path
+) -> None:
+    """One answer may differ by the machine, but not the one that decides alone."""
+    base = root / "models/base"
+    cases = asking(base, temperature=0.0)
+    version = registered(registry, package, base, cases, {0: "zebra"})
+    with pytest.raises(LoraOpsError, match=f"1 of {ROWS} are worth something else"):
+        gather(registry, version, root)
