@@ -89,10 +89,10 @@ def base_model(as_json: AsJson = False) -> None:
 
     end_with_dvc()
     root = find_root()
-    settings = load_settings(root).base_model
-    _stay_offline(settings.source)
+    settings = load_settings(root)
+    _stay_offline(settings)
     with prose_on_stderr(as_json):
-        record = make_base_model(settings, root / "models/base", root / "data/raw", root)
+        record = make_base_model(settings.base_model, root / "models/base", root / "data/raw", root)
     work_is_done()
     if as_json:
         print_json(record.model_dump(mode="json"))
@@ -129,7 +129,7 @@ def run(
         parameters["tenant"] = tenant
     elif takes is not None and not takes.optional:
         raise LoraOpsError(f"{path.name} is about one tenant: say which one with --tenant.")
-    _stay_offline(settings.base_model.source)
+    _stay_offline(settings)
     output = root / "reports" / (tenant or "") / path.name
     with prose_on_stderr(as_json):
         run_notebook(path, output, parameters, root, lambda: remembered_head(root))
@@ -288,7 +288,7 @@ def chat(
 
     root = find_root()
     settings = load_settings(root)
-    _stay_offline(settings.base_model.source)
+    _stay_offline(settings)
     if (text is None) != bool(column):
         raise LoraOpsError("Ask with TEXT, or with --column NAME=VALUE for each column of the template.")
     kind = parse_content_is(content_is) or settings.serving.tenant(adapter.partition("@")[0]).content_is
@@ -395,6 +395,8 @@ def _of_system(error: OSError) -> tuple[ExitCode, str]:
     return ExitCode.UNAVAILABLE, f"{said}."
 
 
-def _stay_offline(source: str) -> None:
-    if source != "hub":
+def _stay_offline(settings: "Settings") -> None:
+    """Keep transformers from asking the hub where no setting names a model there."""
+    classifier = settings.detectors.classifier
+    if settings.base_model.source != "hub" and (classifier is None or classifier.id is None):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -97,7 +97,7 @@ def draft_tenant(
             "checkpoint_every": 10,
         },
         "evaluate": {
-            "metrics": ["exact_match", "macro_f1"] if task == "labels" else ["token_f1", "exact_match"],
+            "metrics": ["exact_match", "macro_f1"] if task == "labels" else ["chrf", "rouge_l"],
             "max_new_tokens": max_new_tokens,
             "few_shot": 6,
             "batch_size": 50,

@@ -143,9 +143,9 @@ def test_the_contract_is_kept_beside_the_data(done: Path) -> None:
 
 def test_free_text_is_measured_without_labels(done: Path) -> None:
     metrics = manifest(done, "support").evaluation.metrics
-    assert set(metrics) == {"token_f1", "exact_match"}
-    assert set(metrics["token_f1"]) == {"base", "base_few_shot", "adapter", "lead_words_baseline"}
-    assert metrics["token_f1"]["adapter"].low <= metrics["token_f1"]["adapter"].value
+    assert set(metrics) == {"chrf", "rouge_l"}
+    assert set(metrics["chrf"]) == {"base", "base_few_shot", "adapter", "lead_words_baseline"}
+    assert metrics["chrf"]["adapter"].low <= metrics["chrf"]["adapter"].value
 
 
 def test_the_registry_holds_one_candidate_of_each_tenant(done: Path) -> None:
@@ -200,7 +200,7 @@ def test_the_table_at_the_end_names_every_tenant(done: Path) -> None:
     table = run("lora-ops", "report", cwd=done, COLUMNS="200")
     assert all(f"{tenant}@1" in table.stdout for tenant in TENANTS)
     # What the base can do by each metric: it was not told the labels, so exact match alone would be unfair.
-    for metric in ("exact_match", "macro_f1", "token_f1"):
+    for metric in ("exact_match", "macro_f1", "chrf"):
         assert re.search(rf"\b{metric} +\d\.\d{{3}} +\d\.\d{{3}}", table.stdout)
     assert max(map(len, run("lora-ops", "report", cwd=done, COLUMNS="80").stdout.splitlines())) <= 80
     assert "reports/finance/03_evaluate.html" in table.stdout
