@@ -23,10 +23,13 @@ from lora_ops.records.regression import Compared, Least, RegressionSource, Verdi
 from lora_ops.registry.objections import kept_lacks
 from lora_ops.registry.packages import check_kept
 from lora_ops.registry.reports import Report, filed, gap_limit, load, not_given_again
+from lora_ops.registry.requirements import GateObjections, gate_objections
 from lora_ops.registry.store import Registry
+from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings
 
+SAME_WEIGHTS = "versions with the same weights"
 KINDS = ("regression", "policy", "human_evaluation")
 
 
@@ -80,19 +83,21 @@ def gate_rows(registry: Registry, version: Version) -> list[GateRow]:
     """
     history = registry.log.entries(version.tenant, version.number)
     found = filed(version, history)
+    against = gate_objections(registry, version, Twins(registry))
     rows = [_package_row(registry, version), _freshness_row(registry, version)]
     rows += _evaluation_rows(registry, version, found.get("evaluation"))
     for kind in KINDS:
         one = found.get(kind)
         document = load(registry.files, one) if one else None
         lacking = list(kept_lacks(registry, version, history, one, now=registry.clock())) if one else []
+        lacking += against.regression if kind == "regression" else []
         if one is None or document is None:
             rows.append(GateRow(_title(kind), "missing", note=_how_to_make(kind, version.id)))
         elif isinstance(document, RegressionEvidence):
             rows += _regression_rows(document, one, lacking, registry.least)
         else:
             rows.append(_document_row(document, one, lacking))
-    return rows
+    return [*rows, *_twin_rows(against)]
 
 
 def exit_code(rows: list[GateRow]) -> int:
@@ -262,6 +267,12 @@ def _least_row(least: Least, one: Evidence) -> GateRow:
     return GateRow(
         f"{least.slice} by itself", least.verdict, str(least.value), f"at least {least.least:g}", one.sha256
     )
+
+
+def _twin_rows(against: GateObjections) -> Iterator[GateRow]:
+    if against.closed:
+        yield GateRow(SAME_WEIGHTS, "fail", note=against.closed)
+    yield from (GateRow(SAME_WEIGHTS, "missing", note=f"needs {one}") for one in against.twins)
 
 
 def _document_row(document: AnyEvidence, one: Evidence, lacking: list[str]) -> GateRow:

@@ -1,11 +1,11 @@
 """The stages of a version, what each step needs, and what a version still lacks for its next one."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
 
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.records.evidence import AnyEvidence, Evidence, EvidenceKind, RegressionEvidence
-from lora_ops.records.registry import State
+from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, SINCE_GATES, ground_now, judged, missing_approvals
 from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.inherited import twin_notes, twin_objections, twin_objections_to_return
@@ -145,15 +145,59 @@ def step_basis(
     required = {*(PRODUCTION_RESTS_ON if to == "production" else EVIDENCE[version.state, to])}
     required -= {kind for kind in SINCE_GATES if not getattr(registry.least, kind)}
     needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
-    if "regression" in required:
-        needed += _other_baseline(registry, version, found.get("regression"))
+    against = _gate_objections(registry, version, history, documents, twins, asked="regression" in required)
     limit = gap_limit(registry, version)
-    suites = Suites.of(registry, version, history, documents)
+    needed += against.regression
     needed += objections(registry, version, history, documents, max_gap=limit)
-    needed += suites.unanswered()
-    needed += twin_objections(registry, version, history, documents, twins, suites, max_gap=limit)
+    needed += against.twins
     basis = found | {one.document.kind: one.reference for one in given}
     return {kind: one for kind, one in basis.items() if kind in required}, needed
+
+
+class GateObjections(NamedTuple):
+    """What a step forward lacks though each report of the version is in order.
+
+    Attributes:
+        regression: because production or the suite is another one than that of its regression report.
+        twins: because of open versions with the same weights.
+        closed: a closed version that has the same weights, in words; None without one.
+    """
+
+    regression: list[str]
+    twins: list[str]
+    closed: str | None = None
+
+
+def gate_objections(registry: Registry, version: Version, twins: Twins) -> GateObjections:
+    """Return what `promote` would say of a version's next step; nothing where no step forward is left.
+
+    Raises:
+        LoraOpsError: a report is missing or was changed.
+    """
+    if version.state not in LIVE or version.state == "production":
+        return GateObjections([], [])
+    history = registry.log.entries(version.tenant, version.number)
+    found = _gate_objections(registry, version, history, {}, twins, asked=registry.least.regression)
+    return found._replace(closed=closed_alike(version, twins))
+
+
+def _gate_objections(
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry],
+    given: Mapping[str, AnyEvidence],
+    twins: Twins,
+    *,
+    asked: bool,
+) -> GateObjections:
+    """Return what speaks against a step; `asked` is whether it must rest on a regression report."""
+    suites, limit = Suites.of(registry, version, history, given), gap_limit(registry, version)
+    regression = list(suites.unanswered())
+    if asked:
+        regression += _other_baseline(registry, version, filed(version, history).get("regression"))
+    return GateObjections(
+        regression, [*twin_objections(registry, version, history, given, twins, suites, max_gap=limit)]
+    )
 
 
 def _other_baseline(registry: Registry, version: Version, one: Evidence | None) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lora_ops.errors import Refused
+from lora_ops.gates.gate import GateRow, exit_code, gate_rows
 from lora_ops.gates.regression import regression_report
 from lora_ops.records.suite import AskedCase, CasesRecord
 from lora_ops.registry import lifecycle
@@ -224,3 +225,27 @@ def test_an_unanswered_report_stops_no_rollback(asking: Registry, story: Story, 
     assert asking.named("finance", "production") == 2
     assert not verify(asking).problems
     lifecycle.revoke(asking, "finance@2", actor="ci", reason="bad, too")
+
+
+def rows(registry: Registry, about: str) -> dict[str, GateRow]:
+    return {row.gate: row for row in gate_rows(registry, registry.get(about)) if row.verdict != "pass"}
+
+
+def test_gate_says_what_promote_refuses(asking: Registry, package: Build, story: Story, tmp_path: Path) -> None:
+    """The gate passed reports that promote refused."""
+    gated(asking, suite(), range(20))
+    kinder = changed(suite(), range(20), gone=True)
+    gated(asking, kinder)
+    row = rows(asking, "finance@2")["regression"]
+    assert row.verdict == "missing" and "answers the earlier one" in row.note and exit_code([row]) == 3
+    folder, manifest = package(2)
+    asking.register(folder, saved_again(folder, manifest), actor=AUTHOR)
+    gated(asking, kinder, about="finance@3")
+    row = rows(asking, "finance@3")["versions with the same weights"]
+    assert row.verdict == "missing" and "the earlier one on finance@2" in row.note
+    lifecycle.revoke(asking, "finance@2", actor="ci", reason="bad")
+    row = rows(asking, "finance@3")["versions with the same weights"]
+    assert row.verdict == "fail" and "finance@2, which is 'revoked'" in row.note
+    gated(asking, suite(), about="finance@3", against="finance@3")
+    row = rows(asking, "finance@3")["regression"]
+    assert "a regression report against finance@1, which is in production now" in row.note
