@@ -16,7 +16,7 @@ from lora_ops.records.evidence import ReleaseNotesEvidence, Source
 from lora_ops.registry.approvals import approvals_of
 from lora_ops.registry.cards import Difference, differences
 from lora_ops.registry.loosened import gate_notes, production_before
-from lora_ops.registry.reports import Report
+from lora_ops.registry.reports import Report, filed
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.files import first_problem, read_yaml
@@ -95,6 +95,9 @@ def release_report(registry: Registry, version: Version, root: Path) -> tuple[Re
     fields = read_fields(root, version.id)
     rows = gate_rows(registry, version)
     page = report_page(registry, version, rows)
+    number = production_before(registry, version)
+    production = registry.load(version.tenant, number).summary.content_digest if number else None
+    report = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
     text = notes_text(registry, version, fields, rows).encode()
     document = ReleaseNotesEvidence(
         tenant=version.tenant,
@@ -105,6 +108,8 @@ def release_report(registry: Registry, version: Version, root: Path) -> tuple[Re
         source=Source(name=f"{version.id}.md", sha256=sha256_bytes(text), bytes=len(text)),
         fields=fields.model_dump(),
         page_sha256=sha256_bytes(page.encode()),
+        production=production,
+        regression=report.sha256 if report else None,
     )
     return Report(document, text, f"release notes: {headline(rows)}"), page
 

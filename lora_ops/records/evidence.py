@@ -186,6 +186,12 @@ class ReleaseNotesEvidence(EvidenceDocument):
     kind: Literal["release_notes"] = "release_notes"
     fields: dict[str, str] = Field(description="what people wrote, by field")
     page_sha256: Sha256 = Field(description="of the page that shows all gates of that moment")
+    production: Sha256 | None = Field(
+        None, description="content digest of the version in production that they compare with; None: of none"
+    )
+    regression: Sha256 | None = Field(
+        None, description="of the regression report that counted then; None: there was none"
+    )
 
 
 AnyEvidence = (

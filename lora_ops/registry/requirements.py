@@ -4,7 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from lora_ops.errors import LoraOpsError, Refused
-from lora_ops.records.evidence import AnyEvidence, Evidence, EvidenceKind, RegressionEvidence
+from lora_ops.records.evidence import (
+    AnyEvidence,
+    Evidence,
+    EvidenceKind,
+    RegressionEvidence,
+    ReleaseNotesEvidence,
+)
 from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, SINCE_GATES, ground_now, judged, missing_approvals
 from lora_ops.registry.earlier_suites import Suites
@@ -15,7 +21,7 @@ from lora_ops.registry.reports import Report, filed, gap_limit, load
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins
-from lora_ops.registry.versions import CLOSED, Version
+from lora_ops.registry.versions import CLOSED, Summary, Version
 
 Stage = Literal["validated", "shadow", "canary", "production"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -145,6 +151,8 @@ def step_basis(
     required = {*(PRODUCTION_RESTS_ON if to == "production" else EVIDENCE[version.state, to])}
     required -= {kind for kind in SINCE_GATES if not getattr(registry.least, kind)}
     needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
+    if "release_notes" in required:
+        needed += _other_notes(registry, version, found)
     against = _gate_objections(registry, version, history, documents, twins, asked="regression" in required)
     limit = gap_limit(registry, version)
     needed += against.regression
@@ -205,12 +213,34 @@ def _other_baseline(registry: Registry, version: Version, one: Evidence | None) 
     document = load(registry.files, one) if one else None
     if not isinstance(document, RegressionEvidence):
         return
-    number = production_before(registry, version)
-    now = registry.load(version.tenant, number).summary if number else None
-    then = document.production
+    now, then = _production_now(registry, version), document.production
     if (now and now.content_digest) != (then and then.digest):
         against = f"against {now.id}, which is in production now" if now else "without a version in production"
         yield f"a regression report {against} (the last one is against {then.name if then else 'no version'})"
+
+
+def _other_notes(registry: Registry, version: Version, found: Mapping[str, Evidence]) -> Iterator[str]:
+    """Yield that release notes were written beside another production or another regression report."""
+    one, report = found.get("release_notes"), found.get("regression")
+    document = load(registry.files, one) if one else None
+    if not isinstance(document, ReleaseNotesEvidence):
+        return
+    now = _production_now(registry, version)
+    wrong = []
+    if document.production != (now and now.content_digest):
+        wrong.append(f"what changes since {now.id}" if now else "a time without a version in production")
+    if document.regression != (report and report.sha256):
+        wrong.append("the last regression report")
+    if wrong:
+        yield (
+            f"release notes about {' and '.join(wrong)} (the last ones are older: `lora-ops release file "
+            f"{version.id}` writes them again)"
+        )
+
+
+def _production_now(registry: Registry, version: Version) -> Summary | None:
+    number = production_before(registry, version)
+    return registry.load(version.tenant, number).summary if number else None
 
 
 def concerned(registry: Registry, reference: str, to: str) -> str:

@@ -6,14 +6,16 @@ import pytest
 
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.gates.gate import GateRow, gate_rows
+from lora_ops.gates.regression import regression_report
 from lora_ops.gates.release import approvals_text, draft, fields_path, read_fields, release_report
 from lora_ops.gates.report import report_page
 from lora_ops.registry import lifecycle
-from lora_ops.registry.reports import make
+from lora_ops.registry.reports import Report, make
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.settings.release import ReleaseFields
 
+from ..gates.sources import BASE, source, suite
 from .conftest import AUTHOR, Build, Story
 
 NAMES = tuple(ReleaseFields.model_fields)
@@ -77,6 +79,44 @@ def test_production_needs_release_notes(canary: Registry, story: Story, tmp_path
     lifecycle.promote(canary, "finance@1", "production", actor="ben", reason="go")
     approvals = approvals_text(canary, canary.get("finance@1"))
     assert "ben" in approvals and "chen" in approvals
+
+
+def test_notes_about_an_older_report_count_for_nothing(canary: Registry, tmp_path: Path) -> None:
+    fill(tmp_path, "finance@1")
+
+    def written() -> str:
+        report, _ = release_report(canary, canary.get("finance@1"), tmp_path)
+        lifecycle.file_evidence(canary, "finance@1", report, actor="eve")
+        return lacking()
+
+    def lacking() -> str:
+        return "; ".join(one for one in missing_for(canary, "finance@1")[1] if "approval" not in one)
+
+    assert written() == ""
+    digest = canary.get("finance@1").summary.content_digest
+    given = source(suite(), adapter="finance@1", digest=digest, base=BASE)
+    gated = Report(regression_report(given, "finance", canary.clock()), given.to_json().encode(), "suite")
+    lifecycle.file_evidence(canary, "finance@1", gated, actor="ci")
+    assert "release notes about the last regression report (the last ones are older: `lora-ops" in lacking()
+    assert written() == ""
+
+
+def test_notes_about_another_production_count_for_nothing(
+    canary: Registry, package: Build, story: Story, tmp_path: Path
+) -> None:
+    canary.least = canary.least.model_copy(update={"release_notes": False})
+    story.to("finance@1", "production")
+    canary.register(*package(2), actor=AUTHOR)
+    story.to("finance@2", "canary")
+    story.file("canary", about="finance@2")
+    canary.least = canary.least.model_copy(update={"release_notes": True})
+    fill(tmp_path, "finance@2")
+    report, _ = release_report(canary, canary.get("finance@2"), tmp_path)
+    lifecycle.file_evidence(canary, "finance@2", report, actor="eve")
+    assert [one for one in missing_for(canary, "finance@2")[1] if "approval" not in one] == []
+    lifecycle.revoke(canary, "finance@1", actor="ci", reason="leaks")
+    needed = "; ".join(missing_for(canary, "finance@2")[1])
+    assert "release notes about a time without a version in production (the last ones are older" in needed
 
 
 def test_notes_hold_fields_gates_and_samples(canary: Registry, tmp_path: Path) -> None:
