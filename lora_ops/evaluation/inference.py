@@ -77,7 +77,7 @@ def interval(sample: Sample, draws: int, seed: int) -> Interval:
     drawn = _resampled(sample, draws, seed)
     if groups < BOOTSTRAP_GROUPS or np.ptp(drawn) == 0:
         return wilson(value, groups)
-    return _interval(value, *_bounds(value, drawn, _jackknife(sample)))
+    return _interval(value, *_bounds(value, drawn, jackknife(sample)))
 
 
 def odds_interval(share: Sample, draws: int, seed: int) -> Interval:
@@ -112,7 +112,7 @@ def difference(left: Sample, right: Sample, draws: int, seed: int) -> PairedDiff
     if groups < BOOTSTRAP_GROUPS or np.ptp(drawn) == 0:
         bounds = _mover(interval(left, draws, seed), interval(right, draws, seed))
     else:
-        bounds = _bounds(value, drawn, _jackknife(left) - _jackknife(right))
+        bounds = _bounds(value, drawn, jackknife(left) - jackknife(right))
     low, high = (round(bound, 4) for bound in bounds)
     return PairedDifference(value=round(value, 4), low=low, high=high, p_value=p_value, p_corrected=p_value)
 
@@ -197,7 +197,7 @@ def _statistic_of(left: Sample, right: Sample, swap: Floats) -> Floats:
     return left.statistic(swap @ right.parts + (1 - swap) @ left.parts)
 
 
-def _jackknife(sample: Sample) -> Floats:
+def jackknife(sample: Sample) -> Floats:
     """Return the statistic without each group: (groups,)."""
     rest = sample.parts.sum(axis=0) - sample.parts
     return np.nan_to_num(sample.statistic(rest), nan=sample.value)

@@ -8,7 +8,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 
-from lora_ops.gates.paired import compare_rows, corrected, least_rows, tango
+from lora_ops.evaluation.inference import mean_sample
+from lora_ops.gates.paired import compare_rows, compare_samples, corrected, least_rows, tango
 from lora_ops.records.regression import Comparison
 
 
@@ -158,3 +159,36 @@ def test_corrected_equal_versions_fail_at_the_level_of_one_test() -> None:
             gates[str(number)] = compared(int(both), int(gained), int(lost))
         failed += any(one.verdict == "fail" for one in corrected(gates).values())
     assert failed / draws <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / draws)
+
+
+@pytest.mark.parametrize(("gains", "losses"), [(0.05, 0.10), (0.0, 0.05)])
+def test_compare_rows_seldom_passes_what_is_worse_by_the_margin(gains: float, losses: float) -> None:
+    """25 groups of 1 to 7 rows, few of which differ: a bootstrap passed 13 of 100, where 2.5 are stated."""
+    generator, passed, draws = np.random.default_rng(5), 0, 200
+    for _ in range(draws):
+        sizes = generator.integers(1, 8, 25)
+        kinds = generator.choice(3, size=25, p=[gains, losses, 1 - gains - losses])
+        left = np.repeat(np.where(kinds == 1, 0.0, 1.0), sizes)
+        right = np.repeat(np.where(kinds == 0, 0.0, 1.0), sizes)
+        groups = np.repeat([str(place) for place in range(25)], sizes)
+        passed += compare_rows(left, right, list(groups), 0.05).verdict == "pass"
+    assert passed / draws <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / draws)
+
+
+def test_compare_rows_passes_equal_groups_that_seldom_differ() -> None:
+    """Wider bounds must still decide: 60 groups of 3 rows, one gained and one lost, margin 0.15."""
+    right = np.ones(180)
+    left, other = right.copy(), right.copy()
+    left[:3], other[3:6] = 0, 0
+    found = compare_rows(left, other, [str(place // 3) for place in range(180)], 0.15)
+    assert found.method == "bootstrap" and found.verdict == "pass"
+
+
+def test_compare_samples_of_few_differing_groups_is_not_sure() -> None:
+    """One group of 40 differs: resamples without it say that nothing does."""
+    groups = [str(place) for place in range(40)]
+    values = np.linspace(0.2, 0.8, 40)
+    other = values.copy()
+    other[0] += 0.1
+    found = compare_samples(mean_sample(values, groups), mean_sample(other, groups), 40, (0, 1), 0.05)
+    assert found.verdict == "undecided"
