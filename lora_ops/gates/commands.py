@@ -44,6 +44,7 @@ def gate(
     from lora_ops.registry.loosened import gate_notes
     from lora_ops.registry.reports import filed
     from lora_ops.registry.roles import ANYBODY, require_role
+    from lora_ops.registry.steps import keep_reports
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
     from lora_ops.tracking.gates import log_gates
@@ -65,6 +66,8 @@ def gate(
             # The same answers of the same systems give the same report: filing it again would void approvals.
             if report and (before is None or before.source_sha256 != report.document.source.sha256):
                 lifecycle.file_evidence(registry, version.id, report, actor=who(actor))
+            elif report and not registry.files.holds(report.document.source.sha256):
+                keep_reports(registry, [report])  # a lost source comes back
         rows = gate_rows(registry, version)
         notes += gate_notes(registry, version)
         page = report_page(registry, version, rows)

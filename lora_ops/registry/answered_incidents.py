@@ -40,22 +40,22 @@ def answer_to(
         return None
     told = [entry.seq for entry in of_twin if incident.sha256 in {one.sha256 for one in entry.evidence}]
     later = [entry for entry in (*of_twin, *history) if entry.seq > told[0]]
-    return review_that_names(registry, incident, version, later)
+    return review_that_names(registry, incident.sha256, version, later)
 
 
 def review_that_names(
-    registry: Registry, one: Evidence, version: Version, entries: Iterable[AuditEntry]
+    registry: Registry, digest: str, version: Version, entries: Iterable[AuditEntry]
 ) -> AuditEntry | None:
-    """Return the first review by an approver, not the author, whose reason names a report; or None.
+    """Return the first review by an approver, not the author, whose reason names a digest; or None.
 
     Args:
         registry: where.
-        one: the report; the first digits of its digest name it.
+        digest: of what is answered; its first digits name it.
         version: whose author must not answer.
         entries: among which the review is.
     """
     reviews = [
-        entry for entry in entries if entry.action == "reviewed" and one.sha256[:NAMED] in entry.body["reason"]
+        entry for entry in entries if entry.action == "reviewed" and digest[:NAMED] in entry.body["reason"]
     ]
     return next((entry for entry in reviews if _by_another_approver(registry, entry, version)), None)
 

@@ -102,7 +102,7 @@ class Suites(NamedTuple):
                 continue
             wrong = unpassed(document, self.least)
             differs = "; ".join(self._differences(document, self.version.summary))
-            answer = review_that_names(self.registry, one, self.version, self._seen((), ()))
+            answer = review_that_names(self.registry, one.sha256, self.version, self._seen((), ()))
             if wrong:
                 said = f"; {answer.actor} answered: '{answer.body['reason']}'" if answer else ""
                 yield (
@@ -121,7 +121,9 @@ class Suites(NamedTuple):
         if not isinstance(document, RegressionEvidence) or document == self.newest:
             return
         wrong = unpassed(document, self.least)
-        if not wrong or review_that_names(self.registry, one, self.version, self._seen(of_twin, reports)):
+        if not wrong or review_that_names(
+            self.registry, one.sha256, self.version, self._seen(of_twin, reports)
+        ):
             return
         differs = list(self._differences(document, of))
         if differs:

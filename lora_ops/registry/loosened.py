@@ -159,7 +159,12 @@ def _suite_notes(registry: Registry, version: Version) -> Iterator[str]:
     number = production_before(registry, version)
     if number is not None:
         before = registry.load(version.tenant, number)
-        yield from suite_changes(kept_suite(registry, version), promoted_suite(registry, before), before.id)
+        try:
+            suites = kept_suite(registry, version), promoted_suite(registry, before)
+        except LoraOpsError as error:  # a lost suite must not hide what else was loosened
+            yield f"nobody can tell what its suite asks less than that of {before.id}: {str(error).rstrip('.')}"
+            return
+        yield from suite_changes(*suites, before.id)
 
 
 def _data_checks_left_out(registry: Registry, version: Version) -> Iterator[str]:

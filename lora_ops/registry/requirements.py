@@ -12,6 +12,7 @@ from lora_ops.records.evidence import (
     ReleaseNotesEvidence,
 )
 from lora_ops.records.registry import AuditEntry, State
+from lora_ops.registry.answered_incidents import NAMED, review_that_names
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, SINCE_GATES, ground_now, judged, missing_approvals
 from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.inherited import twin_notes, twin_objections, twin_objections_to_return
@@ -20,6 +21,7 @@ from lora_ops.registry.objections import objections
 from lora_ops.registry.reports import Report, filed, gap_limit, load
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
+from lora_ops.registry.suite_changes import promoted_suite, read_source
 from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import CLOSED, Summary, Version
 
@@ -203,6 +205,7 @@ def _gate_objections(
     regression = list(suites.unanswered())
     if asked:
         regression += _other_baseline(registry, version, filed(version, history).get("regression"))
+        regression += _lost_suites(registry, version, history, None if "regression" in given else suites.newest)
     return GateObjections(
         regression, [*twin_objections(registry, version, history, given, twins, suites, max_gap=limit)]
     )
@@ -217,6 +220,34 @@ def _other_baseline(registry: Registry, version: Version, one: Evidence | None) 
     if (now and now.content_digest) != (then and then.digest):
         against = f"against {now.id}, which is in production now" if now else "without a version in production"
         yield f"a regression report {against} (the last one is against {then.name if then else 'no version'})"
+
+
+def _lost_suites(
+    registry: Registry, version: Version, history: Sequence[AuditEntry], newest: RegressionEvidence | None
+) -> Iterator[str]:
+    """Yield that the suite of a version or of production is lost: nobody sees what it isn't asked."""
+    if newest:
+        try:
+            read_source(registry, version.id, newest.source.sha256)
+        except LoraOpsError as error:
+            again = f"`lora-ops gate {version.id}` may make it again"
+            yield f"what its regression report was computed from ({_said(error)}; {again})"
+    now = _production_now(registry, version)
+    if now is None:
+        return
+    try:
+        promoted_suite(registry, registry.load(now.tenant, now.number))
+    except LoraOpsError as error:
+        if not review_that_names(registry, now.content_digest, version, history):
+            name = now.content_digest[:NAMED]
+            yield (
+                f"the suite of {now.id}, which is in production ({_said(error)}), or a review of {version.id} "
+                f"by an approver, not the author, whose reason names the content of {now.id} ({name})"
+            )
+
+
+def _said(error: LoraOpsError) -> str:
+    return str(error).rstrip(".")
 
 
 def _other_notes(registry: Registry, version: Version, found: Mapping[str, Evidence]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from lora_ops.gates.regression import regression_report
 from lora_ops.records.suite import AskedCase, CasesRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
+from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.reports import Report, make
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
@@ -249,3 +250,46 @@ def test_gate_says_what_promote_refuses(asking: Registry, package: Build, story:
     gated(asking, suite(), about="finance@3", against="finance@3")
     row = rows(asking, "finance@3")["regression"]
     assert "a regression report against finance@1, which is in production now" in row.note
+
+
+def lose(registry: Registry, given: Report) -> None:
+    registry.files.path(given.document.source.sha256).unlink()
+
+
+def test_a_lost_suite_of_production_is_told(
+    registry: Registry, package: Build, story: Story, tmp_path: Path
+) -> None:
+    """Whoever lost it hid every note on looser gates, and that a follower is asked less."""
+    registry.register(*package(1), actor=AUTHOR)
+    digest = registry.get("finance@1").summary.content_digest
+    given = source(suite(), adapter="finance@1", digest=digest, base=BASE)
+    old = Report(regression_report(given, "finance", registry.clock()), given.to_json().encode(), "suite")
+    lifecycle.file_evidence(registry, "finance@1", old, actor="ci")
+    registry.least = registry.least.model_copy(update={"regression": True})
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    story.file("policy", about="finance@2")
+    gated(registry, suite())
+    registry.least = registry.least.model_copy(update={"pairs": 1})
+    assert lacking(registry) == ""
+    lose(registry, old)
+    notes = "; ".join(gate_notes(registry, registry.get("finance@2")))
+    assert "nobody can tell what its suite asks less than that of finance@1: " in notes
+    assert "registry.evidence.pairs 1, not 20" in notes
+    assert "the suite of finance@1, which is in production (" in lacking(registry)
+    assert rows(registry, "finance@2")["regression"].verdict == "missing"
+    reviewed(registry, tmp_path, "ben", f"the suite of {digest[:8]} is lost for good; this one is larger")
+    assert lacking(registry) == ""
+
+
+def test_a_lost_suite_refuses_the_step(asking: Registry) -> None:
+    lose(asking, gated(asking, suite()))
+    assert "what its regression report was computed from (" in lacking(asking)
+
+
+def test_a_lost_earlier_suite_answers_nothing(asking: Registry) -> None:
+    old = gated(asking, suite(), range(20))
+    gated(asking, suite(rows=80))
+    lose(asking, old)
+    assert "nobody can tell how they differ: " in lacking(asking)
+    assert "nobody can tell" in " ".join(record(asking, "finance@2").verdict.warnings)
