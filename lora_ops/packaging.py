@@ -21,6 +21,8 @@ from lora_ops.paths import (
     MANIFEST,
     MEMBERSHIP,
     MODEL_CARD,
+    POLICY_ANSWERS,
+    POLICY_PROMPTS,
     SAMPLES,
 )
 from lora_ops.records.base_model import read_base_model
@@ -32,6 +34,7 @@ from lora_ops.records.evaluation import (
     read_evaluation,
 )
 from lora_ops.records.manifest import FileRecord, Manifest, PackagingRecord, fresh_until
+from lora_ops.records.policy import read_policy_answers, read_policy_prompts
 from lora_ops.records.suite import read_case_answers, read_cases
 from lora_ops.records.training import TrainingRecord, read_training_record
 from lora_ops.settings.files import read_yaml
@@ -71,7 +74,8 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
         for name in ADAPTER_FILES:
             shutil.copyfile(adapter / name, folder / name)
         # With all answers and the groups of each split, a later version is compared without generating again.
-        for name in (EVALUATION, SAMPLES, ANSWERS, CASES, CASE_ANSWERS):
+        asked = (CASES, CASE_ANSWERS, POLICY_PROMPTS, POLICY_ANSWERS)
+        for name in (EVALUATION, SAMPLES, ANSWERS, *asked):
             shutil.copyfile(report / name, folder / name)
         shutil.copyfile(root / "data/prepared" / tenant / MEMBERSHIP, folder / MEMBERSHIP)
         evaluation_sha256 = sha256_file(report / EVALUATION)
@@ -261,22 +265,33 @@ def _require_own_cases(tenant: str, adapter: Path, base: str, report: Path) -> N
     Raises:
         LoraOpsError: they are, or the stages `cases` and `suite` have not run yet.
     """
-    cases, answered = read_cases(report), read_case_answers(report)
+    cases, policy = read_cases(report), read_policy_prompts(report)
     weights, config = (adapter / name for name in ADAPTER_FILES)
-    facts = {
-        "its suite was written for another base model": cases.base_model_sha256 == base,
-        "the answers to its suite are those of another base model": answered.base_model_sha256 == base,
-        "the answers are to another suite": answered.cases_sha256 == sha256_file(report / CASES),
-        "the answers to its suite are those of another adapter": weights.is_file()
-        and answered.adapter_sha256 == sha256_file(weights),
-        "the answers to its suite are those of other settings of the adapter": config.is_file()
-        and answered.adapter_config_sha256 == sha256_file(config),
-        "not every case of its suite was answered": {one.key for one in cases.cases}
-        == {one.key for one in answered.answers},
-    }
-    for problem, holds in facts.items():
-        if not holds:
-            raise LoraOpsError(f"'{tenant}' cannot be packaged: {problem}; run `dvc repro package@{tenant}`.")
+    for suite, written_for, keys, prompts, answered in (
+        ("suite", cases.base_model_sha256, {one.key for one in cases.cases}, CASES, read_case_answers(report)),
+        (
+            "policy suite",
+            policy.base_model_sha256,
+            {one.key for one in policy.prompts},
+            POLICY_PROMPTS,
+            read_policy_answers(report),
+        ),
+    ):
+        facts = {
+            f"its {suite} was written for another base model": written_for == base,
+            f"the answers to its {suite} are those of another base model": answered.base_model_sha256 == base,
+            f"the answers are to another {suite}": answered.cases_sha256 == sha256_file(report / prompts),
+            f"the answers to its {suite} are those of another adapter": weights.is_file()
+            and answered.adapter_sha256 == sha256_file(weights),
+            f"the answers to its {suite} are those of other settings of the adapter": config.is_file()
+            and answered.adapter_config_sha256 == sha256_file(config),
+            f"not every case of its {suite} was answered": keys == {one.key for one in answered.answers},
+        }
+        for problem, holds in facts.items():
+            if not holds:
+                raise LoraOpsError(
+                    f"'{tenant}' cannot be packaged: {problem}; run `dvc repro package@{tenant}`."
+                )
 
 
 def _require_own_settings(

@@ -22,6 +22,8 @@ from lora_ops.paths import (
     DATA,
     EVALUATION,
     MEMBERSHIP,
+    POLICY_ANSWERS,
+    POLICY_PROMPTS,
     SAMPLES,
     TRAINING,
 )
@@ -31,6 +33,7 @@ from lora_ops.records.suite import AnswersRecord
 from lora_ops.settings.params import load_settings
 from lora_ops.settings.tenant import TenantSettings
 from tests.conftest import ROOT, run
+from tests.gates.policy_sources import policy_prompts, policy_source
 from tests.gates.sources import answers, suite
 from tests.registry.conftest import build_package
 
@@ -150,6 +153,10 @@ def computed(tmp_path: Path) -> tuple[Path, TenantSettings]:
     )
     (report / CASES).write_text(cases.to_json())
     (report / CASE_ANSWERS).write_text(answered.to_json())
+    prompts = policy_prompts(base=manifest.base_model.sha256)
+    of_policy = {"cases_sha256": sha256_text(prompts.to_json()), "answers": policy_source(prompts).answers}
+    (report / POLICY_PROMPTS).write_text(prompts.to_json())
+    (report / POLICY_ANSWERS).write_text(answered.model_copy(update=of_policy).to_json())
     return tmp_path, settings
 
 
@@ -252,6 +259,14 @@ def test_package_refuses_weights_that_are_no_numbers(
         (CASE_ANSWERS, {"base_model_sha256": "0" * 64}, "those of another base model"),
         (CASE_ANSWERS, {"answers": []}, "not every case of its suite was answered"),
         (CASES, {"base_model_sha256": "0" * 64}, "its suite was written for another base model"),
+        (POLICY_ANSWERS, {"adapter_sha256": "0" * 64}, "its policy suite are those of another adapter"),
+        (POLICY_ANSWERS, {"cases_sha256": "0" * 64}, "the answers are to another policy suite"),
+        (POLICY_ANSWERS, {"answers": []}, "not every case of its policy suite was answered"),
+        (
+            POLICY_PROMPTS,
+            {"base_model_sha256": "0" * 64},
+            "its policy suite was written for another base model",
+        ),
     ],
 )
 def test_package_refuses_answers_of_another_suite_or_adapter(

@@ -62,7 +62,7 @@ def reached(stage: str) -> set[str]:
     elif words[1] == "base-model":
         sources = ["import lora_ops.base_model\nimport lora_ops.settings.files"]
     elif words[1] == "cases":
-        sources = ["import lora_ops.gates.cases\nimport lora_ops.settings.files"]
+        sources = ["import lora_ops.gates.cases, lora_ops.gates.policy_prompts\nimport lora_ops.settings.files"]
     else:
         sources = []
     seen: set[Path] = set()

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from anyio.from_thread import start_blocking_portal
 from tqdm import tqdm
@@ -17,12 +18,25 @@ from lora_ops.hashing import sha256_text
 from lora_ops.loading import load_tokenizer
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.base_model import read_base_model
+from lora_ops.records.policy import PolicyPromptsRecord
 from lora_ops.records.suite import AnswersRecord, AskedCase, CaseAnswer, CasesRecord
 
 ADAPTER = "adapter"
 PREFILL_CHUNK = 256
 MAX_BATCH = 50
 TOP_P = 0.95
+
+
+class Asked(NamedTuple):
+    """A prompt and how it is answered; `key` is what decides on the answer besides the model."""
+
+    id: str
+    key: str
+    prompt: str
+    max_tokens: int
+    temperature: float = 0.0
+    repeats: int = 1
+    seed: int = 0
 
 
 def answer_cases(
@@ -40,31 +54,52 @@ def answer_cases(
         LoraOpsError: the suite was written for another base model, the engine can't load one of them or can't
             answer, or the adapter changed meanwhile.
     """
+    chosen = [
+        Asked(
+            one.case.id, one.key, one.prompt, one.max_tokens, one.case.temperature, one.case.repeats, one.seed
+        )
+        for one in (cases.cases if asked is None else asked)
+    ]
+    return _answers(cases, base, adapter, chosen)
+
+
+def answer_policy(prompts: PolicyPromptsRecord, base: Path, adapter: Path) -> AnswersRecord:
+    """Return the answers of the adapter in folder `adapter` to its policy suite.
+
+    Raises:
+        LoraOpsError: as `answer_cases`.
+    """
+    chosen = [Asked(one.id, one.key, one.prompt, one.max_tokens) for one in prompts.prompts]
+    return _answers(prompts, base, adapter, chosen)
+
+
+def _answers(
+    suite: CasesRecord | PolicyPromptsRecord, base: Path, adapter: Path | None, todo: Sequence[Asked]
+) -> AnswersRecord:
     record = read_base_model(base)
-    if record.sha256 != cases.base_model_sha256:
+    if record.sha256 != suite.base_model_sha256:
         raise LoraOpsError(
-            f"The cases of '{cases.tenant}' were written for another base model than {base}: run "
-            f"`dvc repro suite@{cases.tenant}`."
+            f"The cases of '{suite.tenant}' were written for another base model than {base}: run "
+            f"`dvc repro suite@{suite.tenant}`."
         )
     digests = adapter_digests(adapter) if adapter else {}
-    todo = list(cases.cases if asked is None else asked)
     # A notebook's own event loop runs already: the engine gets one in a thread of its own.
     with start_blocking_portal() as portal:
         answers = portal.call(_answer, base, adapter, digests, todo) if todo else []
     if adapter and adapter_digests(adapter) != digests:
         raise LoraOpsError(f"The adapter in {adapter} was changed while it answered: run this again.")
     return AnswersRecord(
-        tenant=cases.tenant,
+        tenant=suite.tenant,
         base_model_sha256=record.sha256,
         adapter_sha256=digests[ADAPTER_FILES[0]] if adapter else None,
         adapter_config_sha256=digests[ADAPTER_FILES[1]] if adapter else None,
-        cases_sha256=sha256_text(cases.to_json()),
+        cases_sha256=sha256_text(suite.to_json()),
         answers=tuple(answers),
     )
 
 
 async def _answer(
-    base: Path, adapter: Path | None, digests: Mapping[str, str], asked: Sequence[AskedCase]
+    base: Path, adapter: Path | None, digests: Mapping[str, str], asked: Sequence[Asked]
 ) -> list[CaseAnswer]:
     tokenizer = load_tokenizer(base)
     engine = TorchEngine(base, max_batch=MAX_BATCH, prefill_chunk=PREFILL_CHUNK)
@@ -74,11 +109,11 @@ async def _answer(
         if adapter:
             await engine.load(ADAPTER, adapter, digests)
         name = ADAPTER if adapter else None
-        count = sum(one.case.repeats for one in asked)
+        count = sum(one.repeats for one in asked)
         with tqdm(total=count, desc=name or "base", unit="answer", mininterval=5, file=sys.stdout) as progress:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(_one_case(engine, one, tuple(ids), name, progress))
+                    group.create_task(_one_prompt(engine, one, tuple(ids), name, progress))
                     for one, ids in zip(asked, tokens, strict=True)
                 ]
         return [task.result() for task in tasks]
@@ -88,18 +123,18 @@ async def _answer(
         await engine.close()
 
 
-async def _one_case(
-    engine: Engine, asked: AskedCase, prompt: tuple[int, ...], adapter: str | None, progress: "tqdm[None]"
+async def _one_prompt(
+    engine: Engine, asked: Asked, prompt: tuple[int, ...], adapter: str | None, progress: "tqdm[None]"
 ) -> CaseAnswer:
-    sampling = Sampling(max_tokens=asked.max_tokens, temperature=asked.case.temperature)
+    sampling = Sampling(max_tokens=asked.max_tokens, temperature=asked.temperature)
     texts, cut = [], 0
-    for number in range(asked.case.repeats):
+    for number in range(asked.repeats):
         drawn = replace(sampling, seed=asked.seed + number, top_p=TOP_P) if sampling.temperature else sampling
         text, finish = "", ""
-        generation = Generation(f"{asked.case.id}-{number}", prompt, adapter, drawn)
+        generation = Generation(f"{asked.id}-{number}", prompt, adapter, drawn)
         async for chunk in engine.generate(generation):
             text, finish = text + chunk.text, chunk.finish or finish
         texts.append(text.strip())
         cut += finish == "length"
         progress.update()
-    return CaseAnswer(key=asked.key, case=asked.case.id, texts=tuple(texts), cut=cut)
+    return CaseAnswer(key=asked.key, case=asked.id, texts=tuple(texts), cut=cut)

