@@ -1,7 +1,12 @@
 """Which files a SQLite connection has open: somebody may put others in their place while a process runs."""
 
+import errno
+import stat
 import time
 from pathlib import Path
+
+ENDS = ("", "-wal", "-shm", "-journal")
+"""What SQLite opens beside each other: a database, its WAL, the WAL's index, and the journal of older changes."""
 
 Stamp = tuple[int, int, int]
 """When a file was written and changed last (nanoseconds), and its size."""
@@ -27,6 +32,24 @@ def _place(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def require_files(path: Path) -> None:
+    """Refuse a database where something else stands in the place of one of its files.
+
+    SQLite opens each of them as it finds it: a pipe makes it wait for ever, so that nothing could be revoked.
+
+    Raises:
+        OSError: one is a pipe, a folder or a device.
+    """
+    for end in ENDS:
+        part = path.with_name(path.name + end)
+        try:
+            is_file = stat.S_ISREG(part.stat().st_mode)
+        except OSError:
+            continue  # missing, or a link to nothing
+        if not is_file:
+            raise OSError(errno.EINVAL, f"{part} is a pipe, a folder or a device, and no file: remove it")
 
 
 def stamp(path: Path) -> Stamp | None:

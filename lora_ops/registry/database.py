@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Unavailable
-from lora_ops.sqlite_files import Stamp, is_settled, places, stamp
+from lora_ops.sqlite_files import Stamp, is_settled, places, require_files, stamp
 
 BUSY_SECONDS = 30.0
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
@@ -103,6 +103,10 @@ class Database:
 
     def _open(self, create: bool) -> sqlite3.Connection:
         """Open the file to write, or else to read: on a full disk SQLite can't make the index of its WAL."""
+        try:
+            require_files(self.path)
+        except OSError as error:
+            raise Damaged(f"{error.strerror}.") from error
         self.read_only, self._unwritable = not os.access(self.path.parent, os.W_OK), None
         if self.read_only:
             return self._open_to_read()

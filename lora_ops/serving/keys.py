@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError, NotFound, Unavailable
 from lora_ops.free_text import require_text
-from lora_ops.sqlite_files import places
+from lora_ops.sqlite_files import places, require_files
 
 KeyRole = Literal["tenant", "admin", "monitor"]
 SCHEMA = """
@@ -84,6 +84,7 @@ class KeyStore:
             raise Unavailable(f"The API keys in {path} can't be used ({error}).") from error
 
     def _open(self) -> None:
+        require_files(self._path)
         self._db = sqlite3.connect(self._path, isolation_level=None, timeout=self._busy_seconds)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(SCHEMA)
@@ -173,7 +174,7 @@ class KeyStore:
         try:
             self._follow()
             return self._db.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise Unavailable(f"The API keys in {self._path} can't be used ({error}).") from error
 
 

@@ -1,6 +1,7 @@
 """What the commands say of a version that was revoked on this machine alone, and of one that W&B took."""
 
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -109,7 +110,16 @@ def moved(*after: Damage) -> Damage:
     return move
 
 
+def pipe(name: str) -> Damage:
+    def make(registry: Path) -> None:
+        (registry / name).unlink(missing_ok=True)
+        os.mkfifo(registry / name)
+
+    return make
+
+
 UNREAD: dict[str, Damage] = {
+    "a journal that is a pipe": pipe("registry.sqlite-journal"),
     "of a newer lora-ops": version(99),
     "said to be empty": version(0),
     "emptied": emptied,

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import os
 import sqlite3
 import stat
 import sys
@@ -15,9 +16,10 @@ import pytest
 from lora_ops.engines.protocol import Engine
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.keys import Caller, KeyStore
-from tests.conftest import run
+from tests.conftest import ROOT, run
 from tests.serving.conftest import Clone, Served, eventually, served
 
+OPENS = "import sys, pathlib; from lora_ops.serving.keys import KeyStore; KeyStore(pathlib.Path(sys.argv[1]))"
 CHAT = {"messages": [{"role": "user", "content": "AIRBNB"}], "max_tokens": 2}
 
 
@@ -43,6 +45,17 @@ def test_a_revoked_key_is_nobody_and_the_store_stays_closed(store: KeyStore) -> 
     assert store.any()
     with pytest.raises(LoraOpsError, match="no key"):
         store.revoke(key.id)
+
+
+@pytest.mark.parametrize("end", ["", "-wal", "-shm", "-journal"])
+def test_key_store_refuses_a_pipe_at_once(store: KeyStore, tmp_path: Path, end: str) -> None:
+    """SQLite would wait for somebody who writes into it, so that no key could be revoked."""
+    store.create("admin")
+    path = tmp_path / f"keys.sqlite{end}"
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    done = run("timeout", "20", sys.executable, "-c", OPENS, str(tmp_path / "keys.sqlite"), cwd=ROOT)
+    assert f"{path} is a pipe, a folder or a device, and no file: remove it" in done.stderr
 
 
 @pytest.mark.parametrize("deleted", [("wal",), ("shm",), ("wal", "shm")], ids="-".join)
