@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 ENDS = ("", "-wal", "-shm", "-journal")
-"""What SQLite opens beside each other: a database, its WAL, the WAL's index, and the journal of older changes."""
+"""What SQLite opens: a database, its WAL, the WAL's index, and the journal that a WAL replaces."""
 
 Stamp = tuple[int, int, int]
 """When a file was written and changed last (nanoseconds), and its size."""

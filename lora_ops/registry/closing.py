@@ -330,7 +330,7 @@ def _settle(registry: Registry, hold: Hold, is_new: bool) -> LoraOpsError | None
         return Refused(
             "no key that is trusted here signed its hold: `lora-ops registry revoke "
             f"{hold.version} --reason TEXT` decides it again. If nobody has decided it, remove "
-            f"{registry.holds.files(hold)}"
+            f"{registry.holds.files(hold)}, also in each gateway's own clone, and restart the gateways"
         )
     held_at = None if is_new else said.at
     try:

@@ -217,6 +217,17 @@ class Holds:
             self._write(name, read_small(good / name), (bad,))
             logger.warning("The hold of %s was missing or changed in %s: written again.", hold.version, bad)
 
+    def copy_outside(self) -> None:
+        """Keep beside the memory of the head what only the registry's folder has.
+
+        A gateway of another clone has a memory of its own. Removing one file must not free the version there.
+        """
+        for hold in self.all() if self.outside else ():
+            if hold.outside == "missing" and self.outside:
+                name = _name(hold.version, hold.content_digest)
+                with suppress(OSError, LoraOpsError):
+                    self._write(name, read_small(self.inside / name), (self.outside,))
+
     def drop(self, hold: Hold) -> None:
         """Remove a hold whose version the log shows closed; what can't be removed stops nothing any more."""
         name = _name(hold.version, hold.content_digest)

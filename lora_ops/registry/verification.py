@@ -128,7 +128,8 @@ def _doubtful_holds(registry: Registry, versions: dict[tuple[str, int], Summary]
         elif not hold.is_signed and registry.hold_of(summary):
             yield (
                 f"nobody can tell who stopped {hold.version}: if somebody of its team did, `lora-ops registry "
-                f"revoke {hold.version} --reason TEXT` signs it. If nobody did, remove {files}"
+                f"revoke {hold.version} --reason TEXT` signs it. If nobody did, remove {files}, "
+                "also in each gateway's own clone, and restart the gateways"
             )
 
 

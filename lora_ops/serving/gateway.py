@@ -193,6 +193,7 @@ class Gateway:
     async def _keep_house(self, *, starting: bool = False) -> None:
         """Keep the warm ones in memory, and what may not serve any more out of it."""
         await self.router.catch_up()
+        self.router.keep_remembered()
         self._damage = self.router.damage()
         if self._damage:
             return  # what is in memory was verified and stays; nothing is loaded or unloaded on damaged records

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.eligibility import expiry_reason, state_reason
 from lora_ops.registry.heads import SHORT_WAIT
+from lora_ops.registry.holds import Hold
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import Summary, Version, parse_reference
+from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 from lora_ops.serving.traffic_split import Arm, TrafficSplit
 from lora_ops.serving.turns import in_turns
 
@@ -116,6 +118,8 @@ class Router:
         self._log = LogFollower(registry)
         self._seen: tuple[object, ...] | None = None
         self._said: frozenset[str] = frozenset()
+        self._held: dict[tuple[str, str, str | None], Hold] = {}
+        """Every hold that was seen, by version, content and time: it counts though somebody removed it."""
         self._splits: dict[str, TrafficSplit[Route]] = {}
         self._versions: Sequence[Summary] | None = None
         self._damage: str | None = None
@@ -197,16 +201,33 @@ class Router:
         found = (self._splits.get(model) or self._read(model)).pick(unit)
         if found.version:
             summary = found.version.summary
-            # A hold counts while the registry is damaged, too. Clients need not know who decided it.
-            held = self._registry.hold_of(summary)
-            closed = "revoked" if held else self._closed.get((summary.tenant, summary.number))
-            refusal = f"{summary.id} was {closed}: it does not answer any more" if closed else found.refusal
+            refusal = self._closed_reason(summary) or found.refusal
             refusal = refusal or expiry_reason(summary, self._registry.clock())
             if refusal:
-                # Who asks for a tenant wants its service back; who pins a version has chosen the wrong one.
-                kind = OutOfService if found.decision == "production" else NotServed
-                raise kind(f"{refusal}.")
+                raise _refused(found, refusal)
         return found
+
+    def _closed_reason(self, summary: Summary) -> str | None:
+        """Return that a version was closed, in the log or by a hold, without a full stop, or None."""
+        # A hold counts while the registry is damaged, too. Clients need not know who decided it.
+        held = self._registry.hold_of(summary) or any(
+            self._registry.is_stopped_by(hold, summary) for hold in self._held.values()
+        )
+        key = (summary.tenant, summary.number)
+        state = self._log.state(*key)
+        closed = self._closed.get(key) or (state if state in CLOSED else None)
+        closed = closed or ("revoked" if held else None)
+        return f"{summary.id} was {closed}: it does not answer any more" if closed else None
+
+    def keep_remembered(self) -> None:
+        """Keep the last verified head outside the registry again where somebody removed the file.
+
+        A revocation holds where a registry was seen before, also if somebody removed it. Without that memory
+        nobody could stop what answers here.
+        """
+        memory = self._registry.memory
+        if memory and not os.path.lexists(memory.path):
+            self._registry.remember(self._log.verified, seconds=SHORT_WAIT)
 
     def is_base(self, model: str) -> bool:
         """Return whether a name means the base model."""
@@ -259,9 +280,9 @@ class Router:
             self._splits.clear()
             self._closed = {}
             self._versions = None
-            self._say_what_is_held()
         else:
             self._closed |= self._closed_meanwhile()
+        self._take_holds()
         if damage != self._damage:
             if damage:
                 logger.error(
@@ -279,8 +300,12 @@ class Router:
             return self._log.closed_since()
         return {}
 
-    def _say_what_is_held(self) -> None:
-        texts = frozenset(hold.text for hold in self._registry.holds.all())
+    def _take_holds(self) -> None:
+        holds = self._registry.holds
+        # Whoever revoked may have done so in another clone: then one removed file would free the version.
+        holds.copy_outside()
+        self._held |= {(hold.version, hold.content_digest, hold.latest): hold for hold in holds.all()}
+        texts = frozenset(hold.text for hold in holds.all())
         for text in sorted(texts - self._said):
             logger.warning("%s: it does not answer here any more.", text)
         self._said = texts
@@ -366,3 +391,9 @@ class Router:
             raise Damaged(f"{version.id} may not be loaded: {problem}.")
         refusal = state_reason(self._registry, version.summary, self._log)
         return Route(decision, version, self._base_model, self._log.verified.seq, refusal)
+
+
+def _refused(route: Route, reason: str) -> NotServed:
+    # Who asks for a tenant wants its service back; who pins a version has chosen the wrong one.
+    kind = OutOfService if route.decision == "production" else NotServed
+    return kind(f"{reason}.")

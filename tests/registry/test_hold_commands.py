@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from lora_ops.cli import app as lora_ops
 from lora_ops.errors import NotFound, Refused, Unavailable
 from lora_ops.registry.backends import open_registry
+from lora_ops.registry.migrations import SCHEMA_VERSION
 from lora_ops.serving.router import NotServed, Router
 from tests.conftest import write_params
 from tests.wandb_server import WandbServer
@@ -185,3 +186,49 @@ def test_revocation_is_ended_when_the_registry_is_back(root: Path, cli: Cli) -> 
     assert "is now 'revoked'" in cli("revoke", "finance@2", "--reason", "it leaks").stdout
     assert not list((root / ".serving/holds").iterdir())
     assert cli("verify").exit_code == 0
+
+
+def test_hold_that_was_removed_stops_a_running_gateway(unread: Router, root: Path, cli: Cli) -> None:  # noqa: F811
+    """Whoever could write in both folders let the version answer again, before the log had its revocation."""
+    cli("revoke", "finance@2", "--reason", "it leaks")
+    with pytest.raises(NotServed, match="finance@2 was revoked"):
+        unread.route("finance@2")
+    for folder in (root / ".registry/holds", root / ".serving/holds"):
+        shutil.rmtree(folder, ignore_errors=True)
+    with pytest.raises(NotServed, match="finance@2 was revoked"):
+        unread.route("finance@2")
+
+
+def test_gateway_of_another_clone_keeps_a_hold(root: Path, cli: Cli) -> None:  # noqa: F811
+    """Its `.serving` is another one, so whoever removed one file freed the version there for good."""
+    other, path = root.parent / "gateway", root / ".registry"
+    other.mkdir()
+    write_params(other, {"registry": {"path": str(path)}})
+    shutil.copy(root / "owners.yaml", other)
+    with closing(open_registry(other)) as registry:
+        router = Router(registry, registry.get("finance@2").manifest.base_model, allow_candidates=True)
+        assert router.route("finance@2").name == "finance@2"
+        version(99)(path)
+        cli("revoke", "finance@2", "--reason", "it leaks")
+        with pytest.raises(NotServed, match="finance@2 was revoked"):
+            router.route("finance@2")
+    shutil.rmtree(path / "holds")
+    version(SCHEMA_VERSION)(path)
+    with closing(open_registry(other)) as registry:
+        router = Router(registry, registry.get("finance@2").manifest.base_model, allow_candidates=True)
+        with pytest.raises(NotServed, match="finance@2 was revoked"):
+            router.route("finance@2")
+
+
+def test_revocation_holds_though_all_was_removed(root: Path, cli: Cli) -> None:  # noqa: F811
+    """`git clean -fdx` removes `.registry` and `.serving`: nobody could stop what a gateway went on serving."""
+    with closing(open_registry(root)) as registry:
+        router = Router(registry, registry.get("finance@2").manifest.base_model, allow_candidates=True)
+        assert router.route("finance@2").name == "finance@2"
+        for name in (".registry", ".serving"):
+            shutil.rmtree(root / name)
+        router.keep_remembered()  # the gateway does, each second
+        assert router.route("finance@2").name == "finance@2"
+        cli("revoke", "finance@2", "--reason", "it leaks")
+        with pytest.raises(NotServed, match="finance@2 was revoked"):
+            router.route("finance@2")
