@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from lora_ops.serving.fair_queue import FairQueue, Overloaded
 from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.rate_limits import Allowance, Place
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest, RequestStats
+from lora_ops.serving.router import Route
 from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tenant_queue import Ticket
 from lora_ops.serving.traces import Tracing
@@ -42,6 +43,7 @@ class Answering:
         tracing: Tracing,
         pseudonyms: Pseudonyms,
         tell: Callable[[Event], None],
+        require_open: Callable[[Route], Awaitable[None]],
     ) -> None:
         self._engine = engine
         self._cache = cache
@@ -51,6 +53,7 @@ class Answering:
         self._tracing = tracing
         self._pseudonyms = pseudonyms
         self._tell = tell
+        self._require_open = require_open
         self._allowances: dict[str, Allowance] = {}
         self._loading: Counter[str] = Counter()
         self._lengths = AnswerLengths()
@@ -233,6 +236,8 @@ class Answering:
         async with asyncio.timeout_at(self.deadline(request)), self._turn(ticket, stats) as took:
             used, written, first, texts = 0, 0, 0.0, []
             try:
+                # It may have waited for half a minute, in which somebody revoked the version.
+                await self._require_open(request.route)
                 generation = self._generation(request, index, await use.begin() if use else None)
                 # Every engine's generator can be closed; the protocol promises only that it is iterated.
                 generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(generation))

@@ -100,6 +100,7 @@ class Gateway:
             self.tracing,
             Pseudonyms(root / serving.path / "users.salt"),
             self._tell,
+            self.router.require_open,
         )
         self.after_answer = AfterAnswer(self.telemetry.after_answer_failures.inc)
         self.telemetry.watch(engine, self.cache, self.queue, self)

@@ -219,6 +219,23 @@ class Router:
         closed = closed or ("revoked" if held else None)
         return f"{summary.id} was {closed}: it does not answer any more" if closed else None
 
+    async def require_open(self, route: Route) -> None:
+        """Refuse a version that was closed since its route was asked for: nothing new begins with it.
+
+        Another version that went into production meanwhile changes nothing for whoever has a route.
+
+        Raises:
+            NotServed, OutOfService: it was closed.
+            LoraOpsError: the registry can't be read.
+        """
+        if route.version is None:
+            return
+        await self.catch_up()
+        self._take_changes()
+        reason = self._closed_reason(route.version.summary)
+        if reason:
+            raise _refused(route, reason)
+
     def keep_remembered(self) -> None:
         """Keep the last verified head outside the registry again where somebody removed the file.
 

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from lora_ops.engines.protocol import Engine
+from lora_ops.registry import lifecycle
 from lora_ops.settings.serving import TenantServing
 from tests.serving.conftest import Clone, Served, eventually, served
 
@@ -211,6 +212,23 @@ def test_unloading_a_busy_adapter_refuses_none_of_its_requests(gateway: Served) 
             assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
         assert not long.done() and not unloading.done()
         assert long.result().status_code == unloading.result().status_code == 200
+
+
+def test_nothing_begins_with_a_version_that_was_revoked(clone: Clone, engine: Engine) -> None:
+    """Requests that waited for their turn were answered by it, up to half a minute after its revocation."""
+    with (
+        served(clone.root, clone.settings(max_running=1), engine) as gateway,
+        ThreadPoolExecutor(2) as pool,
+        clone.registry() as registry,
+    ):
+        with long_answer(gateway):
+            waiting = pool.submit(gateway.http().post, "/v1/completions", json=SHORT)
+            other = pool.submit(gateway.http().post, "/v1/completions", json={**SHORT, "model": "healthcare"})
+            eventually(lambda: gateway.metric("lora_ops_waiting") == 2)
+            lifecycle.revoke(registry, "finance@2", actor="ben", reason="leaks card numbers")
+        answer = waiting.result()
+        assert "finance@2 was revoked" in answer.json()["error"]["message"]
+        assert other.result().status_code == 200
 
 
 def test_the_wait_of_a_refused_request_is_counted_apart(clone: Clone, engine: Engine) -> None:
