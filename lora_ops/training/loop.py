@@ -108,12 +108,14 @@ class _Job:
 def _train(job: _Job, group: Group, on_step: OnStep) -> None:
     """Train as one process of `group`; the first one writes the adapter, the record and the curves."""
     with _deterministic():
+        # What the run began with: somebody may switch to another branch, or check out other data, meanwhile.
+        base, packages = read_base_model(job.base_folder), installed_versions(TRAINING_PACKAGES)
+        git = git_state(job.root) if job.root and not group.rank else None
         run = _Run(job, group, on_step)
         seconds = run.train()
         saved, validation_loss = run.finish()
         if group.rank:
             return
-        base = read_base_model(job.base_folder)
         # The record comes last and names these weights, so after a kill it does not pass as that of others.
         _write_adapter(run.model, base.id, saved, job.target)
         devices = f"{group.size} x " if group.size > 1 else ""
@@ -133,8 +135,8 @@ def _train(job: _Job, group: Group, on_step: OnStep) -> None:
             validation_loss=validation_loss,
             planned_steps=run.steps,
             best_step=run.best_step,
-            packages=installed_versions(TRAINING_PACKAGES),
-            git=git_state(job.root) if job.root else None,
+            packages=packages,
+            git=git,
             adapter_sha256=sha256_file(job.target / ADAPTER_FILES[0]),
             settings=job.settings.model_dump(mode="json"),
         )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_base_model
+from lora_ops.records.base_model import read_base_model
 from lora_ops.records.example import Example
 from lora_ops.records.training import TrainingRecord, read_training_record
 from lora_ops.settings.train import TrainSettings
@@ -65,6 +66,30 @@ def stop(metrics: dict[str, float]) -> None:
 
 def digest(folder: Path) -> str:
     return sha256_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_train_names_what_it_began_with(tiny_base: Path, tmp_path: Path) -> None:
+    """After a `git switch` during a training its record named the commit and the base of the other branch."""
+    root, base = tmp_path / "root", tmp_path / "base"
+    root.mkdir()
+    shutil.copytree(tiny_base, base)
+
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=ana", "-c", "user.email=ana@example.com")
+        done = subprocess.run(["git", *identity, *words], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def switch(metrics: dict[str, float]) -> None:
+        if metrics["step"] == 4:
+            git("commit", "-q", "--allow-empty", "-m", "other")
+            (base / "base_model.json").write_text(other.to_json())
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "own")
+    commit, own = git("rev-parse", "HEAD"), read_base_model(base)
+    other = own.model_copy(update={"sha256": "f" * 64})
+    record = run(base, tmp_path, on_step=switch, root=root)
+    assert record.git and (record.git.commit, record.base_model_sha256) == (commit, own.sha256)
 
 
 def test_the_loss_falls_and_every_linear_layer_is_adapted(tiny_base: Path, tmp_path: Path) -> None:
