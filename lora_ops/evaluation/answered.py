@@ -1,17 +1,21 @@
 """What was answered in an evaluation, and its files."""
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import ADAPTER_FILES, GENERATED, GENERATION, require_file
+from lora_ops.paths import ADAPTER_FILES, BASE_MODEL, GENERATED, GENERATION, PROMPT, require_file
 from lora_ops.records.evaluation import Agreement
 from lora_ops.records.generation import GenerationRecord
 from lora_ops.settings.evaluate import EvaluateSettings
+
+TEST = "test.jsonl"
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,42 @@ class Answered:
     adapter_files: dict[str, str]
 
 
+def digest_inputs(prepared: Path, base: Path) -> dict[Path, str]:
+    """Return the SHA-256 of each file that answers depend on besides the adapter; take it before they are read.
+
+    Args:
+        prepared: folder of the tenant's prepared data.
+        base: folder of the base model, whose record names its weights.
+
+    Raises:
+        LoraOpsError: one is missing.
+    """
+    paths = [prepared / TEST, prepared / "train.jsonl", prepared / PROMPT]
+    for path in paths:
+        require_file(path, "prepare")
+    require_file(base / BASE_MODEL, "base_model")
+    return {path: sha256_file(path) for path in (*paths, base / BASE_MODEL)}
+
+
 def write_answers(
-    tenant: str, answered: Answered, settings: EvaluateSettings, test_file: Path, folder: Path
+    tenant: str, answered: Answered, settings: EvaluateSettings, inputs: Mapping[Path, str], folder: Path
 ) -> GenerationRecord:
-    """Write the answers and the record of who gave them, and by which settings, into `folder`."""
+    """Write the answers and the record of who gave them, and by which settings, into `folder`.
+
+    Args:
+        inputs: what `digest_inputs` gave before anybody answered.
+
+    Raises:
+        LoraOpsError: a file was changed since, as `git switch` and `dvc checkout` do in another terminal. DVC
+            would call these the answers to the new one.
+    """
+    for path, digest in inputs.items():
+        if not path.is_file() or sha256_file(path) != digest:
+            raise LoraOpsError(f"{path} was changed while answers were given: run this again.")
     record = GenerationRecord(
         tenant=tenant,
         rows=len(answered.frame),
-        test_sha256=sha256_file(test_file),
+        test_sha256=next(digest for path, digest in inputs.items() if path.name == TEST),
         adapter_sha256=answered.adapter_files[ADAPTER_FILES[0]],
         adapter_config_sha256=answered.adapter_files[ADAPTER_FILES[1]],
         seconds=answered.seconds,

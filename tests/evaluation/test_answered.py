@@ -7,7 +7,7 @@ import pytest
 
 from lora_ops.adapter_files import adapter_digests
 from lora_ops.errors import LoraOpsError
-from lora_ops.evaluation.answered import Answered, read_answers, write_answers
+from lora_ops.evaluation.answered import Answered, digest_inputs, read_answers, write_answers
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.evaluation import Agreement
@@ -45,12 +45,27 @@ def test_answers_come_back_as_they_were_given(tmp_path: Path) -> None:
     digests = adapter_digests(tmp_path)
     answered = Answered(frame, {"base": 1.0}, {"base": 9}, "engine", agreement, digests)
     settings = EvaluateSettings(metrics=("exact_match",), max_new_tokens=14, few_shot=6)
-    record = write_answers("media", answered, settings, tmp_path / "test.jsonl", tmp_path / "report")
+    inputs = {tmp_path / "test.jsonl": sha256_file(tmp_path / "test.jsonl")}
+    record = write_answers("media", answered, settings, inputs, tmp_path / "report")
     pd.testing.assert_frame_equal(read_answers(tmp_path / "report"), frame, check_dtype=False)
     assert read_generation(tmp_path / "report") == record
     assert record.settings == {"max_new_tokens": 14, "few_shot": 6}
     assert record.adapter_sha256 == sha256_file(tmp_path / "adapter_model.safetensors")
     assert record.adapter_config_sha256 == sha256_file(tmp_path / "adapter_config.json")
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "train.jsonl", "prompt.json", "base_model.json"])
+def test_answers_are_not_those_to_other_rows(tmp_path: Path, name: str) -> None:
+    """After a `dvc checkout` in between the record named the new rows, and DVC called it up to date."""
+    for each in ("test.jsonl", "train.jsonl", "prompt.json", "base_model.json"):
+        (tmp_path / each).write_text(each)
+    inputs = digest_inputs(tmp_path, tmp_path)
+    (tmp_path / name).write_text("other")
+    answered = Answered(pd.DataFrame(), {}, {}, "engine", {}, dict.fromkeys(ADAPTER_FILES, "0" * 64))
+    settings = EvaluateSettings(metrics=("exact_match",), max_new_tokens=14, few_shot=6)
+    with pytest.raises(LoraOpsError, match=f"{name} was changed while answers were given: run this again"):
+        write_answers("media", answered, settings, inputs, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
 
 
 def test_read_answers_before_anybody_answered_names_the_stage(tmp_path: Path) -> None:

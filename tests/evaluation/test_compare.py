@@ -12,6 +12,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.answered import Answered, write_answers
 from lora_ops.evaluation.bias import errors_by, scores_by
 from lora_ops.evaluation.compare import evaluate, lost_rows, with_baselines, write_report
+from lora_ops.hashing import sha256_file
 from lora_ops.paths import ADAPTER_FILES, METRICS
 from lora_ops.records.evaluation import (
     ADAPTER,
@@ -70,7 +71,8 @@ def record(frame: pd.DataFrame, settings: TenantSettings, folder: Path) -> Evalu
     agreement = {BASE: Agreement(rows=8, equal=8)}
     seconds, cut = {BASE: 1.0, ADAPTER: 1.0}, {BASE: 120, ADAPTER: 2}
     answered = Answered(frame, seconds, cut, "engine", agreement, adapter_digests(folder))
-    generation = write_answers("media", answered, settings.evaluate, folder / "test.jsonl", folder / "report")
+    inputs = {folder / "test.jsonl": sha256_file(folder / "test.jsonl")}
+    generation = write_answers("media", answered, settings.evaluate, inputs, folder / "report")
     return evaluate("media", settings, frame, generation)
 
 
