@@ -65,11 +65,11 @@ def make_regression_report(registry: Registry, version: Version, root: Path) -> 
     """
     try:
         gathered = gather(registry, version, root)
+        document = regression_report(gathered.source, version.tenant, registry.clock())
     except Damaged:
         raise
     except LoraOpsError as error:
         return None, [f"there is no regression report: {error}"]
-    document = regression_report(gathered.source, version.tenant, registry.clock())
     against = ", ".join(one.name for one in document.baselines)
     summary = f"{document.cases} cases of its suite against {against}"
     return Report(document, gathered.source.to_json().encode(), summary), gathered.notes

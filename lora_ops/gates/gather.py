@@ -12,7 +12,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.versions import common_rows, shared_metrics
 from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.cases import SUITES, ask_cases
-from lora_ops.gates.expectations import score
+from lora_ops.gates.expectations import Patience, score
 from lora_ops.paths import ADAPTER_FILES, BASE_MODEL, CASE_ANSWERS
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import PromptRecord
@@ -188,11 +188,12 @@ def _ask_again(
         return _given_before(registry, version, packaged) or nothing
     with _folder_of((registry, version)) as folder:
         again = {one.key: one.texts for one in answer_cases(cases, root / "models/base", folder, asked).answers}
+    first, second = Patience(), Patience()
     other = [
         one
         for one in asked
-        if score(one.case, packaged[one.key].texts, cases.labels)
-        != score(one.case, again[one.key], cases.labels)
+        if score(one.case, packaged[one.key].texts, cases.labels, first)
+        != score(one.case, again[one.key], cases.labels, second)
     ]
     # Other kernels may order nearly equal logits otherwise; more than that is another adapter. What decides
     # alone has no such room.

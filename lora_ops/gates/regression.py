@@ -8,7 +8,7 @@ import numpy as np
 from lora_ops import __version__
 from lora_ops.evaluation.inference import interval, mean_sample
 from lora_ops.evaluation.metrics import exact_match, sample
-from lora_ops.gates.expectations import score
+from lora_ops.gates.expectations import Patience, score
 from lora_ops.gates.paired import DRAWS, compare_rows, compare_samples, corrected
 from lora_ops.hashing import sha256_bytes, sha256_text
 from lora_ops.records.evidence import RegressionEvidence, Source
@@ -36,6 +36,7 @@ def regression_report(source: RegressionSource, tenant: str, now: datetime) -> R
 
     Raises:
         ValueError: a system lacks the answer to a case.
+        LoraOpsError: the regular expressions of the suite take too long.
     """
     cases, text = source.cases, source.to_json()
     candidate, *others = source.systems
@@ -93,7 +94,8 @@ def _scores(cases: CasesRecord, system: SystemAnswers) -> dict[str, float]:
     lacking = [one.case.id for one in cases.cases if one.key not in answers]
     if lacking:
         raise ValueError(f"{system.baseline.name} has no answer to the case '{lacking[0]}'")
-    return {one.case.id: score(one.case, answers[one.key], cases.labels) for one in cases.cases}
+    patience = Patience()
+    return {one.case.id: score(one.case, answers[one.key], cases.labels, patience) for one in cases.cases}
 
 
 def _held_out(rows: Sequence[HeldOutRow], metric: str, labels: Sequence[str], margin: float) -> Comparison:

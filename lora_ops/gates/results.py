@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ops.folders import make_folder
-from lora_ops.gates.expectations import mismatches, score
+from lora_ops.gates.expectations import Patience, mismatches, score
 from lora_ops.paths import CASE_ANSWERS, POLICY_ANSWERS
 from lora_ops.records.policy import PolicyPromptsRecord
 from lora_ops.records.suite import AnswersRecord, CasesRecord
@@ -28,12 +28,12 @@ def case_table(cases: CasesRecord, answers: AnswersRecord, *, only_wrong: bool =
     import pandas as pd
 
     given = {one.key: one.texts for one in answers.answers}
-    rows = []
+    rows, patience = [], Patience()
     for one in sorted(cases.cases, key=lambda one: not one.case.must_pass):
         texts, case = given[one.key], one.case
-        worth = score(case, texts, cases.labels)
+        worth = score(case, texts, cases.labels, patience)
         wrong = (
-            [what for text in texts for what in mismatches(case.expect, text, cases.labels)]
+            [what for text in texts for what in mismatches(case.expect, text, cases.labels, patience)]
             if case.expect
             else []
         )
@@ -60,10 +60,12 @@ def slice_table(cases: CasesRecord, answers: AnswersRecord) -> "pd.DataFrame":
     import pandas as pd
 
     given = {one.key: one.texts for one in answers.answers}
-    rows = []
+    rows, patience = [], Patience()
     for name, chosen in cases.slices.items():
         scores = [
-            score(one.case, given[one.key], cases.labels) for one in cases.cases if one.case.slice == name
+            score(one.case, given[one.key], cases.labels, patience)
+            for one in cases.cases
+            if one.case.slice == name
         ]
         rows.append(
             {

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 import regex
@@ -15,6 +16,75 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
 ScoreName = Literal["exact_match", "token_f1", "chrf", "rouge_l"]
 Opponent = Literal["production", "base"]
+DEEPEST = 32
+MOST_VALUES = 2000
+"""Names and values of a JSON schema: more of them take longer than an answer is worth."""
+# Their cost can't be bounded, or they reach beyond the suite.
+UNREAD = ("$dynamicRef", "$recursiveRef", "$id", "$anchor", "$dynamicAnchor", "patternProperties")
+
+
+def require_bounded(schema: dict[str, Any]) -> None:
+    """Refuse a JSON schema whose judgement may take for ever or reach beyond the suite.
+
+    Raises:
+        ValueError: it is too large or nested too deeply, has a keyword that is not read, a pattern that does
+            not compile, or a `$ref` that leaves its `$defs` or comes back to itself.
+    """
+    parts = schema.get("$defs", {})
+    if not isinstance(parts, dict):
+        raise ValueError("no JSON schema: $defs is no object")
+    names = {f"#/$defs/{name}" for name in parts}
+    left: list[tuple[Any, int]] = [(schema, 0)]
+    values = 0
+    while left:
+        one, depth = left.pop()
+        values += 1
+        if depth > DEEPEST or values > MOST_VALUES:
+            raise ValueError(
+                f"the JSON schema has more than {DEEPEST} levels or {MOST_VALUES} values: shorten it"
+            )
+        if isinstance(one, list):
+            left += [(inside, depth + 1) for inside in one]
+        elif isinstance(one, dict):
+            left += [(inside, depth + 1) for inside in one.values()]
+            unread = next((name for name in UNREAD if name in one), None)
+            if unread:
+                raise ValueError(f"the JSON schema has '{unread}', which is not read: write it without")
+            if isinstance(one.get("pattern"), str):
+                _require_pattern(one["pattern"])
+            target = one.get("$ref")
+            if isinstance(target, str) and target not in names:
+                raise ValueError(
+                    f"the JSON schema has '$ref: {target:.80}': only '#/$defs/NAME' of its own is read"
+                )
+    reached = {name: set(_refs(part)) for name, part in parts.items()}
+    for start in reached:
+        seen, open_names = set[str](), [start]
+        while open_names:
+            for name in reached[open_names.pop()] - seen:
+                if name == start:
+                    raise ValueError(f"the JSON schema's '$defs/{start}' refers to itself: write it out")
+                seen.add(name)
+                open_names.append(name)
+
+
+def _refs(part: Any) -> Iterator[str]:
+    """Yield the names in `$defs` that a part of a schema refers to; its depth is bounded."""
+    inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    if isinstance(part, dict) and isinstance(part.get("$ref"), str):
+        yield part["$ref"].removeprefix("#/$defs/")
+    for one in inside:
+        yield from _refs(one)
+
+
+def _require_pattern(pattern: str) -> str:
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+    except RecursionError as error:
+        raise ValueError("the regular expression is nested too deeply: shorten it") from error
+    return pattern
 
 
 class Expect(Section):
@@ -39,18 +109,14 @@ class Expect(Section):
     @field_validator("regex")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            try:
-                regex.compile(pattern)
-            except regex.error as error:
-                raise ValueError(f"no regular expression: {error}") from error
-        return pattern
+        return pattern if pattern is None else _require_pattern(pattern)
 
     @field_validator("json_schema")
     @classmethod
     def _is_schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
         if schema is not None:
             try:
+                require_bounded(schema)
                 Draft202012Validator.check_schema(schema)
             except SchemaError as error:
                 raise ValueError(f"no JSON schema: {error.message[:200]}") from error
@@ -69,7 +135,7 @@ class Score(Section):
     """How near an answer is to a reference, from 0 to 1."""
 
     metric: ScoreName
-    reference: Text
+    reference: Annotated[str, StringConstraints(min_length=1, max_length=4000)]
 
 
 class Turn(Section):

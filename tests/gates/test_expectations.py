@@ -1,12 +1,15 @@
 """What an answer is worth to a case: every kind of expectation, and answers that nobody planned for."""
 
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from lora_ops.gates.expectations import first_number, mismatches, refuses, score
+from lora_ops.errors import LoraOpsError
+from lora_ops.gates.expectations import Patience, first_number, mismatches, refuses, score
 from lora_ops.settings.suite import Case, Expect, Score
 
 LABELS = ("Airlines", "Lodging")
@@ -88,3 +91,71 @@ def test_score_is_the_mean_of_sampled_answers() -> None:
 def test_score_measures_nearness_to_a_reference() -> None:
     case = Case(id="a", slice="s", text="q", score=Score(metric="token_f1", reference="a red car"))
     assert score(case, ["a red bus"], ()) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"$ref": "https://example.com/schema.json"}, "only '#/\\$defs/NAME' of its own is read"),
+        ({"$ref": "#/$defs/none"}, "only '#/\\$defs/NAME' of its own is read"),
+        ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "refers to itself: write it out"),
+        ({"$dynamicRef": "#x"}, "'\\$dynamicRef', which is not read"),
+        ({"patternProperties": {"(a|a)*$": {}}}, "'patternProperties', which is not read"),
+        ({"enum": list(range(3000))}, "more than 32 levels or 2000 values"),
+        ({"pattern": "("}, "no regular expression"),
+        ({"$defs": 7}, "no JSON schema"),
+    ],
+)
+def test_expect_refuses_a_schema_without_bound(schema: dict[str, Any], said: str) -> None:
+    """A reference to the network, to itself or to nothing stopped the gate, or never came to an end."""
+    with pytest.raises(ValidationError, match=said):
+        Expect(json_schema=schema)
+
+
+def test_expect_refuses_a_schema_that_is_nested_too_deeply() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(600):
+        schema = {"not": schema}
+    with pytest.raises(ValidationError, match="more than 32 levels"):
+        Expect(json_schema=schema)
+    with pytest.raises(ValidationError, match="nested too deeply"):
+        Expect(regex="(?:a|" * 320 + "b" + ")" * 320)
+
+
+@pytest.mark.parametrize("answer", ["1" * 400, "1e308", "NaN", "Infinity", "-1e999", "0.1", "[" * 9_000, "{}"])
+def test_mismatches_take_any_number_for_a_multiple(answer: str) -> None:
+    """The quotient of a huge number is no float, which stopped the whole gate."""
+    began = time.monotonic()
+    meets(answer, json_schema={"type": "number", "multipleOf": 0.25})
+    assert time.monotonic() - began < 1
+
+
+def test_mismatches_stop_a_schema_whose_parts_multiply() -> None:
+    """Twenty definitions, each of which asks twice for the next one, are a million steps."""
+    parts: dict[str, Any] = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(20)}
+    schema = {"$defs": {**parts, "a20": {"type": "object"}}, "$ref": "#/$defs/a0"}
+    began = time.monotonic()
+    assert not meets("{}", json_schema=schema)
+    assert time.monotonic() - began < 5
+
+
+def test_mismatches_stop_a_pattern_of_a_schema() -> None:
+    began = time.monotonic()
+    assert not meets(f'"{"a" * 5_000}!"', json_schema={"pattern": "^(a|a)*$"})
+    assert time.monotonic() - began < 5
+
+
+def test_score_stops_where_all_patterns_take_too_long() -> None:
+    """Each was stopped after a second, and 2,000 cases of them took an hour."""
+    case = Case(id="a", slice="s", text="q", expect=Expect(regex="^(a|a)*$"))
+    patience = Patience(0.3)
+    with pytest.raises(LoraOpsError, match=r"took more than .* without a repeat inside a repeat"):
+        score(case, ["a" * 5_000 + "!"], (), patience)
+
+
+@pytest.mark.parametrize("metric", ["token_f1", "chrf", "rouge_l", "exact_match"])
+def test_score_judges_a_long_answer_quickly(metric: str) -> None:
+    case = Case(id="a", slice="s", text="q", score=Score(metric=metric, reference="a b " * 1_000))
+    began = time.monotonic()
+    assert 0 <= score(case, ["b a " * 2_500], ()) <= 1
+    assert time.monotonic() - began < 8
