@@ -135,8 +135,8 @@ def load_problem(base: Path, adapter: Path) -> str | None:
 def losses(kept: Any, now: Any, place: str = "") -> Iterator[str]:
     """Yield what a JSON schema of before promised, and the one of now does not.
 
-    New properties, wider types and new values of an enumeration are no loss. A property that is gone, another
-    type, a value that is not taken any more, and a property that must be there only now are.
+    New properties, wider types and bounds, and new values of an enumeration are no loss. A property that is
+    gone, another type, a value that is not taken any more, and a property that must be there only now are.
     """
     if not isinstance(kept, dict) or not isinstance(now, dict):
         return
@@ -154,6 +154,7 @@ def losses(kept: Any, now: Any, place: str = "") -> Iterator[str]:
     gone = [one for one in kept.get("enum", []) if one not in now.get("enum", [])]
     if gone:
         yield f"{said} takes {gone[0]!r} no more"
+    yield from (f"{said} {one}" for one in _narrowed(kept, now))
     asked = [one for one in now.get("required", []) if one not in kept.get("required", [])]
     if asked and "properties" in kept:
         yield f"{said} must have {asked[0]}, which was optional or unknown"
@@ -164,6 +165,21 @@ def losses(kept: Any, now: Any, place: str = "") -> Iterator[str]:
             yield f"{said} takes one form less"
     if isinstance(kept.get("items"), dict):
         yield from losses(kept["items"], now.get("items"), f"{said}[]")
+
+
+def _narrowed(kept: Any, now: Any) -> Iterator[str]:
+    """Yield which values a schema takes no more because of a bound, a pattern or closed properties."""
+    for name in ("maxLength", "maxItems", "maxProperties", "maximum", "exclusiveMaximum"):
+        if name in now and (name not in kept or now[name] < kept[name]):
+            yield f"has {name} {now[name]}, not {kept.get(name, 'any')}"
+    for name in ("minLength", "minItems", "minProperties", "minimum", "exclusiveMinimum"):
+        if name in now and (name not in kept or now[name] > kept[name]):
+            yield f"has {name} {now[name]}, not {kept.get(name, 'any')}"
+    for name in ("pattern", "format", "multipleOf", "uniqueItems"):
+        if name in now and now[name] != kept.get(name):
+            yield f"has {name} {now[name]}, not {kept.get(name, 'any')}"
+    if now.get("additionalProperties") is False and kept.get("additionalProperties") is not False:
+        yield "takes no other properties any more"
 
 
 def _turns(data: DataSettings) -> list[list[str]]:

@@ -74,6 +74,12 @@ def test_validate_refuses_a_contract_that_is_no_json(contracts: Path) -> None:
         ({"anyOf": [{"type": "null"}]}, {"anyOf": [{"type": "null"}, {"type": "string"}]}, None),
         ({"anyOf": [{"type": "null"}, {"type": "string"}]}, {"type": "string"}, "takes one form less"),
         ({"items": {"type": "string"}}, {"items": {"type": "number"}}, "it[] has type"),
+        ({"maxLength": 100}, {"maxLength": 50}, "it has maxLength 50, not 100"),
+        ({"maxLength": 50}, {"maxLength": 100}, None),
+        ({"maxLength": 50}, {}, None),
+        ({"type": "integer"}, {"type": "integer", "minimum": 0}, "it has minimum 0, not any"),
+        ({"properties": {"a": {}}}, {"properties": {"a": {"pattern": "x"}}}, "a has pattern x, not any"),
+        ({"type": "object"}, {"type": "object", "additionalProperties": False}, "takes no other properties"),
         ({"$defs": {"A": {"type": "object"}}}, {"$defs": {}}, "A is gone"),
     ],
 )
