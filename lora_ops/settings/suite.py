@@ -231,4 +231,20 @@ class Suite(Section):
         empty = sorted(self.slices.keys() - used)
         if empty:
             raise ValueError(f"the slice '{empty[0]}' has no case: it would guard nothing")
+        # Here and not in the parts: suites that were asked before must be readable.
+        shown = next((name for name, one in self.slices.items() if one.least and not one.gating), None)
+        if shown:
+            raise ValueError(f"the slice '{shown}' decides by its least and is not gating: remove one")
+        asks_nothing = next((case.id for case in self.cases if case.expect and _finds_all(case.expect)), None)
+        if asks_nothing:
+            raise ValueError(
+                f"the regex of the case '{asks_nothing}' is found in every answer: it asks nothing"
+            )
         return self
+
+
+def _finds_all(expect: Expect) -> bool:
+    """Return whether a regular expression is found in answers that have nothing in common."""
+    return expect.regex is not None and all(
+        regex.search(expect.regex, answer, timeout=1) for answer in ("", "17", "zq", "–")
+    )
