@@ -12,7 +12,6 @@ from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AdapterRecord, AuditEntry, Lineage, Ownership, Performance, Risk, Verdict
 from lora_ops.registry import packages
 from lora_ops.registry.approvals import approvals_of
-from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.eligibility import UNREVIEWED, expiry_warning, reasons_against
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.head_acceptance import accepted_heads
@@ -58,7 +57,6 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
     notes += [*gate_notes(registry, version), *_gap_notes(version)]
     try:
         notes += outvoted(registry, version, history)
-        notes += Suites.of(registry, version, history, {}).outvoted()
     except LoraOpsError as error:
         notes.append(str(error).rstrip("."))
     counted, spread = None, None

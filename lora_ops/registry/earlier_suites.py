@@ -13,6 +13,7 @@ from typing import NamedTuple
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import AnyEvidence, Evidence, RegressionEvidence
 from lora_ops.records.registry import AuditEntry
+from lora_ops.records.regression import Verdict
 from lora_ops.registry.answered_incidents import NAMED, review_that_names
 from lora_ops.registry.objections import documents_on
 from lora_ops.registry.reports import filed, load, unpassed
@@ -101,7 +102,8 @@ class Suites(NamedTuple):
             if not isinstance(document, RegressionEvidence) or document == self.newest:
                 continue
             wrong = unpassed(document, self.least)
-            differs = "; ".join(self._differences(document, self.version.summary))
+            # Added cases answer a report that was undecided, and whoever approves must see them.
+            differs = "; ".join(self._differences(document, self.version.summary, ("fail", "undecided")))
             answer = review_that_names(self.registry, one.sha256, self.version, self._seen((), ()))
             if wrong:
                 said = f"; {answer.actor} answered: '{answer.body['reason']}'" if answer else ""
@@ -148,8 +150,16 @@ class Suites(NamedTuple):
         shown = next((e.seq for e in entries if alike & {one.sha256 for one in e.evidence}), None)
         return [entry for entry in entries if shown is not None and entry.seq > shown]
 
-    def _differences(self, document: RegressionEvidence, of: Summary) -> Iterator[str]:
-        """Yield in which ways the newest report asks less than an earlier one, as it is now."""
+    def _differences(
+        self, document: RegressionEvidence, of: Summary, closed: Sequence[Verdict] = ("fail",)
+    ) -> Iterator[str]:
+        """Yield in which ways the newest report asks less than an earlier one, as it is now.
+
+        Args:
+            document: the earlier report.
+            of: the version that it is about.
+            closed: verdicts of a slice that takes no further cases.
+        """
         if self.newest is None:
             yield f"{self.version.id} has none"
             return
@@ -170,12 +180,12 @@ class Suites(NamedTuple):
         if set(mine.labels) != set(theirs.labels):
             yield "with other labels"
         yield from looser_settings(mine, theirs)
-        failed = {one.what for one in document.compared if one.gating and one.comparison.verdict == "fail"}
-        failed |= {one.slice for one in document.least if one.verdict == "fail"}
+        failed = {one.what for one in document.compared if one.gating and one.comparison.verdict in closed}
+        failed |= {one.slice for one in document.least if one.verdict in closed}
         before = {content(one) for one in theirs.cases}
         added = [one.case.id for one in mine.cases if one.case.slice in failed and content(one) not in before]
         if added:
-            yield f"with cases added to what failed ({listed(added)})"
+            yield f"with cases added to what did not pass ({listed(added)})"
         against = {one.role: one.digest for one in self.newest.baselines}
         for old in document.baselines:
             # Which version in production it must be is asked by itself.

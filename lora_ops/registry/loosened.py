@@ -14,6 +14,7 @@ from lora_ops.records.manifest import published
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
 from lora_ops.registry.counting import plain
+from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import BEFORE_GATES, filed, gap_limit, load
 from lora_ops.registry.store import Registry
@@ -131,6 +132,7 @@ def loosened_gates(registry: Registry, version: Version) -> list[str]:
         *_checks_left_out(registry, version),
         *_data_checks_left_out(registry, version),
         *_suite_notes(registry, version),
+        *_earlier_reports(registry, version),
         *_answer_notes(version.manifest.evaluation),
         *_dated_later(registry, version),
     ]
@@ -165,6 +167,15 @@ def _suite_notes(registry: Registry, version: Version) -> Iterator[str]:
             yield f"nobody can tell what its suite asks less than that of {before.id}: {str(error).rstrip('.')}"
             return
         yield from suite_changes(*suites, before.id)
+
+
+def _earlier_reports(registry: Registry, version: Version) -> Iterator[str]:
+    """Yield which regression reports that did not pass a newer one took the place of."""
+    history = registry.log.entries(version.tenant, version.number)
+    try:
+        yield from Suites.of(registry, version, history, {}).outvoted()
+    except LoraOpsError as error:  # a lost report must not hide what else was loosened
+        yield str(error).rstrip(".")
 
 
 def _data_checks_left_out(registry: Registry, version: Version) -> Iterator[str]:

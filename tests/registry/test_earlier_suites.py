@@ -101,7 +101,7 @@ KINDER = {
         suite(plain=PLAIN.model_copy(update={"gating": False}), other=PLAIN),
         "plain is not gating",
     ),
-    "easy cases": (more(suite(), 400), "with cases added to what failed (plain-100, plain-101"),
+    "easy cases": (more(suite(), 400), "with cases added to what did not pass (plain-100, plain-101"),
     "no opponent": (
         suite(plain=PLAIN.model_copy(update={"against": ("base",)})),
         "not compared with production",
@@ -194,6 +194,8 @@ def test_show_names_what_a_newer_report_replaced(asking: Registry) -> None:
     gated(asking, suite())
     [note] = [one for one in record(asking, "finance@2").verdict.warnings if "earlier regression" in one]
     assert "did not pass (its suite, " in note and "plain against finance@1: undecided" in note
+    assert "now with cases added to what did not pass (plain-12, plain-13" in note
+    assert note in gate_notes(asking, asking.get("finance@2"))
 
 
 def test_a_failure_of_a_twin_is_answered_by_its_cases(
