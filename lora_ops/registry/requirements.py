@@ -213,12 +213,27 @@ def _gate_objections(
 
 def _other_baseline(registry: Registry, version: Version, one: Evidence | None) -> Iterator[str]:
     """Yield that a regression report compares with another version than the one in production now."""
+    yield from other_baseline(registry, one, _production_now(registry, version), "is in production now")
+
+
+def other_baseline(registry: Registry, one: Evidence | None, now: Summary | None, which: str) -> Iterator[str]:
+    """Yield that a regression report compares with another version than `now`, which was in production.
+
+    Args:
+        registry: where.
+        one: the report.
+        now: the version that it must compare with; None: there was none in production.
+        which: what that version is, in words.
+
+    Raises:
+        LoraOpsError: the report is missing or was changed.
+    """
     document = load(registry.files, one) if one else None
     if not isinstance(document, RegressionEvidence):
         return
-    now, then = _production_now(registry, version), document.production
+    then = document.production
     if (now and now.content_digest) != (then and then.digest):
-        against = f"against {now.id}, which is in production now" if now else "without a version in production"
+        against = f"against {now.id}, which {which}" if now else "without a version in production"
         yield f"a regression report {against} (the last one is against {then.name if then else 'no version'})"
 
 

@@ -23,7 +23,7 @@ from lora_ops.registry.objections import objections
 from lora_ops.registry.owners import Team
 from lora_ops.registry.owners_log import owners_before
 from lora_ops.registry.reports import lacks, load, own_evidence, recorded_minimums
-from lora_ops.registry.requirements import EVIDENCE, STAGES
+from lora_ops.registry.requirements import EVIDENCE, STAGES, other_baseline
 from lora_ops.registry.roles import APPROVE, MAY
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.ssh_signatures import fingerprint
@@ -90,6 +90,20 @@ def _evidence_lacks(registry: Registry, version: Version, entry: AuditEntry) -> 
                 yield "the evaluation of its package"
         else:
             yield from _document_lacks(registry, version, found[kind], entry)
+    if least.get("regression"):
+        yield from _baseline_lacks(registry, version, found.get("regression"), entry)
+
+
+def _baseline_lacks(
+    registry: Registry, version: Version, one: Evidence | None, entry: AuditEntry
+) -> Iterator[str]:
+    """Yield that a step rests on a regression report against another version than production of that day."""
+    number = registry.log.last_unrevoked_in_production(
+        version.tenant, other_than=version.number, before=entry.seq
+    )
+    with suppress(LoraOpsError):  # a lost report or row is named by others
+        then = registry.get(f"{version.tenant}@{number}", whole=False).summary if number else None
+        yield from other_baseline(registry, one, then, "was in production then")
 
 
 def _document_lacks(registry: Registry, version: Version, one: Evidence, entry: AuditEntry) -> Iterator[str]:
