@@ -168,10 +168,10 @@ def _widened(found: PairedDifference, low: float, high: float) -> PairedDifferen
 
 def _studentized(left: Sample, right: Sample) -> tuple[float, float]:
     """Return the bounds of a difference by its jackknifed standard error and Student's t."""
-    rest = jackknife(left) - jackknife(right)  # (groups,): the difference without each group
-    many, value = len(rest), left.value - right.value
+    many, value = len(left.parts), left.value - right.value
     if many < 2:
         return -1.0, 1.0
+    rest = jackknife(left) - jackknife(right)  # (groups,): the difference without each group
     error = math.sqrt((many - 1) / many * float(np.square(rest - rest.mean()).sum()))
     half = float(stdtrit(many - 1, (1 + CONFIDENCE) / 2)) * error
     return value - half, value + half
