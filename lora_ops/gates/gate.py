@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.exit_codes import ExitCode
-from lora_ops.gates.gather import gather
+from lora_ops.gates.gather import gather, unlike_packages
 from lora_ops.gates.regression import regression_report
 from lora_ops.gates.review.evidence import recount
 from lora_ops.records.evaluation import BASE, BASE_FEW_SHOT
@@ -126,6 +126,8 @@ def replayed(registry: Registry, version: Version) -> dict[str, Evidence]:
 def replay(registry: Registry, version: Version) -> Iterator[str]:
     """Compute each report that `replayed` names again from its kept source, and yield where it differs.
 
+    The answers of the source are compared with those of the packages.
+
     Raises:
         LoraOpsError: a kept file is missing or was changed.
     """
@@ -150,6 +152,7 @@ def replay(registry: Registry, version: Version) -> Iterator[str]:
         document.model_dump(mode="json", exclude={"made_by"}),
         again.model_dump(mode="json", exclude={"made_by"}),
     )
+    yield from unlike_packages(registry, version, source)
 
 
 def _differences(kept: object, again: object, place: str = "regression") -> Iterator[str]:

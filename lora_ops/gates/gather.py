@@ -38,6 +38,8 @@ EARLIER = 3
 """Versions before the candidate that are compared and shown."""
 REMEMBERED = 10
 """Versions of the tenant whose filed reports are searched for answers, the newest first."""
+NAMED = 5
+"""So many cases are named; the others are counted."""
 MAY_DIFFER = 0.03
 """Share of the packaged answers that may be worth something else when the adapter gives them again."""
 
@@ -90,6 +92,11 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
         rows, left_out, metrics = _held_out(registry, version, production)
     except LoraOpsError as error:
         notes.append(f"the held-out rows are not compared: {error}")
+    if left_out:
+        notes.append(
+            f"{left_out} held-out rows of it or of production are not compared: the other one lacks them, or "
+            "was trained on their group"
+        )
     source = RegressionSource(
         adapter=version.id,
         digest=version.summary.content_digest,
@@ -101,6 +108,60 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
         held_out_left_out=left_out,
     )
     return Gathered(source, notes)
+
+
+def unlike_packages(registry: Registry, version: Version, source: RegressionSource) -> Iterator[str]:
+    """Yield where the answers of a kept source are not those of the packages that are here, in words.
+
+    A source of made-up answers gives its own report again, so only the packages show it. A version that is
+    gone, or whose package keeps no answers, is left out: `lora-ops registry verify` names lost files.
+
+    Raises:
+        LoraOpsError: a kept file of `version` is missing or was changed.
+    """
+    for system in source.systems:
+        name, digest = system.baseline.name, system.baseline.digest
+        if system.baseline.role == "base":
+            continue
+        try:
+            other = version if name == version.id else registry.get(name, whole=False)
+            packaged = _kept_answers(registry, other, source.cases)
+        except LoraOpsError:
+            if name == version.id:
+                raise
+            continue
+        if other.summary.content_digest != digest:
+            yield f"regression.systems.{name} is of other content than {name}"
+            continue
+        given = {one.key: one for one in system.answers}
+        wrong = [
+            given[key].case for key in packaged if key in given and given[key].texts != packaged[key].texts
+        ]
+        if wrong:
+            more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+            cases = f"{', '.join(wrong[:NAMED])}{more}"
+            yield f"regression.systems.{name} has other answers than its package to {cases}"
+        stated = source.packaged.packaged if source.packaged and name == version.id else len(packaged)
+        if stated < len(packaged):
+            yield f"regression.packaged is {stated}, and the package has {len(packaged)} answers to these cases"
+    production = next((one.baseline.name for one in source.systems if one.baseline.role == "production"), None)
+    if source.held_out and production:
+        yield from _unlike_held_out(registry, version, source, production)
+
+
+def _unlike_held_out(
+    registry: Registry, version: Version, source: RegressionSource, production: str
+) -> Iterator[str]:
+    try:
+        kept, _, _ = _held_out(registry, version, registry.get(production, whole=False).number)
+    except LoraOpsError:
+        return
+    if sorted(kept, key=lambda one: one.key) != sorted(source.held_out, key=lambda one: one.key):
+        same = len({*kept} & {*source.held_out})
+        yield (
+            f"regression.held_out has {len(source.held_out)} rows, and {same} of the {len(kept)} rows that the "
+            f"packages of {version.id} and {production} give are among them"
+        )
 
 
 def _cases_now(registry: Registry, version: Version, root: Path) -> tuple[CasesRecord, Origin]:

@@ -15,7 +15,7 @@ from lora_ops.records.evidence import Source
 from lora_ops.records.manifest import FileRecord
 from lora_ops.records.regression import PackagedAnswers, RegressionSource
 from lora_ops.records.suite import AnswersRecord
-from lora_ops.registry import lifecycle
+from lora_ops.registry import lifecycle, requirements
 from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.reports import Report, make
 from lora_ops.registry.requirements import missing_for
@@ -265,3 +265,47 @@ def test_report_of_an_earlier_release_still_lets_production_stand(asking: Regist
     assert not verify(asking).problems
     assert "an earlier release made it: run `lora-ops gate finance@2`" in lacking(asking)
     assert not [one for one in replay(asking, asking.get("finance@2")) if "source" in one]
+
+
+def test_replay_compares_a_source_with_the_packages(asking: Registry, package: Build, tmp_path: Path) -> None:
+    """A source of made-up answers gives its own report again; the package has others."""
+    given = without_base(asking, package, tmp_path, wrong=9)
+    kinder = given.systems[0].model_copy(update={"answers": answers(given.cases)})
+    few = given_again(40)
+    made_up = given.model_copy(update={"systems": (kinder, *given.systems[1:]), "packaged": few})
+    document = regression_report(made_up, "finance", asking.clock())
+    kept = Report(document, made_up.to_json().encode(), "its suite")
+    lifecycle.file_evidence(asking, "finance@3", kept, actor="ci")
+    assert list(replay(asking, asking.get("finance@3"))) == [
+        "regression.systems.finance@3 has other answers than its package to plain-0, plain-1, plain-2, "
+        "plain-3, plain-4 and 4 more",
+        "regression.packaged is 40, and the package has 60 answers to these cases",
+    ]
+
+
+def test_replay_compares_held_out_rows_with_the_packages(
+    asking: Registry, package: Build, tmp_path: Path
+) -> None:
+    given = without_base(asking, package, tmp_path, wrong=0)
+    assert len(given.held_out) == 300
+    row = given.held_out[0].model_copy(update={"candidate": "Nothing"})
+    made_up = given.model_copy(update={"held_out": (row, *given.held_out[1:])})
+    for source_of, said in ((given, []), (made_up, ["299 of the 300 rows"])):
+        document = regression_report(source_of, "finance", asking.clock())
+        kept = Report(document, source_of.to_json().encode(), "its suite")
+        lifecycle.file_evidence(asking, "finance@3", kept, actor="ci")
+        found = list(replay(asking, asking.get("finance@3")))
+        assert len(found) == len(said) and all(part in one for part, one in zip(said, found, strict=True))
+
+
+def test_verify_names_a_step_that_rests_on_another_baseline(
+    asking: Registry, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes the log by another program rests a step on a report against something weaker."""
+    story.file("policy", about="finance@2")
+    file(asking, report(asking, against=None))
+    monkeypatch.setattr(requirements, "_other_baseline", lambda *given: iter(()))
+    lifecycle.promote(asking, "finance@2", "validated", actor="ci", reason="passes")
+    [problem] = verify(asking).problems
+    assert "a regression report against finance@1, which was in production then" in problem
+    assert "(the last one is against no version)" in problem
