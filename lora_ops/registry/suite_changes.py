@@ -134,10 +134,10 @@ def case_changes(mine: Sequence[AskedCase], theirs: Sequence[AskedCase]) -> Case
 
     A case is what the suite says of it. Its name doesn't count, and neither does the system prompt around it.
     """
-    own, names = {content(one) for one in mine}, {one.case.id for one in mine}
+    own, names = {content(one): one.case.must_pass for one in mine}, {one.case.id for one in mine}
     gone, changed, kept = list[str](), list[str](), list[AskedCase]()
     for one in theirs:
-        if content(one) in own:
+        if content(one) in own and own[content(one)] >= one.case.must_pass:
             kept.append(one)
         else:
             (changed if one.case.id in names else gone).append(one.case.id)
@@ -148,8 +148,8 @@ def case_changes(mine: Sequence[AskedCase], theirs: Sequence[AskedCase]) -> Case
 
 
 def content(one: AskedCase) -> str:
-    """Return what a case asks and expects, without its name and its group."""
-    return canonical(one.case.model_dump(mode="json", exclude={"id", "group"}))
+    """Return what a case asks and expects, without its name, its group, and whether it must pass."""
+    return canonical(one.case.model_dump(mode="json", exclude={"id", "group", "must_pass"}))
 
 
 def _companions(cases: Sequence[AskedCase], known: set[str]) -> Mapping[str, frozenset[str]]:

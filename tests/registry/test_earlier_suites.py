@@ -139,7 +139,7 @@ def test_a_case_that_must_pass_stays_one(asking: Registry) -> None:
 def test_the_same_cases_answer_a_failure(asking: Registry, story: Story) -> None:
     """Other names, another prompt around them, a stricter margin and new slices are no kinder suite."""
     gated(asking, suite(), range(20))
-    cases = suite(plain=Slice(about="plain cases", margin=0.12), other=PLAIN)
+    cases = suite(must_pass=2, plain=Slice(about="plain cases", margin=0.12), other=PLAIN)
     renamed = [
         one.model_copy(
             update={
