@@ -49,14 +49,14 @@ async def generate_with_engine(
     """
     tokens = [tuple(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
     sampling = Sampling(max_tokens=max_new_tokens, structure=structure)
-    with _progress(len(prompts), what, "row") as progress:
+    with progress(len(prompts), what, "row") as shown:
 
         async def one(number: int) -> tuple[str, FinishReason | None]:
             text, finish = "", None
             generation = Generation(f"{what}-{number}", tokens[number], adapter, sampling)
             async for chunk in engine.generate(generation):
                 text, finish = text + chunk.text, chunk.finish
-            progress.update()
+            shown.update()
             return text, finish
 
         async with asyncio.TaskGroup() as group:
@@ -77,11 +77,11 @@ def generate(
 
     Prompts of similar length share a batch, since a batch is as slow as its longest row.
     """
-    ends = torch.tensor(_end_tokens(model, tokenizer))
+    ends = torch.tensor(end_tokens(model, tokenizer))
     cut = 0
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts = [""] * len(prompts)
-    for start in _progress(range(0, len(order), batch_size), what, "batch"):
+    for start in progress(range(0, len(order), batch_size), what, "batch"):
         chosen = order[start : start + batch_size]
         inputs = tokenizer(
             [prompts[index] for index in chosen], padding=True, add_special_tokens=False, return_tensors="pt"
@@ -97,14 +97,14 @@ def generate(
     return Answers([text.strip() for text in texts], cut, texts)
 
 
-def _progress(of: Any, what: str, unit: str) -> Any:
+def progress(of: Any, what: str, unit: str) -> Any:
     """Return a progress bar on stdout: a page shows stderr in red, and progress is no fault."""
     given = {"total": of} if isinstance(of, int) else {"iterable": of}
     return tqdm(**given, desc=what, unit=unit, mininterval=5, file=sys.stdout)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Return the tokens at which `model.generate` stops."""
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens at which an answer of `model` ends."""
     ends = model.generation_config.eos_token_id
     if ends is None:
         ends = tokenizer.eos_token_id
