@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MOST_LABELS = 50
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+SHOTS = (6, 16)
+"""At least and at most so many examples for the base model; between them one for each label."""
 REMEDIES = {IDENTIFIERS_SETTING: "add --on-pii drop or --on-pii redact"}
 """What `tenant add` can do about a check; any other limit was read from the file itself."""
 
@@ -99,7 +101,7 @@ def draft_tenant(
         "evaluate": {
             "metrics": ["exact_match", "macro_f1"] if task == "labels" else ["chrf", "rouge_l"],
             "max_new_tokens": max_new_tokens,
-            "few_shot": 6,
+            "few_shot": max(SHOTS[0], min(len(data.get("labels", ())), SHOTS[1])),
             "batch_size": 50,
             "bootstrap": 2000,
             "samples": 20,
