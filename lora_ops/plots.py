@@ -13,6 +13,7 @@ from lora_ops.records.evaluation import (
     ADAPTER_LABELS,
     BASE,
     BASE_FEW_SHOT,
+    BASE_LABELS,
     LEAD,
     MAJORITY,
     TFIDF,
@@ -54,7 +55,7 @@ def plot_metrics(record: EvaluationRecord) -> Plot:
     figure = Plot(figsize=(8, 0.8 + 1.5 * len(record.metrics)), layout="constrained")
     all_axes = figure.subplots(len(record.metrics), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (title, metric) in zip(all_axes, record.metrics.items(), strict=True):
-        order = (MAJORITY, LEAD, BASE, BASE_FEW_SHOT, TFIDF, ADAPTER_LABELS, ADAPTER)
+        order = (MAJORITY, LEAD, BASE, BASE_FEW_SHOT, BASE_LABELS, TFIDF, ADAPTER_LABELS, ADAPTER)
         bars = [name for name in order if name in metric]
         for row, name in enumerate(bars):
             interval, colour = metric[name], "tab:blue" if name in (ADAPTER, ADAPTER_LABELS) else "0.6"

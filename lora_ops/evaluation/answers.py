@@ -21,8 +21,9 @@ from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.answered import Answered
 from lora_ops.evaluation.generate import Answers, generate, generate_with_engine
+from lora_ops.evaluation.likelihood import choose_labels
 from lora_ops.loading import load_base_model, load_tokenizer, pick_device
-from lora_ops.records.evaluation import ADAPTER, ADAPTER_LABELS, BASE, BASE_FEW_SHOT, Agreement
+from lora_ops.records.evaluation import ADAPTER, ADAPTER_LABELS, BASE, BASE_FEW_SHOT, BASE_LABELS, Agreement
 from lora_ops.records.example import Example
 from lora_ops.settings.evaluate import EvaluateSettings
 
@@ -45,16 +46,19 @@ def answer(
     settings: EvaluateSettings,
     few_shot: Sequence[str] = (),
     labels: Sequence[str] = (),
+    best: Sequence[str] = (),
 ) -> Answered:
     """Return the answers of the base model in folder `base` and of the adapter in folder `adapter`.
 
     The engine answers all rows and transformers the sample. Where the engine can't decode this base model in
-    batches, transformers is quicker, and they change places.
+    batches, transformers is quicker, and they change places. transformers alone tells how likely labels are.
 
     Args:
         few_shot: the prompt of each row with examples before it, which only the base model gets; none: no such
             system.
         labels: to which the engine holds the adapter in a system of its own; none: no such system.
+        best: the base model's best prompt of each row, by which its answer is the likeliest of `labels`; none:
+            no such system.
 
     Raises:
         LoraOpsError: the engine can't load base model or adapter, or its answers are not those of transformers.
@@ -70,9 +74,17 @@ def answer(
         engine, engine_seconds, batches = portal.call(
             _ask_engine, base, adapter, digests, asked, sample, settings, labels
         )
-    # Only the engine can be held to labels, so nobody answers this again.
-    held = {ADAPTER_LABELS: engine.pop(ADAPTER_LABELS)} if labels else {}
-    peer, peer_seconds = _ask_transformers(base, adapter, sample if batches else asked, settings)
+    model, tokenizer = _load_transformers(base, adapter)
+    peer, peer_seconds = _ask_transformers(model, tokenizer, sample if batches else asked, settings)
+    # Nobody answers these again: only the engine can be held to labels, and only transformers weighs them.
+    alone, alone_seconds = {}, {}
+    if labels:
+        alone[ADAPTER_LABELS] = engine.pop(ADAPTER_LABELS)
+        alone_seconds[ADAPTER_LABELS] = engine_seconds.pop(ADAPTER_LABELS)
+    if labels and best:
+        start = time.perf_counter()
+        alone[BASE_LABELS] = _choose_labels(model, tokenizer, best, labels, packs=batches)
+        alone_seconds[BASE_LABELS] = round(time.perf_counter() - start, 2)
     if adapter_digests(adapter) != digests:
         raise LoraOpsError(f"The adapter in {adapter} was changed while it answered: run this again.")
     found, seconds, again = (engine, engine_seconds, peer) if batches else (peer, peer_seconds, engine)
@@ -82,8 +94,7 @@ def answer(
         equal = sum(whole_characters(one) == whole_characters(other) for one, other in pairs)
         agreement[system] = Agreement(rows=len(chosen), equal=equal)
     _require_agreement(agreement)
-    found |= held
-    seconds |= {system: engine_seconds[system] for system in held}
+    found, seconds = found | alone, seconds | alone_seconds
     frame = pd.DataFrame([row.model_dump(include={"id", "group", "text", "target"}) for row in rows])
     return Answered(
         frame.assign(**{system: answers.texts for system, answers in found.items()}),
@@ -183,9 +194,8 @@ async def _ask_for_labels(
     return Answers(texts, cut, texts)
 
 
-def _ask_transformers(
-    base: Path, adapter: Path, asked: Questions, settings: EvaluateSettings
-) -> tuple[Found, dict[str, float]]:
+def _load_transformers(base: Path, adapter: Path) -> tuple[Any, Any]:
+    """Return the base model with the adapter, as PEFT has it, and the tokenizer."""
     from peft import PeftModel
 
     device, dtype = pick_device()
@@ -194,7 +204,26 @@ def _ask_transformers(
     if device == "cuda":
         torch.cuda.empty_cache()
     model, tokenizer = load_base_model(base, device, dtype)
-    model = PeftModel.from_pretrained(model, adapter).eval()
+    return PeftModel.from_pretrained(model, adapter).eval(), tokenizer
+
+
+def _choose_labels(
+    model: Any, tokenizer: Any, prompts: Sequence[str], labels: Sequence[str], *, packs: bool
+) -> Answers:
+    """Return the base model's likeliest label for each prompt.
+
+    Args:
+        packs: what the engine decodes in batches also computes packed rows, since it knows no windows.
+    """
+    with model.disable_adapter():
+        chosen = choose_labels(model, tokenizer, prompts, labels, packs=packs, what=BASE_LABELS)
+    return Answers(chosen, 0, chosen)
+
+
+def _ask_transformers(
+    model: Any, tokenizer: Any, asked: Questions, settings: EvaluateSettings
+) -> tuple[Found, dict[str, float]]:
+    """Return the answers of transformers' `generate`, and how long each system took."""
     found, seconds = {}, {}
     for system, prompts in asked.items():
         start = time.perf_counter()

@@ -63,6 +63,20 @@ def few_shot_prompts(
     return [], 0
 
 
+def prompts_with_labels(
+    tokenizer: Any, rows: Sequence[Example], prompt: PromptRecord, max_tokens: int | None
+) -> list[str]:
+    """Return the prompt of each row with the labels listed and no example; its own where one has no room.
+
+    Args:
+        max_tokens: how long a prompt may be (`room`); None: any length.
+    """
+    prompts = [render_prompt(tokenizer, row.text, system_with_labels(prompt)) for row in rows]
+    if max_tokens is not None and max(_lengths(tokenizer, prompts)) > max_tokens:
+        return [row.prompt for row in rows]
+    return prompts
+
+
 def _lengths(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
 

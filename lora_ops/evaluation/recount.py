@@ -11,7 +11,16 @@ from pydantic import ValidationError
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import ADAPTER_FILES, ANSWERS, MEMBERSHIP
-from lora_ops.records.evaluation import ADAPTER, BASE, LEAD, MAJORITY, SYSTEMS, TFIDF, EvaluationRecord
+from lora_ops.records.evaluation import (
+    ADAPTER,
+    BASE,
+    BASE_LABELS,
+    LEAD,
+    MAJORITY,
+    SYSTEMS,
+    TFIDF,
+    EvaluationRecord,
+)
 from lora_ops.records.generation import GenerationRecord
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.membership import read_groups
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("id", "group", "text", "target")
 """What `answers.csv` has besides a column for each system, and one for each of `data.bias_columns`."""
-BASELINES = {TFIDF: "labels", MAJORITY: "labels", LEAD: "text"}
+ONE_TASK = {BASE_LABELS: "labels", TFIDF: "labels", MAJORITY: "labels", LEAD: "text"}
 """Systems that every tenant of one task has, and none of the other one."""
 UNLIMITED = ("length_ratio",)
 """What has no upper limit; everything else lies between -1 and 1."""
@@ -108,13 +117,16 @@ def _unlike_answers(folder: Path, manifest: Manifest, settings: TenantSettings) 
     if strange:
         yield f"{ANSWERS} has the target '{strange[0]}', which is not one of data.labels"
         return
-    wrong = [name for name, task in BASELINES.items() if (name in systems) != (settings.data.task == task)]
+    wrong = [name for name, task in ONE_TASK.items() if (name in systems) != (settings.data.task == task)]
     if wrong:
         must = "can't have" if wrong[0] in systems else "must have"
         yield f"the evaluation of a task of {settings.data.task} {must} {wrong[0]}"
         return
     if LEAD in systems:
         yield from _unlike_lead(answers)
+    chosen = answers.get(BASE_LABELS)
+    if chosen is not None and not chosen.isin(settings.data.labels).all():
+        yield f"{ANSWERS} has an answer of {BASE_LABELS} that is not one of data.labels"
     yield from _unlike(stated, _recount(answers, settings, stated))
     cut = stated.truncated
     if not cut.keys() <= set(systems) or not all(0 <= count <= stated.rows for count in cut.values()):

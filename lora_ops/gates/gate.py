@@ -11,7 +11,7 @@ from lora_ops.exit_codes import ExitCode
 from lora_ops.gates.gather import gather, unlike_packages
 from lora_ops.gates.regression import regression_report
 from lora_ops.gates.review.evidence import recount
-from lora_ops.records.evaluation import BASE, BASE_FEW_SHOT
+from lora_ops.records.evaluation import BASES
 from lora_ops.records.evidence import (
     AnyEvidence,
     Evidence,
@@ -189,7 +189,7 @@ def _evaluation_rows(registry: Registry, version: Version, one: Evidence | None)
         yield GateRow("evaluation", "missing", note="the package has none: package the adapter again")
         return
     evaluation, all_beaten = version.manifest.evaluation, True
-    for system in (BASE, BASE_FEW_SHOT):
+    for system in BASES:
         for metric, found in evaluation.differences.get(system, {}).items():
             verdict: Verdict = "pass" if found.is_clear and found.value > 0 else "fail"
             all_beaten = all_beaten and verdict == "pass"

@@ -14,6 +14,8 @@ SIGNIFICANCE = 0.05
 # The systems that answer the held-out rows.
 BASE = "base"
 BASE_FEW_SHOT = "base_few_shot"
+# The base model with the same prompt, whose answer is the label that it finds likeliest.
+BASE_LABELS = "base_labels"
 ADAPTER = "adapter"
 # The adapter when it may only answer with a label, as `serving.tenants.NAME.labels_only` serves it.
 ADAPTER_LABELS = "adapter_labels"
@@ -23,8 +25,10 @@ LEAD = "lead_words_baseline"
 # What people wrote, beside the systems, where it is described how answers look.
 TARGET = "target"
 # In the order in which pages show them.
-SYSTEMS = (BASE, BASE_FEW_SHOT, ADAPTER, ADAPTER_LABELS, TFIDF, MAJORITY, LEAD)
-OPPONENTS = (BASE, BASE_FEW_SHOT, TFIDF, MAJORITY, LEAD)
+SYSTEMS = (BASE, BASE_FEW_SHOT, BASE_LABELS, ADAPTER, ADAPTER_LABELS, TFIDF, MAJORITY, LEAD)
+# The ways in which the base model is asked. An adapter must beat all of them, so it beats the best one.
+BASES = (BASE, BASE_FEW_SHOT, BASE_LABELS)
+OPPONENTS = (*BASES, TFIDF, MAJORITY, LEAD)
 
 
 class Interval(Record):
@@ -140,14 +144,14 @@ class Agreement(Record):
 def beats_base(differences: Mapping[str, Mapping[str, PairedDifference]]) -> bool:
     """Return whether the adapter is clearly better than its base model in every metric, however that is asked.
 
-    Both the base with the adapter's prompt and the base with few-shot examples, where that answered, must be
-    beaten. Each difference must be clear after the correction for the metrics. The number of systems needs
-    none, since all must be beaten (intersection-union test: Berger, 1982).
+    Each of `BASES` that answered must be beaten: the best of them is the opponent, whichever it is. Older
+    records lack some. Each difference must be clear after the correction for the metrics. The number of systems
+    needs none, since all must be beaten (intersection-union test: Berger, 1982).
 
     Args:
         differences: system -> metric -> adapter minus system; the base is one of the systems.
     """
-    to_base = [differences[name] for name in (BASE, BASE_FEW_SHOT) if name in differences]
+    to_base = [differences[name] for name in BASES if name in differences]
     return all(one.is_clear and one.value > 0 for of in to_base for one in of.values())
 
 
@@ -207,7 +211,7 @@ class EvaluationRecord(Record):
         """The differences to the base that are not clearly better, in words; empty where all are."""
         return ", ".join(
             f"{metric} {found} against {system.replace('_', ' ')}, corrected p {found.p_corrected:.2g}"
-            for system in (BASE, BASE_FEW_SHOT)
+            for system in BASES
             for metric, found in self.differences.get(system, {}).items()
             if not (found.is_clear and found.value > 0)
         )
@@ -216,6 +220,11 @@ class EvaluationRecord(Record):
     def answered_few_shot(self) -> bool:
         """Whether the adapter was compared with the base model that was shown examples."""
         return BASE_FEW_SHOT in self.differences
+
+    @property
+    def answered_labels(self) -> bool:
+        """Whether the adapter was compared with the base model whose answers are its likeliest labels."""
+        return BASE_LABELS in self.differences
 
     @property
     def contradicts_itself(self) -> bool:
@@ -228,7 +237,7 @@ class EvaluationRecord(Record):
         lacking = any(
             metric not in self.differences.get(system, {})
             for metric, systems in self.metrics.items()
-            for system in (BASE, BASE_FEW_SHOT)
+            for system in BASES
             if system == BASE or system in systems
         )
         return lacking or self.beats_base != beats_base(self.differences)

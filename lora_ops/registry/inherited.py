@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.data import DataRecord
-from lora_ops.records.evaluation import BASE, BASE_FEW_SHOT, EvaluationRecord
+from lora_ops.records.evaluation import BASES, EvaluationRecord
 from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
@@ -307,6 +307,6 @@ def _against_base(evaluation: EvaluationRecord) -> set[str]:
     """Return what of an evaluation decides whether the adapter beats its base model, in words."""
     return {
         f"{metric} against {system.replace('_', ' ')}"
-        for system in (BASE, BASE_FEW_SHOT)
+        for system in BASES
         for metric in evaluation.differences.get(system, {})
     }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evaluation import EvaluationRecord
 from lora_ops.records.evidence import PolicyEvidence
-from lora_ops.records.manifest import published
+from lora_ops.records.manifest import Manifest, published
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
 from lora_ops.registry.counting import plain
@@ -122,13 +122,9 @@ def loosened_gates(registry: Registry, version: Version) -> list[str]:
     theirs = _before(registry, version)
     found = [said for name in GATES for said in _loosened(name, mine, theirs)]
     notes = [f"it is judged by looser gates than {theirs.of}: {'; '.join(found)}"] if found else []
-    if mine.settings.get("evaluate.few_shot") == 0:
-        notes.append("its base model was not measured at its best (evaluate.few_shot: 0)")
-    elif version.manifest.evaluation.differences and not version.manifest.evaluation.answered_few_shot:
-        # The examples had no room in the prompt, or the evaluation was made with another setting.
-        notes.append("its base model was not measured at its best (its evaluation has no few-shot answers)")
     return [
         *notes,
+        *_base_notes(version.manifest, mine.settings.get("evaluate.few_shot")),
         *_checks_left_out(registry, version),
         *_data_checks_left_out(registry, version),
         *_suite_notes(registry, version),
@@ -254,6 +250,18 @@ def _loosened(name: str, mine: Judgement, theirs: Judgement) -> Iterator[str]:
             yield f"{name} {_said(mine.settings[name])}, there not recorded"
     elif _is_looser(GATES[name], mine.settings[name], theirs.settings[name]):
         yield f"{name} {_said(mine.settings[name])}, not {_said(theirs.settings[name])}"
+
+
+def _base_notes(manifest: Manifest, few_shot: Any) -> Iterator[str]:
+    """Yield why the base model of an evaluation could have done better."""
+    evaluation, weak = manifest.evaluation, "its base model was not measured at its best"
+    if few_shot == 0:
+        yield f"{weak} (evaluate.few_shot: 0)"
+    elif evaluation.differences and not evaluation.answered_few_shot:
+        # The examples had no room in the prompt, or the evaluation was made with another setting.
+        yield f"{weak} (its evaluation has no few-shot answers)"
+    if manifest.data.task == "labels" and evaluation.differences and not evaluation.answered_labels:
+        yield f"{weak} (no answers of it are the likeliest label)"
 
 
 def _answer_notes(evaluation: EvaluationRecord) -> Iterator[str]:

@@ -15,9 +15,10 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation import answers as answering
 from lora_ops.evaluation.answers import SAMPLE, answer, sample_of, whole_characters
 from lora_ops.evaluation.generate import generate, generate_with_engine
+from lora_ops.evaluation.likelihood import choose_labels
 from lora_ops.loading import load_base_model, load_tokenizer
 from lora_ops.paths import ADAPTER_FILES
-from lora_ops.records.evaluation import ADAPTER, ADAPTER_LABELS, BASE, BASE_FEW_SHOT
+from lora_ops.records.evaluation import ADAPTER, ADAPTER_LABELS, BASE, BASE_FEW_SHOT, BASE_LABELS
 from lora_ops.records.example import Example
 from lora_ops.settings.evaluate import EvaluateSettings
 from tests.conftest import record_weights
@@ -99,8 +100,10 @@ def test_answer_takes_transformers_where_no_batch_is(
     )  # fmt: skip
     Gemma2ForCausalLM(config).save_pretrained(base)
     record_weights(base)
-    found = answer(base, tuned(base), rows(10), SETTINGS)
+    prompts = [row.prompt for row in rows(10)]
+    found = answer(base, tuned(base), rows(10), SETTINGS, (), ["Lodging", "neutral"], prompts)
     assert found.by == "transformers" and len(found.frame) == 10
+    assert set(found.frame[BASE_LABELS]) <= {"Lodging", "neutral"}
     assert {both.equal for both in found.agreement.values()} == {SAMPLE}
 
 
@@ -174,3 +177,23 @@ def test_answers_held_to_labels_are_the_engines(tiny_base: Path, tuned: Callable
         return asked.texts
 
     assert asyncio.run(ask()) == held
+
+
+def test_labels_of_the_base_are_the_likeliest_of_its_own(
+    tiny_base: Path, tuned: Callable[[Path], Path]
+) -> None:
+    """They come from the base model's prompts, without the adapter."""
+    from peft import PeftModel
+
+    adapter, examples = tuned(tiny_base), rows(10)
+    labels = ["Lodging", "Airlines", "neutral", "negative"]
+    best = [f"Name the merchant category. {row.prompt}" for row in examples]
+    found = answer(tiny_base, adapter, examples, SETTINGS, (), labels, best)
+    model, tokenizer = load_base_model(tiny_base)
+    expected = choose_labels(model, tokenizer, best, labels, packs=False)
+    assert list(found.frame[BASE_LABELS]) == expected
+    adapted = PeftModel.from_pretrained(model, adapter)
+    assert expected != choose_labels(adapted, tokenizer, best, labels, packs=False)
+    assert found.truncated[BASE_LABELS] == 0 and BASE_LABELS in found.seconds
+    assert BASE_LABELS not in found.agreement  # the engine doesn't weigh answers
+    assert BASE_LABELS not in answer(tiny_base, adapter, examples, SETTINGS, (), [], best).frame

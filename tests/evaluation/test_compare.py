@@ -18,6 +18,7 @@ from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
     BASE_FEW_SHOT,
+    BASE_LABELS,
     LEAD,
     MAJORITY,
     TARGET,
@@ -122,6 +123,17 @@ def test_evaluate_holds_the_adapter_against_the_base_at_its_best(media: TenantSe
     assert found.verdict.startswith("does not clearly differ from its strongest opponent, the base few shot")
     assert all(one.is_clear for one in found.differences[BASE].values())
     assert not found.beats_base
+
+
+def test_evaluate_holds_the_adapter_against_the_best_way(media: TenantSettings, tmp_path: Path) -> None:
+    """A base that answers in sentences knew the labels all the same."""
+    frame = answers(70, 60)
+    likeliest = frame[ADAPTER].where(frame.index < 68, "neutral")
+    ways = {BASE_FEW_SHOT: ["I cannot say."] * len(frame), BASE_LABELS: likeliest}
+    found = record(frame.assign(**ways), media, tmp_path)
+    assert found.strongest_opponent == BASE_LABELS and found.answered_labels
+    assert all(one.is_clear for one in found.differences[BASE_FEW_SHOT].values())
+    assert not found.beats_base and "against base labels" in found.unbeaten
 
 
 def test_evaluate_does_not_beat_a_base_that_is_as_good(media: TenantSettings, tmp_path: Path) -> None:

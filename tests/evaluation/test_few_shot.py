@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-from lora_ops.evaluation.few_shot import choose_shots, few_shot_prompts, room, system_with_labels
+from lora_ops.evaluation.few_shot import (
+    choose_shots,
+    few_shot_prompts,
+    prompts_with_labels,
+    room,
+    system_with_labels,
+)
 from lora_ops.loading import load_base_model, load_tokenizer
 from lora_ops.records.data import PromptRecord
 from lora_ops.records.example import Example
@@ -57,6 +63,14 @@ def test_few_shot_prompts_leave_out_what_has_no_room(tiny_base: Path) -> None:
     assert room(tiny_base, 48) == 2000
     long = [shot.model_copy(update={"text": "text " * 100}) for shot in shots]
     assert 0 < few_shot_prompts(tokenizer, rows, long, prompt, None)[1] < 4
+
+
+def test_prompts_with_labels_need_no_example(tiny_base: Path) -> None:
+    tokenizer, rows = load_tokenizer(tiny_base), [example(9, "?")]
+    prompt = PromptRecord(system="Name the merchant category.", labels=LABELS)
+    (listed,) = prompts_with_labels(tokenizer, rows, prompt, None)
+    assert "Answer with one of: Lodging, Airlines, Other." in listed and "text 9" in listed
+    assert prompts_with_labels(tokenizer, rows, prompt, 3) == ["-"]  # the row's own prompt
 
 
 def test_system_with_labels_lists_them_once() -> None:

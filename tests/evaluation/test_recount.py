@@ -75,6 +75,10 @@ def test_an_interval_that_is_none_is_refused(made: tuple[Path, Manifest], low: f
         (lambda rows: rows.assign(group=rows["group"] + "x"), "has other groups than the test split"),
         (lambda rows: rows.assign(id="1"), "has an id twice"),
         (lambda rows: rows.assign(target="food "), "has the target 'food ', which is not one of data.labels"),
+        (
+            lambda rows: rows.assign(base_labels=rows["base_labels"] + "!"),
+            "has an answer of base_labels that is not one of data.labels",
+        ),
         (lambda rows: rows.iloc[:150], "evaluation.rows is 300, and answers.csv gives 150"),
     ],
 )
@@ -216,4 +220,16 @@ def test_an_evaluation_of_written_answers_needs_its_baseline(written: tuple[Path
     }
     evaluation = manifest.evaluation.model_copy(update={"metrics": metrics})
     with pytest.raises(LoraOpsError, match="a task of text must have lead_words_baseline"):
+        require_recounted(folder, manifest.model_copy(update={"evaluation": evaluation}))
+
+
+@pytest.mark.parametrize("name", ["base_labels", "tfidf_baseline"])
+def test_labels_without_an_opponent_are_refused(made: tuple[Path, Manifest], name: str) -> None:
+    """Whoever left out the best way to ask the base model, in answers and record, met a weaker one."""
+    folder, manifest = made
+    pd.read_csv(folder / ANSWERS, dtype=str).drop(columns=name).to_csv(folder / ANSWERS, index=False)
+    [of] = manifest.evaluation.metrics.values()
+    fewer = {"exact_match": {system: value for system, value in of.items() if system != name}}
+    evaluation = manifest.evaluation.model_copy(update={"metrics": fewer})
+    with pytest.raises(LoraOpsError, match=f"a task of labels must have {name}"):
         require_recounted(folder, manifest.model_copy(update={"evaluation": evaluation}))
