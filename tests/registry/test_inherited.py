@@ -516,8 +516,12 @@ def test_verify_passes_a_rollback_that_was_right_then(
     ("left_out", "says"),
     [
         ("nothing", []),
-        ("macro_f1", ["macro_f1 against base, macro_f1 against base few shot"]),
+        (
+            "macro_f1",
+            ["macro_f1 against base, macro_f1 against base few shot, macro_f1 against base labels"],
+        ),
         ("base_few_shot", ["exact_match against base few shot, macro_f1 against base few shot"]),
+        ("base_labels", ["exact_match against base labels, macro_f1 against base labels"]),
     ],
 )
 def test_fewer_comparisons_answer_no_evaluation_of_a_twin(
@@ -528,7 +532,7 @@ def test_fewer_comparisons_answer_no_evaluation_of_a_twin(
     won = PairedDifference(value=0.2, low=0.1, high=0.3, p_value=0.001, p_corrected=0.001)
     lost = PairedDifference(value=0.0, low=-0.1, high=0.1, p_value=0.9, p_corrected=0.9)
     versus = {"base": {"exact_match": won, "macro_f1": won}}
-    versus["base_few_shot"] = {"exact_match": won, "macro_f1": lost}
+    versus["base_few_shot"] = versus["base_labels"] = {"exact_match": won, "macro_f1": lost}
     failed = with_evaluation(folder, manifest, beats_base=False, differences=versus)
     registry.register(folder, failed, actor=AUTHOR)
     fewer = {
