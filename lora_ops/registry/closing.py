@@ -67,6 +67,9 @@ def close(
             )
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         require_step(version, to, reason)
+        held = registry.hold_of(version.summary) if to == "archived" else None
+        if held:  # put away it would count as good, and nothing could revoke it any more
+            raise Refused(f"{held.text}: revoke it instead.")
         require_about(version, evidence)
         gone: dict[str, int | None] = dict.fromkeys(version.aliases)
         record_step(

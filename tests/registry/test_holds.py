@@ -736,6 +736,23 @@ def test_verify_names_the_files_of_a_hold_in_doubt(settled: Registry, package: B
     assert found.ok and not [text for text in found.warnings if "hold" in text]
 
 
+def test_held_version_is_not_put_away(settled: Registry, package: Build, story: Story) -> None:
+    """Once archived it lost its hold: the log never had the revocation, and its weights came back."""
+    router = served_by(settled, package, story)
+    settled.register(*package(2), actor="ana")
+    story.to("finance@2", "production")
+    key = settled.signer.own.path
+    key.rename(key.with_suffix(".away"))
+    lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+    key.with_suffix(".away").rename(key)
+    with pytest.raises(Refused, match="finance@1 was revoked on this machine by ben .*: revoke it instead"):
+        lifecycle.archive(settled, "finance@1", actor="chen", reason="old")
+    lifecycle.revoke(settled, "finance@1", actor="ben", reason="leaks")
+    assert settled.get("finance@1").state == "revoked" and router.route("finance").name == "finance@2"
+    with pytest.raises(Refused, match="finance@1 has exactly these weights and was revoked"):
+        settled.register(*package(1, tenant="ledger"), actor="ana")
+
+
 def test_hold_of_a_lost_version_names_its_files(settled: Registry, package: Build, clock: Clock) -> None:
     settled.register(*package(), actor="ana")
     assert settled.owners
