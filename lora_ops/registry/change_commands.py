@@ -287,7 +287,8 @@ def _close(
         said = f"is now '{version.state}'"
         facts: dict[str, Any] = {"held": None} if is_stop else {}
         if is_stop and hold:
-            said = queued_sentence(version.id, registry.not_sent, shares_log=registry.shares_log)
+            kind = {"shares_log": registry.shares_log, "is_signed": hold.is_signed}
+            said = queued_sentence(version.id, registry.not_sent, **kind)
             facts["held"] = {**hold.facts, "not_sent": registry.not_sent}
         print_version(registry, version, said, as_json, notes, **facts)
 

@@ -98,8 +98,14 @@ def print_version(
         print_lines(f"[bold]{version.id}[/] {markup(what)}.", *note_lines(notes or ()))
 
 
-def queued_sentence(version: str, not_sent: str | None, *, shares_log: bool) -> str:
+def queued_sentence(version: str, not_sent: str | None, *, shares_log: bool, is_signed: bool = True) -> str:
     """Return what is said after a version's id where only this machine revoked it."""
+    if not is_signed:
+        return (
+            "does not answer on this machine any more, and no log says so: "
+            f"{(not_sent or 'nobody knows why').rstrip('.')}. No trusted key signed this: run it again where "
+            "the registry's private key is"
+        )
     if not shares_log:
         return (
             "does not answer any more, and the audit log does not say so yet: "

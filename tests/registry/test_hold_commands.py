@@ -170,6 +170,17 @@ def test_rollback_stops_where_no_registry_opens(
         unread.route("finance@2")
 
 
+def test_revoke_says_that_nobody_could_sign(root: Path, cli: Cli) -> None:  # noqa: F811
+    """It promised that the next change writes the revocation, which takes a hold that a trusted key signed."""
+    with closing(open_registry(root)) as registry:
+        key = registry.signer.own.path
+    key.rename(key.with_suffix(".away"))
+    said = " ".join(cli("revoke", "finance@2", "--reason", "it leaks").stdout.split())
+    key.with_suffix(".away").rename(key)
+    assert said.endswith("No trusted key signed this: run it again where the registry's private key is.")
+    assert "is now 'revoked'" in cli("revoke", "finance@2", "--reason", "it leaks").stdout
+
+
 def test_revocation_of_no_registry_holds_nothing(root: Path, cli: Cli) -> None:  # noqa: F811
     (root / ".registry").rename(root / "away")
     shutil.rmtree(root / ".serving")
