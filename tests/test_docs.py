@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from lora_ops.cli import app
+from lora_ops.gates.policy import policy_report
 from lora_ops.gates.regression import regression_report
 from lora_ops.gates.review.sessions import open_session
 from lora_ops.hashing import sha256_file, sha256_text
@@ -23,6 +24,7 @@ from lora_ops.registry.reports import Report
 from lora_ops.registry.store import Registry
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run
+from tests.gates.policy_sources import policy_source
 from tests.gates.sources import answers, source, suite
 from tests.registry.conftest import build_package, fill_in, won
 
@@ -134,6 +136,15 @@ def file_base_answers(registry: Registry) -> None:
     lifecycle.file_evidence(registry, "finance@1", report, actor="ana.silva")
 
 
+def file_policy_report(registry: Registry) -> None:
+    """File a policy report on finance@1, whose adapter can't answer here: it fits no base model."""
+    digest = registry.get("finance@1").summary.content_digest
+    given = policy_source(adapter="finance@1", digest=digest)
+    document = policy_report(given, "finance", registry.clock())
+    report = Report(document, given.to_json().encode(), "its policy suite")
+    lifecycle.file_evidence(registry, "finance@1", report, actor="ana.silva")
+
+
 def test_the_way_to_production_is_a_way(repository: Path, tmp_path: Path) -> None:
     """Runs the reviewer's page as it stands, on a small package with the files that a real one has."""
     before, after = (
@@ -144,6 +155,7 @@ def test_the_way_to_production_is_a_way(repository: Path, tmp_path: Path) -> Non
     registry = open_registry(repository, create=True)
     registry.register(folder, manifest, actor="ana.silva")
     file_base_answers(registry)
+    file_policy_report(registry)
     registry.close()
     for block in (before, after):
         done = run("bash", "-euc", block, cwd=repository, COLUMNS="300", LORA_OPS_ROOT=str(repository))

@@ -19,25 +19,28 @@ from lora_ops.registry.command_options import (
 from lora_ops.streams import work_is_done
 
 if TYPE_CHECKING:
-    from lora_ops.gates.gate import GateRow
+    from lora_ops.gates.rows import GateRow
 
 STYLES = {"pass": "green", "fail": "red", "undecided": "yellow", "missing": "yellow"}
+STYLES["not applicable"] = "dim"
 
 
 def gate(
     reference: ExactReference,
     again: Annotated[
-        bool, typer.Option("--replay", help="Compute the kept report again, offline, and say where it differs.")
+        bool,
+        typer.Option("--replay", help="Compute the kept reports again, offline, and say what differs."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the gates, and file nothing.")] = False,
     actor: Actor = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a version with its base, production and earlier ones, file the report, and show every gate.
+    """Compare a version with its base, production and earlier ones, judge its policy answers, show every gate.
 
     Ends with 0 where all gates pass, 1 where one fails, 3 where none fails and one is undecided or missing.
     """
     from lora_ops.gates.gate import exit_code, gate_rows, make_regression_report, replay, replayed
+    from lora_ops.gates.policy_gate import make_policy_report
     from lora_ops.gates.report import report_page, write_report_page
     from lora_ops.gates.tables import version_tables
     from lora_ops.registry import lifecycle
@@ -50,6 +53,7 @@ def gate(
     from lora_ops.tracking.gates import log_gates
 
     root = find_root()
+    settings = load_settings(root)
     notes: list[str] = []
     with opened_registry() as registry:
         version = registry.get_exact(reference)
@@ -61,13 +65,19 @@ def gate(
                 registry, version, who(actor), ANYBODY, f"file evidence of {version.id} (or --dry-run)"
             )
             with prose_on_stderr(as_json):
-                report, notes = make_regression_report(registry, version, root)
-            before = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
-            # The same answers of the same systems give the same report: filing it again would void approvals.
-            if report and (before is None or before.source_sha256 != report.document.source.sha256):
-                lifecycle.file_evidence(registry, version.id, report, actor=who(actor))
-            elif report and not registry.files.holds(report.document.source.sha256):
-                keep_reports(registry, [report])  # a lost source comes back
+                made = [
+                    make_regression_report(registry, version, root),
+                    make_policy_report(registry, version, root, settings.detectors),
+                ]
+            notes = [note for _, said in made for note in said]
+            before = filed(version, registry.log.entries(version.tenant, version.number))
+            for report in (one for one, _ in made if one):
+                last = before.get(report.document.kind)
+                # The same answers give the same report: filing it again would void approvals.
+                if last is None or last.source_sha256 != report.document.source.sha256:
+                    lifecycle.file_evidence(registry, version.id, report, actor=who(actor))
+                elif not registry.files.holds(report.document.source.sha256):
+                    keep_reports(registry, [report])  # a lost source comes back
         rows = gate_rows(registry, version)
         notes += gate_notes(registry, version)
         page = report_page(registry, version, rows)
@@ -76,7 +86,7 @@ def gate(
     path = None if dry_run else write_report_page(page, version, root)
     work_is_done()
     if not (dry_run or again):
-        tracking = load_settings(root).tracking
+        tracking = settings.tracking
         with prose_on_stderr(as_json):
             problem = log_gates(version.id, version.manifest, tables, page, tracking, root)
         notes += [problem] if problem else []

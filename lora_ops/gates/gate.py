@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.exit_codes import ExitCode
+from lora_ops.gates.differences import differences
 from lora_ops.gates.gather import gather, unlike_packages
+from lora_ops.gates.policy_gate import policy_rows, replay_policy
 from lora_ops.gates.regression import regression_report
 from lora_ops.gates.review.evidence import recount
+from lora_ops.gates.rows import GateRow
 from lora_ops.records.evaluation import BASES
 from lora_ops.records.evidence import (
     AnyEvidence,
@@ -31,28 +33,6 @@ from lora_ops.settings.registry import EvidenceSettings
 
 SAME_WEIGHTS = "versions with the same weights"
 KINDS = ("regression", "policy", "human_evaluation")
-
-
-class GateRow(NamedTuple):
-    """One gate: what it found, by which threshold, and the digest of what that rests on.
-
-    Attributes:
-        gate: its name.
-        verdict: pass, fail, undecided or missing.
-        found: the number with its interval, in words.
-        threshold: what it must reach.
-        evidence: SHA-256 of the document; None where there is none.
-        more_rows: rows that would decide; only where it is undecided, and None where no number would.
-        note: what to know or to do.
-    """
-
-    gate: str
-    verdict: Verdict
-    found: str = ""
-    threshold: str = ""
-    evidence: str | None = None
-    more_rows: int | None = None
-    note: str = ""
 
 
 def make_regression_report(registry: Registry, version: Version, root: Path) -> tuple[Report | None, list[str]]:
@@ -95,6 +75,8 @@ def gate_rows(registry: Registry, version: Version) -> list[GateRow]:
             rows.append(GateRow(_title(kind), "missing", note=_how_to_make(kind, version.id)))
         elif isinstance(document, RegressionEvidence):
             rows += _regression_rows(document, one, lacking, registry.least)
+        elif isinstance(document, PolicyEvidence) and document.is_computed:
+            rows += policy_rows(document, one, lacking, registry.least)
         else:
             rows.append(_document_row(document, one, lacking))
     return [*rows, *_twin_rows(against)]
@@ -116,9 +98,10 @@ def replayed(registry: Registry, version: Version) -> dict[str, Evidence]:
     """
     found = {}
     for kind, one in filed(version, registry.log.entries(version.tenant, version.number)).items():
-        document = load(registry.files, one) if kind in ("human_evaluation", "regression") else None
+        document = load(registry.files, one) if kind in KINDS else None
         reviewed = isinstance(document, HumanEvidence) and document.review is not None
-        if reviewed or isinstance(document, RegressionEvidence):
+        judged = isinstance(document, PolicyEvidence) and document.is_computed
+        if reviewed or judged or isinstance(document, RegressionEvidence):
             found[kind] = one
     return found
 
@@ -135,6 +118,8 @@ def replay(registry: Registry, version: Version) -> Iterator[str]:
     if "human_evaluation" in found:
         differs = recount(registry, found["human_evaluation"])
         yield from (f"human_evaluation.{name} is not what the kept votes give" for name in differs)
+    if "policy" in found:
+        yield from replay_policy(registry, version, found["policy"])
     if "regression" not in found:
         return
     one = found["regression"]
@@ -148,22 +133,8 @@ def replay(registry: Registry, version: Version) -> Iterator[str]:
     # What an earlier release kept lacks fields of this one: the digest of the kept bytes was checked above.
     again = regression_report(source, version.tenant, document.made_at)
     again = again.model_copy(update={"source": document.source})
-    yield from _differences(
-        document.model_dump(mode="json", exclude={"made_by"}),
-        again.model_dump(mode="json", exclude={"made_by"}),
-    )
+    yield from differences("regression", document, again)
     yield from unlike_packages(registry, version, source)
-
-
-def _differences(kept: object, again: object, place: str = "regression") -> Iterator[str]:
-    if isinstance(kept, dict) and isinstance(again, dict):
-        for name in sorted(kept.keys() | again.keys()):
-            yield from _differences(kept.get(name), again.get(name), f"{place}.{name}")
-    elif isinstance(kept, list) and isinstance(again, list) and len(kept) == len(again):
-        for number, (one, other) in enumerate(zip(kept, again, strict=True)):
-            yield from _differences(one, other, f"{place}.{number}")
-    elif kept != again:
-        yield f"{place} is {kept!r:.80}, and its answers give {again!r:.80}"
 
 
 def _package_row(registry: Registry, version: Version) -> GateRow:
@@ -280,7 +251,7 @@ def _twin_rows(against: GateObjections) -> Iterator[GateRow]:
 
 def _document_row(document: AnyEvidence, one: Evidence, lacking: list[str]) -> GateRow:
     found, failed = "", False
-    if isinstance(document, PolicyEvidence):
+    if isinstance(document, PolicyEvidence):  # somebody typed its rows
         wrong = sum(check.failed for check in document.checks)
         asked = sum(check.prompts for check in document.checks)
         found, failed = f"{wrong} of {asked} prompts fail in {len(document.checks)} checks", wrong > 0
@@ -305,7 +276,7 @@ def _title(kind: str) -> str:
 def _how_to_make(kind: str, version: str) -> str:
     ways: Mapping[str, str] = {
         "regression": f"lora-ops gate {version}",
-        "policy": f"lora-ops registry file {version} policy FILE",
+        "policy": f"lora-ops gate {version}",
         "human_evaluation": f"lora-ops review start {version}",
     }
     return ways[kind]

@@ -66,7 +66,7 @@ def gather_policy(
         folder = Path(name) / "package"
         export(registry, version.id, folder, for_review=True)
         again = {one.key: one for one in answer_policy(prompts, root / "models/base", folder).answers}
-    packaged = _packaged_answers(registry, version, prompts)
+    packaged = packaged_policy_answers(registry, version, prompts)
     both = [*packaged.values(), *again.values()]
     texts = list(dict.fromkeys(one.texts[0] for one in both))
     measured, by_text, failure = _scored(detectors, root, texts, sample)
@@ -114,7 +114,7 @@ def _prompts_now(registry: Registry, version: Version, root: Path) -> PolicyProm
     return ask_policy(version.tenant, root, data, list(frame["text"]), settings.evaluate.max_new_tokens)
 
 
-def _packaged_answers(
+def packaged_policy_answers(
     registry: Registry, version: Version, prompts: PolicyPromptsRecord
 ) -> dict[str, CaseAnswer]:
     """Return the answers to `prompts` that a version's package has, by key."""

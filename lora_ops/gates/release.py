@@ -9,8 +9,9 @@ from lora_ops import __version__
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.escaping import markdown
 from lora_ops.free_text import count_letters
-from lora_ops.gates.gate import GateRow, gate_rows
+from lora_ops.gates.gate import gate_rows
 from lora_ops.gates.report import BeforeAfter, before_after, headline, report_page
+from lora_ops.gates.rows import GateRow
 from lora_ops.hashing import sha256_bytes
 from lora_ops.records.evidence import ReleaseNotesEvidence, Source
 from lora_ops.registry.approvals import approvals_of

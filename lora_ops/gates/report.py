@@ -14,9 +14,9 @@ from lora_ops.escaping import visible
 from lora_ops.evaluation.metrics import exact_match
 from lora_ops.evaluation.versions import common_rows
 from lora_ops.folders import make_folder
-from lora_ops.gates.gate import GateRow
 from lora_ops.gates.review.annotated import AnnotatedPair, annotated_pairs
 from lora_ops.gates.review.evidence import Told
+from lora_ops.gates.rows import GateRow
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import SAMPLES
 from lora_ops.records.evaluation import ADAPTER, SYSTEMS
@@ -101,11 +101,12 @@ def write_report_page(page: str, version: Version, root: Path) -> Path:
 
 def headline(rows: Sequence[GateRow]) -> str:
     """Return the verdict of all gates in a few words."""
-    counted: Counter[str] = Counter(row.verdict for row in rows)
+    counted: Counter[str] = Counter(row.verdict for row in rows if row.verdict != "not applicable")
     if set(counted) == {"pass"}:
-        return f"all {len(rows)} gates pass"
+        return f"all {counted['pass']} gates pass"
     said = {"fail": "failed", "undecided": "undecided", "missing": "missing", "pass": "passed"}
-    return f"{len(rows)} gates: {', '.join(f'{counted[one]} {said[one]}' for one in said if counted[one])}"
+    shown = ", ".join(f"{counted[one]} {said[one]}" for one in said if counted[one])
+    return f"{counted.total()} gates: {shown}"
 
 
 def filed_document(registry: Registry, version: Version, kind: EvidenceKind) -> AnyEvidence | None:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from lora_ops.gates.gate import GateRow
 from lora_ops.gates.report import BeforeAfter, before_after, filed_document
 from lora_ops.gates.review.annotated import AnnotatedPair, annotated_pairs
+from lora_ops.gates.rows import GateRow
 from lora_ops.records.evidence import RegressionEvidence
 from lora_ops.records.regression import Compared
 from lora_ops.records.review import RATINGS

@@ -95,7 +95,7 @@ def withdraw(reference: ExactReference, reason: Reason, actor: Actor = None, as_
 def file_(
     reference: ExactReference,
     kind: Annotated[
-        str, typer.Argument(help="policy, shadow, canary, incident or review; votes: `lora-ops review`")
+        str, typer.Argument(help="shadow, canary, incident or review; policy: `lora-ops gate`; votes: `review`")
     ],
     source: Annotated[
         Path,

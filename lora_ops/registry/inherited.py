@@ -251,7 +251,7 @@ def _unanswered(twin: Summary, newest: AnyEvidence | None, earlier: Sequence[Any
         for old in earlier
         if isinstance(old, PolicyEvidence)
         for check in old.checks
-        if check.failed or not check.passed
+        if check.verdict == "fail"
     }
     gone = [failed[name] for name in sorted(failed.keys() - held)]
     if gone:

@@ -151,7 +151,8 @@ def unanswered(
             for _, old in earlier
             if isinstance(old, PolicyEvidence)
             for one in old.checks
-            if not only_failed or one.failed or not one.passed
+            # What somebody typed of a check that the gate doesn't know, no computed report can repeat.
+            if one.verdict == "fail" or not (only_failed or (newest.is_computed and not old.is_computed))
         }
         gone = [names[name] for name in sorted(names.keys() - held)]
         if gone:

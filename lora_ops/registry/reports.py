@@ -40,6 +40,7 @@ BEFORE_GATES = {
     "regression": False,
     "answers_again": False,
     "release_notes": False,
+    "policy": "file",
     "votes": "file",
     "agreement": -1.0,
 }
@@ -100,6 +101,11 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         )
     if kind not in COUNT:
         raise LoraOpsError(f"There is no evidence of kind '{kind}' (kinds: {', '.join(COUNT)}).")
+    if kind == "policy" and registry.least.policy == "computed":
+        raise Refused(
+            f"Nobody files a policy report by hand: `lora-ops gate {version.id}` judges the answers of its "
+            "adapter by suites/policy.yaml. `registry.evidence.policy: file` takes rows, and `show` says so."
+        )
     if kind == "human_evaluation" and registry.least.votes == "session":
         raise Refused(
             f"Votes on {version.id} are given in a review session, not written into a file: `lora-ops review "
@@ -190,10 +196,7 @@ def load(files: FileStore, evidence: Evidence) -> AnyEvidence | None:
 def lacks(document: AnyEvidence, least: EvidenceSettings) -> Iterator[str]:
     """Yield what a document must say, and doesn't, before a step may rest on it."""
     if isinstance(document, PolicyEvidence):
-        yield from failing(document.checks)
-        few = [f"{one.name} has {one.prompts}" for one in document.checks if one.prompts < least.policy_prompts]
-        if few:
-            yield f"a policy report with at least {least.policy_prompts} prompts a check ({', '.join(few)})"
+        yield from _policy_lacks(document, least)
     elif isinstance(document, HumanEvidence):
         yield from _human_lacks(document, least)
     elif isinstance(document, TrafficEvidence):
@@ -206,6 +209,22 @@ def lacks(document: AnyEvidence, least: EvidenceSettings) -> Iterator[str]:
             yield f"release notes in which people wrote {', '.join(empty) or 'something'}"
     else:
         assert isinstance(document, TextEvidence)  # its length is checked when it is counted
+
+
+def _policy_lacks(document: PolicyEvidence, least: EvidenceSettings) -> Iterator[str]:
+    if least.policy == "computed" and not document.is_computed:
+        yield (
+            f"a policy report that `lora-ops gate {document.adapter}` computed (typed rows don't count; "
+            "`registry.evidence.policy: file` takes them)"
+        )
+    yield from failing(document.checks)
+    few = [f"{one.name} has {one.prompts}" for one in document.checks if one.prompts < least.policy_prompts]
+    if few:
+        yield f"a policy report with at least {least.policy_prompts} prompts a check ({', '.join(few)})"
+    # Where no computed report is asked for, one that decides nothing is none, and one that fails still speaks.
+    undecided = [one.name for one in document.checks if one.verdict == "undecided"]
+    if undecided and least.policy == "computed":
+        yield f"a policy report that decides ({', '.join(f'{one}: undecided' for one in undecided)})"
 
 
 def unpassed(document: RegressionEvidence, least: EvidenceSettings) -> list[str]:
@@ -243,9 +262,11 @@ def not_given_again(document: RegressionEvidence) -> Iterator[str]:
 def failing(checks: Sequence[PolicyCheck]) -> Iterator[str]:
     """Yield what a policy report lacks if a check fails."""
     failed = [
-        f"{one.name} fails {one.failed} of {one.prompts} prompts"
+        f"{one.name} can't be judged, since its detector failed"
+        if one.judged and one.judged.rate is None
+        else f"{one.name} fails {one.failed} of {one.prompts} prompts"
         for one in checks
-        if one.failed or not one.passed
+        if one.verdict == "fail"
     ]
     if failed:
         yield f"a policy report without a failure ({', '.join(failed)})"

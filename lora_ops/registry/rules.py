@@ -224,7 +224,7 @@ def weaknesses(entries: Sequence[AuditEntry], version: str) -> list[str]:
 
 def _less(least: dict[str, Any]) -> str:
     usual = EvidenceSettings().model_dump(mode="json")
-    votes = usual.pop("votes")
+    votes, policy = usual.pop("votes"), usual.pop("policy")
     asked = [
         f"{name} {least[name]:g}, not {value:g}"
         for name, value in usual.items()
@@ -232,6 +232,8 @@ def _less(least: dict[str, Any]) -> str:
     ]
     if least.get("votes", votes) != votes:
         asked.append(f"votes from a {least['votes']}, not from a {votes}")
+    if least.get("policy", policy) != policy:
+        asked.append(f"policy rows from a {least['policy']}, not {policy} ones")
     return ", ".join(asked)
 
 

@@ -52,6 +52,9 @@ class EvidenceSettings(Section):
         "machines on which the base model can't run",
     )
     release_notes: bool = Field(True, description="what only people know of a release, before production")
+    policy: Literal["computed", "file"] = Field(
+        "computed", description="by `lora-ops gate`; file: also rows that somebody wrote"
+    )
     policy_prompts: int = Field(
         30, ge=1, description="in each check: if none of 30 fails, fewer than 10 % do (95 %, rule of three)"
     )

@@ -38,7 +38,7 @@ TEAM = Team.model_validate(
     }
 )
 ABOUT = About("finance", "finance@1", "a" * 64, NOON - timedelta(days=2), NOON, 2, TEAM, "ana")
-LEAST = EvidenceSettings(votes="file")
+LEAST = EvidenceSettings(votes="file", policy="file")
 Rows = list[dict[str, Any]]
 Count = Callable[..., Any]
 

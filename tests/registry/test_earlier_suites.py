@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lora_ops.errors import Refused
-from lora_ops.gates.gate import GateRow, exit_code, gate_rows
+from lora_ops.gates.gate import exit_code, gate_rows
 from lora_ops.gates.regression import regression_report
+from lora_ops.gates.rows import GateRow
 from lora_ops.records.suite import AskedCase, CasesRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record

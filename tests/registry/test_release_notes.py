@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import LoraOpsError, Refused
-from lora_ops.gates.gate import GateRow, gate_rows
+from lora_ops.gates.gate import gate_rows
 from lora_ops.gates.regression import regression_report
 from lora_ops.gates.release import approvals_text, draft, fields_path, read_fields, release_report
 from lora_ops.gates.report import report_page
+from lora_ops.gates.rows import GateRow
 from lora_ops.registry import lifecycle
 from lora_ops.registry.reports import Report, make
 from lora_ops.registry.requirements import missing_for

@@ -1,0 +1,121 @@
+"""The policy gate of a version: its report, made and computed again, and one row for each check."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.gates.differences import differences
+from lora_ops.gates.policy import policy_report
+from lora_ops.gates.policy_answers import gather_policy, packaged_policy_answers
+from lora_ops.gates.rows import GateRow, RowVerdict
+from lora_ops.records.evidence import Evidence, PolicyCheck, PolicyEvidence
+from lora_ops.records.policy_report import PolicySource
+from lora_ops.registry.reports import Report, lacks, load
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+from lora_ops.settings.detectors import DetectorSettings
+from lora_ops.settings.registry import EvidenceSettings
+
+NAMED = 5
+"""So many prompts are named; the others are counted."""
+
+
+def make_policy_report(
+    registry: Registry, version: Version, root: Path, detectors: DetectorSettings
+) -> tuple[Report | None, list[str]]:
+    """Return the policy report of a version, which is not filed yet; without one, a note that says why.
+
+    A detector that fails makes a report that fails: nothing passes unjudged.
+
+    Raises:
+        Damaged: a kept file is missing or was changed.
+    """
+    try:
+        source = gather_policy(registry, version, root, detectors)
+    except Damaged:
+        raise
+    except LoraOpsError as error:
+        return None, [f"there is no policy report: {error}"]
+    document = policy_report(source, version.tenant, registry.clock())
+    summary = f"{len(source.prompts.prompts)} policy prompts in {len(document.checks)} checks"
+    return Report(document, source.to_json().encode(), summary), []
+
+
+def policy_source(registry: Registry, document: PolicyEvidence) -> PolicySource:
+    """Return what a policy report was computed from.
+
+    Raises:
+        LoraOpsError: the kept file is missing, was changed, or has another form.
+    """
+    what = f"the source of the policy report on {document.adapter}"
+    path = registry.files.checked(document.source.sha256, what)
+    try:
+        return PolicySource.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise Damaged(f"{what[0].upper()}{what[1:]} has another form than this release reads.") from error
+
+
+def replay_policy(registry: Registry, version: Version, one: Evidence) -> Iterator[str]:
+    """Compute a filed policy report again from its kept source, and yield where it differs.
+
+    A source of made-up answers gives its own report again, so it is held against the package, too.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    document = load(registry.files, one)
+    assert isinstance(document, PolicyEvidence)
+    source = policy_source(registry, document)
+    try:
+        again = policy_report(source, version.tenant, document.made_at)
+    except ValueError as error:
+        yield f"policy can't be computed again: {error}"
+        return
+    # What an earlier release kept lacks fields of this one: the digest of the kept bytes was checked above.
+    yield from differences("policy", document, again.model_copy(update={"source": document.source}))
+    packaged = packaged_policy_answers(registry, version, source.prompts)
+    wrong = [one.case for one in source.answers if one.key in packaged and packaged[one.key].texts != one.texts]
+    if wrong:
+        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        yield f"policy.answers has other answers than its package to {', '.join(wrong[:NAMED])}{more}"
+
+
+def policy_rows(
+    document: PolicyEvidence, one: Evidence, lacking: Sequence[str], least: EvidenceSettings
+) -> Iterator[GateRow]:
+    """Yield a row for each check of a computed report, applicable or not, and for what else it lacks."""
+    yield from (_check_row(check, one, least.policy_prompts) for check in document.checks)
+    for name, why in document.not_applicable.items():
+        yield GateRow(_gate(name), "not applicable", evidence=one.sha256, note=f"not applicable: {why}")
+    shown = {*lacks(document, least)}
+    for lack in lacking:
+        if lack not in shown:
+            yield GateRow("policy", "missing", evidence=one.sha256, note=f"needs {lack}")
+
+
+def _check_row(check: PolicyCheck, one: Evidence, fewest: int) -> GateRow:
+    judged = check.judged
+    assert judged is not None  # each check of a computed report has a budget
+    threshold = f"at most {judged.budget:g}" if judged.budget else "none"
+    if judged.rate is None:
+        note = f"its detector failed: {judged.failure}"
+        return GateRow(
+            _gate(check.name), "fail", f"{check.prompts} answers unjudged", threshold, one.sha256, note=note
+        )
+    verdict: RowVerdict = check.verdict
+    more = judged.more_prompts
+    if verdict == "pass" and check.prompts < fewest:
+        verdict, more = "undecided", fewest - check.prompts
+    notes = [judged.rate.note] if judged.rate.note else []
+    if verdict == "undecided" and more is None:
+        notes.insert(0, "no number of prompts like these would pass")
+    if verdict == "fail":
+        notes.insert(0, f"fails for {', '.join(judged.failing[:NAMED])}")
+    found = f"{check.failed} of {check.prompts}: {judged.interval}"
+    return GateRow(_gate(check.name), verdict, found, threshold, one.sha256, more, "; ".join(notes))
+
+
+def _gate(check: str) -> str:
+    return f"policy: {check}"

@@ -1,0 +1,30 @@
+"""One gate of a version, as tables and pages show it."""
+
+from typing import Literal, NamedTuple
+
+from lora_ops.records.regression import Verdict
+
+RowVerdict = Verdict | Literal["not applicable"]
+"""What does not apply passes nothing and stops nothing."""
+
+
+class GateRow(NamedTuple):
+    """One gate: what it found, by which threshold, and the digest of what that rests on.
+
+    Attributes:
+        gate: its name.
+        verdict: pass, fail, undecided, missing or not applicable.
+        found: the number with its interval, in words.
+        threshold: what it must reach.
+        evidence: SHA-256 of the document; None where there is none.
+        more_rows: rows that would decide; only where it is undecided, and None where no number would.
+        note: what to know or to do.
+    """
+
+    gate: str
+    verdict: RowVerdict
+    found: str = ""
+    threshold: str = ""
+    evidence: str | None = None
+    more_rows: int | None = None
+    note: str = ""
