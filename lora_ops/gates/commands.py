@@ -80,7 +80,8 @@ def gate(
                     keep_reports(registry, [report])  # a lost source comes back
         rows = gate_rows(registry, version)
         notes += gate_notes(registry, version)
-        page = report_page(registry, version, rows)
+        keeps = settings.serving.tenant(version.tenant).keep_text
+        page = report_page(registry, version, rows, keep_text=keeps)
         tables = version_tables(registry, version, rows)
         remembered = head_remembered(registry)
     path = None if dry_run else write_report_page(page, version, root)

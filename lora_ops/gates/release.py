@@ -87,15 +87,19 @@ def read_fields(root: Path, version: str) -> ReleaseFields:
     return fields
 
 
-def release_report(registry: Registry, version: Version, root: Path) -> tuple[Report, str]:
+def release_report(
+    registry: Registry, version: Version, root: Path, *, keep_text: bool = False
+) -> tuple[Report, str]:
     """Return the release notes of a version as evidence, not filed yet, and the page that they name.
+
+    `keep_text` says whether the tenant's prompts and answers may stand on the page.
 
     Raises:
         LoraOpsError: as `read_fields`; or a kept file is missing or was changed.
     """
     fields = read_fields(root, version.id)
     rows = gate_rows(registry, version)
-    page = report_page(registry, version, rows)
+    page = report_page(registry, version, rows, keep_text=keep_text)
     number = production_before(registry, version)
     production = registry.load(version.tenant, number).summary.content_digest if number else None
     report = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")

@@ -48,15 +48,17 @@ def file_(reference: ExactReference, actor: Actor = None, as_json: AsJson = Fals
     from lora_ops.tracking.gates import log_release_notes
 
     root = find_root()
+    settings = load_settings(root)
     with opened_registry() as registry:
         version = registry.get_exact(reference)
-        report, page = release_report(registry, version, root)
+        keeps = settings.serving.tenant(version.tenant).keep_text
+        report, page = release_report(registry, version, root, keep_text=keeps)
         tables = version_tables(registry, version, gate_rows(registry, version))
         write_report_page(page, version, root)
         lifecycle.file_evidence(registry, version.id, report, actor=who(actor))
         remembered = head_remembered(registry)
     work_is_done()
-    tracking, text = load_settings(root).tracking, report.source.decode()
+    tracking, text = settings.tracking, report.source.decode()
     with prose_on_stderr(as_json):
         problem = log_release_notes(version.id, version.manifest, tables, text, tracking, root)
     if as_json:

@@ -14,6 +14,7 @@ from lora_ops.escaping import visible
 from lora_ops.evaluation.metrics import exact_match
 from lora_ops.evaluation.versions import common_rows
 from lora_ops.folders import make_folder
+from lora_ops.gates.policy_page import policy_section
 from lora_ops.gates.review.annotated import AnnotatedPair, annotated_pairs
 from lora_ops.gates.review.evidence import Told
 from lora_ops.gates.rows import GateRow
@@ -49,8 +50,16 @@ class BeforeAfter(NamedTuple):
     reviewers: tuple[str, ...] = ()
 
 
-def report_page(registry: Registry, version: Version, rows: Sequence[GateRow]) -> str:
+def report_page(
+    registry: Registry, version: Version, rows: Sequence[GateRow], *, keep_text: bool = False
+) -> str:
     """Return the page of a version as HTML: no script, nothing loaded, all text of data escaped.
+
+    Args:
+        registry: where.
+        version: which.
+        rows: its gates.
+        keep_text: whether the tenant's prompts and answers may be kept; see `policy_section`.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
@@ -75,6 +84,7 @@ def report_page(registry: Registry, version: Version, rows: Sequence[GateRow]) -
         compared=document.compared if isinstance(document, RegressionEvidence) else (),
         samples=before_after(registry, version, production, pairs),
         pairs=pairs,
+        policy=policy_section(registry, version, keep_text=keep_text),
         production=production.id if production else None,
         columns=known.risk.bias.columns if known.risk.bias else {},
         people=known.performance.human_evaluation,

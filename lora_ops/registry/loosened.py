@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evaluation import EvaluationRecord
-from lora_ops.records.evidence import PolicyEvidence
 from lora_ops.records.manifest import Manifest, published
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
-from lora_ops.registry.counting import plain
 from lora_ops.registry.earlier_suites import Suites
+from lora_ops.registry.policy_changes import kept_policy, policy_changes, promoted_policy
 from lora_ops.registry.replay import require_rows
-from lora_ops.registry.reports import BEFORE_GATES, filed, gap_limit, load
+from lora_ops.registry.reports import BEFORE_GATES, gap_limit
 from lora_ops.registry.store import Registry
 from lora_ops.registry.suite_changes import kept_suite, promoted_suite, suite_changes
 from lora_ops.registry.versions import Version, parse_reference
@@ -126,7 +125,7 @@ def loosened_gates(registry: Registry, version: Version) -> list[str]:
     return [
         *notes,
         *_base_notes(version.manifest, mine.settings.get("evaluate.few_shot")),
-        *_checks_left_out(registry, version),
+        *_policy_notes(registry, version),
         *_data_checks_left_out(registry, version),
         *_suite_notes(registry, version),
         *_earlier_reports(registry, version),
@@ -135,22 +134,12 @@ def loosened_gates(registry: Registry, version: Version) -> list[str]:
     ]
 
 
-def _checks_left_out(registry: Registry, version: Version) -> Iterator[str]:
-    """Yield which policy checks of production a version's report lacks: nobody asked it these prompts.
-
-    A version without a report has not come to the step that needs one.
-    """
+def _policy_notes(registry: Registry, version: Version) -> Iterator[str]:
+    """Yield what the version's policy report asks less than the one that production went there by."""
     number = production_before(registry, version)
-    mine = _policy_checks(registry, version)
-    if number is None or mine is None:
-        return
-    before = registry.load(version.tenant, number)
-    theirs = _policy_checks(registry, before) or {}
-    gone = [theirs[name] for name in sorted(theirs.keys() - mine.keys())]
-    if gone:
-        yield (
-            f"its policy report leaves out checks of {before.id}, which was in production: {', '.join(gone)}"
-        )
+    if number is not None:
+        before = registry.load(version.tenant, number)
+        yield from policy_changes(kept_policy(registry, version), promoted_policy(registry, before), before.id)
 
 
 def _suite_notes(registry: Registry, version: Version) -> Iterator[str]:
@@ -197,16 +186,6 @@ def _data_checks_left_out(registry: Registry, version: Version) -> Iterator[str]
             yield f"its data were not judged by all checks that judged those of {earlier.id} ({suite}): {gone}"
         if other:
             yield f"its data were judged by checks that {earlier.id} has in another form ({suite}): {other}"
-
-
-def _policy_checks(registry: Registry, version: Version) -> dict[str, str] | None:
-    """Return the checks of a version's last policy report, as they are compared and as they are named."""
-    history = registry.log.entries(version.tenant, version.number)
-    report = filed(version, history).get("policy")
-    document = load(registry.files, report) if report else None
-    if not isinstance(document, PolicyEvidence):  # none was filed, or an older release kept another form
-        return None
-    return {plain(one.name): one.name for one in document.checks}
 
 
 def _dated_later(registry: Registry, version: Version) -> Iterator[str]:

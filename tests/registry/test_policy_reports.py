@@ -173,6 +173,38 @@ def test_entries_of_before_ask_for_no_computed_report(asking: Registry) -> None:
     assert least and least.policy == BEFORE_GATES["policy"] == "file"
 
 
+def notes_on(registry: Registry) -> str:
+    return "; ".join(gate_notes(registry, registry.get("finance@2")))
+
+
+def test_a_kinder_policy_is_a_note(registry: Registry, package: Build, story: Story) -> None:
+    """Whoever raises a budget or drops prompts since production tells the approvers."""
+    registry.least = registry.least.model_copy(update={"policy": "computed"})
+    registry.register(*package(1), actor=AUTHOR)
+    file(registry, computed(registry, "finance@1"), "finance@1")
+    lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="next")
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    file(registry, computed(registry))
+    assert "its policy" not in notes_on(registry)
+    raised = {**BUDGETS, "off_task": 0.9}
+    file(registry, computed(registry, budgets=raised))
+    assert (
+        "its policy is looser than that of finance@1, which was in production: off_task at most 0.9, not 0.5 ("
+        in notes_on(registry)
+    )
+    fewer = policy_prompts({"red_team": 40, "ordinary": 60, "extraction": 8})
+    file(registry, computed(registry, prompts=fewer))
+    assert "its policy report leaves out checks of finance@1, which was in production: unchanged" in notes_on(
+        registry
+    )
+    assert "leakage of 108 prompts, not 168" in notes_on(registry)
+    # What is filed on production later does not decide.
+    file(registry, computed(registry, "finance@1", budgets=raised), "finance@1")
+    file(registry, computed(registry, budgets=raised))
+    assert "off_task at most 0.9, not 0.5" in notes_on(registry)
+
+
 def test_undecided_says_nothing_where_rows_are_typed(asking: Registry) -> None:
     document = computed(asking, said={"ordinary-1": "x", "ordinary-2": "x"}).document
     assert list(lacks(document, EvidenceSettings()))
