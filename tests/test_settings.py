@@ -16,6 +16,9 @@ from lora_ops.settings.params import load_settings
 from lora_ops.settings.section import colliding_tenant, refuse_reserved_name
 from tests.conftest import ROOT, write_params
 
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
+)
 BILLIONS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{one}: &a{one} [{', '.join([f'*a{one - 1}'] * 9)}]\n" for one in range(1, 10)
 )
@@ -222,6 +225,11 @@ def test_root_is_not_another_clone_without_params(
         (BILLIONS.encode(), "more than 100,000 values"),
         (b"base_model: &a [*a]", "more than 100,000 values"),
         (b"base_model: 1\nbase_model: 2", "duplicate key"),
+        (MERGES.encode(), "more than 100,000 values"),
+        (b"base_model: !!bool maybe", "not what its tag or its escapes say"),
+        (b'base_model: !!int ""', "not what its tag or its escapes say"),
+        (b'base_model: "\\UFFFFFFFF"', "not what its tag or its escapes say"),
+        (b"# a comment\n" * 200_000, "at most 2,000,000 are read"),
     ],
 )
 def test_params_that_can_not_be_read_are_refused(tmp_path: Path, content: bytes, says: str) -> None:

@@ -8,13 +8,17 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import CollectionNode, MappingNode
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.settings.section import Section
+from lora_ops.small_files import read_text
 
 AnySection = TypeVar("AnySection", bound=Section)
 MOST_VALUES = 100_000
-"""Of a YAML file. Ten lines of aliases that name each other would be read as billions."""
+"""Of a YAML file. Ten lines of aliases or merges that name each other would be read as billions."""
+MOST_CHARACTERS = 2_000_000
+"""Of a YAML file: a million cases would be read for hours, and these for seconds."""
 
 
 def find_root() -> Path:
@@ -46,7 +50,7 @@ def read_yaml(path: Path) -> Any:
         LoraOpsError: the file is missing or is not YAML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise LoraOpsError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -58,37 +62,61 @@ def parse_yaml(text: str, name: str) -> Any:
     """Return the plain values of YAML 1.2 that was read before; `name` is for the reader of an error.
 
     Raises:
-        LoraOpsError: the text is not YAML, or its aliases or a number of it are of no use.
+        LoraOpsError: the text is not YAML or too long, or its aliases or a number of it are of no use.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise LoraOpsError(f"{name} has {len(text):,} characters, and at most {MOST_CHARACTERS:,} are read.")
     try:
-        value = YAML(typ="safe", pure=True).load(text)
-        if _count_values(value, {}) > MOST_VALUES:
-            raise ValueError(f"with its aliases it has more than {MOST_VALUES:,} values: write them out")
+        constructor, _ = YAML(typ="safe", pure=True).get_constructor_parser(text)
+        node = constructor.composer.get_single_node()
+        # Of the nodes: to merge mappings that merge each other would take for ever.
+        if _count_nodes(node, {}) > MOST_VALUES:
+            raise ValueError(f"with its aliases it has more than {MOST_VALUES:,} values: shorten it")
+        value = None if node is None else constructor.construct_document(node)
+        _require_small_numbers(value)
     except (YAMLError, ValueError, RecursionError) as error:  # a number or a nesting that Python refuses, too
         reason = " ".join(str(error).split())
         raise LoraOpsError(f"{name} is not valid YAML: {reason}.") from error
+    except (
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        AttributeError,
+    ) as error:  # of ruamel, such as `!!bool maybe`
+        raise LoraOpsError(
+            f"{name} is not valid YAML: a value of it is not what its tag or its escapes say ({error})."
+        ) from error
     return value
 
 
-def _count_values(value: Any, counts: dict[int, float]) -> float:
-    """Return how many values `value` holds, each alias counted in full; infinitely many if it holds itself.
+def _count_nodes(node: Any, counts: dict[int, float]) -> float:
+    """Return how many values a node holds, each alias counted in full; infinitely many if it holds itself.
 
     Args:
-        value: what was read.
-        counts: the counts of the lists and mappings that were looked at before, by identity.
+        node: of the composed document; None where it is empty.
+        counts: the counts of the nodes that were looked at before, by identity.
+    """
+    if not isinstance(node, CollectionNode):
+        return 1
+    if id(node) not in counts:
+        counts[id(node)] = math.inf  # until it is counted: then it is inside itself
+        pairs = isinstance(node, MappingNode)
+        parts = [one for pair in node.value for one in pair] if pairs else node.value
+        counts[id(node)] = 1 + sum(_count_nodes(one, counts) for one in parts)
+    return counts[id(node)]
+
+
+def _require_small_numbers(value: Any) -> None:
+    """Refuse a whole number that needs more than 64 bits, which no setting takes and Python may not print.
 
     Raises:
-        ValueError: a whole number needs more than 64 bits, which no setting takes and Python may not print.
+        ValueError: there is one.
     """
     if isinstance(value, int) and value.bit_length() > 63:
         raise ValueError("a whole number has more than 18 digits")
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in counts:
-        counts[id(value)] = math.inf  # until it is counted: then it is inside itself
-        parts = value.values() if isinstance(value, dict) else value
-        counts[id(value)] = 1 + sum(_count_values(one, counts) for one in parts)
-    return counts[id(value)]
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            _require_small_numbers(one)
 
 
 def read_section(root: Path, name: str, kind: type[AnySection]) -> AnySection:
