@@ -1,5 +1,6 @@
 """`suites/TENANT.yaml` and `suites/general.yaml`: what an adapter must go on doing, as data."""
 
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,13 @@ Opponent = Literal["production", "base"]
 DEEPEST = 32
 MOST_VALUES = 2000
 """Names and values of a JSON schema: more of them take longer than an answer is worth."""
+MOST_COPIES = 100_000
+"""Of the parts of a regular expression: a million takes seconds to compile, and more ends the process."""
+_CALL = regex.compile(r"(?<!\\)(?:\\\\)*\(\?(?:R|[+-]?[0-9]+|&|P>)")
+# A part of a pattern: an escaped character, a set, a repeat with its least and most, or any other character.
+_ITEM = regex.compile(
+    r"(?P<item>\\.|\[\^?\]?(?:\\.|[^\]\\])*+\]|\{(?P<least>[0-9]*)(?P<most>,[0-9]*)?\}|.)", regex.DOTALL
+)
 # Their cost can't be bounded, or they reach beyond the suite.
 UNREAD = ("$dynamicRef", "$recursiveRef", "$id", "$anchor", "$dynamicAnchor", "patternProperties")
 
@@ -39,6 +47,7 @@ def require_bounded(schema: dict[str, Any]) -> None:
     while left:
         one, depth = left.pop()
         values += 1
+        _require_json(one)
         if depth > DEEPEST or values > MOST_VALUES:
             raise ValueError(
                 f"the JSON schema has more than {DEEPEST} levels or {MOST_VALUES} values: shorten it"
@@ -68,6 +77,24 @@ def require_bounded(schema: dict[str, Any]) -> None:
                 open_names.append(name)
 
 
+def _require_json(value: Any) -> None:
+    """Refuse what YAML has and JSON has not: it is lost where the suite is kept, or can't be kept.
+
+    Raises:
+        ValueError: a date, bytes, a set, a number that is not finite, or a key that is no text.
+    """
+    if isinstance(value, dict):
+        odd = [key for key in value if not isinstance(key, str)]
+        if odd:
+            raise ValueError(
+                f"the JSON schema has the key {odd[0]!r:.80}, which is no text: write it in quotes"
+            )
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"the JSON schema has {value}, which no JSON has: write a number")
+    elif not isinstance(value, str | int | float | list | None):
+        raise ValueError(f"the JSON schema has {value!r:.80}, which no JSON has: write it in quotes")
+
+
 def _refs(part: Any) -> Iterator[str]:
     """Yield the names in `$defs` that a part of a schema refers to; its depth is bounded."""
     inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
@@ -78,6 +105,14 @@ def _refs(part: Any) -> Iterator[str]:
 
 
 def _require_pattern(pattern: str) -> str:
+    # Before it is compiled: no time limit stops the compiler, and some of these end the whole process.
+    if _CALL.search(pattern):
+        raise ValueError("the regular expression calls one of its groups, which is not read: write it out")
+    if _copies(pattern) > MOST_COPIES:
+        raise ValueError(
+            f"the regular expression repeats its parts more than {MOST_COPIES:,} times, repeats inside repeats "
+            "multiplied: write smaller ones"
+        )
     try:
         regex.compile(pattern)
     except regex.error as error:
@@ -85,6 +120,29 @@ def _require_pattern(pattern: str) -> str:
     except RecursionError as error:
         raise ValueError("the regular expression is nested too deeply: shorten it") from error
     return pattern
+
+
+def _copies(pattern: str) -> int:
+    """Return how many items a compiler that writes out the least count of each repeat makes of a pattern."""
+    sums, last = [0], 0
+    for one in _ITEM.finditer(pattern):
+        item, least, most = one["item"], one["least"], one["most"]
+        if item == "(":
+            sums.append(0)
+            last = 0
+        elif item == ")" and len(sums) > 1:
+            last = sums.pop()
+            sums[-1] += last
+        elif item == "+" or least is not None:
+            count = 1 if item == "+" else int(least or 0)
+            # `a{2,}` is written as `aaa*`, and `a{2}` as `aa`.
+            times = max(1, count + (item == "+" or most is not None and count > 0))
+            sums[-1] += last * (times - 1)
+            last *= times
+        elif item not in ("*", "?", "|"):
+            last = 1
+            sums[-1] += 1
+    return sum(sums)
 
 
 class Expect(Section):

@@ -20,6 +20,7 @@ cases:
   - {id: one, slice: plain, text: a, expect: {label: Airlines}}
   - {id: two, slice: plain, text: b, expect: {label: Airlines}}
 """
+ONE = "label: Airlines}}\n  - {id: two"
 
 
 def written(folder: Path, text: str) -> Path:
@@ -45,6 +46,14 @@ def test_read_suite_gives_cases_and_digest(tmp_path: Path) -> None:
         ("expect: {label: Airlines}}\n  - {id: two", "expect: {}}\n  - {id: two", "case 'one'"),
         ("label: Airlines}}\n  - {id: two", "regex: '('}}\n  - {id: two", "no regular expression"),
         ("label: Airlines}}\n  - {id: two", "json_schema: {type: 3}}}\n  - {id: two", "no JSON schema"),
+        (ONE, "regex: '((((((a{99}){99}){99}){99}){99}){99})'}}\n  - {id: two", "more than 100,000 times"),
+        (ONE, f"regex: '{'(' * 30}a{'+)' * 30}'}}}}\n  - {{id: two", "more than 100,000 times"),
+        (ONE, "regex: '(?R)'}}\n  - {id: two", "calls one of its groups"),
+        (ONE, "json_schema: {pattern: '(?R)'}}}\n  - {id: two", "calls one of its groups"),
+        (ONE, "json_schema: {const: .nan}}}\n  - {id: two", "has nan, which no JSON has"),
+        (ONE, "json_schema: {const: 2020-01-01}}}\n  - {id: two", "which no JSON has"),
+        (ONE, "json_schema: {const: !!binary /w==}}}\n  - {id: two", "which no JSON has"),
+        (ONE, "json_schema: {properties: {1: true}}}}\n  - {id: two", "has the key 1, which is no text"),
         ("label: Airlines}}\n  - {id: two", "regex: ''}}\n  - {id: two", "case 'one' is found in every answer"),
         ("label: Airlines}}\n  - {id: two", "regex: 'a*|b'}}\n  - {id: two", "it asks nothing"),
         ("label: Airlines}}\n  - {id: two", "contains: ['']}}\n  - {id: two", "case 'one'"),
