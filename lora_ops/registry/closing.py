@@ -68,7 +68,7 @@ def close(
         require_role(registry, version, actor, MAY[to], f"make {version.id} '{to}'")
         require_step(version, to, reason)
         held = registry.hold_of(version.summary) if to == "archived" else None
-        if held:  # put away it would count as good, and nothing could revoke it any more
+        if held:  # put away it would count as good
             raise Refused(f"{held.text}: revoke it instead.")
         require_about(version, evidence)
         gone: dict[str, int | None] = dict.fromkeys(version.aliases)
@@ -360,6 +360,7 @@ def _settle(registry: Registry, hold: Hold, is_new: bool) -> LoraOpsError | None
 def _drop_if_closed(registry: Registry, hold: Hold) -> bool:
     """Remove a hold whose version the verified log shows closed; say whether it does.
 
+    One that another machine archived meanwhile counts as good, so its hold stays and becomes a revocation.
     The row alone is not asked: whoever can write it could let the hold go, and write it back.
     """
     tenant, number = parse_reference(hold.version)
@@ -367,7 +368,8 @@ def _drop_if_closed(registry: Registry, hold: Hold) -> bool:
     with suppress(LoraOpsError):
         stated = registry.log.registered_as(hold.version)
         same = stated is None or hold.content_digest in (ANY_CONTENT, stated.content_digest)
-        if same and registry.follower.problem() is None and registry.follower.state(tenant, number) in CLOSED:
+        verified = registry.follower.problem() is None
+        if same and verified and registry.follower.state(tenant, number) in CLOSED - {"archived"}:
             registry.holds.drop(hold)
             return True
     return False

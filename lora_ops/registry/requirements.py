@@ -43,7 +43,8 @@ EVIDENCE: dict[tuple[State, State], frozenset[EvidenceKind]] = {
     **{(state, "rejected"): frozenset() for state in ("candidate", "validated", "shadow", "canary")},
     **{
         (state, "revoked"): frozenset()
-        for state in ("candidate", "validated", "shadow", "canary", "production", "superseded")
+        # What was put away for its age may turn out to be bad, and its weights must not come back then.
+        for state in ("candidate", "validated", "shadow", "canary", "production", "superseded", "archived")
     },
 }
 

@@ -169,6 +169,22 @@ def test_hold_goes_where_another_machine_revoked(opens: Opens, package: Build, s
     assert files(laptop) == []
 
 
+def test_hold_stays_where_another_machine_archived(opens: Opens, package: Build, server: WandbServer) -> None:
+    """What was put away counts as good: the hold went, and nobody ever heard of the revocation."""
+    laptop = opens("laptop")
+    laptop.register(*package(1), actor="ana")
+    server.fail(".", times=10_000)
+    lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
+    server.faults.clear()
+    ci = opens("ci")
+    ci.pull()
+    lifecycle.reject(ci, "finance@1", actor="ben", reason="worse")
+    lifecycle.archive(ci, "finance@1", actor="ben", reason="old")
+    assert settle(laptop) == []
+    assert [who for _, who, *_ in revoked(laptop)] == ["ben"] and laptop.get("finance@1").state == "revoked"
+    assert files(laptop) == []
+
+
 def test_hold_is_there_before_wandb_is_asked(opens: Opens, package: Build, server: WandbServer) -> None:
     """A network that swallows each request must not hold it up for minutes."""
     laptop = opens("laptop")

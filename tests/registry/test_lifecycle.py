@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.records.evaluation import ColumnBias, GroupMetric, Interval
 from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
@@ -554,6 +554,20 @@ def test_only_what_no_longer_serves_is_archived(
     registry.register(*package(2), actor=AUTHOR)
     story.to("finance@2", "production")
     assert lifecycle.archive(registry, first, actor="ben", reason="old").state == "archived"
+    assert verify(registry).ok
+
+
+def test_an_archived_version_is_revoked_with_its_weights(
+    registry: Registry, package: Build, story: Story, first: str
+) -> None:
+    """Put away it could not be revoked any more, and its weights came back under another name."""
+    story.to(first, "production")
+    registry.register(*package(2), actor=AUTHOR)
+    story.to("finance@2", "production")
+    lifecycle.archive(registry, first, actor="ben", reason="old")
+    assert lifecycle.revoke(registry, first, actor="ben", reason="it leaked").state == "revoked"
+    with pytest.raises(Refused, match="finance@1 has exactly these weights and was revoked"):
+        registry.register(*package(1, tenant="ledger"), actor=AUTHOR)
     assert verify(registry).ok
 
 
