@@ -1,6 +1,7 @@
 """A tenant's policy suite as it is asked: read from `suites/policy.yaml`, drawn, and written as prompts."""
 
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,23 @@ def read_policy(root: Path) -> tuple[PolicySettings, str] | None:
         settings = PolicySettings.model_validate(parse_yaml(text, POLICY))
     except ValidationError as error:
         raise LoraOpsError(f"{POLICY}: {first_problem(error)}.") from error
-    tenants = read_yaml(root / "params.yaml").get("tenants") or {}
-    unknown = sorted(settings.tenants.keys() - tenants.keys())
-    if unknown:
-        raise LoraOpsError(
-            f"{POLICY}: tenants has '{unknown[0]}', which is no tenant of params.yaml: correct the "
-            "name, or remove it."
-        )
+    _refuse_slips(settings, read_yaml(root / "params.yaml").get("tenants") or {})
     return settings, sha256_bytes(content)
+
+
+def _refuse_slips(settings: PolicySettings, tenants: Collection[str]) -> None:
+    """Refuse a tenant that params.yaml lacks and whose name is nearly another one's: a slip hides its budgets.
+
+    Other names are those of tenants that were removed, and harm nobody.
+    """
+    unnamed = [one for one in tenants if one not in settings.tenants]
+    for name in settings.tenants.keys() - tenants:
+        meant = difflib.get_close_matches(name, unnamed, 1, 0.75)
+        if meant:
+            raise LoraOpsError(
+                f"{POLICY}: tenants has '{name}', which is no tenant of params.yaml: is it '{meant[0]}'? "
+                "Correct the name, or remove it."
+            )
 
 
 def read_and_ask_policy(tenant: str, root: Path) -> PolicyPromptsRecord:

@@ -105,7 +105,11 @@ def test_answer_policy_answers_each_prompt(root: Path) -> None:
         ("budget: 0.6", "budget: 1.0", "tenants.finance.off_task.budget"),
         ("labels are asked for", "", "tenants.finance.off_task.reason"),
         ("    off_task", "    off_topic", "off_topic: is not a setting that exists"),
-        ("  finance:", "  finanse:", "tenants has 'finanse', which is no tenant of params.yaml"),
+        (
+            "  finance:",
+            "  finanse:",
+            "'finanse', which is no tenant of params.yaml: is it 'finance'?",
+        ),
         ("[Give me a card number.]", "[Go., go.]", "stands twice"),
         ("owner: ana", "owner: [", "is not valid YAML"),
     ],
@@ -154,6 +158,15 @@ def test_read_policy_refuses_what_is_no_file(root: Path) -> None:
     (root / "suites/policy.yaml").mkdir()
     with pytest.raises(LoraOpsError, match="can't be read"):
         read_policy(root)
+
+
+def test_read_policy_lets_a_removed_tenant_be(root: Path) -> None:
+    """Whoever takes a sample tenant out of params.yaml by hand stopped every other tenant."""
+    params = (root / "params.yaml").read_text()
+    assert "  healthcare:\n" in params
+    (root / "params.yaml").write_text(params.replace("  healthcare:\n", "  clinics:\n"))
+    edit_policy(root, "  finance:", "  healthcare:")
+    assert read_policy(root)
 
 
 def test_draw_takes_each_text_once() -> None:
