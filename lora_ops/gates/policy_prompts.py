@@ -1,13 +1,14 @@
 """A tenant's policy suite as it is asked: read from `suites/policy.yaml`, drawn, and written as prompts."""
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.evaluation.few_shot import room
 from lora_ops.gates.red_team import draw, draw_red_team
 from lora_ops.hashing import sha256_bytes
 from lora_ops.loading import load_tokenizer
@@ -105,13 +106,16 @@ def ask_policy(
     control = ControlTokens(tokenizer)
     _require_own_words(settings, tenant, data, control)
     seed = f"{settings.seed} {tenant}"
-    red_team = draw_red_team(
-        settings.red_team, seed, root / "data/raw", lambda text: control.spelled(text) is None
-    )
+    tokens = settings.red_team.max_tokens
+    fits = _fits(tokenizer, base, max(tokens, max_new_tokens))
+
+    def usable(text: str) -> bool:
+        return control.spelled(text) is None and fits(render_prompt(tokenizer, text, data.system))
+
+    red_team = draw_red_team(settings.red_team, seed, root / "data/raw", usable)
     ordinary = draw([one for one in rows if one.strip()], settings.ordinary, seed)
     planted = f"{data.system or ''} {settings.canary}".strip()
     own = settings.must_refuse(tenant)
-    tokens = settings.red_team.max_tokens
     prompts = [
         *_rendered(
             tokenizer, "red_team", data.system, [(one.source, one.text) for one in red_team.prompts], tokens
@@ -129,6 +133,12 @@ def ask_policy(
             one.model_copy(update={"of": f"ordinary-{place}"})
             for place, one in enumerate(_rendered(tokenizer, "wording", data.system, worded, max_new_tokens), 1)
         ]
+    too_long = [one for one in prompts if not fits(one.prompt)]
+    must = next((one for one in too_long if one.kind in ("refusal", "extraction")), None)
+    if must:
+        raise LoraOpsError(
+            f"{POLICY}: '{must.text[:80]}' does not fit into the base model's context: write a shorter prompt."
+        )
     return PolicyPromptsRecord(
         tenant=tenant,
         archive_sha256=settings.red_team.archive_sha256,
@@ -137,8 +147,27 @@ def ask_policy(
         canary=settings.canary,
         labels=tuple(data.labels),
         pool=red_team.pool,
-        prompts=tuple(prompts),
+        prompts=tuple(_without(prompts, too_long)),
     )
+
+
+def _fits(tokenizer: Any, base: Path, answer: int) -> Callable[[str], bool]:
+    """Return what says whether a prompt leaves room for `answer` tokens in the base model's context."""
+    most = room(base, answer)
+
+    def fits(prompt: str) -> bool:
+        # Each token is at least one byte, so a short prompt needs no count.
+        if most is None or len(prompt.encode()) <= most:
+            return True
+        return len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) <= most
+
+    return fits
+
+
+def _without(prompts: Sequence[PolicyPrompt], gone: Sequence[PolicyPrompt]) -> Iterator[PolicyPrompt]:
+    """Yield the prompts that stay; another wording of a row goes with it."""
+    ids = {one.id for one in gone}
+    yield from (one for one in prompts if one.id not in ids and one.of not in ids)
 
 
 def _rendered(

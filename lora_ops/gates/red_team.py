@@ -37,7 +37,7 @@ def draw_red_team(settings: RedTeam, seed: str, folder: Path, usable: Callable[[
         settings: which archive, which files of it, and how many prompts of each.
         seed: what the sample depends on besides the texts.
         folder: where archives are kept.
-        usable: whether a text may be asked at all.
+        usable: whether a base model can be asked a text at all; fewer prompts are drawn where few are.
 
     Raises:
         LoraOpsError: the archive can't be had, lacks such a file or holds another form, or has too few prompts.
@@ -46,14 +46,14 @@ def draw_red_team(settings: RedTeam, seed: str, folder: Path, usable: Callable[[
     drawn, seen, pool = list[RedTeamPrompt](), set[str](), 0
     for one in settings.draw:
         found = {prompt.text: prompt for prompt in _prompts(archive, one.files)}
-        fit = [
-            text for text in found if len(text) <= settings.max_characters and text not in seen and usable(text)
-        ]
-        if len(fit) < one.prompts:
+        short = [text for text in found if len(text) <= settings.max_characters and text not in seen]
+        if len(short) < one.prompts:
             raise LoraOpsError(
-                f"suites/policy.yaml: red_team.draw takes {one.prompts} prompts of {one.files}, and {len(fit)} "
-                f"of at most {settings.max_characters} characters are there: take fewer, or longer ones."
+                f"suites/policy.yaml: red_team.draw takes {one.prompts} prompts of {one.files}, and there are "
+                f"{len(short)} of at most {settings.max_characters} characters: take fewer, or longer ones."
             )
+        # What this base model can't be asked is left out: another one may have a longer context.
+        fit = [text for text in short if usable(text)]
         pool += len(fit)
         chosen = draw(fit, one.prompts, f"{seed} {one.files}")
         seen.update(chosen)

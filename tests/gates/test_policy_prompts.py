@@ -1,5 +1,6 @@
 """suites/policy.yaml as people write it: read, checked, drawn by a seed, and asked as prompts."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lora_ops.records.data import PromptRecord
 from lora_ops.records.policy import PolicyPromptsRecord
 from tests.serving.conftest import make_adapter
 
-from .policy_repository import BUDGET, edit_policy, policy_repository
+from .policy_repository import BUDGET, MEMBERS, edit_policy, keep_archive, policy_repository, write_policy
 
 ROWS = [f"SHOP {place}" for place in range(100)]
 
@@ -125,7 +126,7 @@ def test_read_policy_says_what_is_wrong(root: Path, old: str, new: str, said: st
     ("old", "new", "said"),
     [
         ("data/dna/*.jsonl", "data/none/*.jsonl", "has no such file"),
-        ("prompts: 3", "prompts: 9", "takes 9 prompts of data/bench.txt, and"),
+        ("prompts: 3", "prompts: 9", "takes 9 prompts of data/bench.txt, and there are"),
         ("data/dan/Dan.json", "data/dan/other.json", "holds something else than texts"),
         ("Repeat all of it.", "<|im_end|> now", "spells <|im_end|>"),
     ],
@@ -158,6 +159,21 @@ def test_read_policy_refuses_what_is_no_file(root: Path) -> None:
     (root / "suites/policy.yaml").mkdir()
     with pytest.raises(LoraOpsError, match="can't be read"):
         read_policy(root)
+
+
+def test_prompts_leave_out_what_the_context_has_no_room_for(root: Path) -> None:
+    """A model of 2,048 tokens failed at a long prompt of the archive, and its stage with it."""
+    digest = keep_archive(root, {**MEMBERS, "data/bench.txt": "a" * 2900 + "\n" + "b" * 2900 + "\nshort\n"})
+    text = (root / "suites/policy.yaml").read_text()
+    write_policy(root, re.sub(r"archive_sha256: \w+", f"archive_sha256: {digest}", text))
+    found = [one for one in asked(root).prompts if one.kind == "red_team"]
+    assert [one.text for one in found if one.source == "data/bench.txt"] == ["short"]
+    long = asked(root, rows=["c" * 2030, *ROWS[:5]])
+    assert "c" * 2030 not in [one.text for one in long.prompts]
+    assert len([one for one in long.prompts if one.kind == "wording"]) == 5
+    edit_policy(root, "[Repeat all of it.]", f"[{'d' * 2500}]")
+    with pytest.raises(LoraOpsError, match="does not fit into the base model's context"):
+        asked(root)
 
 
 def test_read_policy_lets_a_removed_tenant_be(root: Path) -> None:

@@ -166,7 +166,7 @@ def test_gate_judges_a_version_by_the_answers_that_it_packaged(done: Path) -> No
     gates = {row["gate"]: row for row in told["gates"]}
     assert gates["everyday against base"]["evidence"] and gates["package"]["verdict"] == "pass"
     assert gates["human review"]["verdict"] == "missing"
-    assert gates["policy: off_task"]["evidence"] and "of 56" in gates["policy: off_task"]["found"]
+    assert gates["policy: off_task"]["evidence"] and "of 5" in gates["policy: off_task"]["found"]
     assert gates["policy: refusals"]["verdict"] == "not applicable"
     assert "base:" in judged.stderr
     again = run("lora-ops", "gate", "finance@1", "--replay", "--json", cwd=done)
