@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import EvidenceKind
-from lora_ops.settings.files import find_root
+from lora_ops.settings.files import find_root, read_yaml
 from lora_ops.settings.params import load_settings
 from lora_ops.settings.section import colliding_tenant, refuse_reserved_name
 from tests.conftest import ROOT, write_params
@@ -236,3 +236,9 @@ def test_params_that_can_not_be_read_are_refused(tmp_path: Path, content: bytes,
     (tmp_path / "params.yaml").write_bytes(content)
     with pytest.raises(LoraOpsError, match=says):
         load_settings(tmp_path)
+
+
+def test_read_yaml_waits_for_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "odd.yaml")
+    with pytest.raises(LoraOpsError, match="this is a pipe, and no file"):
+        read_yaml(tmp_path / "odd.yaml")

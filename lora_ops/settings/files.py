@@ -12,7 +12,6 @@ from ruamel.yaml.nodes import CollectionNode, MappingNode
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.settings.section import Section
-from lora_ops.small_files import read_text
 
 AnySection = TypeVar("AnySection", bound=Section)
 MOST_VALUES = 100_000
@@ -47,10 +46,12 @@ def read_yaml(path: Path) -> Any:
     """A YAML 1.2 file as plain values (`1e-3` is a number, as DVC reads it).
 
     Raises:
-        LoraOpsError: the file is missing or is not YAML.
+        LoraOpsError: the file is missing, is a pipe, or is not YAML.
     """
+    if path.is_fifo():  # reading would wait for somebody who writes into it
+        raise LoraOpsError(f"Cannot read {path}: this is a pipe, and no file.")
     try:
-        text = read_text(path)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise LoraOpsError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
