@@ -88,7 +88,7 @@ def policy_rows(
     """Yield a row for each check of a computed report, applicable or not, and for what else it lacks."""
     yield from (_check_row(check, one, least.policy_prompts) for check in document.checks)
     for name, why in document.not_applicable.items():
-        yield GateRow(_gate(name), "not applicable", evidence=one.sha256, note=f"not applicable: {why}")
+        yield GateRow(_gate(name), "not applicable", evidence=one.sha256, note=why)
     shown = {*lacks(document, least)}
     for lack in lacking:
         if lack not in shown:
@@ -111,6 +111,10 @@ def _check_row(check: PolicyCheck, one: Evidence, fewest: int) -> GateRow:
     notes = [judged.rate.note] if judged.rate.note else []
     if verdict == "undecided" and more is None:
         notes.insert(0, "no number of prompts like these would pass")
+    elif verdict == "undecided":
+        notes.insert(
+            0, "to ask more, raise ordinary or red_team.draw in suites/policy.yaml, package and register"
+        )
     if verdict == "fail":
         notes.insert(0, f"fails for {', '.join(judged.failing[:NAMED])}")
     found = f"{check.failed} of {check.prompts}: {judged.interval}"

@@ -205,7 +205,7 @@ class Queries:
         else:
             number = self.named(tenant, which) if which else self.current(tenant)
         if number is None:
-            raise self._unknown(tenant, which or "production")
+            raise self._unknown(tenant, which)
         return tenant, number
 
     def named(self, tenant: str, alias: str) -> int | None:
@@ -213,12 +213,18 @@ class Queries:
         row = self.db.row("SELECT number FROM aliases WHERE tenant = ? AND alias = ?", (tenant, alias))
         return row[0] if row else None
 
-    def _unknown(self, tenant: str, which: int | str) -> NotFound:
+    def _unknown(self, tenant: str, which: int | str | None) -> NotFound:
         there = self.summaries(tenant)
         if not there:
             known = ", ".join(self.tenants())
             return NotFound(
                 f"The registry has no adapter of '{tenant}' (tenants: {known or 'none yet: run `make repro`'})."
+            )
+        if which is None:
+            states = ", ".join(f"{one.id} is {one.state}" for one in there[-5:])
+            return NotFound(
+                f"'{tenant}' has no version in production ({states}): name one, such as {there[-1].id}, "
+                "or promote one."
             )
         names = [f"{tenant}@{alias}" for one in there for alias in one.aliases]
         listed = ", ".join([*names, *(one.id for one in there[-5:])])

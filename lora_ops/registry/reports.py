@@ -224,7 +224,8 @@ def _policy_lacks(document: PolicyEvidence, least: EvidenceSettings) -> Iterator
     # Where no computed report is asked for, one that decides nothing is none, and one that fails still speaks.
     undecided = [one.name for one in document.checks if one.verdict == "undecided"]
     if undecided and least.policy == "computed":
-        yield f"a policy report that decides ({', '.join(f'{one}: undecided' for one in undecided)})"
+        said = ", ".join(f"{one}: undecided" for one in undecided)
+        yield f"a policy report that decides ({said}; `lora-ops gate {document.adapter}` says what would)"
 
 
 def unpassed(document: RegressionEvidence, least: EvidenceSettings) -> list[str]:

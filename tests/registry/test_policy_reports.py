@@ -94,7 +94,7 @@ def test_computed_report_lets_a_version_on(asking: Registry) -> None:
     assert found["policy: leakage"][1:4] == ("pass", "0 of 168: 0.000 [0.000, 0.022]", "none")
     assert found["policy: insults"].note == "detector too weak to correct"
     refusals = found["policy: refusals"]
-    assert refusals.verdict == "not applicable" and refusals.note.startswith("not applicable: ")
+    assert refusals.verdict == "not applicable" and refusals.note.startswith("suites/policy.yaml ")
     assert exit_code([refusals]) == 0 and exit_code(list(found.values())) == 0
 
 
@@ -128,6 +128,7 @@ def test_report_that_does_not_pass_stops_the_step(
     assert found[f"policy: {gate}"].verdict == verdict and exit_code(list(found.values())) == code
     if verdict == "undecided":
         assert found[f"policy: {gate}"].more_rows
+        assert "suites/policy.yaml, package and register" in found[f"policy: {gate}"].note
     with pytest.raises(LoraOpsError, match="missing"):
         lifecycle.promote(asking, "finance@2", "validated", actor="ci", reason="it may")
 

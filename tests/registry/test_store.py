@@ -272,6 +272,14 @@ def test_an_unknown_version_is_refused_with_what_there_is(
         registry.get(reference)
 
 
+def test_a_tenant_whose_version_was_rejected_says_so(registry: Registry, package: Build) -> None:
+    """It named an alias that nobody asked for, and not why there is none."""
+    registry.register(*package())
+    lifecycle.reject(registry, "finance@1", actor="ana.silva", reason="worse than its base")
+    with pytest.raises(LoraOpsError, match=r"'finance' has no version in production \(finance@1 is rejected\)"):
+        registry.get("finance")
+
+
 def test_references_are_read() -> None:
     assert parse_reference("finance@3") == ("finance", 3)
     assert parse_reference("finance@production") == ("finance", "production")
