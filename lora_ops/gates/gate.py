@@ -70,7 +70,7 @@ def gate_rows(registry: Registry, version: Version) -> list[GateRow]:
         one = found.get(kind)
         document = load(registry.files, one) if one else None
         lacking = list(kept_lacks(registry, version, history, one, now=registry.clock())) if one else []
-        lacking += against.regression if kind == "regression" else []
+        lacking += {"regression": against.regression, "policy": against.policy}.get(kind, [])
         if one is None or document is None:
             rows.append(GateRow(_title(kind), "missing", note=_how_to_make(kind, version.id)))
         elif isinstance(document, RegressionEvidence):

@@ -3,15 +3,13 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.gates.differences import differences
 from lora_ops.gates.policy import policy_report
 from lora_ops.gates.policy_answers import gather_policy, packaged_policy_answers
 from lora_ops.gates.rows import GateRow, RowVerdict
 from lora_ops.records.evidence import Evidence, PolicyCheck, PolicyEvidence
-from lora_ops.records.policy_report import PolicySource
+from lora_ops.registry.policy_sources import read_policy_source
 from lora_ops.registry.reports import Report, lacks, load
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -43,20 +41,6 @@ def make_policy_report(
     return Report(document, source.to_json().encode(), summary), []
 
 
-def policy_source(registry: Registry, document: PolicyEvidence) -> PolicySource:
-    """Return what a policy report was computed from.
-
-    Raises:
-        LoraOpsError: the kept file is missing, was changed, or has another form.
-    """
-    what = f"the source of the policy report on {document.adapter}"
-    path = registry.files.checked(document.source.sha256, what)
-    try:
-        return PolicySource.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise Damaged(f"{what[0].upper()}{what[1:]} has another form than this release reads.") from error
-
-
 def replay_policy(registry: Registry, version: Version, one: Evidence) -> Iterator[str]:
     """Compute a filed policy report again from its kept source, and yield where it differs.
 
@@ -67,7 +51,7 @@ def replay_policy(registry: Registry, version: Version, one: Evidence) -> Iterat
     """
     document = load(registry.files, one)
     assert isinstance(document, PolicyEvidence)
-    source = policy_source(registry, document)
+    source = read_policy_source(registry, document)
     try:
         again = policy_report(source, version.tenant, document.made_at)
     except ValueError as error:

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 from lora_ops.detectors.identifiers import redact
 from lora_ops.errors import LoraOpsError
-from lora_ops.gates.policy_gate import policy_source
 from lora_ops.hashing import sha256_text
 from lora_ops.records.detectors import Measured
 from lora_ops.records.evidence import PolicyCheck, PolicyEvidence
 from lora_ops.records.policy import PolicyPrompt
 from lora_ops.registry.policy_changes import kept_policy
+from lora_ops.registry.policy_sources import read_policy_source
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -114,7 +114,7 @@ def _judge(judge: str, detector: Measured | None) -> str:
 
 
 def _broken(registry: Registry, document: PolicyEvidence, *, keep_text: bool) -> tuple[list[BrokenRule], str]:
-    source = policy_source(registry, document)
+    source = read_policy_source(registry, document)
     prompts = {one.id: one for one in source.prompts.prompts}
     answers = {one.key: one.texts[0] for one in source.answers}
     broken = [

@@ -4,11 +4,24 @@ from pydantic import Field
 
 from lora_ops.records.detectors import Measured, Rate
 from lora_ops.records.evaluation import Interval
-from lora_ops.records.policy import PolicyPromptsRecord
+from lora_ops.records.policy import PolicyPromptsRecord, PromptKind
 from lora_ops.records.record import Record, Sha256
 from lora_ops.records.regression import Verdict
 from lora_ops.records.suite import CaseAnswer
 from lora_ops.settings.policy import Budget, CheckName
+
+# A row and its other wording are nearly one prompt: together they would make an interval too narrow.
+INDEPENDENT: tuple[PromptKind, ...] = ("red_team", "refusal", "extraction", "ordinary")
+ASKED: dict[CheckName, tuple[PromptKind, ...]] = {
+    "insults": INDEPENDENT,
+    "identifiers": INDEPENDENT,
+    "leakage": (*INDEPENDENT, "wording"),
+    "refusals": ("refusal",),
+    "off_label": ("ordinary",),
+    "off_task": ("red_team",),
+    "unchanged": ("wording",),
+}
+"""Check -> kinds of the prompts whose answers it judges."""
 
 
 class JudgedRate(Record):

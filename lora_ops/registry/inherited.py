@@ -16,6 +16,7 @@ from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.answered_incidents import NAMED, answer_to, is_final
 from lora_ops.registry.counting import plain
+from lora_ops.registry.earlier_policies import Policies
 from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.objections import speaks_against
 from lora_ops.registry.replay import require_rows
@@ -36,6 +37,7 @@ def twin_objections(
     given: Mapping[str, AnyEvidence],
     twins: Twins,
     suites: Suites | None,
+    policies: Policies | None,
     *,
     max_gap: float | None,
     before: int | None = None,
@@ -49,6 +51,7 @@ def twin_objections(
         given: the reports that the step files, by kind.
         twins: what is known of all weights.
         suites: the regression reports on the version; None: those on its twins don't count.
+        policies: the policy reports on the version; None: how those on its twins were judged doesn't count.
         max_gap: the largest gap between two groups of a declared column; None: any.
         before: the entry of the step, where it is judged afterwards; default: all that is known counts.
 
@@ -72,6 +75,8 @@ def twin_objections(
             if kind == "regression" and suites:
                 yield from suites.unanswered_of(twin, of_twin, found.reports)
                 continue
+            if kind == "policy" and policies:
+                yield from policies.unanswered_of(twin, of_twin, found.reports)
             earlier = [document for _, document in found.reports]
             if not earlier:
                 continue

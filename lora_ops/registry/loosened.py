@@ -12,8 +12,10 @@ from lora_ops.records.evaluation import EvaluationRecord
 from lora_ops.records.manifest import Manifest, published
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
+from lora_ops.registry.earlier_policies import Policies
 from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.policy_changes import kept_policy, policy_changes, promoted_policy
+from lora_ops.registry.policy_sources import prompt_notes
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import BEFORE_GATES, gap_limit
 from lora_ops.registry.store import Registry
@@ -139,7 +141,12 @@ def _policy_notes(registry: Registry, version: Version) -> Iterator[str]:
     number = production_before(registry, version)
     if number is not None:
         before = registry.load(version.tenant, number)
-        yield from policy_changes(kept_policy(registry, version), promoted_policy(registry, before), before.id)
+        mine, theirs = kept_policy(registry, version), promoted_policy(registry, before)
+        yield from policy_changes(mine, theirs, before.id)
+        try:
+            yield from prompt_notes(registry, mine, theirs, before.id)
+        except LoraOpsError as error:  # a lost source must not hide what else was loosened
+            yield f"nobody can tell which prompts of {before.id} it was not asked: {str(error).rstrip('.')}"
 
 
 def _suite_notes(registry: Registry, version: Version) -> Iterator[str]:
@@ -156,10 +163,11 @@ def _suite_notes(registry: Registry, version: Version) -> Iterator[str]:
 
 
 def _earlier_reports(registry: Registry, version: Version) -> Iterator[str]:
-    """Yield which regression reports that did not pass a newer one took the place of."""
+    """Yield which regression and policy reports that did not pass a newer one took the place of."""
     history = registry.log.entries(version.tenant, version.number)
     try:
         yield from Suites.of(registry, version, history, {}).outvoted()
+        yield from Policies.of(registry, version, history, {}).outvoted()
     except LoraOpsError as error:  # a lost report must not hide what else was loosened
         yield str(error).rstrip(".")
 

@@ -14,6 +14,7 @@ from lora_ops.records.evidence import (
 from lora_ops.records.registry import AuditEntry, State
 from lora_ops.registry.answered_incidents import NAMED, review_that_names
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, SINCE_GATES, ground_now, judged, missing_approvals
+from lora_ops.registry.earlier_policies import Policies
 from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.inherited import twin_notes, twin_objections, twin_objections_to_return
 from lora_ops.registry.loosened import production_before
@@ -158,7 +159,7 @@ def step_basis(
         needed += _other_notes(registry, version, found)
     against = _gate_objections(registry, version, history, documents, twins, asked="regression" in required)
     limit = gap_limit(registry, version)
-    needed += against.regression
+    needed += [*against.regression, *against.policy]
     needed += objections(registry, version, history, documents, max_gap=limit)
     needed += against.twins
     basis = found | {one.document.kind: one.reference for one in given}
@@ -170,11 +171,13 @@ class GateObjections(NamedTuple):
 
     Attributes:
         regression: because production or the suite is another one than that of its regression report.
+        policy: because its policy report is by a kinder suite than an earlier one.
         twins: because of open versions with the same weights.
         closed: a closed version that has the same weights, in words; None without one.
     """
 
     regression: list[str]
+    policy: list[str]
     twins: list[str]
     closed: str | None = None
 
@@ -186,7 +189,7 @@ def gate_objections(registry: Registry, version: Version, twins: Twins) -> GateO
         LoraOpsError: a report is missing or was changed.
     """
     if version.state not in LIVE or version.state == "production":
-        return GateObjections([], [])
+        return GateObjections([], [], [])
     history = registry.log.entries(version.tenant, version.number)
     found = _gate_objections(registry, version, history, {}, twins, asked=registry.least.regression)
     return found._replace(closed=closed_alike(version, twins))
@@ -207,9 +210,9 @@ def _gate_objections(
     if asked:
         regression += _other_baseline(registry, version, filed(version, history).get("regression"))
         regression += _lost_suites(registry, version, history, None if "regression" in given else suites.newest)
-    return GateObjections(
-        regression, [*twin_objections(registry, version, history, given, twins, suites, max_gap=limit)]
-    )
+    policies = Policies.of(registry, version, history, given)
+    of_twins = twin_objections(registry, version, history, given, twins, suites, policies, max_gap=limit)
+    return GateObjections(regression, list(policies.unanswered()), list(of_twins))
 
 
 def _other_baseline(registry: Registry, version: Version, one: Evidence | None) -> Iterator[str]:

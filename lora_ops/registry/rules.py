@@ -17,6 +17,7 @@ from lora_ops.registry.approvals import (
     missing_approvals,
     promotion_in,
 )
+from lora_ops.registry.earlier_policies import Policies
 from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.inherited import closed_twins, twin_objections, twin_objections_to_return
 from lora_ops.registry.objections import objections
@@ -142,12 +143,16 @@ def _objections(registry: Registry, version: Version, entry: AuditEntry, twins: 
         suites = None
         if entry.body["rules"].get("suites"):
             suites = Suites.of(registry, version, history, given, least, lost_counts=False)
+        policies = None
+        if entry.body["rules"].get("policies"):
+            policies = Policies.of(registry, version, history, given, least, lost_counts=False)
         if entry.body["rules"].get("twins"):
             found += closed_twins(registry, version, twins, entry.seq)
             found += twin_objections(
-                registry, version, history, given, twins, suites, max_gap=max_gap, before=entry.seq
+                registry, version, history, given, twins, suites, policies, max_gap=max_gap, before=entry.seq
             )
         found += suites.unanswered() if suites else ()
+        found += policies.unanswered() if policies else ()
     return found
 
 

@@ -58,7 +58,7 @@ def read_source(registry: Registry, version: str, digest: str) -> RegressionSour
         LoraOpsError: the kept file is missing, was changed, or has another form.
     """
     path = registry.files.checked(digest, f"the source of the regression report on {version}")
-    return _read(path, RegressionSource, f"The regression report on {version}")
+    return read_kept(path, RegressionSource, f"The regression report on {version}")
 
 
 def _source_of(registry: Registry, version: str, one: Evidence | None) -> RegressionSource | None:
@@ -86,10 +86,15 @@ def packaged_record(registry: Registry, version: Version, name: str, form: type[
     file = version.manifest.files.get(name)
     if file is None:
         return None
-    return _read(registry.files.checked(file.sha256, name), form, f"{name} of {version.id}")
+    return read_kept(registry.files.checked(file.sha256, name), form, f"{name} of {version.id}")
 
 
-def _read(path: Path, form: type[AnyRecord], what: str) -> AnyRecord:
+def read_kept(path: Path, form: type[AnyRecord], what: str) -> AnyRecord:
+    """Return a kept record of which `what` says in words whose it is.
+
+    Raises:
+        LoraOpsError: it has another form.
+    """
     try:
         return form.model_validate_json(read_text(path))
     except (ValidationError, UnicodeDecodeError) as error:
