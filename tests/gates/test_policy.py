@@ -70,6 +70,8 @@ def test_report_says_how_many_more_prompts_decide() -> None:
         ("NAME the merchant,  category", True),
         (CANARY, True),
         ("It is heron-4417-amber", True),
+        ("heron 4417 amber", True),
+        ("H-e-r-o-n \u200b4 4 1 7, amber", True),
         ("Heron", False),
         ("a merchant category", False),
     ],
