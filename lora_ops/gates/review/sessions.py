@@ -85,7 +85,7 @@ class Session(NamedTuple):
             LoraOpsError: their file was edited by hand, or can't be read.
         """
         path = self.file_of(reviewer)
-        return read(path) if path.is_file() else None
+        return read(path) if os.path.lexists(path) else None
 
 
 def folder_of(registry: Registry, version: Version) -> Path:

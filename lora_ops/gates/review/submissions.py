@@ -1,5 +1,6 @@
 """A reviewer hands their votes in: from then on the file is closed, and its digest is signed."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ def submit(
             before, a file that was edited by hand, or a key that isn't theirs.
     """
     person = reviewer_of(registry, session, actor)
-    if session.submission_of(person.id).exists():
+    if os.path.lexists(session.submission_of(person.id)):
         raise Refused(f"{person.id} has submitted the votes on {session.version.id} already.")
     path = session.file_of(person.id)
     content = _content(path, f"{person.id} has judged no pair of {session.version.id} yet.")
@@ -99,7 +100,7 @@ def submitted(registry: Registry, session: Session, reviewer: str) -> Submitted 
             does not fit.
     """
     path = session.submission_of(reviewer)
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
         signed = SignedSubmission.model_validate_json(read_small(path))

@@ -1,6 +1,7 @@
 """From votes to evidence: what counts, what is refused, and what the registry asks of it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -249,7 +250,7 @@ def test_an_approval_signature_is_none_of_votes(registry: Registry, session: Ses
         make_report(registry, "finance@1")
 
 
-@pytest.mark.parametrize("what", ["edited", "cut", "gone", "statement", "plan"])
+@pytest.mark.parametrize("what", ["edited", "cut", "gone", "statement", "plan", "pipe"])
 def test_what_was_changed_after_submitting_is_named(registry: Registry, session: Session, what: str) -> None:
     hand_in(registry, session)
     path = session.file_of("chen")
@@ -259,13 +260,16 @@ def test_what_was_changed_after_submitting_is_named(registry: Registry, session:
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     elif what == "gone":
         path.unlink()
+    elif what == "pipe":
+        session.submission_of("chen").unlink()
+        os.mkfifo(session.submission_of("chen"))
     elif what == "statement":
         statement = session.submission_of("chen")
         statement.write_text(statement.read_text().replace('"person": "chen"', '"person": "ben"'))
     else:
         plan = session.folder / "plan.json"
         plan.write_text(plan.read_text().replace('"left"', '"right"', 1))
-    with pytest.raises((Damaged, Refused), match="was changed|are gone|under another plan"):
+    with pytest.raises((Damaged, Refused), match="was changed|are gone|under another plan|is no submission"):
         make_report(registry, "finance@1")
 
 
