@@ -1,6 +1,7 @@
 """A tenant's regression suite as it is asked: read from `suites/`, checked, and written as prompts."""
 
 import difflib
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,15 @@ def read_suite(path: Path) -> tuple[Suite, str]:
         raise LoraOpsError(f"{where}{_case_at(read, error)}: {first_problem(error)}.") from error
 
 
+def has_suite(root: Path, name: str) -> bool:
+    """Return whether the repository has a suite.
+
+    A folder, a pipe or a symlink to nowhere in its place counts, so that `read_suite` refuses it: to go on
+    without it would ask less, and say nothing of it.
+    """
+    return os.path.lexists(root / SUITES / f"{name}.yaml")
+
+
 def read_and_ask(tenant: str, root: Path) -> CasesRecord:
     """Return the cases of a tenant's suite under the system prompt of its prepared data; see `ask_cases`.
 
@@ -75,11 +85,11 @@ def ask_cases(tenant: str, root: Path, data: PromptRecord, evaluate: EvaluateSet
     digests: dict[str, str] = {}
     held_out: dict[str, float] = {}
     owner = ""
-    if not (root / SUITES / f"{tenant}.yaml").is_file():
+    if not has_suite(root, tenant):
         return CasesRecord(tenant=tenant, owner="", suites={}, base_model_sha256=record.sha256)
     for name in (tenant, GENERAL):
         path = root / SUITES / f"{name}.yaml"
-        if not path.is_file():
+        if not has_suite(root, name):
             continue
         suite, digests[path.name] = read_suite(path)
         where = f"{SUITES}/{path.name}"

