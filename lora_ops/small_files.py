@@ -1,4 +1,4 @@
-"""Read a file that is small by nature: settings, a record, a key, the head of the log.
+"""Read or make a file that is small by nature: settings, a record, a key, the head of the log.
 
 Somebody may have put a pipe, a device or a disk image in its place. Reading that never ends, or fills the
 memory.
@@ -42,6 +42,22 @@ def read_text(path: Path) -> str:
         UnicodeDecodeError: it is not UTF-8.
     """
     return read_small(path).decode("utf-8")
+
+
+def write_new(path: Path, text: str, encoding: str = "utf-8") -> None:
+    """Write a text into a new file, with its line ends as they are; a file that can't be finished is removed.
+
+    Raises:
+        FileExistsError: there is one already.
+        OSError: it can't be written.
+    """
+    with path.open("x", encoding=encoding, newline="") as file:
+        try:
+            file.write(text)
+            file.flush()
+        except BaseException:
+            path.unlink(missing_ok=True)  # half of it would look like a finished one, and stop the next try
+            raise
 
 
 def read_json(path: Path) -> Any:

@@ -22,6 +22,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.files import first_problem, read_yaml
 from lora_ops.settings.release import ReleaseFields
+from lora_ops.small_files import write_new
 
 FOLDER = "releases"
 SHOWN = 10
@@ -50,15 +51,18 @@ def draft(root: Path, version: str) -> Path:
         LoraOpsError: they were drafted before.
     """
     path = fields_path(root, version)
-    if path.exists():
-        raise LoraOpsError(f"{FOLDER}/{path.name} exists already: fill it in, then `lora-ops release file`.")
     lines = [
         f"# What only people know of {version}. `lora-ops release file {version}` takes it into the notes."
     ]
     for name, field in ReleaseFields.model_fields.items():
         lines += ["", f"# {field.description}", f'{name}: ""']
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    try:
+        write_new(path, "\n".join(lines) + "\n")
+    except FileExistsError as error:
+        raise LoraOpsError(
+            f"{FOLDER}/{path.name} exists already: fill it in, then `lora-ops release file`."
+        ) from error
     return path
 
 

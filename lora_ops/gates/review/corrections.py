@@ -19,6 +19,7 @@ from lora_ops.gates.review.evidence import unblinded
 from lora_ops.gates.review.sessions import Session, texts_of
 from lora_ops.gates.review.submissions import submitted
 from lora_ops.registry.store import Registry
+from lora_ops.small_files import write_new
 
 
 class Corrections(NamedTuple):
@@ -94,8 +95,7 @@ def write(found: Corrections, path: Path, tenant: str) -> None:
             "No submitted vote has a corrected answer on which reviewers agree: nothing was written."
         )
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in found.rows)
+        write_new(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in found.rows))
     except FileExistsError as error:
         raise LoraOpsError(f"{path} exists already: name a new file.") from error
     except OSError as error:

@@ -19,7 +19,7 @@ from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
 from lora_ops.gates.review.desk import Desk, Pair
 from lora_ops.records.review import RATINGS, Judgement
 from lora_ops.settings.files import first_problem
-from lora_ops.small_files import read_small
+from lora_ops.small_files import read_small, write_new
 
 SIDES = ("left", "right")
 SHOWN = ("pair", "text", "left", "right")
@@ -44,8 +44,7 @@ def write_table(desk: Desk, path: Path) -> None:
     writer.writerows(_row(desk.pair(place)) for place in range(1, desk.total + 1))
     try:
         # With a byte-order mark, or Excel takes the file for another encoding.
-        with path.open("x", encoding="utf-8-sig", newline="") as file:
-            file.write(text.getvalue())
+        write_new(path, text.getvalue(), "utf-8-sig")
     except FileExistsError as error:
         raise LoraOpsError(f"{path} exists already: name a new file.") from error
     except OSError as error:
