@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jsonschema.exceptions import SchemaError
+from jsonschema.validators import Draft202012Validator
 from pydantic import BaseModel, TypeAdapter
 
 from lora_ops.errors import LoraOpsError
@@ -253,10 +255,16 @@ def _make_tiny(base: Path, adapter: Path) -> None:
     tuned.save_pretrained(str(adapter))
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+        if path.parent.name == "schemas":
+            Draft202012Validator.check_schema(content)  # else nothing is promised, so nothing is lost
+        return content
+    except (OSError, ValueError, SchemaError) as error:
+        reason = f"it is no JSON schema: {error.message[:200]}" if isinstance(error, SchemaError) else error
         raise LoraOpsError(
-            f"{path} can't be read ({error}): `git checkout {path.name}` brings it back."
+            f"{path} can't be read ({reason}): `git checkout {path.name}` brings it back."
         ) from error

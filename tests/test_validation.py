@@ -57,8 +57,13 @@ def test_validate_asks_for_contracts_that_are_missing(contracts: Path) -> None:
     assert broken(contracts) == {}
 
 
-def test_validate_refuses_a_contract_that_is_no_json(contracts: Path) -> None:
-    (contracts / validation.GOLDEN).write_text("{")
+@pytest.mark.parametrize("content", ["{", "null", "[1]", '{"properties": [1]}', '{"maxLength": "x"}'])
+@pytest.mark.parametrize("name", [validation.GOLDEN, f"{validation.SCHEMAS}/data.json"])
+def test_validate_refuses_a_contract_that_is_none(contracts: Path, name: str, content: str) -> None:
+    """A schema of another form promised nothing, so every schema kept its promises."""
+    if name == validation.GOLDEN and content.startswith('{"'):
+        pytest.skip("an object of prompts")
+    (contracts / name).write_text(content)
     with pytest.raises(LoraOpsError, match="git checkout"):
         broken(contracts)
 
