@@ -160,6 +160,26 @@ def record(path: Path, task: int, said: Judgement, at: datetime, *, seen: str | 
         return Annotation.model_validate(_write(file, {**line, "previous": votes.digest}))
 
 
+@contextmanager
+def unchanged(path: Path, content: bytes) -> Iterator[None]:
+    """Keep votes out of a reviewer's file while it is handed in; half a line of a killed process goes.
+
+    Args:
+        path: the file.
+        content: its whole lines, as the reviewer signed them.
+
+    Raises:
+        Refused: a vote came in meanwhile, as by another window of the same reviewer.
+        Unavailable: the file can't be written.
+    """
+    with _held(path) as file:
+        now = file.read()
+        if now[: now.rfind(b"\n") + 1] != content:
+            raise Refused(f"{path.name} got another vote while it was signed: submit again.")
+        file.truncate(len(content))
+        yield
+
+
 def _write(file: Any, line: dict[str, Any]) -> dict[str, Any]:
     line = {**line, "digest": sha256_text(canonical(line))}
     file.write(canonical(line).encode() + b"\n")

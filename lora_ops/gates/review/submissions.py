@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from lora_ops.clock import utc
 from lora_ops.errors import Damaged, Refused, Unavailable, disk_reason
-from lora_ops.gates.review.annotations import parse, require_about
+from lora_ops.gates.review.annotations import parse, require_about, unchanged
 from lora_ops.gates.review.sessions import Session, reviewer_of, write_whole
 from lora_ops.hashing import canonical, sha256_bytes
 from lora_ops.records.review import SignedSubmission, Submission
@@ -82,11 +82,10 @@ def submit(
     signature = signature_of(registry, said, person, key, what="Votes", namespace=NAMESPACE)
     target = session.submission_of(person.id)
     try:
-        if len(content) < path.stat().st_size:  # half a line of a process that was killed
-            with path.open("r+b") as file:
-                file.truncate(len(content))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, SignedSubmission(submission=said, signature=signature).to_json())
+        # ssh-keygen may wait for a passphrase or a touch, so the file is not locked while it signs.
+        with unchanged(path, content):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, SignedSubmission(submission=said, signature=signature).to_json())
     except OSError as error:
         raise Unavailable(f"{target} can't be written ({disk_reason(error)}).") from error
     return said

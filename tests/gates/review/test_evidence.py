@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,23 @@ def test_submit_asks_for_every_pair_unless_told(registry: Registry, session: Ses
     report, left_out = make_report(registry, "finance@1")
     assert left_out == ["chen has not submitted", "dana has not submitted"]
     assert isinstance(report.document, HumanEvidence) and report.document.pairs == 0
+
+
+def test_submit_loses_no_vote_of_another_window(registry: Registry, session: Session) -> None:
+    """A vote that came in between reading and signing was cut off the file, or made it look edited."""
+    desk, clock = Desk(registry, session, "ben", registry.clock), registry.clock
+    desk.say(1, Judgement(vote="left"))
+
+    def meanwhile() -> datetime:
+        registry.clock = clock
+        desk.say(2, Judgement(vote="right"))
+        return clock()
+
+    registry.clock = meanwhile  # submit asks for the time once it has read the votes
+    with pytest.raises(Refused, match="ben.jsonl got another vote while it was signed: submit again"):
+        submit(registry, session, actor="ben", key=ssh_key("ben"), partial=True)
+    assert not session.submission_of("ben").exists()
+    assert submit(registry, session, actor="ben", key=ssh_key("ben"), partial=True).judged == 2
 
 
 def test_submission_is_signed_with_the_reviewers_own_key(registry: Registry, session: Session) -> None:
