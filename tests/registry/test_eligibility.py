@@ -46,7 +46,7 @@ def test_state_reason_refuses_candidate_after_revocation(served: Registry) -> No
     assert "has had a version in production" in str(state_reason(served, served.get("finance@2").summary))
     assert "finance@1 was revoked" in str(state_reason(served, served.get("finance@1").summary))
     assert served.current("finance") is None
-    with pytest.raises(LoraOpsError, match="no finance@production"):
+    with pytest.raises(LoraOpsError, match="'finance' has no version in production .finance@1 is revoked"):
         served.get("finance")
 
 
