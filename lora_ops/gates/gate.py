@@ -24,7 +24,8 @@ from lora_ops.records.evidence import (
 from lora_ops.records.regression import Compared, Least, RegressionSource, Verdict
 from lora_ops.registry.objections import kept_lacks
 from lora_ops.registry.packages import check_kept
-from lora_ops.registry.reports import Report, filed, gap_limit, load, not_given_again
+from lora_ops.registry.report_lacks import not_given_again
+from lora_ops.registry.reports import Report, filed, gap_limit, load
 from lora_ops.registry.requirements import GateObjections, gate_objections
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins

@@ -10,7 +10,8 @@ from lora_ops.gates.policy_answers import gather_policy, packaged_policy_answers
 from lora_ops.gates.rows import GateRow, RowVerdict
 from lora_ops.records.evidence import Evidence, PolicyCheck, PolicyEvidence
 from lora_ops.registry.policy_sources import read_policy_source
-from lora_ops.registry.reports import Report, lacks, load
+from lora_ops.registry.report_lacks import lacks
+from lora_ops.registry.reports import Report, load
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.detectors import DetectorSettings

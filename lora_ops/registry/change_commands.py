@@ -109,7 +109,8 @@ def file_(
 ) -> None:
     """Count raw results into evidence of a version and file it; approvals given before become void."""
     from lora_ops.registry import lifecycle
-    from lora_ops.registry.reports import lacks, make
+    from lora_ops.registry.report_lacks import lacks
+    from lora_ops.registry.reports import make
 
     with opened_registry() as registry:
         report = make(registry, reference, kind, source, summary)

@@ -16,7 +16,8 @@ from lora_ops.records.registry import AuditEntry
 from lora_ops.records.regression import Verdict
 from lora_ops.registry.answered_incidents import NAMED, review_that_names
 from lora_ops.registry.objections import documents_on
-from lora_ops.registry.reports import filed, load, unpassed
+from lora_ops.registry.report_lacks import unpassed
+from lora_ops.registry.reports import filed, load
 from lora_ops.registry.store import Registry
 from lora_ops.registry.suite_changes import case_changes, content, listed, looser_settings, read_source
 from lora_ops.registry.versions import Summary, Version

@@ -20,7 +20,8 @@ from lora_ops.registry.earlier_policies import Policies
 from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.objections import speaks_against
 from lora_ops.registry.replay import require_rows
-from lora_ops.registry.reports import evaluation_lacks, filed, gap_limit, load, own_evidence
+from lora_ops.registry.report_lacks import evaluation_lacks
+from lora_ops.registry.reports import filed, gap_limit, load, own_evidence
 from lora_ops.registry.rollbacks import entered_production, incidents_since_production
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins, standing

@@ -7,16 +7,8 @@ from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, Poli
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.counting import plain
-from lora_ops.registry.reports import (
-    BEFORE_GATES,
-    evaluation_lacks,
-    failing,
-    filed,
-    from_the_future,
-    lacks,
-    load,
-    own_evidence,
-)
+from lora_ops.registry.report_lacks import evaluation_lacks, failing, lacks
+from lora_ops.registry.reports import BEFORE_GATES, filed, from_the_future, load, own_evidence
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Summary, Version
 from lora_ops.settings.registry import EvidenceSettings

@@ -1,4 +1,4 @@
-"""Evidence of a version: made from raw results, kept by digest, read back and judged."""
+"""Evidence of a version: made from raw results, kept by digest, and read back."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -19,12 +19,8 @@ from lora_ops.records.evidence import (
     HumanEvidence,
     PolicyCheck,
     PolicyEvidence,
-    RegressionEvidence,
-    ReleaseNotesEvidence,
-    TextEvidence,
     TrafficEvidence,
 )
-from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.authors import author_marks
 from lora_ops.registry.counting import CLOCKS_DIFFER, COUNT, About, count
@@ -193,105 +189,6 @@ def load(files: FileStore, evidence: Evidence) -> AnyEvidence | None:
         return None
 
 
-def lacks(document: AnyEvidence, least: EvidenceSettings) -> Iterator[str]:
-    """Yield what a document must say, and doesn't, before a step may rest on it."""
-    if isinstance(document, PolicyEvidence):
-        yield from _policy_lacks(document, least)
-    elif isinstance(document, HumanEvidence):
-        yield from _human_lacks(document, least)
-    elif isinstance(document, TrafficEvidence):
-        yield from _traffic_lacks(document, least)
-    elif isinstance(document, RegressionEvidence):
-        yield from _regression_lacks(document, least)
-    elif isinstance(document, ReleaseNotesEvidence):
-        empty = [name for name, value in document.fields.items() if not value.strip()]
-        if empty or not document.fields:
-            yield f"release notes in which people wrote {', '.join(empty) or 'something'}"
-    else:
-        assert isinstance(document, TextEvidence)  # its length is checked when it is counted
-
-
-def _policy_lacks(document: PolicyEvidence, least: EvidenceSettings) -> Iterator[str]:
-    if least.policy == "computed" and not document.is_computed:
-        yield (
-            f"a policy report that `lora-ops gate {document.adapter}` computed (typed rows don't count; "
-            "`registry.evidence.policy: file` takes them)"
-        )
-    yield from failing(document.checks)
-    few = [f"{one.name} has {one.prompts}" for one in document.checks if one.prompts < least.policy_prompts]
-    if few:
-        yield f"a policy report with at least {least.policy_prompts} prompts a check ({', '.join(few)})"
-    # Where no computed report is asked for, one that decides nothing is none, and one that fails still speaks.
-    undecided = [one.name for one in document.checks if one.verdict == "undecided"]
-    if undecided and least.policy == "computed":
-        said = ", ".join(f"{one}: undecided" for one in undecided)
-        yield f"a policy report that decides ({said}; `lora-ops gate {document.adapter}` says what would)"
-
-
-def unpassed(document: RegressionEvidence, least: EvidenceSettings) -> list[str]:
-    """Return what a regression report judges and does not pass, in words."""
-    # Where no report is asked for, one that decides nothing is none, and one that fails still speaks.
-    asked = ("fail", "undecided", "missing") if least.regression else ("fail",)
-    return [f"{what}: {verdict}" for what, verdict in document.verdicts if verdict in asked]
-
-
-def _regression_lacks(document: RegressionEvidence, least: EvidenceSettings) -> Iterator[str]:
-    wrong = unpassed(document, least)
-    if wrong:
-        yield f"a regression report that passes ({'; '.join(wrong)})"
-    elif least.regression and not any(one.gating for one in document.compared):
-        yield "a regression report in which something decides (no slice of its suite is gating)"
-    if least.regression and least.answers_again:
-        yield from not_given_again(document)
-
-
-def not_given_again(document: RegressionEvidence) -> Iterator[str]:
-    """Yield that nobody knows whether the adapter gave the answers that its package has."""
-    answers = document.packaged
-    if answers is None:
-        yield (
-            "a regression report that let the adapter give its packaged answers again (an earlier release made "
-            f"it: run `lora-ops gate {document.adapter}`)"
-        )
-    elif answers.verdict != "pass":
-        yield (
-            f"a regression report that let the adapter give its {answers.packaged} packaged answers again (it "
-            f"gave {answers.given_again}: run `dvc repro base_model`, then `lora-ops gate {document.adapter}`)"
-        )
-
-
-def failing(checks: Sequence[PolicyCheck]) -> Iterator[str]:
-    """Yield what a policy report lacks if a check fails."""
-    failed = [
-        f"{one.name} can't be judged, since its detector failed"
-        if one.judged and one.judged.rate is None
-        else f"{one.name} fails {one.failed} of {one.prompts} prompts"
-        for one in checks
-        if one.verdict == "fail"
-    ]
-    if failed:
-        yield f"a policy report without a failure ({', '.join(failed)})"
-
-
-def evaluation_lacks(manifest: Manifest, max_gap: float | None) -> Iterator[str]:
-    """Yield what the package's evaluation must show, and doesn't, before a step may rest on it.
-
-    Args:
-        manifest: the version's, with the evaluation of its package.
-        max_gap: the largest gap between two groups of a declared column; None: any.
-    """
-    evaluation = manifest.evaluation
-    if not manifest.beats_base:
-        measured = f" (it does not: {evaluation.unbeaten})" if evaluation.unbeaten else ""
-        yield f"an evaluation in which it beats its base model{measured}"
-    for column, bias in evaluation.bias.items():
-        if bias.exceeds(max_gap):
-            yield (
-                f"an evaluation whose gap by {column} is not clearly above evaluate.max_gap ({max_gap:g}; it "
-                f"has {bias.between})"
-            )
-
-
 def recorded_minimums(entry: AuditEntry) -> EvidenceSettings | None:
     """Return what evidence had to say by the rules of an entry; None where an older release wrote none.
 
@@ -319,68 +216,6 @@ def gap_limit(registry: Registry, version: Version) -> float | None:
     """
     recorded = version.manifest.params.get("evaluate", {}).get("max_gap")
     return registry.max_gap.get(version.tenant, recorded)
-
-
-def _human_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[str]:
-    if document.votes_needed < least.annotators or document.pairs < least.pairs:
-        yield (
-            f"a human evaluation of at least {least.pairs} pairs, each judged by {least.annotators} people "
-            f"(it has {document.pairs}, and {document.too_few_votes} that fewer than {document.votes_needed} "
-            f"judged{_others(document)})"
-        )
-    yield from _review_lacks(document, least)
-    if document.base_better > document.adapter_better:
-        yield (
-            "a human evaluation that the adapter does not lose "
-            f"(better in {document.adapter_better} of {document.pairs} pairs, {_other_side(document)} in "
-            f"{document.base_better})"
-        )
-    elif document.pairs and not document.adapter_better:
-        yield "a human evaluation in which somebody prefers an answer (in all pairs both are the same)"
-
-
-def _review_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[str]:
-    """Yield what a review session would show and this document doesn't: blinded votes of people who agree."""
-    review = document.review
-    if review is None:
-        if least.votes == "session":
-            yield f"votes from a review session (`lora-ops review start {document.adapter}`)"
-    elif least.agreement > -1 and review.alpha is None:
-        yield f"a human evaluation whose reviewers' agreement can be measured ({review.no_alpha})"
-    elif review.alpha is not None and review.alpha.value < least.agreement:
-        yield (
-            f"a human evaluation whose reviewers agree (Krippendorff's alpha {review.alpha}, at least "
-            f"{least.agreement:g} is needed)"
-        )
-
-
-def _other_side(document: HumanEvidence) -> str:
-    against = document.review.against if document.review else "base"
-    return "its base" if against == "base" else against
-
-
-def _others(document: HumanEvidence) -> str:
-    many = document.other_votes
-    return f"; {many} votes are the author's or of people whom owners.yaml does not name" if many else ""
-
-
-def _traffic_lacks(document: TrafficEvidence, least: EvidenceSettings) -> Iterator[str]:
-    kind = document.kind
-    if document.answered < least.requests or document.hours < least.hours:
-        yield (
-            f"a {kind} report of at least {least.requests} requests in {least.hours:g} hours (it has "
-            f"{document.answered} answered in {document.hours:.1f})"
-        )
-    if document.errors > least.error_share * document.requests:
-        yield (
-            f"a {kind} report with at most {least.error_share:.1%} errors ({document.errors} of "
-            f"{document.requests} requests)"
-        )
-    if document.production_better > document.adapter_better:
-        yield (
-            f"a {kind} report that production does not win (better in {document.production_better} pairs, "
-            f"the adapter in {document.adapter_better})"
-        )
 
 
 # What a record quotes.

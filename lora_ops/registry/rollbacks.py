@@ -6,7 +6,8 @@ from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON, SINCE_GATES
 from lora_ops.registry.objections import kept_lacks, later_speaks_against
-from lora_ops.registry.reports import BEFORE_GATES, evaluation_lacks, failing, filed, load, recorded_minimums
+from lora_ops.registry.report_lacks import evaluation_lacks, failing
+from lora_ops.registry.reports import BEFORE_GATES, filed, load, recorded_minimums
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.registry import EvidenceSettings

@@ -23,7 +23,8 @@ from lora_ops.registry.inherited import closed_twins, twin_objections, twin_obje
 from lora_ops.registry.objections import objections
 from lora_ops.registry.owners import Team
 from lora_ops.registry.owners_log import owners_before
-from lora_ops.registry.reports import lacks, load, own_evidence, recorded_minimums
+from lora_ops.registry.report_lacks import lacks
+from lora_ops.registry.reports import load, own_evidence, recorded_minimums
 from lora_ops.registry.requirements import EVIDENCE, STAGES, other_baseline
 from lora_ops.registry.roles import APPROVE, MAY
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident

@@ -7,7 +7,7 @@ import pytest
 from lora_ops.gates.regression import regression_report
 from lora_ops.records.evidence import DOCUMENT, RegressionEvidence
 from lora_ops.records.regression import RegressionSource
-from lora_ops.registry.reports import lacks
+from lora_ops.registry.report_lacks import lacks
 from lora_ops.settings.registry import EvidenceSettings
 from lora_ops.settings.suite import Case, Expect, Slice
 

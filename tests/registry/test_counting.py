@@ -20,7 +20,7 @@ from lora_ops.records.evidence import (
 )
 from lora_ops.registry.counting import About, count
 from lora_ops.registry.owners import Team
-from lora_ops.registry.reports import lacks
+from lora_ops.registry.report_lacks import lacks
 from lora_ops.settings.registry import EvidenceSettings
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)

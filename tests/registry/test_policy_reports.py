@@ -13,7 +13,8 @@ from lora_ops.records.evidence import DOCUMENT
 from lora_ops.records.policy_report import PolicySource
 from lora_ops.registry import lifecycle
 from lora_ops.registry.loosened import gate_notes
-from lora_ops.registry.reports import BEFORE_GATES, Report, lacks, make, recorded_minimums
+from lora_ops.registry.report_lacks import lacks
+from lora_ops.registry.reports import BEFORE_GATES, Report, make, recorded_minimums
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.rules import weaknesses
 from lora_ops.registry.store import Registry

@@ -13,7 +13,8 @@ from lora_ops.records.evidence import Evidence, PolicyCheck
 from lora_ops.registry import lifecycle
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.owners import Owners
-from lora_ops.registry.reports import evaluation_lacks, human_evaluation, load, make, policy_checks
+from lora_ops.registry.report_lacks import evaluation_lacks
+from lora_ops.registry.reports import human_evaluation, load, make, policy_checks
 from lora_ops.registry.store import Registry
 
 from .conftest import AUTHOR, Build, Clock, Story, reviewed, won

@@ -197,7 +197,7 @@ def file_(
     from lora_ops.gates.review.progress import findings
     from lora_ops.records.evidence import HumanEvidence
     from lora_ops.registry import lifecycle
-    from lora_ops.registry.reports import lacks
+    from lora_ops.registry.report_lacks import lacks
 
     if summary is not None:
         summary = require_text(summary, "Say it in a sentence (--summary)")

@@ -20,7 +20,8 @@ from lora_ops.records.evidence import DOCUMENT, HumanEvidence
 from lora_ops.records.review import Judgement, ReviewCounts
 from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners
-from lora_ops.registry.reports import lacks, make
+from lora_ops.registry.report_lacks import lacks
+from lora_ops.registry.reports import make
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.rules import weaknesses
 from lora_ops.registry.store import Registry
