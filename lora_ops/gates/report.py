@@ -21,12 +21,12 @@ from lora_ops.gates.rows import GateRow
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import SAMPLES
 from lora_ops.records.evaluation import ADAPTER, SYSTEMS
-from lora_ops.records.evidence import AnyEvidence, EvidenceKind, HumanEvidence, RegressionEvidence
+from lora_ops.records.evidence import HumanEvidence, RegressionEvidence
 from lora_ops.records.review import RATINGS
 from lora_ops.registry.cards import differences, record
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.loosened import production_before
-from lora_ops.registry.reports import filed, load
+from lora_ops.registry.reports import last_document
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -67,9 +67,9 @@ def report_page(
     known = record(registry, version.id)
     number = production_before(registry, version)
     production = registry.load(version.tenant, number) if number is not None else None
-    document = filed_document(registry, version, "regression")
+    document = last_document(registry, version, "regression")
     pairs = annotated_pairs(registry, version)
-    people = filed_document(registry, version, "human_evaluation")
+    people = last_document(registry, version, "human_evaluation")
     present = {name for of in known.performance.metrics.values() for name in of}
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown, trim_blocks=True
@@ -117,16 +117,6 @@ def headline(rows: Sequence[GateRow]) -> str:
     said = {"fail": "failed", "undecided": "undecided", "missing": "missing", "pass": "passed"}
     shown = ", ".join(f"{counted[one]} {said[one]}" for one in said if counted[one])
     return f"{counted.total()} gates: {shown}"
-
-
-def filed_document(registry: Registry, version: Version, kind: EvidenceKind) -> AnyEvidence | None:
-    """Return the last report of a kind that is filed on a version; None without one.
-
-    Raises:
-        LoraOpsError: the kept file is missing or was changed.
-    """
-    one = filed(version, registry.log.entries(version.tenant, version.number)).get(kind)
-    return load(registry.files, one) if one else None
 
 
 def told(one: Told, against: str) -> str:

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from lora_ops.gates.report import BeforeAfter, before_after, filed_document
+from lora_ops.gates.report import BeforeAfter, before_after
 from lora_ops.gates.review.annotated import AnnotatedPair, annotated_pairs
 from lora_ops.gates.rows import GateRow
 from lora_ops.records.evidence import RegressionEvidence
 from lora_ops.records.regression import Compared
 from lora_ops.records.review import RATINGS
 from lora_ops.registry.loosened import production_before
+from lora_ops.registry.reports import last_document
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -23,7 +24,7 @@ def version_tables(registry: Registry, version: Version, rows: Sequence[GateRow]
     """
     number = production_before(registry, version)
     production = registry.load(version.tenant, number) if number is not None else None
-    document = filed_document(registry, version, "regression")
+    document = last_document(registry, version, "regression")
     pairs = annotated_pairs(registry, version)
     return {
         "gates": gate_table(rows),

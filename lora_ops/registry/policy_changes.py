@@ -6,7 +6,7 @@ from lora_ops.records.detectors import DetectorRecord
 from lora_ops.records.evidence import PolicyCheck, PolicyEvidence
 from lora_ops.registry.approvals import promotion_in
 from lora_ops.registry.counting import plain
-from lora_ops.registry.reports import filed, load
+from lora_ops.registry.reports import last_document, load
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -17,8 +17,7 @@ def kept_policy(registry: Registry, version: Version) -> PolicyEvidence | None:
     Raises:
         LoraOpsError: the kept file is missing or was changed.
     """
-    one = filed(version, registry.log.entries(version.tenant, version.number)).get("policy")
-    document = load(registry.files, one) if one else None
+    document = last_document(registry, version, "policy")
     return document if isinstance(document, PolicyEvidence) else None
 
 

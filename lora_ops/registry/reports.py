@@ -15,6 +15,7 @@ from lora_ops.records.evidence import (
     DOCUMENT,
     AnyEvidence,
     Evidence,
+    EvidenceKind,
     HumanEvaluation,
     HumanEvidence,
     PolicyCheck,
@@ -187,6 +188,26 @@ def load(files: FileStore, evidence: Evidence) -> AnyEvidence | None:
         return DOCUMENT.validate_json(path.read_bytes())
     except ValidationError:
         return None
+
+
+def last_document(
+    registry: Registry, version: Version, kind: EvidenceKind, history: Sequence[AuditEntry] | None = None
+) -> AnyEvidence | None:
+    """Return the last report of a kind on a version; None without one, or where it has an older form.
+
+    Args:
+        registry: where.
+        version: which.
+        kind: of the report.
+        history: the version's entries that count; default: all.
+
+    Raises:
+        LoraOpsError: the kept file is missing or was changed.
+    """
+    if history is None:
+        history = registry.log.entries(version.tenant, version.number)
+    one = filed(version, history).get(kind)
+    return load(registry.files, one) if one else None
 
 
 def recorded_minimums(entry: AuditEntry) -> EvidenceSettings | None:

@@ -8,7 +8,7 @@ from lora_ops.gates.review.evidence import SOURCE, Told, read_bundle, unblinded
 from lora_ops.gates.review.sessions import Session, texts_of
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evidence import HumanEvidence
-from lora_ops.registry.reports import filed, load
+from lora_ops.registry.reports import last_document
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -47,8 +47,7 @@ def annotated_pairs(registry: Registry, version: Version) -> list[AnnotatedPair]
     Raises:
         LoraOpsError: a kept file is missing or was changed.
     """
-    one = filed(version, registry.log.entries(version.tenant, version.number)).get("human_evaluation")
-    document = load(registry.files, one) if one else None
+    document = last_document(registry, version, "human_evaluation")
     if not isinstance(document, HumanEvidence) or document.review is None:
         return []
     plan, votes = read_bundle(registry.files.checked(document.source.sha256, SOURCE).read_bytes())
