@@ -1,21 +1,17 @@
 """What a regression report is computed from: kept answers, and those that a baseline lacks, generated once."""
 
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
-
-from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.versions import common_rows, shared_metrics
 from lora_ops.gates.answering import answer_cases
+from lora_ops.gates.candidate import asked_by, has_base, laid_out, packaged_answers, too_many_differ
 from lora_ops.gates.cases import ask_cases, has_suite
 from lora_ops.gates.expectations import Patience, score
-from lora_ops.paths import ADAPTER_FILES, BASE_MODEL, CASE_ANSWERS
-from lora_ops.records.base_model import read_base_model
-from lora_ops.records.data import PromptRecord
+from lora_ops.paths import CASE_ANSWERS
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.regression import (
     Baseline,
@@ -26,22 +22,16 @@ from lora_ops.records.regression import (
     Role,
     SystemAnswers,
 )
-from lora_ops.records.suite import AnswersRecord, CaseAnswer, CasesRecord
+from lora_ops.records.suite import CaseAnswer, CasesRecord
 from lora_ops.registry.loosened import production_before
-from lora_ops.registry.packages import export
 from lora_ops.registry.store import Registry
-from lora_ops.registry.suite_changes import kept_source, kept_suite, packaged_record
+from lora_ops.registry.suite_changes import kept_source, kept_suite, listed
 from lora_ops.registry.versions import CLOSED, Version
-from lora_ops.settings.tenant import TenantSettings
 
 EARLIER = 3
 """Versions before the candidate that are compared and shown."""
 REMEMBERED = 10
 """Versions of the tenant whose filed reports are searched for answers, the newest first."""
-NAMED = 5
-"""So many cases are named; the others are counted."""
-MAY_DIFFER = 0.03
-"""Share of the packaged answers that may be worth something else when the adapter gives them again."""
 
 
 class Gathered(NamedTuple):
@@ -138,9 +128,7 @@ def unlike_packages(registry: Registry, version: Version, source: RegressionSour
             given[key].case for key in packaged if key in given and given[key].texts != packaged[key].texts
         ]
         if wrong:
-            more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-            cases = f"{', '.join(wrong[:NAMED])}{more}"
-            yield f"regression.systems.{name} has other answers than its package to {cases}"
+            yield f"regression.systems.{name} has other answers than its package to {listed(wrong)}"
         stated = source.packaged.packaged if source.packaged and name == version.id else len(packaged)
         if stated < len(packaged):
             yield f"regression.packaged is {stated}, and the package has {len(packaged)} answers to these cases"
@@ -173,14 +161,9 @@ def _cases_now(registry: Registry, version: Version, root: Path) -> tuple[CasesR
     Raises:
         LoraOpsError: there is no suite, it has no case, or it is wrong; or a kept file is missing or changed.
     """
-    tenant, params = version.tenant, version.manifest.params
-    if has_suite(root, tenant) and _has_base(version, root):
-        try:
-            settings = TenantSettings.model_validate(params)
-        except ValidationError as error:
-            raise LoraOpsError(f"The params of {version.id} are not those of a tenant.") from error
-        prompt = PromptRecord(system=settings.data.system, labels=list(settings.data.labels))
-        return _with_cases(version, ask_cases(tenant, root, prompt, settings.evaluate)), "suites"
+    if has_suite(root, version.tenant) and has_base(version, root):
+        prompt, evaluate = asked_by(version)
+        return _with_cases(version, ask_cases(version.tenant, root, prompt, evaluate)), "suites"
     source = kept_source(registry, version)
     if source:
         # It is still the suite of that report, so the same answers give the same report again.
@@ -195,14 +178,6 @@ def _with_cases(version: Version, cases: CasesRecord | None) -> CasesRecord:
             "the form."
         )
     return cases
-
-
-def _has_base(version: Version, root: Path) -> bool:
-    """Whether the repository has the base model that a version was trained on."""
-    folder = root / "models/base"
-    if not (folder / BASE_MODEL).is_file():
-        return False
-    return read_base_model(folder).sha256 == version.manifest.base_model.sha256
 
 
 def _filed_answers(registry: Registry, tenant: str) -> dict[str, dict[str, CaseAnswer]]:
@@ -244,10 +219,10 @@ def _ask_again(
     asked = [one for one in cases.cases if one.key in packaged]
     if not asked:
         return PackagedAnswers(packaged=0, given_again=0, differing=0, suite=origin)
-    if not _has_base(version, root):
+    if not has_base(version, root):
         nothing = PackagedAnswers(packaged=len(asked), given_again=0, differing=0, suite=origin)
         return _given_before(registry, version, packaged) or nothing
-    with _folder_of((registry, version)) as folder:
+    with laid_out(registry, version) as folder:
         again = {one.key: one.texts for one in answer_cases(cases, root / "models/base", folder, asked).answers}
     first, second = Patience(), Patience()
     other = [
@@ -256,9 +231,8 @@ def _ask_again(
         if score(one.case, packaged[one.key].texts, cases.labels, first)
         != score(one.case, again[one.key], cases.labels, second)
     ]
-    # Other kernels may order nearly equal logits otherwise; more than that is another adapter. What decides
-    # alone has no such room.
-    if len(other) > max(1, MAY_DIFFER * len(asked)) or any(one.case.must_pass for one in other):
+    # What decides alone has no room.
+    if too_many_differ(len(other), len(asked)) or any(one.case.must_pass for one in other):
         raise LoraOpsError(
             f"The answers in the package of {version.id} are not those that its adapter gives ({len(other)} of "
             f"{len(asked)} are worth something else): run `dvc repro --force suite@{version.tenant}`, package "
@@ -299,16 +273,8 @@ def _notes_on(answers: PackagedAnswers, version: Version) -> Iterator[str]:
 
 def _kept_answers(registry: Registry, version: Version, cases: CasesRecord) -> dict[str, CaseAnswer]:
     """Return a version's own answers to `cases`, as far as its package has them, by key."""
-    record = packaged_record(registry, version, CASE_ANSWERS, AnswersRecord)
-    weights = version.manifest.files[ADAPTER_FILES[0]].sha256
-    if (
-        record is None
-        or record.adapter_sha256 != weights
-        or record.base_model_sha256 != cases.base_model_sha256
-    ):
-        return {}
     keys = {one.key for one in cases.cases}
-    return {one.key: one for one in record.answers if one.key in keys}
+    return packaged_answers(registry, version, CASE_ANSWERS, cases.base_model_sha256, keys)
 
 
 def _others(registry: Registry, version: Version, production: int | None) -> Iterator[tuple[Role, Version]]:
@@ -336,22 +302,9 @@ def _answers(
     asked = [one for one in cases.cases if one.key not in known]
     if not asked:
         return dict(known)
-    with _folder_of(adapter) as folder:
+    with laid_out(*adapter) if adapter else nullcontext() as folder:
         record = answer_cases(cases, root / "models/base", folder, asked)
     return {**known, **{one.key: one for one in record.answers}}
-
-
-@contextmanager
-def _folder_of(adapter: tuple[Registry, Version] | None) -> Iterator[Path | None]:
-    """Lay out a version's verified files for the engine, and remove them at the end; None: the base model."""
-    if adapter is None:
-        yield None
-        return
-    registry, version = adapter
-    with tempfile.TemporaryDirectory(prefix="gate-") as name:
-        folder = Path(name) / "package"
-        export(registry, version.id, folder, for_review=True)
-        yield folder
 
 
 def _system(

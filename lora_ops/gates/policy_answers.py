@@ -1,12 +1,10 @@
 """What a policy report is computed from: the adapter's answers, given again, and what detectors say of them."""
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
-from pydantic import ValidationError
 
 from lora_ops.detectors.insults import Detector, insult_detector
 from lora_ops.detectors.made_identifiers import made_identifiers
@@ -14,27 +12,21 @@ from lora_ops.detectors.measure import measure_identifiers, measure_insults
 from lora_ops.detectors.samples import InsultRow, pyrit_replies
 from lora_ops.errors import LoraOpsError
 from lora_ops.gates.answering import answer_policy
+from lora_ops.gates.candidate import asked_by, has_base, laid_out, packaged_answers, too_many_differ
 from lora_ops.gates.policy import Outcomes, outcomes
 from lora_ops.gates.policy_prompts import POLICY, ask_policy, read_policy
-from lora_ops.paths import ADAPTER_FILES, ANSWERS, BASE_MODEL, POLICY_ANSWERS
-from lora_ops.records.base_model import read_base_model
-from lora_ops.records.data import PromptRecord
+from lora_ops.paths import ANSWERS, POLICY_ANSWERS
 from lora_ops.records.detectors import Measured
 from lora_ops.records.policy import PolicyPromptsRecord
 from lora_ops.records.policy_report import PolicySource, Scores
-from lora_ops.records.suite import AnswersRecord, CaseAnswer
-from lora_ops.registry.packages import export
+from lora_ops.records.suite import CaseAnswer
 from lora_ops.registry.store import Registry
-from lora_ops.registry.suite_changes import packaged_record
 from lora_ops.registry.versions import Version
 from lora_ops.settings.detectors import DetectorSettings
 from lora_ops.settings.policy import CHECKS, CheckName
-from lora_ops.settings.tenant import TenantSettings
 
 INSULT_SAMPLE = "answers of models (PyRIT)"
 IDENTIFIER_SAMPLE = "made by a seed"
-MAY_DIFFER = 0.03
-"""Share of the packaged answers that may be judged otherwise when the adapter gives them again."""
 NO_ROOM: tuple[CheckName, ...] = ("leakage", "refusals")
 """One answer decides these, so none may differ."""
 
@@ -62,9 +54,7 @@ def gather_policy(
     prompts = _prompts_now(registry, version, root)
     # Before anything is answered: without it nobody knows how good the detector is.
     sample = pyrit_replies(root / "data/raw")
-    with tempfile.TemporaryDirectory(prefix="gate-") as name:
-        folder = Path(name) / "package"
-        export(registry, version.id, folder, for_review=True)
+    with laid_out(registry, version) as folder:
         again = {one.key: one for one in answer_policy(prompts, root / "models/base", folder).answers}
     packaged = packaged_policy_answers(registry, version, prompts)
     both = [*packaged.values(), *again.values()]
@@ -93,42 +83,25 @@ def gather_policy(
 
 def _prompts_now(registry: Registry, version: Version, root: Path) -> PolicyPromptsRecord:
     """Return today's policy suite as a version is asked it: under the system prompt of its training."""
-    folder = root / "models/base"
-    if (
-        not (folder / BASE_MODEL).is_file()
-        or read_base_model(folder).sha256 != version.manifest.base_model.sha256
-    ):
+    if not has_base(version, root):
         raise LoraOpsError(
             f"models/base is not the base model of {version.id}, so its adapter can't answer: run `dvc repro "
             f"base_model`, then `lora-ops gate {version.id}`."
         )
-    try:
-        settings = TenantSettings.model_validate(version.manifest.params)
-    except ValidationError as error:
-        raise LoraOpsError(f"The params of {version.id} are not those of a tenant.") from error
+    data, evaluate = asked_by(version)
     file = version.manifest.files.get(ANSWERS)
     if file is None:
         raise LoraOpsError(f"The package of {version.id} keeps no {ANSWERS}: package the adapter again.")
     frame = pd.read_csv(registry.files.checked(file.sha256, ANSWERS), dtype=str, keep_default_na=False)
-    data = PromptRecord(system=settings.data.system, labels=list(settings.data.labels))
-    return ask_policy(version.tenant, root, data, list(frame["text"]), settings.evaluate.max_new_tokens)
+    return ask_policy(version.tenant, root, data, list(frame["text"]), evaluate.max_new_tokens)
 
 
 def packaged_policy_answers(
     registry: Registry, version: Version, prompts: PolicyPromptsRecord
 ) -> dict[str, CaseAnswer]:
     """Return the answers to `prompts` that a version's package has, by key."""
-    record = packaged_record(registry, version, POLICY_ANSWERS, AnswersRecord)
-    weights = version.manifest.files[ADAPTER_FILES[0]].sha256
-    is_own = (
-        record is not None
-        and record.adapter_sha256 == weights
-        and record.base_model_sha256 == prompts.base_model_sha256
-    )
-    if record is None or not is_own:
-        return {}
     keys = {one.key for one in prompts.prompts}
-    return {one.key: one for one in record.answers if one.key in keys}
+    return packaged_answers(registry, version, POLICY_ANSWERS, prompts.base_model_sha256, keys)
 
 
 def _scored(
@@ -173,7 +146,7 @@ def _require_own_answers(
     right = _judged(prompts, again, measured, scores)
     other = {one for name in CHECKS for one in left[name] if left[name][one] != right[name][one]}
     decides = [one for name in NO_ROOM for one in left[name] if left[name][one] != right[name][one]]
-    if decides or len(other) > max(1, MAY_DIFFER * len(packaged)):
+    if decides or too_many_differ(len(other), len(packaged)):
         raise LoraOpsError(
             f"The policy answers in the package of {version.id} are not those that its adapter gives "
             f"({len(other)} of {len(packaged)} are judged otherwise): run `dvc repro --force "

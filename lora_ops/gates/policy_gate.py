@@ -13,12 +13,13 @@ from lora_ops.registry.policy_sources import read_policy_source
 from lora_ops.registry.report_lacks import lacks
 from lora_ops.registry.reports import Report, load
 from lora_ops.registry.store import Registry
+from lora_ops.registry.suite_changes import listed
 from lora_ops.registry.versions import Version
 from lora_ops.settings.detectors import DetectorSettings
 from lora_ops.settings.registry import EvidenceSettings
 
 NAMED = 5
-"""So many prompts are named; the others are counted."""
+"""So many prompts are named of those that fail a check; the page shows them."""
 
 
 def make_policy_report(
@@ -63,8 +64,7 @@ def replay_policy(registry: Registry, version: Version, one: Evidence) -> Iterat
     packaged = packaged_policy_answers(registry, version, source.prompts)
     wrong = [one.case for one in source.answers if one.key in packaged and packaged[one.key].texts != one.texts]
     if wrong:
-        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        yield f"policy.answers has other answers than its package to {', '.join(wrong[:NAMED])}{more}"
+        yield f"policy.answers has other answers than its package to {listed(wrong)}"
 
 
 def policy_rows(

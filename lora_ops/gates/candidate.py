@@ -1,0 +1,81 @@
+"""What every gate needs of the version that it judges: settings, files laid out, packaged answers."""
+
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.paths import ADAPTER_FILES, BASE_MODEL
+from lora_ops.records.base_model import read_base_model
+from lora_ops.records.data import PromptRecord
+from lora_ops.records.suite import AnswersRecord, CaseAnswer
+from lora_ops.registry.packages import export
+from lora_ops.registry.store import Registry
+from lora_ops.registry.suite_changes import packaged_record
+from lora_ops.registry.versions import Version
+from lora_ops.settings.evaluate import EvaluateSettings
+from lora_ops.settings.tenant import TenantSettings
+
+MAY_DIFFER = 0.03
+"""Share of the packaged answers that may be judged otherwise when the adapter gives them again."""
+
+
+def has_base(version: Version, root: Path) -> bool:
+    """Whether the repository has the base model that a version was trained on."""
+    folder = root / "models/base"
+    if not (folder / BASE_MODEL).is_file():
+        return False
+    return read_base_model(folder).sha256 == version.manifest.base_model.sha256
+
+
+def asked_by(version: Version) -> tuple[PromptRecord, EvaluateSettings]:
+    """Return the system prompt and labels that a version was trained with, and how it was evaluated.
+
+    Raises:
+        LoraOpsError: its params are not those of a tenant.
+    """
+    try:
+        settings = TenantSettings.model_validate(version.manifest.params)
+    except ValidationError as error:
+        raise LoraOpsError(f"The params of {version.id} are not those of a tenant.") from error
+    prompt = PromptRecord(system=settings.data.system, labels=list(settings.data.labels))
+    return prompt, settings.evaluate
+
+
+@contextmanager
+def laid_out(registry: Registry, version: Version) -> Iterator[Path]:
+    """Lay out a version's verified files for the engine, and remove them at the end."""
+    with tempfile.TemporaryDirectory(prefix="gate-") as name:
+        folder = Path(name) / "package"
+        export(registry, version.id, folder, for_review=True)
+        yield folder
+
+
+def packaged_answers(
+    registry: Registry, version: Version, file: str, base_sha256: str, keys: Collection[str]
+) -> dict[str, CaseAnswer]:
+    """Return a version's own answers that its package keeps, by key; none of another adapter or base model.
+
+    Args:
+        registry: where.
+        version: whose.
+        file: which of the package's records of answers.
+        base_sha256: the base model under which the prompts are asked.
+        keys: of the prompts.
+
+    Raises:
+        LoraOpsError: the kept file is missing, was changed, or has another form.
+    """
+    record = packaged_record(registry, version, file, AnswersRecord)
+    weights = version.manifest.files[ADAPTER_FILES[0]].sha256
+    if record is None or record.adapter_sha256 != weights or record.base_model_sha256 != base_sha256:
+        return {}
+    return {one.key: one for one in record.answers if one.key in keys}
+
+
+def too_many_differ(differing: int, packaged: int) -> bool:
+    """Whether more answers differ than other kernels explain, which may order nearly equal logits otherwise."""
+    return differing > max(1, MAY_DIFFER * packaged)
