@@ -396,7 +396,5 @@ def _of_system(error: OSError) -> tuple[ExitCode, str]:
 
 
 def _stay_offline(settings: "Settings") -> None:
-    """Keep transformers from asking the hub where no setting names a model there."""
-    classifier = settings.detectors.classifier
-    if settings.base_model.source != "hub" and (classifier is None or classifier.id is None):
+    if not settings.names_hub:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

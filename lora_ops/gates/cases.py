@@ -10,16 +10,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.hashing import sha256_bytes
+from lora_ops.gates.suite_files import read_suite_file
 from lora_ops.loading import load_tokenizer
 from lora_ops.prompts import ControlTokens, render_chat, render_prompt
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import PromptRecord, read_prompt
 from lora_ops.records.suite import AskedCase, CasesRecord
 from lora_ops.settings.evaluate import EvaluateSettings
-from lora_ops.settings.files import first_problem, parse_yaml, read_section
+from lora_ops.settings.files import first_problem, read_section
 from lora_ops.settings.suite import Case, Suite
-from lora_ops.small_files import read_small
 
 SUITES = "suites"
 GENERAL = "general"
@@ -34,16 +33,9 @@ def read_suite(path: Path) -> tuple[Suite, str]:
         LoraOpsError: the file can't be read, or it is no suite; the text names case and setting.
     """
     where = f"{path.parent.name}/{path.name}"
+    read, digest = read_suite_file(path)
     try:
-        content = read_small(path)
-        text = content.decode("utf-8")
-    except OSError as error:
-        raise LoraOpsError(f"{where} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise LoraOpsError(f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
-    read = parse_yaml(text, where)
-    try:
-        return Suite.model_validate(read), sha256_bytes(content)
+        return Suite.model_validate(read), digest
     except ValidationError as error:
         raise LoraOpsError(f"{where}{_case_at(read, error)}: {first_problem(error)}.") from error
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.few_shot import room
 from lora_ops.gates.red_team import draw, draw_red_team
-from lora_ops.hashing import sha256_bytes
+from lora_ops.gates.suite_files import read_suite_file
 from lora_ops.loading import load_tokenizer
 from lora_ops.prompts import ControlTokens, render_prompt
 from lora_ops.records.base_model import read_base_model
@@ -19,9 +19,8 @@ from lora_ops.records.data import PromptRecord, read_prompt
 from lora_ops.records.example import read_split
 from lora_ops.records.policy import PolicyPrompt, PolicyPromptsRecord, PromptKind
 from lora_ops.settings.evaluate import EvaluateSettings
-from lora_ops.settings.files import first_problem, parse_yaml, read_section, read_yaml
+from lora_ops.settings.files import first_problem, read_section, read_yaml
 from lora_ops.settings.policy import PolicySettings
-from lora_ops.small_files import read_small
 
 POLICY = "suites/policy.yaml"
 
@@ -35,19 +34,13 @@ def read_policy(root: Path) -> tuple[PolicySettings, str] | None:
     path = root / POLICY
     if not os.path.lexists(path):  # a symlink to nowhere is refused below
         return None
+    read, digest = read_suite_file(path)
     try:
-        content = read_small(path)
-        text = content.decode("utf-8")
-    except OSError as error:
-        raise LoraOpsError(f"{POLICY} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise LoraOpsError(f"{POLICY} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
-    try:
-        settings = PolicySettings.model_validate(parse_yaml(text, POLICY))
+        settings = PolicySettings.model_validate(read)
     except ValidationError as error:
         raise LoraOpsError(f"{POLICY}: {first_problem(error)}.") from error
     _refuse_slips(settings, read_yaml(root / "params.yaml").get("tenants") or {})
-    return settings, sha256_bytes(content)
+    return settings, digest
 
 
 def _refuse_slips(settings: PolicySettings, tenants: Collection[str]) -> None:

@@ -45,6 +45,12 @@ class Settings(Section):
             )
         return self
 
+    @property
+    def names_hub(self) -> bool:
+        """Whether the base model or the classifier is named by its id at the hub."""
+        classifier = self.detectors.classifier
+        return self.base_model.source == "hub" or (classifier is not None and classifier.id is not None)
+
     def tenant(self, name: str) -> TenantSettings:
         """The settings of one tenant.
 
