@@ -41,7 +41,7 @@ def gate(
     """
     from lora_ops.gates.gate import exit_code, gate_rows, make_regression_report, replay, replayed
     from lora_ops.gates.policy_gate import make_policy_report
-    from lora_ops.gates.report import report_page, write_report_page
+    from lora_ops.gates.report import read_shown, report_page, write_report_page
     from lora_ops.gates.tables import version_tables
     from lora_ops.registry import lifecycle
     from lora_ops.registry.loosened import gate_notes
@@ -81,25 +81,24 @@ def gate(
         rows = gate_rows(registry, version)
         notes += gate_notes(registry, version)
         keeps = settings.serving.tenant(version.tenant).keep_text
-        page = report_page(registry, version, rows, keep_text=keeps)
-        tables = version_tables(registry, version, rows)
+        shown = read_shown(registry, version, rows)
+        page = report_page(registry, version, shown, keep_text=keeps)
         remembered = head_remembered(registry)
     path = None if dry_run else write_report_page(page, version, root)
     work_is_done()
     if not (dry_run or again):
-        tracking = settings.tracking
         with prose_on_stderr(as_json):
-            problem = log_gates(version.id, version.manifest, tables, page, tracking, root)
+            tables = version_tables(shown)
+            problem = log_gates(version.id, version.manifest, tables, page, settings.tracking, root)
         notes += [problem] if problem else []
     code = 1 if again and differences else exit_code(rows)
     if as_json:
-        shown = [{**row._asdict()} for row in rows]
         more = {"differences": differences, "replayed": kinds} if again else {}
         print_json(
             {
                 "adapter": version.id,
                 "exit_code": code,
-                "gates": shown,
+                "gates": [row._asdict() for row in rows],
                 "notes": notes,
                 "page": str(path) if path else None,
                 **more,

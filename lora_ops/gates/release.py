@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -10,13 +11,13 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.escaping import markdown
 from lora_ops.free_text import count_letters
 from lora_ops.gates.gate import gate_rows
-from lora_ops.gates.report import BeforeAfter, before_after, headline, report_page
+from lora_ops.gates.report import BeforeAfter, Shown, headline, read_shown, report_page
 from lora_ops.gates.rows import GateRow
 from lora_ops.hashing import sha256_bytes
 from lora_ops.records.evidence import ReleaseNotesEvidence, Source
 from lora_ops.registry.approvals import approvals_of
 from lora_ops.registry.cards import Difference, differences
-from lora_ops.registry.loosened import gate_notes, production_before
+from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.reports import Report, filed
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -91,10 +92,16 @@ def read_fields(root: Path, version: str) -> ReleaseFields:
     return fields
 
 
-def release_report(
-    registry: Registry, version: Version, root: Path, *, keep_text: bool = False
-) -> tuple[Report, str]:
-    """Return the release notes of a version as evidence, not filed yet, and the page that they name.
+class Release(NamedTuple):
+    """Release notes as evidence that is not filed yet, the page that they name, and what both show."""
+
+    report: Report
+    page: str
+    shown: Shown
+
+
+def release_report(registry: Registry, version: Version, root: Path, *, keep_text: bool = False) -> Release:
+    """Return the release notes of a version.
 
     `keep_text` says whether the tenant's prompts and answers may stand on the page.
 
@@ -103,11 +110,10 @@ def release_report(
     """
     fields = read_fields(root, version.id)
     rows = gate_rows(registry, version)
-    page = report_page(registry, version, rows, keep_text=keep_text)
-    number = production_before(registry, version)
-    production = registry.load(version.tenant, number).summary.content_digest if number else None
+    shown = read_shown(registry, version, rows)
+    page = report_page(registry, version, shown, keep_text=keep_text)
     report = filed(version, registry.log.entries(version.tenant, version.number)).get("regression")
-    text = notes_text(registry, version, fields, rows).encode()
+    text = notes_text(registry, version, fields, shown).encode()
     document = ReleaseNotesEvidence(
         tenant=version.tenant,
         adapter=version.id,
@@ -117,32 +123,31 @@ def release_report(
         source=Source(name=f"{version.id}.md", sha256=sha256_bytes(text), bytes=len(text)),
         fields=fields.model_dump(),
         page_sha256=sha256_bytes(page.encode()),
-        production=production,
+        production=shown.production.summary.content_digest if shown.production else None,
         regression=report.sha256 if report else None,
     )
-    return Report(document, text, f"release notes: {headline(rows)}"), page
+    return Release(Report(document, text, f"release notes: {headline(rows)}"), page, shown)
 
 
-def notes_text(registry: Registry, version: Version, fields: ReleaseFields, rows: Sequence[GateRow]) -> str:
+def notes_text(registry: Registry, version: Version, fields: ReleaseFields, shown: Shown) -> str:
     """Return the release notes of a version as Markdown, without its approvals, which come later.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
     """
-    number = production_before(registry, version)
-    production = registry.load(version.tenant, number) if number is not None else None
+    production = shown.production
     said = {name: markdown(value) for name, value in fields.model_dump().items()}
     changes = differences(production, version) if production else []
     parts = [
         f"# {version.id}",
-        f"Verdict: {headline(rows)}. Content `{version.summary.content_digest}`.",
+        f"Verdict: {headline(shown.rows)}. Content `{version.summary.content_digest}`.",
         f"## {TITLES['summary']}",
         said["summary"],
         *([f"### Since {production.id}", _changes(changes, production.id, version.id)] if production else []),
         "## Gates",
-        _gates(rows),
+        _gates(shown.rows),
         "## Before and after",
-        _samples(before_after(registry, version, production), version.id),
+        _samples(shown.samples, version.id),
         "## Experience, expertise, authority, trust",
         *(f"**{TITLES[name]}.** {said[name]}" for name in ("experience", "expertise", "authority", "trust")),
         f"## {TITLES['known_limits']}",

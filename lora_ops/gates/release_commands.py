@@ -38,7 +38,6 @@ def draft(reference: ExactReference, as_json: AsJson = False) -> None:
 @app.command("file")
 def file_(reference: ExactReference, actor: Actor = None, as_json: AsJson = False) -> None:
     """Render the notes from what is known and from the filled fields, and file them; approvals become void."""
-    from lora_ops.gates.gate import gate_rows
     from lora_ops.gates.release import release_report
     from lora_ops.gates.report import write_report_page
     from lora_ops.gates.tables import version_tables
@@ -52,15 +51,14 @@ def file_(reference: ExactReference, actor: Actor = None, as_json: AsJson = Fals
     with opened_registry() as registry:
         version = registry.get_exact(reference)
         keeps = settings.serving.tenant(version.tenant).keep_text
-        report, page = release_report(registry, version, root, keep_text=keeps)
-        tables = version_tables(registry, version, gate_rows(registry, version))
+        report, page, shown = release_report(registry, version, root, keep_text=keeps)
         write_report_page(page, version, root)
         lifecycle.file_evidence(registry, version.id, report, actor=who(actor))
         remembered = head_remembered(registry)
     work_is_done()
-    tracking, text = settings.tracking, report.source.decode()
+    tables, text = version_tables(shown), report.source.decode()
     with prose_on_stderr(as_json):
-        problem = log_release_notes(version.id, version.manifest, tables, text, tracking, root)
+        problem = log_release_notes(version.id, version.manifest, tables, text, settings.tracking, root)
     if as_json:
         document = {**report.document.model_dump(mode="json"), "sha256": report.reference.sha256}
         print_json({**document, "tracking_problem": problem, **remembered})

@@ -22,7 +22,8 @@ from lora_ops.hashing import sha256_text
 from lora_ops.paths import SAMPLES
 from lora_ops.records.evaluation import ADAPTER, SYSTEMS
 from lora_ops.records.evidence import HumanEvidence, RegressionEvidence
-from lora_ops.records.review import RATINGS
+from lora_ops.records.regression import Compared
+from lora_ops.records.review import RATINGS, ReviewCounts
 from lora_ops.registry.cards import differences, record
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.loosened import production_before
@@ -50,45 +51,80 @@ class BeforeAfter(NamedTuple):
     reviewers: tuple[str, ...] = ()
 
 
-def report_page(
-    registry: Registry, version: Version, rows: Sequence[GateRow], *, keep_text: bool = False
-) -> str:
+class Shown(NamedTuple):
+    """What page, notes and tables of a version show, read once.
+
+    Attributes:
+        rows: its gates.
+        production: what was in production before it, if anything.
+        compared: the slices and metrics of its regression report.
+        review: what was counted of the review that is filed; None without one.
+        pairs: what reviewers judged.
+        samples: of its package, with production's answers and what reviewers said.
+    """
+
+    rows: Sequence[GateRow]
+    production: Version | None
+    compared: Sequence[Compared]
+    review: ReviewCounts | None
+    pairs: list[AnnotatedPair]
+    samples: list[BeforeAfter]
+
+
+def read_shown(registry: Registry, version: Version, rows: Sequence[GateRow]) -> Shown:
+    """Read what page, notes and tables of a version show beside its gates.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    number = production_before(registry, version)
+    production = registry.load(version.tenant, number) if number is not None else None
+    regression = last_document(registry, version, "regression")
+    people = last_document(registry, version, "human_evaluation")
+    pairs = annotated_pairs(registry, version)
+    return Shown(
+        rows,
+        production,
+        regression.compared if isinstance(regression, RegressionEvidence) else (),
+        people.review if isinstance(people, HumanEvidence) else None,
+        pairs,
+        before_after(registry, version, production, pairs),
+    )
+
+
+def report_page(registry: Registry, version: Version, shown: Shown, *, keep_text: bool = False) -> str:
     """Return the page of a version as HTML: no script, nothing loaded, all text of data escaped.
 
     Args:
         registry: where.
         version: which.
-        rows: its gates.
+        shown: what it shows beside the record.
         keep_text: whether the tenant's prompts and answers may be kept; see `policy_section`.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
     """
     known = record(registry, version.id)
-    number = production_before(registry, version)
-    production = registry.load(version.tenant, number) if number is not None else None
-    document = last_document(registry, version, "regression")
-    pairs = annotated_pairs(registry, version)
-    people = last_document(registry, version, "human_evaluation")
+    production = shown.production
     present = {name for of in known.performance.metrics.values() for name in of}
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown, trim_blocks=True
     )
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         record=known,
-        rows=rows,
-        headline=headline(rows),
-        worst=_worst(rows),
+        rows=shown.rows,
+        headline=headline(shown.rows),
+        worst=_worst(shown.rows),
         notes=list(dict.fromkeys([*known.verdict.reasons, *known.verdict.warnings])),
         systems=[name for name in SYSTEMS if name in present],
-        compared=document.compared if isinstance(document, RegressionEvidence) else (),
-        samples=before_after(registry, version, production, pairs),
-        pairs=pairs,
+        compared=shown.compared,
+        samples=shown.samples,
+        pairs=shown.pairs,
         policy=policy_section(registry, version, keep_text=keep_text),
         production=production.id if production else None,
         columns=known.risk.bias.columns if known.risk.bias else {},
         people=known.performance.human_evaluation,
-        review=people.review if isinstance(people, HumanEvidence) else None,
+        review=shown.review,
         ratings=RATINGS,
         told=told,
         changes=[

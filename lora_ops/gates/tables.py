@@ -4,33 +4,20 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from lora_ops.gates.report import BeforeAfter, before_after
-from lora_ops.gates.review.annotated import AnnotatedPair, annotated_pairs
+from lora_ops.gates.report import BeforeAfter, Shown
+from lora_ops.gates.review.annotated import AnnotatedPair
 from lora_ops.gates.rows import GateRow
-from lora_ops.records.evidence import RegressionEvidence
 from lora_ops.records.regression import Compared
 from lora_ops.records.review import RATINGS
-from lora_ops.registry.loosened import production_before
-from lora_ops.registry.reports import last_document
-from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import Version
 
 
-def version_tables(registry: Registry, version: Version, rows: Sequence[GateRow]) -> dict[str, pd.DataFrame]:
-    """Return every table of a version, by name; one without rows is empty.
-
-    Raises:
-        LoraOpsError: a kept file is missing or was changed.
-    """
-    number = production_before(registry, version)
-    production = registry.load(version.tenant, number) if number is not None else None
-    document = last_document(registry, version, "regression")
-    pairs = annotated_pairs(registry, version)
+def version_tables(shown: Shown) -> dict[str, pd.DataFrame]:
+    """Return every table of a version, by name; one without rows is empty."""
     return {
-        "gates": gate_table(rows),
-        "slices": slice_table(document.compared if isinstance(document, RegressionEvidence) else ()),
-        "samples": sample_table(before_after(registry, version, production, pairs)),
-        "annotations": annotation_table(pairs),
+        "gates": gate_table(shown.rows),
+        "slices": slice_table(shown.compared),
+        "samples": sample_table(shown.samples),
+        "annotations": annotation_table(shown.pairs),
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 from lora_ops.gates.gate import gate_rows
 from lora_ops.gates.policy import policy_report
 from lora_ops.gates.policy_page import policy_section
-from lora_ops.gates.report import headline, report_page
+from lora_ops.gates.report import headline, read_shown, report_page
 from lora_ops.gates.rows import GateRow
 from lora_ops.registry.lifecycle import file_evidence
 from lora_ops.registry.reports import Report
@@ -34,7 +34,8 @@ def filed(registry: Registry, package: Build) -> Registry:
 
 def page(registry: Registry, *, keep_text: bool) -> str:
     version = registry.get("finance@1")
-    return report_page(registry, version, gate_rows(registry, version), keep_text=keep_text)
+    shown = read_shown(registry, version, gate_rows(registry, version))
+    return report_page(registry, version, shown, keep_text=keep_text)
 
 
 def test_page_shows_checks_with_budget_reason_and_judge(filed: Registry) -> None:

@@ -4,7 +4,7 @@ import pandas as pd
 
 from lora_ops.evaluation.compare import samples
 from lora_ops.gates.gate import gate_rows
-from lora_ops.gates.report import before_after, report_page
+from lora_ops.gates.report import Shown, before_after, read_shown, report_page
 from lora_ops.gates.review.annotated import annotated_pairs
 from lora_ops.gates.review.sessions import start
 from lora_ops.gates.tables import version_tables
@@ -13,6 +13,7 @@ from lora_ops.paths import ANSWERS, SAMPLES
 from lora_ops.records.manifest import FileRecord
 from lora_ops.registry import lifecycle
 from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 from lora_ops.settings.tenant import TenantSettings
 from tests.gates.review.test_evidence import RATED, hand_in, make_report
 from tests.registry.conftest import AUTHOR, Build
@@ -34,16 +35,20 @@ def review(registry: Registry, package: Build, pairs: int = 20, **more: object) 
     lifecycle.file_evidence(registry, "finance@1", make_report(registry, "finance@1")[0], actor="ben")
 
 
+def everything(registry: Registry, version: Version) -> Shown:
+    return read_shown(registry, version, gate_rows(registry, version))
+
+
 def test_annotations_stand_beside_the_answers(registry: Registry, package: Build) -> None:
     review(registry, package, comment=SAID, corrected="Airlines", breach={"left": "advice"}, **RATED)
     version = registry.get("finance@1")
     pairs = annotated_pairs(registry, version)
     assert len(pairs) == 21 and all(len(pair.said) == 2 and pair.has_words for pair in pairs)
-    page = report_page(registry, version, gate_rows(registry, version))
+    page = report_page(registry, version, everything(registry, version))
     assert "reads like &lt;b&gt;a lawyer&lt;/b&gt; &amp; co; should be: Airlines" in page
     assert "<b>a lawyer" not in page and "answer breaches: advice" in page
     assert "Krippendorff&#39;s alpha is 1.000" in page or "Krippendorff's alpha is 1.000" in page
-    tables = version_tables(registry, version, gate_rows(registry, version))
+    tables = version_tables(everything(registry, version))
     notes = tables["annotations"]
     assert len(notes) == 42 and set(notes["reviewer"]) == {"ben", "chen", "dana"}
     assert set(notes["comment"]) == {SAID} and set(notes["accuracy (adapter)"]) == {4}
@@ -71,5 +76,5 @@ def test_page_without_a_review_says_so(registry: Registry, package: Build) -> No
     registry.register(*package(1), actor=AUTHOR)
     version = registry.get("finance@1")
     assert annotated_pairs(registry, version) == []
-    assert "No human review is filed." in report_page(registry, version, gate_rows(registry, version))
-    assert len(version_tables(registry, version, gate_rows(registry, version))["annotations"]) == 0
+    assert "No human review is filed." in report_page(registry, version, everything(registry, version))
+    assert len(version_tables(everything(registry, version))["annotations"]) == 0

@@ -8,7 +8,7 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.gates.gate import gate_rows
 from lora_ops.gates.regression import regression_report
 from lora_ops.gates.release import approvals_text, draft, fields_path, read_fields, release_report
-from lora_ops.gates.report import report_page
+from lora_ops.gates.report import read_shown, report_page
 from lora_ops.gates.rows import GateRow
 from lora_ops.registry import lifecycle
 from lora_ops.registry.reports import Report, make
@@ -74,7 +74,7 @@ def test_read_fields_refuses_another_form(tmp_path: Path, content: str) -> None:
 def test_production_needs_release_notes(canary: Registry, story: Story, tmp_path: Path) -> None:
     assert "evidence of kind 'release_notes'" in missing_for(canary, "finance@1")[1]
     fill(tmp_path, "finance@1")
-    report, _ = release_report(canary, canary.get("finance@1"), tmp_path)
+    report, *_ = release_report(canary, canary.get("finance@1"), tmp_path)
     lifecycle.file_evidence(canary, "finance@1", report, actor="eve")
     story.approve("finance@1")
     lifecycle.promote(canary, "finance@1", "production", actor="ben", reason="go")
@@ -86,7 +86,7 @@ def test_notes_about_an_older_report_count_for_nothing(canary: Registry, tmp_pat
     fill(tmp_path, "finance@1")
 
     def written() -> str:
-        report, _ = release_report(canary, canary.get("finance@1"), tmp_path)
+        report, *_ = release_report(canary, canary.get("finance@1"), tmp_path)
         lifecycle.file_evidence(canary, "finance@1", report, actor="eve")
         return lacking()
 
@@ -112,7 +112,7 @@ def test_notes_about_another_production_count_for_nothing(
     story.file("canary", about="finance@2")
     canary.least = canary.least.model_copy(update={"release_notes": True})
     fill(tmp_path, "finance@2")
-    report, _ = release_report(canary, canary.get("finance@2"), tmp_path)
+    report, *_ = release_report(canary, canary.get("finance@2"), tmp_path)
     lifecycle.file_evidence(canary, "finance@2", report, actor="eve")
     assert [one for one in missing_for(canary, "finance@2")[1] if "approval" not in one] == []
     lifecycle.revoke(canary, "finance@1", actor="ci", reason="leaks")
@@ -122,7 +122,7 @@ def test_notes_about_another_production_count_for_nothing(
 
 def test_notes_hold_fields_gates_and_samples(canary: Registry, tmp_path: Path) -> None:
     fill(tmp_path, "finance@1", trust="Readers write to | *us* <script>alert(1)</script>.")
-    report, page = release_report(canary, canary.get("finance@1"), tmp_path)
+    report, page, _ = release_report(canary, canary.get("finance@1"), tmp_path)
     text = report.source.decode()
     assert "# finance@1" in text and "| policy | pass |" in text and "## Before and after" in text
     assert "<script>" not in text and r"\|" in text
@@ -142,6 +142,7 @@ def test_page_escapes_what_data_say(canary: Registry) -> None:
         *gate_rows(canary, canary.get("finance@1")),
         GateRow("<b>x</b>\u202e", "fail", "<script>1</script>"),
     ]
-    page = report_page(canary, canary.get("finance@1"), rows)
+    version = canary.get("finance@1")
+    page = report_page(canary, version, read_shown(canary, version, rows))
     assert "<script" not in page and "<b>x" not in page and "\u202e" not in page
     assert "1 failed" in page and "default-src &#39;none&#39;" not in page and "default-src 'none'" in page
