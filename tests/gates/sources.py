@@ -1,7 +1,10 @@
 """Sources of regression reports whose answers a test chooses."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from lora_ops.loading import load_base_model
+from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.regression import (
     Baseline,
     HeldOutRow,
@@ -105,3 +108,15 @@ def held_out(rows: int, lost: int, gained: int = 0) -> list[HeldOutRow]:
         )
         for place in range(rows)
     ]
+
+
+def save_real_adapter(folder: Path, base: Path) -> None:
+    """Put a LoRA adapter on the base model in `base` into the folder of a package, as PEFT saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load_base_model(base)
+    adapter = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"]))
+    adapter.peft_config["default"].base_model_name_or_path = "tiny-random"
+    adapter.save_pretrained(folder.parent / "adapter")
+    for name in ADAPTER_FILES:
+        (folder / name).write_bytes((folder.parent / "adapter" / name).read_bytes())

@@ -8,8 +8,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.gather import gather
 from lora_ops.hashing import sha256_file
-from lora_ops.loading import load_base_model
-from lora_ops.paths import ADAPTER_FILES, CASE_ANSWERS, CASES
+from lora_ops.paths import CASE_ANSWERS, CASES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.manifest import FileRecord
 from lora_ops.records.regression import PackagedAnswers
@@ -17,6 +16,7 @@ from lora_ops.records.suite import AnswersRecord, AskedCase, CasesRecord
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.suite import Case, Expect, Slice
+from tests.gates.sources import save_real_adapter
 from tests.registry.conftest import AUTHOR, Build, evaluated
 
 ROWS = 8
@@ -63,15 +63,8 @@ def registered(
     registry: Registry, package: Build, base: Path, cases: CasesRecord, edited: dict[int, str]
 ) -> Version:
     """Register a real adapter whose package has its answers to `cases`, some of them edited."""
-    from peft import LoraConfig, get_peft_model
-
     folder, manifest = package(1)
-    model, _ = load_base_model(base)
-    adapter = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"]))
-    adapter.peft_config["default"].base_model_name_or_path = "tiny-random"
-    adapter.save_pretrained(folder.parent / "adapter")
-    for name in ADAPTER_FILES:
-        (folder / name).write_bytes((folder.parent / "adapter" / name).read_bytes())
+    save_real_adapter(folder, base)
     given = answer_cases(cases, base, folder)
     (folder / CASES).write_text(cases.to_json())
     (folder / CASE_ANSWERS).write_text(with_edited(given, edited).to_json())

@@ -16,8 +16,7 @@ from lora_ops.gates.policy_answers import gather_policy
 from lora_ops.gates.policy_gate import make_policy_report
 from lora_ops.gates.policy_prompts import ask_policy
 from lora_ops.hashing import sha256_file
-from lora_ops.loading import load_base_model
-from lora_ops.paths import ADAPTER_FILES, POLICY_ANSWERS, POLICY_PROMPTS
+from lora_ops.paths import POLICY_ANSWERS, POLICY_PROMPTS
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import PromptRecord
 from lora_ops.records.manifest import FileRecord
@@ -27,6 +26,7 @@ from lora_ops.registry.reports import Report
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.detectors import DetectorSettings
+from tests.gates.sources import save_real_adapter
 from tests.registry.conftest import AUTHOR, LABELS, Build, evaluated
 
 from .policy_repository import PYRIT_MEMBERS, edit_policy, keep_archive, policy_repository
@@ -47,16 +47,9 @@ def version(registry: Registry, package: Build, root: Path) -> Version:
 
 def registered(registry: Registry, package: Build, root: Path, edited: dict[str, str]) -> Version:
     """Register a real adapter whose package has its policy answers, some of them edited, by id."""
-    from peft import LoraConfig, get_peft_model
-
     base = root / "models/base"
     folder, manifest = package(1)
-    model, _ = load_base_model(base)
-    adapter = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"]))
-    adapter.peft_config["default"].base_model_name_or_path = "tiny-random"
-    adapter.save_pretrained(folder.parent / "adapter")
-    for name in ADAPTER_FILES:
-        (folder / name).write_bytes((folder.parent / "adapter" / name).read_bytes())
+    save_real_adapter(folder, base)
     record = read_base_model(base)
     manifest = evaluated(
         folder,

@@ -155,7 +155,10 @@ def test_revocation_that_wandb_takes_leaves_no_hold(opens: Opens, package: Build
         lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
 
 
-def test_hold_goes_where_another_machine_revoked(opens: Opens, package: Build, server: WandbServer) -> None:
+def held_by_one_of_two(
+    opens: Opens, package: Build, server: WandbServer
+) -> tuple[SharedRegistry, SharedRegistry]:
+    """Two machines share finance@1; one has revoked it while W&B was down, and the other does not know."""
     laptop = opens("laptop")
     laptop.register(*package(1), actor="ana")
     server.fail(".", times=10_000)
@@ -163,6 +166,11 @@ def test_hold_goes_where_another_machine_revoked(opens: Opens, package: Build, s
     server.faults.clear()
     ci = opens("ci")
     ci.pull()
+    return laptop, ci
+
+
+def test_hold_goes_where_another_machine_revoked(opens: Opens, package: Build, server: WandbServer) -> None:
+    laptop, ci = held_by_one_of_two(opens, package, server)
     lifecycle.revoke(ci, "finance@1", actor="ana", reason="it insults")
     assert settle(laptop) == []
     assert revoked(laptop) == [("finance@1", "ana", "it insults", None)]
@@ -171,13 +179,7 @@ def test_hold_goes_where_another_machine_revoked(opens: Opens, package: Build, s
 
 def test_hold_stays_where_another_machine_archived(opens: Opens, package: Build, server: WandbServer) -> None:
     """What was put away counts as good: the hold went, and nobody ever heard of the revocation."""
-    laptop = opens("laptop")
-    laptop.register(*package(1), actor="ana")
-    server.fail(".", times=10_000)
-    lifecycle.revoke(laptop, "finance@1", actor="ben", reason="it leaks")
-    server.faults.clear()
-    ci = opens("ci")
-    ci.pull()
+    laptop, ci = held_by_one_of_two(opens, package, server)
     lifecycle.reject(ci, "finance@1", actor="ben", reason="worse")
     lifecycle.archive(ci, "finance@1", actor="ben", reason="old")
     assert settle(laptop) == []

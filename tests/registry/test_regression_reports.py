@@ -249,7 +249,7 @@ def test_gate_without_base_keeps_what_an_earlier_one_asked(
     assert gather(asking, asking.get("finance@3"), tmp_path).source == asked
 
 
-def test_report_of_an_earlier_release_still_lets_production_stand(asking: Registry, story: Story) -> None:
+def test_report_of_an_earlier_release_lets_production_stand(asking: Registry, story: Story) -> None:
     """What rested on it stands, and the next step needs a new one."""
     older = report(asking)
     given = RegressionSource.model_validate_json(older.source).model_dump(mode="json", exclude={"packaged"})
