@@ -7,15 +7,46 @@ only if it beats a prompt that shows that form.
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lora_ops.hashing import sha256_text
+from lora_ops.loading import load_tokenizer
 from lora_ops.prompts import render_prompt
 from lora_ops.records.data import PromptRecord
 from lora_ops.records.example import Example
+from lora_ops.settings.evaluate import EvaluateSettings
 
 # Labels and shots may take so many tokens: each row of a batch keeps keys and values of all of them in memory.
 MOST_TOKENS = 1024
+
+
+class BasePrompts(NamedTuple):
+    """How the base model is asked at its best, for each row.
+
+    Attributes:
+        few_shot: labels and examples before each row; none where there is no example or no room for one.
+        best: the same, or where there is none the labels alone: the likeliest label follows it.
+        shown: how many examples there was room for.
+    """
+
+    few_shot: list[str]
+    best: list[str]
+    shown: int
+
+
+def base_prompts(
+    base: Path,
+    rows: Sequence[Example],
+    train: Sequence[Example],
+    prompt: PromptRecord,
+    settings: EvaluateSettings,
+) -> BasePrompts:
+    """Return the prompts of the base model in folder `base` for `rows`, with examples from the `train` rows."""
+    shots = choose_shots(train, settings.few_shot, prompt.labels)
+    tokenizer, limit = load_tokenizer(base), room(base, settings.max_new_tokens)
+    few_shot, shown = few_shot_prompts(tokenizer, rows, shots, prompt, limit)
+    best = few_shot or prompts_with_labels(tokenizer, rows, prompt, limit)
+    return BasePrompts(few_shot, best, shown)
 
 
 def choose_shots(train: Sequence[Example], count: int, labels: Sequence[str]) -> list[Example]:
