@@ -127,7 +127,7 @@ def _unlike_answers(folder: Path, manifest: Manifest, settings: TenantSettings) 
     chosen = answers.get(BASE_LABELS)
     if chosen is not None and not chosen.isin(settings.data.labels).all():
         yield f"{ANSWERS} has an answer of {BASE_LABELS} that is not one of data.labels"
-    yield from _unlike(stated, _recount(answers, settings, stated))
+    yield from _unlike(stated, recounted(answers, settings, stated))
     cut = stated.truncated
     if not cut.keys() <= set(systems) or not all(0 <= count <= stated.rows for count in cut.values()):
         yield f"evaluation.truncated counts other answers than those of {stated.rows} rows"
@@ -141,7 +141,14 @@ def _unlike_lead(answers: "pd.DataFrame") -> Iterator[str]:
         yield f"{ANSWERS} has other words in {LEAD} than the first ones of each text"
 
 
-def _recount(answers: "pd.DataFrame", settings: TenantSettings, stated: EvaluationRecord) -> EvaluationRecord:
+def recounted(answers: "pd.DataFrame", settings: TenantSettings, stated: EvaluationRecord) -> EvaluationRecord:
+    """Return the evaluation that answers give, whose intervals by the bootstrap are of one draw.
+
+    Args:
+        answers: as `ANSWERS` has them.
+        settings: of the tenant.
+        stated: the evaluation of its package, which names the rows and the adapter.
+    """
     from lora_ops.evaluation.compare import evaluate
 
     # One draw instead of thousands: nothing of the bootstrap is compared.

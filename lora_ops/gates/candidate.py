@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.paths import ADAPTER_FILES, BASE_MODEL
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import PromptRecord
@@ -23,6 +23,10 @@ MAY_DIFFER = 0.03
 """Share of the packaged answers that may be judged otherwise when the adapter gives them again."""
 
 
+class OtherAnswers(Refused):
+    """The answers in a package are not those that its adapter gives: no earlier report outweighs that."""
+
+
 def has_base(version: Version, root: Path) -> bool:
     """Whether the repository has the base model that a version was trained on."""
     folder = root / "models/base"
@@ -31,16 +35,25 @@ def has_base(version: Version, root: Path) -> bool:
     return read_base_model(folder).sha256 == version.manifest.base_model.sha256
 
 
+def settings_of(version: Version) -> TenantSettings:
+    """Return the settings that a version was made by.
+
+    Raises:
+        LoraOpsError: its params are not those of a tenant.
+    """
+    try:
+        return TenantSettings.model_validate(version.manifest.params)
+    except ValidationError as error:
+        raise LoraOpsError(f"The params of {version.id} are not those of a tenant.") from error
+
+
 def asked_by(version: Version) -> tuple[PromptRecord, EvaluateSettings]:
     """Return the system prompt and labels that a version was trained with, and how it was evaluated.
 
     Raises:
         LoraOpsError: its params are not those of a tenant.
     """
-    try:
-        settings = TenantSettings.model_validate(version.manifest.params)
-    except ValidationError as error:
-        raise LoraOpsError(f"The params of {version.id} are not those of a tenant.") from error
+    settings = settings_of(version)
     prompt = PromptRecord(system=settings.data.system, labels=list(settings.data.labels))
     return prompt, settings.evaluate
 

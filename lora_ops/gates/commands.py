@@ -55,6 +55,7 @@ def gate(
     root = find_root()
     settings = load_settings(root)
     notes: list[str] = []
+    refused: list[GateRow] = []
     with opened_registry() as registry:
         version = registry.get_exact(reference)
         if again:
@@ -69,9 +70,10 @@ def gate(
                     make_regression_report(registry, version, root),
                     make_policy_report(registry, version, root, settings.detectors),
                 ]
-            notes = [note for _, said in made for note in said]
+            notes = [note for one in made for note in one.notes]
+            refused = [one.refused for one in made if one.refused]
             before = filed(version, registry.log.entries(version.tenant, version.number))
-            for report in (one for one, _ in made if one):
+            for report in (one.report for one in made if one.report):
                 last = before.get(report.document.kind)
                 # The same answers give the same report: filing it again would void approvals.
                 if last is None or last.source_sha256 != report.document.source.sha256:
@@ -79,6 +81,7 @@ def gate(
                 elif not registry.files.holds(report.document.source.sha256):
                     keep_reports(registry, [report])  # a lost source comes back
         rows = gate_rows(registry, version)
+        rows += refused
         notes += gate_notes(registry, version)
         keeps = settings.serving.tenant(version.tenant).keep_text
         shown = read_shown(registry, version, rows)

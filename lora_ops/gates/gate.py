@@ -7,12 +7,13 @@ from pydantic import ValidationError
 
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.exit_codes import ExitCode
+from lora_ops.gates.candidate import OtherAnswers
 from lora_ops.gates.differences import differences
 from lora_ops.gates.gather import gather, unlike_packages
 from lora_ops.gates.policy_gate import policy_rows, replay_policy
 from lora_ops.gates.regression import regression_report
 from lora_ops.gates.review.evidence import recount
-from lora_ops.gates.rows import GateRow
+from lora_ops.gates.rows import GateRow, Made, refused_row
 from lora_ops.records.evaluation import BASES
 from lora_ops.records.evidence import (
     AnyEvidence,
@@ -24,7 +25,7 @@ from lora_ops.records.evidence import (
 from lora_ops.records.regression import Compared, Least, RegressionSource, Verdict
 from lora_ops.registry.objections import kept_lacks
 from lora_ops.registry.packages import check_kept
-from lora_ops.registry.report_lacks import not_given_again
+from lora_ops.registry.report_lacks import not_evaluated_again, not_given_again
 from lora_ops.registry.reports import Report, filed, gap_limit, load
 from lora_ops.registry.requirements import GateObjections, gate_objections
 from lora_ops.registry.store import Registry
@@ -36,8 +37,8 @@ SAME_WEIGHTS = "versions with the same weights"
 KINDS = ("regression", "policy", "human_evaluation")
 
 
-def make_regression_report(registry: Registry, version: Version, root: Path) -> tuple[Report | None, list[str]]:
-    """Return the regression report of a version, which is not filed yet, and notes on what it leaves out.
+def make_regression_report(registry: Registry, version: Version, root: Path) -> Made:
+    """Make the regression report of a version, and notes on what it leaves out.
 
     There is none, and a note says why, where its package or a baseline lacks answers.
 
@@ -49,11 +50,13 @@ def make_regression_report(registry: Registry, version: Version, root: Path) -> 
         document = regression_report(gathered.source, version.tenant, registry.clock())
     except Damaged:
         raise
+    except OtherAnswers as error:
+        return Made(None, [], refused_row("regression", error))
     except LoraOpsError as error:
-        return None, [f"there is no regression report: {error}"]
+        return Made(None, [f"there is no regression report: {error}"])
     against = ", ".join(one.name for one in document.baselines)
     summary = f"{document.cases} cases of its suite against {against}"
-    return Report(document, gathered.source.to_json().encode(), summary), gathered.notes
+    return Made(Report(document, gathered.source.to_json().encode(), summary), gathered.notes)
 
 
 def gate_rows(registry: Registry, version: Version) -> list[GateRow]:
@@ -185,6 +188,7 @@ def _regression_rows(
     document: RegressionEvidence, one: Evidence, lacking: list[str], least: EvidenceSettings
 ) -> Iterator[GateRow]:
     yield from _given_again_row(document, one, least)
+    yield from _evaluated_again_row(document, one, least)
     for compared in document.compared:
         if compared.gating:
             yield _compared_row(compared, one)
@@ -204,7 +208,7 @@ def _regression_rows(
         GateRow(name, "missing", evidence=one.sha256, note="no row in common") for name in document.missing
     )
     decided = any(verdict != "pass" for _, verdict in document.verdicts)
-    shown = {*not_given_again(document)}
+    shown = {*not_given_again(document), *not_evaluated_again(document)}
     for lack in lacking if not decided else ():
         if lack in shown:
             continue
@@ -219,6 +223,21 @@ def _given_again_row(document: RegressionEvidence, one: Evidence, least: Evidenc
         yield GateRow(name, "pass", found, "all", one.sha256)
     elif least.regression and least.answers_again:
         yield GateRow(name, "missing", "", "all", one.sha256, note=f"needs {lacking[0]}")
+
+
+def _evaluated_again_row(
+    document: RegressionEvidence, one: Evidence, least: EvidenceSettings
+) -> Iterator[GateRow]:
+    """Yield whether base model and adapter gave the answers of the evaluation; nothing where nobody asks."""
+    name, wanted = "held-out rows answered again", "all, beating the base"
+    lacking, evaluated = list(not_evaluated_again(document)), document.evaluated
+    if evaluated and evaluated.verdict != "missing":
+        most = max(evaluated.differing.values(), default=0)
+        found = f"{evaluated.given_again} of {evaluated.rows}, at most {most} worth something else"
+        note = f"needs {lacking[0]}" if lacking else ""
+        yield GateRow(name, evaluated.verdict, found, wanted, one.sha256, note=note)
+    elif least.regression and least.evaluation_again:
+        yield GateRow(name, "missing", "", wanted, one.sha256, note=f"needs {lacking[0]}")
 
 
 def _compared_row(compared: Compared, one: Evidence) -> GateRow:

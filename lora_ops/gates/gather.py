@@ -8,9 +8,17 @@ from typing import NamedTuple
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.versions import common_rows, shared_metrics
 from lora_ops.gates.answering import answer_cases
-from lora_ops.gates.candidate import asked_by, has_base, laid_out, packaged_answers, too_many_differ
+from lora_ops.gates.candidate import (
+    OtherAnswers,
+    asked_by,
+    has_base,
+    laid_out,
+    packaged_answers,
+    too_many_differ,
+)
 from lora_ops.gates.cases import ask_cases, has_suite
 from lora_ops.gates.expectations import Patience, score
+from lora_ops.gates.held_out import AnsweredAgain, answer_again, evaluated_again, packaged_rows
 from lora_ops.paths import CASE_ANSWERS
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.regression import (
@@ -58,7 +66,8 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
     filed_before = _filed_answers(registry, version.tenant)
     packaged = _kept_answers(registry, version, cases)
     given_again = _ask_again(registry, version, cases, packaged, root, origin)
-    notes = list(_notes_on(given_again, version))
+    evaluated = _evaluated_again(registry, version, root)
+    notes = [*_notes_on(given_again, version), *_notes_on_evaluation(evaluated, version)]
     own = _answers(cases, packaged, root, (registry, version))
     systems = [_system(version.id, "candidate", version.summary.content_digest, cases, own)]
     base = _answers(cases, filed_before.get(weights, {}), root, None)
@@ -95,6 +104,8 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
         held_out=tuple(rows),
         held_out_metrics=tuple(metrics),
         packaged=given_again,
+        evaluated=evaluated.record,
+        evaluation_answers=evaluated.answers,
         held_out_left_out=left_out,
     )
     return Gathered(source, notes)
@@ -132,9 +143,25 @@ def unlike_packages(registry: Registry, version: Version, source: RegressionSour
         stated = source.packaged.packaged if source.packaged and name == version.id else len(packaged)
         if stated < len(packaged):
             yield f"regression.packaged is {stated}, and the package has {len(packaged)} answers to these cases"
+    yield from _unlike_evaluation(registry, version, source)
     production = next((one.baseline.name for one in source.systems if one.baseline.role == "production"), None)
     if source.held_out and production:
         yield from _unlike_held_out(registry, version, source, production)
+
+
+def _unlike_evaluation(registry: Registry, version: Version, source: RegressionSource) -> Iterator[str]:
+    if source.evaluated is None or source.evaluated.verdict == "missing":
+        return
+    frame, given = packaged_rows(registry, version), source.evaluation_answers
+    if ADAPTER not in given or any(len(one) != len(frame) for one in given.values()):
+        yield f"regression.evaluation_answers are not those of its {len(frame)} held-out rows"
+        return
+    counted = evaluated_again(version, frame, given)
+    if counted != source.evaluated:
+        yield (
+            f"regression.evaluated is {source.evaluated.to_json().strip()}, and the package and the answers "
+            f"that were given again make it {counted.to_json().strip()}"
+        )
 
 
 def _unlike_held_out(
@@ -214,7 +241,7 @@ def _ask_again(
     Without the base model nothing is given again, unless an earlier gate did that for the same answers.
 
     Raises:
-        LoraOpsError: the adapter answers otherwise.
+        OtherAnswers: the adapter answers otherwise.
     """
     asked = [one for one in cases.cases if one.key in packaged]
     if not asked:
@@ -233,7 +260,7 @@ def _ask_again(
     ]
     # What decides alone has no room.
     if too_many_differ(len(other), len(asked)) or any(one.case.must_pass for one in other):
-        raise LoraOpsError(
+        raise OtherAnswers(
             f"The answers in the package of {version.id} are not those that its adapter gives ({len(other)} of "
             f"{len(asked)} are worth something else): run `dvc repro --force suite@{version.tenant}`, package "
             "and register it again."
@@ -254,6 +281,30 @@ def _given_before(
         known.get(key) == one.texts for key, one in packaged.items()
     )
     return source.packaged if is_same else None
+
+
+def _evaluated_again(registry: Registry, version: Version, root: Path) -> AnsweredAgain:
+    """Ask for the held-out answers again; where nobody can be asked, the version's last report counts."""
+    found = answer_again(registry, version, root)
+    before = kept_source(registry, version) if found.why_not else None
+    if before is None or before.evaluated is None or before.evaluated.verdict == "missing":
+        return found
+    # The content digest covers the packaged answers: they are the same as then.
+    if before.systems[0].baseline.digest != version.summary.content_digest:
+        return found
+    return AnsweredAgain(before.evaluated, dict(before.evaluation_answers))
+
+
+def _notes_on_evaluation(evaluated: AnsweredAgain, version: Version) -> Iterator[str]:
+    if evaluated.why_not:
+        yield (
+            f"none of its {evaluated.record.rows} held-out rows was answered again: {evaluated.why_not}, then "
+            f"`lora-ops gate {version.id}`"
+        )
+    lately = [name for name in evaluated.answers if name not in evaluated.record.differing]
+    if lately:
+        said = ", ".join(name.replace("_", " ") for name in lately)
+        yield f"the evaluation in its package leaves out {said}, which competes here"
 
 
 def _notes_on(answers: PackagedAnswers, version: Version) -> Iterator[str]:

@@ -12,7 +12,14 @@ from lora_ops.detectors.measure import measure_identifiers, measure_insults
 from lora_ops.detectors.samples import InsultRow, pyrit_replies
 from lora_ops.errors import LoraOpsError
 from lora_ops.gates.answering import answer_policy
-from lora_ops.gates.candidate import asked_by, has_base, laid_out, packaged_answers, too_many_differ
+from lora_ops.gates.candidate import (
+    OtherAnswers,
+    asked_by,
+    has_base,
+    laid_out,
+    packaged_answers,
+    too_many_differ,
+)
 from lora_ops.gates.policy import Outcomes, outcomes
 from lora_ops.gates.policy_prompts import POLICY, ask_policy, read_policy
 from lora_ops.paths import ANSWERS, POLICY_ANSWERS
@@ -140,14 +147,14 @@ def _require_own_answers(
     All of them are given again: of a sample, whoever edits answers would try again until it misses them.
 
     Raises:
-        LoraOpsError: more of them are judged otherwise than other kernels explain.
+        OtherAnswers: more of them are judged otherwise than other kernels explain.
     """
     left = _judged(prompts, {**again, **packaged}, measured, scores)
     right = _judged(prompts, again, measured, scores)
     other = {one for name in CHECKS for one in left[name] if left[name][one] != right[name][one]}
     decides = [one for name in NO_ROOM for one in left[name] if left[name][one] != right[name][one]]
     if decides or too_many_differ(len(other), len(packaged)):
-        raise LoraOpsError(
+        raise OtherAnswers(
             f"The policy answers in the package of {version.id} are not those that its adapter gives "
             f"({len(other)} of {len(packaged)} are judged otherwise): run `dvc repro --force "
             f"suite@{version.tenant}`, package and register it again."

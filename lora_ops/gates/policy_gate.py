@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.gates.candidate import OtherAnswers
 from lora_ops.gates.differences import differences
 from lora_ops.gates.policy import policy_report
 from lora_ops.gates.policy_answers import gather_policy, packaged_policy_answers
-from lora_ops.gates.rows import GateRow, RowVerdict
+from lora_ops.gates.rows import GateRow, Made, RowVerdict, refused_row
 from lora_ops.records.evidence import Evidence, PolicyCheck, PolicyEvidence
 from lora_ops.registry.policy_sources import read_policy_source
 from lora_ops.registry.report_lacks import lacks
@@ -22,10 +23,8 @@ NAMED = 5
 """So many prompts are named of those that fail a check; the page shows them."""
 
 
-def make_policy_report(
-    registry: Registry, version: Version, root: Path, detectors: DetectorSettings
-) -> tuple[Report | None, list[str]]:
-    """Return the policy report of a version, which is not filed yet; without one, a note that says why.
+def make_policy_report(registry: Registry, version: Version, root: Path, detectors: DetectorSettings) -> Made:
+    """Make the policy report of a version; without one, a note says why.
 
     A detector that fails makes a report that fails: nothing passes unjudged.
 
@@ -36,11 +35,13 @@ def make_policy_report(
         source = gather_policy(registry, version, root, detectors)
     except Damaged:
         raise
+    except OtherAnswers as error:
+        return Made(None, [], refused_row("policy", error))
     except LoraOpsError as error:
-        return None, [f"there is no policy report: {error}"]
+        return Made(None, [f"there is no policy report: {error}"])
     document = policy_report(source, version.tenant, registry.clock())
     summary = f"{len(source.prompts.prompts)} policy prompts in {len(document.checks)} checks"
-    return Report(document, source.to_json().encode(), summary), []
+    return Made(Report(document, source.to_json().encode(), summary), [])
 
 
 def replay_policy(registry: Registry, version: Version, one: Evidence) -> Iterator[str]:

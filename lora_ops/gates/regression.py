@@ -80,6 +80,7 @@ def regression_report(source: RegressionSource, tenant: str, now: datetime) -> R
         least=tuple(_least(cases, own)),
         missing=tuple(f"held-out {metric} against {production}" for metric in lacking),
         packaged=source.packaged,
+        evaluated=source.evaluated,
     )
 
 

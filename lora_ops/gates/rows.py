@@ -2,7 +2,9 @@
 
 from typing import Literal, NamedTuple
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.records.regression import Verdict
+from lora_ops.registry.reports import Report
 
 RowVerdict = Verdict | Literal["not applicable"]
 """What does not apply passes nothing and stops nothing."""
@@ -28,3 +30,22 @@ class GateRow(NamedTuple):
     evidence: str | None = None
     more_rows: int | None = None
     note: str = ""
+
+
+class Made(NamedTuple):
+    """What came of making a report that is not filed yet.
+
+    Attributes:
+        report: None where none can be made.
+        notes: what it leaves out, or why there is none.
+        refused: the gate that fails now since the packaged answers are others; an earlier report may pass.
+    """
+
+    report: Report | None
+    notes: list[str]
+    refused: GateRow | None = None
+
+
+def refused_row(kind: str, why: LoraOpsError) -> GateRow:
+    """Return the gate that fails because the adapter gives other answers than its package has."""
+    return GateRow(f"{kind}: packaged answers given again", "fail", threshold="all", note=str(why).rstrip("."))

@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, TypeAd
 
 from lora_ops.records.policy_report import JudgedRate
 from lora_ops.records.record import Record, Sha256
-from lora_ops.records.regression import Baseline, Compared, Least, PackagedAnswers, Verdict
+from lora_ops.records.regression import Baseline, Compared, EvaluatedAgain, Least, PackagedAnswers, Verdict
 from lora_ops.records.review import ReviewCounts
 
 EvidenceKind = Literal[
@@ -183,6 +183,7 @@ class RegressionEvidence(EvidenceDocument):
     least: tuple[Least, ...] = ()
     missing: tuple[str, ...] = Field((), description="gating comparisons that had no row")
     packaged: PackagedAnswers | None = Field(None, description="None: a release made this that didn't count")
+    evaluated: EvaluatedAgain | None = Field(None, description="None: a release made this that didn't ask")
 
     @property
     def verdicts(self) -> list[tuple[str, Verdict]]:

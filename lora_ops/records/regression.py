@@ -103,6 +103,32 @@ class PackagedAnswers(Record):
         return "pass" if self.given_again >= self.packaged else "missing"
 
 
+class EvaluatedAgain(Record):
+    """What came of letting base model and adapter answer the held-out rows of the package again.
+
+    `beats_base` and the pairs that reviewers judge rest on these answers.
+    """
+
+    rows: int = Field(ge=0, description="in the package")
+    given_again: int = Field(ge=0, description="of them, by each system that can be asked again")
+    differing: dict[str, int] = Field(
+        default_factory=dict,
+        description="system -> rows on which its answer is worth something else than the packaged one",
+    )
+    other_texts: dict[str, int] = Field(
+        default_factory=dict, description="system -> rows on which its answer has another text"
+    )
+    is_alike: bool = Field(False, description="whether no more of them differ than other kernels explain")
+    beats_base: bool = Field(False, description="by the answers that were given again")
+
+    @property
+    def verdict(self) -> Verdict:
+        """Missing unless every row was answered again; fail where answers are others or lose to the base."""
+        if not self.rows or self.given_again < self.rows:
+            return "missing"
+        return "pass" if self.is_alike and self.beats_base else "fail"
+
+
 class HeldOutRow(Record):
     """One row of the test split that candidate and production both answered, and neither was trained on."""
 
@@ -124,4 +150,9 @@ class RegressionSource(Record):
     held_out: tuple[HeldOutRow, ...] = ()
     held_out_metrics: tuple[str, ...] = ()
     packaged: PackagedAnswers | None = Field(None, description="None: a release made this that didn't count")
+    evaluated: EvaluatedAgain | None = Field(None, description="None: a release made this that didn't ask")
+    evaluation_answers: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="system -> its answers to the held-out rows, given again, in the order of the package",
+    )
     held_out_left_out: int = Field(0, ge=0, description="rows of either version that can't be compared")

@@ -79,6 +79,8 @@ def _regression_lacks(document: RegressionEvidence, least: EvidenceSettings) -> 
         yield "a regression report in which something decides (no slice of its suite is gating)"
     if least.regression and least.answers_again:
         yield from not_given_again(document)
+    if least.regression and least.evaluation_again:
+        yield from not_evaluated_again(document)
 
 
 def not_given_again(document: RegressionEvidence) -> Iterator[str]:
@@ -94,6 +96,34 @@ def not_given_again(document: RegressionEvidence) -> Iterator[str]:
             f"a regression report that let the adapter give its {answers.packaged} packaged answers again (it "
             f"gave {answers.given_again}: run `dvc repro base_model`, then `lora-ops gate {document.adapter}`)"
         )
+
+
+def not_evaluated_again(document: RegressionEvidence) -> Iterator[str]:
+    """Yield that the answers of the evaluation are others than base model and adapter give, or nobody asked."""
+    found = document.evaluated
+    if found is None:
+        yield (
+            "a regression report that let base model and adapter answer the held-out rows again (an earlier "
+            f"release made it: run `lora-ops gate {document.adapter}`)"
+        )
+    elif found.verdict == "missing":
+        yield (
+            f"a regression report that let base model and adapter answer its {found.rows} held-out rows again "
+            f"(`lora-ops gate {document.adapter}` says what it needs)"
+        )
+    elif not found.is_alike:
+        wrong = ", ".join(
+            f"{name.replace('_', ' ')} {found.differing.get(name, 0)} and {texts}"
+            for name, texts in found.other_texts.items()
+            if texts
+        )
+        yield (
+            f"a package whose held-out answers base model and adapter give (of {found.rows} so many are worth "
+            f"something else, and so many are other texts: {wrong}; run `dvc repro --force "
+            f"generate@{document.tenant}`, evaluate, package and register it again)"
+        )
+    elif not found.beats_base:
+        yield "an evaluation in which it beats its base model also when the held-out rows are answered again"
 
 
 def _human_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[str]:

@@ -36,6 +36,7 @@ from lora_ops.small_files import read_json
 BEFORE_GATES = {
     "regression": False,
     "answers_again": False,
+    "evaluation_again": False,
     "release_notes": False,
     "policy": "file",
     "votes": "file",

@@ -51,6 +51,11 @@ class EvidenceSettings(Section):
         description="that report counts only if the adapter gave all of its packaged answers again; false: for "
         "machines on which the base model can't run",
     )
+    evaluation_again: bool = Field(
+        True,
+        description="and only if base model and adapter gave the answers of its evaluation again, by which the "
+        "adapter still beats its base; false: as above, or where the data is gone",
+    )
     release_notes: bool = Field(True, description="what only people know of a release, before production")
     policy: Literal["computed", "file"] = Field(
         "computed", description="by `lora-ops gate`; file: also rows that somebody wrote"

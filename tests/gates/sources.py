@@ -7,6 +7,7 @@ from lora_ops.loading import load_base_model
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.regression import (
     Baseline,
+    EvaluatedAgain,
     HeldOutRow,
     PackagedAnswers,
     RegressionSource,
@@ -84,6 +85,7 @@ def source(
         held_out=tuple(held_out),
         held_out_metrics=("exact_match", "macro_f1") if held_out else (),
         packaged=given_again(len(cases.cases)),
+        evaluated=EVALUATED,
     )
 
 
@@ -93,6 +95,7 @@ def given_again(answers: int, again: int | None = None) -> PackagedAnswers:
     return PackagedAnswers(packaged=answers, given_again=again, differing=0, suite="suites")
 
 
+EVALUATED = EvaluatedAgain(rows=300, given_again=300, is_alike=True, beats_base=True)
 BASE: tuple[Role, str, str, Sequence[int]] = ("base", "base", "b" * 64, range(30))
 
 
@@ -110,12 +113,19 @@ def held_out(rows: int, lost: int, gained: int = 0) -> list[HeldOutRow]:
     ]
 
 
-def save_real_adapter(folder: Path, base: Path) -> None:
-    """Put a LoRA adapter on the base model in `base` into the folder of a package, as PEFT saves it."""
+def save_real_adapter(folder: Path, base: Path, *, trained: bool = False) -> None:
+    """Put a LoRA adapter on the base model in `base` into the folder of a package, as PEFT saves it.
+
+    Args:
+        folder: of the package.
+        base: folder of the base model.
+        trained: whether it answers otherwise than its base.
+    """
     from peft import LoraConfig, get_peft_model
 
     model, _ = load_base_model(base)
-    adapter = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"]))
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], init_lora_weights=not trained)
+    adapter = get_peft_model(model, config)
     adapter.peft_config["default"].base_model_name_or_path = "tiny-random"
     adapter.save_pretrained(folder.parent / "adapter")
     for name in ADAPTER_FILES:

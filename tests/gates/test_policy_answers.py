@@ -115,6 +115,8 @@ def test_gather_refuses_edited_answers(registry: Registry, package: Build, root:
     version = registered(registry, package, root, edited)
     with pytest.raises(LoraOpsError, match="are not those that its adapter gives"):
         gathered(registry, version, root)
+    made = make_policy_report(registry, version, root, DetectorSettings())
+    assert made.report is None and made.refused and made.refused.verdict == "fail"
 
 
 def test_gather_refuses_one_edited_refusal(registry: Registry, package: Build, root: Path) -> None:
@@ -126,16 +128,16 @@ def test_gather_refuses_one_edited_refusal(registry: Registry, package: Build, r
 
 def test_no_report_without_base_model_or_policy(registry: Registry, version: Version, root: Path) -> None:
     (root / "models/base").unlink()
-    report, [note] = make_policy_report(registry, version, root, DetectorSettings())
+    report, [note], _ = make_policy_report(registry, version, root, DetectorSettings())
     assert report is None and "run `dvc repro base_model`" in note
     (root / "suites/policy.yaml").unlink()
-    report, [note] = make_policy_report(registry, version, root, DetectorSettings())
+    report, [note], _ = make_policy_report(registry, version, root, DetectorSettings())
     assert report is None and "suites/policy.yaml is missing" in note
 
 
 def test_replay_holds_its_source_against_the_package(registry: Registry, version: Version, root: Path) -> None:
     """A source of made-up answers gives its own report again."""
-    report, _ = make_policy_report(registry, version, root, DetectorSettings())
+    report, *_ = make_policy_report(registry, version, root, DetectorSettings())
     assert report
     file_evidence(registry, version.id, report, actor="ci")
     assert list(replay(registry, version)) == []

@@ -8,6 +8,7 @@ import pytest
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.gates.gate import gate_rows, replay
 from lora_ops.gates.gather import gather
+from lora_ops.gates.held_out import SYSTEMS, evaluated_again, packaged_rows
 from lora_ops.gates.regression import regression_report
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.paths import CASE_ANSWERS, CASES
@@ -48,6 +49,15 @@ def report(
     given = source(suite(**options), candidate=range(wrong), digest=version.summary.content_digest, **others)
     document = regression_report(given, "finance", registry.clock())
     return Report(document, given.to_json().encode(), "its suite")
+
+
+def with_evaluation_answers(registry: Registry, given: RegressionSource) -> RegressionSource:
+    """Let the held-out answers that were given again be those of the package."""
+    version = registry.get("finance@2")
+    frame = packaged_rows(registry, version)
+    again = {name: tuple(frame[name]) for name in SYSTEMS if name in frame}
+    evaluated = evaluated_again(version, frame, again)
+    return given.model_copy(update={"evaluated": evaluated, "evaluation_answers": again})
 
 
 def file(registry: Registry, given: Report) -> None:
@@ -134,8 +144,12 @@ def test_a_stale_report_that_nobody_asks_for_stops_no_step(asking: Registry, sto
 
 
 def test_gate_rows_and_replay_read_the_kept_report(asking: Registry) -> None:
-    file(asking, report(asking, wrong=20))
+    given = report(asking, wrong=20)
+    source_of = with_evaluation_answers(asking, RegressionSource.model_validate_json(given.source))
+    document = regression_report(source_of, "finance", asking.clock())
+    file(asking, Report(document, source_of.to_json().encode(), "its suite"))
     rows = {row.gate: row for row in gate_rows(asking, asking.get("finance@2"))}
+    assert rows["held-out rows answered again"].verdict == "pass"
     assert rows["plain against finance@1"].verdict == "fail"
     assert rows["plain against base"].verdict == "pass"
     assert rows["policy"].verdict == rows["human review"].verdict == "missing"
@@ -233,7 +247,11 @@ def test_packaged_answers_that_nobody_gave_again_are_no_evidence(
     assert "`dvc repro base_model`, then `lora-ops gate finance@3`" in rows["packaged answers given again"].note
     with pytest.raises(Refused, match="its 60 packaged answers again"):
         lifecycle.promote(asking, "finance@3", "validated", actor="ci", reason="no")
+    assert rows["held-out rows answered again"].verdict == "missing"
     asking.least = asking.least.model_copy(update={"answers_again": False})
+    with pytest.raises(Refused, match="answer its 300 held-out rows again"):
+        lifecycle.promote(asking, "finance@3", "validated", actor="ci", reason="no")
+    asking.least = asking.least.model_copy(update={"evaluation_again": False})
     lifecycle.promote(asking, "finance@3", "validated", actor="ci", reason="its machine has no base model")
     assert not verify(asking).problems
 

@@ -1,0 +1,193 @@
+"""Base model and adapter answer the held-out rows of a package again, with the engine that serves."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lora_ops.evaluation.answers import answer
+from lora_ops.evaluation.compare import evaluate, with_baselines
+from lora_ops.evaluation.few_shot import base_prompts
+from lora_ops.gates.answering import answer_cases
+from lora_ops.gates.candidate import OtherAnswers
+from lora_ops.gates.gate import replay
+from lora_ops.gates.gather import gather
+from lora_ops.gates.held_out import answer_again
+from lora_ops.gates.regression import regression_report
+from lora_ops.hashing import sha256_file
+from lora_ops.loading import load_tokenizer
+from lora_ops.paths import ANSWERS, CASE_ANSWERS, CASES
+from lora_ops.prompts import render_prompt
+from lora_ops.records.base_model import read_base_model
+from lora_ops.records.data import PromptRecord
+from lora_ops.records.evaluation import ADAPTER, BASE, BASE_FEW_SHOT
+from lora_ops.records.example import Example
+from lora_ops.records.generation import GenerationRecord
+from lora_ops.records.manifest import FileRecord
+from lora_ops.records.regression import RegressionSource
+from lora_ops.registry import lifecycle
+from lora_ops.registry.reports import Report
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+from lora_ops.settings.evaluate import EvaluateSettings
+from lora_ops.settings.tenant import TenantSettings
+from tests.gates.sources import save_real_adapter
+from tests.registry.conftest import AUTHOR, GATES, GROUPS, Build, evaluated
+
+from .test_gather import asking
+
+ROWS = GROUPS["test"]
+Edit = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+@pytest.fixture
+def root(tiny_base: Path, tmp_path: Path) -> Path:
+    """A repository with the base model, and without prepared data."""
+    root = tmp_path / "repository"
+    (root / "models").mkdir(parents=True)
+    (root / "models/base").symlink_to(tiny_base)
+    return root
+
+
+def rows_of(base: Path, split: str, targets: list[str] | None = None) -> list[Example]:
+    tokenizer = load_tokenizer(base)
+    return [
+        Example(
+            id=f"{split}-{place}",
+            group=f"test{place}",
+            text=f"Write about {split} {place}",
+            target=targets[place] if targets else f"words {place}",
+            prompt=render_prompt(tokenizer, f"Write about {split} {place}", None),
+            completion="",
+        )
+        for place in range(ROWS)
+    ]
+
+
+def registered(registry: Registry, package: Build, root: Path, edit: Edit = lambda frame: frame) -> Version:
+    """Register a real adapter that answers each held-out row as a person did; `edit` changes its package."""
+    base, prepared = root / "models/base", root / "data/prepared/finance"
+    folder, manifest = package(1)
+    save_real_adapter(folder, base, trained=True)
+    record = read_base_model(base)
+    params = {
+        **GATES,
+        "data": {**GATES["data"], "labels": [], "task": "text"},
+        "evaluate": {**GATES["evaluate"], "few_shot": 2},
+    }
+    manifest = manifest.model_copy(update={"params": params, "base_model": record})
+    settings = TenantSettings.model_validate(params).evaluate
+    train = rows_of(base, "train")
+    asked = base_prompts(base, rows_of(base, "test"), train, PromptRecord(system=None), settings)
+    found = answer(base, folder, rows_of(base, "test"), settings, asked.few_shot, (), asked.best).frame
+    test = rows_of(base, "test", list(found[ADAPTER]))
+    prepared.mkdir(parents=True, exist_ok=True)
+    for name, split in (("train", train), ("test", test)):
+        (prepared / f"{name}.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in split))
+    cases = asking(base, temperature=0.0)
+    (folder / CASES).write_text(cases.to_json())
+    (folder / CASE_ANSWERS).write_text(answer_cases(cases, base, folder).to_json())
+    digests = {name: sha256_file(prepared / f"{name}.jsonl") for name in ("train", "test")}
+    splits = {
+        **manifest.data.splits,
+        "train": manifest.data.splits["train"].model_copy(update={"sha256": digests["train"]}),
+    }
+    frame = with_baselines(edit(found.assign(target=list(found[ADAPTER]))), train, "text")
+    evaluation = evaluate(
+        "finance", TenantSettings.model_validate(params), frame, generation(digests["test"], settings)
+    )
+    data = {"base_model_sha256": record.sha256, "splits": splits, "task": "text"}
+    trained = {"base_model_sha256": record.sha256, "train_sha256": digests["train"]}
+    update = {
+        "data": manifest.data.model_copy(update=data),
+        "training": manifest.training.model_copy(update=trained),
+        "evaluation": evaluation,
+    }
+    manifest = evaluated(folder, manifest.model_copy(update=update), evaluation)
+    frame.to_csv(folder / ANSWERS, index=False, quoting=csv.QUOTE_ALL)
+    files = {
+        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+        for name in (ANSWERS, CASES, CASE_ANSWERS)
+    }
+    registry.register(folder, manifest.model_copy(update={"files": {**manifest.files, **files}}), actor=AUTHOR)
+    return registry.get("finance@1")
+
+
+def generation(test_sha256: str, settings: EvaluateSettings) -> GenerationRecord:
+    return GenerationRecord(
+        tenant="finance",
+        rows=ROWS,
+        test_sha256=test_sha256,
+        adapter_sha256="a" * 64,
+        seconds={BASE: 1, ADAPTER: 1},
+        answered_by="engine",
+        settings=settings.answering,
+    )
+
+
+def test_held_out_answers_are_given_again(registry: Registry, package: Build, root: Path) -> None:
+    found = answer_again(registry, registered(registry, package, root), root)
+    assert found.record.verdict == "pass"
+    assert set(found.answers) == {BASE, BASE_FEW_SHOT, ADAPTER}
+    assert found.record.differing == found.record.other_texts == dict.fromkeys(found.answers, 0)
+
+
+def test_made_up_held_out_answers_fail(registry: Registry, package: Build, root: Path) -> None:
+    """An evaluation whose numbers fit its answers passed, whoever wrote the answers."""
+
+    def worse_base(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(**{BASE: "nothing"})
+
+    version = registered(registry, package, root, worse_base)
+    source = gather(registry, version, root).source
+    assert source.evaluated
+    assert source.evaluated.verdict == "fail"
+    assert source.evaluated.other_texts == {BASE: ROWS, BASE_FEW_SHOT: 0, ADAPTER: 0}
+
+
+def test_made_up_held_out_rows_are_refused(registry: Registry, package: Build, root: Path) -> None:
+    """Easier rows than those of the data, answered by the adapter itself."""
+    version = registered(registry, package, root, lambda frame: frame.assign(text="Write"))
+    with pytest.raises(OtherAnswers, match="are not those of its data"):
+        answer_again(registry, version, root)
+
+
+def test_a_base_that_the_package_leaves_out_competes(registry: Registry, package: Build, root: Path) -> None:
+    version = registered(registry, package, root, lambda frame: frame.drop(columns=BASE_FEW_SHOT))
+    gathered = gather(registry, version, root)
+    assert BASE_FEW_SHOT in gathered.source.evaluation_answers
+    assert "leaves out base few shot, which competes here" in " ".join(gathered.notes)
+
+
+@pytest.mark.parametrize("gone", ["models/base", "data/prepared/finance/train.jsonl"])
+def test_without_base_or_data_the_last_report_counts(
+    registry: Registry, package: Build, root: Path, gone: str
+) -> None:
+    version = registered(registry, package, root)
+    asked = gather(registry, version, root).source
+    file(registry, version, asked.model_copy(update={"evaluated": None, "evaluation_answers": {}}))
+    (root / gone).unlink()
+    gathered = gather(registry, version, root)
+    assert gathered.source.evaluated and gathered.source.evaluated.verdict == "missing"
+    assert "held-out rows was answered again: " in " ".join(gathered.notes)
+    file(registry, version, asked)
+    assert gather(registry, version, root).source.evaluated == asked.evaluated
+
+
+def test_replay_counts_the_answers_given_again(registry: Registry, package: Build, root: Path) -> None:
+    version = registered(registry, package, root)
+    asked = gather(registry, version, root).source
+    file(registry, version, asked)
+    assert list(replay(registry, version)) == []
+    made_up = {**asked.evaluation_answers, ADAPTER: ("nothing",) * ROWS}
+    file(registry, version, asked.model_copy(update={"evaluation_answers": made_up}))
+    [said] = replay(registry, version)
+    assert said.startswith("regression.evaluated is ")
+
+
+def file(registry: Registry, version: Version, source: RegressionSource) -> None:
+    document = regression_report(source, version.tenant, registry.clock())
+    kept = Report(document, source.to_json().encode(), "its suite")
+    lifecycle.file_evidence(registry, version.id, kept, actor="ci")
