@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Unavailable
-from lora_ops.sqlite_files import Stamp, is_settled, places, require_files, stamp
+from lora_ops.sqlite_files import ENDS, Stamp, is_settled, places, require_files, stamp
 
 BUSY_SECONDS = 30.0
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
@@ -108,6 +108,12 @@ class Database:
         except OSError as error:
             raise Damaged(f"{error.strerror}.") from error
         self.read_only, self._unwritable = not os.access(self.path.parent, os.W_OK), None
+        if not self.read_only and self.path.exists() and not os.access(self.path, os.W_OK):
+            self.read_only = True
+            self._unwritable = Unavailable(
+                f"This account may not write {self.path}, which `chmod g+w` by its owner lets its group do: "
+                "nothing was changed."
+            )
         if self.read_only:
             return self._open_to_read()
         try:
@@ -145,7 +151,12 @@ class Database:
         uri = f"file:{quote(str(self.path))}?mode=ro"
         self._is_followed = True
         try:
-            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=self.busy_seconds)
+            # Where a reader makes the WAL and its index, they are its own, and the owner of the database could
+            # not write any more: `registry list` by another account would stop every change.
+            if self.read_only and not self.path.with_name(f"{self.path.name}-wal").exists():
+                raise sqlite3.OperationalError("there is no WAL to read")
+            shm = "&readonly_shm=1" if self.read_only else ""
+            db = sqlite3.connect(uri + shm, uri=True, isolation_level=None, timeout=self.busy_seconds)
             db.execute("SELECT count(*) FROM sqlite_master")
         except sqlite3.OperationalError:
             # WAL wants to write its index, and a file without one can be read as if nobody changed it. Others
@@ -232,11 +243,21 @@ class Database:
         """Release the file."""
         self.connection.close()
 
+    def _foreign(self) -> str:
+        """Return which files this account may not write, and what to do, to end a sentence, or nothing."""
+        parts = (self.path.with_name(self.path.name + end) for end in ENDS)
+        foreign = [one.name for one in parts if one.exists() and not os.access(one, os.W_OK)]
+        if not foreign:
+            return ""
+        return f"; this account may not write {', '.join(foreign)}: let the owner run `chmod g+w` on it"
+
     def _sentence(self, error: Exception) -> LoraOpsError:
         text = str(error)
         folder = self.path.parent
         if "readonly" in text or "Read-only" in text or isinstance(error, PermissionError):
-            return Unavailable(f"The registry in {folder} can't be written ({text}): nothing was changed.")
+            return Unavailable(
+                f"The registry in {folder} can't be written ({text}{self._foreign()}): nothing was changed."
+            )
         if "locked" in text:
             since = f" for {self.busy_seconds:.0f} seconds" if self.busy_seconds else ""
             return Unavailable(

@@ -470,6 +470,47 @@ def test_a_read_only_folder_is_read_and_every_change_refused_in_a_sentence(
     assert processes.run(lambda: as_a_reader(path, package)) == processes.DONE
 
 
+def as_one_of_the_group(path: Path) -> None:
+    """Read as an account that may make files in the folder, and may not write the database."""
+    give_up_root()
+    with closing(Registry(path)) as registry:
+        assert registry.get("finance").id == "finance@1"
+        with pytest.raises(LoraOpsError, match=r"This account may not write .*registry\.sqlite, which `ch"):
+            lifecycle.reject(registry, "finance@1", actor="ben", reason="no")
+
+
+def beside_files_of_another(path: Path) -> None:
+    """Change a registry whose WAL and index another account's reader of an earlier release left there."""
+    give_up_root()
+    with closing(Registry(path)) as registry, pytest.raises(LoraOpsError) as refusal:
+        lifecycle.reject(registry, "finance@1", actor="ben", reason="no")
+    assert "may not write registry.sqlite-wal, registry.sqlite-shm: let the owner run" in str(refusal.value)
+
+
+def test_change_names_the_files_of_another_account(public_folder: Path) -> None:
+    path, copy = public_folder / "registry", public_folder / "copy"
+    with closing(Registry(path, create=True, clock=lambda: MORNING)) as registry:
+        registry.register(public_folder / "package", build_package(public_folder / "package", 1))
+        shutil.copytree(path, copy)
+    for found in copy.rglob("*"):
+        found.chmod(0o777 if found.is_dir() else 0o666)
+    copy.chmod(0o777)
+    for end in ("wal", "shm"):
+        (copy / f"registry.sqlite-{end}").chmod(0o444)
+    assert processes.run(lambda: beside_files_of_another(copy)) == processes.DONE
+
+
+def test_reader_leaves_no_files_that_stop_the_owner(public_folder: Path) -> None:
+    """The WAL and its index were the reader's own: after its `list` the owner could change nothing."""
+    path = public_folder / "registry"
+    with closing(Registry(path, create=True, clock=lambda: MORNING)) as registry:
+        registry.register(public_folder / "package", build_package(public_folder / "package", 1))
+    path.chmod(0o777)
+    (path / "registry.sqlite").chmod(0o444)
+    assert processes.run(lambda: as_one_of_the_group(path)) == processes.DONE
+    assert not list(path.glob("registry.sqlite-*"))
+
+
 def routes_of_a_reader(path: Path, opened: int, go_on: int) -> None:
     """Route as a gateway that may only read the registry, before and after somebody's change of it."""
     give_up_root()
