@@ -159,14 +159,12 @@ def _is_sound(root: Path, everything: Settings) -> bool:
 
 
 def _was_here(root: Path, everything: Settings) -> bool:
-    """Return whether something of a registry is in its place, or was seen there before."""
-    inside = root.resolve()
-    said = _place(inside, Path(os.path.normpath(inside / everything.registry.path)))
-    try:
-        seen = HeadMemory(root / everything.serving.path / HEADS_FILE, said).recall()
-    except Damaged:
-        return True
-    return seen is not None or _has_parts(root / everything.registry.path)
+    """Return whether something of a registry is in its place, or one was seen before.
+
+    After a `git switch`, params.yaml may name another place than that of the registry which a gateway serves.
+    """
+    memory = HeadMemory(root / everything.serving.path / HEADS_FILE, str(everything.registry.path))
+    return memory.knows_any() or _has_parts(root / everything.registry.path)
 
 
 def _has_parts(folder: Path) -> bool:

@@ -90,6 +90,24 @@ class HeadMemory:
                 error,
             )
 
+    def knows_place(self) -> bool:
+        """Return whether a registry was seen in this one's place, so that a revocation holds though it is gone.
+
+        A file that can't be read counts: somebody damaged what was remembered.
+        """
+        try:
+            heads = self._read()
+        except LoraOpsError:
+            return True
+        return all(place in heads for place in self._places)
+
+    def knows_any(self) -> bool:
+        """Return whether any registry was seen here, also in another place; a damaged file counts, too."""
+        try:
+            return bool(self._read())
+        except LoraOpsError:
+            return True
+
     def behind(self, head: Head) -> str | None:
         """Return that nothing outside the registry knows of `head` yet, in words, or None."""
         try:

@@ -335,6 +335,7 @@ class Holds:
 
 def _put(folder: Path, name: str, content: bytes) -> None:
     is_new = not folder.is_dir()
+    make_folder(folder.parent)  # a file in its place must not keep a version on air
     make_folder(folder)
     if is_new:  # what a link leads to keeps its mode
         # A gateway of another account must see it, whatever umask its operator has.

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -237,13 +236,13 @@ class Router:
             raise _refused(route, reason)
 
     def keep_remembered(self) -> None:
-        """Keep the last verified head outside the registry again where somebody removed the file.
+        """Keep the last verified head outside the registry again where somebody removed it, or the file.
 
         A revocation holds where a registry was seen before, also if somebody removed it. Without that memory
         nobody could stop what answers here.
         """
         memory = self._registry.memory
-        if memory and not os.path.lexists(memory.path):
+        if memory and not memory.knows_place():
             self._registry.remember(self._log.verified, seconds=SHORT_WAIT)
 
     def is_base(self, model: str) -> bool:

@@ -243,3 +243,40 @@ def test_revocation_holds_though_all_was_removed(root: Path, cli: Cli) -> None: 
         cli("revoke", "finance@2", "--reason", "it leaks")
         with pytest.raises(NotServed, match="finance@2 was revoked"):
             router.route("finance@2")
+
+
+FORGOTTEN: dict[str, Damage] = {
+    "an empty object": lambda serving: (serving / "head.json").write_text("{}"),
+    "a link to nothing": lambda serving: (
+        (serving / "head.json").unlink(),
+        (serving / "head.json").symlink_to("no"),
+    ),
+    "another registry's": lambda serving: (serving / "head.json").write_text('{"other": [3, "ab"]}'),
+    "a file": lambda serving: (shutil.rmtree(serving), serving.write_text("")),
+}
+
+
+@pytest.mark.parametrize("forgotten", FORGOTTEN)
+def test_revocation_holds_though_its_memory_was_changed(root: Path, cli: Cli, forgotten: str) -> None:  # noqa: F811
+    """With any file in its place nobody kept the head again, and `revoke` said that there is no registry."""
+    with closing(open_registry(root)) as registry:
+        router = Router(registry, registry.get("finance@2").manifest.base_model, allow_candidates=True)
+        assert router.route("finance@2").name == "finance@2"
+        shutil.rmtree(root / ".registry")
+        FORGOTTEN[forgotten](root / ".serving")
+        router.keep_remembered()
+        cli("revoke", "finance@2", "--reason", "it leaks")
+        with pytest.raises(NotServed, match="finance@2 was revoked"):
+            router.route("finance@2")
+
+
+def test_revocation_holds_where_params_name_no_registry(root: Path, cli: Cli) -> None:  # noqa: F811
+    """A branch whose params.yaml has another `registry.path` left the gateway with what nobody could stop."""
+    with closing(open_registry(root)) as registry:
+        router = Router(registry, registry.get("finance@2").manifest.base_model, allow_candidates=True)
+        assert router.route("finance@2").name == "finance@2"
+        write_params(root, {"registry": {"path": "elsewhere"}})
+        cli("revoke", "finance@2", "--reason", "it leaks")
+        with pytest.raises(NotServed, match="finance@2 was revoked"):
+            router.route("finance@2")
+    assert not (root / "elsewhere").exists()
