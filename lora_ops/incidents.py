@@ -140,8 +140,10 @@ def _roll_back_shared(
         try:
             # The return comes before the revocation: no other machine sees a moment without production.
             with closing.without_settling(registry):
-                lifecycle.promote(
-                    registry, returns, "production", actor=actor, reason=reason, evidence=[incident]
+                closing.until_first(
+                    lambda: lifecycle.promote(
+                        registry, returns, "production", actor=actor, reason=reason, evidence=[incident]
+                    )
                 )
         except Unavailable as error:  # asking once more would wait for W&B twice
             registry.not_sent = closing.why_not_taken(error)

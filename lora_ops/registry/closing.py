@@ -7,7 +7,7 @@ damaged, locked or on a full disk takes no entry either: the hold is all there i
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 
@@ -28,7 +28,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 
 ATTEMPTS = 5
-"""How often a revocation is asked for whose place in the log another machine took."""
+"""How often a revocation or a return is asked for whose place in the log another machine took."""
 logger = logging.getLogger(__name__)
 
 
@@ -157,6 +157,21 @@ def without_settling(registry: Registry) -> Iterator[None]:
         yield
     finally:
         registry.is_settling = before
+
+
+def until_first(change: Callable[[], Version]) -> Version:
+    """Make a change that must not wait because another machine changed something else at the same moment.
+
+    Each try decides everything again on what W&B holds by then.
+
+    Raises:
+        LostRace: other machines were first each time.
+        LoraOpsError: as `change`.
+    """
+    for _ in range(ATTEMPTS - 1):
+        with suppress(LostRace):
+            return change()
+    return change()
 
 
 def _stop_despite(
@@ -337,16 +352,12 @@ def _settle(registry: Registry, hold: Hold, is_new: bool) -> LoraOpsError | None
         )
     held_at = None if is_new else said.at
     try:
-        for attempt in range(ATTEMPTS):
-            try:
-                with without_settling(registry):
-                    close(
-                        registry, said.version, "revoked", said.actor, said.reason, hold=hold, held_at=held_at
-                    )
-                break
-            except LostRace:
-                if attempt == ATTEMPTS - 1:
-                    raise
+        with without_settling(registry):
+            until_first(
+                lambda: close(
+                    registry, said.version, "revoked", said.actor, said.reason, hold=hold, held_at=held_at
+                )
+            )
     except NotFound as error:
         files = registry.holds.files(hold)
         return Refused(f"{str(error).rstrip('.')}: remove {files} where that version is gone")

@@ -426,6 +426,28 @@ def test_rollback_stops_at_once_and_ends_when_wandb_answers(
     assert verify(served).ok
 
 
+def test_rollback_ends_though_another_machine_registers(
+    opens: Opens, package: Build, server: WandbServer, tmp_path: Path
+) -> None:
+    """Any entry of another machine at that moment left the tenant without production until the next try."""
+    ci = opens("ci")
+    for seed in (1, 2):
+        ci.register(*package(seed), actor="ana")
+        Story(ci, tmp_path / "reports").to(f"finance@{seed}", "production")
+    why = {"actor": "ci", "reason": "it leaks"}
+    path = incidents.write_record(ci, incidents.plan(ci, "finance@2"), tmp_path / "told", captured={}, **why)
+    other = package(9, tenant="healthcare")
+
+    def register() -> None:
+        with closing(opens("laptop")) as registry:
+            registry.register(*other, actor="ana")
+
+    server.meanwhile("CreateArtifact$", register)
+    assert incidents.roll_back(ci, "finance@2", path, **why).state == "production"
+    assert (ci.not_sent, ci.held(), ci.get("finance@2").state) == (None, [], "revoked")
+    assert [entry.action for entry in ci.log.entries()][-3:] == ["registered", "production", "revoked"]
+
+
 @pytest.mark.usefixtures("offline")
 def test_rollback_by_whoever_may_not_promote_stops_nothing(served: SharedRegistry, tmp_path: Path) -> None:
     rollback = incidents.plan(served, "finance@2")
