@@ -115,13 +115,14 @@ def judged(ground: Ground, history: Sequence[AuditEntry]) -> list[Approval]:
     """Return every approval in a version's history; `void` says why one doesn't count.
 
     An approval is that of the person whom owners.yaml gives its name to. So nobody agrees twice, or keeps an
-    approval that they withdrew, by a new id.
+    approval that they withdrew, by a new id. A signed statement counts once: whoever has the registry's key
+    could enter it again after it was withdrawn.
     """
     withdrawn = {
         _known_as(ground, entry.body["person"]): entry.seq for entry in history if entry.action == "withdrawn"
     }
     last_incident = _last_incident(ground.version, history)
-    found = []
+    found, stated = [], set[str]()
     for entry in history:
         if entry.action != "approved" or entry.number != ground.version.number:
             continue
@@ -131,6 +132,10 @@ def judged(ground: Ground, history: Sequence[AuditEntry]) -> list[Approval]:
             void = "an incident was told after it"
         if withdrawn.get(person, 0) > entry.seq:
             void = "it was withdrawn"
+        text = canonical(entry.body.get("approval"))  # it has the time, to the second
+        if void is None and text in stated:
+            void = "it repeats an earlier one"
+        stated.add(text)
         found.append(
             Approval(
                 person=person,

@@ -13,6 +13,7 @@ from lora_ops.hashing import canonical, sha256_text
 from lora_ops.registry import lifecycle
 from lora_ops.registry.owners import Owners, Person
 from lora_ops.registry.ssh_signatures import fingerprint, signer_of
+from lora_ops.registry.steps import record_step
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
@@ -104,7 +105,7 @@ def test_evidence_that_production_does_not_need_voids_nothing(
     ship(registry, canary)
 
 
-def test_an_incident_voids_approvals(registry: Registry, story: Story, canary: str) -> None:
+def test_an_incident_voids_approvals(registry: Registry, story: Story, canary: str, clock: Clock) -> None:
     """A canary went into production on approvals from before its incident, and nobody had to look."""
     story.approve(canary)
     [incident] = story.evidence("incident")
@@ -113,6 +114,7 @@ def test_an_incident_voids_approvals(registry: Registry, story: Story, canary: s
     lifecycle.link_incident(registry, canary, actor="oncall", reason="leaks cards", evidence=[incident])
     with pytest.raises(LoraOpsError, match="that of ben is void: an incident was told after it"):
         ship(registry, canary)
+    clock.move(seconds=1)
     story.approve(canary)
     ship(registry, canary)
     assert verify(registry).problems == ()
@@ -127,7 +129,9 @@ def test_approval_lapses(registry: Registry, story: Story, canary: str, clock: C
         ship(registry, canary)
 
 
-def test_approval_is_withdrawn_by_who_gave_it(registry: Registry, story: Story, canary: str) -> None:
+def test_approval_is_withdrawn_by_who_gave_it(
+    registry: Registry, story: Story, canary: str, clock: Clock
+) -> None:
     story.approve(canary)
     with pytest.raises(LoraOpsError, match="Dana has no approval of finance@1 that counts"):
         lifecycle.withdraw(registry, canary, actor="dana", reason="not mine")
@@ -135,10 +139,26 @@ def test_approval_is_withdrawn_by_who_gave_it(registry: Registry, story: Story, 
     assert void(registry, canary) == {FIRST: "it was withdrawn", SECOND: None}
     with pytest.raises(LoraOpsError, match=r"missing: 1 more approval \(by ben, dana; that of ben is void"):
         ship(registry, canary)
+    clock.move(seconds=1)
     story.approve(canary, FIRST)
     ship(registry, canary)
     with pytest.raises(LoraOpsError, match="is 'production': an approval is withdrawn while in canary"):
         lifecycle.withdraw(registry, canary, actor=FIRST, reason="too late")
+
+
+def test_withdrawn_approval_is_not_entered_again(
+    registry: Registry, story: Story, canary: str, clock: Clock
+) -> None:
+    """Whoever has the registry's key, and none of ben's, entered his signed statement a second time."""
+    story.approve(canary)
+    given = next(entry for entry in registry.history(canary) if entry.body.get("person") == FIRST)
+    lifecycle.withdraw(registry, canary, actor=FIRST, reason="I saw a leak")
+    clock.move(hours=1)
+    said = {name: given.body[name] for name in ("person", "roles", "approval", "signature")}
+    with registry.change("ana") as change:
+        record_step(registry, change, registry.get(canary), "approved", "I read it", (), **said)
+    with pytest.raises(LoraOpsError, match="that of ben is void: it repeats an earlier one"):
+        ship(registry, canary)
 
 
 def called_benjamin(owners: Owners) -> Owners:

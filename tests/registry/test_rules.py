@@ -280,7 +280,7 @@ def test_verify_names_a_promotion_by_somebody_without_the_role(canary: Registry,
 
 
 def test_verify_accepts_rollback_archive_and_withdrawal(
-    registry: Registry, package: Build, story: Story
+    registry: Registry, package: Build, story: Story, clock: Clock
 ) -> None:
     for seed in (1, 2):
         registry.register(*package(seed), actor=AUTHOR)
@@ -288,6 +288,7 @@ def test_verify_accepts_rollback_archive_and_withdrawal(
         story.file("canary", about=f"finance@{seed}")
         story.approve(f"finance@{seed}", FIRST)
         lifecycle.withdraw(registry, f"finance@{seed}", actor=FIRST, reason="I look again")
+        clock.move(seconds=1)
         story.to(f"finance@{seed}", "production")
     incident = story.evidence("incident", about="finance@2")
     lifecycle.promote(registry, "finance@1", "production", actor="ci", reason="leaks", evidence=incident)
