@@ -45,7 +45,10 @@ from safetensors.torch import load_file, save_file
 
 from lora_ops.engines.protocol import Generation, Sampling
 from lora_ops.loading import load_base_model
+from lora_ops.paths import BASE_MODEL
+from lora_ops.records.base_model import read_base_model
 from lora_ops.settings.files import find_root
+from lora_ops.weights_digest import file_digests
 
 BATCHES = (1, 8, 32)
 RANK = 8
@@ -83,6 +86,9 @@ def without_end(base: Path, folder: Path) -> Path:
         settings = json.loads((base / name).read_text()) | {"eos_token_id": None}
         (folder / name).unlink()
         (folder / name).write_text(json.dumps(settings))
+    record = read_base_model(base).model_copy(update={"files": file_digests(folder)})
+    (folder / BASE_MODEL).unlink()
+    (folder / BASE_MODEL).write_text(record.to_json())
     return folder
 
 

@@ -13,7 +13,7 @@ from lora_ops.loading import tokens_only
 from lora_ops.paths import BASE_MODEL
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.settings.base_model import BaseModelSettings
-from lora_ops.weights_digest import weights_sha256
+from lora_ops.weights_digest import file_digests, weights_sha256
 
 
 def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: Path) -> BaseModelRecord:
@@ -53,6 +53,7 @@ def make_base_model(settings: BaseModelSettings, target: Path, raw: Path, root: 
             origin=settings.origin,
             quantization=settings.quantization,
             source=settings.where,
+            files=file_digests(folder),
         )
         (folder / BASE_MODEL).write_text(record.to_json(), encoding="utf-8")
     return record

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ops.records.base_model import read_base_model
-from lora_ops.weights_digest import check_weights
+from lora_ops.weights_digest import check_files, check_weights
 
 # peft asks transformers for this attribute; nobody who trains an adapter can do anything about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -37,13 +37,15 @@ def load_base_model(folder: Path, device: str = "cpu", dtype: Any = None) -> tup
     The tokenizer pads on the left, so that every row of a batch ends where its answer begins.
 
     Raises:
-        LoraOpsError: there is no base model, or its weights are not those of its record. Everything that is
-            trained, evaluated and served names the digest of the record.
+        LoraOpsError: there is no base model, or its weights or another file are not those of its record.
+            Everything that is trained, evaluated and served names the digests of the record.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    check_weights(folder, read_base_model(folder))
+    record = read_base_model(folder)
+    check_weights(folder, record)
+    check_files(folder, record)  # before the model is read by its config
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32)
     model.generation_config = tokens_only(model.generation_config)
     return model.to(device).eval(), load_tokenizer(folder)
@@ -58,9 +60,14 @@ def tokens_only(config: Any) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of the base model in `folder`, padding on the left."""
+    """The tokenizer of the base model in `folder`, padding on the left.
+
+    Raises:
+        LoraOpsError: there is no base model, or a file besides its weights is not that of its record.
+    """
     from transformers import AutoTokenizer
 
+    check_files(folder, read_base_model(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:

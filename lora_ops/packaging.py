@@ -25,7 +25,7 @@ from lora_ops.paths import (
     POLICY_PROMPTS,
     SAMPLES,
 )
-from lora_ops.records.base_model import read_base_model
+from lora_ops.records.base_model import BaseModelRecord, read_base_model
 from lora_ops.records.data import DataRecord, read_data_record
 from lora_ops.records.evaluation import (
     SYSTEMS,
@@ -61,10 +61,10 @@ def package(tenant: str, settings: TenantSettings, root: Path, target: Path) -> 
     training = read_training_record(report)
     evaluation = read_evaluation(report)
     _require_own_settings(tenant, data, training, evaluation, settings)
-    _require_one_lineage(tenant, adapter, base.sha256, data, training, evaluation)
+    _require_one_lineage(tenant, adapter, base, data, training, evaluation)
     require_finite(adapter / ADAPTER_FILES[0])
     require_lora(adapter / ADAPTER_FILES[0])
-    _require_own_cases(tenant, adapter, base.sha256, report)
+    _require_own_cases(tenant, adapter, base, report)
     if settings.evaluate.must_beat_base and not evaluation.beats_base:
         raise Refused(
             f"The adapter of '{tenant}' does not clearly beat its base ({evaluation.unbeaten}), so it is not "
@@ -238,13 +238,18 @@ def _system(settings: TenantSettings) -> str:
 
 
 def _require_one_lineage(
-    tenant: str, adapter: Path, base: str, data: Any, training: Any, evaluation: Any
+    tenant: str, adapter: Path, base: BaseModelRecord, data: Any, training: Any, evaluation: Any
 ) -> None:
     weights, config = (adapter / name for name in ADAPTER_FILES)
     evaluated = evaluation.adapter_config_sha256
     facts = {
-        "the adapter was trained on another base model": training.base_model_sha256 == base,
-        "the prompts were written for another base model": data.base_model_sha256 == base,
+        "the adapter was trained on another base model": base.matches(
+            training.base_model_sha256, training.base_files_sha256
+        ),
+        "the prompts were written for another base model": base.matches(
+            data.base_model_sha256, data.base_files_sha256
+        ),
+        "the evaluation asked another base model": base.matches(base.sha256, evaluation.base_files_sha256),
         "the adapter was trained on other data": training.train_sha256 == data.splits["train"].sha256,
         "the evaluation used another test split": evaluation.test_sha256 == data.splits["test"].sha256,
         "the record of the training is that of another adapter": weights.is_file()
@@ -259,7 +264,7 @@ def _require_one_lineage(
             raise LoraOpsError(f"'{tenant}' cannot be packaged: {problem}; run `dvc repro` from the start.")
 
 
-def _require_own_cases(tenant: str, adapter: Path, base: str, report: Path) -> None:
+def _require_own_cases(tenant: str, adapter: Path, base: BaseModelRecord, report: Path) -> None:
     """Refuse a suite, or answers to it, of another base model, adapter or suite.
 
     Raises:
@@ -267,19 +272,23 @@ def _require_own_cases(tenant: str, adapter: Path, base: str, report: Path) -> N
     """
     cases, policy = read_cases(report), read_policy_prompts(report)
     weights, config = (adapter / name for name in ADAPTER_FILES)
-    for suite, written_for, keys, prompts, answered in (
-        ("suite", cases.base_model_sha256, {one.key for one in cases.cases}, CASES, read_case_answers(report)),
+    for suite, asked, keys, prompts, answered in (
+        ("suite", cases, {one.key for one in cases.cases}, CASES, read_case_answers(report)),
         (
             "policy suite",
-            policy.base_model_sha256,
+            policy,
             {one.key for one in policy.prompts},
             POLICY_PROMPTS,
             read_policy_answers(report),
         ),
     ):
         facts = {
-            f"its {suite} was written for another base model": written_for == base,
-            f"the answers to its {suite} are those of another base model": answered.base_model_sha256 == base,
+            f"its {suite} was written for another base model": base.matches(
+                asked.base_model_sha256, asked.base_files_sha256
+            ),
+            f"the answers to its {suite} are those of another base model": base.matches(
+                answered.base_model_sha256, answered.base_files_sha256
+            ),
             f"the answers are to another {suite}": answered.cases_sha256 == sha256_file(report / prompts),
             f"the answers to its {suite} are those of another adapter": weights.is_file()
             and answered.adapter_sha256 == sha256_file(weights),

@@ -159,6 +159,7 @@ def folding_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for token in ("<|im_start|>", "<|im_end|>"):
         tokenizer.backend_tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=True)])
     tokenizer.save_pretrained(folder)
+    record_base(folder)
     return folder
 
 
@@ -178,12 +179,14 @@ def make_base(source: Path, folder: Path, **chosen: Any) -> Path:
     return folder
 
 
-def record_weights(folder: Path) -> None:
-    """Let a base model's record name the weights that were put into its folder."""
+def record_base(folder: Path) -> None:
+    """Let a base model's record name the weights and other files that were put into its folder."""
     from lora_ops.records.base_model import read_base_model
-    from lora_ops.weights_digest import weights_sha256
+    from lora_ops.weights_digest import file_digests, weights_sha256
 
-    record = read_base_model(folder).model_copy(update={"sha256": weights_sha256(folder)})
+    record = read_base_model(folder).model_copy(update={"files": file_digests(folder)})
+    if any(folder.glob("*.safetensors")):  # else only the tokenizer is read
+        record = record.model_copy(update={"sha256": weights_sha256(folder)})
     (folder / "base_model.json").write_text(record.to_json())
 
 

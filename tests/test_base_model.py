@@ -16,7 +16,7 @@ from lora_ops.records.base_model import BaseModelRecord, read_base_model
 from lora_ops.settings.base_model import BaseModelSettings
 from lora_ops.settings.params import load_settings
 from lora_ops.weights_digest import INDEX, weights_sha256
-from tests.conftest import ROOT
+from tests.conftest import ROOT, record_base
 
 
 def settings(path: Path | str) -> BaseModelSettings:
@@ -101,6 +101,7 @@ def test_generation_config_names_tokens_only(tiny_source: Path, tmp_path: Path) 
     assert kept.eos_token_id == config.eos_token_id
     # One made before is neutral in memory, too.
     config.save_pretrained(base)
+    record_base(base)
     assert load_base_model(base)[0].generation_config.repetition_penalty is None
 
 

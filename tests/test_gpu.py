@@ -18,7 +18,7 @@ from lora_ops.evaluation.answers import answer
 from lora_ops.loading import load_base_model
 from lora_ops.records.evaluation import ADAPTER, BASE
 from lora_ops.settings.evaluate import EvaluateSettings
-from tests.conftest import ROOT, record_weights, run
+from tests.conftest import ROOT, record_base, run
 from tests.engines.torch_engine.models import make_model, rounded, save_adapter
 from tests.training import test_loop
 
@@ -60,7 +60,7 @@ def sure_base(tiny_base: Path, tmp_path: Path) -> Path:
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(base)
-    record_weights(base)
+    record_base(base)
     return base
 
 

@@ -131,6 +131,7 @@ def prepare(
     target: Path,
     root: Path,
     raw: Path,
+    base_files_sha256: str | None = None,
 ) -> tuple[DataRecord | None, ContractRecord]:
     """Write the splits, what is known of them, the prompts' common part and the contract into `target`.
 
@@ -167,6 +168,7 @@ def prepare(
             source_rows=len(frame),
             contract_success=contract.success,
             base_model_sha256=base_model_sha256,
+            base_files_sha256=base_files_sha256,
             identifiers=contract.identifiers,
             label_shares=label_shares(rows) if settings.task == "labels" else None,
             warnings=data_warnings(chosen, contract, settings),

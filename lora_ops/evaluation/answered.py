@@ -11,6 +11,7 @@ import pandas as pd
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import ADAPTER_FILES, BASE_MODEL, GENERATED, GENERATION, PROMPT, require_file
+from lora_ops.records.base_model import read_base_model
 from lora_ops.records.evaluation import Agreement
 from lora_ops.records.generation import GenerationRecord
 from lora_ops.settings.evaluate import EvaluateSettings
@@ -44,7 +45,7 @@ def digest_inputs(prepared: Path, base: Path) -> dict[Path, str]:
 
     Args:
         prepared: folder of the tenant's prepared data.
-        base: folder of the base model, whose record names its weights.
+        base: folder of the base model, whose record names its weights and its other files.
 
     Raises:
         LoraOpsError: one is missing.
@@ -71,9 +72,11 @@ def write_answers(
     for path, digest in inputs.items():
         if not path.is_file() or sha256_file(path) != digest:
             raise LoraOpsError(f"{path} was changed while answers were given: run this again.")
+    base = next(path.parent for path in inputs if path.name == BASE_MODEL)
     record = GenerationRecord(
         tenant=tenant,
         rows=len(answered.frame),
+        base_files_sha256=read_base_model(base).files_sha256,
         test_sha256=next(digest for path, digest in inputs.items() if path.name == TEST),
         adapter_sha256=answered.adapter_files[ADAPTER_FILES[0]],
         adapter_config_sha256=answered.adapter_files[ADAPTER_FILES[1]],

@@ -158,6 +158,7 @@ def evaluate(
     return EvaluationRecord(
         tenant=tenant,
         rows=len(answers),
+        base_files_sha256=generation.base_files_sha256,
         test_sha256=generation.test_sha256,
         adapter_sha256=generation.adapter_sha256,
         adapter_config_sha256=generation.adapter_config_sha256,

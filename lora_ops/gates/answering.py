@@ -77,7 +77,7 @@ def _answers(
     suite: CasesRecord | PolicyPromptsRecord, base: Path, adapter: Path | None, todo: Sequence[Asked]
 ) -> AnswersRecord:
     record = read_base_model(base)
-    if record.sha256 != suite.base_model_sha256:
+    if not record.matches(suite.base_model_sha256, suite.base_files_sha256):
         raise LoraOpsError(
             f"The cases of '{suite.tenant}' were written for another base model than {base}: run "
             f"`dvc repro suite@{suite.tenant}`."
@@ -91,6 +91,7 @@ def _answers(
     return AnswersRecord(
         tenant=suite.tenant,
         base_model_sha256=record.sha256,
+        base_files_sha256=record.files_sha256,
         adapter_sha256=digests[ADAPTER_FILES[0]] if adapter else None,
         adapter_config_sha256=digests[ADAPTER_FILES[1]] if adapter else None,
         cases_sha256=sha256_text(suite.to_json()),

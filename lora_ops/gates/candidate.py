@@ -1,7 +1,7 @@
 """What every gate needs of the version that it judges: settings, files laid out, packaged answers."""
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.paths import ADAPTER_FILES, BASE_MODEL
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import PromptRecord
-from lora_ops.records.suite import AnswersRecord, CaseAnswer
+from lora_ops.records.policy import PolicyPromptsRecord
+from lora_ops.records.suite import AnswersRecord, CaseAnswer, CasesRecord
 from lora_ops.registry.packages import export
 from lora_ops.registry.store import Registry
 from lora_ops.registry.suite_changes import packaged_record
@@ -32,7 +33,8 @@ def has_base(version: Version, root: Path) -> bool:
     folder = root / "models/base"
     if not (folder / BASE_MODEL).is_file():
         return False
-    return read_base_model(folder).sha256 == version.manifest.base_model.sha256
+    theirs = version.manifest.base_model
+    return read_base_model(folder).matches(theirs.sha256, theirs.files_sha256)
 
 
 def settings_of(version: Version) -> TenantSettings:
@@ -68,7 +70,7 @@ def laid_out(registry: Registry, version: Version) -> Iterator[Path]:
 
 
 def packaged_answers(
-    registry: Registry, version: Version, file: str, base_sha256: str, keys: Collection[str]
+    registry: Registry, version: Version, file: str, asked: CasesRecord | PolicyPromptsRecord
 ) -> dict[str, CaseAnswer]:
     """Return a version's own answers that its package keeps, by key; none of another adapter or base model.
 
@@ -76,17 +78,24 @@ def packaged_answers(
         registry: where.
         version: whose.
         file: which of the package's records of answers.
-        base_sha256: the base model under which the prompts are asked.
-        keys: of the prompts.
+        asked: the prompts, and the base model that they were written for.
 
     Raises:
         LoraOpsError: the kept file is missing, was changed, or has another form.
     """
     record = packaged_record(registry, version, file, AnswersRecord)
     weights = version.manifest.files[ADAPTER_FILES[0]].sha256
-    if record is None or record.adapter_sha256 != weights or record.base_model_sha256 != base_sha256:
+    if record is None or record.adapter_sha256 != weights or not _have_one_base(record, asked):
         return {}
+    prompts = asked.cases if isinstance(asked, CasesRecord) else asked.prompts
+    keys = {one.key for one in prompts}
     return {one.key: one for one in record.answers if one.key in keys}
+
+
+def _have_one_base(record: AnswersRecord, asked: CasesRecord | PolicyPromptsRecord) -> bool:
+    """Return whether answers and prompts are of the same base model; older records name only its weights."""
+    files = record.base_files_sha256, asked.base_files_sha256
+    return record.base_model_sha256 == asked.base_model_sha256 and (None in files or files[0] == files[1])
 
 
 def too_many_differ(differing: int, packaged: int) -> bool:

@@ -78,7 +78,13 @@ def ask_cases(tenant: str, root: Path, data: PromptRecord, evaluate: EvaluateSet
     held_out: dict[str, float] = {}
     owner = ""
     if not has_suite(root, tenant):
-        return CasesRecord(tenant=tenant, owner="", suites={}, base_model_sha256=record.sha256)
+        return CasesRecord(
+            tenant=tenant,
+            owner="",
+            suites={},
+            base_model_sha256=record.sha256,
+            base_files_sha256=record.files_sha256,
+        )
     for name in (tenant, GENERAL):
         path = root / SUITES / f"{name}.yaml"
         if not has_suite(root, name):
@@ -111,6 +117,7 @@ def ask_cases(tenant: str, root: Path, data: PromptRecord, evaluate: EvaluateSet
         owner=owner,
         suites=digests,
         base_model_sha256=record.sha256,
+        base_files_sha256=record.files_sha256,
         labels=tuple(data.labels),
         held_out=held_out,
         slices=slices,

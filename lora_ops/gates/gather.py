@@ -62,7 +62,7 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
             the base or the version in production can't answer.
     """
     cases, origin = _cases_now(registry, version, root)
-    weights = version.manifest.base_model.sha256
+    base_digest = version.manifest.base_model.digest
     filed_before = _filed_answers(registry, version.tenant)
     packaged = _kept_answers(registry, version, cases)
     given_again = _ask_again(registry, version, cases, packaged, root, origin)
@@ -70,8 +70,8 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
     notes = [*_notes_on(given_again, version), *_notes_on_evaluation(evaluated, version)]
     own = _answers(cases, packaged, root, (registry, version))
     systems = [_system(version.id, "candidate", version.summary.content_digest, cases, own)]
-    base = _answers(cases, filed_before.get(weights, {}), root, None)
-    systems.append(_system("base", "base", weights, cases, base))
+    base = _answers(cases, filed_before.get(base_digest, {}), root, None)
+    systems.append(_system("base", "base", base_digest, cases, base))
     production = production_before(registry, version)
     for role, other in _others(registry, version, production):
         try:
@@ -324,8 +324,7 @@ def _notes_on(answers: PackagedAnswers, version: Version) -> Iterator[str]:
 
 def _kept_answers(registry: Registry, version: Version, cases: CasesRecord) -> dict[str, CaseAnswer]:
     """Return a version's own answers to `cases`, as far as its package has them, by key."""
-    keys = {one.key for one in cases.cases}
-    return packaged_answers(registry, version, CASE_ANSWERS, cases.base_model_sha256, keys)
+    return packaged_answers(registry, version, CASE_ANSWERS, cases)
 
 
 def _others(registry: Registry, version: Version, production: int | None) -> Iterator[tuple[Role, Version]]:

@@ -107,8 +107,7 @@ def packaged_policy_answers(
     registry: Registry, version: Version, prompts: PolicyPromptsRecord
 ) -> dict[str, CaseAnswer]:
     """Return the answers to `prompts` that a version's package has, by key."""
-    keys = {one.key for one in prompts.prompts}
-    return packaged_answers(registry, version, POLICY_ANSWERS, prompts.base_model_sha256, keys)
+    return packaged_answers(registry, version, POLICY_ANSWERS, prompts)
 
 
 def _scored(

@@ -93,6 +93,7 @@ def ask_policy(
             tenant=tenant,
             archive_sha256=None,
             base_model_sha256=record.sha256,
+            base_files_sha256=record.files_sha256,
             system=data.system,
         )
     settings, _ = found
@@ -137,6 +138,7 @@ def ask_policy(
         tenant=tenant,
         archive_sha256=settings.red_team.archive_sha256,
         base_model_sha256=record.sha256,
+        base_files_sha256=record.files_sha256,
         system=data.system,
         canary=settings.canary,
         labels=tuple(data.labels),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from lora_ops.hashing import canonical, differing, sha256_text
 from lora_ops.paths import BASE_MODEL, read_record
 from lora_ops.records.record import Record, Sha256
 
@@ -22,6 +23,12 @@ class BaseModelRecord(Record):
     dtype: str | None = Field(
         None, description="of the weights; None: float32", exclude_if=lambda dtype: dtype is None
     )
+    files: dict[str, Sha256] | None = Field(
+        None,
+        description="file that answers depend on besides the weights -> its digest, by "
+        "lora_ops.weights_digest.file_digests; older records lack it",
+        exclude_if=lambda files: files is None,
+    )
 
     @property
     def made_from(self) -> str | None:
@@ -29,6 +36,33 @@ class BaseModelRecord(Record):
         if self.origin is None:
             return None
         return f"{self.origin} ({self.quantization})" if self.quantization else self.origin
+
+    @property
+    def files_sha256(self) -> str | None:
+        """One digest over the files besides the weights; None where an older release made the record."""
+        return None if self.files is None else sha256_text(canonical(self.files))
+
+    @property
+    def digest(self) -> str:
+        """What answers depend on, weights and other files; of an older record that of the weights."""
+        files = self.files_sha256
+        return self.sha256 if files is None else sha256_text(canonical([self.sha256, files]))
+
+    def matches(self, weights_sha256: str, files_sha256: str | None) -> bool:
+        """Return whether another record that states these two digests is about this base model.
+
+        Args:
+            weights_sha256: what it says of the weights.
+            files_sha256: what it says of the other files; None: it is older and says nothing.
+        """
+        return weights_sha256 == self.sha256 and files_sha256 in (None, self.files_sha256)
+
+    def other_files(self, theirs: "BaseModelRecord") -> list[str]:
+        """Return the files of `theirs` that this base model lacks or has otherwise, and those only this has.
+
+        Nothing where `theirs` is older and names no files.
+        """
+        return [] if theirs.files is None else differing(theirs.files, self.files or {})
 
 
 def read_base_model(folder: Path) -> BaseModelRecord:

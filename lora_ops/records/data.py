@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from lora_ops.paths import DATA, PROMPT, read_record
-from lora_ops.records.record import Record, Sha256
+from lora_ops.records.record import BaseFilesSha256, Record, Sha256
 
 
 class SourceRecord(Record):
@@ -73,6 +73,7 @@ class DataRecord(Record):
     source_rows: int
     contract_success: bool
     base_model_sha256: Sha256 = Field(description="the prompts carry this model's chat template")
+    base_files_sha256: BaseFilesSha256 = None
     identifiers: IdentifiersRecord | None = Field(None, description="None where `data.on_pii` is stop")
     label_shares: dict[str, float] | None = Field(None, description="of all usable rows; None for free text")
     warnings: list[str] = Field(default_factory=list, description="what weakens the data")

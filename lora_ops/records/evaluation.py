@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from lora_ops.paths import EVALUATION, read_record
-from lora_ops.records.record import Record, Sha256
+from lora_ops.records.record import BaseFilesSha256, Record, Sha256
 
 COMPARED_ROWS = 10
 SIGNIFICANCE = 0.05
@@ -160,6 +160,7 @@ class EvaluationRecord(Record):
 
     tenant: str
     rows: int
+    base_files_sha256: BaseFilesSha256 = None
     test_sha256: Sha256
     adapter_sha256: Sha256
     adapter_config_sha256: Sha256 | None = Field(

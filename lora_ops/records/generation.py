@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lora_ops.paths import GENERATION, read_record
 from lora_ops.records.evaluation import Agreement
-from lora_ops.records.record import Record, Sha256
+from lora_ops.records.record import BaseFilesSha256, Record, Sha256
 
 
 class GenerationRecord(Record):
@@ -15,6 +15,7 @@ class GenerationRecord(Record):
 
     tenant: str
     rows: int
+    base_files_sha256: BaseFilesSha256 = None
     test_sha256: Sha256
     adapter_sha256: Sha256
     adapter_config_sha256: Sha256 | None = Field(

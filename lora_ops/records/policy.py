@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.paths import POLICY_ANSWERS, POLICY_PROMPTS, read_record
-from lora_ops.records.record import Record, Sha256
+from lora_ops.records.record import BaseFilesSha256, Record, Sha256
 from lora_ops.records.suite import AnswersRecord
 
 PromptKind = Literal["red_team", "ordinary", "extraction", "refusal", "wording"]
@@ -39,6 +39,7 @@ class PolicyPromptsRecord(Record):
         description="of the package that the red-team prompts are from; None: the repository has no policy.yaml"
     )
     base_model_sha256: Sha256
+    base_files_sha256: BaseFilesSha256 = None
     system: str | None
     canary: str = ""
     labels: tuple[str, ...] = ()

@@ -2,9 +2,17 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# Older records lack it. Left out where it says nothing, so that those keep their bytes and their digests.
+BaseFilesSha256 = Annotated[
+    Sha256 | None,
+    Field(
+        description="of the base model's files besides its weights (`BaseModelRecord.files_sha256`)",
+        exclude_if=lambda digest: digest is None,
+    ),
+]
 
 
 class Record(BaseModel):

@@ -51,7 +51,7 @@ class Baseline(Record):
 
     name: str = Field(description="`base`, or `tenant@number`")
     role: Role
-    digest: Sha256 = Field(description="content digest of the version, or SHA-256 of the base's weights")
+    digest: Sha256 = Field(description="content digest of the version, or that of the base model")
 
 
 class Compared(Record):

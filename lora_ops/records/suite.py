@@ -6,7 +6,7 @@ from pydantic import Field
 
 from lora_ops.hashing import canonical, sha256_text
 from lora_ops.paths import CASE_ANSWERS, CASES, read_record
-from lora_ops.records.record import Record, Sha256
+from lora_ops.records.record import BaseFilesSha256, Record, Sha256
 from lora_ops.settings.suite import Case, Slice
 
 
@@ -33,6 +33,7 @@ class CasesRecord(Record):
     owner: str
     suites: dict[str, Sha256] = Field(description="file of suites/ -> SHA-256 of its bytes")
     base_model_sha256: Sha256
+    base_files_sha256: BaseFilesSha256 = None
     labels: tuple[str, ...] = ()
     held_out: dict[str, float] = Field(default_factory=dict)
     slices: dict[str, Slice] = Field(default_factory=dict)
@@ -54,6 +55,7 @@ class AnswersRecord(Record):
     schema_version: int = 1
     tenant: str
     base_model_sha256: Sha256
+    base_files_sha256: BaseFilesSha256 = None
     adapter_sha256: Sha256 | None = Field(description="of the adapter's weights; None: the base model alone")
     adapter_config_sha256: Sha256 | None
     cases_sha256: Sha256 = Field(description=f"of {CASES}, whose cases were asked")

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lora_ops.paths import TRAINING, read_record
 from lora_ops.records.git import GitRecord
-from lora_ops.records.record import Record, Sha256
+from lora_ops.records.record import BaseFilesSha256, Record, Sha256
 
 
 class TrainingRecord(Record):
@@ -15,6 +15,7 @@ class TrainingRecord(Record):
 
     tenant: str
     base_model_sha256: Sha256
+    base_files_sha256: BaseFilesSha256 = None
     train_sha256: Sha256
     examples: int
     steps: int

@@ -71,7 +71,10 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
         raise LoraOpsError(f"{path} is not an evaluation: evaluate and package it again.") from error
     weights, config = (manifest.files[name].sha256 for name in ADAPTER_FILES)
     tenant, data, training = manifest.tenant, manifest.data, manifest.training
-    bases = {data.base_model_sha256, training.base_model_sha256, manifest.base_model.sha256}
+    base = manifest.base_model
+    bases = {base.sha256, data.base_model_sha256, training.base_model_sha256}
+    # Older records name no files, and nothing can be compared with them.
+    files = {base.files_sha256, data.base_files_sha256, training.base_files_sha256, evaluated.base_files_sha256}
     facts = {
         "its evaluation is not the one in the package": evaluated == manifest.evaluation,
         "the record of its training is that of another adapter": training.adapter_sha256 in (None, weights),
@@ -79,6 +82,7 @@ def require_consistent(folder: Path, manifest: Manifest) -> None:
         "it was evaluated with other settings": evaluated.adapter_config_sha256 in (None, config),
         "it names several tenants": {evaluated.tenant, data.tenant, training.tenant, tenant} == {tenant},
         "it was trained or prepared for another base model": len(bases) == 1,
+        "it was trained, prepared or evaluated with other files of its base model": len(files - {None}) <= 1,
         "it was trained on other data": "train" in data.splits
         and training.train_sha256 == data.splits["train"].sha256,
         "its data broke the contract": data.contract_success,
@@ -195,6 +199,13 @@ def _unlike_data(manifest: Manifest) -> Iterator[str]:
         yield f"its evaluation has other {' and '.join(other)} than data.splits.test"
     if training.adapter_sha256 is None:
         yield "the record of its training does not name the adapter (training.adapter_sha256)"
+    base = manifest.base_model
+    named = {base.files_sha256, manifest.data.base_files_sha256, training.base_files_sha256}
+    if None in {*named, evaluation.base_files_sha256}:
+        yield (
+            "the records of its base model, data, training or evaluation do not name the files of the base "
+            "model (base_files_sha256)"
+        )
     if training.examples != train.rows:
         yield f"it was trained on {training.examples} rows, and data.splits.train has {train.rows}"
     if evaluation.adapter_config_sha256 != manifest.files[ADAPTER_FILES[1]].sha256:

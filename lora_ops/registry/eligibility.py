@@ -89,10 +89,24 @@ def expiry_warning(summary: Summary, now: datetime) -> str | None:
 
 
 def base_model_reason(version: Version, base: BaseModelRecord) -> str | None:
-    """Return why a version does not belong on the base model `base`, or None: other weights, other answers."""
+    """Return why a version does not belong on the base model `base`, or None.
+
+    Other weights give other answers, and so does another tokenizer, chat template or config. A version of an
+    older release names its weights only.
+    """
     theirs = version.manifest.base_model
-    if theirs.sha256 == base.sha256:
+    if base.matches(theirs.sha256, theirs.files_sha256):
         return None
+    if theirs.sha256 == base.sha256 and base.files is None:
+        return (
+            f"{version.id} names the tokenizer and config that it was trained with, and the base model here, "
+            "made by an earlier release, names none: run `dvc repro base_model`"
+        )
+    if theirs.sha256 == base.sha256:
+        return (
+            f"{version.id} was trained with another {' and '.join(base.other_files(theirs))} of its base model "
+            f"{theirs.id} than the one here: train it on this one, or put the files back"
+        )
     return (
         f"{version.id} was trained on {theirs.id} {theirs.revision} ({theirs.sha256[:12]}…), and the base "
         f"model here is {base.id} {base.revision} ({base.sha256[:12]}…): train it on this one"

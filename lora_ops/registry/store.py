@@ -139,7 +139,7 @@ class Registry(Transactions):
             with self.change(actor) as change:
                 known = self.known_content(manifest)
                 if known is not None:
-                    self._again(change, tenant, *known)
+                    self._again(change, manifest, *known)
                     number = known[0]
                 elif not signature or draft != self._next(manifest):
                     continue
@@ -264,11 +264,20 @@ class Registry(Transactions):
         self.db.rows(f"INSERT INTO versions ({SUMMARY}) VALUES ({marks})", summary[:-1])
         self.db.rows("INSERT INTO manifests VALUES (?, ?, ?)", (tenant, number, text))
 
-    def _again(self, change: Change, tenant: str, number: int, state: State) -> None:
+    def _again(self, change: Change, manifest: Manifest, number: int, state: State) -> None:
+        tenant = manifest.tenant
         if state in CLOSED:
             raise Refused(
                 f"{tenant}@{number} has exactly this content and was {state}: change the data or the "
                 "recipe, and train it again, before you register it."
+            )
+        # Its evidence is about answers with those files, and no gateway with these would load it.
+        theirs = self.load(tenant, number).manifest.base_model
+        other = manifest.base_model.other_files(theirs) if manifest.base_model.files else []
+        if other:
+            raise Refused(
+                f"{tenant}@{number} has exactly this content, and its base model had another {other[0]}: "
+                "change the data or the recipe, and train it again, before you register it."
             )
         if self.named(tenant, "candidate") != number:
             note_owners(self, change, begin=False)

@@ -122,6 +122,7 @@ def _train(job: _Job, group: Group, on_step: OnStep) -> None:
         record = TrainingRecord(
             tenant=job.tenant,
             base_model_sha256=base.sha256,
+            base_files_sha256=base.files_sha256,
             train_sha256=job.data_sha256,
             examples=len(run.rows),
             steps=len(run.losses),
@@ -174,9 +175,9 @@ class _Run:
         self.loss_of = choose_loss(self.model, self.rows, tokenizer.pad_token_id)
         self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.trainable.values(), lr=settings.learning_rate, weight_decay=0.0)
-        base_sha256 = read_base_model(job.base_folder).sha256
+        base = read_base_model(job.base_folder).digest
         devices = f"{self.device} {group.size}"
-        self.fingerprint = _fingerprint(settings, job.data_sha256, base_sha256, devices)
+        self.fingerprint = _fingerprint(settings, job.data_sha256, base, devices)
         found = load_checkpoint(job.checkpoint, self.trainable, self.optimizer, self.fingerprint)
         begun, self.best = found or (Progress(self.fingerprint, 0, 0, 0.0, []), None)
         self.resumed_from, self.tokens, self.seconds_before = begun.step, begun.tokens, begun.seconds
@@ -306,11 +307,11 @@ class _Run:
         return summed.item() / _completion_tokens(self.validation)
 
 
-def _fingerprint(settings: TrainSettings, data_sha256: str, base_sha256: str, devices: str) -> str:
+def _fingerprint(settings: TrainSettings, data_sha256: str, base_digest: str, devices: str) -> str:
     """One digest of what a run is: a run resumed on other data, code or packages would be a run of neither."""
     recipe = settings.model_dump(exclude={"adapter_dtype"})
     packages = installed_versions(TRAINING_PACKAGES)
-    return sha256_text(canonical([recipe, data_sha256, base_sha256, devices, packages, _code_sha256()]))
+    return sha256_text(canonical([recipe, data_sha256, base_digest, devices, packages, _code_sha256()]))
 
 
 def _code_sha256() -> str:

@@ -20,7 +20,7 @@ from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.loading import load_base_model
 from lora_ops.serving.tokenization import Tokenization
 from lora_ops.settings.serving import OpenAIEngineSettings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, record_base
 from tests.engines.torch_engine.models import rounded, save_adapter
 from tests.engines.vllm_servers import TOOL_TEMPLATE, Server, StrictDoor, Vllm
 
@@ -318,6 +318,7 @@ def tokenization(server: Server, tmp_path: Path) -> Tokenization:
         pytest.skip("only vLLM has tools")
     base = shutil.copytree(server.base, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     (base / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+    record_base(base)
     return Tokenization(base)
 
 

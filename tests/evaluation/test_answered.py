@@ -10,12 +10,13 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.answered import Answered, digest_inputs, read_answers, write_answers
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import ADAPTER_FILES
+from lora_ops.records.base_model import read_base_model
 from lora_ops.records.evaluation import Agreement
 from lora_ops.records.generation import read_generation
 from lora_ops.settings.evaluate import EvaluateSettings
 
 
-def test_answers_come_back_as_they_were_given(tmp_path: Path) -> None:
+def test_answers_come_back_as_they_were_given(tiny_base: Path, tmp_path: Path) -> None:
     given = [
         "",
         "NA",
@@ -45,12 +46,13 @@ def test_answers_come_back_as_they_were_given(tmp_path: Path) -> None:
     digests = adapter_digests(tmp_path)
     answered = Answered(frame, {"base": 1.0}, {"base": 9}, "engine", agreement, digests)
     settings = EvaluateSettings(metrics=("exact_match",), max_new_tokens=14, few_shot=6)
-    inputs = {tmp_path / "test.jsonl": sha256_file(tmp_path / "test.jsonl")}
+    inputs = {path: sha256_file(path) for path in (tmp_path / "test.jsonl", tiny_base / "base_model.json")}
     record = write_answers("media", answered, settings, inputs, tmp_path / "report")
     pd.testing.assert_frame_equal(read_answers(tmp_path / "report"), frame, check_dtype=False)
     assert read_generation(tmp_path / "report") == record
     assert record.settings == {"max_new_tokens": 14, "few_shot": 6}
     assert record.adapter_sha256 == sha256_file(tmp_path / "adapter_model.safetensors")
+    assert record.base_files_sha256 == read_base_model(tiny_base).files_sha256
     assert record.adapter_config_sha256 == sha256_file(tmp_path / "adapter_config.json")
 
 

@@ -21,7 +21,7 @@ from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.evaluation import ADAPTER, ADAPTER_LABELS, BASE, BASE_FEW_SHOT, BASE_LABELS
 from lora_ops.records.example import Example
 from lora_ops.settings.evaluate import EvaluateSettings
-from tests.conftest import record_weights
+from tests.conftest import record_base
 
 SETTINGS = EvaluateSettings(metrics=("exact_match",), max_new_tokens=5, few_shot=0, batch_size=4)
 
@@ -99,7 +99,7 @@ def test_answer_takes_transformers_where_no_batch_is(
         num_attention_heads=2, num_key_value_heads=1, head_dim=16, eos_token_id=2, pad_token_id=2,
     )  # fmt: skip
     Gemma2ForCausalLM(config).save_pretrained(base)
-    record_weights(base)
+    record_base(base)
     prompts = [row.prompt for row in rows(10)]
     found = answer(base, tuned(base), rows(10), SETTINGS, (), ["Lodging", "neutral"], prompts)
     assert found.by == "transformers" and len(found.frame) == 10
@@ -117,7 +117,7 @@ def test_answer_refuses_an_engine_that_differs(
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.4)
     model.save_pretrained(other)
-    record_weights(other)
+    record_base(other)
     monkeypatch.setattr(answering, "load_base_model", lambda _, *given: load_base_model(other, *given))
     with pytest.raises(LoraOpsError, match=r"agree on \d of 8 answers \(base\)"):
         answer(tiny_base, tuned(tiny_base), rows(20), SETTINGS)

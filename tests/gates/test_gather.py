@@ -1,11 +1,13 @@
 """The adapter gives its packaged answers again, greedy and sampled ones, with the engine that serves."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.gates.answering import answer_cases
+from lora_ops.gates.candidate import has_base
 from lora_ops.gates.gather import gather
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import CASE_ANSWERS, CASES
@@ -16,6 +18,7 @@ from lora_ops.records.suite import AnswersRecord, AskedCase, CasesRecord
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.suite import Case, Expect, Slice
+from tests.conftest import record_base
 from tests.gates.sources import save_real_adapter
 from tests.registry.conftest import AUTHOR, Build, evaluated
 
@@ -127,3 +130,20 @@ def test_gather_refuses_one_edited_answer_that_must_pass(
     version = registered(registry, package, base, cases, {0: "zebra"})
     with pytest.raises(LoraOpsError, match=f"1 of {ROWS} are worth something else"):
         gather(registry, version, root)
+
+
+def test_gather_asks_nothing_with_other_files(
+    registry: Registry, package: Build, root: Path, tiny_base: Path
+) -> None:
+    """An edited chat template, recorded as if the base model had been made with it."""
+    base = root / "models/base"
+    base.unlink()
+    shutil.copytree(tiny_base, base)
+    version = registered(registry, package, base, asking(base, temperature=0.0), {})
+    assert has_base(version, root)
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text() + "!")
+    with pytest.raises(LoraOpsError, match="chat_template.jinja was changed since the base model was made"):
+        gather(registry, version, root)
+    record_base(base)
+    assert not has_base(version, root)

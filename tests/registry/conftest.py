@@ -160,7 +160,14 @@ def build_package(folder: Path, seed: int, tenant: str = "finance", fresh_days: 
         tenant=tenant,
         # Days that are over begin before the morning.
         created_at=MORNING + timedelta(days=fresh_days - days),
-        base_model=BaseModelRecord(id="smol", revision="r1", sha256=digest, parameters=10, source="package"),
+        base_model=BaseModelRecord(
+            id="smol",
+            revision="r1",
+            sha256=digest,
+            parameters=10,
+            source="package",
+            files=dict.fromkeys(("tokenizer.json", "chat_template.jinja"), sha256_text("tokenizer")),
+        ),
         data=DataRecord(
             tenant=tenant,
             task="labels",
@@ -293,7 +300,8 @@ def with_evaluation(folder: Path, manifest: Manifest, **changed: object) -> Mani
 def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) -> Manifest:
     """Write another evaluation into the package; the manifest that fits its files and its test rows."""
     weights, config = (sha256_file(folder / name) for name in ADAPTER_FILES)
-    own: dict[str, object] = {"clusters": GROUPS["test"]}
+    base = {"base_files_sha256": manifest.base_model.files_sha256}
+    own: dict[str, object] = {"clusters": GROUPS["test"], **base}
     if evaluation.adapter_config_sha256 == manifest.evaluation.adapter_config_sha256:
         own["adapter_config_sha256"] = config
     if evaluation.adapter_sha256 == manifest.evaluation.adapter_sha256:  # else a test names another adapter
@@ -318,10 +326,10 @@ def evaluated(folder: Path, manifest: Manifest, evaluation: EvaluationRecord) ->
             "evaluation_report_sha256": report,
             "bias": BiasAssessment.of(evaluation, report),
             "data": manifest.data.model_copy(
-                update={"splits": {**manifest.data.splits, "test": test}, "settings": prepared}
+                update={"splits": {**manifest.data.splits, "test": test}, "settings": prepared, **base}
             ),
             "training": manifest.training.model_copy(
-                update={"settings": params["train"], "adapter_sha256": weights}
+                update={"settings": params["train"], "adapter_sha256": weights, **base}
             ),
             "params": {**params, "data": prepared, "evaluate": measured},
         }

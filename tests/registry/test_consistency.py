@@ -13,7 +13,7 @@ from lora_ops.registry.consistency import require_complete, require_consistent
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 
-from .conftest import AUTHOR, MORNING, Build, with_evaluation
+from .conftest import AUTHOR, MORNING, Build, evaluated, with_evaluation
 
 
 def test_page_of_another_evaluation_is_refused(package: Build) -> None:
@@ -177,3 +177,31 @@ def test_a_group_in_two_splits_is_refused(package: Build) -> None:
     leaked = manifest.model_copy(update={"files": {**manifest.files, MEMBERSHIP: file}})
     with pytest.raises(LoraOpsError, match="membership.csv lists a group in two splits"):
         require_complete(folder, leaked, MORNING)
+
+
+@pytest.mark.parametrize("record", ["data", "training"])
+def test_other_files_of_the_base_model_are_refused(package: Build, record: str) -> None:
+    folder, manifest = package(1)
+    other = getattr(manifest, record).model_copy(update={"base_files_sha256": "0" * 64})
+    with pytest.raises(LoraOpsError, match="evaluated with other files of its base model"):
+        require_consistent(folder, manifest.model_copy(update={record: other}))
+
+
+def test_unnamed_files_of_the_base_model_are_incomplete(package: Build) -> None:
+    """An older package stays what it is; a new one must say which tokenizer it was trained with."""
+    folder, manifest = package(1)
+    older = manifest.model_copy(update={"base_model": manifest.base_model.model_copy(update={"files": None})})
+    require_consistent(folder, older)
+    with pytest.raises(LoraOpsError, match="do not name the files of the base model"):
+        require_complete(folder, older, MORNING)
+
+
+def test_same_content_with_another_tokenizer_is_refused(registry: Registry, package: Build) -> None:
+    """It came back as the version of before, which no gateway with this tokenizer loads."""
+    folder, manifest = package(1)
+    registry.register(folder, manifest, actor=AUTHOR)
+    assert registry.register(folder, manifest, actor=AUTHOR)[1] is False
+    files = {**(manifest.base_model.files or {}), "tokenizer.json": "0" * 64}
+    other = manifest.model_copy(update={"base_model": manifest.base_model.model_copy(update={"files": files})})
+    with pytest.raises(LoraOpsError, match="its base model had another tokenizer.json: change the data"):
+        registry.register(folder, evaluated(folder, other, other.evaluation), actor=AUTHOR)

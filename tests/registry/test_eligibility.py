@@ -1,12 +1,19 @@
 """May a version serve: one rule, which everybody asks."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.registry import lifecycle
-from lora_ops.registry.eligibility import expiry_reason, expiry_warning, reasons_against, state_reason
+from lora_ops.registry.eligibility import (
+    base_model_reason,
+    expiry_reason,
+    expiry_warning,
+    reasons_against,
+    state_reason,
+)
 from lora_ops.registry.store import Registry
 
 from .conftest import AUTHOR, FIRST, Build, Clock, Story
@@ -74,3 +81,27 @@ def test_current_is_production_then_nothing(registry: Registry, package: Build, 
     registry.register(*package(2), actor=AUTHOR)
     assert registry.resolve("finance") == ("finance", 1)
     assert registry.resolve("finance@candidate") == ("finance", 2)
+
+
+def test_base_model_reason_names_other_files(registry: Registry, package: Build) -> None:
+    """Another chat template or end of answers gives other answers on the same weights."""
+    registry.register(*package(1), actor=AUTHOR)
+    version = registry.get("finance@1")
+    base = version.manifest.base_model
+    assert base_model_reason(version, base) is None
+    other = base.model_copy(update={"files": {**(base.files or {}), "chat_template.jinja": "0" * 64}})
+    assert "trained with another chat_template.jinja of its base model smol than the one here" in str(
+        base_model_reason(version, other)
+    )
+    unnamed = base.model_copy(update={"files": None})
+    assert "made by an earlier release, names none: run `dvc repro base_model`" in str(
+        base_model_reason(version, unnamed)
+    )
+
+
+def test_base_model_reason_takes_older_versions(registry: Registry, package: Build) -> None:
+    registry.register(*package(1), actor=AUTHOR)
+    version = registry.get("finance@1")
+    base = version.manifest.base_model
+    older = version.manifest.model_copy(update={"base_model": base.model_copy(update={"files": None})})
+    assert base_model_reason(replace(version, manifest_text=older.to_json()), base) is None

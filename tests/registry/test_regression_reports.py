@@ -222,7 +222,7 @@ def without_base(registry: Registry, package: Build, root: Path, wrong: int) -> 
     }
     registry.register(folder, manifest.model_copy(update={"files": {**manifest.files, **more}}), actor=AUTHOR)
     for before in ("finance@1", "finance@2"):
-        others = {"base": ("base", "base", base, range(30))}
+        others = {"base": ("base", "base", manifest.base_model.digest, range(30))}
         digest = registry.get(before).summary.content_digest
         given = source(cases, adapter=before, digest=digest, **others)  # type: ignore[arg-type]
         document = regression_report(given, "finance", registry.clock())

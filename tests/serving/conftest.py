@@ -121,17 +121,21 @@ class Clone:
 
 @pytest.fixture(scope="session")
 def clone_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    root = tmp_path_factory.mktemp("serving") / "clone"
+    return make_clone(tiny_base, owners, tmp_path_factory.mktemp("serving"))
+
+
+def make_clone(base: Path, owners: Owners, folder: Path) -> Path:  # noqa: F811
+    """Make a clone in `folder` whose adapters belong on the base model `base`, and return where it is."""
+    root, packages = folder / "clone", folder / "packages"
     root.mkdir()
     shutil.copy(ROOT / "params.yaml", root)
     (root / "owners.yaml").write_text(owners.model_dump_json())
     (root / "dvc.yaml").write_text("stages: {}\n")
-    shutil.copytree(tiny_base, root / "models/base")
+    shutil.copytree(base, root / "models/base")
     registry = open_registry(root, create=True)
-    packages = tmp_path_factory.mktemp("packages")
-    register(registry, tiny_base, packages / "f1", "finance", 1)
-    register(registry, tiny_base, packages / "f2", "finance", 2, rank=8, modules="q_proj,v_proj")
-    register(registry, tiny_base, packages / "h1", "healthcare", 3, rank=2)
+    register(registry, base, packages / "f1", "finance", 1)
+    register(registry, base, packages / "f2", "finance", 2, rank=8, modules="q_proj,v_proj")
+    register(registry, base, packages / "h1", "healthcare", 3, rank=2)
     registry.close()
     return root
 

@@ -26,6 +26,8 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.serving.adapters import AdapterCache
 from lora_ops.serving.cached_adapter import AdapterUnavailable
+from lora_ops.serving.tokenization import Tokenization
+from tests.conftest import record_base
 from tests.serving.conftest import Clone, Served, served
 
 ONE, TWO, THREE = "finance@1", "finance@2", "healthcare@1"
@@ -545,6 +547,20 @@ def test_an_adapter_of_another_base_model_is_refused_with_both_names(clone: Clon
         text = answer.json()["error"]["message"]
         assert "trained on tiny-random" in text and "base model here is newer-base" in text
         assert "retry-after" not in answer.headers
+
+
+def test_an_adapter_of_another_tokenizer_is_refused(clone: Clone, engine: TorchEngine) -> None:
+    """Its weights are the same, and nobody noticed that it read another prompt than in training."""
+    path = clone.base / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|im_end|>", "<|im_end|> "))
+    with pytest.raises(LoraOpsError, match="chat_template.jinja was changed since the base model was made"):
+        Tokenization(clone.base)
+    record_base(clone.base)
+    with served(clone.root, clone.settings(), engine) as gateway:
+        answer = gateway.http().post("/v1/completions", json={"model": ONE, "prompt": "x", "max_tokens": 2})
+        assert answer.status_code == 503 and "retry-after" not in answer.headers
+        text = answer.json()["error"]["message"]
+        assert "trained with another chat_template.jinja of its base model" in text
 
 
 # The calls that vLLM's users know.

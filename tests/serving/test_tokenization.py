@@ -16,6 +16,7 @@ from lora_ops.loading import load_tokenizer
 from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.tokenization import SHORT_TEXT, THREADS, BadPrompt, Tokenization, TokenizingThreads
 from lora_ops.settings.serving import TenantServing
+from tests.conftest import record_base
 from tests.serving.conftest import Clone, Served, served
 
 TEXTS = (
@@ -39,8 +40,11 @@ def test_an_empty_text_is_the_token_that_begins_or_ends_one(tiny_base: Path, tmp
     for first, last, found in ((0, 1, (0,)), (None, 1, (1,)), (None, None, None)):
         for name, token in (("bos_token", first), ("eos_token", last)):
             setattr(tokenizer, name, None if token is None else tokenizer.convert_ids_to_tokens(token))
-        tokenizer.save_pretrained(tmp_path / str(found))
-        tokenization = Tokenization(tmp_path / str(found))
+        folder = tmp_path / str(found)
+        shutil.copytree(tiny_base, folder)
+        tokenizer.save_pretrained(folder)
+        record_base(folder)
+        tokenization = Tokenization(folder)
         if found is None:
             with pytest.raises(BadPrompt, match="The prompt is empty"):
                 tokenization.text("")
@@ -172,6 +176,7 @@ def strange_base(tiny_base: Path, tmp_path: Path) -> Path:
         + tokenizer.chat_template
     )
     tokenizer.save_pretrained(folder)
+    record_base(folder)
     return folder
 
 
@@ -197,6 +202,7 @@ def added_base(tiny_base: Path, tmp_path: Path) -> Path:
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKERS + ORDINARY])
     tokenizer.chat_template += "{# <th> #}"
     tokenizer.save_pretrained(folder)
+    record_base(folder)
     return folder
 
 
@@ -230,6 +236,7 @@ def test_chat_with_thousands_of_added_tokens_is_read_soon(tiny_base: Path, tmp_p
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens([AddedToken(f"<unused{number}>", special=False) for number in range(6000)])
     tokenizer.save_pretrained(folder)
+    record_base(folder)
     tokenization = Tokenization(folder)
     began = time.thread_time()
     tokenization.chat([("user", "<" * 200_000 + "<unused")])
@@ -243,6 +250,7 @@ def test_chat_refuses_a_control_token_in_two_messages(tiny_base: Path, tmp_path:
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained(folder)
+    record_base(folder)
     with pytest.raises(BadPrompt, match=re.escape("may not hold <|im_end|>")):
         Tokenization(folder).chat([("user", "x<|im_"), ("user", "end|>system")])
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,15 @@ import openai
 import pytest
 
 from lora_ops.engines.openai_engine import OpenAIEngine
+from lora_ops.registry.owners import Owners
 from lora_ops.serving.events import read_events
 from lora_ops.settings.serving import OpenAIEngineSettings, TenantServing
+from tests.conftest import record_base
 from tests.engines.odd_values import odd_events
 from tests.engines.scripted_server import DONE, ScriptedServer, event, running, says
 from tests.engines.tool_scripts import ARGUMENTS, TIME, WEATHER, arguments_of, calls_tools
 from tests.engines.vllm_servers import TOOL_TEMPLATE
-from tests.serving.conftest import SYSTEM, Clone, Served, eventually, served
+from tests.serving.conftest import SYSTEM, Clone, Served, eventually, make_clone, served
 from tests.serving.test_templates import COLUMNS, FILLED, with_template
 from tests.serving.test_templates import TEMPLATE as COLUMN_TEMPLATE
 
@@ -34,8 +37,53 @@ def behind(clone: Clone, server: ScriptedServer, *, tools: bool = True, **servin
             yield gateway
 
 
-def use_template(clone: Clone) -> None:
-    (clone.base / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+def tool_base(tiny_base: Path, folder: Path, *tokens: str) -> Path:
+    """Make a base model whose template shows tools.
+
+    Args:
+        tiny_base: the one that it is made from.
+        folder: where to put it.
+        tokens: what it gets as added tokens that are not special, as Qwen has them.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    base = folder / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+    if tokens:
+        path = str(base / "tokenizer.json")
+        tokenizer = Tokenizer.from_file(path)
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
+        tokenizer.save(path)
+    record_base(base)
+    return base
+
+
+@pytest.fixture(scope="session")
+def tool_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tools")
+    return make_clone(tool_base(tiny_base, folder), owners, folder)
+
+
+@pytest.fixture(scope="session")
+def marked_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("marked")
+    base = tool_base(tiny_base, folder, "<tool_call>", "</tool_call>", "   ")
+    return make_clone(base, owners, folder)
+
+
+@pytest.fixture
+def tool_clone(tool_source: Path, tmp_path: Path) -> Clone:
+    """A clone whose base model's template shows tools."""
+    root = Path(shutil.copytree(tool_source, tmp_path / "clone"))
+    return Clone(root, root / "models/base")
+
+
+@pytest.fixture
+def marked_clone(marked_source: Path, tmp_path: Path) -> Clone:
+    """One whose base model has the marks of a call as added tokens, too."""
+    root = Path(shutil.copytree(marked_source, tmp_path / "clone"))
+    return Clone(root, root / "models/base")
 
 
 @pytest.fixture
@@ -46,9 +94,8 @@ def server() -> ScriptedServer:
 
 
 @pytest.fixture
-def tooled(clone: Clone, server: ScriptedServer) -> Iterator[Served]:
-    use_template(clone)
-    with behind(clone, server) as gateway:
+def tooled(tool_clone: Clone, server: ScriptedServer) -> Iterator[Served]:
+    with behind(tool_clone, server) as gateway:
         yield gateway
 
 
@@ -123,10 +170,11 @@ def test_the_server_is_asked_as_for_a_completion(tooled: Served, server: Scripte
     assert asked[0]["model"].startswith("finance@2-") and asked[0]["cache_salt"]
 
 
-def test_a_column_template_makes_the_users_turns(clone: Clone, server: ScriptedServer, tmp_path: Path) -> None:
-    use_template(clone)
-    with_template(clone, tmp_path / "f3", COLUMN_TEMPLATE)
-    with behind(clone, server) as gateway:
+def test_a_column_template_makes_the_users_turns(
+    tool_clone: Clone, server: ScriptedServer, tmp_path: Path
+) -> None:
+    with_template(tool_clone, tmp_path / "f3", COLUMN_TEMPLATE)
+    with behind(tool_clone, server) as gateway:
         body = {"model": "finance@3", "messages": [COLUMNS], "tools": [WEATHER]}
         assert gateway.http().post(CHAT, json=body).status_code == 200
         refused = gateway.http().post(CHAT, json=body | {"messages": QUESTION})
@@ -227,12 +275,10 @@ HIDDEN = "x\\u003c|im_end|\\u003e"  # in a JSON text: what the template writes o
     ],
 )
 def test_text_never_becomes_a_control_token(
-    clone: Clone, server: ScriptedServer, change: dict[str, Any]
+    marked_clone: Clone, server: ScriptedServer, change: dict[str, Any]
 ) -> None:
     """The server's chat endpoint reads such a text as the token, wherever it stands."""
-    use_template(clone)
-    add_tokens(clone, "<tool_call>", "</tool_call>", "   ")
-    with behind(clone, server) as gateway:
+    with behind(marked_clone, server) as gateway:
         answer = gateway.http().post(CHAT, json={"model": "finance", "messages": QUESTION, **change})
         assert answer.status_code == 400 and "is a control token" in answer.json()["error"]["message"], (
             answer.text
@@ -240,16 +286,6 @@ def test_text_never_becomes_a_control_token(
         assert not chats(server)
         spaced = {"model": "finance", "messages": [{"role": "user", "content": "a    b"}], "tools": [WEATHER]}
         assert gateway.http().post(CHAT, json=spaced).status_code == 200
-
-
-def add_tokens(clone: Clone, *tokens: str) -> None:
-    """Give the base model added tokens that are not special, as Qwen has them; the last one gets no weights."""
-    from tokenizers import AddedToken, Tokenizer
-
-    path = clone.base / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
-    tokenizer.save(str(path))
 
 
 def test_a_template_without_tools_is_said_so(clone: Clone, server: ScriptedServer) -> None:
@@ -283,9 +319,8 @@ def test_an_engine_without_tools_refuses_them_by_name(
     assert not chats(server)
 
 
-def test_a_tenant_of_labels_has_no_tools(clone: Clone, server: ScriptedServer) -> None:
-    use_template(clone)
-    with behind(clone, server, tenants={"finance": TenantServing(labels_only=True)}) as gateway:
+def test_a_tenant_of_labels_has_no_tools(tool_clone: Clone, server: ScriptedServer) -> None:
+    with behind(tool_clone, server, tenants={"finance": TenantServing(labels_only=True)}) as gateway:
         body = {"model": "finance", "messages": QUESTION, "tools": [WEATHER]}
         answer = gateway.http().post(CHAT, json=body)
         assert answer.status_code == 400 and "leave out tools" in answer.json()["error"]["message"]
@@ -301,10 +336,9 @@ def test_tokenize_counts_what_an_answer_would_read(tooled: Served) -> None:
     assert fewer < count - 100
 
 
-def test_tools_count_against_the_context_and_the_limits(clone: Clone, server: ScriptedServer) -> None:
-    use_template(clone)
+def test_tools_count_against_the_context_and_the_limits(tool_clone: Clone, server: ScriptedServer) -> None:
     limits = {"finance": TenantServing(tokens_per_minute=20_000)}
-    with behind(clone, server, tenants=limits) as gateway:
+    with behind(tool_clone, server, tenants=limits) as gateway:
         body = {"model": "finance", "messages": QUESTION, "max_tokens": 10}
 
         def left(tools: dict[str, Any]) -> int:
@@ -327,13 +361,12 @@ def test_an_adapter_that_the_server_lost_is_loaded_again(tooled: Served, server:
     assert not server.missing and len(chats(server)) == 3
 
 
-def test_the_event_log_has_calls_and_results(clone: Clone, server: ScriptedServer) -> None:
-    use_template(clone)
-    with behind(clone, server, tenants={"finance": TenantServing(keep_text=True)}) as gateway:
+def test_the_event_log_has_calls_and_results(tool_clone: Clone, server: ScriptedServer) -> None:
+    with behind(tool_clone, server, tenants={"finance": TenantServing(keep_text=True)}) as gateway:
         body = {"model": "finance", "messages": [*QUESTION, called(), result("a@b.example")], "tools": [TIME]}
         assert gateway.http().post(CHAT, json=body).status_code == 200
         assert gateway.http().post(CHAT, json=body | {"messages": QUESTION}).status_code == 200
-    first, second = read_events(clone.root / ".serving/events").itertuples()
+    first, second = read_events(tool_clone.root / ".serving/events").itertuples()
     for said in ("tool: [EMAIL", 'weather {"city": "Porto"}', "time_of_day"):
         assert said in first.prompt_text or said == "tool: [EMAIL", first.prompt_text
     assert first.prompt_identifiers == 1 and "a@b.example" not in first.prompt_text

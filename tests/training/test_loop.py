@@ -24,7 +24,7 @@ from lora_ops.records.example import Example
 from lora_ops.records.training import TrainingRecord, read_training_record
 from lora_ops.settings.train import TrainSettings
 from lora_ops.training.loop import train
-from tests.conftest import ROOT, record_weights
+from tests.conftest import ROOT, record_base
 from tests.training.test_packing import random_model
 
 RECIPE = TrainSettings(
@@ -166,7 +166,7 @@ def test_a_model_that_cannot_be_packed_is_trained_on_padded_rows(
     shutil.copytree(tiny_base, base)
     vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
     random_model("gemma2", vocab_size=vocabulary, sliding_window=4).save_pretrained(base)
-    record_weights(base)
+    record_base(base)
     seen: list[dict[str, float]] = []
     record = run(base, tmp_path, on_step=seen.append)
     assert "padded, not packed" in caplog.text
@@ -231,7 +231,7 @@ def test_a_recipe_that_diverges_says_so_and_leaves_no_adapter(tiny_base: Path, t
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][:] = float("inf")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    record_weights(broken)
+    record_base(broken)
     with pytest.raises(LoraOpsError, match="diverged at step 1 of 8"):
         run(broken, tmp_path)
     assert not (tmp_path / "adapter").exists()
