@@ -121,8 +121,10 @@ def save_real_adapter(folder: Path, base: Path, *, trained: bool = False) -> Non
         base: folder of the base model.
         trained: whether it answers otherwise than its base.
     """
+    import torch
     from peft import LoraConfig, get_peft_model
 
+    torch.manual_seed(0)  # whatever ran before: some random adapters answer nothing
     model, _ = load_base_model(base)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], init_lora_weights=not trained)
     adapter = get_peft_model(model, config)
