@@ -1,8 +1,9 @@
 """The held-out rows of a package, answered once more: by its adapter, and by its base model in every way."""
 
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -14,7 +15,9 @@ from lora_ops.evaluation.metrics import exact_match, row_scores
 from lora_ops.evaluation.recount import COLUMNS, recounted
 from lora_ops.gates.candidate import OtherAnswers, asked_by, has_base, laid_out, settings_of, too_many_differ
 from lora_ops.hashing import sha256_file
+from lora_ops.loading import load_tokenizer
 from lora_ops.paths import ANSWERS
+from lora_ops.prompts import render_example
 from lora_ops.records.evaluation import ADAPTER, ADAPTER_LABELS, BASES
 from lora_ops.records.example import Example, read_split
 from lora_ops.records.regression import EvaluatedAgain
@@ -28,6 +31,8 @@ WORTH = 0.1
 """By so much a written answer's primary metric may differ before it is worth something else."""
 MOST_OTHER_TEXTS = 0.25
 """Share of texts that may be others: as many as engine and transformers may differ in when they evaluate."""
+TODAY = "strftime_now"
+"""What chat templates write the date by."""
 
 Given = Mapping[str, Sequence[str]]
 """System -> its answers to the rows of a package, in their order."""
@@ -54,7 +59,7 @@ def answer_again(registry: Registry, version: Version, root: Path) -> AnsweredAg
         root: the repository, with `models/base` and `data/prepared`.
 
     Raises:
-        OtherAnswers: the package has other rows than its data.
+        OtherAnswers: the package has other rows than its data, or these say two things.
         LoraOpsError: a kept file is missing or was changed.
     """
     frame = packaged_rows(registry, version)
@@ -69,8 +74,15 @@ def answer_again(registry: Registry, version: Version, root: Path) -> AnsweredAg
             f"--force generate@{version.tenant}`, evaluate, package and register it again."
         )
     prompt, settings = asked_by(version)
-    base = root / "models/base"
-    asked = base_prompts(base, test, read_split(prepared, "train"), prompt, settings)
+    base, train = root / "models/base", read_split(prepared, "train")
+    for split, rows in (("train", train), ("test", test)):
+        wrong = _says_two_things(load_tokenizer(base), rows, prompt.system)
+        if wrong:
+            raise OtherAnswers(
+                f"{(prepared / split).relative_to(root)}.jsonl has {wrong}: run `dvc repro --force "
+                f"prepare@{version.tenant}`, train, evaluate, package and register it again."
+            )
+    asked = base_prompts(base, test, train, prompt, settings)
     with laid_out(registry, version) as folder:
         found = answer(base, folder, test, settings, asked.few_shot, prompt.labels, asked.best).frame
     answers = {name: tuple(found[name]) for name in SYSTEMS if name in found}
@@ -135,6 +147,31 @@ def _why_not(version: Version, root: Path, prepared: Path) -> str:
                 f"prepare@{version.tenant}` with the settings of its commit{commit}"
             )
     return ""
+
+
+def _says_two_things(tokenizer: Any, rows: Sequence[Example], system: str | None) -> str:
+    """Return the first row whose prompt and completion are not those of its text and target; or nothing.
+
+    The adapter learns and answers by prompt and completion. Suite, reviewers and the base model that is shown
+    examples get text and target. Whoever edits only one of both lets the adapter answer easier questions, or
+    shows the base model wrong answers.
+    """
+    heads = set[tuple[str, str]]()
+    for row in rows:
+        prompt, completion = render_example(tokenizer, row.text, row.target, system)
+        if row.completion != completion:
+            return f"the row '{row.id}', whose completion is not that of its target"
+        heads.add(_different_heads(row.prompt, prompt))
+        # Some templates write today's date before all turns; that differs in every row alike.
+        if len(heads) > 1 or (heads != {("", "")} and TODAY not in str(tokenizer.chat_template)):
+            return f"the row '{row.id}', whose prompt is not that of its text"
+    return ""
+
+
+def _different_heads(one: str, other: str) -> tuple[str, str]:
+    """Return both texts without the end that they have in common."""
+    alike = len(os.path.commonprefix([one[::-1], other[::-1]]))
+    return one[: len(one) - alike], other[: len(other) - alike]
 
 
 def _columns(row: Example) -> tuple[str, ...]:

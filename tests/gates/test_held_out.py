@@ -19,7 +19,7 @@ from lora_ops.gates.regression import regression_report
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
 from lora_ops.paths import ANSWERS, CASE_ANSWERS, CASES
-from lora_ops.prompts import render_prompt
+from lora_ops.prompts import render_example
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import PromptRecord
 from lora_ops.records.evaluation import ADAPTER, BASE, BASE_FEW_SHOT
@@ -40,6 +40,7 @@ from .test_gather import asking
 
 ROWS = GROUPS["test"]
 Edit = Callable[[pd.DataFrame], pd.DataFrame]
+Prepare = Callable[[Example, str], Example]
 
 
 @pytest.fixture
@@ -53,21 +54,26 @@ def root(tiny_base: Path, tmp_path: Path) -> Path:
 
 def rows_of(base: Path, split: str, targets: list[str] | None = None) -> list[Example]:
     tokenizer = load_tokenizer(base)
-    return [
-        Example(
-            id=f"{split}-{place}",
-            group=f"test{place}",
-            text=f"Write about {split} {place}",
-            target=targets[place] if targets else f"words {place}",
-            prompt=render_prompt(tokenizer, f"Write about {split} {place}", None),
-            completion="",
-        )
-        for place in range(ROWS)
-    ]
+    rows = []
+    for place in range(ROWS):
+        text, target = f"Write about {split} {place}", targets[place] if targets else f"words {place}"
+        prompt, completion = render_example(tokenizer, text, target, None)
+        said = {"text": text, "target": target, "prompt": prompt, "completion": completion}
+        rows.append(Example(id=f"{split}-{place}", group=f"test{place}", **said))
+    return rows
 
 
-def registered(registry: Registry, package: Build, root: Path, edit: Edit = lambda frame: frame) -> Version:
-    """Register a real adapter that answers each held-out row as a person did; `edit` changes its package."""
+def registered(
+    registry: Registry,
+    package: Build,
+    root: Path,
+    edit: Edit = lambda frame: frame,
+    prepare: Prepare = lambda row, split: row,
+) -> Version:
+    """Register a real adapter that answers each held-out row as a person did.
+
+    `edit` changes its package, and `prepare` the rows of its prepared data.
+    """
     base, prepared = root / "models/base", root / "data/prepared/finance"
     folder, manifest = package(1)
     save_real_adapter(folder, base, trained=True)
@@ -79,10 +85,11 @@ def registered(registry: Registry, package: Build, root: Path, edit: Edit = lamb
     }
     manifest = manifest.model_copy(update={"params": params, "base_model": record})
     settings = TenantSettings.model_validate(params).evaluate
-    train = rows_of(base, "train")
-    asked = base_prompts(base, rows_of(base, "test"), train, PromptRecord(system=None), settings)
-    found = answer(base, folder, rows_of(base, "test"), settings, asked.few_shot, (), asked.best).frame
-    test = rows_of(base, "test", list(found[ADAPTER]))
+    train = [prepare(row, "train") for row in rows_of(base, "train")]
+    test = [prepare(row, "test") for row in rows_of(base, "test")]
+    asked = base_prompts(base, test, train, PromptRecord(system=None), settings)
+    found = answer(base, folder, test, settings, asked.few_shot, (), asked.best).frame
+    test = [prepare(row, "test") for row in rows_of(base, "test", list(found[ADAPTER]))]
     prepared.mkdir(parents=True, exist_ok=True)
     for name, split in (("train", train), ("test", test)):
         (prepared / f"{name}.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in split))
@@ -151,6 +158,24 @@ def test_made_up_held_out_rows_are_refused(registry: Registry, package: Build, r
     """Easier rows than those of the data, answered by the adapter itself."""
     version = registered(registry, package, root, lambda frame: frame.assign(text="Write"))
     with pytest.raises(OtherAnswers, match="are not those of its data"):
+        answer_again(registry, version, root)
+
+
+@pytest.mark.parametrize(
+    ("split", "edited"),
+    [("test", "prompt"), ("train", "text"), ("train", "target")],
+)
+def test_rows_that_say_two_things_are_refused(
+    registry: Registry, package: Build, root: Path, split: str, edited: str
+) -> None:
+    """The adapter learns from prompt and completion, and the base model is shown text and target."""
+
+    def prepare(row: Example, of: str) -> Example:
+        hinted = f"[{row.id}] {row.prompt}" if edited == "prompt" else f"wrong {row.id}"
+        return row.model_copy(update={edited: hinted}) if of == split else row
+
+    version = registered(registry, package, root, prepare=prepare)
+    with pytest.raises(OtherAnswers, match=rf"{split}\.jsonl has the row '{split}-0', whose"):
         answer_again(registry, version, root)
 
 
