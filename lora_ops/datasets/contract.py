@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lora_ops.datasets.files import shorten
+from lora_ops.datasets.own_patterns import require_fast
 from lora_ops.datasets.suites import OWN_SUITES, check_name, default_suite, identifier_columns, load_suite
 from lora_ops.detectors.identifiers import find_identifiers, redact
 from lora_ops.errors import LoraOpsError
@@ -43,7 +44,12 @@ def check_contract(
 
     Returns:
         Each check with the ids and values of the rows that fail it; `require` turns a failure into an error.
+
+    Raises:
+        LoraOpsError: an expectation of `own` can't be used, or its regular expressions take too long.
     """
+    if own is not None and source is not None:
+        require_fast(own, source, f"{OWN_SUITES}/{tenant}.json")
     checks = []
     for suite, table in suites_with_tables(frame, tenant, settings, source, own):
         batch = _asset(open_context(), suite.name).get_batch({"dataframe": table})

@@ -8,6 +8,7 @@ import great_expectations as gx
 import pandas as pd
 import pytest
 
+from lora_ops.datasets import own_patterns
 from lora_ops.datasets.contract import check_contract, numbers_typed
 from lora_ops.datasets.prepare import check_rows, prepare
 from lora_ops.datasets.suites import default_suite, own_checks, read_own_suite
@@ -99,6 +100,21 @@ def test_an_own_expectation_about_text_sees_codes_as_written(tmp_path: Path) -> 
     }
     found = checked(source(), own_suite(tmp_path, regex))
     assert next(check for name, check in found.items() if "match_regex" in name).success
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [("match_regex", {"regex": "^(a+)+$"}), ("not_match_regex_list", {"regex_list": ["b", "^(a|aa)+$"]})],
+)
+def test_own_patterns_that_never_end_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, wanted: dict[str, Any]
+) -> None:
+    """One repeat inside a repeat let the preparation of the data stand still for ever."""
+    monkeypatch.setattr(own_patterns, "SECONDS", 2.0)
+    found = {"type": f"expect_column_values_to_{kind}", "kwargs": {"column": "code", **wanted}}
+    suite = own_suite(tmp_path, found)
+    with pytest.raises(LoraOpsError, match=r"own.json: .* more than 2 s .* at last '\^\(a"):
+        checked(source().assign(code="a" * 60 + "!"), suite)
 
 
 def test_own_expectation_of_a_missing_column_fails(tmp_path: Path) -> None:
