@@ -139,10 +139,12 @@ def cases(
 
     The red-team prompts come from a pinned package, downloaded once to data/raw.
     """
+    from lora_ops.folders import make_folder
     from lora_ops.gates.cases import read_and_ask
     from lora_ops.gates.policy_prompts import read_and_ask_policy
     from lora_ops.paths import CASES, POLICY_PROMPTS
     from lora_ops.processes import end_with_dvc
+    from lora_ops.registry.files import write_atomically
     from lora_ops.settings.files import find_root
 
     end_with_dvc()
@@ -150,9 +152,9 @@ def cases(
     record = read_and_ask(tenant, root)
     policy = read_and_ask_policy(tenant, root)
     folder = root / "reports" / tenant
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CASES).write_text(record.to_json(), encoding="utf-8")
-    (folder / POLICY_PROMPTS).write_text(policy.to_json(), encoding="utf-8")
+    make_folder(folder)
+    write_atomically(folder / CASES, record.to_json().encode())
+    write_atomically(folder / POLICY_PROMPTS, policy.to_json().encode())
     work_is_done()
     if as_json:
         print_json({**record.model_dump(mode="json"), "policy": policy.model_dump(mode="json")})
