@@ -1,12 +1,13 @@
 """A pinned package file: real pip against a folder of archives, no network."""
 
+import os
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.fetch import fetch_package
 from lora_ops.hashing import sha256_file
 
@@ -40,6 +41,31 @@ def test_other_bytes_than_the_pinned_ones_are_refused_and_not_kept(index: Path, 
     with pytest.raises(LoraOpsError, match=r"params.yaml pins 0000.*; nothing was used"):
         fetch_package("merchants==1.0", "0" * 64, tmp_path / "raw")
     assert not list((tmp_path / "raw").iterdir())
+
+
+def test_a_refusal_names_the_file_that_pins_the_archive(index: Path, tmp_path: Path) -> None:
+    """The red team's archive is pinned in suites/policy.yaml, and people were sent to params.yaml."""
+    with pytest.raises(LoraOpsError, match=r"a.yaml pins 0000.* put the new digest into a.yaml"):
+        fetch_package("merchants==1.0", "0" * 64, tmp_path / "raw", pinned_in="a.yaml")
+
+
+@pytest.mark.parametrize("odd", ["folder", "pipe", "symlink", "no folder"])
+def test_fetch_names_what_is_no_archive(tmp_path: Path, odd: str) -> None:
+    """A pipe in the place of a kept archive was read for ever."""
+    kept = tmp_path / ("0" * 64)
+    path = kept / "merchants.whl"
+    if odd == "no folder":
+        kept.write_text("")
+    else:
+        kept.mkdir()
+    if odd == "folder":
+        path.mkdir()
+    elif odd == "pipe":
+        os.mkfifo(path)
+    elif odd == "symlink":
+        path.symlink_to("nowhere")
+    with pytest.raises(Damaged, match=r"0000.* is no (file|folder): delete it and run again"):
+        fetch_package("merchants==1.0", "0" * 64, tmp_path)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.few_shot import room
-from lora_ops.gates.red_team import draw, draw_red_team
+from lora_ops.gates.red_team import POLICY, draw, draw_red_team
 from lora_ops.gates.suite_files import read_suite_file
 from lora_ops.loading import load_tokenizer
 from lora_ops.prompts import ControlTokens, render_prompt
@@ -21,8 +21,6 @@ from lora_ops.records.policy import PolicyPrompt, PolicyPromptsRecord, PromptKin
 from lora_ops.settings.evaluate import EvaluateSettings
 from lora_ops.settings.files import first_problem, read_section, read_yaml
 from lora_ops.settings.policy import PolicySettings
-
-POLICY = "suites/policy.yaml"
 
 
 def read_policy(root: Path) -> tuple[PolicySettings, str] | None:

