@@ -1,7 +1,8 @@
 """`lora-ops register`, `report` and `compare`: what the pipeline made, as versions of the registry."""
 
+from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -96,7 +97,14 @@ def report(as_json: AsJson = False) -> None:
 
     root = find_root()
     settings = load_settings(root)
-    manifests = [packaged(tenant, root) for tenant in settings.tenants]
+    manifests, lacking = [], list[LoraOpsError]()
+    for tenant in settings.tenants:
+        try:
+            manifests.append(packaged(tenant, root))
+        except LoraOpsError as error:
+            lacking.append(error)
+    if not manifests:
+        raise lacking[0]
     # Only `register` makes a registry: looking must not.
     registry = open_registry(root) if (root / settings.registry.path).is_dir() else None
     columns = ("tenant", "version", "metric", "base", "adapter", "size", "training")
@@ -144,7 +152,7 @@ def report(as_json: AsJson = False) -> None:
     if as_json:
         head = registry.log.head().text if registry else None
         print_json([{**row, "head": head} for row in rows])
-        return
+        _end_with(lacking)
     seeds = "The intervals cover the held-out rows, not the training seed."
     show(table, *verdicts, seeds, "\nReports, for a browser:", *pages, sep="\n")
     if registry:
@@ -152,6 +160,14 @@ def report(as_json: AsJson = False) -> None:
         show(f"The audit log ends at {registry.log.head().text} (`lora-ops registry verify --expect-head`).")
     if missing:
         show(f"Not registered: {', '.join(missing)}. Next: lora-ops register")
+    _end_with(lacking)
+
+
+def _end_with(lacking: Sequence[LoraOpsError]) -> NoReturn:
+    """Say on stderr which tenants are left out and why, and end by it."""
+    for error in lacking:
+        print_problem(str(error))
+    raise typer.Exit(lacking[0].exit_code if lacking else ExitCode.OK)
 
 
 def _out_of_service(registry: "Registry", summary: "Summary") -> list[str]:

@@ -267,6 +267,17 @@ def test_report_registers_nothing(clone: Path) -> None:
     assert "media@1" in shown.stdout and "Not registered: finance, healthcare, publishing." in shown.stdout
 
 
+def test_report_shows_the_others_where_one_is_not_packaged(clone: Path) -> None:
+    """A tenant that was added a minute ago hid all the others."""
+    shutil.rmtree(clone / "packages/finance")
+    shown = lora_ops(clone, "report")
+    assert shown.returncode == 2 and "Not registered: healthcare, media, publishing." in shown.stdout
+    assert "'finance' is not packaged yet: run `dvc repro package@finance`" in shown.stderr
+    found = lora_ops(clone, "report", "--json")
+    assert found.returncode == 2 and "'finance' is not packaged yet" in found.stderr
+    assert [row["tenant"] for row in json.loads(found.stdout)] == ["healthcare", "media", "publishing"]
+
+
 def test_report_says_that_a_version_was_revoked(clone: Path) -> None:
     lora_ops(clone, "register", "media", "finance")
     before = lora_ops(clone, "report").stdout
