@@ -44,11 +44,14 @@ def desk_of(root: Path, session: Session, reviewer: str | None = None) -> Review
     """Return the desk of a reviewer; default: whoever is logged in.
 
     Raises:
-        LoraOpsError: they have no list in the plan, or their file was edited by hand.
+        LoraOpsError: they have no list in the plan, their file was edited by hand, or the guidelines are others
+            than those of the plan.
     """
+    guidelines = sessions.guidelines_of(root, session.plan.tenant)
+    sessions.require_planned_guidelines(session.plan, guidelines)
     with closing(open_registry(root)) as registry:
         desk = Desk(registry, session, reviewer or whoami())
-    return ReviewDesk(desk, sessions.guidelines_of(root, session.plan.tenant))
+    return ReviewDesk(desk, guidelines)
 
 
 def progress_table(session: Session) -> "pd.DataFrame":

@@ -265,6 +265,21 @@ def guidelines_of(root: Path, tenant: str) -> str | None:
         raise Unavailable(f"{path} can't be read as text in UTF-8: save it again.") from error
 
 
+def require_planned_guidelines(plan: ReviewPlan, guidelines: str | None) -> None:
+    """Refuse to show other guidelines than those that the plan, and so the evidence, names.
+
+    Raises:
+        Refused: they were changed or removed after the review was started.
+    """
+    digest = sha256_text(guidelines) if guidelines is not None else None
+    if plan.guidelines_sha256 not in (None, digest):
+        raise Refused(
+            f"{GUIDELINES}/{plan.tenant}.md is not what it was when the review of {plan.adapter} was started, "
+            "and reviewers must judge by the same text: bring it back (`git checkout`), or move the review's "
+            "folder away and start another one."
+        )
+
+
 def _chosen(registry: Registry, version: Version, names: Sequence[str]) -> list[Person]:
     team = owners_of(registry, version.tenant)
     if team.person(version.summary.author) is None:
