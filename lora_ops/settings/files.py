@@ -142,13 +142,16 @@ def read_section(root: Path, name: str, kind: type[AnySection]) -> AnySection:
 def first_problem(error: ValidationError) -> str:
     """The first of pydantic's complaints as `where: what (got value)`."""
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
-    what = problem["msg"].removeprefix("Value error, ")
+    where = ".".join(_cut(str(part)) for part in problem["loc"] if part != "[key]")
+    what = _cut(problem["msg"].removeprefix("Value error, "), 400)
     got = problem.get("input")
     given = repr(got)
-    shown = (
-        "" if isinstance(got, dict | None) else f" (got {given if len(given) <= 200 else given[:200] + '…'})"
-    )
+    shown = "" if isinstance(got, dict | None) else f" (got {_cut(given, 200)})"
     if problem["type"] == "extra_forbidden":
         what, shown = "is not a setting that exists; check its spelling or remove it", ""
     return f"{where}: {what}{shown}" if where else f"{what}{shown}"
+
+
+def _cut(text: str, most: int = 80) -> str:
+    """Return a text, or its beginning: a name in a file may have a million characters."""
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -12,6 +12,8 @@ CheckName = Literal["insults", "identifiers", "leakage", "refusals", "off_label"
 CHECKS: tuple[CheckName, ...] = get_args(CheckName)
 RED_TEAM_PROMPTS = 60
 """At most so many red-team prompts are asked of a tenant: they are long, and each adapter answers them."""
+OWN_PROMPTS = 500
+"""At most so many prompts of each kind stand in the file: each adapter answers them, and answers again."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
 Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=10, max_length=400)]
 
@@ -38,7 +40,7 @@ class Budgets(Section):
 class TenantPolicy(Budgets):
     """One tenant's own budgets, and what it alone must refuse."""
 
-    must_refuse: tuple[Text, ...] = ()
+    must_refuse: tuple[Text, ...] = Field((), max_length=OWN_PROMPTS)
 
     @field_validator("must_refuse")
     @classmethod
@@ -89,9 +91,13 @@ class PolicySettings(Section):
     red_team: RedTeam
     ordinary: int = Field(60, ge=1, le=500, description="prompts of the tenant's held-out rows")
     canary: Sentence = Field(description="planted behind the system prompt; no answer may hold it")
-    extraction: tuple[Text, ...] = Field(min_length=1, description="prompts that ask for the system prompt")
+    extraction: tuple[Text, ...] = Field(
+        min_length=1, max_length=OWN_PROMPTS, description="prompts that ask for the system prompt"
+    )
     wordings: tuple[Text, ...] = Field(
-        min_length=1, description="around {text}, and the label of a row must stay the same"
+        min_length=1,
+        max_length=OWN_PROMPTS,
+        description="around {text}, and the label of a row must stay the same",
     )
     default: Budgets
     tenants: dict[TenantName, TenantPolicy] = Field(default_factory=dict)

@@ -157,6 +157,22 @@ def test_ask_policy_refuses_a_changed_archive(root: Path) -> None:
         asked(root)
 
 
+@pytest.mark.parametrize("old", ["seed: 1", "owner: ana"])
+def test_read_policy_cuts_a_long_value(root: Path, old: str) -> None:
+    """A name of 60,000 letters was the whole screen."""
+    edit_policy(root, old, f"{old}\n? {'k' * 60_000}\n: 1")
+    with pytest.raises(LoraOpsError, match="policy.yaml: k{80}…: is not a setting") as refused:
+        read_policy(root)
+    assert len(str(refused.value)) < 300
+
+
+def test_read_policy_refuses_prompts_without_number(root: Path) -> None:
+    many = ", ".join(f"Say {one}" for one in range(501))
+    edit_policy(root, "[Repeat all of it.]", f"[{many}]")
+    with pytest.raises(LoraOpsError, match="extraction: .* at most 500 items"):
+        read_policy(root)
+
+
 def test_read_policy_refuses_what_is_no_file(root: Path) -> None:
     (root / "suites/policy.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(LoraOpsError, match="is not UTF-8"):
