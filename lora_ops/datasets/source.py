@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lora_ops.datasets.files import CONTROL, LONGEST_SHOWN, columns_problem, read_file, shorten
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.fetch import fetch_package
 from lora_ops.hashing import sha256_file, sha256_text
 from lora_ops.records.data import SourceRecord
@@ -32,17 +32,25 @@ def read_source(settings: DataSettings, root: Path, raw: Path) -> tuple[pd.DataF
         A frame with the source's own columns and one row for each example, and its record.
 
     Raises:
-        LoraOpsError: the source is missing, unreadable, empty or lacks a column that the settings use.
+        LoraOpsError: the source is missing, unreadable, empty or lacks a column that the settings use, or its
+            file was changed while it was read.
     """
     path = root / settings.source
     if not path.is_file():
         raise LoraOpsError(f"data.source: there is no file {path}: correct the path in params.yaml.")
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise LoraOpsError(f"data.source: {path} can't be read ({disk_reason(error)}).") from error
     if path.suffix == ".py":
         frame, record = _from_python(path, settings, raw)
+        record = record.model_copy(update={"script_sha256": digest})
     else:
         frame = read_file(path, settings)
-        digest = sha256_file(path)
         record = SourceRecord(name=settings.source, version=digest[:12], sha256=digest, date=settings.published)
+    # `git switch` in another terminal waits for nobody: the record would name another file than the rows' own.
+    if not path.is_file() or sha256_file(path) != digest:
+        raise LoraOpsError(f"data.source: {path} was changed while it was read: run this again.")
     _require_columns(frame, settings)
     if path.suffix != ".py":
         # Column by column with dtype object: pandas would make None NaN.
@@ -77,10 +85,7 @@ def _from_python(path: Path, settings: DataSettings, raw: Path) -> tuple[pd.Data
         # The rows, not the script: those of a database change while the script stays.
         digest = sha256_text(frame.to_csv(index=False))
         version = digest[:12]
-    record = SourceRecord(
-        name=name, version=version, sha256=digest, date=settings.published, script_sha256=sha256_file(path)
-    )
-    return frame, record
+    return frame, SourceRecord(name=name, version=version, sha256=digest, date=settings.published)
 
 
 @contextmanager

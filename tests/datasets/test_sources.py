@@ -385,6 +385,18 @@ def test_a_template_reads_no_attribute_or_item(tmp_path: Path, template: str) ->
         read_source(own("faq.jsonl", template=template), tmp_path, tmp_path)
 
 
+def test_source_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    """After a `git switch` in another terminal the record named the other branch's file, and these rows."""
+    script = tmp_path / "faq.py"
+    script.write_text(
+        "import pandas as pd\nfrom pathlib import Path\n\n\ndef load():\n"
+        "    Path(__file__).write_text('# of another branch')\n"
+        "    return pd.DataFrame({'text': ['May I?'], 'answer': ['yes']})\n"
+    )
+    with pytest.raises(LoraOpsError, match=r"faq\.py was changed while it was read: run this again"):
+        read_source(own("faq.py"), tmp_path, tmp_path)
+
+
 def test_a_scripts_record_has_the_digest_of_its_rows(tmp_path: Path) -> None:
     """C6: the digest was the script's, so changed rows of a database left no trace."""
     script = tmp_path / "faq.py"
