@@ -12,15 +12,16 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from lora_ops.clock import to_the_minute
+from lora_ops.clock import to_the_minute, utc
 from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
 from lora_ops.escaping import one_line
 from lora_ops.folders import make_folder
@@ -56,6 +57,8 @@ class Statement(Record):
     reason: str
     at: str
     evidence: list[Evidence] = []
+    up_to: str | None = None
+    """For any content, where the clock is behind the files here: versions that were registered up to then."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class Hold:
             all the same, and the log gets no revocation by a person who may never have asked for it.
         inside: its copy in the registry's folder.
         outside: its copy beside the memory of the head.
-        latest: the latest time that one of its copies states; None where no copy can be read. Whoever can write
-            one of the two copies must not free a version by an earlier time.
+        latest: the latest time that one of its copies states, `up_to` included; None where no copy can be read.
+            Whoever can write one of the two copies must not free a version by an earlier time.
         log: where it does not stand yet.
     """
 
@@ -196,6 +199,11 @@ class Holds:
         Raises:
             Unavailable: neither place can be written.
         """
+        if statement.content_digest == ANY_CONTENT:
+            # The version was registered before its files were written, whatever the clock says now.
+            written = _last_written(folder.parent for folder in self._folders)
+            if written and written > statement.at:
+                statement = statement.model_copy(update={"up_to": written})
         said, signature = statement.model_dump(mode="json", exclude_none=True), None
         try:
             signature = self._signer.sign_text(canonical(said)) if signs else None
@@ -303,6 +311,7 @@ class Holds:
         # A signed copy says more than one that somebody could write.
         best = max(there, key=lambda one: (one.is_signed, one.statement is not None), default=None)
         copies = [_copy(one, best) for one in found]
+        statements = [one.statement for one in there if one.statement]
         return Hold(
             match[1],
             match[2],
@@ -310,7 +319,7 @@ class Holds:
             bool(best and best.is_signed),
             copies[0],
             copies[1] if self.outside else "not kept",
-            max((one.statement.at for one in there if one.statement), default=None),
+            max((max(said.at, said.up_to or "") for said in statements), default=None),
             self._log,
         )
 
@@ -331,6 +340,18 @@ class Holds:
         except (ValueError, TypeError, LookupError, ValidationError):
             return _Found(content, None, False)
         return _Found(content, statement, is_signed) if named else _Found(content, None, False)
+
+
+def _last_written(folders: Iterable[Path]) -> str | None:
+    """Return when something in these folders was written last, or None."""
+    times = []
+    for folder in folders:
+        with suppress(OSError), os.scandir(folder) as entries:
+            for one in entries:
+                with suppress(OSError, ValueError, OverflowError):  # gone, or a time that no calendar has
+                    found = one.stat(follow_symlinks=False).st_mtime
+                    times.append(utc(datetime.fromtimestamp(found, UTC)))
+    return max(times, default=None)
 
 
 def _put(folder: Path, name: str, content: bytes) -> None:

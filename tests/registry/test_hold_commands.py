@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from lora_ops.cli import app as lora_ops
 from lora_ops.errors import NotFound, Refused, Unavailable
+from lora_ops.registry import backends
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.migrations import SCHEMA_VERSION
 from lora_ops.serving.router import NotServed, Router
@@ -280,3 +282,16 @@ def test_revocation_holds_where_params_name_no_registry(root: Path, cli: Cli) ->
         with pytest.raises(NotServed, match="finance@2 was revoked"):
             router.route("finance@2")
     assert not (root / "elsewhere").exists()
+
+
+def test_clock_that_is_behind_stops_no_revocation(
+    unread: Router,
+    root: Path,  # noqa: F811
+    cli: Cli,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The hold was of a time before the version was registered: it was said to be stopped, and answered on."""
+    monkeypatch.setattr(backends, "now", lambda: datetime(2020, 1, 1, tzinfo=UTC))
+    assert "does not answer any more" in cli("revoke", "finance@2", "--reason", "it leaks").stdout
+    with pytest.raises(NotServed, match="finance@2 was revoked"):
+        unread.route("finance@2")

@@ -649,6 +649,8 @@ def test_hold_of_any_content_stops_no_later_version(settled: Registry, package: 
     settled.register(*package(1), actor="ana")
     for reference in ("finance@1", "finance@2"):
         why = {"actor": "ben", "reason": "leaks"}
+        for path in settled.path.parent.rglob("*"):  # the clock of this test is not that of its files
+            os.utime(path, (clock().timestamp(), clock().timestamp()))
         stop_unread(settled.holds, settled.owners, reference, **why, at=clock())
     clock.move(hours=1)
     settled.register(*package(2), actor="ana")
