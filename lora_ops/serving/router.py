@@ -18,6 +18,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 from lora_ops.serving.traffic_split import Arm, TrafficSplit
 from lora_ops.serving.turns import in_turns
+from lora_ops.sqlite_files import Stamp, stamp
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ class Router:
         self._log = LogFollower(registry)
         self._seen: tuple[object, ...] | None = None
         self._said: frozenset[str] = frozenset()
+        self._remembered: Stamp | None = None
+        """The memory of the head when it was looked at last."""
         self._held: dict[tuple[str, str, str | None], Hold] = {}
         """Every hold that was seen, by version, content and time: it counts though somebody removed it."""
         self._splits: dict[str, TrafficSplit[Route]] = {}
@@ -242,8 +245,13 @@ class Router:
         nobody could stop what answers here.
         """
         memory = self._registry.memory
-        if memory and not memory.knows_place():
+        # Called each second on the event loop: the file is read again only after a change.
+        found = stamp(memory.path) if memory else None
+        if memory is None or (found and found == self._remembered):
+            return
+        if not memory.knows_place():
             self._registry.remember(self._log.verified, seconds=SHORT_WAIT)
+        self._remembered = found
 
     def is_base(self, model: str) -> bool:
         """Return whether a name means the base model."""
