@@ -14,7 +14,7 @@ from lora_ops.gates.policy_gate import policy_rows, replay_policy
 from lora_ops.gates.regression import regression_report
 from lora_ops.gates.review.evidence import recount
 from lora_ops.gates.rows import GateRow, Made, refused_row
-from lora_ops.records.evaluation import BASES
+from lora_ops.records.evaluation import BASES, ColumnBias
 from lora_ops.records.evidence import (
     AnyEvidence,
     Evidence,
@@ -79,6 +79,8 @@ def gate_rows(registry: Registry, version: Version) -> list[GateRow]:
             rows.append(GateRow(_title(kind), "missing", note=_how_to_make(kind, version.id)))
         elif isinstance(document, RegressionEvidence):
             rows += _regression_rows(document, one, lacking, registry.least)
+            again = document.evaluated.bias if document.evaluated else {}
+            rows += _gap_rows(registry, version, again, one, ", answered again")
         elif isinstance(document, PolicyEvidence) and document.is_computed:
             rows += policy_rows(document, one, lacking, registry.least)
         else:
@@ -177,11 +179,17 @@ def _evaluation_rows(registry: Registry, version: Version, one: Evidence | None)
             )
     if all_beaten and not version.manifest.beats_base:  # a record of schema 1, or one that contradicts itself
         yield GateRow("evaluation", "fail", "it does not clearly beat its base", "all metrics", one.sha256)
+    yield from _gap_rows(registry, version, evaluation.bias, one)
+
+
+def _gap_rows(
+    registry: Registry, version: Version, columns: Mapping[str, ColumnBias], one: Evidence, said: str = ""
+) -> Iterator[GateRow]:
     limit = gap_limit(registry, version)
-    for column, bias in evaluation.bias.items():
-        verdict = "fail" if bias.exceeds(limit) else "pass"
-        wanted = "no limit" if limit is None else f"at most {limit:g}"
-        yield GateRow(f"gap by {column}", verdict, bias.between, wanted, one.sha256)
+    wanted = "no limit" if limit is None else f"at most {limit:g}"
+    for column, bias in columns.items():
+        verdict: Verdict = "fail" if bias.exceeds(limit) else "pass"
+        yield GateRow(f"gap by {column}{said}", verdict, bias.between, wanted, one.sha256)
 
 
 def _regression_rows(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.evaluation.answers import answer
+from lora_ops.evaluation.bias import with_slices
 from lora_ops.evaluation.few_shot import base_prompts
 from lora_ops.evaluation.labels import read_label
 from lora_ops.evaluation.metrics import exact_match, row_scores
@@ -16,7 +17,7 @@ from lora_ops.evaluation.recount import COLUMNS, recounted
 from lora_ops.gates.candidate import OtherAnswers, asked_by, has_base, laid_out, settings_of, too_many_differ
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
-from lora_ops.paths import ANSWERS
+from lora_ops.paths import ANSWERS, SLICE, SLICES
 from lora_ops.prompts import render_example
 from lora_ops.records.evaluation import ADAPTER, ADAPTER_LABELS, BASES
 from lora_ops.records.example import Example, read_split
@@ -59,12 +60,12 @@ def answer_again(registry: Registry, version: Version, root: Path) -> AnsweredAg
         root: the repository, with `models/base` and `data/prepared`.
 
     Raises:
-        OtherAnswers: the package has other rows than its data, or these say two things.
+        OtherAnswers: the package has other rows than its data, or other groups of them, or rows say two things.
         LoraOpsError: a kept file is missing or was changed.
     """
     frame = packaged_rows(registry, version)
     prepared = root / "data/prepared" / version.tenant
-    why_not = _why_not(version, root, prepared)
+    why_not = _why_not(version, root, prepared, frame)
     if why_not:
         return AnsweredAgain(EvaluatedAgain(rows=len(frame), given_again=0), {}, why_not)
     test = read_split(prepared, "test")
@@ -72,6 +73,14 @@ def answer_again(registry: Registry, version: Version, root: Path) -> AnsweredAg
         raise OtherAnswers(
             f"The held-out rows in the package of {version.id} are not those of its data: run `dvc repro "
             f"--force generate@{version.tenant}`, evaluate, package and register it again."
+        )
+    dealt = _slices(version, frame, prepared)
+    other = [str(name) for name in dealt if list(dealt[name]) != list(frame[name])]
+    if other:
+        raise OtherAnswers(
+            f"The package of {version.id} deals the held-out rows to other groups by "
+            f"{other[0].removeprefix(SLICE)} than {SLICES} of its data: run `dvc repro --force "
+            f"evaluate@{version.tenant}`, package and register it again."
         )
     prompt, settings = asked_by(version)
     base, train = root / "models/base", read_split(prepared, "train")
@@ -119,6 +128,7 @@ def evaluated_again(version: Version, frame: pd.DataFrame, answers: Given) -> Ev
     both = [name for name in answers if name in frame]
     differing = {name: _worth_other(frame, again, name, settings) for name in both}
     other_texts = {name: int((frame[name] != again[name]).sum()) for name in both}
+    counted = recounted(again, settings, version.manifest.evaluation)
     return EvaluatedAgain(
         rows=len(frame),
         given_again=len(frame),
@@ -128,11 +138,12 @@ def evaluated_again(version: Version, frame: pd.DataFrame, answers: Given) -> Ev
             too_many_differ(differing[name], len(frame)) or other_texts[name] > MOST_OTHER_TEXTS * len(frame)
             for name in both
         ),
-        beats_base=recounted(again, settings, version.manifest.evaluation).beats_base,
+        beats_base=counted.beats_base,
+        bias=counted.bias,
     )
 
 
-def _why_not(version: Version, root: Path, prepared: Path) -> str:
+def _why_not(version: Version, root: Path, prepared: Path, frame: pd.DataFrame) -> str:
     """Return what is not here of all that the evaluation of a version needs, and how it comes back."""
     if not has_base(version, root):
         return f"models/base is not the base model of {version.id}: run `dvc repro base_model`"
@@ -146,7 +157,29 @@ def _why_not(version: Version, root: Path, prepared: Path) -> str:
                 f"{path.relative_to(root)} is not the data of {version.id}: run `dvc repro "
                 f"prepare@{version.tenant}` with the settings of its commit{commit}"
             )
+    try:
+        _slices(version, frame, prepared)
+    except (OSError, ValueError, KeyError):  # pandas' own errors are ValueErrors
+        return (
+            f"{(prepared / SLICES).relative_to(root)} is not the one of {version.id}, with a value of each row "
+            f"in its data.bias_columns: run `dvc repro --force prepare@{version.tenant}` with its settings"
+        )
     return ""
+
+
+def _slices(version: Version, frame: pd.DataFrame, prepared: Path) -> pd.DataFrame:
+    """Return the groups of the held-out rows by each column of data.bias_columns, as the data has them.
+
+    Raises:
+        OSError, ValueError, KeyError: the file is missing, or has other columns or rows.
+    """
+    names = [f"{SLICE}{name}" for name in version.manifest.evaluation.bias]
+    if not names:
+        return pd.DataFrame()
+    found = with_slices(frame[["id"]], prepared)[names]
+    if found.isna().any(axis=None):
+        raise ValueError(f"{SLICES} lacks rows")
+    return found
 
 
 def _says_two_things(tokenizer: Any, rows: Sequence[Example], system: str | None) -> str:

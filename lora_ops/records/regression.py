@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lora_ops.records.evaluation import Interval, PairedDifference
+from lora_ops.records.evaluation import ColumnBias, Interval, PairedDifference
 from lora_ops.records.record import Record, Sha256
 from lora_ops.records.suite import CaseAnswer, CasesRecord
 
@@ -120,6 +120,10 @@ class EvaluatedAgain(Record):
     )
     is_alike: bool = Field(False, description="whether no more of them differ than other kernels explain")
     beats_base: bool = Field(False, description="by the answers that were given again")
+    bias: dict[str, ColumnBias] = Field(
+        default_factory=dict,
+        description="by them; column -> how well each of its groups is served",
+    )
 
     @property
     def verdict(self) -> Verdict:

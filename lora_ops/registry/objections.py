@@ -7,7 +7,7 @@ from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, Poli
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.counting import plain
-from lora_ops.registry.report_lacks import evaluation_lacks, failing, lacks
+from lora_ops.registry.report_lacks import evaluation_lacks, failing, gaps_again, lacks
 from lora_ops.registry.reports import BEFORE_GATES, filed, from_the_future, load, own_evidence
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Summary, Version
@@ -50,6 +50,8 @@ def objections(
         elif kind in found:
             yield from kept_lacks(registry, version, history, found[kind], least, now or registry.clock())
     yield from evaluation_lacks(version.manifest, max_gap)
+    answered = load(registry.files, found["regression"]) if "regression" in found else None
+    yield from gaps_again(given.get("regression", answered), max_gap)
     if "policy" not in {*found, *given}:
         yield from failing(version.manifest.policy)
 

@@ -1,7 +1,8 @@
 """What a report must say before a step may rest on it, and doesn't, in words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from lora_ops.records.evaluation import ColumnBias
 from lora_ops.records.evidence import (
     AnyEvidence,
     HumanEvidence,
@@ -199,9 +200,19 @@ def evaluation_lacks(manifest: Manifest, max_gap: float | None) -> Iterator[str]
     if not manifest.beats_base:
         measured = f" (it does not: {evaluation.unbeaten})" if evaluation.unbeaten else ""
         yield f"an evaluation in which it beats its base model{measured}"
-    for column, bias in evaluation.bias.items():
+    yield from _gaps(evaluation.bias, max_gap, "an evaluation")
+
+
+def gaps_again(document: AnyEvidence | None, max_gap: float | None) -> Iterator[str]:
+    """Yield the gaps between groups that answers show which were given again for a regression report."""
+    if isinstance(document, RegressionEvidence) and document.evaluated:
+        yield from _gaps(document.evaluated.bias, max_gap, "held-out answers, given again,")
+
+
+def _gaps(columns: Mapping[str, ColumnBias], max_gap: float | None, whose: str) -> Iterator[str]:
+    for column, bias in columns.items():
         if bias.exceeds(max_gap):
             yield (
-                f"an evaluation whose gap by {column} is not clearly above evaluate.max_gap ({max_gap:g}; it "
-                f"has {bias.between})"
+                f"{whose} whose gap by {column} is not clearly above evaluate.max_gap ({max_gap:g}; it has "
+                f"{bias.between})"
             )

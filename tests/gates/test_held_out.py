@@ -14,11 +14,11 @@ from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.candidate import OtherAnswers
 from lora_ops.gates.gate import replay
 from lora_ops.gates.gather import gather
-from lora_ops.gates.held_out import answer_again
+from lora_ops.gates.held_out import answer_again, evaluated_again, packaged_rows
 from lora_ops.gates.regression import regression_report
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
-from lora_ops.paths import ANSWERS, CASE_ANSWERS, CASES
+from lora_ops.paths import ANSWERS, CASE_ANSWERS, CASES, SLICE, SLICES
 from lora_ops.prompts import render_example
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import PromptRecord
@@ -176,6 +176,38 @@ def test_rows_that_say_two_things_are_refused(
 
     version = registered(registry, package, root, prepare=prepare)
     with pytest.raises(OtherAnswers, match=rf"{split}\.jsonl has the row '{split}-0', whose"):
+        answer_again(registry, version, root)
+
+
+def sliced(groups: list[str]) -> Edit:
+    return lambda frame: frame.assign(**{f"{SLICE}part": groups})
+
+
+def write_slices(root: Path, groups: list[str]) -> None:
+    rows = [f"test-{place},{group}" for place, group in enumerate(groups)]
+    text = "\n".join([f"id,{SLICE}part", *rows, ""])
+    (root / "data/prepared/finance" / SLICES).write_text(text)
+
+
+def test_the_gaps_of_answers_given_again_are_kept(registry: Registry, package: Build, root: Path) -> None:
+    """As many answers as may differ could hide a small group's gap: 9 of 300 rows decide a group of 10."""
+    groups = ["a", "b"] * (ROWS // 2)
+    version = registered(registry, package, root, sliced(groups))
+    write_slices(root, groups)
+    found = answer_again(registry, version, root)
+    assert found.record.bias["part"].gap == version.manifest.evaluation.bias["part"].gap
+    frame = packaged_rows(registry, version)
+    worse = [text if place % 2 else "nothing" for place, text in enumerate(frame[ADAPTER])]
+    gap = evaluated_again(version, frame, {**found.answers, ADAPTER: worse}).bias["part"].gap
+    assert gap and gap.low > 0.8
+
+
+def test_made_up_slices_are_refused(registry: Registry, package: Build, root: Path) -> None:
+    """Whoever dealt the rows to other groups before packaging hid every gap between them."""
+    version = registered(registry, package, root, sliced(["a", "b"] * (ROWS // 2)))
+    assert f"{SLICES} is not the one" in answer_again(registry, version, root).why_not
+    write_slices(root, ["a"] * (ROWS // 2) + ["b"] * (ROWS // 2))
+    with pytest.raises(OtherAnswers, match="deals the held-out rows to other groups by part"):
         answer_again(registry, version, root)
 
 

@@ -12,6 +12,7 @@ from lora_ops.gates.held_out import SYSTEMS, evaluated_again, packaged_rows
 from lora_ops.gates.regression import regression_report
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.paths import CASE_ANSWERS, CASES
+from lora_ops.records.evaluation import ColumnBias, GroupMetric, Interval
 from lora_ops.records.evidence import Source
 from lora_ops.records.manifest import FileRecord
 from lora_ops.records.regression import PackagedAnswers, RegressionSource
@@ -75,6 +76,24 @@ def test_a_version_needs_a_report(asking: Registry, story: Story) -> None:
     assert lacking(asking) == ""
     lifecycle.promote(asking, "finance@2", "validated", actor="ci", reason="passes")
     assert not verify(asking).problems
+
+
+def test_a_gap_of_answers_given_again_refuses(asking: Registry, story: Story) -> None:
+    """The package showed none: some of its answers may be others than the adapter gives."""
+    story.file("policy", about="finance@2")
+    given = source(suite(), digest=asking.get("finance@2").summary.content_digest)
+    of = {"a": GroupMetric(rows=50, value=Interval(value=0.9, low=0.8, high=1))}
+    of["b"] = GroupMetric(rows=10, value=Interval(value=0.1, low=0, high=0.2))
+    wide = ColumnBias(groups=of, best="a", worst="b", gap=Interval(value=0.8, low=0.6, high=0.9))
+    assert given.evaluated
+    given = given.model_copy(update={"evaluated": given.evaluated.model_copy(update={"bias": {"part": wide}})})
+    document = regression_report(given, "finance", asking.clock())
+    file(asking, Report(document, given.to_json().encode(), "its suite"))
+    assert "gap" not in lacking(asking)
+    asking.max_gap["finance"] = 0.3
+    assert "held-out answers, given again, whose gap by part is not clearly above" in lacking(asking)
+    rows = {row.gate: row.verdict for row in gate_rows(asking, asking.get("finance@2"))}
+    assert rows["gap by part, answered again"] == "fail"
 
 
 def test_a_failing_report_refuses_the_step(asking: Registry, story: Story) -> None:
