@@ -25,7 +25,7 @@ from lora_ops.records.evidence import (
 from lora_ops.records.regression import Compared, Least, RegressionSource, Verdict
 from lora_ops.registry.objections import kept_lacks
 from lora_ops.registry.packages import check_kept
-from lora_ops.registry.report_lacks import not_evaluated_again, not_given_again
+from lora_ops.registry.report_lacks import not_evaluated_again, not_given_again, unfair_opponent
 from lora_ops.registry.reports import Report, filed, gap_limit, load
 from lora_ops.registry.requirements import GateObjections, gate_objections
 from lora_ops.registry.store import Registry
@@ -179,6 +179,8 @@ def _evaluation_rows(registry: Registry, version: Version, one: Evidence | None)
             )
     if all_beaten and not version.manifest.beats_base:  # a record of schema 1, or one that contradicts itself
         yield GateRow("evaluation", "fail", "it does not clearly beat its base", "all metrics", one.sha256)
+    for lack in unfair_opponent(version.manifest) if registry.least.fair_opponent else ():
+        yield GateRow("fair opponent", "missing", evidence=one.sha256, note=f"needs {lack}")
     yield from _gap_rows(registry, version, evaluation.bias, one)
 
 

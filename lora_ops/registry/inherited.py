@@ -239,7 +239,9 @@ def _spoken_by_evaluation(registry: Registry, version: Version, twin: Summary) -
     if theirs is None:
         return []
     limit = gap_limit(registry, version)
-    return [f"its evaluation, where {one} is needed" for one in evaluation_lacks(theirs, limit)]
+    # How little an evaluation asks is said of the version that rests on it.
+    against = evaluation_lacks(theirs, limit, fair_opponent=False)
+    return [f"its evaluation, where {one} is needed" for one in against]
 
 
 def _spoken(registry: Registry, one: Evidence, document: AnyEvidence) -> list[str]:

@@ -49,7 +49,8 @@ def objections(
             yield from unanswered(registry, version, history, given[kind])
         elif kind in found:
             yield from kept_lacks(registry, version, history, found[kind], least, now or registry.clock())
-    yield from evaluation_lacks(version.manifest, max_gap)
+    fair_opponent = (least or registry.least).fair_opponent
+    yield from evaluation_lacks(version.manifest, max_gap, fair_opponent=fair_opponent)
     answered = load(registry.files, found["regression"]) if "regression" in found else None
     yield from gaps_again(given.get("regression", answered), max_gap)
     if "policy" not in {*found, *given}:

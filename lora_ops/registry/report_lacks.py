@@ -189,14 +189,17 @@ def _traffic_lacks(document: TrafficEvidence, least: EvidenceSettings) -> Iterat
         )
 
 
-def evaluation_lacks(manifest: Manifest, max_gap: float | None) -> Iterator[str]:
+def evaluation_lacks(manifest: Manifest, max_gap: float | None, *, fair_opponent: bool) -> Iterator[str]:
     """Yield what the package's evaluation must show, and doesn't, before a step may rest on it.
 
     Args:
         manifest: the version's, with the evaluation of its package.
         max_gap: the largest gap between two groups of a declared column; None: any.
+        fair_opponent: the base model must have been asked at its best, by `unfair_opponent`.
     """
     evaluation = manifest.evaluation
+    if fair_opponent:
+        yield from unfair_opponent(manifest)
     if not manifest.beats_base:
         measured = f" (it does not: {evaluation.unbeaten})" if evaluation.unbeaten else ""
         yield f"an evaluation in which it beats its base model{measured}"
@@ -216,3 +219,26 @@ def _gaps(columns: Mapping[str, ColumnBias], max_gap: float | None, whose: str) 
                 f"{whose} whose gap by {column} is not clearly above evaluate.max_gap ({max_gap:g}; it has "
                 f"{bias.between})"
             )
+
+
+def unfair_opponent(manifest: Manifest) -> Iterator[str]:
+    """Yield that an evaluation leaves out a way to ask the base model that may be its best one.
+
+    A tenant sets how many examples its base model is shown. With none the adapter beats the bare prompt only.
+    """
+    evaluation, tenant = manifest.evaluation, manifest.tenant
+    again = f"run `dvc repro package@{tenant}`, and register it again"
+    if not evaluation.answered_few_shot:
+        shown = (evaluation.settings or {}).get("few_shot")
+        if shown == 0:
+            why = f"evaluate.few_shot is 0: set it in params.yaml, {again}"
+        elif shown is None:
+            why = f"it was made by an earlier release: {again}"
+        else:
+            why = (
+                "not one example has room in the prompt: choose shorter rows or a base model that reads more, "
+                "or set registry.evidence.fair_opponent to false, which `show` says"
+            )
+        yield f"an evaluation against its base model with examples ({why})"
+    if manifest.data.task == "labels" and not evaluation.answered_labels:
+        yield f"an evaluation against its base model's likeliest labels (base_labels is missing: {again})"

@@ -101,8 +101,8 @@ def against_return(
         elif kind != "evaluation" and (least or load(registry.files, found[kind])):
             asked = least or registry.least.model_copy(update=BEFORE_GATES)
             yield from kept_lacks(registry, version, history, found[kind], asked)
-    # A gap between groups was judged on the day that let it into production.
-    yield from evaluation_lacks(version.manifest, max_gap=None)
+    # A gap between groups, and how the base model was asked, were judged on the day that let it in.
+    yield from evaluation_lacks(version.manifest, max_gap=None, fair_opponent=False)
     if "policy" not in found:
         yield from failing(version.manifest.policy)
 

@@ -56,6 +56,11 @@ class EvidenceSettings(Section):
         description="and only if base model and adapter gave the answers of its evaluation again, by which the "
         "adapter still beats its base; false: as above, or where the data is gone",
     )
+    fair_opponent: bool = Field(
+        True,
+        description="the evaluation compares with the base model at its best: with examples, and for labels "
+        "also with its likeliest label; false: where not even one example has room in the prompt",
+    )
     release_notes: bool = Field(True, description="what only people know of a release, before production")
     policy: Literal["computed", "file"] = Field(
         "computed", description="by `lora-ops gate`; file: also rows that somebody wrote"

@@ -8,7 +8,7 @@ import pytest
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
-from lora_ops.records.evaluation import PairedDifference
+from lora_ops.records.evaluation import EvaluationRecord, PairedDifference
 from lora_ops.records.evidence import Evidence, PolicyCheck
 from lora_ops.registry import lifecycle
 from lora_ops.registry.files import FileStore
@@ -141,7 +141,50 @@ def test_evaluation_lacks_names_what_was_measured(package: Build) -> None:
     manifest = package(1)[1]
     lost = manifest.evaluation.model_copy(update={"beats_base": False, "differences": differences})
     worse = manifest.model_copy(update={"evaluation": lost})
-    assert list(evaluation_lacks(worse, max_gap=None)) == [
+    assert list(evaluation_lacks(worse, max_gap=None, fair_opponent=False)) == [
         "an evaluation in which it beats its base model "
         "(it does not: macro_f1 +0.010 [-0.100, +0.100] against base, corrected p 0.8)"
     ]
+
+
+def without(evaluation: EvaluationRecord, system: str) -> EvaluationRecord:
+    """Leave out a system, as an evaluation that never asked it."""
+    metrics = {
+        name: {one: value for one, value in of.items() if one != system}
+        for name, of in evaluation.metrics.items()
+    }
+    rest = {name: of for name, of in evaluation.differences.items() if name != system}
+    return evaluation.model_copy(update={"metrics": metrics, "differences": rest})
+
+
+@pytest.mark.parametrize(
+    ("system", "settings", "said"),
+    [
+        ("base_few_shot", {"few_shot": 0}, "with examples (evaluate.few_shot is 0: set it in params.yaml, run"),
+        ("base_few_shot", {"few_shot": 6}, "not one example has room in the prompt"),
+        ("base_few_shot", {}, "it was made by an earlier release: run `dvc repro package@finance`"),
+        ("base_labels", {"few_shot": 6}, "likeliest labels (base_labels is missing: run"),
+    ],
+)
+def test_evaluation_lacks_names_an_unfair_opponent(
+    package: Build, system: str, settings: dict[str, int], said: str
+) -> None:
+    """With few_shot 0 an adapter had to beat a bare prompt only, and nothing but a note said so."""
+    manifest = package(1)[1]
+    assert not list(evaluation_lacks(manifest, None, fair_opponent=True))
+    weak = without(manifest.evaluation, system).model_copy(update={"settings": settings})
+    lacking = manifest.model_copy(update={"evaluation": weak})
+    (found,) = evaluation_lacks(lacking, None, fair_opponent=True)
+    assert said in found
+    assert not list(evaluation_lacks(lacking, None, fair_opponent=False))
+
+
+def test_fair_opponent_of_texts_needs_no_labels(package: Build) -> None:
+    manifest = package(1)[1]
+    written = manifest.model_copy(
+        update={
+            "data": manifest.data.model_copy(update={"task": "text"}),
+            "evaluation": without(manifest.evaluation, "base_labels"),
+        }
+    )
+    assert not list(evaluation_lacks(written, None, fair_opponent=True))
