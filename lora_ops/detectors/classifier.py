@@ -98,14 +98,17 @@ def _place(settings: ClassifierSettings, root: Path) -> tuple[str, dict[str, Any
 
 def _load(name: str, where: dict[str, Any]) -> tuple[Any, Any]:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    # A folder's own code is not run. Without this transformers asks on the terminal whether it may.
+    where = {**where, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
         model, said = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise Unavailable(
             f"The classifier {name} can't be loaded ({reason}): make its files available, or remove "

@@ -1,6 +1,8 @@
 """Any sequence classifier as a detector: labels by name, long texts by windows, else one sentence."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,30 @@ def test_missing_weights_fail_in_one_sentence(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(Unavailable, match="can't be loaded"):
         Classifier(ClassifierSettings(id="no/such", revision="0" * 40, labels=("insult",)), Path())
+
+
+def test_classifier_names_weights_that_are_cut_off(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "cut"
+    shutil.copytree(folder, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(Unavailable, match="cut can't be loaded .*: make its files available"):
+        Classifier(ClassifierSettings(path=str(copy), labels=("insult",)), tmp_path)
+
+
+def test_classifier_never_runs_code_of_its_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asked on the terminal whether it may, and waited for an answer."""
+    copy = tmp_path / "own"
+    shutil.copytree(folder, copy)
+    own = {"AutoConfig": "own.C", "AutoModelForSequenceClassification": "own.M"}
+    (copy / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": own}))
+    (copy / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(Unavailable, match="own can't be loaded"):
+        Classifier(ClassifierSettings(path=str(copy), labels=("insult",)), tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_model_without_a_trained_head_is_refused(folder: Path, tmp_path: Path) -> None:
