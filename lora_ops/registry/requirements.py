@@ -154,7 +154,10 @@ def step_basis(
     documents: dict[str, AnyEvidence] = {one.document.kind: one.document for one in given}
     required = {*(PRODUCTION_RESTS_ON if to == "production" else EVIDENCE[version.state, to])}
     required -= {kind for kind in SINCE_GATES if not getattr(registry.least, kind)}
-    needed = [f"evidence of kind '{kind}'" for kind in sorted(required - {*found, *documents})]
+    needed = [
+        f"evidence of kind '{kind}'{_how_to_make(kind, version)}"
+        for kind in sorted(required - {*found, *documents})
+    ]
     if "release_notes" in required:
         needed += _other_notes(registry, version, found)
     against = _gate_objections(registry, version, history, documents, twins, asked="regression" in required)
@@ -164,6 +167,17 @@ def step_basis(
     needed += against.twins
     basis = found | {one.document.kind: one.reference for one in given}
     return {kind: one for kind, one in basis.items() if kind in required}, needed
+
+
+def _how_to_make(kind: str, version: Version) -> str:
+    """Return the command that makes a kind of evidence, in brackets; empty where people bring a file."""
+    ways = {
+        "regression": f"lora-ops gate {version.id}",
+        "policy": f"lora-ops gate {version.id}",
+        "human_evaluation": f"lora-ops review start {version.id}",
+        "release_notes": f"lora-ops release draft {version.id}",
+    }
+    return f" (`{ways[kind]}`)" if kind in ways else ""
 
 
 class GateObjections(NamedTuple):

@@ -268,6 +268,7 @@ def test_status_says_what_the_next_step_needs(cli: Cli) -> None:
     assert others[0]["candidate"] is None and others[0]["missing"] == []
     page = " ".join(cli("status").output.split())
     assert "finance@2 -> validated needs" in page
+    assert "evidence of kind 'policy' (`lora-ops gate finance@2`)" in page
 
 
 def test_status_follows_the_version_furthest_on_its_way(cli: Cli, root: Path) -> None:

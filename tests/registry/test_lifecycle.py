@@ -53,9 +53,9 @@ def test_aliases_follow_a_version_from_stage_to_stage(
         (
             "candidate",
             "validated",
-            "missing: evidence of kind 'policy'.",
+            "missing: evidence of kind 'policy' (`lora-ops gate finance@1`).",
         ),
-        ("validated", "shadow", "missing: evidence of kind 'human_evaluation'."),
+        ("validated", "shadow", "evidence of kind 'human_evaluation' (`lora-ops review start finance@1`)."),
         ("shadow", "canary", "missing: evidence of kind 'shadow'."),
         (
             "canary",
@@ -76,7 +76,7 @@ def test_a_step_without_its_evidence_is_refused_with_what_is_missing(
 
 
 def test_evidence_of_one_kind_does_not_stand_for_another(registry: Registry, story: Story, first: str) -> None:
-    with pytest.raises(LoraOpsError, match="missing: evidence of kind 'policy'."):
+    with pytest.raises(LoraOpsError, match="missing: evidence of kind 'policy' .`lora-ops gate"):
         lifecycle.promote(
             registry,
             first,

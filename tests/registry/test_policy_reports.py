@@ -85,7 +85,7 @@ def test_a_failure_that_somebody_typed_stays(asking: Registry, tmp_path: Path) -
 
 
 def test_computed_report_lets_a_version_on(asking: Registry) -> None:
-    assert missing_for(asking, "finance@2")[1] == ["evidence of kind 'policy'"]
+    assert missing_for(asking, "finance@2")[1] == ["evidence of kind 'policy' (`lora-ops gate finance@2`)"]
     assert rows(asking)["policy"].note == "lora-ops gate finance@2"
     file(asking, computed(asking))
     lifecycle.promote(asking, "finance@2", "validated", actor="ci", reason="it passes")

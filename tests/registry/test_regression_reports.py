@@ -71,7 +71,7 @@ def lacking(registry: Registry) -> str:
 
 def test_a_version_needs_a_report(asking: Registry, story: Story) -> None:
     story.file("policy", about="finance@2")
-    assert lacking(asking) == "evidence of kind 'regression'"
+    assert lacking(asking).startswith("evidence of kind 'regression' (`lora-ops gate finance@")
     file(asking, report(asking))
     assert lacking(asking) == ""
     lifecycle.promote(asking, "finance@2", "validated", actor="ci", reason="passes")

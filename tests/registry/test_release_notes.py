@@ -72,7 +72,8 @@ def test_read_fields_refuses_another_form(tmp_path: Path, content: str) -> None:
 
 
 def test_production_needs_release_notes(canary: Registry, story: Story, tmp_path: Path) -> None:
-    assert "evidence of kind 'release_notes'" in missing_for(canary, "finance@1")[1]
+    needed = missing_for(canary, "finance@1")[1]
+    assert "evidence of kind 'release_notes' (`lora-ops release draft finance@1`)" in needed
     fill(tmp_path, "finance@1")
     report, *_ = release_report(canary, canary.get("finance@1"), tmp_path)
     lifecycle.file_evidence(canary, "finance@1", report, actor="eve")
