@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from lora_ops.records.detectors import DetectorRecord
 from lora_ops.records.evidence import PolicyCheck, PolicyEvidence
+from lora_ops.registry.answered_incidents import NAMED
 from lora_ops.registry.approvals import promotion_in
 from lora_ops.registry.counting import plain
 from lora_ops.registry.reports import last_document, load
@@ -64,11 +65,18 @@ def _looser(mine: PolicyCheck, theirs: PolicyCheck) -> Iterator[str]:
         yield f"{mine.name} at most {now.budget:g}, not {then.budget:g} ({now.reason})"
     if mine.prompts < theirs.prompts:
         yield f"{mine.name} of {mine.prompts} prompts, not {theirs.prompts}"
-    judges = [_judge(one.detector.detector) if one.detector else one.judge for one in (now, then)]
+    detectors = [one.detector.detector if one.detector else None for one in (now, then)]
+    digests = {one.digest for one in detectors if one and one.digest}
+    # A classifier in a folder keeps its name when other weights are put there.
+    judges = [
+        _judge(one, with_digest=len(digests) > 1) if one else said.judge
+        for one, said in zip(detectors, (now, then), strict=True)
+    ]
     if judges[0] != judges[1]:
         yield f"{mine.name} judged by {judges[0]}, not {judges[1]}"
 
 
-def _judge(detector: DetectorRecord) -> str:
+def _judge(detector: DetectorRecord, *, with_digest: bool) -> str:
     threshold = "" if detector.threshold is None else f", threshold {detector.threshold:g}"
-    return f"{detector.name} ({detector.version}{threshold})"
+    digest = f"; {detector.digest[:NAMED]}" if with_digest and detector.digest else ""
+    return f"{detector.name} ({detector.version}{threshold}{digest})"

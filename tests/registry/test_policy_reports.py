@@ -207,6 +207,31 @@ def test_a_kinder_policy_is_a_note(registry: Registry, package: Build, story: St
     assert "off_task at most 0.9, not 0.5" in notes_on(registry)
 
 
+def test_a_detector_replaced_in_its_folder_is_a_note(registry: Registry, package: Build, story: Story) -> None:
+    """Path and threshold stayed, and another classifier judged."""
+
+    def by(about: str, digest: str) -> None:
+        given = policy_source(adapter=about, digest=registry.get(about).summary.content_digest)
+        assert given.insults.measured
+        folder = given.insults.measured.detector.model_copy(update={"digest": digest})
+        measured = given.insults.measured.model_copy(update={"detector": folder})
+        insults = given.insults.model_copy(update={"measured": measured})
+        given = given.model_copy(update={"insults": insults})
+        document = policy_report(given, "finance", registry.clock())
+        file(registry, Report(document, given.to_json().encode(), "policy prompts"), about)
+
+    registry.least = registry.least.model_copy(update={"policy": "computed"})
+    registry.register(*package(1), actor=AUTHOR)
+    by("finance@1", "a" * 64)
+    lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="next")
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor=AUTHOR)
+    by("finance@2", "a" * 64)
+    assert "its policy" not in notes_on(registry)
+    by("finance@2", "b" * 64)
+    assert "insults judged by words (1, threshold 0.5; bbbbbbbb), not words (1" in notes_on(registry)
+
+
 def test_undecided_says_nothing_where_rows_are_typed(asking: Registry) -> None:
     document = computed(asking, said={"ordinary-1": "x", "ordinary-2": "x"}).document
     assert list(lacks(document, EvidenceSettings()))
