@@ -27,8 +27,16 @@ class Suites(EarlierReports[RegressionEvidence]):
         return document if isinstance(document, RegressionEvidence) else None
 
     def unpassed(self, document: RegressionEvidence) -> list[str]:
-        """Return which slices, metrics and cases an earlier report judges and does not pass."""
-        return unpassed(document, self.least)
+        """Return which slices, metrics and cases an earlier report judges and does not pass.
+
+        A package whose answers base model and adapter do not give did not pass either.
+        """
+        asked = self.least.regression and self.least.evaluation_again
+        is_other = asked and document.evaluated is not None and document.evaluated.verdict == "fail"
+        return [
+            *unpassed(document, self.least),
+            *(["held-out rows answered again: fail"] if is_other else []),
+        ]
 
     @staticmethod
     def judged_by(document: RegressionEvidence) -> object:

@@ -96,6 +96,21 @@ def test_a_gap_of_answers_given_again_refuses(asking: Registry, story: Story) ->
     assert rows["gap by part, answered again"] == "fail"
 
 
+def test_failed_answers_given_again_stay_a_note(asking: Registry, story: Story) -> None:
+    """A newer report took the place of one by which the package was made up, and nobody saw that."""
+    story.file("policy", about="finance@2")
+    given = source(suite(), digest=asking.get("finance@2").summary.content_digest)
+    assert given.evaluated
+    wrong = given.model_copy(update={"evaluated": given.evaluated.model_copy(update={"is_alike": False})})
+    document = regression_report(wrong, "finance", asking.clock())
+    file(asking, Report(document, wrong.to_json().encode(), "its suite"))
+    file(asking, report(asking))
+    assert lacking(asking) == ""
+    notes = " ".join(gate_notes(asking, asking.get("finance@2")))
+    assert "an earlier regression report did not pass" in notes
+    assert "held-out rows answered again: fail), and a newer one counts" in notes
+
+
 def test_a_failing_report_refuses_the_step(asking: Registry, story: Story) -> None:
     story.file("policy", about="finance@2")
     file(asking, report(asking, wrong=20))
