@@ -85,15 +85,15 @@ def packaged_answers(
     """
     record = packaged_record(registry, version, file, AnswersRecord)
     weights = version.manifest.files[ADAPTER_FILES[0]].sha256
-    if record is None or record.adapter_sha256 != weights or not _have_one_base(record, asked):
+    if record is None or record.adapter_sha256 != weights or not have_one_base(record, asked):
         return {}
     prompts = asked.cases if isinstance(asked, CasesRecord) else asked.prompts
     keys = {one.key for one in prompts}
     return {one.key: one for one in record.answers if one.key in keys}
 
 
-def _have_one_base(record: AnswersRecord, asked: CasesRecord | PolicyPromptsRecord) -> bool:
-    """Return whether answers and prompts are of the same base model; older records name only its weights."""
+def have_one_base(record: AnswersRecord | CasesRecord, asked: CasesRecord | PolicyPromptsRecord) -> bool:
+    """Whether two records are of the same base model; older ones name only its weights."""
     files = record.base_files_sha256, asked.base_files_sha256
     return record.base_model_sha256 == asked.base_model_sha256 and (None in files or files[0] == files[1])
 

@@ -12,6 +12,7 @@ from lora_ops.gates.candidate import (
     OtherAnswers,
     asked_by,
     has_base,
+    have_one_base,
     laid_out,
     packaged_answers,
     too_many_differ,
@@ -19,7 +20,7 @@ from lora_ops.gates.candidate import (
 from lora_ops.gates.cases import ask_cases, has_suite
 from lora_ops.gates.expectations import Patience, score
 from lora_ops.gates.held_out import AnsweredAgain, answer_again, evaluated_again, packaged_rows
-from lora_ops.paths import CASE_ANSWERS
+from lora_ops.paths import CASE_ANSWERS, CASES
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.regression import (
     Baseline,
@@ -33,7 +34,7 @@ from lora_ops.records.regression import (
 from lora_ops.records.suite import CaseAnswer, CasesRecord
 from lora_ops.registry.loosened import production_before
 from lora_ops.registry.store import Registry
-from lora_ops.registry.suite_changes import kept_source, kept_suite, listed
+from lora_ops.registry.suite_changes import kept_source, kept_suite, listed, packaged_record
 from lora_ops.registry.versions import CLOSED, Version
 
 EARLIER = 3
@@ -75,10 +76,11 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
     production = production_before(registry, version)
     for role, other in _others(registry, version, production):
         try:
-            known = {
-                **filed_before.get(other.summary.content_digest, {}),
-                **_kept_answers(registry, other, cases),
-            }
+            known = _kept_answers(registry, other, cases)
+            if other.manifest.base_model.matches(cases.base_model_sha256, cases.base_files_sha256):
+                known = {**filed_before.get(other.summary.content_digest, {}), **known}
+            else:
+                _require_answered(other, cases, known)
             found = _answers(cases, known, root, (registry, other))
         except LoraOpsError as error:
             if role == "production":
@@ -323,8 +325,35 @@ def _notes_on(answers: PackagedAnswers, version: Version) -> Iterator[str]:
 
 
 def _kept_answers(registry: Registry, version: Version, cases: CasesRecord) -> dict[str, CaseAnswer]:
-    """Return a version's own answers to `cases`, as far as its package has them, by key."""
-    return packaged_answers(registry, version, CASE_ANSWERS, cases)
+    """Return a version's own answers to `cases`, as far as its package has them, by key.
+
+    A version of another base model was asked in that one's chat template: its answers to the same questions
+    count, as it gave them in its time.
+    """
+    own = packaged_record(registry, version, CASES, CasesRecord)
+    if own is None or have_one_base(own, cases):
+        return packaged_answers(registry, version, CASE_ANSWERS, cases)
+    given = packaged_answers(registry, version, CASE_ANSWERS, own)
+    by_question = {one.question: given[one.key] for one in own.cases if one.key in given}
+    return {
+        one.key: by_question[one.question].model_copy(update={"key": one.key})
+        for one in cases.cases
+        if one.question in by_question
+    }
+
+
+def _require_answered(other: Version, cases: CasesRecord, known: Mapping[str, CaseAnswer]) -> None:
+    """Refuse what a version of another base model can't answer here: on this one it would be easy to beat.
+
+    Raises:
+        LoraOpsError: its package lacks answers.
+    """
+    lacking = [one.case.id for one in cases.cases if one.key not in known]
+    if lacking:
+        raise LoraOpsError(
+            f"{other.id} was trained on another base model, so it can't answer {listed(lacking)} here: ask "
+            "only what its package answers, or register a package of it with them on its own base model."
+        )
 
 
 def _others(registry: Registry, version: Version, production: int | None) -> Iterator[tuple[Role, Version]]:

@@ -24,6 +24,12 @@ class AskedCase(Record):
         asked = self.model_dump(mode="json", include={"prompt", "max_tokens", "seed"})
         return sha256_text(canonical({**asked, "temperature": self.case.temperature, "n": self.case.repeats}))
 
+    @property
+    def question(self) -> str:
+        """What is asked in whatever chat template, as a digest: it finds the answers of another base model."""
+        asked = {"text", "prompt", "turns", "repeats", "temperature"}
+        return sha256_text(canonical(self.case.model_dump(mode="json", include=asked)))
+
 
 class CasesRecord(Record):
     """A tenant's suite as it is asked: the tenant's own cases and the general ones."""

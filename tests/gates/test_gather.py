@@ -8,13 +8,13 @@ import pytest
 from lora_ops.errors import LoraOpsError
 from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.candidate import has_base
-from lora_ops.gates.gather import gather
+from lora_ops.gates.gather import gather, unlike_packages
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import CASE_ANSWERS, CASES
+from lora_ops.paths import ADAPTER_FILES, CASE_ANSWERS, CASES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.manifest import FileRecord
 from lora_ops.records.regression import PackagedAnswers
-from lora_ops.records.suite import AnswersRecord, AskedCase, CasesRecord
+from lora_ops.records.suite import AnswersRecord, AskedCase, CaseAnswer, CasesRecord
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.suite import Case, Expect, Slice
@@ -147,3 +147,49 @@ def test_gather_asks_nothing_with_other_files(
         gather(registry, version, root)
     record_base(base)
     assert not has_base(version, root)
+
+
+def of_another_base(registry: Registry, package: Build, cases: CasesRecord, answered: int) -> None:
+    """Register a version whose package answers the first cases, asked in the template of its own base model."""
+    folder, manifest = package(5)
+    own = cases.model_copy(
+        update={
+            "base_model_sha256": manifest.base_model.sha256,
+            "base_files_sha256": None,
+            "cases": tuple(one.model_copy(update={"prompt": f"[INST] {one.case.text}"}) for one in cases.cases),
+        }
+    )
+    given = AnswersRecord(
+        tenant="finance",
+        base_model_sha256=manifest.base_model.sha256,
+        adapter_sha256=manifest.files[ADAPTER_FILES[0]].sha256,
+        adapter_config_sha256=None,
+        cases_sha256="a" * 64,
+        answers=tuple(
+            CaseAnswer(key=one.key, case=one.case.id, texts=("as it was",)) for one in own.cases[:answered]
+        ),
+    )
+    for name, record in ((CASES, own), (CASE_ANSWERS, given)):
+        (folder / name).write_text(record.to_json())
+    files = {name: FileRecord(bytes=1, sha256=sha256_file(folder / name)) for name in (CASES, CASE_ANSWERS)}
+    manifest = manifest.model_copy(update={"files": {**manifest.files, **files}})
+    registry.register(folder, evaluated(folder, manifest, manifest.evaluation), actor=AUTHOR)
+
+
+@pytest.mark.parametrize("answered", [ROWS, ROWS - 1])
+def test_gather_runs_no_adapter_on_another_base(
+    registry: Registry, package: Build, root: Path, answered: int
+) -> None:
+    """An adapter on a base model that it was not trained on is a baseline that anything beats."""
+    base = root / "models/base"
+    cases = asking(base, temperature=0.0)
+    of_another_base(registry, package, cases, answered)
+    registered(registry, package, base, cases, {})
+    gathered = gather(registry, registry.get("finance@2"), root)
+    others = {one.baseline.name: one for one in gathered.source.systems[2:]}
+    if answered == ROWS:
+        assert {text for one in others["finance@1"].answers for text in one.texts} == {"as it was"}
+        assert list(unlike_packages(registry, registry.get("finance@2"), gathered.source)) == []
+    else:
+        assert not others
+        assert f"it can't answer a-{ROWS - 1} here" in " ".join(gathered.notes)

@@ -26,7 +26,7 @@ from lora_ops.registry.verification import verify
 from lora_ops.settings.suite import Slice
 
 from ..gates.sources import BASE, DIGEST, answers, given_again, source, suite
-from .conftest import AUTHOR, Build, Story
+from .conftest import AUTHOR, Build, Story, with_card
 
 
 @pytest.fixture
@@ -238,6 +238,12 @@ def test_gate_notes_compare_with_the_suite_of_the_promotion(
 def without_base(registry: Registry, package: Build, root: Path, wrong: int) -> RegressionSource:
     """Gather what a report on finance@3 rests on, whose package claims answers, where no base model is."""
     folder, manifest = package(3)
+    one = registry.get("finance@1").manifest.base_model
+    data = manifest.data.model_copy(update={"base_model_sha256": one.sha256})
+    training = manifest.training.model_copy(update={"base_model_sha256": one.sha256})
+    manifest = with_card(
+        folder, manifest.model_copy(update={"base_model": one, "data": data, "training": training})
+    )
     weights, base = (manifest.files["adapter_model.safetensors"].sha256, manifest.base_model.sha256)
     cases = suite().model_copy(update={"base_model_sha256": base})
     claimed = AnswersRecord(
