@@ -243,7 +243,9 @@ def _evaluated_again_row(
     lacking, evaluated = list(not_evaluated_again(document)), document.evaluated
     if evaluated and evaluated.verdict != "missing":
         most = max(evaluated.differing.values(), default=0)
-        found = f"{evaluated.given_again} of {evaluated.rows}, at most {most} worth something else"
+        texts = max(evaluated.other_texts.values(), default=0)
+        differing = f"at most {most} worth something else, {texts} other texts"
+        found = f"{evaluated.given_again} of {evaluated.rows}, {differing}"
         note = f"needs {lacking[0]}" if lacking else ""
         yield GateRow(name, evaluated.verdict, found, wanted, one.sha256, note=note)
     elif least.regression and least.evaluation_again:

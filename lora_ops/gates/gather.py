@@ -303,6 +303,13 @@ def _notes_on_evaluation(evaluated: AnsweredAgain, version: Version) -> Iterator
             f"none of its {evaluated.record.rows} held-out rows was answered again: {evaluated.why_not}, then "
             f"`lora-ops gate {version.id}`"
         )
+    others = {name: count for name, count in evaluated.record.other_texts.items() if count}
+    if others:
+        said = ", ".join(f"{count} of {name.replace('_', ' ')}" for name, count in others.items())
+        yield (
+            f"reviewers judge the packaged texts, and of {evaluated.record.rows} held-out answers {said} are "
+            "other texts when they are given again: on the machine that packaged them none is"
+        )
     lately = [name for name in evaluated.answers if name not in evaluated.record.differing]
     if lately:
         said = ", ".join(name.replace("_", " ") for name in lately)

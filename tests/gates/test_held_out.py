@@ -148,7 +148,8 @@ def test_made_up_held_out_answers_fail(registry: Registry, package: Build, root:
         return frame.assign(**{BASE: "nothing"})
 
     version = registered(registry, package, root, worse_base)
-    source = gather(registry, version, root).source
+    source, notes = gather(registry, version, root)
+    assert f"{ROWS} of base are other texts when they are given again" in " ".join(notes)
     assert source.evaluated
     assert source.evaluated.verdict == "fail"
     assert source.evaluated.other_texts == {BASE: ROWS, BASE_FEW_SHOT: 0, ADAPTER: 0}
