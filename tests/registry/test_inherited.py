@@ -544,7 +544,7 @@ def test_fewer_comparisons_answer_no_evaluation_of_a_twin(
     measured = {name: measured[name] for name in ("adapter", *fewer)}
     metrics = {"exact_match": measured}
     other = twin(registry, package, beats_base=True, differences=fewer, metrics=metrics)
-    needs = [one for one in missing_for(registry, other)[1] if one.startswith("an evaluation")]
+    needs = [one for one in missing_for(registry, other)[1] if one.startswith("an evaluation with")]
     assert needs == [
         f"an evaluation with {one}, as that in which finance@1, which has the same weights, does not beat its "
         "base model"
