@@ -13,7 +13,8 @@ from lora_ops.evaluation.answered import Answered, write_answers
 from lora_ops.evaluation.bias import errors_by, scores_by
 from lora_ops.evaluation.compare import evaluate, lost_rows, with_baselines, write_report
 from lora_ops.hashing import sha256_file
-from lora_ops.paths import ADAPTER_FILES, METRICS
+from lora_ops.paths import ADAPTER_FILES, BASE_MODEL, METRICS
+from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.evaluation import (
     ADAPTER,
     BASE,
@@ -72,7 +73,9 @@ def record(frame: pd.DataFrame, settings: TenantSettings, folder: Path) -> Evalu
     agreement = {BASE: Agreement(rows=8, equal=8)}
     seconds, cut = {BASE: 1.0, ADAPTER: 1.0}, {BASE: 120, ADAPTER: 2}
     answered = Answered(frame, seconds, cut, "engine", agreement, adapter_digests(folder))
-    inputs = {folder / "test.jsonl": sha256_file(folder / "test.jsonl")}
+    base = BaseModelRecord(id="smol", revision="r1", sha256="a" * 64, parameters=10, source="package")
+    (folder / BASE_MODEL).write_text(base.to_json())
+    inputs = {path: sha256_file(path) for path in (folder / "test.jsonl", folder / BASE_MODEL)}
     generation = write_answers("media", answered, settings.evaluate, inputs, folder / "report")
     return evaluate("media", settings, frame, generation)
 
