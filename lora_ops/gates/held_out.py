@@ -84,8 +84,9 @@ def answer_again(registry: Registry, version: Version, root: Path) -> AnsweredAg
         )
     prompt, settings = asked_by(version)
     base, train = root / "models/base", read_split(prepared, "train")
+    tokenizer = load_tokenizer(base)
     for split, rows in (("train", train), ("test", test)):
-        wrong = _says_two_things(load_tokenizer(base), rows, prompt.system)
+        wrong = _says_two_things(tokenizer, rows, prompt.system)
         if wrong:
             raise OtherAnswers(
                 f"{(prepared / split).relative_to(root)}.jsonl has {wrong}: run `dvc repro --force "
