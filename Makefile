@@ -14,7 +14,7 @@ validate: .venv/installed ## compare prompts and schemas with those that others 
 	lora-ops validate
 
 repro: .venv/installed ## train, evaluate, package and register each tenant's adapter; skips what is up to date
-	dvc repro
+	lora-ops repro
 	lora-ops register
 	lora-ops report
 

@@ -19,6 +19,7 @@ from lora_ops.gates.release_commands import app as release_app
 from lora_ops.gates.review.commands import app as review_app
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_error, print_json, print_problem, prose_on_stderr, wants_json
+from lora_ops.pipeline_commands import repro
 from lora_ops.processes import leave_out_url_grammars
 from lora_ops.registry.command_options import Actor
 from lora_ops.registry.commands import app as registry_app
@@ -39,6 +40,7 @@ app.add_typer(review_app, name="review")
 app.add_typer(owners_app, name="owners")
 app.add_typer(keys_app, name="keys")
 app.add_typer(release_app, name="release")
+app.command()(repro)
 app.command()(serve)
 app.command()(register)
 app.command()(report)

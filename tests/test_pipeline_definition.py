@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from lora_ops.pipeline import SHARED
 from lora_ops.settings.evaluate import ANSWERING
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT
@@ -73,6 +74,18 @@ def reached(stage: str) -> set[str]:
         todo |= imported(path.read_text()) - seen
     # A package's first line holds no behaviour.
     return {path.relative_to(ROOT).as_posix() for path in seen if path.read_text().count("\n") > 10}
+
+
+def test_stages_of_a_tenant_can_run_in_their_order() -> None:
+    """`lora-ops repro` runs what all tenants share, and then each tenant's stages from top to bottom."""
+    made: set[str] = set()
+    for name, stage in STAGES.items():
+        reads = {path for path in stage["deps"] if path.startswith(("data/prepared", "models", "reports"))}
+        assert all(any(path.startswith(out) for out in made) for path in reads), name
+        outs = [*stage["outs"], *stage.get("metrics", ()), *stage.get("plots", ())]
+        made |= {out if isinstance(out, str) else next(iter(out)) for out in outs}
+    shared = [name for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items() if "foreach" not in stage]
+    assert tuple(shared) == SHARED
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -43,7 +43,7 @@ def tiny_repository(target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a tenant of labels and one of free text, after one `dvc repro`.
+    """A repository with a tenant of labels and one of free text, after one `lora-ops repro`.
 
     `.ci/run` runs the real pipeline for all tenants of params.yaml.
     """
@@ -67,7 +67,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
 
     edit_params(root, quick)
-    made = run("dvc", "repro", cwd=root)
+    made = run("lora-ops", "repro", cwd=root)
     assert made.returncode == 0, made.stdout[-4000:] + made.stderr[-4000:]
     assert not (root / ".registry").exists()
     registered = run("lora-ops", "register", cwd=root)
