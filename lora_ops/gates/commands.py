@@ -55,7 +55,7 @@ def gate(
     root = find_root()
     settings = load_settings(root)
     notes: list[str] = []
-    refused: list[GateRow] = []
+    of_this_run: list[GateRow] = []
     with opened_registry() as registry:
         version = registry.get_exact(reference)
         if again:
@@ -71,7 +71,7 @@ def gate(
                     make_policy_report(registry, version, root, settings.detectors),
                 ]
             notes = [note for one in made for note in one.notes]
-            refused = [one.refused for one in made if one.refused]
+            of_this_run = [row for one in made for row in one.rows]
             before = filed(version, registry.log.entries(version.tenant, version.number))
             for report in (one.report for one in made if one.report):
                 last = before.get(report.document.kind)
@@ -81,7 +81,7 @@ def gate(
                 elif not registry.files.holds(report.document.source.sha256):
                     keep_reports(registry, [report])  # a lost source comes back
         rows = gate_rows(registry, version)
-        rows += refused
+        rows += of_this_run
         notes += gate_notes(registry, version)
         keeps = settings.serving.tenant(version.tenant).keep_text
         shown = read_shown(registry, version, rows)

@@ -13,7 +13,7 @@ from lora_ops.gates.gather import gather, unlike_packages
 from lora_ops.gates.policy_gate import policy_rows, replay_policy
 from lora_ops.gates.regression import regression_report
 from lora_ops.gates.review.evidence import recount
-from lora_ops.gates.rows import GateRow, Made, refused_row
+from lora_ops.gates.rows import GateRow, Made, not_asked_row, not_made, refused_row
 from lora_ops.records.evaluation import BASES, ColumnBias
 from lora_ops.records.evidence import (
     AnyEvidence,
@@ -51,12 +51,13 @@ def make_regression_report(registry: Registry, version: Version, root: Path) -> 
     except Damaged:
         raise
     except OtherAnswers as error:
-        return Made(None, [], refused_row("regression", error))
+        return Made(None, [], (refused_row("regression", error),))
     except LoraOpsError as error:
-        return Made(None, [f"there is no regression report: {error}"])
+        return not_made(registry, version, "regression", error)
     against = ", ".join(one.name for one in document.baselines)
     summary = f"{document.cases} cases of its suite against {against}"
-    return Made(Report(document, gathered.source.to_json().encode(), summary), gathered.notes)
+    rows = (not_asked_row(version, gathered.not_asked),) if gathered.not_asked else ()
+    return Made(Report(document, gathered.source.to_json().encode(), summary), gathered.notes, rows)
 
 
 def gate_rows(registry: Registry, version: Version) -> list[GateRow]:

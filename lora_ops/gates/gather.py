@@ -44,10 +44,18 @@ REMEMBERED = 10
 
 
 class Gathered(NamedTuple):
-    """The source of a report, and which baselines were left out and why."""
+    """The source of a report, and what it leaves out.
+
+    Attributes:
+        source: what the report is computed from.
+        notes: which baselines were left out, and why.
+        not_asked: why nobody gave answers again, where those of the last report stand in; empty where somebody
+            did, or where none stand in.
+    """
 
     source: RegressionSource
     notes: list[str]
+    not_asked: str = ""
 
 
 def gather(registry: Registry, version: Version, root: Path) -> Gathered:
@@ -110,7 +118,10 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
         evaluation_answers=evaluated.answers,
         held_out_left_out=left_out,
     )
-    return Gathered(source, notes)
+    is_of_before = evaluated.record.verdict != "missing" or (
+        given_again.packaged > 0 and given_again.verdict == "pass" and not has_base(version, root)
+    )
+    return Gathered(source, notes, evaluated.why_not if is_of_before else "")
 
 
 def unlike_packages(registry: Registry, version: Version, source: RegressionSource) -> Iterator[str]:
@@ -294,11 +305,11 @@ def _evaluated_again(registry: Registry, version: Version, root: Path) -> Answer
     # The content digest covers the packaged answers: they are the same as then.
     if before.systems[0].baseline.digest != version.summary.content_digest:
         return found
-    return AnsweredAgain(before.evaluated, dict(before.evaluation_answers))
+    return AnsweredAgain(before.evaluated, dict(before.evaluation_answers), found.why_not)
 
 
 def _notes_on_evaluation(evaluated: AnsweredAgain, version: Version) -> Iterator[str]:
-    if evaluated.why_not:
+    if evaluated.why_not and evaluated.record.verdict == "missing":
         yield (
             f"none of its {evaluated.record.rows} held-out rows was answered again: {evaluated.why_not}, then "
             f"`lora-ops gate {version.id}`"

@@ -40,7 +40,10 @@ Given = Mapping[str, Sequence[str]]
 
 
 class AnsweredAgain(NamedTuple):
-    """What came of asking again, the answers, and why nobody was asked, which is empty where somebody was."""
+    """What came of asking again, the answers, and why nobody was asked now, which is empty where somebody was.
+
+    Where nobody was asked, both may be those of an earlier report.
+    """
 
     record: EvaluatedAgain
     answers: dict[str, tuple[str, ...]]

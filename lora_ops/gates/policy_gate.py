@@ -8,7 +8,7 @@ from lora_ops.gates.candidate import OtherAnswers
 from lora_ops.gates.differences import differences
 from lora_ops.gates.policy import policy_report
 from lora_ops.gates.policy_answers import gather_policy, packaged_policy_answers
-from lora_ops.gates.rows import GateRow, Made, RowVerdict, refused_row
+from lora_ops.gates.rows import GateRow, Made, RowVerdict, not_made, refused_row
 from lora_ops.records.evidence import Evidence, PolicyCheck, PolicyEvidence
 from lora_ops.registry.policy_sources import read_policy_source
 from lora_ops.registry.report_lacks import lacks
@@ -36,9 +36,9 @@ def make_policy_report(registry: Registry, version: Version, root: Path, detecto
     except Damaged:
         raise
     except OtherAnswers as error:
-        return Made(None, [], refused_row("policy", error))
+        return Made(None, [], (refused_row("policy", error),))
     except LoraOpsError as error:
-        return Made(None, [f"there is no policy report: {error}"])
+        return not_made(registry, version, "policy", error)
     document = policy_report(source, version.tenant, registry.clock())
     summary = f"{len(source.prompts.prompts)} policy prompts in {len(document.checks)} checks"
     return Made(Report(document, source.to_json().encode(), summary), [])

@@ -4,7 +4,9 @@ from typing import Literal, NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.regression import Verdict
-from lora_ops.registry.reports import Report
+from lora_ops.registry.reports import Report, filed
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 
 RowVerdict = Verdict | Literal["not applicable"]
 """What does not apply passes nothing and stops nothing."""
@@ -38,12 +40,33 @@ class Made(NamedTuple):
     Attributes:
         report: None where none can be made.
         notes: what it leaves out, or why there is none.
-        refused: the gate that fails now since the packaged answers are others; an earlier report may pass.
+        rows: gates of this run alone: what it did not ask, or what fails now though an earlier report may pass.
     """
 
     report: Report | None
     notes: list[str]
-    refused: GateRow | None = None
+    rows: tuple[GateRow, ...] = ()
+
+
+def not_made(registry: Registry, version: Version, kind: str, why: LoraOpsError) -> Made:
+    """Return that no report of a kind could be made; where an earlier one counts, this run did not pass it.
+
+    Whoever lets CI run the gate before a promotion takes its exit code for an answer of today.
+    """
+    if kind not in filed(version, registry.log.entries(version.tenant, version.number)):
+        return Made(None, [f"there is no {kind} report: {why}"])
+    note = f"the last report is shown, and there is no new one: {str(why).rstrip('.')}"
+    return Made(None, [], (GateRow(f"{kind} report of this run", "missing", note=note),))
+
+
+def not_asked_row(version: Version, why: str) -> GateRow:
+    """Return the gate that is missing since nobody was asked in this run, so that an earlier report counts."""
+    return GateRow(
+        "answers given again in this run",
+        "missing",
+        threshold="all",
+        note=f"the last report is shown, and nobody was asked now: {why}, then `lora-ops gate {version.id}`",
+    )
 
 
 def refused_row(kind: str, why: LoraOpsError) -> GateRow:

@@ -12,7 +12,7 @@ from lora_ops.evaluation.compare import evaluate, with_baselines
 from lora_ops.evaluation.few_shot import base_prompts
 from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.candidate import OtherAnswers
-from lora_ops.gates.gate import replay
+from lora_ops.gates.gate import make_regression_report, replay
 from lora_ops.gates.gather import gather
 from lora_ops.gates.held_out import answer_again, evaluated_again, packaged_rows
 from lora_ops.gates.regression import regression_report
@@ -148,7 +148,7 @@ def test_made_up_held_out_answers_fail(registry: Registry, package: Build, root:
         return frame.assign(**{BASE: "nothing"})
 
     version = registered(registry, package, root, worse_base)
-    source, notes = gather(registry, version, root)
+    source, notes, _ = gather(registry, version, root)
     assert f"{ROWS} of base are other texts when they are given again" in " ".join(notes)
     assert source.evaluated
     assert source.evaluated.verdict == "fail"
@@ -231,7 +231,21 @@ def test_without_base_or_data_the_last_report_counts(
     assert gathered.source.evaluated and gathered.source.evaluated.verdict == "missing"
     assert "held-out rows was answered again: " in " ".join(gathered.notes)
     file(registry, version, asked)
+    [missing] = make_regression_report(registry, version, root).rows
+    assert (missing.verdict, missing.gate) == ("missing", "answers given again in this run")
+    assert "nobody was asked now: " in missing.note
     assert gather(registry, version, root).source.evaluated == asked.evaluated
+
+
+def test_a_report_that_cannot_be_made_again_is_missing(registry: Registry, package: Build, root: Path) -> None:
+    """The gate ended with 0 in CI though it made nothing there: an earlier report passed."""
+    version = registered(registry, package, root)
+    file(registry, version, gather(registry, version, root).source)
+    (root / "suites").mkdir()
+    (root / "suites/finance.yaml").write_text("cases: [")
+    [missing] = make_regression_report(registry, version, root).rows
+    assert (missing.verdict, missing.gate) == ("missing", "regression report of this run")
+    assert "there is no new one: suites/finance.yaml" in missing.note
 
 
 def test_replay_counts_the_answers_given_again(registry: Registry, package: Build, root: Path) -> None:
