@@ -14,7 +14,7 @@ from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.candidate import OtherAnswers
 from lora_ops.gates.gate import make_regression_report, replay
 from lora_ops.gates.gather import gather
-from lora_ops.gates.held_out import answer_again, evaluated_again, packaged_rows
+from lora_ops.gates.held_out import answer_again, evaluated_again, packaged_rows, says_two_things
 from lora_ops.gates.regression import regression_report
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
@@ -59,7 +59,7 @@ def rows_of(base: Path, split: str, targets: list[str] | None = None) -> list[Ex
         text, target = f"Write about {split} {place}", targets[place] if targets else f"words {place}"
         prompt, completion = render_example(tokenizer, text, target, None)
         said = {"text": text, "target": target, "prompt": prompt, "completion": completion}
-        rows.append(Example(id=f"{split}-{place}", group=f"test{place}", **said))
+        rows.append(Example(id=f"{split}-{place}", group=f"{split}{place}", **said))
     return rows
 
 
@@ -178,6 +178,48 @@ def test_rows_that_say_two_things_are_refused(
     version = registered(registry, package, root, prepare=prepare)
     with pytest.raises(OtherAnswers, match=rf"{split}\.jsonl has the row '{split}-0', whose"):
         answer_again(registry, version, root)
+
+
+@pytest.mark.parametrize("leaked", ["text", "group"])
+def test_rows_that_were_trained_on_are_refused(
+    registry: Registry, package: Build, root: Path, leaked: str
+) -> None:
+    """Whoever adds held-out rows to the training rows after `prepare` trains the answers."""
+    tokenizer = load_tokenizer(root / "models/base")
+
+    def prepare(row: Example, split: str) -> Example:
+        if split == "test" or row.id != "train-3":
+            return row
+        if leaked == "group":
+            return row.model_copy(update={"group": "test3"})
+        text = "write  about TEST 3"
+        return row.model_copy(
+            update={"text": text, "prompt": render_example(tokenizer, text, row.target, None)[0]}
+        )
+
+    version = registered(registry, package, root, prepare=prepare)
+    with pytest.raises(OtherAnswers, match=f"train.jsonl has the {leaked} of the held-out row 'test-3'"):
+        answer_again(registry, version, root)
+
+
+DATED = "{{ '<|im_start|>system\n' ~ strftime_now('%d %b %Y') ~ '<|im_end|>\n' }}"
+
+
+@pytest.mark.parametrize(
+    ("head", "is_alike"),
+    [("26 Jul 2024", True), ("", True), ("Answers to test 0: a, to test 1: b, to test 2: c", False)],
+)
+def test_a_template_with_a_date_lets_only_dates_differ(tiny_base: Path, head: str, is_alike: bool) -> None:
+    """All rows may have another date before them, and no list of all answers."""
+    tokenizer = load_tokenizer(tiny_base)
+    tokenizer.chat_template = f"{DATED}{tokenizer.chat_template}"
+    rows = []
+    for row in rows_of(tiny_base, "test"):
+        prompt, completion = render_example(tokenizer, row.text, row.target, None)
+        first, _, rest = prompt.partition("<|im_end|>")
+        old = f"<|im_start|>system\n{head}" if head else first
+        rows.append(row.model_copy(update={"prompt": f"{old}<|im_end|>{rest}", "completion": completion}))
+    assert bool(says_two_things(tokenizer, rows, None)) != is_alike
 
 
 def sliced(groups: list[str]) -> Edit:
