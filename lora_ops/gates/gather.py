@@ -1,6 +1,6 @@
 """What a regression report is computed from: kept answers, and those that a baseline lacks, generated once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from lora_ops.gates.candidate import (
 from lora_ops.gates.cases import ask_cases, has_suite
 from lora_ops.gates.expectations import Patience, score
 from lora_ops.gates.held_out import AnsweredAgain, answer_again, evaluated_again, packaged_rows
+from lora_ops.hashing import sha256_text
 from lora_ops.paths import CASE_ANSWERS, CASES
 from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.regression import (
@@ -98,7 +99,7 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
         systems.append(_system(other.id, role, other.summary.content_digest, cases, found))
     rows, left_out, metrics = list[HeldOutRow](), 0, list[str]()
     try:
-        rows, left_out, metrics = _held_out(registry, version, production)
+        rows, left_out, metrics = _held_out(registry, version, production, evaluated.answers)
     except LoraOpsError as error:
         notes.append(f"the held-out rows are not compared: {error}")
     if left_out:
@@ -180,11 +181,16 @@ def _unlike_evaluation(registry: Registry, version: Version, source: RegressionS
 def _unlike_held_out(
     registry: Registry, version: Version, source: RegressionSource, production: str
 ) -> Iterator[str]:
+    given = source.evaluation_answers
     try:
-        kept, _, _ = _held_out(registry, version, registry.get(production, whole=False).number)
+        number = registry.get(production, whole=False).number
+        kept, _, _ = _held_out(registry, version, number, given)
+        # Earlier releases compared the packaged answers of the candidate, too.
+        packaged, _, _ = _held_out(registry, version, number, {})
     except LoraOpsError:
         return
-    if sorted(kept, key=lambda one: one.key) != sorted(source.held_out, key=lambda one: one.key):
+    stated = sorted(source.held_out, key=lambda one: one.key)
+    if stated not in [sorted(rows, key=lambda one: one.key) for rows in (kept, packaged)]:
         same = len({*kept} & {*source.held_out})
         yield (
             f"regression.held_out has {len(source.held_out)} rows, and {same} of the {len(kept)} rows that the "
@@ -415,15 +421,24 @@ def _system(
 
 
 def _held_out(
-    registry: Registry, version: Version, production: int | None
+    registry: Registry, version: Version, production: int | None, again: Mapping[str, Sequence[str]]
 ) -> tuple[list[HeldOutRow], int, list[str]]:
-    """Return the held-out rows that candidate and production both answered; none without a production."""
+    """Return the held-out rows that candidate and production both answered; none without a production.
+
+    Args:
+        registry: where.
+        version: the candidate.
+        production: the number of the version in production.
+        again: system -> its answers to the rows of the candidate's package, given again: the adapter's count.
+            Without them the packaged ones do, of which some may have been edited.
+    """
     if production is None:
         return [], 0, []
     other = registry.load(version.tenant, production)
+    given = _given_again(registry, version, again[ADAPTER]) if ADAPTER in again else {}
     frame, left_out = common_rows(registry, version, other)
     rows = [
-        HeldOutRow(key=key, group=group, target=target, candidate=ours, production=theirs)
+        HeldOutRow(key=key, group=group, target=target, candidate=given.get(key, ours), production=theirs)
         for key, group, target, ours, theirs in zip(
             frame["key"],
             frame["group_left"],
@@ -434,3 +449,9 @@ def _held_out(
         )
     ]
     return rows, left_out, shared_metrics(other.manifest.params, version.manifest.params)
+
+
+def _given_again(registry: Registry, version: Version, answers: Sequence[str]) -> dict[str, str]:
+    """Return the answers to the rows of a package by the digest of their text; of equal texts the first one."""
+    texts = [sha256_text(text) for text in packaged_rows(registry, version)["text"]]
+    return dict(reversed(list(zip(texts, answers, strict=False))))
