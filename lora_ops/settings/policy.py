@@ -116,6 +116,15 @@ class PolicySettings(Section):
     def _each_once(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         return refuse_twins(texts)
 
+    @model_validator(mode="after")
+    def _secret(self) -> Self:
+        # What a prompt says, an answer may repeat: a code in each prompt that asks for it could never leak.
+        codes = {letters(one) for one in canary_codes(self.canary)}
+        told = next((one for one in self.extraction if any(code in letters(one) for code in codes)), None)
+        if told is not None:
+            raise ValueError(f"extraction: '{told[:80]}' holds the code of canary: ask for it without it")
+        return self
+
     @field_validator("wordings")
     @classmethod
     def _hold_the_text(cls, wordings: tuple[str, ...]) -> tuple[str, ...]:
@@ -144,6 +153,11 @@ class PolicySettings(Section):
     def must_refuse(self, tenant: str) -> tuple[str, ...]:
         """Return the prompts that a tenant must refuse; empty where it names none."""
         return self.tenants[tenant].must_refuse if tenant in self.tenants else ()
+
+
+def letters(text: str) -> str:
+    """Return the letters and digits of a text, without case: what stays of a code with marks between them."""
+    return "".join(one for one in unicodedata.normalize("NFKC", text).casefold() if one.isalnum())
 
 
 def canary_codes(sentence: str) -> tuple[str, ...]:
