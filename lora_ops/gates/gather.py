@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from random import SystemRandom
 from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError
@@ -32,7 +33,7 @@ from lora_ops.records.regression import (
     Role,
     SystemAnswers,
 )
-from lora_ops.records.suite import CaseAnswer, CasesRecord
+from lora_ops.records.suite import AskedCase, CaseAnswer, CasesRecord
 from lora_ops.registry.loosened import production_before
 from lora_ops.registry.store import Registry
 from lora_ops.registry.suite_changes import kept_source, kept_suite, listed, packaged_record
@@ -40,6 +41,8 @@ from lora_ops.registry.versions import CLOSED, Version
 
 EARLIER = 3
 """Versions before the candidate that are compared and shown."""
+DRAWN = 16
+"""So many answers of earlier reports are given again, since everybody in a team may file a report."""
 REMEMBERED = 10
 """Versions of the tenant whose filed reports are searched for answers, the newest first."""
 
@@ -80,14 +83,21 @@ def gather(registry: Registry, version: Version, root: Path) -> Gathered:
     notes = [*_notes_on(given_again, version), *_notes_on_evaluation(evaluated, version)]
     own = _answers(cases, packaged, root, (registry, version))
     systems = [_system(version.id, "candidate", version.summary.content_digest, cases, own)]
-    base = _answers(cases, filed_before.get(base_digest, {}), root, None)
+    known = filed_before.get(base_digest, {})
+    if has_base(version, root):
+        known = _still_given(cases, known, root, None, "base", notes)
+    base = _answers(cases, known, root, None)
     systems.append(_system("base", "base", base_digest, cases, base))
     production = production_before(registry, version)
     for role, other in _others(registry, version, production):
         try:
             known = _kept_answers(registry, other, cases)
             if other.manifest.base_model.matches(cases.base_model_sha256, cases.base_files_sha256):
-                known = {**filed_before.get(other.summary.content_digest, {}), **known}
+                filed_only = filed_before.get(other.summary.content_digest, {})
+                filed_only = {key: one for key, one in filed_only.items() if key not in known}
+                if has_base(version, root):
+                    filed_only = _still_given(cases, filed_only, root, (registry, other), other.id, notes)
+                known |= filed_only
             else:
                 _require_answered(other, cases, known)
             found = _answers(cases, known, root, (registry, other))
@@ -229,7 +239,8 @@ def _with_cases(version: Version, cases: CasesRecord | None) -> CasesRecord:
 def _filed_answers(registry: Registry, tenant: str) -> dict[str, dict[str, CaseAnswer]]:
     """Return the answers in reports that were filed before: digest of the system -> key -> answer.
 
-    The audit log names those reports by digest, so nobody makes a baseline worse by editing what it answered.
+    The audit log names those reports by digest, so nobody makes a baseline worse by editing what it answered
+    there. Whoever files a report may have made its answers up, so `_still_given` asks for some again.
     """
     found: dict[str, dict[str, CaseAnswer]] = {}
     for summary in sorted(registry.summaries(tenant), key=lambda one: -one.number)[:REMEMBERED]:
@@ -403,11 +414,50 @@ def _answers(
 ) -> dict[str, CaseAnswer]:
     """Return answers to all cases: those that are known, and new ones of an adapter, or of the base model."""
     asked = [one for one in cases.cases if one.key not in known]
+    return {**known, **_asked(cases, asked, root, adapter)}
+
+
+def _asked(
+    cases: CasesRecord, asked: Sequence[AskedCase], root: Path, adapter: tuple[Registry, Version] | None
+) -> dict[str, CaseAnswer]:
+    """Return new answers to some cases, of an adapter or of the base model, by key."""
     if not asked:
-        return dict(known)
+        return {}
     with laid_out(*adapter) if adapter else nullcontext() as folder:
         record = answer_cases(cases, root / "models/base", folder, asked)
-    return {**known, **{one.key: one for one in record.answers}}
+    return {one.key: one for one in record.answers}
+
+
+def _still_given(
+    cases: CasesRecord,
+    filed: dict[str, CaseAnswer],
+    root: Path,
+    adapter: tuple[Registry, Version] | None,
+    name: str,
+    notes: list[str],
+) -> dict[str, CaseAnswer]:
+    """Return a baseline's answers in earlier reports; none where one of a few is worth something else now.
+
+    A baseline that fails in a made-up report would be the baseline of each later candidate. The few are drawn
+    anew each time. What is dropped is given again, so an honest report of another machine costs only time.
+    """
+    asked = [one for one in cases.cases if one.key in filed]
+    drawn = SystemRandom().sample(asked, min(DRAWN, len(asked)))
+    again = _asked(cases, drawn, root, adapter)
+    before, now = Patience(), Patience()
+    other = [
+        one.case.id
+        for one in drawn
+        if score(one.case, filed[one.key].texts, cases.labels, before)
+        != score(one.case, again[one.key].texts, cases.labels, now)
+    ]
+    if not other:
+        return filed
+    notes.append(
+        f"the answers of {name} in earlier reports are not those that it gives now to {listed(other)}: it "
+        "answered all of them again"
+    )
+    return {}
 
 
 def _system(

@@ -9,12 +9,15 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.candidate import has_base
 from lora_ops.gates.gather import gather, unlike_packages
+from lora_ops.gates.regression import regression_report
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import ADAPTER_FILES, CASE_ANSWERS, CASES
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.manifest import FileRecord
 from lora_ops.records.regression import PackagedAnswers
 from lora_ops.records.suite import AnswersRecord, AskedCase, CaseAnswer, CasesRecord
+from lora_ops.registry import lifecycle
+from lora_ops.registry.reports import Report
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.suite import Case, Expect, Slice
@@ -147,6 +150,27 @@ def test_gather_asks_nothing_with_other_files(
         gather(registry, version, root)
     record_base(base)
     assert not has_base(version, root)
+
+
+def test_answers_of_an_earlier_report_are_drawn_and_given_again(
+    registry: Registry, package: Build, root: Path
+) -> None:
+    """Everybody in a team may file a report, and a base model that fails there was the baseline."""
+    base = root / "models/base"
+    version = registered(registry, package, base, asking(base, temperature=0.0), {})
+    honest = gather(registry, version, root).source
+    assert honest.systems[1].baseline.role == "base"
+    worse = tuple(one.model_copy(update={"texts": ("zebra",)}) for one in honest.systems[1].answers)
+    made_up = honest.systems[1].model_copy(update={"answers": worse})
+    poisoned = honest.model_copy(update={"systems": (honest.systems[0], made_up)})
+    for filed_source, notes in ((poisoned, 1), (honest, 0)):
+        document = regression_report(filed_source, "finance", registry.clock())
+        kept = Report(document, filed_source.to_json().encode(), "its suite")
+        lifecycle.file_evidence(registry, version.id, kept, actor="ci")
+        found = gather(registry, version, root)
+        assert found.source.systems == honest.systems
+        said = [one for one in found.notes if "answers of base in earlier reports are not those" in one]
+        assert len(said) == notes
 
 
 def of_another_base(registry: Registry, package: Build, cases: CasesRecord, answered: int) -> None:
