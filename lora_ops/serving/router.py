@@ -284,10 +284,15 @@ class Router:
         return list(dict.fromkeys(one.tenant for one in self.versions()))
 
     def _take_changes(self) -> None:
-        seen = self._registry.seen()
+        unread = None
+        try:
+            seen = self._registry.seen()
+        except Damaged as error:
+            # As after a `cp` of a backup over the open file. Holds are files of their own, and count.
+            seen, unread = (str(error), self._registry.holds.place()), str(error).rstrip(".")
         if seen == self._seen:
             return
-        self._take(seen, self._problem())
+        self._take(seen, unread or self._problem())
 
     def _problem(self) -> str | None:
         """Return what is wrong; a database that nobody can read is damage, and no reason to answer nobody."""

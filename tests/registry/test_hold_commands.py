@@ -295,3 +295,26 @@ def test_clock_that_is_behind_stops_no_revocation(
     assert "does not answer any more" in cli("revoke", "finance@2", "--reason", "it leaks").stdout
     with pytest.raises(NotServed, match="finance@2 was revoked"):
         unread.route("finance@2")
+
+
+@pytest.fixture
+def router(root: Path) -> Iterator[Router]:  # noqa: F811
+    """A gateway's router that serves finance@2."""
+    with closing(open_registry(root)) as registry:
+        found = Router(registry, registry.get("finance@2").manifest.base_model, allow_candidates=True)
+        assert found.route("finance@2").name == "finance@2"
+        yield found
+
+
+def refuses(router: Router) -> None:
+    with pytest.raises(NotServed, match="finance@2 was revoked"):
+        router.route("finance@2")
+
+
+def test_shorter_file_stops_no_verified_route(router: Router, root: Path, cli: Cli) -> None:  # noqa: F811
+    """`cp` of an older, shorter copy over the open file: SQLite refused each look, and nobody got an answer."""
+    os.truncate(root / ".registry/registry.sqlite", 3 * 4096)
+    assert "malformed" in str(router.damage())
+    assert router.route("finance@2").name == "finance@2"
+    cli("revoke", "finance@2", "--reason", "it leaks")
+    refuses(router)
