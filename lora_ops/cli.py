@@ -229,8 +229,9 @@ def _require_readable(root: Path, version: str, actor: str, reason: str) -> None
     Raises:
         LoraOpsError: the registry can't be opened; the text says whether the version was stopped.
     """
-    from lora_ops.registry.backends import open_registry, stop_unread
+    from lora_ops.registry.backends import open_registry
     from lora_ops.registry.roles import MOVE
+    from lora_ops.registry.unread import stop_unread
 
     try:
         open_registry(root, to_stop=version).close()

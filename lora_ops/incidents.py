@@ -340,6 +340,8 @@ def summary(registry: Registry, reference: str, folder: Path, *, done: bool) -> 
     rollback, path = plan(registry, reference), folder / RECORD
     written = IncidentRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
     hold = registry.stop_of(rollback.leaves.summary)
+    if hold and closing.is_in_log(registry, hold):
+        hold = None
     return {
         "version": rollback.leaves.id,
         "returns": rollback.returns.id,

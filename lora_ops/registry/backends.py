@@ -2,25 +2,19 @@
 
 import logging
 import os
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from lora_ops.clock import now
 from lora_ops.errors import Damaged, LoraOpsError, with_text
 from lora_ops.named_paths import follow
 from lora_ops.registry.closing import settle
-from lora_ops.registry.closing import stop_unread as stop
-from lora_ops.registry.database import MissingRegistry, registry_parts
+from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.head_acceptance import require_may_accept
 from lora_ops.registry.heads import HEADS_FILE, HeadMemory
-from lora_ops.registry.holds import FOLDER as HOLDS
-from lora_ops.registry.holds import Holds
 from lora_ops.registry.mirror import Mirror
-from lora_ops.registry.owners import Owners, Role, load_owners
+from lora_ops.registry.owners import Owners, load_owners
 from lora_ops.registry.owners_log import KIND, kept_owners
-from lora_ops.registry.roles import MAY
 from lora_ops.registry.shared import SharedRegistry
-from lora_ops.registry.signing import Signer
 from lora_ops.registry.store import Registry
 from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings.files import find_root
@@ -99,78 +93,6 @@ def registry_path(root: Path | None = None) -> tuple[Path, SigningSettings]:
     settings = load_settings(root).registry
     follow(root / settings.path, "registry.path")
     return root / settings.path, settings.signing
-
-
-def stop_unread(
-    root: Path,
-    reference: str,
-    error: LoraOpsError,
-    *,
-    actor: str,
-    reason: str,
-    roles: frozenset[Role] = MAY["revoked"],
-) -> str:
-    """Stop a version of a registry that can't be opened, by a hold.
-
-    A gateway goes on with what it verified, whatever somebody did to the registry since: moved it away, put a
-    file in its place, or let it say that a newer lora-ops wrote it.
-
-    Args:
-        root: of the repository.
-        reference: the exact version.
-        error: why the registry can't be opened.
-        actor: who does it.
-        reason: why.
-        roles: what the actor must be.
-
-    Returns:
-        Why the log does not have the revocation yet, without a full stop.
-
-    Raises:
-        LoraOpsError: `error`, where there never was such a registry, or where it can be read and something else
-            is wrong; else as `closing.stop_unread`.
-    """
-    try:
-        everything = load_settings(root)
-    except LoraOpsError:
-        raise error from None
-    if not isinstance(error, Damaged) and (_is_sound(root, everything) or not _was_here(root, everything)):
-        raise error
-    path, outside = root / everything.registry.path, root / everything.serving.path / HOLDS
-    owners = load_owners(root / "owners.yaml")
-    several = everything.registry.backend != "embedded"
-    # Nothing is made where no registry is: a backup is restored there, or the one that was moved comes back.
-    is_there = _has_parts(path)
-    signer = Signer(path / "keys", everything.registry.signing, several=several)
-    holds = Holds(path / HOLDS if is_there else outside, signer)
-    holds.outside = outside if is_there else None
-    stop(holds, owners, reference, actor=actor, reason=reason, at=now(), roles=roles, signs=is_there)
-    advice = "" if is_there else "; nothing could sign this, so run it again once the registry is there"
-    return f"{str(error).rstrip('.')}{advice}"
-
-
-def _is_sound(root: Path, everything: Settings) -> bool:
-    """Return whether this machine's copy can be opened, and is what was seen of it last."""
-    try:
-        with closing(open_copy(root, everything, to_stop=True)) as registry:
-            return registry.follower.problem() is None
-    except LoraOpsError:
-        return False
-
-
-def _was_here(root: Path, everything: Settings) -> bool:
-    """Return whether something of a registry is in its place, or one was seen before.
-
-    After a `git switch`, params.yaml may name another place than that of the registry which a gateway serves.
-    """
-    memory = HeadMemory(root / everything.serving.path / HEADS_FILE, str(everything.registry.path))
-    return memory.knows_any() or _has_parts(root / everything.registry.path)
-
-
-def _has_parts(folder: Path) -> bool:
-    with suppress(OSError):
-        return bool(registry_parts(folder))
-    return False
 
 
 def open_restored(root: Path | None = None) -> Registry:

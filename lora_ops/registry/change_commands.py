@@ -193,8 +193,9 @@ def revoke(
 ) -> None:
     """Take a version out of service for good, at once."""
     from lora_ops.errors import LoraOpsError
-    from lora_ops.registry.backends import open_registry, stop_unread
+    from lora_ops.registry.backends import open_registry
     from lora_ops.registry.lifecycle import revoke as decide
+    from lora_ops.registry.unread import stop_unread
     from lora_ops.settings.files import find_root
 
     try:

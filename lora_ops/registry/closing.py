@@ -9,7 +9,6 @@ damaged, locked or on a full disk takes no entry either: the hold is all there i
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import datetime
 
 from lora_ops.clock import utc
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable, with_text
@@ -17,12 +16,11 @@ from lora_ops.free_text import require_name
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import State
 from lora_ops.registry.changes import LostRace
-from lora_ops.registry.holds import ANY_CONTENT, Hold, Holds, Statement
-from lora_ops.registry.owners import Owners, Role
+from lora_ops.registry.holds import ANY_CONTENT, Hold, Statement
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import require_about
-from lora_ops.registry.roles import MAY, require_role, require_role_in
+from lora_ops.registry.roles import MAY, require_role
 from lora_ops.registry.steps import keep_reports, record_step, require_reason, require_step
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
@@ -105,15 +103,39 @@ def revoke(registry: Registry, reference: str, actor: str, reason: str, evidence
         try:
             # What is queued must not hold this up: whoever keeps the lock would be waited for with each hold.
             with without_settling(registry):
-                return close(registry, reference, "revoked", actor, reason, evidence)
+                closed = close(registry, reference, "revoked", actor, reason, evidence)
+            _hold_until_seen(registry, closed, actor, reason)
         except LoraOpsError as error:
             return _stop_despite(registry, error, reference, actor, reason, evidence)
+        return closed
     queued = _settle(registry, *hold)
     for other in registry.holds.all() if queued is None else ():
         if other.version == reference:
             _drop_if_closed(registry, other)
     registry.not_sent = why_not_taken(queued) if queued else None
     return _known(registry, reference, is_damaged=is_damaged)
+
+
+def _hold_until_seen(registry: Registry, version: Version, actor: str, reason: str) -> None:
+    """Keep a hold of a version that the log closed a moment ago, beside the memory of the head.
+
+    A gateway looks once a second, and at each request. Whoever puts an older copy of the registry back before
+    that would keep the version on air, since the routes that were verified go on. The next change drops the
+    hold. It is for any content: what is in the registry's place by now may say otherwise.
+
+    Raises:
+        Damaged: another copy is in the registry's place already.
+    """
+    if registry.memory is None:
+        return
+    at = utc(registry.clock())
+    said = {"version": version.id, "actor": actor, "reason": reason.strip(), "at": at}
+    try:
+        registry.holds.keep(Statement(content_digest=ANY_CONTENT, **said), outside_alone=True)
+    except Unavailable as error:
+        logger.warning("%s is revoked in the audit log alone: %s", version.id, error)
+    if version.state not in CLOSED:
+        raise Damaged(f"Another copy took the place of the registry in {registry.path} meanwhile.")
 
 
 def _is_damaged(registry: Registry) -> bool:
@@ -198,44 +220,6 @@ def _stop_despite(
         raise error
     registry.not_sent = why_not_taken(error)
     return _known(registry, reference, is_damaged=is_damaged)
-
-
-def stop_unread(
-    holds: Holds,
-    owners: Owners,
-    reference: str,
-    *,
-    actor: str,
-    reason: str,
-    at: datetime,
-    roles: frozenset[Role] = MAY["revoked"],
-    signs: bool = True,
-) -> None:
-    """Hold a version of a registry whose database can't be read, whatever content it has.
-
-    A gateway that runs goes on with what it read before, so the version answers still.
-
-    Args:
-        holds: of that registry.
-        owners: today's owners.yaml.
-        reference: the exact version.
-        actor: who does it.
-        reason: why.
-        at: the time.
-        roles: what the actor must be.
-        signs: whether the registry is there, whose key signs the hold.
-
-    Raises:
-        LoraOpsError: no exact version, nobody of its team, no reason, or the hold can't be written.
-    """
-    actor = require_name(actor, "Say who does this (--actor)")
-    tenant, number = parse_reference(reference)
-    if not isinstance(number, int):
-        raise LoraOpsError(f"Name the exact version that must go ({tenant}@3), not '{reference}'.")
-    require_reason(reason)
-    require_role_in(owners.team(tenant), actor, roles, f"make {reference} 'revoked'")
-    said = {"version": f"{tenant}@{number}", "actor": actor, "reason": reason.strip(), "at": utc(at)}
-    holds.keep(Statement(content_digest=ANY_CONTENT, **said), signs=signs)
 
 
 def _known(registry: Registry, reference: str, *, is_damaged: bool = False) -> Version:
@@ -368,8 +352,8 @@ def _settle(registry: Registry, hold: Hold, is_new: bool) -> LoraOpsError | None
     return None
 
 
-def _drop_if_closed(registry: Registry, hold: Hold) -> bool:
-    """Remove a hold whose version the verified log shows closed; say whether it does.
+def is_in_log(registry: Registry, hold: Hold) -> bool:
+    """Return whether the verified log shows the version of a hold closed, so that nothing waits any more.
 
     One that another machine archived meanwhile counts as good, so its hold stays and becomes a revocation.
     The row alone is not asked: whoever can write it could let the hold go, and write it back.
@@ -380,10 +364,16 @@ def _drop_if_closed(registry: Registry, hold: Hold) -> bool:
         stated = registry.log.registered_as(hold.version)
         same = stated is None or hold.content_digest in (ANY_CONTENT, stated.content_digest)
         verified = registry.follower.problem() is None
-        if same and verified and registry.follower.state(tenant, number) in CLOSED - {"archived"}:
-            registry.holds.drop(hold)
-            return True
+        return same and verified and registry.follower.state(tenant, number) in CLOSED - {"archived"}
     return False
+
+
+def _drop_if_closed(registry: Registry, hold: Hold) -> bool:
+    """Remove a hold whose version the verified log shows closed; say whether it does."""
+    is_closed = is_in_log(registry, hold)
+    if is_closed:
+        registry.holds.drop(hold)
+    return is_closed
 
 
 def _kept(registry: Registry, hold: Hold) -> list[Evidence]:

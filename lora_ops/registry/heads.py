@@ -64,7 +64,7 @@ class HeadMemory:
         heads = self._read()
         return max((Head(*heads[name]) for name in self.names if name in heads), default=None)
 
-    def remember(self, head: Head, *, seconds: float = LONGEST_WAIT) -> None:
+    def remember(self, head: Head, *, seconds: float = LONGEST_WAIT, by_place: bool = False) -> None:
         """Keep `head`, unless a later one is kept already.
 
         A folder that can't be written is logged and changes nothing else: the change is made. Until a head is
@@ -73,14 +73,16 @@ class HeadMemory:
         Args:
             head: the last entry of the log.
             seconds: how long to wait for another process that writes the file.
+            by_place: keep it for the registry's place alone; another log may be there by now.
         """
         if head.seq == 0:
             return
+        names = self._places if by_place else self.names
         try:
             heads = self._read()
-            if all(heads.get(name, (0, ""))[0] >= head.seq for name in self.names):
+            if all(heads.get(name, (0, ""))[0] >= head.seq for name in names):
                 return
-            self._write(head, only_later=True, seconds=seconds)
+            self._write(head, names, only_later=True, seconds=seconds)
         except (OSError, LoraOpsError) as error:
             logger.warning(
                 "The change is made, but the head %s of the audit log can't be kept in %s (%s): make that "
@@ -90,23 +92,24 @@ class HeadMemory:
                 error,
             )
 
-    def knows_place(self) -> bool:
-        """Return whether a registry was seen in this one's place, so that a revocation holds though it is gone.
+    def knows(self, head: Head) -> bool:
+        """Return whether `head` or a later one is kept for this registry's place.
 
-        A file that can't be read counts: somebody damaged what was remembered.
+        Only then does a revocation hold though the registry is gone, or an older copy is in its place. A file
+        that can't be read counts: somebody damaged what was remembered.
         """
         try:
             heads = self._read()
         except LoraOpsError:
             return True
-        return all(place in heads for place in self._places)
+        return all(place in heads and heads[place][0] >= head.seq for place in self._places)
 
-    def knows_any(self) -> bool:
-        """Return whether any registry was seen here, also in another place; a damaged file counts, too."""
+    def knows_any(self, *, if_damaged: bool = True) -> bool:
+        """Return whether any registry was seen here, also in another place; of a damaged file `if_damaged`."""
         try:
             return bool(self._read())
         except LoraOpsError:
-            return True
+            return if_damaged
 
     def behind(self, head: Head) -> str | None:
         """Return that nothing outside the registry knows of `head` yet, in words, or None."""
@@ -129,7 +132,7 @@ class HeadMemory:
             LoraOpsError: the file can't be written.
         """
         try:
-            self._write(head, only_later=False)
+            self._write(head, self.names, only_later=False)
         except OSError as error:
             reason = disk_reason(error)
             raise Unavailable(f"The head {head.text} can't be kept in {self.path} ({reason}).") from error
@@ -155,7 +158,9 @@ class HeadMemory:
                 "registry is the right one, run `lora-ops registry accept-head`."
             ) from error
 
-    def _write(self, head: Head, *, only_later: bool, seconds: float = LONGEST_WAIT) -> None:
+    def _write(
+        self, head: Head, names: Sequence[str], *, only_later: bool, seconds: float = LONGEST_WAIT
+    ) -> None:
         make_folder(self.path.parent)
         with locked(self.path.with_suffix(".lock"), seconds=seconds):
             try:
@@ -165,10 +170,10 @@ class HeadMemory:
                     raise
                 heads = {}  # damaged, and accepted to be written again
             # Two processes may come here in the other order than they changed the registry.
-            names = [name for name in self.names if not only_later or heads.get(name, (0, ""))[0] < head.seq]
-            if not names:
+            behind = [name for name in names if not only_later or heads.get(name, (0, ""))[0] < head.seq]
+            if not behind:
                 return
-            heads |= dict.fromkeys(names, (head.seq, head.hash))
+            heads |= dict.fromkeys(behind, (head.seq, head.hash))
             write_atomically(self.path, (json.dumps(heads, indent=2) + "\n").encode())
 
 

@@ -187,7 +187,7 @@ class Holds:
                 return f"the holds in {folder} can't be read ({disk_reason(error)}): make that folder readable"
         return None
 
-    def keep(self, statement: Statement, *, signs: bool = True) -> None:
+    def keep(self, statement: Statement, *, signs: bool = True, outside_alone: bool = False) -> None:
         """Sign a statement and write it to both places; one of them is enough to stop the version.
 
         Where this machine can't sign, the statement is kept without a signature: it stops the version, too.
@@ -195,6 +195,7 @@ class Holds:
         Args:
             statement: what was decided.
             signs: whether to sign; where no registry is, that would begin one.
+            outside_alone: keep no copy in the registry's folder, whose log has the revocation already.
 
         Raises:
             Unavailable: neither place can be written.
@@ -210,7 +211,8 @@ class Holds:
         except (OSError, LoraOpsError) as error:
             logger.warning("The hold of %s is not signed: %s", statement.version, error)
         content = json.dumps({"hold": said, "signature": signature}, indent=2).encode()
-        self._write(_name(statement.version, statement.content_digest), content, self._folders)
+        folders = (self.outside,) if outside_alone and self.outside else self._folders
+        self._write(_name(statement.version, statement.content_digest), content, folders)
 
     def mend(self, hold: Hold) -> None:
         """Write the copy of a hold that is missing or was changed again, from the whole one."""

@@ -239,19 +239,24 @@ class Router:
             raise _refused(route, reason)
 
     def keep_remembered(self) -> None:
-        """Keep the last verified head outside the registry again where somebody removed it, or the file.
+        """Keep the last verified head outside the registry again where it was removed, or is an older one.
 
         A revocation holds where a registry was seen before, also if somebody removed it. Without that memory
         nobody could stop what answers here.
+
+        Raises:
+            LoraOpsError: the registry can't be read.
         """
         memory = self._registry.memory
         # Called each second on the event loop: the file is read again only after a change.
         found = stamp(memory.path) if memory else None
         if memory is None or (found and found == self._remembered):
             return
-        if not memory.knows_place():
-            self._registry.remember(self._log.verified, seconds=SHORT_WAIT)
-        self._remembered = found
+        self._take_changes()  # somebody may have accepted an older head
+        if memory.knows(self._log.verified):
+            self._remembered = found
+        else:  # looked at again in a second: another process may keep the file locked
+            memory.remember(self._log.verified, seconds=SHORT_WAIT, by_place=True)
 
     def is_base(self, model: str) -> bool:
         """Return whether a name means the base model."""
@@ -334,10 +339,14 @@ class Router:
         # Whoever revoked may have done so in another clone: then one removed file would free the version.
         holds.copy_outside()
         self._held |= {(hold.version, hold.content_digest, hold.latest): hold for hold in holds.all()}
-        texts = frozenset(hold.text for hold in holds.all())
+        texts = frozenset(hold.text for hold in holds.all() if not self._is_closed(hold))
         for text in sorted(texts - self._said):
             logger.warning("%s: it does not answer here any more.", text)
         self._said = texts
+
+    def _is_closed(self, hold: Hold) -> bool:
+        tenant, number = parse_reference(hold.version)
+        return isinstance(number, int) and self._log.state(tenant, number) in CLOSED
 
     def _read(self, model: str) -> TrafficSplit[Route]:
         """Find the versions that share a model's requests, and keep them if nobody changed the registry since.

@@ -125,7 +125,8 @@ def test_older_copy_that_went_on_elsewhere_is_named(root: Path) -> None:
             folder = root / f"package-{seed}"
             registry.register(folder, build_package(folder, seed), actor="ana.silva")
     with closing(open_registry(root)) as registry:
-        (problem,) = verify(registry).problems
+        problem, hold = verify(registry).problems
+    assert hold.startswith("the hold of finance@1 was removed from the registry, or an older copy")
     assert problem.startswith("entry 3 of the audit log is ") and "its history was written again" in problem
 
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from lora_ops.cli import app as lora_ops
 from lora_ops.errors import NotFound, Refused, Unavailable
-from lora_ops.registry import backends
+from lora_ops.processes import locked
+from lora_ops.registry import unread as unreadable
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.migrations import SCHEMA_VERSION
 from lora_ops.serving.router import NotServed, Router
@@ -291,7 +292,7 @@ def test_clock_that_is_behind_stops_no_revocation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The hold was of a time before the version was registered: it was said to be stopped, and answered on."""
-    monkeypatch.setattr(backends, "now", lambda: datetime(2020, 1, 1, tzinfo=UTC))
+    monkeypatch.setattr(unreadable, "now", lambda: datetime(2020, 1, 1, tzinfo=UTC))
     assert "does not answer any more" in cli("revoke", "finance@2", "--reason", "it leaks").stdout
     with pytest.raises(NotServed, match="finance@2 was revoked"):
         unread.route("finance@2")
@@ -309,6 +310,69 @@ def router(root: Path) -> Iterator[Router]:  # noqa: F811
 def refuses(router: Router) -> None:
     with pytest.raises(NotServed, match="finance@2 was revoked"):
         router.route("finance@2")
+
+
+def test_head_is_kept_again_once_its_file_is_free(router: Router, root: Path, cli: Cli) -> None:  # noqa: F811
+    """Where another process had the file's lock at that moment, the gateway never tried again."""
+    serving = root / ".serving"
+    with locked(serving / "head.lock", seconds=1):
+        (serving / "head.json").write_text("{}")
+        router.keep_remembered()
+    router.keep_remembered()
+    shutil.rmtree(root / ".registry")
+    cli("revoke", "finance@2", "--reason", "it leaks")
+    refuses(router)
+
+
+def test_revocation_holds_where_both_paths_are_others(router: Router, root: Path, cli: Cli) -> None:  # noqa: F811
+    """A branch with another `registry.path` and another `serving.path` said that there is no registry."""
+    (root / "docs").mkdir()
+    (root / "docs/head.json").write_text("another program's")
+    write_params(root, {"registry": {"path": "elsewhere"}, "serving.path": "gateway"})
+    cli("revoke", "finance@2", "--reason", "it leaks")
+    refuses(router)
+    assert not any((root / name).exists() for name in ("elsewhere", "gateway", "docs/holds"))
+
+
+def put_back(clone: Path, *names: str) -> None:
+    """Put back what a backup has of a clone, as `cp -a` or `rsync` does."""
+    for name in names:
+        shutil.rmtree(clone / name)
+        shutil.copytree(clone / "backup" / name, clone / name)
+
+
+@pytest.fixture
+def older(root: Path) -> None:  # noqa: F811
+    """A backup from before the last entry of the log."""
+    for name in (".registry", ".serving"):
+        shutil.copytree(root / name, root / "backup" / name)
+    with closing(open_registry(root)) as registry, registry.change("ci") as change:
+        change.note("noted", "registry", "later")
+
+
+@pytest.mark.usefixtures("older")
+@pytest.mark.parametrize("looks", [True, False])
+def test_revocation_holds_in_an_older_clone(router: Router, root: Path, cli: Cli, looks: bool) -> None:  # noqa: F811
+    """It was an entry of the older log, which the gateway that knew a later one did not read."""
+    router.keep_remembered()
+    put_back(root, ".registry", ".serving")
+    if looks:
+        router.keep_remembered()
+    cli("revoke", "finance@2", "--reason", "it leaks")
+    refuses(router)
+
+
+@pytest.mark.usefixtures("older")
+def test_older_copy_after_a_revocation_frees_nothing(router: Router, root: Path, cli: Cli) -> None:  # noqa: F811
+    """Who was faster than the gateway's look kept the version on air, and the next gateway had it, too."""
+    cli("revoke", "finance@2", "--reason", "it leaks")
+    put_back(root, ".registry")
+    refuses(router)
+    cli("accept-head", "--reason", "the newer one is lost", "--actor", "tom.becker")
+    cli("reject", "finance@1", "--reason", "worse")
+    with closing(open_registry(root)) as registry:
+        assert registry.get("finance@2").state == "revoked"
+        assert not list((root / ".serving/holds").iterdir())
 
 
 def test_shorter_file_stops_no_verified_route(router: Router, root: Path, cli: Cli) -> None:  # noqa: F811

@@ -23,7 +23,7 @@ from lora_ops.hashing import canonical
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.backup import backup, restore
 from lora_ops.registry.cards import record
-from lora_ops.registry.closing import settle, stop_unread
+from lora_ops.registry.closing import settle
 from lora_ops.registry.gc import collect_garbage
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.owners import Owners
@@ -32,6 +32,7 @@ from lora_ops.registry.shared import SharedRegistry
 from lora_ops.registry.signing_keys import key_fingerprint, public_pem
 from lora_ops.registry.status import status
 from lora_ops.registry.store import Registry
+from lora_ops.registry.unread import stop_by_hold
 from lora_ops.registry.verification import verify
 from lora_ops.serving.router import OutOfService, Router
 from lora_ops.settings.registry import SigningSettings
@@ -639,7 +640,7 @@ def test_hold_opens_no_folder_that_a_link_leads_to(settled: Registry, tmp_path: 
     private.mkdir(mode=0o700)
     settled.holds.inside.symlink_to(private)
     assert settled.owners
-    stop_unread(settled.holds, settled.owners, "finance@1", actor="ben", reason="leaks", at=clock())
+    stop_by_hold(settled.holds, settled.owners, "finance@1", actor="ben", reason="leaks", at=clock())
     assert private.stat().st_mode & 0o777 == 0o700
 
 
@@ -651,7 +652,7 @@ def test_hold_of_any_content_stops_no_later_version(settled: Registry, package: 
         why = {"actor": "ben", "reason": "leaks"}
         for path in settled.path.parent.rglob("*"):  # the clock of this test is not that of its files
             os.utime(path, (clock().timestamp(), clock().timestamp()))
-        stop_unread(settled.holds, settled.owners, reference, **why, at=clock())
+        stop_by_hold(settled.holds, settled.owners, reference, **why, at=clock())
     clock.move(hours=1)
     settled.register(*package(2), actor="ana")
     lifecycle.reject(settled, "finance@2", actor="ben", reason="worse")
@@ -798,7 +799,7 @@ def test_held_version_is_not_put_away(settled: Registry, package: Build, story: 
 def test_hold_of_a_lost_version_names_its_files(settled: Registry, package: Build, clock: Clock) -> None:
     settled.register(*package(), actor="ana")
     assert settled.owners
-    stop_unread(settled.holds, settled.owners, "finance@9", actor="ben", reason="leaks", at=clock())
+    stop_by_hold(settled.holds, settled.owners, "finance@9", actor="ben", reason="leaks", at=clock())
     [waiting] = settle(settled)
     assert all(str(path) in waiting for path in files(settled))
 
@@ -810,7 +811,7 @@ def test_revocation_waits_for_a_lock_once(settled: Registry, package: Build, clo
     assert settled.owners
     for number in range(1, 8):
         why = {"actor": "ben", "reason": "leaks"}
-        stop_unread(settled.holds, settled.owners, f"finance@{number}", **why, at=clock())
+        stop_by_hold(settled.holds, settled.owners, f"finance@{number}", **why, at=clock())
     settled.db.rows("PRAGMA busy_timeout = 500")
     with closing(sqlite3.connect(settled.db.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
