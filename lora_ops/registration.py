@@ -4,6 +4,8 @@
 candidate, so a person or CI registers what is worth it.
 """
 
+import hashlib
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -107,12 +109,11 @@ def _with_page(manifest: Manifest, root: Path) -> Iterator[tuple[Path, Manifest]
     """Give the package with the page of its evaluation, so that a version keeps what its reviewers read.
 
     The page joins here and not in the stage `package`: an executed notebook has other bytes at each run, and no
-    stage may depend on one. A page that doesn't name the package's evaluation is left out; so is one that a
-    clone with pulled packages lacks.
+    stage may depend on one. A page that doesn't name the package's evaluation is left out; so is one that was
+    edited since its stage made it, and one that a clone with pulled packages lacks.
     """
-    package = root / "packages" / manifest.tenant
-    page, evaluated = _page(manifest.tenant, root), manifest.files.get(EVALUATION)
-    if not page.is_file() or evaluated is None or page_evaluation(page) != evaluated.sha256:
+    package, page = root / "packages" / manifest.tenant, _page(manifest.tenant, root)
+    if not page.is_file() or _why_left_out(page, manifest, root):
         yield package, manifest
         return
     with working_folder(package.parent, f".{manifest.tenant}-") as aside:
@@ -124,14 +125,33 @@ def _with_page(manifest: Manifest, root: Path) -> Iterator[tuple[Path, Manifest]
 
 
 def about_page(tenant: str, root: Path) -> list[str]:
-    """Return a note if the page of a tenant's report is not of its package's evaluation, and was left out."""
-    page, evaluated = _page(tenant, root), packaged(tenant, root).files.get(EVALUATION)
-    if not page.is_file() or (evaluated is not None and page_evaluation(page) == evaluated.sha256):
-        return []
+    """Return a note if the page of a tenant's report was left out of its version."""
+    page = _page(tenant, root)
+    why = _why_left_out(page, packaged(tenant, root), root) if page.is_file() else None
     return [
-        f"{page.relative_to(root)} is not the page of the evaluation in packages/{tenant}, so the version "
-        f"keeps none (`dvc repro package@{tenant}` before the next one)"
-    ]
+        f"{page.relative_to(root)} is not {why}, so the version keeps none (`dvc repro package@{tenant}` "
+        "before the next one)"
+    ] * bool(why)
+
+
+def _why_left_out(page: Path, manifest: Manifest, root: Path) -> str | None:
+    """Return which page a file is not, or None where it is the page of the package's evaluation.
+
+    People read the figures on it, and nothing counts these again. An edited one differs from what dvc.lock
+    names.
+    """
+    evaluated = manifest.files.get(EVALUATION)
+    if evaluated is None or page_evaluation(page) != evaluated.sha256:
+        return f"the page of the evaluation in packages/{manifest.tenant}"
+    lock = root / "dvc.lock"
+    name = re.escape(page.relative_to(root).as_posix())
+    made = re.search(
+        rf"^ *- path: {name}\n(?: +\w+: .*\n)*? +md5: ([0-9a-f]{{32}})$",
+        lock.read_text(encoding="utf-8", errors="replace") if lock.is_file() else "",
+        re.MULTILINE,
+    )
+    md5 = hashlib.md5(page.read_bytes(), usedforsecurity=False).hexdigest()
+    return "the page that its stage made (dvc.lock)" if made and made[1] != md5 else None
 
 
 def _page(tenant: str, root: Path) -> Path:

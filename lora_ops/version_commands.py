@@ -30,6 +30,7 @@ def register(
 
     The same content again is the same version. A package that is refused doesn't stop the others.
     """
+    from lora_ops.paths import EVALUATION_PAGE
     from lora_ops.registration import about_page, register_packages, require_one_fit, tenants_with_package
     from lora_ops.registry.backends import open_registry
     from lora_ops.registry.requirements import about_twins
@@ -65,8 +66,9 @@ def register(
             work_is_done()
             if outcome.is_new:
                 number, tracking = outcome.version.number, settings.tracking
+                keeps_page = EVALUATION_PAGE in outcome.version.manifest.files
                 with prose_on_stderr(as_json):
-                    problem = log_registration(outcome.tenant, number, tracking, root)
+                    problem = log_registration(outcome.tenant, number, tracking, root, keeps_page=keeps_page)
                 if problem:
                     told["tracking_problem"] = problem
                     print_problem(problem)

@@ -1,5 +1,6 @@
 """`lora-ops register` and `lora-ops report`, over packages as the pipeline leaves them."""
 
+import hashlib
 import json
 import shutil
 from contextlib import closing
@@ -149,6 +150,28 @@ def test_register_keeps_the_page_of_the_same_evaluation(clone: Path) -> None:
     (clone / "reports/finance/03_evaluate.html").write_text("drawn again")
     again = lora_ops(clone, "register", "finance")
     assert "registered before" in again.stdout
+
+
+def test_register_keeps_no_page_that_was_edited(clone: Path) -> None:
+    """Its head still named the evaluation, so reviewers were shown other figures than those that are signed."""
+    folder, report = clone / "packages/finance", clone / "reports/finance"
+    report.mkdir(parents=True)
+    page = report / "03_evaluate.html"
+    page.write_text(page_of(folder / "evaluation.json", "exact match 0.51"))
+    made = hashlib.md5(page.read_bytes()).hexdigest()
+    outs = f"    - path: reports/finance/03_evaluate.html\n      hash: md5\n      md5: {made}\n      size: 9\n"
+    (clone / "dvc.lock").write_text(
+        f"schema: '2.0'\nstages:\n  evaluate@finance:\n    cmd: x\n    outs:\n{outs}"
+    )
+    page.write_text(page_of(folder / "evaluation.json", "exact match 0.99"))
+    done = lora_ops(clone, "register", "finance", "--json")
+    [told] = json.loads(done.stdout)
+    assert told["notes"][-1].startswith("reports/finance/03_evaluate.html is not the page that its stage made")
+    assert "03_evaluate.html" not in open_registry(clone).get("finance@1").manifest.files
+    page.write_text(page_of(folder / "evaluation.json", "exact match 0.51"))
+    shutil.rmtree(clone / ".registry"), shutil.rmtree(clone / ".serving")
+    assert lora_ops(clone, "register", "finance").returncode == 0
+    assert "03_evaluate.html" in open_registry(clone).get("finance@1").manifest.files
 
 
 def test_register_goes_on_beside_a_file_that_cannot_be_read(clone: Path) -> None:
