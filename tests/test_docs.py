@@ -25,7 +25,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run
 from tests.gates.policy_sources import policy_source
-from tests.gates.sources import answers, source, suite
+from tests.gates.sources import answers, source, suite, with_answers_again
 from tests.registry.conftest import build_package, fill_in, won
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -121,7 +121,7 @@ def with_suite(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def file_base_answers(registry: Registry) -> None:
-    """File an earlier report on finance@1, so that the base model, which isn't here, has answered its suite."""
+    """File an earlier report on finance@1, for which the base model, which isn't here, has answered."""
     version = registry.get("finance@1")
     base = version.manifest.base_model.sha256
     cases = suite().model_copy(update={"base_model_sha256": base})
@@ -131,6 +131,7 @@ def file_base_answers(registry: Registry) -> None:
         digest=version.summary.content_digest,
         base=("base", "base", base, range(30)),
     )
+    given = with_answers_again(registry, version, given)
     document = regression_report(given, "finance", registry.clock())
     report = Report(document, given.to_json().encode(), "its suite")
     lifecycle.file_evidence(registry, "finance@1", report, actor="ana.silva")

@@ -23,7 +23,7 @@ from lora_ops.records.evidence import (
     RegressionEvidence,
 )
 from lora_ops.records.regression import Compared, Least, RegressionSource, Verdict
-from lora_ops.registry.objections import kept_lacks
+from lora_ops.registry.objections import kept_lacks, other_texts_judged
 from lora_ops.registry.packages import check_kept
 from lora_ops.registry.report_lacks import not_evaluated_again, not_given_again, unfair_opponent
 from lora_ops.registry.reports import Report, filed, gap_limit, load
@@ -76,6 +76,8 @@ def gate_rows(registry: Registry, version: Version) -> list[GateRow]:
         document = load(registry.files, one) if one else None
         lacking = list(kept_lacks(registry, version, history, one, now=registry.clock())) if one else []
         lacking += {"regression": against.regression, "policy": against.policy}.get(kind, [])
+        if kind == "human_evaluation" and registry.least.asks_texts_again:
+            lacking += other_texts_judged(registry, version, history)
         if one is None or document is None:
             rows.append(GateRow(_title(kind), "missing", note=_how_to_make(kind, version.id)))
         elif isinstance(document, RegressionEvidence):

@@ -335,8 +335,8 @@ def _notes_on_evaluation(evaluated: AnsweredAgain, version: Version) -> Iterator
     if others:
         said = ", ".join(f"{count} of {name.replace('_', ' ')}" for name, count in others.items())
         yield (
-            f"reviewers judge the packaged texts, and of {evaluated.record.rows} held-out answers {said} are "
-            "other texts when they are given again: on the machine that packaged them none is"
+            f"of {evaluated.record.rows} packaged held-out answers {said} are other texts when they are given "
+            "again, and reviewers are shown these: on the machine that packaged them none is"
         )
     lately = [name for name in evaluated.answers if name not in evaluated.record.differing]
     if lately:

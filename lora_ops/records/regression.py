@@ -106,8 +106,8 @@ class PackagedAnswers(Record):
 class EvaluatedAgain(Record):
     """What came of letting base model and adapter answer the held-out rows of the package again.
 
-    The evaluation, and the pairs that reviewers judge, rest on the packaged answers. Whoever edits those
-    decides both, unless the gate asks again.
+    The evaluation rests on the packaged answers. Whoever edits those decides it, unless the gate asks again.
+    Reviewers judge the answers that were given again.
     """
 
     rows: int = Field(ge=0, description="in the package")

@@ -37,16 +37,25 @@ class Task(Record):
 class ReviewPlan(Record):
     """Who sees which pairs in which order, drawn by a seed; it holds no text of the tenant.
 
-    A release that draws in another way raises `schema_version`: filing a review draws its plan again.
+    A release that draws in another way raises `schema_version`: filing a review draws its plan again. Version 2
+    draws from answers that were given again.
     """
 
-    schema_version: int = 1
+    schema_version: int = 2
     tenant: str
     adapter: str = Field(description="`tenant@number`")
     content_digest: Sha256
     answers_sha256: Sha256
     against: str = Field(description="whose answers the adapter's are compared with: `base`, or a version")
     against_answers_sha256: Sha256 | None = None
+    regression_sha256: Sha256 | None = Field(
+        None,
+        description="the adapter's regression report: reviewers see the answers that were given again for it; "
+        "None: the packaged ones",
+    )
+    against_regression_sha256: Sha256 | None = Field(
+        None, description="that of the version in `against`; None: its packaged answers, or those of the base"
+    )
     guidelines_sha256: Sha256 | None = None
     seed: int
     reviewers: list[str] = Field(min_length=1, description="whose votes are asked for")
@@ -141,6 +150,14 @@ class ReviewCounts(Record):
 
     plan_sha256: Sha256
     against: str = "base"
+    regression_sha256: Sha256 | None = Field(
+        None,
+        description="the regression report that was the last one when the votes were counted; None: the pairs "
+        "were drawn from packaged answers, which nobody gave again",
+    )
+    other_texts: int = Field(
+        0, ge=0, description="pairs with other texts than that report has; votes on them don't count"
+    )
     seed: int
     is_own_seed: bool = Field(description="whether whoever started the review chose the seed")
     planned_pairs: int = Field(ge=1)

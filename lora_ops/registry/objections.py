@@ -5,6 +5,7 @@ from datetime import datetime
 
 from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
 from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.answers_again import other_texts
 from lora_ops.registry.approvals import PRODUCTION_RESTS_ON
 from lora_ops.registry.counting import plain
 from lora_ops.registry.report_lacks import evaluation_lacks, failing, gaps_again, lacks
@@ -55,6 +56,30 @@ def objections(
     yield from gaps_again(given.get("regression", answered), max_gap)
     if "policy" not in {*found, *given}:
         yield from failing(version.manifest.policy)
+    if (least or registry.least).asks_texts_again:
+        yield from other_texts_judged(registry, version, history, given.get("human_evaluation"))
+
+
+def other_texts_judged(
+    registry: Registry, version: Version, history: Sequence[AuditEntry], given: AnyEvidence | None = None
+) -> Iterator[str]:
+    """Yield that the last regression report of a version has other answers than reviewers judged.
+
+    A rollback doesn't ask: a report that is filed later must not keep out a version that served well.
+
+    Args:
+        registry: where.
+        version: which.
+        history: the version's entries.
+        given: the human evaluation that a step files; default: the one that was filed.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    one = filed(version, history).get("human_evaluation")
+    document = given or (load(registry.files, one) if one else None)
+    if isinstance(document, HumanEvidence) and document.content_digest == version.summary.content_digest:
+        yield from other_texts(registry, version, history, document)
 
 
 def kept_lacks(

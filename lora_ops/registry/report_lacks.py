@@ -132,7 +132,7 @@ def _human_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[s
         yield (
             f"a human evaluation of at least {least.pairs} pairs, each judged by {least.annotators} people "
             f"(it has {document.pairs}, and {document.too_few_votes} that fewer than {document.votes_needed} "
-            f"judged{_others(document)})"
+            f"judged{_others(document)}{_left_out(document)})"
         )
     yield from _review_lacks(document, least)
     if document.base_better > document.adapter_better:
@@ -148,6 +148,11 @@ def _human_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[s
 def _review_lacks(document: HumanEvidence, least: EvidenceSettings) -> Iterator[str]:
     """Yield what a review session would show and this document doesn't: blinded votes of people who agree."""
     review = document.review
+    if review and review.regression_sha256 is None and least.asks_texts_again:
+        yield (
+            "a human evaluation of answers that base model and adapter gave again (these pairs are of packaged "
+            f"answers: run `lora-ops gate {document.adapter}`, then `lora-ops review start {document.adapter}`)"
+        )
     if review is None:
         if least.votes == "session":
             yield f"votes from a review session (`lora-ops review start {document.adapter}`)"
@@ -168,6 +173,11 @@ def _other_side(document: HumanEvidence) -> str:
 def _others(document: HumanEvidence) -> str:
     many = document.other_votes
     return f"; {many} votes are the author's or of people whom owners.yaml does not name" if many else ""
+
+
+def _left_out(document: HumanEvidence) -> str:
+    many = document.review.other_texts if document.review else 0
+    return f"; {many} show other texts than its last regression report" if many else ""
 
 
 def _traffic_lacks(document: TrafficEvidence, least: EvidenceSettings) -> Iterator[str]:

@@ -37,6 +37,7 @@ BEFORE_GATES = {
     "regression": False,
     "answers_again": False,
     "evaluation_again": False,
+    "texts_again": False,
     "fair_opponent": False,
     "release_notes": False,
     "policy": "file",

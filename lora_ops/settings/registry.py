@@ -56,6 +56,10 @@ class EvidenceSettings(Section):
         description="and only if base model and adapter gave the answers of its evaluation again, by which the "
         "adapter still beats its base; false: as above, or where the data is gone",
     )
+    texts_again: bool = Field(
+        True,
+        description="and reviewers judge the answers that were given again for it; false: or packaged ones",
+    )
     fair_opponent: bool = Field(
         True,
         description="the evaluation compares with the base model at its best: with examples, and for labels "
@@ -83,6 +87,11 @@ class EvidenceSettings(Section):
     requests: int = Field(100, ge=1, description="answered in shadow, and in canary")
     hours: float = Field(24, ge=0, description="from the first to the last of them: each hour of a day once")
     error_share: float = Field(0.01, ge=0, le=1, description="of them that may end in an error")
+
+    @property
+    def asks_texts_again(self) -> bool:
+        """Whether reviewers must judge answers that were given again: only a regression report has them."""
+        return self.regression and self.evaluation_again and self.texts_again
 
 
 class RegistrySettings(Section):

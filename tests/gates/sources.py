@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_ops.gates.held_out import SYSTEMS, evaluated_again, packaged_rows
+from lora_ops.gates.regression import regression_report
 from lora_ops.loading import load_base_model
 from lora_ops.paths import ADAPTER_FILES
+from lora_ops.records.evidence import RegressionEvidence
 from lora_ops.records.regression import (
     Baseline,
     EvaluatedAgain,
@@ -15,6 +18,10 @@ from lora_ops.records.regression import (
     SystemAnswers,
 )
 from lora_ops.records.suite import AskedCase, CaseAnswer, CasesRecord
+from lora_ops.registry import lifecycle
+from lora_ops.registry.reports import Report
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 from lora_ops.settings.suite import Case, Expect, Slice
 
 LABELS = ("Food", "Travel")
@@ -87,6 +94,30 @@ def source(
         packaged=given_again(len(cases.cases)),
         evaluated=EVALUATED,
     )
+
+
+def with_answers_again(
+    registry: Registry, version: Version, given: RegressionSource, **others: Sequence[str]
+) -> RegressionSource:
+    """Let the held-out answers that were given again be those of the package, or those of `others`."""
+    frame = packaged_rows(registry, version)
+    again = {name: tuple(others.get(name, frame[name])) for name in SYSTEMS if name in frame}
+    evaluated = evaluated_again(version, frame, again)
+    return given.model_copy(update={"evaluated": evaluated, "evaluation_answers": again})
+
+
+def file_answers_again(
+    registry: Registry, reference: str, actor: str = "ci", rows: int = 60, **others: Sequence[str]
+) -> RegressionEvidence:
+    """File a regression report with packaged answers given again, or with those of `others` by system."""
+    version = registry.get(reference)
+    given = source(suite(rows), adapter=version.id, digest=version.summary.content_digest)
+    given = with_answers_again(registry, version, given, **others)
+    document = regression_report(given, version.tenant, registry.clock())
+    lifecycle.file_evidence(
+        registry, version.id, Report(document, given.to_json().encode(), "its suite"), actor=actor
+    )
+    return document
 
 
 def given_again(answers: int, again: int | None = None) -> PackagedAnswers:

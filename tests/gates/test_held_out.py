@@ -7,15 +7,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from lora_ops.errors import Refused
 from lora_ops.evaluation.answers import answer
 from lora_ops.evaluation.compare import evaluate, with_baselines
 from lora_ops.evaluation.few_shot import base_prompts
 from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.candidate import OtherAnswers
-from lora_ops.gates.gate import make_regression_report, replay
+from lora_ops.gates.gate import gate_rows, make_regression_report, replay
 from lora_ops.gates.gather import gather
 from lora_ops.gates.held_out import answer_again, evaluated_again, packaged_rows, says_two_things
 from lora_ops.gates.regression import regression_report
+from lora_ops.gates.review.evidence import make_report
+from lora_ops.gates.review.sessions import start, texts_of
+from lora_ops.gates.review.submissions import submit
 from lora_ops.hashing import sha256_file
 from lora_ops.loading import load_tokenizer
 from lora_ops.paths import ANSWERS, CASE_ANSWERS, CASES, SLICE, SLICES
@@ -34,7 +38,7 @@ from lora_ops.registry.versions import Version
 from lora_ops.settings.evaluate import EvaluateSettings
 from lora_ops.settings.tenant import TenantSettings
 from tests.gates.sources import save_real_adapter
-from tests.registry.conftest import AUTHOR, GATES, GROUPS, Build, evaluated
+from tests.registry.conftest import AUTHOR, GATES, GROUPS, Build, evaluated, fill_in, ssh_key, won
 
 from .test_gather import asking
 
@@ -299,6 +303,33 @@ def test_replay_counts_the_answers_given_again(registry: Registry, package: Buil
     file(registry, version, asked.model_copy(update={"evaluation_answers": made_up}))
     [said] = replay(registry, version)
     assert said.startswith("regression.evaluated is ")
+
+
+def test_edited_texts_never_come_before_reviewers(registry: Registry, package: Build, root: Path) -> None:
+    """A quarter of the packaged answers could be dressed up, and people judged these."""
+
+    def dress(frame: pd.DataFrame) -> pd.DataFrame:
+        texts = [f"{text}!!" if place < 24 else text for place, text in enumerate(frame[ADAPTER])]
+        return frame.assign(**{ADAPTER: texts})
+
+    version = registered(registry, package, root, dress)
+    people = ("ben", "dana")
+    with pytest.raises(Refused, match="adapter of finance@1 give again: run `lora-ops gate finance@1` first"):
+        start(registry, "finance@1", actor="ci", reviewers=people)
+    source = gather(registry, version, root).source
+    assert source.evaluated and source.evaluated.verdict == "pass"
+    assert source.evaluated.other_texts[ADAPTER] == 24
+    file(registry, version, source)
+    session = start(registry, "finance@1", actor="ci", reviewers=people, pairs=40)
+    texts = texts_of(registry, session)
+    edited = [row for row in texts if row in {f"test-{place}" for place in range(24)}]
+    assert len(edited) > 5 and not any("!!" in text.adapter for text in texts.values())
+    for person in people:
+        fill_in(registry, session, person, won)
+        submit(registry, session, actor=person, key=ssh_key(person))
+    lifecycle.file_evidence(registry, "finance@1", make_report(registry, "finance@1")[0], actor="ci")
+    [row] = [row for row in gate_rows(registry, version) if row.gate == "human review"]
+    assert row.verdict == "pass" and list(replay(registry, version)) == []
 
 
 def file(registry: Registry, version: Version, source: RegressionSource) -> None:

@@ -16,6 +16,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.tenant import TenantSettings
 from tests.gates.review.test_evidence import RATED, hand_in, make_report
+from tests.gates.sources import file_answers_again
 from tests.registry.conftest import AUTHOR, Build
 
 SAID = "reads like <b>a lawyer</b> & co"
@@ -29,6 +30,7 @@ def review(registry: Registry, package: Build, pairs: int = 20, **more: object) 
     drawn = FileRecord(bytes=(folder / SAMPLES).stat().st_size, sha256=sha256_file(folder / SAMPLES))
     manifest = manifest.model_copy(update={"files": {**manifest.files, SAMPLES: drawn}})
     registry.register(folder, manifest, actor=AUTHOR)
+    file_answers_again(registry, "finance@1")
     people = ("ben", "chen", "dana")
     session = start(registry, "finance@1", actor="ci", reviewers=people, pairs=pairs, annotators=2, seed=7)
     hand_in(registry, session, **more)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.suite import Slice
 
-from ..gates.sources import BASE, source, suite
+from ..gates.sources import BASE, source, suite, with_answers_again
 from .conftest import AUTHOR, Build, Story, saved_again
 
 PLAIN = Slice(about="plain cases", margin=0.15)
@@ -266,6 +266,7 @@ def test_a_lost_suite_of_production_is_told(
     registry.register(*package(1), actor=AUTHOR)
     digest = registry.get("finance@1").summary.content_digest
     given = source(suite(), adapter="finance@1", digest=digest, base=BASE)
+    given = with_answers_again(registry, registry.get("finance@1"), given)
     old = Report(regression_report(given, "finance", registry.clock()), given.to_json().encode(), "suite")
     lifecycle.file_evidence(registry, "finance@1", old, actor="ci")
     registry.least = registry.least.model_copy(update={"regression": True})

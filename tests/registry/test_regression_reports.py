@@ -8,7 +8,7 @@ import pytest
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.gates.gate import gate_rows, replay
 from lora_ops.gates.gather import gather, unlike_packages
-from lora_ops.gates.held_out import SYSTEMS, evaluated_again, packaged_rows
+from lora_ops.gates.held_out import packaged_rows
 from lora_ops.gates.regression import regression_report
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.paths import CASE_ANSWERS, CASES
@@ -25,7 +25,7 @@ from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.suite import Slice
 
-from ..gates.sources import BASE, DIGEST, EVALUATED, answers, given_again, source, suite
+from ..gates.sources import BASE, DIGEST, EVALUATED, answers, given_again, source, suite, with_answers_again
 from .conftest import AUTHOR, Build, Story, with_card
 
 
@@ -48,17 +48,9 @@ def report(
         digest = registry.get(against).summary.content_digest
         others["production"] = ("production", against, digest, ())
     given = source(suite(**options), candidate=range(wrong), digest=version.summary.content_digest, **others)
+    given = with_answers_again(registry, version, given)
     document = regression_report(given, "finance", registry.clock())
     return Report(document, given.to_json().encode(), "its suite")
-
-
-def with_evaluation_answers(registry: Registry, given: RegressionSource) -> RegressionSource:
-    """Let the held-out answers that were given again be those of the package."""
-    version = registry.get("finance@2")
-    frame = packaged_rows(registry, version)
-    again = {name: tuple(frame[name]) for name in SYSTEMS if name in frame}
-    evaluated = evaluated_again(version, frame, again)
-    return given.model_copy(update={"evaluated": evaluated, "evaluation_answers": again})
 
 
 def file(registry: Registry, given: Report) -> None:
@@ -179,7 +171,7 @@ def test_a_stale_report_that_nobody_asks_for_stops_no_step(asking: Registry, sto
 
 def test_gate_rows_and_replay_read_the_kept_report(asking: Registry) -> None:
     given = report(asking, wrong=20)
-    source_of = with_evaluation_answers(asking, RegressionSource.model_validate_json(given.source))
+    source_of = RegressionSource.model_validate_json(given.source)
     document = regression_report(source_of, "finance", asking.clock())
     file(asking, Report(document, source_of.to_json().encode(), "its suite"))
     rows = {row.gate: row for row in gate_rows(asking, asking.get("finance@2"))}
@@ -221,6 +213,7 @@ def test_gate_notes_compare_with_the_suite_of_the_promotion(
     def gated(reference: str, **options: Slice) -> None:
         digest = registry.get(reference).summary.content_digest
         given = source(suite(**options), adapter=reference, digest=digest, base=BASE)
+        given = with_answers_again(registry, registry.get(reference), given)
         kept = Report(regression_report(given, "finance", registry.clock()), given.to_json().encode(), "suite")
         lifecycle.file_evidence(registry, reference, kept, actor="ci")
 

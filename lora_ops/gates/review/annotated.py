@@ -1,12 +1,10 @@
 """What reviewers said, beside the answers that they said it of, from the evidence that the registry keeps."""
 
 from collections import defaultdict
-from pathlib import Path
 from typing import NamedTuple
 
-from lora_ops.gates.review.evidence import SOURCE, Told, read_bundle, unblinded
-from lora_ops.gates.review.sessions import Session, texts_of
-from lora_ops.hashing import sha256_text
+from lora_ops.gates.review.evidence import SOURCE, Told, kept_session, read_bundle, rows_left_out, unblinded
+from lora_ops.gates.review.sessions import texts_of
 from lora_ops.records.evidence import HumanEvidence
 from lora_ops.registry.reports import last_document
 from lora_ops.registry.store import Registry
@@ -42,7 +40,7 @@ def annotated_pairs(registry: Registry, version: Version) -> list[AnnotatedPair]
     """Return the judged pairs of the review that is filed on a version, those with words first.
 
     There are none where no review is filed, or one that was counted from rows as earlier releases did. Votes
-    that did not count, such as those of its author, are left out.
+    that did not count, such as those of its author or on texts that it does not give, are left out.
 
     Raises:
         LoraOpsError: a kept file is missing or was changed.
@@ -50,15 +48,17 @@ def annotated_pairs(registry: Registry, version: Version) -> list[AnnotatedPair]
     document = last_document(registry, version, "human_evaluation")
     if not isinstance(document, HumanEvidence) or document.review is None:
         return []
-    plan, votes = read_bundle(registry.files.checked(document.source.sha256, SOURCE).read_bytes())
+    source = registry.files.checked(document.source.sha256, SOURCE).read_bytes()
+    plan, votes = read_bundle(source)
+    session = kept_session(registry, document, source)
     counted = {reviewer.person for reviewer in document.review.reviewers}
+    other = rows_left_out(registry, session, document)
     said: dict[str, list[Told]] = defaultdict(list)
     for reviewer, (_, given) in votes.items():
         for told in unblinded(plan, reviewer, given) if reviewer in counted else ():
-            if not told.task.repeat:
+            if not told.task.repeat and told.task.row not in other:
                 said[told.task.row].append(told)
-    # The folder of the session may be gone by now; the texts come from the packages that the plan is bound to.
-    texts = texts_of(registry, Session(Path(), version, plan, sha256_text(plan.to_json())))
+    texts = texts_of(registry, session)
     pairs = [
         AnnotatedPair(row, texts[row].text, texts[row].adapter, texts[row].other, plan.against, tuple(told))
         for row, told in said.items()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.gates.review.annotations import begin, record
-from lora_ops.gates.review.sessions import Session, reviewer_of, texts_of
+from lora_ops.gates.review.sessions import Session, require_given_again, reviewer_of, texts_of
 from lora_ops.records.review import Judgement
 from lora_ops.registry.store import Registry
 
@@ -38,10 +38,12 @@ class Desk:
         """Open a reviewer's list, and make their file where there is none.
 
         Raises:
-            LoraOpsError: they may not vote, or their file was edited by hand.
+            LoraOpsError: they may not vote, their file was edited by hand, or the review is of answers that
+                nobody gave again.
         """
         self.session, self.now = session, clock
         self.reviewer = reviewer_of(registry, session, actor).id
+        require_given_again(registry, session)
         self._tasks = session.plan.tasks[self.reviewer]
         self._texts = texts_of(registry, session)
         self._path = session.file_of(self.reviewer)

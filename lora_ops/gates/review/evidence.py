@@ -8,6 +8,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_ops import __version__
@@ -15,11 +16,19 @@ from lora_ops.errors import Damaged, Refused
 from lora_ops.gates.review.agreement import alike, alpha, rating_mean, win_rates
 from lora_ops.gates.review.annotations import Votes, parse, require_about
 from lora_ops.gates.review.plan import default_seed
-from lora_ops.gates.review.sessions import Session, open_session, parse_plan, require_drawn
+from lora_ops.gates.review.sessions import (
+    Session,
+    is_drawn,
+    open_session,
+    parse_plan,
+    require_drawn,
+    rows_with_other_texts,
+)
 from lora_ops.gates.review.submissions import Submitted, submitted
 from lora_ops.hashing import canonical, sha256_bytes, sha256_text
 from lora_ops.records.evidence import Evidence, HumanEvidence, Source
 from lora_ops.records.review import RATINGS, RatingMean, ReviewCounts, Reviewed, ReviewPlan, Task
+from lora_ops.registry.answers_again import filed_answers_again, last_answers_again
 from lora_ops.registry.authors import author_marks, is_author
 from lora_ops.registry.reports import Report, load
 from lora_ops.registry.roles import JUDGE, owners_of
@@ -36,12 +45,17 @@ class Counting(NamedTuple):
         counted: reviewer -> fingerprint of the key that signed their votes; None: unsigned.
         others: reviewer -> why their votes don't count.
         at: the time at which the counts are made.
+        regression_sha256: the version's last regression report; None: the plan shows packaged answers, or no
+            answers were given again.
+        other_texts: rows of which that report has other answers than reviewers were shown.
     """
 
     votes_needed: int
     counted: Mapping[str, str | None]
     others: Mapping[str, str]
     at: datetime
+    regression_sha256: str | None = None
+    other_texts: frozenset[str] = frozenset()
 
 
 class Told(NamedTuple):
@@ -92,7 +106,15 @@ def make_report(registry: Registry, reference: str, summary: str | None = None) 
             f"{version.id}` hands a reviewer's votes in."
         )
     source = bundle(session, found)
-    counting = Counting(registry.least.annotators, counted, left_out, registry.clock())
+    again = last_answers_again(registry, version) if session.plan.regression_sha256 else None
+    counting = Counting(
+        registry.least.annotators,
+        counted,
+        left_out,
+        registry.clock(),
+        again.report_sha256 if again else None,
+        rows_with_other_texts(registry, session, again) if again else frozenset(),
+    )
     document = count(source, counting)
     said = summary or f"review by {', '.join(counted)}"
     return Report(document, source, said), [f"{who} {why}" for who, why in left_out.items()]
@@ -128,7 +150,8 @@ def count(source: bytes, counting: Counting) -> HumanEvidence:
         if reviewer not in counting.counted:
             other_votes += len(said.judged)
             continue
-        told += unblinded(plan, reviewer, said)
+        # Nobody may be judged by a text that it does not give.
+        told += [one for one in unblinded(plan, reviewer, said) if one.task.row not in counting.other_texts]
         repeats, same = _consistency(plan.tasks[reviewer], said)
         reviewed.append(
             Reviewed(
@@ -154,6 +177,8 @@ def count(source: bytes, counting: Counting) -> HumanEvidence:
     counts = ReviewCounts(
         plan_sha256=_plan_digest(source),
         against=plan.against,
+        regression_sha256=counting.regression_sha256,
+        other_texts=sum(pair.differs and pair.row in counting.other_texts for pair in plan.pairs),
         seed=plan.seed,
         is_own_seed=plan.seed != default_seed(plan.content_digest, plan.against),
         planned_pairs=sum(differs.values()),
@@ -197,6 +222,8 @@ def count(source: bytes, counting: Counting) -> HumanEvidence:
 def recount(registry: Registry, evidence: Evidence) -> list[str]:
     """Count a filed review again from what the registry keeps; return where the counts differ.
 
+    A plan is drawn again from the answers that were given again for the regression report that it names.
+
     Raises:
         LoraOpsError: the kept file is missing or was changed, or is no review.
     """
@@ -206,9 +233,40 @@ def recount(registry: Registry, evidence: Evidence) -> list[str]:
     source = registry.files.checked(document.source.sha256, SOURCE).read_bytes()
     keys = {one.person: one.key for one in document.review.reviewers}
     counting = Counting(document.votes_needed, keys, {}, document.made_at)
+    session, is_chosen = kept_session(registry, document, source), False
+    if session.plan.regression_sha256:
+        is_chosen = not is_drawn(registry, session)
+        counted_by = document.review.regression_sha256
+        other = rows_left_out(registry, session, document)
+        counting = counting._replace(regression_sha256=counted_by, other_texts=other)
     found, kept = count(source, counting).model_dump(mode="json"), document.model_dump(mode="json")
     ignored = {"made_by"}  # another release may count the same
-    return [name for name in kept if name not in ignored and found.get(name) != kept[name]]
+    return [
+        *(["plan"] if is_chosen else []),
+        *(name for name in kept if name not in ignored and found.get(name) != kept[name]),
+    ]
+
+
+def rows_left_out(registry: Registry, session: Session, document: HumanEvidence) -> frozenset[str]:
+    """Return the rows of a filed review that don't count: its regression report has other answers to them.
+
+    Raises:
+        LoraOpsError: kept answers are missing or were changed, or no such report was filed.
+    """
+    counted_by = document.review.regression_sha256 if document.review else None
+    if counted_by is None:
+        return frozenset()
+    return rows_with_other_texts(registry, session, filed_answers_again(registry, session.version, counted_by))
+
+
+def kept_session(registry: Registry, document: HumanEvidence, source: bytes) -> Session:
+    """Return the session that a filed review was counted from; its folder may be gone by now.
+
+    Raises:
+        LoraOpsError: the source is not what lora-ops wrote, or the version is gone.
+    """
+    plan, _ = read_bundle(source)
+    return Session(Path(), registry.get_exact(document.adapter, whole=False), plan, _plan_digest(source))
 
 
 def read_bundle(source: bytes) -> tuple[ReviewPlan, dict[str, tuple[bytes, Votes]]]:

@@ -39,7 +39,10 @@ class Choice(NamedTuple):
 
 
 class About(NamedTuple):
-    """What a plan is bound to: the version, the digests of the answers, the tenant's guidelines."""
+    """What a plan is bound to: the version, the digests of the answers, the tenant's guidelines.
+
+    The answers are those that were given again for a regression report; without one, the packaged ones.
+    """
 
     tenant: str
     adapter: str
@@ -48,6 +51,8 @@ class About(NamedTuple):
     against: str
     against_answers_sha256: str | None
     guidelines_sha256: str | None
+    regression_sha256: str | None = None
+    against_regression_sha256: str | None = None
 
 
 def make_plan(about: About, answers: "pd.DataFrame", choice: Choice, at: datetime) -> ReviewPlan:

@@ -61,6 +61,11 @@ def findings(document: HumanEvidence) -> Iterator[str]:
         )
     if review.is_own_seed:
         yield f"whoever started the review chose its seed ({review.seed}), by which its pairs were drawn"
+    if review.other_texts:
+        yield (
+            f"{review.other_texts} of {review.planned_pairs} pairs don't count: the last regression report of "
+            f"{document.adapter} has other answers than reviewers were shown"
+        )
     if review.checks:
         yield f"{review.checks_same} of {review.checks} votes on two equal answers say so"
     for name in sorted({name for rated in review.ratings.values() for name in rated}):

@@ -3,7 +3,7 @@
 The folder is apart from the registry, since people write into it by clicks that no audit entry stands for. Git
 ignores it: votes in a commit would show every reviewer what the others said. What counts in the end is kept in
 the registry, when `lora-ops review file` turns the session into evidence. The plan holds no text of the tenant;
-the texts are read from the answers of the registered package, whose digests the plan names.
+`shown_answers` finds them.
 """
 
 import os
@@ -16,13 +16,14 @@ from pydantic import ValidationError
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable, disk_reason
 from lora_ops.gates.review.annotations import Votes, read
 from lora_ops.gates.review.plan import PAIRS, About, Choice, default_seed, make_plan, redrawn
+from lora_ops.gates.review.shown_answers import answers_digest, answers_of, planned_answers
 from lora_ops.hashing import sha256_bytes, sha256_text
-from lora_ops.paths import ANSWERS, SLICE
-from lora_ops.records.evaluation import ADAPTER, BASE
+from lora_ops.records.evaluation import BASE
 from lora_ops.records.review import ReviewPlan
+from lora_ops.registry.answers_again import AnswersAgain, last_answers_again
 from lora_ops.registry.authors import author_marks, is_author
-from lora_ops.registry.membership import SEEN, groups_of
 from lora_ops.registry.owners import Person, Team
+from lora_ops.registry.reports import filed
 from lora_ops.registry.roles import ANYBODY, JUDGE, owners_of, require_role, require_role_in, unknown_author
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Version
@@ -111,7 +112,7 @@ def start(
         registry: where the version is.
         reference: the exact version.
         actor: who starts it.
-        against: `base`, or `production` or a version whose packaged answers are compared on common rows.
+        against: `base`, or `production` or a version, which is compared on common rows.
         reviewers: whose votes are asked for; default: everybody with the role reviewer or approver, but the
             author.
         pairs: how many pairs with two different answers.
@@ -121,7 +122,8 @@ def start(
 
     Raises:
         LoraOpsError: a closed version, nobody of its team, votes that were given already, too few reviewers or
-            rows, the author among the reviewers, or kept answers that are missing or were changed.
+            rows, the author among the reviewers, answers that nobody gave again, or kept answers that are
+            missing or were changed.
     """
     version = registry.get_exact(reference)
     require_role(registry, version, actor, ANYBODY, f"start a review of {version.id}")
@@ -137,18 +139,25 @@ def start(
     folder = folder_of(registry, version)
     _require_new(folder, version)
     opponent = None if against == BASE else _opponent(registry, version, against)
+    again = last_answers_again(registry, version)
+    if again is None and registry.least.asks_texts_again:
+        raise Refused(_not_given_again(registry, version))
+    theirs = last_answers_again(registry, opponent) if opponent else None
     about = About(
         tenant=version.tenant,
         adapter=version.id,
         content_digest=version.summary.content_digest,
-        answers_sha256=_answers_digest(version),
+        answers_sha256=answers_digest(version),
         against=opponent.id if opponent else BASE,
-        against_answers_sha256=_answers_digest(opponent) if opponent else None,
+        against_answers_sha256=answers_digest(opponent) if opponent else None,
         guidelines_sha256=sha256_text(guidelines) if guidelines is not None else None,
+        regression_sha256=again.report_sha256 if again else None,
+        against_regression_sha256=theirs.report_sha256 if theirs else None,
     )
     seed = default_seed(version.summary.content_digest, about.against) if seed is None else seed
     choice = Choice([one.id for one in people], each, pairs, seed)
-    plan = make_plan(about, _answers(registry, version, opponent), choice, registry.clock())
+    answers = answers_of(registry, version, opponent, again, theirs)
+    plan = make_plan(about, answers, choice, registry.clock())
     text = plan.to_json()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,6 +214,16 @@ def parse_plan(content: bytes, name: str) -> ReviewPlan:
         raise Damaged(f"{name} is no plan of a review ({first_problem(error)}): start it again.") from error
 
 
+def is_drawn(registry: Registry, session: Session) -> bool:
+    """Return whether pairs, sides and lists of a plan are what its seed draws from the kept answers.
+
+    Raises:
+        Damaged: the plan is about other answers, or names a regression report that was not filed.
+        LoraOpsError: kept answers are missing or were changed.
+    """
+    return redrawn(session.plan, planned_answers(registry, session.version, session.plan))
+
+
 def require_drawn(registry: Registry, session: Session) -> None:
     """Refuse a plan whose pairs, sides or lists are not what its seed draws from the kept answers.
 
@@ -213,7 +232,7 @@ def require_drawn(registry: Registry, session: Session) -> None:
         LoraOpsError: kept answers are missing or were changed.
     """
     plan = session.plan
-    if not redrawn(plan, _planned_answers(registry, session)):
+    if not is_drawn(registry, session):
         raise Damaged(
             f"The plan of the review of {plan.adapter} is not what its seed draws: somebody changed it. Move "
             f"{session.folder} away, and start the review again."
@@ -226,13 +245,49 @@ def texts_of(registry: Registry, session: Session) -> dict[str, Texts]:
     Raises:
         LoraOpsError: kept answers are missing or were changed, or a version has other ones than on that day.
     """
-    frame = _planned_answers(registry, session)
-    planned = {pair.row for pair in session.plan.pairs}
+    return _texts(session.plan, planned_answers(registry, session.version, session.plan))
+
+
+def _texts(plan: ReviewPlan, frame: "pd.DataFrame") -> dict[str, Texts]:
+    planned = {pair.row for pair in plan.pairs}
     return {
         row: Texts(*texts)
         for row, *texts in zip(*(frame[name] for name in ("row", *Texts._fields)), strict=True)
         if row in planned
     }
+
+
+def require_given_again(registry: Registry, session: Session) -> None:
+    """Refuse to take votes that no step may rest on, since they are on packaged answers.
+
+    Raises:
+        Refused: the plan names no regression report, as those of earlier releases do.
+    """
+    if session.plan.regression_sha256 is None and registry.least.asks_texts_again:
+        name = session.version.id
+        raise Refused(
+            f"The review of {name} shows packaged answers, and a step needs votes on answers that were given "
+            f"again: move {session.folder} away, and run `lora-ops gate {name}`, then `lora-ops review start "
+            f"{name}`."
+        )
+
+
+def rows_with_other_texts(registry: Registry, session: Session, now: AnswersAgain) -> frozenset[str]:
+    """Return the planned rows of which a regression report has other answers than reviewers were shown.
+
+    Args:
+        registry: where the version is.
+        session: its review, whose plan names the report that it was drawn from.
+        now: the answers of the report by which the votes are counted.
+
+    Raises:
+        LoraOpsError: kept answers are missing or were changed.
+    """
+    if now.report_sha256 == session.plan.regression_sha256:
+        return frozenset()
+    shown = texts_of(registry, session)
+    given = _texts(session.plan, planned_answers(registry, session.version, session.plan, now))
+    return frozenset(row for row, texts in shown.items() if given.get(row) != texts)
 
 
 def reviewer_of(registry: Registry, session: Session, actor: str) -> Person:
@@ -320,61 +375,16 @@ def _opponent(registry: Registry, version: Version, against: str) -> Version:
     return other
 
 
-def _answers_digest(version: Version) -> str:
-    file = version.manifest.files.get(ANSWERS)
-    if file is None:
-        raise LoraOpsError(
-            f"{version.id} keeps no answers (an older package): package its adapter again with `dvc repro`."
-        )
-    return file.sha256
-
-
-def _planned_answers(registry: Registry, session: Session) -> "pd.DataFrame":
-    plan = session.plan
-    opponent = None if plan.against == BASE else registry.get_exact(plan.against, whole=False)
-    for version, digest in ((session.version, plan.answers_sha256), (opponent, plan.against_answers_sha256)):
-        if version and _answers_digest(version) != digest:
-            raise Damaged(f"The review of {plan.adapter} was planned with other answers of {version.id}.")
-    return _answers(registry, session.version, opponent)
-
-
-def _answers(registry: Registry, version: Version, opponent: Version | None) -> "pd.DataFrame":
-    """Return columns row, group, text, slice, adapter, other: the rows that both sides answered."""
-    frame = _kept(registry, version)
-    if opponent is None:
-        if BASE not in frame:
-            raise LoraOpsError(f"The answers of {version.id} lack those of its base: package it again.")
-        return frame.assign(other=frame[BASE])
-    theirs = _kept(registry, opponent)[["text", "target", "adapter"]].drop_duplicates("text")
-    theirs = theirs.rename(columns={"adapter": "other"})
-    both = frame.drop(columns="other", errors="ignore").merge(theirs, on=["text", "target"])
-    seen = {
-        group
-        for one in (version, opponent)
-        for split in SEEN
-        for group in (groups_of(registry, one) or {}).get(split, ())
-    }
-    both = both[~both["group"].map(sha256_text).isin(seen)]
-    if both.empty:
-        raise LoraOpsError(
-            f"{version.id} and {opponent.id} answered no row in common that neither was trained on: evaluate "
-            "both on one test split (the same data.seed and ratio of data.rows)."
-        )
-    return both
-
-
-def _kept(registry: Registry, version: Version) -> "pd.DataFrame":
-    import pandas as pd
-
-    path = registry.files.checked(_answers_digest(version), ANSWERS)
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = {"id", "group", "text", "target", ADAPTER} - set(frame.columns)
-    if missing:
-        raise LoraOpsError(f"The answers of {version.id} lack {', '.join(sorted(missing))}: package it again.")
-    slices = [name for name in frame.columns if name.startswith(SLICE)]
-    has_labels = version.manifest.params.get("data", {}).get("task") == "labels"
-    by = slices[0] if slices else "target" if has_labels else None
-    return frame.assign(row=frame["id"], slice=frame[by] if by else "", adapter=frame[ADAPTER])
+def _not_given_again(registry: Registry, version: Version) -> str:
+    """Say what comes before a review, and what to do where no answer can be given again."""
+    first = f"Reviewers judge the answers that base model and adapter of {version.id} give again"
+    if "regression" not in filed(version, registry.log.entries(version.tenant, version.number)):
+        return f"{first}: run `lora-ops gate {version.id}` first."
+    return (
+        f"{first}, and its last regression report has none: run `lora-ops gate {version.id}` first, which "
+        "says what it needs. Where base model or data are gone for good, `registry.evidence.evaluation_again: "
+        "false` lets reviewers judge the packaged answers, and `show` says so."
+    )
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import add_key
 from lora_ops.registry.requirements import missing_for
 from tests.conftest import small_clone
+from tests.gates.sources import file_answers_again
 from tests.registry.conftest import build_package, ssh_key
 
 Cli = Callable[..., Result]
@@ -30,6 +31,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "package"
     with closing(open_registry(tmp_path, create=True)) as registry:
         registry.register(folder, build_package(folder, 1, fresh_days=36500), actor="ana.silva")
+        file_answers_again(registry, "finance@1", "ana.silva")
     monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
     monkeypatch.setenv("LORA_OPS_ACTOR", "ben.okafor")
     monkeypatch.setenv("COLUMNS", "200")

@@ -27,6 +27,7 @@ from lora_ops.registry.rules import weaknesses
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.registry import EvidenceSettings
+from tests.gates.sources import file_answers_again
 from tests.registry.conftest import (
     AT_ONCE,
     AUTHOR,
@@ -122,6 +123,7 @@ def test_votes_that_do_not_agree_are_missing_evidence(registry: Registry, packag
 
 def test_one_reviewer_alone_has_no_agreement(registry: Registry, package: Build) -> None:
     registry.register(*package(1), actor=AUTHOR)
+    file_answers_again(registry, "finance@1")
     registry.least = registry.least.model_copy(update={"annotators": 1})
     document = reviewed(registry, "finance@1", won, ("ben",)).document
     [needed] = lacks(document, registry.least)
@@ -326,6 +328,7 @@ def test_only_the_plans_reviewers_vote(registry: Registry, session: Session, act
 
 def test_a_review_is_of_one_version(registry: Registry, session: Session, package: Build) -> None:
     registry.register(*package(2), actor=AUTHOR)
+    file_answers_again(registry, "finance@2")
     with pytest.raises(NotFound, match="Nobody has started a review of finance@2: `lora-ops review start"):
         open_session(registry, "finance@2")
     other = start(registry, "finance@2", actor="ci", reviewers=PEOPLE, pairs=20)
@@ -378,6 +381,7 @@ def test_nobody_draws_until_the_rows_suit_them(registry: Registry, session: Sess
 
 def test_start_takes_everybody_who_may_judge(registry: Registry, package: Build) -> None:
     registry.register(*package(1), actor=AUTHOR)
+    file_answers_again(registry, "finance@1")
     made = start(registry, "finance@1", actor="ci")
     assert sorted(made.plan.tasks) == ["ben", "chen", "dana", "eve"]
     with pytest.raises(Refused, match="Each pair needs 2 reviewers .*: 1 are fewer"):

@@ -28,6 +28,7 @@ from lora_ops.paths import ANSWERS
 from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.backends import open_registry
 from tests.conftest import ROOT, small_clone, write_params
+from tests.gates.sources import file_answers_again
 from tests.registry.conftest import build_package, fill_in, won
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -60,6 +61,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     manifest = manifest.model_copy(update={"files": {**manifest.files, ANSWERS: file}})
     registry = open_registry(root, create=True)
     registry.register(folder, manifest, actor="ana.silva")
+    file_answers_again(registry, "finance@1", "ana.silva")
     people = ("ben.okafor", "dana.roth")
     start(registry, "finance@1", actor="ana.silva", reviewers=people, pairs=20, annotators=2, seed=3)
     registry.close()

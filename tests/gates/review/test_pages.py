@@ -10,6 +10,7 @@ from lora_ops.gates.review.pages import desk_of, open_review
 from lora_ops.gates.review.sessions import GUIDELINES
 from lora_ops.registry.backends import open_registry
 from tests.conftest import small_clone, write_params
+from tests.gates.sources import file_answers_again
 from tests.registry.conftest import build_package
 
 
@@ -23,6 +24,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with closing(open_registry(tmp_path, create=True)) as registry:
         folder = tmp_path / "package"
         registry.register(folder, build_package(folder, 1, fresh_days=3650), actor="ana.silva")
+        file_answers_again(registry, "finance@1", "ana.silva")
     monkeypatch.setenv("LORA_OPS_ACTOR", "chen.wei")
     return tmp_path
 
