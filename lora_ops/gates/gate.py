@@ -298,6 +298,8 @@ def _document_row(document: AnyEvidence, one: Evidence, lacking: list[str]) -> G
         review = document.review
         if review and review.win_rate_by_pair and review.alpha:
             found += f"; win rate {review.win_rate_by_pair}, Krippendorff's alpha {review.alpha}"
+        if review and review.other_texts:
+            found += f"; {review.other_texts} pairs show other texts than are given now, and don't count"
         failed = document.base_better > document.adapter_better
     verdict: Verdict = "pass" if not lacking else "fail" if failed else "missing"
     note = f"needs {'; '.join(lacking)}" if lacking else ""

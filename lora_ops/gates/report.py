@@ -17,13 +17,15 @@ from lora_ops.folders import make_folder
 from lora_ops.gates.policy_page import policy_section
 from lora_ops.gates.review.annotated import AnnotatedPair, annotated_pairs
 from lora_ops.gates.review.evidence import Told
+from lora_ops.gates.review.shown_answers import rows_with_answers
 from lora_ops.gates.rows import GateRow
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import SAMPLES
-from lora_ops.records.evaluation import ADAPTER, SYSTEMS
+from lora_ops.records.evaluation import ADAPTER, BASE, SYSTEMS
 from lora_ops.records.evidence import HumanEvidence, RegressionEvidence
 from lora_ops.records.regression import Compared
 from lora_ops.records.review import RATINGS, ReviewCounts
+from lora_ops.registry.answers_again import last_answers_again
 from lora_ops.registry.cards import differences, record
 from lora_ops.registry.files import write_atomically
 from lora_ops.registry.loosened import production_before
@@ -172,6 +174,8 @@ def before_after(
 ) -> list[BeforeAfter]:
     """Return the samples of a version's package, with production's answers where it gave some.
 
+    Whoever approves reads the answers that base model and adapter gave again for the regression report.
+
     Args:
         registry: where the versions are.
         version: whose samples.
@@ -185,6 +189,7 @@ def before_after(
     if file is None:
         return []
     frame = pd.read_csv(registry.files.checked(file.sha256, SAMPLES), dtype=str, keep_default_na=False)
+    frame = _given_again(registry, version, frame)
     theirs: dict[str, str] = {}
     if production:
         try:
@@ -207,6 +212,20 @@ def before_after(
         )
         for one, hit in zip(frame.to_dict("records"), right, strict=True)
     ]
+
+
+def _given_again(registry: Registry, version: Version, samples: pd.DataFrame) -> pd.DataFrame:
+    """Return samples with the answers that were given again; the packaged ones where nobody was asked."""
+    try:
+        again = last_answers_again(registry, version)
+        if again is None:
+            return samples
+        rows = rows_with_answers(registry, version, again).drop_duplicates("id").set_index("id")
+    except LoraOpsError:
+        return samples  # `promote` names the lost report, and the gate the lost answers
+    return samples.assign(
+        **{name: samples["id"].map(rows[name]).fillna(samples[name]) for name in (BASE, ADAPTER)}
+    )
 
 
 def _worst(rows: Sequence[GateRow]) -> str:

@@ -66,6 +66,18 @@ def test_samples_carry_what_was_said_of_their_row(registry: Registry, package: B
     assert any(one.reviewers for one in shown)
 
 
+def test_samples_are_answers_given_again(registry: Registry, package: Build) -> None:
+    """Approvers read the packaged samples, a quarter of which could be dressed up."""
+    review(registry, package)
+    version = registry.get("finance@1")
+    packaged = before_after(registry, version, None)
+    assert {one.adapter for one in packaged} == {"Food", "Travel"}
+    file_answers_again(registry, "finance@1", adapter=["Food!"] * 300, base=["Travel?"] * 300)
+    shown = before_after(registry, version, None)
+    assert {(one.base, one.adapter, one.right) for one in shown} == {("Travel?", "Food!", True)}
+    assert [one.text for one in shown] == [one.text for one in packaged]
+
+
 def test_hidden_repeats_and_uncounted_votes_are_left_out(registry: Registry, package: Build) -> None:
     review(registry, package)
     version = registry.get("finance@1")

@@ -85,6 +85,8 @@ def start(
             f"it has {differing} pairs, and a step needs {needed} (registry.evidence.pairs): of {plan.rows} "
             f"rows {plan.differing} have two different answers"
         )
+    if plan.against_answers_sha256 and not plan.against_regression_sha256:
+        notes.append(f"no gate let {plan.against} give its answers again, so reviewers see its packaged ones")
     if guidelines is None:
         notes.append(f"there is no {sessions.GUIDELINES}/{plan.tenant}.md, which would say how to judge")
     if as_json:

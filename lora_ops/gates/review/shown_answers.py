@@ -81,13 +81,13 @@ def answers_of(
     Raises:
         LoraOpsError: kept answers are missing or were changed, or both sides answered no row in common.
     """
-    frame = _kept(registry, version, again)
+    frame = rows_with_answers(registry, version, again)
     if opponent is None:
         if BASE not in frame:
             raise LoraOpsError(f"The answers of {version.id} lack those of its base: package it again.")
         return frame.assign(other=frame[BASE])
-    theirs = _kept(registry, opponent, theirs_again)[["text", "target", "adapter"]].drop_duplicates("text")
-    theirs = theirs.rename(columns={"adapter": "other"})
+    theirs = rows_with_answers(registry, opponent, theirs_again).drop_duplicates("text")
+    theirs = theirs[["text", "target", "adapter"]].rename(columns={"adapter": "other"})
     both = frame.drop(columns="other", errors="ignore").merge(theirs, on=["text", "target"])
     seen = {
         group
@@ -104,8 +104,12 @@ def answers_of(
     return both
 
 
-def _kept(registry: Registry, version: Version, again: AnswersAgain | None) -> "pd.DataFrame":
-    """Return the held-out rows of a package, with the answers that were given again in the place of its own."""
+def rows_with_answers(registry: Registry, version: Version, again: AnswersAgain | None) -> "pd.DataFrame":
+    """Return the held-out rows of a package, with the answers that were given again in the place of its own.
+
+    Raises:
+        LoraOpsError: its answers are missing, were changed or lack a column, or the report has fewer of them.
+    """
     import pandas as pd
 
     path = registry.files.checked(answers_digest(version), ANSWERS)

@@ -122,6 +122,8 @@ def test_votes_on_other_texts_do_not_count(made: Reviewed) -> None:
     document = made.file()
     assert document.pairs == 26 and document.review and document.review.other_texts == 4
     assert LACKS_LAST not in made.lacking
+    [row] = [one for one in gate_rows(made.registry, version) if one.gate == "human review"]
+    assert row.verdict == "pass" and "4 pairs show other texts than are given now" in row.found
     assert list(replay(made.registry, version)) == []
     assert not {pair.row for pair in annotated_pairs(made.registry, version)} & {str(row) for row in other}
 
