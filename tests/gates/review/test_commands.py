@@ -93,6 +93,14 @@ def test_a_review_that_nobody_started_says_how(cli: Cli, root: Path) -> None:
         cli("recount", "finance@1")
 
 
+def test_start_says_whose_answers_are_packaged(cli: Cli, root: Path) -> None:
+    folder = root / "second"
+    with closing(open_registry(root)) as registry:
+        registry.register(folder, build_package(folder, 2, fresh_days=36500), actor="ana.silva")
+    told = json.loads(cli("start", "finance@1", "--against=finance@2", "--json").output)
+    assert "no gate let finance@2 give its answers again, so reviewers see its packaged ones" in told["notes"]
+
+
 def test_status_shows_nobodys_votes(cli: Cli) -> None:
     cli("start", "finance@1", "--json")
     told = json.loads(cli("status", "finance@1", "--json").output)
