@@ -117,11 +117,12 @@ def revoke(registry: Registry, reference: str, actor: str, reason: str, evidence
 
 
 def _hold_until_seen(registry: Registry, version: Version, actor: str, reason: str) -> None:
-    """Keep a hold of a version that the log closed a moment ago, beside the memory of the head.
+    """Keep a hold of a version that the log closed a moment ago.
 
     A gateway looks once a second, and at each request. Whoever puts an older copy of the registry back before
     that would keep the version on air, since the routes that were verified go on. The next change drops the
-    hold. It is for any content: what is in the registry's place by now may say otherwise.
+    hold. It is for any content: what is in the registry's place by now may say otherwise. A gateway that can't
+    read the log reads the hold.
 
     Raises:
         Damaged: another copy is in the registry's place already.
@@ -131,7 +132,7 @@ def _hold_until_seen(registry: Registry, version: Version, actor: str, reason: s
     at = utc(registry.clock())
     said = {"version": version.id, "actor": actor, "reason": reason.strip(), "at": at}
     try:
-        registry.holds.keep(Statement(content_digest=ANY_CONTENT, **said), outside_alone=True)
+        registry.holds.keep(Statement(content_digest=ANY_CONTENT, **said))
     except Unavailable as error:
         logger.warning("%s is revoked in the audit log alone: %s", version.id, error)
     if version.state not in CLOSED:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -187,7 +187,7 @@ class Holds:
                 return f"the holds in {folder} can't be read ({disk_reason(error)}): make that folder readable"
         return None
 
-    def keep(self, statement: Statement, *, signs: bool = True, outside_alone: bool = False) -> None:
+    def keep(self, statement: Statement, *, signs: bool = True) -> None:
         """Sign a statement and write it to both places; one of them is enough to stop the version.
 
         Where this machine can't sign, the statement is kept without a signature: it stops the version, too.
@@ -195,7 +195,6 @@ class Holds:
         Args:
             statement: what was decided.
             signs: whether to sign; where no registry is, that would begin one.
-            outside_alone: keep no copy in the registry's folder, whose log has the revocation already.
 
         Raises:
             Unavailable: neither place can be written.
@@ -211,8 +210,7 @@ class Holds:
         except (OSError, LoraOpsError) as error:
             logger.warning("The hold of %s is not signed: %s", statement.version, error)
         content = json.dumps({"hold": said, "signature": signature}, indent=2).encode()
-        folders = (self.outside,) if outside_alone and self.outside else self._folders
-        self._write(_name(statement.version, statement.content_digest), content, folders)
+        self._write(_name(statement.version, statement.content_digest), content, self._folders)
 
     def mend(self, hold: Hold) -> None:
         """Write the copy of a hold that is missing or was changed again, from the whole one."""
@@ -336,12 +334,17 @@ class Holds:
             said = parse_json(content)
             statement = Statement.model_validate(said["hold"])
             named = (statement.version, statement.content_digest) == (version, digest)
-            signature = said["signature"]
-            is_signed = self._signer.fits_text(canonical(said["hold"]), signature)
-            is_signed = is_signed and self._signer.counts_here(signature["key"], self._keys())
+            is_signed = named and self._is_signed(said["hold"], said["signature"])
         except (ValueError, TypeError, LookupError, ValidationError):
             return _Found(content, None, False)
         return _Found(content, statement, is_signed) if named else _Found(content, None, False)
+
+    def _is_signed(self, said: Any, signature: Any) -> bool:
+        # A gateway's account that may not read the keys must not stop answering for one hold.
+        with suppress(OSError, LoraOpsError):
+            is_fit = self._signer.fits_text(canonical(said), signature)
+            return is_fit and self._signer.counts_here(signature["key"], self._keys())
+        return False
 
 
 def _last_written(folders: Iterable[Path]) -> str | None:

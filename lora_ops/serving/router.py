@@ -292,9 +292,11 @@ class Router:
         unread = None
         try:
             seen = self._registry.seen()
-        except Damaged as error:
-            # As after a `cp` of a backup over the open file. Holds are files of their own, and count.
-            seen, unread = (str(error), self._registry.holds.place()), str(error).rstrip(".")
+        except LoraOpsError as error:
+            # As after a `cp` of a backup over the open file, or a restore by another account. Holds are files
+            # of their own, and count; a revocation in the log leaves one, too.
+            unread = str(error).rstrip(".")
+            seen = unread, self._registry.holds.place()
         if seen == self._seen:
             return
         self._take(seen, unread or self._problem())

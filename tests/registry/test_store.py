@@ -25,11 +25,12 @@ from lora_ops.records.evaluation import Interval, PairedDifference
 from lora_ops.records.manifest import FileRecord, Manifest
 from lora_ops.registry import backup, lifecycle, packages, store
 from lora_ops.registry.backends import open_registry
+from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.registry.versions import parse_reference
-from lora_ops.serving.router import OutOfService, Router
+from lora_ops.serving.router import NotServed, OutOfService, Router
 
 from . import processes
 from .conftest import AUTHOR, FIRST, MORNING, Build, Clock, Story, build_package, evaluated, saved_again
@@ -547,6 +548,51 @@ def test_reader_sees_a_revocation_at_once(
     with closing(Registry(path, owners=owners, clock=clock)) as changing:
         lifecycle.revoke(changing, "finance@2", actor=FIRST, reason="leaks")
     path.chmod(0o555)
+    os.write(go_end, b"1")
+    assert processes.wait(reader) == processes.DONE
+
+
+HIDDEN = {"the database": "registry.sqlite", "the folder": ".", "the public keys": "keys/*.pub"}
+
+
+def routes_of_what_was_hidden(path: Path, memory: HeadMemory, opened: int, go_on: int) -> None:
+    """Route as a gateway's account from which `umask 077` hid something, before a revocation and after it."""
+    give_up_root()
+    registry = Registry(path, memory=memory)
+    router = Router(registry, registry.get("finance@1").manifest.base_model, allow_candidates=True)
+    names = ("finance", "healthcare")
+    assert [router.route(name).tenant for name in names] == ["finance", "healthcare"]
+    os.write(opened, b"1")
+    os.read(go_on, 1)
+    assert [router.route(name).tenant for name in names] == ["finance", "healthcare"]
+    os.write(opened, b"1")
+    os.read(go_on, 1)
+    with pytest.raises(NotServed, match="finance@1 was revoked"):
+        router.route("finance")
+    assert router.route("healthcare").tenant == "healthcare"
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_gateway_goes_on_where_something_is_hidden(
+    public_folder: Path, owners: Owners, clock: Clock, package: Build, hidden: str
+) -> None:
+    """After a restore as another account nobody got an answer, or one hold took every tenant out."""
+    path, memory = public_folder / "registry", HeadMemory(public_folder / "serving/head.json", "registry")
+    with closing(Registry(path, create=True, owners=owners, memory=memory, clock=clock)) as registry:
+        for tenant in ("finance", "healthcare"):
+            registry.register(*package(1, tenant=tenant, fresh_days=36500), actor=AUTHOR)
+    for found in path.rglob("*"):
+        found.chmod(found.stat().st_mode | stat.S_IROTH)
+    (opened, open_end), (go_on, go_end) = os.pipe(), os.pipe()
+    reader = processes.start(lambda: routes_of_what_was_hidden(path, memory, open_end, go_on))
+    os.close(open_end)
+    assert os.read(opened, 1)
+    for found in path.glob(HIDDEN[hidden]) if hidden != "the folder" else [path]:
+        found.chmod(found.stat().st_mode & ~0o077)
+    os.write(go_end, b"1")
+    assert os.read(opened, 1)
+    with closing(Registry(path, owners=owners, memory=memory, clock=clock)) as changing:
+        lifecycle.revoke(changing, "finance@1", actor=FIRST, reason="leaks")
     os.write(go_end, b"1")
     assert processes.wait(reader) == processes.DONE
 
