@@ -1,13 +1,16 @@
 """What an adapter is compared with besides its base: baselines for labels and one for texts."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 
-def majority_baseline(targets: Sequence[str], rows: int) -> list[str]:
-    """Return the most frequent training target, `rows` times."""
-    return [Counter(targets).most_common(1)[0][0]] * rows
+def majority_baseline(shares: Mapping[str, float], rows: int) -> list[str]:
+    """Return the label with the largest share of the source, `rows` times.
+
+    Training rows do not say which one that is: `data.balance` makes all labels equally frequent there, and
+    held-out rows keep the shares of the source.
+    """
+    return [max(shares, key=lambda label: shares[label])] * rows
 
 
 def tfidf_baseline(texts: Sequence[str], targets: Sequence[str], questions: Sequence[str]) -> list[str]:
@@ -20,7 +23,7 @@ def tfidf_baseline(texts: Sequence[str], targets: Sequence[str], questions: Sequ
     from sklearn.pipeline import make_pipeline, make_union
 
     if len(set(targets)) == 1:
-        return majority_baseline(targets, len(questions))  # a regression needs two classes
+        return [targets[0]] * len(questions)  # a regression needs two classes
     features = make_union(TfidfVectorizer(), TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5)))
     model = make_pipeline(features, LogisticRegression(C=10, max_iter=2000))
     model.fit(list(texts), list(targets))

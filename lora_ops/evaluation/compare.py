@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,21 @@ from lora_ops.settings.evaluate import EvaluateSettings
 from lora_ops.settings.tenant import TenantSettings
 
 
-def with_baselines(answers: pd.DataFrame, train: Sequence[Example], task: str) -> pd.DataFrame:
-    """Return `answers` with a column for each baseline of the task."""
+def with_baselines(
+    answers: pd.DataFrame, train: Sequence[Example], shares: Mapping[str, float] | None
+) -> pd.DataFrame:
+    """Return `answers` with a column for each baseline of the task.
+
+    Args:
+        answers: of each system, to the held-out rows.
+        train: the rows that the adapter was trained on.
+        shares: of each label in the source, as the data's record has them; None where answers are written.
+    """
     targets = [row.target for row in train]
-    if task != "labels":
+    if shares is None:
         return answers.assign(**{LEAD: lead_words_baseline(targets, list(answers["text"]))})
     tfidf = tfidf_baseline([row.text for row in train], targets, list(answers["text"]))
-    return answers.assign(**{MAJORITY: majority_baseline(targets, len(answers)), TFIDF: tfidf})
+    return answers.assign(**{MAJORITY: majority_baseline(shares, len(answers)), TFIDF: tfidf})
 
 
 def samples_of(answers: pd.DataFrame, settings: TenantSettings) -> dict[str, dict[str, Sample]]:

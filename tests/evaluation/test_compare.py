@@ -225,7 +225,7 @@ def train_rows(targets: list[str]) -> list[Example]:
 
 
 def test_evaluate_measures_written_answers_by_row(publishing: TenantSettings, tmp_path: Path) -> None:
-    frame = with_baselines(written(good=90), train_rows(["One two three four five"] * 5), "text")
+    frame = with_baselines(written(good=90), train_rows(["One two three four five"] * 5), None)
     found = record(frame, publishing, tmp_path)
     assert list(found.metrics) == ["chrf", "rouge_l"] and found.primary == "chrf"
     assert list(found.metrics["chrf"]) == [BASE, ADAPTER, LEAD]
@@ -241,7 +241,7 @@ def test_evaluate_measures_written_answers_by_row(publishing: TenantSettings, tm
 
 def test_evaluate_describes_written_answers_beside_peoples(publishing: TenantSettings, tmp_path: Path) -> None:
     """Who copies all is not best: a copied share is no metric to beat a base in."""
-    frame = with_baselines(written(good=90), train_rows(["One two three four five"] * 5), "text")
+    frame = with_baselines(written(good=90), train_rows(["One two three four five"] * 5), None)
     found = record(frame, publishing, tmp_path)
     copied, length = found.traits["copied_share"], found.traits["length_ratio"]
     assert copied[LEAD].value == 1 and copied[TARGET].value == pytest.approx(3 / 5)
@@ -255,14 +255,21 @@ def test_evaluate_describes_written_answers_beside_peoples(publishing: TenantSet
 
 
 def test_lost_rows_are_the_worst_first(publishing: TenantSettings) -> None:
-    frame = with_baselines(written(good=118), train_rows(["One two three four five"]), "text")
+    frame = with_baselines(written(good=118), train_rows(["One two three four five"]), None)
     lost = lost_rows(frame, "chrf", LEAD, 3)
     assert lost[ADAPTER].tolist()[:2] == ["Forms", "Forms"] and len(lost) == 3
     assert (lost["chrf adapter"] - lost[f"chrf {LEAD}"]).is_monotonic_increasing
 
 
 def test_with_baselines_of_labels_has_no_lead_words() -> None:
-    frame = with_baselines(
-        answers(1, 1).drop(columns=[TFIDF, MAJORITY]), train_rows(list(LABELS) * 3), "labels"
-    )
+    shares = dict.fromkeys(LABELS, 1 / 3)
+    frame = with_baselines(answers(1, 1).drop(columns=[TFIDF, MAJORITY]), train_rows(list(LABELS) * 3), shares)
     assert TFIDF in frame and LEAD not in frame
+
+
+def test_with_baselines_majority_is_the_sources() -> None:
+    """Balanced training rows made the majority label the first of a tie: 0.143 of media's rows, not 0.537."""
+    shares = {"neutral": 0.55, "negative": 0.28, "positive": 0.17}
+    rows = train_rows(["positive", "negative", "neutral"] * 3)
+    frame = with_baselines(answers(1, 1).drop(columns=[TFIDF, MAJORITY]), rows, shares)
+    assert set(frame[MAJORITY]) == {"neutral"}

@@ -39,7 +39,7 @@ def test_sample_finds_a_metric_by_its_name() -> None:
 
 
 def test_baselines_are_what_they_are_called() -> None:
-    assert majority_baseline(["a", "b", "a"], 2) == ["a", "a"]
+    assert majority_baseline({"b": 0.3, "a": 0.7}, 2) == ["a", "a"]
     texts = ["grand hotel", "city hotel", "blue airline", "red airline"]
     assert tfidf_baseline(texts, ["H", "H", "A", "A"], ["old hotel", "new airline"]) == ["H", "A"]
 

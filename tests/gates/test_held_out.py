@@ -105,7 +105,7 @@ def registered(
         **manifest.data.splits,
         "train": manifest.data.splits["train"].model_copy(update={"sha256": digests["train"]}),
     }
-    frame = with_baselines(edit(found.assign(target=list(found[ADAPTER]))), train, "text")
+    frame = with_baselines(edit(found.assign(target=list(found[ADAPTER]))), train, None)
     evaluation = evaluate(
         "finance", TenantSettings.model_validate(params), frame, generation(digests["test"], settings)
     )
