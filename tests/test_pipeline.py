@@ -93,7 +93,9 @@ def test_reproduce_starts_no_tenant_without_the_base(project: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_reproduce_takes_dvc_along(project: Path, how: signal.Signals) -> None:
     (project / "train.sh").write_text("touch here-$1\nexec sleep 300\n")
-    code = "import sys; from pathlib import Path; from lora_ops.pipeline import reproduce; "
+    # Whatever started the tests may ignore Ctrl-C, as a shell does for what runs behind it.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from pathlib import Path; from lora_ops.pipeline import reproduce; "
     code += "reproduce(['one', 'two'], Path(), jobs=2)"
     running = subprocess.Popen([sys.executable, "-c", code], cwd=project, stderr=subprocess.DEVNULL)
     wait_for(lambda: (project / "here-one").exists() and (project / "here-two").exists())

@@ -55,7 +55,16 @@ def serving(clone: Clone, *, read: bool = True) -> Iterator[Process]:
     process.process.wait()
 
 
+@pytest.fixture
+def hang_up() -> Iterator[None]:
+    """SIGHUP as a terminal gives it: tests that run under nohup would hand it on ignored, and it stays so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("hang_up")
 def test_server_says_that_it_is_open_and_finishes_what_runs(clone: Clone, number: signal.Signals) -> None:
     body = {"model": "base", "prompt": "AIRBNB", "max_tokens": 800, "stream": True}
     with serving(clone) as server:
