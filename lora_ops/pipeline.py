@@ -12,7 +12,7 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from lora_ops.errors import LoraOpsError
 # What each tenant's stages read and no tenant's stage writes.
 SHARED = ("versions", "base_model")
 
+# So long may DVC take to end in order after Ctrl-C.
 GRACE_S = 5.0
+
 # DVC ends with whoever started it, even if that is killed. A child that calls this first keeps it through exec.
 START = (
     "import os, sys; from lora_ops.processes import end_with_parent; end_with_parent(); "
@@ -54,18 +56,16 @@ def reproduce(tenants: Sequence[str], root: Path, *, jobs: int, force: bool = Fa
 
 
 async def _reproduce(tenants: Sequence[str], root: Path, jobs: int, how: list[str]) -> None:
-    environment = {"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), **os.environ}
-    # Behind a pipe Python would keep what it prints until a block is full.
-    environment["PYTHONUNBUFFERED"] = "1"
+    share = {"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), **os.environ}
     free = asyncio.Semaphore(jobs)
     width = max(map(len, tenants), default=0)
 
     async def one(tenant: str) -> bool:
         async with free:
             stages = ["--single-item", "--glob", f"*@{tenant}"]
-            return await _dvc([*how, *stages], root, environment, f"{tenant:{width}} | ")
+            return await _dvc([*how, *stages], root, share, f"{tenant:{width}} | ")
 
-    if not await _dvc([*how, *SHARED], root, dict(os.environ)):
+    if not await _dvc([*how, *SHARED], root, os.environ):
         raise LoraOpsError("`dvc repro` failed before the first tenant's stages: what it said stands above.")
     done = await asyncio.gather(*map(one, tenants))
     failed = [tenant for tenant, is_done in zip(tenants, done, strict=True) if not is_done]
@@ -74,16 +74,17 @@ async def _reproduce(tenants: Sequence[str], root: Path, jobs: int, how: list[st
             f"`dvc repro` failed for {', '.join(failed)}: what it said stands above, behind the tenant's name."
         )
     # Stages that are no tenant's, such as one that was added to dvc.yaml.
-    if not await _dvc([], root, dict(os.environ)):
+    if not await _dvc([], root, os.environ):
         raise LoraOpsError("`dvc repro` failed after the tenants' stages: what it said stands above.")
 
 
-async def _dvc(arguments: Sequence[str], root: Path, environment: dict[str, str], head: str = "") -> bool:
+async def _dvc(arguments: Sequence[str], root: Path, environment: Mapping[str, str], head: str = "") -> bool:
     """Run `dvc repro`, print each of its lines after `head`, and return whether it ended well."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", START, "--wait-for-lock", "repro", *arguments),
         cwd=root,
-        env=environment,
+        # Behind a pipe Python would keep what it prints until a block is full.
+        env={**environment, "PYTHONUNBUFFERED": "1"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
