@@ -1,0 +1,60 @@
+"""A tenant's route: which versions share its requests beside the one in production, and in which parts."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from lora_ops.records.record import Record, Sha256
+
+Percent = Annotated[float, Field(gt=0, le=100)]
+Number = Annotated[int, Field(ge=1)]
+
+
+class CanaryRoute(Record):
+    """The version that answers a part of the users.
+
+    Users are assigned by a hash with the salt, so that raising the percentage keeps those that have it already.
+    """
+
+    number: Number
+    percent: Percent
+    salt: Annotated[str, Field(min_length=8, max_length=64)] = Field(
+        description="of this rollout; kept while its percentage changes"
+    )
+
+
+class ShadowRoute(Record):
+    """The version that is asked again, and whose answers no client gets."""
+
+    number: Number
+    percent: Percent = Field(description="of the requests")
+
+
+class RouteRecord(Record):
+    """How the requests of one tenant are shared; who is in production is said by the alias alone.
+
+    A part counts only while its version is in the state that it names, may serve and is not stopped: whatever
+    else happens to a version, its requests go back to production.
+    """
+
+    canary: CanaryRoute | None = None
+    shadow: ShadowRoute | None = None
+    users: dict[Sha256, Number] = Field(
+        default_factory=dict, description="hash of a user with `user_salt` -> the version that answers them"
+    )
+    user_salt: str = Field("", description="random; written with the first pinned user")
+    segments: dict[str, Number] = Field(
+        default_factory=dict, description="segment that a request names -> the version that answers it"
+    )
+    stopped: tuple[Number, ...] = Field((), description="versions that answer nobody until they are resumed")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "RouteRecord":
+        if list(self.stopped) != sorted(set(self.stopped)):
+            raise ValueError("stopped versions are named once each, in order")
+        return self
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing: production answers everybody."""
+        return self == RouteRecord()
