@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import EvidenceKind
 from lora_ops.settings.files import find_root, read_yaml
 from lora_ops.settings.params import load_settings
+from lora_ops.settings.rollout import RolloutSettings
 from lora_ops.settings.section import colliding_tenant, refuse_reserved_name
 from tests.conftest import ROOT, write_params
 
@@ -242,3 +244,18 @@ def test_read_yaml_waits_for_no_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "odd.yaml")
     with pytest.raises(LoraOpsError, match="this is a pipe, and no file"):
         read_yaml(tmp_path / "odd.yaml")
+
+
+@pytest.mark.parametrize(
+    ("canary", "said"),
+    [
+        ({"steps": [5, 1]}, "steps rise"),
+        ({"steps": [5, 5]}, "steps rise"),
+        ({"steps": [5, 75]}, "no step is above 50"),
+        ({"steps": []}, "at least 1 item"),
+        ({"steps": [math.nan]}, "finite number"),
+    ],
+)
+def test_rollout_settings_refuse_steps_without_order(canary: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        RolloutSettings.model_validate({"canary": canary})

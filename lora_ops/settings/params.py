@@ -9,6 +9,7 @@ from lora_ops.settings.base_model import BaseModelSettings
 from lora_ops.settings.detectors import DetectorSettings
 from lora_ops.settings.files import find_root, first_problem, read_yaml
 from lora_ops.settings.registry import RegistrySettings
+from lora_ops.settings.rollout import RolloutSettings
 from lora_ops.settings.section import Section, TenantName, colliding_tenant
 from lora_ops.settings.serving import ServingSettings
 from lora_ops.settings.tenant import TenantSettings
@@ -22,6 +23,7 @@ class Settings(Section):
     tracking: TrackingSettings
     registry: RegistrySettings
     serving: ServingSettings = ServingSettings()
+    rollout: RolloutSettings = RolloutSettings()
     detectors: DetectorSettings = DetectorSettings()
     tenants: dict[TenantName, TenantSettings] = Field(min_length=1)
 
