@@ -1,13 +1,17 @@
 """A tenant's route: which versions share its requests beside the one in production, and in which parts."""
 
+import hashlib
+import hmac
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from lora_ops.records.record import Record, Sha256
 
 Percent = Annotated[float, Field(gt=0, le=100)]
 Number = Annotated[int, Field(ge=1)]
+SEGMENT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+Segment = Annotated[str, StringConstraints(pattern=SEGMENT_PATTERN)]
 
 
 class CanaryRoute(Record):
@@ -43,7 +47,7 @@ class RouteRecord(Record):
         default_factory=dict, description="hash of a user with `user_salt` -> the version that answers them"
     )
     user_salt: str = Field("", description="random; written with the first pinned user")
-    segments: dict[str, Number] = Field(
+    segments: dict[Segment, Number] = Field(
         default_factory=dict, description="segment that a request names -> the version that answers it"
     )
     stopped: tuple[Number, ...] = Field((), description="versions that answer nobody until they are resumed")
@@ -53,6 +57,11 @@ class RouteRecord(Record):
         if list(self.stopped) != sorted(set(self.stopped)):
             raise ValueError("stopped versions are named once each, in order")
         return self
+
+    def user_hash(self, user: str) -> str:
+        """Return the key of a user in `users`: HMAC-SHA256 with `user_salt`, so that the log names nobody."""
+        text = user.encode("utf-8", "surrogatepass")
+        return hmac.new(self.user_salt.encode(), text, hashlib.sha256).hexdigest()
 
     @property
     def is_empty(self) -> bool:
