@@ -199,7 +199,7 @@ def test_an_event_that_can_not_be_written_is_counted_and_takes_no_other_with_it(
 def test_texts_that_wait_for_the_disk_are_limited_in_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_ops.serving.events.BYTES_LIMIT", 1000)
+    monkeypatch.setattr("lora_ops.serving.line_log.BYTES_LIMIT", 1000)
     lost: list[int] = []
     log = EventLog(tmp_path, EventSettings(), lambda tenant: False, lost=lost.append)
     log.append(event(1, prompt_text="a" * 2000))
