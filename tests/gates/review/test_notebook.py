@@ -140,6 +140,13 @@ def start_kernel(url: str, deadline: float) -> None:
             time.sleep(0.1)
 
 
+def start_again(url: str) -> None:
+    """End the notebook's kernel, and start another one."""
+    for session in httpx.get(f"{url}api/sessions", timeout=60).raise_for_status().json():
+        httpx.delete(f"{url}api/sessions/{session['id']}", timeout=60).raise_for_status()
+    start_kernel(url, time.monotonic() + 90)
+
+
 @pytest.fixture
 def page() -> "Iterator[sync_api.Page]":
     if CHROMIUM is None:
@@ -153,9 +160,24 @@ def page() -> "Iterator[sync_api.Page]":
 
 
 def open_desk(page: "sync_api.Page", url: str) -> Any:
-    """Open the notebook, run all of it, and return the desk."""
-    page.goto(f"{url}lab/tree/notebooks/05_review.ipynb?reset")
-    page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
+    """Open the notebook, run all of it, and return the desk.
+
+    Jupyter sometimes loses a cell or the desk's channel: then the kernel is started anew, as a person would.
+    """
+    said = []
+    for again in (False, True, True):
+        if again:
+            start_again(url)
+        page.goto(f"{url}lab/tree/notebooks/05_review.ipynb?reset")
+        page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
+        if shows_desk(page):
+            return page.locator(".lora-review")
+        said.append(page.locator(".jp-NotebookPanel").inner_text())
+    raise AssertionError("No desk; the notebook said: " + "\n----\n".join(said))
+
+
+def shows_desk(page: "sync_api.Page") -> bool:
+    """Run all cells once, and return whether the desk came."""
     for _ in range(5):  # on a busy machine Jupyter may ask for the kernel, or have none yet
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
         page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -168,8 +190,10 @@ def open_desk(page: "sync_api.Page", url: str) -> Any:
                 page.wait_for_selector(".jp-Dialog", state="detached", timeout=10_000)
         elif page.locator(".jp-InputArea-prompt", has_text=re.compile(r"\[(\*|\d+)\]")).count():
             break  # the cells run, or have run: a second run would take the desk away while somebody votes
-    page.wait_for_selector(".lora-review")
-    return page.locator(".lora-review")
+    with suppress(sync_api.TimeoutError):
+        page.wait_for_selector(".lora-review", timeout=30_000)
+        return True
+    return False
 
 
 def told(desk: Any, **values: int) -> None:
