@@ -1,0 +1,1 @@
+"""Routes: shadow, canary, promotion and rollback of a version, as data."""

@@ -1,0 +1,75 @@
+"""Who gets which version: a pinned user, a pinned segment, a part of all units by hash; else production."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_ops.records.route import CanaryRoute, RouteRecord
+
+ShareDecision = Literal["production", "canary", "pinned_user", "segment"]
+
+
+@dataclass(frozen=True)
+class Requester:
+    """For whom a request is.
+
+    Attributes:
+        unit: the user, session or key that keeps its version for as long as the route keeps its canary.
+        user: the user that the client names, as a route pins users; None for a session or a key.
+        segment: the segment that the client names.
+    """
+
+    unit: str = ""
+    user: str | None = None
+    segment: str | None = None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The version that a requester gets; `number` None is production, whichever version that is."""
+
+    number: int | None
+    decision: ShareDecision
+
+
+PRODUCTION = Assignment(None, "production")
+
+
+def assign(route: RouteRecord, state: Callable[[int], str | None], who: Requester) -> Assignment:
+    """Return which version answers a requester, by the route alone.
+
+    A pin comes before the canary, and a user's before a segment's. Where the version that is found may not
+    answer, production does: nothing else takes its place.
+
+    Args:
+        state: gives the state of a version that may answer, else None; the canary's must be `canary`.
+    """
+
+    def answers(number: int) -> bool:
+        return number not in route.stopped and state(number) is not None
+
+    if route.users and who.user is not None:
+        pinned = route.users.get(route.user_hash(who.user))
+        if pinned is not None:
+            return Assignment(pinned, "pinned_user") if answers(pinned) else PRODUCTION
+    if who.segment is not None and who.segment in route.segments:
+        pinned = route.segments[who.segment]
+        return Assignment(pinned, "segment") if answers(pinned) else PRODUCTION
+    if route.canary and _in_canary(route.canary, who.unit):
+        number = route.canary.number
+        if number not in route.stopped and state(number) == "canary":
+            return Assignment(number, "canary")
+    return PRODUCTION
+
+
+def _in_canary(canary: CanaryRoute, unit: str) -> bool:
+    # A unit's fraction depends on the salt alone. So a higher percentage keeps all that had the canary, and a
+    # lower one takes it only from those above.
+    return fraction(canary.salt, unit) < canary.percent / 100
+
+
+def fraction(salt: str, unit: str) -> float:
+    """Return where between 0 (included) and 1 (excluded) a unit is; with another salt it is elsewhere."""
+    digest = hashlib.sha256(f"{salt}\0{unit}".encode("utf-8", "surrogatepass")).digest()
+    return (int.from_bytes(digest[:8]) >> 11) / 2**53
