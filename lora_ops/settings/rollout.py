@@ -39,6 +39,9 @@ class CanarySettings(Section):
     """Users who are answered by a new version, step by step, beside a control group of the same size."""
 
     steps: tuple[Percent, ...] = Field((1, 5, 25, 50), min_length=1, description="per cent of the users")
+    waiting: Percent = Field(
+        95, lt=100, description="per cent while approvals are awaited; the others are the control group"
+    )
     hours: float = Field(1, ge=0, description="that each step takes at least")
     users: int = Field(20, ge=1, description="in the canary that each step needs at least")
 
@@ -48,6 +51,8 @@ class CanarySettings(Section):
             raise ValueError("steps rise, such as [1, 5, 25, 50]")
         if self.steps[-1] > 50:
             raise ValueError("no step is above 50: the control group has as many users as the canary")
+        if self.waiting < self.steps[-1]:
+            raise ValueError("waiting is at least the last step: nobody goes back to production meanwhile")
         return self
 
 

@@ -1,0 +1,60 @@
+"""A rollout: the plan that a person started, and how far it came by the entries of the audit log."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from lora_ops.records.record import Record, Sha256
+from lora_ops.settings.rollout import CanarySettings, MarginSettings, ShadowSettings
+
+Phase = Literal["shadow", "canary", "ready", "done", "returned", "aborted"]
+"""`ready`: its evidence is frozen and it waits for approvals; `returned`: a breach took it back."""
+RUNNING: frozenset[Phase] = frozenset({"shadow", "canary", "ready"})
+
+
+class RolloutPlan(Record):
+    """What was decided when the rollout began; a later edit of params.yaml loosens nothing of it."""
+
+    adapter: str = Field(description="`tenant@number`")
+    content_digest: Sha256
+    against: str = Field(description="the version in production that it is compared with")
+    against_digest: Sha256
+    shadow: ShadowSettings
+    canary: CanarySettings
+    margins: MarginSettings
+    alpha: float = Field(gt=0, lt=0.5)
+    accept_replay: bool = False
+
+
+class Rollout(Record):
+    """How far a rollout is.
+
+    Attributes:
+        step: index of the canary's step that runs; 0 before the canary.
+        since: when the phase or its step began.
+        seq: the last entry of the audit log about it: whoever decides states it, so that of two only one does.
+        said: the verdict or the reason of the last change, in words.
+    """
+
+    plan: RolloutPlan
+    phase: Phase
+    step: int = Field(0, ge=0)
+    since: datetime
+    paused: bool = False
+    seq: int = Field(ge=1)
+    started_by: str
+    attempt: int = Field(1, ge=1)
+    said: str = ""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it still goes on or back."""
+        return self.phase in RUNNING
+
+    @property
+    def percent(self) -> float:
+        """Per cent of the users that the canary answers by this plan; 0 outside of it."""
+        if self.phase == "canary":
+            return self.plan.canary.steps[self.step]
+        return self.plan.canary.waiting if self.phase == "ready" else 0

@@ -1,0 +1,131 @@
+"""Rollouts in the audit log: what each entry does to them, who may, and which of two controllers decides."""
+
+from typing import Any
+
+import pytest
+
+from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.records.rollout import Rollout, RolloutPlan
+from lora_ops.registry import rollouts
+from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
+from lora_ops.settings.rollout import RolloutSettings
+from tests.registry.conftest import FIRST, Build, Story
+
+
+@pytest.fixture
+def plan(registry: Registry, story: Story, package: Build) -> RolloutPlan:
+    """The plan to bring finance@2 into production, where finance@1 is."""
+    registry.register(*package(1), actor="ana.silva")
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor="ana.silva")
+    return plan_of(registry, "finance@2", "finance@1")
+
+
+def plan_of(registry: Registry, adapter: str, against: str, **changed: Any) -> RolloutPlan:
+    settings = RolloutSettings()
+    return RolloutPlan(
+        adapter=adapter,
+        content_digest=registry.get(adapter).summary.content_digest,
+        against=against,
+        against_digest=registry.get(against).summary.content_digest,
+        shadow=settings.shadow,
+        canary=settings.canary,
+        margins=settings.margins,
+        alpha=settings.alpha,
+        **changed,
+    )
+
+
+@pytest.fixture
+def rollout(registry: Registry, plan: RolloutPlan) -> Rollout:
+    return rollouts.begin(registry, plan, actor="ci", reason="better on held-out rows")
+
+
+def test_rollout_is_read_from_the_log_alone(registry: Registry, rollout: Rollout, plan: RolloutPlan) -> None:
+    assert (rollout.plan, rollout.phase, rollout.percent, rollout.started_by) == (plan, "shadow", 0, "ci")
+    canary = rollouts.move(registry, rollout, "canary", "shadow agrees", actor="ci", step=1)
+    assert (canary.phase, canary.percent, canary.said) == ("canary", 5, "shadow agrees")
+    ready = rollouts.move(registry, canary, "ready", "no breach", actor="ci", verdict={"users": 300})
+    assert ready.percent == 95 and ready.is_running
+    other = Registry(registry.path, owners=registry.owners, clock=registry.clock)
+    assert rollouts.rollouts(other) == [ready] == [rollouts.running(other, "finance")]
+    other.close()
+    assert not verify(registry).problems
+
+
+def test_rollout_is_changed_by_one_of_two_controllers(registry: Registry, rollout: Rollout) -> None:
+    rollouts.move(registry, rollout, "canary", "shadow agrees", actor="ci")
+    head = registry.log.head()
+    with pytest.raises(Refused, match=r"changed meanwhile \(canary: shadow agrees\): look again"):
+        rollouts.move(registry, rollout, "returned", "a breach", actor="ci")
+    assert registry.log.head() == head
+
+
+def test_rollout_of_a_tenant_is_alone(registry: Registry, rollout: Rollout, package: Build) -> None:
+    registry.register(*package(3), actor="ana.silva")
+    plan = plan_of(registry, "finance@3", "finance@1")
+    with pytest.raises(Refused, match="finance@2 runs already.*rollout abort finance@2"):
+        rollouts.begin(registry, plan, actor="ci", reason="next")
+    rollouts.move(registry, rollout, "aborted", "finance@3 is better", actor=FIRST)
+    assert rollouts.begin(registry, plan, actor="ci", reason="next").phase == "shadow"
+
+
+def test_rollout_that_went_back_is_started_again(registry: Registry, rollout: Rollout) -> None:
+    gone = rollouts.move(registry, rollout, "returned", "errors", actor="ci")
+    with pytest.raises(Refused, match=r"has ended \(returned\): errors"):
+        rollouts.move(registry, gone, "canary", "no", actor="ci")
+    again = rollouts.begin(registry, gone.plan, actor="ci", reason="the node was broken")
+    assert (again.phase, again.attempt) == ("shadow", 2)
+    done = rollouts.move(registry, again, "done", "in production", actor="ci")
+    with pytest.raises(Refused, match="finance@2 is done: in production"):
+        rollouts.begin(registry, done.plan, actor="ci", reason="again")
+
+
+def test_rollout_is_paused_by_anybody_and_not_resumed_so(registry: Registry, rollout: Rollout) -> None:
+    paused = rollouts.pause(registry, rollout, actor="eve", reason="a look first")
+    assert paused.paused and paused.phase == "shadow"
+    with pytest.raises(Refused, match="is paused already"):
+        rollouts.pause(registry, paused, actor="eve", reason="a look first")
+    with pytest.raises(Refused, match="eve may not change the rollout of finance@2"):
+        rollouts.resume(registry, paused, actor="eve", reason="looked")
+    resumed = rollouts.resume(registry, paused, actor="oncall", reason="looked")
+    assert not resumed.paused
+    with pytest.raises(Refused, match="is not paused"):
+        rollouts.resume(registry, resumed, actor="oncall", reason="looked")
+
+
+@pytest.mark.parametrize(
+    ("actor", "reason", "said"),
+    [
+        ("eve", "better", "eve may not start the rollout of finance@2"),
+        ("mallory", "better", "mallory may not start the rollout of finance@2"),
+        ("ci", "  ", "Say why"),
+    ],
+)
+def test_rollout_is_started_by_a_role_with_a_reason(
+    registry: Registry, plan: RolloutPlan, actor: str, reason: str, said: str
+) -> None:
+    with pytest.raises(LoraOpsError, match=said):
+        rollouts.begin(registry, plan, actor=actor, reason=reason)
+    assert rollouts.rollouts(registry) == []
+
+
+def test_rollout_goes_back_and_not_on_without_a_role(registry: Registry, rollout: Rollout) -> None:
+    with pytest.raises(Refused, match="eve may not change"):
+        rollouts.move(registry, rollout, "canary", "fine", actor="eve")
+    assert rollouts.move(registry, rollout, "aborted", "not fine", actor="eve").phase == "aborted"
+
+
+def test_entry_that_is_no_rollout_is_named(registry: Registry, rollout: Rollout) -> None:
+    with registry.change("ci") as change:
+        change.note("moved", "rollout", "finance@2", phase="nowhere", step=0)
+    with pytest.raises(Damaged, match="about the rollout of finance@2, is not what lora-ops writes"):
+        rollouts.running(registry, "finance")
+
+
+def test_entry_of_a_newer_release_changes_nothing_known(registry: Registry, rollout: Rollout) -> None:
+    with registry.change("ci") as change:
+        change.note("annotated", "rollout", "finance@2", reason="a newer release")
+    found = rollouts.rollout_of(registry, "finance@2")
+    assert found and (found.phase, found.seq) == ("shadow", rollout.seq + 1)
