@@ -13,7 +13,13 @@ from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.registry.eligibility import base_model_reason
 from lora_ops.registry.versions import Version
-from lora_ops.serving.cached_adapter import AdapterUnavailable, AdapterUse, CachedAdapter
+from lora_ops.serving.cached_adapter import (
+    AdapterUnavailable,
+    AdapterUse,
+    BackgroundUse,
+    CachedAdapter,
+    NoFreeMemory,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +118,24 @@ class AdapterCache:
         entry.used(time.monotonic())
         return AdapterUse(entry, lambda: self._until_loaded(entry, version), self._notify)
 
+    async def use_free_memory(self, version: Version, give_way: Callable[[], None]) -> BackgroundUse:
+        """Return a use of an adapter for an answer in the background, loaded only into memory that is free.
+
+        It counts as nobody's use: such an adapter is the first to go, and is no hit or miss.
+
+        Args:
+            version: of the adapter.
+            give_way: ends the answer; called where a client needs the adapter's room.
+
+        Raises:
+            AdapterUnavailable: as `use`; `NoFreeMemory` where others use the memory.
+        """
+        entry = self._entry(version.id)
+        if entry.loaded and entry.digest != version.summary.content_digest and not entry.wanted:
+            await self.unload(entry.name)
+        await self._until_loaded(entry, version, background=True)
+        return BackgroundUse(entry, give_way, self._notify)
+
     async def load(self, version: Version) -> None:
         """Load an adapter if it is not there, without using it.
 
@@ -135,8 +159,8 @@ class AdapterCache:
         async with entry.lock:
             try:
                 async with asyncio.timeout(self._drain_seconds):
-                    while entry.loaded and entry.wanted:
-                        await self._freed.wait()
+                    while entry.loaded and (entry.wanted or entry.background):
+                        await self._until_freed(entry)
             except TimeoutError as error:
                 count = entry.users + entry.waiting
                 raise AdapterUnavailable(
@@ -182,19 +206,24 @@ class AdapterCache:
     def _entry(self, name: str) -> CachedAdapter:
         return self._entries.setdefault(name, CachedAdapter(name))
 
-    async def _until_loaded(self, entry: CachedAdapter, version: Version) -> None:
+    async def _until_loaded(self, entry: CachedAdapter, version: Version, *, background: bool = False) -> None:
         while not entry.loaded:  # it may be evicted again between its load and this task's turn
             # A waiter that is cancelled, its client gone, must not take the load away from the others.
             # All wait for the same load: where it fails, none of them tries once more after the others.
             if entry.loading is None or entry.loading.done():
-                entry.loading = asyncio.create_task(self._load_once(entry, version))
+                entry.loading = asyncio.create_task(self._load_once(entry, version, background=background))
                 entry.loading.add_done_callback(lambda done: done.cancelled() or done.exception())
-            await asyncio.shield(entry.loading)
+            try:
+                await asyncio.shield(entry.loading)
+            except NoFreeMemory:
+                if background:
+                    raise
+                # A client's load makes room where one for the background did not.
         # An unload would wait for this request's own end.
         if entry.digest != version.summary.content_digest:
             raise AdapterUnavailable(f"{entry.name} was replaced while this request waited: send it again.")
 
-    async def _load_once(self, entry: CachedAdapter, version: Version) -> None:
+    async def _load_once(self, entry: CachedAdapter, version: Version, *, background: bool) -> None:
         async with entry.lock:
             if entry.loaded:
                 return
@@ -205,9 +234,14 @@ class AdapterCache:
             try:
                 folder = await asyncio.to_thread(self._verified, version)
                 needed = await self._engine.size(folder) or version.summary.size_bytes
-                await self._make_room(entry, needed)
+                if background:
+                    self._take_free_memory(entry, needed)
+                else:
+                    await self._make_room(entry, needed)
                 # The engine compares the bytes that it reads: somebody may change the folder meanwhile.
                 took = await self._engine.load(entry.name, folder, _digests(version))
+            except NoFreeMemory:
+                raise
             except Exception as error:
                 entry.bytes = 0
                 fault = self._failed(entry, error)
@@ -271,6 +305,14 @@ class AdapterCache:
                 f"all of serving.adapter_memory ({self._budget:,} bytes) is in use: raise it, or send less"
             ) from error
 
+    def _take_free_memory(self, entry: CachedAdapter, needed: int) -> None:
+        if self.bytes + needed > self._budget:
+            raise NoFreeMemory(
+                f"{entry.name} takes {needed:,} bytes, and {max(0, self._budget - self.bytes):,} of "
+                "serving.adapter_memory are free: it answers nobody in the background before it fits."
+            )
+        entry.bytes = needed
+
     def _victim(self) -> CachedAdapter | None:
         """The idle one that was used the longest time ago.
 
@@ -285,6 +327,9 @@ class AdapterCache:
     async def _evict(self, entry: CachedAdapter) -> None:
         # The lock keeps the next load of it waiting until it is gone.
         async with entry.lock:
+            # The engine can't forget what still answers; an answer in the background ends within a step.
+            while entry.idle and entry.background:
+                await self._until_freed(entry)
             if not entry.idle:
                 return
             try:
@@ -301,6 +346,12 @@ class AdapterCache:
         finally:  # whoever waits for room may stop waiting in the middle of it
             entry.bytes = 0
             self._notify()
+
+    async def _until_freed(self, entry: CachedAdapter) -> None:
+        """End the answers in the background that use an adapter; wait until anybody lets any adapter go."""
+        freed = self._freed  # an answer may end at once
+        entry.end_background()
+        await freed.wait()
 
     def _notify(self) -> None:
         self._freed.set()

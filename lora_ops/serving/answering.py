@@ -13,7 +13,7 @@ from lora_ops.engines.protocol import Chunk, Engine, Generation
 from lora_ops.serving.adapters import AdapterCache
 from lora_ops.serving.answer_lengths import AnswerLengths
 from lora_ops.serving.background_answers import BackgroundTicket
-from lora_ops.serving.cached_adapter import AdapterUse
+from lora_ops.serving.cached_adapter import AdapterUse, BackgroundUse
 from lora_ops.serving.errors import as_api_error, outcome
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded
@@ -109,12 +109,17 @@ class Answering:
         with self._tracing.request(request) as span:
             try:
                 with self._spending(request) as spent:
-                    use: AdapterUse | None = None
+                    use: AdapterUse | BackgroundUse | None = None
                     tickets: Sequence[Ticket | BackgroundTicket] = ()
                     try:
-                        # The adapter comes first: a slot that waits for a load would answer nobody meanwhile.
-                        use = await self._use(request)
-                        tickets = self._enter(request)
+                        if request.priority == "background":
+                            # Idle slots come first: without them its adapter would be loaded for nothing.
+                            tickets = idle = self._enter_background(request)
+                            use = await self._use_free_memory(request, idle)
+                        else:
+                            # The adapter comes first: a slot that waits for a load answers nobody.
+                            use = await self._use(request)
+                            tickets = self._enter(request)
                         async with aclosing(self._chunks(request, tickets, stats, use)) as chunks:
                             async for chunk in chunks:
                                 yield chunk
@@ -149,12 +154,27 @@ class Answering:
         read = sum(map(len, request.prompts))
         return self._allowance(request.tenant).spending(request.tenant, int(sum(request.costs)), read)
 
-    def _enter(self, request: AnswerRequest) -> Sequence[Ticket | BackgroundTicket]:
-        """Return the tickets of a request's answers: places in the queue, or idle slots."""
-        expected = self._expected(request)
-        if request.priority == "background":
-            return self._queue.enter_background(request.costs, expected)
-        return self._queue.enter(request.tenant, request.costs, expected)
+    def _enter(self, request: AnswerRequest) -> Sequence[Ticket]:
+        """Return the places in the queue of a request's answers."""
+        return self._queue.enter(request.tenant, request.costs, self._expected(request))
+
+    def _enter_background(self, request: AnswerRequest) -> Sequence[BackgroundTicket]:
+        """Return the idle slots of a request's answers."""
+        return self._queue.enter_background(request.costs, self._expected(request))
+
+    async def _use_free_memory(
+        self, request: AnswerRequest, tickets: Sequence[BackgroundTicket]
+    ) -> BackgroundUse | None:
+        """Return a use of the adapter that ends these tickets where its memory is needed; None: no adapter."""
+        if request.route.version is None:
+            return None
+
+        def give_way() -> None:
+            for ticket in tickets:
+                ticket.end()
+
+        async with asyncio.timeout_at(self.deadline(request)):
+            return await self._cache.use_free_memory(request.route.version, give_way)
 
     def _allowance(self, tenant: str) -> Allowance:
         found = self._allowances.get(tenant)
@@ -191,7 +211,7 @@ class Answering:
         request: AnswerRequest,
         tickets: Sequence[Ticket | BackgroundTicket],
         stats: RequestStats,
-        use: AdapterUse | None,
+        use: AdapterUse | BackgroundUse | None,
     ) -> AsyncGenerator[AnswerChunk, None]:
         """Yield the chunks of all answers as they come; the first error ends all of them."""
         arrived: asyncio.Queue[AnswerChunk | asyncio.Task[None]] = asyncio.Queue()
@@ -230,7 +250,7 @@ class Answering:
         index: int,
         ticket: Ticket | BackgroundTicket,
         stats: RequestStats,
-        use: AdapterUse | None,
+        use: AdapterUse | BackgroundUse | None,
         give: Callable[[AnswerChunk], None],
     ) -> None:
         async with asyncio.timeout_at(self.deadline(request)), self._turn(ticket, stats) as took:

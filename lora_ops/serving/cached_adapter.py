@@ -25,6 +25,10 @@ class AdapterUnavailable(LoraOpsError):
         self.damaged = damaged
 
 
+class NoFreeMemory(AdapterUnavailable):
+    """An adapter that only answers in the background would take memory that others use."""
+
+
 @dataclass
 class CachedAdapter:
     """An adapter that somebody has asked for since the gateway started.
@@ -34,6 +38,7 @@ class CachedAdapter:
         bytes: of memory, counted from the moment that its load begins; 0 while it is not loaded.
         users: requests that use it now.
         waiting: requests that will use it, once their turn comes.
+        background: what ends each answer in the background that uses it; none of them keeps it in memory.
         heat: uses, each counting half after `RECENT_SECONDS`.
         failures: loads that failed since the last good one.
         loading: the load that is under way, or the last one.
@@ -47,6 +52,7 @@ class CachedAdapter:
     bytes: int = 0
     users: int = 0
     waiting: int = 0
+    background: dict["BackgroundUse", Callable[[], None]] = field(default_factory=dict)
     pin: Pin = "no"
     last_used: float = 0.0
     heat: float = 0.0
@@ -57,13 +63,18 @@ class CachedAdapter:
 
     @property
     def wanted(self) -> bool:
-        """Whether any request uses it or will do so."""
+        """Whether any client's request uses it or will do so."""
         return bool(self.users or self.waiting)
 
     @property
     def idle(self) -> bool:
         """Whether it may go; requests that only wait load it again."""
         return self.loaded and not self.users and self.pin != "warm"
+
+    def end_background(self) -> None:
+        """End the answers in the background that use it; they are gone a moment later."""
+        for end in list(self.background.values()):
+            end()
 
     def used(self, now: float) -> None:
         """Count one use."""
@@ -111,3 +122,29 @@ class AdapterUse:
             self._adapter.users -= 1
         self._state = "ended"
         self._freed()
+
+
+class BackgroundUse:
+    """The use of an adapter by an answer in the background, which makes nobody else's adapter go.
+
+    The adapter goes as soon as another one needs its room: `give_way` is called, and has to end the answer.
+    """
+
+    def __init__(self, adapter: CachedAdapter, give_way: Callable[[], None], freed: Callable[[], None]) -> None:
+        self._adapter, self._freed = adapter, freed
+        adapter.background[self] = give_way
+
+    async def begin(self) -> str:
+        """Return the adapter's name in the engine.
+
+        Raises:
+            NoFreeMemory: it made room for another one.
+        """
+        if not self._adapter.loaded or self not in self._adapter.background:
+            raise NoFreeMemory(f"{self._adapter.name} made room for an adapter that clients use.")
+        return self._adapter.name
+
+    def end(self) -> None:
+        """Let the adapter go; nothing happens the second time."""
+        if self._adapter.background.pop(self, None):
+            self._freed()

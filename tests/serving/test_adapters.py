@@ -25,7 +25,7 @@ from lora_ops.registry.backends import open_registry
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.serving.adapters import AdapterCache
-from lora_ops.serving.cached_adapter import AdapterUnavailable
+from lora_ops.serving.cached_adapter import AdapterUnavailable, NoFreeMemory
 from lora_ops.serving.tokenization import Tokenization
 from tests.conftest import record_base
 from tests.serving.conftest import Clone, Served, served
@@ -375,6 +375,72 @@ async def test_room_is_made_by_what_nobody_waits_for(bench: Make) -> None:
         assert b.loaded == {ONE, THREE}
         waits.end()
         waits.end()
+
+
+@in_loop
+async def test_background_use_takes_free_memory_alone(bench: Make) -> None:
+    async with bench() as b:
+        small, large = sorted((TWO, THREE), key=b.size)
+        b.cache._budget = b.size(ONE, small)
+        await b.use(ONE)
+        with pytest.raises(NoFreeMemory, match=f"{b.size(small):,} of serving.adapter_memory are free"):
+            await b.cache.use_free_memory(b.versions[large], lambda: None)
+        assert b.loaded == {ONE} and b.told.events == [f"miss {ONE}", f"loaded {ONE}"]
+        use = await b.cache.use_free_memory(b.versions[small], lambda: None)
+        assert await use.begin() == small and b.loaded == {ONE, small}
+        assert b.told.events[2:] == [f"loaded {small}"]  # neither a hit nor a miss
+        use.end()
+        use.end()
+        b.cache._budget = b.size(ONE, large)
+        await b.use(large)  # what clients use stays, though it is older
+        assert b.loaded == {ONE, large}
+
+
+@in_loop
+async def test_background_answer_ends_where_a_client_needs_its_memory(bench: Make) -> None:
+    async with bench() as b:
+        b.cache._budget = b.size(ONE) + b.size(THREE) // 2
+        ended = asyncio.Event()
+        use = await b.cache.use_free_memory(b.versions[THREE], ended.set)
+
+        async def answer() -> None:
+            name = await use.begin()
+            chunks = b.engine.generate(Generation("g", (5, 6), name, Sampling(1500, ignore_eos=True)))
+            async for _ in chunks:
+                if ended.is_set():
+                    break
+            await chunks.aclose()  # type: ignore[attr-defined]
+            use.end()
+
+        answering = asyncio.create_task(answer())
+        while not b.engine.status().running:
+            await asyncio.sleep(0.01)
+        await b.use(ONE)
+        await answering
+        assert ended.is_set() and b.loaded == {ONE}
+        with pytest.raises(NoFreeMemory):
+            await use.begin()
+
+
+@in_loop
+async def test_unload_ends_answers_in_the_background(bench: Make) -> None:
+    async with bench() as b:
+        use = await b.cache.use_free_memory(b.versions[ONE], lambda: use.end())
+        assert await b.cache.unload(ONE) and b.loaded == set()
+
+
+@in_loop
+async def test_client_loads_what_the_background_may_not(bench: Make) -> None:
+    """Both wait for the same load, which finds no free memory: the client's next one makes room."""
+    async with bench() as b:
+        b.cache._budget = b.size(ONE)
+        await b.use(THREE)
+        shadow = asyncio.create_task(b.cache.use_free_memory(b.versions[ONE], lambda: None))
+        await asyncio.sleep(0)
+        await b.use(ONE)
+        with pytest.raises(NoFreeMemory):
+            await shadow
+        assert b.loaded == {ONE}
 
 
 @in_loop
