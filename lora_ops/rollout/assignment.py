@@ -8,6 +8,7 @@ from typing import Literal
 from lora_ops.records.route import CanaryRoute, RouteRecord
 
 ShareDecision = Literal["production", "canary", "pinned_user", "segment"]
+Arm = Literal["canary", "control"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,17 @@ class Requester:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The version that a requester gets; `number` None is production, whichever version that is."""
+    """The version that a requester gets.
+
+    Attributes:
+        number: None is production, whichever version that is.
+        arm: the side of the comparison that its measurements count for: the canary's units, or as many units of
+            production. None while the canary doesn't count, and for a pin.
+    """
 
     number: int | None
     decision: ShareDecision
+    arm: Arm | None = None
 
 
 PRODUCTION = Assignment(None, "production")
@@ -56,17 +64,20 @@ def assign(route: RouteRecord, state: Callable[[int], str | None], who: Requeste
     if who.segment is not None and who.segment in route.segments:
         pinned = route.segments[who.segment]
         return Assignment(pinned, "segment") if answers(pinned) else PRODUCTION
-    if route.canary and _in_canary(route.canary, who.unit):
-        number = route.canary.number
-        if number not in route.stopped and state(number) == "canary":
-            return Assignment(number, "canary")
-    return PRODUCTION
+    canary = route.canary
+    if canary is None or canary.number in route.stopped or state(canary.number) != "canary":
+        return PRODUCTION
+    arm = _arm(canary, who.unit)
+    return Assignment(canary.number, "canary", arm) if arm == "canary" else Assignment(None, "production", arm)
 
 
-def _in_canary(canary: CanaryRoute, unit: str) -> bool:
+def _arm(canary: CanaryRoute, unit: str) -> Arm | None:
     # A unit's fraction depends on the salt alone. So a higher percentage keeps all that had the canary, and a
-    # lower one takes it only from those above.
-    return fraction(canary.salt, unit) < canary.percent / 100
+    # lower one takes it only from those above. The control group grows from the other end in the same way.
+    place, part = fraction(canary.salt, unit), canary.percent / 100
+    if place < part:
+        return "canary"
+    return "control" if place >= 1 - part else None
 
 
 def fraction(salt: str, unit: str) -> float:

@@ -30,7 +30,7 @@ def test_assign_is_monotone_and_sticky(salt: str, one: float, other: float, unit
         assign(canary(percent, salt), STATES, Requester(unit)).number == 3 for percent in sorted((one, other))
     )
     assert less <= more
-    assert assign(canary(100, salt), STATES, Requester(unit)) == Assignment(3, "canary")
+    assert assign(canary(100, salt), STATES, Requester(unit)) == Assignment(3, "canary", "canary")
 
 
 def test_assign_keeps_the_users_of_each_smaller_step() -> None:
@@ -66,8 +66,8 @@ def test_assign_takes_a_pin_before_the_canary() -> None:
     assert assign(route, STATES, Requester("user ana", "ana", "beta")) == Assignment(5, "pinned_user")
     assert assign(route, STATES, Requester("user eve", "eve", "beta")) == Assignment(4, "segment")
     assert assign(route, STATES, Requester("user eve", "eve", "old")) == Assignment(2, "segment")
-    assert assign(route, STATES, Requester("user eve", "eve", "unknown")) == Assignment(3, "canary")
-    assert assign(route, STATES, Requester("session ana", None, None)) == Assignment(3, "canary")
+    assert assign(route, STATES, Requester("user eve", "eve", "unknown")) == Assignment(3, "canary", "canary")
+    assert assign(route, STATES, Requester("session ana", None, None)) == Assignment(3, "canary", "canary")
 
 
 @pytest.mark.parametrize("pinned", [7, 6])
@@ -85,6 +85,19 @@ def test_assign_counts_a_canary_in_its_state_alone(state: str | None) -> None:
     states = {2: "production", 3: state}.get
     assert assign(canary(100), states, Requester("user 1")) == PRODUCTION
     assert assign(canary(100, stopped=(3,)), STATES, Requester("user 1")) == PRODUCTION
+
+
+@pytest.mark.parametrize("percent", [1, 5, 25, 50, 75, 100])
+def test_assign_names_a_control_group_of_the_same_size(percent: float) -> None:
+    """As far as there are units left; who was in it stays in it until it is in the canary."""
+    arms = {unit: assign(canary(percent), STATES, Requester(unit)) for unit in UNITS}
+    control = {unit for unit, found in arms.items() if found.arm == "control"}
+    assert {found.number for unit, found in arms.items() if unit in control} <= {None}
+    assert {unit for unit, found in arms.items() if found.arm == "canary"} == chosen(canary(percent))
+    p, n = min(percent, 100 - percent) / 100, len(UNITS)
+    assert abs(len(control) - n * p) <= 5 * math.sqrt(n * p * (1 - p))
+    less = {u for u in UNITS if assign(canary(percent / 2), STATES, Requester(u)).arm == "control"}
+    assert less <= control | chosen(canary(percent))
 
 
 @given(st.text(), st.text())
