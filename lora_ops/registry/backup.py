@@ -25,6 +25,7 @@ from lora_ops.registry.audit import Anchor, Head
 from lora_ops.registry.database import keep_private
 from lora_ops.registry.files import FileStore, sync_folder
 from lora_ops.registry.gc import named_digests
+from lora_ops.registry.heads import SHORTEST, compare
 from lora_ops.registry.holds import FOLDER as HOLDS
 from lora_ops.registry.holds import NAME as HOLD
 from lora_ops.registry.signing_keys import IDENTITY_FILE
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 LIST = "snapshot.json"
+TURNS = "turns"
+"""A folder with one small file for each snapshot that another one follows: which one."""
 SCHEMA = 1
 ATTEMPTS = 5
 UNFINISHED = ".restoring-"
@@ -81,18 +84,27 @@ class Snapshot(NamedTuple):
         return f"snapshots/{self.head.seq:09d}-{self.head.hash[:12]}"
 
 
-def backup(registry: Registry, url: str) -> Backup:
+def backup(registry: Registry, url: str, *, follows: Head | None = None) -> Backup:
     """Copy the registry to `url`; changes go on meanwhile, and files that are there already are not sent again.
 
     Copies of earlier backups are read and compared with their digest, and a damaged one is written again: one
     of the right size may have rotted, and restoring would find that when the registry is gone.
 
+    Args:
+        registry: what to copy.
+        url: where to.
+        follows: the head of the last snapshot there, from which this registry was restored. Of two machines
+            that changed the same snapshot, the second one is refused.
+
     Raises:
         Damaged: the log can't be trusted, or a kept file is missing or changed: a backup of it would be none.
+        Refused: the last snapshot at `url` is another one than `follows`, or another backup follows it.
         Unavailable: `url` can't be written.
     """
     _refuse_no_backup(registry, url)
     place = _Place(url)
+    if follows:
+        _refuse_other_last(registry, place, follows)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         head = _take_database(registry, folder)
@@ -107,6 +119,8 @@ def backup(registry: Registry, url: str) -> Backup:
             if condition != "whole":
                 place.put(path, _kept(digest))
                 sent, mended = sent + (condition == "missing"), mended + (condition == "damaged")
+        if follows and follows != head:
+            _take_turn(place, follows, snapshot)
         there = next((one for one in place.snapshots() if one.folder == snapshot.folder), None)
         broken = list(_broken(place, there)) if there else []
         if there is None or broken or _holds_of(there) != _holds_of(snapshot):
@@ -131,6 +145,40 @@ def _broken(place: "_Place", snapshot: Snapshot) -> Iterator[str]:
 def _holds_of(snapshot: Snapshot) -> set[str]:
     """Return the names of its holds: no entry of the log tells of them, so one head may have others later."""
     return {name for name in snapshot.small if name.startswith(f"{HOLDS}/")}
+
+
+def _refuse_other_last(registry: Registry, place: "_Place", follows: Head) -> None:
+    """Refuse a place whose last snapshot isn't `follows`: a change of one machine would be lost."""
+    differs = compare(registry.log, follows, "--expect-head")
+    if differs:
+        raise Refused(f"Nothing was backed up: {differs}.")
+    heads = {one.head for one in place.snapshots()}
+    last = {one for one in heads if one.seq == max(heads).seq}
+    # A backup that was made and is asked for again is the last one itself.
+    own = registry.log.head()
+    if len(last) != 1 or not any(_is(one, follows) or one == own for one in last):
+        named = " and at ".join(sorted(one.text for one in last))
+        found = f"the last snapshot at {place.url} ends at {named}" if last else f"{place.url} has no snapshot"
+        raise Refused(
+            f"Nothing was backed up: {found}, not {follows.text}. If somebody else changed the registry, restore "
+            "their snapshot, and make your change again."
+        )
+
+
+def _is(head: Head, named: Head) -> bool:
+    return head.seq == named.seq and head.hash.startswith(named.hash)
+
+
+def _take_turn(place: "_Place", follows: Head, snapshot: Snapshot) -> None:
+    """Let `snapshot` be the only one that follows `follows`; of two at the same time the storage takes one."""
+    turn = f"{TURNS}/{follows.seq:09d}-{follows.hash[:SHORTEST]}"
+    taken = place.write_new(turn, snapshot.folder.encode())
+    if taken not in (None, snapshot.folder):
+        raise Refused(
+            f"Nothing was backed up: another backup that follows {follows.text} has begun at {place.url}. When "
+            "it is there, restore it, and make your change again. If it was killed (no snapshot comes), remove "
+            f"{turn} there."
+        )
 
 
 def _refuse_no_backup(registry: Registry, url: str) -> None:
@@ -323,6 +371,20 @@ class _Place:
         """Write a small file."""
         with self._reached():
             self._fs.pipe_file(f"{self._root}/{relative}", content)
+
+    def write_new(self, relative: str, content: bytes) -> str | None:
+        """Write a small file that is not there yet, or return what it says already."""
+        path = f"{self._root}/{relative}"
+        with self._reached():
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            with suppress(FileExistsError):
+                try:
+                    with self._fs.open(path, "xb") as file:
+                        file.write(content)
+                except (NotImplementedError, ValueError):  # this storage can't; what is left is to look first
+                    self._fs.pipe_file(path, content, mode="create")
+                return None
+            return str(self._fs.cat_file(path).decode(errors="replace"))
 
     def get(self, relative: str, target: Path) -> None:
         """Bring a file.

@@ -71,12 +71,24 @@ def gc(
 
 
 @operations.command()
-def backup(url: Url, as_json: AsJson = False) -> None:
+def backup(
+    url: Url,
+    expect_head: Annotated[
+        str | None,
+        typer.Option(
+            "--expect-head",
+            help="Refuse unless the last snapshot there ends at this head, from which you restored.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Copy the registry, without its private key, to a folder or any URL that fsspec knows."""
     from lora_ops.registry.backup import backup as make
+    from lora_ops.registry.heads import read_head
 
+    follows = read_head(expect_head) if expect_head is not None else None
     with opened_registry() as registry:
-        made = make(registry, url)
+        made = make(registry, url, follows=follows)
         key = registry.signer.own.path
     _done(
         as_json,

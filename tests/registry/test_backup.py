@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from typer.testing import CliRunner, Result
 
+import lora_ops.registry.backup as backup_module
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.audit import Head
@@ -288,6 +290,74 @@ def test_commands_back_up_lose_and_restore(tmp_path: Path, monkeypatch: pytest.M
     assert CliRunner().invoke(app, ["verify", "--json"]).exit_code == 0
     cleaned = CliRunner().invoke(app, ["gc", "--dry-run"])
     assert "0 files and 0 verified copies would go, 0 bytes." in cleaned.output
+
+
+@pytest.fixture
+def restored_twice(serving: Registry, url: str, tmp_path: Path) -> Iterator[tuple[Registry, Registry]]:
+    """Two machines that restored the same snapshot, and each changed it."""
+    backup(serving, url)
+    copies = []
+    for number, name in ((3, "one"), (4, "two")):
+        restore(url, tmp_path / name)
+        copy = Registry(tmp_path / name, owners=serving.owners, clock=serving.clock)
+        folder = tmp_path / f"package {name}"
+        copy.register(folder, build_package(folder, number), actor=AUTHOR)
+        copies.append(copy)
+    yield copies[0], copies[1]
+    for copy in copies:
+        copy.close()
+
+
+def test_second_of_two_machines_overwrites_nothing(
+    serving: Registry, restored_twice: tuple[Registry, Registry], url: str, tmp_path: Path
+) -> None:
+    first, second = restored_twice
+    before = serving.log.head()
+    assert backup(first, url, follows=before).head == first.log.head()
+    with pytest.raises(Refused, match=f"ends at {first.log.head().text}, not {before.text}"):
+        backup(second, url, follows=before)
+    assert restore(url, tmp_path / "after").head == first.log.head()
+    assert backup(first, url, follows=before).head == first.log.head()  # the same job again
+    assert backup(first, url, follows=first.log.head()).head == first.log.head()  # nothing has changed
+
+
+def test_of_two_backups_at_once_one_is_made(
+    serving: Registry, restored_twice: tuple[Registry, Registry], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have seen the old snapshot as the last one before either of them writes."""
+    first, second = restored_twice
+    before, look = serving.log.head(), backup_module._refuse_other_last
+
+    def other_is_quicker(*given: Any) -> None:
+        look(*given)
+        monkeypatch.setattr(backup_module, "_refuse_other_last", look)
+        backup(second, url, follows=before)
+
+    monkeypatch.setattr(backup_module, "_refuse_other_last", other_is_quicker)
+    with pytest.raises(Refused, match="another backup that follows .* has begun"):
+        backup(first, url, follows=before)
+    assert {one.head for one in backup_module._Place(url).snapshots()} == {before, second.log.head()}
+
+
+def test_backup_follows_a_snapshot_that_is_there(serving: Registry, tmp_path: Path) -> None:
+    url, head = str(tmp_path / "backups"), serving.log.head()
+    with pytest.raises(Refused, match="has no snapshot, not "):
+        backup(serving, url, follows=head)
+    with pytest.raises(Refused, match="was replaced by another one"):
+        backup(serving, url, follows=Head(head.seq, "0" * 12))
+
+
+@pytest.mark.parametrize("calls", range(1, 400, 23))
+def test_killed_following_backup_is_made_by_its_machine(
+    serving: Registry, package: Build, tmp_path: Path, calls: int
+) -> None:
+    path, url, before = serving.path, str(tmp_path / "backups"), backup(serving, str(tmp_path / "backups")).head
+    serving.register(*package(3), actor=AUTHOR)
+    serving.close()
+    processes.run(lambda: backup(Registry(path), url, follows=before), kill_at=calls)
+    with closing(Registry(path)) as registry:
+        head = backup(registry, url, follows=before).head
+    assert restore(url, tmp_path / "restored").head == head
 
 
 def test_a_backup_from_before_a_rotation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
