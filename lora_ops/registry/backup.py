@@ -160,8 +160,8 @@ def _refuse_other_last(registry: Registry, place: "_Place", follows: Head) -> No
         named = " and at ".join(sorted(one.text for one in last))
         found = f"the last snapshot at {place.url} ends at {named}" if last else f"{place.url} has no snapshot"
         raise Refused(
-            f"Nothing was backed up: {found}, not {follows.text}. If somebody else changed the registry, restore "
-            "their snapshot, and make your change again."
+            f"Nothing was backed up: {found}, not {follows.text}. If somebody else changed the registry, "
+            "restore their snapshot, and make your change again."
         )
 
 
