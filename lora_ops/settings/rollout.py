@@ -44,6 +44,9 @@ class CanarySettings(Section):
     )
     hours: float = Field(1, ge=0, description="that each step takes at least")
     users: int = Field(20, ge=1, description="in the canary that each step needs at least")
+    window_seconds: float = Field(
+        600, ge=0, description="from a user's first request on, in which their requests count"
+    )
 
     @model_validator(mode="after")
     def _rises(self) -> "CanarySettings":

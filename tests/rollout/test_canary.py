@@ -1,0 +1,161 @@
+"""The canary beside its control group: what users of both arms make of the guardrails and the verdict."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from lora_ops.records.rollout import RolloutPlan
+from lora_ops.rollout.canary import Arm, CanaryRequest, Look, look
+from lora_ops.settings.rollout import RolloutSettings
+
+MORNING = datetime(2026, 3, 2, 9, tzinfo=UTC)
+OURS, THEIRS = "a" * 64, "b" * 64
+Worse = Callable[[CanaryRequest, random.Random], CanaryRequest]
+
+
+def plan() -> RolloutPlan:
+    settings = RolloutSettings()
+    return RolloutPlan(
+        adapter="finance@2",
+        content_digest=OURS,
+        against="finance@1",
+        against_digest=THEIRS,
+        shadow=settings.shadow,
+        canary=settings.canary,
+        margins=settings.margins,
+        alpha=settings.alpha,
+    )
+
+
+def request(arm: Arm, unit: str, at: datetime, draw: random.Random) -> CanaryRequest:
+    adapter, digest = ("finance@2", OURS) if arm == "canary" else ("finance@1", THEIRS)
+    return CanaryRequest(
+        at=at,
+        unit=unit,
+        arm=arm,
+        adapter=adapter,
+        digest=digest,
+        status=200,
+        seconds=draw.lognormvariate(-1, 0.3),
+        tokens=draw.randint(4, 8),
+        insults=0.0,
+        identifiers=0,
+        is_task=True,
+    )
+
+
+def traffic(users: int, worse: Worse | None = None, *, seed: int = 0) -> Iterator[CanaryRequest]:
+    """Two requests of each user, one user of either arm a minute; `worse` changes what the canary did."""
+    draw = random.Random(seed)
+    for user in range(users):
+        for arm in ("canary", "control"):
+            for second in (0, 20):
+                at = MORNING + timedelta(minutes=user, seconds=second + draw.random())
+                one = request(arm, f"{arm} {user}", at, draw)  # type: ignore[arg-type]
+                yield worse(one, draw) if worse and arm == "canary" else one
+
+
+def after(users: int) -> datetime:
+    """When the last of so many users has closed."""
+    return MORNING + timedelta(minutes=users + 20)
+
+
+def test_canary_that_is_no_worse_advances() -> None:
+    found = look(plan(), traffic(900), now=after(900))
+    assert found.verdict.decision == "advance", found.verdict
+    assert (found.canary_users, found.control_users) == (900, 900)
+    assert {one.name for one in found.guardrails} == {
+        "errors",
+        "insults",
+        "identifiers",
+        "task",
+        "tokens",
+        "P95 latency",
+    }
+
+
+@pytest.mark.parametrize(
+    ("guardrail", "worse"),
+    [
+        ("errors", lambda one, draw: replace(one, status=500) if draw.random() < 0.3 else one),
+        ("task", lambda one, draw: replace(one, is_task=draw.random() > 0.3)),
+        ("insults", lambda one, draw: replace(one, insults=draw.random() * 0.7)),
+        ("identifiers", lambda one, draw: replace(one, identifiers=int(draw.random() < 0.3))),
+        ("tokens", lambda one, draw: replace(one, tokens=3 * one.tokens)),
+        ("P95 latency", lambda one, draw: replace(one, seconds=3 * one.seconds)),
+    ],
+)
+def test_canary_that_is_worse_goes_back(guardrail: str, worse: Worse) -> None:
+    found = look(plan(), traffic(400, worse), now=after(400))
+    assert found.verdict.decision == "roll back" and guardrail in found.verdict.breached, found.verdict
+
+
+def test_canary_without_traffic_holds() -> None:
+    found = look(plan(), [], now=MORNING)
+    assert found.verdict.decision == "hold" and "no users yet" in found.verdict.reason
+    assert all(one.users == 0 and one.canary is None for one in found.guardrails)
+
+
+def test_canary_of_one_busy_user_holds() -> None:
+    draw = random.Random(1)
+    busy = [request("canary", "one", MORNING + timedelta(seconds=n / 10), draw) for n in range(5000)]
+    failing = [replace(one, status=500) for one in busy]
+    for requests in (busy, failing):
+        found = look(plan(), requests, now=after(60))
+        assert found.verdict.decision == "hold" and (found.canary_users, found.control_users) == (1, 0)
+
+
+def test_canary_says_how_many_users_it_needs() -> None:
+    few, many = (look(plan(), traffic(n), now=after(n)).verdict for n in (60, 150))
+    assert few.decision == many.decision == "hold"
+    assert few.users and many.users and few.users > many.users and few.hours and few.hours > 1
+
+
+def test_answer_of_production_in_its_place_is_an_error() -> None:
+    def away(one: CanaryRequest, draw: random.Random) -> CanaryRequest:
+        return replace(one, adapter="finance@1", digest=THEIRS)
+
+    found = look(plan(), traffic(200, away), now=after(200))
+    assert found.verdict.decision == "roll back" and found.verdict.breached[0] == "errors"
+
+
+def test_answer_of_other_content_is_an_error() -> None:
+    found = look(plan(), traffic(200, lambda one, draw: replace(one, digest="c" * 64)), now=after(200))
+    assert found.verdict.decision == "roll back" and found.verdict.breached[0] == "errors"
+
+
+def test_request_that_the_client_got_wrong_counts_nowhere() -> None:
+    wrong = look(plan(), traffic(100, lambda one, draw: replace(one, status=429)), now=after(100))
+    assert (wrong.canary_users, wrong.verdict.decision) == (0, "hold")
+
+
+def test_broken_assignment_is_said_before_any_metric() -> None:
+    lost = [one for one in traffic(900) if one.arm == "control" or int(one.unit.split()[1]) % 3 == 0]
+    found = look(plan(), lost, now=after(900))
+    assert found.verdict.decision == "hold" and "assignment is broken" in found.verdict.reason
+
+
+def test_waiting_canary_has_other_shares() -> None:
+    users = list(traffic(400))
+    since = MORNING + timedelta(minutes=200)
+    # From then on one of twenty users is in the control group.
+    late = [one for one in users if one.at < since or one.arm == "canary" or int(one.unit.split()[1]) % 19 == 0]
+    assert look(plan(), late, now=after(400), waiting_since=since).ratio.broken is False
+    assert look(plan(), late, now=after(400)).ratio.broken is True
+
+
+def test_look_never_changes_what_was_counted_before() -> None:
+    """Whatever comes later, and in whatever order it is read, a look at an earlier time says the same."""
+    requests = list(traffic(300))
+    early = look(plan(), requests[: len(requests) // 2], now=after(120))
+    random.Random(3).shuffle(requests)
+    assert look(plan(), requests, now=after(120)) == early
+
+
+def test_free_text_has_no_task_to_check() -> None:
+    texts = [replace(one, is_task=None) for one in traffic(50)]
+    found: Look = look(plan(), texts, now=after(50))
+    assert "task" not in {one.name for one in found.guardrails}
