@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.line_files import read_line_files
 from lora_ops.records.record import Record
 from lora_ops.serving.line_log import LineLog
 from lora_ops.serving.risk import NOTHING, SCORED_CHARACTERS, Scores
@@ -159,33 +160,6 @@ def read_events(folder: Path, where: str = "true") -> "pd.DataFrame":
     Raises:
         LoraOpsError: there is no event yet, or the condition is no SQL.
     """
-    import duckdb
-
     if not any(folder.glob("events-*.jsonl")):
         raise LoraOpsError(f"There are no events in {folder} yet: serve some requests first (`make serve`).")
-    columns = {
-        "time": "TIMESTAMPTZ",
-        "streamed": "BOOLEAN",
-        "finish": "VARCHAR[]",
-        **dict.fromkeys(("epoch", "status", "choices", "prompt_tokens", "generated_tokens"), "BIGINT"),
-        **dict.fromkeys(("prompt_identifiers", "answer_identifiers"), "BIGINT"),
-        **dict.fromkeys(("queue_seconds", "first_token_seconds", "seconds", "device_seconds"), "DOUBLE"),
-        "answer_insults": "DOUBLE",
-    }
-    types = {name: columns.get(name, "VARCHAR") for name in Event.model_fields}
-    try:
-        with duckdb.connect() as db:
-            events = db.read_json(
-                str(folder / "events-*.jsonl"),
-                columns=types,
-                format="newline_delimited",
-                ignore_errors=True,  # the torn last line of a process that was killed
-            )
-            whole = events.filter("id IS NOT NULL").aggregate(
-                ", ".join(f"any_value({name}) AS {name}" for name in types if name != "id"), "id"
-            )
-            found = whole.filter(where).order("time").df()
-    except duckdb.Error as error:
-        raise LoraOpsError(f"The events can't be read: {' '.join(str(error).split())}.") from error
-    # DuckDB answers in the machine's time zone.
-    return found.assign(time=found["time"].dt.tz_convert("UTC"))
+    return read_line_files(folder, "events", Event, where)

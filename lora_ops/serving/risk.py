@@ -45,11 +45,11 @@ def score(prompt: str, answer: str) -> Scores:
         answer_identifiers=answer_found,
         answer_insults=round(insults.scores([answer[:SCORED_CHARACTERS]])[0], 4),
         insult_detector=insults.version,
-        prompt_text=_kept(prompt_text, prompt),
-        answer_text=_kept(answer_text, answer),
+        prompt_text=kept(prompt_text, prompt),
+        answer_text=kept(answer_text, answer),
     )
 
 
-def _kept(redacted: str, whole: str) -> str:
+def kept(redacted: str, whole: str) -> str:
     """Return what is kept of a text: where it was cut, not its last part, which may be half an identifier."""
     return f"{redacted[:-CUT_CHARACTERS]}…" if len(whole) > SCORED_CHARACTERS else redacted

@@ -1,4 +1,4 @@
-"""Risk scores of answered texts, made by a process of its own.
+"""Scores of answered texts and of pairs, made by a process of its own.
 
 The patterns keep the GIL for tens of milliseconds over a long text. In the gateway's process that time would
 stop the event loop and the engine. The process reads one JSON line for each request from its standard input and
@@ -15,13 +15,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import lora_ops
 from lora_ops.errors import LoraOpsError
+from lora_ops.serving.pair_scores import PairScores, PairTexts, judge
 from lora_ops.serving.risk import SCORED_CHARACTERS, Scores, score
 
 logger = logging.getLogger(__name__)
@@ -53,18 +54,36 @@ class RiskWorker:
 
     def score(self, prompt: str, answer: str) -> Scores | None:
         """Return the scores of one request's texts; None where the process died or is not back yet."""
+        answered = self._answer([prompt[: SCORED_CHARACTERS + 1], answer[: SCORED_CHARACTERS + 1]])
+        return Scores(**answered) if answered else None
+
+    def judge(self, texts: PairTexts) -> PairScores | None:
+        """Return the scores of one pair; None as `score`."""
+
+        def cut(answers: Sequence[str]) -> list[str]:
+            return [answer[: SCORED_CHARACTERS + 1] for answer in answers]
+
+        asked = replace(
+            texts,
+            prompt=texts.prompt[: SCORED_CHARACTERS + 1],
+            production=cut(texts.production),
+            shadow=cut(texts.shadow),
+        )
+        answered = self._answer(asdict(asked))
+        return PairScores(**answered) if answered else None
+
+    def _answer(self, asked: list[str] | dict[str, Any]) -> dict[str, Any] | None:
         try:
             if self._process is None and not self._start():
                 self._missed(1)
                 return None
             assert self._socket and self._answers
-            texts = [prompt[: SCORED_CHARACTERS + 1], answer[: SCORED_CHARACTERS + 1]]
-            self._socket.sendall(json.dumps(texts).encode() + b"\n")
-            answered = json.loads(self._answers.readline())
+            self._socket.sendall(json.dumps(asked).encode() + b"\n")
+            answered: dict[str, Any] = json.loads(self._answers.readline())
             if "error" in answered:
                 self._refused(answered["error"])
                 return None
-            return Scores(**answered)
+            return answered
         except (OSError, ValueError) as error:  # it died, hangs, or broke a line off
             logger.error("The process that scores risks is started again: %s", error or "it took too long.")
             self._end(0)
@@ -124,7 +143,8 @@ def main() -> None:
     os.nice(NICENESS)
     for line in sys.stdin.buffer:
         try:
-            answer = asdict(score(*json.loads(line)))
+            asked = json.loads(line)
+            answer = asdict(judge(PairTexts(**asked)) if isinstance(asked, dict) else score(*asked))
         except LoraOpsError as error:  # weights that are missing or others; a text that nobody scored goes
             answer = {"error": str(error)}
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")

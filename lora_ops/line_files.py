@@ -1,0 +1,59 @@
+"""Read the JSON lines that a gateway keeps of its traffic, as a table; written by `serving.line_log`."""
+
+import types
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records.record import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DUCKDB_TYPES = {datetime: "TIMESTAMPTZ", bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE"}
+
+
+def read_line_files(folder: Path, name: str, record: type[Record], where: str = "true") -> "pd.DataFrame":
+    """Return every line in the files `<name>-*.jsonl`, oldest first, each one once; read by DuckDB.
+
+    The last line of a file that a kill has torn is left out. A field that an earlier release didn't write is
+    empty.
+
+    Args:
+        folder: where the files are.
+        name: of the files, before their time.
+        record: what a line is, with an `id`, a `time` and a `request_id`.
+        where: a condition in SQL, such as `tenant = 'finance' AND status <> 200`.
+
+    Raises:
+        LoraOpsError: the condition is no SQL, or a file can't be read.
+    """
+    import duckdb
+
+    columns = {field: _type(info.annotation) for field, info in record.model_fields.items()}
+    try:
+        with duckdb.connect() as db:
+            lines = db.read_json(
+                str(folder / f"{name}-*.jsonl"),
+                columns=columns,
+                format="newline_delimited",
+                ignore_errors=True,  # the torn last line of a process that was killed
+            )
+            whole = lines.filter("id IS NOT NULL").aggregate(
+                ", ".join(f"any_value({one}) AS {one}" for one in columns if one != "id"), "id"
+            )
+            found = whole.filter(where).order("time, request_id").df()
+    except duckdb.Error as error:
+        raise LoraOpsError(f"The {name} can't be read: {' '.join(str(error).split())}.") from error
+    # DuckDB answers in the machine's time zone.
+    return found.assign(time=found["time"].dt.tz_convert("UTC"))
+
+
+def _type(annotation: Any) -> str:
+    """Return DuckDB's type of a field: of a union with None the other one's, of anything else a text."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = (one for one in get_args(annotation) if one is not type(None))
+    if get_origin(annotation) is list:
+        return "VARCHAR[]"
+    return DUCKDB_TYPES.get(annotation, "VARCHAR")
