@@ -310,9 +310,9 @@ class Answering:
         )
 
     def _report(self, request: AnswerRequest, stats: RequestStats, error: BaseException | None) -> None:
+        stats.seconds = seconds = time.perf_counter() - request.started
         if request.priority == "background":
             return
-        seconds = time.perf_counter() - request.started
         problem = as_api_error(error) if error else None
         prompt_tokens = sum(map(len, request.prompts))
         labels = (request.tenant, request.route.name, request.route.base_model.id, request.route.decision)

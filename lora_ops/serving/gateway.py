@@ -12,6 +12,7 @@ from pathlib import Path
 from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.base_model import read_base_model
+from lora_ops.records.route import RouteRecord
 from lora_ops.registry import packages
 from lora_ops.registry.backends import open_copy, open_registry
 from lora_ops.registry.eligibility import expiry_warning
@@ -23,9 +24,11 @@ from lora_ops.serving.cached_adapter import AdapterUnavailable
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.fair_queue import FairQueue
 from lora_ops.serving.keys import Caller, KeyStore
+from lora_ops.serving.pair_log import PairLog
 from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.refreshing import Refresher
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
+from lora_ops.serving.shadow import AskHere, Shadow, shadow_version
 from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tokenization import Tokenization, TokenizingThreads
 from lora_ops.serving.traces import Tracing
@@ -91,6 +94,7 @@ class Gateway:
             serving.queue_timeout_seconds,
             share=lambda tenant: serving.tenant(tenant).share,
         )
+        pseudonyms = Pseudonyms(root / serving.path / "users.salt")
         self.answering = Answering(
             engine,
             self.cache,
@@ -98,11 +102,30 @@ class Gateway:
             serving,
             self.telemetry,
             self.tracing,
-            Pseudonyms(root / serving.path / "users.salt"),
+            pseudonyms,
             self._tell,
             self.router.require_open,
         )
         self.after_answer = AfterAnswer(self.telemetry.after_answer_failures.inc)
+        self.pairs = PairLog(
+            root / serving.path / "pairs",
+            serving.events,
+            keeps_text=lambda tenant: serving.tenant(tenant).keep_text,
+            lost=self.telemetry.pairs_lost.inc,
+            unscored=self.telemetry.pairs_unscored.inc,
+        )
+        self.tenant_route: Callable[[str], RouteRecord] = lambda tenant: RouteRecord()
+        self.shadow = Shadow(
+            lambda tenant: shadow_version(self.router, tenant, self.tenant_route(tenant)),
+            AskHere(self.answering),
+            settings.rollout.shadow,
+            serving,
+            settings.detectors.insult_threshold,
+            pseudonyms,
+            self.pairs.append,
+            self.telemetry.copied,
+        )
+        self.after_answer.add(self.shadow.after_answer)
         self.telemetry.watch(engine, self.cache, self.queue, self)
         self.traffic = RecentTraffic()
         self.started = time.monotonic()
@@ -125,6 +148,7 @@ class Gateway:
         self.queue.tokens = self.engine.status().kv_capacity or math.inf
         await self._keep_house(starting=True)
         await self._ask_engine()
+        self.shadow.start()
         if self._refresher:
             self._refresher.start()
         self._forever = [
@@ -152,8 +176,10 @@ class Gateway:
         await asyncio.gather(*self._forever, return_exceptions=True)
         self.tokenizing.close()
         await self.after_answer.close()
+        await self.shadow.close()
         await self.engine.close()
         await asyncio.to_thread(self.events.close)
+        await asyncio.to_thread(self.pairs.close)
         await asyncio.to_thread(self.tracing.close)
         self.keys.close()
         await self.router.close()

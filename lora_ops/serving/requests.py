@@ -30,6 +30,7 @@ class AnswerRequest:
         started: when the request arrived, by `time.perf_counter`.
         trace_parent: the W3C `traceparent` header, if there was one.
         chat: its messages and tools, where it has something to do with tools.
+        is_copy: another gateway's copy of a request for a version in shadow; it is not copied again.
     """
 
     request_id: str
@@ -51,6 +52,7 @@ class AnswerRequest:
     user: str | None = None
     priority: Priority = "normal"
     chat: ToolChat | None = None
+    is_copy: bool = False
 
     @property
     def tenant(self) -> str:
@@ -86,10 +88,12 @@ class RequestStats:
 
     Attributes:
         read: prompt tokens that were put before the engine, those of each answer.
+        seconds: from the request's arrival to its last token.
         texts: what was written, by the answer's index.
     """
 
     read: int = 0
+    seconds: float = 0.0
     generated: int = 0
     queue_seconds: float = 0.0
     device_seconds: float = 0.0

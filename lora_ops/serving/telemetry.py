@@ -9,10 +9,11 @@ labelled by adapter: `adapter_loads_total`, `adapter_load_failures_total`, `adap
 `adapter_bytes`; and `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine;
 `slots_used` and `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`.
 Of the KV cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`,
-`events_unscored_total`. Of hooks after answers: `after_answer_failures_total`. Of clients:
-`connections_closed_total`. Of the log: `log_lines_lost_total`. Of the registry: `registry_damaged`, and of
-what an alias names, by tenant and adapter, `adapter_fresh_seconds` and `adapter_review_due_seconds`; both are
-negative once it is late.
+`events_unscored_total`. Of hooks after answers: `after_answer_failures_total`. Of copies for a version in
+shadow: `shadow_copies_total` (adapter; outcome: asked, answered, preempted, dropped or failed), and of their
+pairs `pairs_lost_total` and `pairs_unscored_total`. Of clients: `connections_closed_total`. Of the log:
+`log_lines_lost_total`. Of the registry: `registry_damaged`, and of what an alias names, by tenant and adapter,
+`adapter_fresh_seconds` and `adapter_review_due_seconds`; both are negative once it is late.
 """
 
 import asyncio
@@ -87,6 +88,11 @@ class Telemetry:
         self.after_answer_failures = counter(
             "after_answer_failures_total", "Hooks after an answer that failed or were left out", ()
         )
+        self.shadow_copies = counter(
+            "shadow_copies_total", "Copies of requests for a version in shadow", ("adapter", "outcome")
+        )
+        self.pairs_lost = counter("pairs_lost_total", "Pairs of answers that the disk would not take", ())
+        self.pairs_unscored = counter("pairs_unscored_total", "Pairs of answers that nobody could judge", ())
         self.connections_closed = counter(
             "connections_closed_total", "Connections that were closed because there were too many", ()
         )
@@ -94,6 +100,10 @@ class Telemetry:
     def was_refused(self, tenant: str | None, status: int) -> None:
         """Count a request that was refused before it was routed; None is a key of no tenant, or none at all."""
         self.refused.labels(tenant or NOBODY, str(status)).inc()
+
+    def copied(self, adapter: str, outcome: str) -> None:
+        """Count what became of a copy for a version in shadow."""
+        self.shadow_copies.labels(adapter, outcome).inc()
 
     def refusals(self) -> dict[str, int]:
         """Status to how many requests were refused with it before they were routed."""
@@ -138,7 +148,7 @@ class Telemetry:
         """Return the adapters that have series of their own."""
         return {
             sample.labels["adapter"]
-            for metric in (self.requests, self._loads, self._load_failures)
+            for metric in (self.requests, self._loads, self._load_failures, self.shadow_copies)
             for family in metric.collect()
             for sample in family.samples
             if "adapter" in sample.labels

@@ -1,0 +1,333 @@
+"""Shadow traffic: a share of what production answered is asked again of the version in shadow, for nobody.
+
+A copy begins once the answer has left. It waits in a bounded queue for idle slots and free adapter memory, and
+ends as soon as clients need either. It counts in no limit, event or metric of the tenant's requests. What comes
+of it is a pair of answers, which is judged and kept.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal, Protocol
+
+from lora_ops.engines.protocol import EngineBusy, Sampling
+from lora_ops.errors import LoraOpsError
+from lora_ops.escaping import shortened
+from lora_ops.records.pair import PairStatus, ShadowPair
+from lora_ops.records.route import RouteRecord
+from lora_ops.serving.after_answer import Answered
+from lora_ops.serving.answering import Answering
+from lora_ops.serving.background_answers import Preempted
+from lora_ops.serving.cached_adapter import NoFreeMemory
+from lora_ops.serving.errors import as_api_error
+from lora_ops.serving.fair_queue import Overloaded
+from lora_ops.serving.logs import OncePerMinute
+from lora_ops.serving.pair_log import UnjudgedPair
+from lora_ops.serving.pair_scores import PairTexts
+from lora_ops.serving.pseudonyms import Pseudonyms
+from lora_ops.serving.rate_limits import NeverFits
+from lora_ops.serving.requests import AnswerRequest, RequestStats, held_to_labels
+from lora_ops.serving.router import NotServed, Route, Router
+from lora_ops.settings.rollout import ShadowSettings
+from lora_ops.settings.serving import ServingSettings
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 4  # copies that are tried at the same time
+TRIES = 3  # of a copy that clients end each time
+IDLE_SECONDS = 0.05  # between two looks for idle slots
+MEMORY_SECONDS = 1.0  # between two looks for free adapter memory
+LATE_SECONDS = 600.0  # a copy that found no idle slots for so long is left out
+MOST_ANSWERS = 16  # of one request; a copy of one with more is left out
+TOKEN_BYTES = 36  # of a token in memory
+
+Outcome = Literal["asked", "answered", "preempted", "dropped", "failed"]
+
+
+@dataclass(frozen=True)
+class ShadowVersion:
+    """A tenant's version in shadow, and its part of the requests."""
+
+    route: Route
+    percent: float
+
+    def gets(self, request_id: str) -> bool:
+        """Return whether a request is asked again: a hash of its id decides, whoever's it is."""
+        text = f"shadow\0{self.route.digest}\0{request_id}".encode("utf-8", "surrogatepass")
+        drawn = int.from_bytes(hashlib.sha256(text).digest()[:8]) / 2**64
+        return drawn < self.percent / 100
+
+
+def shadow_version(router: Router, tenant: str, record: RouteRecord) -> ShadowVersion | None:
+    """Return the version that a route has in shadow, or None: it has none, or that may not answer now."""
+    if record.shadow is None or record.shadow.number in record.stopped:
+        return None
+    try:
+        route = router.route(f"{tenant}@{record.shadow.number}")
+    except LoraOpsError:  # closed, expired, or the registry is damaged
+        return None
+    if route.version is None or route.version.state not in ("shadow", "canary"):
+        return None
+    return ShadowVersion(route, record.shadow.percent)
+
+
+class Ask(Protocol):
+    """Asks a copy of a request, here or at another gateway."""
+
+    async def __call__(self, request: AnswerRequest, stats: RequestStats) -> None:
+        """Fill `stats` with the whole answer; raise what kept it from being made."""
+
+
+class AskHere:
+    """Asks copies of this gateway, in idle slots."""
+
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
+
+    async def __call__(self, request: AnswerRequest, stats: RequestStats) -> None:
+        """Fill `stats` with the whole answer.
+
+        Raises:
+            Preempted, Overloaded, NoFreeMemory: clients need the slots or the memory, or have them.
+            LoraOpsError, EngineError, TimeoutError: as `Answering.answer`.
+        """
+        async with aclosing(self._answering.answer(request, stats)) as chunks:
+            async for _ in chunks:
+                pass
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A request that waits to be asked again."""
+
+    at: datetime
+    answered: Answered
+    request: AnswerRequest
+    until: float
+    """Of the event loop's clock: then it is left out."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory, about."""
+        texts = sum(map(len, self.answered.stats.texts.values())) + 2 * len(self.request.text)
+        return texts + TOKEN_BYTES * sum(map(len, self.request.prompts))
+
+
+class Shadow:
+    """Copies requests for versions in shadow.
+
+    Args:
+        version: gives the version that is in shadow for a tenant now.
+        ask: asks a copy.
+        settings: how many copies wait.
+        serving: tells which tenants answer with labels alone.
+        insult_threshold: from which score on an answer counts as insulting.
+        pseudonyms: names the users of pairs.
+        keep: takes each pair.
+        count: called with a version and what became of a copy of it.
+    """
+
+    def __init__(
+        self,
+        version: Callable[[str], ShadowVersion | None],
+        ask: Ask,
+        settings: ShadowSettings,
+        serving: ServingSettings,
+        insult_threshold: float,
+        pseudonyms: Pseudonyms,
+        keep: Callable[[UnjudgedPair], None],
+        count: Callable[[str, Outcome], None],
+    ) -> None:
+        self._version = version
+        self._ask = ask
+        self._settings = settings
+        self._serving = serving
+        self._insult_threshold = insult_threshold
+        self._pseudonyms = pseudonyms
+        self._keep = keep
+        self._count = count
+        self._waiting: asyncio.Queue[_Copy] = asyncio.Queue()
+        self._copies = 0
+        self._bytes = 0
+        self._workers: list[asyncio.Task[None]] = []
+        self._failure = ""
+        self._report_failures = OncePerMinute(
+            lambda count: logger.warning("%d copies for a version in shadow failed: %s", count, self._failure)
+        )
+
+    def start(self) -> None:
+        """Begin to ask copies."""
+        self._workers = [asyncio.create_task(self._work()) for _ in range(AT_ONCE)]
+
+    async def close(self) -> None:
+        """Drop the copies that wait or run."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        while not self._waiting.empty():
+            self._count(self._waiting.get_nowait().request.route.name, "dropped")
+
+    async def after_answer(self, answered: Answered) -> None:
+        """Queue a copy of a request whose answer has left, if it is one of those that are asked again."""
+        request = answered.request
+        if request.route.decision != "production" or request.is_copy or not request.sampling.max_tokens:
+            return
+        found = self._version(request.tenant)
+        if found is None or not found.gets(request.request_id):
+            return
+        name = found.route.name
+        self._count(name, "asked")
+        copy = _Copy(
+            datetime.now(UTC),
+            answered,
+            replace(
+                request,
+                request_id=f"{request.request_id}-shadow",
+                model=name,
+                route=found.route,
+                sampling=replace(request.sampling, logprobs=None, prompt_logprobs=False),
+                streamed=False,
+                trace_parent=None,
+                place=None,
+                echoes=(),
+                user=None,
+                priority="background",
+            ),
+            asyncio.get_running_loop().time() + LATE_SECONDS,
+        )
+        few = len(request.costs) <= MOST_ANSWERS and self._copies < self._settings.queue
+        if not (few and self._bytes + copy.size <= self._settings.queue_bytes) or not _reads_alike(copy):
+            self._count(name, "dropped")
+            return
+        self._copies += 1
+        self._bytes += copy.size
+        self._waiting.put_nowait(copy)
+
+    async def _work(self) -> None:
+        while True:
+            copy = await self._waiting.get()
+            outcome: Outcome = "dropped"  # by a shutdown
+            try:
+                outcome = await self._asked(copy)
+            except Exception:
+                outcome = "failed"
+                logger.exception("The copy of request %s failed.", copy.answered.request.request_id)
+            finally:
+                self._copies -= 1
+                self._bytes -= copy.size
+                self._count(copy.request.route.name, outcome)
+
+    async def _asked(self, copy: _Copy) -> Outcome:
+        """Ask a copy, in idle slots, and keep the pair; return what became of it."""
+        try:
+            sampling = self._sampling(copy.request)
+        except LoraOpsError as error:
+            return self._failed(copy, error)
+        tries = 0
+        while asyncio.get_running_loop().time() < copy.until:
+            now = self._version(copy.request.tenant)
+            if now is None or now.route.digest != copy.request.route.digest:
+                return "dropped"  # it was stopped, revoked or replaced meanwhile
+            stats = RequestStats()
+            try:
+                await self._ask(replace(copy.request, sampling=sampling, started=time.perf_counter()), stats)
+            except Preempted:
+                tries += 1
+                if tries == TRIES:
+                    self._keep(self._pair(copy, "preempted"))
+                    return "preempted"
+                await asyncio.sleep(IDLE_SECONDS)
+            except Overloaded:  # no slots are idle
+                await asyncio.sleep(IDLE_SECONDS)
+            except (NoFreeMemory, EngineBusy):
+                await asyncio.sleep(MEMORY_SECONDS)
+            except (NeverFits, NotServed):
+                return "dropped"
+            except Exception as error:  # noqa: BLE001 - whatever a version does wrong is what it is asked for
+                return self._failed(copy, error)
+            else:
+                self._keep(self._pair(copy, "answered", stats))
+                return "answered"
+        return "dropped"
+
+    def _failed(self, copy: _Copy, error: Exception) -> Outcome:
+        problem = as_api_error(error)
+        self._failure = f"{copy.request.route.name}: {shortened(str(error) or type(error).__name__)}"
+        self._report_failures()
+        self._keep(self._pair(copy, "failed", code=problem.code))
+        return "failed"
+
+    def _sampling(self, request: AnswerRequest) -> Sampling:
+        """Return how the version in shadow would choose tokens, were it in production.
+
+        Raises:
+            OutOfService: the tenant answers with labels alone, and it was trained for none.
+        """
+        if self._serving.tenant(request.tenant).labels_only:
+            return held_to_labels(replace(request.sampling, structure=None), request.route, tools=False)
+        return request.sampling
+
+    def _pair(
+        self, copy: _Copy, status: PairStatus, stats: RequestStats | None = None, code: str | None = None
+    ) -> UnjudgedPair:
+        request, production = copy.answered.request, copy.answered.stats
+        unit = request.user or f"request {request.request_id}"
+        written = _texts(production)
+        answer = _texts(stats) if stats else []
+        pair = ShadowPair(
+            time=copy.at,
+            request_id=request.request_id,
+            tenant=request.tenant,
+            endpoint=request.endpoint,
+            production=request.route.name,
+            production_digest=request.route.digest,
+            shadow=copy.request.route.name,
+            shadow_digest=copy.request.route.digest,
+            unit=self._pseudonyms.name(request.tenant, unit),
+            epoch=request.route.epoch,
+            target=self._settings.target,
+            status=status,
+            code=code,
+            answers=len(request.costs),
+            production_characters=sum(map(len, written)),
+            shadow_characters=sum(map(len, answer)) if stats else None,
+            prompt_tokens=sum(map(len, request.prompts)),
+            production_tokens=production.generated,
+            shadow_tokens=stats.generated if stats else None,
+            production_first_token_seconds=production.first_token,
+            shadow_first_token_seconds=stats.first_token if stats else None,
+            production_seconds=production.seconds,
+            shadow_seconds=stats.seconds if stats else None,
+            production_finish=list(production.finish),
+            shadow_finish=list(stats.finish) if stats else [],
+        )
+        texts = PairTexts(
+            prompt=request.text,
+            production=written,
+            shadow=answer,
+            production_labels=request.route.labels,
+            shadow_labels=copy.request.route.labels,
+            insult_threshold=self._insult_threshold,
+        )
+        return UnjudgedPair(pair, texts)
+
+
+def _texts(stats: RequestStats) -> list[str]:
+    return [text for _, text in sorted(stats.texts.items())]
+
+
+def _reads_alike(copy: _Copy) -> bool:
+    """Return whether the version in shadow would be asked with the same tokens, were it in production.
+
+    Its own system prompt or template would make another prompt of the chat. What it answers to production's
+    says nothing about it.
+    """
+    request, ours, its = copy.request, copy.answered.request.route, copy.request.route
+    if request.endpoint == "completions":
+        return True
+    return ours.template == its.template and (request.system_prompt == "request" or ours.system == its.system)

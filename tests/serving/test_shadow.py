@@ -1,0 +1,255 @@
+"""Shadow traffic: who is asked again, what is kept of it, and that no client ever notices."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from lora_ops.engines.protocol import Engine
+from lora_ops.hashing import sha256_file
+from lora_ops.records.route import RouteRecord, ShadowRoute
+from lora_ops.registry import lifecycle
+from lora_ops.registry.owners import Owners
+from lora_ops.rollout.pairs import read_pairs
+from lora_ops.serving import shadow
+from lora_ops.serving.events import read_events
+from lora_ops.serving.gateway import Gateway
+from lora_ops.serving.shadow import ShadowVersion
+from lora_ops.settings.params import Settings
+from lora_ops.settings.serving import TenantServing
+from tests.registry.conftest import owners  # noqa: F401 - a fixture
+from tests.serving.conftest import Clone, Served, eventually, make_clone, served
+
+BODY = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 4}
+COPIES = "lora_ops_shadow_copies_total"
+ALL = RouteRecord(shadow=ShadowRoute(number=2, percent=100))
+
+
+@pytest.fixture(scope="module")
+def staged_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A clone whose finance@1 is in production and finance@2 in shadow."""
+    root = make_clone(tiny_base, owners, tmp_path_factory.mktemp("shadow"))
+    clone = Clone(root, root / "models/base")
+    with clone.registry() as registry:
+        clone.story(registry).to("finance@1", "production")
+        clone.story(registry).to("finance@2", "shadow")
+    return root
+
+
+@pytest.fixture
+def staged(staged_source: Path, tmp_path: Path) -> Clone:
+    root = tmp_path / "clone"
+    shutil.copytree(staged_source, root)
+    return Clone(root, root / "models/base")
+
+
+def inner(gateway: Served) -> Gateway:
+    return gateway.server.gateway  # type: ignore[attr-defined, no-any-return]
+
+
+@contextmanager
+def shadowed(
+    clone: Clone, engine: Engine, settings: Settings | None = None, route: RouteRecord = ALL
+) -> Iterator[Served]:
+    """A gateway whose tenants all have this route."""
+    with served(clone.root, settings or clone.settings(), engine) as gateway:
+        inner(gateway).tenant_route = lambda tenant: route
+        yield gateway
+
+
+def pairs(clone: Clone) -> pd.DataFrame:
+    with clone.registry() as registry:
+        digest = registry.get("finance@2").summary.content_digest
+    return read_pairs(clone.root / ".serving/pairs", "finance@2", digest)
+
+
+def count(gateway: Served, outcome: str) -> float:
+    return gateway.metric(COPIES, outcome=outcome)
+
+
+def rollout(settings: Settings, **shadow: Any) -> Settings:
+    changed = settings.rollout.shadow.model_copy(update=shadow)
+    return settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"shadow": changed})})
+
+
+def test_answers_of_production_are_asked_again_and_judged(staged: Clone, engine: Engine) -> None:
+    """Streamed or not; the pair says who answered, and the tenant's figures know nothing of it."""
+    tenants = {"finance": TenantServing(requests_per_minute=3)}
+    with shadowed(staged, engine, staged.settings(tenants=tenants)) as gateway, gateway.http() as http:
+        answer = http.post("/v1/completions", json={**BODY, "user": "ana"}, headers={"x-request-id": "a"})
+        streamed = http.post("/v1/completions", json={**BODY, "user": "ana", "stream": True})
+        chat = {"model": "finance", "messages": [{"role": "user", "content": "UBER"}], "max_tokens": 3}
+        two = http.post("/v1/chat/completions", json={**chat, "n": 2, "seed": 5, "temperature": 1.0})
+        assert [one.status_code for one in (answer, streamed, two)] == [200, 200, 200]
+        eventually(lambda: count(gateway, "answered") == 3)
+        assert http.post("/v1/completions", json=BODY).status_code == 429  # of the client's own three
+        assert gateway.metric("lora_ops_requests_total", adapter="finance@2") == 0
+        assert gateway.metric("lora_ops_generated_tokens_total", adapter="finance@2") == 0
+        assert gateway.metric("lora_ops_adapter_cache_misses_total", adapter="finance@2") == 0
+        assert count(gateway, "asked") == 3
+    rows = pairs(staged).set_index("request_id")
+    assert len(rows) == 3 and set(rows["production"]) == {"finance@1"} and set(rows["status"]) == {"answered"}
+    first = rows.loc["a"]
+    assert first["production_tokens"] == first["shadow_tokens"] == 4 and first["answers"] == 1
+    assert first["production_characters"] == len(answer.json()["choices"][0]["text"])
+    assert first["production_task"] == 0 and first["agreement"] in (0, 1)  # random weights name no label
+    assert first["production_seconds"] > 0 and first["shadow_seconds"] > 0 and not first["replayed"]
+    assert first["production_identifiers"] == first["shadow_identifiers"] == 0
+    assert rows["unit"].nunique() == 2 and "ana" not in set(rows["unit"])
+    assert rows["prompt_text"].isna().all() and rows["shadow_text"].isna().all()
+    assert list(rows["answers"].sort_values()) == [1, 1, 2]
+    events = read_events(staged.root / ".serving/events")
+    assert set(events["adapter"]) == {"finance@1"} and len(events) == 4
+
+
+def test_copy_is_asked_with_the_same_tokens_and_seed(staged: Clone, engine: Engine) -> None:
+    """What the pair says of the shadow version is what a client would get that pins it; texts are redacted."""
+    tenants = {"finance": TenantServing(keep_text=True)}
+    body = {**BODY, "prompt": ["mail jane.doe@example.com", "UBER"], "temperature": 1.5, "seed": 7, "n": 2}
+    with shadowed(staged, engine, staged.settings(tenants=tenants)) as gateway, gateway.http() as http:
+        http.post("/v1/completions", json=body)
+        eventually(lambda: count(gateway, "answered") == 1)
+        pinned = http.post("/v1/completions", json={**body, "model": "finance@2"}).json()
+        assert count(gateway, "asked") == 1  # who pins a version is not copied
+    (row,) = pairs(staged).to_dict("records")
+    assert row["shadow_text"] == "\n".join(one["text"] for one in pinned["choices"])
+    assert row["prompt_text"] == "mail [e-mail address]\nUBER"
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        RouteRecord(),
+        RouteRecord(shadow=ShadowRoute(number=2, percent=100), stopped=(2,)),
+        RouteRecord(shadow=ShadowRoute(number=1, percent=100)),
+        RouteRecord(shadow=ShadowRoute(number=9, percent=100)),
+    ],
+)
+def test_only_a_version_in_shadow_is_asked(staged: Clone, engine: Engine, route: RouteRecord) -> None:
+    with shadowed(staged, engine, route=route) as gateway, gateway.http() as http:
+        assert http.post("/v1/completions", json=BODY).status_code == 200
+        eventually(lambda: not inner(gateway).after_answer._running)
+        assert count(gateway, "asked") == 0
+
+
+def test_revoked_version_is_asked_no_more(staged: Clone, engine: Engine) -> None:
+    """Not even what waits already."""
+    waiting = threading.Event()
+    with shadowed(staged, engine) as gateway, gateway.http() as http:
+
+        async def busy(*_: object) -> None:
+            waiting.set()
+            raise shadow.Overloaded("no idle slots")
+
+        inner(gateway).shadow._ask = busy
+        http.post("/v1/completions", json=BODY)
+        assert waiting.wait(10)
+        with staged.registry() as registry:
+            lifecycle.revoke(registry, "finance@2", actor="oncall", reason="it insults")
+        eventually(lambda: count(gateway, "dropped") == 1)
+        http.post("/v1/completions", json=BODY)
+        assert count(gateway, "asked") == 1
+    assert pairs(staged).empty
+
+
+def test_share_is_drawn_by_request(staged: Clone) -> None:
+    version = ShadowVersion(route=_route("ab"), percent=20)
+    ids = [f"r{number}" for number in range(5000)]
+    drawn = {one for one in ids if version.gets(one)}
+    assert 0.18 < len(drawn) / len(ids) < 0.22
+    assert drawn == {one for one in ids if replace(version).gets(one)}  # and again the same
+    more = {one for one in ids if replace(version, percent=50).gets(one)}
+    assert drawn < more
+    other = {one for one in ids if replace(version, route=_route("cd")).gets(one)}
+    assert 0.1 < len(drawn & other) / len(drawn) < 0.3  # another version is asked others
+
+
+def _route(digest: str) -> Any:
+    class Fixed:
+        pass
+
+    fixed = Fixed()
+    fixed.digest = digest  # type: ignore[attr-defined]
+    return fixed
+
+
+def test_copies_give_way_to_clients(staged: Clone, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients need all slots each time that a copy is tried: the pair says so."""
+    monkeypatch.setattr(shadow, "TRIES", 1)
+    settings = staged.settings(max_running=2)
+    long = {**BODY, "max_tokens": 1500, "ignore_eos": True}
+    with shadowed(staged, engine, settings) as gateway, gateway.http() as http:
+        http.post("/v1/completions", json=long)
+        eventually(lambda: inner(gateway).queue._background.used > 0)
+        threads = [
+            threading.Thread(target=lambda: gateway.http().post("/v1/completions", json=BODY)) for _ in range(6)
+        ]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+        eventually(lambda: count(gateway, "preempted") + count(gateway, "answered") == 7)
+    rows = pairs(staged)
+    (row,) = rows[rows["production_tokens"] == 1500].to_dict("records")
+    assert row["status"] == "preempted"
+    assert pd.isna(row["shadow_tokens"]) and pd.isna(row["agreement"]) and row["production_task"] == 0
+
+
+def test_copies_beyond_the_queue_are_dropped(staged: Clone, engine: Engine) -> None:
+    """By their number and by their size; a shutdown drops those that wait."""
+    blocked = threading.Event()
+    settings = rollout(staged.settings(), queue=2, queue_bytes=4096)
+    with shadowed(staged, engine, settings) as gateway, gateway.http() as http:
+
+        async def busy(*_: object) -> None:
+            blocked.set()
+            raise shadow.Overloaded("no idle slots")
+
+        inner(gateway).shadow._ask = busy
+        large = {**BODY, "prompt": "word " * 100}
+        assert http.post("/v1/completions", json=large).status_code == 200
+        eventually(lambda: count(gateway, "dropped") == 1)
+        for _ in range(4):
+            assert http.post("/v1/completions", json=BODY).status_code == 200
+        eventually(lambda: count(gateway, "dropped") == 3)
+        assert blocked.is_set()
+        metrics = inner(gateway).telemetry
+    assert metrics.shadow_copies.labels("finance@2", "dropped")._value.get() == 5
+    assert pairs(staged).empty
+
+
+def test_copies_take_no_memory_that_clients_use(
+    staged: Clone, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow, "LATE_SECONDS", 0.5)
+    monkeypatch.setattr(shadow, "MEMORY_SECONDS", 0.1)
+    with shadowed(staged, engine) as gateway, gateway.http() as http:
+        http.post("/v1/completions", json={**BODY, "model": "finance@1"})
+        inner(gateway).cache._budget = inner(gateway).cache.bytes
+        http.post("/v1/completions", json=BODY)
+        eventually(lambda: count(gateway, "dropped") == 1)
+        assert set(engine.status().adapters) == {"finance@1"}
+        assert gateway.metric("lora_ops_adapter_evictions_total") == 0
+
+
+def test_version_that_fails_harms_nobody(staged: Clone, engine: Engine) -> None:
+    """Its weights are damaged: each copy is a failed pair."""
+    with staged.registry() as registry:
+        digest = registry.get("finance@2").manifest.files["adapter_model.safetensors"].sha256
+    files = (path for path in (staged.root / ".registry/files").rglob("*") if path.is_file())
+    (kept,) = (path for path in files if sha256_file(path) == digest)
+    kept.chmod(0o644)
+    kept.write_bytes(b"x" + kept.read_bytes()[1:])
+    with shadowed(staged, engine) as gateway, gateway.http() as http:
+        answers = [http.post("/v1/completions", json=BODY) for _ in range(2)]
+        assert [one.status_code for one in answers] == [200, 200]
+        eventually(lambda: count(gateway, "failed") == 2)
+    rows = pairs(staged)
+    assert set(rows["status"]) == {"failed"} and set(rows["code"]) == {"adapter_damaged"}
+    assert rows["shadow_tokens"].isna().all() and rows["production_task"].eq(0).all()
