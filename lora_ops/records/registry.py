@@ -93,8 +93,9 @@ class AuditEntry(Record):
 
     @property
     def effects(self) -> dict[str, Any]:
-        """What the entry did to the tables: states, aliases, review_due; of the subject's tenant."""
-        return self.body.get("effects", {})
+        """What the entry did to the tables: states, aliases, review_due, route; of the subject's tenant."""
+        effects = self.body.get("effects", {})
+        return effects if isinstance(effects, dict) else {}
 
     @property
     def evidence(self) -> list[Evidence]:

@@ -130,6 +130,17 @@ class Log:
         rows = self._db.rows(f"SELECT {COLUMNS} FROM audit WHERE kind = ? ORDER BY seq", (kind,))
         return [_entry(Row(*row)) for row in rows]
 
+    def about_routes(self, tenant: str | None = None) -> list["Row"]:
+        """Return the entries that changed routes, or one tenant's route, in order."""
+        rows = self._db.rows(
+            f"SELECT {COLUMNS} FROM audit WHERE (kind = 'route' AND (?1 IS NULL OR subject = ?1))"
+            " OR (kind = 'version' AND (?1 IS NULL OR (subject >= ?1 || '@' AND subject < ?1 || 'A'))"
+            " AND CASE WHEN json_valid(body) THEN json_type(body, '$.effects.route') IS NOT NULL END)"
+            " ORDER BY seq",
+            (tenant,),
+        )
+        return [Row(*row) for row in rows]
+
     def last_in_production(self, tenant: str) -> int | None:
         """Return the version that went into production last, whether or not it is still there."""
         row = self._db.row(

@@ -9,6 +9,7 @@ damaged, locked or on a full disk takes no entry either: the hold is all there i
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from typing import TypeVar
 
 from lora_ops.clock import utc
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailable, with_text
@@ -25,6 +26,7 @@ from lora_ops.registry.steps import keep_reports, record_step, require_reason, r
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 
+Made = TypeVar("Made")
 ATTEMPTS = 5
 """How often a revocation or a return is asked for whose place in the log another machine took."""
 logger = logging.getLogger(__name__)
@@ -182,7 +184,7 @@ def without_settling(registry: Registry) -> Iterator[None]:
         registry.is_settling = before
 
 
-def until_first(change: Callable[[], Version]) -> Version:
+def until_first(change: Callable[[], Made]) -> Made:
     """Make a change that must not wait because another machine changed something else at the same moment.
 
     Each try decides everything again on what W&B holds by then.

@@ -23,7 +23,11 @@ class History(Protocol):
 
 def reasons_against(registry: Registry, summary: Summary, now: datetime) -> Iterator[str]:
     """Yield each reason why a version may not serve at `now`, as a sentence; nothing where it may."""
-    for reason in (state_reason(registry, summary), expiry_reason(summary, now)):
+    for reason in (
+        state_reason(registry, summary),
+        expiry_reason(summary, now),
+        stop_reason(registry, summary),
+    ):
         if reason:
             yield reason
 
@@ -68,6 +72,13 @@ def hold_reason(registry: Registry, summary: Summary) -> str | None:
     """
     hold = registry.hold_of(summary)
     return f"{hold.text}: it does not answer here any more" if hold else None
+
+
+def stop_reason(registry: Registry, summary: Summary) -> str | None:
+    """Return that somebody stopped a version, or None."""
+    if summary.number not in registry.route(summary.tenant).stopped:
+        return None
+    return f"{summary.id} was stopped: `lora-ops route resume {summary.id} --reason TEXT` ends that"
 
 
 def expiry_reason(summary: Summary, now: datetime) -> str | None:

@@ -51,6 +51,11 @@ def accepted_heads(registry: Registry) -> list[str]:
                 f"entry {entry.seq}: when {entry.actor} changed the registry on {when}, "
                 f"{entry.body.get('problem')}; the head kept outside it stood in"
             )
+        if entry.action == "route_mended":
+            notes.append(
+                f"entry {entry.seq}: when {entry.actor} changed the registry on {to_the_minute(entry.at)}, "
+                f"{entry.body.get('problem')}; it was written again as the log says"
+            )
         if entry.action == HEAD_ACCEPTED:
             many = entry.body.get("lost_entries")
             lost = "an unknown number of entries was" if many is None else f"{many} entries were"

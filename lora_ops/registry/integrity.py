@@ -1,17 +1,20 @@
-"""Is the registry what its signed log says, as far as answers depend on it: chain, head, aliases and states."""
+"""Is the registry what its signed log says, as far as answers depend on it: chain, head, and the rows."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from lora_ops.records.registry import AuditEntry
+from lora_ops.records.route import RouteRecord
 from lora_ops.registry.audit import HEAD_ACCEPTED, Anchor, Head, Log, Row, chain_problem
 from lora_ops.registry.replay import Alias, alias_mismatches, replay_aliases
+from lora_ops.registry.route_entries import ROUTE, ToldRoute, replay_route, route_mismatches, route_patch
 from lora_ops.registry.structure import Structure
 from lora_ops.registry.versions import CLOSED
 from lora_ops.small_files import parse_json
 
+NO_ROUTE = RouteRecord()
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -38,6 +41,39 @@ class Tables(Protocol):
     def states(self) -> Mapping[tuple[str, int], str]:
         """Return the state of every version: (tenant, number) to state."""
 
+    def routes(self) -> Mapping[str, str]:
+        """Return every route as it is stored: tenant to canonical JSON."""
+
+    def route_text(self, tenant: str) -> str | None:
+        """Return one tenant's route as it is stored, or None."""
+
+
+class _Did(NamedTuple):
+    """What one entry did to the tables.
+
+    Attributes:
+        tenant: whose rows; empty for an entry that changes none.
+        effects: on versions and aliases.
+        changes_route: whether it changes the tenant's route.
+        route: the patch of the route; None where its form is not known here.
+    """
+
+    tenant: str = ""
+    effects: Mapping[str, Any] = {}
+    changes_route: bool = False
+    route: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, row: Row) -> "_Did":
+        if row.kind not in ("version", ROUTE):
+            return cls()
+        body = parse_json(row.body)
+        changed = route_patch(row.kind, row.subject, body)
+        if row.kind == ROUTE:
+            return cls(row.subject, {}, True, changed[1] if changed else None)
+        tenant = row.subject.rpartition("@")[0]
+        return cls(tenant, body.get("effects", {}), changed is not None, changed[1] if changed else None)
+
 
 @dataclass
 class _Told:
@@ -45,6 +81,7 @@ class _Told:
 
     Attributes:
         aliases, states: what the tables must hold.
+        routes: tenant to its route.
         production: tenant to the number of the version that entered production last.
         hashes: of each entry, by its place.
         contents: Python's hash of every field of each entry, by its place; no other process can foretell it.
@@ -52,6 +89,7 @@ class _Told:
 
     aliases: dict[Alias, int] = field(default_factory=dict)
     states: dict[tuple[str, int], str] = field(default_factory=dict)
+    routes: dict[str, ToldRoute] = field(default_factory=dict)
     production: dict[str, int] = field(default_factory=dict)
     hashes: dict[int, str] = field(default_factory=dict)
     contents: dict[int, int] = field(default_factory=dict)
@@ -60,12 +98,14 @@ class _Told:
         return _Told(**{one.name: dict(getattr(self, one.name)) for one in fields(self)})
 
     def take(self, row: Row) -> None:
-        tenant, effects = _effects(row)
-        for number, state in effects.get("states", {}).items():
-            self.states[tenant, int(number)] = state
-        replay_aliases(tenant, effects, self.aliases)
+        did = _Did.read(row)
+        for number, state in did.effects.get("states", {}).items():
+            self.states[did.tenant, int(number)] = state
+        replay_aliases(did.tenant, did.effects, self.aliases)
+        if did.changes_route:
+            replay_route(row.seq, did.tenant, did.route, self.routes)
         if (row.kind, row.action) == ("version", "production"):
-            self.production[tenant] = int(row.subject.rpartition("@")[2])
+            self.production[did.tenant] = int(row.subject.rpartition("@")[2])
         self.hashes[row.seq] = row.hash
         self.contents[row.seq] = hash(row)
 
@@ -108,6 +148,18 @@ class LogFollower:
     def named(self, tenant: str, alias: str) -> int | None:
         """Return the number that an alias names by the log as it was verified last, or None."""
         return self._told.aliases.get((tenant, alias))
+
+    def route(self, tenant: str) -> RouteRecord:
+        """Return a tenant's route by the log as it was verified last: an empty one where nobody set any.
+
+        Of a route that only a newer release can read, its stopped versions alone are left: see `ToldRoute`.
+        """
+        told = self._told.routes.get(tenant)
+        return told.record if told else NO_ROUTE
+
+    def told_route(self, tenant: str) -> ToldRoute:
+        """Return a tenant's route with the entry that changed it last (0: none), as it was verified last."""
+        return self._told.routes.get(tenant) or ToldRoute(tenant, 0, {})
 
     def last_in_production(self, tenant: str) -> int | None:
         """Return the version that entered production last by the log as it was verified last, or None."""
@@ -181,8 +233,26 @@ class LogFollower:
         """As `problem_inside`, of the chain and the rows alone: who vouches for its end is not asked."""
         return self._follow(self._registry.log.head())
 
+    def changed_routes(self) -> dict[str, str | None]:
+        """Return each tenant whose route's row is not what the log says, and what it must hold (None: no row).
+
+        Nothing where the chain is broken: then nobody knows what to write.
+        """
+        new, broken = self._unread()
+        told = self._told.copy()
+        for row in () if broken else new:
+            told.take(row)
+        found = {} if broken else self._registry.routes()
+        said = {} if broken else told.routes
+        return {
+            tenant: said[tenant].text if tenant in said else None
+            for tenant in found.keys() | said.keys()
+            if (tenant not in said or said[tenant].fields is not None)
+            and found.get(tenant) != (said[tenant].text if tenant in said else None)
+        }
+
     def closed_since(self) -> dict[tuple[str, int], str]:
-        """Return the versions that the entries after the verified ones close, and the state of each.
+        """Return the versions that the entries after the verified ones close or stop: `revoked`, `stopped`.
 
         A gateway may lack what vouches for them: it lists the keys from before a rotation, or the memory of the
         head is damaged. Whoever writes such entries without a key can take a version out, and bring none back.
@@ -191,11 +261,15 @@ class LogFollower:
             LoraOpsError: the database can't be read.
         """
         new, broken = self._unread()
-        closed = {}
-        for tenant, effects in map(_effects, () if broken else new):
-            for number, state in effects.get("states", {}).items():
+        closed = dict[tuple[str, int], str]()
+        for did in map(_Did.read, () if broken else new):
+            stopped = (did.route or {}).get("stopped")
+            for number in stopped if isinstance(stopped, list) else ():
+                if isinstance(number, int):
+                    closed.setdefault((did.tenant, number), "stopped")
+            for number, state in did.effects.get("states", {}).items():
                 if state in CLOSED:  # for good, whatever a later entry says
-                    closed[tenant, int(number)] = str(state)
+                    closed[did.tenant, int(number)] = str(state)
         return closed
 
     def unwritten(self) -> str | None:
@@ -211,19 +285,22 @@ class LogFollower:
         if broken:
             return broken
         told = self._told.copy()
-        named, moved = set[Alias](), set[tuple[str, int]]()
+        named, moved, routed = set[Alias](), set[tuple[str, int]](), set[str]()
         for row in new:
-            tenant, effects = _effects(row)
-            named |= {(tenant, alias) for alias in effects.get("aliases", {})}
-            moved |= {(tenant, int(number)) for number in effects.get("states", {})}
+            did = _Did.read(row)
+            named |= {(did.tenant, alias) for alias in did.effects.get("aliases", {})}
+            moved |= {(did.tenant, int(number)) for number in did.effects.get("states", {})}
+            routed |= {did.tenant} if did.changes_route else set()
             told.take(row)
         names = {one: self._registry.named(*one) for one in named}
         there = {one: self._registry.state(*one) for one in moved}
+        routes = {one: self._registry.route_text(one) for one in routed}
         wrong = [
             *alias_mismatches(
                 _without_none(names), {one: told.aliases[one] for one in named & told.aliases.keys()}
             ),
             *_state_mismatches(_without_none(there), {one: told.states[one] for one in moved}),
+            *route_mismatches(_without_none(routes), {one: told.routes[one] for one in routed}),
         ]
         return wrong[0] if wrong else self._registry.structure.problem()
 
@@ -257,6 +334,7 @@ class LogFollower:
         wrong = [
             *alias_mismatches(self._registry.aliases(), told.aliases),
             *_state_mismatches(self._registry.states(), told.states),
+            *route_mismatches(self._registry.routes(), told.routes),
         ]
         return wrong[0] if wrong else self._registry.structure.problem()
 
@@ -269,13 +347,6 @@ def registry_problem(registry: Tables) -> str | None:
 def _accepted(rows: Iterable[Row]) -> frozenset[str]:
     """Return the hashes of the entries that accept another head of the log."""
     return frozenset(row.hash for row in rows if (row.kind, row.action) == ("registry", HEAD_ACCEPTED))
-
-
-def _effects(row: Row) -> tuple[str, dict[str, Any]]:
-    """Return the tenant of an entry about a version, and what it did; nothing of any other entry."""
-    if row.kind != "version":
-        return "", {}
-    return row.subject.rpartition("@")[0], parse_json(row.body).get("effects", {})
 
 
 def _without_none(found: Mapping[Key, Value | None]) -> dict[Key, Value]:

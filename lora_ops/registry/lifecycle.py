@@ -14,7 +14,7 @@ from lora_ops.registry.approvals import (
     signature_of,
     statement,
 )
-from lora_ops.registry.eligibility import SERVING, expiry_reason, hold_reason
+from lora_ops.registry.eligibility import SERVING, expiry_reason, hold_reason, stop_reason
 from lora_ops.registry.owners import Person
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.replay import require_rows
@@ -107,6 +107,7 @@ def promote(
             [*basis.values(), *(one for one in keep_reports(registry, evidence) if one not in basis.values())],
             states=states,
             aliases=aliases,
+            returns=returns,
             before=version.state,
             max_gap=gap_limit(registry, version),
             **({"concerns": concerns} if concerns else {}),
@@ -318,7 +319,11 @@ def _require_sound(registry: Registry, version: Version, *, returns: bool) -> Tw
     Of a version that returns to production, `returning_lacks` says which closed ones count.
     """
     require_rows(registry, version)
-    stopped = hold_reason(registry, version.summary) or expiry_reason(version.summary, registry.clock())
+    stopped = (
+        hold_reason(registry, version.summary)
+        or expiry_reason(version.summary, registry.clock())
+        or stop_reason(registry, version.summary)
+    )
     if stopped:
         raise Refused(f"{stopped}.")
     # Before anything else reads the kept files.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lora_ops.registry.database import Database
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FIRST_WITH_LOG = 2
 
 V1 = """
@@ -118,6 +118,14 @@ CREATE TRIGGER audit_grows BEFORE INSERT ON audit
     BEGIN SELECT raise(ABORT, 'audit is append-only'); END;
 """
 
+# One row for each tenant whose requests were ever shared: its route as canonical JSON.
+V5 = """
+CREATE TABLE routes (
+    tenant TEXT PRIMARY KEY,
+    route TEXT NOT NULL
+) STRICT;
+"""
+
 
 class OldVersion(NamedTuple):
     """A row of schema 1, which the registry registers anew under schema 2."""
@@ -133,7 +141,7 @@ class OldVersion(NamedTuple):
 def objects() -> tuple[tuple[str, str, str, str | None], ...]:
     """Return type, name, table and SQL of each table, index and trigger that this schema has."""
     with closing(sqlite3.connect(":memory:")) as db:
-        for script in (V2, V3, V4):
+        for script in (V2, V3, V4, V5):
             db.executescript(script)
         return tuple(db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall())
 
@@ -151,7 +159,7 @@ def upgrade(db: Database, found: int) -> list[OldVersion]:
         The versions of schema 1, whose tables are gone now, to be registered anew.
     """
     old = _take_v1(db) if found == 1 else []
-    for schema, script in ((2, V2), (3, V3), (4, V4)):
+    for schema, script in ((2, V2), (3, V3), (4, V4), (5, V5)):
         if found < schema:
             _run(db, script)
     db.rows(f"PRAGMA user_version = {SCHEMA_VERSION}")

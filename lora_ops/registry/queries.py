@@ -7,12 +7,15 @@ from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.hashing import sha256_text
 from lora_ops.records.manifest import SCHEMA_VERSION, Manifest, content_digest
 from lora_ops.records.registry import AuditEntry, State
+from lora_ops.records.route import RouteRecord
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.holds import ANY_CONTENT, Hold, Holds
+from lora_ops.registry.route_entries import ToldRoute
 from lora_ops.registry.structure import Structure
 from lora_ops.registry.versions import CLOSED, Summary, Version, lost, parse_reference
+from lora_ops.small_files import parse_json
 
 SUMMARY = (
     "tenant, number, state, author, registered_at, fresh_until, next_review_due, primary_metric,"
@@ -117,6 +120,27 @@ class Queries:
         """Return every alias: (tenant, alias) to the number of the version that it names."""
         rows = self.db.rows("SELECT tenant, alias, number FROM aliases")
         return {(tenant, alias): number for tenant, alias, number in rows}
+
+    def routes(self) -> dict[str, str]:
+        """Return every route as it is stored: tenant to canonical JSON."""
+        rows = self.db.rows("SELECT tenant, route FROM routes")
+        return dict(rows)
+
+    def route_text(self, tenant: str) -> str | None:
+        """Return one tenant's route as it is stored, or None where its requests were never shared."""
+        row = self.db.row("SELECT route FROM routes WHERE tenant = ?", (tenant,))
+        return row[0] if row else None
+
+    def route(self, tenant: str) -> RouteRecord:
+        """Return one tenant's route by its row, as far as this release can read it; see `ToldRoute`.
+
+        Whoever answers requests asks the follower of the log instead, which no row can deceive.
+        """
+        text = self.route_text(tenant)
+        try:
+            return ToldRoute(tenant, 0, parse_json(text)).record if text else RouteRecord()
+        except (ValueError, AttributeError, RecursionError):  # it was changed, as whoever verifies says
+            return RouteRecord()
 
     def manifest_text(self, tenant: str, number: int | None) -> str | None:
         """Return a version's manifest as it is stored, unchecked; None where there is none."""

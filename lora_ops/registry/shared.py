@@ -30,12 +30,13 @@ from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head, matches_hash
-from lora_ops.registry.changes import Change, LostRace, apply
+from lora_ops.registry.changes import Change, LostRace, apply, apply_route
 from lora_ops.registry.closing import settle
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.mirror import Mirror, chain
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.replay import BORN
+from lora_ops.registry.route_entries import ROUTE
 from lora_ops.registry.sent_entries import SentEntry
 from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
@@ -149,7 +150,7 @@ class SharedRegistry(Registry):
         for mine, first in zip(entries, took, strict=False):
             if mine.hash != first.entry.hash:
                 # A change may begin with an entry about owners.yaml; what it did to a version says more.
-                told = [one.entry for one in took if one.entry.subject.kind == "version"]
+                told = [one.entry for one in took if one.entry.subject.kind in ("version", ROUTE)]
                 other = told[0] if told else first.entry
                 raise LostRace(
                     f"{other.subject} was {_done(other)} by {other.actor} meanwhile, so nothing "
@@ -188,6 +189,8 @@ class SharedRegistry(Registry):
                 )
             if entry.tenant is not None and entry.number is not None:
                 apply(self.db, entry.tenant, entry.number, entry.effects)
+            elif entry.subject.kind == ROUTE:
+                apply_route(self.db, entry.subject.id, entry.effects)
             self.log.take(entry)
         states = entry.effects.get("states", {})
         self._forget_closed({f"{entry.tenant}@{number}": state for number, state in states.items()})
@@ -252,4 +255,6 @@ def _manifest(text: str, entry: AuditEntry) -> Manifest:
 
 
 def _done(entry: AuditEntry) -> str:
+    if entry.subject.kind == ROUTE:
+        return f"changed ('{entry.action}')"
     return f"moved to '{entry.action}'" if entry.body.get("before") else entry.action

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,13 +18,14 @@ from lora_ops.records.evaluation import ADAPTER
 from lora_ops.records.manifest import ADAPTER_FILES, Manifest, content_digest
 from lora_ops.records.registry import State
 from lora_ops.registry import migrations
-from lora_ops.registry.changes import Change, whoami
+from lora_ops.registry.changes import Change, set_route_row, whoami
 from lora_ops.registry.consistency import require_complete, require_consistent
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.files import check_package
 from lora_ops.registry.own_texts import require_own_texts
 from lora_ops.registry.owners_log import note_owners
 from lora_ops.registry.queries import SUMMARY
+from lora_ops.registry.route_entries import routes_of
 from lora_ops.registry.transactions import Transactions
 from lora_ops.registry.twins import Twins, kept_weights
 from lora_ops.registry.versions import CLOSED, Summary, Version
@@ -53,6 +55,10 @@ class Registry(Transactions):
             if found == migrations.SCHEMA_VERSION:  # another process was first
                 return
             old = migrations.upgrade(self.db, found)
+            # An older release at W&B took entries about routes, and kept no rows of them.
+            for tenant, told in routes_of(self.log).items():
+                if told.text is not None:
+                    set_route_row(self.db, tenant, told.text)
             change = Change(
                 self.db, self.log, "lora-ops upgrade", utc(self.clock()), 0, self.signer.own.fingerprint
             )
@@ -230,10 +236,15 @@ class Registry(Transactions):
             content_digest=digest,
             manifest_sha256=sha256_text(text),
             signature_sha256=signature,
-            **({"weights_digest": weights} if weights else {}),
-            # Whoever gets the author's name in owners.yaml later doesn't take it from these.
-            **({"author_marks": sorted(marks)} if marks else {}),
+            **self._stated(weights, marks),
         )
+
+    @staticmethod
+    def _stated(weights: str | None, marks: set[str]) -> dict[str, Any]:
+        """Return what the entry of a new version says only where it is known."""
+        # Whoever gets the author's name in owners.yaml later doesn't take it from the marks.
+        said = {"weights_digest": weights, "author_marks": sorted(marks)}
+        return {name: value for name, value in said.items() if value}
 
     def _add(
         self,

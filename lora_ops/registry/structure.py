@@ -6,7 +6,7 @@ from lora_ops.registry import migrations
 from lora_ops.registry.database import Database
 
 KINDS = frozenset(("table", "index", "trigger", "view"))
-DECIDING = ("aliases", "versions", "audit")
+DECIDING = ("aliases", "versions", "routes", "audit")
 """The tables whose indexes decide who answers. A manifest is compared with its digest in the log instead."""
 
 

@@ -13,7 +13,7 @@ from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_re
 from lora_ops.free_text import require_name
 from lora_ops.registry import migrations
 from lora_ops.registry.audit import Anchor, Head, Log
-from lora_ops.registry.changes import Change
+from lora_ops.registry.changes import Change, set_route_row
 from lora_ops.registry.copies import Copies
 from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore
@@ -98,7 +98,7 @@ class Transactions(Queries, ABC):
         self.structure = Structure(self.db)
         self.remember_in(memory)
         self.mended: str | None = None
-        """What was wrong with the signed head when the last change replaced it."""
+        """What was wrong with the signed head, or with rows of routes, when the last change replaced it."""
         self.anchor = Anchor(path / "audit.head", self.signer, self._replaced, self._named_keys)
         self.follower = LogFollower(self)
         try:
@@ -161,19 +161,25 @@ class Transactions(Queries, ABC):
     # Changes.
 
     @contextmanager
-    def _transaction(self, *, catching_up: bool = False, despite_head: bool = False) -> Iterator[str | None]:
+    def _transaction(
+        self, *, catching_up: bool = False, despite_head: bool = False
+    ) -> Iterator[dict[str, str]]:
         """Write all or nothing, and sign where the log ends then.
 
         Args:
             catching_up: the log is being taken from elsewhere, so it may be behind what is remembered of it.
-            despite_head: go on where nothing but `audit.head` is damaged; what was wrong is yielded.
+            despite_head: go on where nothing but `audit.head` or rows of routes is damaged. What was wrong is
+                yielded, by the action of the entry that must state it.
         """
-        announced = False
+        announced, mended = False, None
         with self.db.writing():
             schema = migrations.schema_of(self.db)
             before = self.log.head() if schema >= migrations.FIRST_WITH_LOG else Head()
             if schema == migrations.SCHEMA_VERSION:
                 problem = self.follower.problem_inside(catching_up=catching_up)
+                if problem and (despite_head or catching_up):
+                    mended = self._mend_routes()
+                    problem = self.follower.problem_inside(catching_up=catching_up) if mended else problem
             else:  # the upgrade, which changes the tables that the follower reads
                 problem = self.anchor.problem(before, catching_up=catching_up)
             if problem and not (despite_head and self._vouched_outside(before)):
@@ -185,7 +191,8 @@ class Transactions(Queries, ABC):
             key = self.log.current_key() if schema == migrations.SCHEMA_VERSION else None
             if key:
                 self.signer.own.settle(key)
-            yield problem
+            found = {"head_mended": problem, "route_mended": mended}
+            yield {action: text for action, text in found.items() if text}
             after = self.log.head()
             if after != before:
                 unwritten = self.follower.unwritten()
@@ -211,6 +218,24 @@ class Transactions(Queries, ABC):
             with suppress(OSError, LoraOpsError), self.db.writing():
                 if self.log.head() == after:
                     self.anchor.confirm(after)
+
+    def _mend_routes(self) -> str | None:
+        """Write rows of routes as the log says; return which were not, in words, or None.
+
+        No answer depends on a row, since gateways follow the log. So a wrong one must hold up neither a
+        rollback nor a revocation.
+        """
+        changed = self.follower.changed_routes()
+        for tenant, text in changed.items():
+            if text is None:
+                self.db.rows("DELETE FROM routes WHERE tenant = ?", (tenant,))
+            else:
+                set_route_row(self.db, tenant, text)
+        if not changed:
+            return None
+        said = f"the route of {', '.join(sorted(changed))} was changed by something that is not lora-ops"
+        logger.warning("In %s %s: it is written again as the audit log says.", self.path, said)
+        return said
 
     def _vouched_outside(self, head: Head) -> bool:
         """Return whether nothing but the signed head is damaged, and the head kept outside stands in for it.
@@ -251,7 +276,7 @@ class Transactions(Queries, ABC):
         Args:
             actor: who does it.
             despite_head: go on where nothing but the signed head is damaged and the head kept outside stands in
-                for it; the first entry says so for ever.
+                for it, or where a row of a route is; the first entry says so for ever.
 
         Raises:
             LoraOpsError: no actor, a log that was tampered with, a read-only disk.
@@ -269,17 +294,19 @@ class Transactions(Queries, ABC):
                     at = last
             change = Change(self.db, self.log, actor, at, behind, self.signer.own.fingerprint)
             first = self.log.head().seq
-            if damage:
-                change.note("head_mended", "registry", "head", problem=damage)
+            for action, problem in damage.items():
+                change.note(action, "registry", action.removesuffix("_mended"), problem=problem)
             yield change
             if self.log.head().seq != first + change.entries:
                 raise Damaged(
                     f"The registry in {self.path} did not keep the entry of this change, so nothing is "
                     "changed: run `lora-ops registry verify`, and restore it from a backup."
                 )
-        self.mended = damage
+        self.mended = "; ".join(damage.values()) or None
         if damage:
-            logger.warning("The change is made, and the registry was damaged: %s. Find out by whom.", damage)
+            logger.warning(
+                "The change is made, and the registry was damaged: %s. Find out by whom.", self.mended
+            )
         self._forget_closed(change.states)
 
     def _forget_closed(self, states: dict[str, str]) -> None:

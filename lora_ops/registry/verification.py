@@ -21,6 +21,7 @@ from lora_ops.registry.owners_log import owners_notes
 from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay_aliases, unlike
 from lora_ops.registry.requirements import STAGES, about_twins, allowed
 from lora_ops.registry.rotation import key_notes, key_problems
+from lora_ops.registry.route_entries import route_mismatches, routes_of
 from lora_ops.registry.rules import broken_rules, signer_notes, weaknesses
 from lora_ops.registry.store import Registry
 from lora_ops.registry.transactions import CLOCK_TOLERANCE_SECONDS
@@ -224,6 +225,7 @@ def _replay(
     for tenant, number in versions.keys() - known.keys():
         yield f"{tenant}@{number} was added by something that is not lora-ops: no entry tells of it"
     yield from alias_mismatches(registry.aliases(), aliases)
+    yield from route_mismatches(registry.routes(), routes_of(registry.log))
 
 
 def _misnamed(entry: AuditEntry, key: tuple[str, int], state: str, before: Told | None) -> Iterator[str]:

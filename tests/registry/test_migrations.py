@@ -30,6 +30,7 @@ WRITTEN = {
     2: "1336fc9d048c3e9540fb3ac0dd3794daa252189f547e55d5ddab44faf5d81649",
     3: "ecd7cde7a39720094524c67168c088285021e497ef29eaf5cd5ef75ce687d56d",
     4: "dc7777e2c597e93c8ec6748063c946f9db05896ab8e7a8d19b0836204e6aae50",
+    5: "7e36392fd578e6bb55280d4b4256b56231c029c65960eb4991e7f6a765106b8e",
 }
 """Schema -> SHA-256 of the registry that the release with it wrote."""
 
@@ -149,7 +150,7 @@ def test_a_registry_of_schema_2_keeps_its_log_and_gains_a_queue_killed_or_not(
 def test_a_registry_from_the_future_is_refused_in_one_sentence(registry: Registry) -> None:
     registry.db.rows(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     registry.close()
-    with pytest.raises(LoraOpsError, match=r"written by a newer lora-ops \(schema 5, this one knows 4\)"):
+    with pytest.raises(LoraOpsError, match=r"written by a newer lora-ops \(schema 6, this one knows 5\)"):
         Registry(registry.path)
 
 
@@ -211,9 +212,37 @@ def test_schema_4_verifies_serves_and_is_revoked(tmp_path: Path, owners: Owners,
     assert {entry.format for entry in registry.log.entries()} == {2}
     assert verify(registry).ok
     assert record(registry, "finance@1").verdict.may_serve
+    assert registry.routes() == {}
     assert packages.verified_path(registry, "finance@1").is_dir()
     rotate_key(registry, actor="ben", reason="the old key is gone")
     lifecycle.revoke(registry, "finance@1", actor="ben", reason="leaks card numbers")
+    assert verify(registry).ok
+
+
+@pytest.mark.parametrize("calls", range(3, 60, 8))
+def test_schema_4_upgrade_killed_goes_on(tmp_path: Path, clock: Clock, calls: int) -> None:
+    path = unpacked(4, tmp_path / "fourth")
+    done = processes.run(lambda: Registry(path), kill_at=calls)
+    assert done in (processes.KILLED, processes.DONE)
+    registry = Registry(path, clock=clock)
+    assert verify(registry).ok
+    assert registry.routes() == {}
+
+
+def test_schema_5_keeps_its_routes(tmp_path: Path, owners: Owners, clock: Clock) -> None:
+    registry = Registry(unpacked(5, tmp_path / "fifth"), owners=owners, clock=clock)
+    clock.move(days=10)
+    assert verify(registry).ok
+    route = registry.route("finance")
+    assert registry.follower.problem() is None
+    assert registry.follower.route("finance") == route
+    assert route.canary and (route.canary.number, route.canary.percent) == (2, 25)
+    assert route.shadow and (route.shadow.number, route.shadow.percent) == (2, 20)
+    assert (route.users, route.segments) == ({route.pinned_as("ann"): 2}, {"beta": 2})
+    assert route.stopped == (1,)
+    rotate_key(registry, actor="ben", reason="the old key is gone")
+    lifecycle.revoke(registry, "finance@2", actor="ben", reason="leaks card numbers")
+    assert registry.route("finance").canary is None
     assert verify(registry).ok
 
 

@@ -182,4 +182,5 @@ def test_structure_reads_indexes_once(served: Registry) -> None:
     other = Registry(served.path, owners=served.owners, clock=served.clock)
     lifecycle.revoke(other, "finance@2", actor=FIRST, reason="leaks card numbers")
     assert served.structure.problem() is None
-    assert read == [f"PRAGMA integrity_check('{table}')" for table in ("aliases", "versions", "audit")]
+    tables = ("aliases", "versions", "routes", "audit")
+    assert read == [f"PRAGMA integrity_check('{table}')" for table in tables]
