@@ -238,7 +238,7 @@ def test_schema_5_keeps_its_routes(tmp_path: Path, owners: Owners, clock: Clock)
     assert registry.follower.route("finance") == route
     assert route.canary and (route.canary.number, route.canary.percent) == (2, 25)
     assert route.shadow and (route.shadow.number, route.shadow.percent) == (2, 20)
-    assert (route.users, route.segments) == ({route.pinned_as("ann"): 2}, {"beta": 2})
+    assert (route.users, route.segments) == ({route.user_hash("ann"): 2}, {"beta": 2})
     assert route.stopped == (1,)
     rotate_key(registry, actor="ben", reason="the old key is gone")
     lifecycle.revoke(registry, "finance@2", actor="ben", reason="leaks card numbers")
