@@ -28,7 +28,9 @@ Floats = npt.NDArray[np.float64]
 
 FRACTIONS: Floats = (np.arange(10) + 0.5) / 10
 RESTART = 250
-"""Observations after which new bets start; the series k has the weight 1 / ((k + 1) * (k + 2))."""
+"""Observations after which a new series of bets starts."""
+FIRST = 0.8
+"""The capital of the first series; the later series k = 1, 2, ... share the rest by 1 / (k * (k + 1))."""
 LEAST, MOST = 0.001, 0.999
 """The means that can be tested: nearer to 0 or 1 one observation could multiply the capital beyond a float."""
 
@@ -65,7 +67,8 @@ class Bets:
         for value in values:
             if self.count % RESTART == 0:
                 series = self.count // RESTART
-                self._capital += 1 / ((series + 1) * (series + 2) * len(FRACTIONS))
+                weight = (1 - FIRST) / (series * (series + 1)) if series else FIRST
+                self._capital += weight / len(FRACTIONS)
             np.multiply(self._odds[0], value, out=self._pays[0])
             np.multiply(self._odds[1], 1 - value, out=self._pays[1])
             np.multiply(stakes, self._pays[:, None, :], out=self._factors)
@@ -87,7 +90,7 @@ class Bets:
     @property
     def _unspent(self) -> float:
         """The capital that waits for later series: 1 less the weights of those that have begun."""
-        return 1 / ((self.count - 1) // RESTART + 2)
+        return (1 - FIRST) / ((self.count - 1) // RESTART + 1)
 
 
 def checked_alpha(alpha: float) -> float:

@@ -51,11 +51,11 @@ def test_breach_needs_no_minimum_of_users() -> None:
 
 def test_evidence_of_several_guardrails_adds_up() -> None:
     """No guardrail alone is named beyond doubt, but that one of them is breached is shown."""
-    weak, weaker = pairs(*[1.0] * 9), pairs(*[1.0] * 7)
+    weak, weaker = pairs(*[1.0] * 8), pairs(*[1.0] * 7)
     assert weaker.breach < 20 < weak.breach
     found = judged({"errors": weak, "risk": weaker})
     assert found.decision == "roll back" and found.breached == ("errors",)
-    assert judged({"errors": weak, "risk": pairs(*[0.0] * 9)}).decision == "hold"
+    assert judged({"errors": weak, "risk": pairs(*[0.0] * 8)}).decision == "hold"
 
 
 def test_most_likely_guardrail_is_named() -> None:
