@@ -1,0 +1,36 @@
+"""How rollouts decide: false alarms, requests until a fault is found, and what each bet gains.
+
+    python benchmarks/rollout.py sequential [--runs 1000]  # beside fixed tests and Argo's and Flagger's rules
+    python benchmarks/rollout.py bets [--runs 200]         # our bets beside the paper's, and their restarts
+
+Each part is an entry of `PARTS` and prints its tables.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+
+import rollout_statistics
+from rich.console import Console
+from rich.table import Table
+
+Part = Callable[[argparse.Namespace], Iterable[Table]]
+
+PARTS: dict[str, tuple[Part, Callable[[argparse.ArgumentParser], None]]] = {
+    "sequential": (rollout_statistics.sequential, rollout_statistics.sequential_options),
+    "bets": (rollout_statistics.bets, rollout_statistics.bets_options),
+}
+
+
+def main() -> None:
+    """Run one part and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parts = parser.add_subparsers(dest="part", required=True)
+    for name, (_, options) in PARTS.items():
+        options(parts.add_parser(name))
+    given = parser.parse_args()
+    for table in PARTS[given.part][0](given):
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
