@@ -19,6 +19,9 @@ from lora_ops.registry.steps import require_reason
 from lora_ops.registry.versions import parse_reference
 from lora_ops.settings.params import Settings, load_settings
 
+DEEPEST = 4
+"""So many folders deep in a clone `serving.path` may lie, so that a revocation finds its gateway."""
+
 
 def stop_unread(
     root: Path,
@@ -47,7 +50,8 @@ def stop_unread(
 
     Raises:
         LoraOpsError: `error`, where there never was such a registry, or where it can be read and something else
-            is wrong; else as `stop_by_hold`.
+            is wrong; else as `stop_by_hold`. Unavailable where one of several places can't be written: the
+            gateway that looks there still serves the version.
     """
     try:
         everything = load_settings(root)
@@ -63,7 +67,7 @@ def stop_unread(
     several = everything.registry.backend != "embedded"
     signer = Signer(path / "keys", everything.registry.signing, several=several)
     places = [[path / HOLDS, outside[0] / HOLDS]] if is_there else [[outside[0] / HOLDS]]
-    failed: list[Unavailable] = []
+    failed: dict[Path, Unavailable] = {}
     for folders in [*places, *([memory / HOLDS] for memory in outside[1:])]:
         holds = Holds(folders[0], signer)
         holds.outside = folders[1] if len(folders) > 1 else None
@@ -72,9 +76,16 @@ def stop_unread(
                 holds, owners, reference, actor=actor, reason=reason, at=now(), roles=roles, signs=is_there
             )
         except Unavailable as unkept:
-            failed.append(unkept)
+            failed[folders[-1]] = unkept
     if len(failed) == len(outside):
-        raise failed[0]
+        raise next(iter(failed.values()))
+    if failed:
+        folder = next(iter(failed)).parent
+        raise Unavailable(
+            f"{reference} may still answer: a gateway keeps its files in {folder}, and no hold can be written "
+            "there. Make that folder writable and run this again, or stop that gateway. Gateways that keep "
+            "their files elsewhere in this clone have stopped it."
+        )
     advice = "" if is_there else "; nothing could sign this, so run it again once the registry is there"
     return f"{str(error).rstrip('.')}{advice}"
 
@@ -96,11 +107,21 @@ def _memories(root: Path, everything: Settings) -> list[Path]:
     """
     named = root / everything.serving.path
     found = [named] if HeadMemory(named / HEADS_FILE, "").knows_any() else []
-    for path in sorted(root.glob(f"*/{HEADS_FILE}")):
-        # Another program may have a file of that name.
-        if path.parent != named and HeadMemory(path, "").knows_any(if_damaged=False):
-            found.append(path.parent)
+    for depth in range(1, DEEPEST + 1):
+        for path in sorted(root.glob("*/" * depth + HEADS_FILE)):
+            # Another program may have a file of that name, and a clone inside this one has its own versions.
+            if (
+                path.parent != named
+                and not _is_of_inner_clone(path, root)
+                and HeadMemory(path, "").knows_any(if_damaged=False)
+            ):
+                found.append(path.parent)
     return found
+
+
+def _is_of_inner_clone(path: Path, root: Path) -> bool:
+    between = path.relative_to(root).parents
+    return any((root / one / "params.yaml").exists() for one in between if one != Path())
 
 
 def _has_parts(folder: Path) -> bool:

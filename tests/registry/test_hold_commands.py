@@ -334,6 +334,40 @@ def test_revocation_holds_where_both_paths_are_others(router: Router, root: Path
     assert not any((root / name).exists() for name in ("elsewhere", "gateway", "docs/holds"))
 
 
+def test_revocation_holds_where_a_nested_path_is_another(root: Path, cli: Cli) -> None:  # noqa: F811
+    """`serving.path: var/gateway/state` of another branch was two folders too deep, and it answered on."""
+    deep = "var/gateway/state"
+    write_params(root, {"serving.path": deep})
+    with closing(open_registry(root)) as registry:
+        router = Router(registry, registry.get("finance@2").manifest.base_model, allow_candidates=True)
+        assert router.route("finance@2").name == "finance@2"
+        inner = root / "others/clone"
+        shutil.copytree(root / deep, inner / ".serving")
+        shutil.copy(root / "params.yaml", inner)
+        shutil.rmtree(root / ".serving", ignore_errors=True)
+        write_params(root, {"registry": {"path": "elsewhere"}, "serving.path": ".serving"})
+        cli("revoke", "finance@2", "--reason", "it leaks")
+        refuses(router)
+        assert not (inner / ".serving/holds").exists()
+
+
+def test_hold_that_one_gateway_does_not_get_is_named(
+    router: Router,
+    root: Path,  # noqa: F811
+    cli: Cli,  # noqa: F811
+) -> None:
+    """It was said to be stopped, since another folder took the hold, and it answered on."""
+    shutil.copytree(root / ".serving", root / "earlier")
+    (root / ".serving/holds").symlink_to("/proc")  # a folder that nobody can write
+    write_params(root, {"registry": {"path": "elsewhere"}})
+    with pytest.raises(Unavailable, match="finance@2 may still answer: .* in .*/.serving, and no"):
+        cli("revoke", "finance@2", "--reason", "it leaks")
+    assert router.route("finance@2").name == "finance@2"
+    (root / ".serving/holds").unlink()
+    cli("revoke", "finance@2", "--reason", "it leaks")
+    refuses(router)
+
+
 def put_back(clone: Path, *names: str) -> None:
     """Put back what a backup has of a clone, as `cp -a` or `rsync` does."""
     for name in names:
