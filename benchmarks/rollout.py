@@ -1,7 +1,7 @@
 """How rollouts decide: false alarms, requests until a fault is found, and what each bet gains.
 
     python benchmarks/rollout.py sequential [--runs 1000]  # beside fixed tests and Argo's and Flagger's rules
-    python benchmarks/rollout.py bets [--runs 200]         # our bets beside the paper's, and their restarts
+    python benchmarks/rollout.py bets [--runs 400]         # our bets beside the paper's, and their restarts
 
 Each part is an entry of `PARTS` and prints its tables.
 """

@@ -14,7 +14,7 @@ def test_equal_versions_are_rolled_back_by_z_tests_only() -> None:
     row = next(line for line in shown.stdout.splitlines() if line.startswith("│ 2 %  "))
     with_margin, edge, each_look, *_ = (float(cell) for cell in row.strip("│").split("│")[1:])
     assert with_margin <= edge <= 0.12 < 0.2 < each_look
-    assert "296, finds 80%" in shown.stdout and "P95" in shown.stdout
+    assert "80%: 296" in shown.stdout and "P95" in shown.stdout
 
 
 def test_bets_are_compared() -> None:
