@@ -30,6 +30,7 @@ PLANNED = 1000
 """The number of values for which the mixture is tuned; the error rate holds for any number."""
 
 _BLOCK = 1024
+_STEP = 64
 
 
 class QuantileSequence:
@@ -149,12 +150,12 @@ class QuantileComparison:
     @property
     def breach(self) -> float:
         """The e-value for "larger than the margin allows"."""
-        return math.exp(min(self._log_e_value(1.0, breach=True), 700.0))
+        return math.exp(min(self._evidence(breach=True)(1.0), 700.0))
 
     @property
     def non_inferior(self) -> float:
         """The e-value for "smaller than the margin allows", against "as large or larger"."""
-        return math.exp(min(self._log_e_value(1.0, breach=False), 700.0))
+        return math.exp(min(self._evidence(breach=False)(1.0), 700.0))
 
     def pairs_until(self, threshold: float, *, breach: bool = False) -> int | None:
         """Return about how many more values of each arm raise an e-value to a threshold.
@@ -164,22 +165,21 @@ class QuantileComparison:
         Returns:
             0 if it is reached; None if the values so far don't point there, or an arm has none.
         """
-        goal = math.log(threshold)
-        if self._log_e_value(1.0, breach=breach) >= goal:
+        goal, evidence = math.log(threshold), self._evidence(breach=breach)
+        if evidence(1.0) >= goal:
             return 0
         few, many = 1.0, 2.0
-        while self._log_e_value(many, breach=breach) < goal:
+        while evidence(many) < goal:
             few, many = many, 2 * many
             if not self.count or many > 1e4:
                 return None
         while (many - few) * self.count > 1:
             middle = (few + many) / 2
-            reached = self._log_e_value(middle, breach=breach) >= goal
-            few, many = (few, middle) if reached else (middle, many)
+            few, many = (few, middle) if evidence(middle) >= goal else (middle, many)
         return math.ceil((many - 1) * self.count)
 
-    def _log_e_value(self, times: float, *, breach: bool) -> float:
-        """Return the evidence, were the counts so many times as large.
+    def _evidence(self, *, breach: bool) -> Callable[[float], float]:
+        """Return the log e-value as a function of how many times as large the counts were.
 
         If the candidate's quantile is at most the baseline's, some point q lies between them. There the
         evidence of each arm, candidate's quantile above q and baseline's below q, is an e-process. So is their
@@ -187,24 +187,33 @@ class QuantileComparison:
         one-sided).
         """
         if not self.count:
-            return 0.0
+            return lambda times: 0.0
         ours = np.asarray(self.candidate.values)
         theirs = np.asarray(self.baseline.values) * (1 + self.margin)
         slower, faster = (ours, theirs) if breach else (theirs, ours)
-        points = np.concatenate([[-math.inf], slower, faster])
-        above = log_evidence(
-            times * np.searchsorted(slower, points, side="right"),
-            times * len(slower),
-            self.candidate.order,
-            side="fewer",
-        )
-        below = log_evidence(
-            times * np.searchsorted(faster, points, side="left"),
-            times * len(faster),
-            self.candidate.order,
-            side="more",
-        )
-        return float((above + below).min())
+        points = np.sort(np.concatenate([[-math.inf], slower, faster]))
+        order = self.candidate.order
+        slower_below = np.searchsorted(slower, points, side="right")
+        faster_below = np.searchsorted(faster, points, side="left")
+
+        def above(times: float, places: npt.NDArray[np.int64]) -> Floats:
+            return log_evidence(times * slower_below[places], times * len(slower), order, side="fewer")
+
+        def below(times: float, places: npt.NDArray[np.int64]) -> Floats:
+            return log_evidence(times * faster_below[places], times * len(faster), order, side="more")
+
+        def smallest(times: float) -> float:
+            # `above` falls from point to point and `below` rises. Between two of some points no sum is smaller
+            # than the second one's `above` with the first one's `below`: only where that is, all points count.
+            some = np.unique(np.append(np.arange(0, len(points), _STEP), len(points) - 1))
+            falling, rising = above(times, some), below(times, some)
+            best = float((falling + rising).min())
+            for cell in np.flatnonzero(falling[1:] + rising[:-1] < best):
+                places = np.arange(some[cell], some[cell + 1] + 1)
+                best = min(best, float((above(times, places) + below(times, places)).min()))
+            return best
+
+        return smallest
 
 
 def log_evidence(

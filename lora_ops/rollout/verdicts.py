@@ -1,4 +1,4 @@
-"""What the evidence of all guardrails says: advance, roll back, or hold for about so many more users.
+"""What the evidence of all guardrails says: advance, roll back, or hold for about so many more units.
 
 Two questions have two tests, as in `gates/paired.py`. A version **advances** where each guardrail shows that
 it isn't worse by the margin; as all must show it, that needs no correction for their number (intersection-
@@ -24,7 +24,7 @@ class Guardrail(Protocol):
 
     @property
     def count(self) -> int:
-        """How many users, or pairs of them, it has."""
+        """How many units (users, requests or pairs of them) it has."""
 
     @property
     def breach(self) -> float:
@@ -35,7 +35,7 @@ class Guardrail(Protocol):
         """The e-value for "not worse by the margin"."""
 
     def pairs_until(self, threshold: float, *, breach: bool = False) -> int | None:
-        """About how many more users raise `non_inferior`, or `breach`, to a threshold; None if none would."""
+        """About how many more units raise `non_inferior`, or `breach`, to a threshold; None if none would."""
 
 
 class Verdict(NamedTuple):
@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
     waiting: tuple[str, ...] = ()
     """Guardrails that don't yet show that the version isn't worse."""
     users: int | None = None
-    """Of a hold: about how many more users (pairs) are needed; None where that can't be told."""
+    """Of a hold: about how many more units are needed; None where that can't be told."""
     hours: float | None = None
     """Of a hold: about how long that takes; None where it can't be told or there is no traffic."""
 
@@ -63,6 +63,7 @@ def verdict(
     least_users: int,
     users_per_hour: float,
     ratio: SampleRatio | None = None,
+    unit: str = "users",
 ) -> Verdict:
     """Return what to do now; the error rates hold although this is asked after every request.
 
@@ -77,6 +78,7 @@ def verdict(
         least_users: each guardrail must have so many before the version advances; a breach needs no minimum.
         users_per_hour: how many more each guardrail gets, for the forecast.
         ratio: the check of the assignment, if users were assigned.
+        unit: what people read as the unit: users of a canary, requests of a shadow.
 
     Raises:
         ValueError: there is no guardrail, or alpha, the minimum or the rate is out of range.
@@ -86,7 +88,7 @@ def verdict(
         raise ValueError("a rollout without a guardrail can't be judged: name one in params.yaml")
     if least_users < 1 or not 0 <= users_per_hour < math.inf:
         raise ValueError(
-            f"a minimum of {least_users} users or a rate of {users_per_hour} per hour is out of range: "
+            f"a minimum of {least_users} {unit} or a rate of {users_per_hour} per hour is out of range: "
             "the minimum is 1 or more, the rate 0 or more"
         )
     warning = f"{ratio}. " if ratio and ratio.broken else ""
@@ -99,7 +101,7 @@ def verdict(
     missing = max(0, least_users - min(one.count for one in guardrails.values()))
     if not waiting and not missing:
         return Verdict("advance", f"{_listed(guardrails)} not worse by the margin (alpha {alpha:g})")
-    return _held(guardrails, waiting, missing, threshold, users_per_hour)
+    return _held(guardrails, waiting, missing, threshold, users_per_hour, unit)
 
 
 def _rolled_back(breaches: Mapping[str, float], threshold: float, warning: str) -> Verdict:
@@ -122,20 +124,21 @@ def _held(
     missing: int,
     threshold: float,
     users_per_hour: float,
+    unit: str,
 ) -> Verdict:
     forecasts = {name: guardrails[name].pairs_until(threshold) for name in waiting}
-    without = [name for name, users in forecasts.items() if users is None]
+    without = [name for name, needed in forecasts.items() if needed is None]
     empty = [name for name in without if not guardrails[name].count]
     if empty:
-        reason = f"no users yet for {_names(empty)}; how many are needed can't be told"
+        reason = f"no {unit} yet for {_names(empty)}; how many are needed can't be told"
     elif without:
-        reason = f"how many more users are needed can't be told: {_names(without)} so far worse than allowed"
+        reason = f"how many more {unit} are needed can't be told: {_names(without)} so far worse than allowed"
     else:
-        users = max([missing, *(users for users in forecasts.values() if users is not None)])
-        hours = users / users_per_hour if users_per_hour else None
+        units = max([missing, *(needed for needed in forecasts.values() if needed is not None)])
+        hours = units / users_per_hour if users_per_hour else None
         time = f"{hours:.1f} hours" if hours is not None else "no traffic now"
-        reason = f"about {users} more users, {time}" + (f" (for {_names(waiting)})" if waiting else "")
-        return Verdict("hold", reason, waiting=waiting, users=users, hours=hours)
+        reason = f"about {units} more {unit}, {time}" + (f" (for {_names(waiting)})" if waiting else "")
+        return Verdict("hold", reason, waiting=waiting, users=units, hours=hours)
     return Verdict("hold", reason, waiting=waiting)
 
 

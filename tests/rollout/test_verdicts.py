@@ -97,6 +97,11 @@ def test_no_traffic_holds() -> None:
     assert "no traffic now" in str(ended)
 
 
+def test_hold_of_a_shadow_counts_requests() -> None:
+    found = verdict({"errors": GOOD}, alpha=0.05, least_users=1000, users_per_hour=100, unit="requests")
+    assert str(found) == "hold: about 700 more requests, 7.0 hours"
+
+
 def test_hold_on_the_wrong_side_has_no_forecast() -> None:
     found = judged({"errors": pairs(0.2, 0.1, 0.0, 0.2), "tokens": GOOD})
     assert (found.decision, found.users, found.hours) == ("hold", None, None)
