@@ -15,7 +15,7 @@ benchmarks/rollout.py bets` measures what this gains and costs, and compares the
 plug-in bets of the paper.
 
 The capital is multiplied and added only. The same observations in the same order give the same bits on every
-machine, added one by one or all at once. A controller that starts again adds its stored observations again (8
+machine, added one by one or all at once. A controller that starts again adds its stored observations again (3
 seconds for 100,000), so that the observations are the only state to keep.
 """
 
@@ -86,6 +86,14 @@ class Bets:
     def by_fraction(self, side: int, place: int) -> Floats:
         """Return the capital (f,) of each fraction against one mean."""
         return self._capital[side, :, place]
+
+    def keep(self, kept: npt.NDArray[np.bool_]) -> None:
+        """Bet no more against the means (m,) that are not kept."""
+        self.means = self.means[kept]
+        self.value, self.peak, self._odds, self._pays, self._capital, self._factors = (
+            np.ascontiguousarray(array[..., kept])
+            for array in (self.value, self.peak, self._odds, self._pays, self._capital, self._factors)
+        )
 
     @property
     def _unspent(self) -> float:

@@ -13,6 +13,8 @@ import numpy as np
 
 from lora_ops.rollout.bets import FRACTIONS, Bets, Floats, checked_alpha, checked_values
 
+_NARROWED = 64  # observations after which rejected means are dropped
+
 
 class Bounds(NamedTuple):
     """A closed interval."""
@@ -27,18 +29,23 @@ class BettingSequence:
     The observations may depend on each other, as long as each has the same mean given those before it.
     """
 
-    def __init__(self, alpha: float, means: Sequence[float] | Floats | None = None) -> None:
+    def __init__(
+        self, alpha: float, means: Sequence[float] | Floats | None = None, tested: Sequence[float] = ()
+    ) -> None:
         """Start without observations.
 
         Args:
             alpha: the chance that the interval misses the mean at any time, over all looks.
-            means: the candidates (m,), ascending; the interval's bounds are two of them, or 0 and 1.
+            means: the candidates (m,); the interval's bounds are two of them, or 0 and 1.
+            tested: means of which `e_value` is asked.
 
         Raises:
-            ValueError: alpha or a candidate is out of range.
+            ValueError: alpha or a mean is out of range.
         """
         self.alpha = checked_alpha(alpha)
-        self._bets = Bets(np.arange(1, 1000) / 1000 if means is None else means)
+        self._tested = np.asarray(tested, float)
+        self._bets = Bets(np.union1d(np.arange(1, 1000) / 1000 if means is None else means, self._tested))
+        self._bounds = Bounds(0.0, 1.0)
         self._sum = 0.0
 
     def add(self, values: Iterable[float]) -> None:
@@ -50,7 +57,12 @@ class BettingSequence:
         observed = checked_values(values, 0, 1)
         for value in observed.tolist():
             self._sum += value
-        self._bets.add(observed)
+        done = 0
+        while done < len(observed):
+            step = _NARROWED - self.count % _NARROWED
+            self._bets.add(observed[done : done + step])
+            done += step
+            self._narrow(drop=self.count % _NARROWED == 0)
 
     @property
     def count(self) -> int:
@@ -69,36 +81,46 @@ class BettingSequence:
         Each look can only narrow it (running intersection). If the mean has `changed`, there is no such mean:
         the interval is then all of [0, 1], which claims nothing.
         """
-        return Bounds(0.0, 1.0) if self.changed else self._bounds()
+        return Bounds(0.0, 1.0) if self.changed else self._bounds
 
     @property
     def changed(self) -> bool:
         """Whether every mean was rejected: the mean was not the same all the time (error rate alpha)."""
-        low, high = self._bounds()
-        return low >= high
+        return self._bounds.low >= self._bounds.high
 
     def e_value(self, *, at_most: float | None = None, at_least: float | None = None) -> float:
-        """Return the evidence, after the last observation, against a mean of at most or at least a candidate.
+        """Return the evidence, after the last observation, against a mean of at most or at least a tested one.
 
         Raises:
-            ValueError: it isn't a candidate, or not exactly one of both is given.
+            ValueError: it isn't tested, or not exactly one of both is given.
         """
         if (at_most is None) == (at_least is None):
             raise ValueError("give either at_most or at_least")
         side, mean = (0, at_most) if at_most is not None else (1, at_least)
-        places = np.flatnonzero(self._bets.means == mean)
-        if not len(places):
-            raise ValueError(f"{mean} is not a candidate of this sequence: name it in `means`")
-        return float(self._bets.value[side, places[0]])
+        return float(self._bets.value[side, self._place(mean)])
 
-    def _bounds(self) -> Bounds:
-        # Half of alpha for each side. The capital falls with m on side 0 and rises with it on side 1, so that
-        # the means that are left form an interval; it is rounded outwards to the last mean that is rejected.
-        rejected = self._bets.peak >= 2 / self.alpha
-        means = self._bets.means
-        low = means[rejected[0]].max(initial=0.0)
-        high = means[rejected[1]].min(initial=1.0)
-        return Bounds(float(low), float(high))
+    def capital(self, side: int, mean: float) -> Floats:
+        """Return the capital (f,) of each fraction against a tested mean; side 0 bets on larger means."""
+        return self._bets.by_fraction(side, self._place(mean))
+
+    def _place(self, mean: float | None) -> int:
+        if mean not in self._tested:
+            raise ValueError(f"{mean} is not tested by this sequence: name it in `tested`")
+        return int(np.flatnonzero(self._bets.means == mean)[0])
+
+    def _narrow(self, *, drop: bool) -> None:
+        """Intersect the interval with the means that aren't rejected now, half of alpha for each side.
+
+        The capital falls with m on side 0 and rises with it on side 1, so that the means that are left form an
+        interval. It is rounded outwards to the last mean that is rejected. Means outside of it stay rejected:
+        nobody bets against them any more, which is most of the work.
+        """
+        rejected, means = self._bets.peak >= 2 / self.alpha, self._bets.means
+        low = float(means[rejected[0]].max(initial=self._bounds.low))
+        high = float(means[rejected[1]].min(initial=self._bounds.high))
+        self._bounds = Bounds(low, high)
+        if drop:
+            self._bets.keep(((means > low) & (means < high)) | np.isin(means, self._tested))
 
 
 class DifferenceSequence:
@@ -122,8 +144,8 @@ class DifferenceSequence:
         if not 0 <= margin <= 0.99:
             raise ValueError(f"a margin must lie between 0 and 0.99, got {margin}")
         self.margin, self.alpha = float(margin), checked_alpha(alpha)
-        self._edge = Bets([(1 + self.margin) / 2])
-        self._mean = BettingSequence(alpha, _difference_means())
+        self._edge = (1 + self.margin) / 2
+        self._mean = BettingSequence(alpha, _difference_means(), tested=[self._edge])
         # The sum of the logarithms of all factors (side, fraction): for forecasts, never for verdicts.
         self._growth = np.zeros((2, len(FRACTIONS)))
 
@@ -135,9 +157,7 @@ class DifferenceSequence:
         """
         values = (checked_values(differences, -1, 1) + 1) / 2  # (n,)
         self._mean.add(values)
-        self._edge.add(values)
-        edge = self._edge.means[0]
-        for side, pays in enumerate((values / edge, (1 - values) / (1 - edge))):
+        for side, pays in enumerate((values / self._edge, (1 - values) / (1 - self._edge))):
             factors = 1 - FRACTIONS + FRACTIONS * pays[:, None]  # (n, f)
             self._growth[side] += np.log(factors).sum(axis=0)
 
@@ -165,12 +185,12 @@ class DifferenceSequence:
     @property
     def breach(self) -> float:
         """The e-value for "worse by more than the margin", against a mean difference of at most the margin."""
-        return float(self._edge.value[0, 0])
+        return self._mean.e_value(at_most=self._edge)
 
     @property
     def non_inferior(self) -> float:
         """The e-value for "not worse by the margin", against a mean difference of at least the margin."""
-        return float(self._edge.value[1, 0])
+        return self._mean.e_value(at_least=self._edge)
 
     def pairs_until(self, threshold: float, *, breach: bool = False) -> int | None:
         """Return about how many more pairs raise an e-value to a threshold, if they are like those so far.
@@ -182,12 +202,12 @@ class DifferenceSequence:
             0 if it is reached; None if the pairs so far don't point there, or there are none.
         """
         side = 0 if breach else 1
-        if float(self._edge.value[side, 0]) >= threshold:
+        if (self.breach if breach else self.non_inferior) >= threshold:
             return 0
         if not self.count:
             return None
         rates = self._growth[side] / self.count  # (f,)
-        held = self._edge.by_fraction(side, 0)
+        held = self._mean.capital(side, self._edge)
         growing = (rates > 0) & (held > 0)
         if not growing.any():
             return None

@@ -38,7 +38,7 @@ def capital(values: list[Fraction], mean: Fraction) -> Fraction:
 
 def test_e_values_equal_exact_arithmetic() -> None:
     values = [Fraction(number * 7 % 11, 10) for number in range(2 * RESTART + 60) if number * 7 % 11 <= 10]
-    sequence = BettingSequence(0.05, [0.25, 0.5])
+    sequence = BettingSequence(0.05, tested=[0.25, 0.5])
     sequence.add(float(value) for value in values)
     for mean in (Fraction(1, 4), Fraction(1, 2)):
         expected = capital(values, mean)
@@ -144,9 +144,9 @@ def test_bad_error_rates_and_margins_are_refused(alpha: float) -> None:
         DifferenceSequence(math.nan if alpha == 1 else -0.1, 0.05)
 
 
-def test_e_value_is_told_of_candidates_only() -> None:
-    sequence = BettingSequence(0.05, [0.5])
-    with pytest.raises(ValueError, match=r"0.4 is not a candidate"):
+def test_e_value_is_known_of_tested_means_only() -> None:
+    sequence = BettingSequence(0.05, tested=[0.5])
+    with pytest.raises(ValueError, match=r"0.4 is not tested"):
         sequence.e_value(at_most=0.4)
     with pytest.raises(ValueError, match="either at_most or at_least"):
         sequence.e_value()
@@ -154,9 +154,25 @@ def test_e_value_is_told_of_candidates_only() -> None:
         BettingSequence(0.05, [0.0])
 
 
+def test_interval_is_the_same_where_means_are_dropped() -> None:
+    """Against the peaks of all candidates, of which none is dropped, also where the mean changes."""
+    generator = np.random.default_rng(6)
+    drawn = np.concatenate([generator.beta(2, 8, 300), generator.beta(8, 2, 300)])
+    means = np.arange(1, 200) / 200
+    bets, sequence = Bets(means), BettingSequence(0.05, means)
+    for value in drawn:
+        bets.add(np.array([value]))
+        sequence.add([value])
+        low = means[bets.peak[0] >= 40].max(initial=0)
+        high = means[bets.peak[1] >= 40].min(initial=1)
+        assert sequence.changed == (low >= high)
+        assert sequence.changed or sequence.interval == (low, high)
+    assert sequence.changed
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.5])
 def test_capital_stays_finite_over_many_equal_values(value: float) -> None:
-    sequence = BettingSequence(0.05)
+    sequence = BettingSequence(0.05, tested=[0.001, 0.999])
     sequence.add([value] * 3000)
     bounds = sequence.interval
     assert bounds.low <= value <= bounds.high and bounds.high - bounds.low < 0.01
