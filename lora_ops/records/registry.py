@@ -117,6 +117,11 @@ class AuditEntry(Record):
         """Return what it did to version `number`, in words; a promotion also ends another one's turn."""
         if self.number == number:
             return self.action
+        if self.subject.kind == "route":
+            patch = self.effects.get("route")
+            parts = [one for one in patch.values() if isinstance(one, dict)] if isinstance(patch, dict) else []
+            shares = [one["percent"] for one in parts if isinstance(one.get("percent"), int | float)]
+            return self.action.replace("_", " ") + "".join(f" to {share:g} %" for share in shares)
         return f"{self.effects.get('states', {}).get(str(number), 'replaced')} by {self.subject}"
 
 
@@ -233,6 +238,7 @@ class AdapterRecord(Record):
     number: int
     state: str
     aliases: list[str]
+    route: list[str] = Field(default_factory=list, description="what its tenant's route says of it, in words")
     author: str
     registered_at: str
     content_digest: Sha256

@@ -125,6 +125,16 @@ class Log:
         )
         return [_entry(Row(*row)) for row in rows]
 
+    def about(self, tenant: str, number: int) -> list[AuditEntry]:
+        """Return the entries of one version as `entries` does, and those that gave it a part of the route."""
+        rows = self._db.rows(
+            f"SELECT {COLUMNS} FROM audit WHERE kind = 'route' AND subject = ?"
+            " AND CASE WHEN json_valid(body) THEN json_extract(body, '$.number') = ? END",
+            (tenant, number),
+        )
+        found = [*self.entries(tenant, number), *(_entry(Row(*row)) for row in rows)]
+        return sorted(found, key=lambda entry: entry.seq)
+
     def of_kind(self, kind: str) -> list[AuditEntry]:
         """Return the entries about one kind of subject, such as `owners` or `key`, in order."""
         rows = self._db.rows(f"SELECT {COLUMNS} FROM audit WHERE kind = ? ORDER BY seq", (kind,))

@@ -50,6 +50,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
     with registry.db.reading():
         version = registry.get(reference)
         history = registry.log.entries(version.tenant, version.number)
+        told = registry.log.about(version.tenant, version.number)
     manifest, summary = version.manifest, version.summary
     reports = filed(version, history)
     notes = [*weaknesses(history, version.id), *signer_notes(registry, version, history)]
@@ -75,6 +76,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
         number=version.number,
         state=version.state,
         aliases=list(version.aliases),
+        route=registry.route(version.tenant).about(version.number),
         author=summary.author,
         registered_at=summary.registered_at,
         content_digest=summary.content_digest,
@@ -99,7 +101,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
         ),
         ownership=_ownership(registry, version),
         approvals=approvals_of(registry, version, history),
-        history=history,
+        history=told,
         verdict=verdict(registry, version, history, notes),
     )
 

@@ -104,7 +104,7 @@ def history(reference: Reference, as_json: AsJson = False) -> None:
     """What the audit log says of one version."""
     with opened_registry() as registry:
         tenant, number = registry.resolve(reference)
-        entries = registry.log.entries(tenant, number)
+        entries = registry.log.about(tenant, number)
     if as_json:
         print_json([entry.model_dump(mode="json") for entry in entries])
         return

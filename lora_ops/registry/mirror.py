@@ -17,6 +17,7 @@ from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.audit import Head
 from lora_ops.registry.cards import record
 from lora_ops.registry.replay import BORN
+from lora_ops.registry.route_entries import ROUTE
 from lora_ops.registry.sent_entries import SentEntry
 from lora_ops.registry.signing import SIGNATURE_FILE
 from lora_ops.registry.store import Registry
@@ -238,13 +239,17 @@ class Mirror:
         """
         registry, head = self.registry, self.registry.log.head()
         touched: set[int] = set()
+        tenant = entry.tenant
+        if entry.subject.kind == ROUTE:
+            tenant, number = entry.subject.id, entry.body.get("number")
+            touched = {number} if isinstance(number, int) and self.manifest_sha256(tenant, number) else set()
         if entry.tenant is not None and entry.number is not None:
             concerned = entry.body.get("concerns", entry.number)
             touched = {entry.number, concerned, *map(int, entry.effects.get("states", {}))}
         for number in sorted(touched):
-            sha256 = self.manifest_sha256(str(entry.tenant), number)
+            sha256 = self.manifest_sha256(str(tenant), number)
             assert sha256 is not None
-            self.project.show(record(registry, f"{entry.tenant}@{number}"), sha256, head)
+            self.project.show(record(registry, f"{tenant}@{number}"), sha256, head)
         self.project.mark_shown(entry)
         self.advance(Head(entry.seq, entry.hash))
 

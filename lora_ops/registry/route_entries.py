@@ -28,6 +28,8 @@ COUNTS_IN: dict[str, frozenset[State]] = {
     "shadow": frozenset({"shadow", "canary"}),
 }
 """Part of a route to the states in which its version has that part."""
+PINNED_IN: frozenset[State] = frozenset({"canary", "production"})
+"""Nobody has agreed that what is in shadow may answer a client."""
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,11 @@ from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.roles import ANYBODY, MOVE, owners_of, require_role_in
-from lora_ops.registry.route_entries import COUNTS_IN, ToldRoute, patch_between
+from lora_ops.registry.route_entries import COUNTS_IN, PINNED_IN, ToldRoute, patch_between
 from lora_ops.registry.steps import require_reason
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Version, parse_reference
 
-PINNED_IN = frozenset({"canary", "production"})
-"""Nobody has agreed that what is in shadow may answer a client."""
 MOST_PINS = 10_000
 """Users or segments of one tenant: each gateway reads the whole route after each change."""
 

@@ -151,6 +151,8 @@ def due(items: "Iterable[Due]") -> Grid:
 
 def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
     lineage, risk, base = record.lineage, record.risk, record.lineage.base_model
+    if record.route:
+        yield "route", "; ".join(record.route)
     yield "base model", f"{base.id} at {base.revision}"
     yield "its SHA-256", base.sha256
     for source in lineage.sources:

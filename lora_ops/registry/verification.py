@@ -22,6 +22,7 @@ from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay
 from lora_ops.registry.requirements import STAGES, about_twins, allowed
 from lora_ops.registry.rotation import key_notes, key_problems
 from lora_ops.registry.route_entries import route_mismatches, routes_of
+from lora_ops.registry.route_rules import broken_routes
 from lora_ops.registry.rules import broken_rules, signer_notes, weaknesses
 from lora_ops.registry.store import Registry
 from lora_ops.registry.transactions import CLOCK_TOLERANCE_SECONDS
@@ -85,6 +86,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problems += _replay(registry, entries, versions)
         problems += key_problems(registry, entries)
         problems += broken_rules(registry, entries)
+        problems += broken_routes(registry, entries)
         warnings += [*key_notes(registry, entries), *owners_notes(entries)]
         kept = {file.sha256 for entry in entries for file in entry.kept_files}
     for one in versions.values():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -10,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from lora_ops import incidents
 from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.hashing import sha256_text
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import lifecycle, routes
+from lora_ops.registry.cards import record
+from lora_ops.registry.changes import apply_route
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
@@ -316,8 +321,10 @@ def last(registry: Registry) -> AuditEntry:
 
 def written_by_newer(registry: Registry, effects: object) -> None:
     """Append an entry about finance's route as a newer release might."""
-    with registry.change("newer") as change:
-        change.note("rebalanced", "route", "finance", effects=effects, reason="next")
+    assert registry.owners
+    with registry.change("ci") as change:
+        digest = sha256_text(registry.owners.text)
+        change.note("rebalanced", "route", "finance", effects=effects, reason="next", owners_sha256=digest)
         patch = effects.get("route") if isinstance(effects, dict) else None
         if isinstance(patch, dict):
             text = json.dumps(patch, sort_keys=True, separators=(",", ":"))
@@ -383,3 +390,82 @@ def test_upgrade_takes_rows_from_a_log_with_routes(canary: Registry, owners: Own
     with closing(Registry(canary.path, owners=owners, clock=canary.clock)) as registry:
         assert verify(registry).ok
         assert registry.route("finance") == expected
+
+
+def disguised(registry: Registry, actor: str, patch: dict[str, object], subject: str = "") -> None:
+    """Append an entry that changes the route past the rules, as an edited lora-ops with the key could."""
+    assert registry.owners
+    digest = sha256_text(registry.owners.text)
+    with registry.change(actor) as change:
+        if subject:
+            effects = {"route": patch}
+            change.note("evidence", "version", subject, effects=effects, owners_sha256=digest, reason="next")
+            apply_route(registry.db, "finance", effects)
+        else:
+            change.reroute("canary_cleared", "finance", patch, owners_sha256=digest, reason="next")
+
+
+@pytest.mark.parametrize(
+    ("actor", "patch", "subject", "text"),
+    [
+        ("eve", {"canary": {"number": 2, "percent": 5, "salt": "12345678"}}, "", "by eve, whom owners.yaml"),
+        ("mallory", {"stopped": [1]}, "", "by mallory, whom owners.yaml"),
+        (
+            "ci",
+            {"canary": {"number": 3, "percent": 5, "salt": "12345678"}},
+            "",
+            r"finance@3 a part \(canary\)",
+        ),
+        ("ci", {"segments": {"a": 3}}, "", r"gives finance@3 a part \(pin\) that 'shadow' does not have"),
+        (
+            "ci",
+            {"shadow": {"number": 9, "percent": 5}},
+            "",
+            r"gives finance@9 a part \(shadow\) that 'unknown'",
+        ),
+        ("ci", {"segments": {"a": 2}}, "finance@2", r"gives a version a part of the requests \(pin\)"),
+    ],
+)
+def test_verify_names_an_entry_that_the_rules_forbid(
+    canary: Registry, actor: str, patch: dict[str, object], subject: str, text: str
+) -> None:
+    disguised(canary, actor, patch, subject)
+    problems = verify(canary, files=False).problems
+    assert problems and re.search(text, problems[0]), problems
+
+
+def test_verify_judges_by_the_owners_of_the_day(canary: Registry) -> None:
+    """Who stopped it may have left the team since."""
+    routes.stop(canary, "finance@2", actor="eve", reason="says odd things")
+    assert verify(canary, files=False).ok
+
+
+def test_show_and_history_say_what_the_route_gives(canary: Registry) -> None:
+    routes.set_canary(canary, "finance@2", 2.5, **WHY)
+    routes.set_shadow(canary, "finance@2", 20, **WHY)
+    routes.pin(canary, "finance@2", users=["ann", "bo"], segments=["beta"], **WHY)
+    routes.stop(canary, "finance@2", **WHY)
+    shown = record(canary, "finance@2")
+    assert shown.route == [
+        "stopped: it answers nobody until `lora-ops route resume`",
+        "canary of 2.5 % of the users",
+        "asked in shadow for 20 % of the requests",
+        "answers 2 pinned users",
+        "answers 1 pinned segment",
+    ]
+    assert [one.effect_on(2) for one in shown.history[-4:]] == [
+        "canary set to 2.5 %",
+        "shadow set to 20 %",
+        "pinned",
+        "stopped",
+    ]
+    assert "was stopped" in shown.verdict.reasons[0]
+    assert record(canary, "finance@1").route == []
+
+
+def test_rollback_plan_leaves_a_stopped_version_out(canary: Registry, story: Story) -> None:
+    story.to("finance@2", "production")
+    story.to("finance@3", "production")
+    assert incidents.plan(canary, "finance@3").returns.id == "finance@2"
+    routes.stop(canary, "finance@2", **WHY)
+    assert incidents.plan(canary, "finance@3").returns.id == "finance@1"

@@ -1,0 +1,82 @@
+"""Whether the rules allow what each entry does to a route: who gave which version a part, in which state."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.owners_log import owners_before
+from lora_ops.registry.roles import ANYBODY, MOVE
+from lora_ops.registry.route_entries import (
+    COUNTS_IN,
+    PINNED_IN,
+    ROUTE,
+    ToldRoute,
+    merged,
+    replay_route,
+    route_patch,
+)
+from lora_ops.registry.store import Registry
+
+
+def broken_routes(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator[str]:
+    """Yield what the rules don't allow of each entry that changes a route, in words.
+
+    What an entry does is judged, not what it calls that. One whose form only a newer release knows is left out.
+    """
+    routes: dict[str, ToldRoute] = {}
+    states: dict[tuple[str, int], str] = {}
+    for entry in entries:
+        changed = route_patch(entry.subject.kind, entry.subject.id, entry.body)
+        if changed is not None:
+            tenant, patch = changed
+            before = routes.get(tenant)
+            replay_route(entry.seq, tenant, patch, routes)
+            if patch is not None:
+                given = list(_given(patch, (before.fields or {}) if before else {}))
+                yield from _problems(registry, entry, tenant, given, states)
+        if entry.tenant is not None:
+            own = entry.effects.get("states", {})
+            states |= {(entry.tenant, int(number)): state for number, state in own.items()}
+
+
+def _given(patch: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each part that a patch gives a version, with that version's number; what it takes away is none."""
+    for part in COUNTS_IN:
+        if patch.get(part) is not None:
+            there = merged(before, {part: patch[part]})[part]
+            yield part, there.get("number") if isinstance(there, dict) else None
+    for name in ("users", "segments"):
+        pins = patch.get(name)
+        numbers = set(map(str, pins.values())) if isinstance(pins, dict) else set()
+        yield from (("pin", int(one) if one.isdigit() else one) for one in sorted(numbers - {"None"}))
+    if "stopped" in patch:
+        was, rest = (one if isinstance(one, list) else [] for one in (before.get("stopped"), patch["stopped"]))
+        yield from (("resumed", number) for number in was if number not in rest)
+
+
+def _problems(
+    registry: Registry,
+    entry: AuditEntry,
+    tenant: str,
+    given: Sequence[tuple[str, Any]],
+    states: Mapping[tuple[str, int], str],
+) -> Iterator[str]:
+    said = f"entry {entry.seq} ({entry.action} {entry.subject})"
+    if entry.subject.kind != ROUTE:
+        parts = [part for part, _ in given if part != "resumed"]  # a version that is closed is no more stopped
+        if parts:
+            yield f"{said} gives a version a part of the requests ({parts[0]}): only a change of the route does"
+        return
+    for part, number in given:
+        fits = PINNED_IN if part == "pin" else COUNTS_IN.get(part)
+        state = states.get((tenant, number), "unknown") if isinstance(number, int) else "unknown"
+        if fits and state not in fits:
+            yield f"{said} gives {tenant}@{number} a part ({part}) that '{state}' does not have"
+    try:
+        team = owners_before(registry, entry).team(tenant)
+    except LoraOpsError as error:
+        yield f"{said}: {str(error).rstrip('.')}"
+        return
+    if team.person(entry.actor) not in team.with_role(MOVE if given else ANYBODY):
+        yield f"{said} is by {entry.actor}, whom owners.yaml of that day does not let"
