@@ -24,6 +24,7 @@ from lora_ops.processes import leave_out_url_grammars
 from lora_ops.registry.command_options import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.registry.owners_commands import app as owners_app
+from lora_ops.registry.route_commands import app as route_app
 from lora_ops.serving.commands import keys_app, serve
 from lora_ops.streams import settle_streams, work_is_done
 from lora_ops.tenant_commands import app as tenant_app
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(registry_app, name="registry")
+app.add_typer(route_app, name="route")
 app.add_typer(review_app, name="review")
 app.add_typer(owners_app, name="owners")
 app.add_typer(keys_app, name="keys")

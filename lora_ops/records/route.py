@@ -65,11 +65,11 @@ class RouteRecord(Record):
 
     def about(self, number: int) -> list[str]:
         """Return what the route says of one version, in words; nothing where it does not name it."""
-        said = ["stopped: it answers nobody until `lora-ops route resume`"] if number in self.stopped else []
+        said = ["is stopped"] if number in self.stopped else []
         if self.canary and self.canary.number == number:
-            said.append(f"canary of {self.canary.percent:g} % of the users")
+            said.append(f"answers {self.canary.percent:g} % of the users")
         if self.shadow and self.shadow.number == number:
-            said.append(f"asked in shadow for {self.shadow.percent:g} % of the requests")
+            said.append(f"is asked in shadow for {self.shadow.percent:g} % of the requests")
         for name, pins in (("user", self.users), ("segment", self.segments)):
             many = sum(one == number for one in pins.values())
             if many:

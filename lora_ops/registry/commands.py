@@ -83,7 +83,8 @@ def status(
         facts = {"head_remembered": behind is None, "notes": notes}
         print_json([{**row._asdict(), **facts} for row in rows])
         return
-    print_lines(tables.status(rows), *note_lines(notes))
+    shared = [f"Route of {markup(row.tenant)}: {markup('; '.join(row.route))}." for row in rows if row.route]
+    print_lines(tables.status(rows), *shared, *note_lines(notes))
 
 
 @app.command()

@@ -391,9 +391,12 @@ def _require_expected(registry: Registry, told: ToldRoute, expect_seq: int | Non
 
 
 def _require_tenant(registry: Registry, tenant: str) -> None:
-    if tenant not in registry.tenants():
-        # The tenants that there are.
-        registry.resolve(tenant)
+    if tenant in registry.tenants():
+        return
+    name, which = parse_reference(tenant)
+    if which is not None:
+        raise LoraOpsError(f"'{tenant}' names no tenant: write {name}.")
+    registry.resolve(tenant)  # it names the tenants that there are
 
 
 def _require_state(version: Version, states: frozenset[Any], what: str) -> None:

@@ -1,6 +1,6 @@
 """Where each tenant stands: what is in which stage, until when, what is due and what comes next."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from lora_ops.clock import utc
@@ -29,6 +29,7 @@ class TenantStatus(NamedTuple):
     next_version: str | None  # the version that is furthest on its way to production
     next_stage: str | None
     missing: tuple[str, ...]  # what that step still needs, besides a reason
+    route: tuple[str, ...] = ()  # which versions share its requests or are stopped, a sentence each
 
 
 class Due(NamedTuple):
@@ -85,7 +86,15 @@ def _status(registry: Registry, tenant: str, twins: Twins) -> TenantStatus:
         next_version=_id(coming),
         next_stage=stage,
         missing=tuple(missing),
+        route=tuple(_routed(registry, tenant, live)),
     )
+
+
+def _routed(registry: Registry, tenant: str, live: list[Summary]) -> Iterator[str]:
+    """Yield what the tenant's route says of each version, by its row, which `verify` compares with the log."""
+    route = registry.route(tenant)
+    for one in live:
+        yield from (f"{one.id} {said}" for said in route.about(one.number))
 
 
 def _coming(registry: Registry, coming: Summary, twins: Twins) -> tuple[str | None, list[str]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_ops.records.evaluation import BiasAssessment
     from lora_ops.records.registry import AdapterRecord, AuditEntry, Performance
     from lora_ops.registry.cards import Difference
+    from lora_ops.registry.route_overview import RouteView
     from lora_ops.registry.status import Due, TenantStatus
     from lora_ops.registry.store import Registry
     from lora_ops.registry.versions import Summary
@@ -137,6 +138,30 @@ def status(rows: "Iterable[TenantStatus]") -> Grid:
         dates = [moment[:10] if moment else "-" for moment in (row.fresh_until, row.next_review_due)]
         stages = [version or "-" for version in (row.production, row.canary, row.shadow, row.candidate)]
         table.add_row(row.tenant, *stages, *dates, coming)
+    return table
+
+
+def routes(views: "Iterable[RouteView]") -> Grid:
+    """One line per tenant: who has which share, and who changed that last."""
+    columns = ("tenant", "production", "canary", "shadow", "pinned", "stopped", "entry")
+    table = Grid(*columns, "last change", solid={*columns})
+    for one in views:
+        pins = [
+            f"{version}: {many:,} user{'s' if many > 1 else ''}" for version, many in one.pinned_users.items()
+        ]
+        pins += [f"{version}: {name}" for name, version in one.pinned_segments.items()]
+        when = to_the_minute(one.changed_at) if one.changed_at else ""
+        last = f"{one.did} by {one.changed_by}, {when}: {one_line(one.reason or '')}"
+        table.add_row(
+            one.tenant,
+            one.production or "-",
+            f"{one.canary} {one.canary_percent:g} %" if one.canary else "-",
+            f"{one.shadow} {one.shadow_percent:g} %" if one.shadow else "-",
+            "\n".join(pins) or "-",
+            Text("\n".join(one.stopped), style="red") if one.stopped else "-",
+            str(one.seq) if one.seq else "-",
+            last if one.seq else "-",
+        )
     return table
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -606,6 +606,19 @@ class Story:
 @pytest.fixture
 def story(registry: Registry, tmp_path: Path) -> Story:
     return Story(registry, tmp_path / "reports")
+
+
+@pytest.fixture(scope="session")
+def staged(tmp_path_factory: pytest.TempPathFactory, owners: Owners) -> Path:
+    """Make one registry, to be copied: finance@1 in production, finance@2 in canary, finance@3 in shadow."""
+    folder = tmp_path_factory.mktemp("staged")
+    with closing(Registry(folder / "registry", create=True, owners=owners, clock=Clock())) as registry:
+        story = Story(registry, folder / "reports")
+        for seed, stage in ((1, "production"), (2, "canary"), (3, "shadow")):
+            manifest = build_package(folder / f"package-{seed}", seed, fresh_days=3650)
+            registry.register(folder / f"package-{seed}", manifest, actor=AUTHOR)
+            story.to(f"finance@{seed}", stage)
+    return folder / "registry"
 
 
 @pytest.fixture

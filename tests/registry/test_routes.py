@@ -23,27 +23,14 @@ from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
-from .conftest import AUTHOR, Build, Clock, Story, build_package
+from .conftest import Build, Clock, Story
 
 WHY = {"actor": "ci", "reason": "next step"}
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, owners: Owners) -> Path:
-    """Make the registry of `canary` once: each test gets a copy."""
-    folder = tmp_path_factory.mktemp("routes")
-    with closing(Registry(folder / "registry", create=True, owners=owners, clock=Clock())) as registry:
-        story = Story(registry, folder / "reports")
-        for seed, stage in ((1, "production"), (2, "canary"), (3, "shadow")):
-            manifest = build_package(folder / f"package-{seed}", seed)
-            registry.register(folder / f"package-{seed}", manifest, actor=AUTHOR)
-            story.to(f"finance@{seed}", stage)
-    return folder / "registry"
-
-
 @pytest.fixture
-def registry(prepared: Path, tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Registry]:
-    shutil.copytree(prepared, tmp_path / "registry")
+def registry(staged: Path, tmp_path: Path, owners: Owners, clock: Clock) -> Iterator[Registry]:
+    shutil.copytree(staged, tmp_path / "registry")
     with closing(Registry(tmp_path / "registry", owners=owners, clock=clock)) as opened:
         yield opened
 
@@ -447,9 +434,9 @@ def test_show_and_history_say_what_the_route_gives(canary: Registry) -> None:
     routes.stop(canary, "finance@2", **WHY)
     shown = record(canary, "finance@2")
     assert shown.route == [
-        "stopped: it answers nobody until `lora-ops route resume`",
-        "canary of 2.5 % of the users",
-        "asked in shadow for 20 % of the requests",
+        "is stopped",
+        "answers 2.5 % of the users",
+        "is asked in shadow for 20 % of the requests",
         "answers 2 pinned users",
         "answers 1 pinned segment",
     ]
