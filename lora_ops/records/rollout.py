@@ -3,14 +3,36 @@
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from lora_ops.records.record import Record, Sha256
-from lora_ops.settings.rollout import CanarySettings, MarginSettings, ShadowSettings
+from lora_ops.settings.rollout import CanarySettings, MarginSettings, RolloutSettings, ShadowSettings
 
 Phase = Literal["shadow", "canary", "ready", "done", "returned", "aborted"]
 """`ready`: its evidence is frozen and it waits for approvals; `returned`: a breach took it back."""
 RUNNING: frozenset[Phase] = frozenset({"shadow", "canary", "ready"})
+
+
+LENIENT = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+"""What a newer release settles besides must not stop an older reader of the log."""
+
+
+class ShadowPlan(ShadowSettings):
+    """`rollout.shadow` as it was when the rollout began."""
+
+    model_config = LENIENT
+
+
+class CanaryPlan(CanarySettings):
+    """`rollout.canary` as it was when the rollout began."""
+
+    model_config = LENIENT
+
+
+class Margins(MarginSettings):
+    """`rollout.margins` as they were when the rollout began."""
+
+    model_config = LENIENT
 
 
 class RolloutPlan(Record):
@@ -20,11 +42,28 @@ class RolloutPlan(Record):
     content_digest: Sha256
     against: str = Field(description="the version in production that it is compared with")
     against_digest: Sha256
-    shadow: ShadowSettings
-    canary: CanarySettings
-    margins: MarginSettings
+    shadow: ShadowPlan
+    canary: CanaryPlan
+    margins: Margins
     alpha: float = Field(gt=0, lt=0.5)
     accept_replay: bool = False
+
+    @classmethod
+    def of(
+        cls, adapter: str, digest: str, against: str, against_digest: str, settings: RolloutSettings
+    ) -> "RolloutPlan":
+        """Return the plan of one version beside another one, by the settings of this moment."""
+        return cls(
+            adapter=adapter,
+            content_digest=digest,
+            against=against,
+            against_digest=against_digest,
+            shadow=ShadowPlan.model_validate(settings.shadow.model_dump()),
+            canary=CanaryPlan.model_validate(settings.canary.model_dump()),
+            margins=Margins.model_validate(settings.margins.model_dump()),
+            alpha=settings.alpha,
+            accept_replay=settings.accept_replay,
+        )
 
 
 class Rollout(Record):
@@ -33,6 +72,8 @@ class Rollout(Record):
     Attributes:
         step: index of the canary's step that runs; 0 before the canary.
         since: when the phase or its step began.
+        began: when this attempt began; traffic of before doesn't count.
+        canary_since: when the first step of the canary began.
         seq: the last entry of the audit log about it: whoever decides states it, so that of two only one does.
         said: the verdict or the reason of the last change, in words.
     """
@@ -41,6 +82,8 @@ class Rollout(Record):
     phase: Phase
     step: int = Field(0, ge=0)
     since: datetime
+    began: datetime
+    canary_since: datetime | None = None
     paused: bool = False
     seq: int = Field(ge=1)
     started_by: str

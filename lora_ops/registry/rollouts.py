@@ -4,6 +4,7 @@ Nothing else keeps their state. A controller that was killed reads the same log 
 the last entry that it knows with each change (`expect`), so that of two controllers only one decides.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -13,24 +14,31 @@ from lora_ops.errors import Damaged, Refused
 from lora_ops.hashing import sha256_text
 from lora_ops.records.registry import AuditEntry
 from lora_ops.records.rollout import Phase, Rollout, RolloutPlan
+from lora_ops.records.route import RouteRecord
+from lora_ops.registry.changes import Change
+from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.roles import ANYBODY, MOVE, require_role
+from lora_ops.registry.route_entries import patch_between
 from lora_ops.registry.steps import require_reason
 from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 
 KIND = "rollout"
+Reroute = Callable[[RouteRecord], RouteRecord]
 STARTED, RETRIED, MOVED, PAUSED, RESUMED = "started", "retried", "moved", "paused", "resumed"
 
 
-def rollouts(registry: Registry) -> list[Rollout]:
-    """Return every rollout in its last state, in the order in which they were started.
+def rollouts(registry: Registry, tenant: str) -> list[Rollout]:
+    """Return every rollout of a tenant in its last state, in the order in which they were started.
 
     Raises:
         Damaged: an entry is not what lora-ops writes.
     """
     found: dict[str, Rollout] = {}
     for entry in registry.log.of_kind(KIND):
-        found[entry.subject.id] = _after(found.get(entry.subject.id), entry)
+        if entry.subject.id.rpartition("@")[0] == tenant:
+            found[entry.subject.id] = _after(found.get(entry.subject.id), entry)
     return list(found.values())
 
 
@@ -40,7 +48,8 @@ def rollout_of(registry: Registry, adapter: str) -> Rollout | None:
     Raises:
         Damaged: an entry is not what lora-ops writes.
     """
-    return next((one for one in rollouts(registry) if one.plan.adapter == adapter), None)
+    of_tenant = rollouts(registry, adapter.rpartition("@")[0])
+    return next((one for one in of_tenant if one.plan.adapter == adapter), None)
 
 
 def running(registry: Registry, tenant: str) -> Rollout | None:
@@ -49,7 +58,7 @@ def running(registry: Registry, tenant: str) -> Rollout | None:
     Raises:
         Damaged: an entry is not what lora-ops writes.
     """
-    return next((one for one in rollouts(registry) if one.is_running and _tenant(one) == tenant), None)
+    return next((one for one in rollouts(registry, tenant) if one.is_running), None)
 
 
 def begin(registry: Registry, plan: RolloutPlan, *, actor: str, reason: str) -> Rollout:
@@ -83,9 +92,17 @@ def begin(registry: Registry, plan: RolloutPlan, *, actor: str, reason: str) -> 
 
 
 def move(
-    registry: Registry, rollout: Rollout, phase: Phase, said: str, *, actor: str, step: int = 0, **facts: Any
+    registry: Registry,
+    rollout: Rollout,
+    phase: Phase,
+    said: str,
+    *,
+    actor: str,
+    step: int = 0,
+    route: Reroute | None = None,
+    **facts: Any,
 ) -> Rollout:
-    """Note that a rollout goes to another phase or step.
+    """Note that a rollout goes to another phase or step, and change the route in the same transaction.
 
     Args:
         registry: where.
@@ -94,14 +111,25 @@ def move(
         said: the verdict or the reason, in words.
         actor: who does it; for a controller, who started the rollout.
         step: of the canary.
+        route: gives the tenant's route after it.
         facts: what the entry says besides, such as the verdict's numbers.
 
     Raises:
         LoraOpsError: somebody changed the rollout meanwhile, or the actor has no role for it.
     """
-    forward = phase in ("canary", "ready", "done")
+    forward = phase in ("canary", "ready")
     return _change(
-        registry, rollout, MOVED, said, actor, MOVE if forward else ANYBODY, phase=phase, step=step, **facts
+        registry,
+        rollout,
+        MOVED,
+        said,
+        actor,
+        MOVE if forward else ANYBODY,
+        route=route,
+        forward=forward,
+        phase=phase,
+        step=step,
+        **facts,
     )
 
 
@@ -134,20 +162,47 @@ def _change(
     reason: str,
     actor: str,
     roles: frozenset[Any],
+    *,
+    route: Reroute | None = None,
+    forward: bool = False,
     **facts: Any,
 ) -> Rollout:
     adapter = rollout.plan.adapter
-    with change_with_owners(registry, actor) as change:
+    # Going back must not wait: neither for a damaged head, nor for a role that the one who started it lost.
+    mandated = not forward and route is not None and actor == rollout.started_by
+    with change_with_owners(registry, actor, despite_head=not forward) as change:
         version = registry.get_exact(adapter, whole=False)
-        require_role(registry, version, actor, roles, f"change the rollout of {adapter}")
+        if not mandated:
+            require_role(registry, version, actor, roles, f"change the rollout of {adapter}")
         require_reason(reason)
         now = _now(registry, adapter)
         if now.seq != rollout.seq:
             raise Refused(f"The rollout of {adapter} changed meanwhile ({now.phase}: {now.said}): look again.")
         if not now.is_running:
             raise Refused(f"The rollout of {adapter} has ended ({now.phase}): {now.said}.")
+        if forward:
+            against = next(reasons_against(registry, version.summary, registry.clock()), None)
+            if against:
+                raise Refused(f"{against}.")
         change.note(action, KIND, adapter, reason=reason, **facts, **_owners(registry))
+        if route:
+            _reroute(registry, change, version, route, reason)
     return _now(registry, adapter)
+
+
+def _reroute(registry: Registry, change: Change, version: Version, route: Reroute, reason: str) -> None:
+    told = registry.follower.told_route(version.tenant)
+    patch = patch_between(told.record, route(told.record))
+    if patch:
+        change.reroute(
+            "rollout",
+            version.tenant,
+            patch,
+            reason=reason,
+            replaces=told.seq,
+            number=version.number,
+            **_owners(registry),
+        )
 
 
 def _now(registry: Registry, adapter: str) -> Rollout:
@@ -167,6 +222,7 @@ def _after(before: Rollout | None, entry: AuditEntry) -> Rollout:
                 plan=RolloutPlan.model_validate(body["plan"]),
                 phase="shadow",
                 since=at,
+                began=at,
                 seq=entry.seq,
                 started_by=entry.actor,
                 attempt=before.attempt + 1 if before else 1,
@@ -177,6 +233,8 @@ def _after(before: Rollout | None, entry: AuditEntry) -> Rollout:
         changed: dict[str, Any] = {"seq": entry.seq, "said": said}
         if entry.action == MOVED:
             changed |= {"phase": body["phase"], "step": body["step"], "since": at}
+            if body["phase"] == "canary" and before.canary_since is None:
+                changed["canary_since"] = at
         elif entry.action in (PAUSED, RESUMED):
             changed["paused"] = entry.action == PAUSED
         # The action of a newer release changes nothing that this one knows.
@@ -191,7 +249,3 @@ def _after(before: Rollout | None, entry: AuditEntry) -> Rollout:
 def _owners(registry: Registry) -> dict[str, str]:
     assert registry.owners is not None
     return {"owners_sha256": sha256_text(registry.owners.text)}
-
-
-def _tenant(rollout: Rollout) -> str:
-    return rollout.plan.adapter.rpartition("@")[0]

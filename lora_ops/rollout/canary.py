@@ -1,7 +1,7 @@
 """What the canary's users show beside the control group of the same time: guardrails and their verdict."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, NamedTuple
 
@@ -87,6 +87,7 @@ def look(
     requests: Iterable[CanaryRequest],
     *,
     now: datetime,
+    since: datetime,
     waiting_since: datetime | None = None,
     insults_from: float = 0.5,
 ) -> Look:
@@ -96,6 +97,7 @@ def look(
         plan: of the rollout.
         requests: of both arms since the canary began, in any order.
         now: the time of the look.
+        since: when the canary's first step began; periods are counted from there.
         waiting_since: since when approvals are awaited and the control group is small; None: they are not.
         insults_from: score from which an answer counts as insulting.
 
@@ -104,7 +106,11 @@ def look(
     """
     window = plan.canary.window_seconds
     until = now.timestamp() - LAG_SECONDS
-    counted = [one for one in requests if not one.is_clients_fault and one.at.timestamp() <= until]
+    counted = [
+        replace(one, unit=_of_period(plan, one, since, waiting_since))
+        for one in requests
+        if not one.is_clients_fault and one.at >= since and one.at.timestamp() <= until
+    ]
     failed = closed_units(_errors(plan, counted), until, window)
     answered = [one for one in counted if _is_own(plan, one)]
     ratio = _ratio(plan, failed, window, waiting_since)
@@ -143,6 +149,20 @@ def look(
         ratio=ratio,
     )
     return Look(found, tuple(shown), len(_values(failed, "canary")), len(_values(failed, "control")), ratio)
+
+
+def _of_period(
+    plan: RolloutPlan, request: CanaryRequest, since: datetime, waiting_since: datetime | None
+) -> str:
+    """Return a unit's name in the period of a request; where the shares change, a period ends, too.
+
+    A service has its regular users. If each counted once in a rollout, nobody would see a version that gets
+    worse after all of them came.
+    """
+    waits = waiting_since is not None and request.at >= waiting_since
+    begun = waiting_since if waits and waiting_since else since
+    period = int((request.at - begun).total_seconds() / 3600 // plan.canary.period_hours)
+    return f"{request.unit} {'waiting' if waits else 'steps'} {period}"
 
 
 def _is_own(plan: RolloutPlan, request: CanaryRequest) -> bool:
@@ -214,9 +234,9 @@ def _ratio(
 ) -> SampleRatio:
     """Compare how many users each arm got with what the route gave them.
 
-    Until the last step both arms have the same share. Afterwards new users alone count: those of the control
-    group that went over to the canary stay where they were first.
+    Until the last step both arms have the same share, and the control group has fewer from then on.
     """
+    # A unit closes one window after its first request.
     edge = waiting_since.timestamp() + window if waiting_since else None
     phases = []
     for late, shares in (

@@ -45,7 +45,10 @@ class CanarySettings(Section):
     hours: float = Field(1, ge=0, description="that each step takes at least")
     users: int = Field(20, ge=1, description="in the canary that each step needs at least")
     window_seconds: float = Field(
-        600, ge=0, description="from a user's first request on, in which their requests count"
+        600, ge=0, description="from a user's first request of a period on, in which their requests count"
+    )
+    period_hours: float = Field(
+        24, gt=0, description="after which a user who comes back counts again: else regulars hide a late breach"
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,5 @@
 """Rollouts in the audit log: what each entry does to them, who may, and which of two controllers decides."""
 
-from typing import Any
-
 import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused
@@ -19,22 +17,13 @@ def plan(registry: Registry, story: Story, package: Build) -> RolloutPlan:
     registry.register(*package(1), actor="ana.silva")
     story.to("finance@1", "production")
     registry.register(*package(2), actor="ana.silva")
+    story.to("finance@2", "shadow")
     return plan_of(registry, "finance@2", "finance@1")
 
 
-def plan_of(registry: Registry, adapter: str, against: str, **changed: Any) -> RolloutPlan:
-    settings = RolloutSettings()
-    return RolloutPlan(
-        adapter=adapter,
-        content_digest=registry.get(adapter).summary.content_digest,
-        against=against,
-        against_digest=registry.get(against).summary.content_digest,
-        shadow=settings.shadow,
-        canary=settings.canary,
-        margins=settings.margins,
-        alpha=settings.alpha,
-        **changed,
-    )
+def plan_of(registry: Registry, adapter: str, against: str) -> RolloutPlan:
+    ours, theirs = (registry.get(one).summary for one in (adapter, against))
+    return RolloutPlan.of(ours.id, ours.content_digest, theirs.id, theirs.content_digest, RolloutSettings())
 
 
 @pytest.fixture
@@ -49,7 +38,7 @@ def test_rollout_is_read_from_the_log_alone(registry: Registry, rollout: Rollout
     ready = rollouts.move(registry, canary, "ready", "no breach", actor="ci", verdict={"users": 300})
     assert ready.percent == 95 and ready.is_running
     other = Registry(registry.path, owners=registry.owners, clock=registry.clock)
-    assert rollouts.rollouts(other) == [ready] == [rollouts.running(other, "finance")]
+    assert rollouts.rollouts(other, "finance") == [ready] == [rollouts.running(other, "finance")]
     other.close()
     assert not verify(registry).problems
 
@@ -108,7 +97,7 @@ def test_rollout_is_started_by_a_role_with_a_reason(
 ) -> None:
     with pytest.raises(LoraOpsError, match=said):
         rollouts.begin(registry, plan, actor=actor, reason=reason)
-    assert rollouts.rollouts(registry) == []
+    assert rollouts.rollouts(registry, "finance") == []
 
 
 def test_rollout_goes_back_and_not_on_without_a_role(registry: Registry, rollout: Rollout) -> None:
@@ -122,6 +111,21 @@ def test_entry_that_is_no_rollout_is_named(registry: Registry, rollout: Rollout)
         change.note("moved", "rollout", "finance@2", phase="nowhere", step=0)
     with pytest.raises(Damaged, match="about the rollout of finance@2, is not what lora-ops writes"):
         rollouts.running(registry, "finance")
+
+
+def test_plan_with_a_setting_of_a_newer_release_is_read(registry: Registry, plan: RolloutPlan) -> None:
+    stated = plan.model_dump(mode="json")
+    stated["canary"]["mood"] = "good"
+    with registry.change("ci") as change:
+        change.note("started", "rollout", "finance@2", reason="a newer release", plan=stated)
+    found = rollouts.running(registry, "finance")
+    assert found and found.plan == plan
+
+
+def test_entry_of_another_tenant_stops_nobody(registry: Registry, rollout: Rollout) -> None:
+    with registry.change("ci") as change:
+        change.note("moved", "rollout", "media@2", phase="nowhere", step=0)
+    assert rollouts.running(registry, "finance") == rollout
 
 
 def test_entry_of_a_newer_release_changes_nothing_known(registry: Registry, rollout: Rollout) -> None:

@@ -17,17 +17,7 @@ Worse = Callable[[CanaryRequest, random.Random], CanaryRequest]
 
 
 def plan() -> RolloutPlan:
-    settings = RolloutSettings()
-    return RolloutPlan(
-        adapter="finance@2",
-        content_digest=OURS,
-        against="finance@1",
-        against_digest=THEIRS,
-        shadow=settings.shadow,
-        canary=settings.canary,
-        margins=settings.margins,
-        alpha=settings.alpha,
-    )
+    return RolloutPlan.of("finance@2", OURS, "finance@1", THEIRS, RolloutSettings())
 
 
 def request(arm: Arm, unit: str, at: datetime, draw: random.Random) -> CanaryRequest:
@@ -64,7 +54,7 @@ def after(users: int) -> datetime:
 
 
 def test_canary_that_is_no_worse_advances() -> None:
-    found = look(plan(), traffic(900), now=after(900))
+    found = look(plan(), traffic(900), since=MORNING, now=after(900))
     assert found.verdict.decision == "advance", found.verdict
     assert (found.canary_users, found.control_users) == (900, 900)
     assert {one.name for one in found.guardrails} == {
@@ -89,12 +79,12 @@ def test_canary_that_is_no_worse_advances() -> None:
     ],
 )
 def test_canary_that_is_worse_goes_back(guardrail: str, worse: Worse) -> None:
-    found = look(plan(), traffic(400, worse), now=after(400))
+    found = look(plan(), traffic(400, worse), since=MORNING, now=after(400))
     assert found.verdict.decision == "roll back" and guardrail in found.verdict.breached, found.verdict
 
 
 def test_canary_without_traffic_holds() -> None:
-    found = look(plan(), [], now=MORNING)
+    found = look(plan(), [], since=MORNING, now=MORNING)
     assert found.verdict.decision == "hold" and "no users yet" in found.verdict.reason
     assert all(one.users == 0 and one.canary is None for one in found.guardrails)
 
@@ -104,12 +94,12 @@ def test_canary_of_one_busy_user_holds() -> None:
     busy = [request("canary", "one", MORNING + timedelta(seconds=n / 10), draw) for n in range(5000)]
     failing = [replace(one, status=500) for one in busy]
     for requests in (busy, failing):
-        found = look(plan(), requests, now=after(60))
+        found = look(plan(), requests, since=MORNING, now=after(60))
         assert found.verdict.decision == "hold" and (found.canary_users, found.control_users) == (1, 0)
 
 
 def test_canary_says_how_many_users_it_needs() -> None:
-    few, many = (look(plan(), traffic(n), now=after(n)).verdict for n in (60, 150))
+    few, many = (look(plan(), traffic(n), since=MORNING, now=after(n)).verdict for n in (60, 150))
     assert few.decision == many.decision == "hold"
     assert few.users and many.users and few.users > many.users and few.hours and few.hours > 1
 
@@ -118,23 +108,27 @@ def test_answer_of_production_in_its_place_is_an_error() -> None:
     def away(one: CanaryRequest, draw: random.Random) -> CanaryRequest:
         return replace(one, adapter="finance@1", digest=THEIRS)
 
-    found = look(plan(), traffic(200, away), now=after(200))
+    found = look(plan(), traffic(200, away), since=MORNING, now=after(200))
     assert found.verdict.decision == "roll back" and found.verdict.breached[0] == "errors"
 
 
 def test_answer_of_other_content_is_an_error() -> None:
-    found = look(plan(), traffic(200, lambda one, draw: replace(one, digest="c" * 64)), now=after(200))
+    found = look(
+        plan(), traffic(200, lambda one, draw: replace(one, digest="c" * 64)), since=MORNING, now=after(200)
+    )
     assert found.verdict.decision == "roll back" and found.verdict.breached[0] == "errors"
 
 
 def test_request_that_the_client_got_wrong_counts_nowhere() -> None:
-    wrong = look(plan(), traffic(100, lambda one, draw: replace(one, status=429)), now=after(100))
+    wrong = look(
+        plan(), traffic(100, lambda one, draw: replace(one, status=429)), since=MORNING, now=after(100)
+    )
     assert (wrong.canary_users, wrong.verdict.decision) == (0, "hold")
 
 
 def test_broken_assignment_is_said_before_any_metric() -> None:
     lost = [one for one in traffic(900) if one.arm == "control" or int(one.unit.split()[1]) % 3 == 0]
-    found = look(plan(), lost, now=after(900))
+    found = look(plan(), lost, since=MORNING, now=after(900))
     assert found.verdict.decision == "hold" and "assignment is broken" in found.verdict.reason
 
 
@@ -143,19 +137,28 @@ def test_waiting_canary_has_other_shares() -> None:
     since = MORNING + timedelta(minutes=200)
     # From then on one of twenty users is in the control group.
     late = [one for one in users if one.at < since or one.arm == "canary" or int(one.unit.split()[1]) % 19 == 0]
-    assert look(plan(), late, now=after(400), waiting_since=since).ratio.broken is False
-    assert look(plan(), late, now=after(400)).ratio.broken is True
+    assert look(plan(), late, since=MORNING, now=after(400), waiting_since=since).ratio.broken is False
+    assert look(plan(), late, since=MORNING, now=after(400)).ratio.broken is True
 
 
 def test_look_never_changes_what_was_counted_before() -> None:
     """Whatever comes later, and in whatever order it is read, a look at an earlier time says the same."""
     requests = list(traffic(300))
-    early = look(plan(), requests[: len(requests) // 2], now=after(120))
+    early = look(plan(), requests[: len(requests) // 2], since=MORNING, now=after(120))
     random.Random(3).shuffle(requests)
-    assert look(plan(), requests, now=after(120)) == early
+    assert look(plan(), requests, since=MORNING, now=after(120)) == early
+
+
+def test_regular_users_count_again_the_next_day() -> None:
+    """Nobody new comes on the second day, and the canary fails then."""
+    regulars = list(traffic(200))
+    next_day = [replace(one, at=one.at + timedelta(days=1)) for one in regulars]
+    failing = [replace(one, status=500) if one.arm == "canary" else one for one in next_day]
+    found = look(plan(), [*regulars, *failing], since=MORNING, now=after(200) + timedelta(days=1))
+    assert found.verdict.decision == "roll back" and found.canary_users == 400
 
 
 def test_free_text_has_no_task_to_check() -> None:
     texts = [replace(one, is_task=None) for one in traffic(50)]
-    found: Look = look(plan(), texts, now=after(50))
+    found: Look = look(plan(), texts, since=MORNING, now=after(50))
     assert "task" not in {one.name for one in found.guardrails}

@@ -1,0 +1,310 @@
+"""A rollout round by round on a real registry: on, back, stay, and on again after a kill at each change."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import pytest
+
+from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.records.rollout import Rollout
+from lora_ops.registry import lifecycle, rollouts, routes
+from lora_ops.registry.reports import Report
+from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
+from lora_ops.rollout.canary import CanaryRequest, Look, look
+from lora_ops.rollout.controller import Round, abort, one_round, start
+from lora_ops.rollout.verdicts import Verdict
+from lora_ops.settings.rollout import RolloutSettings
+from tests.registry.conftest import Build, Clock, Story
+from tests.rollout.test_canary import traffic
+
+SETTINGS = RolloutSettings.model_validate({"canary": {"steps": [5, 50], "hours": 1}})
+AGREES = Verdict("advance", "pairs are not worse by the margin (alpha 0.05)")
+WAITS = Verdict("hold", "about 40 more users, 2.0 hours")
+BREAKS = Verdict("roll back", "task is worse by more than the margin")
+
+
+@dataclass
+class Traffic:
+    """Evidence from requests that a test made: judged as those of a gateway are."""
+
+    story: Story
+    clock: Clock
+    pairs: Verdict = AGREES
+    requests: list[CanaryRequest] = field(default_factory=list)
+
+    def shadow(self, rollout: Rollout) -> Verdict:
+        return self.pairs
+
+    def canary(self, rollout: Rollout) -> Look:
+        found = [self._of(rollout, one) for one in self.requests]
+        assert rollout.canary_since
+        waiting = rollout.since if rollout.phase == "ready" else None
+        return look(rollout.plan, found, now=self.clock(), since=rollout.canary_since, waiting_since=waiting)
+
+    def shadow_report(self, rollout: Rollout) -> Report:
+        return self.story.evidence("shadow", about=rollout.plan.adapter)[0]
+
+    def canary_report(self, rollout: Rollout) -> Report:
+        return self.story.evidence("canary", about=rollout.plan.adapter)[0]
+
+    def come(self, users: int, **worse: object) -> None:
+        """Let so many users of either arm come, and their units close."""
+        start = self.clock()
+        for one in traffic(users):
+            changed = worse if one.arm == "canary" else {}
+            at = start + (one.at - next(traffic(1)).at)
+            unit = f"{one.unit} of {start.isoformat()}"
+            self.requests.append(replace(one, at=at, unit=unit, **changed))  # type: ignore[arg-type]
+        self.clock.time += timedelta(minutes=users + 20)
+
+    @staticmethod
+    def _of(rollout: Rollout, one: CanaryRequest) -> CanaryRequest:
+        plan = rollout.plan
+        digest = plan.content_digest if one.arm == "canary" else plan.against_digest
+        return replace(one, digest=digest)
+
+
+@pytest.fixture
+def traffic_of(registry: Registry, story: Story, package: Build, clock: Clock) -> Traffic:
+    """finance@1 is in production, finance@2 is validated."""
+    registry.register(*package(1), actor="ana.silva")
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor="ana.silva")
+    story.to("finance@2", "validated")
+    reviewed = story.evidence("human_evaluation", about="finance@2")
+    lifecycle.file_evidence(registry, "finance@2", reviewed[0], actor="ci")
+    return Traffic(story, clock)
+
+
+@pytest.fixture
+def rollout(registry: Registry, traffic_of: Traffic) -> Rollout:
+    return start(registry, "finance@2", SETTINGS, actor="oncall", reason="better on held-out rows")
+
+
+def run(registry: Registry, evidence: Traffic, rounds: int = 20) -> Round:
+    """Let a controller go on until it stays where it is."""
+    for _ in range(rounds):
+        found = rollouts.rollout_of(registry, "finance@2")
+        assert found
+        done = one_round(registry, found, evidence)
+        if not done.changed or not done.rollout.is_running:
+            return done
+    raise AssertionError("it never stays")
+
+
+def canary_of(registry: Registry) -> float | None:
+    canary = routes.current(registry, "finance").route.canary
+    return canary.percent if canary else None
+
+
+def test_rollout_goes_to_production_by_evidence(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """Shadow, both steps, ready; two approvals later the alias moves, and the route is empty."""
+    held = run(registry, traffic_of)
+    assert (held.rollout.phase, canary_of(registry)) == ("canary", 5) and "no users yet" in held.said
+    traffic_of.come(300)
+    held = run(registry, traffic_of)
+    assert (held.rollout.step, canary_of(registry)) == (1, 50) and "1.0 hours more" in held.said
+    traffic_of.come(60)
+    ready = run(registry, traffic_of)
+    assert (ready.rollout.phase, canary_of(registry)) == ("ready", 95)
+    assert "2 more approvals" in ready.said or "approval" in ready.said
+    traffic_of.story.approve("finance@2")
+    done = run(registry, traffic_of)
+    assert (done.rollout.phase, registry.named("finance", "production")) == ("done", 2)
+    assert routes.current(registry, "finance").route.is_empty
+    assert not verify(registry).problems
+
+
+def test_breach_takes_the_canary_off(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    run(registry, traffic_of)
+    traffic_of.come(60, status=500)
+    done = run(registry, traffic_of)
+    assert done.rollout.phase == "returned" and "errors" in done.said and canary_of(registry) is None
+    assert registry.get("finance@2").state == "canary" and registry.named("finance", "production") == 1
+    last = registry.log.of_kind("rollout")[-1]
+    assert last.body["canary_users"] == 60 and last.body["guardrails"][0]["name"] == "errors"
+
+
+def test_breach_while_approvals_are_awaited_goes_back(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    run(registry, traffic_of)
+    traffic_of.come(300)
+    run(registry, traffic_of)
+    traffic_of.come(60)
+    assert run(registry, traffic_of).rollout.phase == "ready"
+    traffic_of.story.approve("finance@2")
+    traffic_of.come(200, status=500)
+    done = run(registry, traffic_of)
+    assert done.rollout.phase == "returned" and registry.named("finance", "production") == 1
+    assert canary_of(registry) is None
+
+
+def test_breach_in_shadow_ends_the_shadow(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    traffic_of.pairs = BREAKS
+    done = run(registry, traffic_of)
+    assert (done.rollout.phase, done.said) == ("returned", "shadow: task is worse by more than the margin")
+    assert routes.current(registry, "finance").route.is_empty and registry.get("finance@2").state == "shadow"
+
+
+def test_hold_changes_nothing(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    traffic_of.pairs = WAITS
+    held = run(registry, traffic_of)
+    head = registry.log.head()
+    assert str(WAITS) == held.said == run(registry, traffic_of).said and registry.log.head() == head
+
+
+def test_paused_rollout_goes_back_and_not_on(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    held = run(registry, traffic_of)
+    paused = rollouts.pause(registry, held.rollout, actor="eve", reason="a look first")
+    traffic_of.come(300)
+    held = one_round(registry, paused, traffic_of)
+    assert held.said.startswith("paused; the evidence says advance") and canary_of(registry) == 5
+    traffic_of.come(100, status=500)
+    assert one_round(registry, paused, traffic_of).rollout.phase == "returned"
+
+
+def test_abort_leaves_production_alone(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    held = run(registry, traffic_of)
+    routes.pin(registry, "finance@2", segments=["staff"], actor="oncall", reason="try it")
+    ended = abort(registry, held.rollout, actor="eve", reason="finance@3 is better")
+    assert ended.phase == "aborted" and routes.current(registry, "finance").route.is_empty
+    with pytest.raises(Refused, match=r"has ended \(aborted\)"):
+        abort(registry, ended, actor="eve", reason="again")
+
+
+def test_revoked_canary_ends_its_rollout(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    run(registry, traffic_of)
+    lifecycle.revoke(registry, "finance@2", actor="eve", reason="it insults people")
+    done = run(registry, traffic_of)
+    assert (done.rollout.phase, done.said) == ("aborted", "finance@2 was revoked")
+
+
+def test_expired_canary_goes_back(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    run(registry, traffic_of)
+    traffic_of.clock.time += timedelta(days=400)
+    done = run(registry, traffic_of)
+    assert done.rollout.phase == "returned" and "expired" in done.said and canary_of(registry) is None
+
+
+def test_other_production_ends_the_rollout(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    """Whoever rolled production back meanwhile must not get this canary compared with another version."""
+    run(registry, traffic_of)
+    lifecycle.revoke(registry, "finance@1", actor="eve", reason="it insults people")
+    done = run(registry, traffic_of)
+    assert done.rollout.phase == "aborted" and "nothing is in production now" in done.said
+
+
+def test_route_that_was_changed_by_hand_holds(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    run(registry, traffic_of)
+    routes.clear(registry, "finance", "canary", actor="eve", reason="complaints")
+    traffic_of.come(300)
+    held = run(registry, traffic_of)
+    assert "the route gives finance@2 0 %, and this step 5 %" in held.said and canary_of(registry) is None
+
+
+def test_clock_that_was_set_back_holds(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    run(registry, traffic_of)
+    traffic_of.come(300)
+    traffic_of.clock.time -= timedelta(days=2)
+    held = run(registry, traffic_of)
+    assert held.said.startswith("hold") and canary_of(registry) == 5
+
+
+def test_raising_the_share_keeps_the_salt(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    run(registry, traffic_of)
+    first = routes.current(registry, "finance").route.canary
+    traffic_of.come(300)
+    run(registry, traffic_of)
+    second = routes.current(registry, "finance").route.canary
+    assert first and second and second.percent > first.percent and second.salt == first.salt
+
+
+def test_starter_who_left_the_team_stops_no_way_back(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    run(registry, traffic_of)
+    assert registry.owners
+    team = registry.owners.default
+    others = tuple(one for one in team.people if one.id != "oncall")
+    registry.owners = registry.owners.model_copy(update={"default": team.model_copy(update={"people": others})})
+    traffic_of.come(100, status=500)
+    assert run(registry, traffic_of).rollout.phase == "returned" and canary_of(registry) is None
+
+
+def test_start_needs_a_version_to_compare_with(registry: Registry, story: Story, package: Build) -> None:
+    registry.register(*package(1), actor="ana.silva")
+    with pytest.raises(Refused, match="'finance' has no version in production"):
+        start(registry, "finance@1", SETTINGS, actor="oncall", reason="the first one")
+
+
+def test_start_needs_what_shadow_needs(registry: Registry, traffic_of: Traffic, package: Build) -> None:
+    registry.register(*package(3), actor="ana.silva")
+    with pytest.raises(Refused, match="finance@3 is 'candidate': a rollout begins with"):
+        start(registry, "finance@3", SETTINGS, actor="oncall", reason="next")
+    traffic_of.story.to("finance@3", "validated")
+    with pytest.raises(Refused, match="can't go into shadow yet; missing: .*human_evaluation"):
+        start(registry, "finance@3", SETTINGS, actor="oncall", reason="next")
+    assert rollouts.rollouts(registry, "finance") == []
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL right after a transaction."""
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the process die after the n-th change from now on."""
+
+    def after(count: int) -> None:
+        left = [count]
+        whole = Registry.change
+
+        from contextlib import contextmanager
+
+        @contextmanager
+        def change(self: Registry, *args: object, **more: object) -> Iterator[object]:
+            with whole(self, *args, **more) as one:  # type: ignore[arg-type]
+                yield one
+            left[0] -= 1
+            if left[0] == 0:
+                monkeypatch.setattr(Registry, "change", whole)
+                raise Killed
+
+        monkeypatch.setattr(Registry, "change", change)
+
+    return after
+
+
+@pytest.mark.parametrize("kills", range(1, 8))
+def test_kill_after_each_change_is_mended(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic, dying: Callable[[int], None], kills: int
+) -> None:
+    """Wherever a controller dies, the next one brings the rollout to where it would have been."""
+    dying(kills)
+    for users in (0, 300, 60):
+        traffic_of.come(users)  # after the kill, too: nothing of them is lost
+        for _ in range(3):
+            with suppress(Killed, LoraOpsError):
+                run(registry, traffic_of)
+    found = rollouts.rollout_of(registry, "finance@2")
+    assert found and (found.phase, canary_of(registry)) == ("ready", 95)
+    traffic_of.story.approve("finance@2")
+    dying(1)
+    with suppress(Killed):
+        run(registry, traffic_of)
+    assert run_to_the_end(registry, traffic_of) == "done" and registry.named("finance", "production") == 2
+    assert routes.current(registry, "finance").route.is_empty and not verify(registry).problems
+
+
+def run_to_the_end(registry: Registry, evidence: Traffic) -> str:
+    found = rollouts.rollout_of(registry, "finance@2")
+    assert found
+    return run(registry, evidence).rollout.phase if found.is_running else found.phase
