@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_ops.adapter_files import require_finite, require_lora
 from lora_ops.clock import now
-from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.errors import LoraOpsError, Refused, Unavailable, disk_reason
 from lora_ops.escaping import code, markdown
 from lora_ops.folders import replacing
 from lora_ops.git import git_state
@@ -25,6 +25,7 @@ from lora_ops.paths import (
     POLICY_PROMPTS,
     SAMPLES,
 )
+from lora_ops.processes import keeping_free
 from lora_ops.records.base_model import BaseModelRecord, read_base_model
 from lora_ops.records.data import DataRecord, read_data_record
 from lora_ops.records.evaluation import (
@@ -37,12 +38,14 @@ from lora_ops.records.manifest import FileRecord, Manifest, PackagingRecord, fre
 from lora_ops.records.policy import read_policy_answers, read_policy_prompts
 from lora_ops.records.suite import read_case_answers, read_cases
 from lora_ops.records.training import TrainingRecord, read_training_record
-from lora_ops.settings.files import read_yaml
+from lora_ops.settings.files import parse_yaml
 from lora_ops.settings.tenant import TenantSettings
 from lora_ops.versions import TRAINING_PACKAGES, installed_versions
 
 LOCKED = ("prepare", "train", "generate", "evaluate", "cases", "suite")
 """Stages of a tenant that its package comes from."""
+LONGEST_WAIT = 5.0
+"""Seconds to wait for a DVC that holds the repository's lock; one that hashes or pulls writes no dvc.lock."""
 VERSIONS_OF = (*TRAINING_PACKAGES, "scikit-learn")
 
 
@@ -131,14 +134,31 @@ def packaged(tenant: str, root: Path) -> Manifest:
     return manifest
 
 
+def read_dvc_lock(root: Path) -> str:
+    """Return the text of dvc.lock, whole; empty where there is none.
+
+    After each stage DVC empties the file and writes it again, which takes half a second with four tenants. It
+    holds the lock of the repository for that. While a stage runs, the DVC of another tenant may be at it.
+
+    Raises:
+        LoraOpsError: the file can't be read.
+    """
+    path = root / "dvc.lock"
+    with keeping_free(root / ".dvc/tmp/lock", seconds=LONGEST_WAIT):
+        try:
+            return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        except OSError as error:
+            raise Unavailable(f"dvc.lock can't be read ({disk_reason(error)}): make it readable.") from error
+
+
 def lock_digest(root: Path, tenant: str) -> str | None:
     """The digest of what dvc.lock says of the stages that a package comes from; None unless all are there.
 
     Only their entries are read: while the pipeline runs it still adds those of this stage and of other tenants,
     so the whole file would have a digest that no file has in the end.
     """
-    path = root / "dvc.lock"
-    stages = read_yaml(path).get("stages", {}) if path.is_file() else {}
+    found = parse_yaml(read_dvc_lock(root), "dvc.lock")
+    stages = (found.get("stages") if isinstance(found, dict) else None) or {}
     names = ["base_model", *(f"{stage}@{tenant}" for stage in LOCKED)]
     if not all(name in stages for name in names):
         return None

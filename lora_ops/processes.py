@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +79,30 @@ def locked(path: Path, *, seconds: float) -> Iterator[None]:
         os.close(lock)
 
 
-def _wait_for(lock: int, path: Path, deadline: float) -> None:
+@contextmanager
+def keeping_free(path: Path, *, seconds: float) -> Iterator[None]:
+    """Let no other process take the lock file `path` while the block runs, so that the block may read.
+
+    Other readers may do the same. Where there is no such file, or another process holds it for longer than
+    `seconds`, the block runs all the same.
+    """
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            _wait_for(lock, path, time.monotonic() + seconds, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _wait_for(lock: int, path: Path, deadline: float, how: int = fcntl.LOCK_EX) -> None:
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, how | fcntl.LOCK_NB)
             return
         except BlockingIOError as error:
             if time.monotonic() >= deadline:

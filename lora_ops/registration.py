@@ -18,7 +18,7 @@ from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.evaluation.recount import require_recounted
 from lora_ops.folders import working_folder
 from lora_ops.hashing import sha256_file
-from lora_ops.packaging import packaged
+from lora_ops.packaging import packaged, read_dvc_lock
 from lora_ops.page import page_evaluation
 from lora_ops.paths import ADAPTER_FILES, EVALUATION, EVALUATION_PAGE, MANIFEST
 from lora_ops.records.data import DataRecord, previous_path
@@ -143,11 +143,10 @@ def _why_left_out(page: Path, manifest: Manifest, root: Path) -> str | None:
     evaluated = manifest.files.get(EVALUATION)
     if evaluated is None or page_evaluation(page) != evaluated.sha256:
         return f"the page of the evaluation in packages/{manifest.tenant}"
-    lock = root / "dvc.lock"
     name = re.escape(page.relative_to(root).as_posix())
     made = re.search(
         rf"^ *- path: {name}\n(?: +\w+: .*\n)*? +md5: ([0-9a-f]{{32}})$",
-        lock.read_text(encoding="utf-8", errors="replace") if lock.is_file() else "",
+        read_dvc_lock(root),
         re.MULTILINE,
     )
     md5 = hashlib.md5(page.read_bytes(), usedforsecurity=False).hexdigest()

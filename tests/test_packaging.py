@@ -3,17 +3,19 @@
 import html
 import json
 import re
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.lock import Lock
 from safetensors.numpy import load_file, save_file
 
 from lora_ops.clock import now
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file, sha256_text
-from lora_ops.packaging import lock_digest, model_card, package, packaged
+from lora_ops.packaging import LOCKED, lock_digest, model_card, package, packaged
 from lora_ops.paths import (
     ADAPTER_FILES,
     ANSWERS,
@@ -119,6 +121,32 @@ def test_the_lock_that_a_package_names_is_found_in_the_final_dvc_lock(tmp_path: 
         assert command in lock
         (tmp_path / "dvc.lock").write_text(lock.replace(command, command.replace(" ", "  ", 1)))
         assert lock_digest(tmp_path, "finance") != named, command
+
+
+def test_lock_digest_waits_until_dvc_lock_is_whole(tmp_path: Path) -> None:
+    """DVC empties the file and writes it again: beside another tenant's DVC the package named no lock."""
+    names = ["base_model", *(f"{stage}@finance" for stage in LOCKED)]
+    whole = json.dumps({"schema": "2.0", "stages": {name: {"cmd": name} for name in names}})
+    path, lock = tmp_path / "dvc.lock", tmp_path / ".dvc/tmp/lock"
+    path.write_text(whole)
+    named = lock_digest(tmp_path, "finance")
+    assert named
+    lock.parent.mkdir(parents=True)
+    held = Lock(str(lock))  # DVC's own
+
+    def write_whole() -> None:
+        path.write_text(whole)
+        held.unlock()
+
+    for half in ("", "stages:", "schema: '2.0'\nstages: {base_model: {cmd: x}}\n"):
+        held.lock()
+        path.write_text(half)
+        later = threading.Timer(0.3, write_whole)
+        later.start()
+        assert lock_digest(tmp_path, "finance") == named
+        later.join()
+    path.write_text("stages:")  # as a DVC that was killed leaves it
+    assert lock_digest(tmp_path, "finance") is None
 
 
 @pytest.fixture
