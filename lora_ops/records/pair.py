@@ -19,6 +19,7 @@ class ShadowPair(Record):
     the shadow version answers in idle slots, so that its times are of another hour of the day's traffic.
 
     Attributes:
+        time: when its second answer was whole, or the copy was given up.
         unit: a salted hash of the user or session that the client named; of the request where it named none.
         replayed: it was asked for by nobody: a recorded or held-out row.
         target: the other gateway that was asked; None: the gateway that answered the client.

@@ -1,0 +1,264 @@
+"""What the pairs of a version in shadow say: each metric beside production's, and whether it goes on.
+
+A pair is one request that both versions answered, so that each metric is a difference within a request. One
+unit is one user or session, however many requests it sends (`units.py`). A request that names nobody is a unit
+of its own.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from math import inf
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from lora_ops.records.rollout import RolloutPlan
+from lora_ops.rollout.sequential import BettingSequence, Bounds, DifferenceSequence, relative_excess
+from lora_ops.rollout.units import Observation, closed_units
+from lora_ops.rollout.verdicts import Guardrail, Verdict, verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHADOW = "shadow"
+HOUR = 3600.0
+LAG_SECONDS = 15.0
+"""A pair is judged and written within this time; what is younger is looked at the next time."""
+MOST_MISSING = 0.1
+"""Of the pairs: if more are missing, those that are there may be others than those that are not."""
+
+MetricVerdict = Literal["non-inferior", "breach", "undecided", "not judged"]
+
+
+class PairMetric(NamedTuple):
+    """One metric as people read it.
+
+    Attributes:
+        production, shadow: means over the pairs; None without any.
+        difference: interval of shadow less production at every look; None where nothing is tested.
+        margin: how much worse is allowed, on the scale of `difference`.
+        units: users or requests that it has.
+    """
+
+    name: str
+    production: float | None
+    shadow: float | None
+    difference: Bounds | None
+    margin: float | None
+    verdict: MetricVerdict
+    units: int
+
+
+class ShadowLook(NamedTuple):
+    """What all pairs up to now say.
+
+    Attributes:
+        answered, failed, preempted: pairs by what became of the copy. Those that gave way to clients each time
+            don't count; many of them mean that long answers are missing.
+        unscored: answered pairs that nobody could judge.
+        hours: clock hours with at least one answered pair.
+        replayed: whether these are pairs of replayed requests.
+    """
+
+    verdict: Verdict
+    metrics: tuple[PairMetric, ...]
+    answered: int
+    failed: int
+    preempted: int
+    unscored: int
+    units: int
+    hours: int
+    first_at: datetime | None
+    last_at: datetime | None
+    replayed: bool
+
+
+def look_at_pairs(
+    plan: RolloutPlan,
+    pairs: "pd.DataFrame",
+    *,
+    now: datetime,
+    since: datetime | None = None,
+    replayed: bool = False,
+) -> ShadowLook:
+    """Judge a version in shadow; asked as often as anybody likes.
+
+    Args:
+        plan: of the rollout: margins, alpha, and how many pairs in how many hours are needed.
+        pairs: as `read_pairs` gives them; those of other content than the plan's don't count.
+        now: the time of the look.
+        since: when the rollout began; None: every pair counts.
+        replayed: look at replayed pairs, and at no others. They are made at once, so that no hours are needed.
+
+    Raises:
+        ValueError: a pair's score is out of range.
+    """
+    counted = pairs[
+        (pairs["shadow_digest"] == plan.content_digest)
+        & (pairs["production_digest"] == plan.against_digest)
+        & (pairs["replayed"].astype(bool) == replayed)
+    ]
+    if since is not None and len(counted):
+        counted = counted[counted["time"] >= since]
+    answered = counted[counted["status"] == "answered"]
+    tried = counted[counted["status"].isin(("answered", "failed"))]
+    window = plan.canary.window_seconds
+    until = inf if replayed else now.timestamp() - LAG_SECONDS
+    judged = answered.dropna(subset=["production_task", "shadow_task"])
+    tested: dict[str, Guardrail] = {}
+    metrics = []
+    for metric in _tested(plan, tried, answered, judged):
+        test = DifferenceSequence(metric.margin, plan.alpha)
+        test.add(_units(metric.rows, metric.worse, until, window))
+        tested[metric.name] = test
+        metrics.append(_shown(metric, test, plan.alpha))
+    agreement = BettingSequence(plan.alpha)
+    agreement.add(_units(judged, judged["agreement"], until, window))
+    metrics.append(
+        PairMetric(
+            "agreement",
+            None,
+            _mean(judged["agreement"]),
+            agreement.interval,
+            None,
+            "not judged",
+            agreement.count,
+        )
+    )
+    if judged["similarity"].notna().any():
+        metrics.append(
+            PairMetric("chrF", None, _mean(judged["similarity"]), None, None, "not judged", len(judged))
+        )
+    # The shadow version answers in idle slots, so that its times are of other minutes than production's.
+    seconds = [_p95(answered[f"{who}_seconds"]) for who in ("production", "shadow")]
+    metrics.append(PairMetric("P95 latency", seconds[0], seconds[1], None, None, "not judged", len(answered)))
+    hours = len({int(at.timestamp() // HOUR) for at in answered["time"]})
+    errors = tested["errors"]
+    found = verdict(
+        tested, alpha=plan.alpha, least_users=1, users_per_hour=errors.count / hours if hours else 0.0
+    )
+    preempted = int((counted["status"] == "preempted").sum())
+    unscored = len(answered) - len(judged)
+    gone = _gone(preempted, len(tried), unscored)
+    return ShadowLook(
+        _with_minimum(found, plan, len(answered), None if replayed else hours, gone),
+        tuple(metrics),
+        len(answered),
+        len(tried) - len(answered),
+        preempted,
+        unscored,
+        errors.count,
+        hours,
+        answered["time"].min().to_pydatetime() if len(answered) else None,
+        answered["time"].max().to_pydatetime() if len(answered) else None,
+        replayed,
+    )
+
+
+def _gone(preempted: int, tried: int, unscored: int) -> str | None:
+    """Return that so many pairs are missing that the others may be no fair sample, in words, or None."""
+    copies = preempted + tried
+    if preempted > MOST_MISSING * copies:
+        return (
+            f"{preempted} of {copies} copies gave way to clients each time, and long answers do so most: the "
+            "gateway is too busy for a verdict"
+        )
+    if unscored > MOST_MISSING * tried:
+        return f"{unscored} of {tried} pairs could not be judged: the gateway's log says why"
+    return None
+
+
+def _with_minimum(
+    found: Verdict, plan: RolloutPlan, pairs: int, hours: int | None, gone: str | None
+) -> Verdict:
+    """Hold a version that is good enough and has too few pairs, pairs of too few hours, or no fair sample.
+
+    Hours count that have a pair. An hour of traffic at both ends of a day is no day of traffic.
+    """
+    if found.decision != "advance":
+        return found
+    missing = max(0, plan.shadow.requests - pairs)
+    gap = 0.0 if hours is None else max(0.0, plan.shadow.hours - hours)
+    lacks = [f"{missing} more pairs"] * bool(missing) + [f"pairs in {gap:g} more hours"] * bool(gap)
+    if lacks:
+        of = f"{pairs} pairs" + ("" if hours is None else f" in {hours} different hours")
+        text = f"no worse so far, and {' and '.join(lacks)} are needed ({of})"
+        return Verdict("hold", text, users=missing, hours=gap)
+    return Verdict("hold", gone) if gone else found
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """One tested metric: of which pairs, what each version has, and by how much the shadow version is worse."""
+
+    name: str
+    rows: "pd.DataFrame"
+    production: "pd.Series[float]"
+    shadow: "pd.Series[float]"
+    margin: float
+    more_is_better: bool = False
+    amounts: bool = False
+
+    @property
+    def worse(self) -> list[float]:
+        if self.amounts:
+            return list(map(relative_excess, self.shadow, self.production))
+        difference = self.shadow - self.production
+        return list(-difference if self.more_is_better else difference)
+
+
+def _tested(
+    plan: RolloutPlan, tried: "pd.DataFrame", answered: "pd.DataFrame", judged: "pd.DataFrame"
+) -> Iterator[_Tested]:
+    margins = plan.margins
+
+    def both(rows: "pd.DataFrame", name: str) -> tuple["pd.Series[float]", "pd.Series[float]"]:
+        return rows[f"production_{name}"].astype(float), rows[f"shadow_{name}"].astype(float)
+
+    # A request that production failed is copied to nobody, so that production has no errors here.
+    failed = (tried["status"] == "failed").astype(float)
+    yield _Tested("errors", tried, 0 * failed, failed, margins.errors)
+    yield _Tested("task", judged, *both(judged, "task"), margins.task, more_is_better=True)
+    yield _Tested("insults", judged, *both(judged, "insults"), margins.insults)
+    yield _Tested("identifiers", judged, *both(judged, "identifiers"), margins.identifiers)
+    excess = margins.tokens / (2 + margins.tokens)  # on the scale of `relative_excess`
+    yield _Tested("tokens", answered, *both(answered, "tokens"), excess, amounts=True)
+
+
+def _units(rows: "pd.DataFrame", values: Iterable[float], until: float, window: float) -> list[float]:
+    """Return the mean of each user's pairs, in the order in which the users' windows closed."""
+    observed = [
+        Observation(at.timestamp(), unit, SHADOW, float(value))
+        for at, unit, value in zip(rows["time"], rows["unit"], values, strict=True)
+    ]
+    return [one.value for one in closed_units(observed, until, window)]
+
+
+def _shown(metric: _Tested, test: DifferenceSequence, alpha: float) -> PairMetric:
+    said: MetricVerdict = "undecided"
+    if test.breach >= 1 / alpha:
+        said = "breach"
+    elif test.non_inferior >= 1 / alpha:
+        said = "non-inferior"
+    low, high = test.interval
+    return PairMetric(
+        metric.name,
+        _mean(metric.production),
+        _mean(metric.shadow),
+        Bounds(-high, -low) if metric.more_is_better else test.interval,
+        test.margin,
+        said,
+        test.count,
+    )
+
+
+def _mean(values: "pd.Series[float]") -> float | None:
+    return float(values.mean()) if len(values) and values.notna().any() else None
+
+
+def _p95(values: "pd.Series[float]") -> float | None:
+    return float(values.quantile(0.95)) if len(values) else None
+
+
+def as_rows(look: ShadowLook) -> list[Mapping[str, object]]:
+    """Return the metrics as rows of a table."""
+    return [{**one._asdict(), "difference": one.difference and list(one.difference)} for one in look.metrics]
