@@ -14,7 +14,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import EvidenceKind
 from lora_ops.settings.files import find_root, read_yaml
 from lora_ops.settings.params import load_settings
-from lora_ops.settings.rollout import RolloutSettings
+from lora_ops.settings.rollout import RolloutSettings, ShadowSettings
 from lora_ops.settings.section import colliding_tenant, refuse_reserved_name
 from tests.conftest import ROOT, write_params
 
@@ -259,3 +259,12 @@ def test_read_yaml_waits_for_no_pipe(tmp_path: Path) -> None:
 def test_rollout_settings_refuse_steps_without_order(canary: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         RolloutSettings.model_validate({"canary": canary})
+
+
+@pytest.mark.parametrize(
+    "url", ["staging:8000", "http://staging/v1", "http://user:key@staging", "ftp://staging"]
+)
+def test_shadow_target_is_the_address_of_a_gateway(url: str) -> None:
+    with pytest.raises(ValidationError, match="write one such as http://staging:8000, without /v1"):
+        ShadowSettings(target=url)
+    assert ShadowSettings(target="http://staging:8000/").target == "http://staging:8000"

@@ -6,7 +6,7 @@ request that asked it, and neither memory nor anybody else's turn.
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -49,18 +49,25 @@ class Connection:
 
     Args:
         silence_seconds: how long it may say nothing in the middle of an answer.
+        headers: of each request, besides its key.
 
     Raises:
         EngineError: the address, the key, or a proxy or certificate of the environment can't be used.
     """
 
-    def __init__(self, url: str, key: str | None, silence_seconds: float) -> None:
+    def __init__(
+        self, url: str, key: str | None, silence_seconds: float, headers: Mapping[str, str] | None = None
+    ) -> None:
         self._url = url
         try:
             self._http = httpx.AsyncClient(
                 base_url=url,
                 # Uncompressed: a few bytes must not become gigabytes here.
-                headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
+                headers={
+                    "accept-encoding": "identity",
+                    **({"authorization": f"Bearer {key}"} if key else {}),
+                    **(headers or {}),
+                },
                 # None is kept: those of a load balancer would send all answers to one replica, and those of one
                 # client's answer would go out with another client's request.
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
@@ -111,11 +118,20 @@ class Connection:
             raise EngineError(f"{self._url} does not answer {path} within {seconds:.0f} seconds.") from error
         return bytes(content)
 
-    async def events(self, path: str, content: bytes, most: int) -> AsyncGenerator[bytes, None]:
+    async def events(
+        self,
+        path: str,
+        content: bytes,
+        most: int,
+        answers: Callable[[Mapping[str, str]], None] = lambda headers: None,
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the data of each server-sent event that answers a body of JSON, up to the last one.
 
         Args:
+            path: of the call.
+            content: the body.
             most: how many bytes all of them may have.
+            answers: called with the response's headers before the first event; what it raises ends the call.
 
         Raises:
             Refused: the server answers with another status than 200.
@@ -126,6 +142,7 @@ class Connection:
             self._sent("POST", path, content=content, headers=headers) as response,
             aclosing(self._lines(response, most)) as lines,
         ):
+            answers(response.headers)
             async for line in lines:
                 data = line[5:].strip() if line.startswith(b"data:") else b""
                 if data == DONE:

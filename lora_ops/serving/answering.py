@@ -5,11 +5,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import cast
 
-from lora_ops.engines.protocol import Chunk, Engine, Generation
+from lora_ops.engines.protocol import Chunk, Engine
 from lora_ops.serving.adapters import AdapterCache
 from lora_ops.serving.answer_lengths import AnswerLengths
 from lora_ops.serving.background_answers import BackgroundTicket
@@ -19,7 +18,7 @@ from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded
 from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.rate_limits import Allowance, Place
-from lora_ops.serving.requests import AnswerChunk, AnswerRequest, RequestStats
+from lora_ops.serving.requests import AnswerChunk, AnswerRequest, RequestStats, generation
 from lora_ops.serving.router import Route
 from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tenant_queue import Ticket
@@ -258,10 +257,10 @@ class Answering:
             try:
                 # It may have waited for half a minute, in which somebody revoked the version.
                 await self._require_open(request.route)
-                generation = self._generation(request, index, await use.begin() if use else None)
+                asked = generation(request, index, await use.begin() if use else None)
                 # Every engine's generator can be closed; the protocol promises only that it is iterated.
-                generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(generation))
-                used = len(generation.prompt)
+                generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(asked))
+                used = len(asked.prompt)
                 stats.read += used
                 async with aclosing(generating) as chunks:
                     async for chunk in chunks:
@@ -294,20 +293,6 @@ class Answering:
         finally:
             if not came:
                 stats.waited(time.perf_counter() - started)
-
-    def _generation(self, request: AnswerRequest, index: int, adapter: str | None) -> Generation:
-        sampling, (prompt, choice) = request.sampling, divmod(index, request.n)
-        if sampling.seed is not None and choice:  # with the same seed all choices would be the same
-            sampling = replace(sampling, seed=sampling.seed + choice)
-        return Generation(
-            f"{request.request_id}-{index}",
-            request.prompts[prompt],
-            adapter,
-            sampling,
-            request.tenant,
-            request.cache_salt,
-            request.chat,
-        )
 
     def _report(self, request: AnswerRequest, stats: RequestStats, error: BaseException | None) -> None:
         stats.seconds = seconds = time.perf_counter() - request.started

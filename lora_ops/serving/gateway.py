@@ -29,6 +29,7 @@ from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.refreshing import Refresher
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
 from lora_ops.serving.shadow import AskHere, Shadow, shadow_version
+from lora_ops.serving.shadow_target import AskTarget
 from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tokenization import Tokenization, TokenizingThreads
 from lora_ops.serving.traces import Tracing
@@ -115,10 +116,11 @@ class Gateway:
             unscored=self.telemetry.pairs_unscored.inc,
         )
         self.tenant_route: Callable[[str], RouteRecord] = lambda tenant: RouteRecord()
+        mirror = settings.rollout.shadow
         self.shadow = Shadow(
             lambda tenant: shadow_version(self.router, tenant, self.tenant_route(tenant)),
-            AskHere(self.answering),
-            settings.rollout.shadow,
+            AskTarget(mirror) if mirror.target else AskHere(self.answering),
+            mirror,
             serving,
             settings.detectors.insult_threshold,
             pseudonyms,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lora_ops.engines.protocol import Chunk, FinishReason, Sampling, ToolChat, Unsupported, one_of
+from lora_ops.engines.protocol import Chunk, FinishReason, Generation, Sampling, ToolChat, Unsupported, one_of
 from lora_ops.serving.chat_turns import SystemPrompt
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.rate_limits import Place
@@ -12,6 +12,8 @@ from lora_ops.serving.router import OutOfService, Route
 from lora_ops.serving.telemetry import NOBODY
 
 Priority = Literal["normal", "background"]
+SHADOW_COPY = "x-lora-ops-shadow"
+"""The header of a copy that another gateway sends for a version in shadow."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,22 @@ class RequestStats:
             self.finish.append(chunk.finish)
 
 
+def generation(request: AnswerRequest, index: int, adapter: str | None) -> Generation:
+    """Return what an engine is asked for the answer with this index; `adapter` is its name there."""
+    sampling, (prompt, choice) = request.sampling, divmod(index, request.n)
+    if sampling.seed is not None and choice:  # with the same seed all choices would be the same
+        sampling = replace(sampling, seed=sampling.seed + choice)
+    return Generation(
+        f"{request.request_id}-{index}",
+        request.prompts[prompt],
+        adapter,
+        sampling,
+        request.tenant,
+        request.cache_salt,
+        request.chat,
+    )
+
+
 def named_user(headers: Mapping[str, str], *ids: str | None) -> str | None:
     """Return the user that a client names in its request's body, or else the session in its headers."""
     named = next((f"user {one}" for one in ids if one), None)
@@ -148,7 +166,8 @@ def held_to_labels(sampling: Sampling, route: Route, *, tools: bool) -> Sampling
     """
     setting = f"serving.tenants.{route.tenant}.labels_only"
     ends_elsewhere = sampling.stop or sampling.stop_token_ids or sampling.min_tokens or sampling.ignore_eos
-    if sampling.structure or ends_elsewhere or tools:
+    other = sampling.structure not in (None, one_of(route.labels))
+    if other or ends_elsewhere or tools:
         raise Unsupported(
             f"'{route.tenant}' answers with its labels alone ({setting}): leave out tools, response_format, "
             "structured_outputs, stop, stop_token_ids, min_tokens and ignore_eos."

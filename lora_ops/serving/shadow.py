@@ -33,6 +33,7 @@ from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.rate_limits import NeverFits
 from lora_ops.serving.requests import AnswerRequest, RequestStats, held_to_labels
 from lora_ops.serving.router import NotServed, Route, Router
+from lora_ops.serving.shadow_target import TargetUnavailable
 from lora_ops.settings.rollout import ShadowSettings
 from lora_ops.settings.serving import ServingSettings
 
@@ -82,6 +83,9 @@ class Ask(Protocol):
     async def __call__(self, request: AnswerRequest, stats: RequestStats) -> None:
         """Fill `stats` with the whole answer; raise what kept it from being made."""
 
+    async def close(self) -> None:
+        """Let go of what asking takes."""
+
 
 class AskHere:
     """Asks copies of this gateway, in idle slots."""
@@ -100,12 +104,14 @@ class AskHere:
             async for _ in chunks:
                 pass
 
+    async def close(self) -> None:
+        """Nothing is held."""
+
 
 @dataclass(frozen=True)
 class _Copy:
     """A request that waits to be asked again."""
 
-    at: datetime
     answered: Answered
     request: AnswerRequest
     until: float
@@ -169,6 +175,7 @@ class Shadow:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
+        await self._ask.close()
         while not self._waiting.empty():
             self._count(self._waiting.get_nowait().request.route.name, "dropped")
 
@@ -183,7 +190,6 @@ class Shadow:
         name = found.route.name
         self._count(name, "asked")
         copy = _Copy(
-            datetime.now(UTC),
             answered,
             replace(
                 request,
@@ -244,7 +250,7 @@ class Shadow:
                 await asyncio.sleep(IDLE_SECONDS)
             except Overloaded:  # no slots are idle
                 await asyncio.sleep(IDLE_SECONDS)
-            except (NoFreeMemory, EngineBusy):
+            except (NoFreeMemory, EngineBusy, TargetUnavailable):
                 await asyncio.sleep(MEMORY_SECONDS)
             except (NeverFits, NotServed):
                 return "dropped"
@@ -280,7 +286,7 @@ class Shadow:
         written = _texts(production)
         answer = _texts(stats) if stats else []
         pair = ShadowPair(
-            time=copy.at,
+            time=datetime.now(UTC),
             request_id=request.request_id,
             tenant=request.tenant,
             endpoint=request.endpoint,

@@ -1,9 +1,10 @@
 """`rollout` of params.yaml."""
 
+import re
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import AfterValidator, ByteSize, Field, model_validator
 
 from lora_ops.settings.section import Section
 
@@ -20,13 +21,19 @@ class FlagdSettings(Section):
     deadline_ms: int = Field(200, ge=1, description="then production answers")
 
 
+def _gateway_address(url: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s?#@]+/?", url):
+        raise ValueError("this is no address of a gateway: write one such as http://staging:8000, without /v1")
+    return url.rstrip("/")
+
+
 class ShadowSettings(Section):
     """Requests that are asked again of a version in shadow, whose answers no client gets."""
 
     percent: Percent = Field(20, description="of a tenant's requests that production answered")
     hours: float = Field(24, ge=0, description="in which pairs came")
     requests: int = Field(200, ge=1, description="pairs")
-    target: str | None = Field(
+    target: Annotated[str, AfterValidator(_gateway_address)] | None = Field(
         None, description="another gateway that is asked, such as http://staging:8000; None: this one"
     )
     api_key_env: str = Field("SHADOW_API_KEY", description="environment variable with that gateway's key")

@@ -238,3 +238,21 @@ def gateway(clone: Clone, engine: Engine) -> Iterator[Served]:
     """A gateway without keys that serves candidates."""
     with served(clone.root, clone.settings(), engine) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def staged_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A clone whose finance@1 is in production and finance@2 in shadow."""
+    root = make_clone(tiny_base, owners, tmp_path_factory.mktemp("shadow"))
+    clone = Clone(root, root / "models/base")
+    with clone.registry() as registry:
+        clone.story(registry).to("finance@1", "production")
+        clone.story(registry).to("finance@2", "shadow")
+    return root
+
+
+@pytest.fixture
+def staged(staged_source: Path, tmp_path: Path) -> Clone:
+    root = tmp_path / "clone"
+    shutil.copytree(staged_source, root)
+    return Clone(root, root / "models/base")

@@ -74,3 +74,9 @@ def test_an_adapter_without_labels_is_not_served(held: Served) -> None:
 def test_base_model_is_held_to_nothing(held: Served) -> None:
     said = held.client().chat.completions.create(model="base", messages=QUESTION, max_tokens=12)
     assert said.choices[0].message.content not in LABELS
+
+
+def test_form_that_is_the_labels_themselves_is_taken(held: Served) -> None:
+    """Another gateway's copy for a version in shadow asks for what it gets anyway."""
+    body = {"model": "finance", "messages": QUESTION, "structured_outputs": {"choice": LABELS}}
+    assert held.http().post("/v1/chat/completions", json=body).status_code == 200

@@ -1,11 +1,7 @@
 """Shadow traffic: who is asked again, what is kept of it, and that no client ever notices."""
 
-import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,67 +11,12 @@ from lora_ops.engines.protocol import Engine
 from lora_ops.hashing import sha256_file
 from lora_ops.records.route import RouteRecord, ShadowRoute
 from lora_ops.registry import lifecycle
-from lora_ops.registry.owners import Owners
-from lora_ops.rollout.pairs import read_pairs
 from lora_ops.serving import shadow
 from lora_ops.serving.events import read_events
-from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.shadow import ShadowVersion
-from lora_ops.settings.params import Settings
 from lora_ops.settings.serving import TenantServing
-from tests.registry.conftest import owners  # noqa: F401 - a fixture
-from tests.serving.conftest import Clone, Served, eventually, make_clone, served
-
-BODY = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 4}
-COPIES = "lora_ops_shadow_copies_total"
-ALL = RouteRecord(shadow=ShadowRoute(number=2, percent=100))
-
-
-@pytest.fixture(scope="module")
-def staged_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """A clone whose finance@1 is in production and finance@2 in shadow."""
-    root = make_clone(tiny_base, owners, tmp_path_factory.mktemp("shadow"))
-    clone = Clone(root, root / "models/base")
-    with clone.registry() as registry:
-        clone.story(registry).to("finance@1", "production")
-        clone.story(registry).to("finance@2", "shadow")
-    return root
-
-
-@pytest.fixture
-def staged(staged_source: Path, tmp_path: Path) -> Clone:
-    root = tmp_path / "clone"
-    shutil.copytree(staged_source, root)
-    return Clone(root, root / "models/base")
-
-
-def inner(gateway: Served) -> Gateway:
-    return gateway.server.gateway  # type: ignore[attr-defined, no-any-return]
-
-
-@contextmanager
-def shadowed(
-    clone: Clone, engine: Engine, settings: Settings | None = None, route: RouteRecord = ALL
-) -> Iterator[Served]:
-    """A gateway whose tenants all have this route."""
-    with served(clone.root, settings or clone.settings(), engine) as gateway:
-        inner(gateway).tenant_route = lambda tenant: route
-        yield gateway
-
-
-def pairs(clone: Clone) -> pd.DataFrame:
-    with clone.registry() as registry:
-        digest = registry.get("finance@2").summary.content_digest
-    return read_pairs(clone.root / ".serving/pairs", "finance@2", digest)
-
-
-def count(gateway: Served, outcome: str) -> float:
-    return gateway.metric(COPIES, outcome=outcome)
-
-
-def rollout(settings: Settings, **shadow: Any) -> Settings:
-    changed = settings.rollout.shadow.model_copy(update=shadow)
-    return settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"shadow": changed})})
+from tests.serving.conftest import Clone, eventually
+from tests.serving.shadowing import BODY, NeverIdle, count, inner, pairs, rollout, shadowed
 
 
 def test_answers_of_production_are_asked_again_and_judged(staged: Clone, engine: Engine) -> None:
@@ -140,16 +81,11 @@ def test_only_a_version_in_shadow_is_asked(staged: Clone, engine: Engine, route:
 
 def test_revoked_version_is_asked_no_more(staged: Clone, engine: Engine) -> None:
     """Not even what waits already."""
-    waiting = threading.Event()
+    never = NeverIdle()
     with shadowed(staged, engine) as gateway, gateway.http() as http:
-
-        async def busy(*_: object) -> None:
-            waiting.set()
-            raise shadow.Overloaded("no idle slots")
-
-        inner(gateway).shadow._ask = busy
+        inner(gateway).shadow._ask = never
         http.post("/v1/completions", json=BODY)
-        assert waiting.wait(10)
+        assert never.asked.wait(10)
         with staged.registry() as registry:
             lifecycle.revoke(registry, "finance@2", actor="oncall", reason="it insults")
         eventually(lambda: count(gateway, "dropped") == 1)
@@ -194,7 +130,7 @@ def test_copies_give_way_to_clients(staged: Clone, engine: Engine, monkeypatch: 
             one.start()
         for one in threads:
             one.join()
-        eventually(lambda: count(gateway, "preempted") + count(gateway, "answered") == 7)
+        eventually(lambda: count(gateway, "preempted") + count(gateway, "answered") == 7, 60)
     rows = pairs(staged)
     (row,) = rows[rows["production_tokens"] == 1500].to_dict("records")
     assert row["status"] == "preempted"
@@ -203,22 +139,17 @@ def test_copies_give_way_to_clients(staged: Clone, engine: Engine, monkeypatch: 
 
 def test_copies_beyond_the_queue_are_dropped(staged: Clone, engine: Engine) -> None:
     """By their number and by their size; a shutdown drops those that wait."""
-    blocked = threading.Event()
+    never = NeverIdle()
     settings = rollout(staged.settings(), queue=2, queue_bytes=4096)
     with shadowed(staged, engine, settings) as gateway, gateway.http() as http:
-
-        async def busy(*_: object) -> None:
-            blocked.set()
-            raise shadow.Overloaded("no idle slots")
-
-        inner(gateway).shadow._ask = busy
+        inner(gateway).shadow._ask = never
         large = {**BODY, "prompt": "word " * 100}
         assert http.post("/v1/completions", json=large).status_code == 200
         eventually(lambda: count(gateway, "dropped") == 1)
         for _ in range(4):
             assert http.post("/v1/completions", json=BODY).status_code == 200
         eventually(lambda: count(gateway, "dropped") == 3)
-        assert blocked.is_set()
+        assert never.asked.is_set()
         metrics = inner(gateway).telemetry
     assert metrics.shadow_copies.labels("finance@2", "dropped")._value.get() == 5
     assert pairs(staged).empty

@@ -20,6 +20,7 @@ from lora_ops.serving.middleware import until_disconnected
 from lora_ops.serving.rendering import ChatRendering, CompletionRendering, Rendering, provenance
 from lora_ops.serving.request_schemas import ChatRequest, CompletionRequest, StreamOptions
 from lora_ops.serving.requests import (
+    SHADOW_COPY,
     AnswerChunk,
     AnswerRequest,
     RequestStats,
@@ -142,6 +143,7 @@ def _new_request(
         cache_salt=body.cache_salt,
         user=user,
         chat=tools,
+        is_copy=SHADOW_COPY in http.headers,
     )
     state["limits"] = lambda: gateway.answering.limits(request.tenant)
     state["logged"] |= {"tenant": request.tenant, "adapter": route.name, "route": route.decision}
