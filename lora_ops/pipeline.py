@@ -13,10 +13,11 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.processes import only_one
 
 # What each tenant's stages read and no tenant's stage writes.
 SHARED = ("versions", "base_model")
@@ -50,9 +51,12 @@ def reproduce(tenants: Sequence[str], root: Path, *, jobs: int, force: bool = Fa
         force: run stages that are up to date, too.
 
     Raises:
-        LoraOpsError: a stage failed. The other tenants go on to their end first.
+        LoraOpsError: a stage failed. The other tenants go on to their end first. Or another process is at it.
     """
-    asyncio.run(_reproduce(tenants, root, jobs, ["--force"] if force else []))
+    # Two of them would meet each other's locks in DVC, and end one another's tenants.
+    lock = root / ".dvc/tmp/lora-ops-repro.lock"
+    with only_one(lock, "running the pipeline") if lock.parents[1].is_dir() else nullcontext():
+        asyncio.run(_reproduce(tenants, root, jobs, ["--force"] if force else []))
 
 
 async def _reproduce(tenants: Sequence[str], root: Path, jobs: int, how: list[str]) -> None:

@@ -102,6 +102,9 @@ def test_reproduce_takes_dvc_along(project: Path, how: signal.Signals) -> None:
     children = psutil.Process(running.pid).children(recursive=True)
     dvcs = [child for child in children if "dvc" in child.cmdline()]
     assert len(dvcs) == 2
+    # A second run would fail at DVC's locks, and make the first one fail, too.
+    with pytest.raises(LoraOpsError, match=f"Process {running.pid} on .* is running the pipeline already"):
+        reproduce(["one", "two"], project, jobs=2)
     running.send_signal(how)
     running.wait(30)
     wait_for(lambda: not any(psutil.pid_exists(dvc.pid) for dvc in dvcs))
