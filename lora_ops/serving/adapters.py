@@ -24,6 +24,7 @@ from lora_ops.serving.cached_adapter import (
 logger = logging.getLogger(__name__)
 
 BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+PREFETCH_SECONDS = 60.0
 CacheLookup = Literal["hit", "miss"]
 Verify = Callable[[str], Path]
 
@@ -179,8 +180,25 @@ class AdapterCache:
         if entry and not (entry.loaded or entry.wanted or entry.lock.locked()):
             del self._entries[name]
 
-    async def keep_warm(self, versions: Iterable[Version], *, must_fit: bool = False) -> None:
+    def unready(self, version: Version) -> Literal["loading", "failed"] | None:
+        """Return why an adapter can't answer at once, or None; it begins to load, and nobody waits for it."""
+        entry = self._entry(version.id)
+        if entry.loaded:
+            return None
+        if time.monotonic() < entry.retry_at:
+            return "failed"
+        self._begin_load(entry, version, background=False)
+        return "loading"
+
+    async def keep_warm(
+        self, versions: Iterable[Version], *, soon: Iterable[Version] = (), must_fit: bool = False
+    ) -> None:
         """Pin these and load those that are missing; one that can't be loaded is logged and tried again.
+
+        Args:
+            versions: they stay in memory.
+            soon: they begin to load, and are evicted last; nobody waits for them, and they may fail.
+            must_fit: refuse versions that don't fit together.
 
         Raises:
             LoraOpsError: `must_fit`, and there is no room for all of them.
@@ -189,6 +207,7 @@ class AdapterCache:
         now = time.monotonic()
         busiest = sorted((e for e in self._entries.values() if e.loaded), key=lambda e: -e.heat_at(now))
         recent = {entry.name for entry in busiest[: self._warm_recent] if entry.heat_at(now) >= 1}
+        recent |= {version.id for version in soon}
         for entry in self._entries.values():
             entry.pin = "warm" if entry.name in wanted else "recent" if entry.name in recent else "no"
         for name, version in wanted.items():
@@ -202,6 +221,15 @@ class AdapterCache:
                 if must_fit and isinstance(error.__cause__, NoRoom):
                     raise LoraOpsError(f"serving.warm does not fit into the memory: {error}") from error
                 logger.warning("%s could not be warmed up: %s", name, error)
+        for version in soon:
+            self._prefetch(version)
+
+    def _prefetch(self, version: Version) -> None:
+        # One that was evicted since is not loaded at once again: where the memory is for fewer adapters than
+        # there are, it would make others go each second.
+        entry, now = self._entry(version.id), time.monotonic()
+        if now >= entry.prefetch_at and not entry.loaded and self.unready(version) == "loading":
+            entry.prefetch_at = now + PREFETCH_SECONDS
 
     def _entry(self, name: str) -> CachedAdapter:
         return self._entries.setdefault(name, CachedAdapter(name))
@@ -210,11 +238,9 @@ class AdapterCache:
         while not entry.loaded:  # it may be evicted again between its load and this task's turn
             # A waiter that is cancelled, its client gone, must not take the load away from the others.
             # All wait for the same load: where it fails, none of them tries once more after the others.
-            if entry.loading is None or entry.loading.done():
-                entry.loading = asyncio.create_task(self._load_once(entry, version, background=background))
-                entry.loading.add_done_callback(lambda done: done.cancelled() or done.exception())
+            loading = self._begin_load(entry, version, background=background)
             try:
-                await asyncio.shield(entry.loading)
+                await asyncio.shield(loading)
             except NoFreeMemory:
                 if background:
                     raise
@@ -222,6 +248,13 @@ class AdapterCache:
         # An unload would wait for this request's own end.
         if entry.digest != version.summary.content_digest:
             raise AdapterUnavailable(f"{entry.name} was replaced while this request waited: send it again.")
+
+    def _begin_load(self, entry: CachedAdapter, version: Version, *, background: bool) -> asyncio.Task[None]:
+        """Return the load of an adapter that is under way, or that begins now."""
+        if entry.loading is None or entry.loading.done():
+            entry.loading = asyncio.create_task(self._load_once(entry, version, background=background))
+            entry.loading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return entry.loading
 
     async def _load_once(self, entry: CachedAdapter, version: Version, *, background: bool) -> None:
         async with entry.lock:

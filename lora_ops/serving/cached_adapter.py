@@ -41,6 +41,7 @@ class CachedAdapter:
         background: what ends each answer in the background that uses it; none of them keeps it in memory.
         heat: uses, each counting half after `RECENT_SECONDS`.
         failures: loads that failed since the last good one.
+        prefetch_at: when it may be loaded again before anybody asks for it.
         loading: the load that is under way, or the last one.
         fault: why the last one failed, as its askers are told until it is tried again.
     """
@@ -58,6 +59,7 @@ class CachedAdapter:
     heat: float = 0.0
     failures: int = 0
     retry_at: float = 0.0
+    prefetch_at: float = 0.0
     fault: AdapterUnavailable | None = None
     loading: asyncio.Task[None] | None = None
 

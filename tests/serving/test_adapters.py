@@ -658,3 +658,40 @@ def test_nothing_but_a_registered_version_can_be_loaded(gateway: Served, body: d
     answer = gateway.http().post("/v1/load_lora_adapter", json=body)
     assert answer.status_code == status and answer.json()["error"]["message"]
     assert gateway.engine.status().adapters == {}
+
+
+@in_loop
+async def test_soon_begins_loads_that_nobody_waits_for(bench: Make) -> None:
+    async with bench() as b:
+        await b.cache.keep_warm([b.versions[ONE]], soon=[b.versions[TWO]])
+        assert ONE in b.loaded and b.cache.unready(b.versions[TWO]) == "loading"
+        await b.use(TWO)
+        assert b.cache.unready(b.versions[TWO]) is None
+        await b.cache.keep_warm([b.versions[ONE]], soon=[b.versions[TWO]])
+        assert {entry.name: entry.pin for entry in b.cache.entries()} == {ONE: "warm", TWO: "recent"}
+        assert b.told.events.count(f"loaded {TWO}") == 1
+
+
+@in_loop
+async def test_soon_fails_without_failing_the_start(bench: Make) -> None:
+    """A canary that doesn't fit kept the gateway from starting."""
+    async with bench(budget=1) as b:
+        await b.cache.keep_warm([], soon=[b.versions[TWO]], must_fit=True)
+        with pytest.raises(AdapterUnavailable, match="serving.adapter_memory is 1"):
+            await b.use(TWO)
+        assert b.cache.unready(b.versions[TWO]) == "failed"
+
+
+@in_loop
+async def test_soon_evicts_nobody_a_second_time(bench: Make) -> None:
+    """With room for one, the adapter in use and the one in waiting took it from each other each second."""
+    async with bench() as made:
+        room = max(made.size(ONE), made.size(TWO))
+    async with bench(budget=room) as b:
+        for _ in range(5):
+            await b.cache.keep_warm([], soon=[b.versions[TWO]])
+            while any(entry.loading and not entry.loading.done() for entry in b.cache.entries()):
+                await asyncio.sleep(0.01)
+            await b.use(ONE)
+        assert b.told.events.count(f"loaded {TWO}") == 1
+        assert b.told.events.count(f"loaded {ONE}") == 1
