@@ -77,6 +77,17 @@ class RouteRecord(Record):
         return said
 
     @property
+    def assigned_numbers(self) -> frozenset[int]:
+        """The versions that answer somebody in place of production."""
+        canary = {self.canary.number} if self.canary else set()
+        return frozenset({*canary, *self.users.values(), *self.segments.values()})
+
+    @property
+    def assigns(self) -> bool:
+        """Whether anybody may get another version than production."""
+        return bool(self.canary or self.users or self.segments)
+
+    @property
     def is_empty(self) -> bool:
         """Whether it changes nothing: production answers everybody."""
         return self == RouteRecord()

@@ -9,6 +9,8 @@ from lora_ops.records.route import CanaryRoute, RouteRecord
 
 ShareDecision = Literal["production", "canary", "pinned_user", "segment"]
 Arm = Literal["canary", "control"]
+# Nobody has agreed that what is in shadow may answer a client that did not ask for it.
+ANSWER_USERS = frozenset({"canary", "production"})
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def assign(route: RouteRecord, state: Callable[[int], str | None], who: Requeste
     """
 
     def answers(number: int) -> bool:
-        return number not in route.stopped and state(number) is not None
+        return number not in route.stopped and state(number) in ANSWER_USERS
 
     if route.users and who.user is not None:
         pinned = route.users.get(route.user_hash(who.user))

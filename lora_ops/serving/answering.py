@@ -303,6 +303,8 @@ class Answering:
         labels = (request.tenant, request.route.name, request.route.base_model.id, request.route.decision)
         metrics = self._telemetry
         metrics.requests.labels(*labels).inc()
+        if request.route.fallback:
+            metrics.fell_back(request.tenant, request.route.instead_of, request.route.fallback)
         if problem:
             metrics.errors.labels(*labels, str(problem.status)).inc()
         ended = outcome(problem.status if problem else 200)
@@ -328,7 +330,11 @@ class Answering:
                 adapter=request.route.name,
                 digest=request.route.digest,
                 base_model=request.route.base_model.id,
+                unit=self._pseudonyms.name(request.tenant, request.unit),
                 route=request.route.decision,
+                arm=request.route.arm,
+                fallback=request.route.fallback,
+                instead_of=request.route.instead_of,
                 epoch=request.route.epoch,
                 status=problem.status if problem else 200,
                 code=problem.code if problem else None,

@@ -214,12 +214,28 @@ async def _tenants(gateway: Gateway, counts: _Counts) -> list[dict[str, Any]]:
                 "tenant": name,
                 "serving": serving,
                 "refusal": why,
+                "shares": _shares(gateway, name),
                 "split": counts.splits.get(name, []),
                 "waiting": waiting.get(name, 0),
                 **counts.tenants.get(name, nothing),
             }
         )
     return rows
+
+
+def _shares(gateway: Gateway, tenant: str) -> list[str]:
+    """Return who shares a tenant's requests with production, as its route says."""
+    found = gateway.router.tenant_route(tenant)
+    if found is None:
+        return []
+    route = found.route
+    pins = len(route.users) + len(route.segments)
+    return [
+        *([f"{tenant}@{route.canary.number} canary of {route.canary.percent:g} %"] if route.canary else ()),
+        *([f"{tenant}@{route.shadow.number} shadow of {route.shadow.percent:g} %"] if route.shadow else ()),
+        *([f"{pins} pinned"] if pins else ()),
+        *(f"{tenant}@{number} stopped" for number in route.stopped),
+    ]
 
 
 async def _adapters(gateway: Gateway, counts: _Counts) -> list[dict[str, Any]]:

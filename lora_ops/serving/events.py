@@ -29,8 +29,10 @@ SCORED_TOGETHER = 250_000
 class Event(Record):
     """One request and its answer; times are in seconds.
 
-    `user` is a salted hash of the user or session that the client named, `route` why this adapter answered, and
-    `epoch` the last entry of the audit log when that was decided.
+    `user` is a salted hash of the user or session that the client named. `unit` is that of whoever keeps its
+    version: the user or session, else the key. `route` is why this adapter answered, and `epoch` the last entry
+    of the audit log when that was decided. `arm` is the side of the canary's comparison that the unit is on. It
+    stays where `adapter` answered in place of another (`instead_of`) that was not ready (`fallback`).
 
     `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it. A text of more than
     `risk.SCORED_CHARACTERS` is scored and kept up to there. A prompt that was refused is neither, nor are
@@ -44,12 +46,16 @@ class Event(Record):
     endpoint: Literal["chat", "completions"]
     key: str | None
     user: str | None = None
+    unit: str | None = None
     tenant: str
     model: str
     adapter: str
     digest: str
     base_model: str
     route: str
+    arm: Literal["canary", "control"] | None = None
+    fallback: Literal["loading", "failed"] | None = None
+    instead_of: str | None = None
     epoch: int
     status: int
     code: str | None

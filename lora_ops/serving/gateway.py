@@ -17,9 +17,11 @@ from lora_ops.registry import packages
 from lora_ops.registry.backends import open_copy, open_registry
 from lora_ops.registry.eligibility import expiry_warning
 from lora_ops.registry.shared import SharedRegistry
+from lora_ops.rollout.assignment import Requester
 from lora_ops.serving.adapters import AdapterCache
 from lora_ops.serving.after_answer import AfterAnswer
 from lora_ops.serving.answering import Answering
+from lora_ops.serving.assigned_routes import AssignedRoutes
 from lora_ops.serving.cached_adapter import AdapterUnavailable
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.fair_queue import FairQueue
@@ -66,11 +68,18 @@ class Gateway:
             allow_candidates=serving.allow_candidates,
             copy=lambda: open_copy(root, settings),
         )
+        self.telemetry = Telemetry()
+        self.assigned_routes = AssignedRoutes(
+            self.router,
+            settings.rollout,
+            root,
+            lambda version: self.cache.unready(version),
+            self.telemetry.flag_failed,
+        )
         self.keys = KeyStore(root / serving.path / "keys.sqlite")
         # Each request reads both on the event loop.
         self.registry.db.never_wait()
         self.keys.never_wait()
-        self.telemetry = Telemetry()
         self.tracing = Tracing(serving.traces)
         self.events = EventLog(
             root / serving.path / "events",
@@ -148,6 +157,7 @@ class Gateway:
         """
         await self.engine.start()
         self.queue.tokens = self.engine.status().kv_capacity or math.inf
+        await self.assigned_routes.start()
         await self._keep_house(starting=True)
         await self._ask_engine()
         self.shadow.start()
@@ -184,21 +194,34 @@ class Gateway:
         await asyncio.to_thread(self.pairs.close)
         await asyncio.to_thread(self.tracing.close)
         self.keys.close()
+        self.assigned_routes.close()
         await self.router.close()
         self.registry.close()
 
-    def route(self, caller: Caller, model: str, unit: str = "") -> Route:
-        """Return the route of a model that the caller may use; `unit` is as `Router.route` takes it.
+    def route(self, caller: Caller, model: str) -> Route:
+        """Return the route of a model that the caller may use, as `Router.route` does.
 
         Raises:
             UnknownModel: there is none, or it is another tenant's, which reads the same.
             NotServed: it may not answer.
         """
+        self._require_reach(caller, model)
+        return self.router.route(model)
+
+    async def assigned(self, caller: Caller, model: str, who: Requester) -> Route:
+        """Return who answers a caller's request, which is for somebody: one decision for each request.
+
+        Raises:
+            UnknownModel, NotServed: as `route`.
+        """
+        self._require_reach(caller, model)
+        return await self.assigned_routes.route(model, who)
+
+    def _require_reach(self, caller: Caller, model: str) -> None:
         tenant = model.partition("@")[0]
         is_base = self.router.is_base(model)
         if not caller.reaches(None if is_base else tenant):
             raise UnknownModel(f"There is no model '{model}' that this key reaches: see /v1/models.")
-        return self.router.route(model, unit)
 
     def _tell(self, event: Event) -> None:
         self.events.append(event)
@@ -236,7 +259,8 @@ class Gateway:
                 continue
             if route.version:
                 warm.append(route.version)
-        await self.cache.keep_warm(warm, must_fit=starting)
+        shared = list(self.assigned_routes.versions())
+        await self.cache.keep_warm(warm, soon=shared, must_fit=starting)
         # After a change in the registry each route is read once more.
         async for entry in in_turns(list(self.cache.entries())):
             if entry.loaded and not entry.wanted:  # whoever still uses it finishes; a later round unloads it

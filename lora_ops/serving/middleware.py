@@ -41,7 +41,8 @@ class GatewayMiddleware:
 
     The request id is the client's `X-Request-ID` where that is short and plain, else a new one; it stands in
     `scope["state"]`, in the log and in the response, and so does the caller in the first two. The response also
-    has the headers that the function in `state["limits"]` returns, once an endpoint has put it there.
+    has those in `state["headers"]`, and those that the function in `state["limits"]` returns, once an endpoint
+    has put them there: an error has them, too.
     The line in the access log has the fields in `state["logged"]`.
 
     Args:
@@ -85,7 +86,8 @@ class GatewayMiddleware:
         token = request_id.set(mine)
         logged: dict[str, Any] = {}
         state = scope.setdefault("state", {})
-        state.update(request_id=mine, started=started, logged=logged)
+        more: dict[str, str] = {}
+        state.update(request_id=mine, started=started, logged=logged, headers=more)
         status, read = 0, scope["method"] == "GET"
 
         async def answering(message: Message) -> None:
@@ -94,6 +96,7 @@ class GatewayMiddleware:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = mine
+                headers.update(more)
                 if limits := state.get("limits"):
                     headers.update(limits())
             await send(message)

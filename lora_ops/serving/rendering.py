@@ -26,6 +26,7 @@ from lora_ops.serving.response_schemas import (
     ToolCall,
     Usage,
 )
+from lora_ops.serving.router import Route
 
 DONE = b"data: [DONE]\n\n"
 
@@ -207,15 +208,16 @@ def fingerprint(request: AnswerRequest) -> str:
     return f"{mine}{base.id}:{base.sha256[:12]}/{request.route.decision}"
 
 
-def provenance(request: AnswerRequest) -> dict[str, str]:
-    """The response headers that say who answered and why."""
-    return {
-        "x-lora-ops-adapter": request.route.name,
-        "x-lora-ops-digest": request.route.digest,
-        "x-lora-ops-base-model": request.route.base_model.id,
-        "x-lora-ops-route": request.route.decision,
-        "x-lora-ops-system-prompt": request.system_prompt,
+def provenance(route: Route) -> dict[str, str]:
+    """The response headers that say who answers and why, or who would have."""
+    headers = {
+        "x-lora-ops-adapter": route.name,
+        "x-lora-ops-digest": route.digest,
+        "x-lora-ops-base-model": route.base_model.id,
+        "x-lora-ops-route": route.decision,
+        "x-lora-ops-epoch": str(route.epoch),
     }
+    return headers | ({"x-lora-ops-fallback": route.fallback} if route.fallback else {})
 
 
 def failure(error: ApiError) -> bytes:

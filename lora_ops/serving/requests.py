@@ -1,16 +1,21 @@
 """One request: what a client asks for, who pays for it, what is streamed back, and what was counted of it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lora_ops.engines.protocol import Chunk, FinishReason, Generation, Sampling, ToolChat, Unsupported, one_of
+from lora_ops.records.route import SEGMENT_PATTERN
+from lora_ops.rollout.assignment import Requester
 from lora_ops.serving.chat_turns import SystemPrompt
+from lora_ops.serving.errors import ApiError
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.rate_limits import Place
 from lora_ops.serving.router import OutOfService, Route
 from lora_ops.serving.telemetry import NOBODY
 
+SEGMENT_HEADER = "x-lora-segment"
 Priority = Literal["normal", "background"]
 SHADOW_COPY = "x-lora-ops-shadow"
 """The header of a copy that another gateway sends for a version in shadow."""
@@ -25,6 +30,7 @@ class AnswerRequest:
         prompts: token ids of each prompt, none before it was read; every one of them gets `n` answers.
         text: the prompt as a person reads it, for the event log.
         user: the user or session that the client named; the event log gets a hash of it.
+        unit: the user, session or key that keeps its version; the event log gets a hash of it, too.
         priority: `background` for a request of no client, such as a copy for another version. It runs in idle
             slots, ends where they are needed, and counts in no limit, event or metric of requests.
         place: the request's, among those that its tenant may have open; None: it was not counted.
@@ -52,6 +58,7 @@ class AnswerRequest:
     echoes: tuple[str, ...] = ()
     cache_salt: str | None = None
     user: str | None = None
+    unit: str = ""
     priority: Priority = "normal"
     chat: ToolChat | None = None
     is_copy: bool = False
@@ -141,9 +148,28 @@ def named_user(headers: Mapping[str, str], *ids: str | None) -> str | None:
     return named or (f"session {session}" if session else None)
 
 
-def split_unit(user: str | None, caller: Caller) -> str:
-    """Return who keeps its version where several share a model: the user, else the session, else the key."""
-    return user or f"key {caller.key}"
+def requester(headers: Mapping[str, str], caller: Caller, *ids: str | None) -> Requester:
+    """Return for whom a request is: its unit is the user, else the session, else the key.
+
+    Without any of them all requests are one unit: a gateway without keys is reached from its own machine alone.
+
+    Args:
+        ids: of the user, the one that counts first.
+
+    Raises:
+        ApiError: its segment is none that a route can name.
+    """
+    segment = headers.get(SEGMENT_HEADER)
+    if segment is not None and not re.fullmatch(SEGMENT_PATTERN, segment):
+        raise ApiError(
+            400,
+            f"The header {SEGMENT_HEADER} must be 1 to 64 letters, digits, dots, '-' or '_', "
+            f"got '{segment[:80]}'.",
+            code="invalid_segment",
+            param=SEGMENT_HEADER,
+        )
+    unit = named_user(headers, *ids) or f"key {caller.key}"
+    return Requester(unit, next((one for one in ids if one), None), segment)
 
 
 def payer(route: Route, caller: Caller) -> str:

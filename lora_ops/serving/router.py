@@ -16,14 +16,20 @@ from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.replay import row_mismatches
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
-from lora_ops.serving.traffic_split import Arm, TrafficSplit
+from lora_ops.rollout.assignment import ANSWER_USERS, Arm
+from lora_ops.rollout.provider import TenantRoute
 from lora_ops.serving.turns import in_turns
 from lora_ops.sqlite_files import Stamp, stamp
 
 logger = logging.getLogger(__name__)
 
-Decision = Literal["production", "candidate", "pinned", "base"]
+Decision = Literal["production", "candidate", "pinned", "base", "canary", "pinned_user", "segment", "flag"]
+Fallback = Literal["loading", "failed"]
+# A client that names a tenant did not choose the version, so that a refusal is no fault of its request.
+BY_TENANT = frozenset({"production", "canary", "pinned_user", "segment", "flag"})
 BASE = "base"
+STOPPED = "stopped"  # by a tenant's route, until somebody resumes it
+STAGES = ("production", "candidate", "canary", "shadow")  # aliases; a tenant that answers has one of them
 CATCH_UPS = 3  # looks that one request waits for, where the registry changes all the time
 
 
@@ -32,7 +38,15 @@ class UnknownModel(LoraOpsError):
 
 
 class NotServed(LoraOpsError):
-    """The model exists and may not answer; the text says why."""
+    """The model exists and may not answer; the text says why.
+
+    Attributes:
+        route: the one that was refused, where it was known.
+    """
+
+    def __init__(self, text: str, route: "Route | None" = None) -> None:
+        super().__init__(text)
+        self.route = route
 
 
 class OutOfService(NotServed):
@@ -45,9 +59,11 @@ class Route:
 
     Attributes:
         decision: `production`, `candidate` (nothing is in production yet), `pinned` (an exact version was
-            asked for), `base`.
+            asked for), `base`; by the tenant's route, `canary`, `pinned_user` or `segment`; by flagd, `flag`.
         version: None for the base model.
         epoch: the last entry of the audit log that was known when the route was made.
+        arm: the side of the canary's comparison that the request's unit is on.
+        fallback: why this version answers in place of the one that the unit is assigned to, `instead_of`.
     """
 
     decision: Decision
@@ -56,6 +72,9 @@ class Route:
     epoch: int
     refusal: str | None = None
     """Why it may not answer whatever the time is; its age is asked at each request."""
+    arm: Arm | None = None
+    fallback: Fallback | None = None
+    instead_of: str | None = None
 
     @property
     def name(self) -> str:
@@ -122,7 +141,9 @@ class Router:
         """The memory of the head when it was looked at last."""
         self._held: dict[tuple[str, str, str | None], Hold] = {}
         """Every hold that was seen, by version, content and time: it counts though somebody removed it."""
-        self._splits: dict[str, TrafficSplit[Route]] = {}
+        self._routes: dict[str, Route] = {}
+        self._unread: set[str] = set()
+        """Versions that a route names and that can't be read, so that no request tries it again."""
         self._versions: Sequence[Summary] | None = None
         self._damage: str | None = None
         self._closed: dict[tuple[str, int], str] = {}
@@ -183,11 +204,10 @@ class Router:
         """Return that the log's head is not kept outside the registry, in words, or None."""
         return None if self._damage else self._registry.unremembered()
 
-    def route(self, model: str, unit: str = "") -> Route:
+    def route(self, model: str) -> Route:
         """Return the route of a model's name: a tenant, a version (`finance@3`), `base` or the base model's id.
 
-        Args:
-            unit: the user, session or key that keeps its version where several share the model's requests.
+        A tenant's is that of its version in production, whoever else shares its requests.
 
         Raises:
             UnknownModel: no tenant or version has this name, or it is an alias.
@@ -197,10 +217,59 @@ class Router:
             LoraOpsError: the registry can't be read.
         """
         self._take_changes()
-        return self._route(model, unit)
+        return self._route(model)
 
-    def _route(self, model: str, unit: str = "") -> Route:
-        found = (self._splits.get(model) or self._read(model)).pick(unit)
+    def look(self) -> None:
+        """Take what others changed, for the next calls of `seen`, `tenant_route` and `shared`."""
+        self._take_changes()
+
+    def seen(self, model: str) -> Route:
+        """Return a model's route as `route` does, by the registry as of the last look.
+
+        Raises:
+            LoraOpsError: as `route`.
+        """
+        return self._route(model)
+
+    def tenant_route(self, tenant: str) -> TenantRoute | None:
+        """Return how a tenant's requests are shared, as of the last look; None: there is no such tenant."""
+        if not self._is_tenant(tenant):
+            return None
+        route, epoch = self._log.route(tenant), self._log.verified.seq
+        return TenantRoute(route, lambda number: self._state(tenant, number), epoch)
+
+    def shared(self, tenant: str, number: int) -> Route | None:
+        """Return the route to a version that shares a tenant's requests, as of the last look.
+
+        None: it may not answer its users. Whoever asks for an exact version by its name may reach more.
+
+        Raises:
+            LoraOpsError: the registry can't be read.
+        """
+        name = f"{tenant}@{number}"
+        if name in self._unread:
+            return None
+        try:
+            found = self._route(name)
+        except NotServed:
+            return None
+        except (UnknownModel, Damaged) as error:
+            logger.warning("%s shares the requests of '%s', and can't: %s", name, tenant, error)
+            self._unread.add(name)
+            return None
+        return found if found.version and found.version.state in ANSWER_USERS else None
+
+    def _state(self, tenant: str, number: int) -> str | None:
+        found = self.shared(tenant, number)
+        return found.version.state if found and found.version else None
+
+    def _is_tenant(self, model: str) -> bool:
+        # By the verified log alone, which costs nothing and is there while the rows can't be trusted.
+        named = any(self._log.named(model, alias) for alias in STAGES)
+        return named or self._log.last_in_production(model) is not None
+
+    def _route(self, model: str) -> Route:
+        found = self._routes.get(model) or self._read(model)
         if found.version:
             summary = found.version.summary
             refusal = self._closed_reason(summary) or found.refusal
@@ -219,7 +288,10 @@ class Router:
         state = self._log.state(*key)
         closed = self._closed.get(key) or (state if state in CLOSED else None)
         closed = closed or ("revoked" if held else None)
-        return f"{summary.id} was {closed}: it does not answer any more" if closed else None
+        if closed in (None, STOPPED):
+            stopped = closed or summary.number in self._log.route(summary.tenant).stopped
+            return _stopped_reason(summary) if stopped else None
+        return f"{summary.id} was {closed}: it does not answer any more"
 
     async def require_open(self, route: Route) -> None:
         """Refuse a version that was closed since its route was asked for: nothing new begins with it.
@@ -267,7 +339,7 @@ class Router:
         self._take_changes()
         names: Iterable[str]
         if self._damage:
-            names = [name for name in self._splits if not self.is_base(name)]
+            names = [name for name in self._routes if not self.is_base(name)]
         else:
             summaries = self.versions()
             names = [*dict.fromkeys(one.tenant for one in summaries), *(one.id for one in summaries)]
@@ -313,7 +385,8 @@ class Router:
         self._seen = seen
         if damage is None:
             self._registry.remember(self._log.verified, seconds=SHORT_WAIT)
-            self._splits.clear()
+            self._routes.clear()
+            self._unread.clear()
             self._closed = {}
             self._versions = None
         else:
@@ -350,10 +423,8 @@ class Router:
         tenant, number = parse_reference(hold.version)
         return isinstance(number, int) and self._log.state(tenant, number) in CLOSED
 
-    def _read(self, model: str) -> TrafficSplit[Route]:
-        """Find the versions that share a model's requests, and keep them if nobody changed the registry since.
-
-        Today one version has them all.
+    def _read(self, model: str) -> Route:
+        """Find who answers to a name, and keep that if nobody changed the registry since.
 
         Raises:
             LoraOpsError: as `route`.
@@ -366,8 +437,8 @@ class Router:
                     raise
             else:
                 if self._registry.seen() == self._seen:
-                    split = self._splits[model] = TrafficSplit([Arm(found.name, found)])
-                    return split
+                    self._routes[model] = found
+                    return found
             self._take_changes()
 
     def _find(self, model: str) -> Route:
@@ -435,5 +506,12 @@ class Router:
 
 def _refused(route: Route, reason: str) -> NotServed:
     # Who asks for a tenant wants its service back; who pins a version has chosen the wrong one.
-    kind = OutOfService if route.decision == "production" else NotServed
-    return kind(f"{reason}.")
+    kind = OutOfService if route.decision in BY_TENANT else NotServed
+    return kind(f"{reason}.", route)
+
+
+def _stopped_reason(summary: Summary) -> str:
+    return (
+        f"{summary.id} was stopped: it answers nobody until the team of '{summary.tenant}' (owners.yaml) "
+        f"resumes it; `lora-ops route show {summary.tenant}` says who stopped it and why"
+    )

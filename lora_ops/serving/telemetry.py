@@ -9,11 +9,14 @@ labelled by adapter: `adapter_loads_total`, `adapter_load_failures_total`, `adap
 `adapter_bytes`; and `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine;
 `slots_used` and `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`.
 Of the KV cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`,
-`events_unscored_total`. Of hooks after answers: `after_answer_failures_total`. Of copies for a version in
-shadow: `shadow_copies_total` (adapter; outcome: asked, answered, preempted, dropped or failed), and of their
-pairs `pairs_lost_total` and `pairs_unscored_total`. Of clients: `connections_closed_total`. Of the log:
-`log_lines_lost_total`. Of the registry: `registry_damaged`, and of what an alias names, by tenant and adapter,
-`adapter_fresh_seconds` and `adapter_review_due_seconds`; both are negative once it is late.
+`events_unscored_total`. Of hooks after answers: `after_answer_failures_total`. Of rollouts: `fallbacks_total`
+(tenant, adapter, reason), requests that production answered since the adapter of their unit was loading or
+failed to load; and `flag_failures_total` (tenant, reason), requests that got production since their flag had no
+answer, or one that may not be followed. Of copies for a version in shadow: `shadow_copies_total` (adapter;
+outcome: asked, answered, preempted, dropped or failed), and of their pairs `pairs_lost_total` and
+`pairs_unscored_total`. Of clients: `connections_closed_total`. Of the log: `log_lines_lost_total`. Of the
+registry: `registry_damaged`, and of what an alias names, by tenant and adapter, `adapter_fresh_seconds` and
+`adapter_review_due_seconds`; both are negative once it is late.
 """
 
 import asyncio
@@ -80,6 +83,14 @@ class Telemetry:
         self._misses = counter("adapter_cache_misses_total", "Uses that had to wait for a load", adapter)
         self._evictions = counter("adapter_evictions_total", "Adapters that made room", adapter)
         self._load_seconds = histogram("adapter_load_seconds", "Verifying and loading an adapter", LOAD, ())
+        self._fallbacks = counter(
+            "fallbacks_total",
+            "Requests that production answered in place of this adapter",
+            ("tenant", "adapter", "reason"),
+        )
+        self._flag_failures = counter(
+            "flag_failures_total", "Requests whose flag could not be followed", ("tenant", "reason")
+        )
         self.events = counter("events_total", "Events that are on disk", ())
         self.events_lost = counter("events_lost_total", "Events that the disk would not take", ())
         self.events_unscored = counter(
@@ -96,6 +107,14 @@ class Telemetry:
         self.connections_closed = counter(
             "connections_closed_total", "Connections that were closed because there were too many", ()
         )
+
+    def fell_back(self, tenant: str, adapter: str | None, reason: str) -> None:
+        """Count a request that production answered in place of an adapter that is not ready."""
+        self._fallbacks.labels(tenant, adapter or NOBODY, reason).inc()
+
+    def flag_failed(self, tenant: str, reason: str) -> None:
+        """Count a request whose flag could not be followed."""
+        self._flag_failures.labels(tenant, reason).inc()
 
     def was_refused(self, tenant: str | None, status: int) -> None:
         """Count a request that was refused before it was routed; None is a key of no tenant, or none at all."""

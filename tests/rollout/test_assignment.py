@@ -61,21 +61,20 @@ def test_assign_gives_one_client_one_version_at_each_step() -> None:
 
 
 def test_assign_takes_a_pin_before_the_canary() -> None:
-    route = canary(100, user_salt="pins", segments={"beta": 4, "old": 2})
-    route = route.model_copy(update={"users": {route.user_hash("ana"): 5}})
-    assert assign(route, STATES, Requester("user ana", "ana", "beta")) == Assignment(5, "pinned_user")
-    assert assign(route, STATES, Requester("user eve", "eve", "beta")) == Assignment(4, "segment")
-    assert assign(route, STATES, Requester("user eve", "eve", "old")) == Assignment(2, "segment")
+    route = canary(100, user_salt="pins", segments={"beta": 2})
+    route = route.model_copy(update={"users": {route.user_hash("ana"): 4}})
+    assert assign(route, STATES, Requester("user ana", "ana", "beta")) == Assignment(4, "pinned_user")
+    assert assign(route, STATES, Requester("user eve", "eve", "beta")) == Assignment(2, "segment")
     assert assign(route, STATES, Requester("user eve", "eve", "unknown")) == Assignment(3, "canary", "canary")
     assert assign(route, STATES, Requester("session ana", None, None)) == Assignment(3, "canary", "canary")
 
 
-@pytest.mark.parametrize("pinned", [7, 6])
+@pytest.mark.parametrize("pinned", [7, 6, 5])
 def test_assign_gives_production_for_a_pin_that_is_out(pinned: int) -> None:
-    """A pinned user whose version was revoked (7) or stopped (6) does not slip into the canary."""
+    """A user whose version was revoked (7), stopped (6) or is in shadow (5) is not in the canary instead."""
     route = canary(100, user_salt="pins", segments={"beta": pinned}, stopped=(6,))
     route = route.model_copy(update={"users": {route.user_hash("ana"): pinned}})
-    states = {3: "canary", 6: "canary"}.get
+    states = {3: "canary", 5: "shadow", 6: "canary"}.get
     assert assign(route, states, Requester("user ana", "ana")) == PRODUCTION
     assert assign(route, states, Requester("user eve", "eve", "beta")) == PRODUCTION
 

@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lora_ops.registry import eligibility, lifecycle
+from lora_ops.registry import eligibility, lifecycle, routes
 from tests.serving.conftest import Clone, Served, served
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -76,6 +77,22 @@ def test_it_shows_who_answers_how_fast_and_what_is_in_memory(
     assert page.problems == []  # type: ignore[attr-defined]
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder) / "console.png", full_page=True)
+
+
+def test_it_shows_who_shares_a_tenants_requests(gateway: Served, clone: Clone, page: "sync_api.Page") -> None:
+    why: Any = {"actor": "ci", "reason": "next step"}
+    with clone.registry() as registry:
+        clone.story(registry).to("finance@1", "production")
+        clone.story(registry).to("finance@2", "canary")
+        routes.set_canary(registry, "finance@2", 12.5, **why)
+        routes.pin(registry, "finance@2", segments=["beta"], **why)
+    page.goto(f"{gateway.url}/console")
+    page.wait_for_selector("#tenants >> text=finance@2 canary of 12.5 %")
+    page.wait_for_selector("#tenants >> text=1 pinned")
+    with clone.registry() as registry:
+        routes.stop(registry, "finance@2", **why)
+    page.wait_for_selector("#tenants >> text=finance@2 stopped", timeout=5000)
+    assert page.problems == []  # type: ignore[attr-defined]
 
 
 def test_it_marks_data_that_expires_soon(

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from starlette.background import BackgroundTask
 
 from lora_ops.engines.protocol import ToolChat
+from lora_ops.rollout.assignment import Requester
 from lora_ops.serving.auth import allowed
 from lora_ops.serving.chat_turns import SystemPrompt, chat_turns
 from lora_ops.serving.errors import ApiError, too_long
@@ -26,10 +27,10 @@ from lora_ops.serving.requests import (
     RequestStats,
     held_to_labels,
     named_user,
-    split_unit,
+    requester,
 )
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer
-from lora_ops.serving.router import Route
+from lora_ops.serving.router import NotServed, Route
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
 from lora_ops.serving.tokenization import SHORT_TEXT, TURN
 from lora_ops.serving.tool_chats import tool_chat, tools_text
@@ -51,7 +52,7 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
         out of `columns`; where it is more than one bare column, a message with `content` instead needs
         `content_is`. Tools are for an engine that has them (`serving.openai.tools`).
         """
-        route, user = _routed(gateway, http, body, who)
+        route, whose = await _routed(gateway, http, body, who)
         turns, system = chat_turns(
             body.messages, route, body.content_is or gateway.settings.content_is(route.tenant)
         )
@@ -63,7 +64,7 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
         if tools:
             texts.append(tools_text(tools))
             asked.append(texts[-1])
-        request = _new_request(gateway, http, "chat", body, who, route, user, system, "\n".join(asked), tools)
+        request = _new_request(gateway, http, "chat", body, who, route, whose, system, "\n".join(asked), tools)
 
         def encode() -> tuple[tuple[int, ...], ...]:
             tokenization = gateway.tokenization
@@ -79,7 +80,7 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
         http: Request, body: CompletionRequest, who: Annotated[Caller, allowed("tenant", "admin")]
     ) -> Response:
         """Continue one or more texts, or lists of token ids."""
-        route, user = _routed(gateway, http, body, who)
+        route, whose = await _routed(gateway, http, body, who)
         tokenization = gateway.tokenization
 
         def encode() -> tuple[tuple[int, ...], ...]:
@@ -92,19 +93,27 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
             return tuple(one if isinstance(one, str) else tokenization.as_text(one) for one in body.prompts)
 
         text = "\n".join(one for one in body.prompts if isinstance(one, str))
-        request = _new_request(gateway, http, "completions", body, who, route, user, "none", text)
+        request = _new_request(gateway, http, "completions", body, who, route, whose, "none", text)
         size, echo = sum(map(len, body.prompts)), show if body.echo else None
         request = await _read(gateway, http, request, body, body.prompts, size, encode, echo)
         rendering = CompletionRendering(request, body.stream_options or StreamOptions())
         return await _respond(gateway, http, body, request, rendering)
 
 
-def _routed(
+async def _routed(
     gateway: Gateway, http: Request, body: ChatRequest | CompletionRequest, who: Caller
-) -> tuple[Route, str | None]:
-    """Return the route of the request's model, and the user or session that it is for."""
-    user = named_user(http.headers, body.safety_identifier, body.user)
-    return gateway.route(who, body.model, split_unit(user, who)), user
+) -> tuple[Route, Requester]:
+    """Return who answers the request, decided once for all of its answers, and for whom it is."""
+    whose = requester(http.headers, who, body.safety_identifier, body.user)
+    headers = http.scope["state"]["headers"]
+    try:
+        route = await gateway.assigned(who, body.model, whose)
+    except NotServed as refusal:
+        if refusal.route:
+            headers |= provenance(refusal.route)
+        raise
+    headers |= provenance(route)
+    return route, whose
 
 
 def _new_request(
@@ -114,7 +123,7 @@ def _new_request(
     body: ChatRequest | CompletionRequest,
     who: Caller,
     route: Route,
-    user: str | None,
+    whose: Requester,
     system: SystemPrompt,
     text: str,
     tools: ToolChat | None = None,
@@ -141,10 +150,12 @@ def _new_request(
         started=state["started"],
         trace_parent=http.headers.get("traceparent"),
         cache_salt=body.cache_salt,
-        user=user,
+        user=named_user(http.headers, body.safety_identifier, body.user),
+        unit=whose.unit,
         chat=tools,
         is_copy=SHADOW_COPY in http.headers,
     )
+    state["headers"]["x-lora-ops-system-prompt"] = system
     state["limits"] = lambda: gateway.answering.limits(request.tenant)
     state["logged"] |= {"tenant": request.tenant, "adapter": route.name, "route": route.decision}
     return request
@@ -236,16 +247,11 @@ async def _sent(
     if not body.stream:
         whole = await until_disconnected(http, collected(chunks))
         text = await rendered(whole, lambda: rendering.whole(whole).model_dump_json())
-        return Response(
-            text,
-            media_type="application/json",
-            headers=provenance(request),
-            background=BackgroundTask(after),
-        )
+        return Response(text, media_type="application/json", background=BackgroundTask(after))
     # The first chunk decides the status, which can't be changed once the stream has begun.
     opening = await until_disconnected(http, first(chunks))
     sent = events(opening, chunks, rendering, len(request.costs))
-    headers = {**provenance(request), "cache-control": "no-cache", "x-accel-buffering": "no"}
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     # Whoever reads slowly has as long for the end of an answer as for sending a body.
     deadline = gateway.answering.deadline(request) + gateway.settings.body_timeout_seconds
     return Stream(sent, deadline, headers, after)

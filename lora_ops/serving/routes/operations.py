@@ -50,7 +50,9 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
         gateway.router.route(gateway.base_model.id)
         # Answers don't depend on it, so it is a warning: only an older copy of the registry would not show.
         behind = gateway.router.unremembered()
-        return JSONResponse({"status": "ready", **({"warning": f"{behind}."} if behind else {})})
+        # Nor do they on the flags: without them production answers everybody.
+        warnings = [f"{one}." for one in (behind, gateway.assigned_routes.problem) if one]
+        return JSONResponse({"status": "ready", **({"warning": " ".join(warnings)} if warnings else {})})
 
     @app.get("/metrics", response_model=None, responses=TEXT)
     async def metrics(_: Annotated[Caller, allowed("admin", "monitor")]) -> Response:

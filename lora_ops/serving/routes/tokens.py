@@ -15,7 +15,7 @@ from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.keys import Caller
 from lora_ops.serving.middleware import until_disconnected
 from lora_ops.serving.request_schemas import DetokenizeRequest, TokenizeRequest
-from lora_ops.serving.requests import named_user, payer, split_unit
+from lora_ops.serving.requests import payer, requester
 from lora_ops.serving.response_schemas import DetokenizeAnswer, TokenizeAnswer
 from lora_ops.serving.router import Route
 from lora_ops.serving.tokenization import SHORT_TEXT, TURN
@@ -34,7 +34,7 @@ def add_tokens(app: FastAPI, gateway: Gateway) -> None:
 
         A tokenization counts as a request of its tenant, and its tokens count as tokens that were read.
         """
-        route = gateway.route(who, body.model, split_unit(named_user(request.headers), who))
+        route = await gateway.assigned(who, body.model, requester(request.headers, who))
         limit = gateway.engine.context_length
         encode, size, param = _tokenizer(gateway, route, body)
         least = tokenization.least_tokens(size)
@@ -57,7 +57,7 @@ def add_tokens(app: FastAPI, gateway: Gateway) -> None:
         request: Request, body: DetokenizeRequest, who: Annotated[Caller, allowed("tenant", "admin")]
     ) -> Response:
         """Return the text of tokens, which count as a tokenization's."""
-        route = gateway.route(who, body.model, split_unit(named_user(request.headers), who))
+        route = await gateway.assigned(who, body.model, requester(request.headers, who))
         size, limit = len(body.tokens), gateway.engine.context_length
         refusal = too_long("tokens", f"{size} tokens", limit) if size > limit else None
 
