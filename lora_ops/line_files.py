@@ -41,7 +41,7 @@ def read_line_files(folder: Path, name: str, record: type[Record], where: str = 
                 ignore_errors=True,  # the torn last line of a process that was killed
             )
             whole = lines.filter("id IS NOT NULL").aggregate(
-                ", ".join(f"any_value({one}) AS {one}" for one in columns if one != "id"), "id"
+                ", ".join(f"any_value({one}) AS {one}" if one != "id" else one for one in columns), "id"
             )
             found = whole.filter(where).order("time, request_id").df()
     except duckdb.Error as error:

@@ -150,6 +150,9 @@ class TrafficEvidence(EvidenceDocument):
     adapter_better: int = Field(0, ge=0, description="of the answers that were compared with production's")
     same: int = Field(0, ge=0)
     production_better: int = Field(0, ge=0)
+    replayed: int = Field(
+        0, ge=0, exclude_if=lambda rows: rows == 0, description="of the requests, those that nobody asked"
+    )
 
     @property
     def answered(self) -> int:
@@ -253,13 +256,17 @@ class VoteRow(Row):
 
 
 class TrafficRow(Row):
-    """One request, as the gateway's event log has it; `better` where its answer was compared."""
+    """One request, as the gateway's event log has it; `better` where its answer was compared.
+
+    `replayed` is true for a recorded or held-out row that nobody asked.
+    """
 
     id: str | None = None
     request_id: str | None = None
     time: AwareDatetime
     status: int = Field(ge=100, le=599)
     better: Literal["adapter", "same", "production"] | None = None
+    replayed: Annotated[bool, Field(strict=True)] = False
 
 
 class Evidence(Record):

@@ -187,6 +187,7 @@ def open_copy(
         registry.owners = _last_owners(registry, problem)
     registry.settle = settle
     registry.allow_candidates = everything.serving.allow_candidates
+    registry.accept_replay = everything.rollout.accept_replay
     registry.approvals, registry.least = settings.approvals, settings.evidence
     registry.max_looks = settings.max_looks
     registry.max_gap = {name: tenant.evaluate.max_gap for name, tenant in everything.tenants.items()}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from lora_ops import __version__
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.free_text import count_letters
 from lora_ops.hashing import sha256_bytes
 from lora_ops.named_paths import why_no_file
@@ -59,6 +59,7 @@ class About(NamedTuple):
         team: the people whose votes count; needed for votes alone.
         author: who made the version, and does not vote.
         author_marks: names and keys of everybody whom owners.yaml has named as the author.
+        accept_replay: replayed requests count as traffic.
     """
 
     tenant: str
@@ -70,6 +71,7 @@ class About(NamedTuple):
     team: Team | None = None
     author: str = ""
     author_marks: frozenset[str] = frozenset()
+    accept_replay: bool = False
 
 
 class Counted(NamedTuple):
@@ -194,6 +196,11 @@ def _traffic(head: dict[str, Any], source: bytes, about: About, kind: str) -> An
             raise LoraOpsError(f"{_line(head, place)}: {row.time.isoformat()} has not come yet.")
         if not _is_of(row.adapter, row.digest, about) or row.time < about.since:
             continue
+        if row.replayed and not about.accept_replay:
+            raise Refused(
+                f"{_line(head, place)} was replayed: nobody asked it, so that it is no {kind} traffic. Wait "
+                "for live traffic, or set rollout.accept_replay in params.yaml, for a demo or CI."
+            )
         marks = _marks(row)
         if seen.isdisjoint(marks) and (200 <= row.status < 300 or row.status >= 500):
             rows.append(row)
@@ -219,6 +226,7 @@ def _traffic(head: dict[str, Any], source: bytes, about: About, kind: str) -> An
         adapter_better=better["adapter"],
         same=better["same"],
         production_better=better["production"],
+        replayed=sum(row.replayed for row in rows),
         unbound=sum(row.digest is None for row in rows),
     )
 

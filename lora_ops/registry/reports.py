@@ -124,6 +124,7 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         team=team,
         author=version.summary.author,
         author_marks=author_marks(registry, version) if team else frozenset(),
+        accept_replay=registry.accept_replay,
     )
     document, source = count(kind, about, path)
     said = require_text(summary, "Say it in a sentence (--summary)") if summary else path.name

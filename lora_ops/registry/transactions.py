@@ -74,6 +74,8 @@ class Transactions(Queries, ABC):
         self.clock = clock
         self.allow_candidates = False
         """Whether the gateway beside this registry also serves what nobody has approved."""
+        self.accept_replay = False
+        """Whether replayed requests count as traffic of a version in shadow."""
         self.approvals: Literal["signed", "unsigned"] = "signed"
         """Whether an approval counts only with a signature."""
         self.least = EvidenceSettings()

@@ -10,23 +10,15 @@ import pytest
 from lora_ops.records.pair import ShadowPair
 from lora_ops.records.rollout import RolloutPlan
 from lora_ops.rollout.shadow_verdict import ShadowLook, as_rows, look_at_pairs
-from lora_ops.settings.rollout import CanarySettings, MarginSettings, ShadowSettings
+from lora_ops.settings.rollout import RolloutSettings, ShadowSettings
 
 START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 NOW = START + timedelta(days=3)
 
 
 def plan(**shadow: Any) -> RolloutPlan:
-    return RolloutPlan(
-        adapter="finance@2",
-        content_digest="cd" * 32,
-        against="finance@1",
-        against_digest="ab" * 32,
-        shadow=ShadowSettings(**{"hours": 24, "requests": 200, **shadow}),
-        canary=CanarySettings(),
-        margins=MarginSettings(),
-        alpha=0.05,
-    )
+    asked = ShadowSettings(**{"hours": 24, "requests": 200, **shadow})
+    return RolloutPlan.of("finance@2", "cd" * 32, "finance@1", "ab" * 32, RolloutSettings(shadow=asked))
 
 
 def pair(number: int, **changes: Any) -> dict[str, Any]:
