@@ -12,9 +12,11 @@ from math import inf
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lora_ops.records.rollout import RolloutPlan
+from lora_ops.registry.store import Registry
 from lora_ops.rollout.sequential import BettingSequence, Bounds, DifferenceSequence, relative_excess
 from lora_ops.rollout.units import Observation, closed_units
 from lora_ops.rollout.verdicts import Guardrail, Verdict, verdict
+from lora_ops.settings.rollout import RolloutSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -262,3 +264,19 @@ def _p95(values: "pd.Series[float]") -> float | None:
 def as_rows(look: ShadowLook) -> list[Mapping[str, object]]:
     """Return the metrics as rows of a table."""
     return [{**one._asdict(), "difference": one.difference and list(one.difference)} for one in look.metrics]
+
+
+def settings_plan(registry: Registry, reference: str, settings: RolloutSettings) -> RolloutPlan:
+    """Return what a rollout of a version that began now would ask, against production or else the base model.
+
+    Raises:
+        LoraOpsError: there is no such version.
+    """
+    version = registry.get_exact(reference)
+    number = registry.named(version.tenant, "production")
+    base = version.manifest.base_model
+    against, digest = base.id, base.sha256
+    if number is not None:
+        production = registry.load(version.tenant, number)
+        against, digest = production.id, production.summary.content_digest
+    return RolloutPlan.of(version.id, version.summary.content_digest, against, digest, settings)

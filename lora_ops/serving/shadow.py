@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 from lora_ops.engines.protocol import EngineBusy, Sampling
 from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import shortened
-from lora_ops.records.pair import PairStatus, ShadowPair
+from lora_ops.records.pair import PairStatus
 from lora_ops.records.route import RouteRecord
 from lora_ops.serving.after_answer import Answered
 from lora_ops.serving.answering import Answering
@@ -27,8 +26,8 @@ from lora_ops.serving.cached_adapter import NoFreeMemory
 from lora_ops.serving.errors import as_api_error
 from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.logs import OncePerMinute
+from lora_ops.serving.made_pairs import made_pair
 from lora_ops.serving.pair_log import UnjudgedPair
-from lora_ops.serving.pair_scores import PairTexts
 from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.rate_limits import NeverFits
 from lora_ops.serving.requests import AnswerRequest, RequestStats, held_to_labels
@@ -281,50 +280,17 @@ class Shadow:
     def _pair(
         self, copy: _Copy, status: PairStatus, stats: RequestStats | None = None, code: str | None = None
     ) -> UnjudgedPair:
-        request, production = copy.answered.request, copy.answered.stats
-        unit = request.user or f"request {request.request_id}"
-        written = _texts(production)
-        answer = _texts(stats) if stats else []
-        pair = ShadowPair(
-            time=datetime.now(UTC),
-            request_id=request.request_id,
-            tenant=request.tenant,
-            endpoint=request.endpoint,
-            production=request.route.name,
-            production_digest=request.route.digest,
-            shadow=copy.request.route.name,
-            shadow_digest=copy.request.route.digest,
-            unit=self._pseudonyms.name(request.tenant, unit),
-            epoch=request.route.epoch,
-            target=self._settings.target,
+        request = copy.answered.request
+        return made_pair(
+            copy.answered,
+            copy.request.route,
+            stats,
             status=status,
             code=code,
-            answers=len(request.costs),
-            production_characters=sum(map(len, written)),
-            shadow_characters=sum(map(len, answer)) if stats else None,
-            prompt_tokens=sum(map(len, request.prompts)),
-            production_tokens=production.generated,
-            shadow_tokens=stats.generated if stats else None,
-            production_first_token_seconds=production.first_token,
-            shadow_first_token_seconds=stats.first_token if stats else None,
-            production_seconds=production.seconds,
-            shadow_seconds=stats.seconds if stats else None,
-            production_finish=list(production.finish),
-            shadow_finish=list(stats.finish) if stats else [],
-        )
-        texts = PairTexts(
-            prompt=request.text,
-            production=written,
-            shadow=answer,
-            production_labels=request.route.labels,
-            shadow_labels=copy.request.route.labels,
+            unit=self._pseudonyms.name(request.tenant, request.user or f"request {request.request_id}"),
             insult_threshold=self._insult_threshold,
+            target=self._settings.target,
         )
-        return UnjudgedPair(pair, texts)
-
-
-def _texts(stats: RequestStats) -> list[str]:
-    return [text for _, text in sorted(stats.texts.items())]
 
 
 def _reads_alike(copy: _Copy) -> bool:

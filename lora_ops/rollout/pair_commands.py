@@ -1,0 +1,72 @@
+"""`lora-ops rollout pairs`: what the pairs of a version in shadow say."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_ops.escaping import markup, show
+from lora_ops.grid import Grid
+from lora_ops.output import AsJson, print_json
+from lora_ops.registry.command_options import ExactReference, opened_registry
+
+if TYPE_CHECKING:
+    from lora_ops.rollout.shadow_verdict import PairMetric
+
+STYLES = {"non-inferior": "green", "breach": "red", "undecided": "yellow", "not judged": "dim"}
+
+
+def pairs(
+    reference: ExactReference,
+    replayed: Annotated[
+        bool, typer.Option("--replayed", help="Those of `lora-ops rollout replay`, not of live requests.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show each metric of a version in shadow beside production's, of the same requests, and the verdict."""
+    from lora_ops.clock import now
+    from lora_ops.rollout.pairs import read_pairs
+    from lora_ops.rollout.shadow_verdict import as_rows, look_at_pairs, settings_plan
+    from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
+
+    root = find_root()
+    settings = load_settings(root)
+    with opened_registry() as registry:
+        plan = settings_plan(registry, reference, settings.rollout)
+    table = read_pairs(root / settings.serving.path / "pairs", plan.adapter, plan.content_digest)
+    look = look_at_pairs(plan, table, now=now(), replayed=replayed)
+    if as_json:
+        facts = {**look._asdict(), "metrics": as_rows(look), "verdict": look.verdict._asdict()}
+        times = {
+            name: one and one.isoformat()
+            for name, one in (("first_at", look.first_at), ("last_at", look.last_at))
+        }
+        print_json({**facts, **times})
+        return
+    columns = ("metric", plan.against, plan.adapter, "difference", "margin", "units", "verdict")
+    grid = Grid(*columns, solid={*columns})
+    for one in look.metrics:
+        grid.add_row(*_cells(one), one.verdict, style=STYLES[one.verdict])
+    show(grid)
+    kind = "REPLAYED: " if replayed else ""
+    lost = f", {look.failed} failed, {look.preempted} gave way to clients each time, {look.unscored} not judged"
+    show(
+        f"{kind}{look.answered} pairs of {look.units} users or requests in {look.hours} different hours{lost}."
+    )
+    show(markup(f"{look.verdict}."))
+
+
+def _cells(metric: "PairMetric") -> list[str]:
+    low_high = metric.difference
+    return [
+        metric.name,
+        _number(metric.production),
+        _number(metric.shadow),
+        f"{low_high.low:+.3f} to {low_high.high:+.3f}" if low_high else "",
+        _number(metric.margin),
+        str(metric.units),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
