@@ -138,7 +138,7 @@ class Queries:
         """
         text = self.route_text(tenant)
         try:
-            return ToldRoute(tenant, 0, parse_json(text)).record if text else RouteRecord()
+            return ToldRoute(tenant, 0, parse_json(text)).known if text else RouteRecord()
         except (ValueError, AttributeError, RecursionError):  # it was changed, as whoever verifies says
             return RouteRecord()
 

@@ -127,6 +127,8 @@ def missing_for(
     needed += step_basis(registry, version, stage, (), concerns, twins)[1]
     if stage == "production" and concerns is None:
         needed += approvals_needed(registry, version)
+    if version.number in registry.route(version.tenant).stopped:
+        needed.append(f"an end of its stop (`lora-ops route resume {version.id} --reason TEXT`)")
     return stage, needed
 
 

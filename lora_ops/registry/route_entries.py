@@ -42,11 +42,13 @@ class ToldRoute:
         tenant: whose.
         seq: the entry that changed it last.
         fields: the route as a JSON object; None after an entry whose form only a newer release can read.
+        stopped_before: what was stopped when it could be read last.
     """
 
     tenant: str
     seq: int
     fields: Mapping[str, Any] | None
+    stopped_before: tuple[int, ...] = ()
 
     @cached_property
     def text(self) -> str | None:
@@ -60,20 +62,25 @@ class ToldRoute:
 
     @cached_property
     def record(self) -> RouteRecord:
-        """The route, as far as this release can read it: of another one only the stopped versions.
-
-        So production answers everybody there. A kill switch counts whatever else the route says.
-        """
-        found = _parsed(self.fields)
-        if found is None:
+        """The route as `known` has it; that a newer release wrote it is logged once."""
+        if not self.is_readable:
             logger.warning(
                 "The route of '%s' (entry %d of the audit log) was written by a newer lora-ops: until lora-ops "
                 "is updated here, production answers all its requests.",
                 self.tenant,
                 self.seq,
             )
-            found = _parsed({"stopped": (self.fields or {}).get("stopped", [])})
-        return found or RouteRecord()
+        return self.known
+
+    @cached_property
+    def known(self) -> RouteRecord:
+        """The route, as far as this release can read it: of another one only the stopped versions.
+
+        So production answers everybody there. A kill switch counts whatever else the route says, and until a
+        release that can read it knows that it was lifted.
+        """
+        stopped = (self.fields or {}).get("stopped", self.stopped_before)
+        return _parsed(self.fields) or _parsed({"stopped": stopped}) or RouteRecord(stopped=self.stopped_before)
 
 
 def _parsed(fields: Mapping[str, Any] | None) -> RouteRecord | None:
@@ -114,7 +121,7 @@ def replay_route(seq: int, tenant: str, patch: dict[str, Any] | None, routes: di
             fields = merged(before.fields or {} if before else {}, patch)
         except RecursionError:
             fields = None
-    routes[tenant] = ToldRoute(tenant, seq, fields)
+    routes[tenant] = ToldRoute(tenant, seq, fields, before.known.stopped if before else ())
 
 
 def routes_of(log: Log) -> dict[str, ToldRoute]:

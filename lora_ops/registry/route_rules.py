@@ -5,7 +5,8 @@ from typing import Any
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.registry import AuditEntry
-from lora_ops.registry.owners_log import owners_before
+from lora_ops.registry.owners_log import KIND as OWNERS
+from lora_ops.registry.owners_log import kept_owners
 from lora_ops.registry.roles import ANYBODY, MOVE
 from lora_ops.registry.route_entries import (
     COUNTS_IN,
@@ -16,17 +17,18 @@ from lora_ops.registry.route_entries import (
     replay_route,
     route_patch,
 )
-from lora_ops.registry.store import Registry
 
 
-def broken_routes(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator[str]:
+def broken_routes(entries: Sequence[AuditEntry]) -> Iterator[str]:
     """Yield what the rules don't allow of each entry that changes a route, in words.
 
     What an entry does is judged, not what it calls that. One whose form only a newer release knows is left out.
     """
     routes: dict[str, ToldRoute] = {}
     states: dict[tuple[str, int], str] = {}
+    owners: AuditEntry | None = None
     for entry in entries:
+        owners = entry if entry.subject.kind == OWNERS else owners
         changed = route_patch(entry.subject.kind, entry.subject.id, entry.body)
         if changed is not None:
             tenant, patch = changed
@@ -34,7 +36,7 @@ def broken_routes(registry: Registry, entries: Sequence[AuditEntry]) -> Iterator
             replay_route(entry.seq, tenant, patch, routes)
             if patch is not None:
                 given = list(_given(patch, (before.fields or {}) if before else {}))
-                yield from _problems(registry, entry, tenant, given, states)
+                yield from _problems(entry, tenant, given, states, owners)
         if entry.tenant is not None:
             own = entry.effects.get("states", {})
             states |= {(entry.tenant, int(number)): state for number, state in own.items()}
@@ -56,11 +58,11 @@ def _given(patch: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[tupl
 
 
 def _problems(
-    registry: Registry,
     entry: AuditEntry,
     tenant: str,
     given: Sequence[tuple[str, Any]],
     states: Mapping[tuple[str, int], str],
+    owners: AuditEntry | None,
 ) -> Iterator[str]:
     said = f"entry {entry.seq} ({entry.action} {entry.subject})"
     if entry.subject.kind != ROUTE:
@@ -73,8 +75,12 @@ def _problems(
         state = states.get((tenant, number), "unknown") if isinstance(number, int) else "unknown"
         if fits and state not in fits:
             yield f"{said} gives {tenant}@{number} a part ({part}) that '{state}' does not have"
+    # `owners_before` reads them all again; a log may hold thousands of these entries.
+    if owners is None or owners.body.get("owners_sha256") != entry.body.get("owners_sha256"):
+        yield f"{said} names an owners.yaml that the log does not hold"
+        return
     try:
-        team = owners_before(registry, entry).team(tenant)
+        team = kept_owners(owners).team(tenant)
     except LoraOpsError as error:
         yield f"{said}: {str(error).rstrip('.')}"
         return

@@ -86,7 +86,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problems += _replay(registry, entries, versions)
         problems += key_problems(registry, entries)
         problems += broken_rules(registry, entries)
-        problems += broken_routes(registry, entries)
+        problems += broken_routes(entries)
         warnings += [*key_notes(registry, entries), *owners_notes(entries)]
         kept = {file.sha256 for entry in entries for file in entry.kept_files}
     for one in versions.values():

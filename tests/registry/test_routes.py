@@ -15,11 +15,14 @@ from lora_ops import incidents
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.hashing import sha256_text
 from lora_ops.records.registry import AuditEntry
+from lora_ops.registry import closing as closing_
 from lora_ops.registry import lifecycle, routes
 from lora_ops.registry.cards import record
 from lora_ops.registry.changes import apply_route
+from lora_ops.registry.closing import without_settling
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 
@@ -113,7 +116,11 @@ def test_set_canary_refuses_expired_held_and_stopped(canary: Registry, clock: Cl
     routes.stop(canary, "finance@2", actor="eve", reason="says odd things")
     with pytest.raises(Refused, match="finance@2 was stopped: `lora-ops route resume finance@2"):
         routes.set_canary(canary, "finance@2", 5, **WHY)
+    assert any("an end of its stop" in one for one in missing_for(canary, "finance@2")[1])
     routes.resume(canary, "finance@2", **WHY)
+    closing_.stop(canary, "finance@3", "ben", "leaks card numbers", [])
+    with pytest.raises(Refused, match="finance@3 was revoked"), without_settling(canary):
+        routes.set_shadow(canary, "finance@3", 5, **WHY)
     clock.move(days=4000)
     with pytest.raises(Refused, match="finance@2 expired on"):
         routes.set_canary(canary, "finance@2", 5, **WHY)
@@ -354,6 +361,15 @@ def test_newer_route_keeps_its_stopped_versions(canary: Registry) -> None:
     assert followed(canary).told_route("finance").is_readable
 
 
+def test_newer_form_lifts_no_stop(canary: Registry) -> None:
+    """What was stopped stays so until a release that can read the route knows better."""
+    routes.stop(canary, "finance@1", **WHY)
+    follower = followed(canary)
+    written_by_newer(canary, {"route_v2": {"stopped": []}})
+    assert follower.problem() is None
+    assert follower.route("finance").stopped == followed(canary).route("finance").stopped == (1,)
+
+
 def test_newer_field_stays_where_an_older_release_changes_another(canary: Registry) -> None:
     written_by_newer(canary, {"route": {"weights": {"a": 1}}})
     routes.set_canary(canary, "finance@2", 5, **WHY)
@@ -456,3 +472,19 @@ def test_rollback_plan_leaves_a_stopped_version_out(canary: Registry, story: Sto
     assert incidents.plan(canary, "finance@3").returns.id == "finance@2"
     routes.stop(canary, "finance@2", **WHY)
     assert incidents.plan(canary, "finance@3").returns.id == "finance@1"
+
+
+def test_pin_refuses_more_than_a_gateway_should_read(canary: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "MOST_PINS", 3)
+    routes.pin(canary, "finance@2", users=["a", "b", "c"], **WHY)
+    with pytest.raises(Refused, match="'finance' would have 4 pins, and may have 3"):
+        routes.pin(canary, "finance@2", users=["d"], **WHY)
+
+
+def test_log_holds_each_pinned_user_once(canary: Registry) -> None:
+    """With the whole route in each entry, 5,000 pins made one by one would be a log of 900 MB."""
+    routes.pin(canary, "finance@2", users=[str(user) for user in range(1000)], **WHY)
+    routes.set_canary(canary, "finance@2", 5, **WHY)
+    routes.pin(canary, "finance@2", users=["one more"], **WHY)
+    sizes = [len(row.body) for row in canary.log.about_routes("finance")]
+    assert sizes[0] > 60_000 and max(sizes[1:]) < 600
