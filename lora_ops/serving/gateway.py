@@ -124,10 +124,10 @@ class Gateway:
             lost=self.telemetry.pairs_lost.inc,
             unscored=self.telemetry.pairs_unscored.inc,
         )
-        self.tenant_route: Callable[[str], RouteRecord] = lambda tenant: RouteRecord()
+        self.tenant_route = self._tenant_route
         mirror = settings.rollout.shadow
         self.shadow = Shadow(
-            lambda tenant: shadow_version(self.router, tenant, self.tenant_route(tenant)),
+            lambda tenant: shadow_version(self.router, tenant, self.tenant_route),
             AskTarget(mirror) if mirror.target else AskHere(self.answering),
             mirror,
             serving,
@@ -222,6 +222,11 @@ class Gateway:
         is_base = self.router.is_base(model)
         if not caller.reaches(None if is_base else tenant):
             raise UnknownModel(f"There is no model '{model}' that this key reaches: see /v1/models.")
+
+    def _tenant_route(self, tenant: str) -> RouteRecord:
+        self.router.look()
+        found = self.router.tenant_route(tenant)
+        return found.route if found else RouteRecord()
 
     def _tell(self, event: Event) -> None:
         self.events.append(event)

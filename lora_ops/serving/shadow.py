@@ -63,13 +63,16 @@ class ShadowVersion:
         return drawn < self.percent / 100
 
 
-def shadow_version(router: Router, tenant: str, record: RouteRecord) -> ShadowVersion | None:
-    """Return the version that a route has in shadow, or None: it has none, or that may not answer now."""
-    if record.shadow is None or record.shadow.number in record.stopped:
-        return None
+def shadow_version(
+    router: Router, tenant: str, tenant_route: Callable[[str], RouteRecord]
+) -> ShadowVersion | None:
+    """Return the version that a tenant's route has in shadow, or None: it has none, or that may not answer."""
     try:
+        record = tenant_route(tenant)
+        if record.shadow is None or record.shadow.number in record.stopped:
+            return None
         route = router.route(f"{tenant}@{record.shadow.number}")
-    except LoraOpsError:  # closed, expired, or the registry is damaged
+    except LoraOpsError:  # closed, expired, or the registry can't be read or trusted
         return None
     if route.version is None or route.version.state not in ("shadow", "canary"):
         return None

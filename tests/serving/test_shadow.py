@@ -10,12 +10,12 @@ import pytest
 from lora_ops.engines.protocol import Engine
 from lora_ops.hashing import sha256_file
 from lora_ops.records.route import RouteRecord, ShadowRoute
-from lora_ops.registry import lifecycle
+from lora_ops.registry import lifecycle, routes
 from lora_ops.serving import shadow
 from lora_ops.serving.events import read_events
 from lora_ops.serving.shadow import ShadowVersion
 from lora_ops.settings.serving import TenantServing
-from tests.serving.conftest import Clone, eventually
+from tests.serving.conftest import Clone, eventually, served
 from tests.serving.shadowing import BODY, NeverIdle, count, inner, pairs, rollout, shadowed
 
 
@@ -184,3 +184,19 @@ def test_version_that_fails_harms_nobody(staged: Clone, engine: Engine) -> None:
     rows = pairs(staged)
     assert set(rows["status"]) == {"failed"} and set(rows["code"]) == {"adapter_damaged"}
     assert rows["shadow_tokens"].isna().all() and rows["production_task"].eq(0).all()
+
+
+def test_route_of_the_registry_decides_within_a_second(staged: Clone, engine: Engine) -> None:
+    """A share is given, and taken by a stop, while the gateway runs; both are changes in the registry."""
+    with served(staged.root, staged.settings(), engine) as gateway, gateway.http() as http:
+        http.post("/v1/completions", json=BODY)
+        with staged.registry() as registry:
+            routes.set_shadow(registry, "finance@2", 100, actor="oncall", reason="to compare it")
+        http.post("/v1/completions", json=BODY)
+        eventually(lambda: count(gateway, "answered") == 1)
+        with staged.registry() as registry:
+            routes.stop(registry, "finance@2", actor="oncall", reason="it is slow")
+        http.post("/v1/completions", json=BODY)
+        eventually(lambda: not inner(gateway).after_answer._running)
+        assert count(gateway, "asked") == 1
+    assert len(pairs(staged)) == 1
