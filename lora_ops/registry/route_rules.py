@@ -5,9 +5,12 @@ from typing import Any
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.registry import AuditEntry
+from lora_ops.registry.owners import Role
 from lora_ops.registry.owners_log import KIND as OWNERS
 from lora_ops.registry.owners_log import kept_owners
 from lora_ops.registry.roles import ANYBODY, MOVE
+from lora_ops.registry.rollouts import KIND as ROLLOUT
+from lora_ops.registry.rollouts import RETRIED, STARTED
 from lora_ops.registry.route_entries import (
     COUNTS_IN,
     PINNED_IN,
@@ -26,9 +29,12 @@ def broken_routes(entries: Sequence[AuditEntry]) -> Iterator[str]:
     """
     routes: dict[str, ToldRoute] = {}
     states: dict[tuple[str, int], str] = {}
+    mandates = set[tuple[str, str]]()
     owners: AuditEntry | None = None
     for entry in entries:
         owners = entry if entry.subject.kind == OWNERS else owners
+        if entry.subject.kind == ROLLOUT and entry.action in (STARTED, RETRIED):
+            mandates.add((entry.subject.id, entry.actor))
         changed = route_patch(entry.subject.kind, entry.subject.id, entry.body)
         if changed is not None:
             tenant, patch = changed
@@ -36,7 +42,9 @@ def broken_routes(entries: Sequence[AuditEntry]) -> Iterator[str]:
             replay_route(entry.seq, tenant, patch, routes)
             if patch is not None:
                 given = list(_given(patch, (before.fields or {}) if before else {}))
-                yield from _problems(entry, tenant, given, states, owners)
+                yield from _misfits(entry, tenant, given, states)
+                if entry.subject.kind == ROUTE and not _is_mandated(entry, given, mandates):
+                    yield from _not_let(entry, tenant, MOVE if given else ANYBODY, owners)
         if entry.tenant is not None:
             own = entry.effects.get("states", {})
             states |= {(entry.tenant, int(number)): state for number, state in own.items()}
@@ -57,14 +65,22 @@ def _given(patch: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[tupl
         yield from (("resumed", number) for number in was if number not in rest)
 
 
-def _problems(
+def _is_mandated(entry: AuditEntry, given: Sequence[tuple[str, Any]], mandates: set[tuple[str, str]]) -> bool:
+    """Return whether a controller acts for whoever started its rollout, and may have lost the role since.
+
+    It goes on asking in shadow, and takes back. For a share of the users the role is asked for each time.
+    """
+    mine = (f"{entry.subject.id}@{entry.body.get('number')}", entry.actor) in mandates
+    return mine and {part for part, _ in given} <= {"shadow"}
+
+
+def _misfits(
     entry: AuditEntry,
     tenant: str,
     given: Sequence[tuple[str, Any]],
     states: Mapping[tuple[str, int], str],
-    owners: AuditEntry | None,
 ) -> Iterator[str]:
-    said = f"entry {entry.seq} ({entry.action} {entry.subject})"
+    said = _named(entry)
     if entry.subject.kind != ROUTE:
         parts = [part for part, _ in given if part != "resumed"]  # a version that is closed is no more stopped
         if parts:
@@ -75,6 +91,12 @@ def _problems(
         state = states.get((tenant, number), "unknown") if isinstance(number, int) else "unknown"
         if fits and state not in fits:
             yield f"{said} gives {tenant}@{number} a part ({part}) that '{state}' does not have"
+
+
+def _not_let(
+    entry: AuditEntry, tenant: str, roles: frozenset[Role], owners: AuditEntry | None
+) -> Iterator[str]:
+    said = _named(entry)
     # `owners_before` reads them all again; a log may hold thousands of these entries.
     if owners is None or owners.body.get("owners_sha256") != entry.body.get("owners_sha256"):
         yield f"{said} names an owners.yaml that the log does not hold"
@@ -84,5 +106,9 @@ def _problems(
     except LoraOpsError as error:
         yield f"{said}: {str(error).rstrip('.')}"
         return
-    if team.person(entry.actor) not in team.with_role(MOVE if given else ANYBODY):
+    if team.person(entry.actor) not in team.with_role(roles):
         yield f"{said} is by {entry.actor}, whom owners.yaml of that day does not let"
+
+
+def _named(entry: AuditEntry) -> str:
+    return f"entry {entry.seq} ({entry.action} {entry.subject})"

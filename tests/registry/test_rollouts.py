@@ -4,7 +4,9 @@ import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.records.rollout import Rollout, RolloutPlan
+from lora_ops.records.route import RouteRecord, ShadowRoute
 from lora_ops.registry import rollouts
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.rollout import RolloutSettings
@@ -104,6 +106,27 @@ def test_rollout_goes_back_and_not_on_without_a_role(registry: Registry, rollout
     with pytest.raises(Refused, match="eve may not change"):
         rollouts.move(registry, rollout, "canary", "fine", actor="eve")
     assert rollouts.move(registry, rollout, "aborted", "not fine", actor="eve").phase == "aborted"
+
+
+def test_rollout_of_somebody_who_left_goes_back_and_verifies(
+    registry: Registry, rollout: Rollout, owners: Owners
+) -> None:
+    """A registry that does not verify can't be backed up: whoever started a rollout may leave the team."""
+    shadow = ShadowRoute(number=2, percent=20)
+    people = owners.model_dump(mode="json")
+    people["default"]["people"] = [one for one in people["default"]["people"] if one["id"] != "ci"]
+    registry.owners = Owners.model_validate(people)
+    rollout = rollouts.move(
+        registry,
+        rollout,
+        "shadow",
+        "20 % of the requests",
+        actor="ci",
+        route=lambda route: route.model_copy(update={"shadow": shadow}),
+    )
+    rollouts.move(registry, rollout, "returned", "errors", actor="ci", route=lambda route: RouteRecord())
+    assert registry.route("finance").is_empty
+    assert not verify(registry).problems
 
 
 def test_entry_that_is_no_rollout_is_named(registry: Registry, rollout: Rollout) -> None:
