@@ -7,7 +7,7 @@ candidate, so a person or CI registers what is worth it.
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +74,12 @@ def require_one_fit(tenants: Iterable[str], root: Path) -> None:
 
 
 def register_packages(
-    tenants: Iterable[str], root: Path, registry: Registry, *, actor: str | None = None
+    tenants: Iterable[str],
+    root: Path,
+    registry: Registry,
+    *,
+    actor: str | None = None,
+    changed_by: Sequence[str] = (),
 ) -> Iterator[Outcome]:
     """Register the package of each tenant; one that is refused doesn't stop the others.
 
@@ -85,7 +90,7 @@ def register_packages(
         try:
             manifest = packaged(tenant, root).model_copy(update={"version": None, "parent": None})
             with _with_page(manifest, root) as (folder, whole):
-                version, is_new = registry.register(folder, whole, actor=actor)
+                version, is_new = registry.register(folder, whole, actor=actor, changed_by=changed_by)
         except LoraOpsError as error:
             yield Outcome(tenant, None, problem=str(error))
         except OSError as error:

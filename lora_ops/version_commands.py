@@ -24,6 +24,14 @@ def register(
         list[str] | None, typer.Argument(help="Tenants of params.yaml; default: each one that has a package.")
     ] = None,
     actor: Actor = None,
+    changed_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--changed-by",
+            help="Who made it where CI registers it: a name or address of a commit; may be repeated. Nobody "
+            "so named can approve or judge it.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Register what packages/ holds as each tenant's next version, named by the alias candidate.
@@ -48,7 +56,7 @@ def register(
     if not (root / settings.registry.path).exists():
         require_one_fit(chosen, root)
     with closing(open_registry(root, create=True)) as registry:
-        for outcome in register_packages(chosen, root, registry, actor=actor):
+        for outcome in register_packages(chosen, root, registry, actor=actor, changed_by=changed_by or ()):
             adapter = outcome.version.id if outcome.version else None
             told: dict[str, Any] = {
                 "tenant": outcome.tenant,

@@ -185,7 +185,7 @@ def _judge(ground: Ground, entry: AuditEntry) -> tuple[str | None, str | None]:
     if author is None or author == person:
         return None, f"{said.person} is the author" if author else unknown_author(version)
     if is_author(person, ground.authors):
-        return None, f"{said.person} is the author by an earlier owners.yaml"
+        return None, f"{said.person} is the author by an earlier owners.yaml or a commit"
     key, void = None, None
     if entry.body.get("signature"):
         key = signer_of(canonical(entry.body["approval"]), entry.body["signature"], person.id, person.keys)

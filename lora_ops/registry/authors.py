@@ -1,7 +1,8 @@
 """Who made a version: everybody whom owners.yaml has given the author's name since it was registered.
 
 The registry keeps the name under which a version was registered, and owners.yaml says whose name that is.
-Whoever edits the file could give the name to somebody else, and then approve a version of their own.
+Whoever edits the file could give the name to somebody else, and then approve a version of their own. Where CI
+registers, the people whose commits it was made from are authors, too (`register --changed-by`).
 """
 
 from contextlib import suppress

@@ -84,7 +84,7 @@ def require_approver(registry: Registry, version: Version, actor: str) -> Person
     if is_author(person, author_marks(registry, version)):
         raise Refused(
             f"{person.name} is the author of {version.id} by an earlier owners.yaml, which gave them the name "
-            f"'{version.summary.author}': somebody else must approve it."
+            f"'{version.summary.author}', or by a commit: somebody else must approve it."
         )
     return person
 

@@ -17,7 +17,7 @@ holds its machine's write lock while it waits for the network.
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -122,14 +122,16 @@ class SharedRegistry(Registry):
         except LoraOpsError as error:
             logger.warning("The change is made; only its aliases and tags at W&B are late: %s", error)
 
-    def register(self, package: Path, manifest: Manifest, *, actor: str | None = None) -> tuple[Version, bool]:
+    def register(
+        self, package: Path, manifest: Manifest, *, actor: str | None = None, changed_by: Sequence[str] = ()
+    ) -> tuple[Version, bool]:
         """As `Registry.register`; if another machine takes the number meanwhile, the next one is tried."""
         for _ in range(ATTEMPTS - 1):
             try:
-                return super().register(package, manifest, actor=actor)
+                return super().register(package, manifest, actor=actor, changed_by=changed_by)
             except LostRace as error:
                 logger.warning("%s Trying again.", error)
-        return super().register(package, manifest, actor=actor)
+        return super().register(package, manifest, actor=actor, changed_by=changed_by)
 
     def _publish(self, before: Head, named: dict[tuple[str, str], int]) -> None:
         entries = self.log.entries(after=before.seq)

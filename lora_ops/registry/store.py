@@ -1,7 +1,7 @@
 """The embedded registry: SQLite for records, content-addressed files beside it, every change audited."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -85,7 +85,9 @@ class Registry(Transactions):
             change, "imported", manifest, signature, weights, old.registered_at, "unknown", old.aliases
         )
 
-    def register(self, package: Path, manifest: Manifest, *, actor: str | None = None) -> tuple[Version, bool]:
+    def register(
+        self, package: Path, manifest: Manifest, *, actor: str | None = None, changed_by: Sequence[str] = ()
+    ) -> tuple[Version, bool]:
         """Keep a package as the next version of its tenant, signed, and let `candidate` name it.
 
         The same content again is the same version: nothing is added, `candidate` comes back to it.
@@ -94,6 +96,8 @@ class Registry(Transactions):
             package: folder that holds every file of `manifest.files`.
             manifest: what 04_package wrote, without a version.
             actor: its author, who can't approve it later; default: `whoami()`.
+            changed_by: names or addresses of who else made it, such as those of commits where CI is the author;
+                they can't approve or judge it either.
 
         Returns:
             The version, and whether it is a new one.
@@ -114,7 +118,7 @@ class Registry(Transactions):
                 own = stack.enter_context(self.files.own_copy(package, digests))
                 with _speaking_of(package, own):
                     weights = self._check_and_keep(own, manifest)
-            return self._enter(own, manifest, weights, actor)
+            return self._enter(own, manifest, weights, actor, changed_by)
 
     def _check_and_keep(self, package: Path, manifest: Manifest) -> str | None:
         """Check the files of a package and keep them; return the digest of its weights."""
@@ -131,7 +135,7 @@ class Registry(Transactions):
         return weights
 
     def _enter(
-        self, package: Path, manifest: Manifest, weights: str | None, actor: str
+        self, package: Path, manifest: Manifest, weights: str | None, actor: str, changed_by: Sequence[str]
     ) -> tuple[Version, bool]:
         """Give kept files the next number of their tenant, or the one that they have."""
         tenant = manifest.tenant
@@ -165,7 +169,10 @@ class Registry(Transactions):
                                 self.files.add(package / name, digest)
                         kept = self.files.add_bytes(signature)
                     note_owners(self, change, begin=False)
-                    self._insert(change, "registered", draft, kept, weights, change.at, actor, ("candidate",))
+                    aliases = ("candidate",)
+                    self._insert(
+                        change, "registered", draft, kept, weights, change.at, actor, aliases, changed_by
+                    )
                 return self.load(tenant, number), known is None
 
     def _require_fit(self, package: Path, manifest: Manifest) -> None:
@@ -212,15 +219,16 @@ class Registry(Transactions):
         registered_at: str,
         author: str,
         aliases: tuple[str, ...],
+        changed_by: Sequence[str] = (),
     ) -> None:
         tenant, number = manifest.tenant, manifest.version
         assert number is not None
-        review, marks = None, set[str]()
+        review, marks = None, {one.strip().casefold() for one in changed_by}
         if self.owners:
             team = self.owners.team(tenant)
             review = utc(team.next_review(datetime.fromisoformat(registered_at)))
-            person = team.person(author)
-            marks = person.marks if person else marks
+            for person in filter(None, map(team.person, (author, *changed_by))):
+                marks |= person.marks
         text = manifest.to_json()
         digest = content_digest(text)
         self._add(manifest, text, digest, signature, registered_at, author)
@@ -236,14 +244,18 @@ class Registry(Transactions):
             content_digest=digest,
             manifest_sha256=sha256_text(text),
             signature_sha256=signature,
-            **self._stated(weights, marks),
+            **self._stated(weights, marks, changed_by),
         )
 
     @staticmethod
-    def _stated(weights: str | None, marks: set[str]) -> dict[str, Any]:
+    def _stated(weights: str | None, marks: set[str], changed_by: Sequence[str]) -> dict[str, Any]:
         """Return what the entry of a new version says only where it is known."""
         # Whoever gets the author's name in owners.yaml later doesn't take it from the marks.
-        said = {"weights_digest": weights, "author_marks": sorted(marks)}
+        said = {
+            "weights_digest": weights,
+            "changed_by": sorted(set(changed_by)),
+            "author_marks": sorted(marks),
+        }
         return {name: value for name, value in said.items() if value}
 
     def _add(

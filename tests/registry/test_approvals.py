@@ -345,6 +345,23 @@ def test_author_stays_the_author_whatever_owners_says(
     assert verify(registry).problems == ()
 
 
+@pytest.mark.parametrize("name", ["Chen@Example.com", "chen"])
+def test_whose_commits_ci_registers_cannot_approve(
+    registry: Registry, package: Build, story: Story, owners: Owners, name: str
+) -> None:
+    """CI was the author of what it registered, so whoever had trained it could approve it."""
+    registry.register(*package(1), actor="ci", changed_by=[name, "nobody@elsewhere.example"])
+    story.to("finance@1", "canary")
+    story.file("canary")
+    with pytest.raises(LoraOpsError, match="or by a commit: somebody else"):
+        lifecycle.approve(registry, "finance@1", actor="chen", reason="mine is fine", key=ssh_key("chen"))
+    with pytest.raises(LoraOpsError, match=r"missing: 2 approvals \(by ana, ben, dana\)"):
+        ship(registry, "finance@1")
+    registered = registry.log.entries("finance", 1)[0]
+    assert registered.body["changed_by"] == sorted([name, "nobody@elsewhere.example"])
+    assert verify(registry).problems == ()
+
+
 def test_author_by_an_owners_of_the_log_stays_it(
     registry: Registry, package: Build, story: Story, owners: Owners
 ) -> None:
@@ -372,7 +389,7 @@ def test_approval_of_an_author_who_was_renamed_is_void(
         patch.setattr("lora_ops.registry.roles.author_marks", lambda *given: frozenset())
         story.approve("finance@1", AUTHOR, FIRST)
     assert void(registry, "finance@1") == {
-        AUTHOR: "ana is the author by an earlier owners.yaml",
+        AUTHOR: "ana is the author by an earlier owners.yaml or a commit",
         FIRST: None,
     }
     with pytest.raises(LoraOpsError, match="1 more approval"):
