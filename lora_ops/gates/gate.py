@@ -69,13 +69,18 @@ def gate_rows(registry: Registry, version: Version) -> list[GateRow]:
     history = registry.log.entries(version.tenant, version.number)
     found = filed(version, history)
     against = gate_objections(registry, version, Twins(registry))
+    by_kind = {
+        "regression": against.regression,
+        "policy": against.policy,
+        "human_evaluation": against.review,
+    }
     rows = [_package_row(registry, version), _freshness_row(registry, version)]
     rows += _evaluation_rows(registry, version, found.get("evaluation"))
     for kind in KINDS:
         one = found.get(kind)
         document = load(registry.files, one) if one else None
         lacking = list(kept_lacks(registry, version, history, one, now=registry.clock())) if one else []
-        lacking += {"regression": against.regression, "policy": against.policy}.get(kind, [])
+        lacking += by_kind.get(kind, [])
         if kind == "human_evaluation" and registry.least.asks_texts_again:
             lacking += other_texts_judged(registry, version, history)
         if one is None or document is None:

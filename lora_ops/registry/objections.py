@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
+from lora_ops.records.evaluation import BASE
 from lora_ops.records.evidence import AnyEvidence, Evidence, HumanEvidence, PolicyEvidence
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.answers_again import other_texts
@@ -11,7 +12,7 @@ from lora_ops.registry.counting import plain
 from lora_ops.registry.report_lacks import evaluation_lacks, failing, gaps_again, lacks
 from lora_ops.registry.reports import BEFORE_GATES, filed, from_the_future, load, own_evidence
 from lora_ops.registry.store import Registry
-from lora_ops.registry.versions import Summary, Version
+from lora_ops.registry.versions import Summary, Version, parse_reference
 from lora_ops.settings.registry import EvidenceSettings
 
 NO_MINIMUM = {"policy_prompts": 0, "annotators": 0, "pairs": 0, "requests": 0, "hours": 0, **BEFORE_GATES}
@@ -76,10 +77,64 @@ def other_texts_judged(
     Raises:
         LoraOpsError: a kept file is missing or was changed.
     """
+    document = _human_evaluation(registry, version, history, given)
+    if document:
+        yield from other_texts(registry, version, history, document)
+
+
+def other_opponent(
+    registry: Registry,
+    version: Version,
+    history: Sequence[AuditEntry],
+    given: Mapping[str, AnyEvidence],
+    before: int | None = None,
+) -> Iterator[str]:
+    """Yield that people compared a version with one that nobody ever let into production.
+
+    Whoever starts a review names the opponent. Any adapter wins against one that was made to lose. A rollback
+    doesn't ask.
+
+    Args:
+        registry: where.
+        version: which.
+        history: the version's entries before the step.
+        given: the reports that the step files, by kind.
+        before: the entry of the step; None: today.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    document = _human_evaluation(registry, version, history, given.get("human_evaluation"))
+    against = document.review.against if document and document.review else BASE
+    if against == BASE:
+        return
+    if not was_in_production(registry, against, before):
+        yield (
+            "a human evaluation against its base model or a version that was in production (the last one is "
+            f"against {against}, which never was: move the folder of its review away, and run `lora-ops review "
+            f"start {version.id}`)"
+        )
+
+
+def was_in_production(registry: Registry, reference: str, before: int | None = None) -> bool:
+    """Return whether somebody let a version (`finance@3`) into production, before an entry of the log."""
+    tenant, number = parse_reference(reference)
+    assert isinstance(number, int)
+    return any(
+        entry.action == "production" and entry.number == number and (before is None or entry.seq < before)
+        for entry in registry.log.entries(tenant, number)
+    )
+
+
+def _human_evaluation(
+    registry: Registry, version: Version, history: Sequence[AuditEntry], given: AnyEvidence | None
+) -> HumanEvidence | None:
+    """Return the human evaluation of a version's content that a step rests on, or None."""
     one = filed(version, history).get("human_evaluation")
     document = given or (load(registry.files, one) if one else None)
     if isinstance(document, HumanEvidence) and document.content_digest == version.summary.content_digest:
-        yield from other_texts(registry, version, history, document)
+        return document
+    return None
 
 
 def kept_lacks(

@@ -18,7 +18,7 @@ from lora_ops.registry.earlier_policies import Policies
 from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.inherited import twin_notes, twin_objections, twin_objections_to_return
 from lora_ops.registry.loosened import production_before
-from lora_ops.registry.objections import objections
+from lora_ops.registry.objections import objections, other_opponent
 from lora_ops.registry.reports import Report, filed, gap_limit, load
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
@@ -164,7 +164,7 @@ def step_basis(
         needed += _other_notes(registry, version, found)
     against = _gate_objections(registry, version, history, documents, twins, asked="regression" in required)
     limit = gap_limit(registry, version)
-    needed += [*against.regression, *against.policy]
+    needed += [*against.regression, *against.policy, *against.review]
     needed += objections(registry, version, history, documents, max_gap=limit)
     needed += against.twins
     basis = found | {one.document.kind: one.reference for one in given}
@@ -188,12 +188,14 @@ class GateObjections(NamedTuple):
     Attributes:
         regression: because production or the suite is another one than that of its regression report.
         policy: because its policy report is by a kinder suite than an earlier one.
+        review: because people compared it with a version that nobody let into production.
         twins: because of open versions with the same weights.
         closed: a closed version that has the same weights, in words; None without one.
     """
 
     regression: list[str]
     policy: list[str]
+    review: list[str]
     twins: list[str]
     closed: str | None = None
 
@@ -205,7 +207,7 @@ def gate_objections(registry: Registry, version: Version, twins: Twins) -> GateO
         LoraOpsError: a report is missing or was changed.
     """
     if version.state not in LIVE or version.state == "production":
-        return GateObjections([], [], [])
+        return GateObjections([], [], [], [])
     history = registry.log.entries(version.tenant, version.number)
     found = _gate_objections(registry, version, history, {}, twins, asked=registry.least.regression)
     return found._replace(closed=closed_alike(version, twins))
@@ -228,7 +230,8 @@ def _gate_objections(
         regression += _lost_suites(registry, version, history, None if "regression" in given else suites.newest)
     policies = Policies.of(registry, version, history, given)
     of_twins = twin_objections(registry, version, history, given, twins, suites, policies, max_gap=limit)
-    return GateObjections(regression, list(policies.unanswered()), list(of_twins))
+    review = list(other_opponent(registry, version, history, given))
+    return GateObjections(regression, list(policies.unanswered()), review, list(of_twins))
 
 
 def _other_baseline(registry: Registry, version: Version, one: Evidence | None) -> Iterator[str]:

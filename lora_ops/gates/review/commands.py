@@ -58,6 +58,8 @@ def start(
 ) -> None:
     """Draw which pairs of answers each reviewer sees; they judge them in notebooks/05_review.ipynb."""
     from lora_ops.gates.review import sessions
+    from lora_ops.records.evaluation import BASE
+    from lora_ops.registry.objections import was_in_production
     from lora_ops.registry.versions import parse_reference
     from lora_ops.settings.files import find_root
 
@@ -74,9 +76,9 @@ def start(
             seed=seed,
             guidelines=guidelines,
         )
-        needed = registry.least.pairs
+        needed, plan = registry.least.pairs, made.plan
+        counts = plan.against == BASE or was_in_production(registry, plan.against)
     work_is_done()
-    plan = made.plan
     differing = sum(pair.differs for pair in plan.pairs)
     lists = {person: len(tasks) for person, tasks in plan.tasks.items()}
     notes = []
@@ -84,6 +86,11 @@ def start(
         notes.append(
             f"it has {differing} pairs, and a step needs {needed} (registry.evidence.pairs): of {plan.rows} "
             f"rows {plan.differing} have two different answers"
+        )
+    if not counts:
+        notes.append(
+            f"{plan.against} was never in production, and a step needs a comparison with the base model or a "
+            "version that was"
         )
     if plan.against_answers_sha256 and not plan.against_regression_sha256:
         notes.append(f"no gate let {plan.against} give its answers again, so reviewers see its packaged ones")

@@ -28,6 +28,7 @@ PEOPLE = ("ben", "dana")
 ROWS = 300
 LACKS_AGAIN = "a human evaluation of answers that base model and adapter gave again"
 LACKS_LAST = "a human evaluation of the answers in its last regression report"
+NEVER_SERVED = "a human evaluation against its base model or a version that was in production"
 """What a step says of votes on packaged answers, and of votes that were counted by an earlier report."""
 
 
@@ -39,8 +40,10 @@ class Reviewed:
     story: Story
     session: Session = field(init=False)
 
-    def review(self) -> None:
-        self.session = start(self.registry, "finance@1", actor="ci", reviewers=PEOPLE, pairs=30)
+    def review(self, against: str = "base") -> None:
+        self.session = start(
+            self.registry, "finance@1", actor="ci", reviewers=PEOPLE, pairs=30, against=against
+        )
         for person in PEOPLE:
             fill_in(self.registry, self.session, person, won)
             submit(self.registry, self.session, actor=person, key=ssh_key(person))
@@ -103,6 +106,26 @@ def test_the_opponents_answers_are_those_given_again(made: Reviewed, package: Bu
     assert {(texts[str(row)].adapter, texts[str(row)].other) for row in rows_of(session)} == {
         ("Food!", "Food?")
     }
+
+
+def test_a_review_against_a_candidate_is_missing_evidence(made: Reviewed, package: Build) -> None:
+    """Whoever starts a review chose an adapter that was made to lose, and the gate passed."""
+    registry = made.registry
+    registry.register(*package(2), actor=AUTHOR)
+    right = [place for place, one in enumerate(answers()) if one == "Food"]
+    file_answers_again(registry, "finance@1", adapter=answers(*right[:60], text="Food!"))
+    file_answers_again(registry, "finance@2")
+    made.review(against="finance@2")
+    made.story.file("policy")
+    lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="passes")
+    made.file()
+    assert f"{NEVER_SERVED} (the last one is against finance@2, which never was" in made.lacking
+    [row] = [one for one in gate_rows(registry, registry.get("finance@1")) if one.gate == "human review"]
+    assert row.verdict == "missing" and NEVER_SERVED in row.note
+    with pytest.raises(Refused, match=NEVER_SERVED):
+        lifecycle.promote(registry, "finance@1", "shadow", actor="ci", reason="liked")
+    made.story.to("finance@2", "production")
+    assert NEVER_SERVED not in made.lacking
 
 
 def test_votes_on_other_texts_do_not_count(made: Reviewed) -> None:

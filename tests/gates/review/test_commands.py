@@ -99,6 +99,7 @@ def test_start_says_whose_answers_are_packaged(cli: Cli, root: Path) -> None:
         registry.register(folder, build_package(folder, 2, fresh_days=36500), actor="ana.silva")
     told = json.loads(cli("start", "finance@1", "--against=finance@2", "--json").output)
     assert "no gate let finance@2 give its answers again, so reviewers see its packaged ones" in told["notes"]
+    assert any(one.startswith("finance@2 was never in production, and a step needs") for one in told["notes"])
 
 
 def test_status_shows_nobodys_votes(cli: Cli) -> None:
