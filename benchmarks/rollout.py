@@ -2,6 +2,7 @@
 
     python benchmarks/rollout.py sequential [--runs 1000]  # beside fixed tests and Argo's and Flagger's rules
     python benchmarks/rollout.py bets [--runs 400]         # our bets beside the paper's, and their restarts
+    python benchmarks/rollout.py switch                    # from a route's commit to the first answer by it
 
 Each part is an entry of `PARTS` and prints its tables.
 """
@@ -10,6 +11,7 @@ import argparse
 from collections.abc import Callable, Iterable
 
 import rollout_statistics
+import rollout_switch
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +20,7 @@ Part = Callable[[argparse.Namespace], Iterable[Table]]
 PARTS: dict[str, tuple[Part, Callable[[argparse.ArgumentParser], None]]] = {
     "sequential": (rollout_statistics.sequential, rollout_statistics.sequential_options),
     "bets": (rollout_statistics.bets, rollout_statistics.bets_options),
+    "switch": (rollout_switch.switch, rollout_switch.switch_options),
 }
 
 

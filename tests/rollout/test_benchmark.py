@@ -1,8 +1,10 @@
 """The benchmark of rollouts, with few runs; each part prints its tables."""
 
+import shutil
 import sys
+from pathlib import Path
 
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, run, small_clone
 
 
 def test_equal_versions_are_rolled_back_by_z_tests_only() -> None:
@@ -21,3 +23,14 @@ def test_bets_are_compared() -> None:
     shown = run(sys.executable, ROOT / "benchmarks/rollout.py", "bets", "--runs", "20", cwd=ROOT, COLUMNS="200")
     assert shown.returncode == 0, shown.stderr
     assert "plug-in" in shown.stdout
+
+
+def test_no_answer_is_decided_by_the_route_before(tiny_base: Path, tmp_path: Path) -> None:
+    """Two gateways, and requests that are sent once a change is committed."""
+    clone = small_clone(tmp_path / "clone")
+    shutil.copytree(tiny_base, clone / "models/base")
+    shown = run(
+        sys.executable, ROOT / "benchmarks/rollout.py", "switch", "--changes", "6", cwd=clone, COLUMNS="200"
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "0 answers to requests that were sent after a commit did not know it" in shown.stdout
