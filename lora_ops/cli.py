@@ -26,6 +26,7 @@ from lora_ops.registry.commands import app as registry_app
 from lora_ops.registry.owners_commands import app as owners_app
 from lora_ops.registry.route_commands import app as route_app
 from lora_ops.rollout.pair_commands import pairs
+from lora_ops.rollout_commands import app as rollout_app
 from lora_ops.serving.commands import keys_app, serve
 from lora_ops.serving.replay_commands import replay
 from lora_ops.streams import settle_streams, work_is_done
@@ -44,7 +45,6 @@ app.add_typer(review_app, name="review")
 app.add_typer(owners_app, name="owners")
 app.add_typer(keys_app, name="keys")
 app.add_typer(release_app, name="release")
-rollout_app = typer.Typer(no_args_is_help=True, help="From validated to production, by what traffic shows.")
 rollout_app.command()(pairs)
 rollout_app.command()(replay)
 app.add_typer(rollout_app, name="rollout")

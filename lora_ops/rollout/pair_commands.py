@@ -10,7 +10,8 @@ from lora_ops.output import AsJson, print_json
 from lora_ops.registry.command_options import ExactReference, opened_registry
 
 if TYPE_CHECKING:
-    from lora_ops.rollout.shadow_verdict import PairMetric
+    from lora_ops.records.rollout import RolloutPlan
+    from lora_ops.rollout.shadow_verdict import PairMetric, ShadowLook
 
 STYLES = {"non-inferior": "green", "breach": "red", "undecided": "yellow", "not judged": "dim"}
 
@@ -43,12 +44,17 @@ def pairs(
         }
         print_json({**facts, **times})
         return
+    show_pairs(look, plan)
+
+
+def show_pairs(look: "ShadowLook", plan: "RolloutPlan") -> None:
+    """Print a look: one line a metric, how many pairs it has, and the verdict."""
     columns = ("metric", plan.against, plan.adapter, "difference", "margin", "units", "verdict")
     grid = Grid(*columns, solid={*columns})
     for one in look.metrics:
         grid.add_row(*_cells(one), one.verdict, style=STYLES[one.verdict])
     show(grid)
-    kind = "REPLAYED: " if replayed else ""
+    kind = "REPLAYED: " if look.replayed else ""
     lost = f", {look.failed} failed, {look.preempted} gave way to clients each time, {look.unscored} not judged"
     show(
         f"{kind}{look.answered} pairs of {look.units} users or requests in {look.hours} different hours{lost}."

@@ -1,4 +1,4 @@
-"""What the tests of rollouts share: the registry's fixtures."""
+"""What the tests of rollouts share: the registry's fixtures, and a rollout."""
 
 from tests.registry.conftest import (  # noqa: F401 - fixtures
     clock,
@@ -7,3 +7,4 @@ from tests.registry.conftest import (  # noqa: F401 - fixtures
     registry,
     story,
 )
+from tests.rollout.rolling import rollout, traffic_of  # noqa: F401 - fixtures

@@ -1,0 +1,146 @@
+"""What a gateway kept of a rollout's traffic: pairs of its shadow, and events of its canary."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora_ops.line_files import read_line_files
+from lora_ops.records.record import Record
+from lora_ops.records.rollout import Rollout
+from lora_ops.registry.reports import Report, make
+from lora_ops.registry.store import Registry
+from lora_ops.rollout.canary import Arm, CanaryRequest, Look, look
+from lora_ops.rollout.pairs import read_pairs
+from lora_ops.rollout.shadow_report import shadow_report
+from lora_ops.rollout.shadow_verdict import ShadowLook, look_at_pairs
+from lora_ops.rollout.verdicts import Verdict
+
+EVENTS, PAIRS = "events", "pairs"
+
+
+class ArmEvent(Record):
+    """The fields of an event of the gateway that say something of a canary; see `serving.events.Event`."""
+
+    id: str
+    time: datetime
+    request_id: str
+    tenant: str
+    unit: str | None = None
+    arm: Arm | None = None
+    adapter: str
+    digest: str
+    status: int
+    seconds: float
+    generated_tokens: int
+    answer_insults: float | None = None
+    answer_identifiers: int | None = None
+
+
+class GatewayTraffic:
+    """The evidence of a rollout, read anew at each look from the files of the gateways in one folder.
+
+    Args:
+        registry: whose clock says when a look is, and where reports are made for.
+        folder: `.serving` of the gateways.
+        insults_from: score from which an answer counts as insulting.
+    """
+
+    def __init__(self, registry: Registry, folder: Path, insults_from: float) -> None:
+        self._registry = registry
+        self._folder = folder
+        self._insults_from = insults_from
+
+    def shadow(self, rollout: Rollout) -> Verdict:
+        """Return the verdict on the pairs of this attempt.
+
+        Raises:
+            LoraOpsError: the pairs can't be read.
+        """
+        return self.shadow_look(rollout).verdict
+
+    def shadow_look(self, rollout: Rollout) -> ShadowLook:
+        """Return what the pairs of this attempt say; replayed ones where the plan takes them and none is live.
+
+        Raises:
+            LoraOpsError: the pairs can't be read.
+        """
+        plan, now, pairs = rollout.plan, self._registry.clock(), self._pairs(rollout)
+        live = look_at_pairs(plan, pairs, now=now, since=rollout.began)
+        if live.answered or not plan.accept_replay:
+            return live
+        return look_at_pairs(plan, pairs, now=now, since=rollout.began, replayed=True)
+
+    def canary(self, rollout: Rollout) -> Look:
+        """Return the verdict on the canary's users since its first step.
+
+        Raises:
+            LoraOpsError: the events can't be read.
+        """
+        since = rollout.canary_since or rollout.since
+        return look(
+            rollout.plan,
+            self._requests(rollout, since),
+            now=self._registry.clock(),
+            since=since,
+            waiting_since=rollout.since if rollout.phase == "ready" else None,
+            insults_from=self._insults_from,
+        )
+
+    def shadow_report(self, rollout: Rollout) -> Report:
+        """Return the pairs as a report to be filed.
+
+        Raises:
+            LoraOpsError: there are none since it entered its shadow, or they are replayed and none may be.
+        """
+        pairs, replayed = self._pairs(rollout), self.shadow_look(rollout).replayed
+        counted = pairs[pairs["replayed"].astype(bool) == replayed]
+        return shadow_report(self._registry, rollout.plan.adapter, counted)
+
+    def canary_report(self, rollout: Rollout) -> Report:
+        """Return the canary's requests as a report to be filed.
+
+        Raises:
+            LoraOpsError: they are none, or the events can't be read.
+        """
+        found = self.canary(rollout)
+        summary = (
+            f"{found.canary_users} users beside {found.control_users} in the control group: {found.verdict}"
+        )
+        return make(self._registry, rollout.plan.adapter, "canary", self._folder / EVENTS, summary)
+
+    def _pairs(self, rollout: Rollout) -> pd.DataFrame:
+        plan = rollout.plan
+        return read_pairs(
+            self._folder / PAIRS, plan.adapter, plan.content_digest, production_digest=plan.against_digest
+        )
+
+    def _requests(self, rollout: Rollout, since: datetime) -> Iterator[CanaryRequest]:
+        folder, tenant = self._folder / EVENTS, rollout.plan.adapter.rpartition("@")[0]
+        if not any(folder.glob(f"{EVENTS}-*.jsonl")):
+            return
+        where = (
+            f"tenant = '{tenant}' AND arm IS NOT NULL AND unit IS NOT NULL AND time >= '{since.isoformat()}'"
+        )
+        rows: list[dict[Any, Any]] = read_line_files(folder, EVENTS, ArmEvent, where).to_dict("records")
+        for one in rows:
+            identifiers = _number(one["answer_identifiers"])
+            yield CanaryRequest(
+                at=one["time"].to_pydatetime(),
+                unit=one["unit"],
+                arm=one["arm"],
+                adapter=one["adapter"],
+                digest=one["digest"],
+                status=int(one["status"]),
+                seconds=float(one["seconds"]),
+                tokens=int(one["generated_tokens"]),
+                insults=_number(one["answer_insults"]),
+                identifiers=None if identifiers is None else int(identifiers),
+            )
+
+
+def _number(value: Any) -> float | None:
+    """Return a number of a table, where a missing one is NaN."""
+    return None if pd.isna(value) else float(value)

@@ -1,0 +1,245 @@
+"""`lora-ops rollout`: a validated version on its way to production, and who stops it there."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lora_ops.escaping import markup
+from lora_ops.grid import Grid
+from lora_ops.output import AsJson, print_json
+from lora_ops.registry.command_options import (
+    Actor,
+    ExactReference,
+    Reason,
+    head_remembered,
+    opened_registry,
+    print_lines,
+    who,
+)
+from lora_ops.streams import work_is_done
+
+if TYPE_CHECKING:
+    from lora_ops.records.rollout import Rollout
+    from lora_ops.registry.store import Registry
+    from lora_ops.rollout.canary import Look
+    from lora_ops.rollout.controller import Round
+    from lora_ops.rollout.traffic import GatewayTraffic
+
+app = typer.Typer(
+    help="Shadow, canary, approval, production: a version's way, decided by what its traffic shows.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+@app.command()
+def start(reference: ExactReference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+    """Begin the rollout of a validated version, or begin one again that went back."""
+    from lora_ops.rollout.controller import start as begin
+    from lora_ops.settings.params import load_settings
+
+    settings = load_settings().rollout
+
+    def change(registry: "Registry") -> "Rollout":
+        return begin(registry, reference, settings, actor=who(actor), reason=reason)
+
+    _change(change, "begins: `lora-ops rollout run` takes it on", as_json)
+
+
+@app.command()
+def status(reference: ExactReference, as_json: AsJson = False) -> None:
+    """Where a rollout is, what its users show so far, and what it waits for."""
+    from lora_ops.rollout.pair_commands import show_pairs
+
+    with opened_registry() as registry:
+        rollout = _known(registry, reference)
+        traffic = _traffic(registry)
+        shadow = traffic.shadow_look(rollout) if rollout.phase == "shadow" else None
+        canary = traffic.canary(rollout) if rollout.phase in ("canary", "ready") else None
+    if as_json:
+        from lora_ops.rollout.shadow_verdict import as_rows
+
+        print_json(
+            {
+                **rollout.model_dump(mode="json"),
+                "percent": rollout.percent,
+                "shadow": shadow and {"verdict": shadow.verdict._asdict(), "metrics": as_rows(shadow)},
+                "canary": canary and _canary_json(canary),
+            }
+        )
+        return
+    print_lines(_line(rollout))
+    if shadow:
+        show_pairs(shadow, rollout.plan)
+    if canary:
+        print_lines(_guardrails(canary), f"{markup(str(canary.verdict))}.")
+
+
+@app.command()
+def step(reference: ExactReference, as_json: AsJson = False) -> None:
+    """Look once, and go on, back, or stay: for cron and CI.
+
+    Ends with 0 where it went on or is done, 1 where it went back, 3 where it stays.
+    """
+    from lora_ops.exit_codes import ExitCode
+    from lora_ops.rollout.controller import one_round
+
+    with opened_registry() as registry:
+        rollout = _known(registry, reference)
+        if not rollout.is_running:
+            _say_ended(rollout)
+        with _alone(rollout):
+            done = one_round(registry, rollout, _traffic(registry))
+    work_is_done()
+    _print_round(done, as_json)
+    if done.rollout.phase in ("returned", "aborted"):
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+    if not done.changed:
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+@app.command()
+def run(
+    tenant: Annotated[list[str] | None, typer.Argument(help="Only these tenants; default: all.")] = None,
+) -> None:
+    """Look again and again at every rollout that runs, until it is stopped; any number may run at once."""
+    from lora_ops.rollout.loop import run_rollouts
+    from lora_ops.settings.params import load_settings
+
+    with opened_registry() as registry:
+        run_rollouts(
+            registry,
+            _traffic(registry),
+            lock_of=_lock,
+            tenants=tenant,
+            seconds=load_settings().rollout.interval_seconds,
+            say=lambda done: _print_round(done, as_json=False),
+        )
+
+
+@app.command()
+def pause(reference: ExactReference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+    """Let a rollout stay where it is; a breach still takes it back. Anybody in the team may."""
+    from lora_ops.registry import rollouts
+
+    def change(registry: "Registry") -> "Rollout":
+        return rollouts.pause(registry, _known(registry, reference), actor=who(actor), reason=reason)
+
+    _change(change, "is paused", as_json)
+
+
+@app.command()
+def resume(reference: ExactReference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+    """Let a paused rollout go on."""
+    from lora_ops.registry import rollouts
+
+    def change(registry: "Registry") -> "Rollout":
+        return rollouts.resume(registry, _known(registry, reference), actor=who(actor), reason=reason)
+
+    _change(change, "goes on", as_json)
+
+
+@app.command()
+def abort(reference: ExactReference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
+    """End a rollout: production answers everybody at once. Anybody in the team may."""
+    from lora_ops.rollout import controller
+
+    def change(registry: "Registry") -> "Rollout":
+        return controller.abort(registry, _known(registry, reference), actor=who(actor), reason=reason)
+
+    _change(change, "has ended, and production answers everybody", as_json)
+
+
+def _known(registry: "Registry", reference: str) -> "Rollout":
+    from lora_ops.errors import NotFound
+    from lora_ops.registry.rollouts import rollout_of
+
+    version = registry.get_exact(reference, whole=False)
+    found = rollout_of(registry, version.id)
+    if found is None:
+        raise NotFound(
+            f"{version.id} has no rollout: `lora-ops rollout start {version.id} --reason TEXT` begins one."
+        )
+    return found
+
+
+def _say_ended(rollout: "Rollout") -> None:
+    from lora_ops.errors import Refused
+
+    raise Refused(f"The rollout of {rollout.plan.adapter} has ended ({rollout.phase}): {rollout.said}.")
+
+
+def _traffic(registry: "Registry") -> "GatewayTraffic":
+    from lora_ops.rollout.traffic import GatewayTraffic
+    from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
+
+    root = find_root()
+    settings = load_settings(root)
+    return GatewayTraffic(registry, root / settings.serving.path, settings.detectors.insult_threshold)
+
+
+def _lock(tenant: str) -> Any:
+    """Return the lock of a tenant's controller, which the system releases when its holder dies."""
+    from lora_ops.processes import only_one
+    from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
+
+    root = find_root()
+    folder = root / load_settings(root).serving.path / "rollouts"
+    return only_one(folder / f"{tenant}.lock", f"looking at the rollout of '{tenant}'")
+
+
+def _alone(rollout: "Rollout") -> Any:
+    return _lock(rollout.plan.adapter.rpartition("@")[0])
+
+
+def _change(change: "Callable[[Registry], Rollout]", what: str, as_json: bool) -> None:
+    with opened_registry() as registry:
+        rollout = change(registry)
+        remembered = head_remembered(registry)
+    work_is_done()
+    if as_json:
+        print_json({**rollout.model_dump(mode="json"), **remembered})
+        return
+    print_lines(f"The rollout of [bold]{rollout.plan.adapter}[/] {markup(what)}.")
+
+
+def _line(rollout: "Rollout") -> str:
+    share = f", {rollout.percent:g} % of the users" if rollout.percent else ""
+    paused = ", [yellow]paused[/]" if rollout.paused else ""
+    return (
+        f"[bold]{rollout.plan.adapter}[/] beside {rollout.plan.against}: {rollout.phase}{share}{paused} since "
+        f"{rollout.since:%Y-%m-%d %H:%M} UTC (attempt {rollout.attempt}, begun by "
+        f"{markup(rollout.started_by)}); {markup(rollout.said)}."
+    )
+
+
+def _print_round(done: "Round", as_json: bool) -> None:
+    if as_json:
+        look = done.look and _canary_json(done.look)
+        rollout = done.rollout.model_dump(mode="json")
+        print_json({**rollout, "decision": done.said, "changed": done.changed, "canary": look})
+        return
+    print_lines(f"[bold]{done.rollout.plan.adapter}[/] ({done.rollout.phase}): {markup(done.said)}.")
+
+
+def _canary_json(look: "Look") -> dict[str, Any]:
+    return {
+        "verdict": look.verdict._asdict(),
+        "guardrails": [one._asdict() for one in look.guardrails],
+        "canary_users": look.canary_users,
+        "control_users": look.control_users,
+        "assignment": str(look.ratio),
+    }
+
+
+def _guardrails(look: "Look") -> Grid:
+    """One line per guardrail: both arms, the interval of their difference at every look, and the margin."""
+    table = Grid("guardrail", "canary", "control", "difference", "allowed", "users", solid={"guardrail"})
+    for one in look.guardrails:
+        means = ["-" if value is None else f"{value:.4f}" for value in (one.canary, one.control)]
+        interval = f"{one.difference.low:.3f} to {one.difference.high:.3f}"
+        table.add_row(one.name, *means, interval, f"{one.margin:.3f}", str(one.users))
+    return table

@@ -1,0 +1,78 @@
+"""A rollout of finance@2 beside finance@1, and traffic that a test makes."""
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import pytest
+
+from lora_ops.records.rollout import Rollout
+from lora_ops.registry import lifecycle
+from lora_ops.registry.reports import Report
+from lora_ops.registry.store import Registry
+from lora_ops.rollout.canary import CanaryRequest, Look, look
+from lora_ops.rollout.controller import start
+from lora_ops.rollout.verdicts import Verdict
+from lora_ops.settings.rollout import RolloutSettings
+from tests.registry.conftest import Build, Clock, Story
+from tests.rollout.test_canary import traffic
+
+SETTINGS = RolloutSettings.model_validate({"canary": {"steps": [5, 50], "hours": 1}})
+AGREES = Verdict("advance", "pairs are not worse by the margin (alpha 0.05)")
+
+
+@dataclass
+class Traffic:
+    """Evidence from requests that a test made: judged as those of a gateway are."""
+
+    story: Story
+    clock: Clock
+    pairs: Verdict = AGREES
+    requests: list[CanaryRequest] = field(default_factory=list)
+
+    def shadow(self, rollout: Rollout) -> Verdict:
+        return self.pairs
+
+    def canary(self, rollout: Rollout) -> Look:
+        found = [self._of(rollout, one) for one in self.requests]
+        assert rollout.canary_since
+        waiting = rollout.since if rollout.phase == "ready" else None
+        return look(rollout.plan, found, now=self.clock(), since=rollout.canary_since, waiting_since=waiting)
+
+    def shadow_report(self, rollout: Rollout) -> Report:
+        return self.story.evidence("shadow", about=rollout.plan.adapter)[0]
+
+    def canary_report(self, rollout: Rollout) -> Report:
+        return self.story.evidence("canary", about=rollout.plan.adapter)[0]
+
+    def come(self, users: int, **worse: object) -> None:
+        """Let so many users of either arm come, and their units close."""
+        start = self.clock()
+        for one in traffic(users):
+            changed = worse if one.arm == "canary" else {}
+            at = start + (one.at - next(traffic(1)).at)
+            unit = f"{one.unit} of {start.isoformat()}"
+            self.requests.append(replace(one, at=at, unit=unit, **changed))  # type: ignore[arg-type]
+        self.clock.time += timedelta(minutes=users + 20)
+
+    @staticmethod
+    def _of(rollout: Rollout, one: CanaryRequest) -> CanaryRequest:
+        plan = rollout.plan
+        digest = plan.content_digest if one.arm == "canary" else plan.against_digest
+        return replace(one, digest=digest)
+
+
+@pytest.fixture
+def traffic_of(registry: Registry, story: Story, package: Build, clock: Clock) -> Traffic:
+    """finance@1 is in production, finance@2 is validated."""
+    registry.register(*package(1), actor="ana.silva")
+    story.to("finance@1", "production")
+    registry.register(*package(2), actor="ana.silva")
+    story.to("finance@2", "validated")
+    reviewed = story.evidence("human_evaluation", about="finance@2")
+    lifecycle.file_evidence(registry, "finance@2", reviewed[0], actor="ci")
+    return Traffic(story, clock)
+
+
+@pytest.fixture
+def rollout(registry: Registry, traffic_of: Traffic) -> Rollout:
+    return start(registry, "finance@2", SETTINGS, actor="oncall", reason="better on held-out rows")

@@ -1,0 +1,101 @@
+"""The controller's loop: it ends at a signal, survives what goes wrong, and two of them don't look at once."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_ops.processes import only_one
+from lora_ops.records.rollout import Rollout
+from lora_ops.registry.store import Registry
+from lora_ops.rollout.controller import Round
+from lora_ops.rollout.loop import run_rollouts
+from tests.rollout.rolling import Traffic
+
+Loop = Callable[..., list[Round]]
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    """Run the loop, and end it by SIGTERM once `until` holds of what was said."""
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    said: list[Round] = []
+
+    def run(registry: Registry, evidence: Traffic, until: Callable[[list[Round]], bool]) -> list[Round]:
+        def watch() -> None:
+            deadline = time.monotonic() + 60
+            while not until(said) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, lambda *_: None)  # before the loop has its own
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        run_rollouts(
+            registry,
+            evidence,
+            lock_of=lambda tenant: only_one(tmp_path / f"{tenant}.lock", f"looking at '{tenant}'"),
+            tenants=None,
+            seconds=0.05,
+            say=said.append,
+        )
+        watcher.join()
+        return said
+
+    yield run
+    for one, handler in handlers.items():
+        signal.signal(one, handler)
+
+
+def test_loop_goes_on_until_a_signal(
+    registry: Registry,
+    rollout: Rollout,
+    traffic_of: Traffic,
+    loop: Loop,
+) -> None:
+    """It brings the version into the canary, says once that it waits, and ends."""
+    said = loop(registry, traffic_of, lambda said: bool(said) and said[-1].said.startswith("hold"))
+    assert [one.rollout.phase for one in said] == ["shadow", "canary", "canary"]
+    time.sleep(0.1)
+    assert sum(one.said.startswith("hold") for one in said) == 1
+
+
+def test_loop_waits_where_another_one_looks(
+    registry: Registry,
+    rollout: Rollout,
+    traffic_of: Traffic,
+    loop: Loop,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with only_one(tmp_path / "finance.lock", "looking at 'finance'"):
+        said = loop(registry, traffic_of, lambda said: "already" in caplog.text)
+    assert said == [] and caplog.text.count("is looking at 'finance' already") == 1
+
+
+def test_loop_survives_a_registry_that_is_locked(
+    registry: Registry,
+    rollout: Rollout,
+    traffic_of: Traffic,
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A backup holds the write lock for longer than the loop waits; afterwards the rollout goes on."""
+    import sqlite3
+
+    registry.db.rows("PRAGMA busy_timeout = 100")
+    other = sqlite3.connect(registry.path / "registry.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+
+    def until(said: list[Round]) -> bool:
+        if "was not looked at" in caplog.text and other.in_transaction:
+            other.execute("ROLLBACK")
+        return bool(said) and said[-1].rollout.phase == "canary"
+
+    assert loop(registry, traffic_of, until)[-1].rollout.phase == "canary"
+    other.close()

@@ -1,0 +1,97 @@
+"""What a rollout reads of the files that gateways write."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_ops.errors import LoraOpsError
+from lora_ops.records.rollout import Rollout, RolloutPlan
+from lora_ops.registry.store import Registry
+from lora_ops.rollout.traffic import GatewayTraffic
+from lora_ops.serving.events import EventLog
+from lora_ops.settings.rollout import RolloutSettings
+from lora_ops.settings.serving import EventSettings
+from tests.registry.conftest import MORNING
+from tests.serving.test_events import event
+
+OURS, THEIRS = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def rollout() -> Rollout:
+    plan = RolloutPlan.of("finance@2", OURS, "finance@1", THEIRS, RolloutSettings())
+    return Rollout(
+        plan=plan, phase="canary", since=MORNING, began=MORNING, canary_since=MORNING, seq=7, started_by="ci"
+    )
+
+
+@pytest.fixture
+def traffic(registry: Registry, tmp_path: Path) -> GatewayTraffic:
+    return GatewayTraffic(registry, tmp_path / ".serving", insults_from=0.5)
+
+
+def write(folder: Path, *changes: dict[str, Any]) -> None:
+    log = EventLog(folder / ".serving/events", EventSettings(), lambda tenant: False)
+    for number, changed in enumerate(changes):
+        arm = changed.get("arm")
+        adapter, digest = ("finance@2", OURS) if arm == "canary" else ("finance@1", THEIRS)
+        known = {"time": MORNING + timedelta(seconds=number), "adapter": adapter, "digest": digest}
+        log.append(event(0, **{**known, "request_id": str(number), "unit": f"user {number}", **changed}))
+    log.close()
+
+
+def test_gateway_without_events_holds(traffic: GatewayTraffic, rollout: Rollout) -> None:
+    found = traffic.canary(rollout)
+    assert found.verdict.decision == "hold" and found.canary_users == found.control_users == 0
+
+
+def test_events_of_both_arms_are_judged(
+    traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path
+) -> None:
+    both = [{"arm": arm, "status": 200 if arm == "control" else 503} for arm in ("canary", "control")] * 40
+    write(tmp_path, *both)
+    registry.clock = lambda: MORNING + timedelta(hours=1)
+    found = traffic.canary(rollout)
+    assert (found.canary_users, found.control_users) == (40, 40)
+    assert found.verdict.decision == "roll back" and found.verdict.breached[0] == "errors"
+
+
+def test_events_of_others_count_nowhere(
+    traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path
+) -> None:
+    """Other tenants, users outside of the comparison, what came before the canary, and a torn last line."""
+    write(
+        tmp_path,
+        {"arm": "canary", "tenant": "media"},
+        {"arm": None},
+        {"arm": "canary", "time": MORNING - timedelta(hours=1)},
+        {"arm": "canary", "unit": None},
+        {"arm": "control"},
+    )
+    (file,) = (tmp_path / ".serving/events").iterdir()
+    with file.open("a") as log:
+        log.write('{"id": "torn", "time": "2026-03-02T09:0')
+    registry.clock = lambda: MORNING + timedelta(hours=1)
+    found = traffic.canary(rollout)
+    assert (found.canary_users, found.control_users) == (0, 1)
+
+
+def test_scores_of_answers_are_read(
+    traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path
+) -> None:
+    leak = {"arm": "canary", "answer_text": "write to jane.doe@example.com"}
+    write(tmp_path, leak, {"arm": "control", "answer_text": "fine"})
+    registry.clock = lambda: MORNING + timedelta(hours=1)
+    shown = {one.name: one for one in traffic.canary(rollout).guardrails}
+    assert (shown["identifiers"].canary, shown["identifiers"].control) == (1.0, 0.0)
+
+
+def test_events_that_can_not_be_read_are_named(
+    traffic: GatewayTraffic, rollout: Rollout, tmp_path: Path
+) -> None:
+    folder = tmp_path / ".serving/events/events-20260302T090000-1.jsonl"
+    folder.mkdir(parents=True)
+    with pytest.raises(LoraOpsError, match="The events can't be read"):
+        traffic.canary(rollout)

@@ -1,0 +1,76 @@
+"""`lora-ops rollout` as people and CI run it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lora_ops.cli import app
+from lora_ops.errors import LoraOpsError, NotFound, Refused
+from lora_ops.registry import lifecycle
+from tests.conftest import write_params
+from tests.registry.conftest import owners  # noqa: F401 - a fixture
+from tests.serving.conftest import Clone, clone_source  # noqa: F401 - a fixture
+
+Cli = Callable[..., str]
+WHY = ("--reason", "better on held-out rows")
+AT_ONCE = {"hours": 0, "requests": 20, "regression": False, "release_notes": False, "policy": "file"}
+
+
+@pytest.fixture
+def cli(clone_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:  # noqa: F811
+    """Run `lora-ops` in a clone with finance@1 in production, and finance@2 validated and reviewed."""
+    root = tmp_path / "clone"
+    shutil.copytree(clone_source, root)
+    write_params(root, {"registry.evidence": AT_ONCE})
+    clone = Clone(root, root / "models/base")
+    with clone.registry() as registry:
+        story = clone.story(registry)
+        story.to("finance@1", "production")
+        story.to("finance@2", "validated")
+        reviewed = story.evidence("human_evaluation", about="finance@2")
+        lifecycle.file_evidence(registry, "finance@2", reviewed[0], actor="ci")
+    monkeypatch.setenv("LORA_OPS_ROOT", str(root))
+    monkeypatch.setenv("LORA_OPS_ACTOR", "oncall")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def invoke(*words: str, ends: int = 0) -> str:
+        result = CliRunner().invoke(app, ["rollout", *words])
+        if isinstance(result.exception, LoraOpsError):
+            raise result.exception
+        assert result.exit_code == ends, result.output
+        return " ".join(result.output.split())
+
+    return invoke
+
+
+def test_rollout_commands_take_a_version_into_shadow(cli: Cli) -> None:
+    assert "The rollout of finance@2 begins" in cli("start", "finance@2", *WHY)
+    assert "finance@2 (shadow): 20 % of the requests are asked again" in cli("step", "finance@2")
+    waiting = cli("step", "finance@2", ends=3)
+    assert "hold: no users yet" in waiting
+    shown = cli("status", "finance@2")
+    assert "finance@2 beside finance@1: shadow since" in shown and "begun by oncall" in shown
+    assert "0 pairs of 0 users" in shown
+    told = json.loads(cli("status", "finance@2", "--json"))
+    assert (told["phase"], told["shadow"]["verdict"]["decision"], told["canary"]) == ("shadow", "hold", None)
+
+
+def test_rollout_commands_pause_resume_and_abort(cli: Cli) -> None:
+    cli("start", "finance@2", *WHY)
+    assert "is paused" in cli("pause", "finance@2", *WHY)
+    assert "paused before its shadow" in cli("step", "finance@2", ends=3)
+    assert "goes on" in cli("resume", "finance@2", *WHY)
+    assert "production answers everybody" in cli("abort", "finance@2", *WHY)
+    with pytest.raises(Refused, match=r"The rollout of finance@2 has ended \(aborted\)"):
+        cli("step", "finance@2")
+    assert json.loads(cli("start", "finance@2", *WHY, "--json"))["attempt"] == 2
+
+
+@pytest.mark.parametrize("command", ["status", "step"])
+def test_rollout_commands_say_how_to_begin(cli: Cli, command: str) -> None:
+    with pytest.raises(NotFound, match="finance@2 has no rollout: `lora-ops rollout start finance@2"):
+        cli(command, "finance@2")
