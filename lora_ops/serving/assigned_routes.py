@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import shortened
 from lora_ops.registry.versions import Version, parse_reference
 from lora_ops.rollout.assignment import Arm, Requester
 from lora_ops.rollout.flags import Choice, open_flags
 from lora_ops.rollout.provider import CANARY, PREFIX, PRODUCTION
-from lora_ops.serving.router import Decision, Fallback, NotServed, Route, Router, UnknownModel
+from lora_ops.serving.router import Decision, Fallback, Route, Router
 from lora_ops.settings.rollout import RolloutSettings
 
 DECISIONS: Mapping[str | None, Decision] = {
@@ -97,7 +97,7 @@ class AssignedRoutes:
             return chosen
         try:
             stable = self._router.seen(tenant)
-        except (UnknownModel, NotServed, Damaged):
+        except LoraOpsError:
             return chosen  # nobody else may answer: the request waits for it, or says why it can't be loaded
         if stable.name == chosen.name:
             return chosen

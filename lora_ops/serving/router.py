@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ BY_TENANT = frozenset({"production", "canary", "pinned_user", "segment", "flag"}
 BASE = "base"
 STOPPED = "stopped"  # by a tenant's route, until somebody resumes it
 STAGES = ("production", "candidate", "canary", "shadow")  # aliases; a tenant that answers has one of them
+AGAIN_SECONDS = 1.0  # until a version that could not be read is read again
 CATCH_UPS = 3  # looks that one request waits for, where the registry changes all the time
 
 
@@ -142,8 +144,8 @@ class Router:
         self._held: dict[tuple[str, str, str | None], Hold] = {}
         """Every hold that was seen, by version, content and time: it counts though somebody removed it."""
         self._routes: dict[str, Route] = {}
-        self._unread: set[str] = set()
-        """Versions that a route names and that can't be read, so that no request tries it again."""
+        self._unread: dict[str, float] = {}
+        """Versions that a route names and that could not be read, and when it is tried again."""
         self._versions: Sequence[Summary] | None = None
         self._damage: str | None = None
         self._closed: dict[tuple[str, int], str] = {}
@@ -241,21 +243,20 @@ class Router:
     def shared(self, tenant: str, number: int) -> Route | None:
         """Return the route to a version that shares a tenant's requests, as of the last look.
 
-        None: it may not answer its users. Whoever asks for an exact version by its name may reach more.
-
-        Raises:
-            LoraOpsError: the registry can't be read.
+        None: it may not answer its users, or can't be read now. Whoever asks for an exact version by its name
+        may reach more.
         """
         name = f"{tenant}@{number}"
-        if name in self._unread:
+        if time.monotonic() < self._unread.get(name, 0.0):
             return None
         try:
             found = self._route(name)
         except NotServed:
             return None
-        except (UnknownModel, Damaged) as error:
-            logger.warning("%s shares the requests of '%s', and can't: %s", name, tenant, error)
-            self._unread.add(name)
+        except LoraOpsError as error:  # another process may hold the registry for a moment
+            if name not in self._unread:
+                logger.warning("%s shares the requests of '%s', and can't: %s", name, tenant, error)
+            self._unread[name] = time.monotonic() + AGAIN_SECONDS
             return None
         return found if found.version and found.version.state in ANSWER_USERS else None
 

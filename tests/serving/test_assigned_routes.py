@@ -3,6 +3,8 @@
 import asyncio
 import json
 import shutil
+import socket
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import pytest
 
 from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.engines.torch_engine import TorchEngine
+from lora_ops.errors import Unavailable
 from lora_ops.records.base_model import read_base_model
 from lora_ops.registry import lifecycle, routes
 from lora_ops.registry.backends import open_registry
@@ -66,6 +69,7 @@ class Asked:
         self.router = Router(reader, read_base_model(clone.base), allow_candidates=False)
         self.failures: Counter[str] = Counter()
         self.unready: dict[str, Any] = {}
+        self.started = False
         self.assigned = AssignedRoutes(
             self.router,
             RolloutSettings.model_validate(settings),
@@ -79,7 +83,9 @@ class Asked:
 
     def all(self, who: list[Requester], model: str = "finance") -> list[Route]:
         async def main() -> list[Route]:
-            await self.assigned.start()
+            if not self.started:
+                await self.assigned.start()
+            self.started = True
             return [await self.assigned.route(model, one) for one in who]
 
         return asyncio.run(main())
@@ -208,14 +214,32 @@ def test_require_open_keeps_a_request_on_its_version(asked: Asked, writer: Regis
 
 def test_route_of_a_damaged_registry_goes_on_as_verified(asked: Asked, staged: Clone, writer: Registry) -> None:
     """A row that somebody edits moves nobody."""
-    import sqlite3
-
     routes.set_canary(writer, "finance@2", 100, **WHY)
     assert asked.named()[1] == "canary"
     with sqlite3.connect(staged.root / ".registry/registry.sqlite") as db:
         db.execute("DELETE FROM routes")
     assert asked.named() == ("finance@2", "canary")
     assert asked.router.damage()
+
+
+def test_canary_that_cannot_be_read_is_tried_again(
+    asked: Asked, writer: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry was busy for a moment: production answers, and no later than a second the canary does."""
+    routes.set_canary(writer, "finance@2", 100, **WHY)
+    with monkeypatch.context() as patch:
+        read = Router._load
+
+        def busy(self: Router, reference: str) -> Any:
+            if reference == "finance@2":
+                raise Unavailable("The registry is busy.")
+            return read(self, reference)
+
+        patch.setattr(Router, "_load", busy)
+        routes.pin(writer, "finance@2", segments=["beta"], **WHY)  # all is read again
+        assert asked.named() == ("finance@1", "production")
+    assert asked.named() == ("finance@1", "production")
+    eventually(lambda: asked.named() == ("finance@2", "canary"), seconds=3)
 
 
 def flag(staged: Clone, value: str) -> dict[str, Any]:
@@ -297,6 +321,23 @@ def test_flag_that_names_a_stopped_or_revoked_version_is_production(
     routes.resume(writer, "finance@2", **WHY)
     lifecycle.revoke(writer, "finance@2", actor="ben", reason="leaks")
     assert asked.named() == ("finance@1", "production")
+
+
+def test_flag_of_a_silent_server_gives_production_in_time(staged: Clone, reader: Registry) -> None:
+    """Three requests wait for their deadline, and the others for nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        flagd = {"resolver": "rpc", "port": silent.getsockname()[1], "deadline_ms": 100}
+        asked = Asked(staged, reader, provider="flagd", flagd=flagd)
+        asked.all([ANA] * 3)
+        started = time.monotonic()
+        found = asked.all([ANA] * 50)
+        assert time.monotonic() - started < 0.5
+        assert {(route.name, route.decision, route.arm) for route in found} == {
+            ("finance@1", "production", None)
+        }
+        assert asked.failures["timeout"] + asked.failures["general"] == 3 and asked.failures["paused"] == 50
+        assert "does not answer" in str(asked.assigned.problem)
+        asked.assigned.close()
 
 
 ROOM_FOR_ONE = 9_000  # bytes: finance@1 takes 8,192 and finance@2 3,584
