@@ -1,0 +1,112 @@
+"""A rollout on a real gateway: users send requests, and the controller takes the version on or back."""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lora_ops.engines.torch_engine import TorchEngine
+from lora_ops.records.rollout import Rollout
+from lora_ops.registry import lifecycle, rollouts
+from lora_ops.registry.store import Registry
+from lora_ops.rollout.controller import Round, one_round, start
+from lora_ops.rollout.traffic import GatewayTraffic
+from lora_ops.settings.params import load_settings
+from tests.conftest import write_params
+from tests.serving.conftest import Clone, Served, clone_source, eventually, served  # noqa: F401 - fixtures
+
+SETTINGS = {
+    "rollout.shadow": {"percent": 100, "hours": 0, "requests": 20},
+    "rollout.canary": {"steps": [50], "hours": 0, "users": 20, "window_seconds": 0.5},
+    "rollout.alpha": 0.2,  # of few users nobody can tell a P95
+    # Both adapters are random, and answers of a few tokens take what the machine gives them.
+    "rollout.margins": {
+        "errors": 0.3,
+        "task": 0.9,
+        "insults": 0.3,
+        "identifiers": 0.3,
+        "p95_latency": 20.0,
+        "tokens": 9.0,
+    },
+    "registry.evidence": {
+        "hours": 0,
+        "requests": 20,
+        "regression": False,
+        "release_notes": False,
+        "policy": "file",
+    },
+}
+
+
+@pytest.fixture
+def staged(clone_source: Path, tmp_path: Path) -> Clone:  # noqa: F811
+    """A clone with finance@1 in production, and finance@2 validated and reviewed."""
+    root = tmp_path / "clone"
+    shutil.copytree(clone_source, root)
+    write_params(root, SETTINGS)
+    clone = Clone(root, root / "models/base")
+    with clone.registry() as registry:
+        story = clone.story(registry)
+        story.to("finance@1", "production")
+        story.to("finance@2", "validated")
+        reviewed = story.evidence("human_evaluation", about="finance@2")
+        lifecycle.file_evidence(registry, "finance@2", reviewed[0], actor="ci")
+    return clone
+
+
+@pytest.fixture
+def gateway(staged: Clone) -> Iterator[Served]:
+    engine = TorchEngine(staged.base)
+    with served(staged.root, staged.settings(), engine) as running:
+        yield running
+
+
+def ask(gateway: Served, users: range) -> list[httpx.Response]:
+    """Let each of the users send one request."""
+
+    def one(user: int) -> httpx.Response:
+        body = {"model": "finance", "prompt": f"AIRBNB {user}", "max_tokens": 4, "user": f"user {user}"}
+        return httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60)
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(one, users))
+
+
+def look(registry: Registry, traffic: GatewayTraffic) -> Round:
+    found = rollouts.rollout_of(registry, "finance@2")
+    assert found
+    return one_round(registry, found, traffic)
+
+
+def test_rollout_flows_with_the_traffic(staged: Clone, gateway: Served) -> None:
+    settings = load_settings(staged.root)
+    with staged.registry() as registry:
+        traffic = GatewayTraffic(registry, staged.root / settings.serving.path, 0.5)
+        rollout: Rollout = start(registry, "finance@2", settings.rollout, actor="oncall", reason="better")
+        assert look(registry, traffic).rollout.phase == "shadow"
+        answers = ask(gateway, range(60))
+        assert {one.headers["x-lora-ops-adapter"] for one in answers} == {"finance@1"}
+
+        def in_canary() -> bool:
+            return look(registry, traffic).rollout.phase == "canary"
+
+        eventually(in_canary, seconds=60)
+        answers = ask(gateway, range(1000, 1320))
+        by_version = {one.headers["x-lora-ops-adapter"] for one in answers}
+        assert by_version == {"finance@1", "finance@2"} and {one.status_code for one in answers} == {200}
+        again = ask(gateway, range(1000, 1020))
+        assert [one.headers["x-lora-ops-adapter"] for one in again] == [
+            one.headers["x-lora-ops-adapter"] for one in answers[:20]
+        ]
+
+        def is_ready() -> bool:
+            return look(registry, traffic).rollout.phase == "ready"
+
+        eventually(is_ready, seconds=60)
+        staged.story(registry).approve("finance@2")
+        assert look(registry, traffic).rollout.phase == "done"
+        assert {one.headers["x-lora-ops-adapter"] for one in ask(gateway, range(2000, 2010))} == {"finance@2"}
+        assert rollout.plan.against == "finance@1"
