@@ -48,6 +48,7 @@ SLOW = (
     "registry/test_shared.py",
     "registry/test_structure.py",
     "registry/test_verification.py",
+    "rollout/test_benchmark.py",
     "serving/",
     "test_chat.py",
     "test_ci.py",

@@ -311,7 +311,7 @@ def test_flag_that_names_what_may_not_answer_is_production(
     assert sum("which may not answer" in line for line in caplog.messages) == 1
 
 
-def test_flag_that_names_a_stopped_or_revoked_version_is_production(
+def test_flag_that_names_a_stopped_version_is_production(
     flagged: Callable[[str], Asked], writer: Registry
 ) -> None:
     asked = flagged("finance@2")
