@@ -51,7 +51,7 @@ def test_rollout_commands_take_a_version_into_shadow(cli: Cli) -> None:
     assert "The rollout of finance@2 begins" in cli("start", "finance@2", *WHY)
     assert "finance@2 (shadow): 20 % of the requests are asked again" in cli("step", "finance@2")
     waiting = cli("step", "finance@2", ends=3)
-    assert "hold: no users yet" in waiting
+    assert "hold: no requests yet" in waiting
     shown = cli("status", "finance@2")
     assert "finance@2 beside finance@1: shadow since" in shown and "begun by oncall" in shown
     assert "0 pairs of 0 users" in shown

@@ -186,12 +186,21 @@ def _change(
                 raise Refused(f"{against}.")
         change.note(action, KIND, adapter, reason=reason, **facts, **_owners(registry))
         if route:
-            _reroute(registry, change, version, route, reason)
+            _reroute(registry, change, version, route, reason, forward=forward)
     return _now(registry, adapter)
 
 
-def _reroute(registry: Registry, change: Change, version: Version, route: Reroute, reason: str) -> None:
+def _reroute(
+    registry: Registry, change: Change, version: Version, route: Reroute, reason: str, *, forward: bool
+) -> None:
     told = registry.follower.told_route(version.tenant)
+    if not told.is_readable:
+        if forward:
+            raise Refused(
+                f"The route of '{version.tenant}' was written by a newer lora-ops (entry {told.seq}): update "
+                "lora-ops before its rollout goes on."
+            )
+        return  # there production answers everybody already
     patch = patch_between(told.record, route(told.record))
     if patch:
         change.reroute(

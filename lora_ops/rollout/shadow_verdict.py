@@ -136,7 +136,11 @@ def look_at_pairs(
     hours = len({int(at.timestamp() // HOUR) for at in answered["time"]})
     errors = tested["errors"]
     found = verdict(
-        tested, alpha=plan.alpha, least_users=1, users_per_hour=errors.count / hours if hours else 0.0
+        tested,
+        alpha=plan.alpha,
+        least_users=1,
+        users_per_hour=errors.count / hours if hours else 0.0,
+        unit="requests",
     )
     preempted = int((counted["status"] == "preempted").sum())
     unscored = len(answered) - len(judged)

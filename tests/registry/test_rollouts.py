@@ -129,6 +129,18 @@ def test_rollout_of_somebody_who_left_goes_back_and_verifies(
     assert not verify(registry).problems
 
 
+def test_route_of_a_newer_release_stops_no_way_back(registry: Registry, rollout: Rollout) -> None:
+    with registry.change("ci") as change:
+        change.reroute("canary_set", "finance", {"canary": {"by": "mood"}})
+
+    def gone(route: RouteRecord) -> RouteRecord:
+        return route.model_copy(update={"canary": None})
+
+    with pytest.raises(Refused, match="route of 'finance' was written by a newer lora-ops"):
+        rollouts.move(registry, rollout, "canary", "fine", actor="ci", route=gone)
+    assert rollouts.move(registry, rollout, "returned", "errors", actor="ci", route=gone).phase == "returned"
+
+
 def test_entry_that_is_no_rollout_is_named(registry: Registry, rollout: Rollout) -> None:
     with registry.change("ci") as change:
         change.note("moved", "rollout", "finance@2", phase="nowhere", step=0)
