@@ -1,8 +1,9 @@
-"""How rollouts decide: false alarms, requests until a fault is found, and what each bet gains.
+"""How rollouts decide, and what they cost: false alarms, requests until a fault is found, P95 beside shadow.
 
     python benchmarks/rollout.py sequential [--runs 1000]  # beside fixed tests and Argo's and Flagger's rules
     python benchmarks/rollout.py bets [--runs 400]         # our bets beside the paper's, and their restarts
     python benchmarks/rollout.py switch                    # from a route's commit to the first answer by it
+    python benchmarks/rollout.py shadow [--runs 20]        # needs models/base (`make repro`)
 
 Each part is an entry of `PARTS` and prints its tables.
 """
@@ -10,6 +11,7 @@ Each part is an entry of `PARTS` and prints its tables.
 import argparse
 from collections.abc import Callable, Iterable
 
+import rollout_shadow
 import rollout_statistics
 import rollout_switch
 from rich.console import Console
@@ -21,6 +23,7 @@ PARTS: dict[str, tuple[Part, Callable[[argparse.ArgumentParser], None]]] = {
     "sequential": (rollout_statistics.sequential, rollout_statistics.sequential_options),
     "bets": (rollout_statistics.bets, rollout_statistics.bets_options),
     "switch": (rollout_switch.switch, rollout_switch.switch_options),
+    "shadow": (rollout_shadow.shadow, rollout_shadow.shadow_options),
 }
 
 
