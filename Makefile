@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help validate repro serve test test-fast test-clients test-vllm test-gpu nightly lint lint-ci format lab metrics pull gates register promote weekly wandb-sync wandb-online lock clean
+.PHONY: help validate repro serve test test-fast test-clients test-vllm test-gpu nightly lint lint-ci format lab metrics pull gates register shadow promote weekly wandb-sync wandb-online lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ gates: .venv/installed ## run the gates of each tenant's new version, or of TENA
 
 register: .venv/installed ## as CI: train, register and gate in the registry that LORA_OPS_REGISTRY names
 	.ci/register
+
+shadow: .venv/installed ## replay held-out rows to each version in shadow; reports/shadow.md
+	.ci/shadow
 
 promote: .venv/installed ## move VERSION to TO for REASON, if TO still names EXPECT
 	.ci/promote

@@ -23,7 +23,8 @@ from lora_ops.registry.backup import backup, restore
 from lora_ops.registry.store import Registry
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run, small_clone
-from tests.registry.conftest import build_package
+from tests.registry.conftest import build_package, owners  # noqa: F401 - a fixture
+from tests.serving.conftest import Clone, staged, staged_source  # noqa: F401 - fixtures
 from tests.test_docs import file_base_answers, file_policy_report, with_suite
 from tests.test_registration import put_package
 
@@ -94,7 +95,7 @@ def test_actionlint_finds_what_is_wrong(actionlint: Path, tmp_path: Path) -> Non
 
 def test_targets_of_the_workflows_exist() -> None:
     targets = made_targets()
-    assert targets >= {"validate", "lint", "test", "repro", "gates", "register", "promote", "weekly"}
+    assert targets >= {"validate", "lint", "test", "repro", "gates", "register", "shadow", "promote", "weekly"}
     for target in sorted(targets):
         done = run("make", "--dry-run", target, cwd=ROOT)
         assert done.returncode == 0, done.stderr
@@ -139,10 +140,12 @@ def test_workflow_may_only_read(file: str) -> None:
 def test_secrets_are_only_where_an_environment_guards_them() -> None:
     """A pull request, and so a fork, reaches none of these jobs."""
     with_secrets = {at: job for at, job in JOBS.items() if SECRET.search(json.dumps(job))}
-    assert {name for _, name in with_secrets} == {"registry", "promotion", "weekly"}
+    assert {name for _, name in with_secrets} == {"registry", "shadow", "promotion", "weekly"}
     for (_, name), job in with_secrets.items():
         assert job["environment"] == ("production" if name == "promotion" else "registry")
-    assert "github.event_name == 'push'" in JOBS["ci.yml", "registry"]["if"]
+    assert JOBS["ci.yml", "registry"]["if"].startswith("github.event_name != 'pull_request' && github.ref ==")
+    assert JOBS["ci.yml", "shadow"]["needs"] == "registry"
+    assert "needs.registry.result != 'skipped'" in JOBS["ci.yml", "shadow"]["if"]
     assert not WORKFLOWS["promotion.yml"]["on"].keys() - {"workflow_dispatch"}
     assert not WORKFLOWS["weekly.yml"]["on"].keys() - {"workflow_dispatch", "schedule"}
 
@@ -330,15 +333,10 @@ def test_key_of_the_secret_is_nobody_elses(team: Path) -> None:
 
 def test_gates_are_markdown_that_does_nothing(team: Path) -> None:
     """Names and notes come from data: no markup, no mention of anybody."""
-    fake = team / "bin/lora-ops"
-    fake.parent.mkdir()
     row = {"gate": "slice a|b <b> @all", "verdict": "fail", "found": "`x`", "threshold": None, "note": "[a](b)"}
     told = {"adapter": "finance@1", "exit_code": 1, "gates": [row], "notes": ["<img>"]}
     listed = [{"adapter": "finance@1", "tenant": "finance", "aliases": ["candidate"]}]
-    fake.write_text(
-        f"#!/bin/sh\n[ $1 = registry ] && echo '{json.dumps(listed)}' || echo '{json.dumps(told)}'\n"
-    )
-    fake.chmod(0o755)
+    pretend(team, {"registry": listed, "gate": told})
     summary = team / "summary.md"
     said = run("bash", "-c", "PATH=bin:$PATH .ci/gates.py", cwd=team, GITHUB_STEP_SUMMARY=str(summary))
     assert (said.returncode, said.stderr) == (1, "")
@@ -356,6 +354,39 @@ def test_gates_pass_on_a_refusal(team: Path) -> None:
 def test_gates_of_nothing_new_say_so(team: Path) -> None:
     ci(team, ".ci/gates.py", "media")
     assert "No version is new." in (team / "reports/gates.md").read_text()
+
+
+def test_shadow_tells_what_replayed_rows_say(staged: Clone) -> None:  # noqa: F811
+    """With the tiny model, whose random weights nobody can judge in six rows."""
+    shutil.copytree(ROOT / ".ci", staged.root / ".ci", ignore=shutil.ignore_patterns("node_modules"))
+    folder = staged.root / "data/prepared/finance"
+    folder.mkdir(parents=True)
+    row = {"group": "a", "target": "Lodging", "prompt": "a", "completion": "Lodging"}
+    rows = [json.dumps({**row, "id": str(place), "text": f"AIRBNB {place}"}) for place in range(6)]
+    (folder / "test.jsonl").write_text("\n".join(rows) + "\n")
+    said = ci(staged.root, ".ci/shadow.py")
+    assert "REPLAYED finance@2, 6 rows: hold" in said
+    assert "### REPLAYED finance&#64;2: hold" in (staged.root / "reports/shadow.md").read_text()
+
+
+@pytest.mark.parametrize(("decision", "code"), [("roll back", 1), ("hold", 0), ("advance", 0)])
+def test_shadow_fails_where_a_version_is_worse(team: Path, decision: str, code: int) -> None:
+    metric = {"metric": "x", "name": "task", "production": 0.5, "shadow": None, "difference": [-0.1, 0.2]}
+    metric |= {"margin": 0.02, "units": 6, "verdict": "breach"}
+    found = {"verdict": {"decision": decision, "reason": "task"}, "metrics": [metric]}
+    pretend(team, {"registry": [{"adapter": "finance@1"}], "replay": {"answered": 6}, "pairs": found})
+    ci(team, "bash", "-c", "PATH=bin:$PATH .ci/shadow.py", code=code)
+    row = r"| task | 0.5 |  | -0.100 to \+0.200 | 0.02 | 6 | breach |"
+    assert row in (team / "reports/shadow.md").read_text()
+
+
+def pretend(root: Path, told: dict[str, Any]) -> None:
+    """Put a `lora-ops` into bin/ that says this to each command."""
+    fake = root / "bin/lora-ops"
+    fake.parent.mkdir()
+    cases = "".join(f"*{word}*) echo {shlex.quote(json.dumps(said))};;\n" for word, said in told.items())
+    fake.write_text(f'#!/bin/sh\ncase "$1 $2" in\n{cases}esac\n')
+    fake.chmod(0o755)
 
 
 class Forge(BaseHTTPRequestHandler):
