@@ -303,6 +303,9 @@ def _document_row(document: AnyEvidence, one: Evidence, lacking: list[str]) -> G
         review = document.review
         if review and review.win_rate_by_pair and review.alpha:
             found += f"; win rate {review.win_rate_by_pair}, Krippendorff's alpha {review.alpha}"
+        if review and document.pairs < review.planned_pairs - review.other_texts:
+            people = ", ".join(one.person for one in review.reviewers)
+            found += f"; {review.planned_pairs} pairs were planned, and votes of {people} count"
         if review and review.other_texts:
             found += f"; {review.other_texts} pairs show other texts than are given now, and don't count"
         failed = document.base_better > document.adapter_better

@@ -82,17 +82,18 @@ def other_texts_judged(
         yield from other_texts(registry, version, history, document)
 
 
-def other_opponent(
+def review_objections(
     registry: Registry,
     version: Version,
     history: Sequence[AuditEntry],
     given: Mapping[str, AnyEvidence],
     before: int | None = None,
 ) -> Iterator[str]:
-    """Yield that people compared a version with one that nobody ever let into production.
+    """Yield that people compared a version with an unfit one, or that most of what they judged is not counted.
 
-    Whoever starts a review names the opponent. Any adapter wins against one that was made to lose. A rollback
-    doesn't ask.
+    Whoever starts a review names the opponent, and any adapter wins against one that was made to lose. Whoever
+    files it has the files of votes, and nobody sees which of them were removed: each one that is missing takes
+    its pairs along. A rollback doesn't ask.
 
     Args:
         registry: where.
@@ -105,10 +106,17 @@ def other_opponent(
         LoraOpsError: a kept file is missing or was changed.
     """
     document = _human_evaluation(registry, version, history, given.get("human_evaluation"))
-    against = document.review.against if document and document.review else BASE
-    if against == BASE:
+    if document is None or document.review is None:
         return
-    if not was_in_production(registry, against, before):
+    review, against = document.review, document.review.against
+    left = review.planned_pairs - review.other_texts
+    if 2 * document.pairs < left:
+        yield (
+            f"a human evaluation of at least half of the pairs that were planned (of {left} pairs "
+            f"{document.pairs} have votes that count, of {', '.join(one.person for one in review.reviewers)}): "
+            f"let the other reviewers hand theirs in (`lora-ops review status {version.id}`)"
+        )
+    if against != BASE and not was_in_production(registry, against, before):
         yield (
             "a human evaluation against its base model or a version that was in production (the last one is "
             f"against {against}, which never was: move the folder of its review away, and run `lora-ops review "

@@ -18,7 +18,7 @@ from lora_ops.registry.earlier_policies import Policies
 from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.inherited import twin_notes, twin_objections, twin_objections_to_return
 from lora_ops.registry.loosened import production_before
-from lora_ops.registry.objections import objections, other_opponent
+from lora_ops.registry.objections import objections, review_objections
 from lora_ops.registry.reports import Report, filed, gap_limit, load
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
 from lora_ops.registry.store import Registry
@@ -188,7 +188,7 @@ class GateObjections(NamedTuple):
     Attributes:
         regression: because production or the suite is another one than that of its regression report.
         policy: because its policy report is by a kinder suite than an earlier one.
-        review: because people compared it with a version that nobody let into production.
+        review: because of the opponent in its human evaluation, or of pairs without votes.
         twins: because of open versions with the same weights.
         closed: a closed version that has the same weights, in words; None without one.
     """
@@ -230,7 +230,7 @@ def _gate_objections(
         regression += _lost_suites(registry, version, history, None if "regression" in given else suites.newest)
     policies = Policies.of(registry, version, history, given)
     of_twins = twin_objections(registry, version, history, given, twins, suites, policies, max_gap=limit)
-    review = list(other_opponent(registry, version, history, given))
+    review = list(review_objections(registry, version, history, given))
     return GateObjections(regression, list(policies.unanswered()), review, list(of_twins))
 
 

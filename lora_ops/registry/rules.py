@@ -20,7 +20,7 @@ from lora_ops.registry.approvals import (
 from lora_ops.registry.earlier_policies import Policies
 from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.inherited import closed_twins, twin_objections, twin_objections_to_return
-from lora_ops.registry.objections import objections, other_opponent
+from lora_ops.registry.objections import objections, review_objections
 from lora_ops.registry.owners import Team
 from lora_ops.registry.owners_log import owners_before
 from lora_ops.registry.report_lacks import lacks
@@ -142,7 +142,7 @@ def _objections(registry: Registry, version: Version, entry: AuditEntry, twins: 
             found.append(objection)
         # Earlier releases looked at neither twins nor the suites of earlier reports, nor at opponents.
         if entry.body["rules"].get("opponents"):
-            found += other_opponent(registry, version, history, given, entry.seq)
+            found += review_objections(registry, version, history, given, entry.seq)
         suites = None
         if entry.body["rules"].get("suites"):
             suites = Suites.of(registry, version, history, given, least, lost_counts=False)

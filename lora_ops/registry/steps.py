@@ -75,7 +75,7 @@ def record_step(
             "twins": True,  # what was said of the same weights counts
             "policies": True,  # and so is one by the same prompts and budgets
             "suites": True,  # an earlier report that did not pass is answered by the same cases
-            "opponents": True,  # people compare a version with its base, or with one that was in production
+            "opponents": True,  # people judge half of the plan, against the base or what was in production
             "incidents": True,  # one that was told after an approval makes it void
             "authors": True,  # whoever was named as the author once approves nothing
         },

@@ -128,6 +128,27 @@ def test_a_review_against_a_candidate_is_missing_evidence(made: Reviewed, packag
     assert NEVER_SERVED not in made.lacking
 
 
+def test_a_review_without_most_votes_is_missing_evidence(made: Reviewed) -> None:
+    """Whoever removed the files of the one who voted against it got 30 pairs of 90 that the adapter won."""
+    registry = made.registry
+    right = [place for place, one in enumerate(answers()) if one == "Food"]
+    file_answers_again(registry, "finance@1", adapter=answers(*right[:60], text="Food!"))
+    people = (*PEOPLE, "chen")
+    session = start(registry, "finance@1", actor="ci", reviewers=people, pairs=90)
+    for person in people:
+        fill_in(registry, session, person, (lambda place, who: "other") if person == "chen" else won)
+        submit(registry, session, actor=person, key=ssh_key(person))
+    for path in session.folder.rglob("chen.*"):
+        path.unlink()
+    assert made.file().base_better < made.registry.least.pairs
+    made.story.file("policy")
+    half = "at least half of the pairs that were planned .of 90 pairs 30 have votes that count, of ben, dana"
+    with pytest.raises(Refused, match=half):
+        lifecycle.promote(registry, "finance@1", "validated", actor="ci", reason="passes")
+    [row] = [one for one in gate_rows(registry, registry.get("finance@1")) if one.gate == "human review"]
+    assert row.verdict == "missing" and "90 pairs were planned, and votes of ben, dana count" in row.found
+
+
 def test_votes_on_other_texts_do_not_count(made: Reviewed) -> None:
     """A gate on another machine gives other texts to a few rows; who votes again need not be asked."""
     file_answers_again(made.registry, "finance@1", adapter=answers())
