@@ -46,6 +46,8 @@ class CanaryRequest:
     insults: float | None = None
     identifiers: int | None = None
     is_task: bool | None = None
+    is_loading: bool = False
+    """Whether production answered because the canary's adapter was being loaded."""
 
     @property
     def is_clients_fault(self) -> bool:
@@ -111,9 +113,11 @@ def look(
         for one in requests
         if not one.is_clients_fault and one.at >= since and one.at.timestamp() <= until
     ]
-    failed = closed_units(_errors(plan, counted), until, window)
+    # Each gateway loads a canary once. It is no error, and no evidence that there are none.
+    failed = closed_units(_errors(plan, [one for one in counted if not one.is_loading]), until, window)
     answered = [one for one in counted if _is_own(plan, one)]
-    ratio = _ratio(plan, failed, window, waiting_since)
+    assigned = closed_units(_observed(counted, lambda one: 0.0), until, window)
+    ratio = _ratio(plan, assigned, window, waiting_since)
     shown, tested = [], dict[str, Guardrail]()
     for name, margin, units in _shares(plan, answered, failed, until, window, insults_from):
         test = DifferenceSequence(margin, plan.alpha)
@@ -175,7 +179,7 @@ def _is_own(plan: RolloutPlan, request: CanaryRequest) -> bool:
 
 
 def _errors(plan: RolloutPlan, requests: Sequence[CanaryRequest]) -> list[Observation]:
-    # A canary that can't be loaded gives no error to its users, since production answers them. It is one here.
+    # A canary that can't be loaded gives its users no error, since production answers them. It is one here.
     return _observed(requests, lambda one: 0.0 if _is_own(plan, one) else 1.0)
 
 

@@ -30,6 +30,7 @@ class ArmEvent(Record):
     tenant: str
     unit: str | None = None
     arm: Arm | None = None
+    fallback: str | None = None
     adapter: str
     digest: str
     status: int
@@ -138,6 +139,7 @@ class GatewayTraffic:
                 tokens=int(one["generated_tokens"]),
                 insults=_number(one["answer_insults"]),
                 identifiers=None if identifiers is None else int(identifiers),
+                is_loading=one["fallback"] == "loading",
             )
 
 

@@ -112,6 +112,20 @@ def test_answer_of_production_in_its_place_is_an_error() -> None:
     assert found.verdict.decision == "roll back" and found.verdict.breached[0] == "errors"
 
 
+def test_canary_that_is_being_loaded_is_no_error() -> None:
+    """The users of its first minutes count nowhere, and are no broken assignment."""
+
+    def loads(one: CanaryRequest, draw: random.Random) -> CanaryRequest:
+        early = one.at < MORNING + timedelta(minutes=60)
+        return replace(one, adapter="finance@1", digest=THEIRS, is_loading=True) if early else one
+
+    found = look(plan(), traffic(500, loads), since=MORNING, now=after(500))
+    assert found.verdict.decision == "advance" and not found.ratio.broken, found.verdict
+    always = [replace(one, is_loading=one.arm == "canary") for one in traffic(500)]
+    never = look(plan(), always, since=MORNING, now=after(500))
+    assert never.verdict.decision == "hold" and not never.ratio.broken
+
+
 def test_answer_of_other_content_is_an_error() -> None:
     found = look(
         plan(), traffic(200, lambda one, draw: replace(one, digest="c" * 64)), since=MORNING, now=after(200)
