@@ -133,6 +133,7 @@ class Gateway:
             serving,
             settings.detectors.insult_threshold,
             pseudonyms,
+            lambda: engine.context_length,
             self.pairs.append,
             self.telemetry.copied,
         )

@@ -1,7 +1,7 @@
 """One request: what a client asks for, who pays for it, what is streamed back, and what was counted of it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -38,6 +38,8 @@ class AnswerRequest:
         started: when the request arrived, by `time.perf_counter`.
         trace_parent: the W3C `traceparent` header, if there was one.
         chat: its messages and tools, where it has something to do with tools.
+        read_again: gives the tokens of each prompt as another version would be asked, which may have its own
+            system prompt and template; None where the tokens are the same, or the request has tools.
         is_copy: another gateway's copy of a request for a version in shadow; it is not copied again.
     """
 
@@ -61,6 +63,7 @@ class AnswerRequest:
     unit: str = ""
     priority: Priority = "normal"
     chat: ToolChat | None = None
+    read_again: Callable[[Route], tuple[tuple[int, ...], ...]] | None = None
     is_copy: bool = False
 
     @property

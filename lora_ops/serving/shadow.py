@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from lora_ops.engines.protocol import EngineBusy, Sampling
+from lora_ops.engines.protocol import EngineBusy
 from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import shortened
 from lora_ops.records.pair import PairStatus
@@ -23,7 +23,7 @@ from lora_ops.serving.after_answer import Answered
 from lora_ops.serving.answering import Answering
 from lora_ops.serving.background_answers import Preempted
 from lora_ops.serving.cached_adapter import NoFreeMemory
-from lora_ops.serving.errors import as_api_error
+from lora_ops.serving.errors import as_api_error, too_long
 from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.logs import OncePerMinute
 from lora_ops.serving.made_pairs import made_pair
@@ -136,6 +136,7 @@ class Shadow:
         serving: tells which tenants answer with labels alone.
         insult_threshold: from which score on an answer counts as insulting.
         pseudonyms: names the users of pairs.
+        context_length: gives the tokens that prompt and answer may have together.
         keep: takes each pair.
         count: called with a version and what became of a copy of it.
     """
@@ -148,6 +149,7 @@ class Shadow:
         serving: ServingSettings,
         insult_threshold: float,
         pseudonyms: Pseudonyms,
+        context_length: Callable[[], int],
         keep: Callable[[UnjudgedPair], None],
         count: Callable[[str, Outcome], None],
     ) -> None:
@@ -157,6 +159,7 @@ class Shadow:
         self._serving = serving
         self._insult_threshold = insult_threshold
         self._pseudonyms = pseudonyms
+        self._context_length = context_length
         self._keep = keep
         self._count = count
         self._waiting: asyncio.Queue[_Copy] = asyncio.Queue()
@@ -209,7 +212,9 @@ class Shadow:
             asyncio.get_running_loop().time() + LATE_SECONDS,
         )
         few = len(request.costs) <= MOST_ANSWERS and self._copies < self._settings.queue
-        if not (few and self._bytes + copy.size <= self._settings.queue_bytes) or not _reads_alike(copy):
+        if not (few and self._bytes + copy.size <= self._settings.queue_bytes) or not (
+            _reads_alike(copy) or request.read_again
+        ):
             self._count(name, "dropped")
             return
         self._copies += 1
@@ -233,8 +238,8 @@ class Shadow:
     async def _asked(self, copy: _Copy) -> Outcome:
         """Ask a copy, in idle slots, and keep the pair; return what became of it."""
         try:
-            sampling = self._sampling(copy.request)
-        except LoraOpsError as error:
+            asked = await self._as_asked(copy)
+        except Exception as error:  # noqa: BLE001 - in production its clients would be refused, too
             return self._failed(copy, error)
         tries = 0
         while asyncio.get_running_loop().time() < copy.until:
@@ -243,7 +248,7 @@ class Shadow:
                 return "dropped"  # it was stopped, revoked or replaced meanwhile
             stats = RequestStats()
             try:
-                await self._ask(replace(copy.request, sampling=sampling, started=time.perf_counter()), stats)
+                await self._ask(replace(asked, started=time.perf_counter()), stats)
             except Preempted:
                 tries += 1
                 if tries == TRIES:
@@ -270,15 +275,25 @@ class Shadow:
         self._keep(self._pair(copy, "failed", code=problem.code))
         return "failed"
 
-    def _sampling(self, request: AnswerRequest) -> Sampling:
-        """Return how the version in shadow would choose tokens, were it in production.
+    async def _as_asked(self, copy: _Copy) -> AnswerRequest:
+        """Return the request as the version in shadow would be asked, were it in production.
 
         Raises:
             OutOfService: the tenant answers with labels alone, and it was trained for none.
+            NotThePrompt, BadPrompt, ApiError: by its template or system prompt this is none, or too long.
         """
+        request = copy.request
         if self._serving.tenant(request.tenant).labels_only:
-            return held_to_labels(replace(request.sampling, structure=None), request.route, tools=False)
-        return request.sampling
+            free = replace(request.sampling, structure=None)
+            request = replace(request, sampling=held_to_labels(free, request.route, tools=False))
+        if not _reads_alike(copy) and request.read_again:
+            prompts = await asyncio.to_thread(request.read_again, request.route)
+            room = self._context_length() - max(map(len, prompts))
+            if room < 1:
+                raise too_long("messages", f"a prompt of {max(map(len, prompts))}", self._context_length())
+            most = min(request.sampling.max_tokens, room)
+            request = replace(request, prompts=prompts, sampling=replace(request.sampling, max_tokens=most))
+        return request
 
     def _pair(
         self, copy: _Copy, status: PairStatus, stats: RequestStats | None = None, code: str | None = None
@@ -299,8 +314,8 @@ class Shadow:
 def _reads_alike(copy: _Copy) -> bool:
     """Return whether the version in shadow would be asked with the same tokens, were it in production.
 
-    Its own system prompt or template would make another prompt of the chat. What it answers to production's
-    says nothing about it.
+    Its own system prompt or template makes another prompt of a chat. What it answers to production's says
+    nothing about it.
     """
     request, ours, its = copy.request, copy.answered.request.route, copy.request.route
     if request.endpoint == "completions":

@@ -66,8 +66,8 @@ class Tracing:
 
     @contextmanager
     def request(self, request: AnswerRequest) -> Iterator[Span]:
-        """A span around one request."""
-        if self._provider is None:
+        """A span around one request; one of no client has none."""
+        if self._provider is None or request.priority == "background":
             yield Untraced()
             return
         from opentelemetry.trace import SpanKind

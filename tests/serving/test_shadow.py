@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,11 +12,12 @@ from lora_ops.engines.protocol import Engine
 from lora_ops.hashing import sha256_file
 from lora_ops.records.route import RouteRecord, ShadowRoute
 from lora_ops.registry import lifecycle, routes
+from lora_ops.rollout.pairs import read_pairs
 from lora_ops.serving import shadow
 from lora_ops.serving.events import read_events
 from lora_ops.serving.shadow import ShadowVersion
 from lora_ops.settings.serving import TenantServing
-from tests.serving.conftest import Clone, eventually, served
+from tests.serving.conftest import Clone, eventually, register, served
 from tests.serving.shadowing import BODY, NeverIdle, count, inner, pairs, rollout, shadowed
 
 
@@ -200,3 +202,26 @@ def test_route_of_the_registry_decides_within_a_second(staged: Clone, engine: En
         eventually(lambda: not inner(gateway).after_answer._running)
         assert count(gateway, "asked") == 1
     assert len(pairs(staged)) == 1
+
+
+def test_chat_is_read_as_the_version_in_shadow_would(clone: Clone, engine: Engine, tmp_path: Path) -> None:
+    """It was trained with another system prompt: its answer to production's would say nothing about it."""
+    with clone.registry() as registry:
+        params: dict[str, object] = {"data": {"system": "Which city is it in? Answer in one word."}}
+        assert register(registry, clone.base, tmp_path / "f3", "finance", 7, params) == "finance@3"
+        clone.story(registry).to("finance@1", "production")
+        clone.story(registry).to("finance@3", "shadow")
+        digest = registry.get("finance@3").summary.content_digest
+    settings = clone.settings(tenants={"finance": TenantServing(keep_text=True)})
+    body = {"messages": [{"role": "user", "content": "AIRBNB * HM2X"}], "max_tokens": 12}
+    route = RouteRecord(shadow=ShadowRoute(number=3, percent=100))
+    with shadowed(clone, engine, settings, route) as gateway, gateway.http() as http:
+        http.post("/v1/chat/completions", json={"model": "finance", **body})
+        eventually(lambda: count(gateway, "answered") == 1)
+        pinned = http.post("/v1/chat/completions", json={"model": "finance@3", **body}).json()
+        inner(gateway).shadow._context_length = lambda: 8  # as of a version whose system prompt is too long
+        http.post("/v1/chat/completions", json={"model": "finance", **body})
+        eventually(lambda: count(gateway, "failed") == 1)
+    first, second = read_pairs(clone.root / ".serving/pairs", "finance@3", digest).to_dict("records")
+    assert first["shadow_text"] == pinned["choices"][0]["message"]["content"]
+    assert (second["status"], second["code"]) == ("failed", "context_length_exceeded")

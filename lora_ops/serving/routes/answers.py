@@ -53,9 +53,8 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
         `content_is`. Tools are for an engine that has them (`serving.openai.tools`).
         """
         route, whose = await _routed(gateway, http, body, who)
-        turns, system = chat_turns(
-            body.messages, route, body.content_is or gateway.settings.content_is(route.tenant)
-        )
+        content_is = body.content_is or gateway.settings.content_is(route.tenant)
+        turns, system = chat_turns(body.messages, route, content_is)
         choice = body.tool_choice.as_json if body.tool_choice else "auto"
         parallel = body.parallel_tool_calls is not False
         tools = tool_chat(body.messages, turns, body.tools, gateway.engine, choice, parallel)
@@ -70,8 +69,12 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
             tokenization = gateway.tokenization
             return (tokenization.tool_chat(tools) if tools else tokenization.chat(turns),)
 
+        def read_again(other: Route) -> tuple[tuple[int, ...], ...]:
+            return (gateway.tokenization.chat(chat_turns(body.messages, other, content_is)[0]),)
+
         size = sum(map(len, texts)) + TURN * len(turns)
         request = await _read(gateway, http, request, body, texts, size, encode)
+        request = request if tools else replace(request, read_again=read_again)
         rendering = ChatRendering(request, body.stream_options or StreamOptions())
         return await _respond(gateway, http, body, request, rendering)
 
