@@ -23,8 +23,12 @@ def pairs(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show each metric of a version in shadow beside production's, of the same requests, and the verdict."""
+    """Show each metric of a version in shadow beside production's, of the same requests, and the verdict.
+
+    Margins and minimums are those that its rollout began with, or else those of params.yaml.
+    """
     from lora_ops.clock import now
+    from lora_ops.registry.rollouts import rollout_of
     from lora_ops.rollout.pairs import read_pairs
     from lora_ops.rollout.shadow_verdict import as_rows, look_at_pairs, settings_plan
     from lora_ops.settings.files import find_root
@@ -33,9 +37,10 @@ def pairs(
     root = find_root()
     settings = load_settings(root)
     with opened_registry() as registry:
-        plan = settings_plan(registry, reference, settings.rollout)
+        rollout = rollout_of(registry, registry.get_exact(reference).id)
+        plan = rollout.plan if rollout else settings_plan(registry, reference, settings.rollout)
     table = read_pairs(root / settings.serving.path / "pairs", plan.adapter, plan.content_digest)
-    look = look_at_pairs(plan, table, now=now(), replayed=replayed)
+    look = look_at_pairs(plan, table, now=now(), since=rollout.began if rollout else None, replayed=replayed)
     if as_json:
         facts = {**look._asdict(), "metrics": as_rows(look), "verdict": look.verdict._asdict()}
         times = {

@@ -2,16 +2,21 @@
 
 import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from lora_ops.cli import app
+from lora_ops.clock import now
 from lora_ops.engines.protocol import Engine
 from lora_ops.errors import LoraOpsError
+from lora_ops.registry import rollouts
 from lora_ops.rollout.pairs import read_pairs
+from lora_ops.rollout.shadow_verdict import settings_plan
 from lora_ops.serving.replay import ReplayRow, read_rows, replay
+from lora_ops.settings.rollout import MarginSettings, RolloutSettings
 from tests.serving.conftest import Clone
 from tests.serving.shadowing import pairs
 
@@ -32,6 +37,23 @@ def test_rows_become_pairs_that_say_so(staged: Clone, engine: Engine, monkeypatc
     live = CliRunner().invoke(app, ["rollout", "pairs", "finance@2", "--json"])
     found = json.loads(live.stdout)
     assert found["answered"] == 0 and found["verdict"]["decision"] == "hold" and not found["replayed"]
+
+
+def test_pairs_are_judged_by_the_plan_of_their_rollout(
+    staged: Clone, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came before it began doesn't count, and an edit of params.yaml loosens nothing."""
+    asyncio.run(replay(staged.root, staged.settings(), engine, "finance@2", ROWS))
+    strict = RolloutSettings(margins=MarginSettings(task=0.013))
+    with staged.registry() as registry:
+        registry.clock = lambda: now() + timedelta(minutes=1)
+        plan = settings_plan(registry, "finance@2", strict)
+        rollouts.begin(registry, plan, actor="oncall", reason="to compare it")
+    monkeypatch.chdir(staged.root)
+    said = CliRunner().invoke(app, ["rollout", "pairs", "finance@2", "--replayed", "--json"])
+    found = json.loads(said.stdout)
+    assert found["answered"] == 0
+    assert {one["name"]: one["margin"] for one in found["metrics"]}["task"] == 0.013
 
 
 def test_first_version_is_compared_with_the_base_model(clone: Clone, engine: Engine) -> None:
