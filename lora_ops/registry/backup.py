@@ -377,13 +377,17 @@ class _Place:
         path = f"{self._root}/{relative}"
         with self._reached():
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            with suppress(FileExistsError):
+            try:
                 try:
                     with self._fs.open(path, "xb") as file:
                         file.write(content)
                 except (NotImplementedError, ValueError):  # this storage can't; what is left is to look first
                     self._fs.pipe_file(path, content, mode="create")
                 return None
+            except OSError:
+                self._fs.invalidate_cache()
+                if not self._fs.exists(path):  # s3fs has another error (EINVAL) for a file that is there
+                    raise
             return str(self._fs.cat_file(path).decode(errors="replace"))
 
     def get(self, relative: str, target: Path) -> None:

@@ -1,5 +1,6 @@
 """A backup is whole or doesn't count, and a restored registry verifies before it gets its name."""
 
+import errno
 import json
 import re
 import shlex
@@ -337,6 +338,31 @@ def test_of_two_backups_at_once_one_is_made(
     with pytest.raises(Refused, match="another backup that follows .* has begun"):
         backup(first, url, follows=before)
     assert {one.head for one in backup_module._Place(url).snapshots()} == {before, second.log.head()}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EINVAL, "Invalid"), ValueError("mode"), None], ids=["s3fs", "unknown", "folder"]
+)
+def test_turn_is_taken_once_whatever_storage_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """s3fs says EINVAL to the second one, and other storages don't know the mode."""
+    place = backup_module._Place(str(tmp_path))
+    assert place.write_new("turns/1", b"a") is None
+    real = place._fs.open
+
+    def refusing(path: str, mode: str = "rb", **given: Any) -> Any:
+        if mode == "xb" and error:
+            raise error
+        return real(path, mode, **given)
+
+    monkeypatch.setattr(place._fs, "open", refusing)
+    assert place.write_new("turns/1", b"b") == "a"
+    if isinstance(error, OSError):
+        with pytest.raises(Unavailable, match="Invalid"):
+            place.write_new("turns/2", b"b")
+    else:
+        assert place.write_new("turns/2", b"b") is None
 
 
 def test_backup_follows_a_snapshot_that_is_there(serving: Registry, tmp_path: Path) -> None:
