@@ -19,6 +19,7 @@ from lora_ops.registry.owners import APPROVERS_NEEDED, Person, Team
 from lora_ops.registry.owners_log import owners_before
 from lora_ops.registry.reports import filed, own_evidence
 from lora_ops.registry.roles import APPROVE, unknown_author
+from lora_ops.registry.rollouts import taken_back
 from lora_ops.registry.ssh_signatures import NAMESPACE, fingerprint, sign, signer_of, weakness
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -43,6 +44,7 @@ class Ground(NamedTuple):
         signed: whether an unsigned approval counts.
         incidents: whether an incident that was told after an approval makes it void.
         authors: names and keys of everybody whom owners.yaml has named as the author.
+        taken_back: the entry by which its rollout went back or was ended; 0 without one.
     """
 
     version: Version
@@ -52,6 +54,7 @@ class Ground(NamedTuple):
     signed: bool
     incidents: bool = True
     authors: frozenset[str] = frozenset()
+    taken_back: int = 0
 
 
 def digests(evidence: Mapping[str, Evidence]) -> dict[str, str]:
@@ -64,7 +67,8 @@ def ground_now(registry: Registry, version: Version, history: Sequence[AuditEntr
     team = registry.owners.team(version.tenant) if registry.owners else None
     seen = digests(filed(version, history))
     signed, authors = registry.approvals == "signed", author_marks(registry, version)
-    return Ground(version, team, seen, utc(registry.clock()), signed, authors=authors)
+    ended = taken_back(registry, version.id)
+    return Ground(version, team, seen, utc(registry.clock()), signed, authors=authors, taken_back=ended)
 
 
 def ground_at(registry: Registry, version: Version, promoted: AuditEntry) -> Ground:
@@ -130,6 +134,8 @@ def judged(ground: Ground, history: Sequence[AuditEntry]) -> list[Approval]:
         key, void = _judge(ground, entry)
         if entry.seq < last_incident and ground.incidents:
             void = "an incident was told after it"
+        if entry.seq < ground.taken_back:
+            void = "the rollout ended after it"
         if withdrawn.get(person, 0) > entry.seq:
             void = "it was withdrawn"
         text = canonical(entry.body.get("approval"))  # it has the time, to the second

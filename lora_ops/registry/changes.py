@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_ops.errors import Unavailable
+from lora_ops.free_text import require_text
 from lora_ops.hashing import canonical
 from lora_ops.records.registry import State, Subject
 from lora_ops.registry.audit import Log
@@ -26,6 +27,15 @@ def whoami() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container whose user has no name
         return f"uid-{os.getuid()}"
+
+
+def require_reason(reason: str) -> None:
+    """Refuse a reason that says nothing.
+
+    Raises:
+        LoraOpsError: it has no letter.
+    """
+    require_text(reason, "Say why (--reason)")
 
 
 class LostRace(Unavailable):

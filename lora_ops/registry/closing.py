@@ -16,13 +16,13 @@ from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailabl
 from lora_ops.free_text import require_name
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import State
-from lora_ops.registry.changes import LostRace
+from lora_ops.registry.changes import LostRace, require_reason
 from lora_ops.registry.holds import ANY_CONTENT, Hold, Statement
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import require_about
 from lora_ops.registry.roles import MAY, require_role
-from lora_ops.registry.steps import keep_reports, record_step, require_reason, require_step
+from lora_ops.registry.steps import keep_reports, record_step, require_step
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 

@@ -14,6 +14,7 @@ from lora_ops.registry.approvals import (
     signature_of,
     statement,
 )
+from lora_ops.registry.changes import require_reason
 from lora_ops.registry.eligibility import SERVING, expiry_reason, hold_reason, stop_reason
 from lora_ops.registry.owners import Person
 from lora_ops.registry.owners_log import change_with_owners
@@ -39,7 +40,7 @@ from lora_ops.registry.roles import (
     require_approver,
     require_role,
 )
-from lora_ops.registry.steps import keep_reports, record_step, require_reason, require_step
+from lora_ops.registry.steps import keep_reports, record_step, require_step
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins
 from lora_ops.registry.versions import Version

@@ -21,6 +21,7 @@ from lora_ops.registry.loosened import production_before
 from lora_ops.registry.objections import objections, review_objections
 from lora_ops.registry.reports import Report, filed, gap_limit, load
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
+from lora_ops.registry.rollouts import not_ready
 from lora_ops.registry.store import Registry
 from lora_ops.registry.suite_changes import promoted_suite, read_source
 from lora_ops.registry.twins import Twins
@@ -167,6 +168,8 @@ def step_basis(
     needed += [*against.regression, *against.policy, *against.review]
     needed += objections(registry, version, history, documents, max_gap=limit)
     needed += against.twins
+    if to == "production":
+        needed += not_ready(registry, version.id)
     basis = found | {one.document.kind: one.reference for one in given}
     return {kind: one for kind, one in basis.items() if kind in required}, needed
 

@@ -4,7 +4,7 @@ Nothing else keeps their state. A controller that was killed reads the same log 
 the last entry that it knows with each change (`expect`), so that of two controllers only one decides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -15,12 +15,11 @@ from lora_ops.hashing import sha256_text
 from lora_ops.records.registry import AuditEntry
 from lora_ops.records.rollout import Phase, Rollout, RolloutPlan
 from lora_ops.records.route import RouteRecord
-from lora_ops.registry.changes import Change
+from lora_ops.registry.changes import Change, require_reason
 from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.roles import ANYBODY, MOVE, require_role
 from lora_ops.registry.route_entries import patch_between
-from lora_ops.registry.steps import require_reason
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -59,6 +58,36 @@ def running(registry: Registry, tenant: str) -> Rollout | None:
         Damaged: an entry is not what lora-ops writes.
     """
     return next((one for one in rollouts(registry, tenant) if one.is_running), None)
+
+
+def not_ready(registry: Registry, adapter: str) -> Iterator[str]:
+    """Yield what a version's rollout lacks before production, in words; nothing where it had none.
+
+    Evidence from before a breach opens nothing after it: the next attempt has to come to `ready`. A version
+    whose rollout people ended is theirs to bring to production, by approvals from after that.
+    """
+    try:
+        found = rollout_of(registry, adapter)
+    except Damaged as error:
+        yield str(error).rstrip(".")
+        return
+    if found is None or found.phase in ("ready", "done", "aborted"):
+        return
+    ways = (
+        f"`lora-ops rollout start {adapter} --reason TEXT` tries it again"
+        if found.phase == "returned"
+        else f"`lora-ops rollout abort {adapter} --reason TEXT` ends it"
+    )
+    yield f"a rollout that is ready (it is '{found.phase}': {found.said}; {ways})"
+
+
+def taken_back(registry: Registry, adapter: str) -> int:
+    """Return the entry by which a version's rollout went back or was ended by people; 0 without one."""
+    try:
+        found = rollout_of(registry, adapter)
+    except Damaged:  # which `not_ready` says
+        return 0
+    return found.seq if found and found.phase in ("returned", "aborted") else 0
 
 
 def begin(registry: Registry, plan: RolloutPlan, *, actor: str, reason: str) -> Rollout:

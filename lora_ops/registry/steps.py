@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_ops.errors import Refused, Unavailable, disk_reason
-from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evidence import Evidence
 from lora_ops.records.registry import State
-from lora_ops.registry.changes import Change
+from lora_ops.registry.changes import Change, require_reason
 from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import ways_from
 from lora_ops.registry.store import Registry
@@ -26,15 +25,6 @@ def require_step(version: Version, to: State, reason: str) -> None:
         ways = ", ".join(steps) if steps else "none"
         raise Refused(f"{version.id} is '{version.state}': it can't become '{to}' (ways from here: {ways}).")
     require_reason(reason)
-
-
-def require_reason(reason: str) -> None:
-    """Refuse a reason that says nothing.
-
-    Raises:
-        LoraOpsError: it has no letter.
-    """
-    require_text(reason, "Say why (--reason)")
 
 
 def keep_reports(registry: Registry, given: Sequence[Report]) -> list[Evidence]:

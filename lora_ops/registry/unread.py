@@ -8,6 +8,7 @@ from lora_ops.clock import now, utc
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.free_text import require_name
 from lora_ops.registry.backends import open_copy
+from lora_ops.registry.changes import require_reason
 from lora_ops.registry.database import registry_parts
 from lora_ops.registry.heads import HEADS_FILE, HeadMemory
 from lora_ops.registry.holds import ANY_CONTENT, Holds, Statement
@@ -15,7 +16,6 @@ from lora_ops.registry.holds import FOLDER as HOLDS
 from lora_ops.registry.owners import Owners, Role, load_owners
 from lora_ops.registry.roles import MAY, require_role_in
 from lora_ops.registry.signing import Signer
-from lora_ops.registry.steps import require_reason
 from lora_ops.registry.versions import parse_reference
 from lora_ops.settings.params import Settings, load_settings
 

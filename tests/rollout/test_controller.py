@@ -9,8 +9,10 @@ import pytest
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.records.rollout import Rollout
 from lora_ops.registry import lifecycle, rollouts, routes
+from lora_ops.registry.requirements import Stage
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from lora_ops.rollout import controller
 from lora_ops.rollout.controller import Round, abort, one_round, start
 from lora_ops.rollout.verdicts import Verdict
 from tests.registry.conftest import Build, Story
@@ -29,6 +31,16 @@ def run(registry: Registry, evidence: Traffic, rounds: int = 20) -> Round:
         if not done.changed or not done.rollout.is_running:
             return done
     raise AssertionError("it never stays")
+
+
+def ready(registry: Registry, evidence: Traffic) -> Round:
+    """Let enough users come until it waits for approvals."""
+    run(registry, evidence)
+    for users in (300, 60):
+        evidence.come(users)
+        done = run(registry, evidence)
+    assert done.rollout.phase == "ready"
+    return done
 
 
 def canary_of(registry: Registry) -> float | None:
@@ -79,6 +91,50 @@ def test_breach_while_approvals_are_awaited_goes_back(
     done = run(registry, traffic_of)
     assert done.rollout.phase == "returned" and registry.named("finance", "production") == 1
     assert canary_of(registry) is None
+
+
+def test_approvals_before_a_breach_open_nothing(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """Nobody promotes by hand what went back; approved anew, it must come to `ready` first."""
+    ready(registry, traffic_of)
+    traffic_of.story.approve("finance@2")
+    traffic_of.come(200, status=500)
+    assert run(registry, traffic_of).rollout.phase == "returned"
+    for do in (
+        lambda: lifecycle.promote(registry, "finance@2", "production", actor="oncall", reason="it is late"),
+        lambda: lifecycle.approve(registry, "finance@2", actor="dana", reason="it is late"),
+    ):
+        with pytest.raises(Refused, match="a rollout that is ready.*'returned': canary.*errors.*rollout start"):
+            do()
+    assert {one.void for one in lifecycle.approvals(registry, registry.get("finance@2"))} == {
+        "the rollout ended after it"
+    }
+    start(registry, "finance@2", SETTINGS, actor="oncall", reason="the node was broken")
+    with pytest.raises(Refused, match="a rollout that is ready.*'shadow'.*rollout abort"):
+        lifecycle.promote(registry, "finance@2", "production", actor="oncall", reason="it is late")
+
+
+def test_abort_is_before_the_promotion_of_its_round(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody ends the rollout after a controller saw that nothing is missing, and before it promotes."""
+    held = ready(registry, traffic_of)
+    traffic_of.story.approve("finance@2")
+    real = controller.missing_for
+
+    def missing_for(registry: Registry, reference: str) -> tuple[Stage | None, list[str]]:
+        found = real(registry, reference)
+        abort(registry, held.rollout, actor="eve", reason="it insults people")
+        return found
+
+    monkeypatch.setattr(controller, "missing_for", missing_for)
+    with pytest.raises(Refused, match="the rollout ended after it"):
+        one_round(registry, held.rollout, traffic_of)
+    assert registry.named("finance", "production") == 1
+    traffic_of.clock.time += timedelta(minutes=1)
+    traffic_of.story.approve("finance@2")  # people may agree to it after that
+    lifecycle.promote(registry, "finance@2", "production", actor="oncall", reason="eve was wrong")
 
 
 def test_breach_in_shadow_ends_the_shadow(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
