@@ -14,6 +14,8 @@ from lora_ops.rollout.verdicts import Guardrail, Verdict, verdict
 
 Arm = Literal["canary", "control"]
 P95 = 0.95
+MAY_BE_ITS_FAULT = (400, 413, 499)
+"""Of the statuses below 500: bad or too long prompts, and clients that went away."""
 LAG_SECONDS = 5.0
 """An event is written within this time of its answer; what is younger is looked at the next time."""
 
@@ -50,9 +52,13 @@ class CanaryRequest:
     """Whether production answered because the canary's adapter was being loaded."""
 
     @property
-    def is_clients_fault(self) -> bool:
-        """Whether the request was refused for what the client sent: it says nothing of an adapter."""
-        return 400 <= self.status < 500
+    def says_nothing(self) -> bool:
+        """Whether the request was refused before any adapter had to do with it, such as by a rate limit.
+
+        A client that gave up waiting is no such case, nor is a prompt that is too long: both may be the new
+        version's fault, and what is not comes to both arms alike.
+        """
+        return 400 <= self.status < 500 and self.status not in MAY_BE_ITS_FAULT
 
 
 class Shown(NamedTuple):
@@ -111,7 +117,7 @@ def look(
     counted = [
         replace(one, unit=_of_period(plan, one, since, waiting_since))
         for one in requests
-        if not one.is_clients_fault and one.at >= since and one.at.timestamp() <= until
+        if not one.says_nothing and one.at >= since and one.at.timestamp() <= until
     ]
     # Each gateway loads a canary once. It is no error, and no evidence that there are none.
     failed = closed_units(_errors(plan, [one for one in counted if not one.is_loading]), until, window)

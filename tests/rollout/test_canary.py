@@ -133,6 +133,20 @@ def test_answer_of_other_content_is_an_error() -> None:
     assert found.verdict.decision == "roll back" and found.verdict.breached[0] == "errors"
 
 
+@pytest.mark.parametrize("status", [400, 413, 499])
+def test_clients_that_give_up_are_errors(status: int) -> None:
+    """A canary that hangs has no failed request: its clients leave. In both arms alike it is no breach."""
+
+    def worse(one: CanaryRequest, draw: random.Random) -> CanaryRequest:
+        return replace(one, status=status, seconds=60.0) if draw.random() < 0.4 else one
+
+    found = look(plan(), traffic(200, worse), since=MORNING, now=after(200))
+    assert found.verdict.decision == "roll back" and "errors" in found.verdict.breached
+    draw = random.Random(5)
+    alike = look(plan(), [worse(one, draw) for one in traffic(200)], since=MORNING, now=after(200))
+    assert alike.verdict.decision == "hold" and alike.canary_users == 200
+
+
 def test_request_that_the_client_got_wrong_counts_nowhere() -> None:
     wrong = look(
         plan(), traffic(100, lambda one, draw: replace(one, status=429)), since=MORNING, now=after(100)
