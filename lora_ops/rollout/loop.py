@@ -84,6 +84,11 @@ def _round(
         if text != before:
             logger.warning("The rollout of '%s' was not looked at: %s", tenant, text)
         return text
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        if text != before:
+            logger.exception("The rollout of '%s' was not looked at.", tenant)
+        return text
     if done.changed or done.said != before:
         say(done)
     return done.said

@@ -9,11 +9,24 @@ from lora_ops.records.pair import ShadowPair
 if TYPE_CHECKING:
     import pandas as pd
 
+WHO = ("production", "shadow")
+SCORES = ("agreement", *(f"{who}_{what}" for who in WHO for what in ("task", "insults", "identifiers")))
+# A line that no gateway wrote must not stop a rollout's way back. NaN is above every number here.
+WHOLE = " AND ".join(
+    [
+        "unit IS NOT NULL AND status IS NOT NULL AND replayed IS NOT NULL",
+        *(f"({one} IS NULL OR {one} BETWEEN 0 AND 1)" for one in SCORES),
+        *(f"(status <> 'answered' OR {who}_tokens >= 0)" for who in WHO),
+    ]
+)
+
 
 def read_pairs(
     folder: Path, version: str, digest: str, *, production_digest: str | None = None
 ) -> "pd.DataFrame":
-    """Return each pair of a version as a row, oldest first; one that is torn at a file's end is left out.
+    """Return each pair of a version as a row, oldest first.
+
+    A line that is torn, or that no gateway wrote, is left out.
 
     Args:
         folder: `.serving/pairs` of a gateway.
@@ -28,7 +41,7 @@ def read_pairs(
 
     if not any(folder.glob("pairs-*.jsonl")):
         return pd.DataFrame({name: [] for name in ShadowPair.model_fields})
-    where = f"shadow = '{version}' AND shadow_digest = '{digest}'"
+    where = f"shadow = '{version}' AND shadow_digest = '{digest}' AND {WHOLE}"
     if production_digest is not None:
         where += f" AND production_digest = '{production_digest}'"
     return read_line_files(folder, "pairs", ShadowPair, where)

@@ -19,6 +19,11 @@ from lora_ops.rollout.shadow_verdict import ShadowLook, look_at_pairs
 from lora_ops.rollout.verdicts import Verdict
 
 EVENTS, PAIRS = "events", "pairs"
+# A line that no gateway wrote must not stop a rollout's way back. NaN is above every number here.
+WHOLE = (
+    "status IS NOT NULL AND seconds >= 0 AND seconds < 'Infinity'::DOUBLE AND generated_tokens >= 0 "
+    "AND adapter IS NOT NULL AND digest IS NOT NULL"
+)
 
 
 class ArmEvent(Record):
@@ -123,7 +128,8 @@ class GatewayTraffic:
         if not any(folder.glob(f"{EVENTS}-*.jsonl")):
             return
         where = (
-            f"tenant = '{tenant}' AND arm IS NOT NULL AND unit IS NOT NULL AND time >= '{since.isoformat()}'"
+            f"tenant = '{tenant}' AND arm IS NOT NULL AND unit IS NOT NULL AND time >= '{since.isoformat()}' "
+            f"AND {WHOLE}"
         )
         rows: list[dict[Any, Any]] = read_line_files(folder, EVENTS, ArmEvent, where).to_dict("records")
         for one in rows:

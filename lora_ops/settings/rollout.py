@@ -72,10 +72,10 @@ class CanarySettings(Section):
 class MarginSettings(Section):
     """How much worse than production a new version may be before it goes back."""
 
-    errors: float = Field(0.02, gt=0, lt=1, description="share of a user's requests that fail")
-    task: float = Field(0.05, gt=0, lt=1, description="share of a user's answers that fail their task's check")
-    insults: float = Field(0.02, gt=0, lt=1, description="share of answers above the detector's threshold")
-    identifiers: float = Field(0.02, gt=0, lt=1, description="share of answers with an identifier")
+    errors: float = Field(0.02, gt=0, le=0.99, description="share of a user's requests that fail")
+    task: float = Field(0.05, gt=0, le=0.99, description="share of a user's answers that fail the task's check")
+    insults: float = Field(0.02, gt=0, le=0.99, description="share of answers above the detector's threshold")
+    identifiers: float = Field(0.02, gt=0, le=0.99, description="share of answers with an identifier")
     p95_latency: float = Field(0.25, gt=0, description="of the P95, as a part of production's")
     tokens: float = Field(0.25, gt=0, description="of the tokens of an answer, as a part of production's")
 

@@ -14,6 +14,7 @@ from lora_ops.records.rollout import Rollout
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.controller import Round
 from lora_ops.rollout.loop import run_rollouts
+from lora_ops.rollout.verdicts import Verdict
 from tests.rollout.rolling import Traffic
 
 Loop = Callable[..., list[Round]]
@@ -99,3 +100,24 @@ def test_loop_survives_a_registry_that_is_locked(
 
     assert loop(registry, traffic_of, until)[-1].rollout.phase == "canary"
     other.close()
+
+
+def test_loop_survives_what_nobody_foresaw(
+    registry: Registry,
+    rollout: Rollout,
+    traffic_of: Traffic,
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error of one tenant's evidence ends no loop: the others' breaches are still looked for."""
+    real = traffic_of.shadow
+
+    def shadow(rollout: Rollout) -> Verdict:
+        if "was not looked at" not in caplog.text:
+            raise ValueError("a pair's score is out of range")
+        return real(rollout)
+
+    monkeypatch.setattr(traffic_of, "shadow", shadow)
+    said = loop(registry, traffic_of, lambda said: bool(said) and said[-1].rollout.phase == "canary")
+    assert said[-1].rollout.phase == "canary" and len(caplog.records) == 1

@@ -1,5 +1,6 @@
 """What a rollout reads of the files that gateways write."""
 
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from lora_ops.serving.events import EventLog
 from lora_ops.settings.rollout import RolloutSettings
 from lora_ops.settings.serving import EventSettings
 from tests.registry.conftest import MORNING
+from tests.rollout.test_shadow_verdict import pair
 from tests.serving.test_events import event
 
 OURS, THEIRS = "a" * 64, "b" * 64
+ARMS = ("canary", "control")
 
 
 @pytest.fixture
@@ -95,3 +98,40 @@ def test_events_that_can_not_be_read_are_named(
     folder.mkdir(parents=True)
     with pytest.raises(LoraOpsError, match="The events can't be read"):
         traffic.canary(rollout)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"status": 200, "seconds": "NaN", "generated_tokens": 3},
+        {"status": 200, "seconds": 1e400, "generated_tokens": 3},
+        {"status": 200, "seconds": 1, "generated_tokens": -3},
+        {"status": 200, "seconds": 1, "generated_tokens": 10**30},
+    ],
+)
+def test_events_that_no_gateway_wrote_stop_nothing(
+    traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    write(tmp_path, *({"arm": arm, "status": 503 if arm == "canary" else 200} for arm in ARMS * 40))
+    known = {"id": "x", "request_id": "x", "time": MORNING.isoformat(), "tenant": "finance", "unit": "u"}
+    line = {**known, "arm": "canary", "adapter": "finance@2", "digest": OURS, **wrong}
+    (tmp_path / ".serving/events/events-by-hand.jsonl").write_text(json.dumps(line) + "\n")
+    registry.clock = lambda: MORNING + timedelta(hours=1)
+    found = traffic.canary(rollout)
+    assert (found.verdict.decision, found.canary_users) == ("roll back", 40)
+
+
+@pytest.mark.parametrize("wrong", [{"shadow_task": 7.0}, {"shadow_tokens": None}, {"unit": None}])
+def test_pairs_that_no_gateway_wrote_stop_nothing(
+    traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    folder = tmp_path / ".serving/pairs"
+    folder.mkdir(parents=True)
+    lines = [pair(number, shadow_digest=OURS, production_digest=THEIRS) for number in range(5)]
+    text = "".join(json.dumps({**one, "time": one["time"].isoformat()}) + "\n" for one in lines)
+    by_hand = {**lines[0], "id": "x", "time": lines[0]["time"].isoformat(), **wrong}
+    (folder / "pairs-by-hand.jsonl").write_text(text + json.dumps(by_hand) + "\n")
+    registry.clock = lambda: MORNING + timedelta(days=1)
+    found = traffic.shadow_look(rollout)
+    assert (found.verdict.decision, found.answered) == ("hold", 5)
