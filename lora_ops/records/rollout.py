@@ -48,6 +48,25 @@ class RolloutPlan(Record):
     alpha: float = Field(gt=0, lt=0.5)
     accept_replay: bool = False
 
+    @property
+    def looser(self) -> str:
+        """Which settings ask for less than the defaults do, in words; empty where none does.
+
+        Whoever approves must see by what a version was judged: a margin of 0.99 is never breached.
+        """
+        usual = RolloutSettings()
+        upper = [(f"margins.{name}", getattr(self.margins, name), limit) for name, limit in usual.margins]
+        upper += [("alpha", self.alpha, usual.alpha)]
+        lower = [
+            ("canary.hours", self.canary.hours, usual.canary.hours),
+            ("canary.users", self.canary.users, usual.canary.users),
+            ("shadow.hours", self.shadow.hours, usual.shadow.hours),
+            ("shadow.requests", self.shadow.requests, usual.shadow.requests),
+        ]
+        found = [one for one in upper if one[1] > one[2]] + [one for one in lower if one[1] < one[2]]
+        said = ", ".join(f"{name} {value:g} (usually {default:g})" for name, value, default in found)
+        return f"looser than usual: {said}" if said else ""
+
     @classmethod
     def of(
         cls, adapter: str, digest: str, against: str, against_digest: str, settings: RolloutSettings
@@ -89,6 +108,12 @@ class Rollout(Record):
     started_by: str
     attempt: int = Field(1, ge=1)
     said: str = ""
+
+    @property
+    def terms(self) -> str:
+        """What people who read a verdict must know besides: it is not the first try, or settings are loose."""
+        tries = f"attempt {self.attempt}" if self.attempt > 1 else ""
+        return "; ".join(filter(None, (tries, self.plan.looser)))
 
     @property
     def is_running(self) -> bool:

@@ -23,13 +23,14 @@ SCORES = (
 )
 
 
-def shadow_report(registry: Registry, reference: str, pairs: "pd.DataFrame") -> Report:
+def shadow_report(registry: Registry, reference: str, pairs: "pd.DataFrame", *, terms: str = "") -> Report:
     """Return the evidence of a version's shadow, and as its source the scores of all pairs that it counts.
 
     Args:
         registry: where the version is; `rollout.accept_replay` decides whether replayed pairs count.
         reference: which version.
         pairs: of it, as `read_pairs` gives them.
+        terms: what people must know of the rollout besides.
 
     Raises:
         Refused: pairs are replayed, and this registry takes none.
@@ -45,6 +46,7 @@ def shadow_report(registry: Registry, reference: str, pairs: "pd.DataFrame") -> 
     replayed = sum(row["replayed"] for row in rows)
     against = ", ".join(sorted({str(one) for one in counted["production"]}))
     said = f"{'REPLAYED: ' if replayed else ''}{len(rows)} pairs with {against}, judged by the gateway"
+    said += f"; {terms}" if terms else ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / SOURCE
         path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")

@@ -103,7 +103,7 @@ class GatewayTraffic:
         """
         pairs, replayed = self._pairs(rollout), self.shadow_look(rollout).replayed
         counted = pairs[pairs["replayed"].astype(bool) == replayed]
-        return shadow_report(self._registry, rollout.plan.adapter, counted)
+        return shadow_report(self._registry, rollout.plan.adapter, counted, terms=rollout.terms)
 
     def canary_report(self, rollout: Rollout) -> Report:
         """Return the canary's requests as a report to be filed.
@@ -115,6 +115,7 @@ class GatewayTraffic:
         summary = (
             f"{found.canary_users} users beside {found.control_users} in the control group: {found.verdict}"
         )
+        summary += f"; {rollout.terms}" if rollout.terms else ""
         return make(self._registry, rollout.plan.adapter, "canary", self._folder / EVENTS, summary)
 
     def _pairs(self, rollout: Rollout) -> pd.DataFrame:

@@ -135,3 +135,19 @@ def test_pairs_that_no_gateway_wrote_stop_nothing(
     registry.clock = lambda: MORNING + timedelta(days=1)
     found = traffic.shadow_look(rollout)
     assert (found.verdict.decision, found.answered) == ("hold", 5)
+
+
+def test_report_says_that_a_plan_is_loose(
+    traffic: GatewayTraffic, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever approves reads the summary: it must say that no error could have breached this plan."""
+    assert rollout.terms == ""
+    settings = RolloutSettings.model_validate({"margins": {"errors": 0.99}, "canary": {"users": 2}})
+    loose = RolloutPlan.of("finance@2", OURS, "finance@1", THEIRS, settings)
+    again = rollout.model_copy(update={"plan": loose, "attempt": 3})
+    said: list[str] = []
+    monkeypatch.setattr("lora_ops.rollout.traffic.make", lambda *given: said.append(given[-1]))
+    traffic.canary_report(again)
+    assert said[0].endswith(
+        "attempt 3; looser than usual: margins.errors 0.99 (usually 0.02), canary.users 2 (usually 20)"
+    )
