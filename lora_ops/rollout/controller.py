@@ -236,6 +236,8 @@ def _ready(registry: Registry, rollout: Rollout, version: Version, look: Look) -
         return Round(rollout, f"ready; missing: {'; '.join(missing)}", look=look)
     if rollout.paused:
         return Round(rollout, "paused; nothing is missing for production", look=look)
+    if look.ratio.broken:  # a canary that takes its gateway down loses its users' events, too
+        return Round(rollout, f"hold: {look.ratio}", look=look)
     lifecycle.promote(
         registry,
         version.id,

@@ -115,6 +115,18 @@ def test_approvals_before_a_breach_open_nothing(
         lifecycle.promote(registry, "finance@2", "production", actor="oncall", reason="it is late")
 
 
+def test_lost_users_hold_the_promotion(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    """All approve, and of a canary with 95 % of the users no event comes any more."""
+    held = ready(registry, traffic_of)
+    traffic_of.story.approve("finance@2")
+    traffic_of.come(60)
+    known = len(traffic_of.requests) - 240
+    late = [one for one in traffic_of.requests[known:] if one.arm == "control"]
+    traffic_of.requests = traffic_of.requests[:known] + late
+    done = one_round(registry, held.rollout, traffic_of)
+    assert done.said.startswith("hold: assignment is broken") and registry.named("finance", "production") == 1
+
+
 def test_abort_is_before_the_promotion_of_its_round(
     registry: Registry, rollout: Rollout, traffic_of: Traffic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
