@@ -102,6 +102,7 @@ def step(reference: ExactReference, as_json: AsJson = False) -> None:
 @app.command()
 def run(
     tenant: Annotated[list[str] | None, typer.Argument(help="Only these tenants; default: all.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Look again and again at every rollout that runs, until it is stopped; any number may run at once."""
     from lora_ops.rollout.loop import run_rollouts
@@ -114,7 +115,7 @@ def run(
             lock_of=_lock,
             tenants=tenant,
             seconds=load_settings().rollout.interval_seconds,
-            say=lambda done: _print_round(done, as_json=False),
+            say=lambda done: _print_round(done, as_json=as_json),
         )
 
 
