@@ -1,6 +1,7 @@
 """`lora-ops rollout`: a validated version on its way to production, and who stops it there."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -105,13 +106,16 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Look again and again at every rollout that runs, until it is stopped; any number may run at once."""
+    from lora_ops.registry.backends import take_rules
     from lora_ops.rollout.loop import run_rollouts
+    from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
     with opened_registry() as registry:
         run_rollouts(
             registry,
             _traffic(registry),
+            take_rules=partial(take_rules, registry, find_root()),
             lock_of=_lock,
             tenants=tenant,
             seconds=load_settings().rollout.interval_seconds,

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from lora_ops.cli import app
 from lora_ops.errors import LoraOpsError, NotFound, Refused
 from lora_ops.registry import lifecycle
+from lora_ops.registry.backends import take_rules
 from tests.conftest import write_params
 from tests.registry.conftest import owners  # noqa: F401 - a fixture
 from tests.serving.conftest import Clone, clone_source  # noqa: F401 - a fixture
@@ -74,3 +75,21 @@ def test_rollout_commands_pause_resume_and_abort(cli: Cli) -> None:
 def test_rollout_commands_say_how_to_begin(cli: Cli, command: str) -> None:
     with pytest.raises(NotFound, match="finance@2 has no rollout: `lora-ops rollout start finance@2"):
         cli(command, "finance@2")
+
+
+def test_open_registry_takes_the_rules_of_now(cli: Cli, tmp_path: Path) -> None:
+    """`rollout run` keeps a registry open while owners.yaml and params.yaml are edited."""
+    root = tmp_path / "clone"
+    with Clone(root, root / "models/base").registry() as registry:
+        owners_then, least = registry.owners, registry.least
+        file = root / "owners.yaml"
+        file.write_text(file.read_text().replace("Payments", "Cards"))
+        write_params(root, {"registry.evidence": {**AT_ONCE, "requests": 4000}})
+        take_rules(registry, root)
+        assert registry.owners and registry.owners != owners_then
+        assert (least.requests, registry.least.requests) == (20, 4000)
+        file.write_text("default: [")
+        kept = registry.owners
+        with pytest.raises(LoraOpsError, match="owners.yaml"):
+            take_rules(registry, root)
+        assert registry.owners is kept

@@ -186,12 +186,29 @@ def open_copy(
     if to_stop and owners is None:
         registry.owners = _last_owners(registry, problem)
     registry.settle = settle
+    _follow(registry, everything)
+    return registry
+
+
+def take_rules(registry: Registry, root: Path) -> None:
+    """Take owners.yaml and the rules of params.yaml as they are now, in a registry that stays open for days.
+
+    Raises:
+        LoraOpsError: one of both can't be read; nothing is changed then.
+    """
+    everything, owners = load_settings(root), load_owners(root / "owners.yaml")
+    registry.owners = owners
+    _follow(registry, everything)
+
+
+def _follow(registry: Registry, everything: Settings) -> None:
+    """Let a registry go by the rules of params.yaml."""
+    settings = everything.registry
     registry.allow_candidates = everything.serving.allow_candidates
     registry.accept_replay = everything.rollout.accept_replay
     registry.approvals, registry.least = settings.approvals, settings.evidence
     registry.max_looks = settings.max_looks
     registry.max_gap = {name: tenant.evaluate.max_gap for name, tenant in everything.tenants.items()}
-    return registry
 
 
 def _last_owners(registry: Registry, problem: LoraOpsError) -> Owners:

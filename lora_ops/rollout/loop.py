@@ -14,11 +14,14 @@ from lora_ops.rollout.controller import Evidence, Round, one_round
 
 logger = logging.getLogger(__name__)
 
+RULES = "owners.yaml and params.yaml"  # among tenants, none of which has such a name
+
 
 def run_rollouts(
     registry: Registry,
     evidence: Evidence,
     *,
+    take_rules: Callable[[], None],
     lock_of: Callable[[str], AbstractContextManager[None]],
     tenants: Sequence[str] | None,
     seconds: float,
@@ -29,6 +32,8 @@ def run_rollouts(
     Args:
         registry: where.
         evidence: what the traffic says.
+        take_rules: makes the registry go by owners.yaml and params.yaml of now: whoever lost a role yesterday
+            approves nothing today. Where they can't be read, rollouts go back, and none goes on.
         lock_of: gives the lock of a tenant: of several loops one looks at it, and another one goes on where
             that dies.
         tenants: whose rollouts; None: of all.
@@ -44,13 +49,27 @@ def run_rollouts(
         signal.signal(one, end)
     said: dict[str, str] = {}
     while not stop.is_set():
+        only_back = _outdated(take_rules, said)
         for tenant in _tenants(registry, tenants, said):
-            text = _round(registry, tenant, evidence, lock_of, say, said.get(tenant))
+            text = _round(registry, tenant, evidence, lock_of, say, said.get(tenant), only_back=only_back)
             if text is not None:
                 said[tenant] = text
             if stop.is_set():
                 return
         stop.wait(seconds)
+
+
+def _outdated(take_rules: Callable[[], None], said: dict[str, str]) -> bool:
+    """Take the rules of now, and return whether they can't be read."""
+    try:
+        take_rules()
+    except LoraOpsError as error:
+        if said.get(RULES) != str(error):
+            logger.warning("No rollout goes on until this is mended; a breach still takes one back: %s", error)
+        said[RULES] = str(error)
+        return True
+    said.pop(RULES, None)
+    return False
 
 
 def _tenants(registry: Registry, wanted: Sequence[str] | None, said: dict[str, str]) -> Sequence[str]:
@@ -70,12 +89,16 @@ def _round(
     lock_of: Callable[[str], AbstractContextManager[None]],
     say: Callable[[Round], None],
     before: str | None,
+    *,
+    only_back: bool,
 ) -> str | None:
     """Look once at a tenant's rollout, and return what was said of it; None where none runs."""
     try:
         rollout = running(registry, tenant)
         if rollout is None:
             return None
+        if only_back:
+            rollout = rollout.model_copy(update={"paused": True})
         with lock_of(tenant):
             done = one_round(registry, rollout, evidence)
     except LoraOpsError as error:

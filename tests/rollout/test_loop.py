@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.processes import only_one
 from lora_ops.records.rollout import Rollout
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.controller import Round
 from lora_ops.rollout.loop import run_rollouts
 from lora_ops.rollout.verdicts import Verdict
+from tests.registry.conftest import SECOND
 from tests.rollout.rolling import Traffic
+from tests.rollout.test_controller import ready
 
 Loop = Callable[..., list[Round]]
 
@@ -26,7 +29,12 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
     handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
     said: list[Round] = []
 
-    def run(registry: Registry, evidence: Traffic, until: Callable[[list[Round]], bool]) -> list[Round]:
+    def run(
+        registry: Registry,
+        evidence: Traffic,
+        until: Callable[[list[Round]], bool],
+        take_rules: Callable[[], None] = lambda: None,
+    ) -> list[Round]:
         def watch() -> None:
             deadline = time.monotonic() + 60
             while not until(said) and time.monotonic() < deadline:
@@ -39,6 +47,7 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
         run_rollouts(
             registry,
             evidence,
+            take_rules=take_rules,
             lock_of=lambda tenant: only_one(tmp_path / f"{tenant}.lock", f"looking at '{tenant}'"),
             tenants=None,
             seconds=0.05,
@@ -121,3 +130,38 @@ def test_loop_survives_what_nobody_foresaw(
     monkeypatch.setattr(traffic_of, "shadow", shadow)
     said = loop(registry, traffic_of, lambda said: bool(said) and said[-1].rollout.phase == "canary")
     assert said[-1].rollout.phase == "canary" and len(caplog.records) == 1
+
+
+def test_loop_asks_the_approvers_of_today(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic, loop: Loop
+) -> None:
+    """Somebody who approved leaves the team while the loop runs."""
+    ready(registry, traffic_of)
+    traffic_of.story.approve("finance@2")
+    assert registry.owners
+    team = registry.owners.default
+    left = team.model_copy(update={"people": [one for one in team.people if one.id != SECOND]})
+    owners = registry.owners.model_copy(update={"default": left})
+
+    def take_rules() -> None:
+        registry.owners = owners
+
+    said = loop(registry, traffic_of, bool, take_rules)
+    assert "1 more approval" in said[-1].said and registry.named("finance", "production") == 1
+
+
+def test_loop_goes_only_back_without_rules(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic, loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """owners.yaml is half edited: two approvals promote nothing, and a breach takes the canary off."""
+
+    def take_rules() -> None:
+        raise LoraOpsError("owners.yaml is wrong")
+
+    ready(registry, traffic_of)
+    traffic_of.story.approve("finance@2")
+    said = loop(registry, traffic_of, bool, take_rules)
+    assert said[-1].said.startswith("paused") and registry.named("finance", "production") == 1
+    traffic_of.come(200, status=500)
+    said = loop(registry, traffic_of, lambda said: said[-1].rollout.phase == "returned", take_rules)
+    assert said[-1].rollout.phase == "returned" and "owners.yaml is wrong" in caplog.text
