@@ -16,6 +16,7 @@ from lora_ops.registry.command_options import (
     head_remembered,
     opened_registry,
     print_lines,
+    using,
     who,
 )
 from lora_ops.streams import work_is_done
@@ -131,7 +132,7 @@ def pause(reference: ExactReference, reason: Reason, actor: Actor = None, as_jso
     def change(registry: "Registry") -> "Rollout":
         return rollouts.pause(registry, _known(registry, reference), actor=who(actor), reason=reason)
 
-    _change(change, "is paused", as_json)
+    _change(change, "is paused", as_json, to_stop=reference)
 
 
 @app.command()
@@ -153,7 +154,7 @@ def abort(reference: ExactReference, reason: Reason, actor: Actor = None, as_jso
     def change(registry: "Registry") -> "Rollout":
         return controller.abort(registry, _known(registry, reference), actor=who(actor), reason=reason)
 
-    _change(change, "has ended, and production answers everybody", as_json)
+    _change(change, "has ended, and production answers everybody", as_json, to_stop=reference)
 
 
 def _known(registry: "Registry", reference: str) -> "Rollout":
@@ -200,8 +201,12 @@ def _alone(rollout: "Rollout") -> Any:
     return _lock(rollout.plan.adapter.rpartition("@")[0])
 
 
-def _change(change: "Callable[[Registry], Rollout]", what: str, as_json: bool) -> None:
-    with opened_registry() as registry:
+def _change(
+    change: "Callable[[Registry], Rollout]", what: str, as_json: bool, *, to_stop: str | None = None
+) -> None:
+    from lora_ops.registry.backends import open_registry
+
+    with using(open_registry(to_stop=to_stop)) as registry:
         rollout = change(registry)
         remembered = head_remembered(registry)
     work_is_done()

@@ -93,3 +93,13 @@ def test_open_registry_takes_the_rules_of_now(cli: Cli, tmp_path: Path) -> None:
         with pytest.raises(LoraOpsError, match="owners.yaml"):
             take_rules(registry, root)
         assert registry.owners is kept
+
+
+def test_rollout_is_ended_while_owners_are_broken(cli: Cli, tmp_path: Path) -> None:
+    """The last owners.yaml in the log says who may stop; nothing goes on by it."""
+    cli("start", "finance@2", *WHY)
+    (tmp_path / "clone/owners.yaml").write_text("default: [")
+    assert "is paused" in cli("pause", "finance@2", *WHY)
+    with pytest.raises(LoraOpsError, match="owners.yaml"):
+        cli("resume", "finance@2", *WHY)
+    assert "production answers everybody" in cli("abort", "finance@2", *WHY)
