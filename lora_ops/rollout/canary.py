@@ -119,8 +119,10 @@ def look(
         for one in requests
         if not one.says_nothing and one.at >= since and one.at.timestamp() <= until
     ]
-    # Each gateway loads a canary once. It is no error, and no evidence that there are none.
-    failed = closed_units(_errors(plan, [one for one in counted if not one.is_loading]), until, window)
+    # Each gateway loads a canary once. It is no error, and no evidence that there are none. Nor is an answer of
+    # another version to the control group: as errors they would hide those of the canary.
+    told = [one for one in counted if not (one.is_loading or _is_of_others(plan, one))]
+    failed = closed_units(_errors(plan, told), until, window)
     answered = [one for one in counted if _is_own(plan, one)]
     assigned = closed_units(_observed(counted, lambda one: 0.0), until, window)
     ratio = _ratio(plan, assigned, window, waiting_since)
@@ -182,6 +184,12 @@ def _is_own(plan: RolloutPlan, request: CanaryRequest) -> bool:
     if request.arm == "canary":
         return (request.adapter, request.digest) == (plan.adapter, plan.content_digest)
     return (request.adapter, request.digest) == (plan.against, plan.against_digest)
+
+
+def _is_of_others(plan: RolloutPlan, request: CanaryRequest) -> bool:
+    """Whether the control group was answered by another version than the one that is compared with."""
+    compared = (plan.against, plan.against_digest)
+    return request.arm == "control" and (request.adapter, request.digest) != compared
 
 
 def _errors(plan: RolloutPlan, requests: Sequence[CanaryRequest]) -> list[Observation]:

@@ -112,6 +112,24 @@ def test_answer_of_production_in_its_place_is_an_error() -> None:
     assert found.verdict.decision == "roll back" and found.verdict.breached[0] == "errors"
 
 
+def test_control_answers_of_another_version_hide_nothing() -> None:
+    """While another version is production for a while, its answers are neither errors nor a comparison."""
+
+    def fails(one: CanaryRequest, draw: random.Random) -> CanaryRequest:
+        return replace(one, status=500) if draw.random() < 0.4 else one
+
+    away = [
+        replace(one, adapter="finance@0", digest="c" * 64)
+        if one.arm == "control" and one.at < MORNING + timedelta(minutes=150)
+        else one
+        for one in traffic(300, fails)
+    ]
+    found = look(plan(), away, since=MORNING, now=after(300))
+    assert found.verdict.decision == "roll back" and "errors" in found.verdict.breached, found.verdict
+    errors = next(one for one in found.guardrails if one.name == "errors")
+    assert errors.control == 0 and errors.users == 150
+
+
 def test_canary_that_is_being_loaded_is_no_error() -> None:
     """The users of its first minutes count nowhere, and are no broken assignment."""
 
