@@ -93,6 +93,7 @@ class Rollout(Record):
         since: when the phase or its step began.
         began: when this attempt began; traffic of before doesn't count.
         canary_since: when the first step of the canary began.
+        is_mirrored: whether this attempt gave the version its share of copies; what people change then stays.
         seq: the last entry of the audit log about it: whoever decides states it, so that of two only one does.
         said: the verdict or the reason of the last change, in words.
     """
@@ -103,6 +104,7 @@ class Rollout(Record):
     since: datetime
     began: datetime
     canary_since: datetime | None = None
+    is_mirrored: bool = False
     paused: bool = False
     seq: int = Field(ge=1)
     started_by: str

@@ -271,6 +271,7 @@ def _after(before: Rollout | None, entry: AuditEntry) -> Rollout:
         changed: dict[str, Any] = {"seq": entry.seq, "said": said}
         if entry.action == MOVED:
             changed |= {"phase": body["phase"], "step": body["step"], "since": at}
+            changed["is_mirrored"] = True
             if body["phase"] == "canary" and before.canary_since is None:
                 changed["canary_since"] = at
         elif entry.action in (PAUSED, RESUMED):

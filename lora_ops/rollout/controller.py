@@ -159,7 +159,7 @@ def _shadow(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
             return Round(rollout, "paused before its shadow")
         lifecycle.promote(registry, version.id, "shadow", actor=rollout.started_by, reason=_by(rollout))
     wanted = ShadowRoute(number=version.number, percent=plan.shadow.percent)
-    if _route(registry, version).shadow != wanted:
+    if not rollout.is_mirrored:
         rollout = rollouts.move(
             registry,
             rollout,
@@ -172,6 +172,16 @@ def _shadow(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
     found = evidence.shadow(rollout)
     if found.decision == "roll back":
         return _moved(registry, rollout, "returned", f"shadow: {found.reason}", route=_without(plan))
+    share = _route(registry, version).shadow
+    if share != wanted:
+        # As in the canary: nothing goes on by itself against what people changed.
+        mine = share.percent if share and share.number == version.number else 0
+        return Round(
+            rollout,
+            f"hold: the route asks {version.id} for {mine:g} % of the requests again, and the plan "
+            f"{wanted.percent:g} %: `lora-ops route shadow {version.id} --percent {wanted.percent:g}` puts it "
+            "back, `lora-ops rollout abort` ends the rollout",
+        )
     if found.decision == "hold":
         return Round(rollout, str(found))
     if rollout.paused:

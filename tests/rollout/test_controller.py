@@ -214,6 +214,20 @@ def test_route_that_was_changed_by_hand_holds(
     assert "the route gives finance@2 0 %, and this step 5 %" in held.said and canary_of(registry) is None
 
 
+def test_shadow_that_was_cleared_by_hand_holds(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """Whoever ended it, for a gateway that is too busy, does not find it back at the next look."""
+    traffic_of.pairs = WAITS
+    run(registry, traffic_of)
+    routes.clear(registry, "finance", "shadow", actor="eve", reason="the gateway is too busy")
+    held = run(registry, traffic_of)
+    assert "the route asks finance@2 for 0 % of the requests again, and the plan 20 %" in held.said
+    assert routes.current(registry, "finance").route.shadow is None
+    traffic_of.pairs = BREAKS
+    assert run(registry, traffic_of).rollout.phase == "returned"
+
+
 def test_clock_that_was_set_back_holds(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
     run(registry, traffic_of)
     traffic_of.come(300)
