@@ -90,8 +90,10 @@ class RolloutSettings(Section):
     shadow: ShadowSettings = ShadowSettings()
     canary: CanarySettings = CanarySettings()
     margins: MarginSettings = MarginSettings()
-    alpha: float = Field(0.05, gt=0, lt=0.5, description="chance of a false verdict in a whole rollout")
+    alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="chance of a false verdict, in each of shadow and canary"
+    )
     accept_replay: bool = Field(
-        False, description="replayed requests count as shadow traffic, for a demo or CI; it is said everywhere"
+        False, description="replayed requests count as shadow traffic, for a demo or CI; the evidence says so"
     )
     interval_seconds: float = Field(10, gt=0, description="between two looks of `lora-ops rollout run`")
