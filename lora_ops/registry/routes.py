@@ -87,11 +87,16 @@ def set_canary(
 
     def update(route: RouteRecord, version: Version) -> RouteRecord:
         _require_state(version, COUNTS_IN["canary"], "gets a canary's share")
-        known = route.canary if route.canary and route.canary.number == version.number else None
-        salt = known.salt if known else secrets.token_hex(16)
-        return route.model_copy(update={"canary": CanaryRoute(number=version.number, percent=share, salt=salt)})
+        return with_canary(route, version.number, share)
 
     return _give(registry, reference, "canary_set", update, actor, reason, expect_seq)
+
+
+def with_canary(route: RouteRecord, number: int, percent: float) -> RouteRecord:
+    """Return a route in which a version has the canary's share; its salt stays while it had one before."""
+    known = route.canary if route.canary and route.canary.number == number else None
+    salt = known.salt if known else secrets.token_hex(16)
+    return route.model_copy(update={"canary": CanaryRoute(number=number, percent=percent, salt=salt)})
 
 
 def set_shadow(

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from lora_ops.records.rollout import RolloutPlan
 from lora_ops.rollout.quantile_sequence import QuantileComparison
 from lora_ops.rollout.sample_ratio import Phase, SampleRatio, sample_ratio
-from lora_ops.rollout.sequential import Bounds, DifferenceSequence, relative_excess
+from lora_ops.rollout.sequential import Bounds, DifferenceSequence, excess_margin, relative_excess
 from lora_ops.rollout.units import Observation, Unit, closed_units, paired_differences
 from lora_ops.rollout.verdicts import Guardrail, Verdict, verdict
 
@@ -133,7 +133,7 @@ def look(
         tested[name] = test
         shown.append(_shown(name, units, test.interval, margin, test))
     tokens = closed_units(_observed(answered, lambda one: float(one.tokens)), until, window)
-    excess = DifferenceSequence(_excess_margin(plan.margins.tokens), plan.alpha)
+    excess = DifferenceSequence(excess_margin(plan.margins.tokens), plan.alpha)
     excess.add(map(relative_excess, *_partners(tokens)))
     tested["tokens"] = excess
     shown.append(_shown("tokens", tokens, excess.interval, excess.margin, excess))
@@ -240,11 +240,6 @@ def _shown(name: str, units: Sequence[Unit], interval: Bounds, margin: float, te
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _excess_margin(margin: float) -> float:
-    """Return on the scale of `relative_excess` how much more a part of production's amount is."""
-    return margin / (2 + margin)
 
 
 def _ratio(

@@ -5,13 +5,12 @@ they are, and does what is lacking. A phase and its route change in one transact
 for what goes on: a breach is acted on while the rollout is paused or waits for approvals, too.
 """
 
-import secrets
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lora_ops.errors import Refused
 from lora_ops.records.rollout import Phase, Rollout, RolloutPlan
-from lora_ops.records.route import CanaryRoute, RouteRecord, ShadowRoute
+from lora_ops.records.route import RouteRecord, ShadowRoute
 from lora_ops.registry import lifecycle, rollouts, routes
 from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.report_lacks import lacks
@@ -21,6 +20,7 @@ from lora_ops.registry.rollouts import Reroute
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Version, parse_reference
 from lora_ops.rollout.canary import Look
+from lora_ops.rollout.shadow_verdict import settings_plan
 from lora_ops.rollout.verdicts import Verdict
 from lora_ops.settings.rollout import RolloutSettings
 
@@ -73,8 +73,7 @@ def new_plan(registry: Registry, reference: str, settings: RolloutSettings) -> R
         LoraOpsError: unknown version, none in production to compare with, or one that can't be rolled out.
     """
     version = registry.get_exact(reference)
-    number = registry.named(version.tenant, "production")
-    if number is None:
+    if registry.named(version.tenant, "production") is None:
         raise Refused(
             f"'{version.tenant}' has no version in production, so there is nothing to compare {version.id} "
             "with: bring the first one there by hand (docs/reviewer.md)."
@@ -87,10 +86,7 @@ def new_plan(registry: Registry, reference: str, settings: RolloutSettings) -> R
     against = next(reasons_against(registry, version.summary, registry.clock()), None)
     if against and version.state != "validated":  # which may not serve before it is in shadow
         raise Refused(f"{against}.")
-    production = registry.load(version.tenant, number)
-    return RolloutPlan.of(
-        version.id, version.summary.content_digest, production.id, production.summary.content_digest, settings
-    )
+    return settings_plan(registry, version.id, settings)
 
 
 def start(registry: Registry, reference: str, settings: RolloutSettings, *, actor: str, reason: str) -> Rollout:
@@ -283,11 +279,7 @@ def _with_canary(rollout: Rollout, version: Version, step: int | None) -> Rerout
     percent = plan.canary.waiting if step is None else plan.canary.steps[step]
 
     def reroute(route: RouteRecord) -> RouteRecord:
-        # The salt stays for the whole rollout: raising the share takes no user's canary away.
-        known = route.canary if route.canary and route.canary.number == version.number else None
-        salt = known.salt if known else secrets.token_hex(16)
-        canary = CanaryRoute(number=version.number, percent=percent, salt=salt)
-        return route.model_copy(update={"canary": canary, "shadow": None})
+        return routes.with_canary(route, version.number, percent).model_copy(update={"shadow": None})
 
     return reroute
 

@@ -237,6 +237,11 @@ def relative_excess(candidate: float, baseline: float) -> float:
     return (candidate - baseline) / (candidate + baseline) if candidate + baseline else 0.0
 
 
+def excess_margin(part: float) -> float:
+    """Return on the scale of `relative_excess` what `part` more of an amount is: 0.25 gives 0.111."""
+    return part / (2 + part)
+
+
 def _difference_means() -> Floats:
     """Return the candidates (m,) of mean differences, on the scale of [0, 1].
 

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lora_ops.records.rollout import RolloutPlan
 from lora_ops.registry.store import Registry
-from lora_ops.rollout.sequential import BettingSequence, Bounds, DifferenceSequence, relative_excess
+from lora_ops.rollout.sequential import (
+    BettingSequence,
+    Bounds,
+    DifferenceSequence,
+    excess_margin,
+    relative_excess,
+)
 from lora_ops.rollout.units import Observation, closed_units
 from lora_ops.rollout.verdicts import Guardrail, Verdict, verdict
 from lora_ops.settings.rollout import RolloutSettings
@@ -226,8 +232,7 @@ def _tested(
     yield _Tested("task", judged, *both(judged, "task"), margins.task, more_is_better=True)
     yield _Tested("insults", judged, *both(judged, "insults"), margins.insults)
     yield _Tested("identifiers", judged, *both(judged, "identifiers"), margins.identifiers)
-    excess = margins.tokens / (2 + margins.tokens)  # on the scale of `relative_excess`
-    yield _Tested("tokens", answered, *both(answered, "tokens"), excess, amounts=True)
+    yield _Tested("tokens", answered, *both(answered, "tokens"), excess_margin(margins.tokens), amounts=True)
 
 
 def _units(rows: "pd.DataFrame", values: Iterable[float], until: float, window: float) -> list[float]:
