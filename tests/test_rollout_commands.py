@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from lora_ops.cli import app
 from lora_ops.errors import LoraOpsError, NotFound, Refused
-from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import take_rules
 from tests.conftest import write_params
 from tests.registry.conftest import owners  # noqa: F401 - a fixture
@@ -29,11 +28,7 @@ def cli(clone_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_params(root, {"registry.evidence": AT_ONCE})
     clone = Clone(root, root / "models/base")
     with clone.registry() as registry:
-        story = clone.story(registry)
-        story.to("finance@1", "production")
-        story.to("finance@2", "validated")
-        reviewed = story.evidence("human_evaluation", about="finance@2")
-        lifecycle.file_evidence(registry, "finance@2", reviewed[0], actor="ci")
+        clone.story(registry).to_rollout()
     monkeypatch.setenv("LORA_OPS_ROOT", str(root))
     monkeypatch.setenv("LORA_OPS_ACTOR", "oncall")
     monkeypatch.setenv("COLUMNS", "200")

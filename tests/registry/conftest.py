@@ -602,6 +602,12 @@ class Story:
             )
         return version
 
+    def to_rollout(self) -> None:
+        """Bring finance@1 into production, and finance@2 to where its rollout may begin."""
+        self.to("finance@1", "production")
+        self.to("finance@2", "validated")
+        self.file("human_evaluation", about="finance@2")
+
 
 @pytest.fixture
 def story(registry: Registry, tmp_path: Path) -> Story:

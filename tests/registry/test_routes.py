@@ -370,7 +370,7 @@ def test_newer_form_lifts_no_stop(canary: Registry) -> None:
     assert follower.route("finance").stopped == followed(canary).route("finance").stopped == (1,)
 
 
-def test_newer_field_stays_where_an_older_release_changes_another(canary: Registry) -> None:
+def test_newer_field_outlives_an_older_releases_change(canary: Registry) -> None:
     written_by_newer(canary, {"route": {"weights": {"a": 1}}})
     routes.set_canary(canary, "finance@2", 5, **WHY)
     assert json.loads(canary.route_text("finance") or "")["weights"] == {"a": 1}

@@ -6,7 +6,6 @@ from datetime import timedelta
 import pytest
 
 from lora_ops.records.rollout import Rollout
-from lora_ops.registry import lifecycle
 from lora_ops.registry.reports import Report
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.canary import CanaryRequest, Look, look
@@ -64,12 +63,9 @@ class Traffic:
 @pytest.fixture
 def traffic_of(registry: Registry, story: Story, package: Build, clock: Clock) -> Traffic:
     """finance@1 is in production, finance@2 is validated."""
-    registry.register(*package(1), actor="ana.silva")
-    story.to("finance@1", "production")
-    registry.register(*package(2), actor="ana.silva")
-    story.to("finance@2", "validated")
-    reviewed = story.evidence("human_evaluation", about="finance@2")
-    lifecycle.file_evidence(registry, "finance@2", reviewed[0], actor="ci")
+    for seed in (1, 2):
+        registry.register(*package(seed), actor="ana.silva")
+    story.to_rollout()
     return Traffic(story, clock)
 
 

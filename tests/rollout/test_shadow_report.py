@@ -61,7 +61,7 @@ def test_pairs_are_counted_and_their_scores_are_the_source(shadow: Registry) -> 
     assert any("production does not win" in one for one in lacks(document, shadow.least))
 
 
-def test_replayed_pairs_are_refused_unless_the_registry_takes_them(shadow: Registry, tmp_path: Path) -> None:
+def test_replayed_pairs_are_refused_unless_they_may_count(shadow: Registry, tmp_path: Path) -> None:
     pairs = table(shadow, replayed=True)
     with pytest.raises(Refused, match=r"was replayed.*rollout\.accept_replay"):
         shadow_report(shadow, "finance@2", pairs)

@@ -1,7 +1,8 @@
 """A rollout on a real gateway: users send requests, and the controller takes the version on or back."""
 
+import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.records.rollout import Rollout
-from lora_ops.registry import lifecycle, rollouts
+from lora_ops.registry import rollouts
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.controller import Round, one_round, start
 from lora_ops.rollout.traffic import GatewayTraffic
@@ -49,11 +50,7 @@ def staged(clone_source: Path, tmp_path: Path) -> Clone:  # noqa: F811
     write_params(root, SETTINGS)
     clone = Clone(root, root / "models/base")
     with clone.registry() as registry:
-        story = clone.story(registry)
-        story.to("finance@1", "production")
-        story.to("finance@2", "validated")
-        reviewed = story.evidence("human_evaluation", about="finance@2")
-        lifecycle.file_evidence(registry, "finance@2", reviewed[0], actor="ci")
+        clone.story(registry).to_rollout()
     return clone
 
 
@@ -90,11 +87,22 @@ def test_rollout_flows_with_the_traffic(staged: Clone, gateway: Served) -> None:
         answers = ask(gateway, range(60))
         assert {one.headers["x-lora-ops-adapter"] for one in answers} == {"finance@1"}
 
-        def in_canary() -> bool:
-            return look(registry, traffic).rollout.phase == "canary"
+        later = itertools.count(5000, 40)
 
-        eventually(in_canary, seconds=60)
-        answers = ask(gateway, range(1000, 1320))
+        def comes_to(phase: str) -> Callable[[], bool]:
+            """Let new users come before each look: how many a verdict needs depends on their answers' times."""
+
+            def came() -> bool:
+                if look(registry, traffic).rollout.phase == phase:
+                    return True
+                first = next(later)
+                ask(gateway, range(first, first + 40))
+                return False
+
+            return came
+
+        eventually(comes_to("canary"), seconds=120)
+        answers = ask(gateway, range(1000, 1120))
         by_version = {one.headers["x-lora-ops-adapter"] for one in answers}
         assert by_version == {"finance@1", "finance@2"} and {one.status_code for one in answers} == {200}
         again = ask(gateway, range(1000, 1020))
@@ -102,10 +110,7 @@ def test_rollout_flows_with_the_traffic(staged: Clone, gateway: Served) -> None:
             one.headers["x-lora-ops-adapter"] for one in answers[:20]
         ]
 
-        def is_ready() -> bool:
-            return look(registry, traffic).rollout.phase == "ready"
-
-        eventually(is_ready, seconds=60)
+        eventually(comes_to("ready"), seconds=120)
         staged.story(registry).approve("finance@2")
         assert look(registry, traffic).rollout.phase == "done"
         assert {one.headers["x-lora-ops-adapter"] for one in ask(gateway, range(2000, 2010))} == {"finance@2"}
