@@ -1,4 +1,4 @@
-"""All gates of a version before `shadow`, one row each, and the report that they rest on."""
+"""All gates of a version, one row each: those before `shadow`, and the reports that its rollout has filed."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,11 +16,13 @@ from lora_ops.gates.review.evidence import recount
 from lora_ops.gates.rows import GateRow, Made, not_asked_row, not_made, refused_row
 from lora_ops.records.evaluation import BASES, ColumnBias
 from lora_ops.records.evidence import (
+    TRAFFIC,
     AnyEvidence,
     Evidence,
     HumanEvidence,
     PolicyEvidence,
     RegressionEvidence,
+    TrafficEvidence,
 )
 from lora_ops.records.regression import Compared, Least, RegressionSource, Verdict
 from lora_ops.registry.objections import kept_lacks, other_texts_judged
@@ -93,6 +95,7 @@ def gate_rows(registry: Registry, version: Version) -> list[GateRow]:
             rows += policy_rows(document, one, lacking, registry.least)
         else:
             rows.append(_document_row(document, one, lacking))
+    rows += [row for kind in TRAFFIC if kind in found for row in _traffic_rows(registry, version, found[kind])]
     return [*rows, *_twin_rows(against)]
 
 
@@ -280,6 +283,25 @@ def _compared_row(compared: Compared, one: Evidence) -> GateRow:
 def _least_row(least: Least, one: Evidence) -> GateRow:
     return GateRow(
         f"{least.slice} by itself", least.verdict, str(least.value), f"at least {least.least:g}", one.sha256
+    )
+
+
+def _traffic_rows(registry: Registry, version: Version, one: Evidence) -> Iterator[GateRow]:
+    """Yield what a rollout has filed; a version that has not had one yet lacks nothing here."""
+    document = load(registry.files, one)
+    if not isinstance(document, TrafficEvidence):
+        return  # an older release kept a file of another form
+    history = registry.log.entries(version.tenant, version.number)
+    lacking = list(kept_lacks(registry, version, history, one, now=registry.clock()))
+    least = registry.least
+    mark = f"{document.replay_mark}; " if document.replay_mark else ""
+    yield GateRow(
+        f"{one.kind} report",
+        "missing" if lacking else "pass",
+        f"{mark}{document.answered} answered, {document.errors} failed, in {document.hours:.1f} hours",
+        f"{least.requests} in {least.hours:g} hours, at most {least.error_share:.1%} failed",
+        one.sha256,
+        note=f"needs {'; '.join(lacking)}" if lacking else "",
     )
 
 

@@ -21,6 +21,9 @@ EvidenceKind = Literal[
     "incident",
     "review",
 ]
+TRAFFIC: tuple[EvidenceKind, ...] = ("shadow", "canary")
+REPLAYED = "REPLAYED"
+"""The word for traffic that nobody asked for: recorded or held-out rows. Every page that shows it says so."""
 NonEmpty = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -158,6 +161,13 @@ class TrafficEvidence(EvidenceDocument):
     def answered(self) -> int:
         """Requests that got an answer."""
         return self.requests - self.errors
+
+    @property
+    def replay_mark(self) -> str:
+        """What is said of it first, wherever it is shown, if requests were replayed; empty where none was."""
+        if not self.replayed:
+            return ""
+        return f"{REPLAYED}: nobody asked {self.replayed} of its {self.requests} requests"
 
     @property
     def hours(self) -> float:

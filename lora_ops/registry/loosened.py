@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evaluation import EvaluationRecord
+from lora_ops.records.evidence import TRAFFIC, TrafficEvidence
 from lora_ops.records.manifest import Manifest, published
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.approvals import promotion_in
@@ -17,7 +18,7 @@ from lora_ops.registry.earlier_suites import Suites
 from lora_ops.registry.policy_changes import kept_policy, policy_changes, promoted_policy
 from lora_ops.registry.policy_sources import prompt_notes
 from lora_ops.registry.replay import require_rows
-from lora_ops.registry.reports import BEFORE_GATES, gap_limit
+from lora_ops.registry.reports import BEFORE_GATES, gap_limit, last_document
 from lora_ops.registry.store import Registry
 from lora_ops.registry.suite_changes import kept_suite, promoted_suite, suite_changes
 from lora_ops.registry.versions import Version, parse_reference
@@ -136,6 +137,7 @@ def loosened_gates(registry: Registry, version: Version) -> list[str]:
         *_earlier_reports(registry, version),
         *_answer_notes(version.manifest.evaluation),
         *_dated_later(registry, version),
+        *_replayed(registry, version),
     ]
 
 
@@ -227,6 +229,18 @@ def _dated_later(registry: Registry, version: Version) -> Iterator[str]:
             f"its data count as published on {begins}, and those of {other}, which has the same, on {day} "
             "(data.published): they expire later"
         )
+
+
+def _replayed(registry: Registry, version: Version) -> Iterator[str]:
+    """Yield that a report on its traffic counts replayed requests, as `rollout.accept_replay` allows."""
+    for kind in TRAFFIC:
+        try:
+            document = last_document(registry, version, kind)
+        except LoraOpsError as error:  # a lost report must not hide what else was loosened
+            yield str(error).rstrip(".")
+            continue
+        if isinstance(document, TrafficEvidence) and document.replay_mark:
+            yield f"its {kind} report is {document.replay_mark} (rollout.accept_replay)"
 
 
 def _loosened(name: str, mine: Judgement, theirs: Judgement) -> Iterator[str]:

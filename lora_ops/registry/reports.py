@@ -13,6 +13,7 @@ from lora_ops.hashing import sha256_text
 from lora_ops.paths import EVALUATION
 from lora_ops.records.evidence import (
     DOCUMENT,
+    REPLAYED,
     AnyEvidence,
     Evidence,
     EvidenceKind,
@@ -128,6 +129,8 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
     )
     document, source = count(kind, about, path)
     said = require_text(summary, "Say it in a sentence (--summary)") if summary else path.name
+    if isinstance(document, TrafficEvidence) and document.replayed:
+        said = f"{REPLAYED}: {said}"  # whoever files it, by a command or by hand
     return Report(document, source, said)
 
 

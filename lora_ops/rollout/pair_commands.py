@@ -54,12 +54,14 @@ def pairs(
 
 def show_pairs(look: "ShadowLook", plan: "RolloutPlan") -> None:
     """Print a look: one line a metric, how many pairs it has, and the verdict."""
+    from lora_ops.records.evidence import REPLAYED
+
     columns = ("metric", plan.against, plan.adapter, "difference", "margin", "units", "verdict")
     grid = Grid(*columns, solid={*columns})
     for one in look.metrics:
         grid.add_row(*_cells(one), one.verdict, style=STYLES[one.verdict])
     show(grid)
-    kind = "REPLAYED: " if look.replayed else ""
+    kind = f"{REPLAYED}: " if look.replayed else ""
     lost = f", {look.failed} failed, {look.preempted} gave way to clients each time, {look.unscored} not judged"
     show(
         f"{kind}{look.answered} pairs of {look.units} users or requests in {look.hours} different hours{lost}."

