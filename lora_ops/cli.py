@@ -171,6 +171,7 @@ def rollback(
     from lora_ops.registry.backends import open_registry
     from lora_ops.registry.changes import whoami
     from lora_ops.registry.versions import parse_reference
+    from lora_ops.rollout.rollback import half_done
 
     root = find_root()
     tenant, _ = parse_reference(version)
@@ -209,7 +210,7 @@ def rollback(
         told = incidents.summary(registry, version, folder, done=yes)
         waits = None
         if yes and told["held"]:
-            waits = incidents.half_done(
+            waits = half_done(
                 told["version"],
                 told["returns"],
                 not_sent,

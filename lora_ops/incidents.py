@@ -1,25 +1,22 @@
-"""Going back to the version that served before: who may, whom to tell, what to capture, what remains."""
+"""The record of an incident: whom to tell, what the dashboards show, and what a rollback did."""
 
 import asyncio
 import logging
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
+from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
 from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
-from lora_ops.registry import closing, lifecycle, packages, reports
-from lora_ops.registry.eligibility import expiry_reason, hold_reason, stop_reason
-from lora_ops.registry.replay import require_rows
-from lora_ops.registry.reports import Report
-from lora_ops.registry.requirements import return_notes, returning_lacks
-from lora_ops.registry.roles import MOVE, owners_of, require_role
+from lora_ops.registry import closing
+from lora_ops.registry.roles import owners_of
 from lora_ops.registry.store import Registry
-from lora_ops.registry.twins import Twins, answering_notes
-from lora_ops.registry.versions import CLOSED, Version
+from lora_ops.registry.twins import answering_notes
+from lora_ops.registry.versions import Version
+from lora_ops.rollout.rollback import Rollback, plan, roll_back
 
 DASHBOARDS = {"console.json": "/console/data", "metrics.txt": "/metrics", "models.json": "/v1/models"}
 RECORD = "incident.json"
@@ -28,138 +25,6 @@ ROOM = 2**16
 LARGEST_DASHBOARD = 64 * 2**20
 
 logger = logging.getLogger(__name__)
-
-
-class Rollback(NamedTuple):
-    """What a rollback does, before it is done.
-
-    Attributes:
-        leaves: the version that goes.
-        returns: the one that takes its place.
-        done_already: whether that has happened.
-        notes: what is said of the weights that return, and does not stop them.
-    """
-
-    leaves: Version
-    returns: Version
-    done_already: bool
-    notes: tuple[str, ...] = ()
-
-
-def plan(registry: Registry, reference: str) -> Rollback:
-    """What must happen so that `reference` no longer answers and the version before it does.
-
-    The version that returns is the one that was in production last before it, unless that one has expired,
-    was closed, had an incident since, its evidence speaks against it, or its files or signature are no longer
-    what they were; then the one before that.
-
-    Args:
-        registry: where.
-        reference: the exact version that must go (`finance@2`): a second run must not take back the version
-            that the first one restored.
-
-    Raises:
-        LoraOpsError: it is not in production, or there is no version to go back to.
-    """
-    leaves = registry.get(reference, whole=False)
-    if reference != leaves.id:
-        raise LoraOpsError(f"Name the exact version that must go ({leaves.id}): an alias may move meanwhile.")
-    serving = registry.named(leaves.tenant, "production")
-    if serving is not None and _replaced(registry, leaves, serving):
-        returned = registry.get(f"{leaves.tenant}@{serving}", whole=False)
-        return Rollback(leaves, returned, True, _notes(registry, returned, leaves))
-    if serving is not None and serving != leaves.number:
-        raise Refused(
-            f"{leaves.id} is '{leaves.state}': {leaves.tenant}@{serving} is in production, so there is nothing "
-            "to roll back."
-        )
-    served = _served(registry, leaves.tenant)
-    if serving is None and leaves.number not in served:
-        raise Refused(f"{leaves.id} is '{leaves.state}' and was never in production.")
-    if serving is None and leaves.number != served[0]:
-        last = f"{leaves.tenant}@{served[0]}"
-        raise Refused(
-            f"{last} was in production last, and nothing is now: name it, not {leaves.id} (`lora-ops rollback "
-            f"{last} --reason TEXT`)."
-        )
-    returns = _before(registry, leaves, served)
-    return Rollback(leaves, returns, False, _notes(registry, returns, leaves))
-
-
-def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, reason: str) -> Version:
-    """Put the version before `reference` back into production and revoke `reference`; twice is once.
-
-    Where the log is at W&B, `reference` stops on this machine first, at once. Until W&B takes what follows,
-    nothing returns, and `registry.not_sent` says why; the same command ends the rollback later.
-
-    Args:
-        registry: where.
-        reference: the exact version that must go.
-        record: the incident's record, which both decisions rest on.
-        actor: who does it.
-        reason: why.
-
-    Returns:
-        The version that returned; where W&B did not take it yet, the one that is to return.
-
-    Raises:
-        LoraOpsError: as `plan`, or the registry refuses one of the two steps; what was done stays done.
-    """
-    rollback = plan(registry, reference)
-    incident = reports.make(registry, reference, "incident", record, reason)
-    if registry.shares_log and rollback.leaves.state not in CLOSED:
-        return _roll_back_shared(registry, rollback, incident, actor=actor, reason=reason)
-    if not rollback.done_already:
-        try:
-            lifecycle.promote(
-                registry, rollback.returns.id, "production", actor=actor, reason=reason, evidence=[incident]
-            )
-        except (Damaged, Unavailable):
-            # The log takes nothing at this moment. The bad version stops all the same, and nothing returns yet.
-            require_role(registry, rollback.returns, actor, MOVE, f"make {rollback.returns.id} 'production'")
-            lifecycle.revoke(registry, reference, actor=actor, reason=reason, evidence=[incident])
-            if not registry.not_sent:
-                raise  # it took the revocation: what is wrong is wrong with the version that returns
-            return rollback.returns
-    if registry.get(reference, whole=False).state != "revoked":
-        lifecycle.revoke(registry, reference, actor=actor, reason=reason, evidence=[incident])
-    return registry.get(rollback.returns.id, whole=False)
-
-
-def _roll_back_shared(
-    registry: Registry, rollback: Rollback, incident: Report, *, actor: str, reason: str
-) -> Version:
-    """Take the steps of `roll_back` where they count once W&B took them, after the bad version stopped here."""
-    leaves, returns = rollback.leaves.id, rollback.returns.id
-    # Whoever may not put the earlier version back must not leave the tenant without any.
-    require_role(registry, rollback.returns, actor, MOVE, f"make {returns} 'production'")
-    registry.not_sent = None
-    closing.stop(registry, leaves, actor, reason, [incident])
-    failure: LoraOpsError | None = None
-    if not rollback.done_already:
-        try:
-            # The return comes before the revocation: no other machine sees a moment without production.
-            with closing.without_settling(registry):
-                closing.until_first(
-                    lambda: lifecycle.promote(
-                        registry, returns, "production", actor=actor, reason=reason, evidence=[incident]
-                    )
-                )
-        except Unavailable as error:  # asking once more would wait for W&B twice
-            registry.not_sent = closing.why_not_taken(error)
-            return rollback.returns
-        except LoraOpsError as error:
-            failure = error
-    if registry.get(leaves, whole=False).state in CLOSED:  # by another machine, meanwhile
-        closing.settle(registry)
-    else:
-        lifecycle.revoke(registry, leaves, actor=actor, reason=reason, evidence=[incident])
-    if failure and not registry.not_sent:
-        now = plan(registry, leaves)
-        if not now.done_already:  # else another machine had put the earlier version back
-            raise failure
-        return now.returns
-    return registry.get(returns, whole=False)
 
 
 def new_folder(root: Path, tenant: str, at: datetime) -> Path:
@@ -353,105 +218,3 @@ def summary(registry: Registry, reference: str, folder: Path, *, done: bool) -> 
         "notes": [*rollback.notes, *(answering_notes(registry, rollback.leaves.summary) if done else ())],
         "head_remembered": registry.unremembered() is None,
     }
-
-
-def half_done(
-    leaves: str, returns: str, not_sent: str | None, *, returned: bool, shares_log: bool = True
-) -> str:
-    """Return what is said of a rollback whose revocation holds on this machine alone.
-
-    Args:
-        leaves: the version that goes (`finance@2`).
-        returns: the one that is to take its place.
-        not_sent: why the log did not take the revocation, where that is known.
-        returned: whether that one is in production again.
-        shares_log: whether the log is at W&B.
-    """
-    if not shares_log:
-        why = f" ({not_sent.rstrip('.')})" if not_sent else ""
-        return (
-            f"{leaves} does not answer any more, and {returns} has not returned: the registry takes no change"
-            f"{why}. Mend that, and run the same command again"
-        )
-    why = f": {not_sent.rstrip('.')}" if not_sent else " (`lora-ops registry sync` says why)"
-    place = "is in production again" if returned else "has not returned"
-    return (
-        f"{leaves} does not answer on this machine any more, and {returns} {place}: W&B has not taken the "
-        f"revocation{why}. Run the same command again once it does. Until then other machines serve "
-        f"{leaves}: run `lora-ops registry revoke {leaves} --reason TEXT` there"
-    )
-
-
-def _notes(registry: Registry, returns: Version, leaves: Version) -> tuple[str, ...]:
-    return tuple(return_notes(registry, returns, leaves, Twins(registry)))
-
-
-def _served(registry: Registry, tenant: str) -> list[int]:
-    """The versions that were ever in production, the last one first."""
-    entries = reversed(registry.log.entries(tenant))
-    numbers = (entry.number for entry in entries if entry.action == "production")
-    return list(dict.fromkeys(number for number in numbers if number is not None))
-
-
-def _replaced(registry: Registry, leaves: Version, serving: int) -> bool:
-    """Whether a rollback put `serving` in the place of `leaves`; the bad one may still have to be revoked."""
-    entries = registry.log.entries(leaves.tenant)
-    last = next((entry for entry in reversed(entries) if entry.action == "production"), None)
-    return (
-        last is not None
-        and (last.number, last.body.get("concerns")) == (serving, leaves.number)
-        and leaves.state in ("superseded", "revoked")
-    )
-
-
-def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
-    """The last version in production that may answer again.
-
-    One of which nobody can tell whether it has the same weights returns only if none is known to have others.
-    """
-    refused, twins, unknown = [], Twins(registry), list[Version]()
-    for number in served:
-        if number == leaves.number:
-            continue
-        try:
-            version = registry.get(f"{leaves.tenant}@{number}")
-            problem = _unfit(registry, version, leaves, twins)
-        except LoraOpsError as error:  # a damaged record of one version must not stop the way back to another
-            problem = str(error).rstrip(".")
-        else:
-            if problem is None:
-                if twins.compare(version.summary, leaves.summary) == "other":
-                    return version
-                unknown.append(version)
-                continue
-        refused.append(problem)
-    if unknown:
-        return unknown[0]
-    why = "; ".join(refused) or "no other version was in production before"
-    raise Refused(
-        f"There is no version to go back to from {leaves.id}: {why}. To stop its answers all the same: "
-        f"`lora-ops registry revoke {leaves.id} --reason TEXT`."
-    )
-
-
-def _unfit(registry: Registry, version: Version, leaves: Version, twins: Twins) -> str | None:
-    """Return why a version may not answer again, or None.
-
-    Raises:
-        LoraOpsError: a record or a kept file of it is missing or damaged.
-    """
-    if version.state != "superseded":
-        return f"{version.id} is '{version.state}'"
-    require_rows(registry, version)
-    stopped = (
-        hold_reason(registry, version.summary)
-        or expiry_reason(version.summary, registry.clock())
-        or stop_reason(registry, version.summary)
-    )
-    if stopped:
-        return stopped
-    if twins.compare(version.summary, leaves.summary) == "same":
-        return f"{version.id} has the weights of {leaves.id}"
-    packages.check_kept(registry, version)
-    lacking = returning_lacks(registry, version, leaves, twins)
-    return f"{version.id} lacks {'; '.join(lacking)}" if lacking else None

@@ -639,3 +639,13 @@ def server(_wandb: WandbServer, monkeypatch: pytest.MonkeyPatch) -> WandbServer:
 def connect(server: WandbServer) -> Callable[..., WandbProject]:
     """Connect to the W&B project, as one more machine each time: `connect(collection=...)`."""
     return lambda **settings: WandbProject(WandbSettings(retries=1, **settings))
+
+
+@pytest.fixture
+def bad_release(registry: Registry, package: Build, story: Story) -> Registry:
+    """finance@2 took over from finance@1."""
+    for seed in (1, 2):
+        registry.register(*package(seed), actor="ana")
+    for version in ("finance@1", "finance@2"):
+        story.to(version, "production")
+    return registry

@@ -34,6 +34,7 @@ from lora_ops.registry.status import status
 from lora_ops.registry.store import Registry
 from lora_ops.registry.unread import stop_by_hold
 from lora_ops.registry.verification import verify
+from lora_ops.rollout import rollback
 from lora_ops.serving.router import OutOfService, Router
 from lora_ops.settings.registry import SigningSettings
 from tests.wandb_server import WandbServer
@@ -257,7 +258,7 @@ def test_held_production_gives_way_to_nothing(served: SharedRegistry, story: Sto
 def test_held_version_is_no_target(served: SharedRegistry, story: Story) -> None:
     lifecycle.revoke(served, "finance@1", actor="ben", reason="it leaks")
     with pytest.raises(Refused, match="finance@1 was revoked on this machine by ben"):
-        incidents.plan(served, "finance@2")
+        rollback.plan(served, "finance@2")
     lifecycle.revoke(served, "finance@3", actor="ben", reason="it leaks")
     embedded = Registry(served.path, owners=served.owners, clock=served.clock)
     with pytest.raises(Refused, match="finance@3 was revoked on this machine by ben"):
@@ -408,10 +409,10 @@ def test_rollback_stops_at_once_and_ends_when_wandb_answers(
     served: SharedRegistry, server: WandbServer, tmp_path: Path
 ) -> None:
     def roll_back(folder: Path) -> str:
-        rollback = incidents.plan(served, "finance@2")
+        planned = rollback.plan(served, "finance@2")
         why = {"actor": "ci", "reason": "it leaks"}
-        path = incidents.write_record(served, rollback, folder, captured={}, **why)
-        return incidents.roll_back(served, "finance@2", path, **why).id
+        path = incidents.write_record(served, planned, folder, captured={}, **why)
+        return rollback.roll_back(served, "finance@2", path, **why).id
 
     server.fail(".", times=10_000)
     assert roll_back(tmp_path / "first") == "finance@1"
@@ -436,7 +437,7 @@ def test_rollback_ends_though_another_machine_registers(
         ci.register(*package(seed), actor="ana")
         Story(ci, tmp_path / "reports").to(f"finance@{seed}", "production")
     why = {"actor": "ci", "reason": "it leaks"}
-    path = incidents.write_record(ci, incidents.plan(ci, "finance@2"), tmp_path / "told", captured={}, **why)
+    path = incidents.write_record(ci, rollback.plan(ci, "finance@2"), tmp_path / "told", captured={}, **why)
     other = package(9, tenant="healthcare")
 
     def register() -> None:
@@ -444,18 +445,18 @@ def test_rollback_ends_though_another_machine_registers(
             registry.register(*other, actor="ana")
 
     server.meanwhile("CreateArtifact$", register)
-    assert incidents.roll_back(ci, "finance@2", path, **why).state == "production"
+    assert rollback.roll_back(ci, "finance@2", path, **why).state == "production"
     assert (ci.not_sent, ci.held(), ci.get("finance@2").state) == (None, [], "revoked")
     assert [entry.action for entry in ci.log.entries()][-3:] == ["registered", "production", "revoked"]
 
 
 @pytest.mark.usefixtures("offline")
 def test_rollback_by_whoever_may_not_promote_stops_nothing(served: SharedRegistry, tmp_path: Path) -> None:
-    rollback = incidents.plan(served, "finance@2")
+    planned = rollback.plan(served, "finance@2")
     why = {"actor": "eve", "reason": "it leaks"}
-    path = incidents.write_record(served, rollback, tmp_path / "incident", captured={}, **why)
+    path = incidents.write_record(served, planned, tmp_path / "incident", captured={}, **why)
     with pytest.raises(Refused, match="eve may not make finance@1 'production'"):
-        incidents.roll_back(served, "finance@2", path, **why)
+        rollback.roll_back(served, "finance@2", path, **why)
     assert served.held() == []
 
 
@@ -465,9 +466,9 @@ def test_second_half_of_a_rollback_waits_alone(served: SharedRegistry, story: St
     given = story.evidence("incident", about="finance@2")
     lifecycle.promote(story.registry, "finance@1", "production", actor="ci", reason="it leaks", evidence=given)
     why = {"actor": "ci", "reason": "it leaks"}
-    rollback = incidents.plan(served, "finance@2")
-    path = incidents.write_record(served, rollback, tmp_path / "incident", captured={}, **why)
-    incidents.roll_back(served, "finance@2", path, **why)
+    planned = rollback.plan(served, "finance@2")
+    path = incidents.write_record(served, planned, tmp_path / "incident", captured={}, **why)
+    rollback.roll_back(served, "finance@2", path, **why)
     told = incidents.summary(served, "finance@2", tmp_path / "incident", done=True)
     assert (told["done"], told["returned"], told["held"]["actor"]) == (False, True, "ci")
 
@@ -488,15 +489,15 @@ def test_rollback_that_another_machine_made_is_ended(
     served: SharedRegistry, connect: Connect, clock: Clock, tmp_path: Path
 ) -> None:
     why = {"actor": "ci", "reason": "it leaks"}
-    rollback = incidents.plan(served, "finance@2")
-    path = incidents.write_record(served, rollback, tmp_path / "incident", captured={}, **why)
+    planned = rollback.plan(served, "finance@2")
+    path = incidents.write_record(served, planned, tmp_path / "incident", captured={}, **why)
     served.pull()
     signing = SigningSettings(trusted_keys=tuple(fingerprint(one) for one in (served.path, tmp_path / "there")))
     there = SharedRegistry(tmp_path / "there", connect(), owners=served.owners, signing=signing, clock=clock)
     there.pull()
-    incidents.roll_back(there, "finance@2", path, **why)
+    rollback.roll_back(there, "finance@2", path, **why)
     served.signer.settings = signing
-    assert incidents.roll_back(served, "finance@2", path, **why).id == "finance@1"
+    assert rollback.roll_back(served, "finance@2", path, **why).id == "finance@1"
     assert (served.not_sent, served.held(), files(served)) == (None, [], [])
     assert served.get("finance@2").state == "revoked"
 
@@ -514,9 +515,9 @@ def test_rollback_stops_whatever_wandb_says(
             sent.metadata = "{}"
         served.set_mirrored(served.mirror.project.target, None)
     why = {"actor": "ci", "reason": "it leaks"}
-    rollback = incidents.plan(served, "finance@2")
-    path = incidents.write_record(served, rollback, tmp_path / "incident", captured={}, **why)
-    assert incidents.roll_back(served, "finance@2", path, **why).id == "finance@1"
+    planned = rollback.plan(served, "finance@2")
+    path = incidents.write_record(served, planned, tmp_path / "incident", captured={}, **why)
+    assert rollback.roll_back(served, "finance@2", path, **why).id == "finance@1"
     if kind == "unlisted":
         assert served.not_sent and [hold.version for hold in served.held()] == ["finance@2"]
     else:  # this machine has what was lost there, and sends it again
@@ -608,14 +609,14 @@ def test_rollback_stops_the_bad_version_of_a_damaged_log(
     for seed in (1, 2):
         settled.register(*package(seed), actor="ana")
         story.to(f"finance@{seed}", "production")
-    rollback = incidents.plan(settled, "finance@2")
+    planned = rollback.plan(settled, "finance@2")
     why = {"actor": "ben", "reason": "it leaks"}
-    record = incidents.write_record(settled, rollback, tmp_path / "incident", **why, captured={})
+    record = incidents.write_record(settled, planned, tmp_path / "incident", **why, captured={})
     sql(settled, "UPDATE versions SET state = 'revoked' WHERE number = 2")
-    assert incidents.roll_back(settled, "finance@2", record, **why).id == "finance@1"
+    assert rollback.roll_back(settled, "finance@2", record, **why).id == "finance@1"
     assert settled.not_sent and incidents.summary(settled, "finance@2", tmp_path, done=True)["held"]
     sql(settled, "UPDATE versions SET state = 'production' WHERE number = 2")
-    assert incidents.roll_back(settled, "finance@2", record, **why).state == "production"
+    assert rollback.roll_back(settled, "finance@2", record, **why).state == "production"
     assert [one[:2] for one in revoked(settled)] == [("finance@2", "ben")]
     assert settled.named("finance", "production") == 1 and not files(settled)
     assert verify(settled).ok

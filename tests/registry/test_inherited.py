@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops import incidents
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.records.evaluation import ColumnBias, GroupMetric, Interval, PairedDifference
 from lora_ops.registry import lifecycle, requirements
@@ -17,6 +16,7 @@ from lora_ops.registry.reports import make
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from lora_ops.rollout import rollback
 
 from .conftest import AUTHOR, Build, Story, file_votes, losing, policy, saved_again, with_evaluation
 
@@ -130,7 +130,7 @@ def bad_release(registry: Registry, package: Build, story: Story) -> None:
 def roll_back(registry: Registry, folder: Path, reference: str = "finance@2") -> str:
     report = folder / "incident.md"
     report.write_text("Card numbers in the answers since 14:05 today.")
-    return incidents.roll_back(registry, reference, report, actor="ci", reason="leaks").id
+    return rollback.roll_back(registry, reference, report, actor="ci", reason="leaks").id
 
 
 @pytest.mark.parametrize("tenant", ["media", "finance"])
@@ -159,7 +159,7 @@ def test_a_rollback_notes_a_twin_that_served_nobody(
     if said == "lost report":
         lost = registry.log.entries(tenant, int(other[-1]))[-1].evidence[0]
         registry.files.path(lost.sha256).unlink()
-    [note] = incidents.plan(registry, "finance@2").notes
+    [note] = rollback.plan(registry, "finance@2").notes
     assert note.startswith(f"finance@1 has the weights of {other}, which is '")
     assert roll_back(registry, tmp_path) == "finance@1"
     entry = next(one for one in registry.log.entries("finance", 1) if one.body.get("concerns"))
@@ -185,7 +185,7 @@ def test_a_rollback_refuses_what_failed_in_production(
         story.file("incident")
         why = "finance@1 has the same, and had an incident"
     with pytest.raises(LoraOpsError, match=f"finance@2 lacks other weights .{why}"):
-        incidents.plan(registry, "finance@3")
+        rollback.plan(registry, "finance@3")
 
 
 @pytest.mark.parametrize("said", ["incident", "policy", "votes", "lost report"])

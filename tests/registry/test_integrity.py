@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError
-from lora_ops.incidents import roll_back
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.audit import Head
 from lora_ops.registry.cards import record
@@ -19,6 +18,7 @@ from lora_ops.registry.integrity import LogFollower, registry_problem
 from lora_ops.registry.store import Registry
 from lora_ops.registry.structure import Structure
 from lora_ops.registry.verification import verify
+from lora_ops.rollout.rollback import roll_back
 
 from . import tampering
 from .conftest import AUTHOR, FIRST, Build, Story, reviewed, won

@@ -13,6 +13,7 @@ from lora_ops.registry.backup import backup
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from lora_ops.rollout import rollback
 
 from .conftest import AUTHOR, Build, Story, saved_again
 
@@ -36,7 +37,7 @@ def bad_release(registry: Registry, package: Build, story: Story, tmp_path: Path
 
 
 def roll_back(registry: Registry, story: Story, report: Path) -> None:
-    incidents.roll_back(registry, "finance@2", report, actor="ci", reason="leaks")
+    rollback.roll_back(registry, "finance@2", report, actor="ci", reason="leaks")
 
 
 def revoke(registry: Registry, story: Story, report: Path) -> None:
@@ -88,24 +89,24 @@ def older_release(older_registry: Registry, registry: Registry, package: Build, 
 def test_a_lost_manifest_brings_the_same_weights_not_back(older_release: Registry) -> None:
     """The signature names the file, so finance@2 is known to have the weights that leave."""
     lose_manifest(older_release, 3)
-    rollback = incidents.plan(older_release, "finance@3")
-    assert (rollback.returns.id, rollback.notes) == ("finance@1", ())
+    planned = rollback.plan(older_release, "finance@3")
+    assert (planned.returns.id, planned.notes) == ("finance@1", ())
 
 
 def test_plan_prefers_what_is_known_to_differ(older_release: Registry) -> None:
     lifecycle.revoke(older_release, "finance@1", actor="ci", reason="leaks")
     lose_weights(older_release, 3)
-    rollback = incidents.plan(older_release, "finance@3")
-    assert rollback.returns.id == "finance@2"
+    planned = rollback.plan(older_release, "finance@3")
+    assert planned.returns.id == "finance@2"
     said = "nobody can tell whether finance@2 has the weights of finance@3, which leaves"
-    assert rollback.notes[0] == said
+    assert planned.notes[0] == said
 
 
 def test_a_rollback_notes_that_nobody_can_tell(older_release: Registry, tmp_path: Path) -> None:
     lose_weights(older_release, 3)
     report = tmp_path / "incident.md"
     report.write_text(REPORT)
-    returned = incidents.roll_back(older_release, "finance@3", report, actor="ci", reason="leaks")
+    returned = rollback.roll_back(older_release, "finance@3", report, actor="ci", reason="leaks")
     said = f"nobody can tell whether {returned.id} has the weights of finance@3, which leaves"
     entry = next(one for one in older_release.log.entries("finance") if one.body.get("concerns") == 3)
     assert entry.body["notes"][0] == said

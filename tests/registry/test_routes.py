@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops import incidents
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.hashing import sha256_text
 from lora_ops.records.registry import AuditEntry
@@ -25,6 +24,7 @@ from lora_ops.registry.owners import Owners
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from lora_ops.rollout import rollback
 
 from .conftest import Build, Clock, Story
 
@@ -469,9 +469,9 @@ def test_show_and_history_say_what_the_route_gives(canary: Registry) -> None:
 def test_rollback_plan_leaves_a_stopped_version_out(canary: Registry, story: Story) -> None:
     story.to("finance@2", "production")
     story.to("finance@3", "production")
-    assert incidents.plan(canary, "finance@3").returns.id == "finance@2"
+    assert rollback.plan(canary, "finance@3").returns.id == "finance@2"
     routes.stop(canary, "finance@2", **WHY)
-    assert incidents.plan(canary, "finance@3").returns.id == "finance@1"
+    assert rollback.plan(canary, "finance@3").returns.id == "finance@1"
 
 
 def test_pin_refuses_more_than_a_gateway_should_read(canary: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

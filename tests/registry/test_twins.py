@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from lora_ops import incidents
 from lora_ops.adapter_files import weights_digest
 from lora_ops.errors import Refused
 from lora_ops.registry import lifecycle, twins
@@ -14,6 +13,7 @@ from lora_ops.registry.status import status
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins, answering_notes
 from lora_ops.registry.verification import verify
+from lora_ops.rollout import rollback
 
 from .conftest import AUTHOR, FIRST, Build, Story, saved_again
 
@@ -135,8 +135,8 @@ def test_archiving_the_renewed_number_closes_no_weights(
     lifecycle.archive(registry, "finance@1", actor="ci", reason="renewed")
     registry.register(*package(3), actor=AUTHOR)
     story.to("finance@3", "production")
-    rollback = incidents.plan(registry, "finance@3")
-    assert (rollback.returns.id, rollback.notes) == ("finance@2", ())
+    planned = rollback.plan(registry, "finance@3")
+    assert (planned.returns.id, planned.notes) == ("finance@2", ())
     story.to(register_again(registry, package), "validated")
     assert not [one for one in verify(registry).warnings if "weights" in one]
 
@@ -231,7 +231,7 @@ def test_plan_passes_over_a_damaged_record(
         registry.register(*package(seed), actor=AUTHOR)
         story.to(f"finance@{seed}", "production")
     registry.db.rows(f"{damage} WHERE number = 2")
-    assert incidents.plan(registry, "finance@3").returns.id == "finance@1"
+    assert rollback.plan(registry, "finance@3").returns.id == "finance@1"
 
 
 def test_plan_passes_over_a_file_that_can_not_be_read(registry: Registry, package: Build, story: Story) -> None:
@@ -240,7 +240,7 @@ def test_plan_passes_over_a_file_that_can_not_be_read(registry: Registry, packag
         registry.register(*package(seed), actor=AUTHOR)
         story.to(f"finance@{seed}", "production")
     spoil(kept_weights(registry, "finance@2"), "unreadable")
-    assert incidents.plan(registry, "finance@3").returns.id == "finance@1"
+    assert rollback.plan(registry, "finance@3").returns.id == "finance@1"
 
 
 @pytest.fixture
@@ -276,10 +276,10 @@ def test_rollback_names_the_twins_that_answer(
         registry.register(*package(seed), actor=AUTHOR)
         story.to(f"finance@{seed}", "production")
     register_again(registry, package, seed=2)
-    leaves = incidents.plan(registry, "finance@2").leaves
+    leaves = rollback.plan(registry, "finance@2").leaves
     report = tmp_path / "incident.md"
     report.write_text("Card numbers in the answers since 14:05 today.")
-    incidents.roll_back(registry, "finance@2", report, actor="ci", reason="leaks")
+    rollback.roll_back(registry, "finance@2", report, actor="ci", reason="leaks")
     named = "media@1 ('candidate') has the same weights: look whether it must go, too."
     assert answering_notes(registry, leaves.summary) == [named]
 

@@ -1,6 +1,7 @@
 """What the tests of rollouts share: the registry's fixtures, and a rollout."""
 
 from tests.registry.conftest import (  # noqa: F401 - fixtures
+    bad_release,
     clock,
     owners,
     package,
