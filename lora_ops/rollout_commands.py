@@ -92,7 +92,7 @@ def step(reference: ExactReference, as_json: AsJson = False) -> None:
         if not rollout.is_running:
             _say_ended(rollout)
         with _alone(rollout):
-            done = one_round(registry, rollout, _traffic(registry))
+            done = one_round(registry, rollout, _traffic(registry, keep=True))
     work_is_done()
     _print_round(done, as_json)
     if done.rollout.phase in ("returned", "aborted"):
@@ -115,7 +115,7 @@ def run(
     with opened_registry() as registry:
         run_rollouts(
             registry,
-            _traffic(registry),
+            _traffic(registry, keep=True),
             take_rules=partial(take_rules, registry, find_root()),
             lock_of=_lock,
             tenants=tenant,
@@ -176,14 +176,17 @@ def _say_ended(rollout: "Rollout") -> None:
     raise Refused(f"The rollout of {rollout.plan.adapter} has ended ({rollout.phase}): {rollout.said}.")
 
 
-def _traffic(registry: "Registry") -> "GatewayTraffic":
+def _traffic(registry: "Registry", *, keep: bool = False) -> "GatewayTraffic":
+    from lora_ops.rollout.kept_looks import FOLDER, LookKeeper
     from lora_ops.rollout.traffic import GatewayTraffic
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
     root = find_root()
     settings = load_settings(root)
-    return GatewayTraffic(registry, root / settings.serving.path, settings.detectors.insult_threshold)
+    folder = root / settings.serving.path
+    keeper = LookKeeper(folder / FOLDER) if keep else None
+    return GatewayTraffic(registry, folder, settings.detectors.insult_threshold, keeper)
 
 
 def _lock(tenant: str) -> Any:

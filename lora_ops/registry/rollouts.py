@@ -28,15 +28,19 @@ Reroute = Callable[[RouteRecord], RouteRecord]
 STARTED, RETRIED, MOVED, PAUSED, RESUMED = "started", "retried", "moved", "paused", "resumed"
 
 
-def rollouts(registry: Registry, tenant: str) -> list[Rollout]:
-    """Return every rollout of a tenant in its last state, in the order in which they were started.
+def rollouts(registry: Registry, tenant: str | None = None) -> list[Rollout]:
+    """Return every rollout in its last state, in the order in which they were started.
+
+    Args:
+        registry: where.
+        tenant: whose; None: everybody's.
 
     Raises:
         Damaged: an entry is not what lora-ops writes.
     """
     found: dict[str, Rollout] = {}
     for entry in registry.log.of_kind(KIND):
-        if entry.subject.id.rpartition("@")[0] == tenant:
+        if tenant is None or entry.subject.id.rpartition("@")[0] == tenant:
             found[entry.subject.id] = _after(found.get(entry.subject.id), entry)
     return list(found.values())
 

@@ -242,6 +242,11 @@ def excess_margin(part: float) -> float:
     return part / (2 + part)
 
 
+def excess_part(excess: float) -> float:
+    """Return which part more of an amount a `relative_excess` is: 0.111 gives 0.25, and 1 infinity."""
+    return 2 * excess / (1 - excess) if excess < 1 else math.inf
+
+
 def _difference_means() -> Floats:
     """Return the candidates (m,) of mean differences, on the scale of [0, 1].
 

@@ -13,6 +13,7 @@ from lora_ops.records.rollout import Rollout
 from lora_ops.registry.reports import Report, make
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.canary import Arm, CanaryRequest, Look, look
+from lora_ops.rollout.kept_looks import LookKeeper
 from lora_ops.rollout.pairs import read_pairs
 from lora_ops.rollout.shadow_report import shadow_report
 from lora_ops.rollout.shadow_verdict import ShadowLook, look_at_pairs
@@ -52,12 +53,16 @@ class GatewayTraffic:
         registry: whose clock says when a look is, and where reports are made for.
         folder: `.serving` of the gateways.
         insults_from: score from which an answer counts as insulting.
+        keeper: writes each verdict's look down for people; None: nobody does.
     """
 
-    def __init__(self, registry: Registry, folder: Path, insults_from: float) -> None:
+    def __init__(
+        self, registry: Registry, folder: Path, insults_from: float, keeper: LookKeeper | None = None
+    ) -> None:
         self._registry = registry
         self._folder = folder
         self._insults_from = insults_from
+        self._keeper = keeper
 
     def shadow(self, rollout: Rollout) -> Verdict:
         """Return the verdict on the pairs of this attempt.
@@ -65,7 +70,10 @@ class GatewayTraffic:
         Raises:
             LoraOpsError: the pairs can't be read.
         """
-        return self.shadow_look(rollout).verdict
+        found = self.shadow_look(rollout)
+        if self._keeper:
+            self._keeper.keep(rollout, found, self._registry.clock())
+        return found.verdict
 
     def shadow_look(self, rollout: Rollout) -> ShadowLook:
         """Return what the pairs of this attempt say; replayed ones where the plan takes them and none is live.
@@ -86,7 +94,7 @@ class GatewayTraffic:
             LoraOpsError: the events can't be read.
         """
         since = rollout.canary_since or rollout.since
-        return look(
+        found = look(
             rollout.plan,
             self._requests(rollout, since),
             now=self._registry.clock(),
@@ -94,6 +102,9 @@ class GatewayTraffic:
             waiting_since=rollout.since if rollout.phase == "ready" else None,
             insults_from=self._insults_from,
         )
+        if self._keeper:
+            self._keeper.keep(rollout, found, self._registry.clock())
+        return found
 
     def shadow_report(self, rollout: Rollout) -> Report:
         """Return the pairs as a report to be filed.

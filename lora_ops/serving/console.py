@@ -49,6 +49,9 @@ async def snapshot(gateway: Gateway) -> bytes:
         LoraOpsError: the registry can't be read.
     """
     counts = await asyncio.to_thread(_counts, gateway.traffic.copy())
+    board = await asyncio.to_thread(gateway.rollouts.read, gateway.rules_seen(), gateway.registry.clock())
+    for rollout in board["rollouts"]:
+        rollout["route"] = _route(gateway, rollout["tenant"])
     page = {
         "window_seconds": WINDOW_SECONDS,
         "bar_seconds": BAR_SECONDS,
@@ -57,6 +60,7 @@ async def snapshot(gateway: Gateway) -> bytes:
         "bars": counts.bars,
         "tenants": await _tenants(gateway, counts),
         "adapters": await _adapters(gateway, counts),
+        "rollouts": board,
         "errors": counts.errors,
         "refused": gateway.telemetry.refusals(),
     }
@@ -221,6 +225,22 @@ async def _tenants(gateway: Gateway, counts: _Counts) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _route(gateway: Gateway, tenant: str) -> dict[str, Any]:
+    """Return who answers a tenant's users now, and with whom the route shares them."""
+    route = gateway.router.tenant_route(tenant)
+    canary = route.route.canary if route else None
+    try:
+        stable = gateway.router.route(tenant).name
+    except LoraOpsError:  # the table of tenants says why
+        stable = None
+    return {
+        "stable": stable,
+        "canary": f"{tenant}@{canary.number}" if canary else None,
+        "percent": canary.percent if canary else 0,
+        "shares": _shares(gateway, tenant),
+    }
 
 
 def _shares(gateway: Gateway, tenant: str) -> list[str]:

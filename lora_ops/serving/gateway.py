@@ -18,11 +18,13 @@ from lora_ops.registry.backends import open_copy, open_registry
 from lora_ops.registry.eligibility import expiry_warning
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.rollout.assignment import Requester
+from lora_ops.rollout.kept_looks import FOLDER as LOOKS
 from lora_ops.serving.adapters import AdapterCache
 from lora_ops.serving.after_answer import AfterAnswer
 from lora_ops.serving.answering import Answering
 from lora_ops.serving.assigned_routes import AssignedRoutes
 from lora_ops.serving.cached_adapter import AdapterUnavailable
+from lora_ops.serving.console_rollouts import RolloutBoard
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.fair_queue import FairQueue
 from lora_ops.serving.keys import Caller, KeyStore
@@ -38,6 +40,7 @@ from lora_ops.serving.traces import Tracing
 from lora_ops.serving.traffic import RecentTraffic
 from lora_ops.serving.turns import in_turns
 from lora_ops.settings.params import Settings
+from lora_ops.sqlite_files import stamp
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +141,7 @@ class Gateway:
             self.telemetry.copied,
         )
         self.after_answer.add(self.shadow.after_answer)
+        self.rollouts = RolloutBoard(lambda: open_copy(root, settings), root / serving.path / LOOKS)
         self.telemetry.watch(engine, self.cache, self.queue, self)
         self.traffic = RecentTraffic()
         self.started = time.monotonic()
@@ -298,6 +302,14 @@ class Gateway:
             warning = expiry_warning(one, self.registry.clock()) if one.aliases else None
             if warning:
                 self._say_once(warning)
+
+    def rules_seen(self) -> tuple[object, ...]:
+        """Return what differs after each change of the registry or of owners.yaml.
+
+        Raises:
+            LoraOpsError: the registry can't be read.
+        """
+        return *self.registry.seen(), stamp(self._root / "owners.yaml")
 
     def freshness(self) -> list[tuple[str, str, float, float | None]]:
         """Return what an alias names: tenant, version, seconds until its data expires and its review is due."""

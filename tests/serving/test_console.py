@@ -11,6 +11,13 @@ from typing import Any
 import pytest
 
 from lora_ops.registry import eligibility, lifecycle, routes
+from lora_ops.rollout.canary import look
+from lora_ops.rollout.controller import one_round, start
+from lora_ops.rollout.kept_looks import LookKeeper
+from lora_ops.settings.rollout import RolloutSettings
+from tests.registry.conftest import Clock
+from tests.rollout import test_canary, test_shadow_verdict
+from tests.rollout.rolling import Traffic
 from tests.serving.conftest import Clone, Served, served
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -92,6 +99,50 @@ def test_it_shows_who_shares_a_tenants_requests(gateway: Served, clone: Clone, p
     with clone.registry() as registry:
         routes.stop(registry, "finance@2", **why)
     page.wait_for_selector("#tenants >> text=finance@2 stopped", timeout=5000)
+    assert page.problems == []  # type: ignore[attr-defined]
+
+
+def test_it_shows_a_rollout_and_who_may_act(clone: Clone, gateway: Served, page: "sync_api.Page") -> None:
+    """From shadow to ready: step, verdicts, the sequences of each phase, what is missing, and who may act."""
+    keeper = LookKeeper(clone.root / ".serving/rollouts")
+    with clone.registry() as registry:
+        clone.story(registry).to_rollout()
+        evidence = Traffic(clone.story(registry), Clock())
+        begun = start(
+            registry, "finance@2", RolloutSettings(), actor="oncall", reason="better on held-out rows"
+        )
+        mirrored = one_round(registry, begun, evidence).rollout
+        page.goto(f"{gateway.url}/console")
+        page.wait_for_selector("#rollouts >> text=no controller has looked yet")
+        page.wait_for_selector("#rollouts >> text=finance@2 shadow of 20 %")
+        for pairs in (30, 120, 400):
+            rows = [test_shadow_verdict.pair(number) for number in range(pairs)]
+            keeper.keep(mirrored, test_shadow_verdict.look(rows), registry.clock())
+        in_canary = one_round(registry, mirrored, evidence).rollout
+        assert in_canary.phase == "canary"
+        for users in (40, 160, 500):
+            came = [evidence._of(in_canary, one) for one in test_canary.traffic(users)]
+            found = look(in_canary.plan, came, since=test_canary.MORNING, now=test_canary.after(users))
+            keeper.keep(in_canary, found, registry.clock())
+    page.wait_for_selector("#rollouts >> text=500 users beside 500", timeout=5000)
+    shown = page.inner_text("#rollouts")
+    assert "finance@1 99 %" in shown and "finance@2 1 %" in shown and "not worse" in shown
+    assert "lora-ops rollout pause finance@2" in shown and "ben" in shown
+    assert page.locator("#rollouts .charts svg").count() == 11
+    assert page.inner_text("#rollouts .steps .here") == "1 %"
+    assert page.problems == []  # type: ignore[attr-defined]
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / "rollout.png", full_page=True)
+
+
+def test_it_shows_what_keeps_rollouts_from_being_read(
+    clone: Clone, gateway: Served, page: "sync_api.Page"
+) -> None:
+    page.goto(f"{gateway.url}/console")
+    page.wait_for_selector("#rollouts >> text=None yet")
+    (clone.root / "owners.yaml").write_text("default: [<img src=x onerror=alert(1)>]")
+    page.wait_for_selector("#rollouts >> text=They can't be read: owners.yaml", timeout=5000)
+    assert page.query_selector("main img") is None and page.inner_text("#state") == "ready"
     assert page.problems == []  # type: ignore[attr-defined]
 
 
