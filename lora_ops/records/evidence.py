@@ -134,6 +134,9 @@ class HumanEvidence(EvidenceDocument):
     adapter_better: int = Field(ge=0)
     same: int = Field(ge=0)
     base_better: int = Field(ge=0)
+    samples: int = Field(
+        0, ge=0, description="votes that no person gave, for a demo", exclude_if=lambda count: count == 0
+    )
     review: ReviewCounts | None = Field(
         None, description="what the review session says besides; None: the votes are from a file of rows"
     )
@@ -258,11 +261,12 @@ class PolicyRow(Row):
 
 
 class VoteRow(Row):
-    """One person's vote on one pair of answers."""
+    """One person's vote on one pair of answers; `sample` is true where no person gave it."""
 
     pair: NonEmpty
     annotator: NonEmpty
     vote: Literal["adapter", "same", "base"]
+    sample: Annotated[bool, Field(strict=True)] = False
 
 
 class TrafficRow(Row):

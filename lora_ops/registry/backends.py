@@ -9,6 +9,7 @@ from lora_ops.errors import Damaged, LoraOpsError, with_text
 from lora_ops.named_paths import follow
 from lora_ops.registry.closing import settle
 from lora_ops.registry.database import MissingRegistry
+from lora_ops.registry.demo import begin_demo, require_same_kind
 from lora_ops.registry.head_acceptance import require_may_accept
 from lora_ops.registry.heads import HEADS_FILE, HeadMemory
 from lora_ops.registry.mirror import Mirror
@@ -165,7 +166,8 @@ def open_copy(
 
     Raises:
         MissingRegistry: there is none, and `create` is not set.
-        LoraOpsError: owners.yaml is wrong, or the registry can't be opened.
+        LoraOpsError: owners.yaml is wrong, or the registry can't be opened, or it is that of a demo and
+            params.yaml names none.
     """
     settings = everything.registry
     path, file = root / settings.path, root / "owners.yaml"
@@ -187,6 +189,14 @@ def open_copy(
         registry.owners = _last_owners(registry, problem)
     registry.settle = settle
     _follow(registry, everything)
+    try:
+        if create and settings.demo:
+            begin_demo(registry)
+        if not to_stop:
+            require_same_kind(registry, settings.demo)
+    except BaseException:
+        registry.close()
+        raise
     return registry
 
 

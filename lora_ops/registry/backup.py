@@ -23,6 +23,7 @@ from lora_ops.hashing import sha256_file
 from lora_ops.named_paths import follow
 from lora_ops.registry.audit import Anchor, Head
 from lora_ops.registry.database import keep_private
+from lora_ops.registry.demo import require_no_demo
 from lora_ops.registry.files import FileStore, sync_folder
 from lora_ops.registry.gc import named_digests
 from lora_ops.registry.heads import SHORTEST, compare
@@ -101,6 +102,7 @@ def backup(registry: Registry, url: str, *, follows: Head | None = None) -> Back
         Refused: the last snapshot at `url` is another one than `follows`, or another backup follows it.
         Unavailable: `url` can't be written.
     """
+    require_no_demo(registry, "backed up")
     _refuse_no_backup(registry, url)
     place = _Place(url)
     if follows:

@@ -12,6 +12,7 @@ from lora_ops.records.manifest import Manifest
 from lora_ops.records.registry import AdapterRecord, AuditEntry, Lineage, Ownership, Performance, Risk, Verdict
 from lora_ops.registry import packages
 from lora_ops.registry.approvals import approvals_of
+from lora_ops.registry.demo import demo_notes
 from lora_ops.registry.eligibility import UNREVIEWED, expiry_warning, reasons_against
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.head_acceptance import accepted_heads
@@ -54,7 +55,8 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
     manifest, summary = version.manifest, version.summary
     reports = filed(version, history)
     notes = [*weaknesses(history, version.id), *signer_notes(registry, version, history)]
-    notes += [*accepted_heads(registry), *about_twins(registry, version, Twins(registry))]
+    notes += [*demo_notes(registry), *accepted_heads(registry)]
+    notes += about_twins(registry, version, Twins(registry))
     notes += [*gate_notes(registry, version), *_gap_notes(version)]
     try:
         notes += outvoted(registry, version, history)

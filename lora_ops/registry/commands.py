@@ -68,6 +68,7 @@ def status(
     tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
 ) -> None:
     """Show for each tenant what is in which stage, until when, and what the next step still needs."""
+    from lora_ops.registry.demo import demo_notes
     from lora_ops.registry.head_acceptance import accepted_heads
     from lora_ops.registry.status import status as status_
     from lora_ops.settings.params import load_settings
@@ -77,7 +78,7 @@ def status(
         known = {*load_settings().tenants, *(one.tenant for one in registry.summaries())}
         rows = status_(registry, [tenant] if tenant else sorted(known))
         behind = registry.unremembered()
-        notes = [*accepted_heads(registry), *([behind] if behind else [])]
+        notes = [*demo_notes(registry), *accepted_heads(registry), *([behind] if behind else [])]
         notes += [hold.text for hold in registry.held(tenant)]
     if as_json:
         facts = {"head_remembered": behind is None, "notes": notes}

@@ -60,6 +60,7 @@ class About(NamedTuple):
         author: who made the version, and does not vote.
         author_marks: names and keys of everybody whom owners.yaml has named as the author.
         accept_replay: replayed requests count as traffic.
+        is_demo: sample votes count.
     """
 
     tenant: str
@@ -72,6 +73,7 @@ class About(NamedTuple):
     author: str = ""
     author_marks: frozenset[str] = frozenset()
     accept_replay: bool = False
+    is_demo: bool = False
 
 
 class Counted(NamedTuple):
@@ -145,7 +147,7 @@ def _policy(head: dict[str, Any], source: bytes, about: About, kind: str) -> Any
 def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyEvidence:
     assert about.team is not None
     votes: dict[str, dict[str, str]] = defaultdict(dict)
-    author, others, unbound = about.team.person(about.author), 0, 0
+    author, others, unbound, samples = about.team.person(about.author), 0, 0, 0
     for place, row in _rows(VoteRow, head, source, kind):
         _about(row, about, head, place)
         unbound += row.digest is None
@@ -158,6 +160,13 @@ def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyE
                 f"{_line(head, place)}: {person.id} has judged pair {row.pair} already, and each vote "
                 "counts once."
             )
+        if row.sample and not about.is_demo:
+            raise Refused(
+                f"{_line(head, place)} is a sample for a demo: no person gave this vote, and it counts in the "
+                f"registry of `make demo` alone. Let people judge {about.adapter} (`lora-ops review start "
+                f"{about.adapter}`)."
+            )
+        samples += row.sample
         votes[pair][person.id] = row.vote
     if not votes:
         voters = [one for one in about.team.people if one != author]
@@ -179,6 +188,7 @@ def _votes(head: dict[str, Any], source: bytes, about: About, kind: str) -> AnyE
         same=results["same"],
         base_better=results["base"],
         unbound=unbound,
+        samples=samples,
     )
 
 

@@ -26,6 +26,7 @@ from lora_ops.records.evidence import (
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.authors import author_marks
 from lora_ops.registry.counting import CLOCKS_DIFFER, COUNT, About, count
+from lora_ops.registry.demo import SAMPLE, is_demo
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.roles import owners_of, unknown_author
 from lora_ops.registry.store import Registry
@@ -126,11 +127,14 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         author=version.summary.author,
         author_marks=author_marks(registry, version) if team else frozenset(),
         accept_replay=registry.accept_replay,
+        is_demo=is_demo(registry),
     )
     document, source = count(kind, about, path)
     said = require_text(summary, "Say it in a sentence (--summary)") if summary else path.name
     if isinstance(document, TrafficEvidence) and document.replayed:
         said = f"{REPLAYED}: {said}"  # whoever files it, by a command or by hand
+    if isinstance(document, HumanEvidence) and document.samples:
+        said = f"{SAMPLE}: {said}"
     return Report(document, source, said)
 
 

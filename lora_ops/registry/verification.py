@@ -14,6 +14,7 @@ from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.consistency import is_other_page
+from lora_ops.registry.demo import demo_notes
 from lora_ops.registry.eligibility import SERVING
 from lora_ops.registry.gc import find_garbage
 from lora_ops.registry.head_acceptance import accepted_heads
@@ -114,7 +115,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
     warnings += _doubtful_holds(registry, versions)
     warnings += [*_unpinned(registry), *_open_to_all(registry), *_dated_ahead(registry, rows)]
     if not broken:
-        warnings += [*_weak(registry, versions), *accepted_heads(registry)]
+        warnings += [*_weak(registry, versions), *demo_notes(registry), *accepted_heads(registry)]
     return Verification(len(rows), len(versions), len(kept), head.text, tuple(problems), tuple(warnings))
 
 

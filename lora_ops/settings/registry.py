@@ -100,6 +100,9 @@ class RegistrySettings(Section):
     backend: Literal["embedded", "wandb"] = "embedded"
     mirror: Literal["wandb"] | None = None
     path: FolderPath = ".registry"
+    demo: bool = Field(
+        False, description="a throw-away registry, in which sample reviews count; it is sent nowhere"
+    )
     signing: SigningSettings = SigningSettings()
     approvals: Literal["signed", "unsigned"] = Field(
         "signed", description="by the approver's SSH key in owners.yaml; unsigned: by name only, for a laptop"
@@ -117,4 +120,6 @@ class RegistrySettings(Section):
     def _one_copy(self) -> "RegistrySettings":
         if self.backend == "wandb" and self.mirror:
             raise ValueError("backend 'wandb' is at W&B already: remove mirror")
+        if self.demo and (self.backend == "wandb" or self.mirror):
+            raise ValueError("the registry of a demo is not sent to W&B: remove demo, or backend and mirror")
         return self
