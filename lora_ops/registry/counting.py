@@ -53,7 +53,7 @@ class About(NamedTuple):
 
     Attributes:
         tenant, adapter, content_digest: which content.
-        since: when it entered the stage of the evidence; None while it has not.
+        since: when it entered the stage of the evidence, or a later time; None while it has not.
         now: the time at which the counts are made.
         votes_needed: how many people must judge a pair so that it counts.
         team: the people whose votes count; needed for votes alone.
@@ -315,11 +315,22 @@ def _logged(folder: Path, about: About) -> bytes:
                 event = parse_json(line) if line.strip() else {}
             except ValueError:  # the last line of a gateway that was killed
                 continue
-            if isinstance(event, dict) and _is_of(event.get("adapter"), event.get("digest"), about):
+            if (
+                isinstance(event, dict)
+                and _is_of(event.get("adapter"), event.get("digest"), about)
+                and not _is_before(event.get("time"), about.since)
+            ):
                 lines.append(line)
     if not lines:
         raise LoraOpsError(f"The event log in {folder} has no request to {about.adapter}.")
     return b"\n".join(lines) + b"\n"
+
+
+def _is_before(time: object, since: datetime | None) -> bool:
+    try:
+        return since is not None and datetime.fromisoformat(str(time)) < since
+    except (ValueError, TypeError):  # whose line is named where it is read
+        return False
 
 
 def _rows(form: type[AnyRow], head: dict[str, Any], source: bytes, kind: str) -> Iterator[tuple[int, AnyRow]]:

@@ -72,7 +72,15 @@ class Report(NamedTuple):
         return self.reference
 
 
-def make(registry: Registry, reference: str, kind: str, path: Path, summary: str | None = None) -> Report:
+def make(
+    registry: Registry,
+    reference: str,
+    kind: str,
+    path: Path,
+    summary: str | None = None,
+    *,
+    since: datetime | None = None,
+) -> Report:
     """Count raw results into a document about one version; nothing is kept yet.
 
     Args:
@@ -81,6 +89,8 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
         kind: which kind of evidence; see `count`.
         path: the raw results.
         summary: one sentence for people; default: the file's name.
+        since: requests from before don't count, such as those of a rollout's earlier attempt; None: they count
+            from when the version entered the stage.
 
     Raises:
         LoraOpsError: there is no such version or kind, nothing to count, or a row is wrong or about another
@@ -116,11 +126,12 @@ def make(registry: Registry, reference: str, kind: str, path: Path, summary: str
     team = owners_of(registry, version.tenant) if kind == "human_evaluation" else None
     if team and team.person(version.summary.author) is None:
         raise Refused(f"The votes on {version.id} can't be counted yet; missing: {unknown_author(version)}.")
+    entered = _entered(registry, version, kind)
     about = About(
         tenant=version.tenant,
         adapter=version.id,
         content_digest=version.summary.content_digest,
-        since=_entered(registry, version, kind),
+        since=max(entered, since) if entered and since else entered,
         now=registry.clock(),
         votes_needed=registry.least.annotators,
         team=team,
