@@ -53,12 +53,15 @@ def start(reference: ExactReference, reason: Reason, actor: Actor = None, as_jso
 def status(reference: ExactReference, as_json: AsJson = False) -> None:
     """Where a rollout is, what its users show so far, and what it waits for."""
     from lora_ops.rollout.pair_commands import show_pairs
+    from lora_ops.rollout.traffic import asks_by_name
 
     with opened_registry() as registry:
         rollout = _known(registry, reference)
         traffic = _traffic(registry)
-        shadow = traffic.shadow_look(rollout) if rollout.phase == "shadow" else None
+        by_name = rollout.phase == "shadow" and asks_by_name(rollout)
+        shadow = traffic.shadow_look(rollout) if rollout.phase == "shadow" and not by_name else None
         canary = traffic.canary(rollout) if rollout.phase in ("canary", "ready") else None
+        canary = traffic.named_look(rollout) if by_name else canary
     if as_json:
         from lora_ops.rollout.shadow_verdict import as_rows
 

@@ -1,5 +1,6 @@
 """A rollout: the plan that a person started, and how far it came by the entries of the audit log."""
 
+import re
 from datetime import datetime
 from typing import Literal
 
@@ -40,13 +41,20 @@ class RolloutPlan(Record):
 
     adapter: str = Field(description="`tenant@number`")
     content_digest: Sha256
-    against: str = Field(description="the version in production that it is compared with")
+    against: str = Field(
+        description="the version in production that it is compared with; the base model's id where none is"
+    )
     against_digest: Sha256
     shadow: ShadowPlan
     canary: CanaryPlan
     margins: Margins
     alpha: float = Field(gt=0, lt=0.5)
     accept_replay: bool = False
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no version was in production, so that its users are compared with nobody's."""
+        return re.fullmatch(r".+@[0-9]+", self.against) is None
 
     @property
     def looser(self) -> str:
@@ -57,6 +65,9 @@ class RolloutPlan(Record):
         usual = RolloutSettings()
         upper = [(f"margins.{name}", getattr(self.margins, name), limit) for name, limit in usual.margins]
         upper += [("alpha", self.alpha, usual.alpha)]
+        if self.is_alone:
+            limit = usual.canary.first_p95_seconds
+            upper += [("canary.first_p95_seconds", self.canary.first_p95_seconds, limit)]
         lower = [
             ("canary.hours", self.canary.hours, usual.canary.hours),
             ("canary.users", self.canary.users, usual.canary.users),

@@ -1,4 +1,8 @@
-"""What the canary's users show beside the control group of the same time: guardrails and their verdict."""
+"""What the canary's users show beside the control group of the same time: guardrails and their verdict.
+
+Where no version is in production, the others get no answer, so that they are no control group. Then the canary
+is compared with one that makes no mistake, and its latency with a limit (`canary.first_p95_seconds`).
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +18,10 @@ from lora_ops.rollout.verdicts import Guardrail, Verdict, verdict
 
 Arm = Literal["canary", "control"]
 P95 = 0.95
-MAY_BE_ITS_FAULT = (400, 413, 499)
+SLOW = "slow answers"
+"""The guardrail of latency without a control group: a P95 is within a limit where at most 5 % are slower."""
+THE_CLIENTS_FAULT = (400, 413)
+MAY_BE_ITS_FAULT = (*THE_CLIENTS_FAULT, 499)
 """Of the statuses below 500: bad or too long prompts, and clients that went away."""
 LAG_SECONDS = 5.0
 """An event is written within this time of its answer; what is younger is looked at the next time."""
@@ -66,7 +73,8 @@ class Shown(NamedTuple):
 
     Attributes:
         canary, control: mean over the users of that arm, of latency its P95 in seconds; None without users.
-        difference: interval of canary less control at every look; of latency their ratio.
+        difference: interval of canary less control at every look; of latency their ratio. Without a control
+            group that of the canary.
         margin: how much worse is allowed, on the scale of `difference`.
     """
 
@@ -117,7 +125,7 @@ def look(
     counted = [
         replace(one, unit=_of_period(plan, one, since, waiting_since))
         for one in requests
-        if not one.says_nothing and one.at >= since and one.at.timestamp() <= until
+        if _says_something(plan, one) and one.at >= since and one.at.timestamp() <= until
     ]
     # Each gateway loads a canary once. It is no error, and no evidence that there are none. Nor is an answer of
     # another version to the control group: as errors they would hide those of the canary.
@@ -125,42 +133,52 @@ def look(
     failed = closed_units(_errors(plan, told), until, window)
     answered = [one for one in counted if _is_own(plan, one)]
     assigned = closed_units(_observed(counted, lambda one: 0.0), until, window)
-    ratio = _ratio(plan, assigned, window, waiting_since)
+    ratio = sample_ratio([]) if plan.is_alone else _ratio(plan, assigned, window, waiting_since)
     shown, tested = [], dict[str, Guardrail]()
     for name, margin, units in _shares(plan, answered, failed, until, window, insults_from):
         test = DifferenceSequence(margin, plan.alpha)
-        test.add(paired_differences(units, "canary", "control"))
+        if plan.is_alone:
+            test.add(_values(units, "canary"))
+        else:
+            test.add(paired_differences(units, "canary", "control"))
         tested[name] = test
         shown.append(_shown(name, units, test.interval, margin, test))
-    tokens = closed_units(_observed(answered, lambda one: float(one.tokens)), until, window)
-    excess = DifferenceSequence(excess_margin(plan.margins.tokens), plan.alpha)
-    excess.add(map(relative_excess, *_partners(tokens)))
-    tested["tokens"] = excess
-    shown.append(_shown("tokens", tokens, excess.interval, excess.margin, excess))
-    first = closed_units(_observed(answered, lambda one: one.seconds), until, window, "first")
-    latency = QuantileComparison(P95, plan.margins.p95_latency, plan.alpha)
-    latency.add(_values(first, "canary"), _values(first, "control"))
-    tested["P95 latency"] = latency
-    shown.append(
-        Shown(
-            "P95 latency",
-            latency.candidate.estimate,
-            latency.baseline.estimate,
-            latency.ratio,
-            1 + plan.margins.p95_latency,
-            latency.breach,
-            latency.non_inferior,
-            latency.count,
-        )
-    )
+    if not plan.is_alone:
+        for name, amount, one in _amounts(plan, answered, until, window):
+            tested[name] = amount
+            shown.append(one)
     found = verdict(
         tested,
         alpha=plan.alpha,
         least_users=plan.canary.users,
-        users_per_hour=_per_hour(failed, until),
-        ratio=ratio,
+        users_per_hour=_per_hour(plan, failed, until),
+        ratio=None if plan.is_alone else ratio,
     )
     return Look(found, tuple(shown), len(_values(failed, "canary")), len(_values(failed, "control")), ratio)
+
+
+def _amounts(
+    plan: RolloutPlan, answered: Sequence[CanaryRequest], until: float, window: float
+) -> Iterator[tuple[str, Guardrail, Shown]]:
+    """Yield the guardrails that compare amounts with those of the control group: tokens and latency."""
+    tokens = closed_units(_observed(answered, lambda one: float(one.tokens)), until, window)
+    excess = DifferenceSequence(excess_margin(plan.margins.tokens), plan.alpha)
+    excess.add(map(relative_excess, *_partners(tokens)))
+    yield "tokens", excess, _shown("tokens", tokens, excess.interval, excess.margin, excess)
+    first = closed_units(_observed(answered, lambda one: one.seconds), until, window, "first")
+    latency = QuantileComparison(P95, plan.margins.p95_latency, plan.alpha)
+    latency.add(_values(first, "canary"), _values(first, "control"))
+    shown = Shown(
+        "P95 latency",
+        latency.candidate.estimate,
+        latency.baseline.estimate,
+        latency.ratio,
+        1 + plan.margins.p95_latency,
+        latency.breach,
+        latency.non_inferior,
+        latency.count,
+    )
+    yield shown.name, latency, shown
 
 
 def _of_period(
@@ -175,6 +193,11 @@ def _of_period(
     begun = waiting_since if waits and waiting_since else since
     period = int((request.at - begun).total_seconds() / 3600 // plan.canary.period_hours)
     return f"{request.unit} {'waiting' if waits else 'steps'} {period}"
+
+
+def _says_something(plan: RolloutPlan, request: CanaryRequest) -> bool:
+    # What a client got wrong comes to both arms alike. Without a control group it would be the canary's fault.
+    return not (request.says_nothing or (plan.is_alone and request.status in THE_CLIENTS_FAULT))
 
 
 def _is_own(plan: RolloutPlan, request: CanaryRequest) -> bool:
@@ -216,6 +239,9 @@ def _shares(
     if tasks:  # a tenant of free texts has no such check
         missed = _observed(tasks, lambda one: float(not one.is_task))
         yield "task", plan.margins.task, closed_units(missed, until, window)
+    if plan.is_alone:
+        slow = _observed(answered, lambda one: float(one.seconds > plan.canary.first_p95_seconds))
+        yield SLOW, 1 - P95, closed_units(slow, until, window, "first")
 
 
 def _observed(requests: Iterable[CanaryRequest], value: Callable[[CanaryRequest], float]) -> list[Observation]:
@@ -263,10 +289,11 @@ def _ratio(
     return sample_ratio(phases)
 
 
-def _per_hour(units: Sequence[Unit], until: float) -> float:
-    """Return how many pairs of users came in the last hour."""
+def _per_hour(plan: RolloutPlan, units: Sequence[Unit], until: float) -> float:
+    """Return how many pairs of users came in the last hour; users, where there is no control group."""
     lately = [one for one in units if one.closed_at > until - 3600]
     if not lately:
         return 0.0
     hours = max((until - min(one.closed_at for one in units)) / 3600, 1 / 60)
-    return min(sum(one.arm == arm for one in lately) for arm in ("canary", "control")) / min(1.0, hours)
+    arms = ("canary",) if plan.is_alone else ("canary", "control")
+    return min(sum(one.arm == arm for one in lately) for arm in arms) / min(1.0, hours)

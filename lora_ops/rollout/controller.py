@@ -41,8 +41,8 @@ class Evidence(Protocol):
             LoraOpsError: they are none.
         """
 
-    def canary_report(self, rollout: Rollout) -> Report:
-        """Return the canary's requests as a report to be filed.
+    def canary_report(self, rollout: Rollout, look: Look) -> Report:
+        """Return the canary's requests as a report to be filed; `look` is what they say.
 
         Raises:
             LoraOpsError: they are none.
@@ -70,14 +70,9 @@ def new_plan(registry: Registry, reference: str, settings: RolloutSettings) -> R
     """Return the plan of a version's rollout by the settings of this moment.
 
     Raises:
-        LoraOpsError: unknown version, none in production to compare with, or one that can't be rolled out.
+        LoraOpsError: unknown version, or one that can't be rolled out.
     """
     version = registry.get_exact(reference)
-    if registry.named(version.tenant, "production") is None:
-        raise Refused(
-            f"'{version.tenant}' has no version in production, so there is nothing to compare {version.id} "
-            "with: bring the first one there by hand (docs/reviewer.md)."
-        )
     if version.state not in ("validated", "shadow", "canary"):
         raise Refused(
             f"{version.id} is '{version.state}': a rollout begins with a version that is 'validated' "
@@ -139,7 +134,7 @@ def _ended(registry: Registry, rollout: Rollout, version: Version) -> tuple[Phas
         return "aborted", f"{version.id} is of other content than when the rollout began"
     number = registry.named(version.tenant, "production")
     current = f"{version.tenant}@{number}" if number else "nothing"
-    if current != plan.against:
+    if current != ("nothing" if plan.is_alone else plan.against):
         return "aborted", f"{current} is in production now, and this rollout compares with {plan.against}"
     if version.state != "validated":  # which does not serve yet
         against = next(reasons_against(registry, version.summary, registry.clock()), None)
@@ -154,13 +149,15 @@ def _shadow(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
         if rollout.paused:
             return Round(rollout, "paused before its shadow")
         lifecycle.promote(registry, version.id, "shadow", actor=rollout.started_by, reason=_by(rollout))
-    wanted = ShadowRoute(number=version.number, percent=plan.shadow.percent)
+    # Without a version in production no request is answered that could be asked again.
+    percent = 0.0 if plan.is_alone else plan.shadow.percent
+    wanted = ShadowRoute(number=version.number, percent=percent) if percent else None
     if not rollout.is_mirrored:
         rollout = rollouts.move(
             registry,
             rollout,
             "shadow",
-            f"{plan.shadow.percent:g} % of the requests are asked again",
+            f"{percent:g} % of the requests are asked again" if percent else _answers_by_name(plan),
             actor=rollout.started_by,
             route=lambda route: route.model_copy(update={"shadow": wanted}),
         )
@@ -169,14 +166,14 @@ def _shadow(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
     if found.decision == "roll back":
         return _moved(registry, rollout, "returned", f"shadow: {found.reason}", route=_without(plan))
     share = _route(registry, version).shadow
-    if share != wanted:
+    if wanted and share != wanted:
         # As in the canary: nothing goes on by itself against what people changed.
         mine = share.percent if share and share.number == version.number else 0
         return Round(
             rollout,
             f"hold: the route asks {version.id} for {mine:g} % of the requests again, and the plan "
-            f"{wanted.percent:g} %: `lora-ops route shadow {version.id} --percent {wanted.percent:g}` puts it "
-            "back, `lora-ops rollout abort` ends the rollout",
+            f"{percent:g} %: `lora-ops route shadow {version.id} --percent {percent:g}` puts it back, "
+            "`lora-ops rollout abort` ends the rollout",
         )
     if found.decision == "hold":
         return Round(rollout, str(found))
@@ -193,6 +190,14 @@ def _shadow(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
     return _moved(
         registry, rollout, "canary", f"shadow: {found.reason}", route=_with_canary(rollout, version, 0)
     )
+
+
+def _answers_by_name(plan: RolloutPlan) -> str:
+    """Return where the requests of a shadow come from that has no version in production, in words."""
+    tenant = plan.adapter.rpartition("@")[0]
+    if plan.accept_replay:
+        return f"nothing is in production: `lora-ops rollout replay {plan.adapter}` asks it and {plan.against}"
+    return f"'{tenant}' has nothing in production: {plan.adapter} answers whoever asks for it by this name"
 
 
 def _canary(registry: Registry, rollout: Rollout, version: Version, evidence: Evidence) -> Round:
@@ -225,7 +230,7 @@ def _canary(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
     if step < len(plan.canary.steps):
         reroute = _with_canary(rollout, version, step)
         return _moved(registry, rollout, "canary", str(found), look, step=step, route=reroute, **numbers)
-    report = evidence.canary_report(rollout)
+    report = evidence.canary_report(rollout, look)
     lacking = list(lacks(report.document, registry.least))
     if lacking:
         return Round(rollout, f"hold: {'; '.join(lacking)}", look=look)
@@ -250,7 +255,7 @@ def _ready(registry: Registry, rollout: Rollout, version: Version, look: Look) -
         "production",
         actor=rollout.started_by,
         reason=_by(rollout),
-        expect=rollout.plan.against,
+        expect="none" if rollout.plan.is_alone else rollout.plan.against,
     )
     return _moved(
         registry, rollout, "done", f"{version.id} is in production", look, route=_without(rollout.plan)

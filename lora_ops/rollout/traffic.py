@@ -1,6 +1,7 @@
 """What a gateway kept of a rollout's traffic: pairs of its shadow, and events of its canary."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lora_ops.rollout.shadow_verdict import ShadowLook, look_at_pairs
 from lora_ops.rollout.verdicts import Verdict
 
 EVENTS, PAIRS = "events", "pairs"
+HOUR = 3600.0
 # A line that no gateway wrote must not stop a rollout's way back. NaN is above every number here.
 WHOLE = (
     "status IS NOT NULL AND seconds >= 0 AND seconds < 'Infinity'::DOUBLE AND generated_tokens >= 0 "
@@ -34,6 +36,7 @@ class ArmEvent(Record):
     time: datetime
     request_id: str
     tenant: str
+    route: str | None = None
     unit: str | None = None
     arm: Arm | None = None
     fallback: str | None = None
@@ -44,6 +47,14 @@ class ArmEvent(Record):
     generated_tokens: int
     answer_insults: float | None = None
     answer_identifiers: int | None = None
+
+
+def asks_by_name(rollout: Rollout) -> bool:
+    """Return whether its shadow rests on requests for the version's name: no answer can be compared.
+
+    Nothing is in production, and replayed rows, which the base model answers, too, don't count here.
+    """
+    return rollout.plan.is_alone and not rollout.plan.accept_replay
 
 
 class GatewayTraffic:
@@ -70,10 +81,37 @@ class GatewayTraffic:
         Raises:
             LoraOpsError: the pairs can't be read.
         """
-        found = self.shadow_look(rollout)
+        found = self.named_look(rollout) if asks_by_name(rollout) else self.shadow_look(rollout)
         if self._keeper:
             self._keeper.keep(rollout, found, self._registry.clock())
         return found.verdict
+
+    def named_look(self, rollout: Rollout) -> Look:
+        """Return what the requests say that asked for the version by its name, where none is in production.
+
+        Few people do so. They can show that it is broken, and no more than that it answers: the gates compared
+        it with its base model.
+
+        Raises:
+            LoraOpsError: the events can't be read.
+        """
+        plan, requests = rollout.plan, list(self._named(rollout))
+        found = look(
+            plan,
+            requests,
+            now=self._registry.clock(),
+            since=rollout.began,
+            insults_from=self._insults_from,
+        )
+        if found.verdict.decision == "roll back":
+            return found
+        answered = [one for one in requests if 200 <= one.status < 300]
+        hours = len({int(one.at.timestamp() // HOUR) for one in answered})
+        said = f"{len(answered)} requests in {hours} different hours asked for {plan.adapter} by its name"
+        if len(answered) < plan.shadow.requests or hours < plan.shadow.hours:
+            needed = f"{plan.shadow.requests} in {plan.shadow.hours:g} different hours are needed"
+            return found._replace(verdict=Verdict("hold", f"{said}; {needed}"))
+        return found._replace(verdict=Verdict("advance", f"{said}, and no limit is breached"))
 
     def shadow_look(self, rollout: Rollout) -> ShadowLook:
         """Return what the pairs of this attempt say; replayed ones where the plan takes them and none is live.
@@ -112,22 +150,33 @@ class GatewayTraffic:
         Raises:
             LoraOpsError: there are none since it entered its shadow, or they are replayed and none may be.
         """
+        if asks_by_name(rollout):
+            return self._report(rollout, "shadow", self.named_look(rollout).verdict.reason, rollout.began)
         pairs, replayed = self._pairs(rollout), self.shadow_look(rollout).replayed
         counted = pairs[pairs["replayed"].astype(bool) == replayed]
         return shadow_report(self._registry, rollout.plan.adapter, counted, terms=rollout.terms)
 
-    def canary_report(self, rollout: Rollout) -> Report:
-        """Return the canary's requests as a report to be filed.
+    def canary_report(self, rollout: Rollout, found: Look) -> Report:
+        """Return the requests of the canary since its first step as a report to be filed.
+
+        Args:
+            rollout: of this attempt; requests of an earlier one don't count.
+            found: what they say.
 
         Raises:
             LoraOpsError: they are none, or the events can't be read.
         """
-        found = self.canary(rollout)
-        summary = (
-            f"{found.canary_users} users beside {found.control_users} in the control group: {found.verdict}"
-        )
-        summary += f"; {rollout.terms}" if rollout.terms else ""
-        return make(self._registry, rollout.plan.adapter, "canary", self._folder / EVENTS, summary)
+        users = f"{found.canary_users} users"
+        if rollout.plan.is_alone:
+            users += " without a control group, since nothing is in production"
+        else:
+            users += f" beside {found.control_users} in the control group"
+        since = rollout.canary_since or rollout.since
+        return self._report(rollout, "canary", f"{users}: {found.verdict}", since)
+
+    def _report(self, rollout: Rollout, kind: str, said: str, since: datetime) -> Report:
+        said += f"; {rollout.terms}" if rollout.terms else ""
+        return make(self._registry, rollout.plan.adapter, kind, self._folder / EVENTS, said, since=since)
 
     def _pairs(self, rollout: Rollout) -> pd.DataFrame:
         plan = rollout.plan
@@ -136,13 +185,27 @@ class GatewayTraffic:
         )
 
     def _requests(self, rollout: Rollout, since: datetime) -> Iterator[CanaryRequest]:
-        folder, tenant = self._folder / EVENTS, rollout.plan.adapter.rpartition("@")[0]
-        if not any(folder.glob(f"{EVENTS}-*.jsonl")):
-            return
+        tenant = rollout.plan.adapter.rpartition("@")[0]
         where = (
             f"tenant = '{tenant}' AND arm IS NOT NULL AND unit IS NOT NULL AND time >= '{since.isoformat()}' "
             f"AND {WHOLE}"
         )
+        yield from self._read(where)
+
+    def _named(self, rollout: Rollout) -> Iterator[CanaryRequest]:
+        """Yield the requests of this attempt that asked for the version by its name."""
+        plan = rollout.plan
+        where = (
+            f"route = 'pinned' AND adapter = '{plan.adapter}' AND digest = '{plan.content_digest}' "
+            f"AND unit IS NOT NULL AND time >= '{rollout.began.isoformat()}' AND {WHOLE}"
+        )
+        for one in self._read(where):
+            yield replace(one, arm="canary")
+
+    def _read(self, where: str) -> Iterator[CanaryRequest]:
+        folder = self._folder / EVENTS
+        if not any(folder.glob(f"{EVENTS}-*.jsonl")):
+            return
         rows: list[dict[Any, Any]] = read_line_files(folder, EVENTS, ArmEvent, where).to_dict("records")
         for one in rows:
             identifiers = _number(one["answer_identifiers"])

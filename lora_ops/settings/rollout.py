@@ -51,6 +51,9 @@ class CanarySettings(Section):
     )
     hours: float = Field(1, ge=0, description="that each step takes at least")
     users: int = Field(20, ge=1, description="in the canary that each step needs at least")
+    first_p95_seconds: float = Field(
+        10, gt=0, description="P95 latency that a version may have where none is in production to compare with"
+    )
     window_seconds: float = Field(
         600, ge=0, description="from a user's first request of a period on, in which their requests count"
     )

@@ -40,7 +40,7 @@ class Traffic:
     def shadow_report(self, rollout: Rollout) -> Report:
         return self.story.evidence("shadow", about=rollout.plan.adapter)[0]
 
-    def canary_report(self, rollout: Rollout) -> Report:
+    def canary_report(self, rollout: Rollout, look: Look) -> Report:
         return self.story.evidence("canary", about=rollout.plan.adapter)[0]
 
     def come(self, users: int, **worse: object) -> None:
@@ -56,8 +56,9 @@ class Traffic:
     @staticmethod
     def _of(rollout: Rollout, one: CanaryRequest) -> CanaryRequest:
         plan = rollout.plan
-        digest = plan.content_digest if one.arm == "canary" else plan.against_digest
-        return replace(one, digest=digest)
+        if one.arm == "canary":
+            return replace(one, adapter=plan.adapter, digest=plan.content_digest)
+        return replace(one, adapter=plan.against, digest=plan.against_digest)
 
 
 @pytest.fixture

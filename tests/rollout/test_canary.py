@@ -204,6 +204,50 @@ def test_regular_users_count_again_the_next_day() -> None:
     assert found.verdict.decision == "roll back" and found.canary_users == 400
 
 
+def alone() -> RolloutPlan:
+    return RolloutPlan.of("finance@2", OURS, "tiny-base", THEIRS, RolloutSettings())
+
+
+def test_canary_alone_advances_within_fixed_limits() -> None:
+    """Where nothing is in production, the others get no answer: nobody's events are a control group."""
+    found = look(alone(), traffic(300), since=MORNING, now=after(300))
+    assert found.verdict.decision == "advance", found.verdict
+    names = {one.name for one in found.guardrails}
+    assert names == {"errors", "insults", "identifiers", "task", "slow answers"}
+    canary = [one for one in traffic(300) if one.arm == "canary"]
+    without = look(alone(), canary, since=MORNING, now=after(300))
+    assert without.verdict == found.verdict and not without.ratio.broken and without.control_users == 0
+
+
+@pytest.mark.parametrize(
+    ("guardrail", "worse"),
+    [
+        ("errors", lambda one, draw: replace(one, status=500) if draw.random() < 0.3 else one),
+        ("errors", lambda one, draw: replace(one, status=499) if draw.random() < 0.3 else one),
+        ("identifiers", lambda one, draw: replace(one, identifiers=int(draw.random() < 0.3))),
+        ("slow answers", lambda one, draw: replace(one, seconds=11.0 if draw.random() < 0.3 else 0.2)),
+    ],
+)
+def test_canary_alone_that_is_bad_goes_back(guardrail: str, worse: Worse) -> None:
+    found = look(alone(), traffic(200, worse), since=MORNING, now=after(200))
+    assert found.verdict.decision == "roll back" and guardrail in found.verdict.breached, found.verdict
+
+
+def test_canary_alone_is_not_blamed_for_clients() -> None:
+    """Without a control group, which would have the same share of prompts that are too long."""
+
+    def wrong(one: CanaryRequest, draw: random.Random) -> CanaryRequest:
+        return replace(one, status=413) if draw.random() < 0.3 else one
+
+    found = look(alone(), traffic(300, wrong), since=MORNING, now=after(300))
+    assert found.verdict.decision == "advance", found.verdict
+
+
+def test_canary_alone_without_traffic_holds() -> None:
+    found = look(alone(), [], since=MORNING, now=MORNING)
+    assert found.verdict.decision == "hold" and "no users yet" in found.verdict.reason
+
+
 def test_free_text_has_no_task_to_check() -> None:
     texts = [replace(one, is_task=None) for one in traffic(50)]
     found: Look = look(plan(), texts, since=MORNING, now=after(50))

@@ -15,17 +15,17 @@ from lora_ops.registry.verification import verify
 from lora_ops.rollout import controller
 from lora_ops.rollout.controller import Round, abort, one_round, start
 from lora_ops.rollout.verdicts import Verdict
-from tests.registry.conftest import Build, Story
+from tests.registry.conftest import Build, Clock, Story
 from tests.rollout.rolling import SETTINGS, Traffic
 
 WAITS = Verdict("hold", "about 40 more users, 2.0 hours")
 BREAKS = Verdict("roll back", "task is worse by more than the margin")
 
 
-def run(registry: Registry, evidence: Traffic, rounds: int = 20) -> Round:
+def run(registry: Registry, evidence: Traffic, rounds: int = 20, adapter: str = "finance@2") -> Round:
     """Let a controller go on until it stays where it is."""
     for _ in range(rounds):
-        found = rollouts.rollout_of(registry, "finance@2")
+        found = rollouts.rollout_of(registry, adapter)
         assert found
         done = one_round(registry, found, evidence)
         if not done.changed or not done.rollout.is_running:
@@ -257,10 +257,53 @@ def test_starter_who_left_the_team_stops_no_way_back(
     assert run(registry, traffic_of).rollout.phase == "returned" and canary_of(registry) is None
 
 
-def test_start_needs_a_version_to_compare_with(registry: Registry, story: Story, package: Build) -> None:
-    registry.register(*package(1), actor="ana.silva")
-    with pytest.raises(Refused, match="'finance' has no version in production"):
-        start(registry, "finance@1", SETTINGS, actor="oncall", reason="the first one")
+@pytest.fixture
+def first(registry: Registry, story: Story, package: Build, clock: Clock) -> Traffic:
+    """The rollout of finance@1 has begun, and nothing is in production."""
+    for seed in (1, 2):
+        registry.register(*package(seed), actor="ana.silva")
+    story.to("finance@1", "validated")
+    story.file("human_evaluation", about="finance@1")
+    start(registry, "finance@1", SETTINGS, actor="oncall", reason="the first one")
+    return Traffic(story, clock)
+
+
+def first_ready(registry: Registry, evidence: Traffic) -> Round:
+    run(registry, evidence, adapter="finance@1")
+    for users in (300, 60):
+        evidence.come(users)
+        done = run(registry, evidence, adapter="finance@1")
+    assert done.rollout.phase == "ready"
+    return done
+
+
+def test_first_version_goes_to_production(registry: Registry, first: Traffic) -> None:
+    """Nothing is mirrored; its canary has no control group; two people approve all the same."""
+    found = rollouts.rollout_of(registry, "finance@1")
+    assert found and found.plan.is_alone and not found.plan.against.startswith("finance")
+    moved = one_round(registry, found, first)
+    assert "answers whoever asks for it by this name" in moved.said
+    assert routes.current(registry, "finance").route.is_empty
+    held = first_ready(registry, first)
+    assert "approval" in held.said and canary_of(registry) == 95
+    first.story.approve("finance@1")
+    done = run(registry, first, adapter="finance@1")
+    assert (done.rollout.phase, registry.named("finance", "production")) == ("done", 1)
+    assert routes.current(registry, "finance").route.is_empty and not verify(registry).problems
+
+
+def test_first_version_that_is_bad_goes_back(registry: Registry, first: Traffic) -> None:
+    run(registry, first, adapter="finance@1")
+    first.come(60, status=500)
+    done = run(registry, first, adapter="finance@1")
+    assert done.rollout.phase == "returned" and canary_of(registry) is None
+    assert registry.named("finance", "production") is None
+
+
+def test_version_after_a_revoked_one_is_alone(registry: Registry, traffic_of: Traffic) -> None:
+    lifecycle.revoke(registry, "finance@1", actor="eve", reason="it insults people")
+    begun = start(registry, "finance@2", SETTINGS, actor="oncall", reason="the way out")
+    assert begun.plan.is_alone and one_round(registry, begun, traffic_of).rollout.phase == "shadow"
 
 
 def test_start_needs_what_shadow_needs(registry: Registry, traffic_of: Traffic, package: Build) -> None:

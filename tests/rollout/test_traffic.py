@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from lora_ops.errors import LoraOpsError
+from lora_ops.records.evidence import TrafficEvidence
 from lora_ops.records.rollout import Rollout, RolloutPlan
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.traffic import GatewayTraffic
 from lora_ops.serving.events import EventLog
 from lora_ops.settings.rollout import RolloutSettings
 from lora_ops.settings.serving import EventSettings
-from tests.registry.conftest import MORNING
+from tests.registry.conftest import MORNING, Build, Story
 from tests.rollout.test_shadow_verdict import pair
 from tests.serving.test_events import event
 
@@ -137,6 +138,64 @@ def test_pairs_that_no_gateway_wrote_stop_nothing(
     assert (found.verdict.decision, found.answered) == ("hold", 5)
 
 
+def test_canary_report_is_of_this_attempt(
+    traffic: GatewayTraffic, registry: Registry, story: Story, package: Build, tmp_path: Path
+) -> None:
+    """An earlier attempt left its failures behind since the version entered `canary`, which it never left."""
+    registry.register(*package(1), actor="ana.silva")
+    digest = story.to("finance@1", "canary").summary.content_digest
+    entered = registry.clock()
+    plan = RolloutPlan.of("finance@1", digest, "tiny-base", THEIRS, RolloutSettings())
+    again = entered + timedelta(hours=5)
+    known = {"plan": plan, "phase": "canary", "since": again, "began": again, "canary_since": again}
+    rollout = Rollout.model_validate({**known, "seq": 7, "started_by": "ci", "attempt": 2})
+    version = {"adapter": "finance@1", "digest": digest, "arm": "canary"}
+    earlier = [{**version, "status": 503, "time": entered + timedelta(minutes=one)} for one in range(50)]
+    write(tmp_path, *earlier, *({**version, "time": again + timedelta(minutes=one)} for one in range(20)))
+    registry.clock = lambda: again + timedelta(hours=1)
+    report = traffic.canary_report(rollout, traffic.canary(rollout))
+    document = report.document
+    assert isinstance(document, TrafficEvidence) and (document.requests, document.errors) == (20, 0)
+    assert report.source.count(b"\n") == 20 and "20 users without a control group" in report.summary
+
+
+@pytest.fixture
+def first(rollout: Rollout) -> Rollout:
+    """The shadow of finance@2 while nothing is in production."""
+    plan = RolloutPlan.of("finance@2", OURS, "tiny-base", THEIRS, RolloutSettings())
+    return rollout.model_copy(update={"plan": plan, "phase": "shadow", "canary_since": None})
+
+
+def by_name(count: int, **changes: Any) -> list[dict[str, Any]]:
+    """Requests for finance@2 by its name, one every quarter of an hour, by two testers."""
+    version = {"adapter": "finance@2", "digest": OURS, "route": "pinned"}
+    return [
+        {**version, "time": MORNING + timedelta(minutes=15 * one), "unit": f"tester {one % 2}", **changes}
+        for one in range(count)
+    ]
+
+
+def test_shadow_alone_counts_requests_by_name(
+    traffic: GatewayTraffic, first: Rollout, registry: Registry, tmp_path: Path
+) -> None:
+    others = by_name(400, adapter="finance@1") + by_name(400, route="canary") + by_name(400, digest=THEIRS)
+    write(tmp_path, *by_name(90), *others)
+    registry.clock = lambda: MORNING + timedelta(hours=50)
+    assert str(traffic.shadow(first)).startswith("hold: 90 requests in 23 different hours asked for finance@2")
+    write(tmp_path, *by_name(200))
+    assert traffic.shadow(first).decision == "advance"
+
+
+def test_shadow_alone_that_is_bad_goes_back(
+    traffic: GatewayTraffic, first: Rollout, registry: Registry, tmp_path: Path
+) -> None:
+    failing = [{**one, "unit": f"tester {number}"} for number, one in enumerate(by_name(60, status=500))]
+    write(tmp_path, *failing)
+    registry.clock = lambda: MORNING + timedelta(hours=50)
+    found = traffic.shadow(first)
+    assert found.decision == "roll back" and "errors" in found.breached
+
+
 def test_report_says_that_a_plan_is_loose(
     traffic: GatewayTraffic, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,8 +205,8 @@ def test_report_says_that_a_plan_is_loose(
     loose = RolloutPlan.of("finance@2", OURS, "finance@1", THEIRS, settings)
     again = rollout.model_copy(update={"plan": loose, "attempt": 3})
     said: list[str] = []
-    monkeypatch.setattr("lora_ops.rollout.traffic.make", lambda *given: said.append(given[-1]))
-    traffic.canary_report(again)
+    monkeypatch.setattr("lora_ops.rollout.traffic.make", lambda *given, since: said.append(given[-1]))
+    traffic.canary_report(again, traffic.canary(again))
     assert said[0].endswith(
         "attempt 3; looser than usual: margins.errors 0.99 (usually 0.02), canary.users 2 (usually 20)"
     )

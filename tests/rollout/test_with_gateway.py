@@ -61,19 +61,19 @@ def gateway(staged: Clone) -> Iterator[Served]:
         yield running
 
 
-def ask(gateway: Served, users: range) -> list[httpx.Response]:
+def ask(gateway: Served, users: range, model: str = "finance") -> list[httpx.Response]:
     """Let each of the users send one request."""
 
     def one(user: int) -> httpx.Response:
-        body = {"model": "finance", "prompt": f"AIRBNB {user}", "max_tokens": 4, "user": f"user {user}"}
+        body = {"model": model, "prompt": f"AIRBNB {user}", "max_tokens": 4, "user": f"user {user}"}
         return httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60)
 
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(one, users))
 
 
-def look(registry: Registry, traffic: GatewayTraffic) -> Round:
-    found = rollouts.rollout_of(registry, "finance@2")
+def look(registry: Registry, traffic: GatewayTraffic, adapter: str = "finance@2") -> Round:
+    found = rollouts.rollout_of(registry, adapter)
     assert found
     return one_round(registry, found, traffic)
 
@@ -115,3 +115,48 @@ def test_rollout_flows_with_the_traffic(staged: Clone, gateway: Served) -> None:
         assert look(registry, traffic).rollout.phase == "done"
         assert {one.headers["x-lora-ops-adapter"] for one in ask(gateway, range(2000, 2010))} == {"finance@2"}
         assert rollout.plan.against == "finance@1"
+
+
+@pytest.fixture
+def unreleased(clone_source: Path, tmp_path: Path) -> Clone:  # noqa: F811
+    """A clone with finance@1 validated and reviewed, and nothing in production."""
+    root = tmp_path / "clone"
+    shutil.copytree(clone_source, root)
+    write_params(root, SETTINGS)
+    clone = Clone(root, root / "models/base")
+    with clone.registry() as registry:
+        story = clone.story(registry)
+        story.to("finance@1", "validated")
+        story.file("human_evaluation", about="finance@1")
+    return clone
+
+
+def test_first_version_flows_without_production(unreleased: Clone) -> None:
+    """Its users get it step by step, and the others the error that they got before."""
+    settings = load_settings(unreleased.root)
+    engine = TorchEngine(unreleased.base)
+    with (
+        served(unreleased.root, unreleased.settings(allow_candidates=False), engine) as gateway,
+        unreleased.registry() as registry,
+    ):
+        traffic = GatewayTraffic(registry, unreleased.root / settings.serving.path, 0.5)
+        refused = {one.status_code for one in ask(gateway, range(3))}
+        assert refused <= {403, 404}
+        start(registry, "finance@1", settings.rollout, actor="oncall", reason="the first one")
+        assert look(registry, traffic, "finance@1").rollout.phase == "shadow"
+        assert {one.status_code for one in ask(gateway, range(3))} == refused
+        assert {one.status_code for one in ask(gateway, range(30), "finance@1")} == {200}
+        eventually(lambda: look(registry, traffic, "finance@1").rollout.phase == "canary", seconds=60)
+        later = itertools.count(5000, 40)
+
+        def is_ready() -> bool:
+            first = next(later)
+            answers = ask(gateway, range(first, first + 40))
+            assert {one.status_code for one in answers} == {200, *refused}
+            return look(registry, traffic, "finance@1").rollout.phase == "ready"
+
+        eventually(is_ready, seconds=120)
+        unreleased.story(registry).approve("finance@1")
+        assert look(registry, traffic, "finance@1").rollout.phase == "done"
+        answers = ask(gateway, range(20))
+        assert {one.headers["x-lora-ops-adapter"] for one in answers} == {"finance@1"}
