@@ -31,6 +31,7 @@ from tests.registry.conftest import (  # noqa: F401
     owners,
     package,
     registry,
+    resampled_once,
     saved_again,
     story,
     written_by_hand,

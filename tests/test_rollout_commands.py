@@ -12,7 +12,7 @@ from lora_ops.cli import app
 from lora_ops.errors import LoraOpsError, NotFound, Refused
 from lora_ops.registry.backends import take_rules
 from tests.conftest import write_params
-from tests.registry.conftest import owners  # noqa: F401 - a fixture
+from tests.registry.conftest import owners, resampled_once  # noqa: F401 - fixtures
 from tests.serving.conftest import Clone, clone_source  # noqa: F401 - a fixture
 
 Cli = Callable[..., str]

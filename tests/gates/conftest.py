@@ -5,5 +5,6 @@ from tests.registry.conftest import (  # noqa: F401 - fixtures
     owners,
     package,
     registry,
+    resampled_once,
     story,
 )

@@ -19,7 +19,9 @@ import pytest
 from pydantic import ValidationError
 from safetensors.numpy import save_file
 
-from lora_ops.evaluation.inference import difference, mean_sample
+from lora_ops.evaluation import compare
+from lora_ops.evaluation.inference import Sample, difference, mean_sample
+from lora_ops.gates.review import evidence
 from lora_ops.gates.review.desk import Desk
 from lora_ops.gates.review.evidence import make_report
 from lora_ops.gates.review.sessions import Session, folder_of, start
@@ -372,6 +374,35 @@ def trained_alike(
     own = {"settings": recipe, "adapter_sha256": alike.training.adapter_sha256}
     training = common.training.model_copy(update=own)
     return alike.model_copy(update={**same, "training": training, "params": {**alike.params, "train": recipe}})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def resampled_once() -> Iterator[None]:
+    """Resample the same answers and votes once in a worker: nearly all packages and reviews have the same.
+
+    The functions depend on their arguments alone, which are compared in full.
+    """
+    known: dict[Any, Any] = {}
+
+    def once(of: Callable[..., Any]) -> Callable[..., Any]:
+        def found(*given: Any) -> Any:
+            key = (of, *map(_as_key, given))
+            if key not in known:
+                known[key] = of(*given)
+            return known[key]
+
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((compare, "difference"), (compare, "interval"), (evidence, "alpha")):
+            patch.setattr(module, name, once(getattr(module, name)))
+        yield
+
+
+def _as_key(given: Any) -> Any:
+    if isinstance(given, Sample):
+        return given.parts.shape, given.parts.dtype.str, given.parts.tobytes(), given.statistic
+    return repr(given) if isinstance(given, dict) else given
 
 
 @pytest.fixture

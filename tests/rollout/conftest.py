@@ -6,6 +6,7 @@ from tests.registry.conftest import (  # noqa: F401 - fixtures
     owners,
     package,
     registry,
+    resampled_once,
     story,
 )
 from tests.rollout.rolling import rollout, traffic_of  # noqa: F401 - fixtures

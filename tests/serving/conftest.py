@@ -29,7 +29,13 @@ from lora_ops.serving.server import bind, check_exposure, serve
 from lora_ops.settings.params import Settings, load_settings
 from tests.conftest import ROOT
 from tests.engines.torch_engine.models import rounded
-from tests.registry.conftest import Story, build_package, evaluated, owners  # noqa: F401 - a fixture
+from tests.registry.conftest import (  # noqa: F401 - two fixtures
+    Story,
+    build_package,
+    evaluated,
+    owners,
+    resampled_once,
+)
 
 torch.set_num_threads(1)
 
