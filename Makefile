@@ -23,12 +23,12 @@ serve: .venv/installed ## answer on localhost:8000 with each tenant's adapter, a
 
 # Three workers for two cores: tests wait for timeouts, locks and disks a sixth of the time.
 test: .venv/installed ## run every test but those that are marked nightly
-	pytest --numprocesses 3 --dist loadfile -m "not nightly" $(PYTEST_ARGS)
+	.ci/in-memory pytest --numprocesses 3 --dist loadfile -m "not nightly" $(PYTEST_ARGS)
 
 # Meant for two minutes; it took 254 CPU seconds of two cores on 2026-11-26. SLOW in tests/conftest.py lists what
 # it leaves out.
 test-fast: .venv/installed ## run short tests that need no notebook, gateway or pipeline
-	pytest --numprocesses 2 --dist loadfile -m "not slow and not nightly" $(PYTEST_ARGS)
+	.ci/in-memory pytest --numprocesses 2 --dist loadfile -m "not slow and not nightly" $(PYTEST_ARGS)
 
 # In an environment of their own: their pins are not this project's.
 CLIENTS = langchain-openai==1.7.4 litellm==1.110.2 'lm-eval[api]==0.4.13' transformers==5.24.0 torch==2.13.0
