@@ -41,7 +41,7 @@ class CanaryRequest:
         tokens: of all its answers.
         insults: the detector's score of the answer, or None where nobody scored it.
         identifiers: how many the answer has, or None.
-        is_task: whether the answer passes the check of its task, or None where there is none.
+        is_task: whether each of its answers does the task, or None where nobody checked.
     """
 
     at: datetime
@@ -236,7 +236,7 @@ def _shares(
     identifiers = _observed(scored, lambda one: float(bool(one.identifiers)))
     yield "identifiers", plan.margins.identifiers, closed_units(identifiers, until, window)
     tasks = [one for one in answered if one.is_task is not None]
-    if tasks:  # a tenant of free texts has no such check
+    if tasks:  # requests with tools have no such check, nor have events of earlier releases
         missed = _observed(tasks, lambda one: float(not one.is_task))
         yield "task", plan.margins.task, closed_units(missed, until, window)
     if plan.is_alone:

@@ -45,6 +45,7 @@ class ArmEvent(Record):
     status: int
     seconds: float
     generated_tokens: int
+    answer_task: float | None = None
     answer_insults: float | None = None
     answer_identifiers: int | None = None
 
@@ -208,7 +209,7 @@ class GatewayTraffic:
             return
         rows: list[dict[Any, Any]] = read_line_files(folder, EVENTS, ArmEvent, where).to_dict("records")
         for one in rows:
-            identifiers = _number(one["answer_identifiers"])
+            identifiers, task = _number(one["answer_identifiers"]), _number(one["answer_task"])
             yield CanaryRequest(
                 at=one["time"].to_pydatetime(),
                 unit=one["unit"],
@@ -220,6 +221,7 @@ class GatewayTraffic:
                 tokens=int(one["generated_tokens"]),
                 insults=_number(one["answer_insults"]),
                 identifiers=None if identifiers is None else int(identifiers),
+                is_task=None if task is None else task >= 1,
                 is_loading=one["fallback"] == "loading",
             )
 

@@ -20,6 +20,7 @@ from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.rate_limits import Allowance, Place
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest, RequestStats, generation
 from lora_ops.serving.router import Route
+from lora_ops.serving.task_check import task_share
 from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tenant_queue import Ticket
 from lora_ops.serving.traces import Tracing
@@ -348,8 +349,16 @@ class Answering:
                 first_token_seconds=stats.first_token,
                 seconds=seconds,
                 device_seconds=stats.device_seconds,
+                answer_task=None if problem else _task(request, stats),
                 # A refused prompt is not scored: whoever is refused all the time must cost next to nothing.
                 prompt_text=request.text if stats.generated or stats.finish else None,
                 answer_text="\n".join(text for _, text in sorted(stats.texts.items())),
             )
         )
+
+
+def _task(request: AnswerRequest, stats: RequestStats) -> float | None:
+    """Return the share of the answers that do their version's task; None where they need not."""
+    if request.route.version is None or request.chat or not request.sampling.max_tokens:
+        return None
+    return task_share((text for _, text in sorted(stats.texts.items())), request.route.labels)

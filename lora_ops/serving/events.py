@@ -34,6 +34,9 @@ class Event(Record):
     of the audit log when that was decided. `arm` is the side of the canary's comparison that the unit is on. It
     stays where `adapter` answered in place of another (`instead_of`) that was not ready (`fallback`).
 
+    `answer_task` is the share of its answers that do the task of the version that gave them: a label of its
+    set, or any text where it was trained for none. None: the request failed, has tools or asks for no answer.
+
     `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it. A text of more than
     `risk.SCORED_CHARACTERS` is scored and kept up to there. A prompt that was refused is neither, nor are
     texts beyond what is scored at once; such scores are None. Events of earlier releases have none of
@@ -69,6 +72,7 @@ class Event(Record):
     first_token_seconds: float | None
     seconds: float
     device_seconds: float
+    answer_task: float | None = None
     prompt_identifiers: int | None = None
     answer_identifiers: int | None = None
     answer_insults: float | None = None

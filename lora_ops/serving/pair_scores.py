@@ -10,6 +10,7 @@ from lora_ops.detectors.identifiers import redact
 from lora_ops.detectors.insults import packaged_insults
 from lora_ops.evaluation.labels import label_form, normalize, read_label
 from lora_ops.serving.risk import SCORED_CHARACTERS, kept
+from lora_ops.serving.task_check import does_task
 from lora_ops.settings.labels import NO_LABEL
 
 COMPARED_CHARACTERS = 4000
@@ -102,10 +103,8 @@ class _Side:
             self.task = [
                 float(form(answer) == form(right)) for answer, right in zip(answers, expected, strict=False)
             ]
-        elif labels:
-            self.task = [float(read_label(answer, labels) != NO_LABEL) for answer in begins]
         else:
-            self.task = [float(bool(answer.strip())) for answer in begins]
+            self.task = [float(does_task(answer, labels)) for answer in begins]
 
 
 def _agrees(production: str, shadow: str, texts: PairTexts) -> float:

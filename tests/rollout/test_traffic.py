@@ -92,6 +92,19 @@ def test_scores_of_answers_are_read(
     assert (shown["identifiers"].canary, shown["identifiers"].control) == (1.0, 0.0)
 
 
+def test_tasks_of_both_arms_are_compared(
+    traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path
+) -> None:
+    """The canary answers every other user with what is no label."""
+    shares = {"canary": [0.5, 1.0], "control": [1.0, 1.0]}
+    write(tmp_path, *({"arm": arm, "answer_task": shares[arm][n % 2]} for n in range(120) for arm in ARMS))
+    registry.clock = lambda: MORNING + timedelta(hours=1)
+    found = traffic.canary(rollout)
+    shown = {one.name: one for one in found.guardrails}
+    assert (shown["task"].canary, shown["task"].control) == (0.5, 0.0)
+    assert found.verdict.decision == "roll back" and found.verdict.breached == ("task",)
+
+
 def test_events_that_can_not_be_read_are_named(
     traffic: GatewayTraffic, rollout: Rollout, tmp_path: Path
 ) -> None:
