@@ -238,7 +238,9 @@ class ReleaseNotesEvidence(EvidenceDocument):
 AnyEvidence = (
     PolicyEvidence | HumanEvidence | TrafficEvidence | TextEvidence | RegressionEvidence | ReleaseNotesEvidence
 )
-DOCUMENT: TypeAdapter[AnyEvidence] = TypeAdapter(Annotated[AnyEvidence, Field(discriminator="kind")])
+DOCUMENT: TypeAdapter[AnyEvidence] = TypeAdapter(
+    Annotated[AnyEvidence, Field(discriminator="kind")], config=ConfigDict(defer_build=True)
+)
 
 
 class Row(Record):

@@ -22,7 +22,7 @@ class Record(BaseModel):
     must still read the log and serve. What decides on identity reads the stored bytes, never these classes.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
     def to_json(self) -> str:
         """Indented JSON with a final newline; the same record always gives the same text."""

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class Entry(BaseModel):
     """A part of owners.yaml; an unknown key is an error, so a typing slip cannot hide."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Person(Entry):

@@ -1,9 +1,12 @@
 """Who vouches for a package: OpenSSF model signatures, and one signature over the head of the audit log."""
 
 import base64
+import importlib
 import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from model_signing.hashing import Config as Hashing
 
 SIGNATURE_FILE = "model.sig"
+SIGSTORE = "model_signing._signing.sign_sigstore"
+NOT_FOR_KEYS = (SIGSTORE, "model_signing._signing.sign_certificate")
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,8 +51,7 @@ class Signer:
         Raises:
             LoraOpsError: the private key can't be made or read, or sigstore gives no certificate.
         """
-        from model_signing import signing
-
+        signing = _model_signing("signing", self.settings)
         config = signing.Config().set_hashing_config(_every_file())
         target = package.parent / f"{package.name}.sig"
         if self.settings.method == "key":
@@ -72,7 +76,7 @@ class Signer:
             Unavailable: the package that verifies can't be imported.
         """
         try:
-            from model_signing import verifying
+            verifying = _model_signing("verifying", self.settings)
         except ImportError as error:
             raise Unavailable(
                 f"The signature of {what} can't be verified ({_one_line(error)}): install what "
@@ -201,6 +205,30 @@ def signed_digests(signature: Path, what: str) -> dict[str, str]:
         return {str(one["name"]): str(one["digest"]) for one in named["resources"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"The signature of {what} is no signature: restore it from a backup.") from error
+
+
+def _model_signing(name: str, settings: SigningSettings) -> Any:
+    """Import a part of model_signing; where keys sign, without the clients of sigstore and of certificates.
+
+    These bring HTTP, TUF, Rekor and OpenSSL, which take longer to import than a whole rollback has.
+    model_signing asks them only where they sign or verify.
+
+    Raises:
+        ImportError: a package is missing or broken.
+    """
+    if settings.method == "key":
+        for one in NOT_FOR_KEYS:
+            sys.modules.setdefault(one, _StandIn(one))
+        return importlib.import_module(f"model_signing.{name}")
+    if isinstance(sys.modules.get(SIGSTORE), _StandIn):  # another registry of this process is signed by keys
+        del sys.modules[SIGSTORE]
+    part = importlib.import_module(f"model_signing.{name}")
+    part.sigstore = importlib.import_module(SIGSTORE)  # type: ignore[attr-defined]
+    return part
+
+
+class _StandIn(ModuleType):
+    """In the place of a module that nobody calls."""
 
 
 def _every_file() -> "Hashing":

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 import regex
-from jsonschema.exceptions import SchemaError
-from jsonschema.validators import Draft202012Validator
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from lora_ops.settings.section import Section
@@ -173,6 +171,10 @@ class Expect(Section):
     @classmethod
     def _is_schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
         if schema is not None:
+            # Imported here: most commands read params.yaml and no schema, and this takes them a quarter second.
+            from jsonschema.exceptions import SchemaError
+            from jsonschema.validators import Draft202012Validator
+
             try:
                 require_bounded(schema)
                 Draft202012Validator.check_schema(schema)

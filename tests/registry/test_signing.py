@@ -1,6 +1,10 @@
 """A signature holds for exactly the signed files, by a key that is trusted."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -161,3 +165,29 @@ def test_a_key_that_its_own_settings_do_not_trust_signs_nothing(signer: Signer, 
     for sign in (lambda: other.sign(folder), lambda: other.sign_text("x")):
         with pytest.raises(LoraOpsError, match=f"own key \\({signer.known()[0]}\\) is not listed under"):
             sign()
+
+
+def test_sigstore_signs_after_keys_in_one_process() -> None:
+    """Where keys sign, sigstore's client is left out; another registry of the same process needs it."""
+    code = """
+import sys
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from lora_ops.registry.signing import Signer
+from lora_ops.settings.registry import SigningSettings
+
+folder = Path(sys.argv[1], "package")
+folder.mkdir()
+(folder / "manifest.json").write_text("{}")
+Signer(Path(sys.argv[1], "keys")).sign(folder)
+assert "sigstore" not in sys.modules
+by_sigstore = SigningSettings(method="sigstore", identity="ci@example.com", issuer="https://issuer.example")
+Signer(Path(sys.argv[1], "keys"), by_sigstore).sign(folder)
+"""
+    with TemporaryDirectory() as folder:
+        offline = {**os.environ, "HTTPS_PROXY": "http://localhost:9"}
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, env=offline)
+    assert "can't be signed: " in done.stderr and "AttributeError: module" not in done.stderr
+    assert "/sigstore/" in done.stderr
