@@ -6,12 +6,12 @@ import sys
 import traceback
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from lora_ops.detector_commands import detectors
-from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
+from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.escaping import markup, shortened, show
 from lora_ops.exit_codes import ExitCode
 from lora_ops.gates.commands import cases, gate
@@ -21,10 +21,10 @@ from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_error, print_json, print_problem, prose_on_stderr, wants_json
 from lora_ops.pipeline_commands import repro
 from lora_ops.processes import leave_out_url_grammars
-from lora_ops.registry.command_options import Actor
 from lora_ops.registry.commands import app as registry_app
 from lora_ops.registry.owners_commands import app as owners_app
 from lora_ops.registry.route_commands import app as route_app
+from lora_ops.rollback_command import rollback
 from lora_ops.rollout.pair_commands import pairs
 from lora_ops.rollout_commands import app as rollout_app
 from lora_ops.serving.commands import keys_app, serve
@@ -51,6 +51,7 @@ app.add_typer(rollout_app, name="rollout")
 app.command()(repro)
 app.command()(serve)
 app.command()(register)
+app.command()(rollback)
 app.command()(report)
 app.command()(compare)
 app.command()(detectors)
@@ -147,137 +148,6 @@ def run(
     if as_json:
         page = output.with_suffix(".html")
         print_json({"tenant": tenant, "notebook": str(output), "page": str(page), "parameters": parameters})
-
-
-@app.command()
-def rollback(
-    version: Annotated[str, typer.Argument(help="The exact version that must go, such as finance@2.")],
-    reason: Annotated[str, typer.Option(help="What happened, in a sentence; it is kept.")],
-    actor: Actor = None,
-    gateway: Annotated[str, typer.Option(help="Whose dashboards are captured.")] = "http://localhost:8000",
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do it; without this, only show what would happen.")
-    ] = False,
-    without_notebook: Annotated[
-        bool,
-        typer.Option("--without-notebook", help="Where Jupyter is broken: the same steps, and no page."),
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Put the version before VERSION back into production, by runbooks/rollback.ipynb."""
-    from lora_ops import incidents
-    from lora_ops.clock import now
-    from lora_ops.free_text import require_text
-    from lora_ops.registry.backends import open_registry
-    from lora_ops.registry.changes import whoami
-    from lora_ops.registry.versions import parse_reference
-    from lora_ops.rollout.rollback import half_done
-
-    root = find_root()
-    tenant, _ = parse_reference(version)
-    require_text(reason, "Say why (--reason)")
-    folder = incidents.new_folder(root, tenant, now())
-    if yes:
-        _require_readable(root, version, actor or whoami(), reason)
-    not_sent = None
-    page = None if without_notebook else folder / "rollback.html"
-    if without_notebook:
-        if yes:
-            with closing(open_registry(root, to_stop=version)) as registry:
-                why = {"actor": actor or whoami(), "reason": reason}
-                key = os.environ.get("LORA_OPS_KEY")
-                incidents.capture_and_roll_back(registry, version, folder, gateway=gateway, key=key, **why)
-                not_sent = registry.not_sent
-    else:
-        parameters = {
-            "tenant": tenant,
-            "version": version,
-            "reason": reason,
-            "actor": actor,
-            "gateway": gateway,
-            "folder": str(folder),
-            "confirm": yes,
-        }
-        with prose_on_stderr(as_json):
-            _run_rollback(root, folder, parameters)
-    work_is_done()
-    if page and not as_json:
-        show(f"The page: {markup(str(page.relative_to(root)))}")
-        if not yes:
-            return
-    # The rollback has asked W&B a moment ago.
-    with closing(open_registry(root, to_stop=version)) as registry:
-        told = incidents.summary(registry, version, folder, done=yes)
-        waits = None
-        if yes and told["held"]:
-            waits = half_done(
-                told["version"],
-                told["returns"],
-                not_sent,
-                returned=told["returned"],
-                shares_log=registry.shares_log,
-            )
-    if as_json:
-        print_json({**told, "not_sent": not_sent, "page": str(page) if page else None})
-        if waits:
-            raise typer.Exit(ExitCode.UNAVAILABLE)
-        return
-    if waits:
-        raise Unavailable(f"{waits}.")
-    if page:
-        return
-    done = "is in production again, and {} is revoked" if yes else "would replace {}; nothing was changed"
-    record = f"The record: {Path(told['record']).relative_to(root)}" if told["record"] else ""
-    lines = (f"{told['returns']} {done.format(version)}.", told["not_captured"], record, *told["notes"])
-    show(*(markup(line) for line in lines if line), sep="\n")
-
-
-def _require_readable(root: Path, version: str, actor: str, reason: str) -> None:
-    """Stop a version whose registry can't be opened, so that nothing can return: it must not answer meanwhile.
-
-    Raises:
-        LoraOpsError: the registry can't be opened; the text says whether the version was stopped.
-    """
-    from lora_ops.registry.backends import open_registry
-    from lora_ops.registry.roles import MOVE
-    from lora_ops.registry.unread import stop_unread
-
-    try:
-        open_registry(root, to_stop=version).close()
-    except LoraOpsError as error:
-        why = stop_unread(root, version, error, actor=actor, reason=reason, roles=MOVE)
-        raise Unavailable(
-            f"{version} does not answer any more, and nothing has returned in its place: {why}. Mend that, and "
-            "run the same command again."
-        ) from error
-
-
-def _run_rollback(root: Path, folder: Path, parameters: dict[str, Any]) -> None:
-    """Execute the runbook; where that fails for reasons of its own, say how to go back all the same.
-
-    Raises:
-        LoraOpsError: a step was refused, or nothing can be executed or written here.
-    """
-    version = parameters["version"]
-    try:
-        from lora_ops.notebooks import run_notebook
-        from lora_ops.registry.backends import remembered_head
-
-        output = folder / "rollback.ipynb"
-        run_notebook(root / "runbooks/rollback.ipynb", output, parameters, root, lambda: remembered_head(root))
-    except LoraOpsError:
-        raise
-    except OSError as error:
-        raise Unavailable(
-            f"The page of the rollback can't be written ({disk_reason(error)}). While `lora-ops registry "
-            f"show {version}` says that it serves, `lora-ops registry revoke {version} --reason TEXT` "
-            "stops it. Then mend the disk, and run this again."
-        ) from error
-    except Exception as error:  # whatever is wrong with Jupyter, the version must not go on answering
-        raise Unavailable(
-            f"The runbook can't be executed ({type(error).__name__}: {str(error).rstrip('.')}): run the same "
-            "command with --without-notebook, which takes the same steps and needs no Jupyter."
-        ) from error
 
 
 @app.command()

@@ -17,7 +17,7 @@ from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.notebooks import run_notebook
 from lora_ops.records.registry import IncidentRecord
-from lora_ops.registry import lifecycle, packages
+from lora_ops.registry import packages
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.rollout import rollback
@@ -95,6 +95,14 @@ def test_capture_waits_no_longer_than_it_was_told(tmp_path: Path, head: str) -> 
             sender.join()
 
 
+def in_production(clone: Clone, *versions: str) -> None:  # noqa: F811
+    """Bring these versions to production one after the other, in a clone that has the runbook."""
+    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    with clone.registry() as opened:
+        for version in versions:
+            clone.story(opened).to(version, "production")
+
+
 def runbook(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", "from lora_ops.cli import main; main()", "rollback", "finance@2", *arguments],
@@ -106,10 +114,7 @@ def runbook(root: Path, *arguments: str, **environment: str) -> subprocess.Compl
 
 @pytest.mark.parametrize("said", ["False", "false"])
 def test_a_run_that_is_not_confirmed_changes_nothing(clone: Clone, said: str) -> None:  # noqa: F811
-    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
-    with clone.registry() as opened:
-        for version in ("finance@1", "finance@2"):
-            clone.story(opened).to(version, "production")
+    in_production(clone, "finance@1", "finance@2")
     options = ["--tenant", "finance", "-p", "reason=only looking", "-p", "actor=ben", "-p", f"confirm={said}"]
     done = subprocess.run(
         [
@@ -132,10 +137,7 @@ def test_a_run_that_is_not_confirmed_changes_nothing(clone: Clone, said: str) ->
 
 def test_the_runbook_takes_no_text_for_a_yes(clone: Clone) -> None:  # noqa: F811
     """Papermill's own command line gives text where the notebook has a truth value."""
-    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
-    with clone.registry() as opened:
-        for version in ("finance@1", "finance@2"):
-            clone.story(opened).to(version, "production")
+    in_production(clone, "finance@1", "finance@2")
     given = {"tenant": "finance", "reason": "only looking", "actor": ON_CALL, "confirm": "False"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORA_OPS_ROOT", str(clone.root))
@@ -149,10 +151,7 @@ def test_the_runbook_brings_the_earlier_answers_back_and_keeps_the_evidence(
     clone: Clone,  # noqa: F811
     engine: object,  # noqa: F811
 ) -> None:
-    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
-    with clone.registry() as opened:
-        for version in ("finance@1", "finance@2"):
-            clone.story(opened).to(version, "production")
+    in_production(clone, "finance@1", "finance@2")
 
     def who_answers(gateway: Served) -> str:
         body = {"model": "finance", "max_tokens": 2, "messages": [{"role": "user", "content": "AIRBNB"}]}
@@ -183,10 +182,7 @@ def test_the_runbook_brings_the_earlier_answers_back_and_keeps_the_evidence(
 
 
 def test_runbook_says_what_was_not_captured(clone: Clone) -> None:  # noqa: F811
-    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
-    with clone.registry() as opened:
-        for version in ("finance@1", "finance@2"):
-            clone.story(opened).to(version, "production")
+    in_production(clone, "finance@1", "finance@2")
     options = ("--reason", "It leaks card numbers.", "--gateway", "http://localhost:9")
     shown = runbook(clone.root, *options, "--actor", "mallory")
     assert shown.returncode == 0, shown.stderr
@@ -206,23 +202,16 @@ def test_refused_rollback_names_a_whole_command(clone: Clone) -> None:  # noqa: 
     assert "`lora-ops registry revoke finance@2 --reason TEXT`. The partly executed" in refused.stderr
 
 
-def test_rollback_without_a_place_for_its_page_says_how(clone: Clone) -> None:  # noqa: F811
+def test_rollback_holds_without_a_place_for_its_page(clone: Clone) -> None:  # noqa: F811
     """On a full disk it said "correct the path", and the bad version went on answering."""
-    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
-    with clone.registry() as opened:
-        for version in ("finance@1", "finance@2"):
-            clone.story(opened).to(version, "production")
+    in_production(clone, "finance@1", "finance@2")
     (clone.root / "reports").write_text("in the way")
     options = ("--reason", "It leaks card numbers.", "--gateway", "http://localhost:9", "--actor", ON_CALL)
     done = runbook(clone.root, *options, "--yes")
-    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
-    assert "`lora-ops registry revoke finance@2 --reason TEXT` stops it" in done.stderr
-    with clone.registry() as opened:
-        lifecycle.revoke(opened, "finance@2", actor=ON_CALL, reason="leaks")
-    (clone.root / "reports").unlink()
-    done = runbook(clone.root, *options, "--yes")
     assert done.returncode == 0, done.stderr
-    assert "finance@1 is in production again and finance@2 is revoked" in done.stdout
+    assert "the record of the incident is in" in done.stderr
+    with clone.registry() as opened:
+        assert opened.named("finance", "production") == 1
 
 
 def test_rollback_goes_on_without_its_folder(
@@ -233,8 +222,7 @@ def test_rollback_goes_on_without_its_folder(
     """A folder that couldn't be made stopped the rollback, too."""
     (tmp_path / "blocked").write_text("in the way")
     folder = tmp_path / "blocked" / "incidents" / "now"
-    why = {"gateway": "http://localhost:9", "key": None, "actor": ON_CALL, "reason": "It leaks."}
-    returned = incidents.capture_and_roll_back(bad_release, "finance@2", folder, **why)
+    returned = incidents.take_back(bad_release, "finance@2", folder, actor=ON_CALL, reason="It leaks.").returned
     assert (returned.id, returned.state) == ("finance@1", "production")
     assert bad_release.state("finance", 2) == "revoked"
     assert "the record of the incident is in" in caplog.text
@@ -242,10 +230,7 @@ def test_rollback_goes_on_without_its_folder(
 
 def test_rollback_needs_no_jupyter(clone: Clone) -> None:  # noqa: F811
     """On a broken environment whoever was on call had a revocation only, which leaves nobody to answer."""
-    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
-    with clone.registry() as opened:
-        for version in ("finance@1", "finance@2"):
-            clone.story(opened).to(version, "production")
+    in_production(clone, "finance@1", "finance@2")
     for module in (
         "papermill",
         "nbclient",
@@ -260,13 +245,16 @@ def test_rollback_needs_no_jupyter(clone: Clone) -> None:  # noqa: F811
         (clone.root / f"broken/{module}.py").write_text(f"raise ImportError('{module} is broken')")
     options = ("--reason", "It leaks card numbers.", "--gateway", "http://localhost:9", "--actor", ON_CALL)
     broken = {"PYTHONPATH": f"{clone.root / 'broken'}:{ROOT}"}
-    refused = runbook(clone.root, *options, "--yes", **broken)
-    assert (refused.returncode, refused.stderr.count("\n")) == (5, 1)
-    assert "is broken): run the same command with --without-notebook" in refused.stderr
     shown = runbook(clone.root, *options, "--without-notebook", **broken)
     assert shown.stdout == "finance@1 would replace finance@2; nothing was changed.\n"
     with clone.registry() as opened:
         assert opened.named("finance", "production") == 2
+    without_page = runbook(clone.root, *options, "--yes", **broken)
+    assert (without_page.returncode, without_page.stderr.count("\n")) == (5, 1)
+    assert "finance@1 is in production again and finance@2 is revoked. The runbook" in without_page.stderr
+    assert "is broken): run the same command with --without-notebook" in without_page.stderr
+    with clone.registry() as opened:
+        assert opened.named("finance", "production") == 1
     done = runbook(clone.root, *options, "--without-notebook", "--yes", **broken)
     assert done.returncode == 0, done.stderr
     assert "finance@1 is in production again, and finance@2 is revoked." in done.stdout
@@ -275,7 +263,7 @@ def test_rollback_needs_no_jupyter(clone: Clone) -> None:  # noqa: F811
         assert opened.named("finance", "production") == 1
         assert opened.get("finance@2").state == "revoked"
         assert verify(opened).ok
-    [path] = (clone.root / "reports/incidents").glob("*/incident.json")
+    path = max((clone.root / "reports/incidents").glob("*/incident.json"))
     assert IncidentRecord.model_validate_json(path.read_text()).has_page is False
     again = runbook(clone.root, *options, "--without-notebook", "--yes", "--json", **broken)
     assert (json.loads(again.stdout)["returns"], json.loads(again.stdout)["page"]) == ("finance@1", None)
@@ -283,10 +271,8 @@ def test_rollback_needs_no_jupyter(clone: Clone) -> None:  # noqa: F811
 
 @pytest.mark.usefixtures("written_by_hand")
 def test_rollback_in_json_says_what_the_page_says(clone: Clone) -> None:  # noqa: F811
-    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
+    in_production(clone, "finance@1", "finance@2")
     with clone.registry() as opened:
-        for version in ("finance@1", "finance@2"):
-            clone.story(opened).to(version, "production")
         bad = opened.get("finance@2")
         exported = packages.export(opened, bad.id, clone.root / "again")
         again = saved_again(clone.root / "again", exported.manifest)
@@ -308,10 +294,7 @@ def test_rollback_without_wandb_stops_the_bad_version(
     clone: Clone,  # noqa: F811
     engine: object,  # noqa: F811
 ) -> None:
-    (clone.root / "runbooks").symlink_to(ROOT / "runbooks")
-    with clone.registry() as opened:
-        for version in ("finance@1", "finance@2"):
-            clone.story(opened).to(version, "production")
+    in_production(clone, "finance@1", "finance@2")
     params = clone.root / "params.yaml"
     params.write_text(params.read_text().replace("  backend: embedded\n", "  backend: wandb\n"))
     offline = {"WANDB_MODE": "offline"}

@@ -156,6 +156,12 @@ class IncidentRecord(Record):
     captured: dict[str, Sha256] = Field(description="files beside this record, by name")
     not_captured: str | None = Field(description="why a dashboard is missing")
     has_page: bool = Field(True, description="whether the runbook did it, whose executed page is kept")
+    is_complete: bool = Field(
+        True, description="false: written before the route changed, so nothing is captured yet"
+    )
+    answers: str | None = Field(
+        None, description="who answers the tenant by the gateway's console, after the rollback"
+    )
 
 
 class Looks(Record):

@@ -31,7 +31,7 @@ class Rollback(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def plan(registry: Registry, reference: str) -> Rollback:
+def plan(registry: Registry, reference: str, to: str | None = None) -> Rollback:
     """What must happen so that `reference` no longer answers and the version before it does.
 
     The version that returns is the one that was in production last before it, unless that one has expired,
@@ -42,6 +42,7 @@ def plan(registry: Registry, reference: str) -> Rollback:
         registry: where.
         reference: the exact version that must go (`finance@2`): a second run must not take back the version
             that the first one restored.
+        to: the exact version that must return; default: the last one that may.
 
     Raises:
         LoraOpsError: it is not in production, or there is no version to go back to.
@@ -52,6 +53,11 @@ def plan(registry: Registry, reference: str) -> Rollback:
     serving = registry.named(leaves.tenant, "production")
     if serving is not None and _replaced(registry, leaves, serving):
         returned = registry.get(f"{leaves.tenant}@{serving}", whole=False)
+        if to not in (None, returned.id):
+            raise Refused(
+                f"{returned.id} is in production in the place of {leaves.id} already, not {to}: roll "
+                f"{returned.id} back if that is bad, too."
+            )
         return Rollback(leaves, returned, True, _notes(registry, returned, leaves))
     if serving is not None and serving != leaves.number:
         raise Refused(
@@ -67,11 +73,19 @@ def plan(registry: Registry, reference: str) -> Rollback:
             f"{last} was in production last, and nothing is now: name it, not {leaves.id} (`lora-ops rollback "
             f"{last} --reason TEXT`)."
         )
-    returns = _before(registry, leaves, served)
+    returns = _named(registry, leaves, served, to) if to else _before(registry, leaves, served)
     return Rollback(leaves, returns, False, _notes(registry, returns, leaves))
 
 
-def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, reason: str) -> Version:
+def roll_back(
+    registry: Registry,
+    reference: str,
+    record: Path,
+    *,
+    actor: str,
+    reason: str,
+    planned: Rollback | None = None,
+) -> Version:
     """Put the version before `reference` back into production and revoke `reference`; twice is once.
 
     Where the log is at W&B, `reference` stops on this machine first, at once. Until W&B takes what follows,
@@ -83,6 +97,7 @@ def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, r
         record: the incident's record, which both decisions rest on.
         actor: who does it.
         reason: why.
+        planned: what `plan` returned a moment ago, which need not be found twice.
 
     Returns:
         The version that returned; where W&B did not take it yet, the one that is to return.
@@ -90,7 +105,7 @@ def roll_back(registry: Registry, reference: str, record: Path, *, actor: str, r
     Raises:
         LoraOpsError: as `plan`, or the registry refuses one of the two steps; what was done stays done.
     """
-    rollback = plan(registry, reference)
+    rollback = planned or plan(registry, reference)
     incident = reports.make(registry, reference, "incident", record, reason)
     if registry.shares_log and rollback.leaves.state not in CLOSED:
         return _roll_back_shared(registry, rollback, incident, actor=actor, reason=reason)
@@ -224,6 +239,24 @@ def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
         f"There is no version to go back to from {leaves.id}: {why}. To stop its answers all the same: "
         f"`lora-ops registry revoke {leaves.id} --reason TEXT`."
     )
+
+
+def _named(registry: Registry, leaves: Version, served: list[int], to: str) -> Version:
+    """Return the version that somebody named, where it may answer again.
+
+    Raises:
+        LoraOpsError: no version has this name, or it may not return.
+    """
+    version = registry.get_exact(to)
+    if version.tenant != leaves.tenant or version.number not in served or version.number == leaves.number:
+        raise Refused(
+            f"{to} was never in production before {leaves.id}: name another version, or none (without --to, "
+            "the last one that may returns)."
+        )
+    problem = _unfit(registry, version, leaves, Twins(registry))
+    if problem:
+        raise Refused(f"{to} may not return in the place of {leaves.id}: {problem}.")
+    return version
 
 
 def _unfit(registry: Registry, version: Version, leaves: Version, twins: Twins) -> str | None:
