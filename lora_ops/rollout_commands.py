@@ -1,6 +1,7 @@
 """`lora-ops rollout`: a validated version on its way to production, and who stops it there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 
 from lora_ops.escaping import markup
 from lora_ops.grid import Grid
-from lora_ops.output import AsJson, print_json
+from lora_ops.output import AsJson, print_json, print_problem
 from lora_ops.registry.command_options import (
     Actor,
     ExactReference,
@@ -90,10 +91,12 @@ def step(reference: ExactReference, as_json: AsJson = False) -> None:
     from lora_ops.exit_codes import ExitCode
     from lora_ops.rollout.controller import one_round
 
-    with opened_registry() as registry:
+    with _opened(reference) as (registry, only_back):
         rollout = _known(registry, reference)
         if not rollout.is_running:
             _say_ended(rollout)
+        if only_back:
+            rollout = rollout.model_copy(update={"paused": True})
         with _alone(rollout):
             done = one_round(registry, rollout, _traffic(registry, keep=True))
     work_is_done()
@@ -115,7 +118,7 @@ def run(
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
-    with opened_registry() as registry:
+    with _opened() as (registry, _):  # the loop asks at each look whether anything may go on
         run_rollouts(
             registry,
             _traffic(registry, keep=True),
@@ -158,6 +161,29 @@ def abort(reference: ExactReference, reason: Reason, actor: Actor = None, as_jso
         return controller.abort(registry, _known(registry, reference), actor=who(actor), reason=reason)
 
     _change(change, "has ended, and production answers everybody", as_json, to_stop=reference)
+
+
+@contextmanager
+def _opened(reference: str = "") -> "Iterator[tuple[Registry, bool]]":
+    """Open the registry for a look, and say whether rollouts go only back.
+
+    A canary that breaks must not go on because somebody is editing owners.yaml.
+
+    Raises:
+        LoraOpsError: it can't be opened to stop a version either.
+    """
+    from lora_ops.errors import LoraOpsError
+    from lora_ops.registry.backends import open_registry
+
+    problem = None
+    try:
+        found = open_registry()
+    except LoraOpsError as error:
+        found, problem = open_registry(to_stop=reference), error
+    with using(found) as registry:
+        if problem:
+            print_problem(f"No rollout goes on until this is mended; a breach still takes one back: {problem}")
+        yield registry, problem is not None
 
 
 def _known(registry: "Registry", reference: str) -> "Rollout":

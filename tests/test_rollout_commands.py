@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from typer.testing import CliRunner
 
 from lora_ops.cli import app
 from lora_ops.errors import LoraOpsError, NotFound, Refused
-from lora_ops.registry.backends import take_rules
+from lora_ops.registry import routes
+from lora_ops.registry.backends import open_registry, take_rules
+from lora_ops.registry.store import Registry
 from tests.conftest import write_params
 from tests.registry.conftest import owners, resampled_once  # noqa: F401 - fixtures
 from tests.serving.conftest import Clone, clone_source  # noqa: F401 - a fixture
@@ -88,6 +91,28 @@ def test_open_registry_takes_the_rules_of_now(cli: Cli, tmp_path: Path) -> None:
         with pytest.raises(LoraOpsError, match="owners.yaml"):
             take_rules(registry, root)
         assert registry.owners is kept
+
+
+def test_step_goes_only_back_while_owners_are_broken(cli: Cli, tmp_path: Path) -> None:
+    """As the loop does: nothing goes on, and a version that was stopped meanwhile goes back."""
+    cli("start", "finance@2", *WHY)
+    cli("step", "finance@2")
+    (tmp_path / "clone/owners.yaml").write_text("default: [")
+    assert "hold: no requests yet" in cli("step", "finance@2", ends=3)
+    with closing(open_registry(tmp_path / "clone", to_stop="finance@2")) as registry:
+        routes.stop(registry, "finance@2", actor="oncall", reason="it insults people")
+    shown = cli("step", "finance@2", ends=1)
+    assert "No rollout goes on until this is mended" in shown and "(returned): finance@2 was stopped" in shown
+
+
+def test_run_begins_while_owners_are_broken(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that is started again in that hour still takes rollouts back."""
+    cli("start", "finance@2", *WHY)
+    (tmp_path / "clone/owners.yaml").write_text("default: [")
+    rounds: list[Registry] = []
+    monkeypatch.setattr("lora_ops.rollout.loop.run_rollouts", lambda given, *_, **__: rounds.append(given))
+    cli("run")
+    assert len(rounds) == 1
 
 
 def test_rollout_is_ended_while_owners_are_broken(cli: Cli, tmp_path: Path) -> None:
