@@ -20,7 +20,8 @@ from typer.main import get_command
 from lora_ops.cli import app
 from lora_ops.records.git import GitRecord
 from lora_ops.registry.backends import open_registry
-from lora_ops.registry.backup import backup, restore
+from lora_ops.registry.backup import backup
+from lora_ops.registry.restoring import restore
 from lora_ops.registry.store import Registry
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run, small_clone

@@ -118,8 +118,8 @@ def restore(
 ) -> None:
     """Bring the registry back from a backup, verified, where there is none now."""
     from lora_ops.registry.backends import open_restored, registry_path
-    from lora_ops.registry.backup import restore as bring
     from lora_ops.registry.heads import read_head
+    from lora_ops.registry.restoring import restore as bring
 
     path, signing = registry_path()
     snapshot = bring(url, path, head=read_head(head) if head is not None else None, signing=signing)

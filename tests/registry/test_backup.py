@@ -19,8 +19,10 @@ from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, Unavailabl
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.audit import Head
 from lora_ops.registry.backends import open_registry
-from lora_ops.registry.backup import LIST, UNFINISHED, backup, restore
+from lora_ops.registry.backup import backup
+from lora_ops.registry.backup_place import LIST, Place
 from lora_ops.registry.commands import app
+from lora_ops.registry.restoring import UNFINISHED, restore
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from tests.conftest import small_clone
@@ -337,7 +339,7 @@ def test_of_two_backups_at_once_one_is_made(
     monkeypatch.setattr(backup_module, "_refuse_other_last", other_is_quicker)
     with pytest.raises(Refused, match="another backup that follows .* has begun"):
         backup(first, url, follows=before)
-    assert {one.head for one in backup_module._Place(url).snapshots()} == {before, second.log.head()}
+    assert {one.head for one in Place(url).snapshots()} == {before, second.log.head()}
 
 
 @pytest.mark.parametrize(
@@ -347,7 +349,7 @@ def test_turn_is_taken_once_whatever_storage_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     """s3fs says EINVAL to the second one, and other storages don't know the mode."""
-    place = backup_module._Place(str(tmp_path))
+    place = Place(str(tmp_path))
     assert place.write_new("turns/1", b"a") is None
     real = place._fs.open
 

@@ -21,13 +21,14 @@ from lora_ops.clock import utc
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.hashing import canonical
 from lora_ops.registry import lifecycle, packages
-from lora_ops.registry.backup import backup, restore
+from lora_ops.registry.backup import backup
 from lora_ops.registry.cards import record
 from lora_ops.registry.closing import settle
 from lora_ops.registry.gc import collect_garbage
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import make
+from lora_ops.registry.restoring import restore
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.registry.signing_keys import key_fingerprint, public_pem
 from lora_ops.registry.status import status

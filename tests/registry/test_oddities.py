@@ -11,8 +11,9 @@ import pytest
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
 from lora_ops.registry import lifecycle, packages
-from lora_ops.registry.backup import backup, restore
+from lora_ops.registry.backup import backup
 from lora_ops.registry.heads import HeadMemory
+from lora_ops.registry.restoring import restore
 from lora_ops.registry.signing_keys import key_fingerprint, keys_home, make_key, public_pem, read_key
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from lora_ops.registry import lifecycle
-from lora_ops.registry.backup import backup, restore
+from lora_ops.registry.backup import backup
 from lora_ops.registry.cards import record
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.restoring import restore
 from lora_ops.registry.rotation import rotate_key
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify

@@ -11,11 +11,12 @@ import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.registry import lifecycle, routes
-from lora_ops.registry.backup import backup, restore
+from lora_ops.registry.backup import backup
 from lora_ops.registry.head_acceptance import accept_head
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.restoring import restore
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify

@@ -23,7 +23,7 @@ from lora_ops.hashing import sha256_file
 from lora_ops.paths import ANSWERS, EVALUATION, MEMBERSHIP, MODEL_CARD, SAMPLES
 from lora_ops.records.evaluation import Interval, PairedDifference
 from lora_ops.records.manifest import FileRecord, Manifest
-from lora_ops.registry import backup, lifecycle, packages, store
+from lora_ops.registry import backup, lifecycle, packages, restoring, store
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.owners import Owners
@@ -622,7 +622,7 @@ def test_no_other_user_keeps_the_registry_locked(
             backup.backup(made, str(public_folder / "backup"))
     if is_restored:
         path = public_folder / "restored"
-        backup.restore(str(public_folder / "backup"), path)
+        restoring.restore(str(public_folder / "backup"), path)
     with closing(Registry(path, owners=owners, clock=clock)) as registry:
         registry.db.rows("PRAGMA busy_timeout = 50")
         locked, locked_end = os.pipe()

@@ -1,0 +1,158 @@
+"""A place of backups: a folder or URL that fsspec reads and writes, and the snapshots that lie there."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from lora_ops.errors import Damaged, LoraOpsError, Unavailable
+from lora_ops.registry.audit import Head
+from lora_ops.registry.holds import FOLDER as HOLDS
+from lora_ops.registry.holds import NAME as HOLD
+from lora_ops.small_files import parse_json
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+LIST = "snapshot.json"
+SCHEMA = 1
+READ_BYTES = 2**20
+Condition = Literal["whole", "damaged", "missing"]
+SMALL = re.compile(
+    r"registry\.sqlite|audit\.head|keys/registry\.json|keys/[0-9a-f]{64}\.pub|" + f"{HOLDS}/{HOLD.pattern}"
+)
+"""The names of what a registry has besides its kept files."""
+
+
+class Snapshot(NamedTuple):
+    """One whole snapshot at a backup's place."""
+
+    head: Head
+    at: str
+    small: dict[str, str]
+    """Name to SHA-256: the database, the signed head, the public keys."""
+    files: tuple[str, ...]
+    """Digests of the kept files."""
+
+    @property
+    def folder(self) -> str:
+        """Its folder at the backup's place; names sort as heads do."""
+        return f"snapshots/{self.head.seq:09d}-{self.head.hash[:12]}"
+
+
+def kept_path(digest: str) -> str:
+    """Return where a kept file lies at any place of backups."""
+    return f"files/{digest[:2]}/{digest[2:]}"
+
+
+class Place:
+    """A folder that fsspec reaches: file paths, file://, memory://, and s3:// and others with their package."""
+
+    def __init__(self, url: str) -> None:
+        if not url.strip():
+            raise LoraOpsError(
+                "No place of backups is named: name a folder, or a URL such as s3://bucket/registry."
+            )
+        self.url = url
+        with self._reached():
+            from fsspec.core import url_to_fs
+
+            self._fs: AbstractFileSystem
+            self._fs, self._root = url_to_fs(url)
+
+    def put(self, source: Path, relative: str) -> None:
+        """Send a file, over one that is there."""
+        path = f"{self._root}/{relative}"
+        with self._reached():
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._fs.put_file(str(source), path)
+
+    def condition(self, relative: str, digest: str, size: int | None = None) -> Condition:
+        """Return whether a file is there with the bytes of its digest; one of another size is not read."""
+        path = f"{self._root}/{relative}"
+        with self._reached():
+            if not self._fs.exists(path):
+                return "missing"
+            try:
+                if size is not None and self._fs.size(path) != size:
+                    return "damaged"
+                found = hashlib.sha256()
+                with self._fs.open(path, "rb") as file:
+                    while part := file.read(READ_BYTES):
+                        found.update(part)
+            except OSError:  # a bad sector; a place that can't be reached refuses the new copy, too
+                return "damaged"
+        return "whole" if found.hexdigest() == digest else "damaged"
+
+    def write(self, relative: str, content: bytes) -> None:
+        """Write a small file."""
+        with self._reached():
+            self._fs.pipe_file(f"{self._root}/{relative}", content)
+
+    def write_new(self, relative: str, content: bytes) -> str | None:
+        """Write a small file that is not there yet, or return what it says already."""
+        path = f"{self._root}/{relative}"
+        with self._reached():
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                try:
+                    with self._fs.open(path, "xb") as file:
+                        file.write(content)
+                except (NotImplementedError, ValueError):  # this storage can't; what is left is to look first
+                    self._fs.pipe_file(path, content, mode="create")
+                return None
+            except OSError:
+                self._fs.invalidate_cache()
+                if not self._fs.exists(path):  # s3fs has another error (EINVAL) for a file that is there
+                    raise
+            return str(self._fs.cat_file(path).decode(errors="replace"))
+
+    def get(self, relative: str, target: Path) -> None:
+        """Bring a file.
+
+        Raises:
+            Damaged: it is missing.
+        """
+        with self._reached():
+            try:
+                self._fs.get_file(f"{self._root}/{relative}", str(target))
+            except FileNotFoundError as error:
+                raise Damaged(f"{relative} is missing at {self.url}.") from error
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return every snapshot whose list was written whole."""
+        found = []
+        with self._reached():
+            for path in self._fs.glob(f"{self._root}/snapshots/*/{LIST}"):
+                # A list that was cut off, or that somebody else wrote, counts for nothing.
+                with suppress(ValueError, LookupError, TypeError, AttributeError, OverflowError):
+                    content = parse_json(self._fs.cat_file(path))
+                    if content["schema"] != SCHEMA:
+                        raise LoraOpsError(
+                            f"{path} was written by a newer lora-ops (schema {content['schema']}): update "
+                            "lora-ops."
+                        )
+                    head = Head(int(content["head"][0]), str(content["head"][1]))
+                    small = {str(name): str(digest) for name, digest in content["small"].items()}
+                    found.append(Snapshot(head, str(content["at"]), small, tuple(map(str, content["files"]))))
+        return found
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except LoraOpsError:
+            raise
+        except ImportError as error:
+            raise LoraOpsError(
+                f"{self.url} needs a package that is not installed: {_one_line(error)}."
+            ) from error
+        except Exception as error:  # each storage has errors of its own
+            raise Unavailable(f"{self.url} can't be used ({_one_line(error)}).") from error
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
