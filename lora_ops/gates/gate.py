@@ -9,7 +9,8 @@ from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.exit_codes import ExitCode
 from lora_ops.gates.candidate import OtherAnswers
 from lora_ops.gates.differences import differences
-from lora_ops.gates.gather import gather, unlike_packages
+from lora_ops.gates.gather import gather
+from lora_ops.gates.packages_differ import unlike_packages
 from lora_ops.gates.policy_gate import policy_rows, replay_policy
 from lora_ops.gates.regression import regression_report
 from lora_ops.gates.review.evidence import recount

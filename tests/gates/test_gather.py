@@ -8,7 +8,8 @@ import pytest
 from lora_ops.errors import LoraOpsError
 from lora_ops.gates.answering import answer_cases
 from lora_ops.gates.candidate import has_base
-from lora_ops.gates.gather import gather, unlike_packages
+from lora_ops.gates.gather import gather
+from lora_ops.gates.packages_differ import unlike_packages
 from lora_ops.gates.regression import regression_report
 from lora_ops.hashing import sha256_file
 from lora_ops.paths import ADAPTER_FILES, CASE_ANSWERS, CASES

@@ -7,8 +7,9 @@ import pytest
 
 from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.gates.gate import gate_rows, replay
-from lora_ops.gates.gather import gather, unlike_packages
+from lora_ops.gates.gather import gather
 from lora_ops.gates.held_out import packaged_rows
+from lora_ops.gates.packages_differ import unlike_packages
 from lora_ops.gates.regression import regression_report
 from lora_ops.hashing import canonical, sha256_file, sha256_text
 from lora_ops.paths import CASE_ANSWERS, CASES
