@@ -85,6 +85,36 @@ def not_ready(registry: Registry, adapter: str) -> Iterator[str]:
     yield f"a rollout that is ready (it is '{found.phase}': {found.said}; {ways})"
 
 
+def gives_too_much(registry: Registry, adapter: str, percent: float | None) -> str | None:
+    """Return why people may not let a version answer users by hand, in words; None where they may.
+
+    A share that is above the plan's has too few users beside it, so that nobody would see a breach. What went
+    back has no controller that looks at it any more.
+
+    Args:
+        registry: where.
+        adapter: the version.
+        percent: the canary's share; None: of pinned users and segments.
+
+    Raises:
+        Damaged: an entry is not what lora-ops writes.
+    """
+    found = rollout_of(registry, adapter)
+    if found is None or found.phase in ("done", "aborted"):
+        return None
+    if found.phase == "returned":
+        return (
+            f"the rollout of {adapter} went back ({found.said}): `lora-ops rollout start {adapter} --reason "
+            "TEXT` tries it again"
+        )
+    if found.phase == "shadow" or (percent or 0) > found.percent:
+        return (
+            f"the rollout of {adapter} gives it {found.percent:g} % of the users ({found.phase}): wait for it, "
+            f"or end it with `lora-ops rollout abort {adapter} --reason TEXT`"
+        )
+    return None
+
+
 def taken_back(registry: Registry, adapter: str) -> int:
     """Return the entry by which a version's rollout went back or was ended by people; 0 without one."""
     try:

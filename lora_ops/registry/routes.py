@@ -20,6 +20,7 @@ from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.roles import ANYBODY, MOVE, owners_of, require_role_in
+from lora_ops.registry.rollouts import gives_too_much
 from lora_ops.registry.route_entries import COUNTS_IN, PINNED_IN, ToldRoute, patch_between
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Version, parse_reference
@@ -87,6 +88,7 @@ def set_canary(
 
     def update(route: RouteRecord, version: Version) -> RouteRecord:
         _require_state(version, COUNTS_IN["canary"], "gets a canary's share")
+        _require_planned(registry, version, share)
         return with_canary(route, version.number, share)
 
     return _give(registry, reference, "canary_set", update, actor, reason, expect_seq)
@@ -143,6 +145,7 @@ def pin(
 
     def update(route: RouteRecord, version: Version) -> RouteRecord:
         _require_state(version, PINNED_IN, "can be pinned")
+        _require_planned(registry, version, None)
         route = route.model_copy(
             update={"user_salt": route.user_salt or secrets.token_hex(16)} if users else {}
         )
@@ -410,6 +413,12 @@ def _require_state(version: Version, states: frozenset[Any], what: str) -> None:
         raise Refused(
             f"{version.id} is '{version.state}', and only a version in {listed} {what}: promote it first."
         )
+
+
+def _require_planned(registry: Registry, version: Version, percent: float | None) -> None:
+    against = gives_too_much(registry, version.id, percent)
+    if against:
+        raise Refused(f"{against[0].upper()}{against[1:]}; nothing was changed.")
 
 
 def _percent(percent: float) -> float:

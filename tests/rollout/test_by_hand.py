@@ -1,0 +1,64 @@
+"""What people may do by hand to a version with a rollout: none of it goes past the evidence."""
+
+import pytest
+
+from lora_ops.errors import Refused
+from lora_ops.records.rollout import Rollout
+from lora_ops.registry import lifecycle, rollouts, routes
+from lora_ops.registry.store import Registry
+from lora_ops.rollout.controller import abort, start
+from lora_ops.rollout.verdicts import Verdict
+from tests.rollout.rolling import SETTINGS, Traffic
+from tests.rollout.test_controller import canary_of, run
+
+WHY = {"actor": "oncall", "reason": "I want it"}
+BREAKS = Verdict("roll back", "task is worse by more than the margin")
+
+
+def test_what_went_back_gets_no_users_by_hand(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """No controller looks at it any more: its errors would stay on air."""
+    run(registry, traffic_of)
+    traffic_of.come(60, status=500)
+    assert run(registry, traffic_of).rollout.phase == "returned"
+    for give in (
+        lambda: routes.set_canary(registry, "finance@2", 1, **WHY),
+        lambda: routes.pin(registry, "finance@2", users=["ana"], **WHY),
+        lambda: routes.pin(registry, "finance@2", segments=["staff"], **WHY),
+    ):
+        with pytest.raises(Refused, match="finance@2 went back .*errors.*rollout start finance@2"):
+            give()
+    assert routes.current(registry, "finance").route.is_empty
+    start(registry, "finance@2", SETTINGS, actor="oncall", reason="the node was broken")
+    with pytest.raises(Refused, match="gives it 0 % of the users \\(shadow\\): wait for it"):
+        routes.set_canary(registry, "finance@2", 1, **WHY)
+
+
+def test_hand_gives_a_canary_no_more_than_its_step(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """With all users it has no control group, so that nobody would see a breach."""
+    run(registry, traffic_of)
+    with pytest.raises(Refused, match="gives it 5 % of the users \\(canary\\)"):
+        routes.set_canary(registry, "finance@2", 100, **WHY)
+    for percent in (1.0, 5.0):
+        routes.set_canary(registry, "finance@2", percent, **WHY)
+        assert canary_of(registry) == percent
+    routes.pin(registry, "finance@2", segments=["staff"], **WHY)
+    found = rollouts.rollout_of(registry, "finance@2")
+    assert found
+    abort(registry, found, **WHY)
+    routes.set_canary(registry, "finance@2", 100, **WHY)  # people ended it, and it is theirs
+
+
+def test_version_that_broke_in_shadow_gets_no_users(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """Whoever files a report on a shadow brings it to canary, and no further."""
+    traffic_of.pairs = BREAKS
+    assert run(registry, traffic_of).rollout.phase == "returned"
+    reports = traffic_of.story.evidence("shadow", about="finance@2")
+    lifecycle.promote(registry, "finance@2", "canary", evidence=reports, **WHY)
+    with pytest.raises(Refused, match="went back"):
+        routes.set_canary(registry, "finance@2", 50, **WHY)
