@@ -246,6 +246,17 @@ def gateway(clone: Clone, engine: Engine) -> Iterator[Served]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def shared_gateway(
+    clone_source: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """One gateway for all tests of a file that only ask it; each start takes most of a second."""
+    root = Path(shutil.copytree(clone_source, tmp_path_factory.mktemp("shared") / "clone"))
+    engine = TorchEngine(tiny_base, max_batch=16, kv_tokens=8192, threads=1)
+    with served(root, Clone(root, root / "models/base").settings(), engine) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def staged_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     """A clone whose finance@1 is in production and finance@2 in shadow."""

@@ -17,8 +17,8 @@ WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}
 
 
 @pytest.mark.parametrize("model", ["finance", "finance@1", "healthcare", "base", "tiny-random"])
-def test_a_chat_is_answered_by_a_tenant_a_version_and_the_base(gateway: Served, model: str) -> None:
-    answer = gateway.client().chat.completions.create(model=model, messages=QUESTION, max_tokens=8)
+def test_a_chat_is_answered_by_a_tenant_a_version_and_the_base(shared_gateway: Served, model: str) -> None:
+    answer = shared_gateway.client().chat.completions.create(model=model, messages=QUESTION, max_tokens=8)
     assert answer.object == "chat.completion"
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].finish_reason in ("stop", "length")
@@ -26,8 +26,8 @@ def test_a_chat_is_answered_by_a_tenant_a_version_and_the_base(gateway: Served, 
     assert usage and usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
 
 
-def test_each_adapter_and_the_base_answer_differently(gateway: Served) -> None:
-    client = gateway.client()
+def test_each_adapter_and_the_base_answer_differently(shared_gateway: Served) -> None:
+    client = shared_gateway.client()
     answers = {
         model: client.completions.create(model=model, prompt="AIRBNB", max_tokens=16).choices[0].text
         for model in ("finance@1", "finance@2", "healthcare", "base")
@@ -36,8 +36,8 @@ def test_each_adapter_and_the_base_answer_differently(gateway: Served) -> None:
 
 
 @pytest.mark.parametrize("model", ["finance", "finance@1", "base"])
-def test_a_streamed_chat_says_the_same_as_a_whole_one(gateway: Served, model: str) -> None:
-    client = gateway.client()
+def test_a_streamed_chat_says_the_same_as_a_whole_one(shared_gateway: Served, model: str) -> None:
+    client = shared_gateway.client()
     whole = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=12)
     stream = client.chat.completions.create(
         model=model, messages=QUESTION, max_tokens=12, stream=True, stream_options={"include_usage": True}
@@ -53,8 +53,8 @@ def test_a_streamed_chat_says_the_same_as_a_whole_one(gateway: Served, model: st
     assert events[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
-def test_a_streamed_completion_says_the_same_as_a_whole_one(gateway: Served) -> None:
-    client = gateway.client()
+def test_a_streamed_completion_says_the_same_as_a_whole_one(shared_gateway: Served) -> None:
+    client = shared_gateway.client()
     options = {"model": "finance", "prompt": "AIRBNB * HM2X", "max_tokens": 12, "logprobs": 2}
     whole = client.completions.create(**options).choices[0]
     events = [event.choices[0] for event in client.completions.create(**options, stream=True)]
@@ -65,8 +65,8 @@ def test_a_streamed_completion_says_the_same_as_a_whole_one(gateway: Served) -> 
         assert [value for one in streamed for value in getattr(one, field)] == getattr(whole.logprobs, field)
 
 
-def test_headers_and_fingerprint_say_who_answered_and_why(gateway: Served) -> None:
-    raw = gateway.client().chat.completions.with_raw_response.create(
+def test_headers_and_fingerprint_say_who_answered_and_why(shared_gateway: Served) -> None:
+    raw = shared_gateway.client().chat.completions.with_raw_response.create(
         model="finance", messages=QUESTION, max_tokens=2, extra_headers={"X-Request-ID": "order-7"}
     )
     answer, headers = raw.parse(), raw.headers
@@ -90,9 +90,9 @@ def test_headers_and_fingerprint_say_who_answered_and_why(gateway: Served) -> No
     ],
 )
 def test_an_adapter_is_asked_with_the_system_prompt_that_it_was_trained_with(
-    gateway: Served, model: str, messages: list, said: str
+    shared_gateway: Served, model: str, messages: list, said: str
 ) -> None:
-    create = gateway.client().chat.completions.with_raw_response.create
+    create = shared_gateway.client().chat.completions.with_raw_response.create
     raw = create(model=model, messages=messages, max_tokens=1)
     assert raw.headers["x-lora-ops-system-prompt"] == said
     if said == "adapter":
@@ -100,8 +100,8 @@ def test_an_adapter_is_asked_with_the_system_prompt_that_it_was_trained_with(
         assert token_counts(raw.parse().usage) == token_counts(own.parse().usage)
 
 
-def test_n_answers_come_each_with_its_own_seed_and_can_be_repeated(gateway: Served) -> None:
-    client = gateway.client()
+def test_n_answers_come_each_with_its_own_seed_and_can_be_repeated(shared_gateway: Served) -> None:
+    client = shared_gateway.client()
 
     def ask() -> list[str]:
         answer = client.chat.completions.create(
@@ -115,26 +115,26 @@ def test_n_answers_come_each_with_its_own_seed_and_can_be_repeated(gateway: Serv
     assert ask() == first
 
 
-def test_n_answers_can_be_streamed_together(gateway: Served) -> None:
-    stream = gateway.client().chat.completions.create(
+def test_n_answers_can_be_streamed_together(shared_gateway: Served) -> None:
+    stream = shared_gateway.client().chat.completions.create(
         model="finance", messages=QUESTION, n=3, temperature=1.0, seed=1, max_tokens=6, stream=True
     )
     finished = [c.index for event in stream for c in event.choices if c.finish_reason]
     assert sorted(finished) == [0, 1, 2]
 
 
-def test_several_prompts_get_an_answer_each(gateway: Served) -> None:
+def test_several_prompts_get_an_answer_each(shared_gateway: Served) -> None:
     prompts = ["AIRBNB", "LUFTHANSA"]
-    answer = gateway.client().completions.create(model="base", prompt=prompts, max_tokens=4)
-    alone = [gateway.client().completions.create(model="base", prompt=p, max_tokens=4) for p in prompts]
+    answer = shared_gateway.client().completions.create(model="base", prompt=prompts, max_tokens=4)
+    alone = [shared_gateway.client().completions.create(model="base", prompt=p, max_tokens=4) for p in prompts]
     assert [choice.text for choice in answer.choices] == [one.choices[0].text for one in alone]
     assert answer.usage and answer.usage.prompt_tokens == sum(
         one.usage.prompt_tokens for one in alone if one.usage
     )
 
 
-def test_a_stop_text_ends_the_answer_before_it(gateway: Served) -> None:
-    client = gateway.client()
+def test_a_stop_text_ends_the_answer_before_it(shared_gateway: Served) -> None:
+    client = shared_gateway.client()
     whole = client.completions.create(model="finance", prompt="AIRBNB", max_tokens=24).choices[0].text
     stop = whole[4:6]
     cut = client.completions.create(model="finance", prompt="AIRBNB", max_tokens=24, stop=[stop, "never"])
@@ -142,8 +142,8 @@ def test_a_stop_text_ends_the_answer_before_it(gateway: Served) -> None:
     assert cut.choices[0].finish_reason == "stop"
 
 
-def test_logprobs_name_the_likeliest_tokens_first(gateway: Served) -> None:
-    answer = gateway.client().chat.completions.create(
+def test_logprobs_name_the_likeliest_tokens_first(shared_gateway: Served) -> None:
+    answer = shared_gateway.client().chat.completions.create(
         model="finance", messages=QUESTION, max_tokens=3, logprobs=True, top_logprobs=4
     )
     content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
@@ -155,13 +155,13 @@ def test_logprobs_name_the_likeliest_tokens_first(gateway: Served) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_an_answer_ends_at_the_limit_of_the_client(gateway: Served, name: str) -> None:
-    answer = gateway.client().chat.completions.create(model="base", messages=QUESTION, **{name: 3})
+def test_an_answer_ends_at_the_limit_of_the_client(shared_gateway: Served, name: str) -> None:
+    answer = shared_gateway.client().chat.completions.create(model="base", messages=QUESTION, **{name: 3})
     assert answer.usage and answer.usage.completion_tokens <= 3
 
 
-def test_models_are_listed_with_what_they_stand_for(gateway: Served) -> None:
-    models = {model.id: model for model in gateway.client().models.list()}
+def test_models_are_listed_with_what_they_stand_for(shared_gateway: Served) -> None:
+    models = {model.id: model for model in shared_gateway.client().models.list()}
     assert list(models) == ["finance", "healthcare", "finance@1", "finance@2", "healthcare@1", "tiny-random"]
     assert (models["finance"].root, models["finance"].parent) == ("finance@2", "tiny-random")  # type: ignore[attr-defined]
     assert models["tiny-random"].parent is None  # type: ignore[attr-defined]
@@ -216,10 +216,10 @@ def test_models_are_listed_with_what_they_stand_for(gateway: Served) -> None:
     ],
 )
 def test_what_can_not_be_honoured_is_refused_by_name(
-    gateway: Served, change: dict, field: str | None, text: str
+    shared_gateway: Served, change: dict, field: str | None, text: str
 ) -> None:
     body = {"model": "finance", "messages": QUESTION, **change}
-    answer = gateway.http().post("/v1/chat/completions", json=body)
+    answer = shared_gateway.http().post("/v1/chat/completions", json=body)
     error = answer.json()["error"]
     assert answer.status_code == 400
     assert error["type"] == "invalid_request_error" and error["param"] == field
@@ -230,9 +230,9 @@ def test_what_can_not_be_honoured_is_refused_by_name(
     "name",
     ["store", "service_tier", "parallel_tool_calls", "tools", "audio", "functions", "logit_bias", "min_p"],
 )
-def test_what_openai_knows_may_be_null(gateway: Served, name: str) -> None:
+def test_what_openai_knows_may_be_null(shared_gateway: Served, name: str) -> None:
     body = {"model": "finance", "messages": QUESTION, "max_tokens": 1, name: None}
-    assert gateway.http().post("/v1/chat/completions", json=body).status_code == 200
+    assert shared_gateway.http().post("/v1/chat/completions", json=body).status_code == 200
 
 
 # What LangChain, LiteLLM and vLLM's own client send by themselves.
@@ -271,8 +271,8 @@ CHAT_ONLY = {"verbosity": "medium", "top_logprobs": 0, "tool_choice": "none", "c
 }
 
 
-def test_what_changes_no_token_is_taken(gateway: Served) -> None:
-    create = gateway.client().chat.completions.create
+def test_what_changes_no_token_is_taken(shared_gateway: Served) -> None:
+    create = shared_gateway.client().chat.completions.create
     plain = create(model="finance", messages=QUESTION, max_tokens=6)
     said = create(model="finance", messages=QUESTION, max_tokens=6, extra_body=NEUTRAL | CHAT_ONLY)
     assert said.choices[0].message == plain.choices[0].message
@@ -281,27 +281,27 @@ def test_what_changes_no_token_is_taken(gateway: Served) -> None:
     assert said.choices[0].message == plain.choices[0].message
 
 
-def test_what_changes_no_token_of_a_text_is_taken(gateway: Served) -> None:
-    create = gateway.client().completions.create
+def test_what_changes_no_token_of_a_text_is_taken(shared_gateway: Served) -> None:
+    create = shared_gateway.client().completions.create
     plain = create(model="finance", prompt="AIRBNB", max_tokens=6)
     said = create(model="finance", prompt="AIRBNB", max_tokens=6, extra_body=NEUTRAL)
     assert said.choices[0].text == plain.choices[0].text
 
 
-def test_a_completion_has_the_form_of_its_response_format(gateway: Served) -> None:
+def test_a_completion_has_the_form_of_its_response_format(shared_gateway: Served) -> None:
     schema = {"enum": ["Travel", "Transfer"]}
     form = {"type": "json_schema", "json_schema": {"name": "label", "schema": schema}}
     body = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 30, "response_format": form}
-    answer = gateway.http().post("/v1/completions", json=body)
+    answer = shared_gateway.http().post("/v1/completions", json=body)
     assert json.loads(answer.json()["choices"][0]["text"]) in schema["enum"], answer.text
-    both = gateway.http().post("/v1/completions", json={**body, "structured_outputs": {"choice": ["a"]}})
+    both = shared_gateway.http().post("/v1/completions", json={**body, "structured_outputs": {"choice": ["a"]}})
     assert both.status_code == 400 and "both give the answer a form" in both.json()["error"]["message"]
 
 
-def test_sampling_is_shaped_as_asked(gateway: Served) -> None:
+def test_sampling_is_shaped_as_asked(shared_gateway: Served) -> None:
     def ask(**options: object) -> list[str]:
         body = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 12, "ignore_eos": True, "logprobs": 0}
-        answer = gateway.http().post("/v1/completions", json=body | options)
+        answer = shared_gateway.http().post("/v1/completions", json=body | options)
         assert answer.status_code == 200, answer.text
         return answer.json()["choices"][0]["logprobs"]["tokens"]
 
@@ -316,10 +316,10 @@ LABELS = ["Travel", "Transfer", "Meals & Drinks", 'it\'s "quoted"', "日本"]
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
-def test_an_answer_is_one_of_the_choices(gateway: Served, temperature: float) -> None:
+def test_an_answer_is_one_of_the_choices(shared_gateway: Served, temperature: float) -> None:
     """The tiny model's own answers are noise, so that only the form can make labels of them."""
     body = {"structured_outputs": {"choice": LABELS}}
-    said = gateway.client().chat.completions.create(
+    said = shared_gateway.client().chat.completions.create(
         model="finance", messages=QUESTION, extra_body=body, n=8, temperature=temperature, seed=1
     )
     texts = [choice.message.content for choice in said.choices]
@@ -348,28 +348,28 @@ SCHEMA = {
         {"structured_outputs": {"json": json.dumps(SCHEMA)}},
     ],
 )
-def test_an_answer_follows_its_schema(gateway: Served, form: dict) -> None:
+def test_an_answer_follows_its_schema(shared_gateway: Served, form: dict) -> None:
     body = {"model": "finance", "messages": QUESTION, "temperature": 1.0, "seed": 3, "max_tokens": 400, **form}
-    said = gateway.http().post("/v1/chat/completions", json=body).json()["choices"][0]
+    said = shared_gateway.http().post("/v1/chat/completions", json=body).json()["choices"][0]
     assert said["finish_reason"] == "stop"
     found = json.loads(said["message"]["content"])
     assert found["label"] in ("a", "b") and found["score"] in range(10) and len(found) == 2
 
 
-def test_an_answer_follows_a_regex_and_a_grammar(gateway: Served) -> None:
+def test_an_answer_follows_a_regex_and_a_grammar(shared_gateway: Served) -> None:
     for form in ({"regex": "[0-9]{3}-[a-f]{2}"}, {"grammar": 'start: /[0-9]{3}/ "-" /[a-f]{2}/'}):
         body = {"model": "base", "prompt": "AIRBNB", "max_tokens": 40, "structured_outputs": form}
-        said = gateway.http().post("/v1/completions", json=body).json()["choices"][0]
+        said = shared_gateway.http().post("/v1/completions", json=body).json()["choices"][0]
         assert re.fullmatch("[0-9]{3}-[a-f]{2}", said["text"]) and said["finish_reason"] == "stop"
 
 
-def test_an_answer_of_json_begins_as_an_object(gateway: Served) -> None:
+def test_an_answer_of_json_begins_as_an_object(shared_gateway: Served) -> None:
     body = {"response_format": {"type": "json_object"}, "max_tokens": 5}
-    said = gateway.client().chat.completions.create(model="base", messages=QUESTION, **body)
+    said = shared_gateway.client().chat.completions.create(model="base", messages=QUESTION, **body)
     assert (said.choices[0].message.content or "").lstrip().startswith("{")
 
 
-def test_a_form_that_costs_too_much_ends_its_own_answer(gateway: Served) -> None:
+def test_a_form_that_costs_too_much_ends_its_own_answer(shared_gateway: Served) -> None:
     """Each step serves everybody, so that one answer's form may take a few milliseconds of it."""
     heavy = {"regex": "(.*a.{10}b.*|.*b.{11}a.*|.*c.{12}d.*){2,9}"}
     bodies = [
@@ -377,18 +377,22 @@ def test_a_form_that_costs_too_much_ends_its_own_answer(gateway: Served) -> None
         {"model": "base", "prompt": "AIRBNB", "max_tokens": 60},
     ]
     with ThreadPoolExecutor(2) as pool:
-        heavy_said, said = pool.map(lambda body: gateway.http().post("/v1/completions", json=body), bodies)
+        heavy_said, said = pool.map(
+            lambda body: shared_gateway.http().post("/v1/completions", json=body), bodies
+        )
     assert said.status_code == 200
     assert heavy_said.status_code in (200, 400)
 
 
-def test_a_chat_may_hold_an_answer_of_nothing(gateway: Served) -> None:
+def test_a_chat_may_hold_an_answer_of_nothing(shared_gateway: Served) -> None:
     turns = [*QUESTION, {"role": "assistant", "content": None}, *QUESTION]
-    assert gateway.client().chat.completions.create(model="finance", messages=turns, max_tokens=2).choices
+    assert (
+        shared_gateway.client().chat.completions.create(model="finance", messages=turns, max_tokens=2).choices
+    )
 
 
-def test_one_model_is_described_as_in_the_list(gateway: Served) -> None:
-    client = gateway.client()
+def test_one_model_is_described_as_in_the_list(shared_gateway: Served) -> None:
+    client = shared_gateway.client()
     for listed in client.models.list():
         assert client.models.retrieve(listed.id) == listed
     with pytest.raises(openai.NotFoundError) as error:
@@ -397,11 +401,11 @@ def test_one_model_is_described_as_in_the_list(gateway: Served) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_echo_begins_with_the_prompt_and_its_probabilities(gateway: Served, stream: bool) -> None:
+def test_echo_begins_with_the_prompt_and_its_probabilities(shared_gateway: Served, stream: bool) -> None:
     """As lm-eval asks: the log-likelihood of a continuation is read from the prompt's tokens."""
     prompt, body = "AIRBNB 🚀 HM2X", {"model": "finance", "max_tokens": 2, "logprobs": 1, "echo": True}
-    plain = gateway.client().completions.create(model="finance", prompt=prompt, max_tokens=2)
-    said = gateway.client().completions.create(**body, prompt=prompt, stream=stream)
+    plain = shared_gateway.client().completions.create(model="finance", prompt=prompt, max_tokens=2)
+    said = shared_gateway.client().completions.create(**body, prompt=prompt, stream=stream)
     choices = [one.choices[0] for one in said] if stream else said.choices
     assert "".join(one.text for one in choices) == prompt + plain.choices[0].text
     merged = [one.logprobs.model_dump() for one in choices if one.logprobs]
@@ -429,19 +433,19 @@ def test_echo_of_nothing_more_reads_the_prompt_alone(gateway: Served) -> None:
         gateway.client().completions.create(model="base", prompt="AIRBNB", max_tokens=0)
 
 
-def test_an_answer_of_too_many_probabilities_is_refused(gateway: Served) -> None:
+def test_an_answer_of_too_many_probabilities_is_refused(shared_gateway: Served) -> None:
     """64 prompts of 8,000 tokens with 20 alternatives were gigabytes, which one key could ask for."""
     echo = {"model": "base", "max_tokens": 0, "logprobs": 20, "echo": True, "prompt": [[5] * 1000] * 3}
     for body in (echo | {"n": 8}, {"model": "base", "prompt": ["A"] * 30, "logprobs": 20, "max_tokens": 1000}):
-        answer = gateway.http().post("/v1/completions", json=body)
+        answer = shared_gateway.http().post("/v1/completions", json=body)
         assert answer.status_code == 400, answer.text[:200]
         assert answer.json()["error"]["code"] == "request_too_large"
         assert "000 probabilities, and 500,000 fit" in answer.json()["error"]["message"]
-    assert gateway.http().post("/v1/completions", json=echo | {"logprobs": 0}).status_code == 200
+    assert shared_gateway.http().post("/v1/completions", json=echo | {"logprobs": 0}).status_code == 200
 
 
 def test_long_prompts_of_tokens_are_shown_off_the_event_loop(
-    gateway: Served, monkeypatch: pytest.MonkeyPatch
+    shared_gateway: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
     as_text = Tokenization.as_text
@@ -452,15 +456,15 @@ def test_long_prompts_of_tokens_are_shown_off_the_event_loop(
 
     monkeypatch.setattr(Tokenization, "as_text", watched)
     body = {"model": "base", "prompt": [[70] * 1500] * 2, "max_tokens": 1, "echo": True}
-    said = gateway.http().post("/v1/completions", json=body).json()
-    assert len(threads) == 2 and gateway.thread not in threads
+    said = shared_gateway.http().post("/v1/completions", json=body).json()
+    assert len(threads) == 2 and shared_gateway.thread not in threads
     assert all(len(choice["text"]) >= 1500 for choice in said["choices"])
 
 
-def test_each_token_of_a_split_character_has_its_own_bytes(gateway: Served) -> None:
+def test_each_token_of_a_split_character_has_its_own_bytes(shared_gateway: Served) -> None:
     prompt = "🚀日🎉"
     body = {"model": "base", "max_tokens": 0, "logprobs": 0, "echo": True}
-    said = gateway.client().completions.create(**body, prompt=prompt).choices[0].logprobs
+    said = shared_gateway.client().completions.create(**body, prompt=prompt).choices[0].logprobs
     assert len(said.tokens) > len(prompt)
     raw = b"".join(token.encode().decode("unicode_escape").encode("latin-1") for token in said.tokens)
     assert raw.decode() == prompt
@@ -469,7 +473,7 @@ def test_each_token_of_a_split_character_has_its_own_bytes(gateway: Served) -> N
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_many_probabilities_are_rendered_off_the_event_loop(
-    gateway: Served, monkeypatch: pytest.MonkeyPatch, stream: bool
+    shared_gateway: Served, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     """A few megabytes of them took 1.8 s, in which nobody else got a token."""
     threads = []
@@ -490,20 +494,22 @@ def test_many_probabilities_are_rendered_off_the_event_loop(
             "logprobs": 5,
             "stream": stream,
         }
-        assert gateway.http().post("/v1/completions", json=body).status_code == 200
-        assert (threads[0] is not gateway.thread) is many
+        assert shared_gateway.http().post("/v1/completions", json=body).status_code == 200
+        assert (threads[0] is not shared_gateway.thread) is many
 
 
-def test_every_event_has_a_usage_where_it_is_asked_for(gateway: Served) -> None:
+def test_every_event_has_a_usage_where_it_is_asked_for(shared_gateway: Served) -> None:
     body = {"model": "base", "messages": QUESTION, "max_tokens": 2, "stream": True}
-    stream = gateway.client().chat.completions.create(**body, stream_options={"include_usage": True})
+    stream = shared_gateway.client().chat.completions.create(**body, stream_options={"include_usage": True})
     *events, last = [event.model_dump(exclude_unset=True) for event in stream]
     assert all(event["usage"] is None for event in events) and last["usage"]
-    assert all("usage" not in e.model_fields_set for e in gateway.client().chat.completions.create(**body))
+    assert all(
+        "usage" not in e.model_fields_set for e in shared_gateway.client().chat.completions.create(**body)
+    )
 
 
-def test_an_answer_can_be_sent_back_as_it_came(gateway: Served) -> None:
-    create = gateway.client().chat.completions.create
+def test_an_answer_can_be_sent_back_as_it_came(shared_gateway: Served) -> None:
+    create = shared_gateway.client().chat.completions.create
     said = create(model="finance", messages=QUESTION, max_tokens=3).choices[0].message.model_dump()
     assert None in said.values()
     turns = [*QUESTION, said, {"role": "user", "content": "And this?"}]
@@ -524,22 +530,22 @@ def test_vllms_controllers_may_send_the_name_as_path_and_a_tenant_is_unloaded_as
 @pytest.mark.parametrize(
     "model", ["nobody", "finance@9", "finance@", "../../etc/passwd", "finance@1/../2", "é" * 20]
 )
-def test_an_unknown_model_is_a_404_in_openais_shape(gateway: Served, model: str) -> None:
+def test_an_unknown_model_is_a_404_in_openais_shape(shared_gateway: Served, model: str) -> None:
     with pytest.raises(openai.NotFoundError) as error:
-        gateway.client().chat.completions.create(model=model, messages=QUESTION)
+        shared_gateway.client().chat.completions.create(model=model, messages=QUESTION)
     assert error.value.code == "model_not_found"
 
 
-def test_token_ids_are_taken_as_a_prompt_and_checked(gateway: Served) -> None:
-    client = gateway.client()
+def test_token_ids_are_taken_as_a_prompt_and_checked(shared_gateway: Served) -> None:
+    client = shared_gateway.client()
     assert client.completions.create(model="base", prompt=[5, 6, 7], max_tokens=2).usage.prompt_tokens == 3  # type: ignore[union-attr]
     with pytest.raises(openai.BadRequestError, match="Token 100000 does not exist"):
         client.completions.create(model="base", prompt=[100_000], max_tokens=2)
 
 
-def test_events_are_those_of_the_specification(gateway: Served) -> None:
+def test_events_are_those_of_the_specification(shared_gateway: Served) -> None:
     body = {"model": "base", "messages": QUESTION, "max_tokens": 3, "stream": True}
-    with gateway.http().stream("POST", "/v1/chat/completions", json=body) as response:
+    with shared_gateway.http().stream("POST", "/v1/chat/completions", json=body) as response:
         lines = [line for line in response.iter_lines() if line]
     assert response.headers["content-type"].startswith("text/event-stream")
     assert lines[-1] == "data: [DONE]"
@@ -548,9 +554,9 @@ def test_events_are_those_of_the_specification(gateway: Served) -> None:
     )
 
 
-def test_an_empty_prompt_begins_a_text(gateway: Served) -> None:
+def test_an_empty_prompt_begins_a_text(shared_gateway: Served) -> None:
     """As at OpenAI; the tiny model's token for that is <|im_start|>."""
-    client = gateway.client()
+    client = shared_gateway.client()
     options = {"model": "finance", "max_tokens": 8, "logprobs": 0}
     said = client.completions.create(prompt=["", "A"], **options)
     assert said.usage and said.usage.prompt_tokens == 2
@@ -562,11 +568,12 @@ def test_an_empty_prompt_begins_a_text(gateway: Served) -> None:
 @pytest.mark.parametrize(
     "name", ["max_tokens", "max_completion_tokens", "n", "seed", "top_k", "min_tokens", "top_logprobs"]
 )
-def test_a_whole_number_may_be_written_with_a_point(gateway: Served, name: str) -> None:
+def test_a_whole_number_may_be_written_with_a_point(shared_gateway: Served, name: str) -> None:
     body = {"model": "finance", "messages": QUESTION, "logprobs": True, "max_tokens": 2}
     whole, pointed = (
-        gateway.http().post("/v1/chat/completions", json=body | {name: value}).json() for value in (2, 2.0)
+        shared_gateway.http().post("/v1/chat/completions", json=body | {name: value}).json()
+        for value in (2, 2.0)
     )
     assert whole["choices"] == pointed["choices"]
-    refused = gateway.http().post("/v1/chat/completions", json=body | {name: 2.5})
+    refused = shared_gateway.http().post("/v1/chat/completions", json=body | {name: 2.5})
     assert refused.status_code == 400 and refused.json()["error"]["param"] == name

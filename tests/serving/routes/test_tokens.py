@@ -17,8 +17,8 @@ LONG = {"tokens": [1] * 10_000}
 
 
 @pytest.mark.parametrize("model", ["finance", "base"])
-def test_tokenize_counts_what_an_answer_reads(gateway: Served, model: str) -> None:
-    http = gateway.http()
+def test_tokenize_counts_what_an_answer_reads(shared_gateway: Served, model: str) -> None:
+    http = shared_gateway.http()
     for path, body in (
         ("/v1/completions", {"prompt": "AIRBNB 東京 🚀"}),
         ("/v1/chat/completions", {"messages": [TURN]}),
@@ -37,8 +37,8 @@ def test_tokenize_fills_in_the_adapters_system_prompt(gateway: Served, clone: Cl
     assert found["token_strs"] == tokenization.names(found["tokens"])
 
 
-def test_detokenize_gives_the_text_back(gateway: Served) -> None:
-    http = gateway.http()
+def test_detokenize_gives_the_text_back(shared_gateway: Served) -> None:
+    http = shared_gateway.http()
     for text in ("", "AIRBNB 東京 🚀\n", "a b " * 300):
         body = {"prompt": text, "add_special_tokens": False}
         tokens = http.post("/tokenize", json=body).json()["tokens"]
@@ -60,8 +60,10 @@ def test_detokenize_gives_the_text_back(gateway: Served) -> None:
         ("/detokenize", {"tokens": [-1]}, "invalid_value"),
     ],
 )
-def test_token_endpoints_refuse_in_one_sentence(gateway: Served, path: str, body: Any, code: str) -> None:
-    answer = gateway.http().post(path, json={"model": "base", **body})
+def test_token_endpoints_refuse_in_one_sentence(
+    shared_gateway: Served, path: str, body: Any, code: str
+) -> None:
+    answer = shared_gateway.http().post(path, json={"model": "base", **body})
     assert answer.status_code == 400 and answer.json()["error"]["code"] == code, answer.text
 
 
