@@ -2,8 +2,10 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,10 +62,15 @@ def test_dvc_commands_and_their_stages_exist(command: str) -> None:
     assert {target.partition("@")[0] for target in targets} <= read_yaml(ROOT / "dvc.yaml")["stages"].keys()
 
 
+@cache
+def shown_help(script: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, script, "--help", cwd=ROOT)
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ")])
 def test_benchmarks_exist_and_explain_themselves(command: str) -> None:
     _, script, *_ = shlex.split(command)
-    shown = run(sys.executable, script, "--help", cwd=ROOT)
+    shown = shown_help(script)
     assert shown.returncode == 0 and shown.stdout.startswith("usage: "), shown.stderr
 
 
