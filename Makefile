@@ -21,9 +21,10 @@ repro: .venv/installed ## train, evaluate, package and register each tenant's ad
 serve: .venv/installed ## answer on localhost:8000 with each tenant's adapter, as OpenAI's API does
 	lora-ops serve
 
-# Three workers for two cores: tests wait for timeouts, locks and disks a sixth of the time.
+# Three workers for two cores: tests wait for timeouts, locks and disks a sixth of the time. FIRST in
+# tests/conftest.py says with which files they begin.
 test: .venv/installed ## run every test but those that are marked nightly
-	.ci/in-memory pytest --numprocesses 3 --dist loadfile -m "not nightly" $(PYTEST_ARGS)
+	.ci/in-memory pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not nightly" $(PYTEST_ARGS)
 
 # Meant for two minutes; it took 254 CPU seconds of two cores on 2026-11-26. SLOW in tests/conftest.py lists what
 # it leaves out.

@@ -68,6 +68,23 @@ SLOW = (
     "training/test_loop.py",
 )
 
+# What takes a worker longest begins first, so that at the end no worker is at it while the others have nothing.
+FIRST = (
+    "pipeline/",
+    "test_ci.py",
+    "test_docs.py",
+    "registry/test_holds.py",
+    "registry/test_shared.py",
+    "tracking/",
+    "training/",
+    "test_registration.py",
+    "test_incidents.py",
+    "rollout/test_benchmark.py",
+    "rollout/test_with_gateway.py",
+    "registry/",
+    "serving/",
+)
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 # Private keys of registries, which must not be made in the real home.
@@ -89,7 +106,13 @@ def has_gpu() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what `SLOW` lists, and skip what needs a GPU where torch finds none."""
+    """Mark as slow what `SLOW` lists, skip what needs a GPU where torch finds none, and begin with `FIRST`."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        return next((number for number, first in enumerate(FIRST) if name.startswith(first)), len(FIRST))
+
+    items.sort(key=place)
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
