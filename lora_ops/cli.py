@@ -26,6 +26,7 @@ from lora_ops.registry.owners_commands import app as owners_app
 from lora_ops.registry.route_commands import app as route_app
 from lora_ops.rollback_command import rollback
 from lora_ops.rollout.pair_commands import pairs
+from lora_ops.rollout.report_commands import report as rollout_report
 from lora_ops.rollout_commands import app as rollout_app
 from lora_ops.serving.commands import keys_app, serve
 from lora_ops.serving.replay_commands import replay
@@ -47,6 +48,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(release_app, name="release")
 rollout_app.command()(pairs)
 rollout_app.command()(replay)
+rollout_app.command("report")(rollout_report)
 app.add_typer(rollout_app, name="rollout")
 app.command()(repro)
 app.command()(serve)

@@ -9,9 +9,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import pandas as pd
+    from IPython.display import Markdown
     from pandas.io.formats.style import Styler
     from rich.console import Console
     from rich.text import Text
@@ -143,6 +144,13 @@ def code(text: str) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def bullets(lines: "Iterable[str]") -> "Markdown":
+    """Return sentences as a list for a notebook, which wraps them at words; what they say is no markup."""
+    from IPython.display import Markdown
+
+    return Markdown("\n".join(f"- {markdown(line)}" for line in lines))
 
 
 def plot_text(text: str) -> str:

@@ -6,7 +6,7 @@ the last entry that it knows with each change (`expect`), so that of two control
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -53,6 +53,26 @@ def rollout_of(registry: Registry, adapter: str) -> Rollout | None:
     """
     of_tenant = rollouts(registry, adapter.rpartition("@")[0])
     return next((one for one in of_tenant if one.plan.adapter == adapter), None)
+
+
+class Turn(NamedTuple):
+    """One change of a rollout: the entry of the audit log, and the rollout after it."""
+
+    entry: AuditEntry
+    rollout: Rollout
+
+
+def turns(registry: Registry, adapter: str) -> list[Turn]:
+    """Return every change of one version's rollout in order, of all its attempts.
+
+    Raises:
+        Damaged: an entry is not what lora-ops writes.
+    """
+    found: list[Turn] = []
+    for entry in registry.log.of_kind(KIND):
+        if entry.subject.id == adapter:
+            found.append(Turn(entry, _after(found[-1].rollout if found else None, entry)))
+    return found
 
 
 def running(registry: Registry, tenant: str) -> Rollout | None:

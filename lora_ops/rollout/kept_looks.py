@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 FOLDER = "rollouts"  # in `.serving`
 MOST_LOOKS = 60
 """Of one phase. Where there are more, every second one goes, and the newest stays."""
-MORE_IS_BETTER = "task"  # among the metrics of a shadow; a canary counts the answers that fail the check
 
 
 class LookMetric(Record):
@@ -154,7 +153,7 @@ def _of_shadow(look: ShadowLook) -> Iterator[LookMetric]:
         if one.difference is None or one.margin is None:
             continue
         low, high = one.difference
-        worse = Bounds(-high, -low) if one.name == MORE_IS_BETTER else one.difference
+        worse = Bounds(-high, -low) if one.more_is_better else one.difference
         yield _metric(
             one.name,
             (one.production, one.shadow),

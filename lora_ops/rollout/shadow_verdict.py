@@ -45,6 +45,9 @@ class PairMetric(NamedTuple):
         difference: interval of shadow less production at every look; None where nothing is tested.
         margin: how much worse is allowed, on the scale of `difference`.
         units: users or requests that it has.
+        breach, non_inferior: e-values for "worse by more than the margin" and "not worse by it"; None where
+            nothing is tested.
+        more_is_better: the version is worse where the difference is negative.
     """
 
     name: str
@@ -54,6 +57,9 @@ class PairMetric(NamedTuple):
     margin: float | None
     verdict: MetricVerdict
     units: int
+    breach: float | None = None
+    non_inferior: float | None = None
+    more_is_better: bool = False
 
 
 class ShadowLook(NamedTuple):
@@ -259,6 +265,9 @@ def _shown(metric: _Tested, test: DifferenceSequence, alpha: float) -> PairMetri
         test.margin,
         said,
         test.count,
+        test.breach,
+        test.non_inferior,
+        metric.more_is_better,
     )
 
 

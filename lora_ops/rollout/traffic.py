@@ -120,7 +120,7 @@ class GatewayTraffic:
         Raises:
             LoraOpsError: the pairs can't be read.
         """
-        plan, now, pairs = rollout.plan, self._registry.clock(), self._pairs(rollout)
+        plan, now, pairs = rollout.plan, self._registry.clock(), self.pairs(rollout)
         live = look_at_pairs(plan, pairs, now=now, since=rollout.began)
         if live.answered or not plan.accept_replay:
             return live
@@ -135,7 +135,7 @@ class GatewayTraffic:
         since = rollout.canary_since or rollout.since
         found = look(
             rollout.plan,
-            self._requests(rollout, since),
+            self.requests(rollout, since),
             now=self._registry.clock(),
             since=since,
             waiting_since=rollout.since if rollout.phase == "ready" else None,
@@ -153,7 +153,7 @@ class GatewayTraffic:
         """
         if asks_by_name(rollout):
             return self._report(rollout, "shadow", self.named_look(rollout).verdict.reason, rollout.began)
-        pairs, replayed = self._pairs(rollout), self.shadow_look(rollout).replayed
+        pairs, replayed = self.pairs(rollout), self.shadow_look(rollout).replayed
         counted = pairs[pairs["replayed"].astype(bool) == replayed]
         return shadow_report(self._registry, rollout.plan.adapter, counted, terms=rollout.terms)
 
@@ -179,13 +179,23 @@ class GatewayTraffic:
         said += f"; {rollout.terms}" if rollout.terms else ""
         return make(self._registry, rollout.plan.adapter, kind, self._folder / EVENTS, said, since=since)
 
-    def _pairs(self, rollout: Rollout) -> pd.DataFrame:
+    def pairs(self, rollout: Rollout) -> pd.DataFrame:
+        """Return the pairs of a rollout's two versions, oldest first.
+
+        Raises:
+            LoraOpsError: the pairs can't be read.
+        """
         plan = rollout.plan
         return read_pairs(
             self._folder / PAIRS, plan.adapter, plan.content_digest, production_digest=plan.against_digest
         )
 
-    def _requests(self, rollout: Rollout, since: datetime) -> Iterator[CanaryRequest]:
+    def requests(self, rollout: Rollout, since: datetime) -> Iterator[CanaryRequest]:
+        """Yield the requests of canary and control group from a moment on, oldest first.
+
+        Raises:
+            LoraOpsError: the events can't be read.
+        """
         tenant = rollout.plan.adapter.rpartition("@")[0]
         where = (
             f"tenant = '{tenant}' AND arm IS NOT NULL AND unit IS NOT NULL AND time >= '{since.isoformat()}' "
