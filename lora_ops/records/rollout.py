@@ -106,6 +106,7 @@ class Rollout(Record):
         canary_since: when the first step of the canary began.
         is_mirrored: whether this attempt gave the version its share of copies; what people change then stays.
         seq: the last entry of the audit log about it: whoever decides states it, so that of two only one does.
+        ended_at_seq: the last entry by which an attempt went back or was ended by people; 0: none did.
         said: the verdict or the reason of the last change, in words.
     """
 
@@ -120,6 +121,7 @@ class Rollout(Record):
     seq: int = Field(ge=1)
     started_by: str
     attempt: int = Field(1, ge=1)
+    ended_at_seq: int = Field(0, ge=0)
     said: str = ""
 
     @property

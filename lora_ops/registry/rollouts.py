@@ -136,12 +136,15 @@ def gives_too_much(registry: Registry, adapter: str, percent: float | None) -> s
 
 
 def taken_back(registry: Registry, adapter: str) -> int:
-    """Return the entry by which a version's rollout went back or was ended by people; 0 without one."""
+    """Return the entry by which a version's rollout went back or was ended by people last; 0 without one.
+
+    Approvals from before it stay void in each later attempt, whatever evidence is filed once more.
+    """
     try:
         found = rollout_of(registry, adapter)
     except Damaged:  # which `not_ready` says
         return 0
-    return found.seq if found and found.phase in ("returned", "aborted") else 0
+    return found.ended_at_seq if found else 0
 
 
 def begin(registry: Registry, plan: RolloutPlan, *, actor: str, reason: str) -> Rollout:
@@ -318,6 +321,7 @@ def _after(before: Rollout | None, entry: AuditEntry) -> Rollout:
                 seq=entry.seq,
                 started_by=entry.actor,
                 attempt=before.attempt + 1 if before else 1,
+                ended_at_seq=before.ended_at_seq if before else 0,
                 said=said,
             )
         if before is None:
@@ -326,6 +330,8 @@ def _after(before: Rollout | None, entry: AuditEntry) -> Rollout:
         if entry.action == MOVED:
             changed |= {"phase": body["phase"], "step": body["step"], "since": at}
             changed["is_mirrored"] = True
+            if body["phase"] in ("returned", "aborted"):
+                changed["ended_at_seq"] = entry.seq
             if body["phase"] == "canary" and before.canary_since is None:
                 changed["canary_since"] = at
         elif entry.action in (PAUSED, RESUMED):

@@ -5,11 +5,12 @@ import pytest
 from lora_ops.errors import Refused
 from lora_ops.records.rollout import Rollout
 from lora_ops.registry import lifecycle, rollouts, routes
+from lora_ops.registry.reports import Report, filed, load
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.controller import abort, start
 from lora_ops.rollout.verdicts import Verdict
 from tests.rollout.rolling import SETTINGS, Traffic
-from tests.rollout.test_controller import canary_of, run
+from tests.rollout.test_controller import canary_of, ready, run
 
 WHY = {"actor": "oncall", "reason": "I want it"}
 BREAKS = Verdict("roll back", "task is worse by more than the margin")
@@ -62,3 +63,23 @@ def test_version_that_broke_in_shadow_gets_no_users(
     lifecycle.promote(registry, "finance@2", "canary", evidence=reports, **WHY)
     with pytest.raises(Refused, match="went back"):
         routes.set_canary(registry, "finance@2", 50, **WHY)
+
+
+def test_report_of_an_earlier_attempt_revives_no_approval(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """What people signed before a breach names the same bytes as a report that is filed once more."""
+    ready(registry, traffic_of)
+    traffic_of.story.approve("finance@2")
+    seen = filed(registry.get("finance@2"), registry.log.entries("finance", 2))["canary"]
+    document = load(registry.files, seen)
+    assert document and seen.source_sha256
+    source = registry.files.checked(seen.source_sha256, "the events").read_bytes()
+    traffic_of.come(200, status=500)
+    assert run(registry, traffic_of).rollout.phase == "returned"
+    traffic_of.requests.clear()
+    start(registry, "finance@2", SETTINGS, actor="oncall", reason="the node was broken")
+    ready(registry, traffic_of)
+    lifecycle.file_evidence(registry, "finance@2", Report(document, source, "once more"), actor="oncall")
+    found = lifecycle.approvals(registry, registry.get("finance@2"))
+    assert {one.void for one in found} == {"the rollout ended after it"}
