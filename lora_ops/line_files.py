@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 DUCKDB_TYPES = {datetime: "TIMESTAMPTZ", bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE"}
 
+REAL_TIME = "time BETWEEN TIMESTAMPTZ '1970-01-01 00:00Z' AND TIMESTAMPTZ '9999-01-01 00:00Z'"
+"""DuckDB has 'infinity' and years that Python has not: one such line must not hide all others."""
+
 
 def read_line_files(folder: Path, name: str, record: type[Record], where: str = "true") -> "pd.DataFrame":
     """Return every line in the files `<name>-*.jsonl`, oldest first, each one once; read by DuckDB.
@@ -40,7 +43,7 @@ def read_line_files(folder: Path, name: str, record: type[Record], where: str = 
                 format="newline_delimited",
                 ignore_errors=True,  # the torn last line of a process that was killed
             )
-            whole = lines.filter("id IS NOT NULL").aggregate(
+            whole = lines.filter(f"id IS NOT NULL AND {REAL_TIME}").aggregate(
                 ", ".join(f"any_value({one}) AS {one}" if one != "id" else one for one in columns), "id"
             )
             found = whole.filter(where).order("time, request_id").df()

@@ -120,6 +120,8 @@ def test_events_that_can_not_be_read_are_named(
         {},
         {"status": 200, "seconds": "NaN", "generated_tokens": 3},
         {"status": 200, "seconds": 1e400, "generated_tokens": 3},
+        {"status": 200, "seconds": 1, "generated_tokens": 3, "time": "infinity"},
+        {"status": 200, "seconds": 1, "generated_tokens": 3, "time": "294247-01-10T04:00:54Z"},
         {"status": 200, "seconds": 1, "generated_tokens": -3},
         {"status": 200, "seconds": 1, "generated_tokens": 10**30},
     ],
