@@ -99,6 +99,14 @@ def tooled(tool_clone: Clone, server: ScriptedServer) -> Iterator[Served]:
         yield gateway
 
 
+@pytest.fixture(scope="module")
+def shared_tooled(tool_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One gateway for all questions that it refuses."""
+    root = Path(shutil.copytree(tool_source, tmp_path_factory.mktemp("shared") / "clone"))
+    with behind(Clone(root, root / "models/base"), ScriptedServer()) as gateway:
+        yield gateway
+
+
 def chats(server: ScriptedServer) -> list[dict[str, Any]]:
     return [body for path, body in server.asked if path == CHAT]
 
@@ -236,8 +244,8 @@ FORCED: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "required"}
         ({"messages": [*QUESTION, {**called(), "tool_calls": called()["tool_calls"] * 129}]}, "at most 128"),
     ],
 )
-def test_wrong_tools_are_refused_by_name(tooled: Served, change: dict[str, Any], text: str) -> None:
-    answer = tooled.http().post(CHAT, json={"model": "finance", "messages": QUESTION, **change})
+def test_wrong_tools_are_refused_by_name(shared_tooled: Served, change: dict[str, Any], text: str) -> None:
+    answer = shared_tooled.http().post(CHAT, json={"model": "finance", "messages": QUESTION, **change})
     assert answer.status_code == 400 and text in answer.json()["error"]["message"], answer.text
 
 
