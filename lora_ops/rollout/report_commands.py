@@ -34,7 +34,7 @@ def report(
     from lora_ops.rollout.shadow_page import serving_folder
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
-    from lora_ops.tracking.rollout import log_rollout_pages
+    from lora_ops.tracking.gates import log_rollout_pages
 
     root = find_root()
     settings = load_settings(root)
@@ -56,7 +56,7 @@ def report(
                 root / "notebooks" / name, made / name, parameters, root, lambda: remembered_head(root)
             )
             pages.append((made / name).with_suffix(".html"))
-        problem = log_rollout_pages(version.id, version.manifest, number, pages, settings.tracking, root)
+        problem = log_rollout_pages(version.id, version.manifest, pages, settings.tracking, root)
     work_is_done()
     if as_json:
         facts = {"adapter": version.id, "attempt": number, "phase": found.rollout.phase}

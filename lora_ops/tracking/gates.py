@@ -1,6 +1,6 @@
-"""The run of a gate or of release notes: tables for reviewers, and the page or the notes as an artifact."""
+"""The run of a gate, release notes or a rollout: tables for reviewers, and pages or notes as an artifact."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def log_gates(
     Returns:
         A sentence if W&B could not be told; what was filed stands all the same.
     """
-    return _log("gate", adapter, manifest, tables, ("gates", "page", f"{adapter}.html", page), settings, root)
+    return _log("gate", adapter, manifest, tables, ("gates", "page", {f"{adapter}.html": page}), settings, root)
 
 
 def log_release_notes(
@@ -46,8 +46,20 @@ def log_release_notes(
     root: Path,
 ) -> str | None:
     """Log the release notes of a version as `TENANT-release-notes`; arguments and result as for `log_gates`."""
-    artifact = ("release-notes", "release-notes", f"{adapter}.md", text)
+    artifact = ("release-notes", "release-notes", {f"{adapter}.md": text})
     return _log("release", adapter, manifest, tables, artifact, settings, root)
+
+
+def log_rollout_pages(
+    adapter: str,
+    manifest: Manifest,
+    pages: Sequence[Path],
+    settings: TrackingSettings,
+    root: Path,
+) -> str | None:
+    """Log the pages of a rollout as `TENANT-rollout`; other arguments and result as for `log_gates`."""
+    texts = {page.name: page.read_text(encoding="utf-8") for page in pages}
+    return _log("rollout", adapter, manifest, {}, ("rollout", "page", texts), settings, root)
 
 
 def _log(
@@ -55,22 +67,22 @@ def _log(
     adapter: str,
     manifest: Manifest,
     tables: Mapping[str, Any],
-    artifact: tuple[str, str, str, str],
+    artifact: tuple[str, str, Mapping[str, str]],
     settings: TrackingSettings,
     root: Path,
 ) -> str | None:
     if tracking_mode() == "disabled":
         return None
     tenant, _, number = adapter.partition("@")
-    suffix, kind, name, text = artifact
+    suffix, kind, texts = artifact
     made = TrackedArtifact(
         name=f"{tenant}-{suffix}",
         type=kind,
-        alias=content_alias({name: sha256_text(text)}),
+        alias=content_alias({name: sha256_text(text) for name, text in texts.items()}),
         facts={},
         metadata={"adapter": adapter},
         files={},
-        texts={name: text},
+        texts=dict(texts),
     )
     digests = {file: one.sha256 for file, one in manifest.files.items()}
     config = {"adapter": adapter, "package": f"{tenant}-package:{package_alias(digests)}"}
