@@ -262,6 +262,15 @@ def test_rollout_settings_refuse_steps_without_order(canary: dict[str, Any], sai
 
 
 @pytest.mark.parametrize(
+    "canary", [{"period_hours": 1e-320}, {"period_hours": 1e9}, {"window_seconds": 1e9}, {"window_seconds": -1}]
+)
+def test_rollout_settings_refuse_units_that_never_count(canary: dict[str, float]) -> None:
+    """Users whose window never ends show no breach, and a period of no time can't be counted."""
+    with pytest.raises(ValidationError, match="less than or equal|greater than or equal"):
+        RolloutSettings.model_validate({"canary": canary})
+
+
+@pytest.mark.parametrize(
     "url", ["staging:8000", "http://staging/v1", "http://user:key@staging", "ftp://staging"]
 )
 def test_shadow_target_is_the_address_of_a_gateway(url: str) -> None:

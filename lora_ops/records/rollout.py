@@ -74,6 +74,13 @@ class RolloutPlan(Record):
             ("shadow.hours", self.shadow.hours, usual.shadow.hours),
             ("shadow.requests", self.shadow.requests, usual.shadow.requests),
         ]
+        # Short periods make many units of one user, short windows and few controls hide what comes late.
+        lower += [
+            ("canary.steps", len(self.canary.steps), len(usual.canary.steps)),
+            ("canary.window_seconds", self.canary.window_seconds, usual.canary.window_seconds),
+            ("canary.period_hours", self.canary.period_hours, usual.canary.period_hours),
+        ]
+        upper.append(("canary.waiting", self.canary.waiting, usual.canary.waiting))
         found = [one for one in upper if one[1] > one[2]] + [one for one in lower if one[1] < one[2]]
         said = ", ".join(f"{name} {value:g} (usually {default:g})" for name, value, default in found)
         return f"looser than usual: {said}" if said else ""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, ValidationError
 
 from lora_ops.folders import make_folder
 from lora_ops.records.record import Record
@@ -62,7 +62,7 @@ class KeptLook(Record):
         assignment: whether users were assigned as the route says, in words.
     """
 
-    at: datetime
+    at: AwareDatetime
     phase: Phase
     step: int
     said: str

@@ -55,10 +55,16 @@ class CanarySettings(Section):
         10, gt=0, description="P95 latency that a version may have where none is in production to compare with"
     )
     window_seconds: float = Field(
-        600, ge=0, description="from a user's first request of a period on, in which their requests count"
+        600,
+        ge=0,
+        le=86_400,
+        description="from a user's first request of a period on, in which their requests count",
     )
     period_hours: float = Field(
-        24, gt=0, description="after which a user who comes back counts again: else regulars hide a late breach"
+        24,
+        ge=1,
+        le=8_760,
+        description="after which a user who comes back counts again: else regulars hide a late breach",
     )
 
     @model_validator(mode="after")

@@ -70,7 +70,14 @@ def test_look_that_cannot_be_kept_stops_nothing(
     assert caplog.text.count("can't be kept for the console") == 1
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"adapter": 1}', "[]", "null"])
+NO_ZONE = (
+    '{"adapter": "a", "attempt": 1, "looks": [{"at": "2026-03-02T09:00:00", "phase": "canary", "step": 0, '
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"adapter": 1}', "[]", "null", NO_ZONE + '"said": "", "metrics": []}]}']
+)
 def test_broken_file_of_looks_is_begun_again(text: str, canary: Rollout, tmp_path: Path) -> None:
     path = tmp_path / "finance@2.json"
     path.write_text(text)

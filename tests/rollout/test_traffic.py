@@ -225,3 +225,14 @@ def test_report_says_that_a_plan_is_loose(
     assert said[0].endswith(
         "attempt 3; looser than usual: margins.errors 0.99 (usually 0.02), canary.users 2 (usually 20)"
     )
+
+
+def test_plan_of_fewer_steps_and_more_units_is_loose() -> None:
+    """Approvers read that one busy user was many units, or that nobody watched the last hours."""
+    canary = {"steps": [50], "window_seconds": 0, "period_hours": 1, "waiting": 99.9}
+    settings = RolloutSettings.model_validate({"canary": canary})
+    loose = RolloutPlan.of("finance@2", OURS, "finance@1", THEIRS, settings).looser
+    assert loose == (
+        "looser than usual: canary.waiting 99.9 (usually 95), canary.steps 1 (usually 4), "
+        "canary.window_seconds 0 (usually 600), canary.period_hours 1 (usually 24)"
+    )
