@@ -206,6 +206,7 @@ def _say_ended(rollout: "Rollout") -> None:
 
 
 def _traffic(registry: "Registry", *, keep: bool = False) -> "GatewayTraffic":
+    from lora_ops.rollout.gateways import GatewayProbe
     from lora_ops.rollout.kept_looks import FOLDER, LookKeeper
     from lora_ops.rollout.traffic import GatewayTraffic
     from lora_ops.settings.files import find_root
@@ -215,7 +216,8 @@ def _traffic(registry: "Registry", *, keep: bool = False) -> "GatewayTraffic":
     settings = load_settings(root)
     folder = root / settings.serving.path
     keeper = LookKeeper(folder / FOLDER) if keep else None
-    return GatewayTraffic(registry, folder, settings.detectors.insult_threshold, keeper)
+    probe = GatewayProbe(folder, settings.rollout.probe)
+    return GatewayTraffic(registry, folder, settings.detectors.insult_threshold, keeper, probe)
 
 
 def _lock(tenant: str) -> Any:

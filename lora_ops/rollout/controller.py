@@ -48,6 +48,12 @@ class Evidence(Protocol):
             LoraOpsError: they are none.
         """
 
+    def unanswered(self, rollout: Rollout) -> str | None:
+        """Return why no users may be sent to the version yet, in words: a gateway doesn't answer with it.
+
+        It was asked just now. None: each one answers.
+        """
+
 
 @dataclass(frozen=True)
 class Round:
@@ -179,13 +185,16 @@ def _shadow(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
         return Round(rollout, str(found))
     if rollout.paused:
         return Round(rollout, f"paused; the evidence says {found}")
+    reports = [evidence.shadow_report(rollout)] if version.state == "shadow" else []
+    lacking = [one for report in reports for one in lacks(report.document, registry.least)]
+    if lacking:
+        return Round(rollout, f"hold: {'; '.join(lacking)}")
+    # The route stays as it is until the version has answered: a server may say that it is loaded and fail then.
+    if unanswered := evidence.unanswered(rollout):
+        return Round(rollout, f"hold: {unanswered}")
     if version.state == "shadow":
-        report = evidence.shadow_report(rollout)
-        lacking = list(lacks(report.document, registry.least))
-        if lacking:
-            return Round(rollout, f"hold: {'; '.join(lacking)}")
         lifecycle.promote(
-            registry, version.id, "canary", actor=rollout.started_by, reason=_by(rollout), evidence=[report]
+            registry, version.id, "canary", actor=rollout.started_by, reason=_by(rollout), evidence=reports
         )
     return _moved(
         registry, rollout, "canary", f"shadow: {found.reason}", route=_with_canary(rollout, version, 0)
@@ -218,7 +227,7 @@ def _canary(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
             look=look,
         )
     if rollout.phase == "ready":
-        return _ready(registry, rollout, version, look)
+        return _ready(registry, rollout, version, look, evidence)
     if found.decision == "hold":
         return Round(rollout, str(found), look=look)
     left = plan.canary.hours - (registry.clock() - rollout.since).total_seconds() / 3600
@@ -228,19 +237,23 @@ def _canary(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
         return Round(rollout, f"paused; the evidence says {found}", look=look)
     step = rollout.step + 1
     if step < len(plan.canary.steps):
+        if unanswered := evidence.unanswered(rollout):
+            return Round(rollout, f"hold: {unanswered}", look=look)
         reroute = _with_canary(rollout, version, step)
         return _moved(registry, rollout, "canary", str(found), look, step=step, route=reroute, **numbers)
     report = evidence.canary_report(rollout, look)
     lacking = list(lacks(report.document, registry.least))
     if lacking:
         return Round(rollout, f"hold: {'; '.join(lacking)}", look=look)
+    if unanswered := evidence.unanswered(rollout):
+        return Round(rollout, f"hold: {unanswered}", look=look)
     # Before the phase that says so: people approve what is filed.
     lifecycle.file_evidence(registry, version.id, report, actor=rollout.started_by)
     reroute = _with_canary(rollout, version, None)
     return _moved(registry, rollout, "ready", str(found), look, step=rollout.step, route=reroute, **numbers)
 
 
-def _ready(registry: Registry, rollout: Rollout, version: Version, look: Look) -> Round:
+def _ready(registry: Registry, rollout: Rollout, version: Version, look: Look, evidence: Evidence) -> Round:
     """Promote once nothing is missing: the evidence is frozen, and two people have signed what they saw."""
     _, missing = missing_for(registry, version.id)
     if missing:
@@ -249,6 +262,8 @@ def _ready(registry: Registry, rollout: Rollout, version: Version, look: Look) -
         return Round(rollout, "paused; nothing is missing for production", look=look)
     if look.ratio.broken:  # a canary that takes its gateway down loses its users' events, too
         return Round(rollout, f"hold: {look.ratio}", look=look)
+    if unanswered := evidence.unanswered(rollout):
+        return Round(rollout, f"hold: {unanswered}", look=look)
     lifecycle.promote(
         registry,
         version.id,

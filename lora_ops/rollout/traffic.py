@@ -14,6 +14,7 @@ from lora_ops.records.rollout import Rollout
 from lora_ops.registry.reports import Report, make
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.canary import Arm, CanaryRequest, Look, look
+from lora_ops.rollout.gateways import GatewayProbe
 from lora_ops.rollout.kept_looks import LookKeeper
 from lora_ops.rollout.pairs import read_pairs
 from lora_ops.rollout.shadow_report import shadow_report
@@ -66,15 +67,27 @@ class GatewayTraffic:
         folder: `.serving` of the gateways.
         insults_from: score from which an answer counts as insulting.
         keeper: writes each verdict's look down for people; None: nobody does.
+        probe: asks gateways for a version before users get it; None: nobody does.
     """
 
     def __init__(
-        self, registry: Registry, folder: Path, insults_from: float, keeper: LookKeeper | None = None
+        self,
+        registry: Registry,
+        folder: Path,
+        insults_from: float,
+        keeper: LookKeeper | None = None,
+        probe: GatewayProbe | None = None,
     ) -> None:
         self._registry = registry
         self._folder = folder
         self._insults_from = insults_from
         self._keeper = keeper
+        self._probe = probe
+
+    def unanswered(self, rollout: Rollout) -> str | None:
+        """Return why no users may be sent to the version yet: a gateway doesn't answer with it; or None."""
+        plan = rollout.plan
+        return self._probe.unanswered(plan.adapter, plan.content_digest) if self._probe else None
 
     def shadow(self, rollout: Rollout) -> Verdict:
         """Return the verdict on the pairs of this attempt.

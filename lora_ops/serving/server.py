@@ -23,6 +23,7 @@ import uvicorn
 
 from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import LoraOpsError, Unavailable
+from lora_ops.rollout.gateways import announced
 from lora_ops.serving.app import create_app
 from lora_ops.serving.connection import Connection
 from lora_ops.serving.connection_budget import CONNECTIONS, ConnectionBudget
@@ -135,7 +136,8 @@ async def serve(
                 signal.signal(signal.SIGHUP, server.handle_exit)
         started(server)
         logger.info("Serving %s on http://%s:%d", gateway.base_model.id, *port.getsockname()[:2])
-        await server.serve([port])
+        with announced(root / serving.path, *port.getsockname()[:2]):
+            await server.serve([port])
 
 
 def run(root: Path, settings: Settings) -> None:

@@ -91,6 +91,19 @@ class MarginSettings(Section):
     )
 
 
+class ProbeSettings(Section):
+    """The request that gateways answer with a version before users are sent to it."""
+
+    gateways: tuple[Annotated[str, AfterValidator(_gateway_address)], ...] = Field(
+        (), description="that are asked besides those of this folder, such as http://other-host:8000"
+    )
+    required: bool = Field(
+        True, description="hold where no gateway runs; false: for a CI runner, which has none"
+    )
+    api_key_env: str = Field("ROLLOUT_API_KEY", description="environment variable with a key for them")
+    seconds: float = Field(10, gt=0, description="that an answer may take; the adapter is loaded meanwhile")
+
+
 class RolloutSettings(Section):
     """How a version goes from `validated` to production; see `lora_ops.rollout`."""
 
@@ -99,6 +112,7 @@ class RolloutSettings(Section):
     shadow: ShadowSettings = ShadowSettings()
     canary: CanarySettings = CanarySettings()
     margins: MarginSettings = MarginSettings()
+    probe: ProbeSettings = ProbeSettings()
     alpha: float = Field(
         0.05, gt=0, lt=0.5, description="chance of a false verdict, in each of shadow and canary"
     )

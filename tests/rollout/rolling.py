@@ -27,6 +27,8 @@ class Traffic:
     clock: Clock
     pairs: Verdict = AGREES
     requests: list[CanaryRequest] = field(default_factory=list)
+    silence: str | None = None
+    """Why no gateway answers with the version."""
 
     def shadow(self, rollout: Rollout) -> Verdict:
         return self.pairs
@@ -42,6 +44,9 @@ class Traffic:
 
     def canary_report(self, rollout: Rollout, look: Look) -> Report:
         return self.story.evidence("canary", about=rollout.plan.adapter)[0]
+
+    def unanswered(self, rollout: Rollout) -> str | None:
+        return self.silence
 
     def come(self, users: int, **worse: object) -> None:
         """Let so many users of either arm come, and their units close."""

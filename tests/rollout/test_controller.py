@@ -163,6 +163,34 @@ def test_hold_changes_nothing(registry: Registry, rollout: Rollout, traffic_of: 
     assert str(WAITS) == held.said == run(registry, traffic_of).said and registry.log.head() == head
 
 
+def test_no_route_moves_to_what_does_not_answer(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """Before each move a gateway must answer with the version; production stays, and a breach still counts."""
+    traffic_of.silence = "http://127.0.0.1:8000 does not answer with finance@2 (500: it can't be loaded)"
+    held = run(registry, traffic_of)
+    assert held.said == f"hold: {traffic_of.silence}" and canary_of(registry) is None
+    assert registry.get("finance@2").state == "shadow"
+    traffic_of.silence = None
+    run(registry, traffic_of)
+    traffic_of.come(300)
+    traffic_of.silence = "no gateway runs"
+    assert run(registry, traffic_of).said == "hold: no gateway runs" and canary_of(registry) == 5
+    traffic_of.silence = None
+    run(registry, traffic_of)
+    traffic_of.come(60)
+    traffic_of.silence = "no gateway runs"
+    assert run(registry, traffic_of).said == "hold: no gateway runs" and canary_of(registry) == 50
+    traffic_of.silence = None
+    assert run(registry, traffic_of).rollout.phase == "ready"
+    traffic_of.story.approve("finance@2")
+    traffic_of.silence = "no gateway runs"
+    assert run(registry, traffic_of).said == "hold: no gateway runs"
+    assert registry.named("finance", "production") == 1
+    traffic_of.come(200, status=500)
+    assert run(registry, traffic_of).rollout.phase == "returned"
+
+
 def test_paused_rollout_goes_back_and_not_on(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
     held = run(registry, traffic_of)
     paused = rollouts.pause(registry, held.rollout, actor="eve", reason="a look first")

@@ -2,26 +2,31 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
+from lora_ops.engines.protocol import Chunk, EngineError, Generation
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.records.rollout import Rollout
 from lora_ops.registry import rollouts
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.controller import Round, one_round, start
+from lora_ops.rollout.gateways import GatewayProbe
+from lora_ops.rollout.shadow_verdict import settings_plan
 from lora_ops.rollout.traffic import GatewayTraffic
 from lora_ops.settings.params import load_settings
+from lora_ops.settings.rollout import ProbeSettings
+from lora_ops.settings.serving import TenantServing
 from tests.conftest import write_params
 from tests.serving.conftest import Clone, Served, clone_source, eventually, served  # noqa: F401 - fixtures
 
 SETTINGS = {
     "rollout.shadow": {"percent": 100, "hours": 0, "requests": 20},
-    "rollout.canary": {"steps": [50], "hours": 0, "users": 20, "window_seconds": 0.5},
+    "rollout.canary": {"steps": [50], "hours": 0, "users": 20, "window_seconds": 0.5, "first_p95_seconds": 60},
     "rollout.alpha": 0.2,  # of few users nobody can tell a P95
     # Both adapters are random, and answers of a few tokens take what the machine gives them.
     "rollout.margins": {
@@ -61,15 +66,21 @@ def gateway(staged: Clone) -> Iterator[Served]:
         yield running
 
 
-def ask(gateway: Served, users: range, model: str = "finance") -> list[httpx.Response]:
+def ask(gateway: Served, users: range, model: str = "finance", tokens: int = 4) -> list[httpx.Response]:
     """Let each of the users send one request."""
 
     def one(user: int) -> httpx.Response:
-        body = {"model": model, "prompt": f"AIRBNB {user}", "max_tokens": 4, "user": f"user {user}"}
+        body = {"model": model, "prompt": f"AIRBNB {user}", "max_tokens": tokens, "user": f"user {user}"}
         return httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60)
 
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(one, users))
+
+
+def evidence(registry: Registry, clone: Clone) -> GatewayTraffic:
+    settings = load_settings(clone.root)
+    folder = clone.root / settings.serving.path
+    return GatewayTraffic(registry, folder, 0.5, probe=GatewayProbe(folder, settings.rollout.probe))
 
 
 def look(registry: Registry, traffic: GatewayTraffic, adapter: str = "finance@2") -> Round:
@@ -81,7 +92,7 @@ def look(registry: Registry, traffic: GatewayTraffic, adapter: str = "finance@2"
 def test_rollout_flows_with_the_traffic(staged: Clone, gateway: Served) -> None:
     settings = load_settings(staged.root)
     with staged.registry() as registry:
-        traffic = GatewayTraffic(registry, staged.root / settings.serving.path, 0.5)
+        traffic = evidence(registry, staged)
         rollout: Rollout = start(registry, "finance@2", settings.rollout, actor="oncall", reason="better")
         assert look(registry, traffic).rollout.phase == "shadow"
         answers = ask(gateway, range(60))
@@ -134,29 +145,53 @@ def unreleased(clone_source: Path, tmp_path: Path) -> Clone:  # noqa: F811
 def test_first_version_flows_without_production(unreleased: Clone) -> None:
     """Its users get it step by step, and the others the error that they got before."""
     settings = load_settings(unreleased.root)
+    # Random weights name no label by themselves, and without a control group that is a breach.
+    held = unreleased.settings(allow_candidates=False, tenants={"finance": TenantServing(labels_only=True)})
     engine = TorchEngine(unreleased.base)
     with (
-        served(unreleased.root, unreleased.settings(allow_candidates=False), engine) as gateway,
+        served(unreleased.root, held, engine) as gateway,
         unreleased.registry() as registry,
     ):
-        traffic = GatewayTraffic(registry, unreleased.root / settings.serving.path, 0.5)
+        traffic = evidence(registry, unreleased)
         refused = {one.status_code for one in ask(gateway, range(3))}
         assert refused <= {403, 404}
         start(registry, "finance@1", settings.rollout, actor="oncall", reason="the first one")
         assert look(registry, traffic, "finance@1").rollout.phase == "shadow"
         assert {one.status_code for one in ask(gateway, range(3))} == refused
-        assert {one.status_code for one in ask(gateway, range(30), "finance@1")} == {200}
+        assert {one.status_code for one in ask(gateway, range(30), "finance@1", 30)} == {200}
         eventually(lambda: look(registry, traffic, "finance@1").rollout.phase == "canary", seconds=60)
         later = itertools.count(5000, 40)
 
         def is_ready() -> bool:
             first = next(later)
-            answers = ask(gateway, range(first, first + 40))
+            answers = ask(gateway, range(first, first + 40), tokens=30)
             assert {one.status_code for one in answers} == {200, *refused}
-            return look(registry, traffic, "finance@1").rollout.phase == "ready"
+            done = look(registry, traffic, "finance@1")
+            assert done.rollout.is_running, done.said
+            return done.rollout.phase == "ready"
 
         eventually(is_ready, seconds=120)
         unreleased.story(registry).approve("finance@1")
         assert look(registry, traffic, "finance@1").rollout.phase == "done"
         answers = ask(gateway, range(20))
         assert {one.headers["x-lora-ops-adapter"] for one in answers} == {"finance@1"}
+
+
+async def refuse(generation: Generation) -> AsyncIterator[Chunk]:
+    raise EngineError("no such adapter")
+    yield
+
+
+def test_probe_finds_what_is_loaded_and_fails(
+    staged: Clone, gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM did: it says that the adapter is loaded, and the first request for it fails."""
+    with staged.registry() as registry:
+        staged.story(registry).to("finance@2", "shadow")
+        plan = settings_plan(registry, "finance@2", load_settings(staged.root).rollout)
+    probe = GatewayProbe(staged.root / ".serving", ProbeSettings(seconds=60))
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway.engine, "generate", refuse)
+        said = probe.unanswered("finance@2", plan.content_digest)
+    assert said and said.startswith(f"{gateway.url} does not answer with finance@2 (5")
+    assert probe.unanswered("finance@2", plan.content_digest) is None
