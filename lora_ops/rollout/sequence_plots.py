@@ -52,18 +52,32 @@ class MetricLooks(NamedTuple):
         return self._replace(seen=tuple(seen), margin=excess_part(self.margin))
 
     def decided(self, alpha: float) -> tuple[int, str] | None:
-        """Return after how many units the metric was decided first, and how; None while it is not."""
-        for one in self.seen:
-            if one.breach >= 1 / alpha:
-                return one.units, "worse"
-            if one.non_inferior >= 1 / alpha:
-                return one.units, "not worse"
+        """Return how the last look decides the metric, and since how many units; None where it doesn't.
+
+        A version that got worse was not worse before. A breach counts, as it does for the controller.
+        """
+        for name, how in (("breach", "worse"), ("non_inferior", "not worse")):
+            since = None
+            for one in reversed(self.seen):
+                if getattr(one, name) < 1 / alpha:
+                    break
+                since = one.units
+            if since is not None:
+                return since, how
         return None
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the difference was not the same all the time: an interval can only narrow, and opens then."""
+        last, before = self.seen[-1], self.seen[:-1]
+        return any(one.low > last.low or one.high < last.high for one in before)
 
     @property
     def interval(self) -> str:
         """How much worse the version may be by the last look, in words."""
         last = self.seen[-1]
+        if self.has_changed:
+            return "not the same all the time"
         if last.high == math.inf:
             return f"at least {self._number(last.low)}"
         return f"{self._number(last.low)} to {self._number(last.high)}"
@@ -90,7 +104,7 @@ class MetricLooks(NamedTuple):
             evidence = f"{last.non_inferior:.2g} of the {1 / alpha:g} that would show that it is not worse"
             return f"{self.name}: not decided. It has evidence of {evidence}; {now}."
         how = "worse than allowed" if found[1] == "worse" else "not worse by the margin"
-        return f"{self.name}: {how}, shown after {found[0]} {unit}; {now}."
+        return f"{self.name}: {how}, shown since {found[0]} {unit}; {now}."
 
 
 def plot_sequences(
@@ -171,7 +185,7 @@ def _draw_evidence(axes: Axes, metric: MetricLooks, alpha: float) -> None:
         units_then, how = found
         colour = BAD if how == "worse" else GOOD
         axes.plot([units_then], [1 / alpha], "o", color=colour)
-        axes.set_title(f"{how} after {units_then}", fontsize=9, loc="right", color=colour)
+        axes.set_title(f"{how} since {units_then}", fontsize=9, loc="right", color=colour)
     else:
         axes.set_title("not decided", fontsize=9, loc="right", color="0.4")
 

@@ -229,4 +229,16 @@ def test_metric_that_is_not_decided_says_so() -> None:
     assert looks.decided(0.05) is None
     assert looks.sentence(0.05, "users").startswith("errors: not decided. It has evidence of 1.5 of the 20")
     worse = looks._replace(seen=(*looks.seen, Seen(40, 0.1, 0.4, 25.0, 0.1)))
-    assert worse.sentence(0.05, "users").startswith("errors: worse than allowed, shown after 40 users")
+    assert worse.sentence(0.05, "users").startswith("errors: worse than allowed, shown since 40 users")
+
+
+def test_metric_that_got_worse_is_called_worse() -> None:
+    """It was not worse at first: that verdict is over, and its interval with it."""
+    good, bad = Seen(60, -0.06, 0.06, 0.2, 900.0), Seen(120, -1.0, 1.0, 2e6, 40.0)
+    looks = MetricLooks("errors", "share of requests", (good, Seen(90, -0.05, 0.06, 30.0, 60.0), bad), 0.02)
+    assert looks.decided(0.05) == (90, "worse") and looks.has_changed
+    assert looks.sentence(0.05, "users").startswith(
+        "errors: worse than allowed, shown since 90 users; after 120"
+    )
+    assert "is not the same all the time" in looks.sentence(0.05, "users")
+    assert not looks._replace(seen=(good,)).has_changed
