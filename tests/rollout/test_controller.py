@@ -264,6 +264,32 @@ def test_clock_that_was_set_back_holds(registry: Registry, rollout: Rollout, tra
     assert held.said.startswith("hold") and canary_of(registry) == 5
 
 
+def test_traffic_that_ends_in_a_step_holds(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    """Silence is no evidence: neither a night nor ten days of it take the version on or back."""
+    run(registry, traffic_of)
+    traffic_of.come(40)
+    for days in (0.5, 10):
+        traffic_of.clock.time += timedelta(days=days)
+        held = run(registry, traffic_of)
+        assert held.said.startswith("hold") and "no traffic now" in held.said and canary_of(registry) == 5
+    traffic_of.come(300)
+    assert run(registry, traffic_of).rollout.step == 1
+
+
+def test_gateway_that_is_away_for_an_hour_holds(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """It has enough users, and comes back: the rollout goes on with those of before."""
+    run(registry, traffic_of)
+    traffic_of.come(300)
+    traffic_of.silence = "no gateway runs with .serving"
+    for _ in range(3):
+        assert run(registry, traffic_of).said == "hold: no gateway runs with .serving"
+        traffic_of.clock.time += timedelta(minutes=20)
+    traffic_of.silence = None
+    assert run(registry, traffic_of).rollout.step == 1 and canary_of(registry) == 50
+
+
 def test_raising_the_share_keeps_the_salt(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
     run(registry, traffic_of)
     first = routes.current(registry, "finance").route.canary

@@ -111,6 +111,23 @@ def test_loop_survives_a_registry_that_is_locked(
     other.close()
 
 
+def test_loop_survives_a_registry_that_is_read_only(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic, loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that was mounted read-only: it says so once, and goes on when the disk takes changes again."""
+    registry.db.rows("PRAGMA query_only = 1")
+    looks = [0]
+
+    def until(said: list[Round]) -> bool:
+        looks[0] += "was not looked at" in caplog.text
+        return looks[0] > 10
+
+    assert loop(registry, traffic_of, until) == [] and caplog.text.count("was not looked at") == 1
+    registry.db.rows("PRAGMA query_only = 0")
+    said = loop(registry, traffic_of, lambda said: bool(said) and said[-1].rollout.phase == "canary")
+    assert said[-1].rollout.phase == "canary"
+
+
 def test_loop_survives_what_nobody_foresaw(
     registry: Registry,
     rollout: Rollout,
