@@ -20,7 +20,9 @@ class ShadowPair(Record):
 
     Attributes:
         time: when its second answer was whole, or the copy was given up.
-        unit: a salted hash of the user or session that the client named; of the request where it named none.
+        unit: a salted hash of the user or session that the client named; of its key where it named none.
+        key: id of the client's API key; None: the gateway asks for none, or nobody asked.
+        names_unit: whether the client named a user or session, or a replayed row its group.
         replayed: it was asked for by nobody: a recorded or held-out row.
         target: the other gateway that was asked; None: the gateway that answered the client.
         status: `preempted`: clients needed the shadow version's slots each time that it was tried.
@@ -44,6 +46,8 @@ class ShadowPair(Record):
     shadow: str
     shadow_digest: str
     unit: str
+    key: str | None = None
+    names_unit: bool = True
     epoch: int
     replayed: bool = False
     target: str | None = None

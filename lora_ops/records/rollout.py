@@ -49,6 +49,7 @@ class RolloutPlan(Record):
     canary: CanaryPlan
     margins: Margins
     alpha: float = Field(gt=0, lt=0.5)
+    key_percent: float = Field(100, gt=0, le=100)
     accept_replay: bool = False
 
     @property
@@ -99,6 +100,7 @@ class RolloutPlan(Record):
             canary=CanaryPlan.model_validate(settings.canary.model_dump()),
             margins=Margins.model_validate(settings.margins.model_dump()),
             alpha=settings.alpha,
+            key_percent=settings.key_percent,
             accept_replay=settings.accept_replay,
         )
 

@@ -13,8 +13,16 @@ from lora_ops.records.rollout import RolloutPlan
 from lora_ops.rollout.quantile_sequence import QuantileComparison
 from lora_ops.rollout.sample_ratio import Phase, SampleRatio, sample_ratio
 from lora_ops.rollout.sequential import Bounds, DifferenceSequence, excess_margin, relative_excess
-from lora_ops.rollout.units import Observation, Unit, closed_units, paired_differences
-from lora_ops.rollout.verdicts import Guardrail, Verdict, verdict
+from lora_ops.rollout.units import (
+    Observation,
+    Opening,
+    Unit,
+    by_key,
+    closed_units,
+    in_period,
+    paired_differences,
+)
+from lora_ops.rollout.verdicts import Guardrail, Verdict, by_whom, verdict
 
 Arm = Literal["canary", "control"]
 P95 = 0.95
@@ -42,6 +50,7 @@ class CanaryRequest:
         insults: the detector's score of the answer, or None where nobody scored it.
         identifiers: how many the answer has, or None.
         is_task: whether each of its answers does the task, or None where nobody checked.
+        key: id of the API key; None: the gateway asks for none.
     """
 
     at: datetime
@@ -55,6 +64,7 @@ class CanaryRequest:
     insults: float | None = None
     identifiers: int | None = None
     is_task: bool | None = None
+    key: str | None = None
     is_loading: bool = False
     """Whether production answered because the canary's adapter was being loaded."""
 
@@ -127,13 +137,18 @@ def look(
         for one in requests
         if _says_something(plan, one) and one.at >= since and one.at.timestamp() <= until
     ]
+    assigned = closed_units(_observed(counted, lambda one: 0.0), until, window)
+    ratio = sample_ratio([]) if plan.is_alone else _ratio(plan, assigned, window, waiting_since)
+    # After the check of the assignment, which is about everybody.
+    keys = by_key(
+        (Opening(one.at.timestamp(), one.unit, one.arm, one.key) for one in counted), plan.key_percent
+    )
+    counted = [one for one in counted if one.unit in keys.units]
     # Each gateway loads a canary once. It is no error, and no evidence that there are none. Nor is an answer of
     # another version to the control group: as errors they would hide those of the canary.
     told = [one for one in counted if not (one.is_loading or _is_of_others(plan, one))]
     failed = closed_units(_errors(plan, told), until, window)
     answered = [one for one in counted if _is_own(plan, one)]
-    assigned = closed_units(_observed(counted, lambda one: 0.0), until, window)
-    ratio = sample_ratio([]) if plan.is_alone else _ratio(plan, assigned, window, waiting_since)
     shown, tested = [], dict[str, Guardrail]()
     for name, margin, units in _shares(plan, answered, failed, until, window, insults_from):
         test = DifferenceSequence(margin, plan.alpha)
@@ -154,6 +169,7 @@ def look(
         users_per_hour=_per_hour(plan, failed, until),
         ratio=None if plan.is_alone else ratio,
     )
+    found = by_whom(found, keys)
     return Look(found, tuple(shown), len(_values(failed, "canary")), len(_values(failed, "control")), ratio)
 
 
@@ -184,15 +200,12 @@ def _amounts(
 def _of_period(
     plan: RolloutPlan, request: CanaryRequest, since: datetime, waiting_since: datetime | None
 ) -> str:
-    """Return a unit's name in the period of a request; where the shares change, a period ends, too.
-
-    A service has its regular users. If each counted once in a rollout, nobody would see a version that gets
-    worse after all of them came.
-    """
+    """Return a unit's name in the period of a request; where the shares change, a period ends, too."""
     waits = waiting_since is not None and request.at >= waiting_since
     begun = waiting_since if waits and waiting_since else since
-    period = int((request.at - begun).total_seconds() / 3600 // plan.canary.period_hours)
-    return f"{request.unit} {'waiting' if waits else 'steps'} {period}"
+    return in_period(
+        f"{request.unit} {'waiting' if waits else 'steps'}", request.at, begun, plan.canary.period_hours
+    )
 
 
 def _says_something(plan: RolloutPlan, request: CanaryRequest) -> bool:

@@ -1,8 +1,8 @@
 """What the pairs of a version in shadow say: each metric beside production's, and whether it goes on.
 
 A pair is one request that both versions answered, so that each metric is a difference within a request. One
-unit is one user or session, however many requests it sends (`units.py`). A request that names nobody is a unit
-of its own.
+unit is one user or session a period, however many requests it sends. Requests that name nobody are one unit for
+each key and minute (`units.py`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +20,8 @@ from lora_ops.rollout.sequential import (
     excess_margin,
     relative_excess,
 )
-from lora_ops.rollout.units import Observation, closed_units
-from lora_ops.rollout.verdicts import Guardrail, Verdict, verdict
+from lora_ops.rollout.units import KeyShare, Observation, Opening, by_key, closed_units, in_period, of_key
+from lora_ops.rollout.verdicts import Guardrail, Verdict, by_whom, verdict
 from lora_ops.settings.rollout import RolloutSettings
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class ShadowLook(NamedTuple):
         unscored: answered pairs that nobody could judge.
         hours: clock hours with at least one answered pair.
         replayed: whether these are pairs of replayed requests.
+        keys: which part came by the busiest API key, in words; empty where no key has most.
     """
 
     verdict: Verdict
@@ -84,6 +85,7 @@ class ShadowLook(NamedTuple):
     first_at: datetime | None
     last_at: datetime | None
     replayed: bool
+    keys: str = ""
 
 
 def look_at_pairs(
@@ -113,6 +115,7 @@ def look_at_pairs(
     ]
     if since is not None and len(counted):
         counted = counted[counted["time"] >= since]
+    counted, keys = _by_units(plan, counted, since, replayed=replayed)
     answered = counted[counted["status"] == "answered"]
     tried = counted[counted["status"].isin(("answered", "failed"))]
     window = plan.canary.window_seconds
@@ -158,7 +161,7 @@ def look_at_pairs(
     unscored = len(answered) - len(judged)
     gone = _gone(preempted, len(tried), unscored)
     return ShadowLook(
-        _with_minimum(found, plan, len(answered), None if replayed else hours, gone),
+        by_whom(_with_minimum(found, plan, len(answered), None if replayed else hours, gone), keys),
         tuple(metrics),
         len(answered),
         len(tried) - len(answered),
@@ -169,7 +172,38 @@ def look_at_pairs(
         answered["time"].min().to_pydatetime() if len(answered) else None,
         answered["time"].max().to_pydatetime() if len(answered) else None,
         replayed,
+        keys.said,
     )
+
+
+def _by_units(
+    plan: RolloutPlan, pairs: "pd.DataFrame", since: datetime | None, *, replayed: bool
+) -> tuple["pd.DataFrame", KeyShare]:
+    """Return the pairs with the names of their units, without those beyond their key's part.
+
+    A replayed row is the same whenever it is replayed, and nobody's: it counts once.
+    """
+    if replayed or pairs.empty:
+        return pairs, KeyShare(frozenset(), 0, "")
+    begun = since or pairs["time"].min()
+    names = [
+        in_period(unit, at, begun, plan.canary.period_hours) if is_named else of_key(unit, at)
+        for unit, at, is_named in zip(pairs["unit"], pairs["time"], _named(pairs), strict=True)
+    ]
+    keys = by_key(
+        (
+            Opening(at.timestamp(), name, SHADOW, key if isinstance(key, str) else None)
+            for name, at, key in zip(names, pairs["time"], pairs["key"], strict=True)
+        ),
+        plan.key_percent,
+    )
+    pairs = pairs.assign(unit=names)
+    return pairs[pairs["unit"].isin(keys.units)], keys
+
+
+def _named(pairs: "pd.DataFrame") -> list[bool]:
+    # Pairs of earlier releases don't say it: one that named nobody was a unit of its own there.
+    return [one is None or one != one or bool(one) for one in pairs["names_unit"].astype(object)]
 
 
 def _gone(preempted: int, tried: int, unscored: int) -> str | None:

@@ -38,6 +38,7 @@ class ArmEvent(Record):
     request_id: str
     tenant: str
     route: str | None = None
+    key: str | None = None
     unit: str | None = None
     arm: Arm | None = None
     fallback: str | None = None
@@ -166,9 +167,10 @@ class GatewayTraffic:
         """
         if asks_by_name(rollout):
             return self._report(rollout, "shadow", self.named_look(rollout).verdict.reason, rollout.began)
-        pairs, replayed = self.pairs(rollout), self.shadow_look(rollout).replayed
-        counted = pairs[pairs["replayed"].astype(bool) == replayed]
-        return shadow_report(self._registry, rollout.plan.adapter, counted, terms=rollout.terms)
+        pairs, found = self.pairs(rollout), self.shadow_look(rollout)
+        counted = pairs[pairs["replayed"].astype(bool) == found.replayed]
+        terms = "; ".join(filter(None, (rollout.terms, found.keys)))
+        return shadow_report(self._registry, rollout.plan.adapter, counted, terms=terms)
 
     def canary_report(self, rollout: Rollout, found: Look) -> Report:
         """Return the requests of the canary since its first step as a report to be filed.
@@ -236,6 +238,7 @@ class GatewayTraffic:
             yield CanaryRequest(
                 at=one["time"].to_pydatetime(),
                 unit=one["unit"],
+                key=None if pd.isna(one["key"]) else one["key"],
                 arm=one["arm"],
                 adapter=one["adapter"],
                 digest=one["digest"],

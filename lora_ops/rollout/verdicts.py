@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 from lora_ops.rollout.bets import checked_alpha
 from lora_ops.rollout.e_values import adjusted, combined
 from lora_ops.rollout.sample_ratio import SampleRatio
+from lora_ops.rollout.units import KeyShare
 
 Decision = Literal["advance", "roll back", "hold"]
 
@@ -102,6 +103,16 @@ def verdict(
     if not waiting and not missing:
         return Verdict("advance", f"{_listed(guardrails)} not worse by the margin (alpha {alpha:g})")
     return _held(guardrails, waiting, missing, threshold, users_per_hour, unit)
+
+
+def by_whom(found: Verdict, keys: KeyShare) -> Verdict:
+    """Return a verdict that says by whom it was decided, where one API key brought most units.
+
+    Whoever approves reads it: a client names its users itself, and one key can be any number of them.
+    """
+    if not keys.said or (found.decision == "hold" and not keys.left_out):
+        return found
+    return found._replace(reason=f"{found.reason}; {keys.said}")
 
 
 def _rolled_back(breaches: Mapping[str, float], threshold: float, warning: str) -> Verdict:

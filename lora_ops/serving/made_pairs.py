@@ -46,6 +46,8 @@ def made_pair(
         shadow=shadow.name,
         shadow_digest=shadow.digest,
         unit=unit,
+        key=request.caller.key,
+        names_unit=replayed or request.user is not None,
         epoch=request.route.epoch,
         replayed=replayed,
         target=target,

@@ -305,7 +305,7 @@ class Shadow:
             stats,
             status=status,
             code=code,
-            unit=self._pseudonyms.name(request.tenant, request.user or f"request {request.request_id}"),
+            unit=self._pseudonyms.name(request.tenant, request.unit),
             insult_threshold=self._insult_threshold,
             target=self._settings.target,
         )

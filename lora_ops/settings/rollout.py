@@ -116,6 +116,11 @@ class RolloutSettings(Section):
     alpha: float = Field(
         0.05, gt=0, lt=0.5, description="chance of a false verdict, in each of shadow and canary"
     )
+    key_percent: Percent = Field(
+        100,
+        description="of the units that one API key may bring, in shadow and canary; users beyond that don't "
+        "count. Lower it where clients who don't trust each other have keys of one tenant",
+    )
     accept_replay: bool = Field(
         False, description="replayed requests count as shadow traffic, for a demo or CI; the evidence says so"
     )

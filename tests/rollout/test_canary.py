@@ -252,3 +252,18 @@ def test_free_text_has_no_task_to_check() -> None:
     texts = [replace(one, is_task=None) for one in traffic(50)]
     found: Look = look(plan(), texts, since=MORNING, now=after(50))
     assert "task" not in {one.name for one in found.guardrails}
+
+
+def test_canary_of_one_key_says_so() -> None:
+    """All may come by a tenant's own backend, or by a client that invents users: people decide which."""
+    found = look(plan(), [replace(one, key="app") for one in traffic(900)], since=MORNING, now=after(900))
+    assert found.verdict.decision == "advance"
+    assert found.verdict.reason.endswith("100% of the units come by one key (app)")
+
+
+def test_canary_key_that_invents_users_decides_nothing() -> None:
+    plan_of_half = RolloutPlan.of("finance@2", OURS, "finance@1", THEIRS, RolloutSettings(key_percent=50))
+    requests = [replace(one, key="app") for one in traffic(900)]
+    found = look(plan_of_half, requests, since=MORNING, now=after(900))
+    assert found.verdict.decision == "hold" and "1798 don't count" in found.verdict.reason
+    assert (found.canary_users, found.ratio.broken) == (1, False)

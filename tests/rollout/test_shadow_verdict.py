@@ -143,6 +143,39 @@ def test_one_busy_user_is_one_unit() -> None:
     assert found.units == 1 and found.verdict.decision == "hold"
 
 
+def test_requests_that_name_nobody_are_a_unit_a_minute() -> None:
+    """One key that sends ten requests a second is no 600 units."""
+    rows = [
+        pair(number, unit="key app", key="app", names_unit=False, time=START + timedelta(seconds=number / 10))
+        for number in range(600)
+    ]
+    assert look(rows).units == 1
+    two_keys = [pair(number, **{**row, "unit": "key b", "key": "b"}) for number, row in enumerate(rows)]
+    assert look([*rows, *({**row, "id": f"b{row['id']}"} for row in two_keys)]).units == 2
+
+
+def test_user_who_comes_back_the_next_day_counts_again() -> None:
+    rows = [pair(number, unit="ana", time=START + timedelta(hours=25 * number)) for number in range(3)]
+    assert look(rows, START + timedelta(days=4)).units == 3
+
+
+def test_key_that_invents_users_counts_in_part() -> None:
+    rows = [pair(number, unit=f"invented {number}", key="one") for number in range(600)]
+    rows += [pair(number, unit=f"user {number}", key=f"key {number % 20}") for number in range(0, 600, 10)]
+    settings = RolloutSettings(key_percent=50)
+    of_share = RolloutPlan.of("finance@2", "cd" * 32, "finance@1", "ab" * 32, settings)
+    found = look_at_pairs(of_share, pd.DataFrame(rows), now=NOW)
+    assert found.units == 121 and "91% of the units come by one key (one)" in found.verdict.reason
+    assert "539 don't count" in found.verdict.reason
+
+
+def test_verdict_by_one_key_says_so() -> None:
+    """It may be a tenant's own backend: people decide whether its users are real."""
+    found = look([pair(number, key="backend") for number in range(600)])
+    assert found.verdict.decision == "advance"
+    assert found.verdict.reason.endswith("100% of the units come by one key (backend)")
+
+
 def test_replayed_and_live_pairs_never_count_together() -> None:
     """Replayed ones are made at once: no hours are asked of them."""
     now = START + timedelta(minutes=1)
@@ -176,7 +209,7 @@ def test_a_look_changes_no_earlier_one() -> None:
     rows = [pair(number, unit=f"u{number % 50}") for number in range(600)]
     early = look(rows[:300], START + timedelta(hours=15))
     late = look(
-        [*rows[:300], *(pair(600 + number, unit=f"u{number}", shadow_task=0.0) for number in range(50))]
+        [*rows[:300], *(pair(400 + number, unit=f"u{number}", shadow_task=0.0) for number in range(50))]
     )
     assert early.units == 50
     assert early.metrics[1].difference == late.metrics[1].difference

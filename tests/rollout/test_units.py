@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from lora_ops.rollout.units import Observation, Unit, closed_units, paired_differences
+from lora_ops.rollout.units import Observation, Opening, Unit, by_key, closed_units, paired_differences
 
 
 def test_one_user_with_many_values_is_one_unit() -> None:
@@ -55,3 +55,42 @@ def test_units_refuse_bad_numbers() -> None:
         closed_units([Observation(0, "a", "canary", math.nan)], now=1, window=1)
     with pytest.raises(ValueError, match="0 seconds or more"):
         closed_units([], now=1, window=-1)
+
+
+def opened(keys: str, arm: str = "canary") -> list[Opening]:
+    return [Opening(place, f"{arm} {place}", arm, key) for place, key in enumerate(keys)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "percent", "counted"),
+    [
+        ("aaaaaaaa", 100, 8),
+        ("aaaaaaaa", 50, 1),
+        ("abababab", 50, 8),
+        ("aaaabbbb", 50, 3),
+        ("abcdabcd", 25, 8),
+    ],
+)
+def test_key_brings_its_part_of_the_units(keys: str, percent: float, counted: int) -> None:
+    found = by_key(opened(keys), percent)
+    assert (len(found.units), found.left_out) == (counted, 8 - counted)
+
+
+def test_key_share_of_what_was_counted_never_changes() -> None:
+    generator = random.Random(5)
+    keys = {arm: "".join(generator.choices("aaab", k=80)) for arm in ("canary", "control")}
+    seen = [one for arm in keys for one in opened(keys[arm], arm)]
+    whole = by_key(seen, 40).units
+    for now in (10, 30, 60):
+        early = [one for one in seen if one.at <= now]
+        assert by_key(early, 40).units == whole & {one.unit for one in early}
+    # Either arm has its own part: otherwise one arm's users would decide which of the other count.
+    alone = by_key(opened(keys["canary"]), 40).units
+    assert {one for one in whole if one.startswith("canary")} == alone
+
+
+def test_busiest_key_is_named() -> None:
+    assert by_key(opened("aab"), 100).said == "67% of the units come by one key (a)"
+    assert by_key(opened("abcd"), 100).said == "" and by_key([], 100).said == ""
+    without = [one._replace(key=None) for one in opened("aa")]
+    assert by_key(without, 100).said == "100% of the units come by a gateway without keys"

@@ -45,6 +45,7 @@ def test_answers_of_production_are_asked_again_and_judged(staged: Clone, engine:
     assert first["production_seconds"] > 0 and first["shadow_seconds"] > 0 and not first["replayed"]
     assert first["production_identifiers"] == first["shadow_identifiers"] == 0
     assert rows["unit"].nunique() == 2 and "ana" not in set(rows["unit"])
+    assert sorted(rows["names_unit"]) == [False, True, True] and rows["key"].isna().all()
     assert rows["prompt_text"].isna().all() and rows["shadow_text"].isna().all()
     assert list(rows["answers"].sort_values()) == [1, 1, 2]
     events = read_events(staged.root / ".serving/events")
