@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -133,6 +134,26 @@ def routes_of(log: Log) -> dict[str, ToldRoute]:
             if changed:
                 replay_route(row.seq, *changed, routes)
     return routes
+
+
+def times_stopped(log: Log, version: str) -> list[tuple[datetime, datetime | None]]:
+    """Return from when until when a version (`finance@1`) was stopped, each time; None: it still is."""
+    tenant, _, number = version.rpartition("@")
+    routes: dict[str, ToldRoute] = {}
+    times: list[tuple[datetime, datetime | None]] = []
+    for row in log.about_routes(tenant):
+        with suppress(ValueError):  # it was changed, which the chain says
+            changed = route_patch(row.kind, row.subject, parse_json(row.body))
+            if changed is None:
+                continue
+            replay_route(row.seq, *changed, routes)
+            is_stopped = int(number) in routes[tenant].known.stopped
+            was_stopped = bool(times) and times[-1][1] is None
+            if is_stopped and not was_stopped:
+                times.append((datetime.fromisoformat(row.at), None))
+            elif was_stopped and not is_stopped:
+                times[-1] = (times[-1][0], datetime.fromisoformat(row.at))
+    return times
 
 
 def merged(fields: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:

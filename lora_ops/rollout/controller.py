@@ -171,6 +171,9 @@ def _shadow(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
     found = evidence.shadow(rollout)
     if found.decision == "roll back":
         return _moved(registry, rollout, "returned", f"shadow: {found.reason}", route=_without(plan))
+    silent = _silent(registry, plan)
+    if silent:
+        return Round(rollout, silent)
     share = _route(registry, version).shadow
     if wanted and share != wanted:
         # As in the canary: nothing goes on by itself against what people changed.
@@ -228,6 +231,9 @@ def _canary(registry: Registry, rollout: Rollout, version: Version, evidence: Ev
         )
     if rollout.phase == "ready":
         return _ready(registry, rollout, version, look, evidence)
+    silent = _silent(registry, plan)
+    if silent:
+        return Round(rollout, silent, look=look)
     if found.decision == "hold":
         return Round(rollout, str(found), look=look)
     left = plan.canary.hours - (registry.clock() - rollout.since).total_seconds() / 3600
@@ -275,6 +281,18 @@ def _ready(registry: Registry, rollout: Rollout, version: Version, look: Look, e
     return _moved(
         registry, rollout, "done", f"{version.id} is in production", look, route=_without(rollout.plan)
     )
+
+
+def _silent(registry: Registry, plan: RolloutPlan) -> str | None:
+    """Return a hold where production answers nobody: there is nothing to compare with then; else None.
+
+    What is ready goes on: its evidence is from before, and approved.
+    """
+    if plan.is_alone:
+        return None
+    against = registry.get_exact(plan.against, whole=False)
+    reason = next(reasons_against(registry, against.summary, registry.clock()), None)
+    return f"hold: production answers nobody, so that nothing compares with it ({reason})" if reason else None
 
 
 def _moved(

@@ -12,6 +12,7 @@ from lora_ops.line_files import read_line_files
 from lora_ops.records.record import Record
 from lora_ops.records.rollout import Rollout
 from lora_ops.registry.reports import Report, make
+from lora_ops.registry.route_entries import times_stopped
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.canary import Arm, CanaryRequest, Look, look
 from lora_ops.rollout.gateways import GatewayProbe
@@ -28,6 +29,9 @@ WHOLE = (
     "status IS NOT NULL AND seconds >= 0 AND seconds < 'Infinity'::DOUBLE AND generated_tokens >= 0 "
     "AND adapter IS NOT NULL AND digest IS NOT NULL"
 )
+# Production that was stopped, or has expired, was asked nothing. As its errors such refusals would make any
+# canary look good.
+ASKED = "NOT (arm = 'control' AND coalesce(code, '') = 'model_not_served')"
 
 
 class ArmEvent(Record):
@@ -45,6 +49,7 @@ class ArmEvent(Record):
     adapter: str
     digest: str
     status: int
+    code: str | None = None
     seconds: float
     generated_tokens: int
     answer_task: float | None = None
@@ -214,9 +219,14 @@ class GatewayTraffic:
         tenant = rollout.plan.adapter.rpartition("@")[0]
         where = (
             f"tenant = '{tenant}' AND arm IS NOT NULL AND unit IS NOT NULL AND time >= '{since.isoformat()}' "
-            f"AND {WHOLE}"
+            f"AND {WHOLE} AND {ASKED}"
         )
-        yield from self._read(where)
+        # Canary and control are of the same time. While production answers nobody the canary says nothing.
+        plan = rollout.plan
+        stopped = [] if plan.is_alone else times_stopped(self._registry.log, plan.against)
+        for one in self._read(where):
+            if not any(start <= one.at and (end is None or one.at <= end) for start, end in stopped):
+                yield one
 
     def _named(self, rollout: Rollout) -> Iterator[CanaryRequest]:
         """Yield the requests of this attempt that asked for the version by its name."""

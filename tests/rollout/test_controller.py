@@ -16,7 +16,7 @@ from lora_ops.rollout import controller
 from lora_ops.rollout.controller import Round, abort, one_round, start
 from lora_ops.rollout.verdicts import Verdict
 from tests.registry.conftest import Build, Clock, Story
-from tests.rollout.rolling import SETTINGS, Traffic
+from tests.rollout.rolling import AGREES, SETTINGS, Traffic
 
 WAITS = Verdict("hold", "about 40 more users, 2.0 hours")
 BREAKS = Verdict("roll back", "task is worse by more than the margin")
@@ -423,3 +423,33 @@ def run_to_the_end(registry: Registry, evidence: Traffic) -> str:
     found = rollouts.rollout_of(registry, "finance@2")
     assert found
     return run(registry, evidence).rollout.phase if found.is_running else found.phase
+
+
+def test_stopped_production_holds_a_rollout(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    """Its refusals would make any canary look good; once it is resumed, the rollout goes on."""
+    run(registry, traffic_of)
+    traffic_of.come(300)
+    routes.stop(registry, "finance@1", actor="oncall", reason="it insults")
+    held = run(registry, traffic_of)
+    assert (held.rollout.step, held.changed) == (0, False)
+    assert "production answers nobody" in held.said and "finance@1 was stopped" in held.said
+    routes.resume(registry, "finance@1", actor="oncall", reason="it doesn't")
+    assert run(registry, traffic_of).rollout.step == 1
+
+
+def test_stopped_production_keeps_no_breach_waiting(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    run(registry, traffic_of)
+    traffic_of.come(60, status=500)
+    routes.stop(registry, "finance@1", actor="oncall", reason="it insults")
+    assert run(registry, traffic_of).rollout.phase == "returned"
+
+
+def test_stopped_production_holds_a_shadow(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    traffic_of.pairs = WAITS
+    run(registry, traffic_of)
+    routes.stop(registry, "finance@1", actor="oncall", reason="it insults")
+    traffic_of.pairs = AGREES
+    held = run(registry, traffic_of)
+    assert held.rollout.phase == "shadow" and "production answers nobody" in held.said

@@ -10,6 +10,7 @@ import pytest
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import TrafficEvidence
 from lora_ops.records.rollout import Rollout, RolloutPlan
+from lora_ops.registry import routes
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.traffic import GatewayTraffic
 from lora_ops.serving.events import EventLog
@@ -112,6 +113,37 @@ def test_events_that_can_not_be_read_are_named(
     folder.mkdir(parents=True)
     with pytest.raises(LoraOpsError, match="The events can't be read"):
         traffic.canary(rollout)
+
+
+def test_events_while_production_was_stopped_say_nothing(
+    registry: Registry, story: Story, package: Build, tmp_path: Path
+) -> None:
+    """Nor do refusals of requests that waited when it was stopped: they are no errors of the control group."""
+    for seed in (1, 2):
+        registry.register(*package(seed), actor="ana.silva")
+    story.to_rollout()
+    begun = registry.clock()
+    digests = [registry.get(f"finance@{number}").summary.content_digest for number in (1, 2)]
+    plan = RolloutPlan.of("finance@2", digests[1], "finance@1", digests[0], RolloutSettings())
+    rollout = Rollout(
+        plan=plan, phase="canary", since=begun, began=begun, canary_since=begun, seq=7, started_by="ci"
+    )
+    registry.clock = lambda: begun + timedelta(minutes=1)
+    routes.stop(registry, "finance@1", actor="oncall", reason="it insults")
+    registry.clock = lambda: begun + timedelta(minutes=2)
+    routes.resume(registry, "finance@1", actor="oncall", reason="it doesn't")
+    refused = {"arm": "control", "status": 503, "code": "model_not_served"}
+    known = [{"arm": arm, "digest": digests[arm == "canary"]} for arm in ARMS]
+    write(
+        tmp_path,
+        *({**one, "time": begun + timedelta(seconds=seconds)} for one in known for seconds in (30, 90, 150)),
+        {**refused, "time": begun + timedelta(seconds=59)},
+        {**refused, "time": begun + timedelta(seconds=121)},
+    )
+    registry.clock = lambda: begun + timedelta(hours=1)
+    found = GatewayTraffic(registry, tmp_path / ".serving", insults_from=0.5).canary(rollout)
+    assert (found.canary_users, found.control_users) == (2, 2)
+    assert found.guardrails[0].control == 0
 
 
 @pytest.mark.parametrize(
