@@ -92,6 +92,7 @@ GATES: dict[str, Looser] = {
     "registry.evidence.policy_prompts": _less,
     "registry.evidence.annotators": _less,
     "registry.evidence.pairs": _less,
+    "registry.evidence.rollout": lambda mine, theirs: (mine, theirs) == ("optional", "required"),
     "registry.evidence.votes": lambda mine, theirs: (mine, theirs) == ("file", "session"),
     "registry.evidence.agreement": _less,
     "registry.evidence.requests": _less,

@@ -45,6 +45,7 @@ BEFORE_GATES = {
     "policy": "file",
     "votes": "file",
     "agreement": -1.0,
+    "rollout": "optional",
 }
 
 

@@ -169,7 +169,7 @@ def step_basis(
     needed += objections(registry, version, history, documents, max_gap=limit)
     needed += against.twins
     if to == "production":
-        needed += not_ready(registry, version.id)
+        needed += not_ready(registry, version)
     basis = found | {one.document.kind: one.reference for one in given}
     return {kind: one for kind, one in basis.items() if kind in required}, needed
 

@@ -28,30 +28,32 @@ Reroute = Callable[[RouteRecord], RouteRecord]
 STARTED, RETRIED, MOVED, PAUSED, RESUMED = "started", "retried", "moved", "paused", "resumed"
 
 
-def rollouts(registry: Registry, tenant: str | None = None) -> list[Rollout]:
+def rollouts(registry: Registry, tenant: str | None = None, *, before: int | None = None) -> list[Rollout]:
     """Return every rollout in its last state, in the order in which they were started.
 
     Args:
         registry: where.
         tenant: whose; None: everybody's.
+        before: as they were before this entry of the log; None: as they are now.
 
     Raises:
         Damaged: an entry is not what lora-ops writes.
     """
     found: dict[str, Rollout] = {}
     for entry in registry.log.of_kind(KIND):
-        if tenant is None or entry.subject.id.rpartition("@")[0] == tenant:
+        of_tenant = tenant is None or entry.subject.id.rpartition("@")[0] == tenant
+        if of_tenant and (before is None or entry.seq < before):
             found[entry.subject.id] = _after(found.get(entry.subject.id), entry)
     return list(found.values())
 
 
-def rollout_of(registry: Registry, adapter: str) -> Rollout | None:
+def rollout_of(registry: Registry, adapter: str, *, before: int | None = None) -> Rollout | None:
     """Return the rollout of one version (`finance@2`) in its last state, or None.
 
     Raises:
         Damaged: an entry is not what lora-ops writes.
     """
-    of_tenant = rollouts(registry, adapter.rpartition("@")[0])
+    of_tenant = rollouts(registry, adapter.rpartition("@")[0], before=before)
     return next((one for one in of_tenant if one.plan.adapter == adapter), None)
 
 
@@ -84,23 +86,36 @@ def running(registry: Registry, tenant: str) -> Rollout | None:
     return next((one for one in rollouts(registry, tenant) if one.is_running), None)
 
 
-def not_ready(registry: Registry, adapter: str) -> Iterator[str]:
-    """Yield what a version's rollout lacks before production, in words; nothing where it had none.
+def not_ready(registry: Registry, version: Version) -> Iterator[str]:
+    """Yield what a version's rollout lacks before production, in words.
 
-    Evidence from before a breach opens nothing after it: the next attempt has to come to `ready`. A version
-    whose rollout people ended is theirs to bring to production, by approvals from after that.
+    Evidence from before a breach opens nothing after it: the next attempt has to come to `ready`. Without a
+    rollout, or with one that people ended, a version follows another one only where `registry.evidence.rollout`
+    is optional: reports on a shadow and a canary that nobody saw could be filed for it. Nothing in production
+    is nothing to compare with, so that people decide there.
     """
     try:
-        found = rollout_of(registry, adapter)
+        found = rollout_of(registry, version.id)
     except Damaged as error:
         yield str(error).rstrip(".")
         return
-    if found is None or found.phase in ("ready", "done", "aborted"):
+    replaces = registry.named(version.tenant, "production") not in (None, version.number)
+    asked = replaces and registry.least.rollout == "required"
+    if found and found.phase in ("ready", "done"):
+        return
+    if found is None:
+        if asked:
+            yield (
+                f"a rollout that is ready (`lora-ops rollout start {version.id} --reason TEXT` begins it; "
+                "registry.evidence.rollout in params.yaml asks for it)"
+            )
+        return
+    if found.phase == "aborted" and not asked:
         return
     ways = (
-        f"`lora-ops rollout start {adapter} --reason TEXT` tries it again"
-        if found.phase == "returned"
-        else f"`lora-ops rollout abort {adapter} --reason TEXT` ends it"
+        f"`lora-ops rollout abort {version.id} --reason TEXT` ends it"
+        if found.is_running
+        else f"`lora-ops rollout start {version.id} --reason TEXT` tries it again"
     )
     yield f"a rollout that is ready (it is '{found.phase}': {found.said}; {ways})"
 

@@ -28,6 +28,7 @@ from lora_ops.registry.reports import load, own_evidence, recorded_minimums
 from lora_ops.registry.requirements import EVIDENCE, STAGES, other_baseline
 from lora_ops.registry.roles import APPROVE, MAY
 from lora_ops.registry.rollbacks import against_return, fresh_incidents, no_incident
+from lora_ops.registry.rollouts import rollout_of
 from lora_ops.registry.ssh_signatures import fingerprint
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins
@@ -92,6 +93,11 @@ def _evidence_lacks(registry: Registry, version: Version, entry: AuditEntry) -> 
                 yield "the evaluation of its package"
         else:
             yield from _document_lacks(registry, version, found[kind], entry)
+    replaces = "superseded" in entry.effects.get("states", {}).values()
+    if entry.action == "production" and replaces and least.get("rollout") == "required":
+        found_then = rollout_of(registry, version.id, before=entry.seq)
+        if found_then is None or found_then.phase != "ready":
+            yield "a rollout that was ready"
     if least.get("regression"):
         yield from _baseline_lacks(registry, version, found.get("regression"), entry)
 
@@ -232,7 +238,7 @@ def weaknesses(entries: Sequence[AuditEntry], version: str) -> list[str]:
 
 def _less(least: dict[str, Any]) -> str:
     usual = EvidenceSettings().model_dump(mode="json")
-    votes, policy = usual.pop("votes"), usual.pop("policy")
+    votes, policy, rollout = (usual.pop(name) for name in ("votes", "policy", "rollout"))
     asked = [
         f"{name} {least[name]:g}, not {value:g}"
         for name, value in usual.items()
@@ -242,6 +248,8 @@ def _less(least: dict[str, Any]) -> str:
         asked.append(f"votes from a {least['votes']}, not from a {votes}")
     if least.get("policy", policy) != policy:
         asked.append(f"policy rows from a {least['policy']}, not {policy} ones")
+    if least.get("rollout", rollout) != rollout:
+        asked.append("a rollout where there is one, not before each production")
     return ", ".join(asked)
 
 

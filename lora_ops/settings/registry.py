@@ -84,6 +84,11 @@ class EvidenceSettings(Section):
         description="least of Krippendorff's alpha: below it not even tentative conclusions hold "
         "(Krippendorff, 2004, page 241); -1: any",
     )
+    rollout: Literal["required", "optional"] = Field(
+        "required",
+        description="what follows a version in production was brought to `ready` by `lora-ops rollout`; "
+        "optional: reports on shadow and canary that somebody filed will do",
+    )
     requests: int = Field(100, ge=1, description="answered in shadow, and in canary")
     hours: float = Field(24, ge=0, description="from the first to the last of them: each hour of a day once")
     error_share: float = Field(0.01, ge=0, le=1, description="of them that may end in an error")

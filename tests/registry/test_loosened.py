@@ -147,8 +147,9 @@ def test_gates_name_a_limit_that_was_loosened(
     serving.max_gap["finance"] = 0.1
     assert told in record(serving, "finance@2").verdict.warnings
     without = "registry.evidence.regression false, not true; registry.evidence.release_notes false, not true"
-    typed = "registry.evidence.policy file, not computed; registry.evidence.hours 0, not 24"
-    defaults = f"it is judged by looser gates than the defaults: {without}; {typed}"
+    typed = "registry.evidence.policy file, not computed"
+    by_hand = "registry.evidence.rollout optional, not required; registry.evidence.hours 0, not 24"
+    defaults = f"it is judged by looser gates than the defaults: {without}; {typed}; {by_hand}"
     assert gate_notes(serving, serving.get("finance@1")) == [defaults]
 
 

@@ -5,10 +5,11 @@ import pytest
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.records.rollout import Rollout, RolloutPlan
 from lora_ops.records.route import RouteRecord, ShadowRoute
-from lora_ops.registry import rollouts
+from lora_ops.registry import lifecycle, requirements, rollouts
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
+from lora_ops.settings.registry import EvidenceSettings
 from lora_ops.settings.rollout import RolloutSettings
 from tests.registry.conftest import FIRST, Build, Story
 
@@ -168,3 +169,69 @@ def test_entry_of_a_newer_release_changes_nothing_known(registry: Registry, roll
         change.note("annotated", "rollout", "finance@2", reason="a newer release")
     found = rollouts.rollout_of(registry, "finance@2")
     assert found and (found.phase, found.seq) == ("shadow", rollout.seq + 1)
+
+
+@pytest.fixture
+def approved(registry: Registry, story: Story, package: Build) -> Registry:
+    """finance@2 has reports on shadow and canary that people filed, and two approvals; it had no rollout."""
+    for seed in (1, 2):
+        registry.register(*package(seed), actor="ana.silva")
+    story.to("finance@1", "production")
+    story.to("finance@2", "canary")
+    story.file("canary", about="finance@2")
+    story.approve("finance@2")
+    return registry
+
+
+def ask(registry: Registry, rollout: str) -> None:
+    registry.least = registry.least.model_copy(update={"rollout": rollout})
+
+
+def bring(registry: Registry, reference: str = "finance@2") -> None:
+    lifecycle.promote(registry, reference, "production", actor="ci", reason="two agreed")
+
+
+def test_filed_reports_are_no_way_around_a_rollout(approved: Registry) -> None:
+    assert EvidenceSettings().rollout == "required"
+    ask(approved, "required")
+    said = r"missing.*a rollout that is ready \(`lora-ops rollout start finance@2 --reason TEXT` begins it"
+    with pytest.raises(Refused, match=said):
+        bring(approved)
+    ask(approved, "optional")
+    bring(approved)
+    assert approved.named("finance", "production") == 2 and not verify(approved).problems
+
+
+def test_aborted_rollout_is_no_way_around_one(registry: Registry, rollout: Rollout, story: Story) -> None:
+    rollouts.move(registry, rollout, "aborted", "we know better", actor=FIRST)
+    story.to("finance@2", "canary")
+    story.file("canary", about="finance@2")
+    story.approve("finance@2")
+    ask(registry, "required")
+    with pytest.raises(Refused, match=r"it is 'aborted': we know better; `lora-ops rollout start finance@2"):
+        bring(registry)
+    ask(registry, "optional")
+    bring(registry)
+
+
+def test_rollout_is_asked_for_beside_production_alone(registry: Registry, story: Story, package: Build) -> None:
+    """Nothing to compare with asks for none; nor does a rollback, which must work in any state."""
+    ask(registry, "required")
+    for seed in (1, 2):
+        registry.register(*package(seed), actor="ana.silva")
+    story.to("finance@1", "production")
+    ask(registry, "optional")
+    story.to("finance@2", "production")
+    ask(registry, "required")
+    told = story.evidence("incident", about="finance@2")
+    lifecycle.promote(registry, "finance@1", "production", actor="ci", reason="leaks", evidence=told)
+    assert registry.named("finance", "production") == 1 and not verify(registry).problems
+
+
+def test_verify_names_a_promotion_without_its_rollout(
+    approved: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(approved, "required")
+    monkeypatch.setattr(requirements, "not_ready", lambda registry, version: ())
+    bring(approved)
+    assert any("without a rollout that was ready" in one for one in verify(approved).problems)

@@ -52,6 +52,7 @@ def test_rollout_goes_to_production_by_evidence(
     registry: Registry, rollout: Rollout, traffic_of: Traffic
 ) -> None:
     """Shadow, both steps, ready; two approvals later the alias moves, and the route is empty."""
+    registry.least = registry.least.model_copy(update={"rollout": "required"})
     held = run(registry, traffic_of)
     assert (held.rollout.phase, canary_of(registry)) == ("canary", 5) and "no users yet" in held.said
     traffic_of.come(300)
