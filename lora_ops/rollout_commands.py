@@ -42,10 +42,17 @@ def start(reference: ExactReference, reason: Reason, actor: Actor = None, as_jso
     from lora_ops.rollout.controller import start as begin
     from lora_ops.settings.params import load_settings
 
-    settings = load_settings().rollout
+    settings = load_settings()
 
     def change(registry: "Registry") -> "Rollout":
-        return begin(registry, reference, settings, actor=who(actor), reason=reason)
+        return begin(
+            registry,
+            reference,
+            settings.rollout,
+            actor=who(actor),
+            reason=reason,
+            insult_threshold=settings.detectors.insult_threshold,
+        )
 
     _change(change, "begins: `lora-ops rollout run` takes it on", as_json)
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from lora_ops.records.record import Record, Sha256
+from lora_ops.settings.detectors import DetectorSettings
 from lora_ops.settings.rollout import CanarySettings, MarginSettings, RolloutSettings, ShadowSettings
 
 Phase = Literal["shadow", "canary", "ready", "done", "returned", "aborted"]
@@ -50,6 +51,10 @@ class RolloutPlan(Record):
     margins: Margins
     alpha: float = Field(gt=0, lt=0.5)
     key_percent: float = Field(100, gt=0, le=100)
+    insult_threshold: float | None = Field(
+        None,
+        description="of the canary's answers; None, of an earlier release: that of the day",
+    )
     accept_replay: bool = False
 
     @property
@@ -66,6 +71,8 @@ class RolloutPlan(Record):
         usual = RolloutSettings()
         upper = [(f"margins.{name}", getattr(self.margins, name), limit) for name, limit in usual.margins]
         upper += [("alpha", self.alpha, usual.alpha)]
+        usually = DetectorSettings().insult_threshold
+        upper += [("insult_threshold", self.insult_threshold or usually, usually)]
         if self.is_alone:
             limit = usual.canary.first_p95_seconds
             upper += [("canary.first_p95_seconds", self.canary.first_p95_seconds, limit)]
@@ -88,7 +95,13 @@ class RolloutPlan(Record):
 
     @classmethod
     def of(
-        cls, adapter: str, digest: str, against: str, against_digest: str, settings: RolloutSettings
+        cls,
+        adapter: str,
+        digest: str,
+        against: str,
+        against_digest: str,
+        settings: RolloutSettings,
+        insult_threshold: float | None = None,
     ) -> "RolloutPlan":
         """Return the plan of one version beside another one, by the settings of this moment."""
         return cls(
@@ -101,6 +114,7 @@ class RolloutPlan(Record):
             margins=Margins.model_validate(settings.margins.model_dump()),
             alpha=settings.alpha,
             key_percent=settings.key_percent,
+            insult_threshold=insult_threshold,
             accept_replay=settings.accept_replay,
         )
 

@@ -72,7 +72,9 @@ class Round:
     look: Look | None = None
 
 
-def new_plan(registry: Registry, reference: str, settings: RolloutSettings) -> RolloutPlan:
+def new_plan(
+    registry: Registry, reference: str, settings: RolloutSettings, insult_threshold: float | None = None
+) -> RolloutPlan:
     """Return the plan of a version's rollout by the settings of this moment.
 
     Raises:
@@ -87,16 +89,24 @@ def new_plan(registry: Registry, reference: str, settings: RolloutSettings) -> R
     against = next(reasons_against(registry, version.summary, registry.clock()), None)
     if against and version.state != "validated":  # which may not serve before it is in shadow
         raise Refused(f"{against}.")
-    return settings_plan(registry, version.id, settings)
+    return settings_plan(registry, version.id, settings, insult_threshold)
 
 
-def start(registry: Registry, reference: str, settings: RolloutSettings, *, actor: str, reason: str) -> Rollout:
+def start(
+    registry: Registry,
+    reference: str,
+    settings: RolloutSettings,
+    *,
+    actor: str,
+    reason: str,
+    insult_threshold: float | None = None,
+) -> Rollout:
     """Begin a version's rollout, or one that went back once more; the first round brings it into shadow.
 
     Raises:
         LoraOpsError: as `new_plan`, or no role, no reason, or another rollout of the tenant runs.
     """
-    plan = new_plan(registry, reference, settings)
+    plan = new_plan(registry, reference, settings, insult_threshold)
     version = registry.get(plan.adapter)
     if version.state == "validated":
         _, missing = missing_for(registry, version.id)

@@ -318,8 +318,16 @@ def as_rows(look: ShadowLook) -> list[Mapping[str, object]]:
     return [{**one._asdict(), "difference": one.difference and list(one.difference)} for one in look.metrics]
 
 
-def settings_plan(registry: Registry, reference: str, settings: RolloutSettings) -> RolloutPlan:
+def settings_plan(
+    registry: Registry, reference: str, settings: RolloutSettings, insult_threshold: float | None = None
+) -> RolloutPlan:
     """Return what a rollout of a version that began now would ask, against production or else the base model.
+
+    Args:
+        registry: where.
+        reference: which version.
+        settings: `rollout` of params.yaml.
+        insult_threshold: `detectors.insult_threshold` of params.yaml.
 
     Raises:
         LoraOpsError: there is no such version.
@@ -331,4 +339,5 @@ def settings_plan(registry: Registry, reference: str, settings: RolloutSettings)
     if number is not None:
         production = registry.load(version.tenant, number)
         against, digest = production.id, production.summary.content_digest
-    return RolloutPlan.of(version.id, version.summary.content_digest, against, digest, settings)
+    content = version.summary.content_digest
+    return RolloutPlan.of(version.id, content, against, digest, settings, insult_threshold)

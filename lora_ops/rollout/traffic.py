@@ -71,7 +71,7 @@ class GatewayTraffic:
     Args:
         registry: whose clock says when a look is, and where reports are made for.
         folder: `.serving` of the gateways.
-        insults_from: score from which an answer counts as insulting.
+        insults_from: score from which an answer counts as insulting, of a rollout whose plan says none.
         keeper: writes each verdict's look down for people; None: nobody does.
         probe: asks gateways for a version before users get it; None: nobody does.
     """
@@ -158,7 +158,7 @@ class GatewayTraffic:
             now=self._registry.clock(),
             since=since,
             waiting_since=rollout.since if rollout.phase == "ready" else None,
-            insults_from=self._insults_from,
+            insults_from=rollout.plan.insult_threshold or self._insults_from,
         )
         if self._keeper:
             self._keeper.keep(rollout, found, self._registry.clock())

@@ -106,6 +106,20 @@ def test_tasks_of_both_arms_are_compared(
     assert found.verdict.decision == "roll back" and found.verdict.breached == ("task",)
 
 
+def test_insults_are_judged_as_when_the_rollout_began(
+    registry: Registry, rollout: Rollout, tmp_path: Path
+) -> None:
+    """A threshold that somebody raises while it runs loosens nothing of it."""
+    plan = rollout.plan.model_copy(update={"insult_threshold": 1e-9})
+    write(tmp_path, *({"arm": arm, "answer_text": "fine"} for arm in ARMS))
+    registry.clock = lambda: MORNING + timedelta(hours=1)
+    found = [
+        GatewayTraffic(registry, tmp_path / ".serving", insults_from=0.9).canary(one)
+        for one in (rollout, rollout.model_copy(update={"plan": plan}))
+    ]
+    assert [{one.name: one.canary for one in each.guardrails}["insults"] for each in found] == [0.0, 1.0]
+
+
 def test_events_that_can_not_be_read_are_named(
     traffic: GatewayTraffic, rollout: Rollout, tmp_path: Path
 ) -> None:
