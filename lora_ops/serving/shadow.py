@@ -39,6 +39,9 @@ from lora_ops.settings.serving import ServingSettings
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 4  # copies that are tried at the same time
+# Of those, how many are answered at the same time here: each shares the engine's steps with clients who come
+# while it runs. A copy that finds no slots or memory waits outside, and keeps no other one from its answer.
+ANSWERED_AT_ONCE = 1
 TRIES = 3  # of a copy that clients end each time
 IDLE_SECONDS = 0.05  # between two looks for idle slots
 MEMORY_SECONDS = 1.0  # between two looks for free adapter memory
@@ -165,6 +168,7 @@ class Shadow:
         self._waiting: asyncio.Queue[_Copy] = asyncio.Queue()
         self._copies = 0
         self._bytes = 0
+        self._room = asyncio.Semaphore(AT_ONCE if settings.target else ANSWERED_AT_ONCE)
         self._workers: list[asyncio.Task[None]] = []
         self._failure = ""
         self._report_failures = OncePerMinute(
@@ -248,7 +252,8 @@ class Shadow:
                 return "dropped"  # it was stopped, revoked or replaced meanwhile
             stats = RequestStats()
             try:
-                await self._ask(replace(asked, started=time.perf_counter()), stats)
+                async with self._room:
+                    await self._ask(replace(asked, started=time.perf_counter()), stats)
             except Preempted:
                 tries += 1
                 if tries == TRIES:

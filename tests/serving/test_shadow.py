@@ -1,5 +1,6 @@
 """Shadow traffic: who is asked again, what is kept of it, and that no client ever notices."""
 
+import asyncio
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,31 @@ def test_copies_beyond_the_queue_are_dropped(staged: Clone, engine: Engine) -> N
         metrics = inner(gateway).telemetry
     assert metrics.shadow_copies.labels("finance@2", "dropped")._value.get() == 5
     assert pairs(staged).empty
+
+
+@pytest.mark.parametrize(("target", "most"), [(None, 1), ("http://127.0.0.1:9", 4)])
+def test_one_copy_at_a_time_shares_steps_with_clients(
+    staged: Clone, engine: Engine, target: str | None, most: int
+) -> None:
+    """Another gateway's copies share nothing here."""
+    at_once: list[int] = []
+
+    class Counts(NeverIdle):
+        running = 0
+
+        async def __call__(self, *_: object) -> None:
+            self.running += 1
+            at_once.append(self.running)
+            await asyncio.sleep(0.2)
+            self.running -= 1
+
+    settings = rollout(staged.settings(), target=target)
+    with shadowed(staged, engine, settings) as gateway, gateway.http() as http:
+        inner(gateway).shadow._ask = Counts()
+        for _ in range(8):
+            assert http.post("/v1/completions", json={**BODY, "max_tokens": 1}).status_code == 200
+        eventually(lambda: count(gateway, "answered") == 8)
+    assert max(at_once) <= most and (most == 1 or max(at_once) > 1)
 
 
 def test_copies_take_no_memory_that_clients_use(
