@@ -6,11 +6,14 @@ What somebody else put in the place of a file or folder of ours is moved, and ne
 import ctypes
 import errno
 import fcntl
+import grp
 import os
+import pwd
 import shutil
+import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +41,24 @@ def make_folder(path: Path) -> None:
     if os.path.lexists(path) and not path.is_dir():
         set_aside(path)
     path.mkdir(parents=True, exist_ok=True)
+
+
+def writable_by_others(paths: Iterable[Path]) -> Path | None:
+    """Return the first of some files and folders that another account than its owner's may write, or None.
+
+    A group that has its owner's name is theirs alone, as most systems make one for each account.
+    """
+    for path in paths:
+        try:
+            found = path.stat()
+            own = grp.getgrgid(found.st_gid).gr_name == pwd.getpwuid(found.st_uid).pw_name
+        except KeyError:  # a container whose user or group has no name
+            own = found.st_gid == found.st_uid
+        except OSError:
+            continue
+        if found.st_mode & (stat.S_IWOTH | (0 if own else stat.S_IWGRP)):
+            return path
+    return None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a gateway kept of a rollout's traffic: pairs of its shadow, and events of its canary."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -8,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from lora_ops.folders import writable_by_others
 from lora_ops.line_files import read_line_files
 from lora_ops.records.record import Record
 from lora_ops.records.rollout import Rollout
@@ -22,6 +24,8 @@ from lora_ops.rollout.shadow_report import shadow_report
 from lora_ops.rollout.shadow_verdict import ShadowLook, look_at_pairs
 from lora_ops.rollout.verdicts import Verdict
 
+logger = logging.getLogger(__name__)
+
 EVENTS, PAIRS = "events", "pairs"
 HOUR = 3600.0
 # A line that no gateway wrote must not stop a rollout's way back. NaN is above every number here.
@@ -32,6 +36,22 @@ WHOLE = (
 # Production that was stopped, or has expired, was asked nothing. As its errors such refusals would make any
 # canary look good.
 ASKED = "NOT (arm = 'control' AND coalesce(code, '') = 'model_not_served')"
+
+
+def other_writers(folder: Path) -> str | None:
+    """Return that others than the gateway's account may write its traffic, as a sentence, or None.
+
+    No secret could prove who wrote a line: whoever writes as the gateway reads what it signs with.
+    """
+    kept = [folder, *(folder / name for name in (EVENTS, PAIRS))]
+    files = [one for name in (EVENTS, PAIRS) for one in (folder / name).glob(f"{name}-*.jsonl")]
+    found = writable_by_others([*kept, *files])
+    if found is None:
+        return None
+    return (
+        f"Others than the gateway's account may write {found}, so a rollout believes lines that no gateway "
+        f"wrote: `chmod -R go-w {folder}`."
+    )
 
 
 class ArmEvent(Record):
@@ -88,6 +108,7 @@ class GatewayTraffic:
         self._folder = folder
         self._insults_from = insults_from
         self._keeper = keeper
+        self._said: str | None = None
         self._probe = probe
 
     def unanswered(self, rollout: Rollout) -> str | None:
@@ -121,7 +142,7 @@ class GatewayTraffic:
             requests,
             now=self._registry.clock(),
             since=rollout.began,
-            insults_from=self._insults_from,
+            insults_from=rollout.plan.insult_threshold or self._insults_from,
         )
         if found.verdict.decision == "roll back":
             return found
@@ -199,6 +220,12 @@ class GatewayTraffic:
         said += f"; {rollout.terms}" if rollout.terms else ""
         return make(self._registry, rollout.plan.adapter, kind, self._folder / EVENTS, said, since=since)
 
+    def _warn_of_other_writers(self) -> None:
+        said = other_writers(self._folder)
+        if said and said != self._said:
+            logger.warning("%s", said)
+        self._said = said
+
     def pairs(self, rollout: Rollout) -> pd.DataFrame:
         """Return the pairs of a rollout's two versions, oldest first.
 
@@ -206,6 +233,7 @@ class GatewayTraffic:
             LoraOpsError: the pairs can't be read.
         """
         plan = rollout.plan
+        self._warn_of_other_writers()
         return read_pairs(
             self._folder / PAIRS, plan.adapter, plan.content_digest, production_digest=plan.against_digest
         )
@@ -240,6 +268,7 @@ class GatewayTraffic:
 
     def _read(self, where: str) -> Iterator[CanaryRequest]:
         folder = self._folder / EVENTS
+        self._warn_of_other_writers()
         if not any(folder.glob(f"{EVENTS}-*.jsonl")):
             return
         rows: list[dict[Any, Any]] = read_line_files(folder, EVENTS, ArmEvent, where).to_dict("records")

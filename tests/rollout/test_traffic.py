@@ -282,3 +282,27 @@ def test_plan_of_fewer_steps_and_more_units_is_loose() -> None:
         "looser than usual: canary.waiting 99.9 (usually 95), canary.steps 1 (usually 4), "
         "canary.window_seconds 0 (usually 600), canary.period_hours 1 (usually 24)"
     )
+
+
+@pytest.mark.parametrize("inside", ["", "events", "events/events-1.jsonl", "pairs"])
+def test_traffic_that_others_may_write_is_named(
+    traffic: GatewayTraffic,
+    rollout: Rollout,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    inside: str,
+) -> None:
+    for name in ("events", "pairs"):
+        (tmp_path / ".serving" / name).mkdir(parents=True)
+    (tmp_path / ".serving/events/events-1.jsonl").touch(0o600)
+    for path in (tmp_path / ".serving").rglob("*"):
+        path.chmod(path.stat().st_mode & ~0o022)
+    traffic.canary(rollout)
+    assert not caplog.records
+    (tmp_path / ".serving" / inside).chmod(0o777)
+    for look in (traffic.canary, traffic.shadow_look, traffic.canary):
+        look(rollout)
+    assert [one.message for one in caplog.records] == [
+        f"Others than the gateway's account may write {tmp_path / '.serving' / inside}, so a rollout believes "
+        f"lines that no gateway wrote: `chmod -R go-w {tmp_path / '.serving'}`."
+    ]
