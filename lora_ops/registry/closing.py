@@ -23,6 +23,7 @@ from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import require_about
 from lora_ops.registry.roles import MAY, require_role
 from lora_ops.registry.steps import keep_reports, record_step, require_step
+from lora_ops.registry.stops import drop_if_entered, enter_stop
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Summary, Version, parse_reference
 
@@ -166,7 +167,28 @@ def settle(registry: Registry) -> list[str]:
             waiting.append(
                 f"{hold.version} is revoked on this machine, and not yet {hold.log}: {why_not_taken(why)}"
             )
+    for queued in registry.stops.all():
+        if not isinstance(why, Unavailable):
+            why = _settle_stop(registry, queued)
+        if why:
+            waiting.append(
+                f"{queued.version} is stopped on this machine, and not yet {queued.log}: {why_not_taken(why)}"
+            )
     return waiting
+
+
+def _settle_stop(registry: Registry, queued: Hold) -> LoraOpsError | None:
+    """Turn one queued stop into a change of the route; return why it is still queued, or None."""
+    if drop_if_entered(registry, queued):
+        return None
+    registry.stops.mend(queued)
+    try:
+        with without_settling(registry):
+            until_first(lambda: enter_stop(registry, queued))
+    except LoraOpsError as error:
+        return None if drop_if_entered(registry, queued) else error
+    drop_if_entered(registry, queued)
+    return None
 
 
 def why_not_taken(why: LoraOpsError) -> str:

@@ -77,7 +77,8 @@ def hold_reason(registry: Registry, summary: Summary) -> str | None:
 def stop_reason(registry: Registry, summary: Summary) -> str | None:
     """Return that somebody stopped a version, or None."""
     if summary.number not in registry.route(summary.tenant).stopped:
-        return None
+        queued = registry.queued_stop(summary)
+        return f"{queued.text}: it does not answer here until it is resumed" if queued else None
     return f"{summary.id} was stopped: `lora-ops route resume {summary.id} --reason TEXT` ends that"
 
 

@@ -1,4 +1,4 @@
-"""Holds: revocations that one machine states before the log takes them, so that they count at once.
+"""Holds: revocations and stops that one machine states before the log takes them, so that they count at once.
 
 A log at W&B takes none while W&B is down or refuses changes, and a log here none while it is damaged or its
 disk is. A hold is a signed file, and no entry of the audit log, so it forks nothing.
@@ -33,6 +33,8 @@ from lora_ops.registry.signing import Signer
 from lora_ops.small_files import parse_json, read_small
 
 FOLDER = "holds"
+STOPS = "stops"
+"""The folder of kill switches: a stop is a hold that the log takes as a change of the route (stops.py)."""
 ANY_CONTENT = "0" * 64
 """Stands for the content digest of a version where no database said which content it has."""
 RESERVE = "holds.reserve"
@@ -50,7 +52,8 @@ logger = logging.getLogger(__name__)
 class Statement(Record):
     """What a person decided, as it is signed."""
 
-    kind: Literal["hold"] = "hold"
+    kind: Literal["hold", "stop"] = "hold"
+    """Signed along, so that nobody can make a revocation of a stop by moving its file."""
     version: str
     content_digest: Sha256
     actor: str
@@ -86,15 +89,18 @@ class Hold:
     outside: Copy
     latest: str | None = None
     log: str = "at W&B"
+    did: Literal["revoked", "stopped"] = "revoked"
 
     @property
     def text(self) -> str:
         """Who stopped the version and when, as a sentence without its full stop."""
         if self.statement is None:
-            return f"{self.version} was revoked on this machine, by a statement that can't be read any more"
+            return f"{self.version} was {self.did} on this machine, by a statement that can't be read any more"
         by, at = one_line(self.statement.actor), one_line(to_the_minute(self.statement.at))
         unsigned = "" if self.is_signed else "; no trusted key signed that"
-        return f"{self.version} was revoked on this machine by {by} on {at}, and not yet {self.log}{unsigned}"
+        return (
+            f"{self.version} was {self.did} on this machine by {by} on {at}, and not yet {self.log}{unsigned}"
+        )
 
     @property
     def facts(self) -> dict[str, str | None]:
@@ -106,7 +112,8 @@ class Hold:
     @property
     def problem(self) -> str | None:
         """Return what somebody did to its files, in words, or None."""
-        again = f"`lora-ops registry revoke {self.version} --reason TEXT` writes it again"
+        command = "registry revoke" if self.did == "revoked" else "route stop"
+        again = f"`lora-ops {command} {self.version} --reason TEXT` writes it again"
         if self.statement is None or "changed" in (self.inside, self.outside):
             return f"the hold of {self.version} was changed: {again}"
         if self.inside == "missing":
@@ -134,6 +141,7 @@ class Holds:
         log: where a hold does not stand yet: `at W&B`, or `in the audit log`.
         keys: says which keys the audit log names. Whoever can write in the registry's folder can put a key of
             their own beside the others, so its signature counts for nothing.
+        kind: of the statements that are kept here.
     """
 
     def __init__(
@@ -142,8 +150,10 @@ class Holds:
         signer: Signer,
         log: str = "at W&B",
         keys: Callable[[], frozenset[str]] = frozenset,
+        kind: Literal["hold", "stop"] = "hold",
     ) -> None:
         self.inside = inside
+        self._kind = kind
         self.outside: Path | None = None
         """The second folder, outside the registry; None where nothing is remembered outside."""
         self._signer = signer
@@ -321,6 +331,7 @@ class Holds:
             copies[1] if self.outside else "not kept",
             max((max(said.at, said.up_to or "") for said in statements), default=None),
             self._log,
+            "revoked" if self._kind == "hold" else "stopped",
         )
 
     def _found(self, path: Path, version: str, digest: str) -> _Found | None:
@@ -333,7 +344,8 @@ class Holds:
         try:
             said = parse_json(content)
             statement = Statement.model_validate(said["hold"])
-            named = (statement.version, statement.content_digest) == (version, digest)
+            stated = (statement.kind, statement.version, statement.content_digest)
+            named = stated == (self._kind, version, digest)
             is_signed = named and self._is_signed(said["hold"], said["signature"])
         except (ValueError, TypeError, LookupError, ValidationError):
             return _Found(content, None, False)

@@ -31,6 +31,7 @@ class Queries:
     anchor: Anchor
     files: FileStore
     holds: Holds
+    stops: Holds
     structure: Structure
 
     def summaries(self, tenant: str | None = None) -> list[Summary]:
@@ -72,7 +73,7 @@ class Queries:
         A file that took the place of the database, as a restore puts it there, is opened.
         """
         self.db.follow_replacement()
-        holds = self.holds.place()
+        holds = self.holds.place(), self.stops.place()
         try:
             found = self.anchor.path.stat()
         except OSError:  # removed; whoever verifies the log says so
@@ -91,6 +92,11 @@ class Queries:
         """
         found = [hold for hold in self.holds.all() if self.is_stopped_by(hold, summary)]
         return max(found, key=lambda hold: hold.is_signed, default=None)
+
+    def queued_stop(self, summary: Summary) -> Hold | None:
+        """Return the kill switch of a version that this machine states and the log does not yet, or None."""
+        found = [stop for stop in self.stops.all() if self.is_stopped_by(stop, summary)]
+        return max(found, key=lambda stop: stop.is_signed, default=None)
 
     def is_stopped_by(self, hold: Hold, summary: Summary) -> bool:
         """Return whether a hold is about a version and its content.

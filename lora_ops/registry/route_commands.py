@@ -240,9 +240,19 @@ def _change(
         damage = {"registry_was_damaged": registry.mended} if registry.mended else {}
         remembered = head_remembered(registry)
         now = view(registry, routed.tenant)
+        not_sent = registry.not_sent
     if as_json:
-        facts: dict[str, Any] = {**now._asdict(), **remembered, **damage}
+        queued = {"not_sent": not_sent} if not_sent else {}
+        facts: dict[str, Any] = {**now._asdict(), **remembered, **damage, **queued}
         print_json(facts)
+        return
+    if not_sent:
+        print_lines(
+            f"{markup(done)}, on this machine. W&B has not taken that: {markup(not_sent.rstrip('.'))}. It is "
+            "queued: a running gateway, the next change and `lora-ops registry sync` send it. Until then other "
+            "machines serve it: run this command there.",
+            *note_lines(now.notes),
+        )
         return
     print_lines(f"{markup(done)} (entry {now.seq}).", *note_lines(now.notes))
 

@@ -15,13 +15,14 @@ from lora_ops.escaping import one_line
 from lora_ops.hashing import sha256_text
 from lora_ops.records.route import SEGMENT_PATTERN, CanaryRoute, RouteRecord, ShadowRoute
 from lora_ops.registry.changes import require_reason
-from lora_ops.registry.closing import until_first
+from lora_ops.registry.closing import until_first, why_not_taken, without_settling
 from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.roles import ANYBODY, MOVE, owners_of, require_role_in
 from lora_ops.registry.rollouts import gives_too_much
 from lora_ops.registry.route_entries import COUNTS_IN, PINNED_IN, ToldRoute, patch_between
+from lora_ops.registry.stops import drop_if_entered, state_stop
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Version, parse_reference
 
@@ -237,7 +238,8 @@ def stop(registry: Registry, reference: str, *, actor: str, reason: str) -> Rout
     """Let a version answer nobody until it is resumed: a kill switch; anybody in the team may.
 
     Its users get production; of a stopped version in production they get an error. Its row, its manifest and a
-    damaged `audit.head` don't matter, as for a revocation.
+    damaged `audit.head` don't matter, as for a revocation. Where W&B has the log, the stop holds on this
+    machine before W&B is asked. `registry.not_sent` says afterwards why W&B did not take it; it is queued then.
 
     Raises:
         LoraOpsError: unknown version, nobody of its team, no reason, a closed version, or a registry that can't
@@ -251,8 +253,12 @@ def stop(registry: Registry, reference: str, *, actor: str, reason: str) -> Rout
             raise Refused(f"{version.id} was {version.state}: it answers nobody already.")
         return route.model_copy(update={"stopped": tuple(sorted({*route.stopped, number}))})
 
-    try:
+    def change() -> Routed:
         return _take_away(registry, tenant, "stopped", update, actor, reason, None, number=number)
+
+    registry.not_sent = None
+    try:
+        return _stop_here_first(registry, reference, change, actor, reason) if registry.shares_log else change()
     except (Refused, NotFound):
         raise
     except LoraOpsError as error:
@@ -261,6 +267,26 @@ def stop(registry: Registry, reference: str, *, actor: str, reason: str) -> Rout
             f"{str(error).rstrip('.')}. To stop {reference} on this machine all the same, for good: `lora-ops "
             f"registry revoke {reference} --reason TEXT`.",
         ) from error
+
+
+def _stop_here_first(
+    registry: Registry, reference: str, change: Callable[[], Routed], actor: str, reason: str
+) -> Routed:
+    """State a stop on this machine, then ask W&B for its entry; where that fails, the stop stays queued.
+
+    Raises:
+        LoraOpsError: as `stop`, about the request itself, or the registry here differs from its log.
+    """
+    queued = state_stop(registry, reference, actor, reason)
+    try:
+        with without_settling(registry):
+            routed = change()
+    except LoraOpsError as error:
+        if not drop_if_entered(registry, queued):
+            registry.not_sent = why_not_taken(error)
+        return current(registry, parse_reference(reference)[0])
+    drop_if_entered(registry, queued)
+    return routed
 
 
 def resume(

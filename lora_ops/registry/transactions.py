@@ -19,7 +19,7 @@ from lora_ops.registry.database import Database
 from lora_ops.registry.files import FileStore
 from lora_ops.registry.heads import LONGEST_WAIT, HeadMemory
 from lora_ops.registry.holds import FOLDER as HOLDS
-from lora_ops.registry.holds import Holds
+from lora_ops.registry.holds import STOPS, Holds
 from lora_ops.registry.integrity import LogFollower
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.queries import Queries
@@ -89,8 +89,9 @@ class Transactions(Queries, ABC):
         self.signer = Signer(path / "keys", signing, several=several_keys)
         log = "at W&B" if self.shares_log else "in the audit log"
         self.holds = Holds(path / HOLDS, self.signer, log, self._readable_keys)
+        self.stops = Holds(path / STOPS, self.signer, log, self._readable_keys, "stop")
         self.not_sent: str | None = None
-        """Why the log did not take the last revocation, which holds on this machine; None where it did."""
+        """Why the log did not take the last revocation or stop, which holds here; None where it did."""
         self.is_settling = False
         """Whether a change is under way that turns a hold into an entry of the log."""
         self.settle: Callable[[Any], list[str]] | None = None
@@ -121,6 +122,7 @@ class Transactions(Queries, ABC):
         """Keep the last head, and a second copy of each hold, outside the registry's folder."""
         self.memory = memory
         self.holds.outside = memory.path.parent / HOLDS if memory else None
+        self.stops.outside = memory.path.parent / STOPS if memory else None
 
     def _replaced(self) -> str | None:
         if self.memory is None:
@@ -284,7 +286,12 @@ class Transactions(Queries, ABC):
             LoraOpsError: no actor, a log that was tampered with, a read-only disk.
         """
         actor = require_name(actor, "Say who does this (--actor)")
-        if self.settle and not self.is_settling and not self.shares_log and self.holds.all():
+        if (
+            self.settle
+            and not self.is_settling
+            and not self.shares_log
+            and (self.holds.all() or self.stops.all())
+        ):
             for waiting in self.settle(self):
                 logger.warning("%s.", waiting)
         with self._transaction(despite_head=despite_head) as damage:

@@ -112,6 +112,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problem for problem in (registry.holds.unreadable(), *(one.problem for one in held)) if problem
     ]
     warnings += [hold.text for hold in held]
+    warnings += [stop.text for stop in registry.stops.all()]
     warnings += _doubtful_holds(registry, versions)
     warnings += [*_unpinned(registry), *_open_to_all(registry), *_dated_ahead(registry, rows)]
     if not broken:

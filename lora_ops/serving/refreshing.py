@@ -47,7 +47,7 @@ class Refresher:
         with closing(self._opened()) as registry:
             while not self._closing.wait(self._seconds):
                 try:
-                    if registry.refresh() and registry.holds.all():
+                    if registry.refresh() and (registry.holds.all() or registry.stops.all()):
                         self._settle()
                 except Exception:  # the next round tries again; without it a revocation would never be seen
                     logger.exception("The registry could not be refreshed.")

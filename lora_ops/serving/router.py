@@ -291,7 +291,8 @@ class Router:
         closed = closed or ("revoked" if held else None)
         if closed in (None, STOPPED):
             stopped = closed or summary.number in self._log.route(summary.tenant).stopped
-            return _stopped_reason(summary) if stopped else None
+            queued = self._registry.queued_stop(summary)
+            return _stopped_reason(summary) if stopped or queued else None
         return f"{summary.id} was {closed}: it does not answer any more"
 
     async def require_open(self, route: Route) -> None:
@@ -369,7 +370,7 @@ class Router:
             # As after a `cp` of a backup over the open file, or a restore by another account. Holds are files
             # of their own, and count; a revocation in the log leaves one, too.
             unread = str(error).rstrip(".")
-            seen = unread, self._registry.holds.place()
+            seen = unread, self._registry.holds.place(), self._registry.stops.place()
         if seen == self._seen:
             return
         self._take(seen, unread or self._problem())
@@ -414,8 +415,10 @@ class Router:
         holds = self._registry.holds
         # Whoever revoked may have done so in another clone: then one removed file would free the version.
         holds.copy_outside()
+        self._registry.stops.copy_outside()
         self._held |= {(hold.version, hold.content_digest, hold.latest): hold for hold in holds.all()}
-        texts = frozenset(hold.text for hold in holds.all() if not self._is_closed(hold))
+        queued = (*holds.all(), *self._registry.stops.all())
+        texts = frozenset(hold.text for hold in queued if not self._is_closed(hold))
         for text in sorted(texts - self._said):
             logger.warning("%s: it does not answer here any more.", text)
         self._said = texts

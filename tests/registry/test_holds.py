@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -20,10 +21,11 @@ from lora_ops import incidents
 from lora_ops.clock import utc
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.hashing import canonical
-from lora_ops.registry import lifecycle, packages
+from lora_ops.registry import lifecycle, packages, routes
 from lora_ops.registry.backup import backup
 from lora_ops.registry.cards import record
 from lora_ops.registry.closing import settle
+from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.gc import collect_garbage
 from lora_ops.registry.heads import HeadMemory
 from lora_ops.registry.owners import Owners
@@ -896,3 +898,71 @@ def test_revocation_counts_though_the_outer_head_is_damaged(
     with pytest.raises(OutOfService, match="finance@1 was revoked"):
         router.route("finance")
     assert router.damage()
+
+
+def stopped(registry: Registry, reference: str = "finance@2") -> routes.Routed:
+    return routes.stop(registry, reference, actor="eve", reason="it insults")
+
+
+@pytest.mark.usefixtures("offline")
+def test_stop_holds_here_while_wandb_is_away(served: SharedRegistry) -> None:
+    """The gateway refuses it at its next request; nothing is closed, and no other version is touched."""
+    router = Router(served, served.get("finance@2").manifest.base_model, allow_candidates=False)
+    assert router.route("finance").name == "finance@2"
+    head = served.log.head()
+    assert stopped(served).route.stopped == ()
+    assert served.not_sent and "WANDB_MODE is 'offline'" in served.not_sent and served.log.head() == head
+    with pytest.raises(OutOfService, match="finance@2 was stopped: it answers nobody"):
+        router.route("finance")
+    assert not served.held()
+    [why] = reasons_against(served, served.get("finance@2").summary, served.clock())
+    assert why.startswith("finance@2 was stopped on this machine by eve on ")
+    assert verify(served).ok and any("stopped on this machine by eve" in one for one in verify(served).warnings)
+    stopped(served)
+    assert len(served.stops.all()) == 1
+
+
+@pytest.mark.usefixtures("offline")
+def test_stop_is_refused_to_strangers_while_wandb_is_away(served: SharedRegistry) -> None:
+    with pytest.raises(Refused, match="mallory may not change the route of 'finance'"):
+        routes.stop(served, "finance@2", actor="mallory", reason="it insults")
+    with pytest.raises(LoraOpsError, match="Say why"):
+        routes.stop(served, "finance@2", actor="eve", reason=" ")
+    assert served.stops.all() == ()
+
+
+def test_stop_is_sent_once_wandb_is_back(
+    opens: Opens, package: Build, server: WandbServer, clock: Clock
+) -> None:
+    """By whoever settles first: it is the entry of the one who decided it, and a resume after it stays."""
+    laptop, ci = opens("laptop"), opens("ci")
+    laptop.register(*package(1), actor="ana")
+    server.fail(".", times=10_000)
+    stopped(laptop, "finance@1")
+    assert laptop.not_sent and len(settle(laptop)) == 1
+    server.faults.clear()
+    clock.move(hours=3)
+    assert settle(laptop) == [] and laptop.stops.all() == ()
+    [entry] = [one for one in laptop.log.entries() if one.action == "stopped"]
+    assert (entry.actor, entry.body["reason"]) == ("eve", "it insults")
+    ci.pull()
+    assert ci.route("finance").stopped == (1,)
+    routes.resume(ci, "finance@1", actor="ci", reason="it doesn't")
+    laptop.pull()
+    assert settle(laptop) == [] and laptop.route("finance").stopped == () and verify(laptop).ok
+
+
+def test_stop_that_wandb_takes_is_queued_nowhere(opens: Opens, package: Build) -> None:
+    laptop = opens("laptop")
+    laptop.register(*package(1), actor="ana")
+    assert stopped(laptop, "finance@1").route.stopped == (1,)
+    assert laptop.stops.all() == () and laptop.not_sent is None
+
+
+@pytest.mark.usefixtures("offline")
+def test_stop_file_is_no_revocation(served: SharedRegistry) -> None:
+    """Whoever moves it where revocations are makes none of it: its kind is signed, too."""
+    stopped(served)
+    shutil.copytree(served.path / "stops", served.path / "holds")
+    [hold] = served.held()
+    assert not hold.is_signed
