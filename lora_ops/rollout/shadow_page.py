@@ -176,7 +176,7 @@ def _frozen_pairs(registry: Registry, frozen: Evidence, of_files: pd.DataFrame) 
 
 def _looks(attempt: Attempt, pairs: pd.DataFrame, ended: datetime, *, replayed: bool) -> Iterator[ShadowLook]:
     """Yield the verdicts after more and more pairs: what a controller would have found at each time."""
-    plan = attempt.plan
+    plan, began = attempt.plan, attempt.rollout.began
     wait = timedelta(0) if replayed else timedelta(seconds=plan.canary.window_seconds + LAG_SECONDS)
     last = None
     for share in range(1, LOOKS + 1):
@@ -185,8 +185,8 @@ def _looks(attempt: Attempt, pairs: pd.DataFrame, ended: datetime, *, replayed: 
         if at >= ended or place == last:
             continue
         last = place
-        yield look_at_pairs(plan, pairs[pairs["time"] <= at], now=at, replayed=replayed)
-    yield look_at_pairs(plan, pairs, now=ended, replayed=replayed)
+        yield look_at_pairs(plan, pairs[pairs["time"] <= at], now=at, since=began, replayed=replayed)
+    yield look_at_pairs(plan, pairs, now=ended, since=began, replayed=replayed)
 
 
 # What the notebook shows, in its order.

@@ -63,6 +63,8 @@ def _row(pair: dict[Any, Any]) -> dict[str, Any]:
         "production": pair["production"],
         "production_digest": pair["production_digest"],
         "unit": pair["unit"],
+        "key": pair["key"] if isinstance(pair["key"], str) else None,
+        "names_unit": str(pair["names_unit"]) != "False",  # an earlier release says nothing
         "status": STATUS[pair["status"]],
         "better": _better(pair),
         "replayed": bool(pair["replayed"]),

@@ -201,9 +201,10 @@ def _by_units(
     return pairs[pairs["unit"].isin(keys.units)], keys
 
 
-def _named(pairs: "pd.DataFrame") -> list[bool]:
+def _named(pairs: "pd.DataFrame") -> "pd.Series[bool]":
     # Pairs of earlier releases don't say it: one that named nobody was a unit of its own there.
-    return [one is None or one != one or bool(one) for one in pairs["names_unit"].astype(object)]
+    said = pairs["names_unit"].astype(object)
+    return said.where(said.notna(), True).astype(bool)
 
 
 def _gone(preempted: int, tried: int, unscored: int) -> str | None:

@@ -257,6 +257,23 @@ def test_shadow_alone_that_is_bad_goes_back(
     assert found.decision == "roll back" and "errors" in found.breached
 
 
+def test_pairs_of_an_earlier_release_are_read(
+    traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path
+) -> None:
+    """They say neither the key nor whether they name a user."""
+    folder = tmp_path / ".serving/pairs"
+    folder.mkdir(parents=True)
+    text = ""
+    for number in range(5):
+        one = pair(number, shadow_digest=OURS, production_digest=THEIRS)
+        del one["key"], one["names_unit"]
+        text += json.dumps({**one, "time": one["time"].isoformat()}) + "\n"
+    (folder / "pairs-1.jsonl").write_text(text)
+    registry.clock = lambda: MORNING + timedelta(days=1)
+    found = traffic.shadow_look(rollout)
+    assert (found.answered, found.units) == (5, 5)
+
+
 def test_report_says_that_a_plan_is_loose(
     traffic: GatewayTraffic, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
