@@ -82,7 +82,7 @@ def against_return(
     """
     if history is None:
         history = registry.log.entries(version.tenant, version.number)
-    since = entered_production(history, version.number)
+    since = _was_let_in(history, version.number)
     least = _minimums(history, since)
     told = incidents_since_production(history, version.number)
     if told:
@@ -117,6 +117,14 @@ def entered_production(history: Sequence[AuditEntry], number: int) -> int:
     """Return the entry that let version `number` into production last; 0 without one."""
     entries = [entry.seq for entry in history if entry.number == number and entry.action == "production"]
     return entries[-1] if entries else 0
+
+
+def _was_let_in(history: Sequence[AuditEntry], number: int) -> int:
+    """Return the entry that promoted version `number` into production last, on evidence; 0 without one.
+
+    A rollback brings a version back without asking for its evidence again, so its day's minimums say nothing.
+    """
+    return entered_production([entry for entry in history if "concerns" not in entry.body], number)
 
 
 def _text(one: Evidence) -> str:

@@ -8,11 +8,14 @@ from lora_ops import incidents
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
-from lora_ops.registry import lifecycle
+from lora_ops.registry import lifecycle, rollouts, routes
 from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.rollout import rollback
+from lora_ops.rollout.controller import one_round, start
+from lora_ops.settings.registry import EvidenceSettings
+from lora_ops.settings.rollout import RolloutSettings
 from tests.registry.conftest import Build, Clock, Story, saved_again
 
 ON_CALL = "ben"
@@ -173,3 +176,109 @@ def test_plan_names_what_was_in_production_last(bad_release: Registry, package: 
     with pytest.raises(LoraOpsError, match="finance@3 was in production last, .*: name it, not finance@2"):
         rollback.plan(bad_release, "finance@2")
     assert rollback.plan(bad_release, "finance@3").returns.id == "finance@2"
+
+
+@pytest.fixture
+def third_release(bad_release: Registry, package: Build, story: Story) -> Registry:
+    """finance@3 took over from finance@2, which took over from finance@1."""
+    bad_release.register(*package(3), actor="ana")
+    story.to("finance@3", "production")
+    return bad_release
+
+
+def take_back(registry: Registry, folder: Path, reference: str = "finance@3", to: str | None = None) -> str:
+    taken = incidents.take_back(registry, reference, folder, to=to, actor=ON_CALL, reason="It leaks.")
+    return taken.returned.id
+
+
+def test_rollback_twice_goes_back_once(third_release: Registry, tmp_path: Path) -> None:
+    assert [take_back(third_release, tmp_path / f"{run}") for run in range(2)] == ["finance@2"] * 2
+    assert third_release.named("finance", "production") == 2
+
+
+def test_rollback_goes_to_a_named_version(third_release: Registry, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert take_back(third_release, tmp_path / "incident", to="finance@1") == "finance@1"
+    assert third_release.state("finance", 2) == "superseded"
+    assert verify(third_release).ok
+    with pytest.raises(LoraOpsError, match="finance@1 is in production in the place of finance@3 already, not"):
+        take_back(third_release, tmp_path / "incident", to="finance@2")
+
+
+@pytest.mark.parametrize(
+    ("named", "sentence"),
+    [
+        ("finance@2", "finance@2 may not return in the place of finance@3: finance@2 is 'revoked'"),
+        ("finance@3", "finance@3 was never in production before finance@3: name another version"),
+        ("finance@9", "finance@9"),
+        ("healthcare@1", "no adapter of .healthcare."),
+    ],
+)
+def test_rollback_refuses_a_named_version(
+    third_release: Registry, tmp_path: Path, named: str, sentence: str
+) -> None:
+    lifecycle.revoke(third_release, "finance@2", actor=ON_CALL, reason="It leaks.")
+    with pytest.raises(LoraOpsError, match=sentence):
+        take_back(third_release, tmp_path / "incident", to=named)
+    assert third_release.named("finance", "production") == 3
+
+
+def test_rollback_refuses_a_named_version_that_expired(
+    third_release: Registry, tmp_path: Path, clock: Clock
+) -> None:
+    clock.move(days=400)
+    with pytest.raises(LoraOpsError, match="finance@1 may not return .*: finance@1 expired on"):
+        take_back(third_release, tmp_path / "incident", to="finance@1")
+
+
+def test_rollback_refuses_a_named_version_that_was_stopped(third_release: Registry, tmp_path: Path) -> None:
+    routes.stop(third_release, "finance@2", actor=ON_CALL, reason="It leaks.")
+    with pytest.raises(LoraOpsError, match="finance@2 may not return .*: finance@2 was stopped"):
+        take_back(third_release, tmp_path / "incident", to="finance@2")
+    assert take_back(third_release, tmp_path / "incident") == "finance@1"
+
+
+def test_rollback_ends_a_rollout_and_its_canary(
+    bad_release: Registry, package: Build, story: Story, tmp_path: Path
+) -> None:
+    """What is in canary was compared with the version that leaves."""
+    bad_release.register(*package(3), actor="ana.silva")
+    story.to("finance@3", "validated")
+    story.file("human_evaluation", about="finance@3")
+    why = {"actor": "oncall", "reason": "better on held-out rows"}
+    rollout = start(bad_release, "finance@3", RolloutSettings(), **why)
+    story.to("finance@3", "canary")
+    routes.set_canary(bad_release, "finance@3", 50, **why)
+    assert take_back(bad_release, tmp_path / "incident", "finance@2") == "finance@1"
+    assert routes.current(bad_release, "finance").route.canary is None
+    ended = one_round(bad_release, rollouts.rollout_of(bad_release, rollout.plan.adapter), NoTraffic())
+    assert not ended.rollout.is_running
+    assert bad_release.named("finance", "production") == 1
+
+
+class NoTraffic:
+    """Evidence of a rollout that nobody may ask for: it has ended."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"a rollout that has ended asked for its {name}")
+
+
+def test_rollback_by_nobody_of_the_team_changes_nothing(third_release: Registry, tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match="mallory"):
+        incidents.take_back(third_release, "finance@3", tmp_path / "x", actor="mallory", reason="It leaks.")
+    assert third_release.named("finance", "production") == 3
+
+
+def test_a_version_returns_twice_under_stricter_minimums(
+    bad_release: Registry, package: Build, story: Story, tmp_path: Path
+) -> None:
+    """The minimums of the day of its first return kept it out: no version could be rolled back to it again."""
+    lax, strict = bad_release.least, EvidenceSettings()
+    bad_release.least = strict
+    assert take_back(bad_release, tmp_path / "first", "finance@2") == "finance@1"
+    bad_release.least = lax
+    bad_release.register(*package(3), actor="ana")
+    story.to("finance@3", "production")
+    bad_release.least = strict
+    assert take_back(bad_release, tmp_path / "second") == "finance@1"
+    assert verify(bad_release).ok
