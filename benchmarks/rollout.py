@@ -3,6 +3,7 @@
     python benchmarks/rollout.py sequential [--runs 1000]  # beside fixed tests and Argo's and Flagger's rules
     python benchmarks/rollout.py bets [--runs 400]         # our bets beside the paper's, and their restarts
     python benchmarks/rollout.py switch                    # from a route's commit to the first answer by it
+    python benchmarks/rollout.py mttr [--rollbacks 10]     # from `lora-ops rollback` to a client's good answer
     python benchmarks/rollout.py shadow [--runs 20]        # needs models/base (`make repro`)
 
 Each part is an entry of `PARTS` and prints its tables.
@@ -11,6 +12,7 @@ Each part is an entry of `PARTS` and prints its tables.
 import argparse
 from collections.abc import Callable, Iterable
 
+import rollout_rollback
 import rollout_shadow
 import rollout_statistics
 import rollout_switch
@@ -23,6 +25,7 @@ PARTS: dict[str, tuple[Part, Callable[[argparse.ArgumentParser], None]]] = {
     "sequential": (rollout_statistics.sequential, rollout_statistics.sequential_options),
     "bets": (rollout_statistics.bets, rollout_statistics.bets_options),
     "switch": (rollout_switch.switch, rollout_switch.switch_options),
+    "mttr": (rollout_rollback.mttr, rollout_rollback.mttr_options),
     "shadow": (rollout_shadow.shadow, rollout_shadow.shadow_options),
 }
 

@@ -49,6 +49,7 @@ SLOW = (
     "registry/test_structure.py",
     "registry/test_verification.py",
     "rollout/test_benchmark.py",
+    "rollout/test_rollback_faults.py",
     "serving/",
     "test_chat.py",
     "test_ci.py",

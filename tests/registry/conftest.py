@@ -433,6 +433,10 @@ def saved_again(folder: Path, manifest: Manifest) -> Manifest:
 
 @pytest.fixture(scope="session")
 def owners() -> Owners:
+    return make_owners()
+
+
+def make_owners() -> Owners:
     """One default team: an author, who may also approve, three approvers, a reviewer and two operators."""
     return Owners.model_validate(
         {
