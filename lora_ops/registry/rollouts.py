@@ -16,7 +16,7 @@ from lora_ops.records.registry import AuditEntry
 from lora_ops.records.rollout import Phase, Rollout, RolloutPlan
 from lora_ops.records.route import RouteRecord
 from lora_ops.registry.changes import Change, require_reason
-from lora_ops.registry.eligibility import reasons_against
+from lora_ops.registry.eligibility import expiry_reason, reasons_against
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.roles import ANYBODY, MOVE, require_role
 from lora_ops.registry.route_entries import patch_between
@@ -92,15 +92,14 @@ def not_ready(registry: Registry, version: Version) -> Iterator[str]:
     Evidence from before a breach opens nothing after it: the next attempt has to come to `ready`. Without a
     rollout, or with one that people ended, a version follows another one only where `registry.evidence.rollout`
     is optional: reports on a shadow and a canary that nobody saw could be filed for it. Nothing in production
-    is nothing to compare with, so that people decide there.
+    is nothing to compare with, nor is a version that has expired, so that people decide there.
     """
     try:
         found = rollout_of(registry, version.id)
     except Damaged as error:
         yield str(error).rstrip(".")
         return
-    replaces = registry.named(version.tenant, "production") not in (None, version.number)
-    asked = replaces and registry.least.rollout == "required"
+    asked = registry.least.rollout == "required" and _is_compared(registry, version)
     if found and found.phase in ("ready", "done"):
         return
     if found is None:
@@ -148,6 +147,15 @@ def gives_too_much(registry: Registry, adapter: str, percent: float | None) -> s
             f"or end it with `lora-ops rollout abort {adapter} --reason TEXT`"
         )
     return None
+
+
+def _is_compared(registry: Registry, version: Version) -> bool:
+    """Return whether another version is in production, whose age lets it answer."""
+    number = registry.named(version.tenant, "production")
+    if number in (None, version.number):
+        return False
+    now = registry.get_exact(f"{version.tenant}@{number}", whole=False)
+    return expiry_reason(now.summary, registry.clock()) is None
 
 
 def taken_back(registry: Registry, adapter: str) -> int:

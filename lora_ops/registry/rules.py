@@ -19,6 +19,7 @@ from lora_ops.registry.approvals import (
 )
 from lora_ops.registry.earlier_policies import Policies
 from lora_ops.registry.earlier_suites import Suites
+from lora_ops.registry.eligibility import expiry_reason
 from lora_ops.registry.inherited import closed_twins, twin_objections, twin_objections_to_return
 from lora_ops.registry.objections import objections, review_objections
 from lora_ops.registry.owners import Team
@@ -93,13 +94,22 @@ def _evidence_lacks(registry: Registry, version: Version, entry: AuditEntry) -> 
                 yield "the evaluation of its package"
         else:
             yield from _document_lacks(registry, version, found[kind], entry)
-    replaces = "superseded" in entry.effects.get("states", {}).values()
-    if entry.action == "production" and replaces and least.get("rollout") == "required":
+    if entry.action == "production" and least.get("rollout") == "required" and _replaces(registry, entry):
         found_then = rollout_of(registry, version.id, before=entry.seq)
         if found_then is None or found_then.phase != "ready":
             yield "a rollout that was ready"
     if least.get("regression"):
         yield from _baseline_lacks(registry, version, found.get("regression"), entry)
+
+
+def _replaces(registry: Registry, entry: AuditEntry) -> bool:
+    """Return whether an entry put a version out of production whose age let it answer then."""
+    out = [number for number, state in entry.effects.get("states", {}).items() if state == "superseded"]
+    with suppress(LoraOpsError):  # a lost row is named by others
+        at = datetime.fromisoformat(entry.at)
+        found = [registry.get(f"{entry.tenant}@{number}", whole=False) for number in out]
+        return any(expiry_reason(one.summary, at) is None for one in found)
+    return False
 
 
 def _baseline_lacks(

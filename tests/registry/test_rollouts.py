@@ -1,5 +1,7 @@
 """Rollouts in the audit log: what each entry does to them, who may, and which of two controllers decides."""
 
+from datetime import datetime
+
 import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused
@@ -7,11 +9,12 @@ from lora_ops.records.rollout import Rollout, RolloutPlan
 from lora_ops.records.route import RouteRecord, ShadowRoute
 from lora_ops.registry import lifecycle, requirements, rollouts
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.registry import EvidenceSettings
 from lora_ops.settings.rollout import RolloutSettings
-from tests.registry.conftest import FIRST, Build, Story
+from tests.registry.conftest import FIRST, Build, Clock, Story
 
 
 @pytest.fixture
@@ -226,6 +229,17 @@ def test_rollout_is_asked_for_beside_production_alone(registry: Registry, story:
     told = story.evidence("incident", about="finance@2")
     lifecycle.promote(registry, "finance@1", "production", actor="ci", reason="leaks", evidence=told)
     assert registry.named("finance", "production") == 1 and not verify(registry).problems
+
+
+def test_expired_production_asks_for_no_rollout(approved: Registry, clock: Clock) -> None:
+    """It answers nobody and never will again: there is nothing to compare with, and its users wait."""
+    ask(approved, "required")
+    until = datetime.fromisoformat(approved.get("finance@1").summary.fresh_until)
+    clock.move(days=(until - clock()).days + 1)
+    lacks = missing_for(approved, "finance@2")[1]
+    assert not any("rollout" in one for one in lacks)
+    ask(approved, "optional")
+    assert missing_for(approved, "finance@2")[1] == lacks
 
 
 def test_verify_names_a_promotion_without_its_rollout(
