@@ -145,6 +145,9 @@ def promote(
         str | None,
         typer.Option("--expect", help="Go on only if the alias names this version now (finance@2, or none)."),
     ] = None,
+    unprobed: Annotated[
+        bool, typer.Option("--unprobed", help="Don't ask the gateways for the version before all users get it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Move a version one stage on, or a superseded one back to production."""
@@ -155,6 +158,8 @@ def promote(
     with opened_registry() as registry:
         about = concerned(registry, reference, to)
         reports = _made(registry, about, evidence)
+        if to == "production" and not unprobed:
+            _require_answer(registry, reference)
         version = lifecycle.promote(
             registry,
             reference,
@@ -166,6 +171,34 @@ def promote(
         )
         notes = gate_notes(registry, version)
         print_version(registry, version, f"is now '{version.state}'", as_json, notes)
+
+
+def _require_answer(registry: "Registry", reference: str) -> None:
+    """Refuse a canary that a gateway can't answer with: all users would get that.
+
+    Nothing holds up a rollback, whose version was in production.
+
+    Raises:
+        Refused: a gateway runs, and does not answer with the version.
+    """
+    from lora_ops.errors import Refused
+    from lora_ops.rollout.gateways import GatewayProbe
+    from lora_ops.settings.files import find_root
+    from lora_ops.settings.params import load_settings
+
+    version = registry.get_exact(reference)
+    if version.state != "canary":
+        return
+    root = find_root()
+    settings = load_settings(root)
+    probe = settings.rollout.probe.model_copy(update={"required": False})
+    digest = version.summary.content_digest
+    unanswered = GatewayProbe(root / settings.serving.path, probe).unanswered(version.id, digest)
+    if unanswered:
+        raise Refused(
+            f"{version.id} did not become 'production': {unanswered}. Production answers as before; "
+            "`--unprobed` goes on all the same."
+        )
 
 
 @changes.command()

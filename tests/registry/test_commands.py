@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from lora_ops.clock import now
-from lora_ops.errors import Damaged, LoraOpsError
+from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.records.evaluation import GroupMetric, Interval
 from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry import tables
@@ -25,6 +25,7 @@ from lora_ops.registry.cards import Difference
 from lora_ops.registry.commands import app
 from lora_ops.registry.lifecycle import file_evidence
 from lora_ops.registry.owners import add_key
+from lora_ops.rollout.gateways import announced
 from tests.conftest import small_clone, write_params
 from tests.wandb_server import WandbServer
 
@@ -167,6 +168,19 @@ def into_production(cli: Cli, root: Path) -> None:
     for person in ("ben.okafor", "chen.wei"):
         assert approve(cli, "finance@2", person).exit_code == 0
     cli("promote", "finance@2", "production", "--reason=canary is [bold]fine[/bold]", "--expect=none")
+
+
+def test_promote_waits_for_a_gateway_that_answers(cli: Cli, root: Path) -> None:
+    """By hand, too, nobody gets a version that a gateway can't answer with."""
+    with announced(root / ".serving", "127.0.0.1", 9):
+        into_canary(cli, root, "finance@2")
+        for person in ("ben.okafor", "chen.wei"):
+            approve(cli, "finance@2", person)
+        to_production = ("promote", "finance@2", "production", "--reason=fine")
+        with pytest.raises(Refused, match=r"did not become 'production': http://127.0.0.1:9 can't be asked"):
+            raise cli(*to_production).exception or AssertionError
+        assert cli(*to_production, "--unprobed").exit_code == 0
+    assert "finance@2 is production" in cli("show", "finance@2").output
 
 
 def test_show_answers_who_let_it_in_on_what_evidence(cli: Cli, root: Path) -> None:
