@@ -277,6 +277,9 @@ class Gateway:
                 try:
                     self.router.route(entry.name)
                 except (UnknownModel, NotServed) as error:
+                    # A rollback must not wait for a load. It is the first to go where others need the room.
+                    if self.router.may_return(entry.name):
+                        continue
                     logger.warning("%s is unloaded: %s", entry.name, error)
                     await self._unload(entry.name)
         await self._end_series()

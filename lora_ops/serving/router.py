@@ -332,6 +332,12 @@ class Router:
         else:  # looked at again in a second: another process may keep the file locked
             memory.remember(self._log.verified, seconds=SHORT_WAIT, by_place=True)
 
+    def may_return(self, version: str) -> bool:
+        """Return whether another version took the place of this one (`finance@3`) in production."""
+        tenant, which = parse_reference(version)
+        stopped = version in {hold.version for hold in self._held.values()}
+        return isinstance(which, int) and self._log.state(tenant, which) == "superseded" and not stopped
+
     def is_base(self, model: str) -> bool:
         """Return whether a name means the base model."""
         return model in (self._base_model.id, BASE)

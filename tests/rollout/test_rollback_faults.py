@@ -181,3 +181,27 @@ def test_wrong_gateway_is_said_loudly(clone: Clone, engine: object, tmp_path: Pa
     assert f"{gateway.url} answers 'finance' by finance@2: look whether" in problem
     with clone.registry() as registry:
         assert registry.named("finance", "production") == 1
+
+
+def test_version_that_returns_is_still_in_memory(
+    clone: Clone,
+    engine: object,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """The gateway unloaded what a promotion replaced, within a second."""
+
+    def loads(gateway: Served) -> float:
+        return gateway.metric("lora_ops_adapter_loads_total", adapter="finance@2")
+
+    def ask(gateway: Served) -> str:
+        body = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 1}
+        return httpx.post(f"{gateway.url}/v1/completions", json=body).headers["x-lora-ops-adapter"]
+
+    with clone.registry() as registry, served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
+        assert ask(gateway) == "finance@2"
+        clone.story(registry).to("finance@3", "production")
+        assert ask(gateway) == "finance@3"
+        incidents.take_back(registry, "finance@3", tmp_path / "x", actor=ON_CALL, reason="It leaks.")
+        before = loads(gateway)
+        assert ask(gateway) == "finance@2"
+        assert loads(gateway) == before
