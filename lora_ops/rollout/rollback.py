@@ -62,11 +62,11 @@ def plan(registry: Registry, reference: str, to: str | None = None) -> Rollback:
     if serving is not None and serving != leaves.number:
         raise Refused(
             f"{leaves.id} is '{leaves.state}': {leaves.tenant}@{serving} is in production, so there is nothing "
-            "to roll back."
+            f"to roll back.{_to_stop(leaves)}"
         )
     served = _served(registry, leaves.tenant)
     if serving is None and leaves.number not in served:
-        raise Refused(f"{leaves.id} is '{leaves.state}' and was never in production.")
+        raise Refused(f"{leaves.id} is '{leaves.state}' and was never in production.{_to_stop(leaves)}")
     if serving is None and leaves.number != served[0]:
         last = f"{leaves.tenant}@{served[0]}"
         raise Refused(
@@ -186,6 +186,16 @@ def half_done(
         f"{leaves} does not answer on this machine any more, and {returns} {place}: W&B has not taken the "
         f"revocation{why}. Run the same command again once it does. Until then other machines serve "
         f"{leaves}: run `lora-ops registry revoke {leaves} --reason TEXT` there"
+    )
+
+
+def _to_stop(version: Version) -> str:
+    """Return how a version that is not in production is stopped; nothing where it is closed already."""
+    if version.state in CLOSED:
+        return ""
+    return (
+        f" To stop {version.id}: `lora-ops route stop {version.id} --reason TEXT`, or for good `lora-ops "
+        f"registry revoke {version.id} --reason TEXT`."
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_ops import incidents
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.hashing import sha256_file
 from lora_ops.records.registry import IncidentRecord
 from lora_ops.registry import lifecycle, rollouts, routes
@@ -145,6 +145,15 @@ def test_without_an_earlier_version_it_says_how_to_stop_the_answers(
     story.to("finance@1", "production")
     with pytest.raises(LoraOpsError, match=r"no other version was .* `lora-ops registry revoke finance@1"):
         rollback.plan(registry, "finance@1")
+
+
+def test_plan_says_how_to_stop_what_is_not_in_production(bad_release: Registry, package: Build) -> None:
+    """Whoever is on call and names a canary is told what stops it."""
+    bad_release.register(*package(3), actor="ana")
+    with pytest.raises(
+        Refused, match="nothing to roll back. To stop finance@3: `lora-ops route stop finance@3 "
+    ):
+        rollback.plan(bad_release, "finance@3")
 
 
 def test_an_expired_version_does_not_return(bad_release: Registry, clock: Clock) -> None:
