@@ -14,6 +14,7 @@ from lora_ops.registry.command_options import (
     Actor,
     ExactReference,
     Reason,
+    check_tenant,
     head_remembered,
     opened_registry,
     print_lines,
@@ -125,14 +126,24 @@ def run(
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
+    settings = load_settings()
     with _opened() as (registry, _):  # the loop asks at each look whether anything may go on
+        for one in tenant or ():
+            if one not in settings.tenants:  # the registry may be damaged, and a breach must still be seen
+                check_tenant(registry, one)
+        if not as_json:
+            whose = f"the rollouts of {', '.join(tenant)}" if tenant else "every rollout"
+            print_lines(
+                f"Looks at {markup(whose)} each {settings.rollout.interval_seconds:g} seconds, until Ctrl-C. "
+                "A line is printed when something changes."
+            )
         run_rollouts(
             registry,
             _traffic(registry, keep=True),
             take_rules=partial(take_rules, registry, find_root()),
             lock_of=_lock,
             tenants=tenant,
-            seconds=load_settings().rollout.interval_seconds,
+            seconds=settings.rollout.interval_seconds,
             say=lambda done: _print_round(done, as_json=as_json),
         )
 

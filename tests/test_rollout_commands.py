@@ -115,6 +115,18 @@ def test_run_begins_while_owners_are_broken(cli: Cli, tmp_path: Path, monkeypatc
     assert len(rounds) == 1
 
 
+@pytest.mark.parametrize("wrong", ["finanec", "finance@2"])
+def test_run_refuses_a_tenant_that_is_not_there(cli: Cli, wrong: str) -> None:
+    """A controller that waits for a misspelt tenant would let a breach of the real one stand."""
+    with pytest.raises(NotFound, match=f"There is no tenant '{wrong}' .params.yaml has: finance"):
+        cli("run", wrong)
+
+
+def test_run_says_what_it_looks_at(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_ops.rollout.loop.run_rollouts", lambda *_, **__: None)
+    assert "Looks at the rollouts of finance each 10 seconds, until Ctrl-C" in cli("run", "finance")
+
+
 def test_rollout_is_ended_while_owners_are_broken(cli: Cli, tmp_path: Path) -> None:
     """The last owners.yaml in the log says who may stop; nothing goes on by it."""
     cli("start", "finance@2", *WHY)

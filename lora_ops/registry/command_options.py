@@ -63,6 +63,22 @@ def using(registry: "Registry") -> "Iterator[Registry]":
         registry.close()
 
 
+def check_tenant(registry: "Registry", tenant: str | None) -> None:
+    """Refuse a tenant that neither params.yaml nor the registry has.
+
+    Raises:
+        NotFound: there is no such tenant.
+    """
+    from lora_ops.errors import NotFound
+    from lora_ops.settings.params import load_settings
+
+    if tenant is None or registry.summaries(tenant):
+        return
+    known = load_settings().tenants
+    if tenant not in known:
+        raise NotFound(f"There is no tenant '{tenant}' (params.yaml has: {', '.join(known)}).")
+
+
 def who(actor: str | None) -> str:
     """Return who acts: the person named by --actor, else `whoami()`."""
     from lora_ops.registry.changes import whoami

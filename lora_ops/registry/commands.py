@@ -1,7 +1,7 @@
 """`lora-ops registry`, for whoever reads it: tables for people, JSON for CI."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import Annotated, get_args
 
 import typer
 
@@ -12,6 +12,7 @@ from lora_ops.registry import tables
 from lora_ops.registry.change_commands import changes
 from lora_ops.registry.command_options import (
     Reference,
+    check_tenant,
     note_lines,
     opened_registry,
     print_lines,
@@ -19,9 +20,6 @@ from lora_ops.registry.command_options import (
 )
 from lora_ops.registry.operations_commands import operations
 from lora_ops.streams import work_is_done
-
-if TYPE_CHECKING:
-    from lora_ops.registry.store import Registry
 
 app = typer.Typer(
     help="Which adapter versions exist, who let them serve, and whether they may.",
@@ -43,7 +41,7 @@ def list_(
     if state is not None and state not in get_args(State):
         raise LoraOpsError(f"There is no state '{state}': write one of {', '.join(get_args(State))}.")
     with opened_registry() as registry:
-        _check_tenant(registry, tenant)
+        check_tenant(registry, tenant)
         rows = [row for row in registry.summaries(tenant) if state in (None, row.state)]
         held = {hold.version: hold for hold in registry.held(tenant)}
     if as_json:
@@ -74,7 +72,7 @@ def status(
     from lora_ops.settings.params import load_settings
 
     with opened_registry() as registry:
-        _check_tenant(registry, tenant)
+        check_tenant(registry, tenant)
         known = {*load_settings().tenants, *(one.tenant for one in registry.summaries())}
         rows = status_(registry, [tenant] if tenant else sorted(known))
         behind = registry.unremembered()
@@ -142,7 +140,7 @@ def due(
     from lora_ops.registry.status import due as due_
 
     with opened_registry() as registry:
-        _check_tenant(registry, tenant)
+        check_tenant(registry, tenant)
         items = due_(registry, tenant)
     if as_json:
         print_json([item._asdict() for item in items])
@@ -239,14 +237,3 @@ def schema(as_json: AsJson = True) -> None:
 
 
 app.registered_commands += [*changes.registered_commands, *operations.registered_commands]
-
-
-def _check_tenant(registry: "Registry", tenant: str | None) -> None:
-    from lora_ops.errors import NotFound
-    from lora_ops.settings.params import load_settings
-
-    if tenant is None or registry.summaries(tenant):
-        return
-    known = load_settings().tenants
-    if tenant not in known:
-        raise NotFound(f"There is no tenant '{tenant}' (params.yaml has: {', '.join(known)}).")
