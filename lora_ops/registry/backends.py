@@ -204,9 +204,11 @@ def take_rules(registry: Registry, root: Path) -> None:
     """Take owners.yaml and the rules of params.yaml as they are now, in a registry that stays open for days.
 
     Raises:
-        LoraOpsError: one of both can't be read; nothing is changed then.
+        LoraOpsError: one of both can't be read, or the registry is that of a demo and params.yaml names none;
+            nothing is changed then.
     """
     everything, owners = load_settings(root), load_owners(root / "owners.yaml")
+    require_same_kind(registry, everything.registry.demo)
     registry.owners = owners
     _follow(registry, everything)
 

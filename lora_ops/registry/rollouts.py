@@ -43,7 +43,7 @@ def rollouts(registry: Registry, tenant: str | None = None, *, before: int | Non
     for entry in registry.log.of_kind(KIND):
         of_tenant = tenant is None or entry.subject.id.rpartition("@")[0] == tenant
         if of_tenant and (before is None or entry.seq < before):
-            found[entry.subject.id] = _after(found.get(entry.subject.id), entry)
+            found[entry.subject.id] = after_entry(found.get(entry.subject.id), entry)
     return list(found.values())
 
 
@@ -73,7 +73,7 @@ def turns(registry: Registry, adapter: str) -> list[Turn]:
     found: list[Turn] = []
     for entry in registry.log.of_kind(KIND):
         if entry.subject.id == adapter:
-            found.append(Turn(entry, _after(found[-1].rollout if found else None, entry)))
+            found.append(Turn(entry, after_entry(found[-1].rollout if found else None, entry)))
     return found
 
 
@@ -330,8 +330,12 @@ def _now(registry: Registry, adapter: str) -> Rollout:
     return found
 
 
-def _after(before: Rollout | None, entry: AuditEntry) -> Rollout:
-    """Return a rollout after one entry more."""
+def after_entry(before: Rollout | None, entry: AuditEntry) -> Rollout:
+    """Return a rollout after one entry more.
+
+    Raises:
+        Damaged: the entry is not what lora-ops writes.
+    """
     body, said = entry.body, str(entry.body.get("reason", ""))
     try:
         at = datetime.fromisoformat(entry.at)

@@ -44,7 +44,7 @@ def broken_routes(entries: Sequence[AuditEntry]) -> Iterator[str]:
                 given = list(_given(patch, (before.fields or {}) if before else {}))
                 yield from _misfits(entry, tenant, given, states)
                 if entry.subject.kind == ROUTE and not _is_mandated(entry, given, mandates):
-                    yield from _not_let(entry, tenant, MOVE if given else ANYBODY, owners)
+                    yield from not_let(entry, tenant, MOVE if given else ANYBODY, owners)
         if entry.tenant is not None:
             own = entry.effects.get("states", {})
             states |= {(entry.tenant, int(number)): state for number, state in own.items()}
@@ -80,7 +80,7 @@ def _misfits(
     given: Sequence[tuple[str, Any]],
     states: Mapping[tuple[str, int], str],
 ) -> Iterator[str]:
-    said = _named(entry)
+    said = entry_name(entry)
     if entry.subject.kind != ROUTE:
         parts = [part for part, _ in given if part != "resumed"]  # a version that is closed is no more stopped
         if parts:
@@ -93,10 +93,16 @@ def _misfits(
             yield f"{said} gives {tenant}@{number} a part ({part}) that '{state}' does not have"
 
 
-def _not_let(
-    entry: AuditEntry, tenant: str, roles: frozenset[Role], owners: AuditEntry | None
-) -> Iterator[str]:
-    said = _named(entry)
+def not_let(entry: AuditEntry, tenant: str, roles: frozenset[Role], owners: AuditEntry | None) -> Iterator[str]:
+    """Yield that an entry is by somebody without a role for it by the owners.yaml that it names.
+
+    Args:
+        entry: of the log.
+        tenant: whose team is asked.
+        roles: of which one is needed.
+        owners: the last entry about owners.yaml before it.
+    """
+    said = entry_name(entry)
     # `owners_before` reads them all again; a log may hold thousands of these entries.
     if owners is None or owners.body.get("owners_sha256") != entry.body.get("owners_sha256"):
         yield f"{said} names an owners.yaml that the log does not hold"
@@ -110,5 +116,6 @@ def _not_let(
         yield f"{said} is by {entry.actor}, whom owners.yaml of that day does not let"
 
 
-def _named(entry: AuditEntry) -> str:
+def entry_name(entry: AuditEntry) -> str:
+    """Return how a problem names an entry."""
     return f"entry {entry.seq} ({entry.action} {entry.subject})"

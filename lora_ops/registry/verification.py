@@ -21,6 +21,7 @@ from lora_ops.registry.head_acceptance import accepted_heads
 from lora_ops.registry.owners_log import owners_notes
 from lora_ops.registry.replay import BORN, Alias, Told, alias_mismatches, replay_aliases, unlike
 from lora_ops.registry.requirements import STAGES, about_twins, allowed
+from lora_ops.registry.rollout_rules import broken_rollouts
 from lora_ops.registry.rotation import key_notes, key_problems
 from lora_ops.registry.route_entries import route_mismatches, routes_of
 from lora_ops.registry.route_rules import broken_routes
@@ -88,6 +89,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problems += key_problems(registry, entries)
         problems += broken_rules(registry, entries)
         problems += broken_routes(entries)
+        problems += broken_rollouts(entries)
         warnings += [*key_notes(registry, entries), *owners_notes(entries)]
         kept = {file.sha256 for entry in entries for file in entry.kept_files}
     for one in versions.values():

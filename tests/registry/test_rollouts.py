@@ -1,10 +1,12 @@
 """Rollouts in the audit log: what each entry does to them, who may, and which of two controllers decides."""
 
 from datetime import datetime
+from typing import Any
 
 import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused
+from lora_ops.hashing import sha256_text
 from lora_ops.records.rollout import Rollout, RolloutPlan
 from lora_ops.records.route import RouteRecord, ShadowRoute
 from lora_ops.registry import lifecycle, requirements, rollouts
@@ -39,8 +41,10 @@ def rollout(registry: Registry, plan: RolloutPlan) -> Rollout:
 
 def test_rollout_is_read_from_the_log_alone(registry: Registry, rollout: Rollout, plan: RolloutPlan) -> None:
     assert (rollout.plan, rollout.phase, rollout.percent, rollout.started_by) == (plan, "shadow", 0, "ci")
-    canary = rollouts.move(registry, rollout, "canary", "shadow agrees", actor="ci", step=1)
-    assert (canary.phase, canary.percent, canary.said) == ("canary", 5, "shadow agrees")
+    canary = rollouts.move(registry, rollout, "canary", "shadow agrees", actor="ci", step=0)
+    assert (canary.phase, canary.percent, canary.said) == ("canary", 1, "shadow agrees")
+    for step in (1, 2, 3):
+        canary = rollouts.move(registry, canary, "canary", "no breach", actor="ci", step=step)
     ready = rollouts.move(registry, canary, "ready", "no breach", actor="ci", verdict={"users": 300})
     assert ready.percent == 95 and ready.is_running
     other = Registry(registry.path, owners=registry.owners, clock=registry.clock)
@@ -249,3 +253,49 @@ def test_verify_names_a_promotion_without_its_rollout(
     monkeypatch.setattr(requirements, "not_ready", lambda registry, version: ())
     bring(approved)
     assert any("without a rollout that was ready" in one for one in verify(approved).problems)
+
+
+def forge(registry: Registry, actor: str, action: str, **body: Any) -> None:
+    """Write an entry past the checks, with the registry's key, as a script of whoever has the folder could."""
+    assert registry.owners
+    known = {"reason": "trust me", "owners_sha256": sha256_text(registry.owners.text)}
+    with registry.change(actor) as change:
+        change.note(action, "rollout", "finance@2", **known, **body)
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "said"),
+    [
+        ("ready", 3, "moves a rollout from shadow (step 0) to ready (step 3)"),
+        ("canary", 3, "moves a rollout from shadow (step 0) to canary (step 3)"),
+    ],
+)
+def test_verify_names_a_phase_that_follows_none(
+    registry: Registry, rollout: Rollout, phase: str, step: int, said: str
+) -> None:
+    forge(registry, "ci", "moved", phase=phase, step=step)
+    [problem] = verify(registry).problems
+    assert said in problem
+
+
+def test_verify_names_who_moved_a_rollout_without_a_role(registry: Registry, rollout: Rollout) -> None:
+    """An author who has the registry's folder takes a version on; taking it back anybody in the team may."""
+    forge(registry, "eve", "moved", phase="canary", step=0)
+    [problem] = verify(registry).problems
+    assert "(moved rollout finance@2) is by eve, whom owners.yaml of that day does not let" in problem
+
+
+def test_verify_names_a_rollout_that_goes_on_after_its_end(registry: Registry, rollout: Rollout) -> None:
+    rollouts.move(registry, rollout, "aborted", "complaints", actor="eve")
+    assert not verify(registry).problems
+    forge(registry, "ci", "moved", phase="canary", step=0)
+    assert any("changes a rollout that had ended (aborted)" in one for one in verify(registry).problems)
+
+
+def test_verify_knows_a_rollout_that_is_begun_twice(
+    registry: Registry, rollout: Rollout, plan: RolloutPlan
+) -> None:
+    forge(registry, "eve", "retried", plan=plan.model_dump(mode="json"))
+    problems = verify(registry).problems
+    assert any("begins a rollout that runs or is done" in one for one in problems)
+    assert any("is by eve" in one for one in problems)
