@@ -83,7 +83,8 @@ def ground_at(registry: Registry, version: Version, promoted: AuditEntry) -> Gro
     # Earlier releases promoted on approvals from before an incident, and asked today's owners.yaml alone.
     authors = author_marks(registry, version, promoted.seq) if rules.get("authors") else frozenset[str]()
     signed, incidents = rules["approvals"] == "signed", bool(rules.get("incidents"))
-    return Ground(version, team, seen, promoted.at, signed, incidents, authors)
+    ended = taken_back(registry, version.id, before=promoted.seq)
+    return Ground(version, team, seen, promoted.at, signed, incidents, authors, ended)
 
 
 def promotion_in(version: Version, history: Sequence[AuditEntry]) -> AuditEntry | None:

@@ -40,6 +40,7 @@ from lora_ops.registry.roles import (
     require_approver,
     require_role,
 )
+from lora_ops.registry.rollouts import pause_of
 from lora_ops.registry.steps import keep_reports, record_step, require_step
 from lora_ops.registry.store import Registry
 from lora_ops.registry.twins import Twins
@@ -92,6 +93,9 @@ def promote(
         basis, needed = step_basis(registry, version, to, evidence, concerns, twins)
         if to == "production" and concerns is None:
             needed += approvals_needed(registry, version)
+            # People approve what somebody still looks at; nobody promotes it.
+            paused = pause_of(registry, version.id)
+            needed += [paused] if paused else []
         if needed:
             raise Refused(f"{version.id} can't become '{to}' yet; missing: {'; '.join(needed)}.")
         notes: list[str] = []

@@ -101,6 +101,7 @@ def not_ready(registry: Registry, version: Version) -> Iterator[str]:
         return
     asked = registry.least.rollout == "required" and _is_compared(registry, version)
     if found and found.phase in ("ready", "done"):
+        yield from _ready_no_more(registry, found)
         return
     if found is None:
         if asked:
@@ -117,6 +118,33 @@ def not_ready(registry: Registry, version: Version) -> Iterator[str]:
         else f"`lora-ops rollout start {version.id} --reason TEXT` tries it again"
     )
     yield f"a rollout that is ready (it is '{found.phase}': {found.said}; {ways})"
+
+
+def _ready_no_more(registry: Registry, rollout: Rollout) -> Iterator[str]:
+    """Yield that a rollout compares with another version than the one in production now.
+
+    What is no worse than a version that was rolled back may be as bad.
+    """
+    adapter, against = rollout.plan.adapter, rollout.plan.against
+    tenant = adapter.rpartition("@")[0]
+    number = registry.named(tenant, "production")
+    if rollout.phase == "ready" and number is not None and f"{tenant}@{number}" != against:
+        yield (
+            f"a rollout beside {tenant}@{number}, which is in production now, not {against} ("
+            f"`lora-ops rollout abort {adapter} --reason TEXT` ends it)"
+        )
+
+
+def pause_of(registry: Registry, adapter: str) -> str | None:
+    """Return that somebody paused the rollout of a version, as what production lacks, or None.
+
+    Raises:
+        Damaged: an entry is not what lora-ops writes.
+    """
+    found = rollout_of(registry, adapter)
+    if found is None or not (found.is_running and found.paused):
+        return None
+    return f"an end of its rollout's pause ({found.said}; `lora-ops rollout resume {adapter} --reason TEXT`)"
 
 
 def gives_too_much(registry: Registry, adapter: str, percent: float | None) -> str | None:
@@ -158,13 +186,18 @@ def _is_compared(registry: Registry, version: Version) -> bool:
     return expiry_reason(now.summary, registry.clock()) is None
 
 
-def taken_back(registry: Registry, adapter: str) -> int:
+def taken_back(registry: Registry, adapter: str, *, before: int | None = None) -> int:
     """Return the entry by which a version's rollout went back or was ended by people last; 0 without one.
 
     Approvals from before it stay void in each later attempt, whatever evidence is filed once more.
+
+    Args:
+        registry: where.
+        adapter: the version.
+        before: as it was before this entry of the log; None: as it is now.
     """
     try:
-        found = rollout_of(registry, adapter)
+        found = rollout_of(registry, adapter, before=before)
     except Damaged:  # which `not_ready` says
         return 0
     return found.ended_at_seq if found else 0

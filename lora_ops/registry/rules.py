@@ -96,8 +96,8 @@ def _evidence_lacks(registry: Registry, version: Version, entry: AuditEntry) -> 
             yield from _document_lacks(registry, version, found[kind], entry)
     if entry.action == "production" and least.get("rollout") == "required" and _replaces(registry, entry):
         found_then = rollout_of(registry, version.id, before=entry.seq)
-        if found_then is None or found_then.phase != "ready":
-            yield "a rollout that was ready"
+        if found_then is None or found_then.phase != "ready" or found_then.paused:
+            yield "a rollout that was ready and not paused"
     if least.get("regression"):
         yield from _baseline_lacks(registry, version, found.get("regression"), entry)
 

@@ -7,8 +7,10 @@ from lora_ops.records.rollout import Rollout
 from lora_ops.registry import lifecycle, rollouts, routes
 from lora_ops.registry.reports import Report, filed, load
 from lora_ops.registry.store import Registry
+from lora_ops.registry.verification import verify
 from lora_ops.rollout.controller import abort, start
 from lora_ops.rollout.verdicts import Verdict
+from tests.registry.conftest import Build
 from tests.rollout.rolling import SETTINGS, Traffic
 from tests.rollout.test_controller import canary_of, ready, run
 
@@ -83,3 +85,43 @@ def test_report_of_an_earlier_attempt_revives_no_approval(
     lifecycle.file_evidence(registry, "finance@2", Report(document, source, "once more"), actor="oncall")
     found = lifecycle.approvals(registry, registry.get("finance@2"))
     assert {one.void for one in found} == {"the rollout ended after it"}
+
+
+def test_paused_rollout_keeps_people_from_production(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """Somebody looks at the answers first: neither CI nor a colleague promotes it meanwhile."""
+    held = ready(registry, traffic_of).rollout
+    traffic_of.story.approve("finance@2")
+    paused = rollouts.pause(registry, held, actor="eve", reason="a look at the answers first")
+    with pytest.raises(Refused, match="an end of its rollout's pause \\(a look at.*rollout resume finance@2"):
+        lifecycle.promote(registry, "finance@2", "production", **WHY)
+    rollouts.resume(registry, paused, **WHY)
+    lifecycle.promote(registry, "finance@2", "production", **WHY)
+    assert not verify(registry).problems
+
+
+def test_ready_beside_what_was_rolled_back_is_no_more(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic, package: Build
+) -> None:
+    """finance@3 is no worse than finance@2, which leaks; before a controller looks, nobody promotes it."""
+    story = traffic_of.story
+    ready(registry, traffic_of)
+    story.approve("finance@2")
+    assert run(registry, traffic_of).rollout.phase == "done"
+    registry.least = registry.least.model_copy(update={"regression": False})
+    registry.register(*package(3), actor="ana.silva")
+    story.to("finance@3", "validated")
+    story.file("human_evaluation", about="finance@3")
+    traffic_of.requests.clear()
+    start(registry, "finance@3", SETTINGS, **WHY)
+    run(registry, traffic_of, adapter="finance@3")
+    for users in (300, 60):
+        traffic_of.come(users)
+        done = run(registry, traffic_of, adapter="finance@3")
+    assert done.rollout.phase == "ready"
+    story.approve("finance@3")
+    incident = story.evidence("incident", about="finance@2")
+    lifecycle.promote(registry, "finance@1", "production", evidence=incident, **WHY)
+    with pytest.raises(Refused, match="a rollout beside finance@1, which is in production now, not finance@2"):
+        lifecycle.promote(registry, "finance@3", "production", **WHY)
