@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.rollout import Rollout
+from lora_ops.registry.demo import is_demo
 from lora_ops.registry.rollouts import rollouts
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.actions import actions, lacking
@@ -36,6 +37,7 @@ class RolloutBoard:
         self._seen: object = None
         self._known: list[dict[str, Any]] = []
         self._left_out = 0
+        self._is_demo = False
 
     def read(self, seen: object, now: datetime) -> dict[str, Any]:
         """Return the rollouts that run and the newest of the others, with what their looks showed.
@@ -49,14 +51,15 @@ class RolloutBoard:
                 with closing(self._copy()) as registry:
                     chosen, self._left_out = _chosen(rollouts(registry))
                     self._known = [_about(registry, one) for one in chosen]
+                    self._is_demo = is_demo(registry)
                 self._seen = seen
         except LoraOpsError as error:
             # What was read before may be old: a page that says so is better than one without an answer.
-            return {"rollouts": [], "left_out": 0, "problem": str(error)}
+            return {"rollouts": [], "left_out": 0, "demo": self._is_demo, "problem": str(error)}
         shown = [
             {**one, "ago": _ago(one["since"], now), **_looked(self._looks, one, now)} for one in self._known
         ]
-        return {"rollouts": shown, "left_out": self._left_out, "problem": None}
+        return {"rollouts": shown, "left_out": self._left_out, "demo": self._is_demo, "problem": None}
 
 
 def _chosen(found: Sequence[Rollout]) -> tuple[list[Rollout], int]:
