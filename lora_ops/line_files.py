@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 DUCKDB_TYPES = {datetime: "TIMESTAMPTZ", bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE"}
 
+LINE_BYTES = 16 * 2**20  # of the longest line, for DuckDB, which keeps twice as much for each thread
+MOST_LINE_BYTES = 2**30
+
 REAL_TIME = "time BETWEEN TIMESTAMPTZ '1970-01-01 00:00Z' AND TIMESTAMPTZ '9999-01-01 00:00Z'"
 """DuckDB has 'infinity' and years that Python has not: one such line must not hide all others."""
 
@@ -36,21 +39,35 @@ def read_line_files(folder: Path, name: str, record: type[Record], where: str = 
 
     columns = {field: _type(info.annotation) for field, info in record.model_fields.items()}
     try:
-        with duckdb.connect() as db:
-            lines = db.read_json(
-                str(folder / f"{name}-*.jsonl"),
-                columns=columns,
-                format="newline_delimited",
-                ignore_errors=True,  # the torn last line of a process that was killed
-            )
-            whole = lines.filter(f"id IS NOT NULL AND {REAL_TIME}").aggregate(
-                ", ".join(f"any_value({one}) AS {one}" if one != "id" else one for one in columns), "id"
-            )
-            found = whole.filter(where).order("time, request_id").df()
-    except duckdb.Error as error:
+        try:
+            found = _read(folder, name, columns, where, LINE_BYTES)
+        except duckdb.InvalidInputException as error:
+            if "maximum_object_size" not in str(error):
+                raise
+            # No gateway writes such a line. It must not hide all others: a rollout could not go back.
+            longest = max(path.stat().st_size for path in folder.glob(f"{name}-*.jsonl") if path.is_file())
+            found = _read(folder, name, columns, where, min(longest + 1, MOST_LINE_BYTES))
+    except (duckdb.Error, OSError) as error:
         raise LoraOpsError(f"The {name} can't be read: {' '.join(str(error).split())}.") from error
     # DuckDB answers in the machine's time zone.
     return found.assign(time=found["time"].dt.tz_convert("UTC"))
+
+
+def _read(folder: Path, name: str, columns: dict[str, str], where: str, line_bytes: int) -> "pd.DataFrame":
+    import duckdb
+
+    with duckdb.connect(config={"threads": 1} if line_bytes > LINE_BYTES else {}) as db:
+        lines = db.read_json(
+            str(folder / f"{name}-*.jsonl"),
+            columns=columns,
+            format="newline_delimited",
+            ignore_errors=True,  # the torn last line of a process that was killed
+            maximum_object_size=line_bytes,
+        )
+        whole = lines.filter(f"id IS NOT NULL AND {REAL_TIME}").aggregate(
+            ", ".join(f"any_value({one}) AS {one}" if one != "id" else one for one in columns), "id"
+        )
+        return whole.filter(where).order("time, request_id").df()
 
 
 def _type(annotation: Any) -> str:

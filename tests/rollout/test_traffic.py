@@ -184,6 +184,17 @@ def test_events_that_no_gateway_wrote_stop_nothing(
     assert (found.verdict.decision, found.canary_users) == ("roll back", 40)
 
 
+def test_line_without_an_end_stops_nothing(
+    traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path
+) -> None:
+    """Such as the zeros that a crashed disk leaves, which no reader takes for a line."""
+    write(tmp_path, *({"arm": arm, "status": 503 if arm == "canary" else 200} for arm in ARMS * 40))
+    with (tmp_path / ".serving/events/events-by-hand.jsonl").open("wb") as file:
+        file.truncate(40 * 2**20)
+    registry.clock = lambda: MORNING + timedelta(hours=1)
+    assert traffic.canary(rollout).verdict.decision == "roll back"
+
+
 @pytest.mark.parametrize("wrong", [{"shadow_task": 7.0}, {"shadow_tokens": None}, {"unit": None}])
 def test_pairs_that_no_gateway_wrote_stop_nothing(
     traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path, wrong: dict[str, Any]
