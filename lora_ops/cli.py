@@ -244,6 +244,8 @@ def main() -> None:
             sys.stdout.flush()  # here, where a full disk is still a sentence
     except LoraOpsError as error:
         _fail(error.exit_code, str(error), as_json)
+    except KeyboardInterrupt:  # before typer takes it, which ends with the same code
+        sys.exit(ExitCode.INTERRUPTED)
     except OSError as error:
         _fail(*_of_system(error), as_json)
     except Exception as error:  # noqa: BLE001 - whatever it is, the exit code must say that it is ours
