@@ -37,11 +37,18 @@ class Refused(EngineError):
     Attributes:
         status: HTTP's.
         retry_after: seconds, where the server says when to try again.
+        headers: of the response.
     """
 
-    def __init__(self, text: str, status: int, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        status: int,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(text)
-        self.status, self.retry_after = status, retry_after
+        self.status, self.retry_after, self.headers = status, retry_after, headers or {}
 
 
 class Connection:
@@ -196,7 +203,8 @@ class Connection:
             if len(content) > LARGEST_REFUSAL:
                 break
         said = f"{self._url} answers {response.status_code}: {refusal(bytes(content))}"
-        return Refused(said, response.status_code, _seconds(response.headers.get("retry-after", "")))
+        seconds = _seconds(response.headers.get("retry-after", ""))
+        return Refused(said, response.status_code, seconds, response.headers)
 
 
 def _seconds(retry_after: str) -> float | None:

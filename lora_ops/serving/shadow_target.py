@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 # What a gateway answers whose keys, limits or load are in the way: it says nothing of the version.
 NOT_THE_VERSION = frozenset({401, 403, 404, 408, 429, 503})
+DIGEST = "x-lora-ops-digest"
 
 
 class TargetUnavailable(LoraOpsError):
@@ -102,7 +103,7 @@ class AskTarget:
         def answers(headers: Mapping[str, str]) -> None:
             nonlocal reached
             reached = True
-            if headers.get("x-lora-ops-digest") != request.route.digest:
+            if headers.get(DIGEST) != request.route.digest:
                 raise OtherContent(
                     f"{self._url} has other content as {request.route.name}, or is no gateway of lora-ops: "
                     "give it the same registry."
@@ -124,7 +125,9 @@ class AskTarget:
                         add(chunk)
             add(received.end())
         except Refused as error:
-            if error.status in NOT_THE_VERSION:
+            # A gateway names the version that failed. A proxy before it sends redirects and pages of its own.
+            by_proxy = not 400 <= error.status < 500 and DIGEST not in error.headers
+            if error.status in NOT_THE_VERSION or by_proxy:
                 raise TargetUnavailable(str(error)) from error
             raise
         except EngineError as error:

@@ -50,8 +50,8 @@ class ScriptedServer:
         if body["model"] in self.missing:
             return JSONResponse({"error": {"message": "The model does not exist."}}, status_code=404)
         if self.refuses and body["max_tokens"] > 1:
-            headers = {} if self.retry_after is None else {"retry-after": self.retry_after}
-            return Response(self.refuses[1], self.refuses[0], headers)
+            later = {} if self.retry_after is None else {"retry-after": self.retry_after}
+            return Response(self.refuses[1], self.refuses[0], {**self.headers, **later})
 
         async def parts() -> AsyncIterator[bytes]:
             self.running += 1

@@ -146,3 +146,20 @@ def test_answers_of_other_content_are_no_pairs(
         assert http.post("/v1/completions", json=BODY).status_code == 200
         eventually(lambda: "has other content as finance@2" in caplog.text)
     assert read_pairs(staged.root / ".serving/pairs", "finance@2", "x").empty and pairs(staged).empty
+
+
+@pytest.mark.parametrize("status", [302, 502])
+def test_page_of_a_proxy_says_nothing_of_the_version(
+    staged: Clone, engine: Engine, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """A gateway that fails names the version; a proxy whose gateway is away does not."""
+    server = ScriptedServer()
+    server.refuses = (status, b"<html>Bad Gateway</html>")
+    with running(server), before(staged, engine, server.url) as gateway, gateway.http() as http:
+        assert http.post("/v1/completions", json=BODY).status_code == 200
+        eventually(lambda: "rollout.shadow.target can't be asked" in caplog.text)
+        assert count(gateway, "failed") == 0
+        with staged.registry() as registry:
+            digest = registry.get("finance@2").summary.content_digest
+        server.headers = {"x-lora-ops-digest": digest}
+        eventually(lambda: count(gateway, "failed") == 1, 30)
