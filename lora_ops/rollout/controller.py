@@ -8,11 +8,12 @@ for what goes on: a breach is acted on while the rollout is paused or waits for 
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lora_ops.errors import Refused
+from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, with_text
 from lora_ops.records.rollout import Phase, Rollout, RolloutPlan
 from lora_ops.records.route import RouteRecord, ShadowRoute
 from lora_ops.registry import lifecycle, rollouts, routes
-from lora_ops.registry.eligibility import reasons_against
+from lora_ops.registry.changes import LostRace
+from lora_ops.registry.eligibility import reasons_against, stop_reason
 from lora_ops.registry.report_lacks import lacks
 from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import missing_for
@@ -119,9 +120,13 @@ def abort(registry: Registry, rollout: Rollout, *, actor: str, reason: str) -> R
     """End a rollout: production answers everybody at once; the version stays in its state.
 
     Raises:
-        LoraOpsError: nobody of the team, no reason, or somebody changed the rollout meanwhile.
+        LoraOpsError: nobody of the team, no reason, or somebody changed the rollout meanwhile; or W&B, which
+            has the log, does not take it, and the version is stopped on this machine until then.
     """
-    return rollouts.move(registry, rollout, "aborted", reason, actor=actor, route=_without(rollout.plan))
+    try:
+        return rollouts.move(registry, rollout, "aborted", reason, actor=actor, route=_without(rollout.plan))
+    except LoraOpsError as error:
+        raise _stopped_here(registry, rollout, error, actor, reason) from error
 
 
 def one_round(registry: Registry, rollout: Rollout, evidence: Evidence) -> Round:
@@ -317,8 +322,37 @@ def _moved(
     **facts: Any,
 ) -> Round:
     actor = rollout.started_by
-    now = rollouts.move(registry, rollout, phase, said, actor=actor, step=step, route=route, **facts)
+    try:
+        now = rollouts.move(registry, rollout, phase, said, actor=actor, step=step, route=route, **facts)
+    except LoraOpsError as error:
+        if phase != "returned":
+            raise
+        raise _stopped_here(registry, rollout, error, actor, said) from error
     return Round(now, said, changed=True, look=look)
+
+
+def _stopped_here(
+    registry: Registry, rollout: Rollout, error: LoraOpsError, actor: str, reason: str
+) -> LoraOpsError:
+    """Stop a canary on this machine while W&B does not take that it goes back, and return the error to raise.
+
+    Users must not wait for W&B. Once it answers, it takes the stop, and the next round takes the rollout back.
+    """
+    adapter = rollout.plan.adapter
+    knows_better = isinstance(error, (Refused, NotFound, Damaged, LostRace))
+    if not registry.shares_log or knows_better or rollout.phase not in ("canary", "ready"):
+        return error
+    try:
+        if stop_reason(registry, registry.get_exact(adapter, whole=False).summary) is None:
+            routes.stop(registry, adapter, actor=actor, reason=f"its rollout went back: {reason}")
+    except LoraOpsError:
+        return error
+    said = str(error).removesuffix("; nothing was changed.").rstrip(".")
+    return with_text(
+        error,
+        f"{adapter} answers nobody on this machine any more; W&B has not taken that its rollout ends: {said}. "
+        f"Until then other machines go on with it: `lora-ops route stop {adapter} --reason TEXT` there.",
+    )
 
 
 def _with_canary(rollout: Rollout, version: Version, step: int | None) -> Reroute:

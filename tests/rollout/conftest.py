@@ -3,10 +3,12 @@
 from tests.registry.conftest import (  # noqa: F401 - fixtures
     bad_release,
     clock,
+    connect,
     owners,
     package,
     registry,
     resampled_once,
+    server,
     story,
 )
 from tests.rollout.rolling import rollout, traffic_of  # noqa: F401 - fixtures
