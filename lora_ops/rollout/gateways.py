@@ -61,7 +61,7 @@ def addresses(folder: Path) -> list[str]:
 
 def _read(path: Path) -> str | None:
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe has no end
     except OSError:  # it ended just now
         return None
     try:

@@ -130,3 +130,9 @@ def test_gateway_that_was_killed_is_forgotten(tmp_path: Path) -> None:
 def test_gateway_that_can_not_announce_itself_runs(caplog: pytest.LogCaptureFixture) -> None:
     with announced(Path("/dev/null/.serving"), "127.0.0.1", 8000):
         assert "No rollout finds this gateway" in caplog.text
+
+
+def test_pipe_among_the_addresses_holds_up_nobody(tmp_path: Path) -> None:
+    (tmp_path / "gateways").mkdir()
+    os.mkfifo(tmp_path / "gateways/pipe.address")
+    assert addresses(tmp_path) == []
