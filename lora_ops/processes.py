@@ -48,8 +48,10 @@ def only_one(lock_file: Path, what: str) -> Iterator[None]:
             raise LoraOpsError(
                 f"{holder} is {what} already: wait until it ends, or stop it and run this again."
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"Process {os.getpid()} on {socket.gethostname()} (since {utc(now())})\n".encode(), 0)
+        with suppress(OSError):  # a full disk: the lock is held all the same
+            os.ftruncate(lock, 0)
+            holder = f"Process {os.getpid()} on {socket.gethostname()} (since {utc(now())})\n"
+            os.pwrite(lock, holder.encode(), 0)
         yield
     finally:
         os.close(lock)

@@ -1,7 +1,7 @@
 """`lora-ops rollout`: a validated version on its way to production, and who stops it there."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,8 @@ from lora_ops.registry.command_options import (
 from lora_ops.streams import work_is_done
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lora_ops.records.rollout import Rollout
     from lora_ops.registry.store import Registry
     from lora_ops.rollout.canary import Look
@@ -141,7 +143,7 @@ def run(
             registry,
             _traffic(registry, keep=True),
             take_rules=partial(take_rules, registry, find_root()),
-            lock_of=_lock,
+            lock_of=_locks(),
             tenants=tenant,
             seconds=settings.rollout.interval_seconds,
             say=lambda done: _print_round(done, as_json=as_json),
@@ -238,19 +240,38 @@ def _traffic(registry: "Registry", *, keep: bool = False) -> "GatewayTraffic":
     return GatewayTraffic(registry, folder, settings.detectors.insult_threshold, keeper, probe)
 
 
-def _lock(tenant: str) -> Any:
-    """Return the lock of a tenant's controller, which the system releases when its holder dies."""
-    from lora_ops.processes import only_one
+def _locks() -> "Callable[[str], AbstractContextManager[None]]":
+    """Return what gives the lock of a tenant's controller, by the params.yaml of now.
+
+    A loop asks once: a rollout must go back while somebody edits params.yaml.
+    """
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
     root = find_root()
-    folder = root / load_settings(root).serving.path / "rollouts"
-    return only_one(folder / f"{tenant}.lock", f"looking at the rollout of '{tenant}'")
+    return partial(_locked, root / load_settings(root).serving.path / "rollouts")
 
 
-def _alone(rollout: "Rollout") -> Any:
-    return _lock(rollout.plan.adapter.rpartition("@")[0])
+@contextmanager
+def _locked(folder: "Path", tenant: str) -> Iterator[None]:
+    """Hold the lock of a tenant's controller, which the system releases when its holder dies.
+
+    The lock spares a second look. The log decides which of two controllers acts. So a disk that refuses the
+    lock must not keep a version from going back.
+    """
+    from lora_ops.errors import Unavailable
+    from lora_ops.processes import only_one
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(only_one(folder / f"{tenant}.lock", f"looking at the rollout of '{tenant}'"))
+        except Unavailable as error:
+            print_problem(f"Another controller may look at the same time: {error}")
+        yield
+
+
+def _alone(rollout: "Rollout") -> "AbstractContextManager[None]":
+    return _locks()(rollout.plan.adapter.rpartition("@")[0])
 
 
 def _change(

@@ -1,6 +1,7 @@
 """One process at a time, and none that outlives its parent: real processes, killed."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -60,6 +61,20 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can do it")
+def test_only_one_holds_where_its_name_can_not_be_written(tmp_path: Path) -> None:
+    """The disk is full."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        busy = pytest.raises(LoraOpsError, match="another process is training already")
+        with only_one(lock, "training"), busy, only_one(lock, "training"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 @pytest.mark.parametrize("shell", ["bash", "dash"])
 def test_kernel_dies_with_a_killed_dvc(tmp_path: Path, shell: str) -> None:
     """C5: the kernel went on training beside the second `dvc repro`. DVC runs a stage in the user's shell."""

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -103,6 +103,29 @@ def test_step_goes_only_back_while_owners_are_broken(cli: Cli, tmp_path: Path) -
         routes.stop(registry, "finance@2", actor="oncall", reason="it insults people")
     shown = cli("step", "finance@2", ends=1)
     assert "No rollout goes on until this is mended" in shown and "(returned): finance@2 was stopped" in shown
+
+
+def test_step_goes_back_where_no_lock_can_be_kept(cli: Cli, tmp_path: Path) -> None:
+    """The disk of `.serving` refuses a file; the registry's takes the way back."""
+    cli("start", "finance@2", *WHY)
+    (tmp_path / "clone/.serving/rollouts").symlink_to("/proc/self")
+    assert "Another controller may look at the same time" in cli("step", "finance@2")
+    with closing(open_registry(tmp_path / "clone", to_stop="finance@2")) as registry:
+        routes.stop(registry, "finance@2", actor="oncall", reason="it insults people")
+    assert "(returned): finance@2 was stopped" in cli("step", "finance@2", ends=1)
+
+
+def test_run_keeps_its_lock_while_params_are_broken(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollout goes back while somebody edits params.yaml."""
+    cli("start", "finance@2", *WHY)
+    locks: list[Callable[[str], AbstractContextManager[None]]] = []
+    monkeypatch.setattr("lora_ops.rollout.loop.run_rollouts", lambda *_, lock_of, **__: locks.append(lock_of))
+    cli("run")
+    (tmp_path / "clone/params.yaml").write_text("serving: [")
+    with locks[0]("finance"):
+        assert (tmp_path / "clone/.serving/rollouts/finance.lock").is_file()
 
 
 def test_run_begins_while_owners_are_broken(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
