@@ -60,7 +60,6 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can do it")
 def test_only_one_holds_where_its_name_can_not_be_written(tmp_path: Path) -> None:
     """The disk is full."""
     lock = tmp_path / "lock"
@@ -75,6 +74,7 @@ def test_only_one_holds_where_its_name_can_not_be_written(tmp_path: Path) -> Non
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can do it")
 @pytest.mark.parametrize("shell", ["bash", "dash"])
 def test_kernel_dies_with_a_killed_dvc(tmp_path: Path, shell: str) -> None:
     """C5: the kernel went on training beside the second `dvc repro`. DVC runs a stage in the user's shell."""
