@@ -89,7 +89,7 @@ def status(reference: ExactReference, as_json: AsJson = False) -> None:
     if shadow:
         show_pairs(shadow, rollout.plan)
     if canary:
-        print_lines(_guardrails(canary), f"{markup(str(canary.verdict))}.")
+        print_lines(_guardrails(canary, 1 / rollout.plan.alpha), f"{markup(str(canary.verdict))}.")
 
 
 @app.command()
@@ -291,10 +291,10 @@ def _change(
 
 def _line(rollout: "Rollout") -> str:
     share = f", {rollout.percent:g} % of the users" if rollout.percent else ""
-    paused = ", [yellow]paused[/]" if rollout.paused else ""
+    paused = ", [yellow]paused[/] now" if rollout.paused else ""
     return (
-        f"[bold]{rollout.plan.adapter}[/] beside {rollout.plan.against}: {rollout.phase}{share}{paused} since "
-        f"{rollout.since:%Y-%m-%d %H:%M} UTC (attempt {rollout.attempt}, begun by "
+        f"[bold]{rollout.plan.adapter}[/] beside {rollout.plan.against}: {rollout.phase}{share} since "
+        f"{rollout.since:%Y-%m-%d %H:%M} UTC{paused} (attempt {rollout.attempt}, begun by "
         f"{markup(rollout.started_by)}); {markup(rollout.said)}."
     )
 
@@ -318,11 +318,26 @@ def _canary_json(look: "Look") -> dict[str, Any]:
     }
 
 
-def _guardrails(look: "Look") -> Grid:
-    """One line per guardrail: both arms, the interval of their difference at every look, and the margin."""
-    table = Grid("guardrail", "canary", "control", "difference", "allowed", "users", solid={"guardrail"})
-    for one in look.guardrails:
-        means = ["-" if value is None else f"{value:.4f}" for value in (one.canary, one.control)]
-        interval = f"{one.difference.low:.3f} to {one.difference.high:.3f}"
-        table.add_row(one.name, *means, interval, f"{one.margin:.3f}", str(one.users))
+def _guardrails(look: "Look", threshold: float) -> Grid:
+    """One line per guardrail: both arms, how much worse the canary is at every look, and what is allowed."""
+    from lora_ops.rollout.canary import TITLES
+    from lora_ops.rollout.kept_looks import canary_metrics
+    from lora_ops.rollout.pair_commands import STYLES
+
+    worse = "worse by, %" if look.control_users else "interval, %"  # a first version has no control group
+    columns = ("guardrail", "canary", "control", worse, "allowed", "users", "verdict")
+    table = Grid(*columns, solid={*columns})
+    for one in canary_metrics(look, threshold):
+        means = ["-" if value is None else f"{value:.3g}" for value in (one.candidate, one.production)]
+        low, high = ("inf" if end is None else f"{end * 100:+.1f}" for end in (one.low, one.high))
+        title = TITLES.get(one.name, one.name)
+        table.add_row(
+            title,
+            *means,
+            f"{low} to {high}",
+            f"{one.limit:.0%}",
+            str(one.units),
+            "not worse" if one.verdict == "non-inferior" else one.verdict,  # it fits 80 columns
+            style=STYLES[one.verdict],
+        )
     return table

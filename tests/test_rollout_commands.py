@@ -1,6 +1,7 @@
 """`lora-ops rollout` as people and CI run it."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
@@ -9,11 +10,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from lora_ops import rollout_commands
 from lora_ops.cli import app
 from lora_ops.errors import LoraOpsError, NotFound, Refused
+from lora_ops.escaping import show
 from lora_ops.registry import routes
 from lora_ops.registry.backends import open_registry, take_rules
 from lora_ops.registry.store import Registry
+from lora_ops.rollout.canary import Look, Shown
+from lora_ops.rollout.sample_ratio import SampleRatio
+from lora_ops.rollout.sequential import Bounds, excess_margin
+from lora_ops.rollout.verdicts import Verdict
 from tests.conftest import write_params
 from tests.registry.conftest import owners, resampled_once  # noqa: F401 - fixtures
 from tests.serving.conftest import Clone, clone_source  # noqa: F401 - a fixture
@@ -61,6 +68,7 @@ def test_rollout_commands_take_a_version_into_shadow(cli: Cli) -> None:
 def test_rollout_commands_pause_resume_and_abort(cli: Cli) -> None:
     cli("start", "finance@2", *WHY)
     assert "is paused" in cli("pause", "finance@2", *WHY)
+    assert "UTC, paused now (attempt 1" in cli("status", "finance@2")
     assert "paused before its shadow" in cli("step", "finance@2", ends=3)
     assert "goes on" in cli("resume", "finance@2", *WHY)
     assert "production answers everybody" in cli("abort", "finance@2", *WHY)
@@ -155,6 +163,22 @@ def test_rollout_is_ended_while_owners_are_broken(cli: Cli, tmp_path: Path) -> N
     cli("start", "finance@2", *WHY)
     (tmp_path / "clone/owners.yaml").write_text("default: [")
     assert "is paused" in cli("pause", "finance@2", *WHY)
+    assert "UTC, paused now (attempt 1" in cli("status", "finance@2")
     with pytest.raises(LoraOpsError, match="owners.yaml"):
         cli("resume", "finance@2", *WHY)
     assert "production answers everybody" in cli("abort", "finance@2", *WHY)
+
+
+def test_guardrails_are_shown_on_the_scale_of_their_margins(capsys: pytest.CaptureFixture[str]) -> None:
+    """The tests compare excesses and ratios, and params.yaml has parts: 1.0 is twice as many tokens."""
+    guardrails = (
+        Shown("task", 0.19, 0.05, Bounds(-0.1, 0.4), 0.15, 1, 1, 21),
+        Shown("tokens", 3, 3, Bounds(-0.2, 0.2), excess_margin(1.0), 1, 9, 21),
+        Shown("P95 latency", 1, 1, Bounds(0.9, math.inf), 5, 1, 1, 21),
+    )
+    look = Look(Verdict("hold", "more users"), guardrails, 21, 38, SampleRatio(1.0, False, 59))
+    show(rollout_commands._guardrails(look, threshold=5))
+    task, tokens, latency = (" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[3:6])
+    assert task == "task missed 0.19 0.05 -10.0 to +40.0 15% 21 undecided"
+    assert tokens == "tokens 3 3 -33.3 to +50.0 100% 21 not worse"
+    assert latency == "P95 latency 1 1 -10.0 to inf 400% 21 undecided"

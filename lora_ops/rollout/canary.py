@@ -98,6 +98,10 @@ class Shown(NamedTuple):
     users: int
 
 
+TITLES = {"task": "task missed"}
+"""What tables call a guardrail: a shadow has the share that did its task, a canary the share that did not."""
+
+
 class Look(NamedTuple):
     """What all requests up to now say."""
 

@@ -19,7 +19,7 @@ from lora_ops.records.rollout import Phase
 from lora_ops.registry.approvals import approvals_of
 from lora_ops.registry.backends import open_registry
 from lora_ops.rollout.attempts import Attempt, attempt_of
-from lora_ops.rollout.canary import LAG_SECONDS, CanaryRequest, Look, look
+from lora_ops.rollout.canary import LAG_SECONDS, TITLES, CanaryRequest, Look, look
 from lora_ops.rollout.e_values import combined
 from lora_ops.rollout.sequence_plots import AMOUNTS, MetricLooks, Seen, nothing, plot_sequences
 from lora_ops.rollout.shadow_page import no_rollout, number, serving_folder
@@ -298,7 +298,7 @@ def guardrail_table(page: CanaryPage) -> pd.DataFrame:
     columns = ["guardrail", *ARMS, "worse by", "allowed", "users", "evidence: worse", "evidence: not worse"]
     rows = [
         [
-            one.name,
+            TITLES.get(one.name, one.name),
             number(one.canary),
             number(one.control),
             looks[one.name].interval,

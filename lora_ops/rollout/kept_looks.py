@@ -144,7 +144,7 @@ def _kept(rollout: Rollout, look: ShadowLook | Look, at: datetime) -> KeptLook:
         said=str(look.verdict),
         users=(look.canary_users, look.control_users),
         assignment=str(look.ratio),
-        metrics=tuple(_of_canary(look, 1 / rollout.plan.alpha)),
+        metrics=tuple(canary_metrics(look, 1 / rollout.plan.alpha)),
     )
 
 
@@ -164,7 +164,8 @@ def _of_shadow(look: ShadowLook) -> Iterator[LookMetric]:
         )
 
 
-def _of_canary(look: Look, threshold: float) -> Iterator[LookMetric]:
+def canary_metrics(look: Look, threshold: float) -> Iterator[LookMetric]:
+    """Yield each guardrail of a canary as people read it; `threshold` is the evidence that decides."""
     for one in look.guardrails:
         verdict: MetricVerdict = "undecided"
         if one.name in look.verdict.breached or one.breach >= threshold:

@@ -61,22 +61,24 @@ def show_pairs(look: "ShadowLook", plan: "RolloutPlan") -> None:
     for one in look.metrics:
         grid.add_row(*_cells(one), one.verdict, style=STYLES[one.verdict])
     show(grid)
+    hours = "1 hour" if look.hours == 1 else f"{look.hours} different hours"
     kind = f"{REPLAYED}: " if look.replayed else ""
     lost = f", {look.failed} failed, {look.preempted} gave way to clients each time, {look.unscored} not judged"
-    show(
-        f"{kind}{look.answered} pairs of {look.units} users or requests in {look.hours} different hours{lost}."
-    )
+    show(f"{kind}{look.answered} pairs of {look.units} users or requests in {hours}{lost}.")
     show(markup(f"{look.verdict}."))
 
 
 def _cells(metric: "PairMetric") -> list[str]:
+    from lora_ops.rollout.sequential import excess_part
+
+    scale = excess_part if metric.name == "tokens" else float  # a margin as params.yaml has it
     low_high = metric.difference
     return [
-        metric.name,
+        "task done" if metric.name == "task" else metric.name,
         _number(metric.production),
         _number(metric.shadow),
-        f"{low_high.low:+.3f} to {low_high.high:+.3f}" if low_high else "",
-        _number(metric.margin),
+        f"{scale(low_high.low):+.3f} to {scale(low_high.high):+.3f}" if low_high else "",
+        _number(None if metric.margin is None else scale(metric.margin)),
         str(metric.units),
     ]
 

@@ -33,7 +33,8 @@ def test_rows_become_pairs_that_say_so(staged: Clone, engine: Engine, monkeypatc
     monkeypatch.chdir(staged.root)
     said = CliRunner().invoke(app, ["rollout", "pairs", "finance@2", "--replayed"])
     assert said.exit_code == 0, said.output
-    assert "REPLAYED: 6 pairs of 3 users or requests in 1 different hours" in " ".join(said.output.split())
+    assert "REPLAYED: 6 pairs of 3 users or requests in 1 hour," in " ".join(said.output.split())
+    assert "task done" in said.output
     live = CliRunner().invoke(app, ["rollout", "pairs", "finance@2", "--json"])
     found = json.loads(live.stdout)
     assert found["answered"] == 0 and found["verdict"]["decision"] == "hold" and not found["replayed"]
