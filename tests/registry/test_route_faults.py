@@ -248,15 +248,6 @@ def test_route_lost_race_is_tried_again_or_refused(
     assert ci.route("finance").canary.percent == 25  # type: ignore[union-attr]
 
 
-def test_stop_without_wandb_names_revoke(ci: SharedRegistry, server: WandbServer) -> None:
-    server.fail(".", times=1000)
-    with pytest.raises(
-        LoraOpsError, match=r"nothing was changed\. To stop finance@1 on this machine all the same"
-    ):
-        routes.stop(ci, "finance@1", **WHY)
-    assert ci.route("finance").is_empty
-
-
 def test_changed_row_here_stops_nothing_from_wandb(
     ci: SharedRegistry,
     machine: Machine,  # noqa: F811
