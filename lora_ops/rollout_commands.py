@@ -16,7 +16,6 @@ from lora_ops.registry.command_options import (
     Reason,
     check_tenant,
     head_remembered,
-    opened_registry,
     print_lines,
     using,
     who,
@@ -66,7 +65,7 @@ def status(reference: ExactReference, as_json: AsJson = False) -> None:
     from lora_ops.rollout.pair_commands import show_pairs
     from lora_ops.rollout.traffic import asks_by_name
 
-    with opened_registry() as registry:
+    with _opened(reference) as (registry, _):
         rollout = _known(registry, reference)
         traffic = _traffic(registry)
         by_name = rollout.phase == "shadow" and asks_by_name(rollout)

@@ -257,7 +257,8 @@ def test_rollback_ends_a_rollout_and_its_canary(
     why = {"actor": "oncall", "reason": "better on held-out rows"}
     rollout = start(bad_release, "finance@3", RolloutSettings(), **why)
     story.to("finance@3", "canary")
-    routes.set_canary(bad_release, "finance@3", 50, **why)
+    half = {"step": 0, "route": lambda route: routes.with_canary(route, 3, 50)}
+    rollout = rollouts.move(bad_release, rollout, "canary", "no metric is worse", actor="oncall", **half)
     assert take_back(bad_release, tmp_path / "incident", "finance@2") == "finance@1"
     assert routes.current(bad_release, "finance").route.canary is None
     ended = one_round(bad_release, rollouts.rollout_of(bad_release, rollout.plan.adapter), NoTraffic())
