@@ -1,5 +1,7 @@
 """Stop a version of a registry that can't be opened: a hold, beside everything that a gateway may look at."""
 
+import os
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
@@ -107,16 +109,37 @@ def _memories(root: Path, everything: Settings) -> list[Path]:
     """
     named = root / everything.serving.path
     found = [named] if HeadMemory(named / HEADS_FILE, "").knows_any() else []
-    for depth in range(1, DEEPEST + 1):
-        for path in sorted(root.glob("*/" * depth + HEADS_FILE)):
-            # Another program may have a file of that name, and a clone inside this one has its own versions.
-            if (
-                path.parent != named
-                and not _is_of_inner_clone(path, root)
-                and HeadMemory(path, "").knows_any(if_damaged=False)
-            ):
-                found.append(path.parent)
+    for folder in _folders_with_heads(root):
+        path = folder / HEADS_FILE
+        # Another program may have a file of that name, and a clone inside this one has its own versions.
+        if (
+            folder != named
+            and not _is_of_inner_clone(path, root)
+            and HeadMemory(path, "").knows_any(if_damaged=False)
+        ):
+            found.append(folder)
     return found
+
+
+def _folders_with_heads(root: Path) -> Iterator[Path]:
+    """Yield the folders of a clone with a file of heads, down to `DEEPEST`.
+
+    `Path.glob` would end in an error where a folder vanishes meanwhile, and a revocation must not.
+    """
+    level = [root]
+    for _ in range(DEEPEST):
+        below: list[Path] = []
+        for folder in level:
+            with suppress(OSError):  # removed since, or closed: no gateway keeps files there
+                below += (path for path in sorted(folder.iterdir()) if _is_folder(path))
+        yield from (folder for folder in below if os.path.lexists(folder / HEADS_FILE))
+        level = below
+
+
+def _is_folder(path: Path) -> bool:
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def _is_of_inner_clone(path: Path, root: Path) -> bool:

@@ -368,6 +368,29 @@ def test_hold_that_one_gateway_does_not_get_is_named(
     refuses(router)
 
 
+def test_revocation_ends_while_folders_of_the_clone_vanish(
+    router: Router,
+    root: Path,  # noqa: F811
+    cli: Cli,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Jobs make and remove folders in a clone all the time; the search for gateways met one that was gone."""
+    usual, gone = Path.is_dir, root / "gone"
+    gone.mkdir()
+
+    def vanishing(path: Path) -> bool:
+        is_folder = usual(path)
+        if path == gone and is_folder:
+            gone.rmdir()
+        return is_folder
+
+    write_params(root, {"registry": {"path": "elsewhere"}})
+    monkeypatch.setattr(Path, "is_dir", vanishing)
+    cli("revoke", "finance@2", "--reason", "it leaks")
+    assert not gone.exists()
+    refuses(router)
+
+
 def put_back(clone: Path, *names: str) -> None:
     """Put back what a backup has of a clone, as `cp -a` or `rsync` does."""
     for name in names:
