@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help validate repro serve test test-fast test-clients test-vllm test-gpu nightly lint lint-ci format lab metrics pull gates register shadow promote weekly wandb-sync wandb-online lock clean
+.PHONY: help validate repro serve demo test test-fast test-clients test-vllm test-gpu nightly lint lint-ci format lab metrics pull gates register shadow promote weekly wandb-sync wandb-online lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ repro: .venv/installed ## train, evaluate, package and register each tenant's ad
 
 serve: .venv/installed ## answer on localhost:8000 with each tenant's adapter, as OpenAI's API does
 	lora-ops serve
+
+# What it makes is in .demo/, and `make clean` removes it.
+demo: .venv/installed ## after `make repro`: show a rollout from end to end; KEEP=1 leaves its console open
+	demo/run.py $(if $(KEEP),--keep)
 
 # Three workers for two cores: tests wait for timeouts, locks and disks a sixth of the time. FIRST in
 # tests/conftest.py says with which files they begin.
@@ -131,4 +135,4 @@ lock: ## pin anew what pyproject.toml allows
 
 # What the pipeline made; the registry, the downloads and DVC's cache stay.
 clean: ## remove what the pipeline made; registry, downloads and DVC cache stay
-	rm -rf data/prepared models packages reports .checkpoints
+	rm -rf data/prepared models packages reports .checkpoints .demo

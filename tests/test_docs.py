@@ -193,6 +193,7 @@ def test_every_path_in_backticks_exists_or_is_made(page: Path) -> None:
         "releases",
         ".checkpoints",
         ".venv",
+        ".demo",
         "dvc",
     )
     for path in re.findall(r"`([\w./-]+/[\w./-]*)`", page.read_text()):
