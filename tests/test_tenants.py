@@ -140,7 +140,7 @@ def test_a_profile_changes_every_tenant_and_an_unknown_one_is_refused(faq: Path)
     assert run("lora-ops", "profile", "small", cwd=faq).returncode == 0
     assert {tenant.data.rows.train for tenant in load_settings(faq).tenants.values()} == {160}
     refused = run("lora-ops", "profile", "huge", cwd=faq)
-    assert refused.returncode == 4 and "there are: gpu, small, tiny" in refused.stderr
+    assert refused.returncode == 4 and "there are: demo, gpu, small, tiny" in refused.stderr
 
 
 def test_a_profile_leaves_other_lines_as_they_are(tmp_path: Path) -> None:
