@@ -109,9 +109,8 @@ def tell(began: float) -> None:
             keep_console(url)
             for number in (2, 3):
                 lora_ops("rollout", "report", f"{TENANT}@{number}")
-            lora_ops("report")
             say(f"It took {time.monotonic() - began:.0f} seconds. Pages:")
-            for page in (FOLDER / "console.html", *sorted((HERE / "reports").glob("**/rollout/*.html"))):
+            for page in (FOLDER / "console.html", *sorted((HERE / "reports").glob("*/rollout/*/*.html"))):
                 print(f"  {page.relative_to(ROOT)}")
             if "--keep" in sys.argv:
                 print(f"  {url}/console until Ctrl-C", flush=True)
