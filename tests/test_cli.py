@@ -94,9 +94,8 @@ def test_json_holds_in_every_encoding(repository: Path, encoding: str) -> None:
         pass
     refused = run("lora-ops", "profile", "é", "--json", cwd=repository, PYTHONIOENCODING=encoding)
     assert refused.returncode == 4
-    assert (
-        "é.yaml (there are: gpu, small, tiny, trial, \udcff)" in json.loads(refused.stdout)["error"]["message"]
-    )
+    message = json.loads(refused.stdout)["error"]["message"]
+    assert "é.yaml (there are: demo, gpu, small, tiny, trial, \udcff)" in message
 
 
 def test_a_name_that_is_too_long_is_wrong_input(repository: Path) -> None:
