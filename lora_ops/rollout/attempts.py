@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.records.evidence import Evidence, EvidenceKind
@@ -42,6 +43,16 @@ class Attempt:
             return f"People may now {'; or '.join(ways)}."
         later = "" if self.rollout.attempt == self.of else f"; attempt {self.of} is the last one"
         return f"`lora-ops rollout status {self.plan.adapter}` shows how it is now{later}."
+
+    @property
+    def state(self) -> str:
+        """Where the rollout is, why, and what people may do now, in two sentences."""
+        rollout = self.rollout
+        paused = ", paused" if rollout.paused else ""
+        return (
+            f"The rollout is '{rollout.phase}'{paused} since {rollout.since:%Y-%m-%d %H:%M} UTC: "
+            f"{rollout.said.rstrip('.')}. {self.next_steps}"
+        )
 
     @property
     def plan(self) -> RolloutPlan:
@@ -120,3 +131,30 @@ def _filed(registry: Registry, rollout: Rollout, after: int, before: int | None)
         for one in entry.evidence
         if one.kind in kinds
     }
+
+
+def no_rollout(tenant: str) -> str:
+    """Return how a tenant gets a rollout."""
+    return (
+        f"'{tenant}' has had no rollout yet: `lora-ops rollout start {tenant}@N --reason TEXT` begins that of "
+        "a validated version, then run this notebook again."
+    )
+
+
+def serving_folder(usual: Path, named: str | None, root: Path) -> Path:
+    """Return the folder of the gateway's files that a page reads.
+
+    Args:
+        usual: by params.yaml; it need not be there yet.
+        named: by whoever asks for the page, from `root` on.
+        root: of the repository.
+
+    Raises:
+        NotFound: somebody named a folder that is not there.
+    """
+    if named is None:
+        return usual
+    folder = root / named
+    if not folder.is_dir():
+        raise NotFound(f"There is no folder {folder}: name the one with the gateway's `pairs` and `events`.")
+    return folder

@@ -18,11 +18,11 @@ from lora_ops.records.evidence import Evidence
 from lora_ops.records.rollout import Phase
 from lora_ops.registry.approvals import approvals_of
 from lora_ops.registry.backends import open_registry
-from lora_ops.rollout.attempts import Attempt, attempt_of
+from lora_ops.rollout.attempts import Attempt, attempt_of, no_rollout, serving_folder
 from lora_ops.rollout.canary import LAG_SECONDS, TITLES, CanaryRequest, Look, look
 from lora_ops.rollout.e_values import combined
 from lora_ops.rollout.sequence_plots import AMOUNTS, MetricLooks, Seen, nothing, plot_sequences
-from lora_ops.rollout.shadow_page import no_rollout, number, serving_folder
+from lora_ops.rollout.shadow_page import number
 from lora_ops.rollout.traffic import GatewayTraffic
 from lora_ops.settings.params import load_settings
 
@@ -418,15 +418,10 @@ def decision(page: CanaryPage) -> Iterator[str]:
     if page.attempt is None:
         yield no_rollout(page.tenant)
         return
-    rollout = page.attempt.rollout
     if page.last is None:
         yield f"{page.attempt.name} has had no canary in this attempt, so that nothing is decided."
     else:
         yield f"The canary of {page.attempt.name} says {page.last.verdict}."
-    paused = ", paused" if rollout.paused else ""
-    yield (
-        f"The rollout is '{rollout.phase}'{paused} since {rollout.since:%Y-%m-%d %H:%M} UTC: "
-        f"{rollout.said.rstrip('.')}. {page.attempt.next_steps}"
-    )
+    yield page.attempt.state
     if page.attempt.lacking:
         yield f"For production it needs: {'; '.join(page.attempt.lacking)}."

@@ -30,8 +30,7 @@ def report(
     from lora_ops.errors import NotFound
     from lora_ops.notebooks import run_notebook
     from lora_ops.registry.backends import remembered_head
-    from lora_ops.rollout.attempts import attempt_of
-    from lora_ops.rollout.shadow_page import serving_folder
+    from lora_ops.rollout.attempts import attempt_of, serving_folder
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
     from lora_ops.tracking.gates import log_rollout_pages

@@ -12,14 +12,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from lora_ops.errors import NotFound
 from lora_ops.plots import Plot
 from lora_ops.records.evidence import REPLAYED, Evidence
 from lora_ops.records.pair import ShadowPair
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.reports import load
 from lora_ops.registry.store import Registry
-from lora_ops.rollout.attempts import Attempt, attempt_of
+from lora_ops.rollout.attempts import Attempt, attempt_of, no_rollout, serving_folder
 from lora_ops.rollout.pairs import WHO
 from lora_ops.rollout.sequence_plots import AMOUNTS, MetricLooks, Seen, nothing, plot_sequences
 from lora_ops.rollout.shadow_report import STATUS
@@ -114,25 +113,6 @@ def open_shadow(
     counted = (replayed if is_replayed else live).reset_index(drop=True)
     looks = tuple(_looks(found, counted, ended, replayed=is_replayed)) if len(counted) else ()
     return ShadowPage(tenant, found, counted, looks, frozen, keeps_text, files)
-
-
-def serving_folder(usual: Path, named: str | None, root: Path) -> Path:
-    """Return the folder of the gateway's files that a page reads.
-
-    Args:
-        usual: by params.yaml; it need not be there yet.
-        named: by whoever asks for the page, from `root` on.
-        root: of the repository.
-
-    Raises:
-        NotFound: somebody named a folder that is not there.
-    """
-    if named is None:
-        return usual
-    folder = root / named
-    if not folder.is_dir():
-        raise NotFound(f"There is no folder {folder}: name the one with the gateway's `pairs` and `events`.")
-    return folder
 
 
 def _by_origin(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -232,14 +212,6 @@ def asked(page: ShadowPage) -> Iterator[str]:
     )
     filed = f"the rows of the report that was filed ({page.frozen.sha256[:12]}…)" if page.frozen else ""
     yield f"They are read from {filed or page.folder}."
-
-
-def no_rollout(tenant: str) -> str:
-    """Return how a tenant gets a rollout."""
-    return (
-        f"'{tenant}' has had no rollout yet: `lora-ops rollout start {tenant}@N --reason TEXT` begins that of "
-        "a validated version, then run this notebook again."
-    )
 
 
 def heading(page: ShadowPage) -> str:
@@ -468,7 +440,4 @@ def decision(page: ShadowPage) -> Iterator[str]:
         yield f"{page.attempt.name} has no pairs yet, so that nothing is decided."
     else:
         yield f"{mark}The shadow of {page.attempt.name} says {page.last.verdict}."
-    yield (
-        f"The rollout is '{rollout.phase}' since {rollout.since:%Y-%m-%d %H:%M} UTC: "
-        f"{rollout.said.rstrip('.')}. {page.attempt.next_steps}"
-    )
+    yield page.attempt.state
