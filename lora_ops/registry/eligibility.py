@@ -74,6 +74,15 @@ def hold_reason(registry: Registry, summary: Summary) -> str | None:
     return f"{hold.text}: it does not answer here any more" if hold else None
 
 
+def barred_reason(registry: Registry, summary: Summary) -> str | None:
+    """Return why a version must not come into production whatever speaks for it, or None."""
+    return (
+        hold_reason(registry, summary)
+        or expiry_reason(summary, registry.clock())
+        or stop_reason(registry, summary)
+    )
+
+
 def stop_reason(registry: Registry, summary: Summary) -> str | None:
     """Return that somebody stopped a version, or None."""
     if summary.number not in registry.route(summary.tenant).stopped:

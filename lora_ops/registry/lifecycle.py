@@ -15,7 +15,7 @@ from lora_ops.registry.approvals import (
     statement,
 )
 from lora_ops.registry.changes import require_reason
-from lora_ops.registry.eligibility import SERVING, expiry_reason, hold_reason, stop_reason
+from lora_ops.registry.eligibility import SERVING, barred_reason, hold_reason
 from lora_ops.registry.owners import Person
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.replay import require_rows
@@ -324,11 +324,7 @@ def _require_sound(registry: Registry, version: Version, *, returns: bool) -> Tw
     Of a version that returns to production, `returning_lacks` says which closed ones count.
     """
     require_rows(registry, version)
-    stopped = (
-        hold_reason(registry, version.summary)
-        or expiry_reason(version.summary, registry.clock())
-        or stop_reason(registry, version.summary)
-    )
+    stopped = barred_reason(registry, version.summary)
     if stopped:
         raise Refused(f"{stopped}.")
     # Before anything else reads the kept files.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable
 from lora_ops.registry import closing, lifecycle, packages, reports
-from lora_ops.registry.eligibility import expiry_reason, hold_reason, stop_reason
+from lora_ops.registry.eligibility import barred_reason
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import return_notes, returning_lacks
@@ -278,11 +278,7 @@ def _unfit(registry: Registry, version: Version, leaves: Version, twins: Twins) 
     if version.state != "superseded":
         return f"{version.id} is '{version.state}'"
     require_rows(registry, version)
-    stopped = (
-        hold_reason(registry, version.summary)
-        or expiry_reason(version.summary, registry.clock())
-        or stop_reason(registry, version.summary)
-    )
+    stopped = barred_reason(registry, version.summary)
     if stopped:
         return stopped
     if twins.compare(version.summary, leaves.summary) == "same":
