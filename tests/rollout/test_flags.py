@@ -189,10 +189,13 @@ def test_flags_of_a_broken_file_go_on_with_the_last(tmp_path: Path, caplog: pyte
             assert made.flags.problem is None
 
     asyncio.run(main())
-    said = [record for record in caplog.records if record.name == "openfeature.contrib"]
-    texts = [record.getMessage() for record in said]  # a file may be read while it is empty, too
-    assert len(texts) == len(set(texts)), "flagd says it at each look"
-    assert not any(record.exc_info for record in said)
+    # The thread of the test before looks once more for its own file, which may be gone; this test's never is.
+    said = [
+        record
+        for record in caplog.records
+        if record.name == "openfeature.contrib" and record.getMessage() != "Provided file path not valid"
+    ]
+    assert len(said) <= 1 and not any(record.exc_info for record in said), "flagd says it at each look"
 
 
 def test_flags_of_a_missing_file_are_production_until_it_comes(tmp_path: Path) -> None:

@@ -28,9 +28,7 @@ def record(registry: Registry, folder: Path, reference: str = "finance@2") -> Pa
     )
 
 
-def test_the_version_that_served_before_returns_and_the_bad_one_is_revoked(
-    bad_release: Registry, tmp_path: Path
-) -> None:
+def test_version_before_returns_and_the_bad_one_is_revoked(bad_release: Registry, tmp_path: Path) -> None:
     path = record(bad_release, tmp_path / "incident")
     returned = rollback.roll_back(bad_release, "finance@2", path, actor=ON_CALL, reason="It leaks.")
     assert (returned.id, returned.state, returned.aliases) == ("finance@1", "production", ("production",))
@@ -73,9 +71,7 @@ def test_a_second_run_changes_nothing(bad_release: Registry, tmp_path: Path) -> 
     assert [entry.action for entry in bad_release.log.entries("finance")][-2:] == ["production", "revoked"]
 
 
-def test_a_run_killed_between_its_two_decisions_is_ended_by_the_next(
-    bad_release: Registry, tmp_path: Path
-) -> None:
+def test_rollback_killed_between_its_decisions_is_ended(bad_release: Registry, tmp_path: Path) -> None:
     path = record(bad_release, tmp_path / "incident")
     incident = make(bad_release, "finance@2", "incident", path)
     lifecycle.promote(
@@ -136,7 +132,7 @@ def test_a_version_that_was_revoked_does_not_return(
     assert rollback.plan(bad_release, "finance@3").returns.id == "finance@1"
 
 
-def test_without_an_earlier_version_it_says_how_to_stop_the_answers(
+def test_rollback_without_earlier_version_says_how_to_stop(
     registry: Registry,
     package: Build,
     story: Story,

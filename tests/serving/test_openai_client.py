@@ -100,7 +100,7 @@ def test_an_adapter_is_asked_with_the_system_prompt_that_it_was_trained_with(
         assert token_counts(raw.parse().usage) == token_counts(own.parse().usage)
 
 
-def test_n_answers_come_each_with_its_own_seed_and_can_be_repeated(shared_gateway: Served) -> None:
+def test_n_answers_have_seeds_of_their_own_and_repeat(shared_gateway: Served) -> None:
     client = shared_gateway.client()
 
     def ask() -> list[str]:
