@@ -29,7 +29,8 @@ SETTLE_SECONDS = 0.5
 def mttr_options(parser: argparse.ArgumentParser) -> None:
     """Say how many rollbacks are measured, under how much load."""
     parser.add_argument("--rollbacks", type=int, default=10)
-    parser.add_argument("--clients", type=int, default=4, help="that ask without a pause; one asks for long")
+    parser.add_argument("--clients", type=int, default=4, help="that ask again and again; one asks for long")
+    parser.add_argument("--pause", type=float, default=0, help="seconds between an answer and the next request")
 
 
 @dataclass
@@ -44,10 +45,11 @@ class Asked:
 
 @dataclass
 class Client:
-    """Sends requests without a pause until the end."""
+    """Sends requests until the end, `pause` seconds after each answer."""
 
     port: int
     tokens: int
+    pause: float
     answers: list[Asked] = field(default_factory=list)
     ending: threading.Event = field(default_factory=threading.Event)
 
@@ -65,6 +67,7 @@ class Client:
             except OSError:
                 connection = connect(self.port)
             self.answers.append(Asked(began, time.time(), status, adapter))
+            self.ending.wait(self.pause)
 
 
 @dataclass
@@ -97,7 +100,10 @@ def mttr(given: argparse.Namespace) -> Iterator[Table]:
         with clone.registry() as registry:
             clone.story(registry).to(GOOD, "production")
         port = stack.enter_context(_gateway(root))
-        clients = [Client(port, LONG_TOKENS if number == 0 else 8) for number in range(max(2, given.clients))]
+        clients = [
+            Client(port, LONG_TOKENS if number == 0 else 8, given.pause)
+            for number in range(max(2, given.clients))
+        ]
         threads = [threading.Thread(target=client.run) for client in clients]
         for thread in threads:
             thread.start()
@@ -132,7 +138,12 @@ def _table(clients: list[Client], done: list[Rollback]) -> Table:
         old = [answer for answer in answers if answer.adapter == one.leaves and answer.ended > good.began]
         in_flight += len(old)
         late += sum(answer.began > good.ended for answer in old)
-    table = Table("seconds", "median", "worst", title=f"{len(done)} rollbacks, {len(clients)} clients")
+    table = Table(
+        "seconds",
+        "median",
+        "worst",
+        title=f"{len(done)} rollbacks, {len(clients)} clients, pause {clients[0].pause} s",
+    )
     table.add_row("the command's start to a client's first good answer", *_shown(firsts))
     table.add_row("the whole command, with its page", *_shown(wholes))
     failed = [answer.status for answer in answers if answer.status != 200]
