@@ -15,7 +15,7 @@ from dataclasses import InitVar, dataclass, replace
 import torch
 
 from lora_ops.engines.protocol import Chunk, EngineError, FinishReason, Sampling, TokenLogprob
-from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Decoder, ScheduledSequence
+from lora_ops.engines.torch_engine.decoder import BLOCK, Adapter, Decoder, ScheduledSequence, blocks_for
 from lora_ops.engines.torch_engine.prefill import Reading, share_prefill
 from lora_ops.engines.torch_engine.sampling import Choice, Row, choose, with_logprobs
 from lora_ops.engines.torch_engine.schedule import Schedule
@@ -110,6 +110,33 @@ class Batch:
         finally:
             self.decoder.forget(blocks)
             self.schedule.kv.release(blocks)
+
+    def inspect(self, prompt: Items[int], adapter: Adapter | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how likely each token is right after a prompt, and how the model understands the prompt.
+
+        Returns:
+            Natural logarithms of the probabilities (vocabulary), and the mean of the last layer's normed states
+            over the prompt's tokens (hidden); both in float32 on the CPU.
+
+        Raises:
+            EngineError: the prompt is empty, too long, or finds no room in the KV cache now.
+        """
+        if not 0 < len(prompt) <= self.decoder.context_length:
+            raise EngineError(f"A prompt of {len(prompt)} tokens can't be inspected.")
+        if blocks_for(len(prompt)) > self.schedule.kv.available:
+            raise EngineError("The KV cache has no room for a prompt that is to be inspected.")
+        blocks, parts = self.schedule.kv.take(blocks_for(len(prompt))), []
+        try:
+            for first in range(0, len(prompt), self.prefill_chunk):
+                tokens = prompt[first : first + self.prefill_chunk]
+                one = ScheduledSequence(tokens, first, blocks, adapter, scored=len(tokens))
+                logits, states = self.decoder.step_with_states([one])
+                parts.append(states.float().sum(0))
+        finally:
+            self.decoder.forget(blocks)
+            self.schedule.kv.release(blocks)
+        mean = torch.stack(parts).sum(0) / len(prompt)
+        return logits[-1].float().log_softmax(-1).cpu(), mean.cpu()
 
     def step(self) -> list[tuple[Sequence, Chunk | EngineError]]:
         """Take one step; the new chunks of the sequences that have one, or why one of them ended."""

@@ -75,6 +75,12 @@ class Decoder(Protocol):
     def step(self, scheduled: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Return the logits after each scored token: (all of them, vocabulary), in the order of `scheduled`."""
 
+    def step_with_states(self, scheduled: Sequence[ScheduledSequence]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `step` does, and what the head reads of the same tokens: (all of them, hidden).
+
+        These are the last layer's normed states. They say how the model understands a text.
+        """
+
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` of one block to another block."""
 

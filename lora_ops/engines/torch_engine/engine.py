@@ -239,6 +239,38 @@ class TorchEngine:
             if loaded:
                 loaded.users -= 1
 
+    async def inspect(self, prompt: tuple[int, ...], adapter: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the next token's log-probabilities (vocabulary) and the mean state (hidden) of a prompt.
+
+        See `Batch.inspect`. Requests go on afterwards: nobody else's steps are taken during it.
+
+        Raises:
+            EngineError: as `generate`.
+        """
+        fault = self._fault()
+        if fault:
+            raise fault
+        loaded = self._loaded(adapter)
+        found: Future[tuple[torch.Tensor, torch.Tensor]] = Future()
+
+        def inspect(batch: Batch) -> None:
+            try:
+                found.set_result(batch.inspect(prompt, loaded.adapter if loaded else None))
+            except EngineError as error:
+                found.set_exception(error)
+            except Exception as error:  # the requests of others must not fail with it
+                logger.exception("A prompt could not be inspected.")
+                found.set_exception(EngineError(f"The engine failed: {error}"))
+
+        if loaded:
+            loaded.users += 1
+        try:
+            self._submit(inspect)
+            return await asyncio.wrap_future(found)
+        finally:
+            if loaded:
+                loaded.users -= 1
+
     async def healthy(self) -> bool:
         """Whether steps are taken: the thread is alive, its last step went well and none hangs.
 

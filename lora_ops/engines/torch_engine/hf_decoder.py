@@ -69,8 +69,18 @@ class HFDecoder:
     def step(self, scheduled: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Return the logits after each scored token: (all of them, vocabulary), in the order of `scheduled`."""
         # One forward pass each, also of those whose logits nobody wants: they fill the KV cache.
-        found = [self._forward(one) for one in scheduled]
+        found = [self._forward(one).logits[0, len(one.tokens) - one.scored :] for one in scheduled]
         return torch.cat([torch.empty(0, self.vocabulary, device=self._device), *found])
+
+    @torch.inference_mode()
+    def step_with_states(self, scheduled: Sequence[ScheduledSequence]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `step` does, and the last hidden states of the same tokens: (all of them, hidden)."""
+        logits, states = [], []
+        for one in scheduled:
+            output, scored = self._forward(one, states=True), slice(len(one.tokens) - one.scored, None)
+            logits.append(output.logits[0, scored])
+            states.append(output.hidden_states[-1][0, scored])
+        return torch.cat(logits), torch.cat(states)
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Not here: the model itself decides how its caches are laid out."""
@@ -80,15 +90,14 @@ class HFDecoder:
         """Drop the sequence's cache."""
         self._caches.pop(blocks[0], None)
 
-    def _forward(self, one: ScheduledSequence) -> torch.Tensor:
+    def _forward(self, one: ScheduledSequence, *, states: bool = False) -> Any:
         if one.position == 0:
             self._caches[one.blocks[0]] = DynamicCache(config=self._model.config)
         assert one.adapter is None or isinstance(one.adapter, HookedAdapter)
         self._adapter = one.adapter
         tokens = torch.tensor([list(one.tokens)], device=self._device)
-        output = self._model(input_ids=tokens, past_key_values=self._caches[one.blocks[0]], use_cache=True)
-        logits: torch.Tensor = output.logits[0]  # (tokens, vocabulary)
-        return logits[len(one.tokens) - one.scored :]
+        cache = self._caches[one.blocks[0]]
+        return self._model(input_ids=tokens, past_key_values=cache, use_cache=True, output_hidden_states=states)
 
     def _hook(self, name: str) -> Any:
         def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

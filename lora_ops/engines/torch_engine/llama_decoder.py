@@ -92,6 +92,15 @@ class LlamaDecoder:
     @torch.inference_mode()
     def step(self, scheduled: Sequence[ScheduledSequence]) -> torch.Tensor:
         """Return the logits after each scored token: (all of them, vocabulary), in the order of `scheduled`."""
+        return self.forward(self._pass(scheduled))
+
+    @torch.inference_mode()
+    def step_with_states(self, scheduled: Sequence[ScheduledSequence]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `step` does, and what the head reads of the same tokens: (all of them, hidden)."""
+        return self.forward.with_states(self._pass(scheduled))
+
+    def _pass(self, scheduled: Sequence[ScheduledSequence]) -> Step:
+        """Return the rows of all sequences as one pass takes them."""
         # Rows with the same adapter are neighbours, so that its matrices are read once for all of them.
         order = sorted(range(len(scheduled)), key=lambda i: id(scheduled[i].adapter))
         spans, segments, ends = [], [], {}
@@ -114,7 +123,7 @@ class LlamaDecoder:
             if one.scored:
                 heads.append((len(chosen), one.scored, one.adapter))
                 chosen += range(ends[index] - one.scored, ends[index])
-        return self.forward(Step(tokens, positions, slot_mapping, spans, _join(segments), chosen, _join(heads)))
+        return Step(tokens, positions, slot_mapping, spans, _join(segments), chosen, _join(heads))
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` of one block to another block."""

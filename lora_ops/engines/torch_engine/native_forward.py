@@ -68,8 +68,7 @@ class _Step(ctypes.Structure):
         ("segments", _Segments),
         ("head_segments", _Segments),
         *((name, INTEGER) for name in ("rows", "choices", "spans", "rank", "threads")),
-        ("scratch", POINTER),
-        ("scores", POINTER),
+        *((name, POINTER) for name in ("scratch", "scores", "states")),
     )
 
 
@@ -123,6 +122,14 @@ class NativeForward:
 
     def __call__(self, step: Step) -> torch.Tensor:
         """Scores of the token after each chosen row: (chosen, vocabulary)."""
+        return self._run(step, None)
+
+    def with_states(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same scores, and what the head reads of each chosen row: (chosen, hidden)."""
+        states = torch.empty(len(step.chosen), self._model.hidden)
+        return self._run(step, states), states
+
+    def _run(self, step: Step, states: torch.Tensor | None) -> torch.Tensor:
         integers = [
             numpy.array(values, dtype=numpy.int64)
             for values in (step.tokens, step.positions, step.slot_mapping, step.chosen)
@@ -144,6 +151,7 @@ class NativeForward:
             torch.get_num_threads(),
             None,
             scores.data_ptr(),
+            states.data_ptr() if states is not None else None,
         )
         model = ctypes.byref(self._model)
         size = self._c.scratch_size(model, ctypes.byref(given))

@@ -31,6 +31,10 @@ class TorchForward:
 
     def __call__(self, step: Step) -> torch.Tensor:
         """Scores of the token after each chosen row: (chosen, vocabulary)."""
+        return self.with_states(step)[0]
+
+    def with_states(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same scores, and what the head reads of each chosen row: (chosen, hidden)."""
         device = self._cache.device
         tokens, positions, slot_mapping, chosen = (
             torch.tensor(values, dtype=torch.int64, device=device)
@@ -51,7 +55,7 @@ class TorchForward:
             gated = F.silu(gate) * up
             x += adapted(gated, to_down(gated), which + 3, step.segments)
         normed = self._norm(x[chosen], self._last_norm)
-        return adapted(normed, self._head(normed), 4 * len(self._norms), step.head_segments)
+        return adapted(normed, self._head(normed), 4 * len(self._norms), step.head_segments), normed
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMS norm (Zhang and Sennrich, 2019, arXiv:1910.07467)."""

@@ -50,6 +50,20 @@ def test_a_model_in_bf16_is_computed_in_float32(name: str) -> None:
     torch.testing.assert_close(got, model.float()(torch.tensor([tokens])).logits[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [*LLAMA_LIKE_MODELS, "gpt2"])
+@torch.inference_mode()
+def test_states_are_those_that_the_models_head_reads(name: str) -> None:
+    model = make_model(name)
+    tokens = [5, 7, 11, 13]
+    wanted = model(torch.tensor([tokens]), output_hidden_states=True)
+    decoder = make_decoder(model, kv_tokens=64)
+    scheduled = [ScheduledSequence(tokens, 0, [0], None, scored=3)]
+    logits, states = decoder.step_with_states(scheduled)
+    torch.testing.assert_close(logits, wanted.logits[0, 1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states, wanted.hidden_states[-1][0, 1:], rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits, decoder.step(scheduled))
+
+
 def weights_of(decoder: Decoder) -> int:
     assert isinstance(decoder, LlamaDecoder) and isinstance(decoder.forward, NativeForward)
     return decoder.forward.weight_bytes

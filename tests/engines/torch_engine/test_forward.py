@@ -239,9 +239,10 @@ def test_scores_and_cache_are_those_of_the_torch_pass(
 ) -> None:
     weights, cache, sequences = case
     step, ours, theirs = make_step(sequences), cache.clone(), cache.clone()
-    got = NativeForward(weights, ours, LIBRARY)(step)
-    wanted = TorchForward(weights, theirs)(step)
+    got, states = NativeForward(weights, ours, LIBRARY).with_states(step)
+    wanted, their_states = TorchForward(weights, theirs).with_states(step)
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(states, their_states, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 

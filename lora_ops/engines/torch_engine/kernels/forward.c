@@ -105,6 +105,7 @@ void forward(const Model *m, const Step *s, double *seconds) {
             int64_t at = s->chosen[c] * width;
             add(row, delta + at, added ? added + at : 0, hidden);
             norm(row, m->norm, a.normed + c * hidden, hidden, m->eps);
+            if (s->states) memcpy(s->states + c * hidden, a.normed + c * hidden, hidden * sizeof(float));
         }
         if (s->choices) {
             const Segments none = {0};

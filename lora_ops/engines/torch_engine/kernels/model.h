@@ -60,4 +60,5 @@ typedef struct {
     int64_t threads;
     float *scratch;                     /* of `scratch_size` numbers */
     float *scores;                      /* (choices, WIDTH(vocabulary)) */
+    float *states;                      /* (choices, hidden): what the head reads; may be null */
 } Step;
