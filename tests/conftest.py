@@ -33,6 +33,7 @@ SLOW = (
     "engines/",
     "evaluation/test_answers.py",
     "gates/review/test_notebook.py",
+    "monitoring/test_drift.py",
     "pipeline/",
     "registry/test_backup.py",
     "registry/test_commands.py",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
+from lora_ops.records.drift import DriftMetric, DriftVerdict
 from lora_ops.records.policy_report import JudgedRate
 from lora_ops.records.record import Record, Sha256
 from lora_ops.records.regression import Baseline, Compared, EvaluatedAgain, Least, PackagedAnswers, Verdict
@@ -20,6 +21,7 @@ EvidenceKind = Literal[
     "canary",
     "incident",
     "review",
+    "drift",
 ]
 TRAFFIC: tuple[EvidenceKind, ...] = ("shadow", "canary")
 REPLAYED = "REPLAYED"
@@ -235,8 +237,36 @@ class ReleaseNotesEvidence(EvidenceDocument):
     )
 
 
+class DriftEvidence(EvidenceDocument):
+    """A version measured on its tenant's drift set, and compared with a reference.
+
+    The source is the measurement. The verdict follows from both kept measurements, `alpha` and the minimums of
+    `metrics`, so that it can be computed again.
+    """
+
+    kind: Literal["drift"] = "drift"
+    verdict: DriftVerdict
+    said: str = Field(description="the verdict in words")
+    rows: int = Field(ge=1)
+    set_sha256: Sha256 = Field(description="of the drift set's file")
+    reference_sha256: Sha256 | None = Field(
+        None, description="of the measurement that it was compared with; None: it is a reference itself"
+    )
+    against: str | None = Field(None, description="the version that the reference was measured of")
+    alpha: float | None = Field(None, gt=0, lt=0.5)
+    tests: int = Field(0, ge=0, description="metrics of all tenants in the run that p-values are corrected for")
+    metrics: tuple[DriftMetric, ...] = ()
+    differs: tuple[str, ...] = Field((), description="what else is not as it was at the reference, in words")
+
+
 AnyEvidence = (
-    PolicyEvidence | HumanEvidence | TrafficEvidence | TextEvidence | RegressionEvidence | ReleaseNotesEvidence
+    PolicyEvidence
+    | HumanEvidence
+    | TrafficEvidence
+    | TextEvidence
+    | RegressionEvidence
+    | ReleaseNotesEvidence
+    | DriftEvidence
 )
 DOCUMENT: TypeAdapter[AnyEvidence] = TypeAdapter(
     Annotated[AnyEvidence, Field(discriminator="kind")], config=ConfigDict(defer_build=True)

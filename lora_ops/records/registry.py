@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from lora_ops.records.approval import Approval
 from lora_ops.records.base_model import BaseModelRecord
 from lora_ops.records.data import SourceRecord, SplitRecord
+from lora_ops.records.drift import DriftSummary
 from lora_ops.records.evaluation import BiasAssessment, Metrics
 from lora_ops.records.evidence import Evidence, HumanEvaluation, PolicyCheck
 from lora_ops.records.manifest import GitRecord
@@ -216,6 +217,7 @@ class Risk(Record):
     bias: BiasAssessment | None
     incidents: list[Evidence]
     fresh_until: datetime
+    drift: DriftSummary | None = Field(None, description="by the last run of `lora-ops monitor drift`")
 
 
 class Ownership(Record):

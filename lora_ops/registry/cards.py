@@ -21,7 +21,7 @@ from lora_ops.registry.looks import looks
 from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.objections import outvoted
 from lora_ops.registry.replay import row_mismatches
-from lora_ops.registry.reports import filed, human_evaluation, policy_checks
+from lora_ops.registry.reports import drift_summary, filed, human_evaluation, policy_checks
 from lora_ops.registry.requirements import about_twins
 from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.rules import signer_notes, weaknesses
@@ -72,6 +72,9 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             f"it is {counted}, more than {counted.limit} (registry.max_looks): rows that were looked at so "
             "often are hardly held out, so draw others (data.seed) or collect new ones"
         )
+    drift = _quoted(registry, reports, "drift", drift_summary, notes)
+    if drift and drift.verdict in ("drifted", "cannot tell"):
+        notes.append(f"{drift.said} ({drift.at.date().isoformat()})")
     return AdapterRecord(
         id=version.id,
         tenant=version.tenant,
@@ -100,6 +103,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             bias=_bias(manifest),
             incidents=incidents_in(history, version.number),
             fresh_until=manifest.fresh_until,
+            drift=drift,
         ),
         ownership=_ownership(registry, version),
         approvals=approvals_of(registry, version, history),

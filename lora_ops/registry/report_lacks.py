@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from lora_ops.records.evaluation import ColumnBias
 from lora_ops.records.evidence import (
     AnyEvidence,
+    DriftEvidence,
     HumanEvidence,
     PolicyCheck,
     PolicyEvidence,
@@ -31,6 +32,8 @@ def lacks(document: AnyEvidence, least: EvidenceSettings) -> Iterator[str]:
         empty = [name for name, value in document.fields.items() if not value.strip()]
         if empty or not document.fields:
             yield f"release notes in which people wrote {', '.join(empty) or 'something'}"
+    elif isinstance(document, DriftEvidence):
+        return  # no step rests on it
     else:
         assert isinstance(document, TextEvidence)  # its length is checked when it is counted
 

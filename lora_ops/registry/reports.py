@@ -11,10 +11,12 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.free_text import require_text
 from lora_ops.hashing import sha256_text
 from lora_ops.paths import EVALUATION
+from lora_ops.records.drift import DriftSummary
 from lora_ops.records.evidence import (
     DOCUMENT,
     REPLAYED,
     AnyEvidence,
+    DriftEvidence,
     Evidence,
     EvidenceKind,
     HumanEvaluation,
@@ -112,6 +114,8 @@ def make(
         raise LoraOpsError(
             f"Release notes are filed by `lora-ops release file {version.id}`, which adds what is known."
         )
+    if kind == "drift":
+        raise LoraOpsError(f"Nobody files drift by hand: `lora-ops monitor drift {version.id}` measures it.")
     if kind not in COUNT:
         raise LoraOpsError(f"There is no evidence of kind '{kind}' (kinds: {', '.join(COUNT)}).")
     if kind == "policy" and registry.least.policy == "computed":
@@ -299,6 +303,24 @@ def policy_checks(files: FileStore, evidence: Evidence) -> list[PolicyCheck] | N
         return [PolicyCheck.model_validate({**row, "report_sha256": evidence.sha256}) for row in rows]
     except (ValidationError, TypeError):
         return None
+
+
+def drift_summary(files: FileStore, evidence: Evidence) -> DriftSummary | None:
+    """Return what the last measurement of drift said.
+
+    Raises:
+        LoraOpsError: the kept file is missing or was changed.
+    """
+    found = load(files, evidence)
+    if not isinstance(found, DriftEvidence):
+        return None
+    return DriftSummary(
+        verdict=found.verdict,
+        at=found.made_at,
+        said=found.said,
+        against=found.against,
+        report_sha256=evidence.sha256,
+    )
 
 
 def _older(files: FileStore, evidence: Evidence) -> Any:

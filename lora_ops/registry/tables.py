@@ -200,6 +200,8 @@ def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
         for name, column in risk.bias.columns.items():
             yield f"bias by {name}", f"{risk.bias.metric}: {column}"
     yield "incidents", "; ".join(one.summary for one in risk.incidents) or "none linked"
+    if risk.drift:
+        yield "drift", f"{risk.drift.said} ({risk.drift.at.date().isoformat()})"
     yield "fresh until", risk.fresh_until.date().isoformat()
     if record.ownership:
         owner = record.ownership
