@@ -14,13 +14,13 @@ from before can't answer for others. It answers one token before it counts as lo
 import asyncio
 import logging
 import os
-import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lora_ops.engines.busy_clock import BusyClock
 from lora_ops.engines.openai_connection import CALL_SECONDS, Connection, Refused
 from lora_ops.engines.openai_events import (
     ChatEvent,
@@ -68,8 +68,8 @@ class _ServedAdapter:
 class OpenAIEngine:
     """An `Engine` over HTTP.
 
-    `device_seconds` can't be told from outside: a request's share is the time between its chunks divided by the
-    number of requests that ran meanwhile.
+    `device_seconds` can't be told from outside: the requests that run at a moment share it alike, so that all
+    of them together take no more than the time that passes.
     """
 
     context_length: int = 0
@@ -80,7 +80,7 @@ class OpenAIEngine:
         self._model = settings.model
         self._adapters: dict[str, _ServedAdapter] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._running = 0
+        self._answers, self._busy = BusyClock(), BusyClock()
         self._server: Connection | None = None
 
     async def start(self) -> None:
@@ -134,7 +134,8 @@ class OpenAIEngine:
             known = self._adapters.get(name)
             if known is None:
                 served_as = f"{name}-{digest[:12]}" if self._settings.adapters == "path" else name
-                await self._load_there(served_as, folder)
+                with self._busy.working():
+                    await self._load_there(served_as, folder)
                 loaded = _ServedAdapter(folder, digest, served_as)
                 await self._require_unchanged(name, loaded)
                 self._adapters[name] = loaded
@@ -163,16 +164,14 @@ class OpenAIEngine:
         """
         if generation.sampling.prompt_logprobs:
             raise Unsupported("The engine of this gateway does not say how likely a prompt's tokens are.")
-        self._running += 1
         try:
-            async with aclosing(self._answer(generation)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            with self._answers.working(), self._busy.working():
+                async with aclosing(self._answer(generation)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
         except Refused as error:
             logger.warning("%s", error)
             raise _meaning(error) from error
-        finally:
-            self._running -= 1
 
     async def healthy(self) -> bool:
         """Whether the server says quickly at its /health that it is well."""
@@ -180,7 +179,13 @@ class OpenAIEngine:
 
     def status(self) -> EngineStatus:
         """What was sent and is not answered yet; the server's own queue is on its /metrics."""
-        return EngineStatus(running=self._running, adapters=dict.fromkeys(self._adapters, 0))
+        return EngineStatus(
+            running=self._answers.running,
+            adapters=dict.fromkeys(self._adapters, 0),
+            busy_seconds=self._busy.seconds,
+            device=self._settings.device,
+            devices=self._settings.devices,
+        )
 
     async def _load_there(self, name: str, folder: Path) -> None:
         body = {"lora_name": name}
@@ -260,18 +265,18 @@ class OpenAIEngine:
                 yield chunk
 
     async def _chunks(self, generation: Generation, model: str | None) -> AsyncGenerator[Chunk, None]:
-        at, received = time.monotonic(), Received(generation)
+        before, received = self._answers.share, Received(generation)
         path, read = CHAT if generation.chat else COMPLETION
         content = await _content(generation, model)
         events = self._running_server().events(path, content, most_bytes(generation.sampling))
         try:
             async with aclosing(events):
                 async for data in events:
-                    event, now = read(data), time.monotonic()
+                    event, share = read(data), self._answers.share
                     if event.failure is not None:
                         raise EngineError(f"{self._settings.url} says: {event.failure}")
-                    chunk = received.add(event, (now - at) / max(1, self._running))
-                    at = now
+                    chunk = received.add(event, share - before)
+                    before = share
                     if chunk:
                         yield chunk
             yield received.end()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+Device = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,9 @@ class EngineStatus:
             there are; 0 where the engine can't tell.
         preempted: how often a request gave way because the KV cache was full, since the engine was started.
         adapters: names that are loaded, with the bytes of each.
+        busy_seconds: in which it answered or loaded anything since it was made, each second once.
+        device: what it computes on.
+        devices: how many of them work together on its answers.
     """
 
     running: int = 0
@@ -201,6 +205,9 @@ class EngineStatus:
     kv_capacity: int = 0
     preempted: int = 0
     adapters: dict[str, int] = field(default_factory=dict)
+    busy_seconds: float = 0.0
+    device: Device = "cpu"
+    devices: float = 1.0
 
 
 class EngineError(Exception):

@@ -54,6 +54,12 @@ class OpenAIEngineSettings(Section):
         description="it takes tools and finds calls in answers: vLLM started with --enable-auto-tool-choice "
         "and a --tool-call-parser",
     )
+    device: Literal["cpu", "gpu"] = Field("gpu", description="what it runs on, for `lora-ops cost`")
+    devices: float = Field(
+        1,
+        gt=0,
+        description="how many it runs on; where two gateways share it, each names its part",
+    )
     silence_seconds: float = Field(
         120, gt=0, description="how long it may say nothing before or in an answer; then the answer fails"
     )
@@ -85,6 +91,14 @@ class EventSettings(Section):
     keep_days: int = Field(90, ge=1)
 
 
+class UsageSettings(Section):
+    """How often the usage log says that the gateway is up."""
+
+    heartbeat_seconds: float = Field(
+        60, gt=0, le=3600, description="between two of its lines; a killed gateway loses no more than that"
+    )
+
+
 class ServingSettings(Section):
     """The gateway; see `lora_ops.serving`."""
 
@@ -113,6 +127,7 @@ class ServingSettings(Section):
     default_temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy, as 03_evaluate measured")
     traces: str | None = Field(None, description="OTLP/HTTP endpoint for OpenTelemetry traces")
     events: EventSettings = EventSettings()
+    usage: UsageSettings = UsageSettings()
     tenants: dict[TenantName, TenantServing] = Field(default_factory=dict)
 
     def tenant(self, name: str) -> TenantServing:

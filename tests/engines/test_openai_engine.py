@@ -51,6 +51,31 @@ def answers(server: ScriptedServer, count: int = 1, silence: float = 5.0) -> lis
     return asyncio.run(run())
 
 
+def test_device_seconds_add_up_to_busy_seconds(server: ScriptedServer) -> None:
+    """Two answers at the same time took more device time together than had passed."""
+
+    async def slow(_: dict[str, Any]) -> AsyncIterator[bytes]:
+        for _ in range(4):
+            await asyncio.sleep(0.05)
+            yield event(EVENT)
+        yield LAST
+        yield DONE
+
+    async def run() -> tuple[list[float], float, float]:
+        engine = await started(server)
+        began = time.monotonic()
+        found = await asyncio.gather(answer(engine), answer(engine), answer(engine))
+        busy, took = engine.status().busy_seconds, time.monotonic() - began
+        await engine.close()
+        return [sum(chunk.device_seconds for chunk in chunks) for chunks in found], busy, took
+
+    server.script = slow
+    shares, busy, took = asyncio.run(run())
+    assert sum(shares) <= busy <= took
+    assert sum(shares) > 0.8 * busy
+    assert all(share == pytest.approx(busy / 3, rel=0.2) for share in shares)
+
+
 def test_a_cookie_of_one_answer_is_sent_with_no_other(server: ScriptedServer) -> None:
     server.headers = {"set-cookie": "replica=a; Path=/"}
     answers(server, count=2)

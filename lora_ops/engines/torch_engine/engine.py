@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lora_ops.engines.busy_clock import BusyClock
 from lora_ops.engines.protocol import Chunk, EngineBusy, EngineError, EngineStatus, Generation
 from lora_ops.engines.tenant_threads import TenantThreads
 from lora_ops.engines.torch_engine.adapter_files import common_dtype, read_adapter, read_header
@@ -93,6 +94,7 @@ class TorchEngine:
         self._adapter_dtype = None if adapter_dtype == "auto" else getattr(torch, adapter_dtype)
         self._prefill_chunk = prefill_chunk or PREFILL_CHUNK.get(self._device, PREFILL_CHUNK_DEVICE)
         rows = self._prefill_chunk + max_batch
+        self._busy = BusyClock()
         self._share = GPUShare(gpu_memory_utilization, rows, adapter_memory)
         # Asked for here: a new thread of torch takes the number that was set last, by a loader perhaps.
         self._threads = threads or torch.get_num_threads()
@@ -126,7 +128,8 @@ class TorchEngine:
         self._loader = ThreadPoolExecutor(
             1, "torch-engine-load", initializer=torch.set_num_threads, initargs=(1,)
         )
-        await asyncio.wrap_future(ready)
+        with self._busy.working():
+            await asyncio.wrap_future(ready)
 
     async def close(self) -> None:
         """Stop after the step that is under way; what still runs ends with `EngineError`."""
@@ -170,7 +173,8 @@ class TorchEngine:
                 engine doesn't apply, or the name is taken by another adapter.
         """
         self._require_started()
-        files, adapter = await self._loop.run_in_executor(self._loader, self._read, folder, digests)
+        with self._busy.working():
+            files, adapter = await self._loop.run_in_executor(self._loader, self._read, folder, digests)
         loaded = self._adapters.setdefault(name, _LoadedAdapter(adapter, files))
         if loaded.files != files:
             raise EngineError(f"'{name}' is loaded already, from other files: unload it first.")
@@ -292,7 +296,13 @@ class TorchEngine:
         s = self._status
         sizes = {name: loaded.adapter.bytes for name, loaded in self._adapters.items()}
         waiting = max(0, len(self._queues) - s.running)
-        return replace(s, waiting=waiting, adapters=sizes)
+        return replace(
+            s,
+            waiting=waiting,
+            adapters=sizes,
+            busy_seconds=self._busy.seconds,
+            device="cpu" if self._device == "cpu" else "gpu",
+        )
 
     def _require_started(self) -> None:
         if self._thread is None:
@@ -356,7 +366,8 @@ class TorchEngine:
         self._status = EngineStatus(kv_capacity=decoder.kv_tokens)
         ready.set_result(None)
         try:
-            self._take_steps(batch)
+            with self._busy.working():  # but for the waits for something to do
+                self._take_steps(batch)
         finally:  # whatever ended it, nobody waits for answers that won't come
             self._post(self._fail_all, EngineError("The engine was stopped."))
             batch.clear()
@@ -405,9 +416,9 @@ class TorchEngine:
         """Run the commands that came, once there is something to do; return whether to go on."""
         with self._wake:
             while not self._commands and batch.idle and self._sound and not self._closing:
-                self._wake.wait()
+                self._wait()
             if not self._sound:
-                self._wake.wait(PROBE_SECONDS)
+                self._wait(PROBE_SECONDS)
             commands, self._commands = self._commands, []
         for command in commands:
             try:
@@ -416,6 +427,11 @@ class TorchEngine:
                 logger.exception("A command of the engine failed.")
                 self._post(self._fail, batch.clear(), EngineError(f"The engine failed: {error}"))
         return not self._closing
+
+    def _wait(self, seconds: float | None = None) -> None:
+        self._busy.leave()
+        self._wake.wait(seconds)
+        self._busy.enter()
 
     def _post(self, call: Callable[..., None], *arguments: Any) -> None:
         try:
