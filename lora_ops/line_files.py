@@ -29,7 +29,7 @@ def read_line_files(folder: Path, name: str, record: type[Record], where: str = 
     Args:
         folder: where the files are.
         name: of the files, before their time.
-        record: what a line is, with an `id`, a `time` and a `request_id`.
+        record: what a line is, with an `id` and a `time`; of the same time, those of a request stay together.
         where: a condition in SQL, such as `tenant = 'finance' AND status <> 200`.
 
     Raises:
@@ -67,7 +67,8 @@ def _read(folder: Path, name: str, columns: dict[str, str], where: str, line_byt
         whole = lines.filter(f"id IS NOT NULL AND {REAL_TIME}").aggregate(
             ", ".join(f"any_value({one}) AS {one}" if one != "id" else one for one in columns), "id"
         )
-        return whole.filter(where).order("time, request_id").df()
+        order = "time, request_id" if "request_id" in columns else "time, id"
+        return whole.filter(where).order(order).df()
 
 
 def _type(annotation: Any) -> str:

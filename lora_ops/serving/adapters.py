@@ -57,6 +57,16 @@ class Observer(Protocol):
         """It made room for another one."""
 
 
+class MemoryObserver(Protocol):
+    """Who is told which adapters are in memory."""
+
+    def entered(self, adapter: CachedAdapter, seconds: float) -> None:
+        """It is in memory, after a load that took so long."""
+
+    def left(self, adapter: CachedAdapter, *, made_room: bool) -> None:
+        """It is leaving the memory; `bytes` says how much it took."""
+
+
 class AdapterCache:
     """What is loaded, who uses it, and what goes when the memory is full.
 
@@ -68,6 +78,7 @@ class AdapterCache:
         warm_recent: how many of the busiest adapters are evicted last.
         drain_seconds: how long to wait for room, and for the users of an adapter that is unloaded.
         observer: told of each use, load, failure and eviction.
+        memory: told of each adapter that enters the memory or leaves it.
     """
 
     def __init__(
@@ -80,6 +91,7 @@ class AdapterCache:
         warm_recent: int = 0,
         drain_seconds: float = 30.0,
         observer: Observer | None = None,
+        memory: MemoryObserver | None = None,
     ) -> None:
         self._engine = engine
         self._verify = verify
@@ -88,12 +100,18 @@ class AdapterCache:
         self._warm_recent = warm_recent
         self._drain_seconds = drain_seconds
         self._observer = observer
+        self._memory = memory
         self._entries: dict[str, CachedAdapter] = {}
         self._freed = asyncio.Event()
 
     def entries(self) -> Iterable[CachedAdapter]:
         """Every adapter that was asked for, loaded or not."""
         return self._entries.values()
+
+    def has(self, version: Version) -> bool:
+        """Return whether an adapter is in memory."""
+        entry = self._entries.get(version.id)
+        return entry is not None and entry.loaded
 
     @property
     def bytes(self) -> int:
@@ -292,6 +310,8 @@ class AdapterCache:
             logger.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)
             if self._observer:
                 self._observer.adapter_loaded(entry.name, seconds)
+            if self._memory:
+                self._memory.entered(entry, seconds)
 
     def _verified(self, version: Version) -> Path:
         other = base_model_reason(version, self._base_model)
@@ -366,17 +386,19 @@ class AdapterCache:
             if not entry.idle:
                 return
             try:
-                await self._remove(entry)
+                await self._remove(entry, made_room=True)
             except EngineError as error:  # not the fault of the adapter that needs the room
                 logger.warning("%s makes room, but could not be unloaded: %s", entry.name, error)
         if self._observer:
             self._observer.adapter_evicted(entry.name)
 
-    async def _remove(self, entry: CachedAdapter) -> None:
+    async def _remove(self, entry: CachedAdapter, *, made_room: bool = False) -> None:
         entry.loaded = False
         try:
             await self._engine.unload(entry.name)
         finally:  # whoever waits for room may stop waiting in the middle of it
+            if self._memory:
+                self._memory.left(entry, made_room=made_room)
             entry.bytes = 0
             self._notify()
 

@@ -44,6 +44,7 @@ class Answering:
         pseudonyms: Pseudonyms,
         tell: Callable[[Event], None],
         require_open: Callable[[Route], Awaitable[None]],
+        answered_in_background: Callable[[str, RequestStats], None] = lambda adapter, stats: None,
     ) -> None:
         self._engine = engine
         self._cache = cache
@@ -54,6 +55,7 @@ class Answering:
         self._pseudonyms = pseudonyms
         self._tell = tell
         self._require_open = require_open
+        self._answered_in_background = answered_in_background
         self._allowances: dict[str, Allowance] = {}
         self._loading: Counter[str] = Counter()
         self._lengths = AnswerLengths()
@@ -118,7 +120,7 @@ class Answering:
                             use = await self._use_free_memory(request, idle)
                         else:
                             # The adapter comes first: a slot that waits for a load answers nobody.
-                            use = await self._use(request)
+                            use = await self._use(request, stats)
                             tickets = self._enter(request)
                         async with aclosing(self._chunks(request, tickets, stats, use)) as chunks:
                             async for chunk in chunks:
@@ -182,7 +184,7 @@ class Answering:
             found = self._allowances[tenant] = Allowance(self._settings.tenant(tenant))
         return found
 
-    async def _use(self, request: AnswerRequest) -> AdapterUse | None:
+    async def _use(self, request: AnswerRequest, stats: RequestStats) -> AdapterUse | None:
         """Return a use of the adapter that the route names, once it is loaded; None: the base model."""
         if request.route.version is None:
             return None
@@ -192,6 +194,7 @@ class Answering:
             raise Overloaded(
                 f"The gateway is busy: {most} requests wait for {request.route.name} to be loaded."
             )
+        stats.adapter_hit = self._cache.has(request.route.version)
         self._loading[request.tenant] += 1
         try:
             async with asyncio.timeout_at(self.deadline(request)):
@@ -298,6 +301,7 @@ class Answering:
     def _report(self, request: AnswerRequest, stats: RequestStats, error: BaseException | None) -> None:
         stats.seconds = seconds = time.perf_counter() - request.started
         if request.priority == "background":
+            self._answered_in_background(request.route.name, stats)
             return
         problem = as_api_error(error) if error else None
         prompt_tokens = sum(map(len, request.prompts))
@@ -349,6 +353,7 @@ class Answering:
                 first_token_seconds=stats.first_token,
                 seconds=seconds,
                 device_seconds=stats.device_seconds,
+                adapter_hit=stats.adapter_hit,
                 answer_task=None if problem else _task(request, stats),
                 # A refused prompt is not scored: whoever is refused all the time must cost next to nothing.
                 prompt_text=request.text if stats.generated or stats.finish else None,

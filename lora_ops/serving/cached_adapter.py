@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lora_ops.engines.busy_clock import BusyClock
 from lora_ops.errors import LoraOpsError
 
 RECENT_SECONDS = 300.0
@@ -39,6 +40,7 @@ class CachedAdapter:
         users: requests that use it now.
         waiting: requests that will use it, once their turn comes.
         background: what ends each answer in the background that uses it; none of them keeps it in memory.
+        in_use: counts the seconds in which anything was answered with it, for nobody but the usage log.
         heat: uses, each counting half after `RECENT_SECONDS`.
         failures: loads that failed since the last good one.
         prefetch_at: when it may be loaded again before anybody asks for it.
@@ -54,6 +56,7 @@ class CachedAdapter:
     users: int = 0
     waiting: int = 0
     background: dict["BackgroundUse", Callable[[], None]] = field(default_factory=dict)
+    in_use: BusyClock = field(default_factory=BusyClock)
     pin: Pin = "no"
     last_used: float = 0.0
     heat: float = 0.0
@@ -113,6 +116,7 @@ class AdapterUse:
         if self._state == "waiting":
             self._adapter.waiting -= 1
             self._adapter.users += 1
+            self._adapter.in_use.enter()
             self._state = "begun"
         return self._adapter.name
 
@@ -122,6 +126,7 @@ class AdapterUse:
             self._adapter.waiting -= 1
         elif self._state == "begun":
             self._adapter.users -= 1
+            self._adapter.in_use.leave()
         self._state = "ended"
         self._freed()
 
@@ -135,6 +140,7 @@ class BackgroundUse:
     def __init__(self, adapter: CachedAdapter, give_way: Callable[[], None], freed: Callable[[], None]) -> None:
         self._adapter, self._freed = adapter, freed
         adapter.background[self] = give_way
+        adapter.in_use.enter()
 
     async def begin(self) -> str:
         """Return the adapter's name in the engine.
@@ -149,4 +155,5 @@ class BackgroundUse:
     def end(self) -> None:
         """Let the adapter go; nothing happens the second time."""
         if self._adapter.background.pop(self, None):
+            self._adapter.in_use.leave()
             self._freed()

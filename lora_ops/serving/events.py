@@ -34,6 +34,10 @@ class Event(Record):
     of the audit log when that was decided. `arm` is the side of the canary's comparison that the unit is on. It
     stays where `adapter` answered in place of another (`instead_of`) that was not ready (`fallback`).
 
+    `adapter_hit` says whether the adapter was in memory when the request came for it. None: it never came so
+    far, or needs none. `gateway` is the run of the gateway that answered, as the usage log names it. Events of
+    earlier releases have neither.
+
     `answer_task` is the share of its answers that do the task of the version that gave them: a label of its
     set, or any text where it was trained for none. None: the request failed, has tools or asks for no answer.
 
@@ -72,6 +76,8 @@ class Event(Record):
     first_token_seconds: float | None
     seconds: float
     device_seconds: float
+    adapter_hit: bool | None = None
+    gateway: str | None = None
     answer_task: float | None = None
     prompt_identifiers: int | None = None
     answer_identifiers: int | None = None

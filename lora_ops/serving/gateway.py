@@ -39,6 +39,8 @@ from lora_ops.serving.tokenization import Tokenization, TokenizingThreads
 from lora_ops.serving.traces import Tracing
 from lora_ops.serving.traffic import RecentTraffic
 from lora_ops.serving.turns import in_turns
+from lora_ops.serving.usage_log import FOLDER as USAGE
+from lora_ops.serving.usage_log import UsageLog
 from lora_ops.settings.params import Settings
 from lora_ops.sqlite_files import stamp
 
@@ -92,6 +94,14 @@ class Gateway:
             lost=self.telemetry.events_lost.inc,
             unscored=self.telemetry.events_unscored.inc,
         )
+        self.usage = UsageLog(
+            root / serving.path / USAGE,
+            serving.events,
+            serving.usage.heartbeat_seconds,
+            engine.status,
+            lambda: self.cache.entries(),
+            lost=self.telemetry.usage_lost.inc,
+        )
         self.cache = AdapterCache(
             engine,
             self._verify,
@@ -100,6 +110,7 @@ class Gateway:
             warm_recent=serving.warm_recent,
             drain_seconds=serving.drain_timeout_seconds,
             observer=self.telemetry,
+            memory=self.usage,
         )
         self.queue = FairQueue(
             serving.max_running,
@@ -118,6 +129,7 @@ class Gateway:
             pseudonyms,
             self._tell,
             self.router.require_open,
+            self.usage.answered_in_background,
         )
         self.after_answer = AfterAnswer(self.telemetry.after_answer_failures.inc)
         self.pairs = PairLog(
@@ -149,6 +161,7 @@ class Gateway:
         self._healthy = False
         self._damage: str | None = None
         self._forever: list[asyncio.Task[None]] = []
+        self._beating: asyncio.Task[None] | None = None
         self._said: set[str] = set()
         self._closed: dict[str, float] = {}
         self._series_due = 0.0
@@ -160,6 +173,8 @@ class Gateway:
             EngineError: the engine can't start.
             LoraOpsError: what is to stay in memory does not fit into it.
         """
+        self.usage.start()
+        self._beating = asyncio.create_task(self._beat())
         await self.engine.start()
         self.queue.tokens = self.engine.status().kv_capacity or math.inf
         await self.assigned_routes.start()
@@ -197,6 +212,10 @@ class Gateway:
         await self.engine.close()
         await asyncio.to_thread(self.events.close)
         await asyncio.to_thread(self.pairs.close)
+        if self._beating:  # to the last: a drain may take longer than the usage log may be silent
+            self._beating.cancel()
+        self.usage.stop()
+        await asyncio.to_thread(self.usage.close)
         await asyncio.to_thread(self.tracing.close)
         self.keys.close()
         self.assigned_routes.close()
@@ -234,6 +253,7 @@ class Gateway:
         return found.route if found else RouteRecord()
 
     def _tell(self, event: Event) -> None:
+        event = event.model_copy(update={"gateway": self.usage.gateway})
         self.events.append(event)
         self.traffic.add(event)
 
@@ -248,6 +268,11 @@ class Gateway:
         opened = open_copy(self._root, self._everything)
         assert isinstance(opened, SharedRegistry)
         return opened
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.usage.heartbeat_seconds)
+            self.usage.beat()
 
     async def _ask_engine(self) -> None:
         self._healthy = await self.engine.healthy()

@@ -101,6 +101,7 @@ class RequestStats:
     Attributes:
         read: prompt tokens that were put before the engine, those of each answer.
         seconds: from the request's arrival to its last token.
+        adapter_hit: whether its adapter was in memory when it asked for it; None: it never did, or needs none.
         texts: what was written, by the answer's index.
     """
 
@@ -109,6 +110,7 @@ class RequestStats:
     generated: int = 0
     queue_seconds: float = 0.0
     device_seconds: float = 0.0
+    adapter_hit: bool | None = None
     first_token: float | None = None
     per_token: list[float] = field(default_factory=list)
     finish: list[FinishReason] = field(default_factory=list)

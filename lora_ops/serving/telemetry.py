@@ -14,9 +14,9 @@ Of the KV cache: `kv_preempted_total`. Of the event log: `events_total`, `events
 failed to load; and `flag_failures_total` (tenant, reason), requests that got production since their flag had no
 answer, or one that may not be followed. Of copies for a version in shadow: `shadow_copies_total` (adapter;
 outcome: asked, answered, preempted, dropped or failed), and of their pairs `pairs_lost_total` and
-`pairs_unscored_total`. Of clients: `connections_closed_total`. Of the log: `log_lines_lost_total`. Of the
-registry: `registry_damaged`, and of what an alias names, by tenant and adapter, `adapter_fresh_seconds` and
-`adapter_review_due_seconds`; both are negative once it is late.
+`pairs_unscored_total`. Of the usage log: `usage_lost_total`. Of clients: `connections_closed_total`. Of the
+log: `log_lines_lost_total`. Of the registry: `registry_damaged`, and of what an alias names, by tenant and
+adapter, `adapter_fresh_seconds` and `adapter_review_due_seconds`; both are negative once it is late.
 """
 
 import asyncio
@@ -103,6 +103,7 @@ class Telemetry:
             "shadow_copies_total", "Copies of requests for a version in shadow", ("adapter", "outcome")
         )
         self.pairs_lost = counter("pairs_lost_total", "Pairs of answers that the disk would not take", ())
+        self.usage_lost = counter("usage_lost_total", "Lines of usage that the disk would not take", ())
         self.pairs_unscored = counter("pairs_unscored_total", "Pairs of answers that nobody could judge", ())
         self.connections_closed = counter(
             "connections_closed_total", "Connections that were closed because there were too many", ()
