@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from lora_ops.costs.commands import cost
 from lora_ops.detector_commands import detectors
 from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.escaping import markup, shortened, show
@@ -61,6 +62,7 @@ app.command()(register)
 app.command()(rollback)
 app.command()(report)
 app.command()(compare)
+app.command()(cost)
 app.command()(detectors)
 app.command()(cases)
 app.command()(gate)

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.settings.base_model import BaseModelSettings
+from lora_ops.settings.costs import CostSettings
 from lora_ops.settings.detectors import DetectorSettings
 from lora_ops.settings.drift import DriftSettings
 from lora_ops.settings.files import find_root, first_problem, read_yaml
@@ -26,6 +27,7 @@ class Settings(Section):
     serving: ServingSettings = ServingSettings()
     rollout: RolloutSettings = RolloutSettings()
     detectors: DetectorSettings = DetectorSettings()
+    costs: CostSettings = CostSettings()
     drift: DriftSettings = DriftSettings()
     tenants: dict[TenantName, TenantSettings] = Field(min_length=1)
 

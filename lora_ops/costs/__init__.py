@@ -1,0 +1,1 @@
+"""What adapters cost: who used what, what is paid for it, and what nobody needs."""
