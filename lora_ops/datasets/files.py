@@ -77,7 +77,7 @@ def _encoding_advice(encoding: str) -> str:
 
 
 def _read_csv(path: Path, settings: DataSettings) -> pd.DataFrame:
-    reader = _csv_rows(_decoded(path, settings.encoding), settings.delimiter)
+    reader = csv_rows(_decoded(path, settings.encoding), settings.delimiter)
     first = next(reader, None)
     if first is None:
         raise ValueError("it has no header line")
@@ -120,7 +120,7 @@ def _refuse_delimiter(names: list[str], settings: DataSettings) -> None:
         )
 
 
-def _csv_rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each row that is not blank with the line on which it begins."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     before = csv.field_size_limit(LARGEST_CELL)
