@@ -18,12 +18,12 @@ from lora_ops.records.evidence import ReleaseNotesEvidence, Source
 from lora_ops.registry.approvals import approvals_of
 from lora_ops.registry.cards import Difference, differences
 from lora_ops.registry.loosened import gate_notes
-from lora_ops.registry.reports import Report, filed
+from lora_ops.registry.reports import Report, filed, own_evidence
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.files import first_problem, read_yaml
 from lora_ops.settings.release import ReleaseFields
-from lora_ops.small_files import write_new
+from lora_ops.small_files import read_text, write_new
 
 FOLDER = "releases"
 SHOWN = 10
@@ -167,6 +167,21 @@ def approvals_text(registry: Registry, version: Version) -> str:
         for one in given
     ]
     return "\n".join(["## Approvals", "", *(lines or ["Nobody has approved it yet."])]) + "\n"
+
+
+def addenda_text(registry: Registry, version: Version) -> str:
+    """Return what was filed of a version's KPIs since its notes, oldest first; empty where nothing was.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    history = registry.log.entries(version.tenant, version.number)
+    kept = [one for one in own_evidence(history, version.number) if one.kind == "kpi" and one.source_sha256]
+    texts = [
+        read_text(registry.files.checked(str(one.source_sha256), "an addendum of the release notes"))
+        for one in kept
+    ]
+    return "".join(f"\n{text}" for text in texts)
 
 
 def _gates(rows: Sequence[GateRow]) -> str:

@@ -69,9 +69,9 @@ def file_(reference: ExactReference, actor: Actor = None, as_json: AsJson = Fals
 
 @app.command()
 def show(reference: Reference, as_json: AsJson = False) -> None:
-    """Print the filed notes of a version as Markdown, with its approvals."""
+    """Print the filed notes of a version as Markdown, with its approvals and what its KPIs showed since."""
     from lora_ops.errors import NotFound
-    from lora_ops.gates.release import approvals_text
+    from lora_ops.gates.release import addenda_text, approvals_text
     from lora_ops.registry.reports import filed
     from lora_ops.small_files import read_text
 
@@ -81,9 +81,9 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
         if one is None or one.source_sha256 is None:
             raise NotFound(f"{version.id} has no release notes yet: `lora-ops release draft {version.id}`.")
         text = read_text(registry.files.checked(one.source_sha256, "the release notes"))
-        approvals = approvals_text(registry, version)
+        after = approvals_text(registry, version) + addenda_text(registry, version)
     work_is_done()
     if as_json:
-        print_json({"adapter": version.id, "sha256": one.sha256, "markdown": f"{text}\n{approvals}"})
+        print_json({"adapter": version.id, "sha256": one.sha256, "markdown": f"{text}\n{after}"})
     else:
-        typer.echo(f"{text}\n{approvals}", nl=False)
+        typer.echo(f"{text}\n{after}", nl=False)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
 from lora_ops.records.drift import DriftMetric, DriftVerdict
+from lora_ops.records.kpi import Uplift
 from lora_ops.records.policy_report import JudgedRate
 from lora_ops.records.record import Record, Sha256
 from lora_ops.records.regression import Baseline, Compared, EvaluatedAgain, Least, PackagedAnswers, Verdict
@@ -22,6 +23,7 @@ EvidenceKind = Literal[
     "incident",
     "review",
     "drift",
+    "kpi",
 ]
 TRAFFIC: tuple[EvidenceKind, ...] = ("shadow", "canary")
 REPLAYED = "REPLAYED"
@@ -259,6 +261,17 @@ class DriftEvidence(EvidenceDocument):
     differs: tuple[str, ...] = Field((), description="what else is not as it was at the reference, in words")
 
 
+class KpiEvidence(EvidenceDocument):
+    """What users did with a version's answers: an addendum of its release notes, whose Markdown is the source.
+
+    It is filed after the promotion, so that no promotion rests on it.
+    """
+
+    kind: Literal["kpi"] = "kpi"
+    uplifts: tuple[Uplift, ...] = Field(min_length=1)
+    imports: tuple[Sha256, ...] = Field(description="digests of the files that were imported by then")
+
+
 AnyEvidence = (
     PolicyEvidence
     | HumanEvidence
@@ -267,6 +280,7 @@ AnyEvidence = (
     | RegressionEvidence
     | ReleaseNotesEvidence
     | DriftEvidence
+    | KpiEvidence
 )
 DOCUMENT: TypeAdapter[AnyEvidence] = TypeAdapter(
     Annotated[AnyEvidence, Field(discriminator="kind")], config=ConfigDict(defer_build=True)

@@ -116,6 +116,10 @@ def make(
         )
     if kind == "drift":
         raise LoraOpsError(f"Nobody files drift by hand: `lora-ops monitor drift {version.id}` measures it.")
+    if kind == "kpi":
+        raise LoraOpsError(
+            f"KPIs are imported, and their uplift is computed: `lora-ops monitor kpi file {version.id}`."
+        )
     if kind not in COUNT:
         raise LoraOpsError(f"There is no evidence of kind '{kind}' (kinds: {', '.join(COUNT)}).")
     if kind == "policy" and registry.least.policy == "computed":

@@ -10,6 +10,7 @@ from lora_ops.settings.costs import CostSettings
 from lora_ops.settings.detectors import DetectorSettings
 from lora_ops.settings.drift import DriftSettings
 from lora_ops.settings.files import find_root, first_problem, read_yaml
+from lora_ops.settings.kpis import KpiSettings
 from lora_ops.settings.registry import RegistrySettings
 from lora_ops.settings.rollout import RolloutSettings
 from lora_ops.settings.section import Section, TenantName, colliding_tenant
@@ -29,6 +30,7 @@ class Settings(Section):
     detectors: DetectorSettings = DetectorSettings()
     costs: CostSettings = CostSettings()
     drift: DriftSettings = DriftSettings()
+    kpis: KpiSettings = KpiSettings()
     tenants: dict[TenantName, TenantSettings] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ RESERVED_TENANTS = frozenset({
 # fmt: off
 STORE_SUFFIXES = (
     "data", "adapter", "evaluation", "regression", "policy", "human_evaluation", "release_notes", "shadow",
-    "canary", "incident", "review", "drift", "audit", "source", "package", "page", "gates",
+    "canary", "incident", "review", "kpi", "drift", "audit", "source", "package", "page", "gates",
 )
 # fmt: on
 

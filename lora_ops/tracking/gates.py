@@ -50,6 +50,19 @@ def log_release_notes(
     return _log("release", adapter, manifest, tables, artifact, settings, root)
 
 
+def log_kpis(
+    adapter: str,
+    manifest: Manifest,
+    tables: Mapping[str, Any],
+    text: str,
+    settings: TrackingSettings,
+    root: Path,
+) -> str | None:
+    """Log the uplift of a version as `TENANT-kpi`; arguments and result as for `log_gates`."""
+    artifact = ("kpi", "kpi", {f"{adapter}.md": text})
+    return _log("kpi", adapter, manifest, tables, artifact, settings, root)
+
+
 def log_rollout_pages(
     adapter: str,
     manifest: Manifest,

@@ -1,4 +1,4 @@
-"""What the tests of monitoring share: the clone with real adapters of the gateway's tests, with drift sets."""
+"""What the tests of monitoring share: the registry's fixtures, and a clone with adapters and drift sets."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,15 @@ import pytest
 
 from lora_ops.monitoring.drift_set import write_drift_set
 from lora_ops.records.drift import DriftRow
-from tests.registry.conftest import owners, resampled_once  # noqa: F401 - fixtures
+from tests.registry.conftest import (  # noqa: F401 - fixtures
+    clock,
+    owners,
+    package,
+    registry,
+    resampled_once,
+    staged,
+    story,
+)
 from tests.serving.conftest import Clone, clone_source  # noqa: F401 - a fixture
 
 THINGS = ("hotel", "flight", "taxi", "dentist", "museum", "bakery", "school", "garage", "florist", "stadium")
