@@ -18,9 +18,10 @@ from lora_ops.loading import load_tokenizer
 from lora_ops.monitoring.drift_measurement import Measurement, Probe, engine_words, machine_words, running
 from lora_ops.monitoring.drift_set import DriftSet, read_drift_set
 from lora_ops.monitoring.drift_tests import Shift, shifts, tested, verdict
+from lora_ops.monitoring.prompt_drift import live_prompt_shift
 from lora_ops.prompts import render_prompt
 from lora_ops.records.base_model import read_base_model
-from lora_ops.records.drift import DriftMetric, DriftMetricName, DriftVerdict, MeasuredFacts
+from lora_ops.records.drift import DriftMetric, DriftMetricName, DriftVerdict, MeasuredFacts, PromptShift
 from lora_ops.records.evidence import DriftEvidence, Source
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.eligibility import base_model_reason
@@ -66,6 +67,7 @@ class _Measured(NamedTuple):
     version: Version
     measurement: Measurement
     reference: Reference | None
+    prompts: PromptShift | str = "they were not asked for"
 
 
 def last_reference(registry: Registry, version: Version) -> Reference | None:
@@ -169,10 +171,12 @@ def compare(registry: Registry, measured: Sequence[_Measured], settings: DriftSe
                 set_sha256=facts.set_sha256,
                 reference_sha256=one.reference.sha256 if one.reference else None,
                 against=one.reference.measurement.facts.adapter if one.reference else None,
-                alpha=settings.alpha if one.reference else None,
+                alpha=settings.alpha,
                 tests=tests if one.reference else 0,
                 metrics=metrics,
                 differs=tuple(_differences(one.reference.measurement.facts, facts)) if one.reference else (),
+                prompts=None if isinstance(one.prompts, str) else one.prompts,
+                prompts_said=one.prompts if isinstance(one.prompts, str) else None,
             )
         )
     return documents
@@ -256,7 +260,8 @@ def _measure(
         base_revision=base.revision,
         measured_at=registry.clock(),
     )
-    return _Measured(version, Measurement(facts, sides), reference)
+    shift = live_prompt_shift(version, root, settings.serving, registry.clock(), settings.drift.prompts)
+    return _Measured(version, Measurement(facts, sides), reference, shift)
 
 
 def _require_comparable(version: Version, drift_set: DriftSet, reference: MeasuredFacts) -> None:

@@ -87,6 +87,35 @@ class DriftMetric(Record):
         return self.base >= self.least
 
 
+class PromptShift(Record):
+    """How far the prompts of a week are from the training rows, by hashed n-gram counts, in bits.
+
+    Attributes:
+        prompts: how many different ones were counted.
+        batch: prompts that are compared at once.
+        distance: mean divergence of batches of prompts from training rows.
+        spread: the same of batches of training rows from all others.
+        p_value: share of the latter that are as far away.
+        least: the smallest difference that counts.
+    """
+
+    prompts: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    distance: float = Field(ge=0)
+    spread: float = Field(ge=0)
+    p_value: float = Field(ge=0, le=1)
+    least: float = Field(gt=0)
+
+    @property
+    def difference(self) -> float:
+        """Return what the prompts differ by more than training rows do."""
+        return self.distance - self.spread
+
+    def is_drift(self, alpha: float) -> bool:
+        """Return whether the shift is both significant and large."""
+        return self.p_value < alpha and self.difference >= self.least
+
+
 class DriftSummary(Record):
     """The last comparison of a version, as its record shows it."""
 

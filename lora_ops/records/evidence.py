@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
-from lora_ops.records.drift import DriftMetric, DriftVerdict
+from lora_ops.records.drift import DriftMetric, DriftVerdict, PromptShift
 from lora_ops.records.kpi import Uplift
 from lora_ops.records.policy_report import JudgedRate
 from lora_ops.records.record import Record, Sha256
@@ -259,6 +259,10 @@ class DriftEvidence(EvidenceDocument):
     tests: int = Field(0, ge=0, description="metrics of all tenants in the run that p-values are corrected for")
     metrics: tuple[DriftMetric, ...] = ()
     differs: tuple[str, ...] = Field((), description="what else is not as it was at the reference, in words")
+    prompts: PromptShift | None = Field(
+        None, description="live prompts beside training rows; None: not compared"
+    )
+    prompts_said: str | None = Field(None, description="why they were not compared")
 
 
 class KpiEvidence(EvidenceDocument):

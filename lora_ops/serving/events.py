@@ -41,6 +41,7 @@ class Event(Record):
     `answer_task` is the share of its answers that do the task of the version that gave them: a label of its
     set, or any text where it was trained for none. None: the request failed, has tools or asks for no answer.
 
+    `prompt_ngrams` says what a prompt is about (lora_ops/ngrams.py), so that drift is seen without its text.
     `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it. A text of more than
     `risk.SCORED_CHARACTERS` is scored and kept up to there. A prompt that was refused is neither, nor are
     texts beyond what is scored at once; such scores are None. Events of earlier releases have none of
@@ -83,6 +84,7 @@ class Event(Record):
     answer_identifiers: int | None = None
     answer_insults: float | None = None
     insult_detector: str | None = None
+    prompt_ngrams: str | None = None
     prompt_text: str | None = None
     answer_text: str | None = None
 
@@ -101,6 +103,7 @@ class Event(Record):
                 "answer_identifiers": scores.answer_identifiers if scores else None,
                 "answer_insults": scores.answer_insults if scores else None,
                 "insult_detector": scores.insult_detector if scores else None,
+                "prompt_ngrams": scores.prompt_ngrams if scores else None,
                 "prompt_text": scores.prompt_text if scores and keep_text else None,
                 "answer_text": scores.answer_text if scores and keep_text else None,
             }
@@ -116,6 +119,7 @@ class EventLog(LineLog[Event]):
         keeps_text: whether a tenant's texts may be kept.
         written, lost: called with a number of events that are on disk, or that are lost.
         unscored: called with a number of events whose texts were neither scored nor kept.
+        ngram_key: of a tenant, in hex, by which n-grams of its prompts are hashed; None: they are not counted.
     """
 
     def __init__(
@@ -126,8 +130,10 @@ class EventLog(LineLog[Event]):
         written: Callable[[int], None] = lambda count: None,
         lost: Callable[[int], None] = lambda count: None,
         unscored: Callable[[int], None] = lambda count: None,
+        ngram_key: Callable[[str], str | None] = lambda tenant: None,
     ) -> None:
         self._keeps_text = keeps_text
+        self._ngram_key = ngram_key
         self._unscored = unscored
         self._risks = RiskWorker(missed=unscored)
         super().__init__(folder, "events", settings, written, lost)
@@ -141,7 +147,8 @@ class EventLog(LineLog[Event]):
         def as_json(event: Event) -> str:
             scores = None
             if event.id in sample:
-                scores = self._risks.score(event.prompt_text or "", event.answer_text or "")
+                key = self._ngram_key(event.tenant)
+                scores = self._risks.score(event.prompt_text or "", event.answer_text or "", key)
             return event.scored(scores, keep_text=self._keeps_text(event.tenant)).model_dump_json()
 
         return as_json

@@ -29,7 +29,7 @@ from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.fair_queue import FairQueue
 from lora_ops.serving.keys import Caller, KeyStore
 from lora_ops.serving.pair_log import PairLog
-from lora_ops.serving.pseudonyms import Pseudonyms
+from lora_ops.serving.pseudonyms import SALT, Pseudonyms
 from lora_ops.serving.refreshing import Refresher
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
 from lora_ops.serving.shadow import AskHere, Shadow, shadow_version
@@ -86,6 +86,7 @@ class Gateway:
         self.registry.db.never_wait()
         self.keys.never_wait()
         self.tracing = Tracing(serving.traces)
+        pseudonyms = Pseudonyms(root / serving.path / SALT)
         self.events = EventLog(
             root / serving.path / "events",
             serving.events,
@@ -93,6 +94,9 @@ class Gateway:
             written=self.telemetry.events.inc,
             lost=self.telemetry.events_lost.inc,
             unscored=self.telemetry.events_unscored.inc,
+            ngram_key=lambda tenant: (
+                pseudonyms.ngram_key(tenant) if serving.tenant(tenant).keep_ngrams else None
+            ),
         )
         self.usage = UsageLog(
             root / serving.path / USAGE,
@@ -118,7 +122,6 @@ class Gateway:
             serving.queue_timeout_seconds,
             share=lambda tenant: serving.tenant(tenant).share,
         )
-        pseudonyms = Pseudonyms(root / serving.path / "users.salt")
         self.answering = Answering(
             engine,
             self.cache,

@@ -9,6 +9,8 @@ from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
 from lora_ops.registry.files import write_new
 from lora_ops.small_files import read_small
 
+SALT = "users.salt"
+"""The file of the salt, in `serving.path`."""
 SALT_BYTES = 32
 
 
@@ -36,6 +38,10 @@ class Pseudonyms:
                 f"{path} should have {SALT_BYTES} bytes and has {len(self._salt)}: remove it. The users in the "
                 "event log then have other hashes than before."
             )
+
+    def ngram_key(self, tenant: str) -> str:
+        """Return the key by which the n-grams of a tenant's prompts are hashed, in hex."""
+        return hmac.new(self._salt, f"n-grams\0{tenant}".encode(), hashlib.sha256).hexdigest()
 
     def name(self, tenant: str, user: str) -> str:
         """Return 32 hex digits for a user of a tenant; the same user of another tenant gets others."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lora_ops.detectors.identifiers import redact
 from lora_ops.detectors.insults import packaged_insults
+from lora_ops.ngrams import hashed_ngrams, user_part
 
 # Of each text: a process scores about 1 MB a second.
 SCORED_CHARACTERS = 16_000
@@ -17,7 +18,8 @@ CUT_CHARACTERS = 400
 class Scores:
     """What was found in a prompt and its answer, and the two texts with their identifiers redacted.
 
-    `answer_insults` is from 0 to 1, by the weights that `insult_detector` names.
+    `answer_insults` is from 0 to 1, by the weights that `insult_detector` names. `prompt_ngrams` is what
+    `lora_ops.ngrams.hashed_ngrams` makes of what the user said last.
     """
 
     prompt_identifiers: int
@@ -26,13 +28,18 @@ class Scores:
     insult_detector: str | None
     prompt_text: str
     answer_text: str
+    prompt_ngrams: str | None = None
 
 
 NOTHING = Scores(0, 0, 0.0, None, "", "")
 
 
-def score(prompt: str, answer: str) -> Scores:
+def score(prompt: str, answer: str, ngram_key: str | None = None) -> Scores:
     """Return the scores of two texts; of a long text, scores and redacted text are of its beginning.
+
+    Args:
+        prompt, answer: the texts.
+        ngram_key: in hex; hashes the prompt's n-grams. None: they are not counted.
 
     Raises:
         LoraOpsError: the weights that find insults are missing or not the expected ones.
@@ -47,6 +54,9 @@ def score(prompt: str, answer: str) -> Scores:
         insult_detector=insults.version,
         prompt_text=kept(prompt_text, prompt),
         answer_text=kept(answer_text, answer),
+        prompt_ngrams=hashed_ngrams(user_part(prompt[:SCORED_CHARACTERS]), bytes.fromhex(ngram_key))
+        if ngram_key
+        else None,
     )
 
 

@@ -52,9 +52,10 @@ class RiskWorker:
         """The process id, or None while none runs."""
         return self._process.pid if self._process else None
 
-    def score(self, prompt: str, answer: str) -> Scores | None:
+    def score(self, prompt: str, answer: str, ngram_key: str | None = None) -> Scores | None:
         """Return the scores of one request's texts; None where the process died or is not back yet."""
-        answered = self._answer([prompt[: SCORED_CHARACTERS + 1], answer[: SCORED_CHARACTERS + 1]])
+        cut = prompt[: SCORED_CHARACTERS + 1], answer[: SCORED_CHARACTERS + 1]
+        answered = self._answer([*cut, ngram_key])
         return Scores(**answered) if answered else None
 
     def judge(self, texts: PairTexts) -> PairScores | None:
@@ -72,7 +73,7 @@ class RiskWorker:
         answered = self._answer(asdict(asked))
         return PairScores(**answered) if answered else None
 
-    def _answer(self, asked: list[str] | dict[str, Any]) -> dict[str, Any] | None:
+    def _answer(self, asked: list[str | None] | dict[str, Any]) -> dict[str, Any] | None:
         try:
             if self._process is None and not self._start():
                 self._missed(1)

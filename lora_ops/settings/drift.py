@@ -17,6 +17,9 @@ class DriftSettings(Section):
     cosine: float = Field(
         0.02, gt=0, le=2, description="mean cosine distance of hidden states that counts as drift"
     )
+    prompts: float = Field(
+        0.002, gt=0, le=1, description="bits: divergence of live prompts beyond training rows' own spread"
+    )
     alpha: float = Field(
         0.01, gt=0, lt=0.5, description="chance of a false verdict in one run, all tenants and metrics together"
     )

@@ -81,6 +81,9 @@ class TenantServing(Section):
         "doesn't say: prompt, the whole of it, or column, the value of its only one; None: refused",
     )
     keep_text: bool = Field(False, description="keep prompts and answers, redacted, in the event log")
+    keep_ngrams: bool = Field(
+        True, description="keep hashed counts of prompts' letters, so that drift of prompts is seen"
+    )
 
 
 class EventSettings(Section):

@@ -15,6 +15,7 @@ from lora_ops.detectors.insults import PACKAGE
 from lora_ops.engines.protocol import Engine
 from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.errors import LoraOpsError
+from lora_ops.ngrams import hashed_ngrams
 from lora_ops.serving.events import Event, EventLog, read_events
 from lora_ops.serving.risk import SCORED_CHARACTERS, score
 from lora_ops.settings.serving import EventSettings, TenantServing
@@ -384,3 +385,17 @@ def test_of_too_many_texts_at_once_a_part_is_scored(tmp_path: Path, monkeypatch:
     assert len(rows) == 21
     assert rows["prompt_identifiers"].notna().sum() == 21 - sum(unscored) < 21
     assert rows["prompt_text"].notna().equals(rows["prompt_identifiers"].notna())
+
+
+def test_event_keeps_hashed_ngrams_of_what_the_user_said(tmp_path: Path) -> None:
+    """Where no text is kept; without a key there are none, and a failed request has none either."""
+    keys = {"finance": "ab" * 32}
+    log = EventLog(tmp_path, EventSettings(), lambda tenant: False, ngram_key=keys.get)
+    said = "system: Name it.\nuser: Grand Hotel"
+    log.append(event(1, prompt_text=said, answer_text="Lodging"))
+    log.append(event(2, prompt_text=said, answer_text="Lodging", tenant="media"))
+    log.append(event(3, status=503))
+    log.close()
+    kept = read_events(tmp_path).set_index("request_id")
+    assert kept.loc["r1", "prompt_ngrams"] == hashed_ngrams("Grand Hotel", bytes.fromhex(keys["finance"]))
+    assert kept["prompt_ngrams"].isna().tolist() == [False, True, True] and kept["prompt_text"].isna().all()
