@@ -148,8 +148,10 @@ class Allowance:
         try:
             yield spent
         finally:
-            if self._tokens:
-                self._tokens.give_back(max(0, tokens - used))
+            if self._tokens and used > tokens:  # it moved to a version with a longer prompt
+                self._tokens.spend(used - tokens)
+            elif self._tokens:
+                self._tokens.give_back(tokens - used)
 
     def spend(self, tokens: int) -> None:
         """Spend tokens that were read for no answer, or all that are left."""

@@ -91,6 +91,17 @@ def test_allowance_pays_for_what_spending_refuses() -> None:
         pass
 
 
+def test_allowance_pays_for_more_than_was_expected() -> None:
+    """A request may move to a version whose system prompt is longer."""
+    allowance = Allowance(TenantServing(tokens_per_minute=100), Clock())
+    with allowance.spending("finance", 10) as spent:
+        spent(40)
+    with pytest.raises(TooMany), allowance.spending("finance", 61):
+        pass
+    with allowance.spending("finance", 60):
+        pass
+
+
 def test_a_request_keeps_its_place_from_its_prompt_to_its_end() -> None:
     """Another one took it in between, and a prompt that was read was refused."""
     allowance = Allowance(TenantServing(concurrency=1), Clock())
