@@ -12,10 +12,10 @@ from lora_ops.engines.protocol import Chunk, Engine
 from lora_ops.serving.adapters import AdapterCache
 from lora_ops.serving.answer_lengths import AnswerLengths
 from lora_ops.serving.background_answers import BackgroundTicket
-from lora_ops.serving.cached_adapter import AdapterUse, BackgroundUse
 from lora_ops.serving.errors import as_api_error, outcome
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded
+from lora_ops.serving.moving_request import MovingRequest
 from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.rate_limits import Allowance, Place
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest, RequestStats, generation
@@ -99,45 +99,47 @@ class Answering:
         """The answers, chunk by chunk as they come; closing it early cancels what still runs.
 
         Answers do not wait for whoever reads them: slots and adapters are free once the last token is made.
+        Where the request's version is closed before it begins, the one that took its place answers
+        (`MovingRequest`); `stats.moved` is known before the first chunk.
 
         Args:
             stats: where the request is counted.
 
         Raises:
             TooMany, NeverFits, Overloaded, Preempted, AdapterUnavailable, EngineError: as they say.
+            LoraOpsError, ApiError: as `MovingRequest.begin`.
             TimeoutError: it was not made within `serving.request_timeout_seconds`.
         """
         error = None
+        asked = MovingRequest(request, stats, self._cache, self._require_open)
         with self._tracing.request(request) as span:
             try:
                 with self._spending(request) as spent:
-                    use: AdapterUse | BackgroundUse | None = None
                     tickets: Sequence[Ticket | BackgroundTicket] = ()
                     try:
                         if request.priority == "background":
                             # Idle slots come first: without them its adapter would be loaded for nothing.
                             tickets = idle = self._enter_background(request)
-                            use = await self._use_free_memory(request, idle)
+                            await self._load_into_free_memory(asked, idle)
                         else:
                             # The adapter comes first: a slot that waits for a load answers nobody.
-                            use = await self._use(request, stats)
-                            tickets = self._enter(request)
-                        async with aclosing(self._chunks(request, tickets, stats, use)) as chunks:
+                            await self._load(asked)
+                            tickets = self._enter(asked.request)
+                        async with aclosing(self._chunks(asked, tickets, stats)) as chunks:
                             async for chunk in chunks:
                                 yield chunk
                     finally:
                         spent(stats.read + stats.generated)
                         for ticket in tickets:
                             self._queue.leave(ticket)
-                        if use:
-                            use.end()
+                        asked.end()
             except BaseException as raised:
                 error = raised
                 raise
             finally:
                 if request.place:
                     request.place.end()
-                self._report(request, stats, error)
+                self._report(asked.request, stats, error)
                 span.ended(stats, error)
 
     def limits(self, tenant: str) -> dict[str, str]:
@@ -164,19 +166,15 @@ class Answering:
         """Return the idle slots of a request's answers."""
         return self._queue.enter_background(request.costs, self._expected(request))
 
-    async def _use_free_memory(
-        self, request: AnswerRequest, tickets: Sequence[BackgroundTicket]
-    ) -> BackgroundUse | None:
-        """Return a use of the adapter that ends these tickets where its memory is needed; None: no adapter."""
-        if request.route.version is None:
-            return None
+    async def _load_into_free_memory(self, asked: MovingRequest, tickets: Sequence[BackgroundTicket]) -> None:
+        """Load the adapter; these tickets end where its memory is needed."""
 
         def give_way() -> None:
             for ticket in tickets:
                 ticket.end()
 
-        async with asyncio.timeout_at(self.deadline(request)):
-            return await self._cache.use_free_memory(request.route.version, give_way)
+        async with asyncio.timeout_at(self.deadline(asked.request)):
+            await asked.load_into_free_memory(give_way)
 
     def _allowance(self, tenant: str) -> Allowance:
         found = self._allowances.get(tenant)
@@ -184,21 +182,21 @@ class Answering:
             found = self._allowances[tenant] = Allowance(self._settings.tenant(tenant))
         return found
 
-    async def _use(self, request: AnswerRequest, stats: RequestStats) -> AdapterUse | None:
-        """Return a use of the adapter that the route names, once it is loaded; None: the base model."""
+    async def _load(self, asked: MovingRequest) -> None:
+        """Wait until the adapter is loaded that is to answer."""
+        request = asked.request
         if request.route.version is None:
-            return None
+            return
         # They are not in the fair queue yet, so their number has a limit of its own, for each tenant.
         most = self._settings.max_running + self._settings.max_waiting
         if self._loading[request.tenant] >= most:
             raise Overloaded(
                 f"The gateway is busy: {most} requests wait for {request.route.name} to be loaded."
             )
-        stats.adapter_hit = self._cache.has(request.route.version)
         self._loading[request.tenant] += 1
         try:
             async with asyncio.timeout_at(self.deadline(request)):
-                return await self._cache.use(request.route.version)
+                await asked.load()
         finally:
             self._loading[request.tenant] -= 1
             if not self._loading[request.tenant]:
@@ -211,15 +209,14 @@ class Answering:
 
     async def _chunks(
         self,
-        request: AnswerRequest,
+        asked: MovingRequest,
         tickets: Sequence[Ticket | BackgroundTicket],
         stats: RequestStats,
-        use: AdapterUse | BackgroundUse | None,
     ) -> AsyncGenerator[AnswerChunk, None]:
         """Yield the chunks of all answers as they come; the first error ends all of them."""
         arrived: asyncio.Queue[AnswerChunk | asyncio.Task[None]] = asyncio.Queue()
         tasks = [
-            asyncio.create_task(self._one(request, index, ticket, stats, use, arrived.put_nowait))
+            asyncio.create_task(self._one(asked, index, ticket, stats, arrived.put_nowait))
             for index, ticket in enumerate(tickets)
         ]
         generating = len(tasks)
@@ -227,8 +224,8 @@ class Answering:
         def ended(task: asyncio.Task[None]) -> None:
             nonlocal generating
             generating -= 1
-            if use and not generating:  # a client that reads slowly keeps no adapter in memory
-                use.end()
+            if not generating:  # a client that reads slowly keeps no adapter in memory
+                asked.end()
             arrived.put_nowait(task)
 
         for task in tasks:
@@ -249,22 +246,21 @@ class Answering:
 
     async def _one(
         self,
-        request: AnswerRequest,
+        asked: MovingRequest,
         index: int,
         ticket: Ticket | BackgroundTicket,
         stats: RequestStats,
-        use: AdapterUse | BackgroundUse | None,
         give: Callable[[AnswerChunk], None],
     ) -> None:
+        request = asked.request
         async with asyncio.timeout_at(self.deadline(request)), self._turn(ticket, stats) as took:
             used, written, first, texts = 0, 0, 0.0, []
             try:
-                # It may have waited for half a minute, in which somebody revoked the version.
-                await self._require_open(request.route)
-                asked = generation(request, index, await use.begin() if use else None)
+                request, adapter = await asked.begin()
+                wanted = generation(request, index, adapter)
                 # Every engine's generator can be closed; the protocol promises only that it is iterated.
-                generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(asked))
-                used = len(asked.prompt)
+                generating = cast(AsyncGenerator[Chunk, None], self._engine.generate(wanted))
+                used = len(wanted.prompt)
                 stats.read += used
                 async with aclosing(generating) as chunks:
                     async for chunk in chunks:

@@ -29,6 +29,7 @@ from lora_ops.serving.response_schemas import (
 from lora_ops.serving.router import Route
 
 DONE = b"data: [DONE]\n\n"
+FALLBACK_HEADER = "x-lora-ops-fallback"
 
 
 class Rendering(Protocol):
@@ -217,7 +218,7 @@ def provenance(route: Route) -> dict[str, str]:
         "x-lora-ops-route": route.decision,
         "x-lora-ops-epoch": str(route.epoch),
     }
-    return headers | ({"x-lora-ops-fallback": route.fallback} if route.fallback else {})
+    return headers | ({FALLBACK_HEADER: route.fallback} if route.fallback else {})
 
 
 def failure(error: ApiError) -> bytes:

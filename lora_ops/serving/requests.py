@@ -1,7 +1,7 @@
 """One request: what a client asks for, who pays for it, what is streamed back, and what was counted of it."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -41,6 +41,8 @@ class AnswerRequest:
         read_again: gives the tokens of each prompt as another version would be asked, which may have its own
             system prompt and template; None where the tokens are the same, or the request has tools.
         is_copy: another gateway's copy of a request for a version in shadow; it is not copied again.
+        route_again: gives the request by the route of this moment, read as that version would be asked; None
+            where it stays on its version, such as one that a client named exactly.
     """
 
     request_id: str
@@ -65,6 +67,16 @@ class AnswerRequest:
     chat: ToolChat | None = None
     read_again: Callable[[Route], tuple[tuple[int, ...], ...]] | None = None
     is_copy: bool = False
+    route_again: "Callable[[AnswerRequest], Awaitable[AnswerRequest]] | None" = None
+
+    def reads_alike(self, other: Route) -> bool:
+        """Return whether another version would be asked with the same tokens.
+
+        Its own system prompt or template makes another prompt of a chat.
+        """
+        ours = self.route
+        same_system = self.system_prompt == "request" or ours.system == other.system
+        return self.endpoint == "completions" or (ours.template == other.template and same_system)
 
     @property
     def tenant(self) -> str:
@@ -103,6 +115,7 @@ class RequestStats:
         seconds: from the request's arrival to its last token.
         adapter_hit: whether its adapter was in memory when it asked for it; None: it never did, or needs none.
         texts: what was written, by the answer's index.
+        moved: the request as it was answered, where it had moved to another version before it began.
     """
 
     read: int = 0
@@ -115,6 +128,7 @@ class RequestStats:
     per_token: list[float] = field(default_factory=list)
     finish: list[FinishReason] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
+    moved: AnswerRequest | None = None
 
     def waited(self, seconds: float) -> None:
         """Note how long an answer waited for its turn; the longest of a request counts."""

@@ -28,6 +28,8 @@ Decision = Literal["production", "candidate", "pinned", "base", "canary", "pinne
 Fallback = Literal["loading", "failed"]
 # A client that names a tenant did not choose the version, so that a refusal is no fault of its request.
 BY_TENANT = frozenset({"production", "canary", "pinned_user", "segment", "flag"})
+# The client named what answers: nothing else takes its place.
+BY_CLIENT = frozenset({"pinned", "base"})
 BASE = "base"
 STOPPED = "stopped"  # by a tenant's route, until somebody resumes it
 STAGES = ("production", "candidate", "canary", "shadow")  # aliases; a tenant that answers has one of them

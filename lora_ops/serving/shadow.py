@@ -217,7 +217,7 @@ class Shadow:
         )
         few = len(request.costs) <= MOST_ANSWERS and self._copies < self._settings.queue
         if not (few and self._bytes + copy.size <= self._settings.queue_bytes) or not (
-            _reads_alike(copy) or request.read_again
+            request.reads_alike(found.route) or request.read_again
         ):
             self._count(name, "dropped")
             return
@@ -291,7 +291,8 @@ class Shadow:
         if self._serving.tenant(request.tenant).labels_only:
             free = replace(request.sampling, structure=None)
             request = replace(request, sampling=held_to_labels(free, request.route, tools=False))
-        if not _reads_alike(copy) and request.read_again:
+        # What it answers to production's prompt says nothing about it.
+        if not copy.answered.request.reads_alike(request.route) and request.read_again:
             prompts = await asyncio.to_thread(request.read_again, request.route)
             room = self._context_length() - max(map(len, prompts))
             if room < 1:
@@ -314,15 +315,3 @@ class Shadow:
             insult_threshold=self._insult_threshold,
             target=self._settings.target,
         )
-
-
-def _reads_alike(copy: _Copy) -> bool:
-    """Return whether the version in shadow would be asked with the same tokens, were it in production.
-
-    Its own system prompt or template makes another prompt of a chat. What it answers to production's says
-    nothing about it.
-    """
-    request, ours, its = copy.request, copy.answered.request.route, copy.request.route
-    if request.endpoint == "completions":
-        return True
-    return ours.template == its.template and (request.system_prompt == "request" or ours.system == its.system)

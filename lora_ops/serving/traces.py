@@ -36,6 +36,9 @@ class OpenSpan:
         """Write down tokens, times and what went wrong."""
         from opentelemetry.trace import StatusCode
 
+        if stats.moved:
+            for name, value in _routed(stats.moved).items():
+                self._span.set_attribute(name, value)
         self._span.set_attribute("gen_ai.usage.output_tokens", stats.generated)
         self._span.set_attribute("gen_ai.response.finish_reasons", list(stats.finish))
         self._span.set_attribute("lora_ops.queue_seconds", stats.queue_seconds)
@@ -83,13 +86,9 @@ class Tracing:
             {
                 "gen_ai.operation.name": operation,
                 "gen_ai.request.model": request.model,
-                "gen_ai.response.model": request.route.name,
-                "gen_ai.request.max_tokens": request.sampling.max_tokens,
-                "gen_ai.usage.input_tokens": sum(map(len, request.prompts)),
                 "lora_ops.request_id": request.request_id,
                 "lora_ops.tenant": request.tenant,
-                "lora_ops.route": request.route.decision,
-                "lora_ops.digest": request.route.digest,
+                **_routed(request),
             },
         )
         try:
@@ -101,3 +100,14 @@ class Tracing:
         """Send what is left."""
         if self._provider is not None:
             self._provider.shutdown()
+
+
+def _routed(request: AnswerRequest) -> dict[str, str | int]:
+    """Return what a span says of the version that a request is put before."""
+    return {
+        "gen_ai.response.model": request.route.name,
+        "gen_ai.request.max_tokens": request.sampling.max_tokens,
+        "gen_ai.usage.input_tokens": sum(map(len, request.prompts)),
+        "lora_ops.route": request.route.decision,
+        "lora_ops.digest": request.route.digest,
+    }
