@@ -64,6 +64,9 @@ class LineLog(Generic[T]):
         self._bytes = 0
         self._counting = threading.Lock()
         self._file: BufferedWriter | None = None
+        self._path = folder
+        self._kept = 0
+        """Lines in the file that is open."""
         self._since = 0.0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"{name}-log", daemon=True)
@@ -112,6 +115,7 @@ class LineLog(Generic[T]):
                 logger.exception("%s lost %d %s.", self._title, len(items), self._name)
                 self._lost(len(items))
             self._count(-sum(map(self._size, items)))
+        self._leave_removed_file()
         self._close_file()
         self._end()
 
@@ -147,22 +151,42 @@ class LineLog(Generic[T]):
                     return
                 time.sleep(RETRY_SECONDS)
                 continue
+            self._kept += len(lines)
             self._written(len(lines))
             return
 
     def _open(self) -> BufferedWriter:
+        self._leave_removed_file()
         full = self._file and self._file.tell() >= self._settings.rotate_bytes
         old = self._file and time.monotonic() - self._since >= self._settings.rotate_seconds
         if full or old:
             self._close_file()
         if self._file is None:
+            with contextlib.suppress(FileExistsError):
+                self._folder.mkdir()
             self._sweep()
             stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
             path = self._folder / f"{self._name}-{stamp}-{os.getpid()}.jsonl"
             # Only for this account, as keys.sqlite is: with `keep_text` it holds what people wrote.
             self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-            self._since = time.monotonic()
+            self._since, self._path, self._kept = time.monotonic(), path, 0
         return self._file
+
+    def _leave_removed_file(self) -> None:
+        """Close a file that is not at its place any more: nobody would read what is written to it."""
+        if self._file is None:
+            return
+        mine = os.fstat(self._file.fileno())
+        try:
+            if os.path.samestat(mine, self._path.stat()):
+                return
+        except OSError as error:
+            logger.debug("%s is looked for in vain: %s", self._path, error)
+        gone = 0 if mine.st_nlink else self._kept  # one that was moved still has its lines
+        logger.error("%s was removed while it was written, and %d %s with it.", self._path, gone, self._name)
+        if gone:
+            self._lost(gone)
+        self._abandon_file()
 
     def _close_file(self) -> None:
         if self._file:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from datetime import UTC, datetime
@@ -160,12 +161,13 @@ def test_a_disk_that_takes_nothing_for_a_while_loses_nothing(tmp_path: Path) -> 
     folder = tmp_path / "events"
     log = EventLog(folder, EventSettings(), lambda tenant: False)
     folder.rmdir()
+    folder.write_text("a file is in its place")
     log.append(event(1))
     time.sleep(0.5)
-    folder.mkdir()
+    folder.unlink()
     log.append(event(2))
     deadline = time.monotonic() + 10
-    while not list(folder.iterdir()):
+    while not list(folder.glob("*")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     log.close()
@@ -176,9 +178,29 @@ def test_what_a_disk_never_takes_is_counted_when_the_log_closes(tmp_path: Path) 
     folder, lost = tmp_path / "events", []
     log = EventLog(folder, EventSettings(), lambda tenant: False, lost=lost.append)
     folder.rmdir()
+    folder.write_text("a file is in its place")
     log.append(event(1))
     log.close()
     assert lost == [1]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_log_whose_folder_was_removed_makes_it_again(tmp_path: Path, moved: bool) -> None:
+    """All that followed was written to a file that nobody could find, and counted as kept."""
+    folder, lost, written = tmp_path / "events", [], []
+    log = EventLog(folder, EventSettings(), lambda tenant: False, written=written.append, lost=lost.append)
+    log.append(event(1))
+    eventually(lambda: sum(written) == 1)
+    folder.rename(tmp_path / "moved")
+    if not moved:
+        shutil.rmtree(tmp_path / "moved")
+    log.append(event(2))
+    eventually(lambda: sum(written) == 2)
+    assert list(read_events(folder)["request_id"]) == ["r2"]
+    assert lost == ([] if moved else [1])
+    shutil.rmtree(folder)
+    log.close()
+    assert sum(lost) == (1 if moved else 2)
 
 
 def test_an_event_that_can_not_be_written_is_counted_and_takes_no_other_with_it(tmp_path: Path) -> None:
