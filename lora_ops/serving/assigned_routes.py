@@ -91,7 +91,8 @@ class AssignedRoutes:
         """Return the route that a choice names, or production's, as of the last look."""
         chosen = self._chosen(tenant, choice)
         if chosen is None or chosen.version is None:
-            return replace(self._router.seen(tenant), arm=ARMS.get(choice.arm))
+            # As the canary's its answer would count as an error of the canary, whatever flagd says of it.
+            return replace(self._router.seen(tenant), arm="control" if choice.arm == "control" else None)
         unready = self._unready(chosen.version)
         if unready is None:
             return chosen

@@ -242,8 +242,9 @@ def test_canary_that_cannot_be_read_is_tried_again(
     eventually(lambda: asked.named() == ("finance@2", "canary"), seconds=3)
 
 
-def flag(staged: Clone, value: str) -> dict[str, Any]:
-    flags = {"adapter.finance": {"state": "ENABLED", "variants": {"a": value}, "defaultVariant": "a"}}
+def flag(staged: Clone, value: str, **metadata: str) -> dict[str, Any]:
+    one = {"state": "ENABLED", "variants": {"a": value}, "defaultVariant": "a", "metadata": metadata}
+    flags = {"adapter.finance": one}
     (staged.root / "flags.json").write_text(json.dumps({"flags": flags}))
     return {"provider": "flagd", "flagd": {"resolver": "file", "path": "flags.json"}}
 
@@ -252,8 +253,8 @@ def flag(staged: Clone, value: str) -> dict[str, Any]:
 def flagged(staged: Clone, reader: Registry) -> Iterator[Callable[[str], Asked]]:
     made: list[Asked] = []
 
-    def ask(value: str) -> Asked:
-        made.append(Asked(staged, reader, **flag(staged, value)))
+    def ask(value: str, **metadata: str) -> Asked:
+        made.append(Asked(staged, reader, **flag(staged, value, **metadata)))
         return made[-1]
 
     yield ask
@@ -279,6 +280,16 @@ def test_flag_says_who_answers(
     assert (route.name, route.decision, route.arm) == expected
     assert not asked.failures
     assert asked.named(model="finance@2") == ("finance@2", "pinned")
+
+
+@pytest.mark.parametrize(("arm", "expected"), [("canary", None), ("control", "control"), ("x", None)])
+def test_flag_counts_production_for_no_canary(
+    flagged: Callable[..., Asked], writer: Registry, arm: str, expected: str | None
+) -> None:
+    """What production answers would count as errors of the canary."""
+    routes.set_canary(writer, "finance@2", 100, **WHY)
+    route = flagged("production", arm=arm, decision="canary")()
+    assert (route.name, route.decision, route.arm) == ("finance@1", "production", expected)
 
 
 def test_flag_may_name_a_canary_without_a_share(flagged: Callable[[str], Asked]) -> None:
