@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_ops.hashing import sha256_bytes
 from lora_ops.records.route import CanaryRoute, RouteRecord
 
+LONGEST = 256  # characters of a name that is kept or sent as it is
 ShareDecision = Literal["production", "canary", "pinned_user", "segment"]
 Arm = Literal["canary", "control"]
 # Nobody has agreed that what is in shadow may answer a client that did not ask for it.
@@ -80,6 +82,13 @@ def _arm(canary: CanaryRoute, unit: str) -> Arm | None:
     if place < part:
         return "canary"
     return "control" if place >= 1 - part else None
+
+
+def short_name(name: str) -> str:
+    """Return a name as it is, or its SHA-256 where it is long or no text: a client may send a megabyte."""
+    if len(name) <= LONGEST and not any("\ud800" <= one <= "\udfff" for one in name):
+        return name
+    return f"sha256:{sha256_bytes(name.encode('utf-8', 'surrogatepass'))}"
 
 
 def fraction(salt: str, unit: str) -> float:

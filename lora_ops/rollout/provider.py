@@ -14,15 +14,13 @@ from openfeature.exception import FlagNotFoundError, TypeMismatchError
 from openfeature.flag_evaluation import FlagResolutionDetails, FlagValueType, Reason
 from openfeature.provider import AbstractProvider, FeatureProvider, Metadata
 
-from lora_ops.hashing import sha256_bytes
 from lora_ops.records.route import RouteRecord
-from lora_ops.rollout.assignment import Requester, assign
+from lora_ops.rollout.assignment import Requester, assign, short_name
 from lora_ops.settings.rollout import FlagdSettings
 
 PREFIX = "adapter."
 PRODUCTION = "production"
 CANARY = "canary"
-LONGEST = 256  # characters of a name that another process is sent
 
 
 @dataclass(frozen=True)
@@ -130,13 +128,13 @@ def context(tenant: str, who: Requester, *, sent: bool = False) -> EvaluationCon
     """Return what a flag is evaluated for: the unit as targeting key, with user, segment and tenant.
 
     Args:
-        sent: another process may be asked. A name that is long, or that is no text, is replaced by its SHA-256.
+        sent: another process may be asked, by `short_name` of each name.
     """
     named = {"user": who.user, "segment": who.segment, "tenant": tenant}
     attributes = {name: value for name, value in named.items() if value is not None}
     unit = who.unit
     if sent:
-        unit, attributes = _sendable(unit), {name: _sendable(value) for name, value in attributes.items()}
+        unit, attributes = short_name(unit), {name: short_name(value) for name, value in attributes.items()}
     return EvaluationContext(targeting_key=unit, attributes=attributes)
 
 
@@ -146,12 +144,6 @@ def _requester(context: EvaluationContext) -> Requester:
         return value if isinstance(value, str) else None
 
     return Requester(context.targeting_key or "", named("user"), named("segment"))
-
-
-def _sendable(name: str) -> str:
-    if len(name) <= LONGEST and not any("\ud800" <= one <= "\udfff" for one in name):
-        return name
-    return f"sha256:{sha256_bytes(name.encode('utf-8', 'surrogatepass'))}"
 
 
 def _refuse(flag_key: str) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lora_ops.engines.protocol import Chunk, FinishReason, Generation, Sampling, ToolChat, Unsupported, one_of
 from lora_ops.records.route import SEGMENT_PATTERN
-from lora_ops.rollout.assignment import Requester
+from lora_ops.rollout.assignment import Requester, short_name
 from lora_ops.serving.chat_turns import SystemPrompt
 from lora_ops.serving.errors import ApiError
 from lora_ops.serving.keys import Caller
@@ -161,10 +161,13 @@ def generation(request: AnswerRequest, index: int, adapter: str | None) -> Gener
 
 
 def named_user(headers: Mapping[str, str], *ids: str | None) -> str | None:
-    """Return the user that a client names in its request's body, or else the session in its headers."""
-    named = next((f"user {one}" for one in ids if one), None)
+    """Return the user that a client names in its request's body, or else the session in its headers.
+
+    A copy for a version in shadow keeps it for minutes, so that a long one is kept as its hash.
+    """
+    named = next((f"user {short_name(one)}" for one in ids if one), None)
     session = headers.get("x-session-id")
-    return named or (f"session {session}" if session else None)
+    return named or (f"session {short_name(session)}" if session else None)
 
 
 def requester(headers: Mapping[str, str], caller: Caller, *ids: str | None) -> Requester:

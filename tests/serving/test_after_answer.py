@@ -1,8 +1,10 @@
 """What runs after an answer never reaches the client that got it."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from types import ModuleType
 
 import pytest
 from starlette.requests import ClientDisconnect
@@ -10,6 +12,7 @@ from starlette.types import Message
 
 from lora_ops.serving import after_answer
 from lora_ops.serving.after_answer import Answered
+from lora_ops.serving.gateway import Gateway
 from lora_ops.serving.sending import Stream
 from tests.serving.conftest import Served, eventually
 
@@ -40,6 +43,38 @@ def test_hook_gets_the_request_and_its_texts(gateway: Served, stream: bool) -> N
         assert [one.stats.texts[choice["index"]] for choice in answer["choices"]] == [
             choice["text"] for choice in answer["choices"]
         ]
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat/completions"])
+def test_hook_gets_no_more_of_the_body_than_its_prompt(gateway: Served, endpoint: str) -> None:
+    """256 copies for a version in shadow wait for minutes, and each kept the megabytes that nobody counted."""
+    seen: list[Answered] = []
+
+    async def keep(answered: Answered) -> None:
+        seen.append(answered)
+
+    hooked(gateway, keep)
+    large = "m" * 300_000
+    body = {"model": "finance", "max_tokens": 1, "user": large, "metadata": {"a": large}}
+    body |= {"prompt": "x"} if endpoint == "completions" else {"messages": [{"role": "user", "content": "x"}]}
+    with gateway.http() as http:
+        assert http.post(f"/v1/{endpoint}", json=body, headers={"x-session-id": "s"}).status_code == 200
+    eventually(lambda: len(seen) == 1)
+    assert not [one for one in _reached(seen[0].request) if isinstance(one, str | bytes) and len(one) > 100_000]
+
+
+def _reached(first: object) -> list[object]:
+    """Return what one object keeps in memory, without modules, classes and the gateway."""
+    found, left = {id(first): first}, [first]
+    while left:
+        for one in gc.get_referents(left.pop()):
+            shared = isinstance(one, type | ModuleType | Gateway) or (
+                isinstance(one, dict) and "__spec__" in one
+            )
+            if id(one) not in found and not shared:
+                found[id(one)] = one
+                left.append(one)
+    return list(found.values())
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -80,8 +80,10 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
                 tokenization = gateway.tokenization
                 return (tokenization.tool_chat(tools) if tools else tokenization.chat(turns),)
 
+            messages = body.messages  # a copy keeps this function for minutes, and none of the rest of the body
+
             def read_again(other: Route) -> Tokens:
-                return (gateway.tokenization.chat(chat_turns(body.messages, other, content_is)[0]),)
+                return (gateway.tokenization.chat(chat_turns(messages, other, content_is)[0]),)
 
             request = request if tools else replace(request, read_again=read_again)
             return _Unread(request, texts, sum(map(len, texts)) + TURN * len(turns), encode)
