@@ -76,5 +76,5 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         (annotation,) = (one for one in get_args(annotation) if one is not type(None))
     if get_origin(annotation) is list:
-        return "VARCHAR[]"
+        return f"{_type(get_args(annotation)[0])}[]"
     return DUCKDB_TYPES.get(annotation, "VARCHAR")

@@ -305,6 +305,7 @@ class AdapterCache:
             entry.bytes = took or needed
             entry.loaded, entry.failures, entry.fault = True, 0, None
             entry.digest = version.summary.content_digest
+            entry.rank = version.manifest.params.get("train", {}).get("rank", 0)
             self._notify()  # it may make room at once, if nobody waits for it any more
             seconds = time.monotonic() - started
             logger.info("%s loaded in %.0f ms, %d bytes", entry.name, seconds * 1000, entry.bytes)

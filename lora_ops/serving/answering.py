@@ -301,13 +301,17 @@ class Answering:
             return
         problem = as_api_error(error) if error else None
         prompt_tokens = sum(map(len, request.prompts))
-        labels = (request.tenant, request.route.name, request.route.base_model.id, request.route.decision)
         metrics = self._telemetry
+        labels = metrics.route_labels(
+            request.tenant, request.route.name, request.route.base_model.id, request.route.decision
+        )
         metrics.requests.labels(*labels).inc()
         if request.route.fallback:
             metrics.fell_back(request.tenant, request.route.instead_of, request.route.fallback)
         if problem:
             metrics.errors.labels(*labels, str(problem.status)).inc()
+        if problem and problem.status >= 500:
+            metrics.unanswered.labels(*labels).inc()
         ended = outcome(problem.status if problem else 200)
         metrics.latency.labels(*labels, ended).observe(seconds)
         metrics.queue.labels(*labels, ended).observe(stats.queue_seconds)
@@ -347,6 +351,7 @@ class Answering:
                 generated_tokens=stats.generated,
                 queue_seconds=stats.queue_seconds,
                 first_token_seconds=stats.first_token,
+                token_seconds=list(stats.per_token),
                 seconds=seconds,
                 device_seconds=stats.device_seconds,
                 adapter_hit=stats.adapter_hit,

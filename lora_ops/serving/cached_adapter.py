@@ -37,6 +37,7 @@ class CachedAdapter:
     Attributes:
         digest: of the content that is loaded, or was last.
         bytes: of memory, counted from the moment that its load begins; 0 while it is not loaded.
+        rank: of its LoRA matrices, as its manifest says; 0 where nothing was loaded yet.
         users: requests that use it now.
         waiting: requests that will use it, once their turn comes.
         background: what ends each answer in the background that uses it; none of them keeps it in memory.
@@ -53,6 +54,7 @@ class CachedAdapter:
     loaded: bool = False
     digest: str = ""
     bytes: int = 0
+    rank: int = 0
     users: int = 0
     waiting: int = 0
     background: dict["BackgroundUse", Callable[[], None]] = field(default_factory=dict)

@@ -33,6 +33,7 @@ class Event(Record):
     version: the user or session, else the key. `route` is why this adapter answered, and `epoch` the last entry
     of the audit log when that was decided. `arm` is the side of the canary's comparison that the unit is on. It
     stays where `adapter` answered in place of another (`instead_of`) that was not ready (`fallback`).
+    `token_seconds` has the mean from one token to the next, of each of its answers with two or more.
 
     `adapter_hit` says whether the adapter was in memory when the request came for it. None: it never came so
     far, or needs none. `gateway` is the run of the gateway that answered, as the usage log names it. Events of
@@ -75,6 +76,7 @@ class Event(Record):
     generated_tokens: int
     queue_seconds: float
     first_token_seconds: float | None
+    token_seconds: list[float] = Field(default_factory=list)
     seconds: float
     device_seconds: float
     adapter_hit: bool | None = None

@@ -73,7 +73,7 @@ class Gateway:
             allow_candidates=serving.allow_candidates,
             copy=lambda: open_copy(root, settings),
         )
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(serving.metric_labels)
         self.assigned_routes = AssignedRoutes(
             self.router,
             settings.rollout,

@@ -11,9 +11,9 @@ from lora_ops.rollout.assignment import Requester, short_name
 from lora_ops.serving.chat_turns import SystemPrompt
 from lora_ops.serving.errors import ApiError
 from lora_ops.serving.keys import Caller
+from lora_ops.serving.label_cap import NOBODY
 from lora_ops.serving.rate_limits import Place
 from lora_ops.serving.router import OutOfService, Route
-from lora_ops.serving.telemetry import NOBODY
 
 SEGMENT_HEADER = "x-lora-segment"
 Priority = Literal["normal", "background"]

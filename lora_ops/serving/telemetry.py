@@ -1,13 +1,15 @@
 """What Prometheus scrapes; every name begins with `lora_ops_`.
 
 Of requests, labelled by tenant, adapter, base_model and route: `requests_total`, `errors_total` (also code),
+`unanswered_total` (status 500 and above: what counts against the objective of availability),
 `time_to_first_token_seconds`, `time_per_token_seconds`, `request_seconds` and `queue_seconds` (also outcome:
 answered, refused, failed or gone), `prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`. Of
 requests that were refused before a route was known: `refused_total` (tenant of the key, code). Of adapters,
 labelled by adapter: `adapter_loads_total`, `adapter_load_failures_total`, `adapter_cache_hits_total`,
 `adapter_cache_misses_total`, `adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent),
-`adapter_bytes`; and `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in the engine;
-`slots_used` and `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`, `adapter_memory_bytes`.
+`adapter_bytes`, `adapter_rank`; and `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in
+the engine; `slots_used` and `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`,
+`adapter_memory_bytes`.
 Of the KV cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`,
 `events_unscored_total`. Of hooks after answers: `after_answer_failures_total`. Of rollouts: `fallbacks_total`
 (tenant, adapter, reason), requests that production answered since the adapter of their unit was loading or
@@ -17,11 +19,14 @@ outcome: asked, answered, preempted, dropped or failed), and of their pairs `pai
 `pairs_unscored_total`. Of the usage log: `usage_lost_total`. Of clients: `connections_closed_total`. Of the
 log: `log_lines_lost_total`. Of the registry: `registry_damaged`, and of what an alias names, by tenant and
 adapter, `adapter_fresh_seconds` and `adapter_review_due_seconds`; both are negative once it is late.
+
+Tenants and adapters above `serving.metric_labels` are counted as `other`; `label_values_over_cap_total` (label)
+says how often.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import prometheus_client
@@ -29,25 +34,27 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lora_ops import histograms
 from lora_ops.engines.protocol import Engine
 from lora_ops.serving.adapters import AdapterCache, CacheLookup
 from lora_ops.serving.fair_queue import FairQueue
+from lora_ops.serving.label_cap import NOBODY, OTHER, LabelCap
 from lora_ops.serving.logs import lost_lines
 
-NOBODY = "-"
 Labels = tuple[str, ...]
 Buckets = tuple[float, ...]
 ROUTE = ("tenant", "adapter", "base_model", "route")
-FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
-LONG = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 LOAD = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 5, 30)
 
 
 class Telemetry:
-    """The metrics of one gateway."""
+    """The metrics of one gateway.
 
-    def __init__(self) -> None:
+    Args:
+        most_labels: tenants, and adapters, that have series of their own.
+    """
+
+    def __init__(self, most_labels: int = 1000) -> None:
         self.registry = CollectorRegistry()
         self._now = CollectorRegistry()
         self._by_adapter: list[prometheus_client.Counter | Histogram] = []
@@ -67,12 +74,21 @@ class Telemetry:
         self.refused = counter(
             "refused_total", "Requests that were refused before they were routed", ("tenant", "code")
         )
-        self.first_token = histogram("time_to_first_token_seconds", "From arrival to the first token", FAST)
-        self.per_token = histogram("time_per_token_seconds", "Between tokens after the first", PER_TOKEN)
+        self.unanswered = counter(
+            "unanswered_total", "Routed requests that ended with a status of 500 or above"
+        )
+        self.first_token = histogram(
+            "time_to_first_token_seconds", "From arrival to the first token", histograms.FIRST_TOKEN
+        )
+        self.per_token = histogram(
+            "time_per_token_seconds", "Between tokens after the first", histograms.PER_TOKEN
+        )
         # A refusal is quick, or has waited in vain: neither may show among the times of answers.
         outcome = (*ROUTE, "outcome")
-        self.latency = histogram("request_seconds", "From arrival to the last token", LONG, outcome)
-        self.queue = histogram("queue_seconds", "Waiting for a slot", FAST, outcome)
+        self.latency = histogram(
+            "request_seconds", "From arrival to the last token", histograms.ANSWER, outcome
+        )
+        self.queue = histogram("queue_seconds", "Waiting for a slot", histograms.FIRST_TOKEN, outcome)
         self.prompt_tokens = counter("prompt_tokens_total", "Tokens read")
         self.generated_tokens = counter("generated_tokens_total", "Tokens written")
         self.device = counter("device_seconds_total", "Time that the device worked for it")
@@ -109,21 +125,37 @@ class Telemetry:
             "connections_closed_total", "Connections that were closed because there were too many", ()
         )
 
+        over = counter(
+            "label_values_over_cap_total", "Times that a tenant or adapter was counted as other", ("label",)
+        )
+        self._cap = LabelCap(most_labels, lambda label: over.labels(label).inc())
+
+    def route_labels(self, tenant: str, adapter: str, base_model: str, route: str) -> Labels:
+        """Return the labels of a routed request, for each metric that has them.
+
+        What an objective counts is there from the first request on: Prometheus can't see how much a counter
+        rose that was not there before.
+        """
+        labels = (self._cap.counted("tenant", tenant), self._cap.counted("adapter", adapter), base_model, route)
+        self.unanswered.labels(*labels)
+        self.latency.labels(*labels, "answered")
+        return labels
+
     def fell_back(self, tenant: str, adapter: str | None, reason: str) -> None:
         """Count a request that production answered in place of an adapter that is not ready."""
-        self._fallbacks.labels(tenant, adapter or NOBODY, reason).inc()
+        self._fallbacks.labels(self._tenant(tenant), self._adapter(adapter or NOBODY), reason).inc()
 
     def flag_failed(self, tenant: str, reason: str) -> None:
         """Count a request whose flag could not be followed."""
-        self._flag_failures.labels(tenant, reason).inc()
+        self._flag_failures.labels(self._tenant(tenant), reason).inc()
 
     def was_refused(self, tenant: str | None, status: int) -> None:
         """Count a request that was refused before it was routed; None is a key of no tenant, or none at all."""
-        self.refused.labels(tenant or NOBODY, str(status)).inc()
+        self.refused.labels(self._tenant(tenant or NOBODY), str(status)).inc()
 
     def copied(self, adapter: str, outcome: str) -> None:
         """Count what became of a copy for a version in shadow."""
-        self.shadow_copies.labels(adapter, outcome).inc()
+        self.shadow_copies.labels(self._adapter(adapter), outcome).inc()
 
     def refusals(self) -> dict[str, int]:
         """Status to how many requests were refused with it before they were routed."""
@@ -136,24 +168,30 @@ class Telemetry:
 
     def adapter_used(self, name: str, how: CacheLookup) -> None:
         """Count a hit or a miss of the adapter cache."""
-        (self._hits if how == "hit" else self._misses).labels(name).inc()
+        (self._hits if how == "hit" else self._misses).labels(self._adapter(name)).inc()
 
     def adapter_loaded(self, name: str, seconds: float) -> None:
         """Count a load and its time."""
-        self._loads.labels(name).inc()
+        self._loads.labels(self._adapter(name)).inc()
         self._load_seconds.observe(seconds)
 
     def adapter_failed(self, name: str) -> None:
         """Count a load that failed."""
-        self._load_failures.labels(name).inc()
+        self._load_failures.labels(self._adapter(name)).inc()
 
     def adapter_evicted(self, name: str) -> None:
         """Count an eviction."""
-        self._evictions.labels(name).inc()
+        self._evictions.labels(self._adapter(name)).inc()
+
+    def _tenant(self, name: str) -> str:
+        return self._cap.counted("tenant", name)
+
+    def _adapter(self, name: str) -> str:
+        return self._cap.counted("adapter", name)
 
     def watch(self, engine: Engine, cache: AdapterCache, queue: FairQueue, versions: "Freshness") -> None:
         """Read these whenever somebody scrapes."""
-        self._now.register(_Now(engine, cache, queue, versions))
+        self._now.register(_Now(engine, cache, queue, versions, self._cap))
 
     async def scrape(self) -> bytes:
         """Everything in Prometheus' text format.
@@ -171,13 +209,14 @@ class Telemetry:
             for metric in (self.requests, self._loads, self._load_failures, self.shadow_copies)
             for family in metric.collect()
             for sample in family.samples
-            if "adapter" in sample.labels
+            if sample.labels.get("adapter", OTHER) != OTHER
         }
 
     def forget(self, adapter: str) -> None:
         """End the series of an adapter that answers nobody any more."""
         for metric in self._by_adapter:
             metric.remove_by_labels({"adapter": adapter})
+        self._cap.forget("adapter", adapter)
 
 
 class _Read(Collector):
@@ -204,7 +243,10 @@ class Freshness(Protocol):
 class _Now(Collector):
     """What is loaded, running and waiting at the moment of the scrape."""
 
-    def __init__(self, engine: Engine, cache: AdapterCache, queue: FairQueue, versions: "Freshness") -> None:
+    def __init__(
+        self, engine: Engine, cache: AdapterCache, queue: FairQueue, versions: "Freshness", cap: LabelCap
+    ) -> None:
+        self._cap = cap
         self._versions = versions
         self._engine = engine
         self._cache = cache
@@ -228,30 +270,37 @@ class _Now(Collector):
         yield CounterMetricFamily("lora_ops_kv_preempted", preempted, value=status.preempted)
         lost = "Lines of the log that nobody read in time"
         yield CounterMetricFamily("lora_ops_log_lines_lost", lost, value=lost_lines())
-        waiting = GaugeMetricFamily("lora_ops_waiting", "Answers that wait for a slot", labels=["tenant"])
+        shown, waiting = self._cap.shown, Counter[Labels]()
         for tenant, count in self._queue.waiting().items():
-            waiting.add_metric([tenant], count)
-        loaded = GaugeMetricFamily(
-            "lora_ops_adapter_loaded", "1 while it is in memory, used or not", labels=["adapter", "pinned"]
-        )
-        size = GaugeMetricFamily("lora_ops_adapter_bytes", "Memory of a loaded adapter", labels=["adapter"])
+            waiting[(shown("tenant", tenant),)] += count
+        yield _gauge("waiting", "Answers that wait for a slot", ("tenant",), waiting)
+        loaded, size, rank = Counter[Labels](), Counter[Labels](), dict[Labels, int]()
         for entry in self._cache.entries():
-            loaded.add_metric([entry.name, entry.pin], int(entry.loaded))
+            name = shown("adapter", entry.name)
+            loaded[(name, entry.pin)] += int(entry.loaded)
             if entry.loaded:
-                size.add_metric([entry.name], entry.bytes)
-        yield from (waiting, loaded, size)
+                size[(name,)] += entry.bytes
+                rank[(name,)] = max(rank.get((name,), 0), entry.rank)
+        yield _gauge("adapter_loaded", "1 while it is in memory, used or not", ("adapter", "pinned"), loaded)
+        yield _gauge("adapter_bytes", "Memory of a loaded adapter", ("adapter",), size)
+        yield _gauge("adapter_rank", "LoRA rank of a loaded adapter", ("adapter",), rank)
         damaged = int(self._versions.damage is not None)
         text = "1 while the registry differs from its signed log"
         yield GaugeMetricFamily("lora_ops_registry_damaged", text, value=damaged)
-        labels = ["tenant", "adapter"]
-        fresh = GaugeMetricFamily(
-            "lora_ops_adapter_fresh_seconds", "Until its data expires and it stops answering", labels=labels
-        )
-        review = GaugeMetricFamily(
-            "lora_ops_adapter_review_due_seconds", "Until its next review is due", labels=labels
-        )
-        for tenant, adapter, fresh_seconds, review_seconds in self._versions.freshness():
-            fresh.add_metric([tenant, adapter], fresh_seconds)
-            if review_seconds is not None:
-                review.add_metric([tenant, adapter], review_seconds)
-        yield from (fresh, review)
+        fresh, review = dict[Labels, float](), dict[Labels, float]()
+        for tenant, adapter, *due in self._versions.freshness():
+            labels = (shown("tenant", tenant), shown("adapter", adapter))
+            for times, left in zip((fresh, review), due, strict=True):
+                if left is not None:
+                    times[labels] = min(times.get(labels, left), left)  # of `other` the first that is due
+        text = "Until its data expires and it stops answering"
+        yield _gauge("adapter_fresh_seconds", text, ("tenant", "adapter"), fresh)
+        text = "Until its next review is due"
+        yield _gauge("adapter_review_due_seconds", text, ("tenant", "adapter"), review)
+
+
+def _gauge(name: str, text: str, labels: Labels, values: Mapping[Labels, float]) -> GaugeMetricFamily:
+    made = GaugeMetricFamily(f"lora_ops_{name}", text, labels=labels)
+    for label, value in values.items():
+        made.add_metric(label, value)
+    return made

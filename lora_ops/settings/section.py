@@ -14,7 +14,7 @@ TENANT_PATTERN = r"^[a-z][a-z0-9_-]{0,39}$"
 # entry of owners.yaml, a folder or a file beside the tenants' own, a collection at W&B.
 # fmt: off
 RESERVED_TENANTS = frozenset({
-    "base", "default", "all", "any", "none", "null", "latest",
+    "base", "default", "all", "any", "none", "null", "latest", "other",
     "candidate", "validated", "shadow", "canary", "production",
     "superseded", "archived", "rejected", "revoked",
     "incidents", "incident", "data_docs", "registry", "traffic", "tenants", "previous",  # reports/, data/
@@ -73,7 +73,18 @@ def _store_key(name: str) -> str:
 
 # Folders that hold something else: a registry or a gateway's files among it would be lost, or committed.
 _REPOSITORY_FOLDERS = frozenset(
-    ("benchmarks", "data", "lora_ops", "models", "notebooks", "packages", "profiles", "reports", "runbooks")
+    (
+        "benchmarks",
+        "data",
+        "deploy",
+        "lora_ops",
+        "models",
+        "notebooks",
+        "packages",
+        "profiles",
+        "reports",
+        "runbooks",
+    )
     + ("suites", "tests", "wandb")
 )
 

@@ -128,6 +128,11 @@ class ServingSettings(Section):
     body_limit: ByteSize = Field(ByteSize(2**20), ge=1024)
     default_max_tokens: int = Field(256, ge=1)
     default_temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy, as 03_evaluate measured")
+    metric_labels: int = Field(
+        1000,
+        ge=1,
+        description="adapters, and tenants, that have series of their own in /metrics; others share `other`",
+    )
     traces: str | None = Field(None, description="OTLP/HTTP endpoint for OpenTelemetry traces")
     events: EventSettings = EventSettings()
     usage: UsageSettings = UsageSettings()
