@@ -34,6 +34,10 @@ SLOW = (
     "evaluation/test_answers.py",
     "gates/review/test_notebook.py",
     "monitoring/test_drift.py",
+    "monitoring/test_latency.py",
+    "monitoring/test_live.py",
+    "monitoring/test_observing.py",
+    "monitoring/test_rules.py",
     "pipeline/",
     "registry/test_backup.py",
     "registry/test_commands.py",
@@ -83,6 +87,7 @@ FIRST = (
     "test_incidents.py",
     "rollout/test_benchmark.py",
     "rollout/test_with_gateway.py",
+    "monitoring/test_live.py",
     "registry/",
     "serving/",
 )

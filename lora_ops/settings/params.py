@@ -11,6 +11,7 @@ from lora_ops.settings.detectors import DetectorSettings
 from lora_ops.settings.drift import DriftSettings
 from lora_ops.settings.files import find_root, first_problem, read_yaml
 from lora_ops.settings.kpis import KpiSettings
+from lora_ops.settings.objectives import ObjectiveSettings
 from lora_ops.settings.registry import RegistrySettings
 from lora_ops.settings.rollout import RolloutSettings
 from lora_ops.settings.section import Section, TenantName, colliding_tenant
@@ -31,6 +32,7 @@ class Settings(Section):
     costs: CostSettings = CostSettings()
     drift: DriftSettings = DriftSettings()
     kpis: KpiSettings = KpiSettings()
+    objectives: ObjectiveSettings = ObjectiveSettings()
     tenants: dict[TenantName, TenantSettings] = Field(min_length=1)
 
     @model_validator(mode="after")
