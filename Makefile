@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help validate repro serve demo test test-fast test-clients test-vllm test-gpu nightly lint lint-ci format lab metrics pull gates register shadow promote weekly wandb-sync wandb-online lock clean
+.PHONY: help validate repro serve observe rules demo test test-fast test-clients test-vllm test-gpu nightly lint lint-ci format lab metrics pull gates register shadow promote weekly wandb-sync wandb-online lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,12 @@ repro: .venv/installed ## train, evaluate, package and register each tenant's ad
 
 serve: .venv/installed ## answer on localhost:8000 with each tenant's adapter, as OpenAI's API does
 	lora-ops serve
+
+observe: .venv/installed ## run the gateway with Prometheus, Alertmanager and, if there is one, Grafana; Ctrl-C ends all
+	lora-ops monitor observe
+
+rules: .venv/installed ## write deploy/ as `objectives` of params.yaml says: alert rules, dashboards
+	lora-ops monitor rules
 
 # What it makes is in .demo/, and `make clean` removes it.
 demo: .venv/installed ## after `make repro`: show a rollout from end to end; KEEP=1 leaves its console open

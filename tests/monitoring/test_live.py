@@ -27,7 +27,7 @@ from lora_ops.settings.objectives import (
     ScrapeSettings,
     SpikeSettings,
 )
-from tests.monitoring.conftest import (
+from tests.monitoring.prometheus_kit import (
     ALERTMANAGER,
     free_port,
     needs_alertmanager,

@@ -15,7 +15,7 @@ from lora_ops.monitoring.rules import rule_files
 from lora_ops.settings.objectives import AlertSettings, ObjectiveSettings, ScrapeSettings
 from lora_ops.settings.params import Settings, load_settings
 from tests.conftest import ROOT, run, small_clone, write_params
-from tests.monitoring.conftest import PROMTOOL, needs_alertmanager, needs_prometheus
+from tests.monitoring.prometheus_kit import PROMTOOL, needs_alertmanager, needs_prometheus
 from tests.test_docs import anchors
 
 WHO = 'tenant="finance",adapter="finance@1",instance="a"'
