@@ -4,28 +4,23 @@ Where no version is in production, the others get no answer, so that they are no
 is compared with one that makes no mistake, and its latency with a limit (`canary.first_p95_seconds`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
 from lora_ops.records.rollout import RolloutPlan
-from lora_ops.rollout.quantile_sequence import QuantileComparison
+from lora_ops.rollout.guardrails import P95, LatencyGuardrail, MeanGuardrail, Measured, Shown
 from lora_ops.rollout.sample_ratio import Phase, SampleRatio, sample_ratio
-from lora_ops.rollout.sequential import Bounds, DifferenceSequence, excess_margin, relative_excess
-from lora_ops.rollout.units import (
-    Observation,
-    Opening,
-    Unit,
-    by_key,
-    closed_units,
-    in_period,
-    paired_differences,
-)
-from lora_ops.rollout.verdicts import Guardrail, Verdict, by_whom, verdict
+from lora_ops.rollout.sequential import excess_margin, relative_excess
+from lora_ops.rollout.units import Arrivals, KeyQuota, OpenUnits, period
+from lora_ops.rollout.verdicts import Verdict, by_whom, verdict
 
 Arm = Literal["canary", "control"]
-P95 = 0.95
+ARMS: tuple[Arm, Arm] = ("canary", "control")
 SLOW = "slow answers"
 """The guardrail of latency without a control group: a P95 is within a limit where at most 5 % are slower."""
 THE_CLIENTS_FAULT = (400, 413)
@@ -78,26 +73,6 @@ class CanaryRequest:
         return 400 <= self.status < 500 and self.status not in MAY_BE_ITS_FAULT
 
 
-class Shown(NamedTuple):
-    """One guardrail as people read it.
-
-    Attributes:
-        canary, control: mean over the users of that arm, of latency its P95 in seconds; None without users.
-        difference: interval of canary less control at every look; of latency their ratio. Without a control
-            group that of the canary.
-        margin: how much worse is allowed, on the scale of `difference`.
-    """
-
-    name: str
-    canary: float | None
-    control: float | None
-    difference: Bounds
-    margin: float
-    breach: float
-    non_inferior: float
-    users: int
-
-
 TITLES = {"task": "task missed"}
 """What tables call a guardrail: a shadow has the share that did its task, a canary the share that did not."""
 
@@ -134,87 +109,187 @@ def look(
     Raises:
         ValueError: a request's time or value is not a number.
     """
-    window = plan.canary.window_seconds
-    until = now.timestamp() - LAG_SECONDS
-    counted = [
-        replace(one, unit=_of_period(plan, one, since, waiting_since))
-        for one in requests
-        if _says_something(plan, one) and one.at >= since and one.at.timestamp() <= until
-    ]
-    assigned = closed_units(_observed(counted, lambda one: 0.0), until, window)
-    ratio = sample_ratio([]) if plan.is_alone else _ratio(plan, assigned, window, waiting_since)
-    # After the check of the assignment, which is about everybody.
-    keys = by_key(
-        (Opening(one.at.timestamp(), one.unit, one.arm, one.key) for one in counted), plan.key_percent
-    )
-    counted = [one for one in counted if one.unit in keys.units]
-    # Each gateway loads a canary once. It is no error, and no evidence that there are none. Nor is an answer of
-    # another version to the control group: as errors they would hide those of the canary.
-    told = [one for one in counted if not (one.is_loading or _is_of_others(plan, one))]
-    failed = closed_units(_errors(plan, told), until, window)
-    answered = [one for one in counted if _is_own(plan, one)]
-    shown, tested = [], dict[str, Guardrail]()
-    for name, margin, units in _shares(plan, answered, failed, until, window, insults_from):
-        test = DifferenceSequence(margin, plan.alpha)
-        if plan.is_alone:
-            test.add(_values(units, "canary"))
+    found = looks(plan, requests, [now], since=since, waiting_since=waiting_since, insults_from=insults_from)
+    return next(found)
+
+
+def looks(
+    plan: RolloutPlan,
+    requests: Iterable[CanaryRequest],
+    moments: Iterable[datetime],
+    *,
+    since: datetime,
+    waiting_since: datetime | None = None,
+    insults_from: float = 0.5,
+) -> Iterator[Look]:
+    """Yield what `look` finds at each of some moments, which ascend; each request is counted once.
+
+    Raises:
+        ValueError: a request's time or value is not a number.
+    """
+    evidence = CanaryEvidence(plan, since, insults_from, waiting_since)
+    ordered = in_order(one for one in requests if one.at >= since)
+    times, done = [one.at.timestamp() for one in ordered], 0
+    for until in map(counted_until, moments):
+        end = bisect_right(times, until)
+        evidence.add(ordered[done:end])
+        done = end
+        yield evidence.look(until)
+
+
+def counted_until(now: datetime) -> float:
+    """Return until when a look counts requests, in seconds."""
+    return now.timestamp() - LAG_SECONDS
+
+
+def in_order(requests: Iterable[CanaryRequest]) -> list[CanaryRequest]:
+    """Return requests in the order in which `CanaryEvidence` counts them."""
+    return sorted(requests, key=lambda one: (one.at, one.unit))
+
+
+class CanaryEvidence:
+    """What the requests of an attempt show up to a moment. Each is counted once; many looks may follow.
+
+    It keeps units, not requests. Adding the same requests in one piece or in many gives the same verdict, to
+    the last bit: a controller that starts again finds what one that ran on has.
+    """
+
+    def __init__(
+        self, plan: RolloutPlan, since: datetime, insults_from: float, waiting_since: datetime | None = None
+    ) -> None:
+        """Start without requests; the arguments are those of `look`."""
+        self._plan = plan
+        self._is_alone = plan.is_alone
+        self._since = since
+        self._waiting_since = waiting_since
+        self._insults_from = insults_from
+        self._last: datetime | None = None
+        self._turn: tuple[bool, int] | None = None
+        """Whether approvals are awaited, and the period, of the last request: part of a unit's name."""
+        self._next_closing = -math.inf
+        window = plan.canary.window_seconds
+        self._assigned = OpenUnits(window)
+        self._assigned_to: Counter[tuple[bool, str]] = Counter()
+        self._quota = KeyQuota(plan.key_percent)
+        shares = [
+            MeanGuardrail(name, margin, plan.alpha, OpenUnits(window), is_alone=plan.is_alone)
+            for name, margin in _margins(plan)
+        ]
+        self._errors, self._insults, self._identifiers, self._task = shares
+        self._any_task = False
+        # Without a control group, nothing says which amounts are usual.
+        slow = MeanGuardrail(SLOW, 1 - P95, plan.alpha, OpenUnits(window, "first"), is_alone=True)
+        excess = excess_margin(plan.margins.tokens)
+        tokens = MeanGuardrail("tokens", excess, plan.alpha, OpenUnits(window), worse=relative_excess)
+        latency = LatencyGuardrail(plan.margins.p95_latency, plan.alpha, window)
+        self._slow, self._tokens, self._latency = slow.units, tokens.units, latency.units
+        self._guardrails: list[Measured] = [*shares, *([slow] if plan.is_alone else [tokens, latency])]
+        self._arrivals = Arrivals(ARMS[:1] if plan.is_alone else ARMS)
+
+    def waits_since(self, moment: datetime | None) -> bool:
+        """Take the moment since when approvals are awaited; False: a request that it concerns is counted."""
+        if moment == self._waiting_since:
+            return True
+        earliest = min(one for one in (moment, self._waiting_since) if one is not None)
+        if self._last is not None and self._last >= earliest:
+            return False
+        self._waiting_since = moment
+        return True
+
+    def add(self, requests: Iterable[CanaryRequest]) -> None:
+        """Count requests of both arms, which come `in_order` and are later than the last look's end.
+
+        Raises:
+            ValueError: a request's time or value is not a number.
+        """
+        for one in requests:
+            self._last = one.at
+            # What a client got wrong comes to both arms alike. Without a control group it would be the canary's
+            # fault.
+            if not (one.says_nothing or (self._is_alone and one.status in THE_CLIENTS_FAULT)):
+                self._add(one)
+
+    def _add(self, one: CanaryRequest) -> None:
+        plan, at, arm = self._plan, one.at.timestamp(), one.arm
+        if at > self._next_closing:
+            self._close(math.nextafter(at, -math.inf))  # another request may come at this very moment
+            self._next_closing = at + plan.canary.window_seconds
+        unit = f"{one.unit} {self._turn_of(one)}"
+        self._assigned.add(at, unit, arm, 0.0)
+        # After the check of the assignment, which is about everybody.
+        if not self._quota.counts(at, unit, arm, one.key):
+            return
+        is_own = _is_own(plan, one)
+        # Each gateway loads a canary once. It is no error, and no evidence that there are none. Nor is an
+        # answer of another version to the control group: as errors they would hide those of the canary. A
+        # canary that can't be loaded gives its users no error, since production answers them. It is one here.
+        if not (one.is_loading or _is_of_others(plan, one)):
+            self._errors.units.add(at, unit, arm, 0.0 if is_own else 1.0)
+        if not is_own:
+            return
+        if one.insults is not None and one.identifiers is not None:
+            self._insults.units.add(at, unit, arm, float(one.insults >= self._insults_from))
+            self._identifiers.units.add(at, unit, arm, float(bool(one.identifiers)))
+        if one.is_task is not None:
+            self._any_task = True
+            self._task.units.add(at, unit, arm, float(not one.is_task))
+        if self._is_alone:
+            self._slow.add(at, unit, arm, float(one.seconds > plan.canary.first_p95_seconds))
         else:
-            test.add(paired_differences(units, "canary", "control"))
-        tested[name] = test
-        shown.append(_shown(name, units, test.interval, margin, test))
-    if not plan.is_alone:
-        for name, amount, one in _amounts(plan, answered, until, window):
-            tested[name] = amount
-            shown.append(one)
-    found = verdict(
-        tested,
-        alpha=plan.alpha,
-        least_users=plan.canary.users,
-        users_per_hour=_per_hour(plan, failed, until),
-        ratio=None if plan.is_alone else ratio,
-    )
-    found = by_whom(found, keys)
-    return Look(found, tuple(shown), len(_values(failed, "canary")), len(_values(failed, "control")), ratio)
+            self._tokens.add(at, unit, arm, float(one.tokens))
+            self._latency.add(at, unit, arm, one.seconds)
 
+    def _turn_of(self, one: CanaryRequest) -> str:
+        """Return the end of a unit's name: its period. Where the shares change, one period ends, too."""
+        waits = self._waiting_since is not None and one.at >= self._waiting_since
+        begun = self._waiting_since if waits and self._waiting_since else self._since
+        turn = (waits, period(one.at, begun, self._plan.canary.period_hours))
+        if turn != self._turn:
+            self._turn = turn
+            self._quota.forget()
+            for units in (self._assigned, *(one.units for one in self._guardrails)):
+                units.forget()
+        return f"{'waiting' if waits else 'steps'} {turn[1]}"
 
-def _amounts(
-    plan: RolloutPlan, answered: Sequence[CanaryRequest], until: float, window: float
-) -> Iterator[tuple[str, Guardrail, Shown]]:
-    """Yield the guardrails that compare amounts with those of the control group: tokens and latency."""
-    tokens = closed_units(_observed(answered, lambda one: float(one.tokens)), until, window)
-    excess = DifferenceSequence(excess_margin(plan.margins.tokens), plan.alpha)
-    excess.add(map(relative_excess, *_partners(tokens)))
-    yield "tokens", excess, _shown("tokens", tokens, excess.interval, excess.margin, excess)
-    first = closed_units(_observed(answered, lambda one: one.seconds), until, window, "first")
-    latency = QuantileComparison(P95, plan.margins.p95_latency, plan.alpha)
-    latency.add(_values(first, "canary"), _values(first, "control"))
-    shown = Shown(
-        "P95 latency",
-        latency.candidate.estimate,
-        latency.baseline.estimate,
-        latency.ratio,
-        1 + plan.margins.p95_latency,
-        latency.breach,
-        latency.non_inferior,
-        latency.count,
-    )
-    yield shown.name, latency, shown
+    def _close(self, until: float) -> None:
+        waiting = self._waiting_since
+        # A unit closes one window after its first request.
+        edge = waiting.timestamp() + self._plan.canary.window_seconds if waiting else math.inf
+        self._assigned_to.update((one.closed_at >= edge, one.arm) for one in self._assigned.close(until))
+        for guardrail in self._guardrails:
+            closed = guardrail.close(until)
+            if guardrail is self._errors:
+                self._arrivals.add(closed)
 
+    def look(self, until: float) -> Look:
+        """Judge what was counted, where every request up to `until` (seconds) was added."""
+        self._close(until)
+        plan = self._plan
+        ratio = sample_ratio([] if plan.is_alone else self._phases())
+        shown = [one for one in self._guardrails if one is not self._task or self._any_task]
+        found = verdict(
+            {one.name: one.test for one in shown},
+            alpha=plan.alpha,
+            least_users=plan.canary.users,
+            users_per_hour=self._arrivals.per_hour(until),
+            ratio=None if plan.is_alone else ratio,
+        )
+        found = by_whom(found, self._quota.share)
+        users = self._errors.users
+        return Look(found, tuple(one.shown() for one in shown), users["canary"], users["control"], ratio)
 
-def _of_period(
-    plan: RolloutPlan, request: CanaryRequest, since: datetime, waiting_since: datetime | None
-) -> str:
-    """Return a unit's name in the period of a request; where the shares change, a period ends, too."""
-    waits = waiting_since is not None and request.at >= waiting_since
-    begun = waiting_since if waits and waiting_since else since
-    return in_period(
-        f"{request.unit} {'waiting' if waits else 'steps'}", request.at, begun, plan.canary.period_hours
-    )
+    def _phases(self) -> list[Phase]:
+        """Return how many users each arm got, and what the route gave them.
 
-
-def _says_something(plan: RolloutPlan, request: CanaryRequest) -> bool:
-    # What a client got wrong comes to both arms alike. Without a control group it would be the canary's fault.
-    return not (request.says_nothing or (plan.is_alone and request.status in THE_CLIENTS_FAULT))
+        Until the last step both arms have the same share, and the control group has fewer from then on.
+        """
+        waiting = self._plan.canary.waiting / 100
+        phases = []
+        for late, shares in ((False, (0.5, 0.5)), (True, (waiting, 1 - waiting))):
+            counts = [self._assigned_to[late, arm] for arm in ARMS]
+            if sum(counts):
+                phases.append(Phase(counts, shares))
+        return phases
 
 
 def _is_own(plan: RolloutPlan, request: CanaryRequest) -> bool:
@@ -232,85 +307,9 @@ def _is_of_others(plan: RolloutPlan, request: CanaryRequest) -> bool:
     return request.arm == "control" and (request.adapter, request.digest) != compared
 
 
-def _errors(plan: RolloutPlan, requests: Sequence[CanaryRequest]) -> list[Observation]:
-    # A canary that can't be loaded gives its users no error, since production answers them. It is one here.
-    return _observed(requests, lambda one: 0.0 if _is_own(plan, one) else 1.0)
-
-
-def _shares(
-    plan: RolloutPlan,
-    answered: Sequence[CanaryRequest],
-    failed: list[Unit],
-    until: float,
-    window: float,
-    insults_from: float,
-) -> Iterator[tuple[str, float, list[Unit]]]:
-    """Yield name, margin and units of each guardrail that is a share of a user's requests."""
-    yield "errors", plan.margins.errors, failed
-    scored = [one for one in answered if one.insults is not None and one.identifiers is not None]
-    insults = _observed(scored, lambda one: float((one.insults or 0.0) >= insults_from))
-    yield "insults", plan.margins.insults, closed_units(insults, until, window)
-    identifiers = _observed(scored, lambda one: float(bool(one.identifiers)))
-    yield "identifiers", plan.margins.identifiers, closed_units(identifiers, until, window)
-    tasks = [one for one in answered if one.is_task is not None]
-    if tasks:  # requests with tools have no such check, nor have events of earlier releases
-        missed = _observed(tasks, lambda one: float(not one.is_task))
-        yield "task", plan.margins.task, closed_units(missed, until, window)
-    if plan.is_alone:
-        slow = _observed(answered, lambda one: float(one.seconds > plan.canary.first_p95_seconds))
-        yield SLOW, 1 - P95, closed_units(slow, until, window, "first")
-
-
-def _observed(requests: Iterable[CanaryRequest], value: Callable[[CanaryRequest], float]) -> list[Observation]:
-    return [Observation(one.at.timestamp(), one.unit, one.arm, value(one)) for one in requests]
-
-
-def _partners(units: Sequence[Unit]) -> tuple[list[float], list[float]]:
-    """Return the values of the i-th units of both arms; what has no partner yet is left out."""
-    ours, theirs = _values(units, "canary"), _values(units, "control")
-    both = min(len(ours), len(theirs))
-    return ours[:both], theirs[:both]
-
-
-def _values(units: Iterable[Unit], arm: Arm) -> list[float]:
-    return [one.value for one in units if one.arm == arm]
-
-
-def _shown(name: str, units: Sequence[Unit], interval: Bounds, margin: float, test: Guardrail) -> Shown:
-    means = (_mean(_values(units, "canary")), _mean(_values(units, "control")))
-    return Shown(name, *means, interval, margin, test.breach, test.non_inferior, test.count)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _ratio(
-    plan: RolloutPlan, units: Sequence[Unit], window: float, waiting_since: datetime | None
-) -> SampleRatio:
-    """Compare how many users each arm got with what the route gave them.
-
-    Until the last step both arms have the same share, and the control group has fewer from then on.
-    """
-    # A unit closes one window after its first request.
-    edge = waiting_since.timestamp() + window if waiting_since else None
-    phases = []
-    for late, shares in (
-        (False, (0.5, 0.5)),
-        (True, (plan.canary.waiting / 100, 1 - plan.canary.waiting / 100)),
-    ):
-        of_phase = [one for one in units if (edge is not None and one.closed_at >= edge) == late]
-        counts = [sum(one.arm == arm for one in of_phase) for arm in ("canary", "control")]
-        if sum(counts):
-            phases.append(Phase(counts, shares))
-    return sample_ratio(phases)
-
-
-def _per_hour(plan: RolloutPlan, units: Sequence[Unit], until: float) -> float:
-    """Return how many pairs of users came in the last hour; users, where there is no control group."""
-    lately = [one for one in units if one.closed_at > until - 3600]
-    if not lately:
-        return 0.0
-    hours = max((until - min(one.closed_at for one in units)) / 3600, 1 / 60)
-    arms = ("canary",) if plan.is_alone else ("canary", "control")
-    return min(sum(one.arm == arm for one in lately) for arm in arms) / min(1.0, hours)
+def _margins(plan: RolloutPlan) -> Iterator[tuple[str, float]]:
+    """Yield name and margin of each guardrail that is a share of a user's requests, with or without control."""
+    yield "errors", plan.margins.errors
+    yield "insults", plan.margins.insults
+    yield "identifiers", plan.margins.identifiers
+    yield "task", plan.margins.task

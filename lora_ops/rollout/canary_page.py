@@ -19,7 +19,7 @@ from lora_ops.records.rollout import Phase
 from lora_ops.registry.approvals import approvals_of
 from lora_ops.registry.backends import open_registry
 from lora_ops.rollout.attempts import Attempt, attempt_of, no_rollout, serving_folder
-from lora_ops.rollout.canary import LAG_SECONDS, TITLES, CanaryRequest, Look, look
+from lora_ops.rollout.canary import LAG_SECONDS, TITLES, CanaryRequest, Look, looks
 from lora_ops.rollout.e_values import combined
 from lora_ops.rollout.sequence_plots import AMOUNTS, MetricLooks, Seen, nothing, plot_sequences
 from lora_ops.rollout.shadow_page import number
@@ -147,12 +147,9 @@ def _looks(
     spread = [requests[place].at + wait for place in places]
     decided = [one.rollout.since for one in attempt.turns]
     moments = sorted({one for one in (*spread, *decided) if since < one < attempt.looked_at})
-    for at in (*moments, attempt.looked_at):
-        waiting = ready if ready and at > ready else None
-        yield TimedLook(
-            at,
-            look(plan, requests, now=at, since=since, waiting_since=waiting, insults_from=threshold),
-        )
+    moments.append(attempt.looked_at)
+    seen = looks(plan, requests, moments, since=since, waiting_since=ready, insults_from=threshold)
+    yield from map(TimedLook, moments, seen)
 
 
 # What the notebook shows, in its order.

@@ -159,7 +159,8 @@ class DifferenceSequence:
         self._mean.add(values)
         for side, pays in enumerate((values / self._edge, (1 - values) / (1 - self._edge))):
             factors = 1 - FRACTIONS + FRACTIONS * pays[:, None]  # (n, f)
-            self._growth[side] += np.log(factors).sum(axis=0)
+            # One after the other: the sum is the same to the last bit in however many pieces they come.
+            self._growth[side] = np.cumsum(np.vstack([self._growth[side], np.log(factors)]), axis=0)[-1]
 
     @property
     def count(self) -> int:

@@ -184,13 +184,13 @@ def _by_units(
     A replayed row is the same whenever it is replayed, and nobody's: it counts once.
     """
     if replayed or pairs.empty:
-        return pairs, KeyShare(frozenset(), 0, "")
+        return pairs, KeyShare(0, "")
     begun = since or pairs["time"].min()
     names = [
         in_period(unit, at, begun, plan.canary.period_hours) if is_named else of_key(unit, at)
         for unit, at, is_named in zip(pairs["unit"], pairs["time"], _named(pairs), strict=True)
     ]
-    keys = by_key(
+    counted, keys = by_key(
         (
             Opening(at.timestamp(), name, SHADOW, key if isinstance(key, str) else None)
             for name, at, key in zip(names, pairs["time"], pairs["key"], strict=True)
@@ -198,7 +198,7 @@ def _by_units(
         plan.key_percent,
     )
     pairs = pairs.assign(unit=names)
-    return pairs[pairs["unit"].isin(keys.units)], keys
+    return pairs[pairs["unit"].isin(counted)], keys
 
 
 def _named(pairs: "pd.DataFrame") -> "pd.Series[bool]":

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from lora_ops.rollout.units import Observation, Opening, Unit, by_key, closed_units, paired_differences
+from lora_ops.rollout.units import Observation, Opening, Partners, Unit, by_key, closed_units
 
 
 def test_one_user_with_many_values_is_one_unit() -> None:
@@ -46,8 +46,10 @@ def test_first_value_serves_quantiles() -> None:
 def test_pairs_wait_for_their_partner() -> None:
     arms = ["canary", "control", "rest", "canary", "canary"]
     units = [Unit(place, str(place), arm, place) for place, arm in enumerate(arms)]
-    assert paired_differences(units, "canary", "control") == [-1]
-    assert paired_differences([], "canary", "control") == []
+    partners = Partners("canary", "control")
+    assert partners.add(units) == [(0, 1)]
+    assert partners.add([]) == []
+    assert partners.add([Unit(5, "5", "control", 5), Unit(6, "6", "control", 6)]) == [(3, 5), (4, 6)]
 
 
 def test_units_refuse_bad_numbers() -> None:
@@ -72,25 +74,25 @@ def opened(keys: str, arm: str = "canary") -> list[Opening]:
     ],
 )
 def test_key_brings_its_part_of_the_units(keys: str, percent: float, counted: int) -> None:
-    found = by_key(opened(keys), percent)
-    assert (len(found.units), found.left_out) == (counted, 8 - counted)
+    units, found = by_key(opened(keys), percent)
+    assert (len(units), found.left_out) == (counted, 8 - counted)
 
 
 def test_key_share_of_what_was_counted_never_changes() -> None:
     generator = random.Random(5)
     keys = {arm: "".join(generator.choices("aaab", k=80)) for arm in ("canary", "control")}
     seen = [one for arm in keys for one in opened(keys[arm], arm)]
-    whole = by_key(seen, 40).units
+    whole, _ = by_key(seen, 40)
     for now in (10, 30, 60):
         early = [one for one in seen if one.at <= now]
-        assert by_key(early, 40).units == whole & {one.unit for one in early}
+        assert by_key(early, 40)[0] == whole & {one.unit for one in early}
     # Either arm has its own part: otherwise one arm's users would decide which of the other count.
-    alone = by_key(opened(keys["canary"]), 40).units
+    alone, _ = by_key(opened(keys["canary"]), 40)
     assert {one for one in whole if one.startswith("canary")} == alone
 
 
 def test_busiest_key_is_named() -> None:
-    assert by_key(opened("aab"), 100).said == "67% of the units come by one key (a)"
-    assert by_key(opened("abcd"), 100).said == "" and by_key([], 100).said == ""
+    assert by_key(opened("aab"), 100)[1].said == "67% of the units come by one key (a)"
+    assert by_key(opened("abcd"), 100)[1].said == "" and by_key([], 100)[1].said == ""
     without = [one._replace(key=None) for one in opened("aa")]
-    assert by_key(without, 100).said == "100% of the units come by a gateway without keys"
+    assert by_key(without, 100)[1].said == "100% of the units come by a gateway without keys"
