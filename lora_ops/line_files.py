@@ -1,15 +1,19 @@
 """Read the JSON lines that a gateway keeps of its traffic, as a table; written by `serving.line_log`."""
 
 import types
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.record import Record
 
 if TYPE_CHECKING:
+    import duckdb
     import pandas as pd
+
+T = TypeVar("T")
 
 DUCKDB_TYPES = {datetime: "TIMESTAMPTZ", bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE"}
 
@@ -35,40 +39,70 @@ def read_line_files(folder: Path, name: str, record: type[Record], where: str = 
     Raises:
         LoraOpsError: the condition is no SQL, or a file can't be read.
     """
+    columns = column_types(record)
+
+    def read(line_bytes: int) -> "pd.DataFrame":
+        with connect(line_bytes) as db:
+            lines = read_lines(db, str(folder / f"{name}-*.jsonl"), columns, line_bytes)
+            wanted = each_once(lines, where).project(", ".join(columns))
+            return wanted.order("time, request_id" if "request_id" in columns else "time, id").df()
+
+    found = with_room(folder, name, read)
+    # DuckDB answers in the machine's time zone.
+    return found.assign(time=found["time"].dt.tz_convert("UTC"))
+
+
+def with_room(folder: Path, name: str, read: Callable[[int], T]) -> T:
+    """Return what `read` returns, which is given the bytes of the longest line that it must take.
+
+    Raises:
+        LoraOpsError: `read` finds that a file can't be read, or that its condition is no SQL.
+    """
     import duckdb
 
-    columns = {field: _type(info.annotation) for field, info in record.model_fields.items()}
     try:
         try:
-            found = _read(folder, name, columns, where, LINE_BYTES)
+            return read(LINE_BYTES)
         except duckdb.InvalidInputException as error:
             if "maximum_object_size" not in str(error):
                 raise
             # No gateway writes such a line. It must not hide all others: a rollout could not go back.
             longest = max(path.stat().st_size for path in folder.glob(f"{name}-*.jsonl") if path.is_file())
-            found = _read(folder, name, columns, where, min(longest + 1, MOST_LINE_BYTES))
+            return read(min(longest + 1, MOST_LINE_BYTES))
     except (duckdb.Error, OSError) as error:
         raise LoraOpsError(f"The {name} can't be read: {' '.join(str(error).split())}.") from error
-    # DuckDB answers in the machine's time zone.
-    return found.assign(time=found["time"].dt.tz_convert("UTC"))
 
 
-def _read(folder: Path, name: str, columns: dict[str, str], where: str, line_bytes: int) -> "pd.DataFrame":
+def connect(line_bytes: int) -> "duckdb.DuckDBPyConnection":
+    """Return a database in memory for `read_lines`; each of its threads keeps two of the longest lines."""
     import duckdb
 
-    with duckdb.connect(config={"threads": 1} if line_bytes > LINE_BYTES else {}) as db:
-        lines = db.read_json(
-            str(folder / f"{name}-*.jsonl"),
-            columns=columns,
-            format="newline_delimited",
-            ignore_errors=True,  # the torn last line of a process that was killed
-            maximum_object_size=line_bytes,
-        )
-        whole = lines.filter(f"id IS NOT NULL AND {REAL_TIME}").aggregate(
-            ", ".join(f"any_value({one}) AS {one}" if one != "id" else one for one in columns), "id"
-        )
-        order = "time, request_id" if "request_id" in columns else "time, id"
-        return whole.filter(where).order(order).df()
+    return duckdb.connect(config={"threads": 1} if line_bytes > LINE_BYTES else {})
+
+
+def read_lines(
+    db: "duckdb.DuckDBPyConnection", files: str | list[str], columns: dict[str, str], line_bytes: int
+) -> "duckdb.DuckDBPyRelation":
+    """Return the lines of files (paths or patterns) as a relation: its columns, and `filename`."""
+    return db.read_json(
+        files,  # type: ignore[arg-type]  # a list, too, which its stubs don't know
+        columns=columns,
+        format="newline_delimited",
+        ignore_errors=True,  # the torn last line of a process that was killed
+        maximum_object_size=line_bytes,
+        filename=True,
+    )
+
+
+def each_once(lines: "duckdb.DuckDBPyRelation", where: str) -> "duckdb.DuckDBPyRelation":
+    """Return the wanted lines. One that is in two files, since a disk refused it at first, is there once."""
+    columns = (f"any_value({one}) AS {one}" if one != "id" else one for one in lines.columns)
+    return lines.filter(f"id IS NOT NULL AND {REAL_TIME} AND ({where})").aggregate(", ".join(columns), "id")
+
+
+def column_types(record: type[Record]) -> dict[str, str]:
+    """Return each field's type in DuckDB."""
+    return {field: _type(info.annotation) for field, info in record.model_fields.items()}
 
 
 def _type(annotation: Any) -> str:
