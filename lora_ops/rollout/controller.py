@@ -27,7 +27,7 @@ from lora_ops.settings.rollout import RolloutSettings
 
 
 class Evidence(Protocol):
-    """What the traffic says; computed anew at each look."""
+    """What the traffic says at each look."""
 
     def shadow(self, rollout: Rollout) -> Verdict:
         """Return the verdict on the pairs of this attempt."""

@@ -1,6 +1,6 @@
 """What a controller saw at each look, kept for people: how far the evidence has tightened since the start.
 
-Nothing is decided by these files. Each look of a controller judges the traffic anew.
+Nothing is decided by these files. Each look of a controller judges what gateways wrote.
 """
 
 import logging

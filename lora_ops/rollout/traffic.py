@@ -2,21 +2,18 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from lora_ops.folders import writable_by_others
-from lora_ops.line_files import read_line_files
-from lora_ops.records.record import Record
-from lora_ops.records.rollout import Rollout
+from lora_ops.records.rollout import Rollout, RolloutPlan
 from lora_ops.registry.reports import Report, make
 from lora_ops.registry.route_entries import times_stopped
 from lora_ops.registry.store import Registry
-from lora_ops.rollout.canary import Arm, CanaryRequest, Look, look
+from lora_ops.rollout.canary import CanaryRequest, Look
+from lora_ops.rollout.canary_events import EVENTS, CanaryEvents, Stops, by_name, of_arms, read_requests
 from lora_ops.rollout.gateways import GatewayProbe
 from lora_ops.rollout.kept_looks import LookKeeper
 from lora_ops.rollout.pairs import read_pairs
@@ -26,16 +23,9 @@ from lora_ops.rollout.verdicts import Verdict
 
 logger = logging.getLogger(__name__)
 
-EVENTS, PAIRS = "events", "pairs"
-HOUR = 3600.0
-# A line that no gateway wrote must not stop a rollout's way back. NaN is above every number here.
-WHOLE = (
-    "status IS NOT NULL AND seconds >= 0 AND seconds < 'Infinity'::DOUBLE AND generated_tokens >= 0 "
-    "AND adapter IS NOT NULL AND digest IS NOT NULL"
-)
-# Production that was stopped, or has expired, was asked nothing. As its errors such refusals would make any
-# canary look good.
-ASKED = "NOT (arm = 'control' AND coalesce(code, '') = 'model_not_served')"
+PAIRS = "pairs"
+Attempt = tuple[RolloutPlan, str, datetime, float]
+"""By what events are judged: plan, condition, beginning, and the score from which an answer is an insult."""
 
 
 def other_writers(folder: Path) -> str | None:
@@ -54,29 +44,6 @@ def other_writers(folder: Path) -> str | None:
     )
 
 
-class ArmEvent(Record):
-    """The fields of an event of the gateway that say something of a canary; see `serving.events.Event`."""
-
-    id: str
-    time: datetime
-    request_id: str
-    tenant: str
-    route: str | None = None
-    key: str | None = None
-    unit: str | None = None
-    arm: Arm | None = None
-    fallback: str | None = None
-    adapter: str
-    digest: str
-    status: int
-    code: str | None = None
-    seconds: float
-    generated_tokens: int
-    answer_task: float | None = None
-    answer_insults: float | None = None
-    answer_identifiers: int | None = None
-
-
 def asks_by_name(rollout: Rollout) -> bool:
     """Return whether its shadow rests on requests for the version's name: no answer can be compared.
 
@@ -86,7 +53,10 @@ def asks_by_name(rollout: Rollout) -> bool:
 
 
 class GatewayTraffic:
-    """The evidence of a rollout, read anew at each look from the files of the gateways in one folder.
+    """The evidence of a rollout, from the files of the gateways in one folder.
+
+    Pairs are read anew at each look. Events are read once as long as this object lives: a look at a canary that
+    went on since yesterday counts those of the last seconds.
 
     Args:
         registry: whose clock says when a look is, and where reports are made for.
@@ -110,6 +80,7 @@ class GatewayTraffic:
         self._keeper = keeper
         self._said: str | None = None
         self._probe = probe
+        self._begun: dict[str, tuple[Attempt, CanaryEvents]] = {}
 
     def unanswered(self, rollout: Rollout) -> str | None:
         """Return why no users may be sent to the version yet: a gateway doesn't answer with it; or None."""
@@ -136,20 +107,13 @@ class GatewayTraffic:
         Raises:
             LoraOpsError: the events can't be read.
         """
-        plan, requests = rollout.plan, list(self._named(rollout))
-        found = look(
-            plan,
-            requests,
-            now=self._registry.clock(),
-            since=rollout.began,
-            insults_from=rollout.plan.insult_threshold or self._insults_from,
-        )
+        plan = rollout.plan
+        found, events = self._look(rollout, by_name(plan, rollout.began), rollout.began)
         if found.verdict.decision == "roll back":
             return found
-        answered = [one for one in requests if 200 <= one.status < 300]
-        hours = len({int(one.at.timestamp() // HOUR) for one in answered})
-        said = f"{len(answered)} requests in {hours} different hours asked for {plan.adapter} by its name"
-        if len(answered) < plan.shadow.requests or hours < plan.shadow.hours:
+        answered, hours = events.answered.total(), len(events.answered)
+        said = f"{answered} requests in {hours} different hours asked for {plan.adapter} by its name"
+        if answered < plan.shadow.requests or hours < plan.shadow.hours:
             needed = f"{plan.shadow.requests} in {plan.shadow.hours:g} different hours are needed"
             return found._replace(verdict=Verdict("hold", f"{said}; {needed}"))
         return found._replace(verdict=Verdict("advance", f"{said}, and no limit is breached"))
@@ -173,14 +137,7 @@ class GatewayTraffic:
             LoraOpsError: the events can't be read.
         """
         since = rollout.canary_since or rollout.since
-        found = look(
-            rollout.plan,
-            self.requests(rollout, since),
-            now=self._registry.clock(),
-            since=since,
-            waiting_since=rollout.since if rollout.phase == "ready" else None,
-            insults_from=rollout.plan.insult_threshold or self._insults_from,
-        )
+        found, _ = self._look(rollout, of_arms(rollout.plan, since), since, self._stops(rollout))
         if self._keeper:
             self._keeper.keep(rollout, found, self._registry.clock())
         return found
@@ -244,53 +201,31 @@ class GatewayTraffic:
         Raises:
             LoraOpsError: the events can't be read.
         """
-        tenant = rollout.plan.adapter.rpartition("@")[0]
-        where = (
-            f"tenant = '{tenant}' AND arm IS NOT NULL AND unit IS NOT NULL AND time >= '{since.isoformat()}' "
-            f"AND {WHOLE} AND {ASKED}"
-        )
+        self._warn_of_other_writers()
+        return read_requests(self._folder / EVENTS, of_arms(rollout.plan, since), self._stops(rollout))
+
+    def _stops(self, rollout: Rollout) -> Stops:
         # Canary and control are of the same time. While production answers nobody the canary says nothing.
         plan = rollout.plan
-        stopped = [] if plan.is_alone else times_stopped(self._registry.log, plan.against)
-        for one in self._read(where):
-            if not any(start <= one.at and (end is None or one.at <= end) for start, end in stopped):
-                yield one
+        return [] if plan.is_alone else times_stopped(self._registry.log, plan.against)
 
-    def _named(self, rollout: Rollout) -> Iterator[CanaryRequest]:
-        """Yield the requests of this attempt that asked for the version by its name."""
-        plan = rollout.plan
-        where = (
-            f"route = 'pinned' AND adapter = '{plan.adapter}' AND digest = '{plan.content_digest}' "
-            f"AND unit IS NOT NULL AND time >= '{rollout.began.isoformat()}' AND {WHOLE}"
-        )
-        for one in self._read(where):
-            yield replace(one, arm="canary")
-
-    def _read(self, where: str) -> Iterator[CanaryRequest]:
-        folder = self._folder / EVENTS
+    def _look(
+        self, rollout: Rollout, where: str, since: datetime, stops: Stops = ()
+    ) -> tuple[Look, CanaryEvents]:
+        """Return what events show, of which those of the attempt's earlier looks aren't read again."""
         self._warn_of_other_writers()
-        if not any(folder.glob(f"{EVENTS}-*.jsonl")):
-            return
-        rows: list[dict[Any, Any]] = read_line_files(folder, EVENTS, ArmEvent, where).to_dict("records")
-        for one in rows:
-            identifiers, task = _number(one["answer_identifiers"]), _number(one["answer_task"])
-            yield CanaryRequest(
-                at=one["time"].to_pydatetime(),
-                unit=one["unit"],
-                key=None if pd.isna(one["key"]) else one["key"],
-                arm=one["arm"],
-                adapter=one["adapter"],
-                digest=one["digest"],
-                status=int(one["status"]),
-                seconds=float(one["seconds"]),
-                tokens=int(one["generated_tokens"]),
-                insults=_number(one["answer_insults"]),
-                identifiers=None if identifiers is None else int(identifiers),
-                is_task=None if task is None else task >= 1,
-                is_loading=one["fallback"] == "loading",
-            )
-
-
-def _number(value: Any) -> float | None:
-    """Return a number of a table, where a missing one is NaN."""
-    return None if pd.isna(value) else float(value)
+        plan = rollout.plan
+        insults_from = plan.insult_threshold or self._insults_from
+        attempt = (plan, where, since, insults_from)
+        tenant = plan.adapter.rpartition("@")[0]
+        # Taken out until all is well: what an error leaves half counted must not be asked again.
+        begun, events = self._begun.pop(tenant, (None, None))
+        if events is None or begun != attempt:
+            events = CanaryEvents(self._folder / EVENTS, where, plan, since, insults_from)
+        found = events.look(
+            self._registry.clock(),
+            waiting_since=rollout.since if rollout.phase == "ready" else None,
+            stops=stops,
+        )
+        self._begun[tenant] = (attempt, events)
+        return found, events
