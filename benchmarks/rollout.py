@@ -4,6 +4,7 @@
     python benchmarks/rollout.py bets [--runs 400]         # our bets beside the paper's, and their restarts
     python benchmarks/rollout.py switch                    # from a route's commit to the first answer by it
     python benchmarks/rollout.py mttr [--rollbacks 10]     # from `lora-ops rollback` to a client's good answer
+    python benchmarks/rollout.py look [--events 200000]    # a controller's first look, and those after it
     python benchmarks/rollout.py shadow [--runs 20]        # needs models/base (`make repro`)
 
 Each part is an entry of `PARTS` and prints its tables.
@@ -12,6 +13,7 @@ Each part is an entry of `PARTS` and prints its tables.
 import argparse
 from collections.abc import Callable, Iterable
 
+import rollout_look
 import rollout_rollback
 import rollout_shadow
 import rollout_statistics
@@ -26,6 +28,7 @@ PARTS: dict[str, tuple[Part, Callable[[argparse.ArgumentParser], None]]] = {
     "bets": (rollout_statistics.bets, rollout_statistics.bets_options),
     "switch": (rollout_switch.switch, rollout_switch.switch_options),
     "mttr": (rollout_rollback.mttr, rollout_rollback.mttr_options),
+    "look": (rollout_look.look, rollout_look.look_options),
     "shadow": (rollout_shadow.shadow, rollout_shadow.shadow_options),
 }
 

@@ -34,3 +34,10 @@ def test_no_answer_is_decided_by_the_route_before(tiny_base: Path, tmp_path: Pat
     )
     assert shown.returncode == 0, shown.stderr
     assert "0 answers to requests that were sent after a commit did not know it" in shown.stdout
+
+
+def test_looks_of_both_checkouts_say_the_same() -> None:
+    given = ("look", "--events", "600", "--looks", "2", "--beside", ROOT)
+    shown = run(sys.executable, ROOT / "benchmarks/rollout.py", *given, cwd=ROOT, COLUMNS="200")
+    assert shown.returncode == 0, shown.stderr
+    assert "verdicts: the same" in shown.stdout and shown.stdout.count("each one after it") == 2

@@ -126,8 +126,10 @@ class Gateways:
         (self.folder / f"events-{self._count:08}x-3.jsonl").write_bytes(b"".join(lines[-5:]))
 
     def write_late(self) -> None:
-        """Write what was answered a minute ago."""
-        self.append(self.line(self.now - timedelta(seconds=61), tenant="finance", arm="control"))
+        """Write what was answered some looks ago."""
+        for seconds in range(20, 140, 10):
+            at = self.now - timedelta(seconds=seconds)
+            self.append(self.line(at, tenant="finance", arm="canary", status=500, unit=f"late {seconds}"))
 
     def write_garbage(self) -> None:
         """Write lines that are no events."""
