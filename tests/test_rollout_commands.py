@@ -17,7 +17,8 @@ from lora_ops.escaping import show
 from lora_ops.registry import routes
 from lora_ops.registry.backends import open_registry, take_rules
 from lora_ops.registry.store import Registry
-from lora_ops.rollout.canary import Look, Shown
+from lora_ops.rollout.canary import Look
+from lora_ops.rollout.guardrails import Shown
 from lora_ops.rollout.sample_ratio import SampleRatio
 from lora_ops.rollout.sequential import Bounds, excess_margin
 from lora_ops.rollout.verdicts import Verdict
