@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from lora_ops.records.manifest import FileRecord
 from lora_ops.settings.tracking import TrackingSettings
-from lora_ops.tracking.gates import log_gates, log_release_notes, log_rollout_pages
+from lora_ops.tracking.gates import log_gates, log_kpis, log_release_notes, log_rollout_pages
 
 class Packaged:
     files = {"adapter_model.safetensors": FileRecord(bytes=7, sha256="a" * 64)}
@@ -24,6 +24,8 @@ root, settings = Path(sys.argv[1]), TrackingSettings(project="adapters")
 tables = {"gates": pd.DataFrame([{"gate": "suite", "verdict": "pass"}]), "annotations": pd.DataFrame([])}
 print(log_gates("finance@3", Packaged, tables, "<p>all pass</p>", settings, root))
 print(log_release_notes("finance@3", Packaged, {}, "# finance@3", settings, root))
+uplift = pd.DataFrame([{"kind": "ctr", "low": 0.01, "high": None}])
+print(log_kpis("finance@3", Packaged, {"uplift": uplift}, "# KPIs", settings, root))
 pages = [root / "06_shadow.html", root / "07_canary.html"]
 for page in pages:
     page.write_text(f"<p>{page.stem}</p>")
@@ -41,6 +43,7 @@ def check(server: WandbServer) -> None:
     for name, files in (
         ("finance-gates", {"finance@3.html"}),
         ("finance-release-notes", {"finance@3.md"}),
+        ("finance-kpi", {"finance@3.md"}),
         ("finance-rollout", {"06_shadow.html", "07_canary.html"}),
     ):
         (version,) = server.collection(name, project="adapters").versions
@@ -49,12 +52,12 @@ def check(server: WandbServer) -> None:
 
 def test_gates_and_notes_are_artifacts_online(root: Path, server: WandbServer) -> None:
     key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": wandb_server.API_KEY}
-    assert log(root, **key) == ["None"] * 3
+    assert log(root, **key) == ["None"] * 4
     check(server)
 
 
 def test_gates_and_notes_are_sent_later(root: Path, server: WandbServer) -> None:
-    assert log(root) == ["None"] * 3
+    assert log(root) == ["None"] * 4
     key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": wandb_server.API_KEY}
     sent = run("lora-ops", "wandb-sync", cwd=root, **key)
     assert sent.returncode == 0, sent.stderr
@@ -65,6 +68,6 @@ def test_gates_and_notes_are_sent_later(root: Path, server: WandbServer) -> None
 def test_gates_stand_when_wandb_is_not_told(root: Path, mode: str) -> None:
     said = log(root, WANDB_MODE=mode)
     if mode == "disabled":
-        assert said == ["None"] * 3 and not list(root.glob("wandb/*run*"))
+        assert said == ["None"] * 4 and not list(root.glob("wandb/*run*"))
     else:
         assert "W&B was not told of the gate of finance@3: WANDB_MODE is online" in said[0]
