@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_ind
 
+from lora_ops.monitoring.kpi_plots import plot_uplifts
 from lora_ops.monitoring.kpi_uplift import before_after_uplift, canary_uplift, samples, welch
 from lora_ops.monitoring.simulated_kpis import KNOWN, NONE, Effect, simulate
 from lora_ops.records.kpi import Samples, Uplift
@@ -220,3 +221,15 @@ def test_before_after_needs_a_version_before() -> None:
 def test_simulation_is_the_same_for_a_seed() -> None:
     asked = answers(5)
     assert simulate(asked, 1).equals(simulate(asked, 1)) and not simulate(asked, 1).equals(simulate(asked, 2))
+
+
+def test_plot_draws_what_is_known_and_says_what_is_simulated() -> None:
+    asked = answers(150)
+    rows = joined(asked, simulate(asked, 1, {"ctr": KNOWN["ctr"]}))
+    few = uplift(rows, units=10_000)
+    figure = plot_uplifts([uplift(rows), few], "finance")
+    (axes,) = figure.axes
+    assert [one.get_text() for one in axes.get_yticklabels()] == ["finance@2 ctr, canary"]
+    assert axes.get_title() == "SIMULATED: finance"
+    (nothing,) = plot_uplifts([few], "finance").axes
+    assert [one.get_text() for one in nothing.texts] == ["no uplift is known yet"]
