@@ -63,7 +63,14 @@ class Run(NamedTuple):
     not_measured: dict[str, str]
 
 
-class _Measured(NamedTuple):
+class Measured(NamedTuple):
+    """A version as it was measured now.
+
+    Attributes:
+        reference: what it is compared with; None: it becomes the reference.
+        prompts: how far live prompts have moved, or why nobody can say.
+    """
+
     version: Version
     measurement: Measurement
     reference: Reference | None
@@ -121,10 +128,13 @@ def check(
     Raises:
         LoraOpsError: a version that was asked for can't be measured or compared; or nothing can be filed.
     """
-    measured: list[_Measured] = []
+    answering = [name for name in settings.tenants if registry.current(name) is not None]
+    if not asked and not answering:
+        raise NotFound("No tenant of params.yaml has a version that answers: register one first.")
+    measured: list[Measured] = []
     failed: dict[str, str] = {}
     with running(make_engine(root, settings.serving), root / BASE_FOLDER) as probe:
-        for name in asked or settings.tenants:
+        for name in asked or answering:
             try:
                 version = registry.get(name)
                 require_role(registry, version, actor, ANYBODY, f"file drift of {version.id}")
@@ -143,7 +153,7 @@ def check(
     return Run(found, failed)
 
 
-def compare(registry: Registry, measured: Sequence[_Measured], settings: DriftSettings) -> list[DriftEvidence]:
+def compare(registry: Registry, measured: Sequence[Measured], settings: DriftSettings) -> list[DriftEvidence]:
     """Return what is said of each measurement, all p-values corrected for all of them."""
     found: list[Mapping[DriftMetricName, Shift]] = [
         shifts(one.reference.measurement, one.measurement, settings) if one.reference else {}
@@ -218,7 +228,7 @@ def _measure(
     probe: Probe,
     version: Version,
     reference: Reference | None,
-) -> _Measured:
+) -> Measured:
     """Measure a version under the system prompt that it was trained with, once what is compared is the same.
 
     Raises:
@@ -261,7 +271,7 @@ def _measure(
         measured_at=registry.clock(),
     )
     shift = live_prompt_shift(version, root, settings.serving, registry.clock(), settings.drift.prompts)
-    return _Measured(version, Measurement(facts, sides), reference, shift)
+    return Measured(version, Measurement(facts, sides), reference, shift)
 
 
 def _require_comparable(version: Version, drift_set: DriftSet, reference: MeasuredFacts) -> None:

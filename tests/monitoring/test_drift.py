@@ -11,7 +11,7 @@ from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.errors import LoraOpsError, NotFound, Refused
 from lora_ops.hashing import sha256_bytes
 from lora_ops.loading import load_tokenizer
-from lora_ops.monitoring.drift import Found, check, compare, kept_measurement, last_reference
+from lora_ops.monitoring.drift import Found, Measured, check, compare, kept_measurement, last_reference
 from lora_ops.monitoring.drift_measurement import ADAPTER, BASE, Measurement, Probe, Side, running
 from lora_ops.monitoring.drift_set import drift_set_path, write_drift_set
 from lora_ops.monitoring.drift_tests import divergences
@@ -77,15 +77,9 @@ def test_drift_of_another_version_is_told_and_kept(clone: Clone) -> None:
             if one
         ]
         version = registry.get("finance@2")
-        again = compare(registry, [_measured(version, kept[1].measurement, kept[0])], STRICT)
+        again = compare(registry, [Measured(version, kept[1].measurement, kept[0])], STRICT)
         assert again[0].metrics == document.metrics and again[0].verdict == "drifted"
         assert isinstance(load(registry.files, known.history[-1].evidence[-1]), DriftEvidence)
-
-
-def _measured(version: object, measurement: Measurement, reference: object) -> object:
-    from lora_ops.monitoring import drift
-
-    return drift._Measured(version, measurement, reference)  # type: ignore[arg-type]
 
 
 def test_drift_of_the_base_alone_cannot_be_told(clone: Clone) -> None:
@@ -100,11 +94,11 @@ def test_drift_of_the_base_alone_cannot_be_told(clone: Clone) -> None:
             for name, one in reference.measurement.sides.items()
         }
         moved = Measurement(reference.measurement.facts, sides)
-        (document,) = compare(registry, [_measured(version, moved, reference)], STRICT)  # type: ignore[list-item]
+        (document,) = compare(registry, [Measured(version, moved, reference)], STRICT)
         assert document.verdict == "cannot tell" and "the base model moved too" in document.said
         only = {BASE: reference.measurement.sides[BASE], ADAPTER: sides[ADAPTER]}
         alone = Measurement(reference.measurement.facts, only)
-        (document,) = compare(registry, [_measured(version, alone, reference)], STRICT)  # type: ignore[list-item]
+        (document,) = compare(registry, [Measured(version, alone, reference)], STRICT)
         assert document.verdict == "drifted"
 
 
@@ -114,7 +108,7 @@ def test_drift_measures_all_tenants_beside_one_that_fails(clone: Clone) -> None:
         done = check(registry, clone.root, clone.settings(), (), actor=ACTOR)
     assert [one.version.id for one in done.found] == ["finance@2"]
     assert "There is no suites/healthcare.drift.jsonl" in done.not_measured["healthcare"]
-    assert {"media", "publishing"} <= done.not_measured.keys()
+    assert len(done.not_measured) == 1  # of media and publishing nothing answers
 
 
 def change_set(clone: Clone) -> None:
