@@ -12,6 +12,7 @@ from lora_ops.engines.protocol import Chunk, Engine
 from lora_ops.serving.adapters import AdapterCache
 from lora_ops.serving.answer_lengths import AnswerLengths
 from lora_ops.serving.background_answers import BackgroundTicket
+from lora_ops.serving.backlog import Backlog, Work
 from lora_ops.serving.errors import as_api_error, outcome
 from lora_ops.serving.events import Event
 from lora_ops.serving.fair_queue import FairQueue, Overloaded
@@ -59,6 +60,7 @@ class Answering:
         self._allowances: dict[str, Allowance] = {}
         self._loading: Counter[str] = Counter()
         self._lengths = AnswerLengths()
+        self.backlog = Backlog()
 
     @contextmanager
     def reading(self, request: AnswerRequest, characters: int) -> Iterator[Place]:
@@ -113,8 +115,11 @@ class Answering:
         error = None
         asked = MovingRequest(request, stats, self._cache, self._require_open)
         with self._tracing.request(request) as span:
+            work: list[Work] = []
             try:
                 with self._spending(request) as spent:
+                    # From here on it waits, for its adapter first: other replicas could answer it meanwhile.
+                    work = self._work(request)
                     tickets: Sequence[Ticket | BackgroundTicket] = ()
                     try:
                         if request.priority == "background":
@@ -125,7 +130,7 @@ class Answering:
                             # The adapter comes first: a slot that waits for a load answers nobody.
                             await self._load(asked)
                             tickets = self._enter(asked.request)
-                        async with aclosing(self._chunks(asked, tickets, stats)) as chunks:
+                        async with aclosing(self._chunks(asked, tickets, stats, work)) as chunks:
                             async for chunk in chunks:
                                 yield chunk
                     finally:
@@ -137,6 +142,8 @@ class Answering:
                 error = raised
                 raise
             finally:
+                for one in work:
+                    one.done()
                 if request.place:
                     request.place.end()
                 self._report(asked.request, stats, error)
@@ -204,19 +211,32 @@ class Answering:
 
     def _expected(self, request: AnswerRequest) -> list[float]:
         """Return the tokens that each answer will probably take, prompt included."""
-        written = self._lengths.expected(request.tenant, request.route.name, request.sampling.max_tokens)
+        written = self._written(request)
         return [float(len(prompt) + written) for prompt in request.prompts for _ in range(request.n)]
+
+    def _written(self, request: AnswerRequest) -> int:
+        return self._lengths.expected(request.tenant, request.route.name, request.sampling.max_tokens)
+
+    def _work(self, request: AnswerRequest) -> list[Work]:
+        """Return what each answer adds to the backlog; nobody waits for one in the background."""
+        if request.priority == "background":
+            return []
+        written = self._written(request)
+        return [self.backlog.add(len(prompt), written) for prompt in request.prompts for _ in range(request.n)]
 
     async def _chunks(
         self,
         asked: MovingRequest,
         tickets: Sequence[Ticket | BackgroundTicket],
         stats: RequestStats,
+        work: Sequence[Work],
     ) -> AsyncGenerator[AnswerChunk, None]:
         """Yield the chunks of all answers as they come; the first error ends all of them."""
         arrived: asyncio.Queue[AnswerChunk | asyncio.Task[None]] = asyncio.Queue()
         tasks = [
-            asyncio.create_task(self._one(asked, index, ticket, stats, arrived.put_nowait))
+            asyncio.create_task(
+                self._one(asked, index, ticket, stats, arrived.put_nowait, work[index] if work else None)
+            )
             for index, ticket in enumerate(tickets)
         ]
         generating = len(tasks)
@@ -251,6 +271,7 @@ class Answering:
         ticket: Ticket | BackgroundTicket,
         stats: RequestStats,
         give: Callable[[AnswerChunk], None],
+        work: Work | None,
     ) -> None:
         request = asked.request
         async with asyncio.timeout_at(self.deadline(request)), self._turn(ticket, stats) as took:
@@ -269,12 +290,16 @@ class Answering:
                         texts.append(chunk.written)
                         first = first or now
                         written += chunk.tokens
+                        if work:
+                            work.wrote(chunk.tokens)
                         took(used + written)
                         give(AnswerChunk(index, chunk))
                 if written > 1:
                     stats.per_token.append((now - first) / (written - 1))
             finally:
                 took(used + written)
+                if work:  # a client that reads slowly makes no work
+                    work.done()
                 if written and request.priority == "normal":  # the others may have been cut short
                     self._lengths.add(request.tenant, request.route.name, request.sampling.max_tokens, written)
                 stats.texts[index] = "".join(texts)

@@ -157,7 +157,7 @@ class Gateway:
         )
         self.after_answer.add(self.shadow.after_answer)
         self.rollouts = RolloutBoard(lambda: open_copy(root, settings), root / serving.path / LOOKS)
-        self.telemetry.watch(engine, self.cache, self.queue, self)
+        self.telemetry.watch(engine, self.cache, self.queue, self, self.answering.backlog)
         self.traffic = RecentTraffic()
         self.started = time.monotonic()
         self.stopping = False

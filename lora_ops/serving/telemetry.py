@@ -9,7 +9,7 @@ labelled by adapter: `adapter_loads_total`, `adapter_load_failures_total`, `adap
 `adapter_cache_misses_total`, `adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent),
 `adapter_bytes`, `adapter_rank`; and `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in
 the engine; `slots_used` and `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`,
-`adapter_memory_bytes`.
+`adapter_memory_bytes`, `backlog_prompt_tokens` and `backlog_generated_tokens` (of answers that wait or run).
 Of the KV cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`,
 `events_unscored_total`. Of hooks after answers: `after_answer_failures_total`. Of rollouts: `fallbacks_total`
 (tenant, adapter, reason), requests that production answered since the adapter of their unit was loading or
@@ -37,6 +37,7 @@ from prometheus_client.registry import Collector
 from lora_ops import histograms
 from lora_ops.engines.protocol import Engine
 from lora_ops.serving.adapters import AdapterCache, CacheLookup
+from lora_ops.serving.backlog import Backlog
 from lora_ops.serving.fair_queue import FairQueue
 from lora_ops.serving.label_cap import NOBODY, OTHER, LabelCap
 from lora_ops.serving.logs import lost_lines
@@ -189,9 +190,11 @@ class Telemetry:
     def _adapter(self, name: str) -> str:
         return self._cap.counted("adapter", name)
 
-    def watch(self, engine: Engine, cache: AdapterCache, queue: FairQueue, versions: "Freshness") -> None:
+    def watch(
+        self, engine: Engine, cache: AdapterCache, queue: FairQueue, versions: "Freshness", backlog: Backlog
+    ) -> None:
         """Read these whenever somebody scrapes."""
-        self._now.register(_Now(engine, cache, queue, versions, self._cap))
+        self._now.register(_Now(engine, cache, queue, versions, backlog, self._cap))
 
     async def scrape(self) -> bytes:
         """Everything in Prometheus' text format.
@@ -244,10 +247,17 @@ class _Now(Collector):
     """What is loaded, running and waiting at the moment of the scrape."""
 
     def __init__(
-        self, engine: Engine, cache: AdapterCache, queue: FairQueue, versions: "Freshness", cap: LabelCap
+        self,
+        engine: Engine,
+        cache: AdapterCache,
+        queue: FairQueue,
+        versions: "Freshness",
+        backlog: Backlog,
+        cap: LabelCap,
     ) -> None:
         self._cap = cap
         self._versions = versions
+        self._backlog = backlog
         self._engine = engine
         self._cache = cache
         self._queue = queue
@@ -264,6 +274,12 @@ class _Now(Collector):
             ("kv_tokens", "Tokens of the KV cache that running answers hold", status.kv_tokens),
             ("kv_capacity", "Tokens that fit the KV cache", status.kv_capacity),
             ("adapter_memory_bytes", "Memory of all loaded adapters", self._cache.bytes),
+            ("backlog_prompt_tokens", "Tokens that are not read yet", self._backlog.prompt_tokens),
+            (
+                "backlog_generated_tokens",
+                "Tokens that are expected to be written yet",
+                self._backlog.generated_tokens,
+            ),
         ):
             yield GaugeMetricFamily(f"lora_ops_{name}", text, value=value)
         preempted = "Times that an answer gave way because the KV cache was full"
