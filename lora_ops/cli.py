@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from lora_ops.costs.autoscaling_commands import app as autoscaling_app
 from lora_ops.costs.commands import cost
 from lora_ops.detector_commands import detectors
 from lora_ops.errors import LoraOpsError, disk_reason
@@ -53,6 +54,7 @@ app.add_typer(review_app, name="review")
 app.add_typer(owners_app, name="owners")
 app.add_typer(keys_app, name="keys")
 app.add_typer(release_app, name="release")
+app.add_typer(autoscaling_app, name="autoscaling")
 rollout_app.command()(pairs)
 rollout_app.command()(replay)
 rollout_app.command("report")(rollout_report)

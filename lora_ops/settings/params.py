@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from lora_ops.errors import LoraOpsError, NotFound
+from lora_ops.settings.autoscaling import AutoscalingSettings
 from lora_ops.settings.base_model import BaseModelSettings
 from lora_ops.settings.costs import CostSettings
 from lora_ops.settings.detectors import DetectorSettings
@@ -30,6 +31,7 @@ class Settings(Section):
     rollout: RolloutSettings = RolloutSettings()
     detectors: DetectorSettings = DetectorSettings()
     costs: CostSettings = CostSettings()
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
     drift: DriftSettings = DriftSettings()
     kpis: KpiSettings = KpiSettings()
     objectives: ObjectiveSettings = ObjectiveSettings()
