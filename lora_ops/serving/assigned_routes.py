@@ -18,6 +18,7 @@ DECISIONS: Mapping[str | None, Decision] = {
     "pinned_user": "pinned_user",
     "segment": "segment",
 }
+TRIES = 3  # decisions, each undone by a change while its route was read
 ARMS: Mapping[str | None, Arm] = {"canary": "canary", "control": "control"}
 
 
@@ -64,15 +65,23 @@ class AssignedRoutes:
         Raises:
             UnknownModel, NotServed, Damaged, LoraOpsError: as `Router.route`.
         """
-        self._router.look()
-        found = self._router.tenant_route(model)
-        # A name of a version is decided by the client, and without a route production answers everybody.
-        if found is None or (self._by_registry and not found.route.assigns):
-            return self._router.seen(model)
-        choice = await self._flags.choose(model, who)
-        if not self._by_registry:  # another process was asked meanwhile
+        for _ in range(TRIES):
             self._router.look()
-        return self._follow(model, choice)
+            epoch = self._router.epoch
+            found = self._router.tenant_route(model)
+            # A name of a version is decided by the client, and without a route production answers everybody.
+            if found is None or (self._by_registry and not found.route.assigns):
+                route = self._router.seen(model)
+            else:
+                choice = await self._flags.choose(model, who)
+                if not self._by_registry:  # another process was asked meanwhile
+                    self._router.look()
+                    return self._follow(model, choice)
+                route = self._follow(model, choice)
+            # Reading a route takes what was changed meanwhile: it would name an epoch that did not decide.
+            if self._router.epoch == epoch:
+                break
+        return route
 
     def versions(self) -> Iterator[Version]:
         """Yield the versions that share some tenant's requests, production aside.

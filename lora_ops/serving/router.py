@@ -223,6 +223,11 @@ class Router:
         self._take_changes()
         return self._route(model)
 
+    @property
+    def epoch(self) -> int:
+        """The last entry of the audit log that is known as of the last look."""
+        return self._log.verified.seq
+
     def look(self) -> None:
         """Take what others changed, for the next calls of `seen`, `tenant_route` and `shared`."""
         self._take_changes()

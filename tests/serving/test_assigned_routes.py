@@ -135,6 +135,25 @@ def test_route_names_the_arm_of_each_unit(asked: Asked, writer: Registry) -> Non
     assert 40 < arms["canary", "finance@2"] < 110 and 40 < arms["control", "finance@1"] < 110
 
 
+@pytest.mark.parametrize("percents", [(100, 1e-9), (1e-9, 100)])
+def test_route_that_changes_while_it_is_read_is_decided_again(
+    asked: Asked, writer: Registry, monkeypatch: pytest.MonkeyPatch, percents: tuple[float, float]
+) -> None:
+    """Headers and event named the new epoch beside the version that the old one had given."""
+    routes.set_canary(writer, "finance@2", percents[0], **WHY)
+    read, left = Router._find, [percents[1]]
+
+    def changed(self: Router, model: str) -> Route:
+        if left:
+            routes.set_canary(writer, "finance@2", left.pop(), **WHY)
+        return read(self, model)
+
+    monkeypatch.setattr(Router, "_find", changed)
+    route = asked()
+    assert route.epoch == writer.log.head().seq
+    assert route.name == ("finance@2" if percents[1] == 100 else "finance@1")
+
+
 def test_pins_come_first_and_a_session_is_no_user(asked: Asked, writer: Registry) -> None:
     routes.pin(writer, "finance@2", users=["ana"], segments=["beta"], **WHY)
     assert asked.named(ANA) == ("finance@2", "pinned_user")
