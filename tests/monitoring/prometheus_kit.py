@@ -43,11 +43,11 @@ def running(*command: str | Path, ready: str, log: Path) -> Iterator[None]:
                 except httpx.TransportError:
                     return False
 
-            eventually(answers, 20)
+            eventually(answers, 60)
             yield
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 @contextmanager

@@ -194,17 +194,23 @@ def test_a_window_longer_than_its_data_is_noted(kept: Prometheus, tmp_path: Path
 def test_a_lost_day_is_noted_and_counters_go_on(tmp_path: Path) -> None:
     """Of the day in between nothing was scraped; the counter that goes on tells how much it rose."""
     now = NOW.timestamp()
-    times = [*every(15, (170, 72)), *every(15, (48, 0))]
-    kept = (
-        one
-        for time in times
-        for one in scraped("finance@1", [0.3] * (10 + 5 * (time > now - 50 * 3600)), now - 1e6, time)
+    days = ((170, 72), (48, 0))
+    fill(
+        tmp_path,
+        [
+            *(('up{instance="b"}', 1, time) for one in days for time in every(4, one)),
+            *(
+                sample
+                for one in days
+                for time in every(30, one)
+                for sample in scraped("finance@1", [0.3] * (10 + 5 * (time > now - 50 * 3600)), now - 1e6, time)
+            ),
+        ],
     )
-    fill(tmp_path, kept)
     with prometheus(tmp_path) as url:
         report = read_latency(tmp_path, Prometheus(url), WEEK, NOW, "prometheus")
     assert report.adapters[0].answer.count == 5
-    assert "has no data of" in report.notes[0]
+    assert "has no data of 23:00:00 of these 7 days" in report.notes[0]
 
 
 @needs_prometheus

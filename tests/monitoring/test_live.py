@@ -67,7 +67,7 @@ class Observed:
     def until_scraped(self) -> None:
         """Wait until Prometheus has counted every request that the gateway has."""
         asked = self.gateway.metric("lora_ops_requests_total")
-        eventually(lambda: sum(self.now("sum(lora_ops_requests_total)").values()) == asked, 20)
+        eventually(lambda: sum(self.now("sum(lora_ops_requests_total)").values()) == asked, 60)
 
     def arrived(self, status: str, **labels: str) -> list[dict[str, Any]]:
         return [
@@ -144,7 +144,7 @@ def test_log_and_prometheus_give_the_same_numbers(observed: Observed) -> None:
     """The first requests came before the first scrape, where PromQL's `increase` would not count them."""
     observed.until_scraped()
     asked = observed.gateway.metric("lora_ops_requests_total")
-    eventually(lambda: observed.gateway.metric("lora_ops_events_total") == asked)
+    eventually(lambda: observed.gateway.metric("lora_ops_events_total") == asked, 60)
     now = datetime.now(UTC)
     log = from_log(observed.root / ".serving/events", 3600, now)
     metrics = from_prometheus(observed.prometheus, 3600, now)
@@ -162,7 +162,7 @@ def test_log_and_prometheus_give_the_same_numbers(observed: Observed) -> None:
 
 
 def test_rules_are_evaluated_without_a_fault(observed: Observed) -> None:
-    eventually(lambda: bool(observed.now("adapter:lora_ops_request_seconds:p95_before")), 20)
+    eventually(lambda: bool(observed.now("adapter:lora_ops_request_seconds:p95_before")), 60)
     said = httpx.get(f"{observed.prometheus.url}/api/v1/rules", trust_env=False).json()["data"]["groups"]
     rules = [rule for group in said for rule in group["rules"]]
     assert len(rules) > 10
@@ -173,7 +173,7 @@ def test_every_query_of_every_panel_returns_data(observed: Observed) -> None:
     observed.ask(3)
     observed.ask(2, "base")
     observed.until_scraped()
-    eventually(lambda: bool(observed.now("adapter:lora_ops_request_seconds:p95_before")), 20)
+    eventually(lambda: bool(observed.now("adapter:lora_ops_request_seconds:p95_before")), 60)
     panels = [
         panel
         for path in sorted((observed.folder / "grafana/dashboards").glob("*.json"))
@@ -222,4 +222,4 @@ def test_an_alert_fires_arrives_and_resolves(observed: Observed) -> None:
     assert alert["annotations"]["runbook_url"] == "runbooks/README.md#availabilitybudgetburn"
     assert not observed.arrived("firing", alertname="AvailabilityBudgetBurn", adapter="finance@1")
     observed.ask(10)
-    eventually(lambda: bool(observed.arrived("resolved", **labels)), 30)
+    eventually(lambda: bool(observed.arrived("resolved", **labels)), 60)

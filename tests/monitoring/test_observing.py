@@ -55,7 +55,7 @@ def start(clone: Path, tmp_path: Path) -> Iterator[Start]:
         output.close()
         begun.append(psutil.Process(command.pid))
         url = load_settings(clone).objectives.prometheus
-        eventually(lambda: command.poll() is not None or _answers(f"{url}/-/ready"), 30)
+        eventually(lambda: command.poll() is not None or _answers(f"{url}/-/ready"), 120)
         children = begun[0].children()
         begun.extend(children)
         return command, children
@@ -84,7 +84,7 @@ def test_a_signal_ends_all_parts(start: Start, number: int) -> None:
     command, children = start()
     assert len(children) == 3
     command.send_signal(number)
-    assert command.wait(30) == 0
+    assert command.wait(60) == 0
     assert _gone(children)
 
 
@@ -94,7 +94,7 @@ def test_killed_it_leaves_no_part_behind(start: Start) -> None:
     command, children = start()
     command.kill()
     command.wait(10)
-    eventually(lambda: _gone(children))
+    eventually(lambda: _gone(children), 60)
 
 
 @needs_prometheus
@@ -111,7 +111,7 @@ def test_a_part_that_ends_ends_the_others(start: Start, clone: Path, tmp_path: P
 
     eventually(gateway_is_up, 240)
     next(one for one in children if "alertmanager" in one.name()).kill()
-    assert command.wait(30) == 5
+    assert command.wait(60) == 5
     assert _gone(children)
     assert "Alertmanager ended with -9: its last lines say why" in (tmp_path / "output.txt").read_text()
 
