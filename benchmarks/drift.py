@@ -10,11 +10,11 @@ import os
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.evaluation.inference import wilson
 from lora_ops.hashing import sha256_text
 from lora_ops.loading import load_tokenizer
-from lora_ops.monitoring.drift_measurement import ADAPTER, Measurement, Side, running
+from lora_ops.monitoring.drift_measurement import ADAPTER, Measurement, Probe, Side, running
 from lora_ops.monitoring.drift_tests import Shift, shifts, tested, verdict
 from lora_ops.prompts import render_example
 from lora_ops.records.drift import DriftMetricName, MeasuredFacts
@@ -165,7 +165,9 @@ def make_base(folder: Path) -> Path:
 def make_adapter(
     base: Path, folder: Path, rows: Sequence[Example], held_out: Sequence[Example], seed: int
 ) -> Path:
-    """Train an adapter by this project's own loop, and return its folder."""
+    """Train an adapter by this project's own loop, unless it is there, and return its folder."""
+    if (folder / "adapter").is_dir():
+        return folder / "adapter"
     recipe = RECIPE.model_copy(update={"seed": seed})
     digest = sha256_text("".join(one.model_dump_json() for one in rows))
     train(
@@ -185,7 +187,7 @@ def make_adapter(
 def corrupted(adapter: Path, folder: Path, seed: int) -> Path:
     """Write an adapter of which one value in twenty was redrawn, five times as large, and return its folder."""
     generator = torch.Generator().manual_seed(seed)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
     tensors = load_file(adapter / "adapter_model.safetensors")
     for name, tensor in tensors.items():
@@ -196,22 +198,43 @@ def corrupted(adapter: Path, folder: Path, seed: int) -> Path:
     return folder
 
 
+class Probes(NamedTuple):
+    """Engines of one base model that measure: as it is served, rounded, and without a compiler."""
+
+    usual: Probe
+    rounded: Probe
+    without_compiler: Probe
+
+
+@contextmanager
+def started(base: Path) -> Iterator[Probes]:
+    """Start all engines, and stop them at the end."""
+
+    def engine(**options: Any) -> TorchEngine:
+        return TorchEngine(base, kv_tokens=2048, threads=1, **options)
+
+    with ExitStack() as stack:
+        usual = stack.enter_context(running(engine(), base))
+        rounded = stack.enter_context(running(engine(dtype="bfloat16"), base))
+        with without_compiler():
+            slow = stack.enter_context(running(engine(), base))
+        yield Probes(usual, rounded, slow)
+
+
 def measure(
-    base: Path,
+    probe: Probe,
     adapter: Path,
     prompts: Sequence[Sequence[int]],
     named: Mapping[str, Side] | None = None,
     *,
     version: str = "",
-    **options: Any,
 ) -> Measurement:
-    """Return what an adapter and its base say to prompts, by a new engine.
+    """Return what an adapter and its base say to prompts.
 
     Args:
         version: what the adapter was trained as: of another one states are not judged.
     """
-    with running(TorchEngine(base, kv_tokens=2048, threads=1, **options), base) as probe:
-        sides = probe.measure(adapter, None, prompts, DriftSettings().tokens, named)
+    sides = probe.measure(adapter, None, prompts, DriftSettings().tokens, named)
     nothing = sha256_text("")
     facts = MeasuredFacts(
         tenant="tiny",
@@ -265,26 +288,27 @@ def stability(before: Measurement, now: Measurement) -> float:
     return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
 
 
-def scenarios(base: Path, folder: Path, seed: int) -> Iterator[tuple[str, Measurement, Measurement]]:
+def scenarios(
+    base: Path, folder: Path, seed: int, probes: Probes
+) -> Iterator[tuple[str, Measurement, Measurement]]:
     """Yield each change with the measurement before it and after it."""
     tokenizer = load_tokenizer(base)
     rows = partial(make_rows, tokenizer, seed)
     held_out = rows(VALIDATION_ROWS)
     prompts = tokenizer([one.prompt for one in rows(DRIFT_ROWS)], add_special_tokens=False)["input_ids"]
     clean = make_adapter(base, folder / "clean", rows(TRAIN_ROWS), held_out, seed)
-    before = measure(base, clean, prompts)
+    before = measure(probes.usual, clean, prompts)
 
-    def after(adapter: Path, **options: Any) -> Measurement:
-        return measure(base, adapter, prompts, before.sides, **options)
+    def after(adapter: Path, probe: Probe = probes.usual) -> Measurement:
+        return measure(probe, adapter, prompts, before.sides)
 
     def after_training(name: str, rows: Sequence[Example], seed: int) -> Measurement:
         made = make_adapter(base, folder / name, rows, held_out, seed)
-        return measure(base, made, prompts, before.sides, version=name)
+        return measure(probes.usual, made, prompts, before.sides, version=name)
 
     yield SILENT[0], before, after(clean)
-    yield SILENT[1], before, after(clean, dtype="bfloat16")
-    with without_compiler():
-        yield SILENT[2], before, after(clean)
+    yield SILENT[1], before, after(clean, probes.rounded)
+    yield SILENT[2], before, after(clean, probes.without_compiler)
     yield "5 % of the weights corrupted", before, after(corrupted(clean, folder / "corrupted", seed))
     yield "another seed of training", before, after_training("again", rows(TRAIN_ROWS), seed + 1000)
     for share in (0.1, 0.3):
@@ -299,7 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument(
-        "--folder", type=Path, help="where base and adapters are kept; default: a temporary one"
+        "--folder", type=Path, help="where base and adapters are kept, and used again; default: a temporary one"
     )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -314,22 +338,23 @@ def rates(base: Path, folder: Path, seeds: int) -> Table:
     settings = DriftSettings()
     fired: dict[str, dict[str, list[bool]]] = {}
     sizes: dict[str, list[dict[DriftMetricName, Shift]]] = {}
-    for seed in range(seeds):
-        for name, before, now in scenarios(base, folder / f"seed-{seed}", seed):
-            moved = shifts(before, now, settings)
-            (metrics,) = tested([moved], settings.alpha)
-            said = verdict(metrics, settings.alpha)
-            found = {
-                "drifted": said == "drifted",
-                "cannot tell": said == "cannot tell",
-                "significance only": any(one.p_corrected < settings.alpha for one in metrics),
-                "KS, any column": columns_drift(before, now) > 0,
-                "KS, half of them": columns_drift(before, now) >= KS_SHARE,
-                "PSI of answers": stability(before, now) >= PSI_LIMIT,
-            }
-            for rule, fires in found.items():
-                fired.setdefault(name, {}).setdefault(rule, []).append(fires)
-            sizes.setdefault(name, []).append(moved)
+    with started(base) as probes:
+        for seed in range(seeds):
+            for name, before, now in scenarios(base, folder / f"seed-{seed}", seed, probes):
+                moved = shifts(before, now, settings)
+                (metrics,) = tested([moved], settings.alpha)
+                said = verdict(metrics, settings.alpha)
+                found = {
+                    "drifted": said == "drifted",
+                    "cannot tell": said == "cannot tell",
+                    "significance only": any(one.p_corrected < settings.alpha for one in metrics),
+                    "KS, any column": columns_drift(before, now) > 0,
+                    "KS, half of them": columns_drift(before, now) >= KS_SHARE,
+                    "PSI of answers": stability(before, now) >= PSI_LIMIT,
+                }
+                for rule, fires in found.items():
+                    fired.setdefault(name, {}).setdefault(rule, []).append(fires)
+                sizes.setdefault(name, []).append(moved)
     rules = list(next(iter(fired.values())))
     title = f"share of {seeds} seeds in which each rule fires, 95 % intervals; median shift of the adapter"
     table = Table("what changed", "nats", "cosine", *rules, title=title)

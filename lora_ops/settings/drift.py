@@ -12,10 +12,13 @@ class DriftSettings(Section):
     """
 
     kl: float = Field(
-        0.1, gt=0, description="nats: mean divergence of next-token probabilities that counts as drift"
+        0.01, gt=0, description="nats: mean divergence of next-token probabilities that counts, of one version"
     )
     cosine: float = Field(
-        0.02, gt=0, le=2, description="mean cosine distance of hidden states that counts as drift"
+        0.002, gt=0, le=2, description="mean cosine distance of hidden states that counts, of one version"
+    )
+    other_version: float = Field(
+        0.15, gt=0, description="nats that count beside another version: more than two seeds of a recipe differ"
     )
     prompts: float = Field(
         0.002, gt=0, le=1, description="bits: divergence of live prompts beyond training rows' own spread"
