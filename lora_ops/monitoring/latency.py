@@ -24,6 +24,7 @@ from lora_ops.settings.objectives import ObjectiveSettings
 
 SHARES = (0.5, 0.95, 0.99)
 Source = Literal["prometheus", "log"]
+Asked = Literal["auto", "prometheus", "log"]
 AHEAD_SECONDS = 60
 GAPS = 168
 """Moments of a window at which Prometheus must have had any data at all."""
@@ -124,7 +125,7 @@ def read_latency(
     prometheus: Prometheus,
     window: int,
     now: datetime,
-    source: Literal["auto", "prometheus", "log"] = "auto",
+    source: Asked = "auto",
 ) -> LatencyReport:
     """Read the latency of each adapter that was asked in a window.
 

@@ -26,6 +26,7 @@ def latency(
 ) -> None:
     """Show percentiles of each adapter's answers; ends with 1 where an objective of params.yaml was missed."""
     from datetime import UTC, datetime
+    from typing import get_args
 
     from lora_ops.errors import LoraOpsError
     from lora_ops.escaping import markup, show
@@ -38,12 +39,13 @@ def latency(
     now = datetime.now(UTC)
     length = round(last(window, now).hours * 3600)
     chosen = source or ("prometheus" if prometheus else "auto")
-    if chosen not in ("auto", "prometheus", "log"):
+    asked: reading.Asked | None = next((one for one in get_args(reading.Asked) if one == chosen), None)
+    if asked is None:
         raise LoraOpsError(f"--source is auto, prometheus or log, got '{chosen}'.")
     root = find_root()
     settings = load_settings(root)
     url = prometheus.rstrip("/") if prometheus else settings.objectives.prometheus
-    report = reading.read_latency(root / settings.serving.path / "events", Prometheus(url), length, now, chosen)
+    report = reading.read_latency(root / settings.serving.path / "events", Prometheus(url), length, now, asked)
     missed = reading.missed(report, settings.objectives)
     if as_json:
         print_json(reading.as_json(report, settings.objectives))
