@@ -147,36 +147,6 @@ def pause_of(registry: Registry, adapter: str) -> str | None:
     return f"an end of its rollout's pause ({found.said}; `lora-ops rollout resume {adapter} --reason TEXT`)"
 
 
-def gives_too_much(registry: Registry, adapter: str, percent: float | None) -> str | None:
-    """Return why people may not let a version answer users by hand, in words; None where they may.
-
-    A share that is above the plan's has too few users beside it, so that nobody would see a breach. What went
-    back has no controller that looks at it any more.
-
-    Args:
-        registry: where.
-        adapter: the version.
-        percent: the canary's share; None: of pinned users and segments.
-
-    Raises:
-        Damaged: an entry is not what lora-ops writes.
-    """
-    found = rollout_of(registry, adapter)
-    if found is None or found.phase in ("done", "aborted"):
-        return None
-    if found.phase == "returned":
-        return (
-            f"the rollout of {adapter} went back ({found.said}): `lora-ops rollout start {adapter} --reason "
-            "TEXT` tries it again"
-        )
-    if found.phase == "shadow" or (percent or 0) > found.percent:
-        return (
-            f"the rollout of {adapter} gives it {found.percent:g} % of the users ({found.phase}): wait for it, "
-            f"or end it with `lora-ops rollout abort {adapter} --reason TEXT`"
-        )
-    return None
-
-
 def _is_compared(registry: Registry, version: Version) -> bool:
     """Return whether another version is in production, whose age lets it answer."""
     number = registry.named(version.tenant, "production")

@@ -14,13 +14,13 @@ from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, with_text
 from lora_ops.escaping import one_line
 from lora_ops.hashing import sha256_text
 from lora_ops.records.route import SEGMENT_PATTERN, CanaryRoute, RouteRecord, ShadowRoute
+from lora_ops.registry.by_hand import gives_too_much
 from lora_ops.registry.changes import require_reason
 from lora_ops.registry.closing import until_first, why_not_taken, without_settling
 from lora_ops.registry.eligibility import reasons_against
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.roles import ANYBODY, MOVE, owners_of, require_role_in
-from lora_ops.registry.rollouts import gives_too_much
 from lora_ops.registry.route_entries import COUNTS_IN, PINNED_IN, ToldRoute, patch_between
 from lora_ops.registry.stops import drop_if_entered, state_stop
 from lora_ops.registry.store import Registry
