@@ -119,6 +119,22 @@ class RolloutPlan(Record):
         )
 
 
+class HandRules(Record):
+    """The rules by which a person gave a version users by hand; the entry of the route names them."""
+
+    model_config = LENIENT
+
+    rollout: Literal["required", "optional"] = Field(
+        "required", description="`registry.evidence.rollout`; optional: people give any version any share"
+    )
+    first_step: float = Field(
+        CanarySettings().steps[0],
+        gt=0,
+        le=100,
+        description="of `rollout.canary.steps`, per cent: the most that a version gets without a rollout",
+    )
+
+
 class Rollout(Record):
     """How far a rollout is.
 

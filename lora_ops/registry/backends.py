@@ -218,6 +218,7 @@ def _follow(registry: Registry, everything: Settings) -> None:
     settings = everything.registry
     registry.allow_candidates = everything.serving.allow_candidates
     registry.accept_replay = everything.rollout.accept_replay
+    registry.first_step = everything.rollout.canary.steps[0]
     registry.approvals, registry.least = settings.approvals, settings.evidence
     registry.max_looks = settings.max_looks
     registry.max_gap = {name: tenant.evaluate.max_gap for name, tenant in everything.tenants.items()}

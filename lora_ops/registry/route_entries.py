@@ -172,10 +172,11 @@ def merged(fields: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any
 
 def patch_between(before: RouteRecord, after: RouteRecord) -> dict[str, Any]:
     """Return the merge patch that makes one route of another; empty where they are the same."""
-    return _difference(_as_json(before), _as_json(after))
+    return _difference(as_fields(before), as_fields(after))
 
 
-def _as_json(route: RouteRecord) -> dict[str, Any]:
+def as_fields(route: RouteRecord) -> dict[str, Any]:
+    """Return a route as the log holds it."""
     return route.model_dump(mode="json", exclude_defaults=True)
 
 

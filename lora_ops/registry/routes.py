@@ -14,7 +14,7 @@ from lora_ops.errors import Damaged, LoraOpsError, NotFound, Refused, with_text
 from lora_ops.escaping import one_line
 from lora_ops.hashing import sha256_text
 from lora_ops.records.route import SEGMENT_PATTERN, CanaryRoute, RouteRecord, ShadowRoute
-from lora_ops.registry.by_hand import gives_too_much
+from lora_ops.registry.by_hand import require_few, rules_now
 from lora_ops.registry.changes import require_reason
 from lora_ops.registry.closing import until_first, why_not_taken, without_settling
 from lora_ops.registry.eligibility import reasons_against
@@ -89,7 +89,6 @@ def set_canary(
 
     def update(route: RouteRecord, version: Version) -> RouteRecord:
         _require_state(version, COUNTS_IN["canary"], "gets a canary's share")
-        _require_planned(registry, version, share)
         return with_canary(route, version.number, share)
 
     return _give(registry, reference, "canary_set", update, actor, reason, expect_seq)
@@ -146,7 +145,6 @@ def pin(
 
     def update(route: RouteRecord, version: Version) -> RouteRecord:
         _require_state(version, PINNED_IN, "can be pinned")
-        _require_planned(registry, version, None)
         route = route.model_copy(
             update={"user_salt": route.user_salt or secrets.token_hex(16)} if users else {}
         )
@@ -326,13 +324,17 @@ def _give(
         version = registry.get_exact(reference)
         require_rows(registry, version)
         after = update(route, version)
+        require_few(registry, version, route, after)
         against = list(reasons_against(registry, version.summary, registry.clock()))
         if against:
             raise Refused(f"{against[0]}.")
         return after
 
     def change() -> Routed:
-        return _change(registry, tenant, action, MOVE, checked, actor, reason, expect_seq, number=number)
+        rules = rules_now(registry).model_dump(mode="json")
+        return _change(
+            registry, tenant, action, MOVE, checked, actor, reason, expect_seq, number=number, rules=rules
+        )
 
     return until_first(change)
 
@@ -368,6 +370,7 @@ def _change(
     despite_head: bool = False,
     patch: dict[str, Any] | None = None,
     number: int | None = None,
+    rules: dict[str, Any] | None = None,
 ) -> Routed:
     """Change a route by one entry; a change that changes nothing is none.
 
@@ -383,6 +386,7 @@ def _change(
         despite_head: see `Transactions.change`.
         patch: what the change writes where only a newer release can read the route.
         number: which version it is about.
+        rules: by which it gives a version users.
     """
     with change_with_owners(registry, actor, despite_head=despite_head) as change:
         _require_tenant(registry, tenant)
@@ -409,6 +413,7 @@ def _change(
                 owners_sha256=sha256_text(registry.owners.text),
                 replaces=told.seq,
                 **({"number": number} if number else {}),
+                **({"rules": rules} if rules else {}),
             )
     return current(registry, tenant)
 
@@ -439,12 +444,6 @@ def _require_state(version: Version, states: frozenset[Any], what: str) -> None:
         raise Refused(
             f"{version.id} is '{version.state}', and only a version in {listed} {what}: promote it first."
         )
-
-
-def _require_planned(registry: Registry, version: Version, percent: float | None) -> None:
-    against = gives_too_much(registry, version.id, percent)
-    if against:
-        raise Refused(f"{against[0].upper()}{against[1:]}; nothing was changed.")
 
 
 def _percent(percent: float) -> float:

@@ -27,6 +27,7 @@ from lora_ops.registry.signing import Signer
 from lora_ops.registry.structure import Structure
 from lora_ops.registry.versions import CLOSED
 from lora_ops.settings.registry import EvidenceSettings, SigningSettings
+from lora_ops.settings.rollout import CanarySettings
 
 CLOCK_TOLERANCE_SECONDS = 300
 
@@ -80,6 +81,8 @@ class Transactions(Queries, ABC):
         """Whether an approval counts only with a signature."""
         self.least = EvidenceSettings()
         """The least that evidence must say."""
+        self.first_step: float = CanarySettings().steps[0]
+        """Per cent of the users that one person may give a version without a rollout."""
         self.max_gap: dict[str, float | None] = {}
         """Tenant -> `evaluate.max_gap` as params.yaml has it today."""
         self.max_looks = 10

@@ -13,6 +13,7 @@ from lora_ops.paths import EVALUATION_PAGE
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
 from lora_ops.registry.audit import Head, Row, chain_problem
+from lora_ops.registry.by_hand import too_many_given
 from lora_ops.registry.consistency import is_other_page
 from lora_ops.registry.demo import demo_notes
 from lora_ops.registry.eligibility import SERVING
@@ -90,6 +91,9 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
         problems += broken_rules(registry, entries)
         problems += broken_routes(entries)
         problems += broken_rollouts(entries)
+        given = list(too_many_given(entries))
+        problems += [one.said for one in given if one.is_broken]
+        warnings += [one.said for one in given if not one.is_broken]
         warnings += [*key_notes(registry, entries), *owners_notes(entries)]
         kept = {file.sha256 for entry in entries for file in entry.kept_files}
     for one in versions.values():

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from lora_ops.cli import app
 from lora_ops.errors import LoraOpsError, NotFound, Refused
-from tests.conftest import small_clone
+from tests.conftest import small_clone, write_params
 
 Cli = Callable[..., str]
 WHY = ("--reason", "next step")
@@ -20,6 +20,7 @@ WHY = ("--reason", "next step")
 def cli(staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run `lora-ops` in a small clone with finance@1 in production, @2 in canary and @3 in shadow."""
     small_clone(tmp_path)
+    write_params(tmp_path, {"registry.evidence": {"rollout": "optional"}})  # people give versions users
     shutil.copytree(staged, tmp_path / ".registry")
     monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
     monkeypatch.setenv("LORA_OPS_ACTOR", "ben.okafor")

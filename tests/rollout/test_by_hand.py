@@ -3,14 +3,17 @@
 import pytest
 
 from lora_ops.errors import Refused
+from lora_ops.hashing import sha256_text
 from lora_ops.records.rollout import Rollout
 from lora_ops.registry import lifecycle, rollouts, routes
+from lora_ops.registry.by_hand import MOST_USERS
 from lora_ops.registry.reports import Report, filed, load
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.rollout.controller import abort, start
 from lora_ops.rollout.verdicts import Verdict
 from tests.registry.conftest import Build
+from tests.registry.test_rollouts import ask
 from tests.rollout.rolling import SETTINGS, Traffic
 from tests.rollout.test_controller import canary_of, ready, run
 
@@ -52,7 +55,58 @@ def test_hand_gives_a_canary_no_more_than_its_step(
     found = rollouts.rollout_of(registry, "finance@2")
     assert found
     abort(registry, found, **WHY)
+    ask(registry, "required")
+    with pytest.raises(Refused, match="One person gives finance@2 at most 1 %"):
+        routes.set_canary(registry, "finance@2", 5, **WHY)
+    ask(registry, "optional")
     routes.set_canary(registry, "finance@2", 100, **WHY)  # people ended it, and it is theirs
+
+
+def test_rollout_that_is_ready_takes_pins(registry: Registry, rollout: Rollout, traffic_of: Traffic) -> None:
+    """In a step of 5 % its testers are few and named; once it is ready, 95 % of the users get it anyway."""
+    ask(registry, "required")
+    run(registry, traffic_of)
+    users = [f"user {number}" for number in range(MOST_USERS + 1)]
+    for give in ({"users": users}, {"segments": ["staff"]}):
+        with pytest.raises(Refused, match="finance@2"):
+            routes.pin(registry, "finance@2", **give, **WHY)
+    routes.pin(registry, "finance@2", users=users[1:], **WHY)
+    traffic_of.come(300)
+    run(registry, traffic_of)
+    traffic_of.come(60)
+    assert run(registry, traffic_of).rollout.phase == "ready"
+    routes.pin(registry, "finance@2", users=users, segments=["staff"], **WHY)
+    found = verify(registry)
+    assert not found.problems and not any("gives finance@2" in one for one in found.warnings)
+
+
+def test_paused_rollout_gives_users_by_hand_up_to_its_step(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """Its controller still takes it back."""
+    ask(registry, "required")
+    held = run(registry, traffic_of).rollout
+    rollouts.pause(registry, held, actor="eve", reason="a look at the answers first")
+    routes.set_canary(registry, "finance@2", 1, **WHY)
+    routes.set_canary(registry, "finance@2", 5, **WHY)
+    with pytest.raises(Refused, match="gives it 5 % of the users"):
+        routes.set_canary(registry, "finance@2", 6, **WHY)
+
+
+def test_share_of_what_went_back_can_be_lowered(
+    registry: Registry, rollout: Rollout, traffic_of: Traffic
+) -> None:
+    """A release that knew no such rule left it there."""
+    run(registry, traffic_of)
+    traffic_of.come(60, status=500)
+    assert run(registry, traffic_of).rollout.phase == "returned"
+    assert registry.owners
+    share = {"canary": {"number": 2, "percent": 50, "salt": "12345678"}}
+    with registry.change("oncall") as change:
+        digest = sha256_text(registry.owners.text)
+        change.reroute("canary_set", "finance", share, reason="I want it", owners_sha256=digest)
+    routes.set_canary(registry, "finance@2", 25, **WHY)
+    assert canary_of(registry) == 25
 
 
 def test_version_that_broke_in_shadow_gets_no_users(

@@ -27,6 +27,7 @@ from lora_ops.serving.assigned_routes import AssignedRoutes
 from lora_ops.serving.events import read_events
 from lora_ops.serving.router import OutOfService, Route, Router
 from lora_ops.settings.rollout import RolloutSettings
+from tests.conftest import write_params
 from tests.registry.conftest import owners  # noqa: F401 - a fixture
 from tests.serving.conftest import Clone, Served, eventually, make_clone, register, served
 
@@ -40,6 +41,7 @@ def staged_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.Temp
     """A clone with finance@1 in production, finance@2 in canary and the candidate finance@3."""
     folder = tmp_path_factory.mktemp("assigned")
     root = make_clone(tiny_base, owners, folder)
+    write_params(root, {"registry.evidence": {"rollout": "optional"}})  # people give versions users
     clone = Clone(root, root / "models/base")
     with clone.registry() as registry:
         clone.story(registry).to("finance@1", "production")
