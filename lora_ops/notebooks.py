@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 LONGEST_SOCKET_FOLDER = 80
 OUR_ERRORS = {one.__name__: one for one in (LoraOpsError, Refused, NotFound, Unavailable, Damaged)}
 # Kinds of these, which a cell raises by their own names.
-OUR_ERRORS |= {"MissingRegistry": NotFound, "MissingKey": NotFound, "LostRace": Unavailable}
+OUR_ERRORS |= {"MissingRegistry": NotFound, "MissingKey": NotFound}
+OUR_ERRORS |= {"LostRace": Unavailable, "InUse": Unavailable}
 DISK_FULL = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
 KINDS: dict[str, str] = {
     "bool": "True or False",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_ops.clock import now, utc
-from lora_ops.errors import LoraOpsError, Unavailable, disk_reason
+from lora_ops.errors import Unavailable, disk_reason
 from lora_ops.folders import make_folder, set_aside
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 DVC_STAGE = "DVC_STAGE"  # dvc/env.py: DVC sets it for the command of a stage
+
+
+class InUse(Unavailable):
+    """Another process does at this moment what only one may do."""
 
 
 @contextmanager
@@ -33,7 +37,8 @@ def only_one(lock_file: Path, what: str) -> Iterator[None]:
         what: what is done, for the sentence that a second process gets ("training 'finance'").
 
     Raises:
-        LoraOpsError: another process holds it, and the text says which one; or the disk refuses it.
+        InUse: another process holds it, and the text says which one.
+        Unavailable: the disk refuses it.
     """
     try:
         make_folder(lock_file.parent)
@@ -45,7 +50,7 @@ def only_one(lock_file: Path, what: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(lock, 1000, 0).decode(errors="replace").strip() or "another process"
-            raise LoraOpsError(
+            raise InUse(
                 f"{holder} is {what} already: wait until it ends, or stop it and run this again."
             ) from None
         with suppress(OSError):  # a full disk: the lock is held all the same

@@ -95,7 +95,8 @@ def status(reference: ExactReference, as_json: AsJson = False) -> None:
 def step(reference: ExactReference, as_json: AsJson = False) -> None:
     """Look once, and go on, back, or stay: for cron and CI.
 
-    Ends with 0 where it went on or is done, 1 where it went back, 3 where it stays.
+    Ends with 0 where it went on or is done, 1 where it went back, 3 where it stays, and 5 where another
+    controller looks at it or was first.
     """
     from lora_ops.exit_codes import ExitCode
     from lora_ops.rollout.controller import one_round
@@ -153,9 +154,12 @@ def run(
 def pause(reference: ExactReference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
     """Let a rollout stay where it is; a breach still takes it back. Anybody in the team may."""
     from lora_ops.registry import rollouts
+    from lora_ops.registry.closing import until_first
 
     def change(registry: "Registry") -> "Rollout":
-        return rollouts.pause(registry, _known(registry, reference), actor=who(actor), reason=reason)
+        return until_first(
+            lambda: rollouts.pause(registry, _known(registry, reference), actor=who(actor), reason=reason)
+        )
 
     _change(change, "is paused", as_json, to_stop=reference)
 
@@ -174,10 +178,13 @@ def resume(reference: ExactReference, reason: Reason, actor: Actor = None, as_js
 @app.command()
 def abort(reference: ExactReference, reason: Reason, actor: Actor = None, as_json: AsJson = False) -> None:
     """End a rollout: production answers everybody at once. Anybody in the team may."""
+    from lora_ops.registry.closing import until_first
     from lora_ops.rollout import controller
 
     def change(registry: "Registry") -> "Rollout":
-        return controller.abort(registry, _known(registry, reference), actor=who(actor), reason=reason)
+        return until_first(
+            lambda: controller.abort(registry, _known(registry, reference), actor=who(actor), reason=reason)
+        )
 
     _change(change, "has ended, and production answers everybody", as_json, to_stop=reference)
 
@@ -257,13 +264,18 @@ def _locked(folder: "Path", tenant: str) -> Iterator[None]:
 
     The lock spares a second look. The log decides which of two controllers acts. So a disk that refuses the
     lock must not keep a version from going back.
+
+    Raises:
+        InUse: another controller looks at it now.
     """
     from lora_ops.errors import Unavailable
-    from lora_ops.processes import only_one
+    from lora_ops.processes import InUse, only_one
 
     with ExitStack() as held:
         try:
             held.enter_context(only_one(folder / f"{tenant}.lock", f"looking at the rollout of '{tenant}'"))
+        except InUse:
+            raise
         except Unavailable as error:
             print_problem(f"Another controller may look at the same time: {error}")
         yield

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from lora_ops.errors import Damaged, LoraOpsError, NotFound, Unavailable, disk_reason, with_text
+from lora_ops.processes import InUse
 from lora_ops.registry.shared import LostRace
 from lora_ops.registry.signing_keys import MissingKey
 
@@ -17,6 +18,7 @@ from lora_ops.registry.signing_keys import MissingKey
         (LoraOpsError("x"), LoraOpsError),
         (MissingKey.__new__(MissingKey), NotFound),
         (LostRace("x"), Unavailable),
+        (InUse("x"), Unavailable),
     ],
     ids=lambda one: getattr(one, "__name__", type(one).__name__),
 )

@@ -15,8 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lora_ops.errors import LoraOpsError
-from lora_ops.processes import locked, only_one
+from lora_ops.processes import InUse, locked, only_one
 from tests.conftest import ROOT, run
 from tests.test_notebooks import write
 
@@ -38,7 +37,7 @@ def test_only_one_names_the_process_that_holds_it(tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with (
-            pytest.raises(LoraOpsError, match=rf"^Process {holder.pid} on .* is training 'finance' already"),
+            pytest.raises(InUse, match=rf"^Process {holder.pid} on .* is training 'finance' already"),
             only_one(lock, "training 'finance'"),
         ):
             pass
@@ -67,7 +66,7 @@ def test_only_one_holds_where_its_name_can_not_be_written(tmp_path: Path) -> Non
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
-        busy = pytest.raises(LoraOpsError, match="another process is training already")
+        busy = pytest.raises(InUse, match="another process is training already")
         with only_one(lock, "training"), busy, only_one(lock, "training"):
             pass
     finally:

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from lora_ops import rollout_commands
 from lora_ops.cli import app
-from lora_ops.errors import LoraOpsError, NotFound, Refused
+from lora_ops.errors import LoraOpsError, NotFound, Refused, Unavailable
 from lora_ops.escaping import show
-from lora_ops.registry import routes
+from lora_ops.processes import only_one
+from lora_ops.records.rollout import Rollout
+from lora_ops.registry import rollouts, routes
 from lora_ops.registry.backends import open_registry, take_rules
 from lora_ops.registry.store import Registry
 from lora_ops.rollout.canary import Look
@@ -122,6 +124,52 @@ def test_step_goes_back_where_no_lock_can_be_kept(cli: Cli, tmp_path: Path) -> N
     with closing(open_registry(tmp_path / "clone", to_stop="finance@2")) as registry:
         routes.stop(registry, "finance@2", actor="oncall", reason="it insults people")
     assert "(returned): finance@2 was stopped" in cli("step", "finance@2", ends=1)
+
+
+def test_step_beside_another_controller_tries_again_later(cli: Cli, tmp_path: Path) -> None:
+    """CI repeats a command that ends with 5, and takes 2 for a wrong call."""
+    cli("start", "finance@2", *WHY)
+    with (
+        only_one(tmp_path / "clone/.serving/rollouts/finance.lock", "looking"),
+        pytest.raises(Unavailable, match="is looking at the rollout of 'finance' already: wait until it ends"),
+    ):
+        cli("step", "finance@2")
+
+
+@pytest.mark.parametrize("command", ["pause", "abort"])
+def test_rollout_is_stopped_though_it_moves_meanwhile(
+    cli: Cli, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A controller's step between reading and writing must not keep people from stopping it."""
+    cli("start", "finance@2", *WHY)
+    read, times = rollout_commands._known, []
+
+    def read_too_early(registry: Registry, reference: str) -> Rollout:
+        known = read(registry, reference)
+        if not times:
+            rollouts.move(registry, known, "shadow", "20 % are asked again", actor="oncall")
+        times.append(known.seq)
+        return known
+
+    monkeypatch.setattr(rollout_commands, "_known", read_too_early)
+    cli(command, "finance@2", *WHY)
+    assert len(times) == 2
+
+
+def test_resume_is_decided_again_where_it_moved(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever lets it go on must have seen why it stayed."""
+    cli("start", "finance@2", *WHY)
+    cli("pause", "finance@2", *WHY)
+    stale = rollout_commands._known
+
+    def read_too_early(registry: Registry, reference: str) -> Rollout:
+        known = stale(registry, reference)
+        rollouts.move(registry, known, "shadow", "20 % are asked again", actor="oncall")
+        return known
+
+    monkeypatch.setattr(rollout_commands, "_known", read_too_early)
+    with pytest.raises(Unavailable, match="finance@2 changed meanwhile .*look again"):
+        cli("resume", "finance@2", *WHY)
 
 
 def test_run_keeps_its_lock_while_params_are_broken(

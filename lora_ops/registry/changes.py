@@ -39,7 +39,7 @@ def require_reason(reason: str) -> None:
 
 
 class LostRace(Unavailable):
-    """Another machine's change reached the shared log first; nothing was changed here."""
+    """Another change came first, of this machine or of another one; nothing was changed here."""
 
 
 class Change:

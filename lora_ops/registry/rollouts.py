@@ -15,7 +15,7 @@ from lora_ops.hashing import sha256_text
 from lora_ops.records.registry import AuditEntry
 from lora_ops.records.rollout import Phase, Rollout, RolloutPlan
 from lora_ops.records.route import RouteRecord
-from lora_ops.registry.changes import Change, require_reason
+from lora_ops.registry.changes import Change, LostRace, require_reason
 from lora_ops.registry.eligibility import expiry_reason, reasons_against
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.roles import ANYBODY, MOVE, require_role
@@ -227,7 +227,8 @@ def move(
         facts: what the entry says besides, such as the verdict's numbers.
 
     Raises:
-        LoraOpsError: somebody changed the rollout meanwhile, or the actor has no role for it.
+        LostRace: somebody changed the rollout meanwhile.
+        LoraOpsError: the actor has no role for it, or it has ended.
     """
     forward = phase in ("canary", "ready")
     return _change(
@@ -289,7 +290,7 @@ def _change(
         require_reason(reason)
         now = _now(registry, adapter)
         if now.seq != rollout.seq:
-            raise Refused(f"The rollout of {adapter} changed meanwhile ({now.phase}: {now.said}): look again.")
+            raise LostRace(f"The rollout of {adapter} changed meanwhile ({now.phase}: {now.said}): look again.")
         if not now.is_running:
             raise Refused(f"The rollout of {adapter} has ended ({now.phase}): {now.said}.")
         if forward:

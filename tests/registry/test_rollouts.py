@@ -10,6 +10,7 @@ from lora_ops.hashing import sha256_text
 from lora_ops.records.rollout import Rollout, RolloutPlan
 from lora_ops.records.route import RouteRecord, ShadowRoute
 from lora_ops.registry import lifecycle, requirements, rollouts
+from lora_ops.registry.changes import LostRace
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.requirements import missing_for
 from lora_ops.registry.store import Registry
@@ -56,7 +57,7 @@ def test_rollout_is_read_from_the_log_alone(registry: Registry, rollout: Rollout
 def test_rollout_is_changed_by_one_of_two_controllers(registry: Registry, rollout: Rollout) -> None:
     rollouts.move(registry, rollout, "canary", "shadow agrees", actor="ci")
     head = registry.log.head()
-    with pytest.raises(Refused, match=r"changed meanwhile \(canary: shadow agrees\): look again"):
+    with pytest.raises(LostRace, match=r"changed meanwhile \(canary: shadow agrees\): look again"):
         rollouts.move(registry, rollout, "returned", "a breach", actor="ci")
     assert registry.log.head() == head
 
