@@ -126,9 +126,9 @@ def run(
     from lora_ops.registry.backends import take_rules
     from lora_ops.rollout.loop import run_rollouts
     from lora_ops.settings.files import find_root
-    from lora_ops.settings.params import load_settings
+    from lora_ops.settings.params import settings_to_stop
 
-    settings = load_settings()
+    settings = settings_to_stop(find_root())
     with _opened() as (registry, _):  # the loop asks at each look whether anything may go on
         for one in tenant or ():
             if one not in settings.tenants:  # the registry may be damaged, and a breach must still be seen
@@ -236,10 +236,10 @@ def _traffic(registry: "Registry", *, keep: bool = False) -> "GatewayTraffic":
     from lora_ops.rollout.kept_looks import FOLDER, LookKeeper
     from lora_ops.rollout.traffic import GatewayTraffic
     from lora_ops.settings.files import find_root
-    from lora_ops.settings.params import load_settings
+    from lora_ops.settings.params import settings_to_stop
 
     root = find_root()
-    settings = load_settings(root)
+    settings = settings_to_stop(root)
     folder = root / settings.serving.path
     keeper = LookKeeper(folder / FOLDER) if keep else None
     probe = GatewayProbe(folder, settings.rollout.probe)
@@ -252,10 +252,10 @@ def _locks() -> "Callable[[str], AbstractContextManager[None]]":
     A loop asks once: a rollout must go back while somebody edits params.yaml.
     """
     from lora_ops.settings.files import find_root
-    from lora_ops.settings.params import load_settings
+    from lora_ops.settings.params import settings_to_stop
 
     root = find_root()
-    return partial(_locked, root / load_settings(root).serving.path / "rollouts")
+    return partial(_locked, root / settings_to_stop(root).serving.path / "rollouts")
 
 
 @contextmanager

@@ -248,6 +248,13 @@ def copy_repository(target: Path) -> Path:
     return target
 
 
+def commit_all(folder: Path) -> None:
+    """Make `folder` a repository whose last commit has its files as they are."""
+    git = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for words in (("init", "--quiet"), ("add", "params.yaml"), ("commit", "--quiet", "--message=as it works")):
+        subprocess.run([*git, *words], check=True)
+
+
 def small_clone(folder: Path) -> Path:
     """Make `folder` what commands take for a clone: settings and owners, and no stage. Return it."""
     folder.mkdir(exist_ok=True)

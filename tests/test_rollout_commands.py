@@ -24,7 +24,7 @@ from lora_ops.rollout.guardrails import Shown
 from lora_ops.rollout.sample_ratio import SampleRatio
 from lora_ops.rollout.sequential import Bounds, excess_margin
 from lora_ops.rollout.verdicts import Verdict
-from tests.conftest import write_params
+from tests.conftest import commit_all, write_params
 from tests.registry.conftest import owners, resampled_once  # noqa: F401 - fixtures
 from tests.serving.conftest import Clone, clone_source  # noqa: F401 - a fixture
 
@@ -216,6 +216,46 @@ def test_rollout_is_ended_while_owners_are_broken(cli: Cli, tmp_path: Path) -> N
     with pytest.raises(LoraOpsError, match="owners.yaml"):
         cli("resume", "finance@2", *WHY)
     assert "production answers everybody" in cli("abort", "finance@2", *WHY)
+
+
+BROKEN = {"no YAML": "serving: [", "a wrong value": "rollout: {canary: {steps: [50, 5]}}\n"}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_way_back_is_open_while_params_are_broken(cli: Cli, tmp_path: Path, text: str) -> None:
+    """Whoever edits a step breaks the file, and whoever is on call must not wait for them."""
+    root = tmp_path / "clone"
+    commit_all(root)
+    cli("start", "finance@2", *WHY)
+    cli("step", "finance@2")
+    (root / "params.yaml").write_text(BROKEN[text])
+    with pytest.raises(LoraOpsError, match="params.yaml"):
+        cli("start", "finance@2", *WHY)
+    assert "hold: no requests yet" in cli("step", "finance@2", ends=3)
+    stopped = CliRunner().invoke(app, ["route", "stop", "finance@2", *WHY])
+    assert stopped.exit_code == 0 and "finance@2 answers nobody until" in stopped.output
+    assert "production answers everybody" in cli("abort", "finance@2", *WHY)
+
+
+def test_way_back_names_the_file_where_git_has_none(cli: Cli, tmp_path: Path) -> None:
+    cli("start", "finance@2", *WHY)
+    (tmp_path / "clone/params.yaml").write_text("serving: [")
+    with pytest.raises(LoraOpsError, match="params.yaml is not valid YAML.*`git checkout params.yaml`"):
+        cli("abort", "finance@2", *WHY)
+
+
+def test_run_begins_while_params_are_broken(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that is started again in that hour takes rollouts back, and lets none go on."""
+    commit_all(tmp_path / "clone")
+    cli("start", "finance@2", *WHY)
+    (tmp_path / "clone/params.yaml").write_text("serving: [")
+    rules: list[Callable[[], None]] = []
+    monkeypatch.setattr(
+        "lora_ops.rollout.loop.run_rollouts", lambda *_, take_rules, **__: rules.append(take_rules)
+    )
+    cli("run")
+    with pytest.raises(LoraOpsError, match="params.yaml"):
+        rules[0]()
 
 
 def test_guardrails_are_shown_on_the_scale_of_their_margins(capsys: pytest.CaptureFixture[str]) -> None:

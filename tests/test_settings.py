@@ -13,10 +13,10 @@ from ruamel.yaml import YAML
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import EvidenceKind
 from lora_ops.settings.files import find_root, read_yaml
-from lora_ops.settings.params import load_settings
+from lora_ops.settings.params import load_settings, settings_to_stop
 from lora_ops.settings.rollout import RolloutSettings, ShadowSettings
 from lora_ops.settings.section import colliding_tenant, refuse_reserved_name
-from tests.conftest import ROOT, write_params
+from tests.conftest import ROOT, commit_all, write_params
 
 MERGES = "a0: &a0 {x: 1}\n" + "".join(
     f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
@@ -33,6 +33,28 @@ def write(folder: Path, values: dict[str, Any]) -> Path:
 
 def test_the_committed_file_is_valid() -> None:
     assert load_settings(ROOT).tenants
+
+
+def test_settings_to_stop_are_of_the_last_commit(tmp_path: Path) -> None:
+    """The registry is where today's file says, as far as that can be read: an uncommitted path counts."""
+    root = write(tmp_path, {"registry.path": "committed", "rollout.interval_seconds": 7})
+    commit_all(root)
+    write(tmp_path, {"registry.path": "edited", "rollout.interval_seconds": -1})
+    found = settings_to_stop(root)
+    assert (found.registry.path, found.rollout.interval_seconds) == ("edited", 7)
+    (root / "params.yaml").write_text("registry: [")
+    assert settings_to_stop(root).registry.path == "committed"
+    write(tmp_path, {"registry.path": "mended"})
+    assert settings_to_stop(root).registry.path == "mended"
+
+
+def test_settings_to_stop_are_refused_without_a_commit(tmp_path: Path) -> None:
+    write(tmp_path, {"rollout.interval_seconds": -1})
+    with pytest.raises(LoraOpsError, match=r"interval_seconds.*; correct params.yaml, or take .*`git checkout"):
+        settings_to_stop(tmp_path)
+    commit_all(tmp_path)
+    with pytest.raises(LoraOpsError, match="interval_seconds"):
+        settings_to_stop(tmp_path)
 
 
 def test_a_learning_rate_in_yaml_1_2_notation_is_a_number(tmp_path: Path) -> None:

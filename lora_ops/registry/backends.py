@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from lora_ops.errors import Damaged, LoraOpsError, with_text
+from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.named_paths import follow
 from lora_ops.registry.closing import settle
 from lora_ops.registry.database import MissingRegistry
@@ -19,7 +19,7 @@ from lora_ops.registry.shared import SharedRegistry
 from lora_ops.registry.store import Registry
 from lora_ops.registry.wandb_project import WandbProject
 from lora_ops.settings.files import find_root
-from lora_ops.settings.params import Settings, load_settings
+from lora_ops.settings.params import Settings, load_settings, settings_to_stop
 from lora_ops.settings.registry import SigningSettings
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ def open_registry(root: Path | None = None, *, create: bool = False, to_stop: st
         root: of the repository; default: the one around the working directory.
         create: make the registry if it is missing; only registering a version does.
         to_stop: a version (`finance@3`) that is about to be taken out of service. Where this machine knows it,
-            W&B is not asked first: a network that swallows each request would hold that up for minutes.
+            W&B is not asked first: a network that swallows each request would hold that up for minutes. A
+            params.yaml that is wrong holds nothing up (`settings_to_stop`).
 
     Raises:
         MissingRegistry: there is none, and `create` is not set.
@@ -40,15 +41,7 @@ def open_registry(root: Path | None = None, *, create: bool = False, to_stop: st
             can't be reached for the first copy.
     """
     root = root or find_root()
-    try:
-        everything = load_settings(root)
-    except LoraOpsError as error:
-        if to_stop is None:
-            raise
-        advice = (
-            "correct params.yaml, or take the last commit's (`git checkout params.yaml`), and run this again"
-        )
-        raise with_text(error, f"{str(error).rstrip('.')}; {advice}.") from error
+    everything = load_settings(root) if to_stop is None else _settings_to_stop(root)
     opened = open_copy(root, everything, create=create, to_stop=to_stop is not None)
     if isinstance(opened, SharedRegistry) and not _knows(opened, to_stop):
         try:
@@ -57,6 +50,19 @@ def open_registry(root: Path | None = None, *, create: bool = False, to_stop: st
             opened.close()
             raise
     return opened
+
+
+def _settings_to_stop(root: Path) -> Settings:
+    try:
+        return load_settings(root)
+    except LoraOpsError as error:
+        everything = settings_to_stop(root)
+        logger.warning(
+            "%s The registry in %s counts, as the last commit or the rest of the file says.",
+            error,
+            root / everything.registry.path,
+        )
+        return everything
 
 
 def open_to_accept(root: Path | None = None, *, actor: str, reason: str) -> tuple[Registry, HeadMemory]:

@@ -19,7 +19,7 @@ from lora_ops.registry.owners import Owners, Role, load_owners
 from lora_ops.registry.roles import MAY, require_role_in
 from lora_ops.registry.signing import Signer
 from lora_ops.registry.versions import parse_reference
-from lora_ops.settings.params import Settings, load_settings
+from lora_ops.settings.params import Settings, settings_to_stop
 
 DEEPEST = 4
 """So many folders deep in a clone `serving.path` may lie, so that a revocation finds its gateway."""
@@ -56,7 +56,7 @@ def stop_unread(
             gateway that looks there still serves the version.
     """
     try:
-        everything = load_settings(root)
+        everything = settings_to_stop(root)
     except LoraOpsError:
         raise error from None
     path = root / everything.registry.path

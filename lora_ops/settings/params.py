@@ -1,16 +1,17 @@
 """The whole of params.yaml, typed."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
-from lora_ops.errors import LoraOpsError, NotFound
+from lora_ops.errors import LoraOpsError, NotFound, with_text
 from lora_ops.settings.autoscaling import AutoscalingSettings
 from lora_ops.settings.base_model import BaseModelSettings
 from lora_ops.settings.costs import CostSettings
 from lora_ops.settings.detectors import DetectorSettings
 from lora_ops.settings.drift import DriftSettings
-from lora_ops.settings.files import find_root, first_problem, read_yaml
+from lora_ops.settings.files import find_root, first_problem, parse_yaml, read_section, read_yaml
 from lora_ops.settings.kpis import KpiSettings
 from lora_ops.settings.objectives import ObjectiveSettings
 from lora_ops.settings.registry import RegistrySettings
@@ -77,14 +78,60 @@ class Settings(Section):
         return self.tenants[name]
 
 
+WHERE: dict[str, type[Section]] = {
+    "registry": RegistrySettings,
+    "serving": ServingSettings,
+    "tracking": TrackingSettings,
+}
+"""The sections that say where the registry is, and where its gateways keep their files."""
+
+
 def load_settings(root: Path | None = None) -> Settings:
     """params.yaml of the repository at `root` (default: `find_root()`).
 
     Raises:
         LoraOpsError: the file is missing, is not YAML, or a value is wrong; the text names the value.
     """
-    path = (root or find_root()) / "params.yaml"
-    raw = read_yaml(path)
+    return _validated(read_yaml((root or find_root()) / "params.yaml"))
+
+
+def settings_to_stop(root: Path) -> Settings:
+    """Return params.yaml to take a version out of service; where it is wrong, the last commit's.
+
+    A version must not go on answering while somebody edits the file. Of a file that is wrong elsewhere, the
+    sections count that say where the registry and its gateways are.
+
+    Raises:
+        LoraOpsError: as `load_settings`, and the last commit has no params.yaml that can be read either.
+    """
+    try:
+        return load_settings(root)
+    except LoraOpsError as error:
+        found = _last_commits(root)
+        if found is None:
+            raise with_text(
+                error,
+                f"{str(error).rstrip('.')}; correct params.yaml, or take the last commit's (`git checkout "
+                "params.yaml`), and run this again.",
+            ) from error
+    own: dict[str, Section] = {}
+    for name, kind in WHERE.items():
+        with suppress(LoraOpsError):
+            own[name] = read_section(root, name, kind)
+    return found.model_copy(update=own)
+
+
+def _last_commits(root: Path) -> Settings | None:
+    from lora_ops.git import committed_text
+
+    text = committed_text(root, "params.yaml")
+    try:
+        return None if text is None else _validated(parse_yaml(text, "params.yaml of the last commit"))
+    except LoraOpsError:
+        return None
+
+
+def _validated(raw: object) -> Settings:
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
