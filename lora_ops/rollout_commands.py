@@ -59,6 +59,40 @@ def start(reference: ExactReference, reason: Reason, actor: Actor = None, as_jso
     _change(change, "begins: `lora-ops rollout run` takes it on", as_json)
 
 
+@app.command("list")
+def list_(
+    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
+) -> None:
+    """Every rollout, one line each: those that run first, then those that ended, the last one first."""
+    from lora_ops.registry.rollouts import rollouts
+
+    with _opened() as (registry, _):
+        check_tenant(registry, tenant)
+        found = rollouts(registry, tenant)
+    found.sort(key=lambda one: (one.is_running, one.seq), reverse=True)
+    if as_json:
+        print_json([_as_json(one) for one in found])
+        return
+    if not found:
+        print_lines("No rollout has begun: `lora-ops rollout start TENANT@NUMBER --reason TEXT` begins one.")
+        return
+    columns = ("version", "beside", "phase", "users", "since (UTC)", "attempt")
+    table = Grid(*columns, "last change", solid={*columns})
+    for one in found:
+        phase = one.phase + (", paused" if one.is_running and one.paused else "")
+        table.add_row(
+            one.plan.adapter,
+            one.plan.against,
+            "ready, waits for approvals" if phase == "ready" else phase,
+            f"{one.percent:g} %" if one.percent else "-",
+            f"{one.since:%Y-%m-%d %H:%M}",
+            str(one.attempt),
+            one.said,
+            style=None if one.is_running else "dim",
+        )
+    print_lines(table)
+
+
 @app.command()
 def status(reference: ExactReference, as_json: AsJson = False) -> None:
     """Where a rollout is, what its users show so far, and what it waits for."""
@@ -77,8 +111,7 @@ def status(reference: ExactReference, as_json: AsJson = False) -> None:
 
         print_json(
             {
-                **rollout.model_dump(mode="json"),
-                "percent": rollout.percent,
+                **_as_json(rollout),
                 "shadow": shadow and {"verdict": shadow.verdict._asdict(), "metrics": as_rows(shadow)},
                 "canary": canary and _canary_json(canary),
             }
@@ -298,6 +331,10 @@ def _change(
         print_json({**rollout.model_dump(mode="json"), **remembered})
         return
     print_lines(f"The rollout of [bold]{rollout.plan.adapter}[/] {markup(what)}.")
+
+
+def _as_json(rollout: "Rollout") -> dict[str, Any]:
+    return {**rollout.model_dump(mode="json"), "percent": rollout.percent}
 
 
 def _line(rollout: "Rollout") -> str:

@@ -80,6 +80,39 @@ def test_rollout_commands_pause_resume_and_abort(cli: Cli) -> None:
     assert json.loads(cli("start", "finance@2", *WHY, "--json"))["attempt"] == 2
 
 
+def test_list_shows_every_rollout_in_a_line(cli: Cli) -> None:
+    assert "No rollout has begun: `lora-ops rollout start" in cli("list")
+    assert json.loads(cli("list", "--json")) == []
+    cli("start", "finance@2", *WHY)
+    cli("pause", "finance@2", "--reason", "a look at <b>[red]it[/]")
+    shown = cli("list")
+    assert "finance@2 finance@1 shadow, paused - 2" in shown and "1 a look at <b>[red]it[/]" in shown
+    cli("abort", "finance@2", *WHY)
+    [told] = json.loads(cli("list", "finance", "--json"))
+    assert (told["plan"]["adapter"], told["phase"], told["percent"]) == ("finance@2", "aborted", 0)
+    assert "finance@2 finance@1 aborted" in cli("list")
+    assert json.loads(cli("list", "media", "--json")) == []
+    with pytest.raises(NotFound, match="no tenant 'nobody'"):
+        cli("list", "nobody")
+
+
+def test_list_shows_what_runs_first(cli: Cli, tmp_path: Path) -> None:
+    """Whoever is on call looks for what may need them; of those the last change comes first."""
+    cli("start", "finance@2", *WHY)
+    with closing(open_registry(tmp_path / "clone")) as registry:
+        known = rollouts.rollout_of(registry, "finance@2")
+        assert known
+        plan = known.plan.model_copy(update={"adapter": "healthcare@1"})
+        rollouts.begin(registry, plan, actor="oncall", reason="next")
+
+    def listed() -> list[str]:
+        return [one["plan"]["adapter"] for one in json.loads(cli("list", "--json"))]
+
+    assert listed() == ["healthcare@1", "finance@2"]
+    cli("abort", "healthcare@1", *WHY)
+    assert listed() == ["finance@2", "healthcare@1"]
+
+
 @pytest.mark.parametrize("command", ["status", "step"])
 def test_rollout_commands_say_how_to_begin(cli: Cli, command: str) -> None:
     with pytest.raises(NotFound, match="finance@2 has no rollout: `lora-ops rollout start finance@2"):
