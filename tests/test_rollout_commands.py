@@ -156,7 +156,10 @@ def test_step_goes_back_where_no_lock_can_be_kept(cli: Cli, tmp_path: Path) -> N
     assert "Another controller may look at the same time" in cli("step", "finance@2")
     with closing(open_registry(tmp_path / "clone", to_stop="finance@2")) as registry:
         routes.stop(registry, "finance@2", actor="oncall", reason="it insults people")
-    assert "(returned): finance@2 was stopped" in cli("step", "finance@2", ends=1)
+    assert "(returned): finance@2 was stopped." in cli("step", "finance@2", ends=1)
+    with closing(open_registry(tmp_path / "clone")) as registry:
+        routes.resume(registry, "finance@2", actor="oncall", reason="it was the prompt")
+    assert "route resume" not in cli("status", "finance@2")
 
 
 def test_step_beside_another_controller_tries_again_later(cli: Cli, tmp_path: Path) -> None:

@@ -159,6 +159,8 @@ def _ended(registry: Registry, rollout: Rollout, version: Version) -> tuple[Phas
         return "aborted", f"{current} is in production now, and this rollout compares with {plan.against}"
     if version.state != "validated":  # which does not serve yet
         against = next(reasons_against(registry, version.summary, registry.clock()), None)
+        if against and against == stop_reason(registry, version.summary):
+            against = f"{version.id} was stopped"  # the way out of that would stay in the log after its end
         if against:
             return "returned", against
     return None
