@@ -28,6 +28,7 @@ _INVISIBLE = re.compile(
 LONGEST_MESSAGE = 4000
 _LONG_WORD = re.compile(r"\S{1000,}")  # no path, address, key or digest that a message names is as long
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+|~$&!])")
+_COMMAND = re.compile(r"`(lora-ops [^`]+)`")
 _STYLE_BLOCK = re.compile(r"<style\b.*?</style\s*>", re.DOTALL | re.IGNORECASE)
 
 TAGS = frozenset(
@@ -135,22 +136,34 @@ def markup(text: str) -> str:
 
 def markdown(text: str) -> str:
     """Return `text` on one line for Markdown: no link, no tag, no table cell comes of it."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(visible(text).split()))
+    return _MARKDOWN.sub(r"\\\1", _on_one_line(text))
+
+
+def markdown_sentence(text: str) -> str:
+    """Return a sentence on one line for Markdown: a command of lora-ops in backticks is code, and no other."""
+    parts = _COMMAND.split(_on_one_line(text))
+    return "".join(
+        code(part) if place % 2 else _MARKDOWN.sub(r"\\\1", part) for place, part in enumerate(parts)
+    )
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(visible(text).split())
 
 
 def code(text: str) -> str:
     """Return `text` on one line as a code span of Markdown, whatever backticks it has; not for tables."""
-    text = " ".join(visible(text).split())
+    text = _on_one_line(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def bullets(lines: "Iterable[str]") -> "Markdown":
-    """Return sentences as a list for a notebook, which wraps them at words; what they say is no markup."""
+    """Return sentences as a list for a notebook, which wraps them at words; see `markdown_sentence`."""
     from IPython.display import Markdown
 
-    return Markdown("\n".join(f"- {markdown(line)}" for line in lines))
+    return Markdown("\n".join(f"- {markdown_sentence(line)}" for line in lines))
 
 
 def plot_text(text: str) -> str:

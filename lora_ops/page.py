@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_ops.escaping import clean_html, markdown, visible
+from lora_ops.escaping import clean_html, markdown, markdown_sentence, visible
 
 # nbconvert has a block for scripts, widgets and diagrams, too, which run something or need a network.
 SHOWN = ("text/html", "text/markdown", "image/png", "image/jpeg", "text/plain")
@@ -64,7 +64,7 @@ def write_page(executed: Path, head: str | None = None, evaluation: str | None =
     question, subject, found = _question(notebook), _subject(notebook.metadata), _found(notebook)
     notebook.metadata["title"] = visible(f"{subject}: {question}" if subject else question)
     if subject or found:
-        lines = [f"**{markdown(subject)}**"] * bool(subject) + [markdown(line) for line in found]
+        lines = [f"**{markdown(subject)}**"] * bool(subject) + [markdown_sentence(line) for line in found]
         opening = nbformat.v4.new_markdown_cell("  \n".join(lines))
         titled = bool(notebook.cells) and notebook.cells[0].cell_type == "markdown"
         notebook.cells.insert(1 if titled else 0, opening)

@@ -164,6 +164,24 @@ def test_visible_shows_what_a_terminal_would_act_on(text: str, shown: str) -> No
     assert escaping.visible(text) == shown
 
 
+def test_bullets_show_a_command_as_code() -> None:
+    """Pages printed the backticks; what data say stays text."""
+    said = "Run `lora-ops rollout pause finance@2 --reason TEXT`, not `rm` or <b> *x*."
+    assert escaping.bullets([said]).data == (
+        r"- Run `lora-ops rollout pause finance@2 --reason TEXT`, not \`rm\` or \<b\> \*x\*."
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["`lora-ops <script>alert(1)</script>`", "``lora-ops x``", "a ` b `lora-ops x`"]
+)
+def test_command_in_a_sentence_is_inert(text: str) -> None:
+    from nbconvert.filters.markdown import markdown2html
+
+    html = markdown2html(escaping.markdown_sentence(text))
+    assert "<script" not in html and html.count("<code>lora-ops") == 1
+
+
 def test_shortened_keeps_begin_and_end_of_a_message() -> None:
     assert escaping.shortened("finance@9 is unknown: see /a/path") == "finance@9 is unknown: see /a/path"
     word = escaping.shortened(f"'{'x' * 100_000}' names no version: write tenant@number")
