@@ -25,6 +25,8 @@ FOLDER = "gateways"  # in `.serving`
 LONGEST_ADDRESS = 300
 LARGEST_ANSWER = 64 * 1024
 PROMPT = "Hello"
+PROBE = "x-lora-ops-probe"
+"""The header of a probe: nobody waits for its answer, so that it is no request of the version's evidence."""
 
 
 @contextmanager
@@ -124,7 +126,7 @@ class GatewayProbe:
         import httpx
 
         key = os.environ.get(self._settings.api_key_env)
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        headers = {PROBE: "1"} | ({"authorization": f"Bearer {key}"} if key else {})
         body = {"model": adapter, "prompt": PROMPT, "max_tokens": 1}
         content, seconds = bytearray(), self._settings.seconds
         try:

@@ -360,7 +360,7 @@ class Answering:
                 adapter=request.route.name,
                 digest=request.route.digest,
                 base_model=request.route.base_model.id,
-                unit=self._pseudonyms.name(request.tenant, request.unit),
+                unit=self._pseudonyms.name(request.tenant, request.unit) if request.is_of_user else None,
                 route=request.route.decision,
                 arm=request.route.arm,
                 fallback=request.route.fallback,

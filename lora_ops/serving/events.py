@@ -30,9 +30,10 @@ class Event(Record):
     """One request and its answer; times are in seconds.
 
     `user` is a salted hash of the user or session that the client named. `unit` is that of whoever keeps its
-    version: the user or session, else the key. `route` is why this adapter answered, and `epoch` the last entry
-    of the audit log when that was decided. `arm` is the side of the canary's comparison that the unit is on. It
-    stays where `adapter` answered in place of another (`instead_of`) that was not ready (`fallback`).
+    version: the user or session, else the key; None for a probe or a copy. `route` is why this adapter
+    answered, and `epoch` the last entry of the audit log when that was decided. `arm` is the side of the
+    canary's comparison that the unit is on. It stays where `adapter` answered in place of another
+    (`instead_of`) that was not ready (`fallback`).
     `token_seconds` has the mean from one token to the next, of each of its answers with two or more.
 
     `adapter_hit` says whether the adapter was in memory when the request came for it. None: it never came so

@@ -43,6 +43,7 @@ class AnswerRequest:
         is_copy: another gateway's copy of a request for a version in shadow; it is not copied again.
         route_again: gives the request by the route of this moment, read as that version would be asked; None
             where it stays on its version, such as one that a client named exactly.
+        is_probe: a controller asks whether the version answers.
     """
 
     request_id: str
@@ -67,6 +68,7 @@ class AnswerRequest:
     chat: ToolChat | None = None
     read_again: Callable[[Route], tuple[tuple[int, ...], ...]] | None = None
     is_copy: bool = False
+    is_probe: bool = False
     route_again: "Callable[[AnswerRequest], Awaitable[AnswerRequest]] | None" = None
 
     def reads_alike(self, other: Route) -> bool:
@@ -82,6 +84,14 @@ class AnswerRequest:
     def tenant(self) -> str:
         """Who pays: the model's tenant; for the base model, that of the key."""
         return payer(self.route, self.caller)
+
+    @property
+    def is_of_user(self) -> bool:
+        """Whether a user asks: neither a probe nor a copy, both of which name the exact version.
+
+        Whoever names none is a user, whatever they send: nobody hides their requests from a canary's evidence.
+        """
+        return self.route.decision != "pinned" or not (self.is_copy or self.is_probe)
 
     @property
     def costs(self) -> list[float]:

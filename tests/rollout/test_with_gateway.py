@@ -4,6 +4,7 @@ import itertools
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ from lora_ops.rollout.controller import Round, one_round, start
 from lora_ops.rollout.gateways import GatewayProbe
 from lora_ops.rollout.shadow_verdict import settings_plan
 from lora_ops.rollout.traffic import GatewayTraffic
+from lora_ops.serving.requests import SHADOW_COPY
 from lora_ops.settings.params import load_settings
 from lora_ops.settings.rollout import ProbeSettings
 from lora_ops.settings.serving import TenantServing
@@ -195,3 +197,22 @@ def test_probe_finds_what_is_loaded_and_fails(
         said = probe.unanswered("finance@2", plan.content_digest)
     assert said and said.startswith(f"{gateway.url} does not answer with finance@2 (5")
     assert probe.unanswered("finance@2", plan.content_digest) is None
+
+
+def test_probe_is_no_request_of_a_first_version(unreleased: Clone) -> None:
+    """A canary would go back for a probe that failed while its gateway started."""
+    settings = load_settings(unreleased.root)
+    engine = TorchEngine(unreleased.base)
+    with served(unreleased.root, unreleased.settings(), engine) as gateway, unreleased.registry() as registry:
+        traffic = evidence(registry, unreleased)
+        rollout = start(registry, "finance@1", settings.rollout, actor="oncall", reason="the first one")
+        rollout = look(registry, traffic, "finance@1").rollout
+        assert traffic.unanswered(rollout) is None
+        copy = {"model": "finance@1", "prompt": "AIRBNB", "max_tokens": 4}
+        url = f"{gateway.url}/v1/completions"
+        assert httpx.post(url, json=copy, headers={SHADOW_COPY: "1"}, timeout=60).status_code == 200
+        ask(gateway, range(1), "finance@1")
+        events = unreleased.root / ".serving/events"
+        eventually(lambda: sum(file.read_text().count("\n") for file in events.glob("*.jsonl")) == 3)
+        registry.clock = lambda: datetime.now(UTC) + timedelta(minutes=1)  # late lines are waited for
+        assert "1 requests in 1 different hours asked for" in traffic.named_look(rollout).verdict.reason

@@ -12,6 +12,7 @@ from starlette.background import BackgroundTask
 
 from lora_ops.engines.protocol import ToolChat
 from lora_ops.rollout.assignment import Requester
+from lora_ops.rollout.gateways import PROBE
 from lora_ops.serving.auth import allowed
 from lora_ops.serving.chat_turns import SystemPrompt, chat_turns
 from lora_ops.serving.errors import ApiError, too_long
@@ -229,6 +230,7 @@ def _new_request(
         unit=whose.unit,
         chat=tools,
         is_copy=SHADOW_COPY in http.headers,
+        is_probe=PROBE in http.headers,
     )
     state["headers"]["x-lora-ops-system-prompt"] = system
     state["limits"] = lambda: gateway.answering.limits(request.tenant)
