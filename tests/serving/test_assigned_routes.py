@@ -413,7 +413,7 @@ def canaried(clone: Clone, engine: Engine, percent: float = 100, **serving: Any)
         yield gateway
 
 
-def test_two_gateways_follow_a_route_within_a_second(staged: Clone, tiny_base: Path, engine: Engine) -> None:
+def test_two_gateways_follow_a_route_at_once(staged: Clone, tiny_base: Path, engine: Engine) -> None:
     """Each change is seen by the next request at both, without a restart."""
     other = TorchEngine(tiny_base, max_batch=16, kv_tokens=8192, threads=1)
     with (
@@ -429,9 +429,7 @@ def test_two_gateways_follow_a_route_within_a_second(staged: Clone, tiny_base: P
             (lambda: routes.stop(writer, "finance@2", **WHY), ("finance@1", "production")),
         ):
             change()
-            started = time.monotonic()
             assert answered(one) == answered(two) == expected
-            assert time.monotonic() - started < 1
 
 
 def test_headers_say_version_decision_and_epoch_on_errors_too(staged: Clone, engine: Engine) -> None:
