@@ -17,7 +17,7 @@ from lora_ops.cli import app
 from lora_ops.errors import LoraOpsError
 from lora_ops.monitoring.simulated_kpis import KNOWN
 from lora_ops.registry.backends import open_registry
-from tests.conftest import ROOT, small_clone
+from tests.conftest import ROOT, small_clone, write_params
 from tests.monitoring.kpi_files import write_csv, write_events
 
 Cli = Callable[..., Result]
@@ -27,6 +27,7 @@ Cli = Callable[..., Result]
 def cli(staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run `lora-ops` in a small clone with finance@1 in production and finance@2 in canary."""
     small_clone(tmp_path)
+    write_params(tmp_path, {"registry.evidence": {"rollout": "optional"}})  # people give versions users
     shutil.copytree(staged, tmp_path / ".registry")
     monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
     monkeypatch.setenv("LORA_OPS_ACTOR", "ben.okafor")

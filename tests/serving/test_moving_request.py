@@ -19,6 +19,7 @@ from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
 from lora_ops.serving.events import read_events
 from lora_ops.settings.serving import TenantServing
+from tests.conftest import write_params
 from tests.registry.conftest import owners  # noqa: F401 - a fixture
 from tests.serving.conftest import Clone, Served, eventually, make_clone, register, served
 
@@ -34,6 +35,7 @@ def released_source(tiny_base: Path, owners: Owners, tmp_path_factory: pytest.Te
     """A clone in which finance@3, with a system prompt of its own, took over from finance@1."""
     folder = tmp_path_factory.mktemp("moving")
     root = make_clone(tiny_base, owners, folder)
+    write_params(root, {"registry.evidence": {"rollout": "optional"}})  # people give versions users
     clone = Clone(root, root / "models/base")
     with clone.registry() as registry:
         clone.story(registry).to("finance@1", "production")
