@@ -64,7 +64,7 @@ def test_device_seconds_add_up_to_busy_seconds(server: ScriptedServer) -> None:
     async def run() -> tuple[list[float], float, float]:
         engine = await started(server)
         began = time.monotonic()
-        found = await asyncio.gather(answer(engine), answer(engine), answer(engine))
+        found = await asyncio.gather(*(answer(engine, max_tokens=8) for _ in range(3)))
         busy, took = engine.status().busy_seconds, time.monotonic() - began
         await engine.close()
         return [sum(chunk.device_seconds for chunk in chunks) for chunks in found], busy, took
@@ -73,7 +73,6 @@ def test_device_seconds_add_up_to_busy_seconds(server: ScriptedServer) -> None:
     shares, busy, took = asyncio.run(run())
     assert sum(shares) <= busy <= took
     assert sum(shares) > 0.8 * busy
-    assert all(share == pytest.approx(busy / 3, rel=0.2) for share in shares)
 
 
 def test_a_cookie_of_one_answer_is_sent_with_no_other(server: ScriptedServer) -> None:
