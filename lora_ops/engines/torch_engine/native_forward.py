@@ -23,6 +23,7 @@ from lora_ops.engines.torch_engine.step import Segment, Step
 from lora_ops.engines.torch_engine.weights import Linear, Weights
 
 KERNELS = Path(__file__).with_name("kernels")
+COMPILE_SECONDS = 120.0
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"),
     f"-DBLOCK={BLOCK}",
@@ -212,12 +213,14 @@ def _table(segments: Sequence[Segment]) -> numpy.ndarray:
     return numpy.array(pieces, dtype=numpy.int64)
 
 
-def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
+def build(
+    compiler: str | None = None, flags: Sequence[str] = FLAGS, seconds: float = COMPILE_SECONDS
+) -> ctypes.CDLL:
     """kernels/ as a library, compiled on first use for this very kind of CPU and kept in the user's cache.
 
     Raises:
         OSError: there is no compiler, or no place to keep the library to which only this account can write.
-        subprocess.SubprocessError: the compiler failed.
+        subprocess.SubprocessError: the compiler failed, or took more than so many seconds.
     """
     compiler = (
         compiler or os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
@@ -236,7 +239,7 @@ def build(compiler: str | None = None, flags: Sequence[str] = FLAGS) -> ctypes.C
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             target = Path(folder) / "forward.so"
             command = [*shlex.split(compiler), *flags, "-o", str(target), str(KERNELS / "forward.c"), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
             if done.returncode:
                 last = done.stderr.strip().splitlines()[-1:] or ["no message"]
                 raise subprocess.SubprocessError(f"`{compiler}` failed: {last[0]}")

@@ -331,7 +331,8 @@ def test_another_cpu_computes_the_same(name: str, rows: int) -> None:
     sizes = Sizes(2, 3, 40, 101, 130, biased=True, normed=True)
     drawn, ranks = [(20, 1, 1, True), (3, 1, 0, True), (0, rows - 2, 2, True)], [{"q": 3, "head": 2}, {"up": 9}]
     case = make_case(0, sizes, drawn, ranks, bf16=True)
-    other = native_forward.build(flags=(*FLAGS, *OTHER_CPUS[name], "-Wno-psabi"))
+    # Lanes that this CPU lacks take gcc two minutes where other tests run.
+    other = native_forward.build(flags=(*FLAGS, *OTHER_CPUS[name], "-Wno-psabi"), seconds=900)
     narrow = in_bf16(case[0])
     got = pass_of(narrow, case, other)
     assert all(map(torch.equal, got, pass_of(narrow.widened(), case, other)))
