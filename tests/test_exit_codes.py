@@ -122,6 +122,8 @@ def test_ctrl_c_before_the_command_begins_is_no_fault() -> None:
     """The commands are built before typer takes an interrupt: then its traceback came, and code 1."""
     # Python takes the signal between two steps, so that there must be one after it.
     interrupt = "t.get_command = lambda _: (signal.raise_signal(signal.SIGINT), time.sleep(5))"
-    script = f"import signal, time, typer.main as t, lora_ops.cli as c; {interrupt}; c.main()"
+    # A shell's background job ignores SIGINT, and so does what it starts.
+    heeded = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"import signal, time, typer.main as t, lora_ops.cli as c; {heeded}; {interrupt}; c.main()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "")
