@@ -188,8 +188,8 @@ def test_answering_twins_pass_over_a_damaged_record(registry: Registry, package:
     """They are named after a revocation, which was made by then."""
     registry.register(*package(1), actor=AUTHOR)
     register_again(registry, package)
-    registry.register(*package(5, tenant="other"), actor=AUTHOR)
-    registry.db.rows("UPDATE manifests SET manifest = '{}' WHERE tenant IN ('other', 'finance')")
+    registry.register(*package(5, tenant="third"), actor=AUTHOR)
+    registry.db.rows("UPDATE manifests SET manifest = '{}' WHERE tenant IN ('third', 'finance')")
     assert answering(registry, "finance@1") == ["media@1"]
 
 
@@ -215,10 +215,10 @@ def test_edited_row_of_an_older_one_hides_no_weights(
 
 
 def test_answering_older_twins_pass_over_a_damaged_record(older_registry: Registry, package: Build) -> None:
-    for seed, tenant in ((1, "finance"), (5, "other")):
+    for seed, tenant in ((1, "finance"), (5, "third")):
         older_registry.register(*package(seed, tenant=tenant), actor=AUTHOR)
     register_again(older_registry, package)
-    older_registry.db.rows("UPDATE manifests SET manifest = '{}' WHERE tenant = 'other'")
+    older_registry.db.rows("UPDATE manifests SET manifest = '{}' WHERE tenant = 'third'")
     assert answering(older_registry, "finance@1") == ["media@1"]
 
 
