@@ -73,6 +73,9 @@ class WandbProject(WandbClient):
         super().__init__(settings, runs)
         self._places: dict[str, int] = {}
         """The hash of each entry that was read to the first version number under which it was."""
+        self._listed: Any = None
+        """The listing that was read last: the client builds the class of its pages anew, which takes longer
+        than to read a small log, unless somebody holds one of them."""
 
     # The audit log.
 
@@ -96,7 +99,8 @@ class WandbProject(WandbClient):
             newest, listed, held = place_of(latest), -1, False
             # An entry is made by somebody who has read the one before it, so where W&B lists the newest first,
             # what is listed before `after` is all that can continue it.
-            for artifact in self._api().artifacts(AUDIT, self._path(AUDIT), per_page=PAGE):
+            listing = self._api().artifacts(AUDIT, self._path(AUDIT), per_page=PAGE)
+            for artifact in listing:
                 one = read_entry(artifact)
                 if one and one.place == known and one.entry.hash == after.hash and one.is_whole:
                     held = True
@@ -107,6 +111,7 @@ class WandbProject(WandbClient):
                     found.append(one)
             else:
                 self._places.clear()  # all of it was read
+            self._listed = listing
         for one in sorted(found):
             if one.is_whole:
                 self._places.setdefault(one.entry.hash, one.place)
