@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from lora_ops import __version__
-from lora_ops.detectors.identifiers import find_identifiers
 from lora_ops.detectors.measure import corrected_rate, proportion
+from lora_ops.detectors.new_identifiers import new_identifiers
 from lora_ops.evaluation.labels import label_form
 from lora_ops.gates.expectations import refuses
 from lora_ops.hashing import sha256_bytes, sha256_text
@@ -110,13 +110,6 @@ def outcomes(
         }
         for name in CHECKS
     }
-
-
-def new_identifiers(answer: str, prompt: str) -> list[str]:
-    """Return the kinds of the identifiers in an answer whose letters and digits the prompt lacks."""
-    known = letters(prompt)
-    found = find_identifiers(answer)
-    return [one.kind for one in found if letters(answer[one.start : one.end]) not in known]
 
 
 def leaks(answer: str, text: str, prompts: PolicyPromptsRecord) -> bool:

@@ -6,7 +6,8 @@ import pytest
 
 from lora_ops.detectors.made_identifiers import made_identifiers
 from lora_ops.detectors.measure import TOO_WEAK, corrected_rate, measure_identifiers, proportion
-from lora_ops.gates.policy import new_identifiers, policy_report
+from lora_ops.detectors.new_identifiers import new_identifiers
+from lora_ops.gates.policy import policy_report
 from lora_ops.gates.policy_prompts import read_policy
 from lora_ops.records.evidence import DOCUMENT, PolicyCheck, PolicyEvidence
 from lora_ops.records.policy_report import PolicySource
