@@ -21,7 +21,7 @@ from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.rate_limits import Allowance, Place
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest, RequestStats, generation
 from lora_ops.serving.router import Route
-from lora_ops.serving.task_check import task_share
+from lora_ops.serving.task_check import are_labels, task_share
 from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tenant_queue import Ticket
 from lora_ops.serving.traces import Tracing
@@ -348,6 +348,7 @@ class Answering:
             metrics.per_token.labels(*labels).observe(each)
         metrics.generated_tokens.labels(*labels).inc(stats.generated)
         metrics.device.labels(*labels).inc(stats.device_seconds)
+        texts = [text for _, text in sorted(stats.texts.items())]
         self._tell(
             Event(
                 time=datetime.now(UTC),
@@ -380,16 +381,17 @@ class Answering:
                 seconds=seconds,
                 device_seconds=stats.device_seconds,
                 adapter_hit=stats.adapter_hit,
-                answer_task=None if problem else _task(request, stats),
+                answer_task=None if problem else _task(request, texts),
+                answer_is_label=are_labels(texts, request.route.labels),
                 # A refused prompt is not scored: whoever is refused all the time must cost next to nothing.
                 prompt_text=request.text if stats.generated or stats.finish else None,
-                answer_text="\n".join(text for _, text in sorted(stats.texts.items())),
+                answer_text="\n".join(texts),
             )
         )
 
 
-def _task(request: AnswerRequest, stats: RequestStats) -> float | None:
+def _task(request: AnswerRequest, texts: Sequence[str]) -> float | None:
     """Return the share of the answers that do their version's task; None where they need not."""
     if request.route.version is None or request.chat or not request.sampling.max_tokens:
         return None
-    return task_share((text for _, text in sorted(stats.texts.items())), request.route.labels)
+    return task_share(texts, request.route.labels)

@@ -14,6 +14,7 @@ from pydantic import Field
 from lora_ops.errors import LoraOpsError
 from lora_ops.line_files import read_line_files
 from lora_ops.records.record import Record
+from lora_ops.records.risk import RiskKind
 from lora_ops.serving.line_log import LineLog
 from lora_ops.serving.risk import NOTHING, SCORED_CHARACTERS, Scores
 from lora_ops.serving.risk_worker import RiskWorker
@@ -42,6 +43,8 @@ class Event(Record):
 
     `answer_task` is the share of its answers that do the task of the version that gave them: a label of its
     set, or any text where it was trained for none. None: the request failed, has tools or asks for no answer.
+    `answer_is_label` says whether each whole answer is a label of that set. People chose it, so it insults
+    nobody. `answer_new_identifiers` counts those that the prompt lacks. Earlier releases wrote neither.
 
     `prompt_ngrams` says what a prompt is about (lora_ops/ngrams.py), so that drift is seen without its text.
     `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it. A text of more than
@@ -83,8 +86,10 @@ class Event(Record):
     adapter_hit: bool | None = None
     gateway: str | None = None
     answer_task: float | None = None
+    answer_is_label: bool | None = None
     prompt_identifiers: int | None = None
     answer_identifiers: int | None = None
+    answer_new_identifiers: int | None = None
     answer_insults: float | None = None
     insult_detector: str | None = None
     prompt_ngrams: str | None = None
@@ -96,6 +101,22 @@ class Event(Record):
         """Whether there is something to score or keep."""
         return bool(self.prompt_text or self.answer_text)
 
+    def risks(self, insult_threshold: float) -> dict[RiskKind, bool]:
+        """Return whether its answers have each kind of risk; empty where nobody scored them.
+
+        `monitoring.content_risk` reads the same from the log.
+
+        Args:
+            insult_threshold: score from which an answer counts as insulting.
+        """
+        # A refused request has no answer, and would make any share look small.
+        if self.insult_detector is None or not self.generated_tokens:
+            return {}
+        return {
+            "identifiers": bool(self.answer_new_identifiers),
+            "insults": (self.answer_insults or 0) >= insult_threshold and not self.answer_is_label,
+        }
+
     def scored(self, scores: Scores | None, *, keep_text: bool) -> "Event":
         """Return it with its risk scores, and its texts redacted or gone; a text that nobody scored goes."""
         if not self.has_texts:
@@ -104,6 +125,7 @@ class Event(Record):
             update={
                 "prompt_identifiers": scores.prompt_identifiers if scores else None,
                 "answer_identifiers": scores.answer_identifiers if scores else None,
+                "answer_new_identifiers": scores.answer_new_identifiers if scores else None,
                 "answer_insults": scores.answer_insults if scores else None,
                 "insult_detector": scores.insult_detector if scores else None,
                 "prompt_ngrams": scores.prompt_ngrams if scores else None,
@@ -123,6 +145,7 @@ class EventLog(LineLog[Event]):
         written, lost: called with a number of events that are on disk, or that are lost.
         unscored: called with a number of events whose texts were neither scored nor kept.
         ngram_key: of a tenant, in hex, by which n-grams of its prompts are hashed; None: they are not counted.
+        judged: called with each event once it has its scores, in the log's thread.
     """
 
     def __init__(
@@ -134,10 +157,12 @@ class EventLog(LineLog[Event]):
         lost: Callable[[int], None] = lambda count: None,
         unscored: Callable[[int], None] = lambda count: None,
         ngram_key: Callable[[str], str | None] = lambda tenant: None,
+        judged: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._keeps_text = keeps_text
         self._ngram_key = ngram_key
         self._unscored = unscored
+        self._judged = judged
         self._risks = RiskWorker(missed=unscored)
         super().__init__(folder, "events", settings, written, lost)
 
@@ -152,7 +177,10 @@ class EventLog(LineLog[Event]):
             if event.id in sample:
                 key = self._ngram_key(event.tenant)
                 scores = self._risks.score(event.prompt_text or "", event.answer_text or "", key)
-            return event.scored(scores, keep_text=self._keeps_text(event.tenant)).model_dump_json()
+            found = event.scored(scores, keep_text=self._keeps_text(event.tenant))
+            line = found.model_dump_json()
+            self._judged(found)
+            return line
 
         return as_json
 

@@ -97,6 +97,9 @@ class Gateway:
             ngram_key=lambda tenant: (
                 pseudonyms.ngram_key(tenant) if serving.tenant(tenant).keep_ngrams else None
             ),
+            judged=lambda event: self.telemetry.judged(
+                event.tenant, event.adapter, event.risks(settings.detectors.insult_threshold)
+            ),
         )
         self.usage = UsageLog(
             root / serving.path / USAGE,

@@ -3,6 +3,7 @@
 Prometheus keeps each series in memory, so whoever can make names without end could fill it.
 """
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ NOBODY = "-"
 
 
 class LabelCap:
-    """Keeps the first names of each label, and gives all later ones the same name.
+    """Keeps the first names of each label, and gives all later ones the same name; for any thread.
 
     Args:
         most: names of each label.
@@ -24,6 +25,7 @@ class LabelCap:
         self._most = most
         self._over = over
         self._kept: defaultdict[str, set[str]] = defaultdict(set)
+        self._lock = threading.Lock()
 
     def counted(self, label: str, value: str) -> str:
         """Return the name under which something is counted, and note where that is `other`."""
@@ -37,9 +39,10 @@ class LabelCap:
         kept = self._kept[label]
         if value in kept or value in (NOBODY, OTHER):
             return value
-        if len(kept) >= self._most:
-            return OTHER
-        kept.add(value)
+        with self._lock:  # two threads must not both take the last place
+            if len(kept) >= self._most and value not in kept:
+                return OTHER
+            kept.add(value)
         return value
 
     def forget(self, label: str, value: str) -> None:

@@ -7,19 +7,23 @@ from dataclasses import dataclass
 
 from lora_ops.detectors.identifiers import redact
 from lora_ops.detectors.insults import packaged_insults
+from lora_ops.detectors.new_identifiers import new_identifiers
 from lora_ops.ngrams import hashed_ngrams, user_part
 
 # Of each text: a process scores about 1 MB a second.
 SCORED_CHARACTERS = 16_000
 CUT_CHARACTERS = 400
+KNOWN_CHARACTERS = 200_000
+"""Of a prompt: an identifier that stands there is not the adapter's. To compare is quick."""
 
 
 @dataclass(frozen=True)
 class Scores:
     """What was found in a prompt and its answer, and the two texts with their identifiers redacted.
 
-    `answer_insults` is from 0 to 1, by the weights that `insult_detector` names. `prompt_ngrams` is what
-    `lora_ops.ngrams.hashed_ngrams` makes of what the user said last.
+    `answer_insults` is from 0 to 1, by the weights that `insult_detector` names. `answer_new_identifiers` are
+    those that the prompt lacks. `prompt_ngrams` is what `lora_ops.ngrams.hashed_ngrams` makes of what the user
+    said last.
     """
 
     prompt_identifiers: int
@@ -29,6 +33,7 @@ class Scores:
     prompt_text: str
     answer_text: str
     prompt_ngrams: str | None = None
+    answer_new_identifiers: int = 0
 
 
 NOTHING = Scores(0, 0, 0.0, None, "", "")
@@ -47,6 +52,7 @@ def score(prompt: str, answer: str, ngram_key: str | None = None) -> Scores:
     insults = packaged_insults()
     prompt_text, prompt_found = redact(prompt[:SCORED_CHARACTERS])
     answer_text, answer_found = redact(answer[:SCORED_CHARACTERS])
+    new = new_identifiers(answer[:SCORED_CHARACTERS], prompt[:KNOWN_CHARACTERS]) if answer_found else []
     return Scores(
         prompt_identifiers=prompt_found,
         answer_identifiers=answer_found,
@@ -57,6 +63,7 @@ def score(prompt: str, answer: str, ngram_key: str | None = None) -> Scores:
         prompt_ngrams=hashed_ngrams(user_part(prompt[:SCORED_CHARACTERS]), bytes.fromhex(ngram_key))
         if ngram_key
         else None,
+        answer_new_identifiers=len(new),
     )
 
 

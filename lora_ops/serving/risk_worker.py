@@ -23,7 +23,7 @@ from typing import Any, TextIO
 import lora_ops
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.pair_scores import PairScores, PairTexts, judge
-from lora_ops.serving.risk import SCORED_CHARACTERS, Scores, score
+from lora_ops.serving.risk import KNOWN_CHARACTERS, SCORED_CHARACTERS, Scores, score
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class RiskWorker:
 
     def score(self, prompt: str, answer: str, ngram_key: str | None = None) -> Scores | None:
         """Return the scores of one request's texts; None where the process died or is not back yet."""
-        cut = prompt[: SCORED_CHARACTERS + 1], answer[: SCORED_CHARACTERS + 1]
+        cut = prompt[:KNOWN_CHARACTERS], answer[: SCORED_CHARACTERS + 1]
         answered = self._answer([*cut, ngram_key])
         return Scores(**answered) if answered else None
 

@@ -3,18 +3,20 @@
 Of requests, labelled by tenant, adapter, base_model and route: `requests_total`, `errors_total` (also code),
 `unanswered_total` (status 500 and above: what counts against the objective of availability),
 `time_to_first_token_seconds`, `time_per_token_seconds`, `request_seconds` and `queue_seconds` (also outcome:
-answered, refused, failed or gone), `prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`. Of
-requests that were refused before a route was known: `refused_total` (tenant of the key, code). Of adapters,
-labelled by adapter: `adapter_loads_total`, `adapter_load_failures_total`, `adapter_cache_hits_total`,
-`adapter_cache_misses_total`, `adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent),
-`adapter_bytes`, `adapter_rank`; and `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in
-the engine; `slots_used` and `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`,
-`adapter_memory_bytes`, `backlog_prompt_tokens` and `backlog_generated_tokens` (of answers that wait or run).
-Of the KV cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`,
-`events_unscored_total`. Of hooks after answers: `after_answer_failures_total`. Of rollouts: `fallbacks_total`
+answered, refused, failed or gone), `prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`.
+Of requests that were refused before a route was known: `refused_total` (tenant of the key, code). Of
+adapters, labelled by adapter: `adapter_loads_total`, `adapter_load_failures_total`,
+`adapter_cache_hits_total`, `adapter_cache_misses_total`, `adapter_evictions_total`, `adapter_loaded` (also
+pinned: no, warm or recent), `adapter_bytes`, `adapter_rank`; and `adapter_load_seconds`. At the moment:
+`running` and `engine_waiting`, in the engine; `slots_used` and `waiting` (tenant), in the queue before it;
+`kv_tokens`, `kv_capacity`, `adapter_memory_bytes`, `backlog_prompt_tokens` and `backlog_generated_tokens` (of
+answers that wait or run). Of the KV cache: `kv_preempted_total`. Of the event log: `events_total`,
+`events_lost_total`, `events_unscored_total`. Of answers that were scored, by tenant, adapter and kind
+(identifiers or insults): `answers_scored_total`, and of them those that count as risky,
+`answers_flagged_total`. Of hooks after answers: `after_answer_failures_total`. Of rollouts: `fallbacks_total`
 (tenant, adapter, reason), requests that production answered since the adapter of their unit was loading or
-failed to load; and `flag_failures_total` (tenant, reason), requests that got production since their flag had no
-answer, or one that may not be followed. Of copies for a version in shadow: `shadow_copies_total` (adapter;
+failed to load; and `flag_failures_total` (tenant, reason), requests that got production since their flag had
+no answer, or one that may not be followed. Of copies for a version in shadow: `shadow_copies_total` (adapter;
 outcome: asked, answered, preempted, dropped or failed), and of their pairs `pairs_lost_total` and
 `pairs_unscored_total`. Of the usage log: `usage_lost_total`. Of clients: `connections_closed_total`. Of the
 log: `log_lines_lost_total`. Of the registry: `registry_damaged`, and of what an alias names, by tenant and
@@ -36,6 +38,7 @@ from prometheus_client.registry import Collector
 
 from lora_ops import histograms
 from lora_ops.engines.protocol import Engine
+from lora_ops.records.risk import RISK_KINDS, RiskKind
 from lora_ops.serving.adapters import AdapterCache, CacheLookup
 from lora_ops.serving.backlog import Backlog
 from lora_ops.serving.fair_queue import FairQueue
@@ -113,6 +116,9 @@ class Telemetry:
         self.events_unscored = counter(
             "events_unscored_total", "Events whose texts were neither scored nor kept: too many at once", ()
         )
+        kinds = ("tenant", "adapter", "kind")
+        self._scored = counter("answers_scored_total", "Answers that a detector scored", kinds)
+        self._flagged = counter("answers_flagged_total", "Scored answers that count as risky", kinds)
         self.after_answer_failures = counter(
             "after_answer_failures_total", "Hooks after an answer that failed or were left out", ()
         )
@@ -140,7 +146,17 @@ class Telemetry:
         labels = (self._cap.counted("tenant", tenant), self._cap.counted("adapter", adapter), base_model, route)
         self.unanswered.labels(*labels)
         self.latency.labels(*labels, "answered")
+        for kind in RISK_KINDS:
+            self._scored.labels(*labels[:2], kind)
+            self._flagged.labels(*labels[:2], kind)
         return labels
+
+    def judged(self, tenant: str, adapter: str, risks: Mapping[RiskKind, bool]) -> None:
+        """Count an answer that was scored, and each kind of risk that it has; any thread may call it."""
+        who = self._tenant(tenant), self._adapter(adapter)
+        for kind, is_risky in risks.items():
+            self._scored.labels(*who, kind).inc()
+            self._flagged.labels(*who, kind).inc(is_risky)
 
     def fell_back(self, tenant: str, adapter: str | None, reason: str) -> None:
         """Count a request that production answered in place of an adapter that is not ready."""
@@ -209,7 +225,7 @@ class Telemetry:
         """Return the adapters that have series of their own."""
         return {
             sample.labels["adapter"]
-            for metric in (self.requests, self._loads, self._load_failures, self.shadow_copies)
+            for metric in (self.requests, self._scored, self._loads, self._load_failures, self.shadow_copies)
             for family in metric.collect()
             for sample in family.samples
             if sample.labels.get("adapter", OTHER) != OTHER

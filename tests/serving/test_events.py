@@ -100,6 +100,32 @@ def test_events_of_earlier_releases_are_read_without_their_score(tmp_path: Path)
     assert "answer_toxicity" not in rows
 
 
+def test_an_identifier_of_the_prompt_is_not_new(tmp_path: Path) -> None:
+    """What a user or a document gave, an answer may repeat, however long that was ago."""
+    given = "Ana is +44 20 7946 0958. " + "word " * 10_000
+    assert len(given) > SCORED_CHARACTERS * 3
+    answers = {"r1": "Call +44 (20) 79460958", "r2": "Ask bo@example.com", "r3": "Ask nobody"}
+    events = [
+        event(n, prompt_text=given + name, answer_text=text)
+        for n, (name, text) in enumerate(answers.items(), 1)
+    ]
+    write(tmp_path, *events, event(4, status=429, generated_tokens=0), event(5, prompt_text=given))
+    rows = read_events(tmp_path).set_index("request_id")
+    assert rows["answer_identifiers"].to_dict() == {"r1": 1, "r2": 1, "r3": 0, "r4": 0, "r5": 0}
+    assert rows["answer_new_identifiers"].to_dict() == {"r1": 0, "r2": 1, "r3": 0, "r4": 0, "r5": 0}
+
+
+def test_risks_are_of_scored_answers() -> None:
+    scores = score("", "You idiot, ask bo@example.com")
+    both = event(1, answer_text="x").scored(scores, keep_text=False)
+    assert both.risks(0.5) == {"identifiers": True, "insults": True}
+    assert both.risks(0.9999) == {"identifiers": True, "insults": False}
+    assert both.model_copy(update={"answer_is_label": True}).risks(0.5)["insults"] is False
+    assert event(1, answer_text="x").scored(None, keep_text=False).risks(0.5) == {}
+    refused = event(1, status=429, generated_tokens=0).scored(None, keep_text=False)
+    assert refused.answer_insults == 0 and refused.risks(0.5) == {}
+
+
 @pytest.mark.parametrize(
     "text", ["a" * 200_000, "1 " * 100_000, "a.b-" * 50_000, "AB12 " * 40_000, "you " * 50_000]
 )

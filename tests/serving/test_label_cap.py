@@ -39,6 +39,7 @@ def test_labels_of_every_metric_are_capped() -> None:
         telemetry.flag_failed(tenant, "timeout")
         telemetry.was_refused(tenant, 404)
         telemetry.copied(adapter, "asked")
+        telemetry.judged(tenant, adapter, {"insults": True})
         telemetry.adapter_used(adapter, "hit")
         telemetry.adapter_used(adapter, "miss")
         telemetry.adapter_loaded(adapter, 0.1)

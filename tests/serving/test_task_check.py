@@ -7,7 +7,7 @@ import pytest
 
 from lora_ops.engines.protocol import Engine
 from lora_ops.serving.events import read_events
-from lora_ops.serving.task_check import CHECKED_CHARACTERS, task_share
+from lora_ops.serving.task_check import CHECKED_CHARACTERS, are_labels, task_share
 from lora_ops.settings.serving import TenantServing
 from tests.serving.conftest import Clone, register, served
 
@@ -39,6 +39,21 @@ def test_task_share_holds_nobody_up() -> None:
     assert time.process_time() - started < 0.1
 
 
+@pytest.mark.parametrize(
+    ("answers", "labels", "whole"),
+    [
+        ([" lodging.", "Airlines"], LABELS, True),
+        (["It is an airline"], LABELS, False),
+        (["Lodging", "Airlines, you idiot"], LABELS, False),
+        (["Lodging" + " " * CHECKED_CHARACTERS], LABELS, False),
+        (["Lodging"], (), False),
+        ([], LABELS, False),
+    ],
+)
+def test_labels_are_whole_answers(answers: list[str], labels: list[str], whole: bool) -> None:
+    assert are_labels(answers, labels) == whole
+
+
 def test_event_says_whether_its_task_was_done(clone: Clone, engine: Engine, tmp_path: Path) -> None:
     """By the labels of the version that answered, which says what it likes unless it is held to them."""
     with clone.registry() as registry:
@@ -56,6 +71,8 @@ def test_event_says_whether_its_task_was_done(clone: Clone, engine: Engine, tmp_
             "wrong": {"model": "finance", "stop": "g"},
         }.items():
             http.post("/v1/chat/completions", json={**asked, **body}, headers={"x-request-id": name})
-    rows = read_events(clone.root / ".serving/events").set_index("request_id")["answer_task"]
+    events = read_events(clone.root / ".serving/events").set_index("request_id")
+    assert events["answer_is_label"].to_dict() == {"held": True, "free": False, "base": False}
+    rows = events["answer_task"]
     assert rows["held"] == 1 and rows["free"] == 0
     assert rows.drop(["held", "free"]).isna().all()

@@ -66,6 +66,21 @@ def test_adapters_are_shown_loaded_while_idle_too(gateway: Served) -> None:
     assert metric("lora_ops_adapter_loads_total") == metric("lora_ops_adapter_load_seconds_count") == 2
 
 
+def test_scored_answers_are_counted_by_kind(gateway: Served) -> None:
+    """A budget needs both counts from the first request on, and refused requests must not thin them."""
+    http = gateway.http()
+    asked = {**BODY, "prompt": "You idiot, write to bo@example.com", "max_tokens": 12}
+    for _ in range(3):
+        http.post("/v1/completions", json=asked)
+    assert http.post("/v1/completions", json={**BODY, "max_tokens": -1}).status_code == 400
+    who = {"tenant": "finance", "adapter": "finance@2"}
+    for kind in ("identifiers", "insults"):
+        eventually(lambda: gateway.metric("lora_ops_answers_scored_total", **who, kind=kind) == 3, 60)  # noqa: B023
+        assert f'lora_ops_answers_flagged_total{{adapter="finance@2",kind="{kind}",tenant="finance"}} 0.0' in (
+            http.get("/metrics").text
+        )
+
+
 def test_a_warm_tenant_is_loaded_and_pinned_before_the_first_request(clone: Clone, engine: Engine) -> None:
     with served(clone.root, clone.settings(warm=("finance", "nobody")), engine) as gateway:
         assert gateway.metric("lora_ops_adapter_loaded", adapter="finance@2", pinned="warm") == 1
