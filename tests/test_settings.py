@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.records.evidence import EvidenceKind
-from lora_ops.settings.files import find_root, read_yaml
+from lora_ops.settings.files import find_root, parse_yaml, read_yaml
 from lora_ops.settings.params import load_settings, settings_to_stop
 from lora_ops.settings.rollout import RolloutSettings, ShadowSettings
 from lora_ops.settings.section import colliding_tenant, refuse_reserved_name
@@ -299,3 +299,9 @@ def test_shadow_target_is_the_address_of_a_gateway(url: str) -> None:
     with pytest.raises(ValidationError, match="write one such as http://staging:8000, without /v1"):
         ShadowSettings(target=url)
     assert ShadowSettings(target="http://staging:8000/").target == "http://staging:8000"
+
+
+def test_parse_yaml_gives_each_reader_values_of_its_own() -> None:
+    first = parse_yaml("tenants: {finance: [1]}", "params.yaml")
+    first["tenants"]["finance"].append(2)
+    assert parse_yaml("tenants: {finance: [1]}", "params.yaml") == {"tenants": {"finance": [1]}}

@@ -1,7 +1,9 @@
 """Where params.yaml is, how YAML is read, and how a wrong value is named."""
 
+import copy
 import math
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,8 @@ MOST_VALUES = 100_000
 """Of a YAML file. Ten lines of aliases or merges that name each other would be read as billions."""
 MOST_CHARACTERS = 2_000_000
 """Of a YAML file: a million cases would be read for hours, and these for seconds."""
+MOST_KEPT = 100_000
+"""Characters of a text whose values are kept for whoever reads the same text next."""
 
 
 def find_root() -> Path:
@@ -68,13 +72,9 @@ def parse_yaml(text: str, name: str) -> Any:
     if len(text) > MOST_CHARACTERS:
         raise LoraOpsError(f"{name} has {len(text):,} characters, and at most {MOST_CHARACTERS:,} are read.")
     try:
-        constructor, _ = YAML(typ="safe", pure=True).get_constructor_parser(text)
-        node = constructor.composer.get_single_node()
-        # Of the nodes: to merge mappings that merge each other would take for ever.
-        if _count_nodes(node, {}) > MOST_VALUES:
-            raise ValueError(f"with its aliases it has more than {MOST_VALUES:,} values: shorten it")
-        value = None if node is None else constructor.construct_document(node)
-        _require_small_numbers(value)
+        if len(text) > MOST_KEPT:
+            return _values(text)
+        return copy.deepcopy(_kept_values(text))
     except (YAMLError, ValueError, RecursionError) as error:  # a number or a nesting that Python refuses, too
         reason = " ".join(str(error).split())
         raise LoraOpsError(f"{name} is not valid YAML: {reason}.") from error
@@ -87,7 +87,22 @@ def parse_yaml(text: str, name: str) -> Any:
         raise LoraOpsError(
             f"{name} is not valid YAML: a value of it is not what its tag or its escapes say ({error})."
         ) from error
+
+
+def _values(text: str) -> Any:
+    constructor, _ = YAML(typ="safe", pure=True).get_constructor_parser(text)
+    node = constructor.composer.get_single_node()
+    # Of the nodes: to merge mappings that merge each other would take for ever.
+    if _count_nodes(node, {}) > MOST_VALUES:
+        raise ValueError(f"with its aliases it has more than {MOST_VALUES:,} values: shorten it")
+    value = None if node is None else constructor.construct_document(node)
+    _require_small_numbers(value)
     return value
+
+
+# One command reads params.yaml and owners.yaml several times, and its parser takes a tenth of a second. What it
+# returns is changed by nobody.
+_kept_values = lru_cache(maxsize=16)(_values)
 
 
 def _count_nodes(node: Any, counts: dict[int, float]) -> float:
