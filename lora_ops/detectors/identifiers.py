@@ -13,7 +13,8 @@ Each search is linear in the text: a pattern begins only at the edge of a word, 
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lora_ops.detectors.check_digits import cards, ibans
@@ -112,27 +113,62 @@ def find_identifiers(text: str) -> list[Found]:
 
 def redact(text: str) -> tuple[str, int]:
     """Return the text with each identifier replaced by its kind in brackets, and how many there were."""
+    parts, count = _passes(text)
+    return replaced(text, parts), count
+
+
+def redacted_parts(text: str) -> list[Found]:
+    """Return what `redact` replaces, from left to right; none overlaps another."""
+    return _passes(text)[0]
+
+
+def replaced(text: str, parts: Iterable[Found]) -> str:
+    """Return the text with each of these parts, from left to right, replaced by its kind in brackets."""
+    pieces, place = [], 0
+    for one in parts:
+        pieces += [text[place : one.start], f"[{one.kind}]"]
+        place = one.end
+    return "".join([*pieces, text[place:]])
+
+
+def _passes(text: str) -> tuple[list[Found], int]:
+    """Return what is replaced, in places of `text`, and how many identifiers were found."""
+    parts: list[Found] = []
     count = 0
     # What stands beside an identifier may be one too, once that is gone.
     for _ in range(PASSES):
-        found = find_identifiers(text)
+        found = find_identifiers(replaced(text, parts) if parts else text)
         count += len(found)
         if not found:
-            return text, count
-        text = _replaced(text, found)
+            return parts, count
+        parts = _merged([*parts, *_before_replacing(found, parts)])
     # A chain of thousands, each found once the one before it is gone: its rest goes as a whole, unsearched.
-    found = find_identifiers(text)
+    found = _before_replacing(find_identifiers(replaced(text, parts)), parts)
     if found:
-        text = f"{text[: found[0].start]}[{found[0].kind}]"
-    return text, count + len(found)
+        rest = Found(found[0].kind, found[0].start, len(text))
+        parts = [*(one for one in parts if one.end <= rest.start), rest]
+    return parts, count + len(found)
 
 
-def _replaced(text: str, found: list[Found]) -> str:
-    parts, place = [], 0
-    for one in found:
-        parts += [text[place : one.start], f"[{one.kind}]"]
-        place = one.end
-    return "".join([*parts, text[place:]])
+def _before_replacing(found: Iterable[Found], parts: Sequence[Found]) -> list[Found]:
+    """Return `found` in places of the text as it was before these parts of it were replaced."""
+    starts, ends = [], []  # of what stands in their places
+    shift = 0
+    for part in parts:
+        starts.append(part.start + shift)
+        ends.append(part.start + shift + len(part.kind) + 2)
+        shift = ends[-1] - part.end
+
+    def before(place: int, *, end: bool) -> int:
+        index = bisect_right(starts, place) - 1
+        if index < 0:
+            return place
+        if place < ends[index]:  # within what stands there
+            part = parts[index]
+            return part.end if end and place > starts[index] else part.start
+        return place - ends[index] + parts[index].end
+
+    return [Found(one.kind, before(one.start, end=False), before(one.end, end=True)) for one in found]
 
 
 def _merged(found: Iterable[Found]) -> list[Found]:
