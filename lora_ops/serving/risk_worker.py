@@ -107,18 +107,9 @@ class RiskWorker:
         if time.monotonic() - self._started < RESTART_SECONDS:
             return False
         self._started = time.monotonic()
-        ours, its = socket.socketpair()
-        ours.settimeout(ANSWER_SECONDS)
-        # The same package as here, wherever it was imported from.
-        path = os.pathsep.join([str(Path(lora_ops.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-        self._socket, self._answers = ours, ours.makefile("r", encoding="utf-8")
-        with its:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
-                stdin=its.fileno(),
-                stdout=its.fileno(),
-                env=os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)},
-            )
+        self._process, self._socket = process_of(__name__)
+        self._socket.settimeout(ANSWER_SECONDS)
+        self._answers = self._socket.makefile("r", encoding="utf-8")
         return True
 
     def _end(self, patience: float) -> None:
@@ -135,6 +126,29 @@ class RiskWorker:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def process_of(module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a process that runs a module of this package, and return it with a socket to its input and output.
+
+    Raises:
+        OSError: the system starts no more processes.
+    """
+    ours, its = socket.socketpair()
+    # The same package as here, wherever it was imported from.
+    path = os.pathsep.join([str(Path(lora_ops.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    with its:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                stdin=its.fileno(),
+                stdout=its.fileno(),
+                env=os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)},
+            )
+        except OSError:
+            ours.close()
+            raise
+    return process, ours
 
 
 def main() -> None:
