@@ -5,7 +5,7 @@ reads it: a wrong type, a missing field or a number that can't be is a `ValueErr
 """
 
 from dataclasses import replace
-from typing import Annotated, Any, Generic, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -288,4 +288,4 @@ def _finish(reason: str | None) -> FinishReason | None:
         return None
     if reason in BROKEN_OFF:
         raise ValueError(f"an answer whose end is '{reason}'")
-    return cast(FinishReason, reason) if reason in ("stop", "tool_calls") else "length"
+    return cast(FinishReason, reason) if reason in get_args(FinishReason) else "length"

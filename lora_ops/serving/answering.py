@@ -21,6 +21,7 @@ from lora_ops.serving.pseudonyms import Pseudonyms
 from lora_ops.serving.rate_limits import Allowance, Place
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest, RequestStats, generation
 from lora_ops.serving.router import Route
+from lora_ops.serving.screening import Screening
 from lora_ops.serving.task_check import are_labels, task_share
 from lora_ops.serving.telemetry import Telemetry
 from lora_ops.serving.tenant_queue import Ticket
@@ -45,6 +46,7 @@ class Answering:
         pseudonyms: Pseudonyms,
         tell: Callable[[Event], None],
         require_open: Callable[[Route], Awaitable[None]],
+        screening: Screening,
         answered_in_background: Callable[[str, RequestStats], None] = lambda adapter, stats: None,
     ) -> None:
         self._engine = engine
@@ -56,6 +58,7 @@ class Answering:
         self._pseudonyms = pseudonyms
         self._tell = tell
         self._require_open = require_open
+        self._screening = screening
         self._answered_in_background = answered_in_background
         self._allowances: dict[str, Allowance] = {}
         self._loading: Counter[str] = Counter()
@@ -110,6 +113,7 @@ class Answering:
         Raises:
             TooMany, NeverFits, Overloaded, Preempted, AdapterUnavailable, EngineError: as they say.
             LoraOpsError, ApiError: as `MovingRequest.begin`.
+            NotScreened: the tenant wants its answers looked at, and nobody could.
             TimeoutError: it was not made within `serving.request_timeout_seconds`.
         """
         error = None
@@ -130,7 +134,8 @@ class Answering:
                             # The adapter comes first: a slot that waits for a load answers nobody.
                             await self._load(asked)
                             tickets = self._enter(asked.request)
-                        async with aclosing(self._chunks(asked, tickets, stats, work)) as chunks:
+                        made = self._chunks(asked, tickets, stats, work)
+                        async with aclosing(self._screening.leaving(request, stats, made)) as chunks:
                             async for chunk in chunks:
                                 yield chunk
                     finally:
@@ -325,8 +330,7 @@ class Answering:
             self._answered_in_background(request.route.name, stats)
             return
         problem = as_api_error(error) if error else None
-        prompt_tokens = sum(map(len, request.prompts))
-        metrics = self._telemetry
+        prompt_tokens, metrics = sum(map(len, request.prompts)), self._telemetry
         labels = metrics.route_labels(
             request.tenant, request.route.name, request.route.base_model.id, request.route.decision
         )
@@ -383,6 +387,7 @@ class Answering:
                 adapter_hit=stats.adapter_hit,
                 answer_task=None if problem else _task(request, texts),
                 answer_is_label=are_labels(texts, request.route.labels),
+                breach=stats.breach,
                 # A refused prompt is not scored: whoever is refused all the time must cost next to nothing.
                 prompt_text=request.text if stats.generated or stats.finish else None,
                 answer_text="\n".join(texts),

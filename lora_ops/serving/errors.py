@@ -20,6 +20,7 @@ from lora_ops.serving.cached_adapter import AdapterUnavailable
 from lora_ops.serving.fair_queue import Overloaded
 from lora_ops.serving.rate_limits import NeverFits, TooMany
 from lora_ops.serving.router import NotServed, OutOfService, UnknownModel
+from lora_ops.serving.screening_process import NotScreened
 from lora_ops.serving.tokenization import BadPrompt
 from lora_ops.templates import NotThePrompt
 
@@ -119,6 +120,8 @@ def as_api_error(error: BaseException) -> ApiError:
         case AdapterUnavailable():
             code = "adapter_damaged" if error.damaged else "adapter_unavailable"
             return ApiError(503, _outside(error), "server_error", code, retry_after=error.retry_after)
+        case NotScreened():
+            return ApiError(503, str(error), "server_error", "answer_not_screened", retry_after=1)
         case TimeoutError():
             return ApiError(
                 504, "The answer was not finished in time: ask for fewer tokens.", "server_error", "timeout"

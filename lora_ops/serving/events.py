@@ -46,6 +46,9 @@ class Event(Record):
     `answer_is_label` says whether each whole answer is a label of that set. People chose it, so it insults
     nobody. `answer_new_identifiers` counts those that the prompt lacks. Earlier releases wrote neither.
 
+    `breach` is what was done to an answer before it left (a tenant's `on_breach`). Scores, `answer_task`,
+    `finish` and `answer_text` are of what the model said.
+
     `prompt_ngrams` says what a prompt is about (lora_ops/ngrams.py), so that drift is seen without its text.
     `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it. A text of more than
     `risk.SCORED_CHARACTERS` is scored and kept up to there. A prompt that was refused is neither, nor are
@@ -87,6 +90,7 @@ class Event(Record):
     gateway: str | None = None
     answer_task: float | None = None
     answer_is_label: bool | None = None
+    breach: Literal["redacted", "blocked"] | None = None
     prompt_identifiers: int | None = None
     answer_identifiers: int | None = None
     answer_new_identifiers: int | None = None

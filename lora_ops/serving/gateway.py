@@ -32,6 +32,7 @@ from lora_ops.serving.pair_log import PairLog
 from lora_ops.serving.pseudonyms import SALT, Pseudonyms
 from lora_ops.serving.refreshing import Refresher
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
+from lora_ops.serving.screening import Screening
 from lora_ops.serving.shadow import AskHere, Shadow, shadow_version
 from lora_ops.serving.shadow_target import AskTarget
 from lora_ops.serving.telemetry import Telemetry
@@ -125,6 +126,12 @@ class Gateway:
             serving.queue_timeout_seconds,
             share=lambda tenant: serving.tenant(tenant).share,
         )
+        self.screening = Screening(
+            serving,
+            settings.detectors.insult_threshold,
+            self.telemetry.changed,
+            self.telemetry.not_screened,
+        )
         self.answering = Answering(
             engine,
             self.cache,
@@ -135,6 +142,7 @@ class Gateway:
             pseudonyms,
             self._tell,
             self.router.require_open,
+            self.screening,
             self.usage.answered_in_background,
         )
         self.after_answer = AfterAnswer(self.telemetry.after_answer_failures.inc)
@@ -182,6 +190,7 @@ class Gateway:
         self.usage.start()
         self._beating = asyncio.create_task(self._beat())
         await self.engine.start()
+        await self.screening.start()
         self.queue.tokens = self.engine.status().kv_capacity or math.inf
         await self.assigned_routes.start()
         await self._keep_house(starting=True)
@@ -216,6 +225,7 @@ class Gateway:
         await self.after_answer.close()
         await self.shadow.close()
         await self.engine.close()
+        await self.screening.close()
         await asyncio.to_thread(self.events.close)
         await asyncio.to_thread(self.pairs.close)
         if self._beating:  # to the last: a drain may take longer than the usage log may be silent

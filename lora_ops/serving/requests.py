@@ -17,6 +17,7 @@ from lora_ops.serving.router import OutOfService, Route
 
 SEGMENT_HEADER = "x-lora-segment"
 Priority = Literal["normal", "background"]
+Breach = Literal["redacted", "blocked"]
 SHADOW_COPY = "x-lora-ops-shadow"
 """The header of a copy that another gateway sends for a version in shadow."""
 
@@ -126,6 +127,7 @@ class RequestStats:
         adapter_hit: whether its adapter was in memory when it asked for it; None: it never did, or needs none.
         texts: what was written, by the answer's index.
         moved: the request as it was answered, where it had moved to another version before it began.
+        breach: what was done to an answer before it left, of several the most; None: nothing, or nobody looked.
     """
 
     read: int = 0
@@ -139,6 +141,7 @@ class RequestStats:
     finish: list[FinishReason] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
     moved: AnswerRequest | None = None
+    breach: Breach | None = None
 
     def waited(self, seconds: float) -> None:
         """Note how long an answer waited for its turn; the longest of a request counts."""

@@ -3,24 +3,26 @@
 Of requests, labelled by tenant, adapter, base_model and route: `requests_total`, `errors_total` (also code),
 `unanswered_total` (status 500 and above: what counts against the objective of availability),
 `time_to_first_token_seconds`, `time_per_token_seconds`, `request_seconds` and `queue_seconds` (also outcome:
-answered, refused, failed or gone), `prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`.
-Of requests that were refused before a route was known: `refused_total` (tenant of the key, code). Of
-adapters, labelled by adapter: `adapter_loads_total`, `adapter_load_failures_total`,
-`adapter_cache_hits_total`, `adapter_cache_misses_total`, `adapter_evictions_total`, `adapter_loaded` (also
-pinned: no, warm or recent), `adapter_bytes`, `adapter_rank`; and `adapter_load_seconds`. At the moment:
-`running` and `engine_waiting`, in the engine; `slots_used` and `waiting` (tenant), in the queue before it;
-`kv_tokens`, `kv_capacity`, `adapter_memory_bytes`, `backlog_prompt_tokens` and `backlog_generated_tokens` (of
-answers that wait or run). Of the KV cache: `kv_preempted_total`. Of the event log: `events_total`,
-`events_lost_total`, `events_unscored_total`. Of answers that were scored, by tenant, adapter and kind
-(identifiers or insults): `answers_scored_total`, and of them those that count as risky,
-`answers_flagged_total`. Of hooks after answers: `after_answer_failures_total`. Of rollouts: `fallbacks_total`
-(tenant, adapter, reason), requests that production answered since the adapter of their unit was loading or
-failed to load; and `flag_failures_total` (tenant, reason), requests that got production since their flag had
-no answer, or one that may not be followed. Of copies for a version in shadow: `shadow_copies_total` (adapter;
-outcome: asked, answered, preempted, dropped or failed), and of their pairs `pairs_lost_total` and
-`pairs_unscored_total`. Of the usage log: `usage_lost_total`. Of clients: `connections_closed_total`. Of the
-log: `log_lines_lost_total`. Of the registry: `registry_damaged`, and of what an alias names, by tenant and
-adapter, `adapter_fresh_seconds` and `adapter_review_due_seconds`; both are negative once it is late.
+answered, refused, failed or gone), `prompt_tokens_total`, `generated_tokens_total`, `device_seconds_total`. Of
+requests that were refused before a route was known: `refused_total` (tenant of the key, code). Of adapters,
+labelled by adapter: `adapter_loads_total`, `adapter_load_failures_total`, `adapter_cache_hits_total`,
+`adapter_cache_misses_total`, `adapter_evictions_total`, `adapter_loaded` (also pinned: no, warm or recent),
+`adapter_bytes`, `adapter_rank`; and `adapter_load_seconds`. At the moment: `running` and `engine_waiting`, in
+the engine; `slots_used` and `waiting` (tenant), in the queue before it; `kv_tokens`, `kv_capacity`,
+`adapter_memory_bytes`, `backlog_prompt_tokens` and `backlog_generated_tokens` (of answers that wait or run). Of
+the KV cache: `kv_preempted_total`. Of the event log: `events_total`, `events_lost_total`,
+`events_unscored_total`. Of answers that were scored, by tenant, adapter and kind (identifiers or insults):
+`answers_scored_total`, and of them those that count as risky, `answers_flagged_total`. Of answers before they
+leave (`on_breach`): `answers_changed_total` (tenant, adapter, breach: redacted or blocked) and
+`screening_failures_total` (tenant). Of hooks after answers: `after_answer_failures_total`. Of rollouts:
+`fallbacks_total` (tenant, adapter, reason), requests that production answered since the adapter of their unit
+was loading or failed to load; and `flag_failures_total` (tenant, reason), requests that got production since
+their flag had no answer, or one that may not be followed. Of copies for a version in shadow:
+`shadow_copies_total` (adapter; outcome: asked, answered, preempted, dropped or failed), and of their pairs
+`pairs_lost_total` and `pairs_unscored_total`. Of the usage log: `usage_lost_total`. Of clients:
+`connections_closed_total`. Of the log: `log_lines_lost_total`. Of the registry: `registry_damaged`, and of what
+an alias names, by tenant and adapter, `adapter_fresh_seconds` and `adapter_review_due_seconds`; both are
+negative once it is late.
 
 Tenants and adapters above `serving.metric_labels` are counted as `other`; `label_values_over_cap_total` (label)
 says how often.
@@ -119,6 +121,16 @@ class Telemetry:
         kinds = ("tenant", "adapter", "kind")
         self._scored = counter("answers_scored_total", "Answers that a detector scored", kinds)
         self._flagged = counter("answers_flagged_total", "Scored answers that count as risky", kinds)
+        self._changed = counter(
+            "answers_changed_total",
+            "Answers that were redacted or blocked before they left",
+            ("tenant", "adapter", "breach"),
+        )
+        self._not_screened = counter(
+            "screening_failures_total",
+            "Requests that failed since nobody could look at their answer before it left",
+            ("tenant",),
+        )
         self.after_answer_failures = counter(
             "after_answer_failures_total", "Hooks after an answer that failed or were left out", ()
         )
@@ -165,6 +177,14 @@ class Telemetry:
     def flag_failed(self, tenant: str, reason: str) -> None:
         """Count a request whose flag could not be followed."""
         self._flag_failures.labels(self._tenant(tenant), reason).inc()
+
+    def changed(self, tenant: str, adapter: str, breach: str) -> None:
+        """Count an answer that was redacted or blocked."""
+        self._changed.labels(self._tenant(tenant), self._adapter(adapter), breach).inc()
+
+    def not_screened(self, tenant: str) -> None:
+        """Count a request that failed since nobody could look at its answer."""
+        self._not_screened.labels(self._tenant(tenant)).inc()
 
     def was_refused(self, tenant: str | None, status: int) -> None:
         """Count a request that was refused before it was routed; None is a key of no tenant, or none at all."""

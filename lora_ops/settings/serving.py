@@ -75,6 +75,11 @@ class TenantServing(Section):
     labels_only: bool = Field(
         False, description="answer with one of the labels that the adapter was trained for, and nothing else"
     )
+    on_breach: Literal["flag", "redact", "block"] = Field(
+        "flag",
+        description="what becomes of an answer with an identifier: flag, it leaves as it is and the event log "
+        "counts it; redact, the identifier is replaced; block, the answer ends, as it does after an insult",
+    )
     content_is: ContentIs | None = Field(
         None,
         description="what a user's message is to a template of more than one bare column, where the request "

@@ -34,10 +34,12 @@ from lora_ops.serving.requests import (
     RequestStats,
     held_to_labels,
     named_user,
+    payer,
     requester,
 )
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer
 from lora_ops.serving.router import BY_CLIENT, NotServed, Route
+from lora_ops.serving.screening import require_no_logprobs
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
 from lora_ops.serving.tokenization import SHORT_TEXT, TURN
 from lora_ops.serving.tool_chats import tool_chat, tools_text
@@ -211,6 +213,7 @@ def _new_request(
     )
     if route.tenant and gateway.settings.tenant(route.tenant).labels_only:
         sampling = held_to_labels(sampling, route, tools=tools is not None)
+    require_no_logprobs(sampling, payer(route, who), gateway.settings)
     request = AnswerRequest(
         request_id=state["request_id"],
         endpoint=endpoint,

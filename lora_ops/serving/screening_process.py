@@ -1,0 +1,227 @@
+"""What of a text must not leave, found by a process of its own while a client waits for the text.
+
+The patterns keep the GIL: in the gateway's process a long text would stop all other answers, and one that a
+recogniser never ends with could not be given up. The process reads a JSON line for each text and answers in the
+same order. It is another one than that of the event log, where texts may wait.
+"""
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from lora_ops.detectors.identifiers import Found, redacted_parts
+from lora_ops.detectors.insults import packaged_insults
+from lora_ops.errors import LoraOpsError
+from lora_ops.serving.risk_worker import process_of
+
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 5.0
+"""For one text with those before it; the longest answer takes about 0.1 s."""
+RESTART_SECONDS = 1.0
+LONGEST_LINE = 2**26
+WARM_UP = "Write to jo@example.org or call +49 30 1234567."
+
+
+class NotScreened(LoraOpsError):
+    """A text could not be looked at, so that it must not leave."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in a text.
+
+    Attributes:
+        identifiers: as `identifiers.redacted_parts` gives them.
+        insults: the score of the worst sentence, from 0 to 1; 0 where nobody asked.
+    """
+
+    identifiers: tuple[Found, ...]
+    insults: float
+
+
+class ScreeningProcess:
+    """The process that looks at texts, started by `start` and again where it died; used by one event loop."""
+
+    def __init__(self) -> None:
+        self._starting: asyncio.Task[_Running] | None = None
+        self._started = -RESTART_SECONDS
+        self._reason = ""
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, or None while none runs."""
+        running = self._now()
+        return running.process.pid if running else None
+
+    async def start(self) -> None:
+        """Start it, and wait until it has looked at a first text; where it can't, the log says why."""
+        try:
+            await self.find(WARM_UP, WARM_UP)
+        except NotScreened as error:
+            logger.error("No answer that must be looked at leaves: %s", error)
+
+    async def close(self) -> None:
+        """End the process in order."""
+        if self._starting:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        running = self._now()
+        if running:
+            await running.close()
+
+    async def find(self, text: str, sentences: str | None = None) -> Findings:
+        """Return the identifiers in a text, and how insulting the worst of these sentences is.
+
+        Raises:
+            NotScreened: the process died, takes too long, or misses the weights that find insults.
+        """
+        asked = json.dumps([text, sentences]).encode() + b"\n"
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                answered = json.loads(await (await self._ready()).ask(asked))
+        except TimeoutError as error:
+            running = self._now()
+            if running:
+                running.kill_if_silent()
+            raise NotScreened("looking at it took too long") from error
+        except (OSError, ValueError) as error:
+            raise NotScreened("the process that looks at it ended") from error
+        if "error" in answered:
+            if self._reason != answered["error"]:  # one that lasts is said once
+                self._reason = answered["error"]
+                logger.error("No answer can be looked at: %s", self._reason)
+            raise NotScreened(self._reason)
+        return Findings(tuple(Found(*one) for one in answered["found"]), answered["insults"])
+
+    def _now(self) -> "_Running | None":
+        """Return what runs."""
+        task = self._starting
+        if task is None or not task.done() or task.cancelled() or task.exception() or task.result().ended:
+            return None
+        return task.result()
+
+    async def _ready(self) -> "_Running":
+        """Return what runs, started where nothing does.
+
+        Raises:
+            OSError: it can't be started.
+        """
+        if self._now() is None and (self._starting is None or self._starting.done()):
+            self._starting = asyncio.create_task(self._start())
+        assert self._starting
+        # Whoever waits no longer must not end the start that others wait for.
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> "_Running":
+        # One that dies over and over is not started all the time.
+        await asyncio.sleep(self._started + RESTART_SECONDS - time.monotonic())
+        self._started = time.monotonic()
+        process, ours = await asyncio.to_thread(process_of, __name__)
+        return await _Running.connected(process, ours)
+
+
+class _Running:
+    """A process that runs."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        answers: asyncio.StreamReader,
+        asked: asyncio.StreamWriter,
+    ) -> None:
+        self.process = process
+        self.ended = False
+        self._answers, self._asked = answers, asked
+        self._waiting: deque[asyncio.Future[bytes]] = deque()
+        self._heard = time.monotonic()
+        self._closing = False
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def connected(cls, process: subprocess.Popen[bytes], ours: socket.socket) -> "_Running":
+        """Return the process with a socket to its input and output."""
+        answers, asked = await asyncio.open_connection(sock=ours, limit=LONGEST_LINE)
+        return cls(process, answers, asked)
+
+    async def ask(self, line: bytes) -> bytes:
+        """Return the answer to a line.
+
+        Raises:
+            OSError: it ended.
+        """
+        if self.ended:
+            raise ConnectionResetError
+        if not self._waiting:
+            self._heard = time.monotonic()
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting.append(answer)
+        self._asked.write(line)
+        try:
+            await self._asked.drain()
+            return await answer
+        finally:
+            answer.cancel()
+
+    def kill_if_silent(self) -> None:
+        """Kill it where it said nothing for as long as one text may take; else it only has much to do."""
+        if time.monotonic() - self._heard >= ANSWER_SECONDS / 2:
+            self.process.kill()
+
+    async def close(self) -> None:
+        """End it: it finishes its line first."""
+        self._closing = True
+        self._asked.write_eof()
+        try:
+            await asyncio.wait_for(self._reading, ANSWER_SECONDS)
+        except TimeoutError:
+            self.process.kill()
+            await asyncio.to_thread(self.process.wait)
+
+    async def _read(self) -> None:
+        try:
+            while line := await self._answers.readline():
+                self._heard = time.monotonic()
+                answer = self._waiting.popleft()
+                if not answer.done():  # else whoever asked waits no longer
+                    answer.set_result(line)
+        except (OSError, ValueError, IndexError) as error:  # it broke a line off, or says what nobody asked
+            logger.error("The process that looks at answers said what it should not: %r", error)
+        finally:
+            self.ended = True
+            if not self._closing:
+                logger.error("The process that looks at answers ended, and is started again.")
+                self.process.kill()
+            for answer in self._waiting:
+                if not answer.done():
+                    answer.set_exception(ConnectionResetError())
+            self._asked.close()
+            await asyncio.to_thread(self.process.wait)
+
+
+def main() -> None:
+    """Look at the text of each line of the standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for line in sys.stdin.buffer:
+        text, sentences = json.loads(line)
+        answer: dict[str, Any]
+        try:
+            insults = packaged_insults().scores([sentences])[0] if sentences else 0.0
+            answer = {"found": redacted_parts(text), "insults": insults}
+        except LoraOpsError as error:  # weights that are missing or others
+            answer = {"error": str(error)}
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
