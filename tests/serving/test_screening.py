@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -326,3 +327,33 @@ def test_label_insults_nobody(clone: Clone, engine: Engine, tmp_path: Path) -> N
                 form = {"structured_outputs": {"choice": [said]}}
                 texts, ends, _ = how(gateway, "healthcare@2", True, extra_body=form)
                 assert ends == [end] and (texts == [said] or end == "content_filter")
+
+
+def test_stream_that_nobody_can_look_at_ends_with_an_error(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was looked at has left, and nothing of what was not."""
+    upstream, stopped = Upstream(), threading.Event()
+
+    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        yield event({"choices": [{"text": "a" if body["max_tokens"] == 1 else "All is well. "}]})
+        while body["max_tokens"] > 1 and not stopped.is_set():
+            await asyncio.sleep(0.01)
+        if body["max_tokens"] > 1:
+            yield event({"choices": [{"text": SAID}]})
+        yield event({"choices": [{"text": "", "finish_reason": "stop"}]}) + DONE
+
+    upstream.script = script
+    body = {"model": "finance", "prompt": "hi", "max_tokens": 90, "stream": True}
+    with before(clone, upstream) as gateway:
+        pid = inner(gateway).screening.process.pid
+        monkeypatch.setattr(screening_process, "ANSWER_SECONDS", 0.5)
+        with gateway.http().stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            assert "All is well. " in next(lines)
+            assert pid
+            os.kill(pid, signal.SIGSTOP)
+            stopped.set()
+            rest = "".join(lines)
+    assert "answer_not_screened" in rest and "DONE" not in rest
+    assert not any(secret in rest for secret in SECRETS)
