@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_ops.clock import utc
-from lora_ops.errors import Damaged, LoraOpsError, Refused
-from lora_ops.escaping import one_line
+from lora_ops.errors import Damaged, Refused
 from lora_ops.hashing import sha256_file
-from lora_ops.named_paths import follow
+from lora_ops.registry.archived_files import archived_digests
 from lora_ops.registry.audit import Anchor, Head
-from lora_ops.registry.backup_place import LIST, SCHEMA, SMALL, Place, Snapshot, kept_path
+from lora_ops.registry.backup_place import LIST, SCHEMA, SMALL, Place, Snapshot, kept_path, refuse_no_place
 from lora_ops.registry.demo import require_no_demo
 from lora_ops.registry.gc import named_digests
 from lora_ops.registry.heads import SHORTEST, compare
@@ -66,7 +65,7 @@ def backup(registry: Registry, url: str, *, follows: Head | None = None) -> Back
         Unavailable: `url` can't be written.
     """
     require_no_demo(registry, "backed up")
-    _refuse_no_backup(registry, url)
+    refuse_no_place(registry.path, url, "a backup")
     place = Place(url)
     if follows:
         _refuse_other_last(registry, place, follows)
@@ -146,22 +145,6 @@ def _take_turn(place: Place, follows: Head, snapshot: Snapshot) -> None:
         )
 
 
-def _refuse_no_backup(registry: Registry, url: str) -> None:
-    """Refuse a place that is gone with the registry: inside of it, or around it without a folder of its own."""
-    if url.startswith(("-", "~")) or one_line(url) != url:
-        raise LoraOpsError(
-            f"'{one_line(url)}' is no place for a backup: name a folder or a URL that does not begin with - or "
-            "~ and has no character that nobody sees."
-        )
-    is_local = "://" not in url or url.startswith("file://")
-    local = follow(Path(url.removeprefix("file://")), "URL") if is_local else None
-    own = registry.path.resolve()
-    if not url.strip() or (local and (local.is_relative_to(own) or own.is_relative_to(local))):
-        raise LoraOpsError(
-            f"'{url}' is no place for a backup of {registry.path}: name a folder elsewhere, or a URL."
-        )
-
-
 def _take_database(registry: Registry, folder: Path) -> Head:
     """Copy the database, the signed head, the public keys and the holds as they are at one moment."""
     problem = None
@@ -204,7 +187,8 @@ def _required(registry: Registry) -> set[str]:
         found |= {file.sha256 for file in version.manifest.files.values()}
         if version.summary.signature:
             found.add(version.summary.signature)
-    return found
+    # Weights that were archived are in the archive; those that are here are named by their version.
+    return found - archived_digests(registry)
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -1,14 +1,20 @@
 """A place of backups: a folder or URL that fsspec reads and writes, and the snapshots that lie there."""
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from lora_ops.errors import Damaged, LoraOpsError, Unavailable
+from lora_ops.escaping import one_line
+from lora_ops.named_paths import follow
 from lora_ops.registry.audit import Head
+from lora_ops.registry.files import FORGOTTEN_AFTER_SECONDS, sync_folder
 from lora_ops.registry.holds import FOLDER as HOLDS
 from lora_ops.registry.holds import NAME as HOLD
 from lora_ops.small_files import parse_json
@@ -19,6 +25,8 @@ if TYPE_CHECKING:
 LIST = "snapshot.json"
 SCHEMA = 1
 READ_BYTES = 2**20
+UNFINISHED = ".part"
+"""The end of the name of a file that is being sent."""
 Condition = Literal["whole", "damaged", "missing"]
 SMALL = re.compile(
     r"registry\.sqlite|audit\.head|keys/registry\.json|keys/[0-9a-f]{64}\.pub|" + f"{HOLDS}/{HOLD.pattern}"
@@ -52,9 +60,7 @@ class Place:
 
     def __init__(self, url: str) -> None:
         if not url.strip():
-            raise LoraOpsError(
-                "No place of backups is named: name a folder, or a URL such as s3://bucket/registry."
-            )
+            raise LoraOpsError("No place is named: name a folder, or a URL such as s3://bucket/registry.")
         self.url = url
         with self._reached():
             from fsspec.core import url_to_fs
@@ -109,6 +115,65 @@ class Place:
                     raise
             return str(self._fs.cat_file(path).decode(errors="replace"))
 
+    def send(self, relative: str, parts: Iterable[bytes], check: Callable[[BinaryIO], None]) -> None:
+        """Write a file that is whole, checked and on the disk before it has its name, over one that is there.
+
+        Args:
+            relative: where.
+            parts: its content.
+            check: reads what was written, and raises where that is not what was meant.
+        """
+        path = f"{self._root}/{relative}"
+        aside = f"{path}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
+        with self._reached():
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                with self._fs.open(aside, "wb") as file:
+                    for part in parts:
+                        file.write(part)
+                    if self._is_local:
+                        file.flush()
+                        os.fsync(file.fileno())
+                with self._fs.open(aside, "rb") as file:
+                    check(file)
+                self._fs.mv(aside, path)
+            except BaseException:
+                with suppress(Exception):  # what is wrong is said by the first error
+                    self._fs.rm(aside)
+                raise
+        if self._is_local:
+            sync_folder(Path(path).parent)
+
+    def sweep(self, folder: str) -> None:
+        """Remove what killed processes left unfinished below a folder more than a day ago."""
+        oldest = time.time() - FORGOTTEN_AFTER_SECONDS
+        with self._reached():
+            for path in self._fs.find(f"{self._root}/{folder}"):
+                # A storage that knows no times keeps them.
+                with suppress(NotImplementedError, OSError):
+                    if path.endswith(UNFINISHED) and self._fs.modified(path).timestamp() < oldest:
+                        self._fs.rm(path)
+
+    @contextmanager
+    def reading(self, relative: str) -> Iterator[BinaryIO]:
+        """Give a file to read.
+
+        Raises:
+            Damaged: it is missing.
+        """
+        with self._reached():
+            self._fs.invalidate_cache()
+            try:
+                file = self._fs.open(f"{self._root}/{relative}", "rb")
+            except FileNotFoundError as error:
+                raise Damaged(f"{relative} is missing at {self.url}.") from error
+            with file:
+                yield file
+
+    @property
+    def _is_local(self) -> bool:
+        return "file" in self._fs.protocol
+
     def get(self, relative: str, target: Path) -> None:
         """Bring a file.
 
@@ -151,6 +216,29 @@ class Place:
             ) from error
         except Exception as error:  # each storage has errors of its own
             raise Unavailable(f"{self.url} can't be used ({_one_line(error)}).") from error
+
+
+def refuse_no_place(registry: Path, url: str, what: str) -> None:
+    """Refuse a place that is gone with the registry: inside of it, or around it without a folder of its own.
+
+    Args:
+        registry: its folder.
+        url: the place.
+        what: is kept there, such as "a backup".
+
+    Raises:
+        LoraOpsError: it is no such place, or no place at all.
+    """
+    if url.startswith(("-", "~")) or one_line(url) != url:
+        raise LoraOpsError(
+            f"'{one_line(url)}' is no place for {what}: name a folder or a URL that does not begin with - or "
+            "~ and has no character that nobody sees."
+        )
+    is_local = "://" not in url or url.startswith("file://")
+    local = follow(Path(url.removeprefix("file://")), "URL") if is_local else None
+    own = registry.resolve()
+    if not url.strip() or (local and (local.is_relative_to(own) or own.is_relative_to(local))):
+        raise LoraOpsError(f"'{url}' is no place for {what} of {registry}: name a folder elsewhere, or a URL.")
 
 
 def _one_line(error: Exception) -> str:

@@ -23,6 +23,10 @@ RESERVED = {"manifest.json", "model.sig"}
 SAFETENSORS_HEADER_LIMIT = 100_000_000
 
 
+class InArchive(Unavailable):
+    """A kept file is in the archive alone; the text says how it comes back."""
+
+
 class FileStore:
     """Files under `root/ab/cdef...`; a name never holds anything but the bytes that it promises."""
 
@@ -31,6 +35,8 @@ class FileStore:
         self.incoming = root / "incoming"
         self.fetch: Callable[[str], None] | None = None
         """Brings a file that is not here yet, by its digest; a shared registry has one."""
+        self.elsewhere: Callable[[str], InArchive | None] | None = None
+        """Says of a file that is not here, by its digest, that it is in the archive."""
         self.tensors: dict[str, str] = {}
         """Digest of a kept adapter to the digest of its tensors, once it was read: neither can change."""
 
@@ -177,6 +183,7 @@ class FileStore:
 
         Raises:
             Damaged: the file is missing.
+            InArchive: it is in the archive.
             Unavailable: the disk can't say.
             LoraOpsError: it is to be fetched from elsewhere, which can't be reached.
         """
@@ -186,6 +193,10 @@ class FileStore:
         if self.fetch and not is_there:
             self.fetch(digest)
             is_there = path.is_file()
+        if self.elsewhere and not is_there:
+            archived = self.elsewhere(digest)
+            if archived:
+                raise archived
         if not is_there:
             raise Damaged(
                 f"The registry has lost {name} ({path}): register the same package again, or restore it from a "

@@ -14,6 +14,7 @@ from lora_ops.registry.approvals import (
     signature_of,
     statement,
 )
+from lora_ops.registry.archived_weights import bring_back_if_archived
 from lora_ops.registry.changes import require_reason
 from lora_ops.registry.eligibility import SERVING, barred_reason, hold_reason
 from lora_ops.registry.owners import Person
@@ -79,6 +80,7 @@ def promote(
         raise LoraOpsError(f"A version can't be promoted to '{to}': choose one of {', '.join(STAGES)}.")
     # Nobody waits for the lock while an older registry's weights are read.
     Twins(registry).read_ahead(reference)
+    bring_back_if_archived(registry, reference, actor=actor, reason=f"it is to become '{to}': {reason}")
     returns = leaves_production(registry, registry.get_exact(reference), to) is not None
     with change_with_owners(registry, actor, despite_head=returns) as change:
         version = registry.get_exact(reference)

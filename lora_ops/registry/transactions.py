@@ -12,6 +12,7 @@ from lora_ops.clock import now, utc
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, disk_reason
 from lora_ops.free_text import require_name
 from lora_ops.registry import migrations
+from lora_ops.registry.archived_files import in_archive
 from lora_ops.registry.audit import Anchor, Head, Log
 from lora_ops.registry.changes import Change, set_route_row
 from lora_ops.registry.copies import Copies
@@ -101,6 +102,7 @@ class Transactions(Queries, ABC):
         """Turns what was stopped while the log could not be changed into entries of it, before each change."""
         self.db = Database(path / "registry.sqlite", create=create)
         self.log = Log(self.db)
+        self.files.elsewhere = lambda digest: in_archive(self, digest)
         self.structure = Structure(self.db)
         self.remember_in(memory)
         self.mended: str | None = None

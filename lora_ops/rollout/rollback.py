@@ -1,11 +1,13 @@
 """Going back to the version that served before: who may, which version returns, and what remains to be done."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable
 from lora_ops.registry import closing, lifecycle, packages, reports
 from lora_ops.registry.eligibility import barred_reason
+from lora_ops.registry.files import InArchive
 from lora_ops.registry.replay import require_rows
 from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import return_notes, returning_lacks
@@ -263,14 +265,19 @@ def _named(registry: Registry, leaves: Version, served: list[int], to: str) -> V
             f"{to} was never in production before {leaves.id}: name another version, or none (without --to, "
             "the last one that may returns)."
         )
-    problem = _unfit(registry, version, leaves, Twins(registry))
+    problem = _unfit(registry, version, leaves, Twins(registry), from_archive=True)
     if problem:
         raise Refused(f"{to} may not return in the place of {leaves.id}: {problem}.")
     return version
 
 
-def _unfit(registry: Registry, version: Version, leaves: Version, twins: Twins) -> str | None:
+def _unfit(
+    registry: Registry, version: Version, leaves: Version, twins: Twins, *, from_archive: bool = False
+) -> str | None:
     """Return why a version may not answer again, or None.
+
+    Weights that are in the archive are brought back, and checked, by the promotion of a version that somebody
+    named. Without a name, a version whose weights are here goes first.
 
     Raises:
         LoraOpsError: a record or a kept file of it is missing or damaged.
@@ -283,6 +290,7 @@ def _unfit(registry: Registry, version: Version, leaves: Version, twins: Twins) 
         return stopped
     if twins.compare(version.summary, leaves.summary) == "same":
         return f"{version.id} has the weights of {leaves.id}"
-    packages.check_kept(registry, version)
+    with suppress(*([InArchive] if from_archive else [])):
+        packages.check_kept(registry, version)
     lacking = returning_lacks(registry, version, leaves, twins)
     return f"{version.id} lacks {'; '.join(lacking)}" if lacking else None
