@@ -14,8 +14,10 @@ from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.route import RouteRecord
 from lora_ops.registry import packages
+from lora_ops.registry.archived_weights import bring_back_if_archived
 from lora_ops.registry.backends import open_copy, open_registry
 from lora_ops.registry.eligibility import expiry_warning
+from lora_ops.registry.files import InArchive
 from lora_ops.registry.shared import SharedRegistry
 from lora_ops.rollout.assignment import Requester
 from lora_ops.rollout.kept_looks import FOLDER as LOOKS
@@ -31,6 +33,7 @@ from lora_ops.serving.keys import Caller, KeyStore
 from lora_ops.serving.pair_log import PairLog
 from lora_ops.serving.pseudonyms import SALT, Pseudonyms
 from lora_ops.serving.refreshing import Refresher
+from lora_ops.serving.returning_weights import ReturningWeights
 from lora_ops.serving.router import NotServed, Route, Router, UnknownModel
 from lora_ops.serving.screening import Screening
 from lora_ops.serving.shadow import AskHere, Shadow, shadow_version
@@ -110,6 +113,7 @@ class Gateway:
             lambda: self.cache.entries(),
             lost=self.telemetry.usage_lost.inc,
         )
+        self._returning = ReturningWeights(self._bring_back)
         self.cache = AdapterCache(
             engine,
             self._verify,
@@ -277,8 +281,19 @@ class Gateway:
         # Runs in a thread, and a registry belongs to one thread. What was found damaged loads nothing new.
         if self._damage:
             raise Damaged(f"The registry can't be trusted ({self._damage}): nothing new is loaded.")
+        try:
+            return self._verified(reference)
+        except InArchive:
+            self._returning.wait(reference)
+            return self._verified(reference)
+
+    def _verified(self, reference: str) -> Path:
         with closing(open_copy(self._root, self._everything)) as registry:
             return packages.verified_path(registry, reference, followed=True)
+
+    def _bring_back(self, reference: str) -> None:
+        with closing(open_copy(self._root, self._everything)) as registry:
+            bring_back_if_archived(registry, reference, actor="gateway", reason="a request needs it")
 
     def _open_shared(self) -> SharedRegistry:
         opened = open_copy(self._root, self._everything)
