@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from lora_ops.costs.archive_commands import app as archive_app
 from lora_ops.costs.autoscaling_commands import app as autoscaling_app
 from lora_ops.costs.commands import cost
 from lora_ops.detector_commands import detectors
@@ -54,6 +55,7 @@ app.add_typer(review_app, name="review")
 app.add_typer(owners_app, name="owners")
 app.add_typer(keys_app, name="keys")
 app.add_typer(release_app, name="release")
+app.add_typer(archive_app, name="archive")
 app.add_typer(autoscaling_app, name="autoscaling")
 rollout_app.command()(pairs)
 rollout_app.command()(replay)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lora_ops.costs.bill import MONTH_HOURS, Bill, bill
+from lora_ops.costs.needed import needed_reason
 from lora_ops.costs.usage import HOUR, usage_in
-from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import plot_text
 from lora_ops.plots import Plot
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.store import Registry
-from lora_ops.rollout.rollback import plan
 from lora_ops.rollout.sequence_plots import nothing
 from lora_ops.settings.params import load_settings
 from lora_ops.windows import last
@@ -96,29 +95,10 @@ def _keeps(registry: Registry, reference: str) -> str:
     version = registry.get_exact(reference, whole=False)
     if version.state in ("archived", "revoked"):
         return f"is '{version.state}' already"
-    if version.aliases:
-        return f"is {', '.join(version.aliases)}"
-    named = registry.route(version.tenant).about(version.number)
-    if named:
-        return f"{'; '.join(named)} by the route"
-    if registry.hold_of(version.summary):
-        return "is held"
-    if version.state not in CLOSED_BY_ALL:
-        return f"is '{version.state}': its team decides"
-    if reference == _returns(registry, version.tenant):
-        return "returns when production is rolled back"
-    return ""
-
-
-def _returns(registry: Registry, tenant: str) -> str | None:
-    """Return the version that a rollback of a tenant's production brings back, or None."""
-    serving = registry.named(tenant, "production")
-    if serving is None:
-        return None
-    try:
-        return plan(registry, f"{tenant}@{serving}").returns.id
-    except LoraOpsError:
-        return None
+    needed = needed_reason(registry, version)
+    if needed:
+        return needed
+    return "" if version.state in CLOSED_BY_ALL else f"is '{version.state}': its team decides"
 
 
 def heading(page: CostPage) -> str:

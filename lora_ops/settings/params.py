@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from lora_ops.errors import LoraOpsError, NotFound, with_text
+from lora_ops.settings.archive import ArchiveSettings
 from lora_ops.settings.autoscaling import AutoscalingSettings
 from lora_ops.settings.base_model import BaseModelSettings
 from lora_ops.settings.costs import CostSettings
@@ -32,6 +33,7 @@ class Settings(Section):
     rollout: RolloutSettings = RolloutSettings()
     detectors: DetectorSettings = DetectorSettings()
     costs: CostSettings = CostSettings()
+    archive: ArchiveSettings = ArchiveSettings()
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     drift: DriftSettings = DriftSettings()
     kpis: KpiSettings = KpiSettings()

@@ -1,0 +1,157 @@
+"""When each version was asked for last, and since when that is known without a gap.
+
+Gateways keep their events for a while only. So each run writes down what the events said, and the next run
+goes on from there: where the events reach back to it, or were all kept since, nothing can be missing between.
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from lora_ops.errors import disk_reason
+from lora_ops.line_files import REAL_TIME, column_types, connect, read_lines, with_room
+from lora_ops.records.record import Record
+from lora_ops.registry.files import write_atomically
+from lora_ops.small_files import read_text
+
+FILE = "last_asked.json"
+AHEAD = timedelta(minutes=5)
+"""By which two clocks may differ."""
+
+
+class AskedEvent(Record):
+    """The fields of an event of the gateway that say whom a request asked; see `serving.events.Event`."""
+
+    id: str
+    time: datetime
+    adapter: str
+    instead_of: str | None = None
+    model: str
+
+
+class Asked(Record):
+    """What is known of requests.
+
+    Attributes:
+        since: from when on each request is known.
+        until: the moment of the last look.
+        times: version (`finance@3`) to its last request.
+    """
+
+    since: datetime
+    until: datetime
+    times: dict[str, datetime] = {}
+
+
+class _Events(NamedTuple):
+    """What the event log says: its first event, and each name's last request."""
+
+    first: datetime | None
+    times: dict[str, datetime]
+
+
+def read_asked(serving: Path, keep_days: int, now: datetime) -> tuple[Asked, list[str]]:
+    """Return when each version was asked for last, and what a reader must know of it.
+
+    Args:
+        serving: `.serving` of the gateways.
+        keep_days: for how long they keep events.
+        now: by this machine's clock.
+
+    Raises:
+        LoraOpsError: the events can't be read.
+    """
+    events, notes = _events(serving / "events"), list[str]()
+    known = _known(serving / FILE, notes)
+    if known and known.until > now + AHEAD:
+        notes.append(
+            f"{serving / FILE} was written at {known.until:%Y-%m-%d %H:%M} UTC, which is ahead of this clock: "
+            "it does not count"
+        )
+        known = None
+    if known and not _is_joined(known, events, keep_days, now):
+        notes.append(
+            f"what was asked between {known.until:%Y-%m-%d} and "
+            f"{'today' if events.first is None else f'{events.first:%Y-%m-%d}'} is not known: the events of "
+            "then are gone. Run `lora-ops archive` each week"
+        )
+        known = None
+    times = dict(known.times) if known else {}
+    for version, at in events.times.items():
+        times[version] = max(at, times.get(version, at))
+    starts = [moment for moment in (events.first, known.since if known else None) if moment is not None]
+    since = min([*starts, now])
+    return Asked(since=since, until=now, times=times), notes
+
+
+def keep_asked(serving: Path, asked: Asked) -> str | None:
+    """Write down what is known for the next run; return why that can't be done, or None."""
+    try:
+        serving.mkdir(parents=True, exist_ok=True)
+        write_atomically(serving / FILE, asked.to_json().encode(), 0o600)
+    except OSError as error:
+        return f"what was asked can't be kept for the next run ({disk_reason(error)})"
+    return None
+
+
+def _known(path: Path, notes: list[str]) -> Asked | None:
+    try:
+        found = Asked.model_validate_json(read_text(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        notes.append(
+            f"{path} can't be read, so it does not count: what was asked is known from the events alone"
+        )
+        return None
+    moments = (found.since, found.until, *found.times.values())
+    if any(moment.tzinfo is None for moment in moments):
+        notes.append(f"{path} has a time without its zone, so it does not count")
+        return None
+    return found
+
+
+def _is_joined(known: Asked, events: _Events, keep_days: int, now: datetime) -> bool:
+    """Return whether no event can be missing between the last look and what the log has now.
+
+    Gateways remove files whose last event is older than `keep_days`; a day is left for the rounding.
+    """
+    if events.first is not None and events.first <= known.until:
+        return True
+    return now - known.until < timedelta(days=keep_days - 1)
+
+
+def _events(folder: Path) -> _Events:
+    """Read first and last times by name; an event that is dated before its own file says nothing of its age."""
+    paths = sorted(folder.glob("events-*.jsonl"))
+    if not paths:
+        return _Events(None, {})
+    columns = column_types(AskedEvent)
+
+    def read(line_bytes: int) -> list[tuple[str, int, int]]:
+        with connect(line_bytes) as db:
+            lines = read_lines(db, str(folder / "events-*.jsonl"), columns, line_bytes)
+            named = lines.filter(REAL_TIME).project("unnest([adapter, instead_of, model]) AS name, time")
+            rows = named.filter("name IS NOT NULL").aggregate(
+                "name, epoch_us(min(time)) AS first, epoch_us(max(time)) AS last", "name"
+            )
+            return [(str(name), int(first), int(last)) for name, first, last in rows.fetchall()]
+
+    rows = with_room(folder, "events", read)
+    if not rows:
+        return _Events(None, {})
+    first = min(_moment(one) for _, one, _ in rows)
+    opened = _opened(paths[0])
+    return _Events(max(first, opened) if opened else first, {name: _moment(last) for name, _, last in rows})
+
+
+def _moment(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(microseconds / 1e6, UTC)
+
+
+def _opened(path: Path) -> datetime | None:
+    """Return when a file of events was begun, as its name says."""
+    try:
+        return datetime.strptime(path.name.split("-")[1], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
+    except (ValueError, IndexError):
+        return None

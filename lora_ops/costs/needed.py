@@ -1,0 +1,40 @@
+"""What needs a version: the one place that says which versions must stay where they are."""
+
+from lora_ops.errors import LoraOpsError, Refused
+from lora_ops.registry.eligibility import SERVING
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+from lora_ops.rollout.rollback import plan
+
+
+def needed_reason(registry: Registry, version: Version) -> str | None:
+    """Return why a version must stay, to be said after its name, or None."""
+    if version.aliases:
+        return f"is {', '.join(version.aliases)}"
+    named = registry.route(version.tenant).about(version.number)
+    if named:
+        return f"{'; '.join(named)} by the route"
+    if registry.stop_of(version.summary) or registry.queued_stop(version.summary):
+        return "is held"
+    if version.state in SERVING:
+        return f"is '{version.state}'"
+    return _returns_reason(registry, version)
+
+
+def _returns_reason(registry: Registry, version: Version) -> str | None:
+    """Return that a rollback of what is, or was last, in production brings a version back, or None.
+
+    A canary that is rolled back leaves its users to production.
+    """
+    serving = registry.named(version.tenant, "production")
+    leaves = registry.log.last_in_production(version.tenant) if serving is None else serving
+    if leaves is None or version.state != "superseded":
+        return None
+    try:
+        if plan(registry, f"{version.tenant}@{leaves}").returns.id == version.id:
+            return "returns when production is rolled back"
+    except Refused:
+        return None  # nothing can return
+    except LoraOpsError as error:
+        return f"may be what a rollback brings back, which nobody can tell ({str(error).rstrip('.')})"
+    return None
