@@ -170,18 +170,23 @@ def from_log(folder: Path, window: int, now: datetime) -> LatencyReport:
         raise LoraOpsError(f"There are no events in {folder} yet: serve some requests first (`make serve`).")
     start = now - timedelta(seconds=window)
     found = read_line_files(folder, "events", TimedEvent, f"{WHOLE} AND time >= TIMESTAMPTZ '{start}'")
-    notes = []
-    ahead = int((found["time"] > now + timedelta(seconds=AHEAD_SECONDS)).sum())
-    if ahead:
-        notes.append(
-            f"{ahead} events are later than now (up to {found['time'].max():%Y-%m-%d %H:%M} UTC): a gateway's "
-            "clock runs ahead. They count here."
-        )
+    note = ahead_note(found["time"], now)
     adapters = tuple(
         _of_events(str(tenant), str(adapter), mine)
         for (tenant, adapter), mine in found.groupby(["tenant", "adapter"])
     )
-    return LatencyReport("log", start, now, adapters, tuple(notes))
+    return LatencyReport("log", start, now, adapters, (note,) if note else ())
+
+
+def ahead_note(times: pd.Series, now: datetime) -> str | None:
+    """Return a sentence about events whose gateway's clock runs ahead, or None where there is none."""
+    ahead = int((times > now + timedelta(seconds=AHEAD_SECONDS)).sum())
+    if not ahead:
+        return None
+    return (
+        f"{ahead} events are later than now (up to {times.max():%Y-%m-%d %H:%M} UTC): a gateway's clock runs "
+        "ahead. They count here."
+    )
 
 
 def _of_events(tenant: str, adapter: str, mine: pd.DataFrame) -> AdapterLatency:

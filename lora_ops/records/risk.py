@@ -1,20 +1,13 @@
-"""Records of the risk in live answers: which kinds are counted, and a budget that one version broke."""
+"""The record of a budget of risky answers that one version broke."""
 
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import Field
 
 from lora_ops.records.evaluation import Interval
 from lora_ops.records.record import Record
-
-RiskKind = Literal["identifiers", "insults"]
-RISK_KINDS: tuple[RiskKind, ...] = get_args(RiskKind)
-RISKY_ANSWERS: dict[RiskKind, str] = {
-    "identifiers": "of the scored answers hold an identifier that their prompt lacks",
-    "insults": "of the scored answers insult or swear",
-}
-"""What an answer of each kind does, for a sentence that begins with a share."""
+from lora_ops.settings.risk import RiskKind
 
 
 class RiskIncident(Record):

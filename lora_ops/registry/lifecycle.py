@@ -1,6 +1,6 @@
 """The life of a version: who may move it where, on what evidence, with whose agreement."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -260,9 +260,23 @@ def review(
 
 
 def link_incident(
-    registry: Registry, reference: str, *, actor: str, reason: str, evidence: Sequence[Report]
+    registry: Registry,
+    reference: str,
+    *,
+    actor: str,
+    reason: str,
+    evidence: Sequence[Report],
+    unless: Callable[[Version], bool] = lambda version: False,
 ) -> Version:
     """Link an incident's report to the version that was involved, in whatever state that is.
+
+    Args:
+        registry: where.
+        reference: the exact version.
+        actor: who does it.
+        reason: why.
+        evidence: the report, and others about it.
+        unless: whether it was told already, asked inside the transaction; then nothing is changed.
 
     Raises:
         LoraOpsError: unknown version, nobody of its team, no reason, or no evidence of kind `incident`.
@@ -274,7 +288,8 @@ def link_incident(
         require_about(version, evidence)
         if "incident" not in {one.document.kind for one in evidence}:
             raise Refused(f"The incident of {version.id} is missing: evidence of kind 'incident'.")
-        record_step(registry, change, version, "incident", reason, keep_reports(registry, evidence))
+        if not unless(version):
+            record_step(registry, change, version, "incident", reason, keep_reports(registry, evidence))
     return registry.get(version.id, whole=False)
 
 

@@ -14,10 +14,10 @@ from pydantic import Field
 from lora_ops.errors import LoraOpsError
 from lora_ops.line_files import read_line_files
 from lora_ops.records.record import Record
-from lora_ops.records.risk import RiskKind
 from lora_ops.serving.line_log import LineLog
 from lora_ops.serving.risk import NOTHING, SCORED_CHARACTERS, Scores
 from lora_ops.serving.risk_worker import RiskWorker
+from lora_ops.settings.risk import RiskKind
 from lora_ops.settings.serving import EventSettings
 
 if TYPE_CHECKING:

@@ -40,12 +40,12 @@ from prometheus_client.registry import Collector
 
 from lora_ops import histograms
 from lora_ops.engines.protocol import Engine
-from lora_ops.records.risk import RISK_KINDS, RiskKind
 from lora_ops.serving.adapters import AdapterCache, CacheLookup
 from lora_ops.serving.backlog import Backlog
 from lora_ops.serving.fair_queue import FairQueue
 from lora_ops.serving.label_cap import NOBODY, OTHER, LabelCap
 from lora_ops.serving.logs import lost_lines
+from lora_ops.settings.risk import RISK_KINDS, RiskKind
 
 Labels = tuple[str, ...]
 Buckets = tuple[float, ...]

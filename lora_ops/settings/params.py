@@ -16,6 +16,7 @@ from lora_ops.settings.files import find_root, first_problem, parse_yaml, read_s
 from lora_ops.settings.kpis import KpiSettings
 from lora_ops.settings.objectives import ObjectiveSettings
 from lora_ops.settings.registry import RegistrySettings
+from lora_ops.settings.risk import RiskBudgetSettings
 from lora_ops.settings.rollout import RolloutSettings
 from lora_ops.settings.section import Section, TenantName, colliding_tenant
 from lora_ops.settings.serving import ServingSettings
@@ -38,6 +39,7 @@ class Settings(Section):
     drift: DriftSettings = DriftSettings()
     kpis: KpiSettings = KpiSettings()
     objectives: ObjectiveSettings = ObjectiveSettings()
+    risk_budgets: RiskBudgetSettings = RiskBudgetSettings()
     tenants: dict[TenantName, TenantSettings] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -51,13 +53,26 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _serves_known_tenants(self) -> "Settings":
-        unknown = sorted(self.serving.tenants.keys() - self.tenants.keys())
-        if unknown:
-            raise ValueError(
-                f"serving.tenants has '{unknown[0]}', which is no tenant: "
-                "remove it there too, or add it to tenants"
-            )
+    def _names_known_tenants(self) -> "Settings":
+        for section, named in (("serving", self.serving.tenants), ("risk_budgets", self.risk_budgets.tenants)):
+            unknown = sorted(named.keys() - self.tenants.keys())
+            if unknown:
+                raise ValueError(
+                    f"{section}.tenants has '{unknown[0]}', which is no tenant: "
+                    "remove it there too, or add it to tenants"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _risks_can_burn(self) -> "Settings":
+        name, budget = self.risk_budgets.largest()
+        for one in self.objectives.burn_rates:
+            if one.factor * budget >= 1:
+                raise ValueError(
+                    f"with risk_budgets.{name} {budget:g} no budget burns {one.factor:g} times too fast, not "
+                    f"even where every answer is risky: lower it below {1 / one.factor:.3g}, or lower the "
+                    "factor of objectives.burn_rates"
+                )
         return self
 
     @property

@@ -1,0 +1,172 @@
+"""A broken budget of risky answers becomes an incident of its version, once in each window of the budget."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from lora_ops.errors import LoraOpsError, NotFound
+from lora_ops.monitoring.content_risk import Risk, RiskReport
+from lora_ops.records.detectors import Measured
+from lora_ops.records.evidence import PolicyEvidence, TextEvidence
+from lora_ops.records.risk import RiskIncident
+from lora_ops.registry import lifecycle
+from lora_ops.registry.reports import last_document, load, make, own_evidence
+from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
+from lora_ops.settings.risk import RISK_KINDS, RiskKind
+
+FILE = "risk.json"
+
+
+class Filed(NamedTuple):
+    """What became of the broken budgets: incidents by version, and why others were not filed, in sentences."""
+
+    incidents: tuple[RiskIncident, ...]
+    not_filed: tuple[str, ...]
+
+
+def measured_detectors(registry: Registry) -> Callable[[str, str], Mapping[RiskKind, Measured]]:
+    """Return what tells how well each detector works, by the last policy report of a version.
+
+    A version without one, or with one that somebody typed, has nothing; nor has one of another registry.
+    """
+
+    def of_version(adapter: str, digest: str) -> Mapping[RiskKind, Measured]:
+        try:
+            version = _version(registry, adapter, digest)
+            report = last_document(registry, version, "policy")
+        except LoraOpsError:
+            return {}
+        if not isinstance(report, PolicyEvidence):
+            return {}
+        found = {one.name: one.judged.detector for one in report.checks if one.judged and one.judged.detector}
+        # A classifier of params.yaml judges for the gates alone: the gateway scores with the packaged weights.
+        return {kind: found[kind] for kind in RISK_KINDS if kind in found and _scores_live(kind, found[kind])}
+
+    return of_version
+
+
+def _scores_live(kind: RiskKind, measured: Measured) -> bool:
+    from lora_ops.detectors.identifiers import VERSION
+    from lora_ops.detectors.insults import PACKAGE
+
+    if kind == "insults":
+        return measured.detector.version == PACKAGE
+    return measured.detector.version.partition(",")[0] == VERSION
+
+
+def file_incidents(registry: Registry, report: RiskReport, *, actor: str) -> Filed:
+    """File each broken budget on the version that broke it.
+
+    Where all versions of a tenant together broke one and none of them did alone, it goes to the version with
+    the most risky answers. A version that has an incident of the same kind from within the window gets no
+    second one, so that a later run, or one beside it, adds nothing.
+
+    Raises:
+        LoraOpsError: the registry takes no entry. What was filed before stays, and a second run files the rest.
+    """
+    filed, not_filed = [], []
+    for one in _whose(report):
+        try:
+            version = _version(registry, one.adapter or "", one.digest or "")
+        except NotFound as error:
+            not_filed.append(str(error))
+            continue
+        incident = _incident(report, one)
+        if not _told(registry, version, incident) and _link(registry, version, incident, actor):
+            filed.append(incident)
+        else:
+            days = (report.end - report.start).days
+            said = f"{version.id} has an incident of its {one.kind} from within {days} days already."
+            not_filed.append(said)
+    return Filed(tuple(filed), tuple(not_filed))
+
+
+def _whose(report: RiskReport) -> Iterator[Risk]:
+    for one in report.broken:
+        alike = [
+            other
+            for other in report.risks
+            if (other.tenant, other.kind) == (one.tenant, one.kind) and other.adapter is not None
+        ]
+        if one.adapter is not None:
+            yield one
+        elif not any(other.verdict == "broken" for other in alike):
+            most = max(alike, key=lambda other: other.flagged)
+            # Its own verdict says that nobody can tell of it alone; what is filed says whose budget broke.
+            yield replace(one, adapter=most.adapter, digest=most.digest)
+
+
+def _version(registry: Registry, adapter: str, digest: str) -> Version:
+    """Return the version that gave some answers.
+
+    Raises:
+        NotFound: the registry has no such version, or another content under its name.
+    """
+    if "@" not in adapter:
+        raise NotFound(f"{adapter} is the base model: no version has its answers in its record.")
+    version = registry.get(adapter, whole=False)
+    if version.summary.content_digest != digest:
+        raise NotFound(
+            f"The {adapter} that gave these answers has other content ({digest[:12]}…) than that of this "
+            "registry."
+        )
+    return version
+
+
+def _incident(report: RiskReport, one: Risk) -> RiskIncident:
+    assert one.adapter and one.digest and one.share  # a broken budget has scored answers
+    return RiskIncident(
+        tenant=one.tenant,
+        adapter=one.adapter,
+        digest=one.digest,
+        kind=one.kind,
+        start=report.start,
+        end=report.end,
+        budget=one.budget,
+        scored=one.scored,
+        flagged=one.flagged,
+        share=one.share,
+        corrected=one.corrected,
+        threshold=report.threshold if one.kind == "insults" else None,
+        said=one.said,
+    )
+
+
+def _link(registry: Registry, version: Version, incident: RiskIncident, actor: str) -> bool:
+    """File an incident, and return whether it is new."""
+    was_told: list[bool] = []
+
+    def is_told(now: Version) -> bool:
+        was_told.append(_told(registry, now, incident))
+        return was_told[-1]
+
+    said = f"risk budget broken: {incident.said}"
+    with tempfile.TemporaryDirectory(prefix="risk-") as folder:
+        path = Path(folder) / FILE
+        path.write_text(incident.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        report = make(registry, version.id, "incident", path, said)
+    lifecycle.link_incident(registry, version.id, actor=actor, reason=said, evidence=[report], unless=is_told)
+    return not was_told[-1]
+
+
+def _told(registry: Registry, version: Version, incident: RiskIncident) -> bool:
+    """Return whether the version has an incident of the same kind that this window overlaps."""
+    told = _told_incidents(registry, version)
+    return any(one.kind == incident.kind and one.end > incident.start for one in told)
+
+
+def _told_incidents(registry: Registry, version: Version) -> Sequence[RiskIncident]:
+    found = []
+    for one in own_evidence(registry.log.entries(version.tenant, version.number), version.number):
+        document = load(registry.files, one) if one.kind == "incident" else None
+        if not isinstance(document, TextEvidence) or document.source.name != FILE:
+            continue
+        text = registry.files.checked(document.source.sha256, f"an incident of {version.id}").read_bytes()
+        try:
+            found.append(RiskIncident.model_validate_json(text))
+        except ValueError:
+            continue  # somebody's own file of this name
+    return found

@@ -1,0 +1,302 @@
+"""Budgets of risky answers: what the event log says of them, and the incident of a version that broke one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from lora_ops.cli import app
+from lora_ops.detectors.measure import measured
+from lora_ops.errors import LoraOpsError
+from lora_ops.monitoring import risk_incidents
+from lora_ops.monitoring.content_risk import Risk, RiskReport, as_json, read_risk
+from lora_ops.monitoring.risk_incidents import file_incidents
+from lora_ops.records.detectors import DetectorRecord, Measured
+from lora_ops.registry.backends import open_registry
+from lora_ops.registry.cards import record
+from lora_ops.registry.store import Registry
+from lora_ops.serving.events import EventLog
+from lora_ops.settings.objectives import ObjectiveSettings
+from lora_ops.settings.params import load_settings
+from lora_ops.settings.risk import RiskBudget, RiskBudgetSettings
+from lora_ops.settings.serving import EventSettings
+from tests.conftest import small_clone, write_params
+from tests.monitoring.kpi_files import write_events
+from tests.registry.conftest import MORNING, Build, Clock
+from tests.serving.test_events import event, write
+
+NOW = MORNING + timedelta(days=2)
+RATES = ObjectiveSettings().burn_rates
+CLEAN = {"insult_detector": "made", "answer_insults": 0.1, "answer_new_identifiers": 0, "answer_identifiers": 0}
+LEAK = {**CLEAN, "answer_new_identifiers": 1, "answer_identifiers": 1}
+RUDE = {**CLEAN, "answer_insults": 0.9}
+
+
+def read(root: Path, now: datetime = NOW, measured: Any = None, **budgets: Any) -> RiskReport:
+    settings = RiskBudgetSettings(**budgets)
+    return read_risk(
+        root / ".serving/events", settings, RATES, 0.5, now, lambda adapter, digest: measured or {}
+    )
+
+
+def one(report: RiskReport, adapter: str | None, kind: str) -> Risk:
+    (found,) = [each for each in report.risks if (each.adapter, each.kind) == (adapter, kind)]
+    return found
+
+
+def test_shares_burn_the_budget_of_their_tenant(tmp_path: Path) -> None:
+    write_events(tmp_path, *[LEAK] * 30, *[CLEAN] * 270, *[{**CLEAN, "adapter": "finance@2"}] * 700)
+    report = read(tmp_path, identifiers=0.02, insults=0.02)
+    risky, good, everything = (one(report, name, "identifiers") for name in ("finance@1", "finance@2", None))
+    assert (risky.scored, risky.flagged, risky.verdict) == (300, 30, "broken")
+    assert risky.share and risky.share.low == pytest.approx(0.0686, abs=1e-3)
+    assert (good.verdict, everything.verdict) == ("kept", "broken")
+    # 1,000 answers allow 20 risky ones, and version 1 gave 30 of them.
+    assert risky.burnt == everything.burnt == pytest.approx(1.5) and good.burnt == 0
+    assert one(report, "finance@1", "insults").verdict == "kept"
+    assert risky.said.startswith("finance@1 of finance, identifiers: 30 of 300 scored answers (10.00%, ")
+    assert len(report.broken) == 2 and len(as_json(report)["risks"]) == 6
+
+
+def test_burn_rates_are_of_their_windows(tmp_path: Path) -> None:
+    old = [{**CLEAN, "time": NOW - timedelta(hours=30)}] * 90
+    write_events(tmp_path, *old, *[{**LEAK, "time": NOW - timedelta(minutes=40)}] * 10)
+    found = one(read(tmp_path, identifiers=0.1), "finance@1", "identifiers")
+    assert found.burn_rates == {"5m": None, "30m": None, "1h": 10, "6h": 10, "3d": pytest.approx(1)}
+
+
+def test_too_few_scored_answers_say_nothing(tmp_path: Path) -> None:
+    write_events(tmp_path, *[LEAK] * 99)
+    found = one(read(tmp_path), "finance@1", "identifiers")
+    assert found.verdict == "cannot tell" and "99 of 99 answers were scored, and 100 are needed" in found.said
+
+
+def test_few_risky_answers_tell_nobody(tmp_path: Path) -> None:
+    write_events(tmp_path, *[LEAK] * 9, *[CLEAN] * 91)
+    assert one(read(tmp_path), "finance@1", "identifiers").verdict == "cannot tell"
+    assert one(read(tmp_path, minimum_flagged=9), "finance@1", "identifiers").verdict == "broken"
+
+
+def test_unscored_answers_are_not_called_good(tmp_path: Path) -> None:
+    """A gateway whose detector is missing scores nothing, and its budgets must not look kept."""
+    write_events(tmp_path, *[CLEAN] * 400, *[{}] * 401)
+    found = one(read(tmp_path), "finance@1", "identifiers")
+    assert (found.answered, found.scored, found.verdict) == (801, 400, "cannot tell")
+
+
+def test_refused_requests_do_not_thin_a_share(tmp_path: Path) -> None:
+    refused = {"status": 429, "generated_tokens": 0, "answer_insults": 0.0, "answer_new_identifiers": 0}
+    write_events(tmp_path, *[LEAK] * 20, *[CLEAN] * 80, *[refused] * 5000)
+    found = one(read(tmp_path), "finance@1", "identifiers")
+    assert (found.answered, found.scored, found.flagged) == (100, 100, 20)
+
+
+def test_events_of_earlier_releases_say_nothing_of_identifiers(tmp_path: Path) -> None:
+    """They counted what the prompt holds, too."""
+    write_events(tmp_path, *[{**LEAK, "answer_new_identifiers": None}] * 200)
+    report = read(tmp_path)
+    assert one(report, "finance@1", "identifiers").scored == 0
+    assert one(report, "finance@1", "insults").scored == 200
+
+
+def test_own_labels_insult_nobody(tmp_path: Path) -> None:
+    """The label 'Mental' of healthcare scores 0.83; real scores, by the process that the gateway starts."""
+    labels = [event(n, answer_text="Mental", answer_is_label=True, time=MORNING) for n in range(2)]
+    words = [event(n, answer_text="Mental", answer_is_label=False, time=MORNING) for n in range(2, 5)]
+    write(tmp_path / ".serving/events", *labels, *words)
+    found = one(read(tmp_path), "finance@1", "insults")
+    assert (found.scored, found.flagged) == (5, 3)
+
+
+def test_log_and_event_agree_on_what_is_risky(tmp_path: Path) -> None:
+    texts = ("You idiot", "Ask bo@example.com", "fine", "")
+    events = [
+        event(n, answer_text=text, prompt_text="p" if n % 2 else None, generated_tokens=n % 3, time=MORNING)
+        for n, text in enumerate(texts * 3)
+    ]
+    counted: list[dict[Any, bool]] = []
+    log = EventLog(
+        tmp_path / ".serving/events",
+        EventSettings(),
+        lambda tenant: False,
+        judged=lambda one: counted.append(one.risks(0.5)),
+    )
+    for each in events:
+        log.append(each)
+    log.close()
+    report = read(tmp_path)
+    for kind in ("identifiers", "insults"):
+        risk = one(report, "finance@1", kind)
+        mine = [each[kind] for each in counted if each]
+        assert (risk.scored, risk.flagged) == (len(mine), sum(mine)) and sum(mine) == 2
+
+
+def detector(false_alarms: int) -> Measured:
+    pairs = [(True, True)] * 95 + [(True, False)] * 5 + [(False, True)] * false_alarms + [(False, False)] * 200
+    return measured(DetectorRecord(name="identifiers", version="3"), "any", "made", pairs)
+
+
+@pytest.mark.parametrize(("false_alarms", "verdict"), [(0, "broken"), (20, "cannot tell")])
+def test_false_alarms_alone_break_no_budget(tmp_path: Path, false_alarms: int, verdict: str) -> None:
+    write_events(tmp_path, *[LEAK] * 30, *[CLEAN] * 270)
+    report = read(tmp_path, measured={"identifiers": detector(false_alarms)})
+    found = one(report, "finance@1", "identifiers")
+    assert found.verdict == verdict and "without the detector's errors" in found.said
+
+
+def test_a_tenant_may_have_its_own_budget(tmp_path: Path) -> None:
+    write_events(tmp_path, *[LEAK] * 30, *[CLEAN] * 270)
+    own = {"finance": RiskBudget(identifiers=0.2)}
+    assert one(read(tmp_path, tenants=own), "finance@1", "identifiers").verdict == "kept"
+
+
+def test_a_clock_that_runs_ahead_is_named(tmp_path: Path) -> None:
+    write_events(tmp_path, {**CLEAN, "time": NOW + timedelta(hours=2)})
+    assert "clock runs ahead" in read(tmp_path).notes[0]
+
+
+def test_an_empty_log_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError, match="no events in .* yet"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"risk_budgets": {"tenants": {"nobody": {"insults": 0.1}}}}, "risk_budgets.tenants has 'nobody'"),
+        (
+            {"risk_budgets": {"insults": 0.07}},
+            "risk_budgets.insults 0.07 no budget burns 14.4 times too fast",
+        ),
+        ({"risk_budgets": {"insults": 0}}, "greater than 0"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    small_clone(tmp_path)
+    write_params(tmp_path, changes)
+    with pytest.raises(LoraOpsError, match=said):
+        load_settings(tmp_path)
+
+
+# --- incidents
+
+
+@pytest.fixture
+def broken(registry: Registry, package: Build, tmp_path: Path) -> Callable[..., RiskReport]:
+    """Return the report of finance@1, whose answers broke the budget of identifiers."""
+    registry.register(*package(1), actor="ana")
+    digest = registry.get("finance@1").summary.content_digest
+
+    def report(now: datetime = NOW, **changed: Any) -> RiskReport:
+        shutil.rmtree(tmp_path / ".serving", ignore_errors=True)
+        known = {"digest": digest, "time": now - timedelta(hours=3), **changed}
+        write_events(tmp_path, *[{**LEAK, **known}] * 30, *[{**CLEAN, **known}] * 270)
+        return read(tmp_path, now)
+
+    return report
+
+
+def test_a_broken_budget_is_filed_once_a_window(
+    registry: Registry, broken: Callable[..., RiskReport], clock: Clock
+) -> None:
+    clock.move(days=2)
+    first = file_incidents(registry, broken(), actor="ana")
+    assert [(one.adapter, one.kind, one.flagged) for one in first.incidents] == [
+        ("finance@1", "identifiers", 30)
+    ]
+    entries = registry.log.head().seq
+    for days in (0, 7, 29):
+        again = file_incidents(registry, broken(NOW + timedelta(days=days)), actor="ana")
+        assert not again.incidents and "has an incident of its identifiers" in again.not_filed[0]
+    assert registry.log.head().seq == entries
+    (told,) = record(registry, "finance@1").risk.incidents
+    assert told.summary.startswith("risk budget broken: finance@1 of finance, identifiers: 30 of 300")
+    clock.move(days=31)
+    assert len(file_incidents(registry, broken(NOW + timedelta(days=31)), actor="ana").incidents) == 1
+    assert len(record(registry, "finance@1").risk.incidents) == 2
+
+
+def test_another_run_beside_it_files_no_second_one(
+    registry: Registry, broken: Callable[..., RiskReport]
+) -> None:
+    """Both have looked, and the first has filed: the second learns it inside its transaction."""
+    report = broken()
+    assert file_incidents(registry, report, actor="ana").incidents
+    late = risk_incidents._incident(report, report.broken[0])
+    assert not risk_incidents._link(registry, registry.get("finance@1"), late, "ana")
+    assert len(record(registry, "finance@1").risk.incidents) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"adapter": "finance@9"}, "finance@9"),
+        ({"digest": "f" * 64}, "has other content"),
+        ({"adapter": "tiny-random", "tenant": "-"}, "is the base model"),
+    ],
+)
+def test_answers_of_no_known_version_are_not_filed(
+    registry: Registry, broken: Callable[..., RiskReport], changed: dict[str, Any], said: str
+) -> None:
+    filed = file_incidents(registry, broken(**changed), actor="ana")
+    assert filed.incidents == () and said in filed.not_filed[0]
+    assert not record(registry, "finance@1").risk.incidents
+
+
+def test_a_tenants_budget_falls_to_its_riskiest_version(
+    registry: Registry, package: Build, tmp_path: Path
+) -> None:
+    """Four versions with 3 % each prove nothing alone, and together break 1 %."""
+    digests = {}
+    for seed in (1, 2, 3, 4):
+        registry.register(*package(seed), actor="ana")
+        digests[f"finance@{seed}"] = registry.get(f"finance@{seed}").summary.content_digest
+    lines = [
+        {**(LEAK if n < 3 + (seed == 3) else CLEAN), "adapter": name, "digest": digests[name]}
+        for seed, name in enumerate(digests, 1)
+        for n in range(110)
+    ]
+    write_events(tmp_path, *lines)
+    report = read(tmp_path)
+    assert [each.adapter for each in report.broken] == [None]
+    filed = file_incidents(registry, report, actor="ana")
+    assert [each.adapter for each in filed.incidents] == ["finance@3"]
+
+
+def test_command_files_incidents_and_ends_with_1(
+    staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_clone(tmp_path)
+    shutil.copytree(staged, tmp_path / ".registry")
+    monkeypatch.setenv("LORA_OPS_ROOT", str(tmp_path))
+    monkeypatch.setenv("LORA_OPS_ACTOR", "ben.okafor")
+    monkeypatch.setenv("COLUMNS", "220")
+    with closing(open_registry(tmp_path)) as registry:
+        digest = registry.get("finance@1", whole=False).summary.content_digest
+    known = {"digest": digest, "time": datetime.now(UTC) - timedelta(hours=2)}
+    write_events(tmp_path, *[{**RUDE, **known}] * 60, *[{**CLEAN, **known}] * 540)
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, ["monitor", "risk", *words])
+
+    shown = run()
+    assert (
+        shown.exit_code == 1
+        and "broken" in shown.output
+        and " kept " in shown.output
+        and "[" not in shown.output
+    )
+    told = json.loads(run("--json").stdout)
+    assert told["filed"] == [] and told["broken"][0].startswith("finance@1 of finance, insults: 60 of 600")
+    first = run("--file", "--json")
+    assert first.exit_code == 1
+    assert [one["adapter"] for one in json.loads(first.stdout)["filed"]] == ["finance@1"]
+    assert "has an incident of its insults" in run("--file").output
+    with closing(open_registry(tmp_path)) as registry:
+        assert len(record(registry, "finance@1").risk.incidents) == 1
