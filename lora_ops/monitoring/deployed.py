@@ -16,7 +16,7 @@ from lora_ops.registry.files import write_atomically
 from lora_ops.settings.objectives import AlertSettings, ObjectiveSettings
 from lora_ops.settings.params import Settings
 
-HEAD = "# Written by `lora-ops monitor rules` from `objectives` of params.yaml: change the values there.\n"
+HEAD = "# Written by `lora-ops monitor rules` from params.yaml: change the values there.\n"
 # Grafana reads the variable from its environment: `lora-ops monitor observe` sets it, and a container may.
 DASHBOARD_PROVIDER = {
     "apiVersion": 1,
@@ -34,7 +34,8 @@ def deployed_files(settings: Settings) -> dict[str, str]:
     files |= {f"grafana/dashboards/{name}": text for name, text in dashboards(objectives).items()}
     files["grafana/provisioning/datasources/prometheus.yml"] = _yaml(data_source(objectives))
     files["grafana/provisioning/dashboards/lora-ops.yml"] = _yaml(DASHBOARD_PROVIDER)
-    files |= {f"prometheus/rules/{name}": _yaml(rules) for name, rules in rule_files(objectives).items()}
+    rules = rule_files(objectives, settings.risk_budgets)
+    files |= {f"prometheus/rules/{name}": _yaml(one) for name, one in rules.items()}
     return files
 
 

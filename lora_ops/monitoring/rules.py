@@ -11,11 +11,12 @@ from typing import Any
 from prometheus_client.utils import floatToGoString
 
 from lora_ops.settings.objectives import BurnRate, ObjectiveSettings, SpikeSettings, seconds
+from lora_ops.settings.risk import RISK_KINDS, RiskBudgetSettings
 
 Rules = dict[str, Any]
 JOB = "lora-ops"
 BY = "by (tenant, adapter)"
-MONTH_HOURS = 30 * 24
+MONTH_DAYS = 30
 ABSENT_FOR, DOWN_FOR = "15m", "1m"
 WHO = "{{ $labels.adapter }} of {{ $labels.tenant }}"
 ANSWERED = '{outcome="answered"}'
@@ -31,6 +32,9 @@ class Objective:
         source: the selector of a metric without which nothing is measured.
         share: of the requests that must keep it.
         said: what a broken request is, for a sentence that begins with a percentage.
+        minimum: broken requests in the long window before anybody is told.
+        tenants: the selector of the tenants whose budget it is; empty: all of them.
+        days: that the budget is for.
     """
 
     name: str
@@ -39,6 +43,9 @@ class Objective:
     source: str
     share: float
     said: str
+    minimum: int
+    tenants: str = ""
+    days: int = MONTH_DAYS
 
     @property
     def budget(self) -> float:
@@ -64,6 +71,7 @@ def objectives(settings: ObjectiveSettings) -> tuple[Objective, ...]:
             "lora_ops_unanswered_total",
             settings.availability,
             "of the requests got no answer",
+            settings.minimum_events,
         ),
         Objective(
             "latency",
@@ -72,14 +80,51 @@ def objectives(settings: ObjectiveSettings) -> tuple[Objective, ...]:
             in_time,
             settings.latency.share,
             f"of the answers took more than {limit:g} s",
+            settings.minimum_events,
         ),
     )
 
 
-def rule_files(settings: ObjectiveSettings) -> dict[str, Rules]:
+def risk_objectives(budgets: RiskBudgetSettings) -> tuple[Objective, ...]:
+    """Return the budgets of risky answers: of each kind the default one, then those of single tenants."""
+    said = {
+        "identifiers": "of the scored answers hold an identifier that their prompt lacks",
+        "insults": "of the scored answers insult or swear",
+    }
+    found = []
+    for kind in RISK_KINDS:
+        own = {one: budgets.budget(one, kind) for one in sorted(budgets.tenants)}
+        shares = {f'{{tenant!~"{"|".join(own)}"}}' if own else "": budgets.budget("", kind)}
+        shares |= {f'{{tenant="{tenant}"}}': share for tenant, share in own.items()}
+        for tenants, share in shares.items():
+            found.append(
+                Objective(
+                    kind,
+                    f'sum {BY} (increase(lora_ops_answers_flagged_total{{kind="{kind}"}}[{{window}}]))',
+                    f'sum {BY} (increase(lora_ops_answers_scored_total{{kind="{kind}"}}[{{window}}]))',
+                    f'lora_ops_answers_scored_total{{kind="{kind}"}}',
+                    1 - share,
+                    said[kind],
+                    budgets.minimum_flagged,
+                    tenants,
+                    budgets.days,
+                )
+            )
+    return tuple(found)
+
+
+def rule_files(settings: ObjectiveSettings, budgets: RiskBudgetSettings) -> dict[str, Rules]:
     """Return what goes into each file of rules, by its name."""
+    promised, risks = objectives(settings), risk_objectives(budgets)
     return {
-        "objectives.yml": {"groups": [_recorded(settings), _burning(settings)]},
+        "objectives.yml": {"groups": [_recorded(promised, settings), _burning(promised, settings)]},
+        "risk.yml": {
+            "groups": [
+                {**_recorded(risks, settings), "name": "lora-ops-risk"},
+                {**_burning(risks, settings), "name": "lora-ops-risk-budgets"},
+                _unscored(settings),
+            ]
+        },
         "spikes.yml": {"groups": _spikes(settings.spike, settings.alerts.runbooks)},
         "gateways.yml": {"groups": [_gateways(settings)]},
     }
@@ -90,20 +135,28 @@ def windows(rates: Sequence[BurnRate]) -> list[str]:
     return sorted({window for one in rates for window in (one.long, one.short)}, key=seconds)
 
 
-def _recorded(settings: ObjectiveSettings) -> Rules:
+def _recorded(promised: Sequence[Objective], settings: ObjectiveSettings) -> Rules:
     rules = [
         {
             "record": one.ratio(window),
             "expr": f"{one.broken}\n/\n{one.all}".replace("{window}", window),
         }
-        for one in objectives(settings)
+        for one in _each_once(promised)
         for window in windows(settings.burn_rates)
     ]
     return {"name": "lora-ops-objectives", "rules": rules}
 
 
-def _burning(settings: ObjectiveSettings) -> Rules:
-    rules = [_burn_alert(one, rate, settings) for one in objectives(settings) for rate in settings.burn_rates]
+def _each_once(promised: Sequence[Objective]) -> list[Objective]:
+    """Return the first objective of each name: the budgets of several tenants count the same."""
+    found: dict[str, Objective] = {}
+    for one in promised:
+        found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def _burning(promised: Sequence[Objective], settings: ObjectiveSettings) -> Rules:
+    rules = [_burn_alert(one, rate, settings) for one in promised for rate in settings.burn_rates]
     # A gateway that was asked nothing yet has no such series either.
     rules += [
         _alert(
@@ -115,17 +168,34 @@ def _burning(settings: ObjectiveSettings) -> Rules:
             labels={"objective": one.name},
             summary=f"Nothing measures {one.name}: Prometheus has no {one.source}",
         )
-        for one in objectives(settings)
+        for one in _each_once(promised)
     ]
     return {"name": "lora-ops-budgets", "rules": rules}
 
 
+def _unscored(settings: ObjectiveSettings) -> Rules:
+    """Return the alert for answers that nobody scores: their budgets would look kept."""
+    unscored, events = (
+        f"sum by (instance) (increase(lora_ops_events{name}_total[1h]))" for name in ("_unscored", "")
+    )
+    alert = _alert(
+        "AnswersNotScored",
+        f"({unscored}\n> 0.5 * {events})\n>= {settings.minimum_events}",
+        "ticket",
+        settings.alerts.runbooks,
+        DOWN_FOR,
+        summary='The gateway at {{ $labels.instance }} left {{ $value | printf "%.0f" }} answers of 1h without '
+        "scores, more than half: the budgets of risky answers say nothing of them",
+    )
+    return {"name": "lora-ops-scoring", "rules": [alert]}
+
+
 def _burn_alert(one: Objective, rate: BurnRate, settings: ObjectiveSettings) -> Rules:
-    limit, hours = rate.factor * one.budget, MONTH_HOURS / rate.factor
+    limit, hours = rate.factor * one.budget, 24 * one.days / rate.factor
     expr = (
-        f"{one.ratio(rate.long)} > {limit:.6g}\n"
+        f"{one.ratio(rate.long)}{one.tenants} > {limit:.6g}\n"
         f"and {one.ratio(rate.short)} > {limit:.6g}\n"
-        f"and {one.broken.replace('{window}', rate.long)} >= {settings.minimum_events}"
+        f"and {one.broken.replace('{window}', rate.long)} >= {one.minimum}"
     )
     left = f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"
     return _alert(
@@ -136,7 +206,7 @@ def _burn_alert(one: Objective, rate: BurnRate, settings: ObjectiveSettings) -> 
         labels={"objective": one.name, "window": rate.long},
         summary=f"{WHO}: {{{{ $value | humanizePercentage }}}} {one.said} in {rate.long}",
         budget=f"The objective allows {one.budget * 100:.6g} %. More than {rate.factor:g} times as many use up "
-        f"the budget of 30 days in {left}.",
+        f"the budget of {one.days} days in {left}.",
     )
 
 
