@@ -18,7 +18,7 @@ from lora_ops.small_files import parse_json
 
 Codec = Literal["shuffle-zstd", "zstd", "none"]
 LEVEL = 1
-"""Of zstd: after the shuffle level 19 takes a hundred times as long and saves one per cent more."""
+"""Of zstd: after the shuffle level 19 takes a hundred times as long and saves one per cent of the file more."""
 BLOCK = 4 * 2**20
 """Bytes that are shuffled together; a part of the format, and a multiple of every width."""
 WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
