@@ -16,6 +16,7 @@ import pytest
 
 from lora_ops.engines.protocol import EngineError
 from lora_ops.engines.torch_engine import TorchEngine
+from lora_ops.monitoring.content_risk import read_risk
 from lora_ops.monitoring.deployed import write_deployed
 from lora_ops.monitoring.latency import NAMES, from_log, from_prometheus
 from lora_ops.monitoring.prometheus import Prometheus
@@ -27,6 +28,7 @@ from lora_ops.settings.objectives import (
     ScrapeSettings,
     SpikeSettings,
 )
+from lora_ops.settings.risk import RiskBudgetSettings
 from tests.monitoring.prometheus_kit import (
     ALERTMANAGER,
     free_port,
@@ -159,6 +161,23 @@ def test_log_and_prometheus_give_the_same_numbers(observed: Observed) -> None:
             assert getattr(one, name).counts == getattr(other, name).counts, (one.adapter, name)
         assert one.answer.count and one.per_token.count == one.answer.count
         assert one.answer.percentile(0.95) == other.answer.percentile(0.95)
+
+
+def test_log_and_prometheus_count_the_same_risks(observed: Observed) -> None:
+    log = read_risk(
+        observed.root / ".serving/events",
+        RiskBudgetSettings(),
+        observed.objectives.burn_rates,
+        0.5,
+        datetime.now(UTC),
+    )
+    for one in log.risks:
+        if one.adapter and one.kind == "insults":
+            counted = f'{{adapter="{one.adapter}",kind="insults"}}'
+            for name, count in (("scored", one.scored), ("flagged", one.flagged)):
+                query = f"sum by (adapter) (lora_ops_answers_{name}_total{counted})"
+                eventually(lambda: observed.now(query) == {one.adapter: count}, 60)  # noqa: B023
+    assert {one.adapter for one in log.risks if one.scored} >= {"finance@1", "finance@2"}
 
 
 def test_rules_are_evaluated_without_a_fault(observed: Observed) -> None:
