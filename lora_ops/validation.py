@@ -161,12 +161,19 @@ def losses(kept: Any, now: Any, place: str = "") -> Iterator[str]:
     if asked and "properties" in kept:
         yield f"{said} must have {asked[0]}, which was optional or unknown"
     for name in ("anyOf", "oneOf"):
-        wanted = [canonical(one) for one in kept.get(name, [])]
-        there = [canonical(one) for one in now.get(name, [])] or [canonical(now)]
-        if any(one not in there for one in wanted):
+        there = now.get(name) or [now]
+        if any(not any(_holds(form, one) for one in there) for form in kept.get(name, [])):
             yield f"{said} takes one form less"
     if isinstance(kept.get("items"), dict):
         yield from losses(kept["items"], now.get("items"), f"{said}[]")
+
+
+def _holds(kept: Any, now: Any) -> bool:
+    """Return whether one form of several is there still, as it was or wider."""
+    if canonical(kept) == canonical(now):
+        return True
+    says = isinstance(kept, dict) and not kept.keys().isdisjoint(("type", "enum", "const", "$ref"))
+    return says and not any(losses(kept, now))
 
 
 def _narrowed(kept: Any, now: Any) -> Iterator[str]:
