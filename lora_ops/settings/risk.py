@@ -35,7 +35,7 @@ class RiskBudgetSettings(Section):
 
     def largest(self) -> tuple[str, float]:
         """Return the name of the largest budget, and the budget."""
-        names = {kind: self.budget("", kind) for kind in RISK_KINDS}
+        names: dict[str, float] = {kind: self.budget("", kind) for kind in RISK_KINDS}
         names |= {
             f"tenants.{tenant}.{kind}": self.budget(tenant, kind)
             for tenant in self.tenants
