@@ -108,7 +108,8 @@ shadow: .venv/installed ## replay held-out rows to each version in shadow; repor
 promote: .venv/installed ## move VERSION to TO for REASON, if TO still names EXPECT
 	.ci/promote
 
-weekly: .venv/installed ## verify the registry; fails where a review is overdue or data expires
+weekly: .venv/installed ## verify the registry, see what is due, monitor each version; fails where one of them is bad
+	dvc repro --quiet base_model
 	.ci/weekly
 
 # Runs that were logged without a key lie in wandb/; this sends them once you have one.
