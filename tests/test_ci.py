@@ -25,6 +25,7 @@ from lora_ops.registry.restoring import restore
 from lora_ops.registry.store import Registry
 from lora_ops.settings.files import read_yaml
 from tests.conftest import ROOT, run, small_clone
+from tests.monitoring.kpi_files import write_events
 from tests.registry.conftest import build_package, owners  # noqa: F401 - a fixture
 from tests.serving.conftest import Clone, staged, staged_source  # noqa: F401 - fixtures
 from tests.test_docs import file_base_answers, file_policy_report, with_suite
@@ -327,8 +328,11 @@ def test_weekly_fails_where_data_expires(team: Path) -> None:
     late += "clock.now = lambda: n + d.timedelta(days=3000)"
     (team.parent / "late").mkdir()
     (team.parent / "late/sitecustomize.py").write_text(late)
-    said = ci(runner(team, "late-runner"), *make, code=2, PYTHONPATH=f"{team.parent}/late:{ROOT}", **given)
+    root = runner(team, "late-runner")
+    write_events(root, {})
+    said = ci(root, *make, code=2, PYTHONPATH=f"{team.parent}/late:{ROOT}", **given)
     assert "finance@1" in said and "nothing_is_due ended with 1" in said and "Backed up to" in said
+    assert "== lora-ops archive verify" in said and "0 archived files, 0 of them damaged" in said
 
 
 def test_registry_at_wandb_needs_its_backend(team: Path) -> None:

@@ -4,19 +4,22 @@ The gateway scored the answers by the gates' detectors, and a budget counts what
 identifier that the prompt lacks, and an insult that is no label of the version. A share has Clopper and
 Pearson's exact interval. Where the version's policy report says how well the detector finds identifiers, the
 share is also corrected for its errors (Rogan and Gladen), and both must be on the same side of the budget.
+A tenant's budget is for the answers of its versions. What the base model said is shown apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from pydantic import BaseModel
 
 from lora_ops.detectors.measure import corrected_rate, proportion
 from lora_ops.errors import LoraOpsError
-from lora_ops.line_files import read_line_files
+from lora_ops.line_files import LINE_BYTES, read_line_files
 from lora_ops.monitoring.latency import ahead_note
 from lora_ops.monitoring.rules import windows
 from lora_ops.records.detectors import Measured
@@ -28,8 +31,13 @@ from lora_ops.settings.risk import RISK_KINDS, RiskBudgetSettings, RiskKind
 RiskVerdict = Literal["kept", "broken", "cannot tell"]
 MOST_UNSCORED = 0.5
 """Of the answers: above it the scored ones may be the wrong ones to judge by."""
-# Lines that no gateway wrote. A request without a token has no answer that could be risky.
-WHOLE = "tenant IS NOT NULL AND adapter IS NOT NULL AND digest IS NOT NULL AND generated_tokens > 0"
+ROTATED = timedelta(days=1)
+"""A gateway's log file holds less, unless `serving.events.rotate_seconds` says otherwise."""
+# Lines that no gateway wrote. A request without a token, or without text, has no answer that could be risky.
+WHOLE = (
+    "tenant IS NOT NULL AND adapter IS NOT NULL AND digest IS NOT NULL AND generated_tokens > 0 "
+    "AND answer_has_text IS DISTINCT FROM false"
+)
 Detectors = Callable[[str, str], Mapping[RiskKind, Measured]]
 """How well each detector works, by what a version's policy report says; given its name and its digest."""
 PLAIN = (
@@ -59,21 +67,23 @@ class ScoredEvent(Record):
     generated_tokens: int
     answer_is_label: bool | None
     answer_new_identifiers: int | None
+    answer_has_text: bool | None
     answer_insults: float | None
     insult_detector: str | None
 
 
 @dataclass(frozen=True)
 class Risk:
-    """One kind of risk in the answers of a version, or of a whole tenant.
+    """One kind of risk in the answers of a version, of a whole tenant, or of the base model.
 
     Attributes:
-        adapter, digest: of the version; None for all versions of the tenant together.
+        adapter, digest: of the version or the base model; None for all versions of the tenant together.
         answered, scored, flagged: answers, of them those that were scored, of these those that are risky.
         share: of the scored answers that are risky; None where none was scored.
         corrected: the share without the detector's errors; None where nobody measured them well enough.
         budget: the share that may be risky.
-        burnt: the part of the tenant's budget that these answers used up; 1 is all of it.
+        burnt: the part of the tenant's budget that these answers used up; 1 is all of it. None for the base
+            model, whose answers use up none.
         burn_rates: window -> how many times faster than the budget lasts; None where none was scored in it.
     """
 
@@ -111,7 +121,7 @@ class RiskReport:
 
 @dataclass(frozen=True)
 class Counting:
-    """How one kind is counted of a tenant; `scored` are the tenant's scored answers."""
+    """How one kind is counted of a tenant; `scored` are the scored answers of its versions."""
 
     tenant: str
     kind: RiskKind
@@ -152,16 +162,59 @@ def read_risk(
     start = now - timedelta(days=budgets.days)
     found = read_line_files(folder, "events", ScoredEvent, f"{WHOLE} AND time >= TIMESTAMPTZ '{start}'")
     marked = _marked(found, threshold)
-    risks = []
+    risks: list[Risk] = []
     for tenant, mine in marked.groupby("tenant"):
+        own = mine[mine["adapter"].map(is_version)]
         for kind in RISK_KINDS:
-            counting = Counting(str(tenant), kind, budgets, rates, now, int(mine[f"{kind}_scored"].sum()))
+            counting = Counting(str(tenant), kind, budgets, rates, now, int(own[f"{kind}_scored"].sum()))
+            counted = []
             for (adapter, digest), part in mine.groupby(["adapter", "digest"]):
                 measured = detectors(str(adapter), str(digest)).get(kind)
-                risks.append(_risk(counting, part, str(adapter), str(digest), measured))
-            risks.append(_risk(counting, mine))
-    note = ahead_note(found["time"], now)
-    return RiskReport(start, now, tuple(risks), threshold, (note,) if note else ())
+                scored, flagged = _counts(part, kind)
+                corrected = _corrected(flagged, scored, measured)
+                risks.append(_risk(counting, part, corrected, str(adapter), str(digest)))
+                if is_version(str(adapter)):
+                    counted.append((flagged, scored, measured))
+            if counted:
+                risks.append(_risk(counting, own, _corrected_together(counted)))
+    notes = (ahead_note(found["time"], now), behind_note(folder, start))
+    return RiskReport(start, now, tuple(risks), threshold, tuple(note for note in notes if note))
+
+
+def is_version(adapter: str) -> bool:
+    """Return whether an answer's adapter is a version such as `finance@1`; else it is the base model."""
+    return "@" in adapter
+
+
+def behind_note(folder: Path, start: datetime) -> str | None:
+    """Return a sentence about files of events that were written in the window and begin before it, or None.
+
+    Args:
+        folder: `.serving/events` of a gateway.
+        start: of the window.
+    """
+    begin = []
+    for path in folder.glob("events-*.jsonl"):
+        with suppress(OSError, ValueError):  # swept, torn or no event's: whoever reads the events says it
+            if path.stat().st_mtime < (start + ROTATED).timestamp():
+                continue
+            with path.open("rb") as file:
+                first = _Timed.model_validate_json(file.readline(LINE_BYTES)).time
+            if first.tzinfo and first < start:
+                begin.append(first)
+    if not begin:
+        return None
+    return (
+        f"{len(begin)} files of events were written in this window and begin before it (the first at "
+        f"{min(begin):%Y-%m-%d %H:%M} UTC): a gateway's clock is behind, or they are copies. What is dated "
+        f"before {start:%Y-%m-%d %H:%M} UTC does not count here."
+    )
+
+
+class _Timed(BaseModel):
+    """The time of an event; its other fields are left alone."""
+
+    time: datetime
 
 
 def _marked(found: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -178,18 +231,57 @@ def _marked(found: pd.DataFrame, threshold: float) -> pd.DataFrame:
     )
 
 
+def _counts(part: pd.DataFrame, kind: RiskKind) -> tuple[int, int]:
+    """Return how many answers were scored, and how many of them are risky."""
+    return int(part[f"{kind}_scored"].sum()), int(part[kind].sum())
+
+
+def _corrected(flagged: int, scored: int, measured: Measured | None) -> Interval | None:
+    return corrected_rate(flagged, scored, measured).corrected if measured and scored else None
+
+
+def _corrected_together(counted: Sequence[tuple[int, int, Measured | None]]) -> Interval | None:
+    """Return the corrected share of several versions together; None where no version has one.
+
+    Versions with the same measurement are corrected as one. Groups are then added by their share of the
+    answers, bound to bound: their errors may be alike, so that adding squares could be too narrow. A group
+    that nobody measured well enough counts as it was found.
+
+    Args:
+        counted: of each version the risky answers, the scored ones, and how good its detector is.
+    """
+    groups: dict[str, tuple[int, int, Measured | None]] = {}
+    for flagged, scored, measured in counted:
+        able = measured if measured and measured.can_correct else None
+        key = able.model_dump_json() if able else ""
+        before = groups.get(key, (0, 0, able))
+        groups[key] = before[0] + flagged, before[1] + scored, able
+    parts = []
+    for flagged, scored, able in groups.values():
+        interval = _corrected(flagged, scored, able) or proportion(flagged, scored)
+        if interval:
+            parts.append((scored, interval))
+    if not parts or not any(able and scored for _, scored, able in groups.values()):
+        return None
+    everything = sum(scored for scored, _ in parts)
+
+    def mean(bound: str) -> float:
+        return min(1.0, sum(scored * float(getattr(each, bound)) for scored, each in parts) / everything)
+
+    return Interval(value=mean("value"), low=mean("low"), high=mean("high"))
+
+
 def _risk(
     counting: Counting,
     part: pd.DataFrame,
+    corrected: Interval | None,
     adapter: str | None = None,
     digest: str | None = None,
-    measured: Measured | None = None,
 ) -> Risk:
     tenant, kind, budget = counting.tenant, counting.kind, counting.budget
-    scored, flagged = int(part[f"{kind}_scored"].sum()), int(part[kind].sum())
+    scored, flagged = _counts(part, kind)
     share = proportion(flagged, scored)
-    rate = corrected_rate(flagged, scored, measured) if measured and scored else None
-    corrected = rate.corrected if rate else None
+    who, is_base = adapter or "All versions", adapter is not None and not is_version(adapter)
     verdict, said = _judged(len(part), scored, flagged, share, corrected, budget, counting.budgets)
     return Risk(
         tenant=tenant,
@@ -202,10 +294,10 @@ def _risk(
         share=share,
         corrected=corrected,
         budget=budget,
-        burnt=flagged / (budget * counting.scored) if counting.scored else None,
+        burnt=flagged / (budget * counting.scored) if counting.scored and not is_base else None,
         burn_rates={window: _burn(counting, part, window) for window in windows(counting.rates)},
         verdict=verdict,
-        said=f"{adapter or 'All versions'} of {tenant}, {kind}: {said}",
+        said=f"{who}{' (base model)' if is_base else ''} of {tenant}, {kind}: {said}",
     )
 
 

@@ -1,23 +1,32 @@
-"""A broken budget of risky answers becomes an incident of its version, once in each window of the budget."""
+"""A broken budget of risky answers becomes an incident of its version, once in each window of the budget.
+
+The entry of the log has a mark (`RiskMark`), by which a later run knows it. An incident that a person files has
+none, whatever file it names: else a harmless one would keep a broken budget silent.
+"""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from lora_ops.errors import LoraOpsError, NotFound
-from lora_ops.monitoring.content_risk import Risk, RiskReport
+from lora_ops.monitoring.content_risk import Risk, RiskReport, is_version
 from lora_ops.records.detectors import Measured
-from lora_ops.records.evidence import PolicyEvidence, TextEvidence
-from lora_ops.records.risk import RiskIncident
+from lora_ops.records.evidence import PolicyEvidence
+from lora_ops.records.risk import RiskIncident, RiskMark
 from lora_ops.registry import lifecycle
-from lora_ops.registry.reports import last_document, load, make, own_evidence
+from lora_ops.registry.counting import CLOCKS_DIFFER
+from lora_ops.registry.reports import last_document, make
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.settings.risk import RISK_KINDS, RiskKind
 
 FILE = "risk.json"
+MARK = "risk_budget"
+"""Of an entry's body."""
 
 
 class Filed(NamedTuple):
@@ -61,40 +70,43 @@ def file_incidents(registry: Registry, report: RiskReport, *, actor: str) -> Fil
     """File each broken budget on the version that broke it.
 
     Where all versions of a tenant together broke one and none of them did alone, it goes to the version with
-    the most risky answers. A version that has an incident of the same kind from within the window gets no
-    second one, so that a later run, or one beside it, adds nothing.
-
-    Raises:
-        LoraOpsError: the registry takes no entry. What was filed before stays, and a second run files the rest.
+    the most risky answers that the detector's errors don't explain. A version that has an incident of the same
+    kind from within the window gets no second one, so that a later run, or one beside it, adds nothing. What
+    can't be filed for one version, since its record or its team refuses it, keeps no other one back.
     """
     filed, not_filed = [], []
     for one in _whose(report):
+        if one.adapter is None:
+            not_filed.append(f"No version alone is above the budget by its corrected share. {one.said}.")
+            continue
         try:
-            version = _version(registry, one.adapter or "", one.digest or "")
-        except NotFound as error:
+            version = _version(registry, one.adapter, one.digest or "")
+            incident = _incident(report, one)
+            if not _told(registry, version, incident) and _link(registry, version, incident, actor):
+                filed.append(incident)
+                continue
+        except LoraOpsError as error:
             not_filed.append(str(error))
             continue
-        incident = _incident(report, one)
-        if not _told(registry, version, incident) and _link(registry, version, incident, actor):
-            filed.append(incident)
-        else:
-            days = (report.end - report.start).days
-            said = f"{version.id} has an incident of its {one.kind} from within {days} days already."
-            not_filed.append(said)
+        days = (report.end - report.start).days
+        not_filed.append(f"{version.id} has an incident of its {one.kind} from within {days} days already.")
     return Filed(tuple(filed), tuple(not_filed))
 
 
 def _whose(report: RiskReport) -> Iterator[Risk]:
+    """Yield each broken budget with the version that it falls to; without one where it falls to none."""
     for one in report.broken:
         alike = [
             other
             for other in report.risks
-            if (other.tenant, other.kind) == (one.tenant, one.kind) and other.adapter is not None
+            if (other.tenant, other.kind) == (one.tenant, one.kind) and is_version(other.adapter or "")
         ]
         if one.adapter is not None:
             yield one
         elif not any(other.verdict == "broken" for other in alike):
-            most = max(alike, key=lambda other: other.flagged)
+            # An incident voids approvals: a version gets none for what may be false alarms alone.
+            may = [other for other in alike if other.corrected is None or other.corrected.low > one.budget]
+            most = max(may, key=lambda other: other.flagged, default=one)
             # Its own verdict says that nobody can tell of it alone; what is filed says whose budget broke.
             yield replace(one, adapter=most.adapter, digest=most.digest)
 
@@ -105,7 +117,7 @@ def _version(registry: Registry, adapter: str, digest: str) -> Version:
     Raises:
         NotFound: the registry has no such version, or another content under its name.
     """
-    if "@" not in adapter:
+    if not is_version(adapter):
         raise NotFound(f"{adapter} is the base model: no version has its answers in its record.")
     version = registry.get(adapter, whole=False)
     if version.summary.content_digest != digest:
@@ -148,25 +160,36 @@ def _link(registry: Registry, version: Version, incident: RiskIncident, actor: s
         path = Path(folder) / FILE
         path.write_text(incident.model_dump_json(indent=2) + "\n", encoding="utf-8")
         report = make(registry, version.id, "incident", path, said)
-    lifecycle.link_incident(registry, version.id, actor=actor, reason=said, evidence=[report], unless=is_told)
+    mark = RiskMark(kind=incident.kind, end=incident.end)
+    lifecycle.link_incident(
+        registry,
+        version.id,
+        actor=actor,
+        reason=said,
+        evidence=[report],
+        unless=is_told,
+        marks={MARK: mark.model_dump(mode="json")},
+    )
     return not was_told[-1]
 
 
 def _told(registry: Registry, version: Version, incident: RiskIncident) -> bool:
-    """Return whether the version has an incident of the same kind that this window overlaps."""
-    told = _told_incidents(registry, version)
-    return any(one.kind == incident.kind and one.end > incident.start for one in told)
+    """Return whether this command filed an incident of the same kind whose window overlaps this one's.
+
+    One whose window ends later than this one's, or later than its own entry, came from a clock that ran ahead.
+    It keeps nothing silent.
+    """
+    latest = incident.end + CLOCKS_DIFFER
+    return any(
+        mark.kind == incident.kind
+        and incident.start < mark.end <= min(latest, datetime.fromisoformat(at) + CLOCKS_DIFFER)
+        for at, mark in _marks(registry, version)
+    )
 
 
-def _told_incidents(registry: Registry, version: Version) -> Sequence[RiskIncident]:
-    found = []
-    for one in own_evidence(registry.log.entries(version.tenant, version.number), version.number):
-        document = load(registry.files, one) if one.kind == "incident" else None
-        if not isinstance(document, TextEvidence) or document.source.name != FILE:
-            continue
-        text = registry.files.checked(document.source.sha256, f"an incident of {version.id}").read_bytes()
-        try:
-            found.append(RiskIncident.model_validate_json(text))
-        except ValueError:
-            continue  # somebody's own file of this name
-    return found
+def _marks(registry: Registry, version: Version) -> Iterator[tuple[str, RiskMark]]:
+    """Yield the time and the mark of each entry of such an incident."""
+    for entry in registry.log.entries(version.tenant, version.number):
+        if entry.number == version.number and entry.action == "incident" and MARK in entry.body:
+            with suppress(ValueError):  # of a newer release
+                yield entry.at, RiskMark.model_validate(entry.body[MARK])

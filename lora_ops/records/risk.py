@@ -1,9 +1,9 @@
-"""The record of a budget of risky answers that one version broke."""
+"""The records of a budget of risky answers that one version broke."""
 
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from lora_ops.records.evaluation import Interval
 from lora_ops.records.record import Record
@@ -28,3 +28,13 @@ class RiskIncident(Record):
     corrected: Interval | None = Field(description="by what the policy suite measured; None: it can't correct")
     threshold: float | None = Field(None, description="score from which an answer counts as insulting")
     said: str
+
+
+class RiskMark(Record):
+    """What the log's entry of such an incident says, so that the same window is filed once.
+
+    A person who files a `RiskIncident` by hand writes no mark: it is an incident, and it mutes no budget.
+    """
+
+    kind: RiskKind
+    end: AwareDatetime = Field(description="of the window")

@@ -1,8 +1,9 @@
 """The life of a version: who may move it where, on what evidence, with whose agreement."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from lora_ops.clock import utc
 from lora_ops.errors import LoraOpsError, Refused
@@ -267,6 +268,7 @@ def link_incident(
     reason: str,
     evidence: Sequence[Report],
     unless: Callable[[Version], bool] = lambda version: False,
+    marks: Mapping[str, Any] | None = None,
 ) -> Version:
     """Link an incident's report to the version that was involved, in whatever state that is.
 
@@ -277,6 +279,7 @@ def link_incident(
         reason: why.
         evidence: the report, and others about it.
         unless: whether it was told already, asked inside the transaction; then nothing is changed.
+        marks: what else the entry says, by which a program knows its own; no command lets people write them.
 
     Raises:
         LoraOpsError: unknown version, nobody of its team, no reason, or no evidence of kind `incident`.
@@ -289,7 +292,8 @@ def link_incident(
         if "incident" not in {one.document.kind for one in evidence}:
             raise Refused(f"The incident of {version.id} is missing: evidence of kind 'incident'.")
         if not unless(version):
-            record_step(registry, change, version, "incident", reason, keep_reports(registry, evidence))
+            kept = keep_reports(registry, evidence)
+            record_step(registry, change, version, "incident", reason, kept, **(marks or {}))
     return registry.get(version.id, whole=False)
 
 

@@ -44,7 +44,8 @@ class Event(Record):
     `answer_task` is the share of its answers that do the task of the version that gave them: a label of its
     set, or any text where it was trained for none. None: the request failed, has tools or asks for no answer.
     `answer_is_label` says whether each whole answer is a label of that set. People chose it, so it insults
-    nobody. `answer_new_identifiers` counts those that the prompt lacks. Earlier releases wrote neither.
+    nobody. `answer_new_identifiers` counts those that the prompt lacks. `answer_has_text` is false where the
+    tokens made no text, not even a tool's call. Earlier releases wrote none of the three.
 
     `breach` is what was done to an answer before it left (a tenant's `on_breach`). Scores, `answer_task`,
     `finish` and `answer_text` are of what the model said.
@@ -94,6 +95,7 @@ class Event(Record):
     prompt_identifiers: int | None = None
     answer_identifiers: int | None = None
     answer_new_identifiers: int | None = None
+    answer_has_text: bool | None = None
     answer_insults: float | None = None
     insult_detector: str | None = None
     prompt_ngrams: str | None = None
@@ -113,8 +115,8 @@ class Event(Record):
         Args:
             insult_threshold: score from which an answer counts as insulting.
         """
-        # A refused request has no answer, and would make any share look small.
-        if self.insult_detector is None or not self.generated_tokens:
+        # A refused request and an empty answer can't be risky, and would make any share look small.
+        if self.insult_detector is None or not self.generated_tokens or self.answer_has_text is False:
             return {}
         return {
             "identifiers": bool(self.answer_new_identifiers),
@@ -130,6 +132,7 @@ class Event(Record):
                 "prompt_identifiers": scores.prompt_identifiers if scores else None,
                 "answer_identifiers": scores.answer_identifiers if scores else None,
                 "answer_new_identifiers": scores.answer_new_identifiers if scores else None,
+                "answer_has_text": bool((self.answer_text or "").strip()),
                 "answer_insults": scores.answer_insults if scores else None,
                 "insult_detector": scores.insult_detector if scores else None,
                 "prompt_ngrams": scores.prompt_ngrams if scores else None,

@@ -1,6 +1,7 @@
 """Budgets of risky answers: what the event log says of them, and the incident of a version that broke one."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -20,6 +21,9 @@ from lora_ops.monitoring.risk_incidents import file_incidents
 from lora_ops.records.detectors import DetectorRecord, Measured
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.cards import record
+from lora_ops.registry.lifecycle import link_incident
+from lora_ops.registry.owners import Owners
+from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
 from lora_ops.serving.events import EventLog
 from lora_ops.settings.objectives import ObjectiveSettings
@@ -150,6 +154,82 @@ def test_false_alarms_alone_break_no_budget(tmp_path: Path, false_alarms: int, v
     assert found.verdict == verdict and "without the detector's errors" in found.said
 
 
+def detector_of_recall(found: int, missed: int) -> Measured:
+    pairs = [(True, True)] * found + [(True, False)] * missed + [(False, False)] * 1000
+    return measured(DetectorRecord(name="identifiers", version="3"), "any", "made", pairs)
+
+
+@pytest.mark.parametrize(
+    ("risky", "clean", "by", "raw"),
+    [(30, 270, detector(20), "broken"), (15, 2985, detector_of_recall(40, 60), "kept")],
+    ids=["false alarms", "misses"],
+)
+def test_tenant_row_is_corrected_like_its_version(
+    tmp_path: Path, risky: int, clean: int, by: Measured, raw: str
+) -> None:
+    write_events(tmp_path, *[LEAK] * risky, *[CLEAN] * clean)
+    assert one(read(tmp_path), None, "identifiers").verdict == raw
+    report = read(tmp_path, measured={"identifiers": by})
+    version, everything = (one(report, name, "identifiers") for name in ("finance@1", None))
+    assert version.corrected and everything.corrected == version.corrected
+    assert version.verdict == everything.verdict == "cannot tell"
+
+
+def test_tenant_row_adds_versions_of_other_detectors(tmp_path: Path) -> None:
+    """Half of the answers have a detector that finds 40 %, the others one that nobody measured."""
+    write_events(tmp_path, *[LEAK] * 10, *[CLEAN] * 990, *[{**CLEAN, "adapter": "finance@2"}] * 1000)
+    report = read_risk(
+        tmp_path / ".serving/events",
+        RiskBudgetSettings(),
+        RATES,
+        0.5,
+        NOW,
+        lambda adapter, digest: {"identifiers": detector_of_recall(40, 60)} if adapter == "finance@1" else {},
+    )
+    risky, good, everything = (one(report, name, "identifiers") for name in ("finance@1", "finance@2", None))
+    assert risky.corrected and risky.corrected.value == pytest.approx(0.025)
+    assert good.corrected is None and good.share and everything.corrected
+    assert everything.corrected.value == pytest.approx(0.0125)
+    assert everything.corrected.high == pytest.approx((risky.corrected.high + good.share.high) / 2)
+
+
+@pytest.mark.parametrize("risky", [9000 * [CLEAN], 9000 * [LEAK]], ids=["clean", "risky"])
+def test_base_model_uses_up_no_tenants_budget(tmp_path: Path, risky: list[dict[str, Any]]) -> None:
+    base = [{**each, "adapter": "smol"} for each in risky]
+    write_events(tmp_path, *[LEAK] * 30, *[CLEAN] * 270, *base)
+    report = read(tmp_path)
+    everything, version, apart = (one(report, name, "identifiers") for name in (None, "finance@1", "smol"))
+    assert (everything.answered, everything.flagged, everything.verdict) == (300, 30, "broken")
+    assert everything.burnt == version.burnt == pytest.approx(10)
+    assert (apart.answered, apart.burnt) == (9000, None) and "smol (base model) of finance" in apart.said
+
+
+def test_empty_answers_do_not_thin_a_share(tmp_path: Path) -> None:
+    """Tokens that make no text; two empty answers are joined by a line's end."""
+    events = [
+        event(n, answer_text=text, prompt_text="p", time=MORNING) for n, text in enumerate(("", "\n", "fine"))
+    ]
+    write(tmp_path / ".serving/events", *events)
+    found = one(read(tmp_path), "finance@1", "identifiers")
+    assert (found.answered, found.scored) == (1, 1)
+
+
+def test_a_clock_that_is_behind_is_named(tmp_path: Path) -> None:
+    write_events(tmp_path, *[{**LEAK, "time": NOW - timedelta(days=31)}] * 300, CLEAN)
+    report = read(tmp_path)
+    assert one(report, "finance@1", "identifiers").answered == 1
+    assert report.notes[0].startswith("1 files of events were written in this window and begin before it")
+
+
+def test_events_of_before_the_window_need_no_note(tmp_path: Path) -> None:
+    before = NOW - timedelta(days=31)
+    write_events(tmp_path, {**LEAK, "time": before})
+    (old,) = (tmp_path / ".serving/events").iterdir()
+    os.utime(old, (before.timestamp(), before.timestamp()))
+    write_events(tmp_path, CLEAN, name="20260303T090000-1")
+    assert read(tmp_path).notes == ()
+
+
 def test_a_tenant_may_have_its_own_budget(tmp_path: Path) -> None:
     write_events(tmp_path, *[LEAK] * 30, *[CLEAN] * 270)
     own = {"finance": RiskBudget(identifiers=0.2)}
@@ -223,9 +303,10 @@ def test_a_broken_budget_is_filed_once_a_window(
 
 
 def test_another_run_beside_it_files_no_second_one(
-    registry: Registry, broken: Callable[..., RiskReport]
+    registry: Registry, broken: Callable[..., RiskReport], clock: Clock
 ) -> None:
     """Both have looked, and the first has filed: the second learns it inside its transaction."""
+    clock.move(days=2)
     report = broken()
     assert file_incidents(registry, report, actor="ana").incidents
     late = risk_incidents._incident(report, report.broken[0])
@@ -267,6 +348,86 @@ def test_a_tenants_budget_falls_to_its_riskiest_version(
     assert [each.adapter for each in report.broken] == [None]
     filed = file_incidents(registry, report, actor="ana")
     assert [each.adapter for each in filed.incidents] == ["finance@3"]
+
+
+def test_false_alarms_alone_file_no_incident(
+    registry: Registry, broken: Callable[..., RiskReport], tmp_path: Path
+) -> None:
+    broken()
+    report = read(tmp_path, measured={"identifiers": detector(20)})
+    assert file_incidents(registry, report, actor="ana") == ((), ())
+    assert not record(registry, "finance@1").risk.incidents
+
+
+def test_tenants_incident_spares_what_errors_explain(
+    registry: Registry, package: Build, tmp_path: Path
+) -> None:
+    """Together they are above 1 %, whatever the detector's errors are; each alone may be below it."""
+    known = []
+    for seed in (1, 2, 3):
+        registry.register(*package(seed), actor="ana")
+        name = f"finance@{seed}"
+        known.append({"adapter": name, "digest": registry.get(name).summary.content_digest})
+    lines = [{**each, **one} for one in known for each in [LEAK] * 6 + [CLEAN] * 294]
+    write_events(tmp_path, *lines)
+    report = read(tmp_path, measured={"identifiers": detector_of_recall(950, 50)})
+    assert [each.adapter for each in report.broken] == [None]
+    filed = file_incidents(registry, report, actor="ana")
+    assert filed.incidents == () and filed.not_filed[0].startswith("No version alone is above the budget")
+
+
+def test_incident_filed_by_hand_mutes_no_budget(
+    registry: Registry, broken: Callable[..., RiskReport], clock: Clock, tmp_path: Path
+) -> None:
+    """Its file says all that the command's own would say."""
+    clock.move(days=2)
+    report = broken()
+    path = tmp_path / "risk.json"
+    path.write_text(risk_incidents._incident(report, report.broken[0]).model_dump_json())
+    by_hand = make(registry, "finance@1", "incident", path, "a small thing")
+    link_incident(registry, "finance@1", actor="ana", reason="a small thing", evidence=[by_hand])
+    assert len(file_incidents(registry, report, actor="ben").incidents) == 1
+
+
+def test_incident_of_a_clock_ahead_mutes_no_budget(
+    registry: Registry, broken: Callable[..., RiskReport], clock: Clock
+) -> None:
+    clock.move(days=2)
+    assert file_incidents(registry, broken(NOW + timedelta(days=25)), actor="ana").incidents
+    filed = []
+    for days in (0, 29, 31):
+        clock.time = NOW + timedelta(days=days)
+        filed.append(len(file_incidents(registry, broken(clock.time), actor="ana").incidents))
+    assert filed == [1, 0, 1]
+
+
+def test_refusal_of_one_team_stops_no_other(
+    registry: Registry, package: Build, tmp_path: Path, owners: Owners
+) -> None:
+    known = []
+    for seed, tenant in enumerate(("finance", "media"), 1):
+        registry.register(*package(seed, tenant=tenant), actor="ana")
+        version = registry.get(f"{tenant}@1")
+        known.append({"tenant": tenant, "adapter": version.id, "digest": version.summary.content_digest})
+    write_events(tmp_path, *[{**each, **one} for one in known for each in [LEAK] * 60 + [CLEAN] * 60])
+    others = tuple(person for person in owners.default.people if person.id != "ana")
+    registry.owners = owners.model_copy(
+        update={"tenants": {"finance": owners.default.model_copy(update={"people": others})}}
+    )
+    filed = file_incidents(registry, read(tmp_path), actor="ana")
+    assert [each.adapter for each in filed.incidents] == ["media@1"]
+    assert len(filed.not_filed) == 1 and "finance@1" in filed.not_filed[0]
+
+
+def test_lost_file_of_an_earlier_incident_stops_nothing(
+    registry: Registry, broken: Callable[..., RiskReport], clock: Clock
+) -> None:
+    clock.move(days=2)
+    (first,) = file_incidents(registry, broken(), actor="ana").incidents
+    (told,) = record(registry, first.adapter).risk.incidents
+    registry.files.path(told.sha256).unlink()
+    again = file_incidents(registry, broken(), actor="ana")
+    assert not again.incidents and "has an incident of its identifiers" in again.not_filed[0]
 
 
 def test_command_files_incidents_and_ends_with_1(
