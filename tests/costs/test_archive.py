@@ -5,9 +5,8 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -16,7 +15,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from lora_ops.costs import archive
-from lora_ops.costs.archive import Run, archive_unused, check_all
+from lora_ops.costs.archive import check_all
 from lora_ops.costs.last_asked import FILE
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable
 from lora_ops.registry import archived_weights, lifecycle, packages, routes
@@ -28,108 +27,14 @@ from lora_ops.registry.cards import record
 from lora_ops.registry.files import InArchive
 from lora_ops.registry.gc import collect_garbage
 from lora_ops.registry.holds import Statement
-from lora_ops.registry.owners import Owners
 from lora_ops.registry.restoring import restore
 from lora_ops.registry.store import Registry
 from lora_ops.registry.verification import verify
 from lora_ops.rollout import rollback
-from lora_ops.settings.archive import ArchiveSettings
 from tests.registry import processes
-from tests.registry.conftest import AUTHOR, MORNING, Clock, Story, build_package, owners  # noqa: F401
+from tests.registry.conftest import AUTHOR, MORNING, Story, build_package
 
-from .archive_kit import age_files, days_before, write_events
-
-NOW = MORNING + timedelta(days=200)
-FREE = ["finance@1", "healthcare@1", "media@1"]
-SMALL = 8192
-
-
-@pytest.fixture(scope="module")
-def old(tmp_path_factory: pytest.TempPathFactory, owners: Owners) -> Path:  # noqa: F811
-    """A registry of 200 days ago.
-
-    finance@3 is in production after @1 and @2, healthcare@2 is the candidate after @1, and media@1 is rejected.
-    """
-    folder = tmp_path_factory.mktemp("old")
-    with closing(Registry(folder / "registry", create=True, owners=owners, clock=Clock())) as registry:
-        story = Story(registry, folder / "reports")
-        for seed, tenant in enumerate(("finance", "finance", "finance", "healthcare", "healthcare", "media")):
-            package = folder / f"package-{seed}"
-            registry.register(package, build_package(package, seed, tenant, fresh_days=3650), actor=AUTHOR)
-        for number in (1, 2, 3):
-            story.to(f"finance@{number}", "production")
-        lifecycle.reject(registry, "media@1", actor="ben", reason="worse")
-    return folder
-
-
-class OldRegistry:
-    """One registry with its gateways' folder, its archive, and a clock."""
-
-    def __init__(self, root: Path, owners: Owners) -> None:  # noqa: F811
-        self.root, self.owners, self.clock = root, owners, Clock()
-        self.clock.time = NOW
-        self.serving = root / ".serving"
-        self.settings = ArchiveSettings()
-        write_events(self.serving, (days_before(NOW, 150), "finance@3"), (NOW, "finance@3"))
-
-    @contextmanager
-    def open(self) -> Iterator[Registry]:
-        with closing(Registry(self.root / "registry", owners=self.owners, clock=self.clock)) as registry:
-            registry.least = registry.least.model_copy()
-            yield registry
-
-    def run(self, *, yes: bool = True, actor: str = "ci", **settings: Any) -> Run:
-        with self.open() as registry:
-            return self.run_in(registry, yes=yes, actor=actor, **settings)
-
-    def run_in(self, registry: Registry, *, yes: bool = True, actor: str = "ci", **settings: Any) -> Run:
-        chosen = self.settings.model_copy(update=settings)
-        where = (self.root, self.serving, 90, self.clock.time)
-        return archive_unused(registry, chosen, *where, actor=actor, reason="nobody uses it", dry_run=not yes)
-
-    def stays(self, **settings: Any) -> dict[str, str | None]:
-        return {one.version: one.stays for one in self.run(yes=False, **settings).candidates}
-
-    def digest(self, version: str) -> str:
-        with self.open() as registry:
-            found = weights_of(registry.get(version))
-        assert found
-        return found[0]
-
-    def here(self) -> list[str]:
-        """The versions whose weights are here."""
-        with self.open() as registry:
-            return [one.id for one in registry.versions() if registry.files.holds(self._digest(one))]
-
-    @staticmethod
-    def _digest(version: Any) -> str:
-        found = weights_of(version)
-        assert found
-        return found[0]
-
-    def archived_file(self, version: str) -> Path:
-        with self.open() as registry:
-            file = archived(registry)[version].file
-        return Path(file.store) / file.path
-
-    def require_whole(self) -> None:
-        """Each version's weights are here or whole in the archive, and the registry is what its log says."""
-        with self.open() as registry:
-            found = verify(registry)
-            assert found.problems == ()
-            damaged = dict(check_all(registry))
-            for version in registry.versions():
-                if not registry.files.holds(self._digest(version)):
-                    assert damaged[version.id] is None
-
-
-@pytest.fixture
-def kit(old: Path, tmp_path: Path, owners: Owners) -> OldRegistry:  # noqa: F811
-    shutil.copytree(old / "registry", tmp_path / "registry")
-    made = OldRegistry(tmp_path, owners)
-    with made.open() as registry:
-        age_files(registry)
-    return made
+from .archive_kit import FREE, NOW, OldRegistry, age_files, days_before, write_events
 
 
 def test_dry_run_says_what_may_go_and_why_the_rest_stays(kit: OldRegistry) -> None:

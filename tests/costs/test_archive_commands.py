@@ -17,7 +17,7 @@ from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
 from lora_ops.settings.params import load_settings
 from tests.conftest import small_clone, write_params
-from tests.registry.conftest import AUTHOR, Clock, build_package, owners  # noqa: F401
+from tests.registry.conftest import AUTHOR, Clock, build_package
 
 from .archive_kit import age_files, days_before, write_events
 
@@ -25,7 +25,7 @@ NOW = datetime.now(UTC)
 
 
 @pytest.fixture
-def clone(tmp_path: Path, owners: Owners, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:  # noqa: F811
+def clone(tmp_path: Path, owners: Owners, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """finance@2 is the candidate after finance@1, which nobody asked for in half a year."""
     root = small_clone(tmp_path / "clone")
     (root / "owners.yaml").write_text(owners.model_dump_json())
