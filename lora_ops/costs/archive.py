@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_ops.costs.last_asked import Asked, keep_asked, read_asked
-from lora_ops.costs.needed import needed_reason
+from lora_ops.costs.needed import needed_reason, returns_reason
 from lora_ops.errors import Damaged, Refused, Unavailable
 from lora_ops.named_paths import follow
 from lora_ops.processes import only_one
@@ -162,7 +162,10 @@ def archive_unused(
     notes += [unkept] if unkept else []
     if dry_run:
         run = find(registry, settings, root, asked, now)
-        run.notes = notes + run.notes
+        wanted = [
+            f"{one} is in the archive, and {why}: `--yes` brings it back" for one, why in _wanted(registry)
+        ]
+        run.notes = notes + run.notes + wanted
         return run
     require_no_demo(registry, "archived")
     problem = registry.follower.problem() or registry.holds.unreadable() or registry.stops.unreadable()
@@ -304,6 +307,12 @@ def _end_earlier(registry: Registry, run: Run, stays: Stays, actor: str) -> None
 
     A request may have brought a file back where the log took no entry: that version was used, so it stays.
     """
+    for version, why in _wanted(registry):
+        try:
+            bring_back(registry, version, actor=actor, reason=f"the version {why}")
+            run.notes.append(f"{version} is no more archived: it {why}")
+        except (Damaged, Unavailable, Refused) as error:
+            run.notes.append(f"{version} {why}, and is in the archive alone: {str(error).rstrip('.')}")
     for one in archived(registry).values():
         if not registry.files.holds(one.file.sha256):
             forget_copy(registry, one.version)
@@ -319,6 +328,19 @@ def _end_earlier(registry: Registry, run: Run, stays: Stays, actor: str) -> None
             run.notes.append(f"{one.version} keeps its weights here: {str(error).rstrip('.')}")
             continue
         _remove(registry, run, one.file.sha256, stays)
+
+
+def _wanted(registry: Registry) -> list[tuple[str, str]]:
+    """Return the archived versions that a rollback would bring back by now, each with the words for it.
+
+    Another version was to return when they went. It was closed, stopped or has expired since.
+    """
+    found = []
+    for one in archived(registry).values():
+        why = returns_reason(registry, registry.get_exact(one.version))
+        if why and not registry.files.holds(one.file.sha256):
+            found.append((one.version, why))
+    return found
 
 
 def _remove(registry: Registry, run: Run, digest: str, stays: Stays) -> None:

@@ -45,6 +45,24 @@ def archived(registry: Queries) -> dict[str, Archived]:
     return found
 
 
+def archived_copy(registry: Queries, digest: str) -> Archived | None:
+    """Return the last entry that names an archived copy of a file, whichever version it was written for.
+
+    A restore leaves the copy where it is. So an entry counts here although the weights came back since.
+    """
+    rows = registry.db.rows(
+        "SELECT subject, at, body FROM audit WHERE kind = 'version' AND action = ? AND instr(body, ?)"
+        " ORDER BY seq DESC",
+        (ARCHIVED, digest),
+    )
+    for version, at, body in rows:
+        with suppress(ValueError, LookupError, TypeError):  # it was changed, as whoever verifies says
+            file = ArchivedFile.model_validate(parse_json(body)["archive"])
+            if file.sha256 == digest:
+                return Archived(version, at, file)
+    return None
+
+
 def in_archive(registry: Queries, digest: str) -> InArchive | None:
     """Return the error of whoever asks for a file that the log calls archived; None for any other file."""
     for one in archived(registry).values():

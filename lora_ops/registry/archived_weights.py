@@ -21,8 +21,9 @@ from lora_ops.folders import make_folder
 from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.archive import ArchivedFile
 from lora_ops.registry import packages
-from lora_ops.registry.archived_files import ARCHIVED, RESTORED, Archived, archived
+from lora_ops.registry.archived_files import ARCHIVED, RESTORED, Archived, archived, archived_copy
 from lora_ops.registry.backup_place import Place
+from lora_ops.registry.files import InArchive
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.roles import MAY, require_role
 from lora_ops.registry.store import Registry
@@ -31,6 +32,9 @@ from lora_ops.weight_compression import Codec, compressed, expanded, stored_form
 
 FOLDER = "weights"
 """Of all archived files, at any place."""
+
+ATTEMPTS = 3
+"""How often weights are brought back that a run of the archive takes away at the same moment."""
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +178,7 @@ def bring_back(registry: Registry, reference: str, *, actor: str, reason: str, u
     """Bring a version's weights back from the archive, verified; the archived copy stays where it is.
 
     It serves by the same rules as before, so no role is asked for. Digest, tensors and signature are compared.
+    Where the file was lost after it had come back, the copy that an older entry names is brought back.
 
     Args:
         registry: where.
@@ -186,27 +191,35 @@ def bring_back(registry: Registry, reference: str, *, actor: str, reason: str, u
         Whether the file was missing here.
 
     Raises:
-        Refused: the log does not call them archived.
+        Refused: the log does not call them archived, and the file is here or no entry names a copy.
         Damaged: the archived copy is missing or was changed; nothing was changed here.
         Unavailable: the archive or the disk can't be used.
         LoraOpsError: the weights are here, and the log takes no entry.
     """
     version = registry.get_exact(reference)
-    one = archived(registry).get(version.id)
+    one = archived(registry).get(version.id) or _copy_of_lost(registry, version)
     if one is None:
         raise Refused(f"The weights of {version.id} are not in the archive: there is nothing to bring back.")
-    missing = True
-    with suppress(LoraOpsError):
-        registry.files.checked(one.file.sha256, f"the weights of {version.id}")
-        missing = False
-    if missing:
-        _fetch(registry, one, url)
-    packages.check_kept(registry, version)
-    with registry.change(actor) as change:
-        if version.id in archived(registry):  # another process may have been first
-            file = one.file.model_dump(mode="json")
-            change.record(RESTORED, version.tenant, version.number, reason=reason, archive=file)
-    return missing
+    digest, was_missing = one.file.sha256, False
+    for _ in range(ATTEMPTS):
+        # Touched before it is read: a run that would remove the original now finds a young file.
+        registry.files.touch(digest)
+        if not _is_whole(registry, digest):
+            was_missing = True
+            _fetch(registry, one, url)
+        try:
+            packages.check_kept(registry, version)
+        except InArchive:  # it was removed while it was checked
+            continue
+        with registry.change(actor) as change:
+            # Removing takes the same lock: what is here now stays, once no entry calls it archived.
+            if not registry.files.holds(digest):
+                continue
+            if was_missing or version.id in archived(registry):  # another process may have been first
+                file = one.file.model_dump(mode="json")
+                change.record(RESTORED, version.tenant, version.number, reason=reason, archive=file)
+        return was_missing
+    raise Unavailable(f"The weights of {version.id} are taken away while they come back: try again.")
 
 
 def bring_back_if_archived(registry: Registry, reference: str, *, actor: str, reason: str) -> None:
@@ -218,15 +231,31 @@ def bring_back_if_archived(registry: Registry, reference: str, *, actor: str, re
     Raises:
         LoraOpsError: as `bring_back`.
     """
-    one = archived(registry).get(reference)
-    if one is None or registry.files.holds(one.file.sha256):
+    weights = weights_of(registry.get_exact(reference))
+    if weights is None or registry.files.holds(weights[0]) or archived_copy(registry, weights[0]) is None:
         return
     try:
         bring_back(registry, reference, actor=actor, reason=reason)
     except LoraOpsError as error:
-        if not registry.files.holds(one.file.sha256):
+        if not registry.files.holds(weights[0]):
             raise
         logger.warning("The weights of %s are back, and the log does not say so: %s", reference, error)
+
+
+def _is_whole(registry: Registry, digest: str) -> bool:
+    with suppress(LoraOpsError):
+        registry.files.checked(digest, "the weights")
+        return True
+    return False
+
+
+def _copy_of_lost(registry: Registry, version: Version) -> Archived | None:
+    """Return the archived copy of weights that are lost or damaged here and that no entry calls archived."""
+    weights = weights_of(version)
+    if weights is None or _is_whole(registry, weights[0]):
+        return None
+    found = archived_copy(registry, weights[0])
+    return found._replace(version=version.id) if found else None
 
 
 def _fetch(registry: Registry, one: Archived, url: str | None) -> None:

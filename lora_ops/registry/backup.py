@@ -13,12 +13,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_ops.clock import utc
-from lora_ops.errors import Damaged, Refused
+from lora_ops.errors import Damaged, Refused, Unavailable
 from lora_ops.hashing import sha256_file
 from lora_ops.registry.archived_files import archived_digests
 from lora_ops.registry.audit import Anchor, Head
-from lora_ops.registry.backup_place import LIST, SCHEMA, SMALL, Place, Snapshot, kept_path, refuse_no_place
+from lora_ops.registry.backup_place import (
+    LIST,
+    SCHEMA,
+    SMALL,
+    Condition,
+    Place,
+    Snapshot,
+    kept_path,
+    refuse_no_place,
+)
 from lora_ops.registry.demo import require_no_demo
+from lora_ops.registry.files import InArchive
 from lora_ops.registry.gc import named_digests
 from lora_ops.registry.heads import SHORTEST, compare
 from lora_ops.registry.holds import FOLDER as HOLDS
@@ -62,27 +72,38 @@ def backup(registry: Registry, url: str, *, follows: Head | None = None) -> Back
     Raises:
         Damaged: the log can't be trusted, or a kept file is missing or changed: a backup of it would be none.
         Refused: the last snapshot at `url` is another one than `follows`, or another backup follows it.
-        Unavailable: `url` can't be written.
+        Unavailable: `url` can't be written, or weights went to the archive at each attempt.
     """
     require_no_demo(registry, "backed up")
     refuse_no_place(registry.path, url, "a backup")
     place = Place(url)
     if follows:
         _refuse_other_last(registry, place, follows)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _take(registry, place, follows)
+        except InArchive:
+            # Weights that the snapshot requires went to the archive since: one of this moment requires less.
+            if attempt == ATTEMPTS:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _take(registry: Registry, place: Place, follows: Head | None) -> Backup:
+    """Make one snapshot.
+
+    Raises:
+        InArchive: a file that it names went to the archive since its database was copied.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        head = _take_database(registry, folder)
+        head, files = _take_database(registry, folder)
         small = {path.relative_to(folder).as_posix(): sha256_file(path) for path in _files_in(folder)}
-        # What the log grew by since is named too, which does no harm.
-        named = {one for one in named_digests(registry) if registry.files.holds(one)}
-        snapshot = Snapshot(head, utc(registry.clock()), small, tuple(sorted(named | _required(registry))))
+        snapshot = Snapshot(head, utc(registry.clock()), small, tuple(sorted(files)))
         sent = mended = 0
         for digest in snapshot.files:
-            path = registry.files.checked(digest, f"file {digest[:12]}…")
-            condition = place.condition(kept_path(digest), digest, path.stat().st_size)
-            if condition != "whole":
-                place.put(path, kept_path(digest))
-                sent, mended = sent + (condition == "missing"), mended + (condition == "damaged")
+            condition = _send(registry, place, digest)
+            sent, mended = sent + (condition == "missing"), mended + (condition == "damaged")
         if follows and follows != head:
             _take_turn(place, follows, snapshot)
         there = next((one for one in place.snapshots() if one.folder == snapshot.folder), None)
@@ -97,6 +118,20 @@ def backup(registry: Registry, url: str, *, follows: Head | None = None) -> Back
             content = {"schema": SCHEMA, **snapshot._replace(small=small)._asdict()}
             place.write(f"{snapshot.folder}/{LIST}", json.dumps(content, indent=2).encode())
     return Backup(head, len(snapshot.files), sent, mended + len(broken))
+
+
+def _send(registry: Registry, place: Place, digest: str) -> Condition:
+    """Send a kept file that is not whole at its place; return what it was there before."""
+    name = f"file {digest[:12]}…"
+    path = registry.files.checked(digest, name)
+    try:
+        condition = place.condition(kept_path(digest), digest, path.stat().st_size)
+        if condition != "whole":
+            place.put(path, kept_path(digest))
+    except (OSError, Unavailable):
+        registry.files.present(digest, name)  # it may have gone to the archive while it was sent
+        raise
+    return condition
 
 
 def _broken(place: Place, snapshot: Snapshot) -> Iterator[str]:
@@ -145,8 +180,12 @@ def _take_turn(place: Place, follows: Head, snapshot: Snapshot) -> None:
         )
 
 
-def _take_database(registry: Registry, folder: Path) -> Head:
-    """Copy the database, the signed head, the public keys and the holds as they are at one moment."""
+def _take_database(registry: Registry, folder: Path) -> tuple[Head, set[str]]:
+    """Copy the database, the signed head, the public keys and the holds as they are at one moment.
+
+    Returns:
+        Where the log ends, and the digests of the files that a snapshot of that moment names.
+    """
     problem = None
     for _ in range(ATTEMPTS):
         with registry.db.reading():
@@ -155,6 +194,8 @@ def _take_database(registry: Registry, folder: Path) -> Head:
             problem = registry.follower.rows_problem()
             if problem:
                 break
+            # By the copied rows: weights that go to the archive a moment later are required of this snapshot.
+            files = _required(registry) | set(filter(registry.files.holds, named_digests(registry)))
             registry.db.copy_to(folder / "registry.sqlite")
         if not registry.anchor.path.is_file():
             break
@@ -167,7 +208,7 @@ def _take_database(registry: Registry, folder: Path) -> Head:
             for name in (*(f"{known}.pub" for known in registry.signer.known()), IDENTITY_FILE):
                 shutil.copyfile(registry.signer.folder / name, folder / "keys" / name)
             registry.holds.copy_to(folder / HOLDS)
-            return head
+            return head, files
     what = problem or "audit.head was removed"
     raise Damaged(f"The audit log in {registry.path} can't be trusted, so it is not backed up: {what}.")
 

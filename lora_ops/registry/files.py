@@ -64,8 +64,7 @@ class FileStore:
         digest = expected or sha256_file(source)
         target = self.path(digest)
         # Touched before it is read: `gc` leaves a young file, and one that it takes now is missing here.
-        with contextlib.suppress(OSError):
-            os.utime(target)
+        self.touch(digest)
         with contextlib.suppress(OSError):  # a copy on a bad disk is written again
             if target.is_file() and sha256_file(target) == digest:
                 return digest
@@ -123,6 +122,11 @@ class FileStore:
                 if sha256_file(copy) != digest:
                     raise LoraOpsError(f"{package / file} changed while it was being copied: try again.")
             yield Path(name)
+
+    def touch(self, digest: str) -> None:
+        """Make a kept file young, so that `remove` leaves it; another user's file stays as old as it is."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path(digest))
 
     def digests(self) -> Iterator[str]:
         """Yield the digest of every kept file."""

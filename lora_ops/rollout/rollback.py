@@ -4,8 +4,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable
+from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable, with_text
 from lora_ops.registry import closing, lifecycle, packages, reports
+from lora_ops.registry.archived_weights import bring_back_if_archived
 from lora_ops.registry.eligibility import barred_reason
 from lora_ops.registry.files import InArchive
 from lora_ops.registry.replay import require_rows
@@ -33,18 +34,20 @@ class Rollback(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def plan(registry: Registry, reference: str, to: str | None = None) -> Rollback:
+def plan(registry: Registry, reference: str, to: str | None = None, *, from_archive: bool = False) -> Rollback:
     """What must happen so that `reference` no longer answers and the version before it does.
 
     The version that returns is the one that was in production last before it, unless that one has expired,
     was closed, had an incident since, its evidence speaks against it, or its files or signature are no longer
-    what they were; then the one before that.
+    what they were; then the one before that. Weights that are here go first: one whose weights are in the
+    archive returns only where no other may, and they are brought back before anything changes.
 
     Args:
         registry: where.
         reference: the exact version that must go (`finance@2`): a second run must not take back the version
             that the first one restored.
         to: the exact version that must return; default: the last one that may.
+        from_archive: choose as if all archived weights were here.
 
     Raises:
         LoraOpsError: it is not in production, or there is no version to go back to.
@@ -75,7 +78,10 @@ def plan(registry: Registry, reference: str, to: str | None = None) -> Rollback:
             f"{last} was in production last, and nothing is now: name it, not {leaves.id} (`lora-ops rollback "
             f"{last} --reason TEXT`)."
         )
-    returns = _named(registry, leaves, served, to) if to else _before(registry, leaves, served)
+    if to:
+        returns = _named(registry, leaves, served, to)
+    else:
+        returns = _before(registry, leaves, served, from_archive=from_archive)
     return Rollback(leaves, returns, False, _notes(registry, returns, leaves))
 
 
@@ -105,9 +111,12 @@ def roll_back(
         The version that returned; where W&B did not take it yet, the one that is to return.
 
     Raises:
-        LoraOpsError: as `plan`, or the registry refuses one of the two steps; what was done stays done.
+        LoraOpsError: as `plan`, or the weights that return can't be brought back from the archive (nothing is
+            changed then), or the registry refuses one of the two steps; what was done stays done.
     """
     rollback = planned or plan(registry, reference)
+    if not rollback.done_already:
+        _bring_back(registry, rollback, actor=actor, reason=reason)
     incident = reports.make(registry, reference, "incident", record, reason)
     if registry.shares_log and rollback.leaves.state not in CLOSED:
         return _roll_back_shared(registry, rollback, incident, actor=actor, reason=reason)
@@ -126,6 +135,25 @@ def roll_back(
     if registry.get(reference, whole=False).state != "revoked":
         lifecycle.revoke(registry, reference, actor=actor, reason=reason, evidence=[incident])
     return registry.get(rollback.returns.id, whole=False)
+
+
+def _bring_back(registry: Registry, rollback: Rollback, *, actor: str, reason: str) -> None:
+    """Bring the weights that return back where they are in the archive alone, before anything else changes.
+
+    Later the bad version would be revoked, and nothing would return.
+    """
+    leaves, returns = rollback.leaves.id, rollback.returns.id
+    try:
+        bring_back_if_archived(
+            registry, returns, actor=actor, reason=f"it is to return in the place of {leaves}: {reason}"
+        )
+    except (Damaged, Unavailable) as error:
+        raise with_text(
+            error,
+            f"{returns} can't return in the place of {leaves}, which stays as it is: {str(error).rstrip('.')}. "
+            f"Name another version (`--to`), or stop {leaves} all the same: `lora-ops registry revoke {leaves} "
+            "--reason TEXT`.",
+        ) from error
 
 
 def _roll_back_shared(
@@ -223,18 +251,21 @@ def _replaced(registry: Registry, leaves: Version, serving: int) -> bool:
     )
 
 
-def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
+def _before(registry: Registry, leaves: Version, served: list[int], *, from_archive: bool = False) -> Version:
     """The last version in production that may answer again.
 
     One of which nobody can tell whether it has the same weights returns only if none is known to have others.
+    One whose weights are in the archive alone returns only if no other may.
     """
-    refused, twins, unknown = [], Twins(registry), list[Version]()
+    refused, twins, unknown, away = list[str](), Twins(registry), list[Version](), False
     for number in served:
         if number == leaves.number:
             continue
         try:
             version = registry.get(f"{leaves.tenant}@{number}")
-            problem = _unfit(registry, version, leaves, twins)
+            problem = _unfit(registry, version, leaves, twins, from_archive=from_archive)
+        except InArchive as error:
+            problem, away = str(error).rstrip("."), True
         except LoraOpsError as error:  # a damaged record of one version must not stop the way back to another
             problem = str(error).rstrip(".")
         else:
@@ -246,6 +277,8 @@ def _before(registry: Registry, leaves: Version, served: list[int]) -> Version:
         refused.append(problem)
     if unknown:
         return unknown[0]
+    if away and not from_archive:
+        return _before(registry, leaves, served, from_archive=True)
     why = "; ".join(refused) or "no other version was in production before"
     raise Refused(
         f"There is no version to go back to from {leaves.id}: {why}. To stop its answers all the same: "
@@ -276,10 +309,11 @@ def _unfit(
 ) -> str | None:
     """Return why a version may not answer again, or None.
 
-    Weights that are in the archive are brought back, and checked, by the promotion of a version that somebody
-    named. Without a name, a version whose weights are here goes first.
+    With `from_archive`, weights in the archive alone are no reason: whoever rolls back brings them back, and
+    checks them.
 
     Raises:
+        InArchive: its weights are in the archive alone.
         LoraOpsError: a record or a kept file of it is missing or damaged.
     """
     if version.state != "superseded":

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -14,15 +15,16 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
+import lora_ops.registry.backup as backup_module
 from lora_ops.costs import archive
-from lora_ops.costs.archive import check_all
+from lora_ops.costs.archive import Run, check_all
 from lora_ops.costs.last_asked import FILE
 from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable
 from lora_ops.registry import archived_weights, lifecycle, packages, routes
 from lora_ops.registry.archived_files import ARCHIVED, RESTORED, archived
 from lora_ops.registry.archived_weights import bring_back, weights_of
 from lora_ops.registry.backup import backup
-from lora_ops.registry.backup_place import Place
+from lora_ops.registry.backup_place import Place, kept_path
 from lora_ops.registry.cards import record
 from lora_ops.registry.files import InArchive
 from lora_ops.registry.gc import collect_garbage
@@ -437,6 +439,38 @@ def test_backup_leaves_out_what_is_archived(kit: OldRegistry) -> None:
     kit.require_whole()
     with kit.open() as registry:
         assert bring_back(registry, "finance@1", actor="ana", reason="look")
+    kit.require_whole()
+
+
+@pytest.mark.parametrize("moment", ["copied", "sent"])
+def test_backup_beside_a_run_is_whole(kit: OldRegistry, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """The run ends after the backup copied the database, or between two of the files that it sends."""
+    taken, put, runs = backup_module._take_database, Place.put, list[Run]()
+
+    def run_once() -> None:
+        if not runs:
+            runs.append(kit.run())
+
+    def take(registry: Registry, folder: Path) -> Any:
+        found = taken(registry, folder)
+        if moment == "copied":
+            run_once()
+        return found
+
+    def send(place: Place, source: Path, relative: str) -> None:
+        if relative == kept_path(digest):
+            run_once()
+        put(place, source, relative)
+
+    digest = kit.digest("finance@1")
+    monkeypatch.setattr(backup_module, "_take_database", take)
+    monkeypatch.setattr(Place, "put", send)
+    with kit.open() as registry:
+        made = backup(registry, str(kit.root / "backup"))
+    assert runs[0].moved == FREE
+    assert restore(str(kit.root / "backup"), kit.root / "back").head == made.head
+    shutil.rmtree(kit.root / "registry")
+    (kit.root / "back").rename(kit.root / "registry")
     kit.require_whole()
 
 
