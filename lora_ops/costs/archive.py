@@ -147,7 +147,8 @@ def archive_unused(
         dry_run: change nothing in the registry.
 
     Raises:
-        Refused: the registry is at W&B or of a demo, or the actor has no role for it.
+        Refused: the registry is at W&B or of a demo, the actor has no role for it, or this machine's clock
+            seems to be ahead.
         Damaged: the registry can't be trusted.
         Unavailable: the archive or the disk can't be used, or another run is at work; what was moved before
             stays moved.
@@ -157,7 +158,8 @@ def archive_unused(
             "The files of this registry are at W&B, and this machine's are a copy: nothing is archived here. "
             "Give the artifacts there a time to live."
         )
-    asked, notes = read_asked(serving, keep_days, now)
+    last = registry.log.last_time()
+    asked, notes = read_asked(serving, keep_days, now, datetime.fromisoformat(last) if last else None)
     unkept = keep_asked(serving, asked)
     notes += [unkept] if unkept else []
     if dry_run:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_ops.errors import LoraOpsError
 from lora_ops.escaping import markup, show
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_json
@@ -85,8 +86,12 @@ def restore(
     """Bring a version's weights back from the archive, verified."""
     from lora_ops.free_text import require_text
     from lora_ops.registry.archived_weights import bring_back
+    from lora_ops.settings.archive import url_problem
 
     require_text(reason, "Say why (--reason)")
+    problem = url_problem(store) if store and "://" in store else None
+    if problem:
+        raise LoraOpsError(f"--from: {problem}.")
     with opened_registry() as registry:
         was_missing = bring_back(registry, reference, actor=who(actor), reason=reason, url=store)
         remembered = head_remembered(registry)

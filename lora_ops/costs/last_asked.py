@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ops.errors import disk_reason
+from lora_ops.costs.usage import USAGE
+from lora_ops.errors import Refused, disk_reason
 from lora_ops.line_files import REAL_TIME, column_types, connect, read_lines, with_room
 from lora_ops.records.record import Record
 from lora_ops.registry.files import write_atomically
@@ -17,6 +18,12 @@ from lora_ops.small_files import read_text
 FILE = "last_asked.json"
 AHEAD = timedelta(minutes=5)
 """By which two clocks may differ."""
+SILENCE = timedelta(days=14)
+"""Nothing at all for so long, no event, no entry of the log and no look, means a clock that is ahead."""
+
+
+EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+"""Between these a time can be moved to another zone, or by the days of a setting."""
 
 
 class AskedEvent(Record):
@@ -36,29 +43,39 @@ class Asked(Record):
         since: from when on each request is known.
         until: the moment of the last look.
         times: version (`finance@3`) to its last request.
+        keep_days: for how long gateways kept events at that look; None: an earlier release wrote it.
     """
 
     since: datetime
     until: datetime
     times: dict[str, datetime] = {}
+    keep_days: int | None = None
 
 
 class _Events(NamedTuple):
-    """What the event log says: its first event, and each name's last request."""
+    """What the event log says: its first event, its last one, and each name's last request."""
 
     first: datetime | None
     times: dict[str, datetime]
 
+    @property
+    def last(self) -> datetime | None:
+        return max(self.times.values(), default=None)
 
-def read_asked(serving: Path, keep_days: int, now: datetime) -> tuple[Asked, list[str]]:
+
+def read_asked(
+    serving: Path, keep_days: int, now: datetime, last_entry: datetime | None = None
+) -> tuple[Asked, list[str]]:
     """Return when each version was asked for last, and what a reader must know of it.
 
     Args:
         serving: `.serving` of the gateways.
         keep_days: for how long they keep events.
         now: by this machine's clock.
+        last_entry: when the audit log was written last.
 
     Raises:
+        Refused: this machine's clock seems to be ahead: nothing else has a time of the last two weeks.
         LoraOpsError: the events can't be read.
     """
     events, notes = _events(serving / "events"), list[str]()
@@ -69,7 +86,17 @@ def read_asked(serving: Path, keep_days: int, now: datetime) -> tuple[Asked, lis
             "it does not count"
         )
         known = None
-    if known and not _is_joined(known, events, keep_days, now):
+    if known or events.last:  # else nothing is known, and nothing goes anyway
+        moments = [one for one in (events.last, last_entry, known.until if known else None) if one]
+        if now - max(moments) > SILENCE:
+            raise Refused(
+                f"By this machine's clock ({now:%Y-%m-%d %H:%M} UTC) nothing was asked or changed since "
+                f"{max(moments):%Y-%m-%d}. A clock that is ahead would archive what is in use: check it (`date "
+                "-u`), ask a gateway for one answer, and run this again."
+            )
+    # Since the last look the shorter of two settings may have removed events.
+    kept_now, keep_days = keep_days, min(keep_days, (known.keep_days if known else None) or keep_days)
+    if known and not now - known.until < timedelta(days=keep_days - 1):
         notes.append(
             f"what was asked between {known.until:%Y-%m-%d} and "
             f"{'today' if events.first is None else f'{events.first:%Y-%m-%d}'} is not known: the events of "
@@ -79,9 +106,20 @@ def read_asked(serving: Path, keep_days: int, now: datetime) -> tuple[Asked, lis
     times = dict(known.times) if known else {}
     for version, at in events.times.items():
         times[version] = max(at, times.get(version, at))
-    starts = [moment for moment in (events.first, known.since if known else None) if moment is not None]
-    since = min([*starts, now])
-    return Asked(since=since, until=now, times=times), notes
+    starts = [now]
+    if events.first is not None:
+        # A file may outlive its days, as one does that was copied or touched; others of its days are gone.
+        starts.append(max(events.first, now - timedelta(days=keep_days)))
+    if known:
+        starts.append(known.since)
+    since = min(starts)
+    if events.first is None and not any((serving / USAGE).glob("usage-*.jsonl")):
+        notes.append(
+            f"no gateway has left an event or a line of usage in {serving}: nobody knows what was asked, so "
+            "nothing goes. Run this where the gateway's files are"
+        )
+        since = now
+    return Asked(since=since, until=now, times=times, keep_days=kept_now), notes
 
 
 def keep_asked(serving: Path, asked: Asked) -> str | None:
@@ -108,17 +146,10 @@ def _known(path: Path, notes: list[str]) -> Asked | None:
     if any(moment.tzinfo is None for moment in moments):
         notes.append(f"{path} has a time without its zone, so it does not count")
         return None
+    if any(not EARLIEST < moment.replace(tzinfo=UTC) < LATEST for moment in moments):
+        notes.append(f"{path} has a time that no gateway could have written, so it does not count")
+        return None
     return found
-
-
-def _is_joined(known: Asked, events: _Events, keep_days: int, now: datetime) -> bool:
-    """Return whether no event can be missing between the last look and what the log has now.
-
-    Gateways remove files whose last event is older than `keep_days`; a day is left for the rounding.
-    """
-    if events.first is not None and events.first <= known.until:
-        return True
-    return now - known.until < timedelta(days=keep_days - 1)
 
 
 def _events(folder: Path) -> _Events:

@@ -3,6 +3,8 @@
 from contextlib import suppress
 from typing import NamedTuple
 
+from lora_ops.errors import LoraOpsError
+from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.archive import ArchivedFile
 from lora_ops.registry.files import InArchive
 from lora_ops.registry.queries import Queries
@@ -75,5 +77,13 @@ def in_archive(registry: Queries, digest: str) -> InArchive | None:
 
 
 def archived_digests(registry: Queries) -> frozenset[str]:
-    """Return the digests of the files that the log calls archived."""
-    return frozenset(one.file.sha256 for one in archived(registry).values())
+    """Return the digests of the files that the log calls archived for each version whose package has them."""
+    known = archived(registry)
+    found = {one.file.sha256 for one in known.values()}
+    if not found:
+        return frozenset()
+    for version in registry.versions():
+        if version.id not in known:
+            with suppress(LoraOpsError):  # a manifest that can't be read is named by whoever verifies
+                found.discard(str(version.stored["files"].get(ADAPTER_FILES[0], {}).get("sha256")))
+    return frozenset(found)

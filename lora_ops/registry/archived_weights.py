@@ -22,7 +22,7 @@ from lora_ops.paths import ADAPTER_FILES
 from lora_ops.records.archive import ArchivedFile
 from lora_ops.registry import packages
 from lora_ops.registry.archived_files import ARCHIVED, RESTORED, Archived, archived, archived_copy
-from lora_ops.registry.backup_place import Place
+from lora_ops.registry.backup_place import Place, without_secrets
 from lora_ops.registry.files import InArchive
 from lora_ops.registry.owners_log import change_with_owners
 from lora_ops.registry.roles import MAY, require_role
@@ -66,12 +66,12 @@ def send_weights(registry: Registry, version: Version, place: Place, codec: Code
     try:
         form = stored_format(codec, source)
         name = f"{FOLDER}/{digest[:2]}/{digest}.{form}"
-        stored = _stored_whole(place, name, digest, form)
+        stored = _stored_whole(place, name, digest, form, size)
         if stored is None:
             with source.open("rb") as file:
-                place.send(name, compressed(file, form), lambda sent: _compare(sent, digest, form))
+                place.send(name, compressed(file, form), lambda sent: _compare(sent, digest, form, size))
             # Some places copy a file to give it its name.
-            stored = _stored_whole(place, name, digest, form)
+            stored = _stored_whole(place, name, digest, form, size)
     except OSError as error:
         raise Unavailable(f"The weights of {version.id} can't be read ({disk_reason(error)}).") from error
     if stored is None:
@@ -278,34 +278,38 @@ def _stored(one: Archived, url: str | None) -> Iterator[bytes]:
     store, file = url or one.file.store, one.file
     try:
         with Place(store).reading(file.path) as source:
-            yield from _checked(source, file.sha256, file.codec)
+            yield from _checked(source, file.sha256, file.codec, file.bytes)
     except Damaged as error:
         raise with_text(
             error,
-            f"The archived copy of the weights of {one.version} is damaged at {store} ({file.path}): "
-            f"{str(error).rstrip('.')}. Put that file back from a copy of the archive, or register the same "
-            "package again; nothing was changed here.",
+            f"The archived copy of the weights of {one.version} is damaged at {without_secrets(store)} "
+            f"({file.path}): {str(error).rstrip('.')}. Put that file back from a copy of the archive, or "
+            "register the same package again; nothing was changed here.",
         ) from error
 
 
-def _checked(source: BinaryIO, digest: str, form: str) -> Iterator[bytes]:
-    found = hashlib.sha256()
+def _checked(source: BinaryIO, digest: str, form: str, size: int) -> Iterator[bytes]:
+    """Yield a file that expands to `size` bytes; a few of another one might fill the disk before its end."""
+    found, missing = hashlib.sha256(), size
     for part in expanded(source, form):
+        missing -= len(part)
+        if missing < 0:
+            raise Damaged(f"it expands to more than its {size:,} bytes")
         found.update(part)
         yield part
     if found.hexdigest() != digest:
         raise Damaged(f"its SHA-256 is {found.hexdigest()[:12]}…, not {digest[:12]}…")
 
 
-def _compare(source: BinaryIO, digest: str, form: str) -> None:
-    for _ in _checked(source, digest, form):
+def _compare(source: BinaryIO, digest: str, form: str, size: int) -> None:
+    for _ in _checked(source, digest, form, size):
         pass
 
 
-def _stored_whole(place: Place, name: str, digest: str, form: str) -> int | None:
+def _stored_whole(place: Place, name: str, digest: str, form: str, size: int) -> int | None:
     """Return the bytes of a file at a place that expands to this digest, or None where none does."""
     with suppress(Damaged), place.reading(name) as source:
-        _compare(source, digest, form)
+        _compare(source, digest, form, size)
         return source.seek(0, 2)
     return None
 

@@ -166,13 +166,29 @@ class Place:
             try:
                 file = self._fs.open(f"{self._root}/{relative}", "rb")
             except FileNotFoundError as error:
-                raise Damaged(f"{relative} is missing at {self.url}.") from error
+                raise Damaged(f"{relative} is missing at {without_secrets(self.url)}.") from error
             with file:
                 yield file
 
     @property
     def _is_local(self) -> bool:
-        return "file" in self._fs.protocol
+        from fsspec.implementations.local import LocalFileSystem
+
+        return isinstance(self._fs, LocalFileSystem)
+
+    @property
+    def local_root(self) -> Path | None:
+        """The folder of this machine where files end up, whatever wraps it (`simplecache::`), or None.
+
+        Raises:
+            LoraOpsError: its symlinks lead in a circle.
+        """
+        from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
+
+        with self._reached():
+            innermost, root = url_to_fs(self.url.rpartition("::")[2])
+        return follow(Path(root), "URL") if isinstance(innermost, LocalFileSystem) else None
 
     def get(self, relative: str, target: Path) -> None:
         """Bring a file.
@@ -184,7 +200,7 @@ class Place:
             try:
                 self._fs.get_file(f"{self._root}/{relative}", str(target))
             except FileNotFoundError as error:
-                raise Damaged(f"{relative} is missing at {self.url}.") from error
+                raise Damaged(f"{relative} is missing at {without_secrets(self.url)}.") from error
 
     def snapshots(self) -> list[Snapshot]:
         """Return every snapshot whose list was written whole."""
@@ -212,10 +228,10 @@ class Place:
             raise
         except ImportError as error:
             raise LoraOpsError(
-                f"{self.url} needs a package that is not installed: {_one_line(error)}."
+                without_secrets(f"{self.url} needs a package that is not installed: {_one_line(error)}.")
             ) from error
         except Exception as error:  # each storage has errors of its own
-            raise Unavailable(f"{self.url} can't be used ({_one_line(error)}).") from error
+            raise Unavailable(without_secrets(f"{self.url} can't be used ({_one_line(error)}).")) from error
 
 
 def refuse_no_place(registry: Path, url: str, what: str) -> None:
@@ -234,11 +250,15 @@ def refuse_no_place(registry: Path, url: str, what: str) -> None:
             f"'{one_line(url)}' is no place for {what}: name a folder or a URL that does not begin with - or "
             "~ and has no character that nobody sees."
         )
-    is_local = "://" not in url or url.startswith("file://")
-    local = follow(Path(url.removeprefix("file://")), "URL") if is_local else None
+    local = Place(url).local_root if url.strip() else registry
     own = registry.resolve()
-    if not url.strip() or (local and (local.is_relative_to(own) or own.is_relative_to(local))):
+    if local and (local.resolve().is_relative_to(own) or own.is_relative_to(local)):
         raise LoraOpsError(f"'{url}' is no place for {what} of {registry}: name a folder elsewhere, or a URL.")
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without what its URLs have of users, passwords and signed queries."""
+    return re.sub(r"(://[^\s?]*)\?[^\s)]*", r"\1?…", re.sub(r"://[^\s/@]*@", "://…@", text))
 
 
 def _one_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.paths import EVALUATION_PAGE
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry import packages
-from lora_ops.registry.archived_files import archived
+from lora_ops.registry.archived_files import archived, archived_digests
 from lora_ops.registry.audit import Head, Row, chain_problem
 from lora_ops.registry.by_hand import too_many_given
 from lora_ops.registry.consistency import is_other_page
@@ -109,7 +109,7 @@ def _verify(registry: Registry, head: Head, tail: str | None, files: bool) -> Ve
             problems.append(f"{one.id} carries no signature")
     away = [one for one in archived(registry).values() if not registry.files.holds(one.file.sha256)]
     warnings += [f"{one.text}: `lora-ops archive verify` reads them there" for one in away]
-    kept -= {one.file.sha256 for one in away}
+    kept -= {one.file.sha256 for one in away} & archived_digests(registry)
     if files:
         warnings += _orphaned(registry)
         problems += _damaged(registry, kept)

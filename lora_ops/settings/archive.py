@@ -1,5 +1,6 @@
 """`archive` of params.yaml."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
@@ -14,14 +15,42 @@ def _refuse_no_store(store: str) -> str:
         ValueError: it names no place, or has a password, which the audit log would keep for ever.
     """
     if "://" not in store:
+        if re.match(r"[a-zA-Z0-9+]{2,}:", store):
+            raise ValueError("this is no URL: write one such as s3://bucket/adapters")
         return refuse_shared_folder(store)
-    if not store.isprintable() or store.startswith("-"):
-        raise ValueError("this is no URL: write one such as s3://bucket/adapters")
-    if "@" in store.split("://", 1)[1].split("/")[0]:
-        raise ValueError(
-            "a user or password in the URL would be kept in the audit log: give it by the environment"
-        )
+    problem = url_problem(store)
+    if problem:
+        raise ValueError(problem)
+    if "memory" in (part.partition("://")[0].lower() for part in store.split("::")):
+        raise ValueError("what is in memory is gone with its process: name a folder, or a URL of a storage")
     return store
+
+
+def url_problem(url: str) -> str | None:
+    """Return why a URL of fsspec can't be that of an archive, or None.
+
+    Each part of a chain (`simplecache::s3://bucket`) is looked at: messages and the audit log state it.
+    """
+    if not url.isprintable() or url.startswith("-"):
+        return "this is no URL: write one such as s3://bucket/adapters"
+    parts = url.split("::")
+    if "://" not in parts[-1]:
+        return "its last part is no URL: write one such as s3://bucket/adapters"
+    for part in parts:
+        protocol, _, rest = part.partition("://")
+        if protocol.lower() in ("file", "local"):
+            if not rest.startswith("/"):
+                return f"{part} depends on where a command runs: write file:/// and the whole path"
+            continue
+        host = rest.split("/")[0]
+        # abfs://container@account is the name of a place; a password stands after a colon.
+        has_user = "@" in host and (":" in host or not protocol.lower().startswith("abfs"))
+        if has_user or "?" in rest or re.search(r":(?![0-9]+$)", host):
+            return (
+                "a user, password or query in the URL would be kept in the audit log: give it by the "
+                "environment"
+            )
+    return None
 
 
 class ArchiveSettings(Section):

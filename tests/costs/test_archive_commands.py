@@ -15,6 +15,7 @@ from lora_ops.errors import LoraOpsError, Refused
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.store import Registry
+from lora_ops.settings.archive import ArchiveSettings
 from lora_ops.settings.params import load_settings
 from tests.conftest import small_clone, write_params
 from tests.registry.conftest import AUTHOR, Clock, build_package
@@ -34,7 +35,7 @@ def clone(tmp_path: Path, owners: Owners, monkeypatch: pytest.MonkeyPatch) -> It
             folder = tmp_path / f"package-{seed}"
             registry.register(folder, build_package(folder, seed, fresh_days=36500), actor=AUTHOR)
         age_files(registry)
-    write_events(root / ".serving", (days_before(NOW, 150), "finance@2"))
+    write_events(root / ".serving", (days_before(NOW, 150), "finance@2"), (NOW, "finance@2"))
     monkeypatch.setenv("LORA_OPS_ROOT", str(root))
     monkeypatch.setenv("LORA_OPS_ACTOR", "ci")
     monkeypatch.chdir(root)
@@ -84,6 +85,14 @@ def test_restore_of_what_is_here_is_refused(clone: Path, words: list[str]) -> No
     ("values", "said"),
     [
         ({"archive.store": "s3://key:secret@bucket/x"}, "give it by the environment"),
+        ({"archive.store": "zip://x::ftp://u:secret@host/a.zip"}, "give it by the environment"),
+        ({"archive.store": "simplecache::ftp://u:secret@host/a"}, "give it by the environment"),
+        ({"archive.store": "abfs://u:secret@account/x"}, "give it by the environment"),
+        ({"archive.store": "https://host/a?sig=secret"}, "give it by the environment"),
+        ({"archive.store": "ftp:/u:secret@host/x"}, "this is no URL"),
+        ({"archive.store": "file://archive"}, "depends on where a command runs"),
+        ({"archive.store": "memory://archive"}, "gone with its process"),
+        ({"archive.store": "dir::memory://archive"}, "gone with its process"),
         ({"archive.store": "models"}, "that folder is used already"),
         ({"archive.store": ""}, "names no folder"),
         ({"archive.days": 0}, "greater than or equal to 1"),
@@ -103,3 +112,16 @@ def test_archive_of_several_machines_is_refused(clone: Path, monkeypatch: pytest
     monkeypatch.setattr(Registry, "shares_log", True)
     found = CliRunner().invoke(app, ["archive"])
     assert isinstance(found.exception, Refused) and "are at W&B" in str(found.exception)
+
+
+def test_restore_takes_no_password_in_a_url(clone: Path) -> None:
+    found = CliRunner().invoke(app, ["archive", "restore", "finance@1", "--from", "ftp://u:secret@host/x"])
+    assert "--from: a user, password or query in the URL" in str(found.exception)
+    assert "secret" not in str(found.exception)
+
+
+@pytest.mark.parametrize(
+    "store", ["abfs://container@account/x", "s3://bucket/x", "hdfs://host:8020/x", "file:///a@b"]
+)
+def test_archive_url_without_a_secret_is_taken(store: str) -> None:
+    assert ArchiveSettings(store=store).store == store

@@ -1,20 +1,27 @@
 """Two commands at once, an archive that is away, and a rollback that needs what was archived."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from lora_ops.costs import archive
-from lora_ops.errors import Damaged, Refused, Unavailable
-from lora_ops.registry import lifecycle, packages
+from lora_ops.errors import Damaged, LoraOpsError, Refused, Unavailable
+from lora_ops.registry import archived_weights, lifecycle, packages
 from lora_ops.registry.archived_files import RESTORED, archived
 from lora_ops.registry.archived_weights import bring_back, bring_back_if_archived, remove_original
+from lora_ops.registry.backup import backup
 from lora_ops.registry.backup_place import Place
+from lora_ops.registry.files import InArchive
+from lora_ops.registry.verification import verify
 from lora_ops.rollout import rollback
+from tests.registry.conftest import AUTHOR, build_package
 
 from .archive_kit import NOW, OldRegistry, write_events
 
@@ -168,3 +175,49 @@ def test_run_brings_back_what_a_rollback_needs_by_now(
     assert run.notes == ["finance@1 is no more archived: it returns when production is rolled back"]
     assert "finance@1" in kit.here() and run.removed == 0
     kit.require_whole()
+
+
+def test_archived_copy_expands_to_no_more_than_it_had(kit: OldRegistry) -> None:
+    """A few bytes of zstd may stand for more than the disk has."""
+    kit.run()
+    path, stored = kit.archived_file("finance@1"), archived_weights._stored
+    path.write_bytes(zstandard.ZstdCompressor(level=1).compress(bytes(64 * 2**20)))
+    with kit.open() as registry:
+        one, arrived = archived(registry)["finance@1"], 0
+        with pytest.raises(Damaged, match=r"finance@1 is damaged .* expands to more than its [0-9,]+ bytes"):
+            for part in stored(one, None):
+                arrived += len(part)
+        assert arrived <= one.file.bytes
+
+
+def test_lost_file_of_a_twin_is_no_archived_one(kit: OldRegistry) -> None:
+    """Another version may have the same file, and nothing says that its weights are elsewhere."""
+    kit.run()
+    folder = kit.root / "twin"
+    with kit.open() as registry:
+        manifest = build_package(folder, 3, "healthcare", fresh_days=3000)
+        registry.register(folder, manifest, actor=AUTHOR)
+        path = registry.files.path(kit.digest("healthcare@1"))
+        path.unlink()
+        said = r"healthcare@1 are in the archive .*archive restore healthcare@1"
+        assert any(re.search(said, one) for one in verify(registry).problems)
+        with pytest.raises(InArchive, match=said):
+            backup(registry, str(kit.root / "backup"))
+        bring_back_if_archived(registry, "healthcare@3", actor="ana", reason="look")
+        assert path.is_file() and verify(registry).ok
+        backup(registry, str(kit.root / "backup"))
+
+
+def test_clock_ahead_archives_nothing(kit: OldRegistry) -> None:
+    write_events(kit.serving, (NOW, "healthcare@1"), (NOW, "finance@1"))
+    kit.clock.time = NOW + timedelta(days=100)
+    with pytest.raises(Refused, match="A clock that is ahead would archive what is in use"):
+        kit.run()
+    kit.clock.time = NOW
+    assert kit.run().moved == ["media@1"]
+
+
+def test_messages_of_a_place_have_no_password(tmp_path: Path) -> None:
+    with pytest.raises(LoraOpsError) as found, Place("ftp://u:secret@127.0.0.1:1/x?sig=secret").reading("a"):
+        pass
+    assert "127.0.0.1" in str(found.value) and "secret" not in str(found.value)
