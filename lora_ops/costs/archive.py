@@ -309,12 +309,12 @@ def _end_earlier(registry: Registry, run: Run, stays: Stays, actor: str) -> None
 
     A request may have brought a file back where the log took no entry: that version was used, so it stays.
     """
-    for version, why in _wanted(registry):
+    for version, needed in _wanted(registry):
         try:
-            bring_back(registry, version, actor=actor, reason=f"the version {why}")
-            run.notes.append(f"{version} is no more archived: it {why}")
+            bring_back(registry, version, actor=actor, reason=f"the version {needed}")
+            run.notes.append(f"{version} is no more archived: it {needed}")
         except (Damaged, Unavailable, Refused) as error:
-            run.notes.append(f"{version} {why}, and is in the archive alone: {str(error).rstrip('.')}")
+            run.notes.append(f"{version} {needed}, and is in the archive alone: {str(error).rstrip('.')}")
     for one in archived(registry).values():
         if not registry.files.holds(one.file.sha256):
             forget_copy(registry, one.version)
