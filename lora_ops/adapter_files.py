@@ -93,6 +93,17 @@ def non_finite_tensors(path: Path) -> list[str]:
     return found
 
 
+def largest_dtype(path: Path) -> str | None:
+    """Return the type of the largest tensor of a safetensors file; None where its header can't be read."""
+    try:
+        with path.open("rb") as file:
+            _, header = _read_header(file, path.stat().st_size)
+        largest = max(header.values(), key=lambda one: one["data_offsets"][1] - one["data_offsets"][0])
+        return str(largest["dtype"])
+    except (*UNREADABLE, IndexError):
+        return None
+
+
 def require_lora(path: Path) -> None:
     """Refuse a file that holds other things than LoRA matrices, or a type that its values don't need.
 

@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-import numpy as np
-import zstandard
-
+from lora_ops.adapter_files import largest_dtype
 from lora_ops.errors import Damaged
-from lora_ops.small_files import parse_json
 
 Codec = Literal["shuffle-zstd", "zstd", "none"]
 LEVEL = 1
@@ -22,8 +19,6 @@ LEVEL = 1
 BLOCK = 4 * 2**20
 """Bytes that are shuffled together; a part of the format, and a multiple of every width."""
 WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
-HEADER_LIMIT = 100_000_000
-"""Bytes of the header of a safetensors file, as its library has it."""
 FORMAT = re.compile(r"none|zstd|shuffle([248])-zstd")
 
 
@@ -35,7 +30,7 @@ def stored_format(codec: Codec, weights: Path) -> str:
     """
     if codec != "shuffle-zstd":
         return codec
-    width = _bytes_of_a_number(weights)
+    width = WIDTHS.get(largest_dtype(weights) or "", 1)  # a wrong one costs room, and loses nothing
     return f"shuffle{width}-zstd" if width > 1 else "zstd"
 
 
@@ -46,6 +41,8 @@ def compressed(source: BinaryIO, form: str) -> Iterator[bytes]:
         while block := source.read(BLOCK):
             yield block
         return
+    import zstandard
+
     encoder = zstandard.ZstdCompressor(level=LEVEL).compressobj()
     while block := source.read(BLOCK):
         yield encoder.compress(_shuffled(block, width))
@@ -58,6 +55,8 @@ def expanded(source: BinaryIO, form: str) -> Iterator[bytes]:
     Raises:
         Damaged: the format is unknown, or what is read is no zstd.
     """
+    import zstandard
+
     width = _width(form)
     # Never more than a block at once: a few bytes of zstd may stand for terabytes.
     reader = source if form == "none" else zstandard.ZstdDecompressor().stream_reader(source, closefd=False)
@@ -69,19 +68,6 @@ def expanded(source: BinaryIO, form: str) -> Iterator[bytes]:
         if not block:
             return
         yield _in_order(block, width)
-
-
-def _bytes_of_a_number(weights: Path) -> int:
-    """Return the width of the largest tensor's numbers; a wrong one costs room, and loses nothing."""
-    with weights.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= HEADER_LIMIT else b""
-    try:
-        tensors = [one for name, one in parse_json(header).items() if name != "__metadata__"]
-        largest = max(tensors, key=lambda one: one["data_offsets"][1] - one["data_offsets"][0])
-        return WIDTHS.get(largest["dtype"], 1)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return 1
 
 
 def _width(form: str) -> int:
@@ -101,12 +87,16 @@ def _whole_block(reader: BinaryIO) -> bytes:
 
 
 def _shuffled(block: bytes, width: int) -> bytes:
+    import numpy as np
+
     whole = len(block) // width * width  # the last bytes of a file may be no whole number
     numbers = np.frombuffer(block, np.uint8, whole).reshape(-1, width)  # (numbers, width)
     return numbers.T.tobytes() + block[whole:]
 
 
 def _in_order(block: bytes, width: int) -> bytes:
+    import numpy as np
+
     whole = len(block) // width * width
     planes = np.frombuffer(block, np.uint8, whole).reshape(width, -1)  # (width, numbers)
     return planes.T.tobytes() + block[whole:]
