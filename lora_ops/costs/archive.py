@@ -15,6 +15,7 @@ from lora_ops.costs.needed import needed_reason, returns_reason
 from lora_ops.errors import Damaged, Refused, Unavailable
 from lora_ops.named_paths import follow
 from lora_ops.processes import only_one
+from lora_ops.records.archive import ArchivedFile
 from lora_ops.registry.archived_files import ARCHIVED, archived
 from lora_ops.registry.archived_weights import (
     FOLDER,
@@ -192,8 +193,8 @@ def archive_unused(
                 refused = refused or error
         if refused and not run.moved:
             raise refused
-        for digest in {one.file.sha256 for one in archived(registry).values() if one.version in run.moved}:
-            _remove(registry, run, digest, stays)
+        for file in {one.file for one in archived(registry).values() if one.version in run.moved}:
+            _remove(registry, run, file, stays)
     return run
 
 
@@ -329,7 +330,7 @@ def _end_earlier(registry: Registry, run: Run, stays: Stays, actor: str) -> None
         except (Damaged, Unavailable) as error:
             run.notes.append(f"{one.version} keeps its weights here: {str(error).rstrip('.')}")
             continue
-        _remove(registry, run, one.file.sha256, stays)
+        _remove(registry, run, one.file, stays)
 
 
 def _wanted(registry: Registry) -> list[tuple[str, str]]:
@@ -345,12 +346,11 @@ def _wanted(registry: Registry) -> list[tuple[str, str]]:
     return found
 
 
-def _remove(registry: Registry, run: Run, digest: str, stays: Stays) -> None:
-    size = next((one.file.bytes for one in archived(registry).values() if one.file.sha256 == digest), 0)
-    if remove_original(registry, digest, stays, GRACE_SECONDS):
-        run.removed += size
-    elif registry.files.holds(digest):
+def _remove(registry: Registry, run: Run, file: ArchivedFile, stays: Stays) -> None:
+    if remove_original(registry, file.sha256, stays, GRACE_SECONDS):
+        run.removed += file.bytes
+    elif registry.files.holds(file.sha256):
         run.notes.append(
-            f"the file {digest[:12]}… is archived and stays here, too: it was kept or brought back within the "
-            "last hour, or a version that has it is needed. The next run looks again"
+            f"the file {file.sha256[:12]}… is archived and stays here, too: it was kept or brought back "
+            "within the last hour, or a version that has it is needed. The next run looks again"
         )
