@@ -330,7 +330,8 @@ class Answering:
             self._answered_in_background(request.route.name, stats)
             return
         problem = as_api_error(error) if error else None
-        prompt_tokens, metrics = sum(map(len, request.prompts)), self._telemetry
+        prompt_tokens = sum(map(len, request.prompts))
+        metrics = self._telemetry
         labels = metrics.route_labels(
             request.tenant, request.route.name, request.route.base_model.id, request.route.decision
         )
