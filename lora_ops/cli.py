@@ -14,6 +14,7 @@ from lora_ops.costs.archive_commands import app as archive_app
 from lora_ops.costs.autoscaling_commands import app as autoscaling_app
 from lora_ops.costs.commands import cost
 from lora_ops.detector_commands import detectors
+from lora_ops.due_command import due
 from lora_ops.errors import LoraOpsError, disk_reason
 from lora_ops.escaping import markup, shortened, show
 from lora_ops.exit_codes import ExitCode
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(tenant_app, name="tenant")
+registry_app.command()(due)
 app.add_typer(registry_app, name="registry")
 app.add_typer(route_app, name="route")
 app.add_typer(review_app, name="review")

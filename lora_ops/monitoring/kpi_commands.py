@@ -41,7 +41,8 @@ def kpi(
     if context.invoked_subcommand is not None:
         return
     from lora_ops.monitoring.kpi_report import kpi_report
-    from lora_ops.monitoring.kpi_store import FOLDER, KpiStore
+    from lora_ops.monitoring.kpi_store import KpiStore
+    from lora_ops.records.kpi import FOLDER
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
@@ -77,7 +78,8 @@ def import_(
     from lora_ops.errors import LoraOpsError
     from lora_ops.exit_codes import ExitCode
     from lora_ops.monitoring.kpi_import import import_kpis, write_rejected
-    from lora_ops.monitoring.kpi_store import FOLDER, KpiStore
+    from lora_ops.monitoring.kpi_store import KpiStore
+    from lora_ops.records.kpi import FOLDER
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
@@ -105,7 +107,8 @@ def file(reference: ExactReference, actor: Actor = None, as_json: AsJson = False
     """File a version's uplift as an addendum of its release notes (`lora-ops release show`), and tell W&B."""
     from lora_ops.monitoring.kpi_addendum import addendum
     from lora_ops.monitoring.kpi_report import kpi_report
-    from lora_ops.monitoring.kpi_store import FOLDER, KpiStore
+    from lora_ops.monitoring.kpi_store import KpiStore
+    from lora_ops.records.kpi import FOLDER
     from lora_ops.registry import lifecycle
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings

@@ -12,9 +12,9 @@ from lora_ops.folders import make_folder
 from lora_ops.monitoring.kpi_contract import check_rows
 from lora_ops.monitoring.kpi_files import ROW, read_kpi_file
 from lora_ops.monitoring.kpi_join import join, read_answers
-from lora_ops.monitoring.kpi_store import FOLDER, KpiStore, repeated
+from lora_ops.monitoring.kpi_store import KpiStore, repeated
 from lora_ops.processes import locked
-from lora_ops.records.kpi import KpiImport, Rejection
+from lora_ops.records.kpi import FOLDER, KpiImport, Rejection
 from lora_ops.settings.kpis import KpiSettings
 from lora_ops.small_files import write_new
 

@@ -42,7 +42,7 @@ class Unmeasured(NamedTuple):
     """A version that may be retired: nobody has measured what it is good for."""
 
     adapter: str
-    state: str
+    state: State
     since: datetime
     """Of its last KPI, or when it came into its state, whatever is later."""
     weeks: int
@@ -100,16 +100,20 @@ def kpi_report(
     rows, now = store.rows(tenant), registry.clock()
     versions: list[VersionKpi] = []
     found: list[Uplift] = []
-    unmeasured: list[Unmeasured] = []
     for name, mine in rows.groupby("tenant"):
         versions += _versions(mine)
         shares, served = canary_shares(registry.log, str(name)), in_production(registry.log, str(name))
         compared = [one.number for one in shares] + [one.number for one in served if one.number]
         for number in sorted(set(compared)):
             found += uplifts(mine, f"{name}@{number}", shares, served, now, settings)
-        for summary in registry.summaries(str(name)):
-            unmeasured += _unmeasured(registry, summary, mine, now, settings)
-    return KpiReport(versions, found, unmeasured, len(store.imports()))
+    return KpiReport(versions, found, _unmeasured(rows, registry, settings), len(store.imports()))
+
+
+def unmeasured_versions(
+    store: KpiStore, registry: Registry, settings: KpiSettings, tenant: str | None = None
+) -> list[Unmeasured]:
+    """Return the versions to retire, of each tenant that has KPIs; arguments and errors as of `kpi_report`."""
+    return _unmeasured(store.rows(tenant), registry, settings)
 
 
 def _versions(rows: pd.DataFrame) -> Iterator[VersionKpi]:
@@ -131,8 +135,16 @@ def _versions(rows: pd.DataFrame) -> Iterator[VersionKpi]:
         )
 
 
-def _unmeasured(
-    registry: Registry, summary: Summary, rows: pd.DataFrame, now: datetime, settings: KpiSettings
+def _unmeasured(rows: pd.DataFrame, registry: Registry, settings: KpiSettings) -> list[Unmeasured]:
+    found: list[Unmeasured] = []
+    for name, mine in rows.groupby("tenant"):
+        for summary in registry.summaries(str(name)):
+            found += _without_kpi(registry, summary, mine, settings)
+    return found
+
+
+def _without_kpi(
+    registry: Registry, summary: Summary, rows: pd.DataFrame, settings: KpiSettings
 ) -> Iterator[Unmeasured]:
     """Yield a version of a tenant with KPIs that has none for so many weeks."""
     if summary.state not in ANSWERS:
@@ -142,8 +154,9 @@ def _unmeasured(
     since = datetime.fromisoformat(max([summary.registered_at, *moved]))
     last = rows.loc[rows["adapter"] == summary.id, "answered_at"].max()
     since = since if pd.isna(last) else max(since, last.to_pydatetime())
-    if now - since >= timedelta(weeks=settings.retire_weeks):
-        yield Unmeasured(summary.id, summary.state, since, (now - since) // timedelta(weeks=1))
+    lacks = registry.clock() - since
+    if lacks >= timedelta(weeks=settings.retire_weeks):
+        yield Unmeasured(summary.id, summary.state, since, lacks // timedelta(weeks=1))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

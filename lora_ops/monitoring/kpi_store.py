@@ -22,8 +22,6 @@ from lora_ops.small_files import read_text
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLDER = "kpis"
-"""In the folder of the gateway."""
 ROWS, REJECTED, IMPORT = "rows.parquet", "rejected.parquet", "import.json"
 TYPES = {
     ROW: "BIGINT",

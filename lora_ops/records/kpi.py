@@ -10,6 +10,9 @@ from lora_ops.records.record import Record, Sha256
 KpiKind = Literal["ctr", "dwell_seconds", "rpm", "conversion", "csat"]
 Method = Literal["canary", "before_after"]
 
+FOLDER = "kpis"
+"""Of the imports, in the folder of the gateway."""
+
 
 class Kind(NamedTuple):
     """What a kind of KPI is, and the values that it can have; of each kind more is better."""

@@ -133,23 +133,6 @@ def diff(left: Reference, right: Reference, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def due(
-    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
-) -> None:
-    """Overdue reviews, and data that expires within 14 days."""
-    from lora_ops.registry.status import due as due_
-
-    with opened_registry() as registry:
-        check_tenant(registry, tenant)
-        items = due_(registry, tenant)
-    if as_json:
-        print_json([item._asdict() for item in items])
-        return
-    nothing = "Nothing is due: no overdue review, no data that expires within 14 days."
-    print_lines(tables.due(items) if items else nothing)
-
-
-@app.command()
 def verify(
     files: Annotated[bool, typer.Option(help="Also read every kept file and check every signature.")] = True,
     mirror: Annotated[bool, typer.Option("--mirror", help="Also compare the log with the one at W&B.")] = False,

@@ -36,7 +36,7 @@ class Due(NamedTuple):
     """One thing to do soon, or late already."""
 
     id: str
-    what: Literal["review", "freshness"]
+    what: Literal["review", "freshness", "retirement"]
     at: str
     overdue: bool
     state: State

@@ -128,6 +128,28 @@ def test_import_says_what_it_left_out(cli: Cli, root: Path) -> None:
     assert cli("monitor", "kpi", "import", none).exit_code == 1
 
 
+def test_due_lists_what_nobody_measures(cli: Cli, root: Path) -> None:
+    """finance@1 came into production long ago, and only finance@2 has a KPI; a damaged file hides no review."""
+    before = json.loads(cli("registry", "due", "--json").stdout)
+    assert {one["what"] for one in before} == {"review"}
+    row = f"{datetime.now(UTC).isoformat()},ctr,1,canary-1"
+    assert cli("monitor", "kpi", "import", write_csv(root / "kpis.csv", row)).exit_code == 0
+    found = json.loads(cli("registry", "due", "finance", "--json").stdout)
+    (one,) = [each for each in found if each["what"] == "retirement"]
+    assert (one["id"], one["state"], one["overdue"], one["team"]) == (
+        "finance@1",
+        "production",
+        True,
+        "Payments intelligence",
+    )
+    assert "retirement" in cli("registry", "due").stdout
+    (path,) = (root / ".serving/kpis").glob("*/import.json")
+    path.write_text("{}")
+    said = cli("registry", "due", "--json")
+    assert (said.exit_code, json.loads(said.stdout)) == (6, before)
+    assert "No retirement is listed." in said.stderr and str(path.parent) in said.stderr
+
+
 def test_report_without_kpis_says_how_to_import(cli: Cli) -> None:
     shown = cli("monitor", "kpi")
     assert shown.exit_code == 0 and "`lora-ops monitor kpi import FILE`" in shown.stdout

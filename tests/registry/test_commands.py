@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from lora_ops.cli import app
 from lora_ops.clock import now
 from lora_ops.errors import Damaged, LoraOpsError, Refused
 from lora_ops.records.evaluation import GroupMetric, Interval
@@ -22,7 +23,6 @@ from lora_ops.records.registry import AdapterRecord
 from lora_ops.registry import tables
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.cards import Difference
-from lora_ops.registry.commands import app
 from lora_ops.registry.lifecycle import file_evidence
 from lora_ops.registry.owners import add_key
 from lora_ops.rollout.gateways import announced
@@ -60,7 +60,7 @@ def cli(root: Path) -> Cli:
 
     def invoke(*words: str) -> Result:
         words = tuple(word.replace("REPORT", str(root / "report.md")) for word in words)
-        result = runner.invoke(app, words)
+        result = runner.invoke(app, ["registry", *words])
         if isinstance(result.exception, LoraOpsError):
             raise result.exception
         return result
