@@ -1,4 +1,5 @@
 """What the console shows: who answers, how fast, what fails, what is in memory; from this process alone.
+Only the budgets of risky answers are counted by another one.
 
 Whoever looks at the page must hold up no answer. What belongs to the event loop is read there by turns with
 them. All that grows with the traffic is counted and written in a thread.
@@ -61,6 +62,7 @@ async def snapshot(gateway: Gateway) -> bytes:
         "tenants": await _tenants(gateway, counts),
         "adapters": await _adapters(gateway, counts),
         "rollouts": board,
+        "risk": gateway.risk.read(),
         "errors": counts.errors,
         "refused": gateway.telemetry.refusals(),
     }

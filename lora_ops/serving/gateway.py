@@ -26,6 +26,7 @@ from lora_ops.serving.after_answer import AfterAnswer
 from lora_ops.serving.answering import Answering
 from lora_ops.serving.assigned_routes import AssignedRoutes
 from lora_ops.serving.cached_adapter import AdapterUnavailable
+from lora_ops.serving.console_risk import RiskBoard
 from lora_ops.serving.console_rollouts import RolloutBoard
 from lora_ops.serving.events import Event, EventLog
 from lora_ops.serving.fair_queue import FairQueue
@@ -172,6 +173,7 @@ class Gateway:
         )
         self.after_answer.add(self.shadow.after_answer)
         self.rollouts = RolloutBoard(lambda: open_copy(root, settings), root / serving.path / LOOKS)
+        self.risk = RiskBoard(root)
         self.telemetry.watch(engine, self.cache, self.queue, self, self.answering.backlog)
         self.traffic = RecentTraffic()
         self.started = time.monotonic()
@@ -228,6 +230,7 @@ class Gateway:
         self.tokenizing.close()
         await self.after_answer.close()
         await self.shadow.close()
+        await self.risk.close()
         await self.engine.close()
         await self.screening.close()
         await asyncio.to_thread(self.events.close)

@@ -135,20 +135,24 @@ def process_of(module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
         OSError: the system starts no more processes.
     """
     ours, its = socket.socketpair()
-    # The same package as here, wherever it was imported from.
-    path = os.pathsep.join([str(Path(lora_ops.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     with its:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", module],
                 stdin=its.fileno(),
                 stdout=its.fileno(),
-                env=os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)},
+                env=package_environment(),
             )
         except OSError:
             ours.close()
             raise
     return process, ours
+
+
+def package_environment() -> dict[str, str]:
+    """Return an environment in which a process imports the same package as this one."""
+    path = os.pathsep.join([str(Path(lora_ops.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
 
 
 def main() -> None:

@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lora_ops.registry import eligibility, lifecycle, routes
@@ -15,6 +16,7 @@ from lora_ops.rollout.canary import look
 from lora_ops.rollout.controller import one_round, start
 from lora_ops.rollout.kept_looks import LookKeeper
 from lora_ops.settings.rollout import RolloutSettings
+from tests.monitoring.kpi_files import write_events
 from tests.registry.conftest import Clock
 from tests.rollout import test_canary, test_shadow_verdict
 from tests.rollout.rolling import Traffic
@@ -133,6 +135,34 @@ def test_it_shows_a_rollout_and_who_may_act(clone: Clone, gateway: Served, page:
     assert page.problems == []  # type: ignore[attr-defined]
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder) / "rollout.png", full_page=True)
+
+
+def test_it_shows_what_is_left_of_the_risk_budgets(clone: Clone, engine: object, page: "sync_api.Page") -> None:
+    """As `lora-ops monitor risk` counts it; the page comes first, and no count outlives its gateway."""
+    scored: dict[str, Any] = {"time": datetime.now(UTC) - timedelta(minutes=40), "insult_detector": "made"}
+    scored |= {"answer_insults": 0.1, "answer_new_identifiers": 0}
+    leak, other = scored | {"answer_new_identifiers": 1}, {"tenant": "media", "adapter": "media@1"}
+    second = {"adapter": "finance@2"}
+    write_events(clone.root, *[leak] * 30, *[scored] * 170, *[scored | second] * 300, *[scored | other] * 40)
+    with served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
+        page.goto(f"{gateway.url}/console")
+        page.wait_for_selector("#risk >> text=Being counted")
+        page.wait_for_selector("#risk table", timeout=30_000)
+        rows = [line.inner_text().split("\t") for line in page.locator("#risk tbody tr").all()]
+        first = [cell.strip() for cell in rows[0]]
+        assert first[:5] == ["finance", "all versions", "identifiers", "broken", "30 of 500"]
+        assert first[5].startswith("4.08 % to 8.4") and first[6:8] == ["1.00 %", "600 %"]
+        assert first[8] == "– / – / 6× / 6× / 6×"
+        versions = [(row[1].strip(), row[3].strip()) for row in rows[1:3]]
+        assert versions == [("finance@1", "broken"), ("finance@2", "cannot tell")]
+        assert rows[-1][3].strip() == "cannot tell" and len(rows) == 10
+        assert page.query_selector("#risk .range .limit") and page.problems == []  # type: ignore[attr-defined]
+        if folder := os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / "risk.png", full_page=True)
+    with served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
+        assert gateway.http().get("/console/data").json()["risk"]["ago"] is None
+        counting = [one for one in psutil.Process().children() if "monitor" in one.cmdline()]
+    assert len(counting) == 1 and not any(one.is_running() for one in counting)
 
 
 def test_it_shows_what_keeps_rollouts_from_being_read(
