@@ -112,3 +112,45 @@ def _priced(time: DeviceTime, hourly: float) -> DeviceTime:
 def _hit_rates(frame: "pd.DataFrame") -> "pd.Series[Any]":
     asked = frame["hits"] + frame["misses"]
     return (frame["hits"] / asked.where(asked > 0)).astype(float)
+
+
+def as_json(found: Bill) -> dict[str, Any]:
+    """Return a bill for programs; times are in seconds, money in its currency."""
+    window = found.usage.window
+    parts = ("up", "busy", "shared", "idle", "unknown")
+    return {
+        "window": {"start": window.start.isoformat(), "end": window.end.isoformat()},
+        "currency": found.currency,
+        "allocated": found.allocated,
+        "devices": {
+            kind: {
+                **{f"{name}_seconds": getattr(seconds, name) for name in parts},
+                **{f"{name}_cost": getattr(found.devices[kind], name) for name in parts},
+            }
+            for kind, seconds in found.usage.devices.items()
+        },
+        "gateways": [
+            {
+                "gateway": run.gateway,
+                "device": run.device,
+                "devices": run.devices,
+                "first": run.first.isoformat(),
+                "last": run.last.isoformat(),
+                "known_seconds": run.known_seconds,
+                "unknown_seconds": run.unknown_seconds,
+                "ended": run.ended,
+            }
+            for run in found.usage.runs
+        ],
+        "tenants": _rows(found.tenants),
+        "versions": _rows(found.versions),
+        "notes": found.usage.notes,
+    }
+
+
+def _rows(frame: Any) -> list[dict[str, Any]]:
+    """Return rows for JSON, which knows no NaN."""
+    return [
+        {name: None if value != value else value for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]

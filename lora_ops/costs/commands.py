@@ -1,16 +1,13 @@
 """`lora-ops cost`: what each tenant and version used in a window, and what that costs."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lora_ops.escaping import markup, show
 from lora_ops.grid import Grid
 from lora_ops.output import AsJson, print_json
-
-if TYPE_CHECKING:
-    from lora_ops.costs.bill import Bill
 
 WINDOW = "7d"
 COLUMNS = ("version", "requests", "hits", "tokens", "device s", "GiB·h", "unused", "cost", "of it unused")
@@ -25,13 +22,14 @@ def cost(
     as_json: AsJson = False,
 ) -> None:
     """Show what each version used of devices, memory and storage, and what that costs."""
+    from lora_ops.costs import bill
     from lora_ops.costs.page import open_bill
     from lora_ops.registry.command_options import note_lines, print_lines
     from lora_ops.settings.files import find_root
 
     found = open_bill(find_root(), window, tenant, allocate=allocate).bill
     if as_json:
-        print_json(_facts(found))
+        print_json(bill.as_json(found))
         return
     table = Grid(*COLUMNS, solid=frozenset(COLUMNS))
     for row in found.versions.to_dict("records"):
@@ -61,45 +59,4 @@ def _cells(row: Mapping[Any, Any]) -> list[str]:
         f"{row['unused_gib_hours']:,.4f}",
         f"{row['total']:,.4f}",
         f"{row['unused_memory']:,.4f}",
-    ]
-
-
-def _facts(found: "Bill") -> dict[str, Any]:
-    window = found.usage.window
-    parts = ("up", "busy", "shared", "idle", "unknown")
-    return {
-        "window": {"start": window.start.isoformat(), "end": window.end.isoformat()},
-        "currency": found.currency,
-        "allocated": found.allocated,
-        "devices": {
-            kind: {
-                **{f"{name}_seconds": getattr(seconds, name) for name in parts},
-                **{f"{name}_cost": getattr(found.devices[kind], name) for name in parts},
-            }
-            for kind, seconds in found.usage.devices.items()
-        },
-        "gateways": [
-            {
-                "gateway": run.gateway,
-                "device": run.device,
-                "devices": run.devices,
-                "first": run.first.isoformat(),
-                "last": run.last.isoformat(),
-                "known_seconds": run.known_seconds,
-                "unknown_seconds": run.unknown_seconds,
-                "ended": run.ended,
-            }
-            for run in found.usage.runs
-        ],
-        "tenants": _rows(found.tenants),
-        "versions": _rows(found.versions),
-        "notes": found.usage.notes,
-    }
-
-
-def _rows(frame: Any) -> list[dict[str, Any]]:
-    """Return rows for JSON, which knows no NaN."""
-    return [
-        {name: None if value != value else value for name, value in row.items()}
-        for row in frame.to_dict("records")
     ]
