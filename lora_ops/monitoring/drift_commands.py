@@ -13,7 +13,6 @@ from lora_ops.streams import work_is_done
 
 if TYPE_CHECKING:
     from lora_ops.monitoring.drift import Found
-    from lora_ops.records.evidence import DriftEvidence
 
 NUMBERS = ("adapter", "base", "difference", "counts from", "corrected p", "beside base")
 
@@ -63,7 +62,7 @@ def drift(
             _show(one)
         print_lines(*(f"[red]{markup(name)}[/]: {markup(why)}" for name, why in done.not_measured.items()))
     moved = any(
-        one.document.verdict in ("drifted", "cannot tell") or _prompts_moved(one.document) for one in done.found
+        one.document.verdict in ("drifted", "cannot tell") or one.document.prompts_moved for one in done.found
     )
     raise typer.Exit(ExitCode.CHECK_FAILED if moved or done.not_measured else ExitCode.OK)
 
@@ -95,10 +94,6 @@ def drift_set(
         print_lines(f"Written: {len(rows)} rows to {file}. Look at them, and commit the file.")
 
 
-def _prompts_moved(document: "DriftEvidence") -> bool:
-    return bool(document.prompts and document.alpha and document.prompts.is_drift(document.alpha))
-
-
 def _show(found: "Found") -> None:
     document = found.document
     colour = {"none": "green", "reference": "green", "drifted": "red", "cannot tell": "yellow"}
@@ -110,7 +105,7 @@ def _show(found: "Found") -> None:
     print_lines(*(f"  differs: {markup(one)}" for one in document.differs))
     prompts, told = document.prompts, document.prompts_said or "-"
     if prompts:
-        moved = "[red]moved[/]" if _prompts_moved(document) else "as before"
+        moved = "[red]moved[/]" if document.prompts_moved else "as before"
         told = (
             f"{moved}, {prompts.difference:.2g} bits beyond the spread of training rows ({prompts.least:g} "
             f"counts, p {prompts.p_value:.2g}, {prompts.prompts} prompts)"

@@ -264,6 +264,11 @@ class DriftEvidence(EvidenceDocument):
     )
     prompts_said: str | None = Field(None, description="why they were not compared")
 
+    @property
+    def prompts_moved(self) -> bool:
+        """Whether live prompts are no longer what the version was trained on."""
+        return bool(self.prompts and self.alpha and self.prompts.is_drift(self.alpha))
+
 
 class KpiEvidence(EvidenceDocument):
     """What users did with a version's answers: an addendum of its release notes, whose Markdown is the source.
