@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from lora_ops.settings.objectives import ObjectiveSettings
 SHARES = (0.5, 0.95, 0.99)
 Source = Literal["prometheus", "log"]
 Asked = Literal["auto", "prometheus", "log"]
+Objective = Literal["availability", "latency"]
 AHEAD_SECONDS = 60
 GAPS = 168
 """Moments of a window at which Prometheus must have had any data at all."""
@@ -273,24 +274,35 @@ def _gaps(
     return tuple(notes)
 
 
-def missed(report: LatencyReport, objectives: ObjectiveSettings) -> list[str]:
-    """Return a sentence for each objective that an adapter missed, by `objectives.minimum_events` at least."""
+class Missed(NamedTuple):
+    """An objective that an adapter missed; `said` is a sentence."""
+
+    tenant: str
+    adapter: str
+    objective: Objective
+    said: str
+
+
+def missed(report: LatencyReport, objectives: ObjectiveSettings) -> list[Missed]:
+    """Return each objective that an adapter missed, by `objectives.minimum_events` requests at least."""
     found = []
     for one in report.adapters:
         total, limit = one.answer.count + one.unanswered, objectives.latency
         available = one.availability
         if one.unanswered >= objectives.minimum_events and (available or 0) < objectives.availability:
-            found.append(
+            said = (
                 f"{one.adapter} of {one.tenant} left {one.unanswered} of {total} requests unanswered: "
                 f"{available or 0:.2%} were answered, and the objective is {objectives.availability:.2%}."
             )
+            found.append(Missed(one.tenant, one.adapter, "availability", said))
         share = one.within(limit.seconds)
         slow = round((1 - share) * one.answer.count) if share is not None else 0
         if share is not None and share < limit.share and slow >= objectives.minimum_events:
-            found.append(
+            said = (
                 f"{one.adapter} of {one.tenant} gave {slow} of {one.answer.count} answers after more than "
                 f"{limit.seconds:g} s: {share:.2%} were in time, and the objective is {limit.share:.2%}."
             )
+            found.append(Missed(one.tenant, one.adapter, "latency", said))
     return found
 
 
@@ -301,7 +313,7 @@ def as_json(report: LatencyReport, objectives: ObjectiveSettings) -> dict[str, A
         "start": report.start.astimezone(UTC).isoformat(),
         "end": report.end.astimezone(UTC).isoformat(),
         "notes": list(report.notes),
-        "missed": missed(report, objectives),
+        "missed": [one.said for one in missed(report, objectives)],
         "adapters": [
             {
                 "tenant": one.tenant,

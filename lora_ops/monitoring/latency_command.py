@@ -51,7 +51,7 @@ def latency(
         print_json(reading.as_json(report, settings.objectives))
     else:
         _show(report, window)
-        for text in (*report.notes, *missed):
+        for text in (*report.notes, *(one.said for one in missed)):
             show(markup(text))
         if not missed and report.adapters:
             show("Every adapter kept its objectives.")

@@ -96,8 +96,9 @@ def test_objectives_that_were_missed_are_named(tmp_path: Path) -> None:
     write(tmp_path, *slow, *(at(2, n, status=503) for n in range(10)), *(at(3, n) for n in range(10)))
     report = from_log(tmp_path, WEEK, NOW)
     available, fast = missed(report, ObjectiveSettings())
-    assert available.startswith("finance@1 of finance left 10 of 30 requests unanswered: 66.67% were answered")
-    assert fast.startswith(
+    assert [one.objective for one in (available, fast)] == ["availability", "latency"]
+    assert available.said.startswith("finance@1 of finance left 10 of 30 requests unanswered: 66.67% were answered")
+    assert fast.said.startswith(
         "finance@1 of finance gave 10 of 20 answers after more than 5 s: 50.00% were in time"
     )
     assert missed(report, ObjectiveSettings(minimum_events=11)) == []
@@ -107,8 +108,8 @@ def test_objectives_that_were_missed_are_named(tmp_path: Path) -> None:
 
 def test_an_adapter_that_answered_nobody_missed_it(tmp_path: Path) -> None:
     write(tmp_path, *(at(1, n, status=503) for n in range(20)))
-    (said,) = missed(from_log(tmp_path, WEEK, NOW), ObjectiveSettings())
-    assert "0.00% were answered" in said
+    (one,) = missed(from_log(tmp_path, WEEK, NOW), ObjectiveSettings())
+    assert "0.00% were answered" in one.said
 
 
 # --- a Prometheus
