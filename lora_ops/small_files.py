@@ -60,6 +60,16 @@ def write_new(path: Path, text: str, encoding: str = "utf-8") -> None:
             raise
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that whoever looks, or kills, finds the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 def read_json(path: Path) -> Any:
     """Return the value that a small file of JSON holds.
 

@@ -28,7 +28,7 @@ from lora_ops.registry.roles import ANYBODY, JUDGE, owners_of, require_role, req
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import CLOSED, Version
 from lora_ops.settings.files import first_problem
-from lora_ops.small_files import read_small
+from lora_ops.small_files import read_small, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -385,13 +385,3 @@ def _not_given_again(registry: Registry, version: Version) -> str:
         "says what it needs. Where base model or data are gone for good, `registry.evidence.evaluation_again: "
         "false` lets reviewers judge the packaged answers, and `show` says so."
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that whoever looks, or kills, finds the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from lora_ops.clock import utc
 from lora_ops.errors import Damaged, Refused, Unavailable, disk_reason
 from lora_ops.gates.review.annotations import parse, require_about, unchanged
-from lora_ops.gates.review.sessions import Session, reviewer_of, write_whole
+from lora_ops.gates.review.sessions import Session, reviewer_of
 from lora_ops.hashing import canonical, sha256_bytes
 from lora_ops.records.review import SignedSubmission, Submission
 from lora_ops.registry.approvals import signature_of
@@ -17,7 +17,7 @@ from lora_ops.registry.roles import owners_of
 from lora_ops.registry.ssh_signatures import signer_of
 from lora_ops.registry.store import Registry
 from lora_ops.settings.files import first_problem
-from lora_ops.small_files import read_small
+from lora_ops.small_files import read_small, write_whole
 
 # A signature of votes is no approval, and an approval no signature of votes.
 NAMESPACE = "lora-ops-review"
