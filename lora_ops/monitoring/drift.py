@@ -21,7 +21,7 @@ from lora_ops.monitoring.drift_tests import Shift, shifts, tested, verdict
 from lora_ops.monitoring.prompt_drift import live_prompt_shift
 from lora_ops.prompts import render_prompt
 from lora_ops.records.base_model import read_base_model
-from lora_ops.records.drift import DriftMetric, DriftMetricName, DriftVerdict, MeasuredFacts, PromptShift
+from lora_ops.records.drift import UNITS, DriftMetric, DriftMetricName, DriftVerdict, MeasuredFacts, PromptShift
 from lora_ops.records.evidence import DriftEvidence, Source
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.eligibility import base_model_reason
@@ -34,7 +34,6 @@ from lora_ops.settings.drift import DriftSettings
 from lora_ops.settings.params import Settings
 
 BASE_FOLDER = "models/base"
-UNITS: dict[DriftMetricName, str] = {"next token": " nats", "hidden state": ""}
 
 
 class Reference(NamedTuple):

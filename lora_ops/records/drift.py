@@ -10,6 +10,8 @@ from lora_ops.records.record import BaseFilesSha256, Record, Sha256
 DriftVerdict = Literal["reference", "none", "drifted", "cannot tell"]
 """`reference`: nothing was compared; `cannot tell`: the base model moved too, which no adapter can do."""
 DriftMetricName = Literal["next token", "hidden state"]
+UNITS: dict[DriftMetricName, str] = {"next token": " nats", "hidden state": ""}
+"""Of each metric, behind a number; a cosine distance has none."""
 
 
 class DriftRow(Record):
