@@ -109,6 +109,20 @@ class AdapterLatency:
         """Return the share of answers that took at most so long, which is a bound of the buckets."""
         return share_within(ANSWER, self.answer.counts, seconds)
 
+    def burn(self, objectives: ObjectiveSettings) -> dict[Objective, float | None]:
+        """Return how many times faster than its error budget lasts each objective used it up in the window.
+
+        1 uses up exactly what the objective allows (Google, The Site Reliability Workbook, chapter 5). None:
+        nothing was asked or answered.
+        """
+        shares: dict[Objective, tuple[float | None, float]] = {
+            "availability": (self.availability, objectives.availability),
+            "latency": (self.within(objectives.latency.seconds), objectives.latency.share),
+        }
+        return {
+            name: None if kept is None else (1 - kept) / (1 - least) for name, (kept, least) in shares.items()
+        }
+
 
 @dataclass(frozen=True)
 class LatencyReport:
@@ -322,6 +336,7 @@ def as_json(report: LatencyReport, objectives: ObjectiveSettings) -> dict[str, A
                 "unanswered": one.unanswered,
                 "availability": one.availability,
                 "within_objective": one.within(objectives.latency.seconds),
+                "burn": one.burn(objectives),
                 **{f"{name}_seconds": _as_json(getattr(one, name)) for name in NAMES},
             }
             for one in report.adapters

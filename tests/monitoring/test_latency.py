@@ -97,10 +97,16 @@ def test_objectives_that_were_missed_are_named(tmp_path: Path) -> None:
     report = from_log(tmp_path, WEEK, NOW)
     available, fast = missed(report, ObjectiveSettings())
     assert [one.objective for one in (available, fast)] == ["availability", "latency"]
-    assert available.said.startswith("finance@1 of finance left 10 of 30 requests unanswered: 66.67% were answered")
+    assert available.said.startswith(
+        "finance@1 of finance left 10 of 30 requests unanswered: 66.67% were answered"
+    )
     assert fast.said.startswith(
         "finance@1 of finance gave 10 of 20 answers after more than 5 s: 50.00% were in time"
     )
+    # A third went unanswered where 0.1 % may, and half of the answers were late where 5 % may.
+    (one,) = report.adapters
+    burnt = {"availability": pytest.approx(1 / 3 / 0.001), "latency": pytest.approx(0.5 / 0.05)}
+    assert one.burn(ObjectiveSettings()) == burnt
     assert missed(report, ObjectiveSettings(minimum_events=11)) == []
     loose = LatencyObjective(seconds=10, share=0.95)
     assert len(missed(report, ObjectiveSettings(latency=loose))) == 1
