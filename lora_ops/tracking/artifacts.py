@@ -11,7 +11,7 @@
 | `page` | `finance-page` | `page` | the page of the evaluation, for a browser |
 
 `lora_ops.tracking.gates` adds `finance-gates` (type `page`), `finance-release-notes` and `finance-kpi`, each
-about a version.
+about a version. `lora_ops.tracking.monitoring` adds `finance-monitor` and `all-monitor` (type `page`).
 
 The alias `content-<12 hex>` is the digest of the files. A stage finds its input by it, so the edge leads to the
 version that was read, whichever run logged it and whatever was logged since.

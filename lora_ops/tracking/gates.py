@@ -84,8 +84,6 @@ def _log(
     settings: TrackingSettings,
     root: Path,
 ) -> str | None:
-    if tracking_mode() == "disabled":
-        return None
     tenant, _, number = adapter.partition("@")
     suffix, kind, texts = artifact
     made = TrackedArtifact(
@@ -99,14 +97,49 @@ def _log(
     )
     digests = {file: one.sha256 for file, one in manifest.files.items()}
     config = {"adapter": adapter, "package": f"{tenant}-package:{package_alias(digests)}"}
+    return log_artifact(job, adapter, config, tables, made, settings, root, aliases=[f"version-{number}"])
+
+
+def log_artifact(
+    job: str,
+    about: str,
+    config: Mapping[str, Any],
+    tables: Mapping[str, Any],
+    made: TrackedArtifact,
+    settings: TrackingSettings,
+    root: Path,
+    *,
+    aliases: Sequence[str] = (),
+    numbers: Mapping[str, float] | None = None,
+) -> str | None:
+    """Log one artifact with tables in a run of its own.
+
+    Args:
+        job: the run's type.
+        about: the version or tenant that it is about.
+        config: of the run.
+        tables: name -> DataFrame; an empty one is left out, since W&B takes no table without columns.
+        made: the artifact.
+        settings: where runs go.
+        root: the repository.
+        aliases: that name the artifact besides its content.
+        numbers: that W&B draws over runs.
+
+    Returns:
+        A sentence if W&B could not be told.
+    """
+    if tracking_mode() == "disabled":
+        return None
     try:
-        with track(job, tenant, config, settings, root) as run:
+        with track(job, about.partition("@")[0], dict(config), settings, root) as run:
             for title, frame in tables.items():
                 if len(frame):
                     log_table(run, title, frame)
-            run.log_artifact(made.draft(), aliases=[made.alias, f"version-{number}"])
+            if numbers:
+                run.log(dict(numbers))
+            run.log_artifact(made.draft(), aliases=[made.alias, *aliases])
     except Exception as error:
         if not is_client_error(error) and not isinstance(error, LoraOpsError):
             raise
-        return f"W&B was not told of the {job} of {adapter}: {error}"
+        return f"W&B was not told of the {job} of {about}: {error}"
     return None

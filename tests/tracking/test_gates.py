@@ -16,6 +16,7 @@ import pandas as pd
 from lora_ops.records.manifest import FileRecord
 from lora_ops.settings.tracking import TrackingSettings
 from lora_ops.tracking.gates import log_gates, log_kpis, log_release_notes, log_rollout_pages
+from lora_ops.tracking.monitoring import log_monitoring
 
 class Packaged:
     files = {"adapter_model.safetensors": FileRecord(bytes=7, sha256="a" * 64)}
@@ -30,6 +31,13 @@ pages = [root / "06_shadow.html", root / "07_canary.html"]
 for page in pages:
     page.write_text(f"<p>{page.stem}</p>")
 print(log_rollout_pages("finance@3", Packaged, pages, settings, root))
+verdict = {"tenant": "finance", "question": "fast", "state": "ok", "number": 0.99, "budget": None}
+numbers = {
+    "start": "2026-11-21", "end": "2026-11-28", "verdicts": [verdict], "drift": {"finance@3": "never measured"},
+    "latency": {"adapters": [{"adapter": "finance@3", "burn": {"latency": 0.2}, "exact": None}]},
+    "risk": "no events", "kpis": "no registry", "costs": {"versions": []},
+}
+print(log_monitoring(None, numbers, pages[0], settings, root))
 """
 
 
@@ -48,16 +56,18 @@ def check(server: WandbServer) -> None:
     ):
         (version,) = server.collection(name, project="adapters").versions
         assert "version-3" in version.aliases and files <= {*server.files_of(version)}
+    (page,) = server.collection("all-monitor", project="adapters").versions
+    assert {"06_shadow.html"} <= {*server.files_of(page)}
 
 
 def test_gates_and_notes_are_artifacts_online(root: Path, server: WandbServer) -> None:
     key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": wandb_server.API_KEY}
-    assert log(root, **key) == ["None"] * 4
+    assert log(root, **key) == ["None"] * 5
     check(server)
 
 
 def test_gates_and_notes_are_sent_later(root: Path, server: WandbServer) -> None:
-    assert log(root) == ["None"] * 4
+    assert log(root) == ["None"] * 5
     key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": wandb_server.API_KEY}
     sent = run("lora-ops", "wandb-sync", cwd=root, **key)
     assert sent.returncode == 0, sent.stderr
@@ -68,6 +78,6 @@ def test_gates_and_notes_are_sent_later(root: Path, server: WandbServer) -> None
 def test_gates_stand_when_wandb_is_not_told(root: Path, mode: str) -> None:
     said = log(root, WANDB_MODE=mode)
     if mode == "disabled":
-        assert said == ["None"] * 4 and not list(root.glob("wandb/*run*"))
+        assert said == ["None"] * 5 and not list(root.glob("wandb/*run*"))
     else:
         assert "W&B was not told of the gate of finance@3: WANDB_MODE is online" in said[0]
