@@ -27,6 +27,7 @@ from lora_ops.monitoring.drift_commands import drift, drift_set
 from lora_ops.monitoring.kpi_commands import app as kpi_app
 from lora_ops.monitoring.latency_command import latency
 from lora_ops.monitoring.observe_command import observe
+from lora_ops.monitoring.report_command import report as monitor_report
 from lora_ops.monitoring.risk_command import risk
 from lora_ops.monitoring.rules_command import rules
 from lora_ops.output import AsJson, print_error, print_json, print_problem, prose_on_stderr, wants_json
@@ -69,6 +70,7 @@ monitor_app.command("drift-set")(drift_set)
 monitor_app.add_typer(kpi_app, name="kpi")
 monitor_app.command()(latency)
 monitor_app.command()(risk)
+monitor_app.command("report")(monitor_report)
 monitor_app.command()(rules)
 monitor_app.command()(observe)
 app.add_typer(monitor_app, name="monitor")

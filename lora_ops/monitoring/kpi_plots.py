@@ -27,7 +27,7 @@ def plot_uplifts(found: Sequence[Uplift], title: str) -> Plot:
         axes.errorbar(value, row, xerr=error, fmt=mark, color=COLOURS[one.verdict], capsize=4)
     names = [f"{one.adapter} {one.kind}, {one.method.replace('_', ' ')}" for one in known]
     axes.set_yticks(range(len(known)), [plot_text(name) for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(max(1, len(known)) - 0.5, -0.5)
     mark = f"{SIMULATED.upper()}: " if any(one.simulated for one in known) else ""
     axes.set(title=plot_text(f"{mark}{title}"), xlabel="% more than without it, 95 % interval")
     if not known:
