@@ -3,16 +3,20 @@
 Each query names tenant and adapter by the dashboard's variables, and `$__rate_interval` by Grafana's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lora_ops.monitoring.rules import JOB, objectives, windows
+from lora_ops.monitoring.rules import JOB, Objective, objectives, risk_objectives, windows
+from lora_ops.serving.label_cap import OTHER
 from lora_ops.settings.objectives import ObjectiveSettings
+from lora_ops.settings.risk import RISK_KINDS, RiskBudgetSettings
 
 CHOSEN = 'tenant=~"$tenant",adapter=~"$adapter"'
 BY = "sum by (tenant, adapter)"
 RATE = "[$__rate_interval]"
 NAMES = "{{tenant}} {{adapter}}"
+VERSIONS = f'adapter=~".+@.+|{OTHER}"'
+"""What the base model said uses up no budget."""
 NONE = " or vector(0)"
 """What did not happen yet has no series: then the panel shows that it did not happen."""
 
@@ -35,11 +39,12 @@ class Panel:
 Rows = Sequence[tuple[str, Sequence[Panel]]]
 
 
-def dashboards(settings: ObjectiveSettings) -> dict[str, str]:
+def dashboards(settings: ObjectiveSettings, budgets: RiskBudgetSettings) -> dict[str, str]:
     """Return each dashboard as JSON, by the name of its file."""
     return {
         "objectives.json": _dashboard("lora-ops-objectives", "lora-ops: objectives", _objectives(settings)),
         "latency.json": _dashboard("lora-ops-latency", "lora-ops: latency and its causes", _latency()),
+        "risk.json": _dashboard("lora-ops-risk", "lora-ops: risky answers", _risk(settings, budgets)),
     }
 
 
@@ -171,6 +176,83 @@ def _latency() -> Rows:
         (("sum(lora_ops_running)", "run"), (f"sum(lora_ops_waiting){NONE}", "wait")),
     )
     return [("Latency", (*times, spike)), ("Causes", (cache, memory, rank, kv, waiting))]
+
+
+def _risk(settings: ObjectiveSettings, budgets: RiskBudgetSettings) -> Rows:
+    spans = windows(settings.burn_rates)
+    limits = ", ".join(f"{rate.factor:g} in {rate.long}" for rate in settings.burn_rates)
+    rows = []
+    for kind in RISK_KINDS:
+        # A tenant may have a budget of its own: each query has a part for each budget.
+        own = [one for one in risk_objectives(budgets) if one.name == kind]
+        share = Panel(
+            f"{kind}: share of the scored answers",
+            f"By adapter, beside the budget of its tenant: the share that may be risky in {budgets.days} days.",
+            "percentunit",
+            (
+                *((f"{own[0].ratio(window)}{{{CHOSEN}}}", f"{NAMES} {window}") for window in spans[-2:]),
+                (_joined(map(_budget_line, own)), "{{tenant}} budget"),
+            ),
+        )
+        by_tenant = Panel(
+            f"{kind}: burn rate of each tenant's budget",
+            f"All versions together. 1 uses up the budget in {budgets.days} days; above 1 it ends sooner.",
+            "none",
+            tuple(
+                (_joined(_tenant_burn(one, window) for one in own), f"{{{{tenant}}}} {window}")
+                for window in spans
+            ),
+        )
+        by_adapter = Panel(
+            f"{kind}: burn rate of each adapter",
+            f"An alert fires above {limits}.",
+            "none",
+            tuple(
+                (_joined(_adapter_burn(one, window) for one in own), f"{NAMES} {window}") for window in spans
+            ),
+        )
+        counted = Panel(
+            f"{kind}: scored and risky answers a second",
+            "Without scored answers nobody can tell. `lora-ops monitor risk` gives intervals and a verdict.",
+            "reqps",
+            tuple(
+                (
+                    f'{BY} (rate(lora_ops_answers_{name}_total{{kind="{kind}",{CHOSEN}}}{RATE}))',
+                    f"{NAMES} {text}",
+                )
+                for name, text in (("scored", "scored"), ("flagged", "risky"))
+            ),
+        )
+        rows.append((f"Risky answers: {kind}", (share, by_tenant, by_adapter, counted)))
+    return rows
+
+
+def _joined(queries: Iterable[str]) -> str:
+    """Return one query of those for each budget of a kind; no tenant is in two of them."""
+    return " or ".join(f"({query})" for query in queries)
+
+
+def _of(budget: Objective, *selectors: str) -> str:
+    """Return a selector of the tenants whose budget it is, with further ones."""
+    return ",".join(one for one in (budget.tenants.strip("{}"), *selectors) if one)
+
+
+def _budget_line(budget: Objective) -> str:
+    scored = _of(budget, f'kind="{budget.name}"', 'tenant=~"$tenant"')
+    return f"0 * count by (tenant) (lora_ops_answers_scored_total{{{scored}}}) + {budget.budget:.6g}"
+
+
+def _tenant_burn(budget: Objective, window: str) -> str:
+    selector = _of(budget, f'kind="{budget.name}"', 'tenant=~"$tenant"', VERSIONS)
+    flagged, scored = (
+        f"sum by (tenant) (increase(lora_ops_answers_{name}_total{{{selector}}}[{window}]))"
+        for name in ("flagged", "scored")
+    )
+    return f"{flagged} / {scored} / {budget.budget:.6g}"
+
+
+def _adapter_burn(budget: Objective, window: str) -> str:
+    return f"{budget.ratio(window)}{{{_of(budget, CHOSEN)}}} / {budget.budget:.6g}"
 
 
 def _quantile(share: float, metric: str) -> str:

@@ -31,7 +31,10 @@ def deployed_files(settings: Settings) -> dict[str, str]:
         "prometheus/prometheus.yml": _yaml(prometheus_config(settings)),
         "alertmanager/alertmanager.yml": _yaml(alertmanager_config(objectives.alerts)),
     }
-    files |= {f"grafana/dashboards/{name}": text for name, text in dashboards(objectives).items()}
+    files |= {
+        f"grafana/dashboards/{name}": text
+        for name, text in dashboards(objectives, settings.risk_budgets).items()
+    }
     files["grafana/provisioning/datasources/prometheus.yml"] = _yaml(data_source(objectives))
     files["grafana/provisioning/dashboards/lora-ops.yml"] = _yaml(DASHBOARD_PROVIDER)
     rules = rule_files(objectives, settings.risk_budgets)

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from lora_ops.histograms import ANSWER, cumulative
+from lora_ops.monitoring.dashboards import dashboards
 from lora_ops.monitoring.deployed import deployed_files, differing, write_deployed
 from lora_ops.monitoring.rules import rule_files
 from lora_ops.settings.objectives import AlertSettings, ObjectiveSettings, ScrapeSettings
@@ -247,6 +248,29 @@ def test_each_tenant_burns_its_own_budget(tmp_path: Path) -> None:
         (250, count('alertname="IdentifiersBudgetBurn",window="3d",tenant="media"'), [1]),
         (250, count('alertname="IdentifiersBudgetBurn",tenant="finance"'), []),
     ]
+    promtool_test(tmp_path, series, checks, budgets=budgets)
+
+
+@needs_prometheus
+def test_risk_panels_divide_by_each_tenants_budget(tmp_path: Path) -> None:
+    """As the alerts do: of 2 % risky answers finance may have 5 %, healthcare 0.1 % and media 1 %."""
+    budgets = RiskBudgetSettings(
+        tenants={"finance": RiskBudget(identifiers=0.05), "healthcare": RiskBudget(identifiers=0.001)}
+    )
+    made = json.loads(dashboards(ObjectiveSettings(), budgets)["risk.json"])["panels"]
+    queries = {panel["title"]: [one["expr"] for one in panel.get("targets", ())] for panel in made}
+    share = queries["identifiers: share of the scored answers"]
+    series = traffic("0+98x300", "0x300")
+    checks: Checks = []
+    for tenant, burn, budget in (("finance", 0.4, 0.05), ("healthcare", 20, 0.001), ("media", 2, 0.01)):
+        series |= risky("0+2x300", tenant=tenant)
+        expected = {share[-1]: budget, share[0]: 0.02}
+        expected |= dict.fromkeys(queries["identifiers: burn rate of each tenant's budget"], burn)
+        expected |= dict.fromkeys(queries["identifiers: burn rate of each adapter"], burn)
+        for query, value in expected.items():
+            chosen = query.replace("$tenant", tenant).replace("$adapter", ".*")
+            checks.append((250, f"round(sum({chosen}), 0.001)", [value]))
+    assert len(checks) == 3 * (2 + 5 + 5)
     promtool_test(tmp_path, series, checks, budgets=budgets)
 
 
