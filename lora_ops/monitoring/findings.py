@@ -15,11 +15,12 @@ from lora_ops.costs.page import CostPage, open_bill
 from lora_ops.errors import LoraOpsError
 from lora_ops.monitoring.content_risk import RiskReport, read_risk
 from lora_ops.monitoring.kpi_report import KpiReport, kpi_report
-from lora_ops.monitoring.kpi_store import FOLDER, KpiStore
+from lora_ops.monitoring.kpi_store import KpiStore
 from lora_ops.monitoring.latency import LatencyReport, read_latency
 from lora_ops.monitoring.prometheus import Prometheus
 from lora_ops.monitoring.risk_incidents import measured_detectors
 from lora_ops.records.evidence import DriftEvidence
+from lora_ops.records.kpi import FOLDER
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.reports import last_document
