@@ -5,11 +5,11 @@ Most numbers without a country code look like any number. So one is found in fou
 - with `+` and a country code that exists, at a length that the country has; with `00` or `011` in groups;
 - grouped as in North America;
 - with a leading 0, in exactly the groups that one of `REGIONS` writes;
-- in any form beside a word that names it, such as `phone` or `call me on`.
+- in any form beside a word that names it, such as `phone` or `call me on`, and in a short list after that one.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 Span = tuple[int, int]
@@ -21,9 +21,10 @@ REGIONS = (
     "KR", "MY", "NG", "NL", "NZ", "PH", "PK", "RO", "RS", "SE", "SI", "SK", "TH", "TR", "TW", "UA", "VN", "ZA",
 )
 # fmt: on
-# A text with more national candidates than this is a list of numbers. The rest of them count by their form
+# A text that asks the numbering plans more often is a list of numbers. The rest of them count by their form
 # alone, so that no text takes long and nothing of it stays unredacted.
-MOST_LOOKUPS = 500
+MOST_LOOKUPS = 2000
+NATIONAL_LOOKUPS = 8  # A national number is asked of each region, which takes about 8 times as long.
 
 _GAP = r"[ ./()-]{0,3}"
 _INTERNATIONAL = re.compile(
@@ -59,15 +60,39 @@ _OTHER = re.compile(
     r"(?!\w)[^\d\n]{0,20}$",
     re.IGNORECASE,
 )
+# `Tel. 555 0147 / 555 0148`: the word names the next numbers of a list, too.
+_LIST_GAP = re.compile(r" ?[,;/|&] ?(?:(?:or|and) )?| (?:or|and|oder|und|ou|et|o|y|e) ")
+_MOST_LISTED = 2
 _LOOK_BACK = 60
 _FEWEST_DIGITS = 7
 
 
-def phones(text: str) -> Iterator[Span]:
-    """Yield where phone numbers stand in a folded text; spans may overlap."""
-    lookups = MOST_LOOKUPS
+class Lookups:
+    """What one text may still ask the numbering plans, in all searches of it; each question counts once."""
+
+    def __init__(self) -> None:
+        self._left = MOST_LOOKUPS
+        self._answers: dict[tuple[Callable[[str], bool], str], bool] = {}
+
+    def ask(self, question: Callable[[str], bool], candidate: str, cost: int = 1) -> bool | None:
+        """Return the answer, or None where the text has asked too much."""
+        answer = self._answers.get((question, candidate))
+        if answer is None and self._left >= cost:
+            self._left -= cost
+            answer = self._answers[question, candidate] = question(candidate)
+        return answer
+
+
+def phones(text: str, lookups: Lookups | None = None) -> Iterator[Span]:
+    """Yield where phone numbers stand in a folded text; spans may overlap.
+
+    Args:
+        text: the folded text.
+        lookups: what the text may still ask; None: this is the only search of it.
+    """
+    lookups = lookups or Lookups()
     for match in _INTERNATIONAL.finditer(text):
-        end = _international_end(match[0])
+        end = _international_end(match[0], lookups)
         if end:
             yield match.start(), match.start() + end
     for match in _NORTH_AMERICAN.finditer(text):
@@ -75,14 +100,27 @@ def phones(text: str) -> Iterator[Span]:
     for match in _TRUNK.finditer(text):
         if not _is_form(match[0]) or _stands_after(_OTHER, text, match.start()):
             continue
-        lookups -= 1
-        if lookups < 0 or _is_printed_nationally(match[0]):
+        if lookups.ask(_is_printed_nationally, match[0], NATIONAL_LOOKUPS) is not False:
             yield match.span()
+    last, listed = 0, _MOST_LISTED  # where the last named number ended, and how many of its list came after it
     for match in _NATIONAL.finditer(text):
         start = match.start()
-        named = _stands_after(_NAMED, text, start) or _NAMED_AFTER.match(text, match.end())
-        if named and not _stands_after(_OTHER, text, start) and not _DATE.fullmatch(match[0]):
+        in_list = listed < _MOST_LISTED and _LIST_GAP.fullmatch(text, last, start)
+        named = is_named(text, start) or _NAMED_AFTER.match(text, match.end())
+        is_other = _stands_after(_OTHER, text, start) or _DATE.fullmatch(match[0])
+        if (named or in_list) and not is_other:
+            last, listed = match.end(), 0 if named else listed + 1
             yield match.span()
+
+
+def is_named(text: str, start: int) -> bool:
+    """Return whether a word before this place of a folded text says that a phone number follows."""
+    return _stands_after(_NAMED, text, start)
+
+
+def is_date(candidate: str) -> bool:
+    """Return whether digits in groups are a date, alone or before something else."""
+    return _DATE.fullmatch(candidate) is not None
 
 
 def _is_form(candidate: str) -> bool:
@@ -95,20 +133,25 @@ def _stands_after(word: re.Pattern[str], text: str, start: int) -> bool:
     return word.search(text, max(0, start - _LOOK_BACK), start) is not None
 
 
-def _international_end(candidate: str) -> int | None:
+def _international_end(candidate: str, lookups: Lookups) -> int | None:
     """Return how much of a candidate is one number: up to the last group with which it exists in the plans.
 
     Where none exists, the longest of a possible length counts after `+`: nobody writes other numbers that way.
-    Digits without a gap after 00 are rather a number of an order, filled up with zeros.
+    Digits without a gap after 00 are rather a number of an order, filled up with zeros. Where the text has
+    asked too much, all of it counts.
     """
     if candidate.isdigit():
         return None
     ends = [match.end() for match in re.finditer(r"\d(?!\d)", candidate)]
     counted = [end for end in ends if sum(map(str.isdigit, candidate[:end])) >= _FEWEST_DIGITS][::-1]
-    exists = next((end for end in counted if _exists(candidate[:end])), None)
-    if exists is None and candidate[0] == "+":
-        return next((end for end in counted if _is_possible(candidate[:end])), None)
-    return exists
+    for question in (_exists, _is_possible) if candidate[0] == "+" else (_exists,):
+        for end in counted:
+            answer = lookups.ask(question, candidate[:end])
+            if answer is None:
+                return counted[0]
+            if answer:
+                return end
+    return None
 
 
 def _plain(international: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lora_ops.cli import app
+from lora_ops.detectors.identifiers import VERSION
 from lora_ops.detectors.measure import measured
 from lora_ops.errors import LoraOpsError
 from lora_ops.monitoring import risk_incidents
@@ -143,7 +144,7 @@ def test_log_and_event_agree_on_what_is_risky(tmp_path: Path) -> None:
 
 def detector(false_alarms: int) -> Measured:
     pairs = [(True, True)] * 95 + [(True, False)] * 5 + [(False, True)] * false_alarms + [(False, False)] * 200
-    return measured(DetectorRecord(name="identifiers", version="3"), "any", "made", pairs)
+    return measured(DetectorRecord(name="identifiers", version=VERSION), "any", "made", pairs)
 
 
 @pytest.mark.parametrize(("false_alarms", "verdict"), [(0, "broken"), (20, "cannot tell")])
@@ -156,7 +157,7 @@ def test_false_alarms_alone_break_no_budget(tmp_path: Path, false_alarms: int, v
 
 def detector_of_recall(found: int, missed: int) -> Measured:
     pairs = [(True, True)] * found + [(True, False)] * missed + [(False, False)] * 1000
-    return measured(DetectorRecord(name="identifiers", version="3"), "any", "made", pairs)
+    return measured(DetectorRecord(name="identifiers", version=VERSION), "any", "made", pairs)
 
 
 @pytest.mark.parametrize(
