@@ -3,7 +3,8 @@
 Most of a text leaves word by word. Behind a digit it is held until no identifier can reach over the place
 where it is cut: behind two words without a digit, behind a line's end, or `LONGEST` characters later. An
 e-mail address has any length and no gap, so a word is never cut. What left is looked at again as context:
-`phone:` makes a phone number of what follows.
+`phone:` makes a phone number of what follows. A chain of numbers without an end is held for `MOST_HELD`
+characters: then its mark leaves, and the rest of the chain is dropped as it comes.
 """
 
 import re
@@ -11,12 +12,15 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from lora_ops.detectors.folding import fold
-from lora_ops.detectors.identifiers import Found, replaced
+from lora_ops.detectors.identifiers import Found, chain_end, merged, replaced
 
 LONGEST = 72
 """Folded characters of the longest identifier but an e-mail address: a phone number with three gaps a digit."""
 AFTER = 16
 """Folded characters after a number that decide what it is, as `mobile` does in `555 0147 (mobile)`."""
+MOST_HELD = 400
+"""Characters that are held for one identifier, or chain of them, where that has a gap."""
+LOOK_AGAIN = 8  # A held identifier is looked at again when the text has grown by this part of what is held.
 
 # In characters of the text. Recognisers look back 60 from where an identifier begins.
 _TAIL = 400
@@ -37,11 +41,17 @@ _TO_LAST_GAP = re.compile(r".*[^\w.+%'@:-]", re.DOTALL)
 
 
 class StreamedText:
-    """One text that grows; `window` is what a recogniser has to see of it."""
+    """One text that grows; `window` is what a recogniser has to see of it.
 
-    def __init__(self) -> None:
-        self.window = ""
-        self._left = 0  # characters of the window that have left
+    Args:
+        context: what stands before it and has left already, such as the end of a prompt.
+    """
+
+    def __init__(self, context: str = "") -> None:
+        self.window = context
+        self._left = len(context)  # characters of the window that have left
+        self._next_look = 0  # how long the window is to be before an identifier at its end is looked at again
+        self._chain: str | None = None  # the kind of the chain whose mark has left before its end came
 
     @property
     def held(self) -> str:
@@ -51,11 +61,15 @@ class StreamedText:
     def add(self, text: str) -> None:
         """Take what is new."""
         if self._left > _MOST_CONTEXT:
+            before = len(self.window)
             self._forget()
+            self._next_look -= before - len(self.window)
         self.window += text
 
     def cut(self) -> int:
         """Return where the window may be cut: before it nothing is of an identifier that is not whole yet."""
+        if len(self.window) < self._next_look:
+            return self._left
         known = max(self._left - LONGEST - AFTER, 0)
         start = max(known, len(self.window) - _TAIL)
         folded, places = fold(self.window[start:])
@@ -72,15 +86,38 @@ class StreamedText:
             cut: what `cut` gave for this window, or its length at the text's end.
             found: what `identifiers.redacted_parts` finds in the whole window.
         """
-        for one in reversed(found):
-            if one.start < cut < one.end:
-                cut = max(one.start, self._left)
+        if cut <= self._left:
+            return "", []
+        found, dropped = self._behind_mark(found)
+        chain, self._next_look = None, 0
+        cut_through = next((one for one in found if one.start < cut < one.end), None)
+        if cut_through:
+            begin = max(cut_through.start, self._left)
+            held = len(self.window) - begin
+            if held > MOST_HELD or dropped > cut:  # its mark leaves now, or has left
+                chain, self._next_look = cut_through.kind, len(self.window) + MOST_HELD // LOOK_AGAIN
+            else:  # it waits for its end
+                cut, self._next_look = begin, len(self.window) + held // LOOK_AGAIN
         parts = [one for one in found if one.end > self._left and one.start < cut]
-        # An identifier never reaches into what has left, unless a recogniser reads further than it says.
-        ours = [Found(one.kind, max(one.start, self._left) - self._left, one.end - self._left) for one in parts]
-        text = replaced(self.window[self._left : cut], ours)
-        self._left = cut
+        # What an identifier has of the context, such as the end of a prompt, has left.
+        start = min(dropped, cut)
+        marks = [one for one in parts if one.end > dropped]
+        ours = [Found(one.kind, max(one.start, start) - start, one.end - start) for one in marks]
+        text = replaced(self.window[start:cut], ours)
+        self._left, self._chain = cut, chain
         return text, parts
+
+    def _behind_mark(self, found: Sequence[Found]) -> tuple[Sequence[Found], int]:
+        """Return what was found, with the rest of a chain whose mark has left, and where that rest ends.
+
+        Nothing of the rest leaves: its mark stands for it.
+        """
+        if self._chain is None:
+            return found, self._left
+        end = chain_end(self.window, self._left)
+        if end > self._left:
+            found = merged([*found, Found(self._chain, self._left, end)])
+        return found, next((one.end for one in found if one.start <= self._left < one.end), self._left)
 
     def _forget(self) -> None:
         """Let go of what is no context any more, up to a place where no identifier is cut."""

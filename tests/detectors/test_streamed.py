@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lora_ops.detectors.identifiers import redact, redacted_parts
 from lora_ops.detectors.made_identifiers import made_identifiers
-from lora_ops.detectors.streamed import StreamedText
+from lora_ops.detectors.streamed import MOST_HELD, StreamedText
 from tests.detectors.test_identifiers import ITEMS
 
 PROSE = (
@@ -100,3 +100,34 @@ def test_context_that_names_a_number_outlives_the_window() -> None:
     assert "".join(streamed(text)).endswith("phone number of the office: [phone number] ") == (
         redact(text)[0].endswith("[phone number] ")
     )
+
+
+def test_plain_numbers_behind_a_phone_number_stream_alike() -> None:
+    """Each number was found once the one before it had been replaced, otherwise than in the whole text."""
+    numbers = "; ".join(str(1_234_567 + 7919 * number) for number in range(100))
+    text = f"Hotline +49 30 1234567. Sold: {numbers}. That is all, and the rest is prose."
+    assert "".join(streamed(pieces(text, random.Random(1), 3))) == redact(text)[0]
+
+
+def test_chain_without_an_end_is_held_for_a_bounded_time() -> None:
+    chain = "+1 (415) 5552671" * 400
+    text, most, looks, left = StreamedText(), 0, 0, []
+    for piece in pieces(f"{chain} and so on, as I said", random.Random(1), 4):
+        text.add(piece)
+        cut = text.cut()
+        if cut > len(text.window) - len(text.held):
+            looks += 1
+            left.append(text.leave(cut, redacted_parts(text.window))[0])
+        most = max(most, len(text.held))
+    left.append(text.leave(len(text.window), redacted_parts(text.window))[0])
+    whole = "".join(left)
+    assert most < 2 * MOST_HELD and looks < 400
+    assert whole.startswith("[phone number]") and whole.endswith(" and so on, as I said")
+    assert not any(letter.isdigit() for letter in whole)
+
+
+def test_end_of_a_prompt_is_context_and_never_leaves() -> None:
+    text = StreamedText("Card 4111 1111 1111 ")
+    text.add("1111 and so on")
+    left, found = text.leave(len(text.window), redacted_parts(text.window))
+    assert (left, len(found)) == ("[payment card number] and so on", 1)
