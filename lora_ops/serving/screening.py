@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
+from lora_ops.detectors.escapes import unescaped
 from lora_ops.detectors.streamed import StreamedText
 from lora_ops.engines.protocol import Chunk, Sampling, ToolCallPart, Unsupported
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest, Breach, RequestStats
@@ -18,8 +19,6 @@ from lora_ops.settings.serving import ServingSettings
 
 _SENTENCE_END = re.compile(r"[.!?\n]")
 MOST_SENTENCE = 2000  # characters of a begun sentence that are scored again with its next word
-_ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
-_LETTERS = {"n": "\n", "t": "\t", "r": "\r", "b": " ", "f": " "}
 
 
 def require_no_logprobs(sampling: Sampling, tenant: str, settings: ServingSettings) -> None:
@@ -174,8 +173,8 @@ class _Answer:
 
     async def _last(self) -> str:
         """Return what is left of the text, once it is whole."""
-        texts = [_unescaped(self._text.held)] if self._may_escape else []
-        texts += [f"{one.name} {_unescaped(one.arguments)}" for one in self._calls.values()]
+        texts = [unescaped(self._text.held)[0]] if self._may_escape else []
+        texts += [f"{one.name} {unescaped(one.arguments)[0]}" for one in self._calls.values()]
         for text in texts:  # what was called with other arguments would be another call
             findings = await self._process.find(text, text if self._threshold is not None else None)
             if findings.identifiers or self._insults(findings.insults):
@@ -202,16 +201,3 @@ class _Answer:
 
     def _insults(self, score: float) -> bool:
         return self._threshold is not None and score >= self._threshold
-
-
-def _unescaped(text: str) -> str:
-    """Return a text with JSON's escapes read, whole JSON or not."""
-    if "\\" not in text:
-        return text
-    read = _ESCAPE.sub(lambda match: _letter(match[1], match[2]), text)
-    # Two escapes may be the halves of one character.
-    return read.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _letter(code: str | None, letter: str | None) -> str:
-    return chr(int(code, 16)) if code else _LETTERS.get(letter or "", letter or "")

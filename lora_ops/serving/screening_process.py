@@ -17,7 +17,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from lora_ops.detectors.identifiers import Found, redacted_parts
+from lora_ops.detectors.escapes import found_within
+from lora_ops.detectors.identifiers import Found
 from lora_ops.detectors.insults import packaged_insults
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.risk_worker import process_of
@@ -40,7 +41,7 @@ class Findings:
     """What was found in a text.
 
     Attributes:
-        identifiers: as `identifiers.redacted_parts` gives them.
+        identifiers: as `escapes.found_within` gives them.
         insults: the score of the worst sentence, from 0 to 1; 0 where nobody asked.
     """
 
@@ -216,7 +217,7 @@ def main() -> None:
         answer: dict[str, Any]
         try:
             insults = packaged_insults().scores([sentences])[0] if sentences else 0.0
-            answer = {"found": redacted_parts(text), "insults": insults}
+            answer = {"found": found_within(text), "insults": insults}
         except LoraOpsError as error:  # weights that are missing or others
             answer = {"error": str(error)}
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")

@@ -233,6 +233,19 @@ def test_probabilities_of_an_answer_are_refused(shared: Served, said: Upstream, 
     assert f"serving.tenants.{model}.on_breach" in answer.text
 
 
+@HOW
+def test_escapes_hide_no_identifier(shared: Served, said: Upstream, how: Any) -> None:
+    said.says = (
+        'Say {"tel": "+49\\u00a030\\u00a01234567", "to": "jane.doe\\u0040example.com"} to her, please.',
+    )
+    redacted = 'Say {"tel": "[phone number]", "to": "[e-mail address]"} to her, please.'
+    assert how(shared, "finance", True)[:2] == ([redacted], ["stop"])
+    assert how(shared, "healthcare", True)[1] == ["content_filter"]
+    form = {"response_format": {"type": "json_object"}}
+    said.says = (json.dumps({"body": json.dumps({"to": "jane.doe@example.com"}).replace("@", "\\u0040")}),)
+    assert how(shared, "finance", True, **form)[:2] == ([""], ["content_filter"])
+
+
 def test_embedded_engine_is_looked_at(clone: Clone, engine: Engine) -> None:
     form = {"structured_outputs": {"choice": ["Ask jo@example.org today"]}}
     with served(clone.root, clone.settings(tenants=TENANTS), engine) as gateway:
