@@ -174,7 +174,8 @@ class _Answer:
     async def _last(self) -> str:
         """Return what is left of the text, once it is whole."""
         texts = [unescaped(self._text.held)[0]] if self._may_escape else []
-        texts += [f"{one.name} {unescaped(one.arguments)[0]}" for one in self._calls.values()]
+        # On a line of its own: behind a name such as `order` a number may be something else.
+        texts += [f"{one.name}\n{unescaped(one.arguments)[0]}" for one in self._calls.values()]
         for text in texts:  # what was called with other arguments would be another call
             findings = await self._process.find(text, text if self._threshold is not None else None)
             if findings.identifiers or self._insults(findings.insults):

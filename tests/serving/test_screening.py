@@ -43,7 +43,7 @@ class Upstream(ScriptedServer):
 
     def __init__(self, *texts: str) -> None:
         super().__init__()
-        self.says, self.arguments = texts, ""
+        self.says, self.arguments, self.called = texts, "", "weather"
         self.script = self._say
 
     async def _say(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
@@ -54,7 +54,7 @@ class Upstream(ScriptedServer):
         text = self.says[(body.get("seed") or 0) % len(self.says)]
         pieces = [text[at : at + 3] for at in range(0, len(text), 3)]
         choices: list[Any] = [{"delta": {"content": one}} if chat else {"text": one} for one in pieces]
-        choices += [{"delta": one} for one in call(0, "weather", self.arguments)] if self.arguments else []
+        choices += [{"delta": one} for one in call(0, self.called, self.arguments)] if self.arguments else []
         choices.append({"delta" if chat else "text": {} if chat else "", "finish_reason": "stop"})
         for number, choice in enumerate(choices, 1):
             usage = {"prompt_tokens": 3, "completion_tokens": number}
@@ -244,6 +244,18 @@ def test_escapes_hide_no_identifier(shared: Served, said: Upstream, how: Any) ->
     form = {"response_format": {"type": "json_object"}}
     said.says = (json.dumps({"body": json.dumps({"to": "jane.doe@example.com"}).replace("@", "\\u0040")}),)
     assert how(shared, "finance", True, **form)[:2] == ([""], ["content_filter"])
+
+
+def test_name_of_a_function_hides_no_number(shared: Served, said: Upstream) -> None:
+    """`order 030 1234567` is no phone number."""
+    said.says, said.called, said.arguments = ("",), "order", json.dumps({"n": "030 1234567"})
+    tool = {**WEATHER, "function": {**WEATHER["function"], "name": "order"}}  # type: ignore[dict-item]
+    body = {"model": "finance", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
+    try:
+        answer = shared.http().post("/v1/chat/completions", json=body | {"tool_choice": "required"}).text
+    finally:
+        said.called, said.arguments = "weather", ""
+    assert "content_filter" in answer and "1234567" not in answer
 
 
 def test_embedded_engine_is_looked_at(clone: Clone, engine: Engine) -> None:
