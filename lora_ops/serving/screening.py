@@ -24,16 +24,18 @@ MOST_SENTENCE = 2000  # characters of a begun sentence that are scored again wit
 def require_no_logprobs(sampling: Sampling, tenant: str, settings: ServingSettings) -> None:
     """Refuse probabilities where an answer may be redacted or ended: they name its tokens, and others.
 
+    Those of a prompt name what the model would have said after each of its words.
+
     Raises:
-        Unsupported: the request wants them of an answer.
+        Unsupported: the request wants them.
     """
-    if sampling.logprobs is None or not sampling.max_tokens:
+    if sampling.logprobs is None:
         return
     what = settings.tenant(tenant).on_breach
     if what != "flag":
         raise Unsupported(
-            f"'{tenant}' gives no logprobs of its answers (serving.tenants.{tenant}.on_breach: {what}): they "
-            "name tokens that may have to be kept back. Leave out logprobs and top_logprobs."
+            f"'{tenant}' gives no logprobs (serving.tenants.{tenant}.on_breach: {what}): they name tokens that "
+            "may have to be kept back. Leave out logprobs and top_logprobs."
         )
 
 

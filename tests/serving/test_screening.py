@@ -258,6 +258,13 @@ def test_name_of_a_function_hides_no_number(shared: Served, said: Upstream) -> N
     assert "content_filter" in answer and "1234567" not in answer
 
 
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_probabilities_of_a_prompt_are_refused(shared: Served, tokens: int) -> None:
+    body = {"model": "finance", "prompt": "hi", "max_tokens": tokens, "logprobs": 2, "echo": True}
+    answer = shared.http().post("/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported")
+
+
 def test_embedded_engine_is_looked_at(clone: Clone, engine: Engine) -> None:
     form = {"structured_outputs": {"choice": ["Ask jo@example.org today"]}}
     with served(clone.root, clone.settings(tenants=TENANTS), engine) as gateway:
