@@ -117,6 +117,7 @@ class _Answer:
         self, request: AnswerRequest, process: ScreeningProcess, threshold: float, *, blocks: bool
     ) -> None:
         structure = request.sampling.structure
+        self._tenant = request.tenant
         self._process = process
         self._threshold = threshold if blocks else None
         # In a form that the request sets, another text would be a wrong one.
@@ -179,7 +180,9 @@ class _Answer:
         # On a line of its own: behind a name such as `order` a number may be something else.
         texts += [f"{one.name}\n{unescaped(one.arguments)[0]}" for one in self._calls.values()]
         for text in texts:  # what was called with other arguments would be another call
-            findings = await self._process.find(text, text if self._threshold is not None else None)
+            findings = await self._process.find(
+                text, text if self._threshold is not None else None, tenant=self._tenant
+            )
             if findings.identifiers or self._insults(findings.insults):
                 self.breach = "blocked"
                 return ""
@@ -192,7 +195,7 @@ class _Answer:
             return ""
         is_label = len(new) == len(self._text.window) and are_labels([new], self._labels)
         sentences = self._sentence + new if self._threshold is not None and not is_label else None
-        findings = await self._process.find(self._text.window, sentences)
+        findings = await self._process.find(self._text.window, sentences, tenant=self._tenant)
         text, found = self._text.leave(cut, findings.identifiers)
         if found:
             self.breach = "blocked" if self._ends else "redacted"

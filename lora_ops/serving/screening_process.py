@@ -1,8 +1,9 @@
 """What of a text must not leave, found by a process of its own while a client waits for the text.
 
 The patterns keep the GIL: in the gateway's process a long text would stop all other answers, and one that a
-recogniser never ends with could not be given up. The process reads a JSON line for each text and answers in the
-same order. It is another one than that of the event log, where texts may wait.
+recogniser never ends with could not be given up. The process reads a JSON line for a text and answers it before
+it gets the next one: the tenants' texts wait in the gateway, by turns, so that a text whose client has gone is
+never looked at. It is another process than that of the event log, where texts may wait.
 """
 
 import asyncio
@@ -22,11 +23,16 @@ from lora_ops.detectors.identifiers import Found
 from lora_ops.detectors.insults import packaged_insults
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.risk_worker import process_of
+from lora_ops.serving.tenant_turns import TenantTurns
 
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0
-"""For one text with those before it; the longest answer takes about 0.1 s."""
+"""For one text; the longest answer takes about 0.1 s, and one that is made to take long a second."""
+TURN_SECONDS = 30.0
+"""Until a text has its turn, at most."""
+START_SECONDS = 30.0
+"""Until a process has looked at its first text."""
 RESTART_SECONDS = 1.0
 LONGEST_LINE = 2**26
 WARM_UP = "Write to jo@example.org or call +49 30 1234567."
@@ -56,6 +62,9 @@ class ScreeningProcess:
         self._starting: asyncio.Task[_Running] | None = None
         self._started = -RESTART_SECONDS
         self._reason = ""
+        self._turns = TenantTurns()
+        self._looks: set[asyncio.Task[dict[str, Any]]] = set()
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -71,7 +80,8 @@ class ScreeningProcess:
             logger.error("No answer that must be looked at leaves: %s", error)
 
     async def close(self) -> None:
-        """End the process in order."""
+        """End the process in order; no text is looked at from now on."""
+        self._closed = True
         if self._starting:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
@@ -79,29 +89,66 @@ class ScreeningProcess:
         if running:
             await running.close()
 
-    async def find(self, text: str, sentences: str | None = None) -> Findings:
+    async def find(self, text: str, sentences: str | None = None, *, tenant: str = "") -> Findings:
         """Return the identifiers in a text, and how insulting the worst of these sentences is.
 
+        Args:
+            text: where identifiers are looked for.
+            sentences: where insults are; None: nowhere.
+            tenant: whose text it is. It waits for those of its own tenant, and for one of each other tenant.
+
         Raises:
-            NotScreened: the process died, takes too long, or misses the weights that find insults.
+            NotScreened: the process died, takes too long, has too much to do, or misses the weights that find
+                insults.
         """
-        asked = json.dumps([text, sentences]).encode() + b"\n"
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                answered = json.loads(await (await self._ready()).ask(asked))
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.take(tenant)
         except TimeoutError as error:
-            running = self._now()
-            if running:
-                running.kill_if_silent()
-            raise NotScreened("looking at it took too long") from error
-        except (OSError, ValueError) as error:
-            raise NotScreened("the process that looks at it ended") from error
+            raise NotScreened("too many answers wait to be looked at") from error
+        # The turn lasts until the process has answered, also where whoever asked goes meanwhile.
+        look = asyncio.create_task(self._look(json.dumps([text, sentences]).encode() + b"\n"))
+        self._looks.add(look)
+        look.add_done_callback(self._looked)
+        answered = await asyncio.shield(look)
         if "error" in answered:
             if self._reason != answered["error"]:  # one that lasts is said once
                 self._reason = answered["error"]
                 logger.error("No answer can be looked at: %s", self._reason)
             raise NotScreened(self._reason)
         return Findings(tuple(Found(*one) for one in answered["found"]), answered["insults"])
+
+    async def _look(self, asked: bytes) -> dict[str, Any]:
+        """Return what the process answers.
+
+        Raises:
+            NotScreened: it doesn't.
+        """
+        try:
+            if self._closed:
+                raise NotScreened("the gateway ends")
+            async with asyncio.timeout(START_SECONDS):
+                running = await self._ready()
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    return dict(json.loads(await running.ask(asked)))
+            except TimeoutError:
+                running.kill()
+                raise
+        except asyncio.CancelledError as error:
+            if self._closed:  # its start was cancelled
+                raise NotScreened("the gateway ends") from error
+            raise
+        except TimeoutError as error:
+            raise NotScreened("looking at it took too long") from error
+        except (OSError, ValueError) as error:
+            raise NotScreened("the process that looks at it ended") from error
+
+    def _looked(self, look: "asyncio.Task[dict[str, Any]]") -> None:
+        self._looks.discard(look)
+        if not look.cancelled():
+            look.exception()  # nobody may be there to read it
+        self._turns.end()
 
     def _now(self) -> "_Running | None":
         """Return what runs."""
@@ -127,7 +174,15 @@ class ScreeningProcess:
         await asyncio.sleep(self._started + RESTART_SECONDS - time.monotonic())
         self._started = time.monotonic()
         process, ours = await asyncio.to_thread(process_of, __name__)
-        return await _Running.connected(process, ours)
+        running = await _Running.connected(process, ours)
+        try:
+            # What it reads and imports for its first text is no time of that text.
+            async with asyncio.timeout(START_SECONDS):
+                await running.ask(json.dumps([WARM_UP, WARM_UP]).encode() + b"\n")
+        except BaseException:
+            running.kill()
+            raise
+        return running
 
 
 class _Running:
@@ -143,7 +198,6 @@ class _Running:
         self.ended = False
         self._answers, self._asked = answers, asked
         self._waiting: deque[asyncio.Future[bytes]] = deque()
-        self._heard = time.monotonic()
         self._closing = False
         self._reading = asyncio.create_task(self._read())
 
@@ -159,10 +213,8 @@ class _Running:
         Raises:
             OSError: it ended.
         """
-        if self.ended:
+        if self.ended or self._closing:
             raise ConnectionResetError
-        if not self._waiting:
-            self._heard = time.monotonic()
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
         self._asked.write(line)
@@ -172,10 +224,10 @@ class _Running:
         finally:
             answer.cancel()
 
-    def kill_if_silent(self) -> None:
-        """Kill it where it said nothing for as long as one text may take; else it only has much to do."""
-        if time.monotonic() - self._heard >= ANSWER_SECONDS / 2:
-            self.process.kill()
+    def kill(self) -> None:
+        """End it at once."""
+        self.ended = True  # nobody asks it again while it dies
+        self.process.kill()
 
     async def close(self) -> None:
         """End it: it finishes its line first."""
@@ -190,7 +242,6 @@ class _Running:
     async def _read(self) -> None:
         try:
             while line := await self._answers.readline():
-                self._heard = time.monotonic()
                 answer = self._waiting.popleft()
                 if not answer.done():  # else whoever asked waits no longer
                     answer.set_result(line)

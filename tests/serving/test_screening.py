@@ -18,7 +18,6 @@ from lora_ops.engines.openai_engine import OpenAIEngine
 from lora_ops.engines.protocol import Engine
 from lora_ops.serving import screening_process
 from lora_ops.serving.events import read_events
-from lora_ops.serving.screening_process import NotScreened, ScreeningProcess
 from lora_ops.settings.serving import OpenAIEngineSettings, TenantServing
 from tests.engines.scripted_server import DONE, ScriptedServer, event, running
 from tests.engines.tool_scripts import WEATHER, call
@@ -329,22 +328,6 @@ def test_killed_process_is_started_again(clone: Clone) -> None:
             assert streamed(gateway, "finance", True)[0] == [REDACTED]
         last = process.pid
     eventually(lambda: not Path(f"/proc/{last}").exists())
-
-
-def test_screening_process_names_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Identifiers are found without them; what asks for insults fails."""
-    (tmp_path / "profanity_check").mkdir()
-    (tmp_path / "profanity_check/__init__.py").touch()
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-    async def ask() -> None:
-        process = ScreeningProcess()
-        assert [one.kind for one in (await process.find("jo@example.org")).identifiers] == ["e-mail address"]
-        with pytest.raises(NotScreened, match="weights that find insults"):
-            await process.find("hello", "hello")
-        await process.close()
-
-    asyncio.run(ask())
 
 
 def test_label_insults_nobody(clone: Clone, engine: Engine, tmp_path: Path) -> None:
