@@ -36,6 +36,8 @@ class AnswerRequest:
             slots, ends where they are needed, and counts in no limit, event or metric of requests.
         place: the request's, among those that its tenant may have open; None: it was not counted.
         echoes: the text of each prompt, where the answer is to begin with it.
+        contexts: the end of each prompt's text, where its answers go on with it and are looked at before they
+            leave; empty in a chat.
         started: when the request arrived, by `time.perf_counter`.
         trace_parent: the W3C `traceparent` header, if there was one.
         chat: its messages and tools, where it has something to do with tools.
@@ -62,6 +64,7 @@ class AnswerRequest:
     trace_parent: str | None = None
     place: Place | None = None
     echoes: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
     cache_salt: str | None = None
     user: str | None = None
     unit: str = ""

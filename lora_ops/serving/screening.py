@@ -10,8 +10,10 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from lora_ops.detectors.escapes import unescaped
+from lora_ops.detectors.identifiers import Found, merged
+from lora_ops.detectors.open_ends import open_end
 from lora_ops.detectors.streamed import StreamedText
-from lora_ops.engines.protocol import Chunk, Sampling, ToolCallPart, Unsupported
+from lora_ops.engines.protocol import Chunk, FinishReason, Sampling, ToolCallPart, Unsupported
 from lora_ops.serving.requests import AnswerChunk, AnswerRequest, Breach, RequestStats
 from lora_ops.serving.screening_process import NotScreened, ScreeningProcess
 from lora_ops.serving.task_check import are_labels
@@ -19,6 +21,8 @@ from lora_ops.settings.serving import ServingSettings
 
 _SENTENCE_END = re.compile(r"[.!?\n]")
 MOST_SENTENCE = 2000  # characters of a begun sentence that are scored again with its next word
+CONTEXT = 90
+"""Characters at a prompt's end that an answer may go on with: no identifier but an address is longer."""
 
 
 def require_no_logprobs(sampling: Sampling, tenant: str, settings: ServingSettings) -> None:
@@ -91,7 +95,8 @@ class Screening:
             async for chunk in chunks:
                 if chunk.index not in answers:
                     asked = stats.moved or request
-                    answers[chunk.index] = _Answer(asked, self.process, self._threshold, blocks=blocks)
+                    context = asked.contexts[chunk.index // asked.n] if asked.contexts else ""
+                    answers[chunk.index] = _Answer(asked, self.process, self._threshold, context, blocks=blocks)
                 answer = answers[chunk.index]
                 try:
                     leaving = await answer.next(chunk.content)
@@ -111,10 +116,16 @@ class Screening:
 
 
 class _Answer:
-    """One answer on its way out."""
+    """One answer on its way out; `context` is what it goes on with, such as the end of a text."""
 
     def __init__(
-        self, request: AnswerRequest, process: ScreeningProcess, threshold: float, *, blocks: bool
+        self,
+        request: AnswerRequest,
+        process: ScreeningProcess,
+        threshold: float,
+        context: str,
+        *,
+        blocks: bool,
     ) -> None:
         structure = request.sampling.structure
         self._tenant = request.tenant
@@ -125,10 +136,15 @@ class _Answer:
         # JSON spells any character as an escape, and so may other forms: they are read once they are whole.
         self._may_escape = structure is not None and structure.kind != "choice"
         self._whole = self._may_escape or not request.streamed
+        # The client alone decides where these end an answer, within an identifier if it likes. A bias may make
+        # the model's own end likely anywhere.
+        sampling = request.sampling
+        self._may_be_stopped = bool(sampling.stop or sampling.stop_token_ids or sampling.logit_bias)
         self._labels = request.route.labels
         # A text that may yet be a label waits: a label insults nobody, whatever its words are.
         self._short = max(map(len, self._labels), default=0) if blocks else 0
-        self._text = StreamedText()
+        self._text = StreamedText(context)
+        self._begun = False  # some of it has left
         self._sentence = ""
         self._calls: dict[int, ToolCallPart] = {}
         self._held = Chunk("", 0)
@@ -145,8 +161,8 @@ class _Answer:
         if self.breach != "blocked":
             self._text.add(chunk.text)
             if chunk.finish:
-                text = await self._last()
-            elif not self._whole and len(self._text.window) > self._short:
+                text = await self._last(chunk.finish)
+            elif not self._whole and (self._begun or len(self._text.held) > self._short):
                 text = await self._until(self._text.cut())
         if not (text or chunk.finish):
             return None
@@ -174,8 +190,9 @@ class _Answer:
                 replace(before, arguments=before.arguments + part.arguments) if before else part
             )
 
-    async def _last(self) -> str:
+    async def _last(self, finish: FinishReason) -> str:
         """Return what is left of the text, once it is whole."""
+        is_cut_off = finish == "length" or (finish == "stop" and self._may_be_stopped)
         texts = [unescaped(self._text.held)[0]] if self._may_escape else []
         # On a line of its own: behind a name such as `order` a number may be something else.
         texts += [f"{one.name}\n{unescaped(one.arguments)[0]}" for one in self._calls.values()]
@@ -183,20 +200,24 @@ class _Answer:
             findings = await self._process.find(
                 text, text if self._threshold is not None else None, tenant=self._tenant
             )
-            if findings.identifiers or self._insults(findings.insults):
+            begun = is_cut_off and open_end(text)
+            if findings.identifiers or begun or self._insults(findings.insults):
                 self.breach = "blocked"
                 return ""
-        return await self._until(len(self._text.window))
+        window = self._text.window
+        return await self._until(len(window), open_end(window) if is_cut_off else None)
 
-    async def _until(self, cut: int) -> str:
-        """Return what leaves up to this place of the window."""
+    async def _until(self, cut: int, begun: Found | None = None) -> str:
+        """Return what leaves up to this place of the window; `begun` counts as found."""
         new = self._text.window[len(self._text.window) - len(self._text.held) : cut]
         if not new:
             return ""
-        is_label = len(new) == len(self._text.window) and are_labels([new], self._labels)
+        is_label = not self._begun and len(new) == len(self._text.held) and are_labels([new], self._labels)
         sentences = self._sentence + new if self._threshold is not None and not is_label else None
         findings = await self._process.find(self._text.window, sentences, tenant=self._tenant)
-        text, found = self._text.leave(cut, findings.identifiers)
+        self._begun = True
+        identifiers = merged([*findings.identifiers, *([begun] if begun and not is_label else [])])
+        text, found = self._text.leave(cut, identifiers)
         if found:
             self.breach = "blocked" if self._ends else "redacted"
         if self._insults(findings.insults):

@@ -42,7 +42,8 @@ class Upstream(ScriptedServer):
 
     def __init__(self, *texts: str) -> None:
         super().__init__()
-        self.says, self.arguments, self.called = texts, "", "weather"
+        self.says, self.arguments = texts, ""
+        self.called, self.finish = "weather", "stop"
         self.script = self._say
 
     async def _say(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
@@ -54,7 +55,7 @@ class Upstream(ScriptedServer):
         pieces = [text[at : at + 3] for at in range(0, len(text), 3)]
         choices: list[Any] = [{"delta": {"content": one}} if chat else {"text": one} for one in pieces]
         choices += [{"delta": one} for one in call(0, self.called, self.arguments)] if self.arguments else []
-        choices.append({"delta" if chat else "text": {} if chat else "", "finish_reason": "stop"})
+        choices.append({"delta" if chat else "text": {} if chat else "", "finish_reason": self.finish})
         for number, choice in enumerate(choices, 1):
             usage = {"prompt_tokens": 3, "completion_tokens": number}
             yield event({"choices": [choice], "usage": usage})
@@ -232,17 +233,70 @@ def test_probabilities_of_an_answer_are_refused(shared: Served, said: Upstream, 
     assert f"serving.tenants.{model}.on_breach" in answer.text
 
 
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_probabilities_of_a_prompt_are_refused(shared: Served, tokens: int) -> None:
+    body = {"model": "finance", "prompt": "hi", "max_tokens": tokens, "logprobs": 2, "echo": True}
+    answer = shared.http().post("/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported")
+
+
+def completed(gateway: Served, model: str, **options: Any) -> tuple[str, str]:
+    """The text of a completion and how it ended."""
+    answer = gateway.http().post("/v1/completions", json={"model": model, "max_tokens": 200, **options})
+    (choice,) = answer.json()["choices"]
+    return choice["text"], choice["finish_reason"]
+
+
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "answer", "redacted"),
+    [
+        ("Card 4111 1111 1111 ", "1111 and so on", "[payment card number] and so on"),
+        ("Write to jane.doe@", "example.com is hers", "[e-mail address] is hers"),
+        ("Her phone number is", " 5550147, they say", " [phone number], they say"),
+        ("Call +1 212 555 0147", " or write to me", " or write to me"),
+    ],
+)
+def test_completion_is_looked_at_behind_its_prompt(
+    shared: Served, said: Upstream, echo: bool, prompt: str, answer: str, redacted: str
+) -> None:
+    """A client had the first half of an identifier in the prompt, and the other half left."""
+    said.says = (answer,)
+    before = prompt if echo else ""
+    assert completed(shared, "finance", prompt=prompt, echo=echo) == (before + redacted, "stop")
+    if redacted != answer:
+        assert completed(shared, "healthcare", prompt=prompt, echo=echo) == (before, "content_filter")
+
+
+def test_completion_of_tokens_is_looked_at_behind_them(shared: Served, said: Upstream) -> None:
+    said.says = ("example.com is hers",)
+    body = {"model": "finance", "prompt": "Write to jane.doe@"}
+    tokens = shared.http().post("/tokenize", json=body).json()["tokens"]
+    assert completed(shared, "finance", prompt=tokens) == ("[e-mail address] is hers", "stop")
+
+
 @HOW
-def test_escapes_hide_no_identifier(shared: Served, said: Upstream, how: Any) -> None:
-    said.says = (
-        'Say {"tel": "+49\\u00a030\\u00a01234567", "to": "jane.doe\\u0040example.com"} to her, please.',
-    )
-    redacted = 'Say {"tel": "[phone number]", "to": "[e-mail address]"} to her, please.'
-    assert how(shared, "finance", True)[:2] == ([redacted], ["stop"])
-    assert how(shared, "healthcare", True)[1] == ["content_filter"]
-    form = {"response_format": {"type": "json_object"}}
-    said.says = (json.dumps({"body": json.dumps({"to": "jane.doe@example.com"}).replace("@", "\\u0040")}),)
-    assert how(shared, "finance", True, **form)[:2] == ([""], ["content_filter"])
+@pytest.mark.parametrize(
+    "begun", ["Card 4111 1111 1111 111", "Write to jane.doe@example", "IBAN DE89 3704 0044 0532 0130 0"]
+)
+@pytest.mark.parametrize(
+    ("finish", "options"), [("length", {}), ("stop", {"stop": ["x!"]}), ("stop", {"logit_bias": {"2": 5}})]
+)
+def test_identifier_that_the_client_cuts_off_is_one(
+    shared: Served, said: Upstream, how: Any, begun: str, finish: str, options: dict[str, Any]
+) -> None:
+    said.says, said.finish = (begun,), finish
+    try:
+        (text,), ends, _ = how(shared, "finance", False, **options)
+        assert ends == [finish] and text.endswith("]") and begun[-6:] not in text
+        (text,), ends, _ = how(shared, "healthcare", False, **options)
+        assert ends == ["content_filter"] and begun[-6:] not in text
+        said.says = ("We sold 1234567",)
+        assert how(shared, "healthcare", False, **options)[:2] == (list(said.says), [finish])
+    finally:
+        said.finish = "stop"
+    said.says = (begun,)
+    assert how(shared, "finance", False)[:2] == ([begun], ["stop"])
 
 
 def test_name_of_a_function_hides_no_number(shared: Served, said: Upstream) -> None:
@@ -257,11 +311,17 @@ def test_name_of_a_function_hides_no_number(shared: Served, said: Upstream) -> N
     assert "content_filter" in answer and "1234567" not in answer
 
 
-@pytest.mark.parametrize("tokens", [0, 1])
-def test_probabilities_of_a_prompt_are_refused(shared: Served, tokens: int) -> None:
-    body = {"model": "finance", "prompt": "hi", "max_tokens": tokens, "logprobs": 2, "echo": True}
-    answer = shared.http().post("/v1/completions", json=body)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported")
+@HOW
+def test_escapes_hide_no_identifier(shared: Served, said: Upstream, how: Any) -> None:
+    said.says = (
+        'Say {"tel": "+49\\u00a030\\u00a01234567", "to": "jane.doe\\u0040example.com"} to her, please.',
+    )
+    redacted = 'Say {"tel": "[phone number]", "to": "[e-mail address]"} to her, please.'
+    assert how(shared, "finance", True)[:2] == ([redacted], ["stop"])
+    assert how(shared, "healthcare", True)[1] == ["content_filter"]
+    form = {"response_format": {"type": "json_object"}}
+    said.says = (json.dumps({"body": json.dumps({"to": "jane.doe@example.com"}).replace("@", "\\u0040")}),)
+    assert how(shared, "finance", True, **form)[:2] == ([""], ["content_filter"])
 
 
 def test_embedded_engine_is_looked_at(clone: Clone, engine: Engine) -> None:

@@ -39,7 +39,7 @@ from lora_ops.serving.requests import (
 )
 from lora_ops.serving.response_schemas import ChatAnswer, CompletionAnswer
 from lora_ops.serving.router import BY_CLIENT, NotServed, Route
-from lora_ops.serving.screening import require_no_logprobs
+from lora_ops.serving.screening import CONTEXT, require_no_logprobs
 from lora_ops.serving.sending import Stream, collected, events, first, rendered
 from lora_ops.serving.tokenization import SHORT_TEXT, TURN
 from lora_ops.serving.tool_chats import tool_chat, tools_text
@@ -164,7 +164,13 @@ async def _answered(
         now = routed(route, whose)
         if before.reads_alike(route):
             sampling = replace(now.request.sampling, max_tokens=before.sampling.max_tokens)
-            request = replace(now.request, prompts=before.prompts, echoes=before.echoes, sampling=sampling)
+            request = replace(
+                now.request,
+                prompts=before.prompts,
+                echoes=before.echoes,
+                contexts=before.contexts,
+                sampling=sampling,
+            )
         else:
             request = await _read(gateway, body, now, _wait)
         return replace(request, place=before.place, route_again=before.route_again)
@@ -270,6 +276,11 @@ async def _read(
         asked = f" and {body.most_tokens} tokens of answer" if body.most_tokens else ""
         raise too_long(param, f"a prompt of {longest}{asked}", limit)
     request = replace(request, prompts=prompts, sampling=replace(request.sampling, max_tokens=wanted))
+    if request.endpoint == "completions" and gateway.settings.tenant(request.tenant).on_breach != "flag":
+        as_text = gateway.tokenization.as_text
+        ends = [one[-CONTEXT:] for one in unread.texts]
+        contexts = (one if isinstance(one, str) else as_text(one)[-CONTEXT:] for one in ends)
+        request = replace(request, contexts=tuple(contexts))
     if request.named > MOST_NAMED:
         raise ApiError(
             400,
