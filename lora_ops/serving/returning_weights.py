@@ -8,6 +8,8 @@ from lora_ops.errors import LoraOpsError, Unavailable
 
 PATIENCE_SECONDS = 2.0
 """How long a load waits; most archives give an adapter back in less. Then the client is told to ask again."""
+MOST_RETURNING = 4
+"""Returns under way at once: each holds a thread, for ever where the archive's store hangs."""
 logger = logging.getLogger(__name__)
 
 
@@ -29,12 +31,17 @@ class ReturningWeights:
         """Wait until a version's weights are back.
 
         Raises:
-            Unavailable: it takes longer, and goes on.
+            Unavailable: it takes longer, and goes on; or too many others are under way, and it was not begun.
             LoraOpsError: they can't be brought back; the next caller tries again.
         """
         with self._lock:
             one = self._under_way.get(version)
             if one is None:
+                if len(self._under_way) >= MOST_RETURNING:  # no caller waits for a store that may hang
+                    raise Unavailable(
+                        f"The weights of {version} are in the archive. Those of {MOST_RETURNING} other "
+                        "versions are being brought back first: ask again soon."
+                    )
                 one = self._under_way[version] = _Return()
                 # A store that never answers must not keep the gateway from stopping.
                 threading.Thread(target=self._run, args=(version, one), name="archive", daemon=True).start()

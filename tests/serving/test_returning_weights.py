@@ -1,6 +1,7 @@
 """A request names a version whose weights are in the archive: they come back, or the client is told when."""
 
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lora_ops.registry.archived_files import RESTORED, archived
 from lora_ops.registry.archived_weights import record_archived, remove_original, send_weights
 from lora_ops.registry.backup_place import Place
 from lora_ops.serving import gateway as gateway_module
-from lora_ops.serving.returning_weights import ReturningWeights
+from lora_ops.serving.returning_weights import MOST_RETURNING, ReturningWeights
 from tests.serving.conftest import Clone, Served, eventually, served
 
 ASKED = "finance@1"
@@ -108,3 +109,29 @@ def test_returning_weights_that_failed_are_tried_again() -> None:
         returning.wait("finance@1")
     returning.wait("finance@1")
     assert len(tries) == 2
+
+
+def test_returning_weights_begin_few_at_once() -> None:
+    """A store that hangs took a thread for each version that anybody asked for."""
+    goes_on, begun = threading.Event(), []
+
+    def bring(version: str) -> None:
+        begun.append(version)
+        goes_on.wait(60)
+
+    returning = ReturningWeights(bring, patience=0.05)
+    versions = [f"finance@{number}" for number in range(1, MOST_RETURNING + 1)]
+    for version in versions:
+        with pytest.raises(Unavailable, match="being brought back from the archive"):
+            returning.wait(version)
+    with pytest.raises(Unavailable, match="other versions are being brought back first"):
+        returning.wait("news@1")
+    assert sorted(begun) == versions
+    goes_on.set()
+
+    def is_back() -> bool:
+        with suppress(Unavailable):
+            returning.wait("news@1")
+        return "news@1" in begun
+
+    eventually(is_back)
