@@ -123,6 +123,8 @@ def notes(page: CostPage) -> list[str]:
 
 def money(made: Bill, amount: float) -> str:
     """Return an amount with its currency: cents, or four digits where it is less than one."""
+    if 0 < amount < 0.0001:
+        return f"under 0.0001 {made.currency}"
     return f"{amount:,.2f} {made.currency}" if amount >= 1 or not amount else f"{amount:.4f} {made.currency}"
 
 
