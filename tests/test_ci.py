@@ -333,6 +333,7 @@ def test_weekly_fails_where_data_expires(team: Path) -> None:
     said = ci(root, *make, code=2, PYTHONPATH=f"{team.parent}/late:{ROOT}", **given)
     assert "finance@1" in said and "nothing_is_due ended with 1" in said and "Backed up to" in said
     assert "== lora-ops archive verify" in said and "0 archived files, 0 of them damaged" in said
+    assert said.index("== lora-ops archive verify") < said.index("== lora-ops monitor report")
 
 
 def test_registry_at_wandb_needs_its_backend(team: Path) -> None:

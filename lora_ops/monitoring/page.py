@@ -17,7 +17,7 @@ from lora_ops.monitoring.findings import Findings, read_findings
 from lora_ops.monitoring.kpi_addendum import how, interval_text
 from lora_ops.monitoring.kpi_report import KpiReport
 from lora_ops.monitoring.latency import LatencyReport
-from lora_ops.monitoring.verdicts import QUESTIONS, Verdict, cost_text, verdicts, worst
+from lora_ops.monitoring.verdicts import QUESTIONS, Verdict, cost_text, no_uplift, verdicts, worst
 from lora_ops.records.kpi import SIMULATED
 from lora_ops.serving.label_cap import NOBODY
 from lora_ops.small_files import write_whole
@@ -109,6 +109,8 @@ def worth_said(page: MonitorPage) -> Iterator[str]:
         for each in mine:
             mark = f"{SIMULATED.upper()}: " if each.simulated else ""
             yield f"{mark}{one.adapter} {each.kind}, {how(each)} beside {each.against}: {interval_text(each)}."
+        if not mine and not isinstance(report, str):
+            yield f"{no_uplift(report, tenant, one.adapter)}."
         cost = cost_text(page.found, tenant).removeprefix("; it")
         if cost:
             yield f"{tenant}{cost}."

@@ -22,7 +22,7 @@ COLOURS: dict[State, str] = {"ok": "#d5ead6", "look": "#fbe7b2", "broken": "#f2b
 GOOD, BAD = "tab:blue", "tab:red"
 ROW = 0.45
 """Inches of one row of bars."""
-NO_KPIS = "No version answers, so that no uplift is known."
+NO_KPIS = "No uplift of a version that answers is known; below is what it needs."
 OBJECTIVES = {"availability": "answered", "latency": "in time"}
 
 
@@ -216,7 +216,7 @@ def plot_worth(page: MonitorPage) -> "Plot | Markdown":
     answering = {one.adapter for one in page.found.answering.values()}
     known = [one for one in report.uplifts if one.adapter in answering and one.relative is not None]
     if not known:
-        return bullets([f"{one.said}." for one in page.verdicts if one.question == "worth"] or [NO_KPIS])
+        return bullets([NO_KPIS])
     return plot_uplifts(known, "What the versions that answer changed")
 
 

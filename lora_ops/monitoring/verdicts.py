@@ -84,8 +84,8 @@ def verdicts(found: Findings) -> Iterator[Verdict]:
 
 
 def worst(told: Sequence[Verdict]) -> Verdict:
-    """Return the first verdict of the worst state."""
-    return min(told, key=lambda one: STATES.index(one.state))
+    """Return the first verdict of the worst state; what was measured comes before what was not."""
+    return min(told, key=lambda one: (STATES.index(one.state), one.number is None))
 
 
 def _fast(found: Findings, tenant: str) -> _Judged:
@@ -94,7 +94,7 @@ def _fast(found: Findings, tenant: str) -> _Judged:
         return _Judged("look", found.latency, NOT_KNOWN, section)
     mine = [one for one in found.latency.adapters if one.tenant == tenant]
     if not mine:
-        return _Judged("look", f"nobody asked {tenant} in this window", "nobody asked", section)
+        return _Judged("look", f"Nobody asked {tenant} in this window", "nobody asked", section)
     objectives = found.objectives
     slowest = min(mine, key=lambda one: _share(one.within(objectives.latency.seconds)))
     absent = min(mine, key=lambda one: _share(one.availability))
@@ -186,7 +186,7 @@ def _worth(found: Findings, tenant: str, answering: Answering) -> _Judged:
         return _Judged("look", f"{found.kpis.rstrip('.')}{cost}", NOT_KNOWN, section)
     known = strongest_uplifts(found.kpis, answering.adapter)
     if not known:
-        said = _no_uplift(found.kpis, tenant, answering.adapter)
+        said = no_uplift(found.kpis, tenant, answering.adapter)
         return _Judged("look", f"{said}{cost}", "no uplift known", section)
     # One KPI that is worse decides, however much another one is better.
     order = ("worse", "better", "not clear")
@@ -212,14 +212,15 @@ def strongest_uplifts(report: KpiReport, adapter: str) -> list[Uplift]:
     return list(found.values())
 
 
-def _no_uplift(report: KpiReport, tenant: str, adapter: str) -> str:
+def no_uplift(report: KpiReport, tenant: str, adapter: str) -> str:
+    """Return why no uplift of a version is known, without a full stop."""
     late = next((one for one in report.unmeasured if one.adapter == adapter), None)
     if late:
         return f"{adapter} has had no KPI for {late.weeks} weeks: measure it or retire it"
     if not any(one.adapter.rpartition("@")[0] == tenant for one in report.versions):
         return f"{tenant} has no KPIs: `lora-ops monitor kpi import FILE` takes some"
     said = next((f" ({one.kind}: {one.said})" for one in report.uplifts if one.adapter == adapter), "")
-    return f"no uplift of {adapter} is known{said}"
+    return f"No uplift of {adapter} is known{said}"
 
 
 def cost_text(found: Findings, tenant: str) -> str:
@@ -232,4 +233,4 @@ def cost_text(found: Findings, tenant: str) -> str:
         return ""
     total, unused = (float(mine[name].iloc[0]) for name in ("total", "unused_memory"))
     text = f"; it cost {money(bill, total)} in this window"
-    return f"{text}, {money(bill, unused)} of it for memory in which nothing was answered" if unused else text
+    return f"{text}, most of it for memory in which nothing was answered" if unused > total / 2 else text

@@ -101,9 +101,9 @@ def test_an_old_measurement_does_not_speak_of_this_week(found: Findings) -> None
         (
             {"difference": None, "said": "too few users"},
             "look",
-            "no uplift of finance@2 is known (ctr: too few users)",
+            "No uplift of finance@2 is known (ctr: too few users)",
         ),
-        ({"adapter": "finance@1"}, "look", "no uplift of finance@2 is known"),
+        ({"adapter": "finance@1"}, "look", "No uplift of finance@2 is known"),
     ],
 )
 def test_worth_is_what_users_show(found: Findings, changes: dict[str, Any], state: str, said: str) -> None:
@@ -153,7 +153,8 @@ def test_page_of_one_tenant_has_its_parts_alone(clone: Path) -> None:
     lonely = page.open_page(clone, "7d", "healthcare")
     assert [isinstance(plot(lonely), Plot) for plot in PLOTS] == [True, *[False] * 5]
     assert "never measured for drift" in shown(page_plots.plot_drift(lonely))
-    assert "healthcare has no KPIs" in shown(page_plots.plot_worth(lonely))
+    assert "No uplift of a version that answers is known" in shown(page_plots.plot_worth(lonely))
+    assert "healthcare has no KPIs" in next(page.worth_said(lonely))
     assert "No adapter gave an answer" in shown(page_plots.plot_latency(lonely))
 
 
