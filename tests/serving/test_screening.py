@@ -238,6 +238,7 @@ def test_probabilities_of_a_prompt_are_refused(shared: Served, tokens: int) -> N
     body = {"model": "finance", "prompt": "hi", "max_tokens": tokens, "logprobs": 2, "echo": True}
     answer = shared.http().post("/v1/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported")
+    assert "serving.tenants.finance.on_breach" in answer.text  # an engine may refuse them, too
 
 
 def completed(gateway: Served, model: str, **options: Any) -> tuple[str, str]:
