@@ -5,6 +5,7 @@ import hashlib
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from lora_ops.errors import LoraOpsError
@@ -118,15 +119,31 @@ def signer_of(
     """
     if not keys:
         return None
+    try:
+        return _signer_of(text, signature, person, tuple(keys), namespace)
+    except _UnsignedError:
+        return None
+
+
+class _UnsignedError(Exception):
+    """No key signed the text, or ssh-keygen was stopped before it said so."""
+
+
+# A step looks at the same signatures several times, and ssh-keygen is a process of its own. What it confirms
+# depends on these values only: a key that was taken from its person is no longer among `keys`. What it refuses
+# is asked again.
+@lru_cache(maxsize=512)
+def _signer_of(text: str, signature: str, person: str, keys: tuple[str, ...], namespace: str) -> str:
     with tempfile.TemporaryDirectory() as name:
         allowed, kept = Path(name) / "allowed_signers", Path(name) / "signature"
         allowed.write_text("".join(f'{person} namespaces="{namespace}" {key}\n' for key in keys))
         kept.write_text(signature)
         files = ["-f", str(allowed), "-s", str(kept)]
         done = _ssh_keygen(["-Y", "verify", "-n", namespace, "-I", person, *files], text)
-    if done.returncode:
-        return None
-    return next((key for key in map(fingerprint, keys) if key in done.stdout.split()), None)
+    found = next((key for key in map(fingerprint, keys) if key in done.stdout.split()), None)
+    if done.returncode or found is None:
+        raise _UnsignedError
+    return found
 
 
 def _ssh_keygen(arguments: list[str], text: str) -> subprocess.CompletedProcess[str]:

@@ -128,3 +128,31 @@ def test_two_lines_are_not_one_public_key(make_key: MakeKey) -> None:
     line = public(make_key("ana"))
     with pytest.raises(ValueError, match="one line of a .pub file"):
         checked_public_key(f"{line}\n{line}")
+
+
+def test_key_that_was_taken_away_signs_no_more(make_key: MakeKey) -> None:
+    """What ssh-keygen confirms is remembered: by the keys, too."""
+    ana, other = make_key("ana"), make_key("other")
+    signed = sign(TEXT, ana)
+    assert signer_of(TEXT, signed, "ana", [public(ana)]) == fingerprint(public(ana))
+    assert signer_of(TEXT, signed, "ana", [public(other)]) is None
+    assert signer_of(TEXT, signed, "ana", []) is None
+    assert signer_of(f"{TEXT} ", signed, "ana", [public(ana)]) is None
+    assert signer_of(TEXT, signed, "ben", [public(ana)]) == fingerprint(public(ana))
+    assert signer_of(TEXT, signed, "ana", [public(ana)], "git") is None
+
+
+def test_refusal_of_ssh_keygen_is_asked_again(
+    make_key: MakeKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was killed, as where memory is short, must not make a signature bad for good."""
+    ana = make_key("ana")
+    signed = sign(TEXT, ana)
+    with monkeypatch.context() as patch:
+        broken = tmp_path / "bin" / "ssh-keygen"
+        broken.parent.mkdir()
+        broken.write_text("#!/bin/sh\nkill -9 $$\n")
+        broken.chmod(0o755)
+        patch.setenv("PATH", str(broken.parent))
+        assert signer_of(TEXT, signed, "ana", [public(ana)]) is None
+    assert signer_of(TEXT, signed, "ana", [public(ana)]) == fingerprint(public(ana))
