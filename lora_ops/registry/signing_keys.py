@@ -285,6 +285,8 @@ class PrivateKey:
         The public keys in the folder are named by their fingerprints, and a private key by the registry's id.
         """
         place, signed = self._place(), {path.stem for path in self.folder.glob("*.pub")}
+        if not signed:  # a new registry: a user may have the keys of a hundred others
+            return None
         found = []
         for path in [place] if place else keys_home().glob("*.key"):
             with suppress(OSError, LoraOpsError):
