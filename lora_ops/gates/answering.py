@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from lora_ops.adapter_files import adapter_digests
 from lora_ops.engines.protocol import Engine, EngineError, Generation, Sampling
-from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.errors import LoraOpsError
 from lora_ops.hashing import sha256_text
 from lora_ops.loading import load_tokenizer
@@ -102,6 +101,8 @@ def _answers(
 async def _answer(
     base: Path, adapter: Path | None, digests: Mapping[str, str], asked: Sequence[Asked]
 ) -> list[CaseAnswer]:
+    from lora_ops.engines.torch_engine import TorchEngine  # torch and peft, which a replay does without
+
     tokenizer = load_tokenizer(base)
     engine = TorchEngine(base, max_batch=MAX_BATCH, prefill_chunk=PREFILL_CHUNK)
     tokens = tokenizer([one.prompt for one in asked], add_special_tokens=False)["input_ids"]

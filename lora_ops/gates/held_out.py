@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.evaluation.answers import answer
 from lora_ops.evaluation.bias import with_slices
 from lora_ops.evaluation.few_shot import base_prompts
 from lora_ops.evaluation.labels import read_label
@@ -89,6 +88,8 @@ def answer_again(registry: Registry, version: Version, root: Path) -> AnsweredAg
         )
     prompt, settings = asked_by(version)
     base, train = root / "models/base", read_split(prepared, "train")
+    from lora_ops.evaluation.answers import answer  # torch, which a replay does without
+
     tokenizer = load_tokenizer(base)
     for split, rows in (("train", train), ("test", test)):
         wrong = says_two_things(tokenizer, rows, prompt.system)

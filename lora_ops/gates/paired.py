@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri, stdtrit
-from scipy.stats import binomtest
 
 from lora_ops.evaluation.inference import (
     CONFIDENCE,
@@ -73,6 +72,8 @@ def compare_rows(
     binary = bool(np.isin(left, (0, 1)).all() and np.isin(right, (0, 1)).all())
     exact = (binary and many == len(left)) or not (gained or lost)
     if exact:
+        from scipy.stats import binomtest  # a second to import, for one of the two ways
+
         low, high = tango(gained, lost, many)
         p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
         value = (gained - lost) / len(left)
