@@ -327,6 +327,7 @@ def scale_learning_rate(root: Path, factor: float) -> None:
     edit_params(root, change)
 
 
+@pytest.mark.nightly
 def test_one_tenants_learning_rate_runs_its_own_stages_and_makes_a_new_version(done: Path) -> None:
     scale_learning_rate(done, 4)
     changed = run("dvc", "repro", cwd=done)
@@ -335,6 +336,7 @@ def test_one_tenants_learning_rate_runs_its_own_stages_and_makes_a_new_version(d
     assert registered_as(done, "finance") == "finance@2"
 
 
+@pytest.mark.nightly
 def test_the_earlier_recipe_is_the_earlier_version_again(done: Path) -> None:
     scale_learning_rate(done, 1 / 4)
     again = run("dvc", "repro", cwd=done)
@@ -438,6 +440,7 @@ def test_an_adapter_that_does_not_beat_its_base_is_not_packaged(done: Path) -> N
     assert run("dvc", "repro", "package@support", cwd=done).returncode == 0
 
 
+@pytest.mark.nightly
 def test_two_repros_at_once_do_not_hurt_each_other(done: Path) -> None:
     def change(params: dict) -> None:
         params["tenants"]["support"]["train"]["seed"] = 11
@@ -457,6 +460,7 @@ def test_two_repros_at_once_do_not_hurt_each_other(done: Path) -> None:
     assert again.returncode == 0 and "Running stage" not in again.stdout
 
 
+@pytest.mark.nightly
 def test_a_kill_in_the_middle_of_training_is_mended_by_a_second_repro(done: Path) -> None:
     def change(params: dict) -> None:
         params["tenants"]["support"]["train"] |= {"seed": 5, "epochs": 60}
