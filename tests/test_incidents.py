@@ -155,7 +155,9 @@ def test_the_runbook_brings_the_earlier_answers_back_and_keeps_the_evidence(
 
     def who_answers(gateway: Served) -> str:
         body = {"model": "finance", "max_tokens": 2, "messages": [{"role": "user", "content": "AIRBNB"}]}
-        return httpx.post(f"{gateway.url}/v1/chat/completions", json=body).headers["x-lora-ops-adapter"]
+        return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, verify=False).headers[
+            "x-lora-ops-adapter"
+        ]
 
     with served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
         assert who_answers(gateway) == "finance@2"
@@ -309,7 +311,7 @@ def test_rollback_without_wandb_stops_the_bad_version(
                     "max_tokens": 2,
                     "messages": [{"role": "user", "content": "AIRBNB"}],
                 }
-                return httpx.post(f"{gateway.url}/v1/chat/completions", json=body).status_code
+                return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, verify=False).status_code
 
             assert ask() == 200
             done = runbook(clone.root, *options, "--yes", "--without-notebook", "--json", **offline)

@@ -404,7 +404,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()  # a process has one state
+    httpx.post(
+        f"http://{host}:{port}/moto-api/reset", verify=False
+    ).raise_for_status()  # a process has one state
     storage = fsspec.filesystem("s3")
     storage.mkdir("adapters")
     yield "s3://adapters/weights-of-a-team"

@@ -182,7 +182,9 @@ def test_log_and_prometheus_count_the_same_risks(observed: Observed) -> None:
 
 def test_rules_are_evaluated_without_a_fault(observed: Observed) -> None:
     eventually(lambda: bool(observed.now("adapter:lora_ops_request_seconds:p95_before")), 60)
-    said = httpx.get(f"{observed.prometheus.url}/api/v1/rules", trust_env=False).json()["data"]["groups"]
+    said = httpx.get(f"{observed.prometheus.url}/api/v1/rules", trust_env=False, verify=False).json()["data"][
+        "groups"
+    ]
     rules = [rule for group in said for rule in group["rules"]]
     assert len(rules) > 10
     assert {(rule["health"], rule.get("lastError")) for rule in rules} == {("ok", None)}

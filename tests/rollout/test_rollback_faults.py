@@ -150,7 +150,7 @@ def test_answers_in_flight_end_on_the_version_that_left(
 ) -> None:
     def ask(gateway: Served, tokens: int) -> httpx.Response:
         body = {"model": "finance", "prompt": "AIRBNB", "max_tokens": tokens, "ignore_eos": True}
-        return httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60)
+        return httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60, verify=False)
 
     with served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
         assert ask(gateway, 1).headers["x-lora-ops-adapter"] == "finance@2"
@@ -195,7 +195,9 @@ def test_version_that_returns_is_still_in_memory(
 
     def ask(gateway: Served) -> str:
         body = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 1}
-        return httpx.post(f"{gateway.url}/v1/completions", json=body).headers["x-lora-ops-adapter"]
+        return httpx.post(f"{gateway.url}/v1/completions", json=body, verify=False).headers[
+            "x-lora-ops-adapter"
+        ]
 
     with clone.registry() as registry, served(clone.root, clone.settings(), engine) as gateway:  # type: ignore[arg-type]
         assert ask(gateway) == "finance@2"

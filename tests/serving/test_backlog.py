@@ -31,7 +31,7 @@ def test_backlog_of_a_gateway_is_scraped(gateway: Served) -> None:
     done = threading.Event()
 
     def ask() -> None:
-        with httpx.Client(base_url=gateway.url, timeout=120) as http:
+        with httpx.Client(base_url=gateway.url, timeout=120, verify=False) as http:
             assert http.post("/v1/completions", json=body).status_code == 200
         done.set()
 
@@ -49,6 +49,6 @@ def test_backlog_of_a_gateway_is_scraped(gateway: Served) -> None:
 
 def test_backlog_forgets_a_client_that_leaves(gateway: Served) -> None:
     body = {"model": "base", "prompt": "AIRBNB", "max_tokens": 1500, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{gateway.url}/v1/completions", json=body, timeout=60) as response:
+    with httpx.stream("POST", f"{gateway.url}/v1/completions", json=body, timeout=60, verify=False) as response:
         next(response.iter_lines())
     eventually(lambda: gateway.metric(READ) == gateway.metric(WRITTEN) == 0)

@@ -270,7 +270,7 @@ def test_slots_are_taken_by_what_answers_took_lately(gateway: Served) -> None:
 
 def test_a_client_that_leaves_takes_its_generation_with_it(gateway: Served) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{gateway.url}/v1/completions", json={**LONG, "n": 4}, timeout=0.3)
+        httpx.post(f"{gateway.url}/v1/completions", json={**LONG, "n": 4}, timeout=0.3, verify=False)
     eventually(lambda: idle(gateway), 2)
     assert gateway.metric("lora_ops_errors_total", code="499") == 1
 
@@ -286,7 +286,7 @@ def test_a_client_that_leaves_the_queue_takes_its_place_with_it(clone: Clone, en
     with served(clone.root, clone.settings(max_running=1, max_waiting=1), engine) as gateway:
         with long_answer(gateway):
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{gateway.url}/v1/completions", json=SHORT, timeout=0.2)
+                httpx.post(f"{gateway.url}/v1/completions", json=SHORT, timeout=0.2, verify=False)
             eventually(lambda: gateway.metric("lora_ops_waiting") == 0)
         assert gateway.http().post("/v1/completions", json=SHORT).status_code == 200
 

@@ -68,13 +68,15 @@ def hang_up() -> Iterator[None]:
 def test_server_says_that_it_is_open_and_finishes_what_runs(clone: Clone, number: signal.Signals) -> None:
     body = {"model": "base", "prompt": "AIRBNB", "max_tokens": 800, "stream": True}
     with serving(clone) as server:
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions", json=body, timeout=60, verify=False
+        ) as response:
             lines = response.iter_lines()
             next(lines)
             server.process.send_signal(number)
             time.sleep(0.2)
             with pytest.raises(httpx.ConnectError):
-                httpx.get(f"{server.url}/health")
+                httpx.get(f"{server.url}/health", verify=False)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert server.process.wait(30) == 0
@@ -90,17 +92,20 @@ def test_it_says_that_it_is_not_ready_before_it_closes_its_port(clone: Clone) ->
     params = clone.root / "params.yaml"
     params.write_text(params.read_text().replace("serving:\n", "serving:\n  not_ready_seconds: 2\n", 1))
     with serving(clone) as server:
-        assert httpx.get(f"{server.url}/ready").status_code == 200
+        assert httpx.get(f"{server.url}/ready", verify=False).status_code == 200
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
-        assert httpx.get(f"{server.url}/ready").status_code == 503
+        assert httpx.get(f"{server.url}/ready", verify=False).status_code == 503
         body = {"model": "base", "prompt": "AIRBNB", "max_tokens": 2}
-        assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
+        assert httpx.post(f"{server.url}/v1/completions", json=body, verify=False).status_code == 200
         assert server.process.wait(30) == 0
 
 
 def test_a_log_that_nobody_reads_stops_no_request(clone: Clone) -> None:
-    with serving(clone, read=False) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with (
+        serving(clone, read=False) as server,
+        httpx.Client(base_url=server.url, timeout=30, verify=False) as client,
+    ):
         for _ in range(50):
             assert client.get(f"/{'x' * 30_000}").status_code == 404
         assert "lora_ops_log_lines_lost_total 0.0" in client.get("/metrics").text
@@ -121,8 +126,8 @@ def test_what_was_answered_before_a_kill_is_in_the_event_log(clone: Clone) -> No
     body = {"model": "finance", "prompt": "AIRBNB", "max_tokens": 2}
     with serving(clone) as server:
         for _ in range(5):
-            assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
-        eventually(lambda: "lora_ops_events_total 5.0" in httpx.get(f"{server.url}/metrics").text)
+            assert httpx.post(f"{server.url}/v1/completions", json=body, verify=False).status_code == 200
+        eventually(lambda: "lora_ops_events_total 5.0" in httpx.get(f"{server.url}/metrics", verify=False).text)
         server.process.kill()
         server.process.wait()
     assert len(read_events(clone.root / ".serving/events")) == 5
