@@ -125,7 +125,7 @@ def lines(begun: datetime, seconds: float, count: int, users: int, draw: random.
             "device_seconds": 0.05,
             "answer_task": 1.0,
             "answer_insults": 0.01,
-            "answer_identifiers": 0,
+            "answer_new_identifiers": 0,
         }
         yield json.dumps(event).encode() + b"\n"
 

@@ -18,6 +18,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from lora_ops.detectors.measure import corrected_rate, proportion
+from lora_ops.detectors.risky import HAS_ANSWER, insults, leaks
 from lora_ops.errors import LoraOpsError
 from lora_ops.line_files import LINE_BYTES, read_line_files
 from lora_ops.monitoring.latency import ahead_note
@@ -33,11 +34,8 @@ MOST_UNSCORED = 0.5
 """Of the answers: above it the scored ones may be the wrong ones to judge by."""
 ROTATED = timedelta(days=1)
 """A gateway's log file holds less, unless `serving.events.rotate_seconds` says otherwise."""
-# Lines that no gateway wrote. A request without a token, or without text, has no answer that could be risky.
-WHOLE = (
-    "tenant IS NOT NULL AND adapter IS NOT NULL AND digest IS NOT NULL AND generated_tokens > 0 "
-    "AND answer_has_text IS DISTINCT FROM false"
-)
+# Not of lines that no gateway wrote.
+WHOLE = f"tenant IS NOT NULL AND adapter IS NOT NULL AND digest IS NOT NULL AND {HAS_ANSWER}"
 Detectors = Callable[[str, str], Mapping[RiskKind, Measured]]
 """How well each detector works, by what a version's policy report says; given its name and its digest."""
 PLAIN = (
@@ -220,14 +218,14 @@ class _Timed(BaseModel):
 def _marked(found: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Return the events with what was scored and what is risky of each kind, as `Event.risks` says it."""
     is_scored = found["insult_detector"].notna()
-    new, insults = found["answer_new_identifiers"], found["answer_insults"]
+    new, scores = found["answer_new_identifiers"], found["answer_insults"]
     is_label = found["answer_is_label"].eq(True).fillna(False).astype(bool)
     return found.assign(
         # An earlier release counted identifiers that the prompt has, too: its events say nothing here.
         identifiers_scored=is_scored & new.notna(),
-        identifiers=is_scored & (new.fillna(0) > 0),
-        insults_scored=is_scored & insults.notna(),
-        insults=is_scored & (insults.fillna(0) >= threshold) & ~is_label,
+        identifiers=is_scored & leaks(new.fillna(0)),
+        insults_scored=is_scored & scores.notna(),
+        insults=is_scored & insults(scores.fillna(0), is_label, threshold),
     )
 
 

@@ -31,8 +31,10 @@ class ShadowPair(Record):
         similarity: chrF of the two texts; None for labels.
         production_task, shadow_task: share of answers that pass the task's check: the expected answer where one
             is known, else any label, else any text.
-        production_identifiers, shadow_identifiers: share of answers with a personal identifier.
-        production_insults, shadow_insults: share of answers from the insult detector's threshold on.
+        production_identifiers, shadow_identifiers: share of answers with an identifier that the prompt lacks;
+            of those that have text, as the next. None: none has.
+        production_insults, shadow_insults: share of answers from the insult detector's threshold on that are no
+            label of their version.
         production_characters, shadow_characters: length of all answers together.
     """
 

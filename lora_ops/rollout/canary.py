@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from lora_ops.detectors.risky import insults, leaks
 from lora_ops.records.rollout import RolloutPlan
 from lora_ops.rollout.guardrails import P95, LatencyGuardrail, MeanGuardrail, Measured, Shown
 from lora_ops.rollout.sample_ratio import Phase, SampleRatio, sample_ratio
@@ -42,8 +43,9 @@ class CanaryRequest:
         status: HTTP status.
         seconds: until the answer was whole.
         tokens: of all its answers.
-        insults: the detector's score of the answer, or None where nobody scored it.
-        identifiers: how many the answer has, or None.
+        insults: the detector's score of the answer, or None where there is none, or nobody scored it.
+        identifiers: how many the answer has that its prompt lacks, or None.
+        is_label: whether the whole answer is a label of its version.
         is_task: whether each of its answers does the task, or None where nobody checked.
         key: id of the API key; None: the gateway asks for none.
     """
@@ -58,6 +60,7 @@ class CanaryRequest:
     tokens: int
     insults: float | None = None
     identifiers: int | None = None
+    is_label: bool = False
     is_task: bool | None = None
     key: str | None = None
     is_loading: bool = False
@@ -227,9 +230,11 @@ class CanaryEvidence:
             self._errors.units.add(at, unit, arm, 0.0 if is_own else 1.0)
         if not is_own:
             return
-        if one.insults is not None and one.identifiers is not None:
-            self._insults.units.add(at, unit, arm, float(one.insults >= self._insults_from))
-            self._identifiers.units.add(at, unit, arm, float(bool(one.identifiers)))
+        if one.insults is not None:
+            insulting = insults(one.insults, one.is_label, self._insults_from)
+            self._insults.units.add(at, unit, arm, float(insulting))
+        if one.identifiers is not None:
+            self._identifiers.units.add(at, unit, arm, float(leaks(one.identifiers)))
         if one.is_task is not None:
             self._any_task = True
             self._task.units.add(at, unit, arm, float(not one.is_task))

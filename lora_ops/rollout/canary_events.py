@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from lora_ops.detectors.risky import has_answer
 from lora_ops.new_lines import NewLines, Row
 from lora_ops.records.record import Record
 from lora_ops.records.rollout import RolloutPlan
@@ -27,9 +28,11 @@ FIELDS = (
     "status",
     "seconds",
     "generated_tokens",
+    "answer_is_label",
+    "answer_has_text",
     "answer_task",
     "answer_insults",
-    "answer_identifiers",
+    "answer_new_identifiers",
 )
 # A line that no gateway wrote must not stop a rollout's way back. NaN is above every number here.
 WHOLE = (
@@ -58,9 +61,11 @@ class ArmEvent(Record):
     code: str | None = None
     seconds: float
     generated_tokens: int
+    answer_is_label: bool | None = None
+    answer_has_text: bool | None = None
     answer_task: float | None = None
     answer_insults: float | None = None
-    answer_identifiers: int | None = None
+    answer_new_identifiers: int | None = None
 
 
 def of_arms(plan: RolloutPlan, since: datetime) -> str:
@@ -162,11 +167,14 @@ def read_requests(folder: Path, where: str, stops: Stops) -> Iterator[CanaryRequ
 
 def requests_of(rows: Iterable[Row], stops: Stops) -> Iterator[CanaryRequest]:
     """Yield the requests that lines tell of, without those while production answered nobody."""
-    for _, time, unit, key, arm, fallback, adapter, digest, status, seconds, tokens, *scores, _ in rows:
+    for _, time, unit, key, arm, fallback, adapter, digest, status, seconds, tokens, *answer, _ in rows:
         at = EPOCH + timedelta(microseconds=time)
         if stops and any(start <= at and (end is None or at <= end) for start, end in stops):
             continue
+        is_label, has_text, *scores = answer
         task, insults, identifiers = map(_number, scores)
+        if not has_answer(tokens, has_text):  # it can't be risky, and whether it does the task is known
+            insults = identifiers = None
         yield CanaryRequest(
             at=at,
             unit=unit,
@@ -178,6 +186,7 @@ def requests_of(rows: Iterable[Row], stops: Stops) -> Iterator[CanaryRequest]:
             tokens=tokens,
             insults=insults,
             identifiers=None if identifiers is None else int(identifiers),
+            is_label=bool(is_label),
             is_task=None if task is None else task >= 1,
             key=key,
             is_loading=fallback == "loading",

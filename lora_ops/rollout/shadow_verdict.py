@@ -271,8 +271,10 @@ def _tested(
     failed = (tried["status"] == "failed").astype(float)
     yield _Tested("errors", tried, 0 * failed, failed, margins.errors)
     yield _Tested("task", judged, *both(judged, "task"), margins.task, more_is_better=True)
-    yield _Tested("insults", judged, *both(judged, "insults"), margins.insults)
-    yield _Tested("identifiers", judged, *both(judged, "identifiers"), margins.identifiers)
+    for name, margin in (("insults", margins.insults), ("identifiers", margins.identifiers)):
+        # An empty answer was not looked at.
+        seen = judged.dropna(subset=[f"production_{name}", f"shadow_{name}"])
+        yield _Tested(name, seen, *both(seen, name), margin)
     yield _Tested("tokens", answered, *both(answered, "tokens"), excess_margin(margins.tokens), amounts=True)
 
 

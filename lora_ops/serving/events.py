@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from lora_ops.detectors.risky import has_answer, insults, leaks
 from lora_ops.errors import LoraOpsError
 from lora_ops.line_files import read_line_files
 from lora_ops.records.record import Record
@@ -115,12 +116,11 @@ class Event(Record):
         Args:
             insult_threshold: score from which an answer counts as insulting.
         """
-        # A refused request and an empty answer can't be risky, and would make any share look small.
-        if self.insult_detector is None or not self.generated_tokens or self.answer_has_text is False:
+        if self.insult_detector is None or not has_answer(self.generated_tokens, self.answer_has_text):
             return {}
         return {
-            "identifiers": bool(self.answer_new_identifiers),
-            "insults": (self.answer_insults or 0) >= insult_threshold and not self.answer_is_label,
+            "identifiers": leaks(self.answer_new_identifiers or 0),
+            "insults": insults(self.answer_insults or 0, self.answer_is_label, insult_threshold),
         }
 
     def scored(self, scores: Scores | None, *, keep_text: bool) -> "Event":

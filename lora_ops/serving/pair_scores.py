@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from lora_ops.detectors.identifiers import redact
 from lora_ops.detectors.insults import packaged_insults
+from lora_ops.detectors.new_identifiers import new_identifiers
+from lora_ops.detectors.risky import insults, leaks
 from lora_ops.evaluation.labels import label_form, normalize, read_label
-from lora_ops.serving.risk import SCORED_CHARACTERS, kept
-from lora_ops.serving.task_check import does_task
+from lora_ops.serving.risk import KNOWN_CHARACTERS, SCORED_CHARACTERS, kept
+from lora_ops.serving.task_check import are_labels, does_task
 from lora_ops.settings.labels import NO_LABEL
 
 COMPARED_CHARACTERS = 4000
@@ -66,8 +68,8 @@ def judge(texts: PairTexts) -> PairScores:
     Raises:
         LoraOpsError: the weights that find insults are missing or not the expected ones.
     """
-    production = _Side(texts.production, texts.production_labels, texts.expected, texts.insult_threshold)
-    shadow = _Side(texts.shadow, texts.shadow_labels, texts.expected, texts.insult_threshold)
+    production = _Side(texts.production, texts.production_labels, texts)
+    shadow = _Side(texts.shadow, texts.shadow_labels, texts)
     pairs = list(zip(texts.production, texts.shadow, strict=bool(texts.shadow)))
     labelled = bool(texts.production_labels and texts.shadow_labels)
     same = (_agrees(one, other, texts) for one, other in pairs)
@@ -90,18 +92,27 @@ def judge(texts: PairTexts) -> PairScores:
 class _Side:
     """One version's answers."""
 
-    def __init__(
-        self, answers: Sequence[str], labels: Sequence[str], expected: Sequence[str], threshold: float
-    ) -> None:
+    def __init__(self, answers: Sequence[str], labels: Sequence[str], texts: PairTexts) -> None:
         begins = [answer[:SCORED_CHARACTERS] for answer in answers]
         found = [redact(text) for text in begins]
-        self.identifiers = [float(count > 0) for _, count in found]
         self.redacted = [kept(text, answer) for (text, _), answer in zip(found, answers, strict=True)]
-        self.insults = [float(score >= threshold) for score in packaged_insults().scores(begins)]
-        if expected:
+        # An empty answer is not looked at.
+        said = [number for number, text in enumerate(begins) if text.strip()]
+        prompt = texts.prompt[:KNOWN_CHARACTERS]
+        self.identifiers = [
+            float(bool(found[number][1]) and leaks(len(new_identifiers(begins[number], prompt))))
+            for number in said
+        ]
+        scores = packaged_insults().scores([begins[number] for number in said])
+        self.insults = [
+            float(insults(score, are_labels([answers[number]], labels), texts.insult_threshold))
+            for number, score in zip(said, scores, strict=True)
+        ]
+        if texts.expected:
             form = label_form(labels) if labels else normalize
             self.task = [
-                float(form(answer) == form(right)) for answer, right in zip(answers, expected, strict=False)
+                float(form(answer) == form(right))
+                for answer, right in zip(answers, texts.expected, strict=False)
             ]
         else:
             self.task = [float(does_task(answer, labels)) for answer in begins]

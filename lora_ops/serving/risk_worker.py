@@ -66,7 +66,7 @@ class RiskWorker:
 
         asked = replace(
             texts,
-            prompt=texts.prompt[: SCORED_CHARACTERS + 1],
+            prompt=texts.prompt[:KNOWN_CHARACTERS],
             production=cut(texts.production),
             shadow=cut(texts.shadow),
         )

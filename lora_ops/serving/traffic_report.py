@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from lora_ops.detectors.insults import THRESHOLD
+from lora_ops.detectors.risky import has_answer, insults, leaks
 from lora_ops.plots import Plot
 from lora_ops.serving.errors import NOT_FAILED
 from lora_ops.serving.events import Event, read_events
@@ -40,6 +41,9 @@ def by_version(events: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (tenant, adapter, route), mine in events.groupby(["tenant", "adapter", "route"]):
         good = mine[mine["status"] == 200]
+        said = good[has_answer(good["generated_tokens"], good["answer_has_text"].fillna(True))]
+        scored = said.dropna(subset="answer_insults")
+        is_label = scored["answer_is_label"].fillna(False)
         seconds = good["seconds"].quantile([0.5, 0.95, 0.99])
         rows.append(
             {
@@ -53,8 +57,8 @@ def by_version(events: pd.DataFrame) -> pd.DataFrame:
                 "tokens read": mine["prompt_tokens"].sum(),
                 "tokens written": mine["generated_tokens"].sum(),
                 "device s": mine["device_seconds"].sum(),
-                "identifiers": (good["answer_identifiers"].dropna() > 0).mean(),
-                "insulting": (good["answer_insults"].dropna() >= THRESHOLD).mean(),
+                "identifiers": leaks(said["answer_new_identifiers"].dropna()).mean(),
+                "insulting": insults(scored["answer_insults"], is_label, THRESHOLD).mean(),
             }
         )
     if not rows:

@@ -44,7 +44,8 @@ def plain_look(
 
     errors = [it for it in named if not (it[1].is_loading or is_theirs(it[1]))]
     own = [it for it in named if is_own(it[1])]
-    scored = [it for it in own if it[1].insults is not None and it[1].identifiers is not None]
+    scored = [it for it in own if it[1].insults is not None]
+    searched = [it for it in own if it[1].identifiers is not None]
     tasks = [it for it in own if it[1].is_task is not None]
     margins = plan.margins
     failed = _closed(errors, lambda one: float(not is_own(one)), until, window)
@@ -53,12 +54,12 @@ def plain_look(
         (
             "insults",
             margins.insults,
-            _closed(scored, lambda one: float((one.insults or 0) >= 0.5), until, window),
+            _closed(scored, lambda one: float((one.insults or 0) >= 0.5 and not one.is_label), until, window),
         ),
         (
             "identifiers",
             margins.identifiers,
-            _closed(scored, lambda one: float(bool(one.identifiers)), until, window),
+            _closed(searched, lambda one: float(bool(one.identifiers)), until, window),
         ),
     ]
     if tasks:

@@ -97,7 +97,7 @@ class Recorded:
                     "seconds": self.draw.lognormvariate(-1, 0.3),
                     "generated_tokens": self.draw.randint(4, 8),
                     "answer_insults": 0.0,
-                    "answer_identifiers": 0,
+                    "answer_new_identifiers": 0,
                     **(worse if arm == "canary" else {}),
                 }
                 lines.append(event(0, **known).model_dump_json())

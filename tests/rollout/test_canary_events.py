@@ -59,7 +59,9 @@ class Gateways:
             "generated_tokens": draw.randrange(30),
             "answer_task": draw.choice([1.0, 0.0, None]),
             "answer_insults": draw.choice([0.1, 0.6, None]),
-            "answer_identifiers": draw.choice([0, 0, 1]),
+            "answer_new_identifiers": draw.choice([0, 0, 1, None]),
+            "answer_is_label": draw.choice([True, False, None]),
+            "answer_has_text": draw.choice([True, True, False, None]),
         }
         return json.dumps({**known, **changes}).encode() + b"\n"
 
@@ -154,10 +156,12 @@ def told(folder: Path, plan: RolloutPlan, stops: Stops) -> list[CanaryRequest]:
                 continue
             stopped = any(start <= at and (end is None or at <= end) for start, end in stops)
             if is_real and one["tenant"] == "finance" and one["arm"] and not stopped:
+                is_empty = one["answer_has_text"] is False or not one["generated_tokens"]
                 found[one["id"]] = CanaryRequest(
                     at=at,
-                    insults=one["answer_insults"],
-                    identifiers=one["answer_identifiers"],
+                    insults=None if is_empty else one["answer_insults"],
+                    identifiers=None if is_empty else one["answer_new_identifiers"],
+                    is_label=one["answer_is_label"] is True,
                     is_task=one["answer_task"] and one["answer_task"] >= 1,
                     is_loading=one["fallback"] == "loading",
                     tokens=one["generated_tokens"],

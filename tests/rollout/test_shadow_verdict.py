@@ -102,6 +102,17 @@ def test_worse_version_is_found_by_its_metric(worse: dict[str, Any], named: str)
     assert high < 0 if named == "task" else low > 0
 
 
+def test_empty_answers_hide_no_insults() -> None:
+    """Nine in ten answers are empty, and each other one insults: only those have been looked at."""
+    unseen = {"shadow_insults": None, "shadow_identifiers": None}
+    found = look(
+        [pair(number, **({"shadow_insults": 1.0} if number % 10 == 0 else unseen)) for number in range(300)]
+    )
+    units = {one.name: one.units for one in found.metrics}
+    assert (units["insults"], units["identifiers"], units["task"], found.unscored) == (30, 30, 300, 0)
+    assert found.verdict.decision == "roll back" and found.verdict.breached == ("insults",)
+
+
 def test_version_that_fails_is_found_though_the_rest_is_good() -> None:
     drawn = random.Random(1)
     rows = [failed(number) if drawn.random() < 0.3 else pair(number) for number in range(300)]

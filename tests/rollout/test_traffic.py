@@ -93,6 +93,27 @@ def test_scores_of_answers_are_read(
     assert (shown["identifiers"].canary, shown["identifiers"].control) == (1.0, 0.0)
 
 
+def test_canary_counts_what_the_budgets_count(
+    traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path
+) -> None:
+    """What the prompt has is no leak, a label insults nobody, and an empty answer is not looked at."""
+    leak, rude = "write to jane.doe@example.com", "You idiot"
+    both = [{"arm": "control", "answer_text": "fine"}] * 6
+    mine = [
+        {"prompt_text": leak, "answer_text": leak},
+        {"answer_text": rude, "answer_is_label": True},
+        {"answer_text": rude, "answer_is_label": False},
+        {"prompt_text": "AIRBNB", "answer_text": " "},
+        {"prompt_text": "AIRBNB", "answer_text": "", "generated_tokens": 0},
+    ]
+    write(tmp_path, *both, *({"arm": "canary", "prompt_text": "x", **one} for one in mine))
+    registry.clock = lambda: MORNING + timedelta(hours=1)
+    shown = {one.name: one for one in traffic.canary(rollout).guardrails}
+    assert (shown["errors"].users, shown["insults"].users, shown["identifiers"].users) == (5, 3, 3)
+    assert shown["insults"].canary == pytest.approx(1 / 3) and shown["identifiers"].canary == 0
+    assert (shown["insults"].control, shown["identifiers"].control) == (0, 0)
+
+
 def test_tasks_of_both_arms_are_compared(
     traffic: GatewayTraffic, rollout: Rollout, registry: Registry, tmp_path: Path
 ) -> None:

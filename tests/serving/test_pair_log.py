@@ -74,12 +74,26 @@ def test_judge_compares_labels_by_their_meaning(
 
 
 def test_judge_compares_texts_by_chrf_and_detectors() -> None:
-    found = judge(PairTexts(LEAK, ["Thanks a lot", "You idiot"], ["Thanks a lot!", LEAK]))
+    found = judge(PairTexts(LEAK, ["Thanks a lot", "You idiot"], ["Thanks a lot!", "Call jo@example.org"]))
     assert found.agreement == 0.5 and found.similarity and 0.4 < found.similarity < 1
     assert (found.production_identifiers, found.shadow_identifiers) == (0, 0.5)
     assert (found.production_insults, found.shadow_insults) == (0.5, 0)
-    assert "jane" not in found.prompt_text + found.shadow_text
+    assert "jane" not in found.prompt_text and "jo@" not in found.shadow_text
     assert (found.production_task, found.shadow_task) == (1, 1)
+
+
+def test_judge_counts_what_the_budgets_count() -> None:
+    """What the prompt has is no leak, however late it stands there; a label insults nobody."""
+    late = "a" * SCORED_CHARACTERS + LEAK
+    (kept,) = [judge(PairTexts(late, [LEAK], [f"{LEAK} or jo@example.org"]))]
+    assert (kept.production_identifiers, kept.shadow_identifiers) == (0, 1)
+    rude = ("Idiot", "Angel")
+    found = judge(PairTexts("AIRBNB", ["idiot."], ["You idiot"], rude, rude))
+    assert (found.production_insults, found.shadow_insults) == (0, 1)
+    # Whoever says nothing is not looked at: two in three of these would look clean.
+    empty = judge(PairTexts("AIRBNB", ["You idiot", "", " "], ["", "", ""]))
+    assert (empty.production_insults, empty.production_identifiers) == (1, 0)
+    assert (empty.shadow_insults, empty.shadow_identifiers, empty.shadow_task) == (None, None, 0)
 
 
 def test_judge_checks_the_expected_answer_where_it_is_known() -> None:

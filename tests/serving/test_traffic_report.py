@@ -66,7 +66,7 @@ def test_without_events_it_says_how_to_make_some(executed: Any) -> None:
 def test_versions_are_summed_by_tenant_and_route(tmp_path: Path) -> None:
     write(
         tmp_path,
-        event(1, seconds=1.0),
+        event(1, seconds=1.0, answer_text="fine"),
         event(2, seconds=3.0, answer_text="You idiot, write to jane.doe@example.com"),
         event(3, seconds=9.0, status=503, code="overloaded", generated_tokens=0),
         event(4, seconds=9.0, status=499, code="client_gone"),
@@ -97,7 +97,7 @@ def test_traffic_is_drawn_in_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_traffic_without_failures_or_risks_is_called_so(tmp_path: Path) -> None:
-    write(tmp_path, event(1))
+    write(tmp_path, event(1, answer_text="fine"), event(2, answer_text="Mental", answer_is_label=True))
     assert findings(by_version(recent_events(tmp_path, 7)))[-1].startswith("None failed")
 
 
