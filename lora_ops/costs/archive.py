@@ -4,7 +4,7 @@ A version may go where nothing needs it (needed.py), its team does not keep it b
 nor an entry of the log named it for so many days. Where nobody knows what was asked, nothing goes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from lora_ops.errors import Damaged, Refused, Unavailable
 from lora_ops.named_paths import follow
 from lora_ops.processes import only_one
 from lora_ops.records.archive import ArchivedFile
-from lora_ops.registry.archived_files import ARCHIVED, archived
+from lora_ops.registry.archived_files import ARCHIVED, Archived, archived
 from lora_ops.registry.archived_weights import (
     FOLDER,
     bring_back,
@@ -104,7 +104,8 @@ def find(registry: Registry, settings: ArchiveSettings, root: Path, asked: Asked
     away = archived(registry)
     rule = Rule(registry, settings, asked, now)
     found: dict[Candidate, str] = {}
-    for version in registry.versions():
+    versions = list(registry.versions())
+    for version in versions:
         weights = weights_of(version)
         if weights and version.id not in away:
             candidate = Candidate(
@@ -112,6 +113,7 @@ def find(registry: Registry, settings: ArchiveSettings, root: Path, asked: Asked
             )
             found[candidate] = weights[0]
     run = Run(store_url(settings, root), list(_with_twins(found)), sorted(away))
+    run.notes += _kept_in_vain(registry, settings, away, {version.id for version in versions})
     if asked.since > rule.before:
         run.notes.append(
             f"requests are known since {asked.since:%Y-%m-%d %H:%M} UTC, and {settings.days} days are asked "
@@ -196,6 +198,20 @@ def archive_unused(
         for file in {one.file for one in archived(registry).values() if one.version in run.moved}:
             _remove(registry, run, file, stays)
     return run
+
+
+def _kept_in_vain(
+    registry: Registry, settings: ArchiveSettings, away: Mapping[str, Archived], known: Set[str]
+) -> Iterator[str]:
+    """Yield a sentence for each name in `archive.keep` that keeps nothing here."""
+    for name in sorted(settings.keep):
+        if name not in known:
+            yield f"archive.keep of params.yaml names {name}, and the registry has no such version"
+        elif name in away and not registry.files.holds(away[name].file.sha256):
+            yield (
+                f"{name} is named by archive.keep of params.yaml, and is in the archive already: "
+                f"`lora-ops archive restore {name}` brings it back"
+            )
 
 
 def store_url(settings: ArchiveSettings, root: Path) -> str:

@@ -150,7 +150,7 @@ def read_risk(
         rates: whose windows have a burn rate.
         threshold: score from which an answer counts as insulting.
         now: when the window ends.
-        detectors: how well they work on each version.
+        detectors: how well they work on each version; a LoraOpsError of it becomes a note.
 
     Raises:
         LoraOpsError: there is no event at all, or the files can't be read.
@@ -160,6 +160,15 @@ def read_risk(
     start = now - timedelta(days=budgets.days)
     found = read_line_files(folder, "events", ScoredEvent, f"{WHOLE} AND time >= TIMESTAMPTZ '{start}'")
     marked = _marked(found, threshold)
+    unread: dict[str, str] = {}
+
+    def measurements(adapter: str, digest: str) -> Mapping[RiskKind, Measured]:
+        try:
+            return detectors(adapter, digest)
+        except LoraOpsError as error:
+            unread[adapter] = f"The shares of {adapter} are not corrected: {error}"
+            return {}
+
     risks: list[Risk] = []
     for tenant, mine in marked.groupby("tenant"):
         own = mine[mine["adapter"].map(is_version)]
@@ -167,7 +176,7 @@ def read_risk(
             counting = Counting(str(tenant), kind, budgets, rates, now, int(own[f"{kind}_scored"].sum()))
             counted = []
             for (adapter, digest), part in mine.groupby(["adapter", "digest"]):
-                measured = detectors(str(adapter), str(digest)).get(kind)
+                measured = measurements(str(adapter), str(digest)).get(kind)
                 scored, flagged = _counts(part, kind)
                 corrected = _corrected(flagged, scored, measured)
                 risks.append(_risk(counting, part, corrected, str(adapter), str(digest)))
@@ -175,7 +184,7 @@ def read_risk(
                     counted.append((flagged, scored, measured))
             if counted:
                 risks.append(_risk(counting, own, _corrected_together(counted)))
-    notes = (ahead_note(found["time"], now), behind_note(folder, start))
+    notes = (ahead_note(found["time"], now), behind_note(folder, start), *unread.values())
     return RiskReport(start, now, tuple(risks), threshold, tuple(note for note in notes if note))
 
 

@@ -40,14 +40,15 @@ def measured_detectors(registry: Registry) -> Callable[[str, str], Mapping[RiskK
     """Return what tells how well each detector works, by the last policy report of a version.
 
     A version without one, or with one that somebody typed, has nothing; nor has one of another registry.
+    What is returned raises a LoraOpsError where the report is missing or was changed.
     """
 
     def of_version(adapter: str, digest: str) -> Mapping[RiskKind, Measured]:
         try:
             version = _version(registry, adapter, digest)
-            report = last_document(registry, version, "policy")
-        except LoraOpsError:
+        except NotFound:
             return {}
+        report = last_document(registry, version, "policy")
         if not isinstance(report, PolicyEvidence):
             return {}
         found = {one.name: one.judged.detector for one in report.checks if one.judged and one.judged.detector}

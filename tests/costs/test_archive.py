@@ -136,6 +136,21 @@ def test_version_under_a_legal_hold_stays(kit: OldRegistry) -> None:
     assert run.moved == ["finance@1", "media@1"]
 
 
+def test_kept_by_hand_too_late_is_said(kit: OldRegistry) -> None:
+    """What is in the archive already is not brought back by archive.keep, and a wrong name keeps nothing."""
+    assert "finance@1" in kit.run().moved
+    for yes in (False, True):
+        notes = kit.run(yes=yes, keep=("finance@1", "finance@3", "finance@99")).notes
+        assert [note for note in notes if "archive.keep" in note] == [
+            "finance@1 is named by archive.keep of params.yaml, and is in the archive already: "
+            "`lora-ops archive restore finance@1` brings it back",
+            "archive.keep of params.yaml names finance@99, and the registry has no such version",
+        ]
+    with kit.open() as registry:
+        bring_back(registry, "finance@1", actor="ci", reason="it is kept")
+    assert kit.run(keep=("finance@1",)).notes == []
+
+
 def test_rollback_target_stays_where_production_is_gone(kit: OldRegistry) -> None:
     with kit.open() as registry:
         lifecycle.revoke(registry, "finance@3", actor="ben", reason="leaks")

@@ -18,11 +18,11 @@ from lora_ops.detectors.measure import measured
 from lora_ops.errors import LoraOpsError
 from lora_ops.monitoring import risk_incidents
 from lora_ops.monitoring.content_risk import Risk, RiskReport, as_json, read_risk
-from lora_ops.monitoring.risk_incidents import file_incidents
+from lora_ops.monitoring.risk_incidents import file_incidents, measured_detectors
 from lora_ops.records.detectors import DetectorRecord, Measured
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.cards import record
-from lora_ops.registry.lifecycle import link_incident
+from lora_ops.registry.lifecycle import file_evidence, link_incident
 from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
@@ -33,7 +33,7 @@ from lora_ops.settings.risk import RiskBudget, RiskBudgetSettings
 from lora_ops.settings.serving import EventSettings
 from tests.conftest import small_clone, write_params
 from tests.monitoring.kpi_files import write_events
-from tests.registry.conftest import MORNING, Build, Clock
+from tests.registry.conftest import MORNING, Build, Clock, Story
 from tests.serving.test_events import event, write
 
 NOW = MORNING + timedelta(days=2)
@@ -174,6 +174,26 @@ def test_tenant_row_is_corrected_like_its_version(
     version, everything = (one(report, name, "identifiers") for name in ("finance@1", None))
     assert version.corrected and everything.corrected == version.corrected
     assert version.verdict == everything.verdict == "cannot tell"
+
+
+def test_damaged_policy_report_is_named(
+    registry: Registry, story: Story, package: Build, tmp_path: Path
+) -> None:
+    """Without it a share is not corrected, and nobody would know why; the numbers are there all the same."""
+    version = registry.register(*package(1), actor="ana")[0]
+    (made,) = story.evidence("policy", about=version.id)
+    file_evidence(registry, version.id, made, actor="ci")
+    digest = version.summary.content_digest
+    write_events(tmp_path, *[{**LEAK, "digest": digest}] * 200, *[{**LEAK, "adapter": "finance@9"}] * 100)
+    events, detectors = tmp_path / ".serving/events", measured_detectors(registry)
+    assert read_risk(events, RiskBudgetSettings(), RATES, 0.5, NOW, detectors).notes == ()
+    path = registry.files.path(made.reference.sha256)
+    path.chmod(0o600)
+    path.write_text("{}")
+    found = read_risk(events, RiskBudgetSettings(), RATES, 0.5, NOW, detectors)
+    (note,) = found.notes
+    assert note.startswith("The shares of finance@1 are not corrected: ") and "policy report" in note
+    assert one(found, "finance@1", "identifiers").flagged == 200
 
 
 def test_tenant_row_adds_versions_of_other_detectors(tmp_path: Path) -> None:
