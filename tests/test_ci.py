@@ -336,6 +336,16 @@ def test_weekly_fails_where_data_expires(team: Path) -> None:
     assert said.index("== lora-ops archive verify") < said.index("== lora-ops monitor report")
 
 
+def test_weekly_says_where_kpis_cannot_be_read(team: Path) -> None:
+    """They hide no review, and a list without them is not all that is due."""
+    damaged = team / ".serving/kpis/0123/import.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{}")
+    script = "source <(sed -n '/^nothing_is_due/,/^}/p' .ci/weekly); nothing_is_due || exit $?"
+    said = ci(team, "bash", "-euc", script, code=6)
+    assert "No retirement is listed." in said
+
+
 def test_registry_at_wandb_needs_its_backend(team: Path) -> None:
     """An embedded one would be made on the runner, and be gone with it."""
     said = ci(runner(team), ".ci/weekly", code=1, LORA_OPS_REGISTRY="wandb")
