@@ -32,6 +32,7 @@ from lora_ops.engines.torch_engine.token_bytes import TokenBytes
 from lora_ops.errors import Damaged, LoraOpsError
 from lora_ops.loading import load_tokenizer, pick_device
 from lora_ops.records.drift import MeasuredFacts
+from lora_ops.settings.files import first_problem
 from lora_ops.settings.serving import ServingSettings
 
 ADAPTER, BASE = "adapter", "base"
@@ -89,7 +90,8 @@ class Measurement:
             facts = MeasuredFacts.model_validate_json(_metadata(content)["facts"])
             sides = {name: Side(**{part: arrays[f"{name}.{part}"] for part in PARTS}) for name in SYSTEMS}
         except (SafetensorError, ValidationError, KeyError, ValueError) as error:
-            raise Damaged(f"A kept measurement of drift can't be read: {error}") from error
+            what = first_problem(error) if isinstance(error, ValidationError) else str(error)
+            raise Damaged(f"A kept measurement of drift can't be read ({what}).") from error
         return Measurement(facts, sides)
 
 

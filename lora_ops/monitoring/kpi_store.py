@@ -17,6 +17,7 @@ from lora_ops.hashing import sha256_file
 from lora_ops.monitoring.kpi_files import ROW
 from lora_ops.monitoring.kpi_join import once
 from lora_ops.records.kpi import KpiImport
+from lora_ops.settings.files import first_problem
 from lora_ops.small_files import read_text
 
 if TYPE_CHECKING:
@@ -134,7 +135,9 @@ class KpiStore:
     def _record(self, path: Path) -> KpiImport:
         try:
             found = KpiImport.model_validate_json(read_text(path))
-        except (OSError, ValidationError, UnicodeDecodeError) as error:
+        except ValidationError as error:
+            raise _damaged(path, first_problem(error)) from error
+        except (OSError, UnicodeDecodeError) as error:
             raise _damaged(path, str(error)) from error
         if found.sha256 != path.parent.name:
             raise _damaged(path, "it is of another file than its folder")
