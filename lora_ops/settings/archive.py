@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field
 
 from lora_ops.settings.section import Section, refuse_shared_folder
 
@@ -53,6 +53,17 @@ def url_problem(url: str) -> str | None:
     return None
 
 
+def _require_version(text: str) -> str:
+    """Return the name of an exact version.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}@[1-9][0-9]{0,17}", text):
+        raise ValueError("name exact versions, such as finance@3")
+    return text
+
+
 class ArchiveSettings(Section):
     """Where weights go that nobody uses, and when; see docs/costs.md."""
 
@@ -63,8 +74,6 @@ class ArchiveSettings(Section):
     codec: Literal["shuffle-zstd", "zstd", "none"] = Field(
         "shuffle-zstd", description="without loss; benchmarks/compression.py compares them"
     )
-    keep: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}@[1-9][0-9]{0,17}$")], ...] = (
-        Field(
-            (), description="versions that stay whatever happens, such as those under a legal hold: finance@3"
-        )
+    keep: tuple[Annotated[str, AfterValidator(_require_version)], ...] = Field(
+        (), description="versions that stay whatever happens, such as those under a legal hold: finance@3"
     )

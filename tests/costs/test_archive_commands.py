@@ -96,7 +96,7 @@ def test_restore_of_what_is_here_is_refused(clone: Path, words: list[str]) -> No
         ({"archive.store": "models"}, "that folder is used already"),
         ({"archive.store": ""}, "names no folder"),
         ({"archive.days": 0}, "greater than or equal to 1"),
-        ({"archive.keep": ["finance"]}, "archive.keep"),
+        ({"archive.keep": ["finance"]}, "archive.keep.0: name exact versions, such as finance@3"),
         ({"archive.codec": "gzip"}, "archive.codec"),
     ],
 )
