@@ -2,4 +2,4 @@
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Is each adapter fast, safe, the same as last week, and worth it?")
+app = typer.Typer(no_args_is_help=True, help="Is each adapter fast, safe, as it was, and worth it?")

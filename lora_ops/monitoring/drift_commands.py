@@ -33,7 +33,7 @@ def drift(
 ) -> None:
     """Measure versions on their tenants' drift sets, compare with their references, and file the verdict.
 
-    Exit code 1: a version drifted, nobody can tell, or a tenant could not be measured.
+    Exit code 1: a version drifted, nobody can tell, live prompts moved, or a tenant could not be measured.
     """
     from lora_ops.errors import LoraOpsError
     from lora_ops.monitoring.drift import check
