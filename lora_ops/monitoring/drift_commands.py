@@ -36,7 +36,6 @@ def drift(
     Exit code 1: a version drifted, nobody can tell, live prompts moved, or a tenant could not be measured.
     """
     from lora_ops.errors import LoraOpsError
-    from lora_ops.monitoring.drift import check
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
@@ -47,6 +46,8 @@ def drift(
     root = find_root()
     settings = load_settings(root)
     with prose_on_stderr(as_json), opened_registry() as registry:
+        from lora_ops.monitoring.drift import check  # ten seconds of an engine, which no registry needs
+
         done = check(
             registry, root, settings, asked or (), against=against, renew=new_reference, actor=who(actor)
         )
