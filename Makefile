@@ -36,9 +36,9 @@ demo: .venv/installed ## after `make repro`: show a rollout from end to end; KEE
 test: .venv/installed ## run every test but those that are marked nightly
 	.ci/in-memory pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not nightly" $(PYTEST_ARGS)
 
-# Meant for two minutes; it took 254 CPU seconds of two cores on 2026-11-26. SLOW in tests/conftest.py lists what
-# it leaves out.
-test-fast: .venv/installed ## run short tests that need no notebook, gateway or pipeline
+# Meant for two minutes; its tests took 260 CPU seconds of `make test` on 2026-11-28. SLOW in tests/conftest.py
+# lists what it leaves out.
+test-fast: .venv/installed ## run short tests that need no notebook, gateway, registry or pipeline
 	.ci/in-memory pytest --numprocesses 2 --dist loadfile -m "not slow and not nightly" $(PYTEST_ARGS)
 
 # In an environment of their own: their pins are not this project's.
