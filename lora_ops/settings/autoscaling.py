@@ -25,7 +25,7 @@ class AutoscalingSettings(Section):
         1500, gt=0, description="that one replica reads; `lora-ops autoscaling calibrate` measures it"
     )
     decode_tokens_per_second: float = Field(150, gt=0, description="that one replica writes, of all answers")
-    backlog_seconds: float = Field(10, gt=0, description="of its work that one replica may have before it")
+    backlog_seconds: float = Field(4, gt=0, description="of its work that one replica may have before it")
     min_replicas: int = Field(1, ge=1, description="never none: nobody would count the backlog")
     max_replicas: int = Field(8, ge=1)
     fallback_replicas: int = Field(2, ge=1, description="while Prometheus answers nothing")
