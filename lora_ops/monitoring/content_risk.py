@@ -9,7 +9,7 @@ A tenant's budget is for the answers of its versions. What the base model said i
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +115,10 @@ class RiskReport:
     def broken(self) -> tuple[Risk, ...]:
         """The budgets that are broken."""
         return tuple(one for one in self.risks if one.verdict == "broken")
+
+    def of(self, tenant: str | None) -> "RiskReport":
+        """Return what the report has of one tenant; None: of all."""
+        return replace(self, risks=tuple(one for one in self.risks if tenant in (None, one.tenant)))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ the sentence that says why, so that one that is missing keeps no other one back.
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -114,9 +114,7 @@ def _latency(root: Path, settings: Settings, span: Window, now: datetime, tenant
     prometheus = Prometheus(settings.objectives.prometheus)
     folder = root / settings.serving.path / "events"
     found = read_latency(folder, prometheus, round(span.hours * 3600), now)
-    if tenant is None:
-        return found
-    return replace(found, adapters=tuple(one for one in found.adapters if one.tenant == tenant))
+    return found.of(tenant)
 
 
 def _risk(
@@ -130,9 +128,7 @@ def _risk(
         now,
         measured_detectors(registry) if registry else lambda adapter, digest: {},
     )
-    if tenant is None:
-        return found
-    return replace(found, risks=tuple(one for one in found.risks if one.tenant == tenant))
+    return found.of(tenant)
 
 
 def _answering(registry: Registry, tenants: list[str]) -> dict[str, Answering]:

@@ -134,6 +134,11 @@ class LatencyReport:
     adapters: tuple[AdapterLatency, ...]
     notes: tuple[str, ...] = ()
 
+    def of(self, tenant: str | None) -> "LatencyReport":
+        """Return what the report has of one tenant; None: of all."""
+        mine = (one for one in self.adapters if tenant in (None, one.tenant))
+        return replace(self, adapters=tuple(mine))
+
 
 def read_latency(
     folder: Path,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def latency(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant; default: all of them.")] = None,
     window: Annotated[str, typer.Option(help="Up to now, such as 30m, 12h or 7d.")] = "7d",
     prometheus: Annotated[
         str | None, typer.Option(help="Its address; default: objectives.prometheus of params.yaml.")
@@ -44,8 +45,11 @@ def latency(
         raise LoraOpsError(f"--source is auto, prometheus or log, got '{chosen}'.")
     root = find_root()
     settings = load_settings(root)
+    if tenant is not None:
+        settings.tenant(tenant)
     url = prometheus.rstrip("/") if prometheus else settings.objectives.prometheus
-    report = reading.read_latency(root / settings.serving.path / "events", Prometheus(url), length, now, asked)
+    found = reading.read_latency(root / settings.serving.path / "events", Prometheus(url), length, now, asked)
+    report = found.of(tenant)
     missed = reading.missed(report, settings.objectives)
     if as_json:
         print_json(reading.as_json(report, settings.objectives))

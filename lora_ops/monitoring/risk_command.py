@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def risk(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant; default: all of them.")] = None,
     file: Annotated[
         bool,
         typer.Option("--file", help="File each broken budget as an incident of its version, once a window."),
@@ -32,6 +33,8 @@ def risk(
 
     root = find_root()
     settings = load_settings(root)
+    if tenant is not None:
+        settings.tenant(tenant)
     facts = {}
     with prose_on_stderr(as_json), opened_registry() as registry:
         report = content_risk.read_risk(
@@ -41,7 +44,7 @@ def risk(
             settings.detectors.insult_threshold,
             datetime.now(UTC),
             measured_detectors(registry),
-        )
+        ).of(tenant)
         filed = file_incidents(registry, report, actor=who(actor)) if file else None
         if filed and filed.incidents:
             facts = head_remembered(registry)

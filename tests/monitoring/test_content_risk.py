@@ -476,7 +476,9 @@ def test_command_files_incidents_and_ends_with_1(
     )
     told = json.loads(run("--json").stdout)
     assert told["filed"] == [] and told["broken"][0].startswith("finance@1 of finance, insults: 60 of 600")
-    first = run("--file", "--json")
+    other = run("--tenant", "media", "--file", "--json")
+    assert other.exit_code == 0 and json.loads(other.stdout)["filed"] == json.loads(other.stdout)["risks"] == []
+    first = run("--tenant", "finance", "--file", "--json")
     assert first.exit_code == 1
     assert [one["adapter"] for one in json.loads(first.stdout)["filed"]] == ["finance@1"]
     assert "has an incident of its insults" in run("--file").output
