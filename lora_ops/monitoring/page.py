@@ -139,6 +139,7 @@ def numbers(page: MonitorPage) -> dict[str, Any]:
     return {
         "start": found.window.start.isoformat(),
         "end": found.window.end.isoformat(),
+        "notes": list(notes(page)),
         "verdicts": [one._asdict() for one in page.verdicts],
         "latency": found.latency
         if isinstance(found.latency, str)

@@ -1,7 +1,7 @@
 """`lora-ops monitor report`: the weekly page, which notebooks/08_monitor.ipynb makes."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,17 +10,7 @@ from lora_ops.exit_codes import ExitCode
 from lora_ops.output import AsJson, print_json, prose_on_stderr
 from lora_ops.streams import work_is_done
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
 NOTEBOOK = "08_monitor.ipynb"
-
-
-def unread(numbers: "Mapping[str, Any]") -> "Iterator[str]":
-    """Yield why a part of the page's numbers could not be read: its sentence stands in its place."""
-    for part in ("latency", "risk", "kpis", "costs"):
-        if isinstance(numbers[part], str):
-            yield f"Without {part}: {numbers[part]}"
 
 
 def report(
@@ -57,8 +47,8 @@ def report(
         print_json({**numbers, "page": str(page), "tracking_problem": problem})
     else:
         show(f"The page: {markup(str(page.relative_to(root)))}")
-        for said in unread(numbers):
-            show(markup(said))
+        for note in numbers["notes"]:
+            show(markup(note))
         if problem:
             show(f"Note: {markup(problem.rstrip('.'))}.")
     if any(one["state"] == "broken" for one in numbers["verdicts"]):
