@@ -128,12 +128,15 @@ async def serve(
         asyncio.get_running_loop().set_exception_handler(summarize_failed_accepts())
         server = Server(config, gateway)
         if threading.current_thread() is threading.main_thread():
-            # uvicorn raises the signal once more when it is done, which must not cut off what comes after it.
+            # uvicorn takes signals once it runs, and raises them once more when it is done, which must not cut
+            # off what comes after it: the handler before and after it is its own too, so that none is lost.
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: None)
+                signal.signal(number, server.handle_exit)
             # A terminal that is closed says so by SIGHUP; under nohup it is ignored, and stays so.
             if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
                 signal.signal(signal.SIGHUP, server.handle_exit)
+        # Whoever is told the address may connect at once: the system keeps who comes before uvicorn accepts.
+        port.listen(BACKLOG)
         started(server)
         logger.info("Serving %s on http://%s:%d", gateway.base_model.id, *port.getsockname()[:2])
         with announced(root / serving.path, *port.getsockname()[:2]):

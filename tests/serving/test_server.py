@@ -1,5 +1,6 @@
 """`lora-ops serve` as a process: it starts, tells where it is open, finishes what runs, and ends."""
 
+import asyncio
 import json
 import os
 import platform
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
+from lora_ops.engines.torch_engine import TorchEngine
 from lora_ops.serving.events import read_events
-from lora_ops.serving.server import bind, return_freed
+from lora_ops.serving.server import bind, return_freed, serve
 from tests.conftest import ROOT, run
 from tests.serving.conftest import Clone, eventually
 
@@ -86,6 +89,27 @@ def test_server_says_that_it_is_open_and_finishes_what_runs(clone: Clone, number
     assert any(line.get("path") == "/v1/completions" and line["status"] == 200 for line in log)
     assert not any("traceback" in line for line in log)
     assert list(read_events(clone.root / ".serving/events")["status"]) == [200]
+
+
+def test_server_takes_connections_and_signals_before_it_tells(clone: Clone) -> None:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    settings = clone.settings()
+    port = bind(settings.serving)
+    connected: list[socket.socket] = []
+
+    def started(_: uvicorn.Server) -> None:
+        connected.append(socket.create_connection(port.getsockname(), timeout=5))
+        signal.raise_signal(signal.SIGTERM)
+
+    engine = TorchEngine(clone.base, threads=1)
+    try:
+        asyncio.run(asyncio.wait_for(serve(clone.root, settings, engine, port, started=started), 60))
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        port.close()
+    assert len(connected) == 1
+    connected[0].close()
 
 
 def test_it_says_that_it_is_not_ready_before_it_closes_its_port(clone: Clone) -> None:
