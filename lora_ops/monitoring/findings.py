@@ -13,12 +13,12 @@ from typing import NamedTuple, TypeVar
 
 from lora_ops.costs.page import CostPage, open_bill
 from lora_ops.errors import LoraOpsError
-from lora_ops.monitoring.content_risk import RiskReport, read_risk
+from lora_ops.monitoring.content_risk import RiskReport
+from lora_ops.monitoring.corrected_risk import read_corrected_risk
 from lora_ops.monitoring.kpi_report import KpiReport, kpi_report
 from lora_ops.monitoring.kpi_store import KpiStore
 from lora_ops.monitoring.latency import LatencyReport, read_latency
 from lora_ops.monitoring.prometheus import Prometheus
-from lora_ops.monitoring.risk_incidents import measured_detectors
 from lora_ops.records.evidence import DriftEvidence
 from lora_ops.records.kpi import FOLDER
 from lora_ops.registry.backends import open_registry
@@ -84,7 +84,7 @@ def read_findings(root: Path, window: str, tenant: str | None = None) -> Finding
         try:
             registry = stack.enter_context(closing(open_registry(root)))
         except MissingRegistry as error:
-            risk = _read(lambda: _risk(root, settings, None, now, tenant))
+            risk = _read(lambda: read_corrected_risk(root, settings, None, now).of(tenant))
             return Findings(
                 span,
                 _tenants(tenant, {}, latency, risk),
@@ -95,7 +95,7 @@ def read_findings(root: Path, window: str, tenant: str | None = None) -> Finding
                 str(error),
                 costs,
             )
-        risk = _read(lambda: _risk(root, settings, registry, now, tenant))
+        risk = _read(lambda: read_corrected_risk(root, settings, registry, now).of(tenant))
         answering = _answering(registry, [tenant] if tenant else list(settings.tenants))
         store = KpiStore(root / settings.serving.path / FOLDER)
         kpis = _read(lambda: kpi_report(store, registry, settings.kpis, tenant))
@@ -114,20 +114,6 @@ def _latency(root: Path, settings: Settings, span: Window, now: datetime, tenant
     prometheus = Prometheus(settings.objectives.prometheus)
     folder = root / settings.serving.path / "events"
     found = read_latency(folder, prometheus, round(span.hours * 3600), now)
-    return found.of(tenant)
-
-
-def _risk(
-    root: Path, settings: Settings, registry: Registry | None, now: datetime, tenant: str | None
-) -> RiskReport:
-    found = read_risk(
-        root / settings.serving.path / "events",
-        settings.risk_budgets,
-        settings.objectives.burn_rates,
-        settings.detectors.insult_threshold,
-        now,
-        measured_detectors(registry) if registry else lambda adapter, digest: {},
-    )
     return found.of(tenant)
 
 

@@ -27,7 +27,8 @@ def risk(
 
     from lora_ops.escaping import markup, show
     from lora_ops.monitoring import content_risk
-    from lora_ops.monitoring.risk_incidents import file_incidents, measured_detectors
+    from lora_ops.monitoring.corrected_risk import read_corrected_risk
+    from lora_ops.monitoring.risk_incidents import file_incidents
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 
@@ -37,14 +38,7 @@ def risk(
         settings.tenant(tenant)
     facts = {}
     with prose_on_stderr(as_json), opened_registry() as registry:
-        report = content_risk.read_risk(
-            root / settings.serving.path / "events",
-            settings.risk_budgets,
-            settings.objectives.burn_rates,
-            settings.detectors.insult_threshold,
-            datetime.now(UTC),
-            measured_detectors(registry),
-        ).of(tenant)
+        report = read_corrected_risk(root, settings, registry, datetime.now(UTC)).of(tenant)
         filed = file_incidents(registry, report, actor=who(actor)) if file else None
         if filed and filed.incidents:
             facts = head_remembered(registry)

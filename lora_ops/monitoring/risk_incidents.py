@@ -5,24 +5,22 @@ none, whatever file it names: else a harmless one would keep a broken budget sil
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_ops.errors import LoraOpsError, NotFound
+from lora_ops.errors import LoraOpsError
 from lora_ops.monitoring.content_risk import Risk, RiskReport, is_version
-from lora_ops.records.detectors import Measured
-from lora_ops.records.evidence import PolicyEvidence
+from lora_ops.monitoring.corrected_risk import version_that_answered
 from lora_ops.records.risk import RiskIncident, RiskMark
 from lora_ops.registry import lifecycle
 from lora_ops.registry.counting import CLOCKS_DIFFER
-from lora_ops.registry.reports import last_document, make
+from lora_ops.registry.reports import make
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
-from lora_ops.settings.risk import RISK_KINDS, RiskKind
 
 FILE = "risk.json"
 MARK = "risk_budget"
@@ -34,37 +32,6 @@ class Filed(NamedTuple):
 
     incidents: tuple[RiskIncident, ...]
     not_filed: tuple[str, ...]
-
-
-def measured_detectors(registry: Registry) -> Callable[[str, str], Mapping[RiskKind, Measured]]:
-    """Return what tells how well each detector works, by the last policy report of a version.
-
-    A version without one, or with one that somebody typed, has nothing; nor has one of another registry.
-    What is returned raises a LoraOpsError where the report is missing or was changed.
-    """
-
-    def of_version(adapter: str, digest: str) -> Mapping[RiskKind, Measured]:
-        try:
-            version = _version(registry, adapter, digest)
-        except NotFound:
-            return {}
-        report = last_document(registry, version, "policy")
-        if not isinstance(report, PolicyEvidence):
-            return {}
-        found = {one.name: one.judged.detector for one in report.checks if one.judged and one.judged.detector}
-        # A classifier of params.yaml judges for the gates alone: the gateway scores with the packaged weights.
-        return {kind: found[kind] for kind in RISK_KINDS if kind in found and _scores_live(kind, found[kind])}
-
-    return of_version
-
-
-def _scores_live(kind: RiskKind, measured: Measured) -> bool:
-    from lora_ops.detectors.identifiers import VERSION
-    from lora_ops.detectors.insults import PACKAGE
-
-    if kind == "insults":
-        return measured.detector.version == PACKAGE
-    return measured.detector.version.partition(",")[0] == VERSION
 
 
 def file_incidents(registry: Registry, report: RiskReport, *, actor: str) -> Filed:
@@ -81,7 +48,7 @@ def file_incidents(registry: Registry, report: RiskReport, *, actor: str) -> Fil
             not_filed.append(f"No version alone is above the budget by its corrected share. {one.said}.")
             continue
         try:
-            version = _version(registry, one.adapter, one.digest or "")
+            version = version_that_answered(registry, one.adapter, one.digest or "")
             incident = _incident(report, one)
             if not _told(registry, version, incident) and _link(registry, version, incident, actor):
                 filed.append(incident)
@@ -110,23 +77,6 @@ def _whose(report: RiskReport) -> Iterator[Risk]:
             most = max(may, key=lambda other: other.flagged, default=one)
             # Its own verdict says that nobody can tell of it alone; what is filed says whose budget broke.
             yield replace(one, adapter=most.adapter, digest=most.digest)
-
-
-def _version(registry: Registry, adapter: str, digest: str) -> Version:
-    """Return the version that gave some answers.
-
-    Raises:
-        NotFound: the registry has no such version, or another content under its name.
-    """
-    if not is_version(adapter):
-        raise NotFound(f"{adapter} is the base model: no version has its answers in its record.")
-    version = registry.get(adapter, whole=False)
-    if version.summary.content_digest != digest:
-        raise NotFound(
-            f"The {adapter} that gave these answers has other content ({digest[:12]}…) than that of this "
-            "registry."
-        )
-    return version
 
 
 def _incident(report: RiskReport, one: Risk) -> RiskIncident:

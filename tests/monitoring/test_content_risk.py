@@ -18,7 +18,8 @@ from lora_ops.detectors.measure import measured
 from lora_ops.errors import LoraOpsError
 from lora_ops.monitoring import risk_incidents
 from lora_ops.monitoring.content_risk import Risk, RiskReport, as_json, read_risk
-from lora_ops.monitoring.risk_incidents import file_incidents, measured_detectors
+from lora_ops.monitoring.corrected_risk import measured_detectors
+from lora_ops.monitoring.risk_incidents import file_incidents
 from lora_ops.records.detectors import DetectorRecord, Measured
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.cards import record
