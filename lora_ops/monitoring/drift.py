@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from lora_ops import __version__
 from lora_ops.adapter_files import adapter_digests
+from lora_ops.engines.chosen import make_engine
 from lora_ops.errors import Damaged, LoraOpsError, NotFound
 from lora_ops.gates.candidate import asked_by
 from lora_ops.hashing import canonical, sha256_bytes, sha256_text
@@ -29,7 +30,6 @@ from lora_ops.registry.reports import Report, load, own_evidence
 from lora_ops.registry.roles import ANYBODY, require_role
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
-from lora_ops.serving.server import make_engine
 from lora_ops.settings.drift import DriftSettings
 from lora_ops.settings.params import Settings
 

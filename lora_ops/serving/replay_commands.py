@@ -24,10 +24,10 @@ def replay(
     """
     import asyncio
 
+    from lora_ops.engines.chosen import make_engine
     from lora_ops.registry.versions import parse_reference
     from lora_ops.serving.replay import read_rows
     from lora_ops.serving.replay import replay as replay_rows
-    from lora_ops.serving.server import make_engine
     from lora_ops.settings.files import find_root
     from lora_ops.settings.params import load_settings
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import uvicorn
 
+from lora_ops.engines.chosen import make_engine
 from lora_ops.engines.protocol import Engine, EngineError
 from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.rollout.gateways import announced
@@ -39,19 +40,6 @@ BACKLOG = 256  # connections that the event loop accepts at once, before the bud
 OTHER_FILES = 200  # besides connections: weights, SQLite, logs, connections to an engine
 MOST_FILES = 65_536
 LEAST_CONNECTIONS = 20
-
-
-def make_engine(root: Path, settings: ServingSettings) -> Engine:
-    """The engine that params.yaml names."""
-    if settings.engine == "openai":
-        from lora_ops.engines.openai_engine import OpenAIEngine
-
-        return OpenAIEngine(settings.openai)
-    from lora_ops.engines.torch_engine import TorchEngine
-
-    return TorchEngine(
-        root / "models/base", adapter_memory=int(settings.adapter_memory), **settings.torch.model_dump()
-    )
 
 
 class Server(uvicorn.Server):
