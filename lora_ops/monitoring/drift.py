@@ -26,7 +26,7 @@ from lora_ops.records.drift import UNITS, DriftMetric, DriftMetricName, DriftVer
 from lora_ops.records.evidence import DriftEvidence, Source
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.eligibility import base_model_reason
-from lora_ops.registry.reports import Report, load, own_evidence
+from lora_ops.registry.reports import Report, last_document, load, own_evidence
 from lora_ops.registry.roles import ANYBODY, require_role
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -41,10 +41,12 @@ class Reference(NamedTuple):
 
     Attributes:
         sha256: of its bytes.
+        replaced: what the check before it said, where that was not "none".
     """
 
     sha256: str
     measurement: Measurement
+    replaced: str | None = None
 
 
 class Found(NamedTuple):
@@ -68,12 +70,14 @@ class Measured(NamedTuple):
     Attributes:
         reference: what it is compared with; None: it becomes the reference.
         prompts: how far live prompts have moved, or why nobody can say.
+        replaced: what the check said that came before a new reference, where it was not "none".
     """
 
     version: Version
     measurement: Measurement
     reference: Reference | None
     prompts: PromptShift | str = "they were not asked for"
+    replaced: str | None = None
 
 
 def last_reference(registry: Registry, version: Version) -> Reference | None:
@@ -86,7 +90,7 @@ def last_reference(registry: Registry, version: Version) -> Reference | None:
     for one in reversed(own_evidence(history, version.number)):
         document = load(registry.files, one) if one.kind == "drift" else None
         if isinstance(document, DriftEvidence) and document.verdict == "reference":
-            return kept_measurement(registry, document.source.sha256)
+            return kept_measurement(registry, document.source.sha256)._replace(replaced=document.replaced)
     return None
 
 
@@ -138,7 +142,8 @@ def check(
                 version = registry.get(name)
                 require_role(registry, version, actor, ANYBODY, f"file drift of {version.id}")
                 reference = None if renew else _reference(registry, version, against)
-                measured.append(_measure(registry, root, settings, probe, version, reference))
+                now = _measure(registry, root, settings, probe, version, reference)
+                measured.append(now._replace(replaced=_replaced(registry, version)) if renew else now)
             except LoraOpsError as error:
                 if asked:
                     raise
@@ -164,6 +169,7 @@ def compare(registry: Registry, measured: Sequence[Measured], settings: DriftSet
         content = one.measurement.to_bytes()
         facts = one.measurement.facts
         said: DriftVerdict = verdict(metrics, settings.alpha) if one.reference else "reference"
+        replaced = one.reference.replaced if one.reference else one.replaced
         documents.append(
             DriftEvidence(
                 tenant=facts.tenant,
@@ -175,7 +181,8 @@ def compare(registry: Registry, measured: Sequence[Measured], settings: DriftSet
                     name=f"{facts.adapter}.drift.safetensors", sha256=sha256_bytes(content), bytes=len(content)
                 ),
                 verdict=said,
-                said=verdict_words(said, metrics),
+                said=verdict_words(said, metrics) + (f"; before its reference: {replaced}" if replaced else ""),
+                replaced=replaced,
                 rows=len(facts.rows),
                 set_sha256=facts.set_sha256,
                 reference_sha256=one.reference.sha256 if one.reference else None,
@@ -208,6 +215,16 @@ def verdict_words(said: DriftVerdict, metrics: Sequence[DriftMetric]) -> str:
         f"{worst.least:g} counts"
     )
     return f"drifted ({numbers})" if said == "drifted" else f"no drift ({numbers})"
+
+
+def _replaced(registry: Registry, version: Version) -> str | None:
+    """Return what a new reference would make forgotten; later checks repeat it."""
+    last = last_document(registry, version, "drift")
+    if not isinstance(last, DriftEvidence):
+        return None
+    if last.verdict in ("none", "reference"):
+        return last.replaced
+    return f"{last.said} on {last.made_at:%Y-%m-%d}"
 
 
 def _reference(registry: Registry, version: Version, against: str | None) -> Reference | None:

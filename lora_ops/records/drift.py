@@ -125,4 +125,5 @@ class DriftSummary(Record):
     at: datetime
     said: str
     against: str | None = None
+    replaced: str | None = None
     report_sha256: Sha256

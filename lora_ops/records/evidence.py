@@ -263,6 +263,10 @@ class DriftEvidence(EvidenceDocument):
         None, description="live prompts beside training rows; None: not compared"
     )
     prompts_said: str | None = Field(None, description="why they were not compared")
+    replaced: str | None = Field(
+        None,
+        description='what the check before its reference said, where that was not "none"',
+    )
 
     @property
     def prompts_moved(self) -> bool:

@@ -73,7 +73,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             "often are hardly held out, so draw others (data.seed) or collect new ones"
         )
     drift = _quoted(registry, reports, "drift", drift_summary, notes)
-    if drift and drift.verdict in ("drifted", "cannot tell"):
+    if drift and (drift.verdict in ("drifted", "cannot tell") or drift.replaced):
         notes.append(f"{drift.said} ({drift.at.date().isoformat()})")
     return AdapterRecord(
         id=version.id,

@@ -323,6 +323,7 @@ def drift_summary(files: FileStore, evidence: Evidence) -> DriftSummary | None:
         at=found.made_at,
         said=found.said,
         against=found.against,
+        replaced=found.replaced,
         report_sha256=evidence.sha256,
     )
 

@@ -165,6 +165,22 @@ def test_drift_takes_a_new_reference_where_the_set_changed(clone: Clone) -> None
     assert run(clone, "finance@1")[0].document.verdict == "none"
 
 
+def test_new_reference_makes_no_drift_forgotten(clone: Clone) -> None:
+    run(clone, "finance@1")
+    assert run(clone, "finance@2", against="finance@1")[0].document.verdict == "drifted"
+    for _ in range(2):
+        (first,) = run(clone, "finance@2", renew=True)
+        assert (
+            first.document.verdict == "reference" and "before its reference: drifted (" in first.document.said
+        )
+    (later,) = run(clone, "finance@2")
+    assert later.document.verdict == "none"
+    assert later.document.replaced and later.document.replaced.startswith("drifted (")
+    with clone.registry() as registry:
+        known = record(registry, "finance@2")
+        assert any("before its reference: drifted" in note for note in known.verdict.warnings)
+
+
 def test_drift_refuses_versions_and_people_it_does_not_know(clone: Clone) -> None:
     with pytest.raises(NotFound, match="finance"):
         run(clone, "finance@9")
