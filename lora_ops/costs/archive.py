@@ -150,6 +150,7 @@ def archive_unused(
         dry_run: change nothing in the registry.
 
     Raises:
+        LoraOpsError: the store is no place for an archive.
         Refused: the registry is at W&B or of a demo, the actor has no role for it, or this machine's clock
             seems to be ahead.
         Damaged: the registry can't be trusted.
@@ -161,6 +162,7 @@ def archive_unused(
             "The files of this registry are at W&B, and this machine's are a copy: nothing is archived here. "
             "Give the artifacts there a time to live."
         )
+    refuse_no_place(registry.path, store_url(settings, root), "an archive")
     last = registry.log.last_time()
     asked, notes = read_asked(serving, keep_days, now, datetime.fromisoformat(last) if last else None)
     unkept = keep_asked(serving, asked)
@@ -179,7 +181,6 @@ def archive_unused(
     with only_one(registry.path / LOCK, f"archiving weights of {registry.path}"):
         run = find(registry, settings, root, asked, now)
         run.notes = notes + run.notes
-        refuse_no_place(registry.path, run.store, "an archive")
         place = Place(run.store)
         place.sweep(FOLDER)
         stays = Rule(registry, settings, asked, now).stays

@@ -392,9 +392,10 @@ def test_full_disk_at_a_restore_changes_nothing(kit: OldRegistry) -> None:
 @pytest.mark.parametrize(
     "store", ["registry/archive", "file://{}/x", "local://{}/x", "simplecache::file://{}/x", "dir::file://{}/x"]
 )
-def test_archive_inside_the_registry_is_refused(kit: OldRegistry, store: str) -> None:
+@pytest.mark.parametrize("yes", [True, False])
+def test_archive_inside_the_registry_is_refused(kit: OldRegistry, store: str, yes: bool) -> None:
     with pytest.raises(LoraOpsError, match="is no place for an archive"):
-        kit.run(store=store.format(kit.root / "registry"))
+        kit.run(store=store.format(kit.root / "registry"), yes=yes)
     assert len(kit.here()) == 6
 
 
