@@ -5,7 +5,7 @@ of a time: it counts for the version that gave nearly all of them then. That is 
 canary, which answers a part of the users, and takes whatever else happened then for the version's doing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +91,8 @@ def join(
     """
     events = events.assign(is_answer=events["status"].between(200, 299))
     named = good["request_id"].notna()
-    parts = [_by_request(good[named], events, settings), _by_time(good[~named], events, settings)]
+    tenants = {version.partition("@")[0] for version in versions}
+    parts = [_by_request(good[named], events, settings), _by_time(good[~named], events, tenants, settings)]
     rows = pd.concat([one.rows for one in parts], ignore_index=True)
     rejected = [one.rejected for one in parts]
     wrong = pd.Series(None, index=rows.index, dtype="str")
@@ -154,7 +155,7 @@ def _by_request(rows: pd.DataFrame, events: pd.DataFrame, settings: KpiSettings)
     return Joined(_ordered(whole), pd.concat(rejected, ignore_index=True))
 
 
-def _by_time(rows: pd.DataFrame, events: pd.DataFrame, settings: KpiSettings) -> Joined:
+def _by_time(rows: pd.DataFrame, events: pd.DataFrame, tenants: Set[str], settings: KpiSettings) -> Joined:
     until = rows["until"]
     begins = rows["time"].where(until.notna(), rows["time"] - AROUND)
     ends = until.where(until.notna(), rows["time"] + AROUND)
@@ -169,6 +170,8 @@ def _by_time(rows: pd.DataFrame, events: pd.DataFrame, settings: KpiSettings) ->
             best["share"] < settings.least_share, "several versions answered then, and no request is named"
         )
         wrong = wrong.mask(best["share"].isna(), "no version answered then")
+        if tenant not in tenants:
+            wrong = wrong.mask(best["share"].isna(), "the registry has no version of this tenant")
         problems.append(_rejected(mine, wrong))
         found.append(mine.join(best)[wrong.isna()])
     empty = spans.iloc[:0].assign(adapter="", digest="", share=1.0)

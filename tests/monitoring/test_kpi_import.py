@@ -209,6 +209,7 @@ def test_row_without_id_counts_by_share(tmp_path: Path) -> None:
         "2026-03-02T09:10:00Z,rpm,2.5,finance,2026-03-02T09:00:00Z,",
         "2026-03-02T09:11:00Z,rpm,2.5,finance,,2.5",
         "2026-03-02T09:12:00Z,rpm,2.5,Finance Ltd,,",
+        "2026-03-02T09:12:00Z,rpm,2.5,fnance,,",
         header="time,kind,value,tenant,until,count",
     )
     made = take(tmp_path, path)
@@ -219,6 +220,7 @@ def test_row_without_id_counts_by_share(tmp_path: Path) -> None:
         6: "until is before time",
         7: "count is no whole number from 1 on",
         8: "tenant is no name of one",
+        9: "the registry has no version of this tenant",
     }
     rows = store(tmp_path).rows()
     assert list(rows["adapter"]) == ["finance@1"] * 2 and set(rows["share"]) == {1.0}
