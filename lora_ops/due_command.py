@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_ops.exit_codes import ExitCode
 from lora_ops.output import AsJson, print_json, print_problem
 from lora_ops.registry import tables
 from lora_ops.registry.command_options import check_tenant, opened_registry, print_lines
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def due(
-    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None, as_json: AsJson = False
+    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="End with 1 where anything is due.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Overdue reviews, data that expires within 14 days, and versions to retire: nobody measures their KPIs."""
     from lora_ops.errors import LoraOpsError
@@ -41,6 +44,8 @@ def due(
     if problem:
         print_problem(f"No retirement is listed. {problem}")
         raise typer.Exit(problem.exit_code)
+    if check and items:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
 def _retirements(root: Path, registry: "Registry", tenant: str | None) -> "list[Due]":

@@ -331,7 +331,11 @@ def test_weekly_fails_where_data_expires(team: Path) -> None:
     root = runner(team, "late-runner")
     write_events(root, {})
     said = ci(root, *make, code=2, PYTHONPATH=f"{team.parent}/late:{ROOT}", **given)
-    assert "finance@1" in said and "nothing_is_due ended with 1" in said and "Backed up to" in said
+    assert (
+        "finance@1" in said
+        and "== lora-ops registry due --check ended with 1" in said
+        and "Backed up to" in said
+    )
     assert "== lora-ops archive verify" in said and "0 archived files, 0 of them damaged" in said
     assert said.index("== lora-ops archive verify") < said.index("== lora-ops monitor report")
 
@@ -341,8 +345,7 @@ def test_weekly_says_where_kpis_cannot_be_read(team: Path) -> None:
     damaged = team / ".serving/kpis/0123/import.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{}")
-    script = "source <(sed -n '/^nothing_is_due/,/^}/p' .ci/weekly); nothing_is_due || exit $?"
-    said = ci(team, "bash", "-euc", script, code=6)
+    said = ci(team, "lora-ops", "registry", "due", "--check", code=6)
     assert "No retirement is listed." in said and "(name: Field required)" in said and "pydantic" not in said
 
 

@@ -408,13 +408,16 @@ def test_json_of_an_approval_says_whether_it_is_signed(cli: Cli, root: Path) -> 
 
 
 def test_due_is_empty_on_the_first_day_and_lists_what_expires(cli: Cli, root: Path) -> None:
-    assert "Nothing is due" in cli("due").output
+    first = cli("due", "--check")
+    assert "Nothing is due" in first.output and first.exit_code == 0
     registry = open_registry(root)
     registry.register(root / "package-3", build_package(root / "package-3", 3, fresh_days=-1))
     registry.close()
     (item,) = json.loads(cli("due", "--json").output)
     assert (item["id"], item["what"], item["overdue"]) == ("finance@3", "freshness", True)
     assert "overdue" in cli("due").output
+    checked = cli("due", "--check")
+    assert "overdue" in checked.output and checked.exit_code == 1
 
 
 def test_verify_ends_with_1_and_names_the_record_when_something_is_off(cli: Cli, root: Path) -> None:
