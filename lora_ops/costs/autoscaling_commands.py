@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from lora_ops.escaping import show
+from lora_ops.exit_codes import ExitCode
 from lora_ops.output import AsJson, print_json
 from lora_ops.streams import work_is_done
 
@@ -12,7 +13,12 @@ app = typer.Typer(no_args_is_help=True, help="As many gateways as the backlog of
 
 
 @app.command()
-def write(as_json: AsJson = False) -> None:
+def write(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; end with 1 where the file is not what it should be.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Write deploy/kubernetes/scaledobject.yaml as params.yaml says."""
     from lora_ops.costs.autoscaling import FILE, as_yaml, query
     from lora_ops.registry.files import write_atomically
@@ -22,13 +28,22 @@ def write(as_json: AsJson = False) -> None:
     root = find_root()
     settings = load_settings(root).autoscaling
     path = root / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, as_yaml(settings).encode())
-    work_is_done()
+    content = as_yaml(settings).encode()
+    differs = not path.is_file() or path.read_bytes() != content
+    if not check:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+        work_is_done()
     if as_json:
-        print_json({"path": str(path), "query": query(settings)})
-        return
-    show(f"{FILE} is written.")
+        print_json({"path": str(path), "query": query(settings), "changed": differs})
+    elif not check:
+        show(f"{FILE} is written.")
+    elif differs:
+        show(f"{FILE} is not what params.yaml says: `lora-ops autoscaling write`.")
+    else:
+        show(f"{FILE} is what params.yaml says.")
+    if check and differs:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
 @app.command()

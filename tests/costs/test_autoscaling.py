@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,14 @@ def test_throughput_of_too_little_is_refused(tmp_path: Path, count: int, said: s
 def test_autoscaling_is_written_by_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = small_clone(tmp_path / "clone")
     monkeypatch.setenv("LORA_OPS_ROOT", str(root))
+    shutil.rmtree(root / FILE.parts[0], ignore_errors=True)
+    missing = CliRunner().invoke(app, ["autoscaling", "write", "--check"])
+    assert missing.exit_code == 1 and "is not what params.yaml says" in missing.stdout
+    assert not (root / FILE).parent.exists()
     done = CliRunner().invoke(app, ["autoscaling", "write", "--json"])
     assert done.exit_code == 0, done.output
     assert Path(json.loads(done.stdout)["path"]).read_text() == (ROOT / FILE).read_text()
+    assert CliRunner().invoke(app, ["autoscaling", "write", "--check"]).exit_code == 0
     refused = CliRunner().invoke(app, ["autoscaling", "calibrate"])
     assert isinstance(refused.exception, LoraOpsError)
     assert hours(0, 1).end == NOON + timedelta(hours=1)
