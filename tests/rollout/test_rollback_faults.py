@@ -17,7 +17,7 @@ import pytest
 
 from lora_ops import incidents
 from lora_ops.registry.verification import verify
-from tests.conftest import ROOT, write_params
+from tests.conftest import ROOT, commit_all, write_params
 from tests.serving.conftest import (  # noqa: F401 - fixtures
     Clone,
     Served,
@@ -100,6 +100,23 @@ def test_rollback_killed_before_its_record_is_completed(clone: Clone) -> None:
         assert "finance@1 is in production again, and finance@2 is revoked." in said
         assert actions(clone) == [*before, *changed, ("incident", 2)]
     with clone.registry() as registry:
+        assert verify(registry).ok
+
+
+def test_rollback_and_revocation_while_params_are_broken(clone: Clone) -> None:
+    """Whoever edits params.yaml keeps nobody on call: the last commit's counts."""
+    commit_all(clone.root)
+    (clone.root / "params.yaml").write_text("serving: [")
+    rolled = roll_back(clone, "--gateway", "http://localhost:9")
+    said, problem = rolled.communicate()
+    assert rolled.returncode == 0 and "finance@1 is in production again" in said, problem
+    revoked = begin(clone, "registry", "revoke", "finance@3")
+    said, problem = revoked.communicate()
+    assert revoked.returncode == 0 and "finance@3 is now 'revoked'" in said, problem
+    (clone.root / "params.yaml").unlink()
+    shutil.copy(ROOT / "params.yaml", clone.root)
+    with clone.registry() as registry:
+        assert (registry.named("finance", "production"), registry.state("finance", 3)) == (1, "revoked")
         assert verify(registry).ok
 
 
