@@ -1,5 +1,6 @@
 """The base model and its tokenizer in memory, on the best device there is."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from lora_ops.records.base_model import read_base_model
 from lora_ops.weights_digest import check_files, check_weights
 
+# AutoTokenizer takes the class that the folder of such a model names. For others it may know better.
+TRUSTED_TO_NAME_ITS_TOKENIZER = ("llama",)
 # peft asks transformers for this attribute; nobody who trains an adapter can do anything about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
 
@@ -65,11 +68,48 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         LoraOpsError: there is no base model, or a file besides its weights is not that of its record.
     """
-    from transformers import AutoTokenizer
-
     check_files(folder, read_base_model(folder))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _tokenizer_class(folder).from_pretrained(folder)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """Return the class that AutoTokenizer would choose for `folder`, or AutoTokenizer where only it knows.
+
+    AutoTokenizer imports torch to read the model's config. Whoever only counts tokens needs no torch, and its
+    import takes seconds.
+    """
+    named = _read_object(folder / "tokenizer_config.json")
+    trusted = _read_object(folder / "config.json").get("model_type") in TRUSTED_TO_NAME_ITS_TOKENIZER
+    if trusted and named.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in named:
+        from transformers import TokenizersBackend
+
+        return TokenizersBackend
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def context_tokens(folder: Path) -> int | None:
+    """Return how many tokens the base model in `folder` reads at once, or None where its config doesn't say."""
+    name = "max_position_embeddings"
+    found = _read_object(folder / "config.json").get(name)
+    if type(found) is int:  # what AutoConfig would say; it imports torch
+        return found
+    from transformers import AutoConfig
+
+    # Some families have it by another name, such as GPT-2's n_positions.
+    found = getattr(AutoConfig.from_pretrained(folder), name, None)
+    return found if isinstance(found, int) else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; an empty one where there is none, which transformers then explains."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

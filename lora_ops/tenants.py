@@ -15,7 +15,7 @@ from lora_ops.datasets.source import read_source
 from lora_ops.datasets.suites import IDENTIFIERS_SETTING, read_own_suite
 from lora_ops.editing import edited
 from lora_ops.errors import LoraOpsError, NotFound
-from lora_ops.loading import load_tokenizer
+from lora_ops.loading import context_tokens, load_tokenizer
 from lora_ops.records.base_model import read_base_model
 from lora_ops.records.data import ContractRecord, read_previous
 from lora_ops.settings.data import DataSettings
@@ -23,7 +23,6 @@ from lora_ops.settings.files import first_problem, read_yaml
 from lora_ops.settings.params import Settings, load_settings
 from lora_ops.settings.section import TENANT_PATTERN
 from lora_ops.settings.tenant import TenantSettings
-from lora_ops.small_files import read_json
 from lora_ops.templates import template_fields
 
 if TYPE_CHECKING:
@@ -143,14 +142,7 @@ def _lengths(rows: "pd.DataFrame", settings: DataSettings, root: Path) -> tuple[
         len(ids) for ids in tokenizer(list(rendered["completion"]), add_special_tokens=False)["input_ids"]
     )
     whole = max(512, 2 * int(rendered["tokens"].max()))
-    return min(whole, context_tokens(root) or whole), math.ceil(room * answer)
-
-
-def context_tokens(root: Path) -> int | None:
-    """Return how many tokens the base model reads at once, or None where its config doesn't say."""
-    config = read_json(root / "models/base/config.json")
-    found = config.get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    return min(whole, context_tokens(root / "models/base") or whole), math.ceil(room * answer)
 
 
 def base_tokenizer(root: Path) -> Any | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_ops.hashing import sha256_text
-from lora_ops.loading import load_tokenizer
+from lora_ops.loading import context_tokens, load_tokenizer
 from lora_ops.prompts import render_prompt
 from lora_ops.records.data import PromptRecord
 from lora_ops.records.example import Example
@@ -114,9 +114,7 @@ def _lengths(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
 
 def room(base: Path, max_new_tokens: int) -> int | None:
     """Return how many tokens a prompt may have, so that its answer still fits into the base model's context."""
-    from transformers import AutoConfig
-
-    context = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", None)
+    context = context_tokens(base)
     return None if context is None else context - max_new_tokens
 
 
