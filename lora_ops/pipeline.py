@@ -22,6 +22,9 @@ from lora_ops.processes import only_one
 # What each tenant's stages read and no tenant's stage writes.
 SHARED = ("versions", "base_model")
 
+# What the drivers make in /dev: NVIDIA's, that of its boards, that of Windows' Linux, and AMD's.
+GPU_DEVICES = ("nvidia*", "nvmap", "dxg", "kfd")
+
 # So long may DVC take to end in order after Ctrl-C.
 GRACE_S = 5.0
 
@@ -37,9 +40,19 @@ def default_jobs() -> int:
 
     On a GPU two trainings would share its memory.
     """
+    return 1 if _has_gpu() else min(2, _cores())
+
+
+def _has_gpu() -> bool:
+    """Return whether torch finds a GPU; where no driver has made a device, torch is not asked.
+
+    Importing torch takes longer than all else that happens before the first stage.
+    """
+    if not any(one for pattern in GPU_DEVICES for one in Path("/dev").glob(pattern)):
+        return False
     import torch
 
-    return 1 if torch.cuda.is_available() else min(2, _cores())
+    return torch.cuda.is_available()
 
 
 def reproduce(tenants: Sequence[str], root: Path, *, jobs: int, force: bool = False) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lora_ops import pipeline
 from lora_ops.errors import LoraOpsError
 from lora_ops.pipeline import reproduce
 
@@ -121,3 +122,16 @@ def wait_for(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_default_jobs_import_torch_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took most of the time before the first stage."""
+    code = "import sys, lora_ops.pipeline as one; one.GPU_DEVICES = ()\n"
+    code += "print(one.default_jobs(), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{min(2, len(os.sched_getaffinity(0)))} False\n"
+    import torch
+
+    monkeypatch.setattr(pipeline, "GPU_DEVICES", ("null",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pipeline.default_jobs() == 1
