@@ -9,7 +9,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,24 +30,8 @@ from lora_ops.templates import fill_template, template_fields
 GOLDEN = "suites/golden/prompts.json"
 SCHEMAS = "suites/schemas"
 SECONDS = 120
-# Run in a process of its own, which imports nothing of lora-ops: what a stranger would write.
-PLAIN_PEFT = """
-import sys
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base, adapter = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(base)
-tokens = torch.tensor([[1, 2, 3, 4]])
-with torch.no_grad():
-    before = model(tokens).logits
-    model = PeftModel.from_pretrained(model, adapter).eval()
-    after = model(tokens).logits
-assert "lora_ops" not in sys.modules
-assert torch.isfinite(after).all(), "its logits are not finite"
-assert not torch.equal(before, after), "it changes nothing"
-"""
+# A file that runs in a process of its own.
+PLAIN_PEFT = Path(__file__).with_name("plain_peft.py")
 
 
 class Checked(NamedTuple):
@@ -126,7 +109,11 @@ def write_contracts(settings: Settings, root: Path) -> list[Path]:
 
 def load_problem(base: Path, adapter: Path) -> str | None:
     """Return why plain peft can't answer with an adapter on a base model, or None; in a process of its own."""
-    command = [sys.executable, "-I", "-c", PLAIN_PEFT, str(base), str(adapter)]
+    return _plain_peft(str(base), str(adapter))
+
+
+def _plain_peft(*words: str) -> str | None:
+    command = [sys.executable, "-I", str(PLAIN_PEFT), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -228,38 +215,10 @@ def _schemas(root: Path) -> Iterator[Checked]:
 
 
 def _tiny_adapter() -> Iterator[Checked]:
-    """A tiny model and adapter, made on the spot: whether what we write is what plain peft reads."""
+    """A tiny model and adapter, made on the spot: whether what peft writes is what it reads."""
     with tempfile.TemporaryDirectory(prefix="validate-") as name:
-        base, adapter = Path(name) / "base", Path(name) / "adapter"
-        _make_tiny(base, adapter)
-        yield Checked("a tiny adapter with plain peft", load_problem(base, adapter))
-
-
-def _make_tiny(base: Path, adapter: Path) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        max_position_embeddings=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(base)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about peft
-        tuned: Any = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
-    for key, tensor in tuned.named_parameters():
-        if "lora_B" in key:  # zeros would change nothing
-            torch.nn.init.normal_(tensor)
-    tuned.save_pretrained(str(adapter))
+        problem = _plain_peft("--tiny", str(Path(name) / "base"), str(Path(name) / "adapter"))
+        yield Checked("a tiny adapter with plain peft", problem)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 
 from lora_ops import validation
 from lora_ops.errors import LoraOpsError
+from lora_ops.plain_peft import make_tiny
 from lora_ops.settings.params import load_settings
 from lora_ops.tenants import edit_params
 from tests.conftest import ROOT, run
@@ -103,7 +104,7 @@ def test_validate_loads_a_tiny_adapter_with_plain_peft() -> None:
 
 def test_load_problem_says_why_an_adapter_does_not_load(tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
-    validation._make_tiny(base, adapter)
+    make_tiny(base, adapter)
     (adapter / "adapter_config.json").write_text("{}")
     assert validation.load_problem(base, adapter)
 
