@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).resolve().parent.parent
+FORKED = ROOT / "tests/forked"
 SAMPLE_TENANTS = ("finance", "healthcare", "media", "publishing")
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -316,6 +317,28 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     return subprocess.run(
         [str(part) for part in command], cwd=cwd, capture_output=True, text=True, env=environment
     )
+
+
+def run_forked(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose `lora-ops`, in scripts too, is forked with its imports done; see tests/forked.
+
+    Not for a test of how a process starts, or of its imports, limits, parents or death.
+    """
+    path = os.pathsep.join(map(str, (FORKED, Path(sys.executable).parent, os.environ["PATH"])))
+    return run(*command, cwd=cwd, **{"PATH": path, "FORKED_LORA_OPS": _forking(), **environment})
+
+
+@cache
+def _forking() -> str:
+    """Start the server that forks `lora-ops`, and return the path of its socket. It ends with this process."""
+    place = Path(tempfile.mkdtemp(prefix="forked-", dir="/tmp")) / "socket"  # a long path is no socket's
+    atexit.register(shutil.rmtree, place.parent, ignore_errors=True)
+    # -P: its own folder has a `lora-ops`, and tests/ has folders of the names of packages.
+    command = [sys.executable, "-P", FORKED / "server.py", place]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    atexit.register(server.communicate)  # which closes its standard input
+    assert server.stdout and server.stdout.readline() == b"listens\n"
+    return str(place)
 
 
 @pytest.fixture(scope="session")

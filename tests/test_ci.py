@@ -24,7 +24,7 @@ from lora_ops.registry.backup import backup
 from lora_ops.registry.restoring import restore
 from lora_ops.registry.store import Registry
 from lora_ops.settings.files import read_yaml
-from tests.conftest import ROOT, run, small_clone
+from tests.conftest import ROOT, run, run_forked, small_clone
 from tests.monitoring.kpi_files import write_events
 from tests.registry.conftest import build_package, owners  # noqa: F401 - a fixture
 from tests.serving.conftest import Clone, staged, staged_source  # noqa: F401 - fixtures
@@ -226,7 +226,7 @@ def commit(root: Path, author: str, *changed: str, message: str = "a change") ->
 
 
 def ci(root: Path, *command: str, code: int = 0, **environment: str) -> str:
-    done = run(*command, cwd=root, COLUMNS="300", **environment)
+    done = run_forked(*command, cwd=root, COLUMNS="300", **environment)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

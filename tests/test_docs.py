@@ -25,7 +25,7 @@ from lora_ops.registry.backends import open_registry
 from lora_ops.registry.reports import Report
 from lora_ops.registry.store import Registry
 from lora_ops.settings.files import read_yaml
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, run, run_forked
 from tests.gates.policy_sources import policy_source
 from tests.gates.sources import answers, source, suite, with_answers_again
 from tests.registry.conftest import build_package, fill_in, won
@@ -121,7 +121,7 @@ def test_lora_ops_commands_in_sentences_exist() -> None:
 def test_the_readers_own_tenant_of_the_docs_is_added(repository: Path) -> None:
     """Runs the page's example as it stands: the file that it writes and the command that adds it."""
     block = next(b for b in re.findall(r"```bash\n(.*?)```", TEXT, re.S) if "lora-ops tenant add" in b)
-    done = run("bash", "-euc", block, cwd=repository, COLUMNS="300")
+    done = run_forked("bash", "-euc", block, cwd=repository, COLUMNS="300")
     assert done.returncode == 0, done.stderr
     assert "its entry is in params.yaml" in done.stdout
 
@@ -185,7 +185,7 @@ def test_the_way_to_production_is_a_way(repository: Path, tmp_path: Path) -> Non
     file_policy_report(registry)
     registry.close()
     for block in (before, after):
-        done = run("bash", "-euc", block, cwd=repository, COLUMNS="300", LORA_OPS_ROOT=str(repository))
+        done = run_forked("bash", "-euc", block, cwd=repository, COLUMNS="300", LORA_OPS_ROOT=str(repository))
         assert done.returncode == 0, done.stdout + done.stderr
         if block == before:
             with closing(open_registry(repository)) as registry:

@@ -19,7 +19,7 @@ from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.verification import verify
 from lora_ops.settings.tenant import TenantSettings
-from tests.conftest import ROOT, SAMPLE_TENANTS, run, small_clone
+from tests.conftest import ROOT, SAMPLE_TENANTS, run_forked, small_clone
 from tests.registry.conftest import build_package
 
 
@@ -64,7 +64,7 @@ def page_of(record: Path, text: str) -> str:
 
 
 def lora_ops(root: Path, *words: str):
-    return run("lora-ops", *words, cwd=root, LORA_OPS_ROOT=str(root), COLUMNS="200")
+    return run_forked("lora-ops", *words, cwd=root, LORA_OPS_ROOT=str(root), COLUMNS="200")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from lora_ops.records.data import ContractRecord
 from lora_ops.settings.params import load_settings
 from lora_ops.settings.tenant import TenantSettings
 from lora_ops.tenants import REMEDIES, apply_profile, check_tenant, draft_tenant
-from tests.conftest import ROOT, SAMPLE_TENANTS, run, write_params
+from tests.conftest import ROOT, SAMPLE_TENANTS, run_forked, write_params
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def faq(repository: Path) -> Path:
 
 
 def add(root: Path, *options: str):
-    return run("lora-ops", "tenant", "add", *options, cwd=root, COLUMNS="300")
+    return run_forked("lora-ops", "tenant", "add", *options, cwd=root, COLUMNS="300")
 
 
 def test_adding_writes_one_entry_and_keeps_every_comment(faq: Path) -> None:
@@ -51,7 +51,7 @@ def test_labels_are_read_from_the_file(faq: Path) -> None:
     )
     assert add(faq, "mood", "data/sources/mood.jsonl").returncode == 0
     assert load_settings(faq).tenants["mood"].data.labels == ("bad", "good")
-    checked = run("lora-ops", "tenant", "check", "mood", cwd=faq)
+    checked = run_forked("lora-ops", "tenant", "check", "mood", cwd=faq)
     assert checked.returncode == 0 and "target is a known label" in checked.stdout
 
 
@@ -59,10 +59,11 @@ def test_tenant_add_and_check_warn_of_near_duplicates(faq: Path) -> None:
     """Both showed a check that is `ok` beside the number of rows found, and left the warning to 01_prepare."""
     add_text = ("--template", "{question}", "--target", "answer", "--task", "text")
     added = add(faq, "faq", "data/sources/faq.csv", *add_text)
-    checked = run("lora-ops", "tenant", "check", "faq", cwd=faq, COLUMNS="300")
+    checked = run_forked("lora-ops", "tenant", "check", "faq", cwd=faq, COLUMNS="300")
     for shown in (added, checked):
         assert "Warning: 16 of 16 held-out rows are nearly a training row" in shown.stdout, shown.stderr
-    (warning,) = json.loads(run("lora-ops", "tenant", "check", "faq", "--json", cwd=faq).stdout)["warnings"]
+    checked = run_forked("lora-ops", "tenant", "check", "faq", "--json", cwd=faq)
+    (warning,) = json.loads(checked.stdout)["warnings"]
     assert warning.startswith("16 of 16 held-out rows")
 
 
@@ -116,7 +117,7 @@ def test_a_file_with_a_bad_row_is_refused_with_the_row(faq: Path) -> None:
 @pytest.mark.parametrize("tenant", SAMPLE_TENANTS)
 def test_a_removed_tenant_is_gone_from_the_gateways_settings_too(faq: Path, tenant: str) -> None:
     before = load_settings(faq)
-    removed = run("lora-ops", "tenant", "remove", tenant, cwd=faq)
+    removed = run_forked("lora-ops", "tenant", "remove", tenant, cwd=faq)
     assert removed.returncode == 0, removed.stderr
     after = load_settings(faq)
     assert set(after.tenants) == set(before.tenants) - {tenant}
@@ -125,21 +126,21 @@ def test_a_removed_tenant_is_gone_from_the_gateways_settings_too(faq: Path, tena
 
 
 def test_what_cannot_be_removed_is_said(faq: Path) -> None:
-    unknown = run("lora-ops", "tenant", "remove", "retail", cwd=faq)
+    unknown = run_forked("lora-ops", "tenant", "remove", "retail", cwd=faq)
     assert unknown.returncode == 4 and "no tenant 'retail'" in unknown.stderr
     *others, last = load_settings(faq).tenants
     for tenant in others:
-        assert run("lora-ops", "tenant", "remove", tenant, cwd=faq).returncode == 0
+        assert run_forked("lora-ops", "tenant", "remove", tenant, cwd=faq).returncode == 0
     before = (faq / "params.yaml").read_bytes()
-    refused = run("lora-ops", "tenant", "remove", last, cwd=faq)
+    refused = run_forked("lora-ops", "tenant", "remove", last, cwd=faq)
     assert refused.returncode == 2 and "params.yaml is unchanged: tenants" in refused.stderr
     assert (faq / "params.yaml").read_bytes() == before
 
 
 def test_a_profile_changes_every_tenant_and_an_unknown_one_is_refused(faq: Path) -> None:
-    assert run("lora-ops", "profile", "small", cwd=faq).returncode == 0
+    assert run_forked("lora-ops", "profile", "small", cwd=faq).returncode == 0
     assert {tenant.data.rows.train for tenant in load_settings(faq).tenants.values()} == {160}
-    refused = run("lora-ops", "profile", "huge", cwd=faq)
+    refused = run_forked("lora-ops", "profile", "huge", cwd=faq)
     assert refused.returncode == 4 and "there are: demo, gpu, small, tiny" in refused.stderr
 
 

@@ -16,7 +16,7 @@ from lora_ops.records.manifest import FileRecord
 from lora_ops.registry.membership import incomparable
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, run_forked
 from tests.registry.conftest import OlderRegistry, build_package, trained_alike, with_evaluation
 
 LABELS = ["hotel", "airline"]
@@ -135,14 +135,14 @@ def test_compare_command_prints_the_difference(registry: Registry, tmp_path: Pat
     register(registry, tmp_path / "1", 1, answers(range(40), 60), range(100, 200))
     register(registry, tmp_path / "2", 2, answers(range(40), 110), range(39, 100))
     where = {"cwd": tmp_path, "LORA_OPS_ROOT": str(tmp_path), "COLUMNS": "200"}
-    done = run("lora-ops", "compare", "finance@1", "finance@2", **where)
+    done = run_forked("lora-ops", "compare", "finance@1", "finance@2", **where)
     assert done.returncode == 0, done.stderr
     assert "117 rows of 39 groups that neither was trained on; 3 rows of either don't count" in done.stdout
     assert "finance@2 minus finance@1" in done.stdout
     assert "finance@2 was trained or tuned on 1 of the 40 test groups of finance@1" in done.stdout
-    printed = json.loads(run("lora-ops", "compare", "finance@1", "finance@2", "--json", **where).stdout)
+    printed = json.loads(run_forked("lora-ops", "compare", "finance@1", "finance@2", "--json", **where).stdout)
     assert f"{printed['verdict']}: 117 rows" in done.stdout and printed["about_seeds"] in done.stdout
-    twice = run("lora-ops", "compare", "finance@1", "finance@1", **where)
+    twice = run_forked("lora-ops", "compare", "finance@1", "finance@1", **where)
     assert twice.returncode != 0 and "name two versions" in twice.stderr
 
 

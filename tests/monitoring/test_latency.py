@@ -16,7 +16,7 @@ from lora_ops.histograms import ANSWER, FIRST_TOKEN, PER_TOKEN, cumulative
 from lora_ops.monitoring.latency import LatencyReport, as_json, from_log, missed, read_latency
 from lora_ops.monitoring.prometheus import Prometheus
 from lora_ops.settings.objectives import LatencyObjective, ObjectiveSettings
-from tests.conftest import run, small_clone
+from tests.conftest import run_forked, small_clone
 from tests.monitoring.prometheus_kit import fill, needs_prometheus, prometheus
 from tests.serving.test_events import event, write
 
@@ -323,13 +323,13 @@ def test_the_command_shows_the_log(tmp_path: Path) -> None:
     clone = small_clone(tmp_path / "clone")
     recent = datetime.now(UTC) - timedelta(minutes=5)
     write(clone / ".serving/events", *(event(n, time=recent, status=503) for n in range(20)))
-    done = run("lora-ops", "monitor", "latency", "--source", "log", "--json", cwd=clone)
+    done = run_forked("lora-ops", "monitor", "latency", "--source", "log", "--json", cwd=clone)
     assert done.returncode == 1, done.stderr
     said = json.loads(done.stdout)
     assert said["source"] == "log" and said["adapters"][0]["unanswered"] == 20
-    mine = run("lora-ops", "monitor", "latency", "--tenant", "media", "--json", cwd=clone)
+    mine = run_forked("lora-ops", "monitor", "latency", "--tenant", "media", "--json", cwd=clone)
     assert mine.returncode == 0 and json.loads(mine.stdout)["adapters"] == []
-    done = run("lora-ops", "monitor", "latency", cwd=clone, COLUMNS="200")
+    done = run_forked("lora-ops", "monitor", "latency", cwd=clone, COLUMNS="200")
     assert done.returncode == 1 and "finance@1 of finance left 20 of 20 requests unanswered" in done.stdout
 
 
@@ -345,7 +345,7 @@ def test_the_command_shows_the_log(tmp_path: Path) -> None:
     ],
 )
 def test_the_command_refuses_in_a_sentence(tmp_path: Path, words: list[str], said: str) -> None:
-    done = run("lora-ops", "monitor", "latency", *words, cwd=small_clone(tmp_path / "clone"))
+    done = run_forked("lora-ops", "monitor", "latency", *words, cwd=small_clone(tmp_path / "clone"))
     assert done.returncode in (2, 4, 5)
     assert said in " ".join(done.stderr.split())
 

@@ -16,7 +16,7 @@ from lora_ops.monitoring.rules import rule_files
 from lora_ops.settings.objectives import AlertSettings, ObjectiveSettings, ScrapeSettings
 from lora_ops.settings.params import Settings, load_settings
 from lora_ops.settings.risk import RISK_KINDS, RiskBudget, RiskBudgetSettings
-from tests.conftest import ROOT, run, small_clone, write_params
+from tests.conftest import ROOT, run, run_forked, small_clone, write_params
 from tests.monitoring.prometheus_kit import PROMTOOL, needs_alertmanager, needs_prometheus
 from tests.test_docs import anchors
 
@@ -390,13 +390,13 @@ def test_wrong_objectives_are_refused(values: dict[str, Any], said: str) -> None
 
 def test_the_command_writes_what_differs(tmp_path: Path) -> None:
     clone = small_clone(tmp_path / "clone")
-    done = run("lora-ops", "monitor", "rules", "--check", cwd=clone)
+    done = run_forked("lora-ops", "monitor", "rules", "--check", cwd=clone)
     assert done.returncode == 1 and "objectives.yml is not what params.yaml says" in done.stdout
     assert not (clone / "deploy").exists()
-    said = json.loads(run("lora-ops", "monitor", "rules", "--json", cwd=clone).stdout)
+    said = json.loads(run_forked("lora-ops", "monitor", "rules", "--json", cwd=clone).stdout)
     assert said["files"] == said["changed"] == [f"deploy/{one}" for one in deployed_files(load_settings(clone))]
-    assert run("lora-ops", "monitor", "rules", "--check", cwd=clone).returncode == 0
+    assert run_forked("lora-ops", "monitor", "rules", "--check", cwd=clone).returncode == 0
     write_params(clone, {"objectives.latency.seconds": 2.5})
-    said = json.loads(run("lora-ops", "monitor", "rules", "--json", cwd=clone).stdout)
+    said = json.loads(run_forked("lora-ops", "monitor", "rules", "--json", cwd=clone).stdout)
     assert "deploy/prometheus/rules/objectives.yml" in said["changed"]
     assert "deploy/alertmanager/alertmanager.yml" not in said["changed"]

@@ -13,7 +13,7 @@ from lora_ops.errors import Damaged, LoraOpsError, Unavailable
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.database import MissingRegistry
 from lora_ops.registry.store import Registry
-from tests.conftest import run, small_clone, write_params
+from tests.conftest import run_forked, small_clone, write_params
 from tests.wandb_server import WandbServer
 
 from .conftest import Build, build_package
@@ -40,7 +40,7 @@ def empty(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("words", READING, ids=lambda words: words[0])
 def test_command_on_missing_registry_makes_none(empty: Path, words: list[str]) -> None:
-    done = run("lora-ops", "registry", *words, cwd=empty, LORA_OPS_ROOT=str(empty))
+    done = run_forked("lora-ops", "registry", *words, cwd=empty, LORA_OPS_ROOT=str(empty))
     assert done.returncode not in (0, 1)
     assert f"There is no registry in {empty / '.registry'}: `lora-ops register` makes one, and" in done.stderr
     assert not (empty / ".registry").exists()
@@ -50,7 +50,7 @@ def test_deleted_registry_does_not_verify(empty: Path) -> None:
     with closing(open_registry(empty, create=True)) as registry:
         registry.register(empty / "package", build_package(empty / "package", 1))
     shutil.rmtree(empty / ".registry")
-    done = run("lora-ops", "registry", "verify", cwd=empty, LORA_OPS_ROOT=str(empty))
+    done = run_forked("lora-ops", "registry", "verify", cwd=empty, LORA_OPS_ROOT=str(empty))
     assert done.returncode != 0
     assert not (empty / ".registry").exists()
 
@@ -111,7 +111,7 @@ def test_folder_that_is_no_registry_is_named(
 ) -> None:
     path = empty / ".registry"
     made(path)
-    done = run("lora-ops", "registry", *words, cwd=empty, LORA_OPS_ROOT=str(empty))
+    done = run_forked("lora-ops", "registry", *words, cwd=empty, LORA_OPS_ROOT=str(empty))
     if words[0] == "restore" and made in (as_a_file, full_of_others):
         assert done.returncode == 3 and f"{path} is there already: move it away first" in done.stderr
     else:

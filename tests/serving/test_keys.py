@@ -16,7 +16,7 @@ import pytest
 from lora_ops.engines.protocol import Engine
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.keys import Caller, KeyStore
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, run, run_forked
 from tests.serving.conftest import Clone, Served, eventually, served
 
 OPENS = "import sys, pathlib; from lora_ops.serving.keys import KeyStore; KeyStore(pathlib.Path(sys.argv[1]))"
@@ -264,14 +264,14 @@ def test_require_keys_closes_a_gateway_without_any(clone: Clone, engine: Engine)
 
 def test_the_command_line_creates_lists_and_revokes(clone: Clone) -> None:
     root = clone.root
-    created = run("lora-ops", "keys", "create", "finance", "--note", "ERP", cwd=root)
+    created = run_forked("lora-ops", "keys", "create", "finance", "--note", "ERP", cwd=root)
     assert created.returncode == 0, created.stderr
     first, secret = created.stdout.splitlines()
     key = first.split()[1]
     store = KeyStore(root / ".serving/keys.sqlite")
     assert store.caller(secret)
-    assert "ERP" in run("lora-ops", "keys", "list", cwd=root, COLUMNS="200").stdout
-    assert run("lora-ops", "keys", "revoke", key, cwd=root).returncode == 0
+    assert "ERP" in run_forked("lora-ops", "keys", "list", cwd=root, COLUMNS="200").stdout
+    assert run_forked("lora-ops", "keys", "revoke", key, cwd=root).returncode == 0
     assert store.caller(secret) is None
     for code, words in (
         (2, ["create"]),
@@ -279,7 +279,7 @@ def test_the_command_line_creates_lists_and_revokes(clone: Clone) -> None:
         (2, ["create", "finance", "--admin"]),
         (4, ["revoke", "k-none"]),
     ):
-        refused = run("lora-ops", "keys", *words, cwd=root)
+        refused = run_forked("lora-ops", "keys", *words, cwd=root)
         assert refused.returncode == code and refused.stderr.startswith("lora-ops: "), words
     with sqlite3.connect(root / ".serving/keys.sqlite") as db:
         assert db.execute("SELECT count(*) FROM keys").fetchone() == (1,)
