@@ -1,7 +1,8 @@
 """Read the JSON lines that a gateway keeps of its traffic, as a table; written by `serving.line_log`."""
 
+import glob
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
@@ -24,6 +25,15 @@ REAL_TIME = "time BETWEEN TIMESTAMPTZ '1970-01-01 00:00Z' AND TIMESTAMPTZ '9999-
 """DuckDB has 'infinity' and years that Python has not: one such line must not hide all others."""
 
 
+def line_files(folder: Path, name: str) -> list[Path]:
+    """Return the files `<name>-*.jsonl` of a folder, the oldest first.
+
+    A pipe or a device of such a name is none: no gateway made it, and to read it may never end. A folder is
+    kept, which whoever reads it says.
+    """
+    return sorted(path for path in folder.glob(f"{name}-*.jsonl") if path.is_file() or path.is_dir())
+
+
 def read_line_files(folder: Path, name: str, record: type[Record], where: str = "true") -> "pd.DataFrame":
     """Return every line in the files `<name>-*.jsonl`, oldest first, each one once; read by DuckDB.
 
@@ -43,7 +53,7 @@ def read_line_files(folder: Path, name: str, record: type[Record], where: str = 
 
     def read(line_bytes: int) -> "pd.DataFrame":
         with connect(line_bytes) as db:
-            lines = read_lines(db, str(folder / f"{name}-*.jsonl"), columns, line_bytes)
+            lines = read_lines(db, line_files(folder, name), columns, line_bytes)
             wanted = each_once(lines, where).project(", ".join(columns))
             return wanted.order("time, request_id" if "request_id" in columns else "time, id").df()
 
@@ -67,7 +77,7 @@ def with_room(folder: Path, name: str, read: Callable[[int], T]) -> T:
             if "maximum_object_size" not in str(error):
                 raise
             # No gateway writes such a line. It must not hide all others: a rollout could not go back.
-            longest = max(path.stat().st_size for path in folder.glob(f"{name}-*.jsonl") if path.is_file())
+            longest = max(path.stat().st_size for path in line_files(folder, name))
             return read(min(longest + 1, MOST_LINE_BYTES))
     except (duckdb.Error, OSError) as error:
         raise LoraOpsError(f"The {name} can't be read: {' '.join(str(error).split())}.") from error
@@ -81,11 +91,16 @@ def connect(line_bytes: int) -> "duckdb.DuckDBPyConnection":
 
 
 def read_lines(
-    db: "duckdb.DuckDBPyConnection", files: str | list[str], columns: dict[str, str], line_bytes: int
+    db: "duckdb.DuckDBPyConnection", files: Iterable[Path], columns: dict[str, str], line_bytes: int
 ) -> "duckdb.DuckDBPyRelation":
-    """Return the lines of files (paths or patterns) as a relation: its columns, and `filename`."""
+    """Return the lines of files as a relation: its columns, and `filename`."""
+    paths = [glob.escape(str(path)) for path in files]  # they are patterns to DuckDB
+    if not paths:
+        empty = {**columns, "filename": "VARCHAR"}
+        typed = ", ".join(f"CAST(NULL AS {kind}) AS {name}" for name, kind in empty.items())
+        return db.sql(f"SELECT {typed} WHERE false")
     return db.read_json(
-        files,  # type: ignore[arg-type]  # a list, too, which its stubs don't know
+        paths,  # type: ignore[arg-type]  # a list, too, which its stubs don't know
         columns=columns,
         format="newline_delimited",
         ignore_errors=True,  # the torn last line of a process that was killed
@@ -101,8 +116,8 @@ def each_once(lines: "duckdb.DuckDBPyRelation", where: str) -> "duckdb.DuckDBPyR
 
 
 def column_types(record: type[Record]) -> dict[str, str]:
-    """Return each field's type in DuckDB."""
-    return {field: _type(info.annotation) for field, info in record.model_fields.items()}
+    """Return the type in DuckDB of each field that is written."""
+    return {field: _type(info.annotation) for field, info in record.model_fields.items() if not info.exclude}
 
 
 def _type(annotation: Any) -> str:

@@ -7,7 +7,6 @@ had wanted lines is gone or was rewritten, a line has an earlier time than those
 was set back. A gateway appends only: nobody sees a byte that is changed in the middle of a file that grows.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lora_ops.errors import LoraOpsError
-from lora_ops.line_files import column_types, connect, each_once, read_lines, with_room
+from lora_ops.line_files import column_types, connect, each_once, line_files, read_lines, with_room
 from lora_ops.records.record import Record
 
 Row = Sequence[Any]
@@ -131,7 +130,7 @@ class NewLines:
 
     def _parts(self) -> list[_Part] | None:
         """Return what the files have now that wasn't read; None where some of what was read is gone."""
-        found = {str(path): path for path in self._folder.glob(f"{self._name}-*.jsonl")}
+        found = {str(path): path for path in line_files(self._folder, self._name)}
         if any(self._files.pop(gone).rows for gone in self._files.keys() - found.keys()):
             return None
         parts = []
@@ -172,8 +171,7 @@ class NewLines:
     def _read(self, parts: Sequence[_Part], line_bytes: int) -> Iterator[Row]:
         import pandas as pd
 
-        # Paths are patterns to DuckDB.
-        whole = [glob.escape(part.path) for part in parts if part.lines is None]
+        whole = [Path(part.path) for part in parts if part.lines is None]
         appended = [(line, part.path) for part in parts for line in part.lines or ()]
         with connect(line_bytes) as db:
             found = []

@@ -49,6 +49,15 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
+def test_a_pipe_in_the_folder_is_no_file_of_lines(tmp_path: Path) -> None:
+    """Nobody writes into it: whoever opened it would wait for ever, and a rollout could not go back."""
+    os.mkfifo(tmp_path / "said-0.jsonl")
+    assert read_line_files(tmp_path, "said", Said).empty
+    append(tmp_path / "said-1.jsonl", line(1))
+    assert list(read_line_files(tmp_path, "said", Said)["value"]) == [1]
+    assert given(reader(tmp_path), 10) == (True, [1])
+
+
 def test_lines_are_given_once_in_order(tmp_path: Path) -> None:
     lines, first, second = reader(tmp_path), tmp_path / "said-1.jsonl", tmp_path / "said-2.jsonl"
     assert given(lines, 0) == (True, [])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lora_ops.costs.usage import UsedEvent
 from lora_ops.errors import LoraOpsError
-from lora_ops.line_files import read_line_files
+from lora_ops.line_files import line_files, read_line_files
 from lora_ops.settings.autoscaling import AutoscalingSettings
 from lora_ops.windows import Window
 
@@ -120,7 +120,7 @@ def throughput(folder: Path, window: Window) -> Throughput:
         f"status = 200 AND device_seconds BETWEEN 0 AND 1e9 AND prompt_tokens > 0 AND generated_tokens > 0 "
         f"AND time >= TIMESTAMPTZ '{start}' AND time < TIMESTAMPTZ '{end}'"
     )
-    there = any(folder.glob("events-*.jsonl"))
+    there = line_files(folder, "events")
     events = read_line_files(folder, "events", UsedEvent, where) if there else None
     if events is None or len(events) < LEAST_EVENTS:
         count = 0 if events is None else len(events)

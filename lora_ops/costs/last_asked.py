@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lora_ops.costs.usage import USAGE
 from lora_ops.errors import Refused, disk_reason
-from lora_ops.line_files import REAL_TIME, column_types, connect, read_lines, with_room
+from lora_ops.line_files import REAL_TIME, column_types, connect, line_files, read_lines, with_room
 from lora_ops.records.record import Record
 from lora_ops.registry.files import write_atomically
 from lora_ops.small_files import read_text
@@ -113,7 +113,7 @@ def read_asked(
     if known:
         starts.append(known.since)
     since = min(starts)
-    if events.first is None and not any((serving / USAGE).glob("usage-*.jsonl")):
+    if events.first is None and not line_files(serving / USAGE, "usage"):
         notes.append(
             f"no gateway has left an event or a line of usage in {serving}: nobody knows what was asked, so "
             "nothing goes. Run this where the gateway's files are"
@@ -154,14 +154,14 @@ def _known(path: Path, notes: list[str]) -> Asked | None:
 
 def _events(folder: Path) -> _Events:
     """Read first and last times by name; an event that is dated before its own file says nothing of its age."""
-    paths = sorted(folder.glob("events-*.jsonl"))
+    paths = line_files(folder, "events")
     if not paths:
         return _Events(None, {})
     columns = column_types(AskedEvent)
 
     def read(line_bytes: int) -> list[tuple[str, int, int]]:
         with connect(line_bytes) as db:
-            lines = read_lines(db, str(folder / "events-*.jsonl"), columns, line_bytes)
+            lines = read_lines(db, paths, columns, line_bytes)
             named = lines.filter(REAL_TIME).project("unnest([adapter, instead_of, model]) AS name, time")
             rows = named.filter("name IS NOT NULL").aggregate(
                 "name, epoch_us(min(time)) AS first, epoch_us(max(time)) AS last", "name"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ops.costs.usage_log import AHEAD_SECONDS, GatewayRun, read_usage, runs_in
-from lora_ops.line_files import read_line_files
+from lora_ops.line_files import line_files, read_line_files
 from lora_ops.records.record import Record
 from lora_ops.windows import Window
 
@@ -118,7 +118,7 @@ def _events(folder: Path, window: Window, runs: list[GatewayRun]) -> "pd.DataFra
     import pandas as pd
 
     columns = [*UsedEvent.model_fields]
-    if any(folder.glob("events-*.jsonl")):
+    if line_files(folder, "events"):
         start, end = (moment.isoformat() for moment in (window.start, window.end))
         where = f"{WHOLE} AND time >= TIMESTAMPTZ '{start}' AND time < TIMESTAMPTZ '{end}'"
         events = read_line_files(folder, "events", UsedEvent, where)

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_ops.line_files import read_line_files
+from lora_ops.line_files import line_files, read_line_files
 from lora_ops.records.usage import UsageLine
 from lora_ops.windows import Window
 
@@ -93,7 +93,7 @@ def read_usage(folder: Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    if not any(folder.glob("usage-*.jsonl")):
+    if not line_files(folder, "usage"):
         return pd.DataFrame({name: [] for name in UsageLine.model_fields})
     return read_line_files(folder, "usage", UsageLine, WHOLE)
 

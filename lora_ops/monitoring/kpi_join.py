@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lora_ops.line_files import read_line_files
+from lora_ops.line_files import line_files, read_line_files
 from lora_ops.monitoring.kpi_files import ROW
 from lora_ops.records.record import Record
 from lora_ops.registry.counting import CLOCKS_DIFFER
@@ -65,7 +65,7 @@ def read_answers(folder: Path, good: pd.DataFrame, settings: KpiSettings) -> pd.
     Raises:
         LoraOpsError: the files can't be read.
     """
-    if good.empty or not any(folder.glob("events-*.jsonl")):
+    if good.empty or not line_files(folder, "events"):
         kinds = dict.fromkeys(AnswerEvent.model_fields, "str")
         kinds |= {"time": "datetime64[us, UTC]", "status": "int64"}
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})

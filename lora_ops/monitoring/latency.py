@@ -16,7 +16,7 @@ import pandas as pd
 
 from lora_ops.errors import LoraOpsError
 from lora_ops.histograms import ANSWER, FIRST_TOKEN, PER_TOKEN, cumulative, percentile, share_within
-from lora_ops.line_files import read_line_files
+from lora_ops.line_files import line_files, read_line_files
 from lora_ops.monitoring.prometheus import Labels, Prometheus
 from lora_ops.records.record import Record
 from lora_ops.serving.label_cap import OTHER
@@ -186,7 +186,7 @@ def from_log(folder: Path, window: int, now: datetime) -> LatencyReport:
     Raises:
         LoraOpsError: there is no event at all, or the files can't be read.
     """
-    if not any(folder.glob("events-*.jsonl")):
+    if not line_files(folder, "events"):
         raise LoraOpsError(f"There are no events in {folder} yet: serve some requests first (`make serve`).")
     start = now - timedelta(seconds=window)
     found = read_line_files(folder, "events", TimedEvent, f"{WHOLE} AND time >= TIMESTAMPTZ '{start}'")

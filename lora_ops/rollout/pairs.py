@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_ops.line_files import read_line_files
+from lora_ops.line_files import line_files, read_line_files
 from lora_ops.records.pair import ShadowPair
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def read_pairs(
     """
     import pandas as pd
 
-    if not any(folder.glob("pairs-*.jsonl")):
+    if not line_files(folder, "pairs"):
         return pd.DataFrame({name: [] for name in ShadowPair.model_fields})
     where = f"shadow = '{version}' AND shadow_digest = '{digest}' AND {WHOLE}"
     if production_digest is not None:

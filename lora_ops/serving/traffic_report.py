@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lora_ops.detectors.insults import THRESHOLD
 from lora_ops.detectors.risky import has_answer, insults, leaks
+from lora_ops.line_files import column_types, line_files
 from lora_ops.plots import Plot
 from lora_ops.serving.errors import NOT_FAILED
 from lora_ops.serving.events import Event, read_events
@@ -26,8 +27,8 @@ def recent_events(folder: Path, days: float, tenant: str | None = None) -> pd.Da
     Raises:
         LoraOpsError: the files can't be read.
     """
-    if not any(folder.glob("events-*.jsonl")):
-        return pd.DataFrame(columns=[*Event.model_fields])
+    if not line_files(folder, "events"):
+        return pd.DataFrame(columns=[*column_types(Event)])
     events = read_events(folder)
     events = events[events["time"] >= events["time"].max() - timedelta(days=days)]
     return events if tenant is None else events[events["tenant"] == tenant]
