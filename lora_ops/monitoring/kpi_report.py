@@ -49,17 +49,27 @@ class Unmeasured(NamedTuple):
 
 
 class KpiReport(NamedTuple):
-    """What the KPIs of one tenant or of all say."""
+    """What the KPIs of one tenant or of all say.
+
+    Attributes:
+        strange: rows about a version whose content is other than that of this registry's version of that name.
+    """
 
     versions: list[VersionKpi]
     uplifts: list[Uplift]
     unmeasured: list[Unmeasured]
     imports: int
+    strange: int = 0
 
     @property
     def notes(self) -> list[str]:
         """What a reader must know besides."""
         found = []
+        if self.strange:
+            found.append(
+                f"{self.strange:,} rows are about versions of another registry, and don't count: their content "
+                "is other than that of the versions of these names here"
+            )
         if any(one.simulated for one in self.versions):
             found.append(f"{SIMULATED.upper()} KPIs are among these: nobody measured them")
         if any(one.by_time for one in self.versions):
@@ -97,7 +107,8 @@ def kpi_report(
     Raises:
         LoraOpsError: an import can't be read, or was changed.
     """
-    rows, now = store.rows(tenant), registry.clock()
+    every, now = store.rows(tenant), registry.clock()
+    rows = _own(every, registry)
     versions: list[VersionKpi] = []
     found: list[Uplift] = []
     for name, mine in rows.groupby("tenant"):
@@ -106,14 +117,21 @@ def kpi_report(
         compared = [one.number for one in shares] + [one.number for one in served if one.number]
         for number in sorted(set(compared)):
             found += uplifts(mine, f"{name}@{number}", shares, served, now, settings)
-    return KpiReport(versions, found, _unmeasured(rows, registry, settings), len(store.imports()))
+    late = _unmeasured(rows, registry, settings)
+    return KpiReport(versions, found, late, len(store.imports()), len(every) - len(rows))
 
 
 def unmeasured_versions(
     store: KpiStore, registry: Registry, settings: KpiSettings, tenant: str | None = None
 ) -> list[Unmeasured]:
     """Return the versions to retire, of each tenant that has KPIs; arguments and errors as of `kpi_report`."""
-    return _unmeasured(store.rows(tenant), registry, settings)
+    return _unmeasured(_own(store.rows(tenant), registry), registry, settings)
+
+
+def _own(rows: pd.DataFrame, registry: Registry) -> pd.DataFrame:
+    """Return the rows about this registry's versions: imports stay where a registry is begun again."""
+    contents = {one.id: one.content_digest for one in registry.summaries()}
+    return rows[rows["adapter"].map(contents) == rows["digest"]]
 
 
 def _versions(rows: pd.DataFrame) -> Iterator[VersionKpi]:

@@ -80,7 +80,8 @@ class KpiStore:
     def rows(self, tenant: str | None = None) -> "pd.DataFrame":
         """Return the rows that count, of one tenant or of all, oldest answer first.
 
-        Of rows of several imports about one request and kind, that of the earliest import counts.
+        Of rows of several imports about one request and kind, that of the earliest import counts. Simulated
+        rows count where nobody measured that KPI of the tenant.
 
         Raises:
             LoraOpsError: they can't be read, or were changed.
@@ -151,9 +152,12 @@ class KpiStore:
             found = [one[one["tenant"] == tenant] for one in found]
         if not found:
             return pd.DataFrame({name: [] for name in (*TYPES, "simulated")})
-        # The order of the imports decides, and `row` within one.
-        table = pd.concat(found, ignore_index=True)
+        # The order of the imports decides, and `row` within one; what was measured comes before all else.
+        table = pd.concat(found, ignore_index=True).sort_values("simulated", kind="stable", ignore_index=True)
         table = table[~once(table).duplicated()]
+        kinds = pd.MultiIndex.from_frame(table[["tenant", "kind"]])
+        simulated = table["simulated"].to_numpy(bool)
+        table = table[~simulated | ~kinds.isin(kinds[~simulated])]
         return table.sort_values(["answered_at", "request_id", ROW], ignore_index=True)
 
     def _rows_of(self, one: KpiImport) -> "pd.DataFrame":

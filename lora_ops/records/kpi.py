@@ -65,7 +65,7 @@ class KpiImport(Record):
     @property
     def is_simulated(self) -> bool:
         """Whether nobody clicked: the name of a simulated file begins with that word."""
-        return self.name.startswith(SIMULATED)
+        return self.name.casefold().startswith(SIMULATED)
 
     @property
     def rejected_rows(self) -> int:

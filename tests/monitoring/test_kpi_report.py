@@ -1,6 +1,7 @@
 """What KPIs say of versions: means, uplift, an addendum of the release notes, and who is to be retired."""
 
 import json
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lora_ops.monitoring.kpi_report import KpiReport, kpi_report
 from lora_ops.monitoring.kpi_store import KpiStore
 from lora_ops.records.evidence import DOCUMENT, KpiEvidence
 from lora_ops.registry import lifecycle
+from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import load, make
 from lora_ops.registry.served_times import canary_shares, in_production
 from lora_ops.registry.store import Registry
@@ -125,6 +127,34 @@ def test_addendum_needs_an_uplift_and_production(
         addendum(registry, registry.get("finance@3"), report, store)
     with pytest.raises(LoraOpsError, match="lora-ops monitor kpi file finance@2"):
         make(registry, "finance@2", "kpi", Path("kpis.csv"))
+
+
+def test_simulated_rows_take_no_measured_one_its_place(
+    registry: Registry, story: Story, package: Build, clock: Clock, tmp_path: Path
+) -> None:
+    """Whatever was imported first: nobody measured them, so that they count where nobody measured anything."""
+    follow(registry, story, package, clock)
+    measure(tmp_path, registry, "Simulated_kpis.csv")
+    text = (tmp_path / "Simulated_kpis.csv").read_text()
+    (tmp_path / "kpis.csv").write_text("\n".join(text.splitlines()[:-3]) + "\n")
+    versions = {one.id: one.content_digest for one in registry.summaries()}
+    now = MORNING + timedelta(days=42)
+    import_kpis(tmp_path / "kpis.csv", tmp_path / ".serving", versions, SETTINGS, now)
+    rows = KpiStore(tmp_path / ".serving/kpis").rows()
+    assert len(rows) == 37 and not rows["simulated"].any()
+
+
+def test_rows_of_an_earlier_registry_do_not_count(
+    measured: tuple[Registry, KpiStore, KpiReport], package: Build, tmp_path: Path, owners: Owners, clock: Clock
+) -> None:
+    """Its versions have the same names, and other content."""
+    _, store, report = measured
+    assert report.strange == 0
+    with closing(Registry(tmp_path / "other", create=True, owners=owners, clock=clock)) as other:
+        other.register(*package(8), actor="ana")
+        found = kpi_report(store, other, SETTINGS)
+        assert (found.versions, found.uplifts, found.unmeasured, found.strange) == ([], [], [], 40)
+        assert "40 rows are about versions of another registry" in found.notes[0]
 
 
 def test_simulated_kpis_are_named_and_not_filed(
