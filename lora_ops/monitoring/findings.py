@@ -23,8 +23,9 @@ from lora_ops.records.evidence import DriftEvidence
 from lora_ops.records.kpi import FOLDER
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.database import MissingRegistry
-from lora_ops.registry.reports import last_document
+from lora_ops.registry.reports import load, own_evidence
 from lora_ops.registry.store import Registry
+from lora_ops.registry.versions import Version
 from lora_ops.serving.label_cap import NOBODY, OTHER
 from lora_ops.settings.objectives import ObjectiveSettings
 from lora_ops.settings.params import Settings, load_settings
@@ -34,9 +35,15 @@ T = TypeVar("T")
 
 
 class Answering(NamedTuple):
-    """The version that answers a tenant, and the last check of its drift; a sentence where there is none."""
+    """The version that answers a tenant.
+
+    Attributes:
+        digest: of its content: events of an earlier registry have the same names.
+        drift: the last check against its own reference; a sentence where there is none.
+    """
 
     adapter: str
+    digest: str
     drift: DriftEvidence | str
 
 
@@ -123,17 +130,25 @@ def _answering(registry: Registry, tenants: list[str]) -> dict[str, Answering]:
         number = registry.current(tenant)
         if number is not None:
             adapter = f"{tenant}@{number}"
-            found[tenant] = Answering(adapter, _read(lambda: _last_drift(registry, adapter)))  # noqa: B023
+            version = _read(lambda: registry.get_exact(adapter, whole=False))  # noqa: B023
+            if isinstance(version, str):
+                found[tenant] = Answering(adapter, "", version)
+                continue
+            drift = _read(lambda: _last_drift(registry, version))  # noqa: B023
+            found[tenant] = Answering(adapter, version.summary.content_digest, drift)
     return found
 
 
-def _last_drift(registry: Registry, adapter: str) -> DriftEvidence:
-    document = last_document(registry, registry.get_exact(adapter, whole=False), "drift")
-    if not isinstance(document, DriftEvidence):
-        raise LoraOpsError(
-            f"{adapter} was never measured for drift: `lora-ops monitor drift {adapter}` does it."
-        )
-    return document
+def _last_drift(registry: Registry, version: Version) -> DriftEvidence:
+    history = registry.log.entries(version.tenant, version.number)
+    for one in reversed(own_evidence(history, version.number)):
+        document = load(registry.files, one) if one.kind == "drift" else None
+        # Beside another version much more counts as drift, so that it hides what the version itself did.
+        if isinstance(document, DriftEvidence) and document.against in (None, version.id):
+            return document
+    raise LoraOpsError(
+        f"{version.id} was never measured for drift: `lora-ops monitor drift {version.id}` does it."
+    )
 
 
 def _tenants(

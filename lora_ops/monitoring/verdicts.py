@@ -1,14 +1,15 @@
 """One verdict for each question about a tenant: is it fast, safe, the same as before, and worth its money?
 
 `broken`: the command of that question says so, or users show that the version is worse. `ok`: what was measured
-keeps its budget. `look`: anything else, most often since nobody can tell.
+keeps its budget, and some of it is of the version that answers now. `look`: anything else, most often since
+nobody can tell.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from lora_ops.costs.page import money
-from lora_ops.monitoring.content_risk import Risk, RiskVerdict
+from lora_ops.monitoring.content_risk import MOST_UNSCORED, Risk, RiskVerdict
 from lora_ops.monitoring.findings import Answering, Findings
 from lora_ops.monitoring.kpi_addendum import how, interval_text
 from lora_ops.monitoring.kpi_report import KpiReport
@@ -16,6 +17,7 @@ from lora_ops.monitoring.latency import missed
 from lora_ops.records.drift import DriftMetric, DriftVerdict
 from lora_ops.records.evidence import DriftEvidence
 from lora_ops.records.kpi import SIMULATED, Uplift
+from lora_ops.registry.counting import CLOCKS_DIFFER
 
 State = Literal["ok", "look", "broken"]
 Question = Literal["fast", "safe", "same", "worth"]
@@ -75,6 +77,8 @@ def verdicts(found: Findings) -> Iterator[Verdict]:
         judged: dict[Question, _Judged] = {"fast": _fast(found, tenant), "safe": _safe(found, tenant)}
         answering = found.answering.get(tenant)
         if answering is not None:
+            judged["fast"] = _with_doubt(judged["fast"], _not_asked(found, answering))
+            judged["safe"] = _with_doubt(judged["safe"], _not_scored(found, answering))
             judged["same"] = _same(found, answering)
             judged["worth"] = _worth(found, tenant, answering)
         for question, one in judged.items():
@@ -123,6 +127,31 @@ def _fast(found: Findings, tenant: str) -> _Judged:
     return _Judged("ok", said, short, section, share, objectives.latency.share)
 
 
+def _not_asked(found: Findings, answering: Answering) -> str | None:
+    """Return that the numbers of speed are of other versions alone, in words, or None."""
+    adapters = () if isinstance(found.latency, str) else found.latency.adapters
+    if answering.adapter in {one.adapter for one in adapters}:
+        return None
+    return f"{answering.adapter} answers now, and nobody asked it in this window"
+
+
+def _not_scored(found: Findings, answering: Answering) -> str | None:
+    """Return that most answers of the version that answers now were not scored, in words, or None."""
+    risks = () if isinstance(found.risk, str) else found.risk.risks
+    mine = [one for one in risks if (one.adapter, one.digest) == (answering.adapter, answering.digest)]
+    if mine and all(one.scored and one.scored >= MOST_UNSCORED * one.answered for one in mine):
+        return None
+    scored, answered = min(((one.scored, one.answered) for one in mine), default=(0, 0))
+    return f"{answering.adapter} answers now, and {scored} of its {answered} answers were scored"
+
+
+def _with_doubt(one: _Judged, doubt: str | None) -> _Judged:
+    """Return a verdict that is not ok where something is to be doubted; another one as it is."""
+    if doubt is None or one.state != "ok":
+        return one
+    return one._replace(state="look", said=f"{one.said.rstrip('.')}; {doubt}")
+
+
 def _share(value: float | None) -> float:
     """Return a share; of nothing it is whole, so that it is never the worst."""
     return 1.0 if value is None else value
@@ -158,6 +187,9 @@ def _same(found: Findings, answering: Answering) -> _Judged:
     metric = largest_shift(document)
     if metric:
         short = f"{metric.name} {metric.difference:.2g}\n{metric.least:g} counts"
+    if document.made_at > found.window.end + CLOCKS_DIFFER:
+        state = _worse_of(state, "look")
+        said += f"; it is dated {document.made_at:%Y-%m-%d}, which has not come yet"
     if document.made_at < found.window.start:
         state = _worse_of(state, "look")
         said += f"; it was measured on {document.made_at:%Y-%m-%d}, before this window"
@@ -185,6 +217,8 @@ def _worth(found: Findings, tenant: str, answering: Answering) -> _Judged:
     if isinstance(found.kpis, str):
         return _Judged("look", f"{found.kpis.rstrip('.')}{cost}", NOT_KNOWN, section)
     known = strongest_uplifts(found.kpis, answering.adapter)
+    # What somebody measured is not hidden behind what nobody did.
+    known = [one for one in known if not one.simulated] or known
     if not known:
         said = no_uplift(found.kpis, tenant, answering.adapter)
         return _Judged("look", f"{said}{cost}", "no uplift known", section)
@@ -200,13 +234,18 @@ def _worth(found: Findings, tenant: str, answering: Answering) -> _Judged:
         f"{mark}{answering.adapter} {one.kind} {interval_text(one)} beside {one.against} ({how(one)}): "
         f"{one.verdict}{cost}"
     )
-    return _Judged(state, said, f"{mark}{one.kind} {part}\n{one.verdict}", section, one.difference, 0.0)
+    late = _late(found.kpis, answering.adapter)
+    judged = _Judged(state, said, f"{mark}{one.kind} {part}\n{one.verdict}", section, one.difference, 0.0)
+    return _with_doubt(judged, late)
 
 
 def strongest_uplifts(report: KpiReport, adapter: str) -> list[Uplift]:
-    """Return the known uplifts of a version, one of each KPI: a canary's rather than before/after."""
+    """Return the known uplifts of a version, one of each KPI: a canary's rather than before/after.
+
+    A simulated one is the last to count.
+    """
     found: dict[str, Uplift] = {}
-    for one in sorted(report.uplifts, key=lambda each: each.method != "canary"):
+    for one in sorted(report.uplifts, key=lambda each: (each.simulated, each.method != "canary")):
         if one.adapter == adapter and one.difference is not None:
             found.setdefault(one.kind, one)
     return list(found.values())
@@ -214,13 +253,18 @@ def strongest_uplifts(report: KpiReport, adapter: str) -> list[Uplift]:
 
 def no_uplift(report: KpiReport, tenant: str, adapter: str) -> str:
     """Return why no uplift of a version is known, without a full stop."""
-    late = next((one for one in report.unmeasured if one.adapter == adapter), None)
+    late = _late(report, adapter)
     if late:
-        return f"{adapter} has had no KPI for {late.weeks} weeks: measure it or retire it"
+        return late
     if not any(one.adapter.rpartition("@")[0] == tenant for one in report.versions):
         return f"{tenant} has no KPIs: `lora-ops monitor kpi import FILE` takes some"
     said = next((f" ({one.kind}: {one.said})" for one in report.uplifts if one.adapter == adapter), "")
     return f"No uplift of {adapter} is known{said}"
+
+
+def _late(report: KpiReport, adapter: str) -> str | None:
+    late = next((one for one in report.unmeasured if one.adapter == adapter), None)
+    return f"{adapter} has had no KPI for {late.weeks} weeks: measure it or retire it" if late else None
 
 
 def cost_text(found: Findings, tenant: str) -> str:

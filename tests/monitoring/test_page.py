@@ -1,7 +1,9 @@
 """The weekly page, notebooks/08_monitor: its verdicts, and what it says where there is nothing to show."""
 
 import json
+import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +17,16 @@ from typer.testing import CliRunner
 from lora_ops.cli import app
 from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.monitoring import page, page_plots
+from lora_ops.monitoring.content_risk import RiskReport
 from lora_ops.monitoring.findings import Findings, read_findings
 from lora_ops.monitoring.kpi_report import KpiReport, Unmeasured
 from lora_ops.monitoring.verdicts import Verdict, verdicts
 from lora_ops.plots import Plot
+from lora_ops.records.evidence import DriftEvidence
+from lora_ops.registry import lifecycle
+from lora_ops.registry.backends import open_registry
 from lora_ops.registry.owners import Owners
+from lora_ops.registry.reports import Report, last_document
 from lora_ops.serving.label_cap import NOBODY
 from tests.conftest import small_clone
 from tests.monitoring.weekly_kit import NOW, weekly
@@ -109,6 +116,68 @@ def test_an_old_measurement_does_not_speak_of_this_week(found: Findings) -> None
 def test_worth_is_what_users_show(found: Findings, changes: dict[str, Any], state: str, said: str) -> None:
     verdict = of(uplifts(found, **changes), "finance", "worth")
     assert verdict.state == state and said in verdict.said
+
+
+def test_simulated_kpis_hide_no_measured_ones(found: Findings) -> None:
+    """Neither a canary of the same KPI, nor a larger uplift of another one."""
+    assert isinstance(found.kpis, KpiReport)
+    (one, *_) = [each for each in found.kpis.uplifts if each.kind == "rpm"]
+    worse = one.model_copy(update={"difference": -0.1, "low": -0.2, "high": -0.05})
+    canary = one.model_copy(update={"method": "canary", "simulated": True})
+    other = worse.model_copy(update={"kind": "csat", "difference": -9.0, "simulated": True})
+    mixed = replace(found, kpis=found.kpis._replace(uplifts=[canary, other, worse]))
+    verdict = of(mixed, "finance", "worth")
+    assert verdict.state == "broken" and verdict.said.startswith("finance@2 rpm -0.1")
+
+
+def test_a_better_kpi_that_nobody_measures_any_more_is_old(found: Findings) -> None:
+    assert isinstance(found.kpis, KpiReport)
+    late = found.kpis._replace(unmeasured=[Unmeasured("finance@2", "production", NOW, 9)])
+    verdict = of(replace(found, kpis=late), "finance", "worth")
+    assert verdict.state == "look" and "finance@2 has had no KPI for 9 weeks" in verdict.said
+
+
+def test_numbers_of_other_versions_are_no_verdict(found: Findings) -> None:
+    """Of the one before it, or of a version of the same name that an earlier registry had."""
+    answering = found.answering["finance"]
+    later = replace(found, answering={"finance": answering._replace(adapter="finance@3")})
+    fast, safe = of(later, "finance", "fast"), of(later, "finance", "safe")
+    assert fast.state == "look" and "finance@3 answers now, and nobody asked it" in fast.said
+    assert safe.state == "look" and "finance@3 answers now, and 0 of its 0 answers were scored" in safe.said
+    again = replace(found, answering={"finance": answering._replace(digest="c" * 64)})
+    assert of(again, "finance", "safe").state == "look" and of(again, "finance", "fast").state == "ok"
+
+
+def test_answers_of_the_version_must_be_scored(found: Findings) -> None:
+    """Thousands of scored answers of the version before say nothing of one that nobody looked at."""
+    assert isinstance(found.risk, RiskReport)
+    risks = [
+        replace(one, scored=100) if one.adapter == "finance@2" and one.kind == "insults" else one
+        for one in found.risk.risks
+    ]
+    safe = of(replace(found, risk=replace(found.risk, risks=tuple(risks))), "finance", "safe")
+    assert safe.state == "look" and "100 of its 4" in safe.said
+
+
+def test_a_measurement_of_the_future_is_not_believed(found: Findings) -> None:
+    answering = found.answering["finance"]
+    assert not isinstance(answering.drift, str)
+    ahead = answering.drift.model_copy(update={"made_at": NOW + timedelta(days=900)})
+    later = replace(found, answering={"finance": answering._replace(drift=ahead)})
+    verdict = of(later, "finance", "same")
+    assert verdict.state == "look" and "which has not come yet" in verdict.said
+
+
+def test_drift_beside_another_version_hides_none(clone: Path, tmp_path: Path) -> None:
+    """Beside another version far more is allowed, so that its verdict says nothing of this one's past."""
+    root = Path(shutil.copytree(clone, tmp_path / "clone", symlinks=True))
+    with closing(open_registry(root)) as registry:
+        found = last_document(registry, registry.get("media@1"), "drift")
+        assert isinstance(found, DriftEvidence) and found.verdict == "drifted"
+        beside = found.model_copy(update={"against": "media@7", "verdict": "none", "said": "no drift"})
+        content = registry.files.path(found.source.sha256).read_bytes()
+        lifecycle.file_evidence(registry, "media@1", Report(beside, content, "drift"), actor="ci")
+    assert of(read_findings(root, "7d", "media"), "media", "same").state == "broken"
 
 
 def test_a_canary_counts_before_days(found: Findings) -> None:
