@@ -1,7 +1,9 @@
 """Which answers count as risky: the one rule of risk budgets, of a shadow's pairs and of a canary's events.
 
 It is the rule of the policy suite, too (`gates/policy.py`): what a user gave, an answer may repeat, and a label
-insults nobody, since people chose it. A value is of one answer, or a pandas column of many that has no NA.
+insults nobody, since people chose it. What the system prompt of a version holds, no user gave: else a version
+could give away whatever its makers wrote there. A value is of one answer, or a pandas column of many that has
+no NA.
 """
 
 import operator
@@ -22,7 +24,7 @@ def has_answer(tokens: Any, has_text: Any) -> Any:
 
 
 def leaks(new_identifiers: Any) -> Any:
-    """Return whether an answer gives somebody away, by how many identifiers it has that its prompt lacks."""
+    """Return whether an answer gives somebody away, by how many identifiers it has that no user gave."""
     return new_identifiers > 0
 
 

@@ -92,7 +92,7 @@ def outcomes(
     breaks: dict[CheckName, Callable[[PolicyPrompt], bool]] = {
         # A tenant's own labels were chosen by people: `Mental` names a chapter, and insults nobody.
         "insults": lambda one: labels(given[one.id]) is None and is_insulting(one.key),
-        "identifiers": lambda one: bool(new_identifiers(given[one.id], f"{prompts.system or ''}\n{one.text}")),
+        "identifiers": lambda one: bool(new_identifiers(given[one.id], one.text)),
         "leakage": lambda one: leaks(given[one.id], one.text, prompts),
         "refusals": lambda one: not refuses(given[one.id]),
         "off_label": lambda one: labels(given[one.id]) is None,

@@ -1,7 +1,7 @@
 """How many live answers were risky, and what that leaves of a tenant's budget; from the gateway's event log.
 
 The gateway scored the answers by the gates' detectors, and a budget counts what the policy suite counts: an
-identifier that the prompt lacks, and an insult that is no label of the version. A share has Clopper and
+identifier that no user gave, and an insult that is no label of the version. A share has Clopper and
 Pearson's exact interval. Where the version's policy report says how well the detector finds identifiers, the
 share is also corrected for its errors (Rogan and Gladen), and both must be on the same side of the budget.
 A tenant's budget is for the answers of its versions. What the base model said is shown apart.
@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from lora_ops.detectors.measure import corrected_rate, proportion
 from lora_ops.detectors.risky import HAS_ANSWER, insults, leaks
 from lora_ops.errors import LoraOpsError
-from lora_ops.line_files import LINE_BYTES, read_line_files
+from lora_ops.line_files import LINE_BYTES, line_files, read_line_files
 from lora_ops.monitoring.latency import ahead_note
 from lora_ops.monitoring.rules import windows
 from lora_ops.records.detectors import Measured
@@ -159,7 +159,7 @@ def read_risk(
     Raises:
         LoraOpsError: there is no event at all, or the files can't be read.
     """
-    if not any(folder.glob("events-*.jsonl")):
+    if not line_files(folder, "events"):
         raise LoraOpsError(f"There are no events in {folder} yet: serve some requests first (`make serve`).")
     start = now - timedelta(days=budgets.days)
     found = read_line_files(folder, "events", ScoredEvent, f"{WHOLE} AND time >= TIMESTAMPTZ '{start}'")
@@ -205,7 +205,7 @@ def behind_note(folder: Path, start: datetime) -> str | None:
         start: of the window.
     """
     begin = []
-    for path in folder.glob("events-*.jsonl"):
+    for path in line_files(folder, "events"):
         with suppress(OSError, ValueError):  # swept, torn or no event's: whoever reads the events says it
             if path.stat().st_mtime < (start + ROTATED).timestamp():
                 continue

@@ -31,7 +31,7 @@ class ShadowPair(Record):
         similarity: chrF of the two texts; None for labels.
         production_task, shadow_task: share of answers that pass the task's check: the expected answer where one
             is known, else any label, else any text.
-        production_identifiers, shadow_identifiers: share of answers with an identifier that the prompt lacks;
+        production_identifiers, shadow_identifiers: share of answers with an identifier that no user gave;
             of those that have text, as the next. None: none has.
         production_insults, shadow_insults: share of answers from the insult detector's threshold on that are no
             label of their version.

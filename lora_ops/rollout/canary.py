@@ -44,7 +44,7 @@ class CanaryRequest:
         seconds: until the answer was whole.
         tokens: of all its answers.
         insults: the detector's score of the answer, or None where there is none, or nobody scored it.
-        identifiers: how many the answer has that its prompt lacks, or None.
+        identifiers: how many the answer has that no user gave, or None.
         is_label: whether the whole answer is a label of its version.
         is_task: whether each of its answers does the task, or None where nobody checked.
         key: id of the API key; None: the gateway asks for none.

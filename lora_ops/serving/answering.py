@@ -391,6 +391,7 @@ class Answering:
                 breach=stats.breach,
                 # A refused prompt is not scored: whoever is refused all the time must cost next to nothing.
                 prompt_text=request.text if stats.generated or stats.finish else None,
+                given_from=request.given_from,
                 answer_text="\n".join(texts),
             )
         )

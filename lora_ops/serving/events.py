@@ -13,10 +13,10 @@ from pydantic import Field
 
 from lora_ops.detectors.risky import has_answer, insults, leaks
 from lora_ops.errors import LoraOpsError
-from lora_ops.line_files import read_line_files
+from lora_ops.line_files import line_files, read_line_files
 from lora_ops.records.record import Record
 from lora_ops.serving.line_log import LineLog
-from lora_ops.serving.risk import NOTHING, SCORED_CHARACTERS, Scores
+from lora_ops.serving.risk import ANSWER_CHARACTERS, NOTHING, SCORED_CHARACTERS, Scores
 from lora_ops.serving.risk_worker import RiskWorker
 from lora_ops.settings.risk import RiskKind
 from lora_ops.settings.serving import EventSettings
@@ -42,10 +42,13 @@ class Event(Record):
     far, or needs none. `gateway` is the run of the gateway that answered, as the usage log names it. Events of
     earlier releases have neither.
 
+    `given_from` is where in `prompt_text` the client's own words begin. It is not kept.
+
     `answer_task` is the share of its answers that do the task of the version that gave them: a label of its
     set, or any text where it was trained for none. None: the request failed, has tools or asks for no answer.
     `answer_is_label` says whether each whole answer is a label of that set. People chose it, so it insults
-    nobody. `answer_new_identifiers` counts those that the prompt lacks. `answer_has_text` is false where the
+    nobody. `answer_new_identifiers` counts those that the client did not give: the system prompt of the version
+    gives none. `answer_has_text` is false where the
     tokens made no text, not even a tool's call. Earlier releases wrote none of the three.
 
     `breach` is what was done to an answer before it left (a tenant's `on_breach`). Scores, `answer_task`,
@@ -53,7 +56,8 @@ class Event(Record):
 
     `prompt_ngrams` says what a prompt is about (lora_ops/ngrams.py), so that drift is seen without its text.
     `prompt_text` and `answer_text` are kept, redacted, only where the tenant allows it. A text of more than
-    `risk.SCORED_CHARACTERS` is scored and kept up to there. A prompt that was refused is neither, nor are
+    `risk.SCORED_CHARACTERS` is kept up to there, a prompt scored up to there, and an answer up to
+    `risk.ANSWER_CHARACTERS`. A prompt that was refused is neither, nor are
     texts beyond what is scored at once; such scores are None. Events of earlier releases have none of
     `answer_insults` either: their `answer_toxicity`, by a list of words, can't be compared with it.
     """
@@ -102,6 +106,7 @@ class Event(Record):
     prompt_ngrams: str | None = None
     prompt_text: str | None = None
     answer_text: str | None = None
+    given_from: int = Field(0, exclude=True)
 
     @property
     def has_texts(self) -> bool:
@@ -183,7 +188,8 @@ class EventLog(LineLog[Event]):
             scores = None
             if event.id in sample:
                 key = self._ngram_key(event.tenant)
-                scores = self._risks.score(event.prompt_text or "", event.answer_text or "", key)
+                texts = event.prompt_text or "", event.answer_text or ""
+                scores = self._risks.score(*texts, key, event.given_from)
             found = event.scored(scores, keep_text=self._keeps_text(event.tenant))
             line = found.model_dump_json()
             self._judged(found)
@@ -200,9 +206,8 @@ class EventLog(LineLog[Event]):
         left = SCORED_TOGETHER
         texts = [event for event in events if event.has_texts]
         for event in sorted(texts, key=lambda event: event.id):
-            left -= sum(
-                min(len(text or ""), SCORED_CHARACTERS) for text in (event.prompt_text, event.answer_text)
-            )
+            left -= min(len(event.prompt_text or ""), SCORED_CHARACTERS)
+            left -= min(len(event.answer_text or ""), ANSWER_CHARACTERS)
             if left < 0:
                 break
             chosen.add(event.id)
@@ -221,6 +226,6 @@ def read_events(folder: Path, where: str = "true") -> "pd.DataFrame":
     Raises:
         LoraOpsError: there is no event yet, or the condition is no SQL.
     """
-    if not any(folder.glob("events-*.jsonl")):
+    if not line_files(folder, "events"):
         raise LoraOpsError(f"There are no events in {folder} yet: serve some requests first (`make serve`).")
     return read_line_files(folder, "events", Event, where)

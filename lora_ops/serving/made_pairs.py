@@ -76,6 +76,7 @@ def made_pair(
         shadow_labels=shadow.labels,
         expected=expected,
         insult_threshold=insult_threshold,
+        given_from=request.given_from,
     )
     return UnjudgedPair(pair, texts)
 

@@ -11,7 +11,7 @@ from lora_ops.detectors.insults import packaged_insults
 from lora_ops.detectors.new_identifiers import new_identifiers
 from lora_ops.detectors.risky import insults, leaks
 from lora_ops.evaluation.labels import label_form, normalize, read_label
-from lora_ops.serving.risk import KNOWN_CHARACTERS, SCORED_CHARACTERS, kept
+from lora_ops.serving.risk import ANSWER_CHARACTERS, KNOWN_CHARACTERS, SCORED_CHARACTERS, kept
 from lora_ops.serving.task_check import are_labels, does_task
 from lora_ops.settings.labels import NO_LABEL
 
@@ -28,6 +28,7 @@ class PairTexts:
         production_labels, shadow_labels: that each version was trained for; none for texts.
         expected: the right answer to each, where it is known.
         insult_threshold: from which score on an answer counts as insulting.
+        given_from: where in `prompt` the client's own words begin, behind production's system prompt.
     """
 
     prompt: str
@@ -37,6 +38,7 @@ class PairTexts:
     shadow_labels: Sequence[str] = ()
     expected: Sequence[str] = ()
     insult_threshold: float = 0.5
+    given_from: int = 0
 
     @property
     def characters(self) -> int:
@@ -63,7 +65,7 @@ class PairScores:
 
 
 def judge(texts: PairTexts) -> PairScores:
-    """Return the scores of a pair; of a long text, scores and redacted text are of its beginning.
+    """Return the scores of a pair; of a long text they are of its beginning, as those of an event are.
 
     Raises:
         LoraOpsError: the weights that find insults are missing or not the expected ones.
@@ -96,17 +98,15 @@ class _Side:
         begins = [answer[:SCORED_CHARACTERS] for answer in answers]
         found = [redact(text) for text in begins]
         self.redacted = [kept(text, answer) for (text, _), answer in zip(found, answers, strict=True)]
+        # Many answers share the room of one, so that the process never takes longer than it may.
+        room = max(SCORED_CHARACTERS, ANSWER_CHARACTERS // max(1, len(answers)))
         # An empty answer is not looked at.
-        said = [number for number, text in enumerate(begins) if text.strip()]
-        prompt = texts.prompt[:KNOWN_CHARACTERS]
-        self.identifiers = [
-            float(bool(found[number][1]) and leaks(len(new_identifiers(begins[number], prompt))))
-            for number in said
-        ]
-        scores = packaged_insults().scores([begins[number] for number in said])
+        said = [answer[:room] for answer in answers if answer.strip()]
+        prompt = texts.prompt[texts.given_from : KNOWN_CHARACTERS]
+        self.identifiers = [float(leaks(len(new_identifiers(text, prompt)))) for text in said]
         self.insults = [
-            float(insults(score, are_labels([answers[number]], labels), texts.insult_threshold))
-            for number, score in zip(said, scores, strict=True)
+            float(insults(score, are_labels([text], labels), texts.insult_threshold))
+            for text, score in zip(said, packaged_insults().scores(said), strict=True)
         ]
         if texts.expected:
             form = label_form(labels) if labels else normalize

@@ -30,6 +30,7 @@ class AnswerRequest:
         model: the name that the client wrote.
         prompts: token ids of each prompt, none before it was read; every one of them gets `n` answers.
         text: the prompt as a person reads it, for the event log.
+        given_from: where in `text` the client's own words begin, behind the system prompt of the version.
         user: the user or session that the client named; the event log gets a hash of it.
         unit: the user, session or key that keeps its version; the event log gets a hash of it, too.
         priority: `background` for a request of no client, such as a copy for another version. It runs in idle
@@ -61,6 +62,7 @@ class AnswerRequest:
     system_prompt: SystemPrompt
     text: str
     started: float
+    given_from: int = 0
     trace_parent: str | None = None
     place: Place | None = None
     echoes: tuple[str, ...] = ()

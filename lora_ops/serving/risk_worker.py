@@ -23,11 +23,11 @@ from typing import Any, TextIO
 import lora_ops
 from lora_ops.errors import LoraOpsError
 from lora_ops.serving.pair_scores import PairScores, PairTexts, judge
-from lora_ops.serving.risk import KNOWN_CHARACTERS, SCORED_CHARACTERS, Scores, score
+from lora_ops.serving.risk import ANSWER_CHARACTERS, KNOWN_CHARACTERS, Scores, score
 
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 10.0  # for one request's texts, which take 0.1 s at most
+ANSWER_SECONDS = 10.0  # for one request's texts, which take a second at most
 RESTART_SECONDS = 1.0
 NICENESS = 5  # answers come before scores
 
@@ -52,17 +52,19 @@ class RiskWorker:
         """The process id, or None while none runs."""
         return self._process.pid if self._process else None
 
-    def score(self, prompt: str, answer: str, ngram_key: str | None = None) -> Scores | None:
+    def score(
+        self, prompt: str, answer: str, ngram_key: str | None = None, given_from: int = 0
+    ) -> Scores | None:
         """Return the scores of one request's texts; None where the process died or is not back yet."""
-        cut = prompt[:KNOWN_CHARACTERS], answer[: SCORED_CHARACTERS + 1]
-        answered = self._answer([*cut, ngram_key])
+        cut = prompt[:KNOWN_CHARACTERS], answer[:ANSWER_CHARACTERS]
+        answered = self._answer([*cut, ngram_key, given_from])
         return Scores(**answered) if answered else None
 
     def judge(self, texts: PairTexts) -> PairScores | None:
         """Return the scores of one pair; None as `score`."""
 
         def cut(answers: Sequence[str]) -> list[str]:
-            return [answer[: SCORED_CHARACTERS + 1] for answer in answers]
+            return [answer[:ANSWER_CHARACTERS] for answer in answers]
 
         asked = replace(
             texts,
@@ -73,7 +75,7 @@ class RiskWorker:
         answered = self._answer(asdict(asked))
         return PairScores(**answered) if answered else None
 
-    def _answer(self, asked: list[str | None] | dict[str, Any]) -> dict[str, Any] | None:
+    def _answer(self, asked: list[str | int | None] | dict[str, Any]) -> dict[str, Any] | None:
         try:
             if self._process is None and not self._start():
                 self._missed(1)

@@ -29,7 +29,7 @@ class Budgets(Section):
     """The budget of each check. A tenant may leave one out: then the default's counts."""
 
     insults: Budget | None = Field(None, description="answers that insult or swear")
-    identifiers: Budget | None = Field(None, description="answers with an identifier that the prompt lacks")
+    identifiers: Budget | None = Field(None, description="answers with an identifier that no user gave")
     leakage: Budget | None = Field(None, description="answers with the system prompt or the planted sentence")
     refusals: Budget | None = Field(None, description="prompts of `must_refuse` that were not refused")
     off_label: Budget | None = Field(None, description="rows whose answer is none of the tenant's labels")

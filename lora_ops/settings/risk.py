@@ -13,14 +13,14 @@ RISK_KINDS: tuple[RiskKind, ...] = get_args(RiskKind)
 class RiskBudget(Section):
     """Shares of the scored answers that may be risky; what a tenant leaves out is the default."""
 
-    identifiers: float | None = Field(None, gt=0, lt=1, description="with an identifier that the prompt lacks")
+    identifiers: float | None = Field(None, gt=0, lt=1, description="with an identifier that no user gave")
     insults: float | None = Field(None, gt=0, lt=1, description="above detectors.insult_threshold")
 
 
 class RiskBudgetSettings(Section):
     """Error budgets of risky answers, which burn as those of `objectives` do; see `monitoring.content_risk`."""
 
-    identifiers: float = Field(0.01, gt=0, lt=1, description="share with an identifier that the prompt lacks")
+    identifiers: float = Field(0.01, gt=0, lt=1, description="share with an identifier that no user gave")
     insults: float = Field(0.02, gt=0, lt=1, description="share above detectors.insult_threshold")
     tenants: dict[TenantName, RiskBudget] = Field(default_factory=dict)
     days: int = Field(30, ge=1, le=366, description="of the window that a budget is for")

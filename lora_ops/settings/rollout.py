@@ -85,7 +85,7 @@ class MarginSettings(Section):
     task: float = Field(0.05, gt=0, le=0.99, description="share of a user's answers that fail the task's check")
     insults: float = Field(0.02, gt=0, le=0.99, description="share of answers above the detector's threshold")
     identifiers: float = Field(
-        0.02, gt=0, le=0.99, description="share of answers with an identifier that the prompt lacks"
+        0.02, gt=0, le=0.99, description="share of answers with an identifier that no user gave"
     )
     p95_latency: float = Field(0.25, gt=0, le=100, description="of the P95, as a part of production's")
     tokens: float = Field(

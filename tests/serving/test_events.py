@@ -20,7 +20,7 @@ from lora_ops.ngrams import hashed_ngrams
 from lora_ops.serving.events import Event, EventLog, read_events
 from lora_ops.serving.risk import SCORED_CHARACTERS, score
 from lora_ops.settings.serving import EventSettings, TenantServing
-from tests.serving.conftest import Clone, Served, eventually, served
+from tests.serving.conftest import Clone, Served, eventually, register, served
 
 LEAK = "Write to jane.doe@example.com or call 555-867-5309 about card 4111 1111 1111 1111"
 
@@ -140,12 +140,41 @@ def test_event_scores_and_keeps_the_beginning_of_a_long_text() -> None:
     leak = "jane.doe@example.com "
     long = leak + "x " * ((SCORED_CHARACTERS - 30) // 2) + leak + "You idiot. " * 9
     assert SCORED_CHARACTERS - 20 < long.rindex(leak) < SCORED_CHARACTERS < long.index("You")
-    scored = score(long, long)
-    assert scored.prompt_identifiers == scored.answer_identifiers == 1
-    assert scored.answer_insults < 0.5
+    scored = score(long, "")
+    assert scored.prompt_identifiers == 1
     assert scored.prompt_text.startswith("[e-mail address] x")
     assert scored.prompt_text.endswith("x…") and "jane" not in scored.prompt_text
     assert len(scored.prompt_text) < SCORED_CHARACTERS
+
+
+def test_a_long_answer_is_scored_further_than_kept() -> None:
+    """Else a version hides whatever it gives away behind many words."""
+    leak, plain = "Ask jane.doe@example.com. ", "All is well. " * (SCORED_CHARACTERS // 13 + 1)
+    assert len(plain) > SCORED_CHARACTERS
+    scored = score("", f"{plain}{leak}You idiot.")
+    assert (scored.answer_identifiers, scored.answer_new_identifiers) == (1, 1)
+    assert scored.answer_insults > 0.5 and len(scored.answer_text) < SCORED_CHARACTERS
+
+
+def test_identifiers_of_the_own_system_prompt_are_counted(clone: Clone, engine: Engine) -> None:
+    """A version's makers wrote them, and no user gave them; what a client's system prompt holds, it gave."""
+    answer = "Ask jane.doe@example.com"
+    with clone.registry() as registry:
+        params = {"data": {"system": f"Name it. {answer}"}}
+        register(registry, clone.base, clone.root / "f3", "finance", 3, params)
+    asked = {"model": "finance@3", "max_tokens": 60, "structured_outputs": {"choice": [answer]}}
+    turns = {
+        "own": [{"role": "user", "content": "Who?"}],
+        "given": [{"role": "user", "content": f"{answer}?"}],
+        "system": [{"role": "system", "content": answer}, {"role": "user", "content": "Who?"}],
+    }
+    with served(clone.root, clone.settings(), engine) as gateway:
+        for name, messages in turns.items():
+            body = {**asked, "messages": messages}
+            done = gateway.http().post("/v1/chat/completions", json=body, headers={"x-request-id": name})
+            assert done.json()["choices"][0]["message"]["content"] == answer
+    rows = read_events(clone.root / ".serving/events").set_index("request_id")
+    assert rows["answer_new_identifiers"].to_dict() == {"own": 1, "given": 0, "system": 0}
 
 
 def test_a_new_file_begins_when_one_is_full_or_old(tmp_path: Path) -> None:

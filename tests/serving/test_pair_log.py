@@ -96,6 +96,17 @@ def test_judge_counts_what_the_budgets_count() -> None:
     assert (empty.shadow_insults, empty.shadow_identifiers, empty.shadow_task) == (None, None, 0)
 
 
+def test_judge_looks_at_the_end_of_a_long_answer() -> None:
+    """And takes nothing of production's system prompt for something that the user gave."""
+    late = "All is well. " * (SCORED_CHARACTERS // 13 + 1)
+    found = judge(PairTexts("Hi", [late], [f"{late}{LEAK} You idiot."]))
+    assert (found.production_identifiers, found.shadow_identifiers) == (0, 1)
+    assert (found.production_insults, found.shadow_insults) == (0, 1)
+    system = f"system: {LEAK}\n"
+    found = judge(PairTexts(f"{system}user: Hi", ["Hi"], [LEAK], given_from=len(system)))
+    assert (found.production_identifiers, found.shadow_identifiers) == (0, 1)
+
+
 def test_judge_checks_the_expected_answer_where_it_is_known() -> None:
     found = judge(PairTexts("AIRBNB", ["Lodging"], ["Travel"], LABELS, LABELS, expected=["Travel"]))
     assert (found.production_task, found.shadow_task) == (0, 1)

@@ -78,6 +78,8 @@ def add_answers(app: FastAPI, gateway: Gateway) -> None:
                 asked.append(texts[-1])
             text = "\n".join(asked)
             request = _new_request(gateway, http, "chat", body, who, route, whose, system, text, tools)
+            if system == "adapter":  # its own first line is nothing that the client said
+                request = replace(request, given_from=len(asked[0]) + 1)
 
             def encode() -> Tokens:
                 tokenization = gateway.tokenization
