@@ -399,6 +399,7 @@ class Answering:
 
 def _task(request: AnswerRequest, texts: Sequence[str]) -> float | None:
     """Return the share of the answers that do their version's task; None where they need not."""
-    if request.route.version is None or request.chat or not request.sampling.max_tokens:
+    if request.route.version is None or not request.sampling.max_tokens:
         return None
-    return task_share(texts, request.route.labels)
+    # With tools a call or any text will do, and nothing at all will not.
+    return task_share(texts, () if request.chat else request.route.labels)

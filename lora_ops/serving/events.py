@@ -45,7 +45,8 @@ class Event(Record):
     `given_from` is where in `prompt_text` the client's own words begin. It is not kept.
 
     `answer_task` is the share of its answers that do the task of the version that gave them: a label of its
-    set, or any text where it was trained for none. None: the request failed, has tools or asks for no answer.
+    set, or any text where it was trained for none or the request has tools. None: the request failed or asks
+    for no answer.
     `answer_is_label` says whether each whole answer is a label of that set. People chose it, so it insults
     nobody. `answer_new_identifiers` counts those that the client did not give: the system prompt of the version
     gives none. `answer_has_text` is false where the

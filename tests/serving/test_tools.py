@@ -111,6 +111,27 @@ def chats(server: ScriptedServer) -> list[dict[str, Any]]:
     return [body for path, body in server.asked if path == CHAT]
 
 
+async def says_nothing(body: dict[str, Any]) -> AsyncIterator[bytes]:
+    """End an answer at once."""
+    ended = {"delta" if "messages" in body else "text": {} if "messages" in body else "a"}
+    usage = {"prompt_tokens": 3, "completion_tokens": 1}
+    yield event({"choices": [{**ended, "finish_reason": "stop"}], "usage": usage}) + DONE
+
+
+def test_event_says_whether_tools_were_answered(
+    tooled: Served, server: ScriptedServer, tool_clone: Clone
+) -> None:
+    """A call or a text does the task: a version that says nothing there must not look fine."""
+    body = {"model": "finance", "messages": QUESTION, "tools": [WEATHER, TIME]}
+    for name, script in (("call", calls_tools), ("nothing", says_nothing)):
+        server.script = script
+        asked = tooled.http().post("/v1/chat/completions", json=body, headers={"x-request-id": name})
+        assert asked.status_code == 200
+    rows = tool_clone.root / ".serving/events"
+    eventually(lambda: len(read_events(rows)) == 2 if any(rows.glob("*")) else False)
+    assert read_events(rows).set_index("request_id")["answer_task"].to_dict() == {"call": 1, "nothing": 0}
+
+
 def test_a_call_is_made_and_its_result_answered(tooled: Served) -> None:
     create = tooled.client().chat.completions.create
     said = create(model="finance", messages=QUESTION, tools=[WEATHER, TIME])
