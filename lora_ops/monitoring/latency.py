@@ -115,12 +115,16 @@ class AdapterLatency:
         1 uses up exactly what the objective allows (Google, The Site Reliability Workbook, chapter 5). None:
         nothing was asked or answered.
         """
-        shares: dict[Objective, tuple[float | None, float]] = {
+        return {
+            name: None if kept is None else (1 - kept) / (1 - least)
+            for name, (kept, least) in self.shares(objectives).items()
+        }
+
+    def shares(self, objectives: ObjectiveSettings) -> dict[Objective, tuple[float | None, float]]:
+        """Return the share of each objective that was kept, and the share that was promised."""
+        return {
             "availability": (self.availability, objectives.availability),
             "latency": (self.within(objectives.latency.seconds), objectives.latency.share),
-        }
-        return {
-            name: None if kept is None else (1 - kept) / (1 - least) for name, (kept, least) in shares.items()
         }
 
 
@@ -325,6 +329,32 @@ def missed(report: LatencyReport, objectives: ObjectiveSettings) -> list[Missed]
     return found
 
 
+def judged(report: LatencyReport, objectives: ObjectiveSettings) -> list[dict[str, Any]]:
+    """Return what became of each objective of each adapter, as plain values.
+
+    `cannot tell`: nothing was asked, or fewer than `objectives.minimum_events` requests missed it.
+    """
+    misses = {(one.tenant, one.adapter, one.objective) for one in missed(report, objectives)}
+    found = []
+    for one in report.adapters:
+        for objective, (share, least) in one.shares(objectives).items():
+            is_kept = share is not None and share >= least
+            verdict = "kept" if is_kept else "cannot tell"
+            if (one.tenant, one.adapter, objective) in misses:
+                verdict = "missed"
+            found.append(
+                {
+                    "tenant": one.tenant,
+                    "adapter": one.adapter,
+                    "objective": objective,
+                    "share": share,
+                    "least": least,
+                    "verdict": verdict,
+                }
+            )
+    return found
+
+
 def as_json(report: LatencyReport, objectives: ObjectiveSettings) -> dict[str, Any]:
     """Return a report for programs; times are in seconds, and `exact` is of the event log."""
     return {
@@ -333,6 +363,7 @@ def as_json(report: LatencyReport, objectives: ObjectiveSettings) -> dict[str, A
         "end": report.end.astimezone(UTC).isoformat(),
         "notes": list(report.notes),
         "missed": [one.said for one in missed(report, objectives)],
+        "objectives": judged(report, objectives),
         "adapters": [
             {
                 "tenant": one.tenant,

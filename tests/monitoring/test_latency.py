@@ -13,7 +13,7 @@ import pytest
 
 from lora_ops.errors import LoraOpsError, Unavailable
 from lora_ops.histograms import ANSWER, FIRST_TOKEN, PER_TOKEN, cumulative
-from lora_ops.monitoring.latency import LatencyReport, as_json, from_log, missed, read_latency
+from lora_ops.monitoring.latency import LatencyReport, as_json, from_log, judged, missed, read_latency
 from lora_ops.monitoring.prometheus import Prometheus
 from lora_ops.settings.objectives import LatencyObjective, ObjectiveSettings
 from tests.conftest import run_forked, small_clone
@@ -107,9 +107,14 @@ def test_objectives_that_were_missed_are_named(tmp_path: Path) -> None:
     (one,) = report.adapters
     burnt = {"availability": pytest.approx(1 / 3 / 0.001), "latency": pytest.approx(0.5 / 0.05)}
     assert one.burn(ObjectiveSettings()) == burnt
+    assert [one["verdict"] for one in judged(report, ObjectiveSettings())] == ["missed", "missed"]
     assert missed(report, ObjectiveSettings(minimum_events=11)) == []
+    few = judged(report, ObjectiveSettings(minimum_events=11))
+    assert [one["verdict"] for one in few] == ["cannot tell", "cannot tell"]
     loose = LatencyObjective(seconds=10, share=0.95)
     assert len(missed(report, ObjectiveSettings(latency=loose))) == 1
+    kept = judged(report, ObjectiveSettings(latency=loose))[1]
+    assert (kept["share"], kept["least"], kept["verdict"]) == (1.0, 0.95, "kept")
 
 
 def test_an_adapter_that_answered_nobody_missed_it(tmp_path: Path) -> None:
