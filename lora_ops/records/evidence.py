@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, TypeAd
 
 from lora_ops.records.drift import DriftMetric, DriftVerdict, PromptShift
 from lora_ops.records.kpi import Uplift
+from lora_ops.records.live import LiveNumbers
 from lora_ops.records.policy_report import JudgedRate
 from lora_ops.records.record import Record, Sha256
 from lora_ops.records.regression import Baseline, Compared, EvaluatedAgain, Least, PackagedAnswers, Verdict
@@ -24,6 +25,7 @@ EvidenceKind = Literal[
     "review",
     "drift",
     "kpi",
+    "live_numbers",
 ]
 TRAFFIC: tuple[EvidenceKind, ...] = ("shadow", "canary")
 REPLAYED = "REPLAYED"
@@ -285,6 +287,13 @@ class KpiEvidence(EvidenceDocument):
     imports: tuple[Sha256, ...] = Field(description="digests of the files that were imported by then")
 
 
+class LiveEvidence(EvidenceDocument):
+    """How a version did live, by the weekly page, whose numbers are the source. No step rests on it."""
+
+    kind: Literal["live_numbers"] = "live_numbers"
+    numbers: LiveNumbers
+
+
 AnyEvidence = (
     PolicyEvidence
     | HumanEvidence
@@ -294,6 +303,7 @@ AnyEvidence = (
     | ReleaseNotesEvidence
     | DriftEvidence
     | KpiEvidence
+    | LiveEvidence
 )
 DOCUMENT: TypeAdapter[AnyEvidence] = TypeAdapter(
     Annotated[AnyEvidence, Field(discriminator="kind")], config=ConfigDict(defer_build=True)

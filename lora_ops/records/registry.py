@@ -12,6 +12,7 @@ from lora_ops.records.data import SourceRecord, SplitRecord
 from lora_ops.records.drift import DriftSummary
 from lora_ops.records.evaluation import BiasAssessment, Metrics
 from lora_ops.records.evidence import Evidence, HumanEvaluation, PolicyCheck
+from lora_ops.records.live import LiveSummary
 from lora_ops.records.manifest import GitRecord
 from lora_ops.records.record import Record, Sha256
 
@@ -253,6 +254,7 @@ class AdapterRecord(Record):
     signature_sha256: Sha256 | None
     lineage: Lineage
     performance: Performance
+    live: LiveSummary | None = Field(None, description="by the last run of `lora-ops monitor report --file`")
     risk: Risk
     ownership: Ownership | None
     approvals: list[Approval]

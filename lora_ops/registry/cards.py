@@ -21,7 +21,13 @@ from lora_ops.registry.looks import looks
 from lora_ops.registry.loosened import gate_notes
 from lora_ops.registry.objections import outvoted
 from lora_ops.registry.replay import row_mismatches
-from lora_ops.registry.reports import drift_summary, filed, human_evaluation, policy_checks
+from lora_ops.registry.reports import (
+    drift_summary,
+    filed,
+    human_evaluation,
+    live_summary,
+    policy_checks,
+)
 from lora_ops.registry.requirements import about_twins
 from lora_ops.registry.rollbacks import incidents_in
 from lora_ops.registry.rules import signer_notes, weaknesses
@@ -99,6 +105,7 @@ def record(registry: Registry, reference: str) -> AdapterRecord:
             or manifest.human_evaluation,
             policy=_quoted(registry, reports, "policy", policy_checks, notes) or manifest.policy,
         ),
+        live=_quoted(registry, reports, "live_numbers", live_summary, notes),
         risk=Risk(
             bias=_bias(manifest),
             incidents=incidents_in(history, version.number),

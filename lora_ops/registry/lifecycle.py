@@ -159,8 +159,23 @@ def archive(registry: Registry, reference: str, *, actor: str, reason: str) -> V
     return closing.close(registry, reference, "archived", actor, reason, ())
 
 
-def file_evidence(registry: Registry, reference: str, report: Report, *, actor: str) -> Version:
+def file_evidence(
+    registry: Registry,
+    reference: str,
+    report: Report,
+    *,
+    actor: str,
+    unless: Callable[[Version], bool] = lambda version: False,
+    marks: Mapping[str, Any] | None = None,
+) -> Version:
     """File a report on a version, in whatever state that is; it counts from now on, and it voids approvals.
+
+    Args:
+        registry: where.
+        reference: the exact version.
+        report: about it.
+        actor: who does it.
+        unless, marks: as of `link_incident`.
 
     Raises:
         LoraOpsError: unknown version, nobody of its team, or a report on another one.
@@ -169,7 +184,9 @@ def file_evidence(registry: Registry, reference: str, report: Report, *, actor: 
         version = registry.get_exact(reference, whole=False)
         require_role(registry, version, actor, ANYBODY, f"file evidence of {version.id}")
         require_about(version, [report])
-        record_step(registry, change, version, "evidence", report.summary, keep_reports(registry, [report]))
+        if not unless(version):
+            kept = keep_reports(registry, [report])
+            record_step(registry, change, version, "evidence", report.summary, kept, **(marks or {}))
     return registry.get(version.id, whole=False)
 
 

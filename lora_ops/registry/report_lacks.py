@@ -8,6 +8,7 @@ from lora_ops.records.evidence import (
     DriftEvidence,
     HumanEvidence,
     KpiEvidence,
+    LiveEvidence,
     PolicyCheck,
     PolicyEvidence,
     RegressionEvidence,
@@ -33,7 +34,7 @@ def lacks(document: AnyEvidence, least: EvidenceSettings) -> Iterator[str]:
         empty = [name for name, value in document.fields.items() if not value.strip()]
         if empty or not document.fields:
             yield f"release notes in which people wrote {', '.join(empty) or 'something'}"
-    elif isinstance(document, DriftEvidence | KpiEvidence):
+    elif isinstance(document, DriftEvidence | KpiEvidence | LiveEvidence):
         return  # no step rests on it
     else:
         assert isinstance(document, TextEvidence)  # its length is checked when it is counted

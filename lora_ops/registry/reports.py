@@ -21,10 +21,12 @@ from lora_ops.records.evidence import (
     EvidenceKind,
     HumanEvaluation,
     HumanEvidence,
+    LiveEvidence,
     PolicyCheck,
     PolicyEvidence,
     TrafficEvidence,
 )
+from lora_ops.records.live import LiveSummary
 from lora_ops.records.registry import AuditEntry
 from lora_ops.registry.authors import author_marks
 from lora_ops.registry.counting import CLOCKS_DIFFER, COUNT, About, count
@@ -119,6 +121,10 @@ def make(
     if kind == "kpi":
         raise LoraOpsError(
             f"KPIs are imported, and their uplift is computed: `lora-ops monitor kpi file {version.id}`."
+        )
+    if kind == "live_numbers":
+        raise LoraOpsError(
+            "Nobody files live numbers by hand: `lora-ops monitor report --file` takes them from its page."
         )
     if kind not in COUNT:
         raise LoraOpsError(f"There is no evidence of kind '{kind}' (kinds: {', '.join(COUNT)}).")
@@ -326,6 +332,18 @@ def drift_summary(files: FileStore, evidence: Evidence) -> DriftSummary | None:
         replaced=found.replaced,
         report_sha256=evidence.sha256,
     )
+
+
+def live_summary(files: FileStore, evidence: Evidence) -> LiveSummary | None:
+    """Return how a version did live, by the last weekly page that was filed.
+
+    Raises:
+        LoraOpsError: the kept file is missing or was changed.
+    """
+    found = load(files, evidence)
+    if not isinstance(found, LiveEvidence):
+        return None
+    return LiveSummary(numbers=found.numbers, at=found.made_at, report_sha256=evidence.sha256)
 
 
 def _older(files: FileStore, evidence: Evidence) -> Any:

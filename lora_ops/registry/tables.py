@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from lora_ops.records.evaluation import BiasAssessment
+    from lora_ops.records.live import LiveSummary, LiveTimes
     from lora_ops.records.registry import AdapterRecord, AuditEntry, Performance
     from lora_ops.registry.cards import Difference
     from lora_ops.registry.route_overview import RouteView
@@ -194,6 +195,8 @@ def _facts(record: "AdapterRecord") -> Iterator[tuple[str, str]]:
     made = to_the_minute(record.registered_at)
     yield "made", f"by {record.author} on {made}, after {lineage.parent or 'no other version'}"
     yield from _measured(record.performance)
+    if record.live:
+        yield from _live(record.live)
     if risk.bias:
         if risk.bias.groups:
             yield "bias", _gap(risk.bias)
@@ -253,6 +256,37 @@ def _measured(performance: "Performance") -> Iterator[tuple[str, str]]:
         passed = f"{count} check{'s' if count > 1 else ''} passed"
         said = f"fails {', '.join(failed)}" if failed else passed
         yield "policy", f"{said}, {_reported(performance.policy[0].report_sha256)}"
+
+
+def _live(live: "LiveSummary") -> Iterator[tuple[str, str]]:
+    """Yield how it did live, by the last weekly page that was filed."""
+    found = live.numbers
+    asked, answered = found.answered + found.unanswered, found.availability
+    share = "" if answered is None else f", {answered:.2%} answered"
+    when = f"{found.start:%Y-%m-%d %H:%M} to {found.end:%Y-%m-%d %H:%M} UTC"
+    yield "live", f"{when}: {asked:,} requests{share}, {_reported(live.report_sha256)}"
+    if found.answer.count:
+        yield "live speed", f"{_times(found.answer)}; first token {_times(found.first_token)}"
+    for each in found.objectives:
+        kept = "nothing" if each.share is None else f"{each.share:.2%}"
+        yield f"live {each.objective}", f"{kept}, at least {each.least:.2%} is promised: {each.verdict}"
+    for one in found.risks:
+        shown = "no share"
+        if one.share:
+            shown = f"{one.share.value:.2%} ({one.share.low:.2%} to {one.share.high:.2%})"
+        scored = f"{one.flagged:,} of {one.scored:,} scored answers"
+        yield f"live {one.kind}", f"{scored}, {shown}, budget {one.budget:.2%}: {one.verdict}"
+    if found.cost:
+        seconds = found.cost.cpu_seconds + found.cost.gpu_seconds
+        yield "live cost", f"{found.cost.total:.4g} {found.currency}, {seconds:,.0f} device seconds"
+    for verdict in found.verdicts:
+        yield f"live, {verdict.question}?", f"{verdict.state}: {verdict.said}"
+
+
+def _times(times: "LiveTimes") -> str:
+    """Return percentiles in seconds."""
+    found = {"P50": times.p50, "P95": times.p95, "P99": times.p99}
+    return ", ".join(f"{name} {value:.3g} s" for name, value in found.items() if value is not None) or "-"
 
 
 def _state(state: str) -> Text:

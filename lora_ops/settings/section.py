@@ -29,7 +29,7 @@ RESERVED_TENANTS = frozenset({
 STORE_SUFFIXES = (
     "data", "adapter", "evaluation", "regression", "policy", "human_evaluation", "release_notes", "shadow",
     "canary", "incident", "review", "kpi", "drift", "audit", "source", "package", "page", "gates",
-    "rollout", "monitor",
+    "rollout", "monitor", "live_numbers",
 )
 # fmt: on
 

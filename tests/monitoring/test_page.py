@@ -272,11 +272,13 @@ def inside(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_report_makes_the_page_by_its_notebook(inside: Path) -> None:
     """It ends with 1, since a verdict is broken, and its numbers are those of the page."""
-    done = CliRunner().invoke(app, ["monitor", "report", "--json"])
+    done = CliRunner().invoke(app, ["monitor", "report", "--file", "--actor", "ci", "--json"])
     assert done.exit_code == 1, done.output
     told = json.loads(done.stdout[done.stdout.index("{") :])
     assert told["page"] == str(inside / "reports/08_monitor.html") and told["tracking_problem"] is None
     assert {one["state"] for one in told["verdicts"] if one["tenant"] == "finance"} == {"ok"}
+    assert [one["adapter"] for one in told["filed"]] == ["finance@2", "media@1"] and told["not_filed"] == []
+    assert told["head_remembered"]
     cells = nbformat.read(inside / "reports/08_monitor.ipynb", as_version=4).cells
     outputs = [one for cell in cells for one in cell.get("outputs", [])]
     assert sum("image/png" in one.get("data", {}) for one in outputs) == len(PLOTS)
