@@ -19,6 +19,7 @@ from lora_ops.histograms import ANSWER, FIRST_TOKEN, PER_TOKEN, cumulative, perc
 from lora_ops.line_files import line_files, read_line_files
 from lora_ops.monitoring.prometheus import Labels, Prometheus
 from lora_ops.records.record import Record
+from lora_ops.serving.errors import CLIENT_GONE
 from lora_ops.serving.label_cap import OTHER
 from lora_ops.settings.objectives import ObjectiveSettings
 
@@ -35,11 +36,12 @@ WHOLE = (
     "tenant IS NOT NULL AND adapter IS NOT NULL AND status IS NOT NULL "
     "AND seconds >= 0 AND seconds < 'Infinity'::DOUBLE"
 )
-NAMES = {"answer": ANSWER, "first_token": FIRST_TOKEN, "per_token": PER_TOKEN}
+NAMES = {"answer": ANSWER, "first_token": FIRST_TOKEN, "per_token": PER_TOKEN, "gone": ANSWER}
 METRICS = {
     "answer": ("request_seconds", '{outcome="answered"}'),
     "first_token": ("time_to_first_token_seconds", ""),
     "per_token": ("time_per_token_seconds", ""),
+    "gone": ("request_seconds", '{outcome="gone"}'),
 }
 
 
@@ -90,6 +92,7 @@ class AdapterLatency:
         answer: from a request's arrival to the end of its answer, of those that were answered.
         first_token: from a request's arrival to its first token.
         per_token: the mean from one token to the next, of each answer.
+        gone: from a request's arrival until its client left before the answer was whole.
     """
 
     tenant: str
@@ -98,6 +101,7 @@ class AdapterLatency:
     answer: Times
     first_token: Times
     per_token: Times
+    gone: Times
 
     @property
     def availability(self) -> float | None:
@@ -108,6 +112,11 @@ class AdapterLatency:
     def within(self, seconds: float) -> float | None:
         """Return the share of answers that took at most so long, which is a bound of the buckets."""
         return share_within(ANSWER, self.answer.counts, seconds)
+
+    def gave_up(self, seconds: float) -> int:
+        """Return how many clients left after more than so long, which is a bound of the buckets."""
+        within = share_within(ANSWER, self.gone.counts, seconds)
+        return round((1 - within) * self.gone.count) if within is not None else 0
 
     def burn(self, objectives: ObjectiveSettings) -> dict[Objective, float | None]:
         """Return how many times faster than its error budget lasts each objective used it up in the window.
@@ -224,6 +233,7 @@ def _of_events(tenant: str, adapter: str, mine: pd.DataFrame) -> AdapterLatency:
         _times(mine.loc[mine["status"] == 200, "seconds"], ANSWER),
         _times(mine["first_token_seconds"], FIRST_TOKEN),
         _times(per_token, PER_TOKEN),
+        _times(mine.loc[mine["status"] == CLIENT_GONE, "seconds"], ANSWER),
     )
 
 
@@ -260,7 +270,9 @@ def from_prometheus(prometheus: Prometheus, window: int, now: datetime) -> Laten
         for who, each in sorted(counts.items())
     ]
     # What was asked before the window alone has series that did not rise in it.
-    asked = tuple(one for one in adapters if one.answer.count or one.unanswered or one.first_token.count)
+    asked = tuple(
+        one for one in adapters if one.answer.count or one.unanswered or one.first_token.count or one.gone.count
+    )
     return LatencyReport(
         "prometheus", now - timedelta(seconds=window), now, asked, _gaps(prometheus, window, at, asked)
     )

@@ -20,6 +20,7 @@ from lora_ops.monitoring import page, page_plots
 from lora_ops.monitoring.content_risk import RiskReport
 from lora_ops.monitoring.findings import Findings, read_findings
 from lora_ops.monitoring.kpi_report import KpiReport, Unmeasured
+from lora_ops.monitoring.latency import LatencyReport, from_log
 from lora_ops.monitoring.verdicts import Verdict, verdicts
 from lora_ops.plots import Plot
 from lora_ops.records.evidence import DriftEvidence
@@ -29,6 +30,7 @@ from lora_ops.registry.owners import Owners
 from lora_ops.registry.reports import Report, last_document
 from lora_ops.serving.label_cap import NOBODY
 from tests.conftest import small_clone
+from tests.monitoring.kpi_files import write_events
 from tests.monitoring.weekly_kit import NOW, weekly
 
 PLOTS = (
@@ -91,6 +93,20 @@ def test_few_misses_are_for_a_person_to_look_at(found: Findings) -> None:
     few = replace(found, objectives=found.objectives.model_copy(update={"minimum_events": 31}))
     verdict = of(few, "media", "fast")
     assert verdict.state == "look" and "fewer than 31 requests missed: too few to decide" in verdict.said
+
+
+def test_clients_that_gave_up_are_for_a_person_to_look_at(found: Findings, tmp_path: Path) -> None:
+    """Who leaves a version that hangs gets neither an answer nor an error, and what is left looks fast."""
+    assert isinstance(found.latency, LatencyReport)
+    states = [200] * 80 + [499] * 20
+    known = {"adapter": "finance@2", "time": NOW}
+    write_events(tmp_path, *({**known, "status": one, "seconds": 1 if one == 200 else 40} for one in states))
+    read = from_log(tmp_path / ".serving/events", 3600, NOW)
+    slow = replace(found, latency=read)
+    verdict = of(slow, "finance", "fast")
+    assert verdict.state == "look" and "20 clients of finance@2 left after more than 5 s" in verdict.said
+    patient = replace(read.adapters[0], gone=read.adapters[0].per_token)
+    assert of(replace(found, latency=replace(read, adapters=(patient,))), "finance", "fast").state == "ok"
 
 
 def test_an_old_measurement_does_not_speak_of_this_week(found: Findings) -> None:
