@@ -17,6 +17,7 @@ from lora_ops.hashing import sha256_bytes
 from lora_ops.monitoring.live_numbers import Filed, file_live_numbers
 from lora_ops.monitoring.page import keep_numbers, open_page
 from lora_ops.records.evidence import LiveEvidence
+from lora_ops.registry import lifecycle
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.cards import record
 from lora_ops.registry.owners import Owners
@@ -187,7 +188,8 @@ def test_approvals_of_a_canary_still_count(opened: Registry, root: Path) -> None
     assert after.live is not None and [one.void for one in after.approvals] == [None, None]
     assert (after.approvals, after.state, after.verdict) == (before.approvals, before.state, before.verdict)
     assert missing_for(opened, "finance@3") == needed == ("production", [])
-    assert story.to("finance@3", "production").state == "production" and verify(opened).problems == ()
+    promoted = lifecycle.promote(opened, "finance@3", "production", actor="ci", reason="two agreed")
+    assert promoted.state == "production" and verify(opened).problems == ()
 
 
 def test_refusal_of_one_team_stops_no_other_numbers(opened: Registry, root: Path, owners: Owners) -> None:
@@ -228,6 +230,16 @@ def test_parts_that_cannot_be_read_are_not_in_it(opened: Registry, root: Path) -
     assert live is not None
     assert (live.numbers.risks, live.numbers.risk_end, live.numbers.cost) == ((), None, None)
     assert live.numbers.notes == ("Risk: No risk.",)
+
+
+def test_risk_of_other_content_is_not_in_it(opened: Registry, root: Path) -> None:
+    """It answered under the same name before this window, and in that of the risk budgets."""
+    risk = numbers(root)["risk"]
+    mine = [one for one in risk["risks"] if one["adapter"] == "finance@2"]
+    change(root, risk={**risk, "risks": [{**one, "digest": "f" * 64} for one in mine] + risk["risks"]})
+    file(opened, root)
+    live = record(opened, "finance@2").live
+    assert live is not None and [one.kind for one in live.numbers.risks] == ["identifiers", "insults"]
 
 
 def test_page_without_latency_files_nothing(opened: Registry, root: Path) -> None:
