@@ -110,8 +110,13 @@ class AdapterLatency:
         return self.answer.count / total if total else None
 
     def within(self, seconds: float) -> float | None:
-        """Return the share of answers that took at most so long, which is a bound of the buckets."""
-        return share_within(ANSWER, self.answer.counts, seconds)
+        """Return the share of answers that took at most so long, which is a bound of the buckets.
+
+        A client that left later than that waited for an answer that was late. None: there was neither.
+        """
+        ended = self.answer.count + self.gave_up(seconds)
+        in_time = share_within(ANSWER, self.answer.counts, seconds) or 0.0
+        return in_time * self.answer.count / ended if ended else None
 
     def gave_up(self, seconds: float) -> int:
         """Return how many clients left after more than so long, which is a bound of the buckets."""
@@ -330,12 +335,15 @@ def missed(report: LatencyReport, objectives: ObjectiveSettings) -> list[Missed]
                 f"{available or 0:.2%} were answered, and the objective is {objectives.availability:.2%}."
             )
             found.append(Missed(one.tenant, one.adapter, "availability", said))
-        share = one.within(limit.seconds)
-        slow = round((1 - share) * one.answer.count) if share is not None else 0
-        if share is not None and share < limit.share and slow >= objectives.minimum_events:
+        share, left = one.within(limit.seconds), one.gave_up(limit.seconds)
+        ended = one.answer.count + left
+        late = round((1 - share) * ended) if share is not None else 0
+        if share is not None and share < limit.share and late >= objectives.minimum_events:
+            gone = f", and {left} clients left after as long without one" if left else ""
             said = (
-                f"{one.adapter} of {one.tenant} gave {slow} of {one.answer.count} answers after more than "
-                f"{limit.seconds:g} s: {share:.2%} were in time, and the objective is {limit.share:.2%}."
+                f"{one.adapter} of {one.tenant} gave {late - left} of {one.answer.count} answers after more "
+                f"than {limit.seconds:g} s{gone}: {share:.2%} were in time, and the objective is "
+                f"{limit.share:.2%}."
             )
             found.append(Missed(one.tenant, one.adapter, "latency", said))
     return found

@@ -62,7 +62,15 @@ def objectives(settings: ObjectiveSettings) -> tuple[Objective, ...]:
     answered = f"sum {BY} (increase(lora_ops_request_seconds_count{ANSWERED}[{{window}}]))"
     unanswered = f"sum {BY} (increase(lora_ops_unanswered_total[{{window}}]))"
     limit = settings.latency.seconds
-    in_time = f'lora_ops_request_seconds_bucket{{outcome="answered",le="{floatToGoString(limit)}"}}'
+    bucket = f'le="{floatToGoString(limit)}"'
+    in_time = f'lora_ops_request_seconds_bucket{{outcome="answered",{bucket}}}'
+    # A client that left after the limit waited for an answer that was late. Else a version that hangs, and
+    # whose clients give up, would break no promise.
+    ended, soon = (
+        f'sum {BY} (increase(lora_ops_request_seconds_{part}{{outcome=~"answered|gone"{more}}}[{{window}}]))'
+        for part, more in (("count", ""), ("bucket", f",{bucket}"))
+    )
+    late = f"({ended} - {soon})"
     return (
         Objective(
             "availability",
@@ -75,11 +83,11 @@ def objectives(settings: ObjectiveSettings) -> tuple[Objective, ...]:
         ),
         Objective(
             "latency",
-            f"({answered} - sum {BY} (increase({in_time}[{{window}}])))",
-            answered,
+            late,
+            f"({late} + sum {BY} (increase({in_time}[{{window}}])))",
             in_time,
             settings.latency.share,
-            f"of the answers took more than {limit:g} s",
+            f"of the answers took more than {limit:g} s, or their clients left after that",
             settings.minimum_events,
         ),
     )
@@ -88,7 +96,7 @@ def objectives(settings: ObjectiveSettings) -> tuple[Objective, ...]:
 def risk_objectives(budgets: RiskBudgetSettings) -> tuple[Objective, ...]:
     """Return the budgets of risky answers: of each kind the default one, then those of single tenants."""
     said = {
-        "identifiers": "of the scored answers hold an identifier that their prompt lacks",
+        "identifiers": "of the scored answers hold an identifier that no user gave",
         "insults": "of the scored answers insult or swear",
     }
     found = []

@@ -13,12 +13,11 @@ from lora_ops.monitoring.content_risk import MOST_UNSCORED, Risk, RiskVerdict
 from lora_ops.monitoring.findings import Answering, Findings
 from lora_ops.monitoring.kpi_addendum import how, interval_text
 from lora_ops.monitoring.kpi_report import KpiReport
-from lora_ops.monitoring.latency import AdapterLatency, missed
+from lora_ops.monitoring.latency import missed
 from lora_ops.records.drift import DriftMetric, DriftVerdict
 from lora_ops.records.evidence import DriftEvidence
 from lora_ops.records.kpi import SIMULATED, Uplift
 from lora_ops.registry.counting import CLOCKS_DIFFER
-from lora_ops.settings.objectives import ObjectiveSettings
 
 State = Literal["ok", "look", "broken"]
 Question = Literal["fast", "safe", "same", "worth"]
@@ -112,7 +111,10 @@ def _fast(found: Findings, tenant: str) -> _Judged:
     share = slowest.within(objectives.latency.seconds)
     if share is None:
         return _Judged("look", f"{slowest.adapter} answered nobody in this window", "no answer", section)
-    short = f"{share:.2%} in {objectives.latency.seconds:g} s\nP95 {slowest.answer.percentile(0.95):.3g} s"
+    short = f"{share:.2%} in {objectives.latency.seconds:g} s"
+    p95 = slowest.answer.percentile(0.95)
+    if p95 is not None:
+        short += f"\nP95 {p95:.3g} s"
     if "latency" in misses:
         said = misses["latency"].said
         return _Judged("broken", said, short, section, share, objectives.latency.share)
@@ -125,20 +127,7 @@ def _fast(found: Findings, tenant: str) -> _Judged:
     if share < objectives.latency.share or _share(absent.availability) < objectives.availability:
         said += f", which fewer than {objectives.minimum_events} requests missed: too few to decide"
         return _Judged("look", said, short, section, share, objectives.latency.share)
-    judged = _Judged("ok", said, short, section, share, objectives.latency.share)
-    return _with_doubt(judged, next(filter(None, (_gave_up(one, objectives) for one in mine)), None))
-
-
-def _gave_up(one: AdapterLatency, objectives: ObjectiveSettings) -> str | None:
-    """Return that too many clients left before a late answer was whole, in words, or None.
-
-    What they left is neither an answer nor an error, so that a version that hangs would look fast.
-    """
-    limit = objectives.latency
-    left, in_time = one.gave_up(limit.seconds), (one.within(limit.seconds) or 0.0) * one.answer.count
-    if left < objectives.minimum_events or in_time >= limit.share * (one.answer.count + left):
-        return None
-    return f"{left} clients of {one.adapter} left after more than {limit.seconds:g} s without a whole answer"
+    return _Judged("ok", said, short, section, share, objectives.latency.share)
 
 
 def _not_asked(found: Findings, answering: Answering) -> str | None:

@@ -157,7 +157,8 @@ class Telemetry:
         """
         labels = (self._cap.counted("tenant", tenant), self._cap.counted("adapter", adapter), base_model, route)
         self.unanswered.labels(*labels)
-        self.latency.labels(*labels, "answered")
+        for ended in ("answered", "gone"):
+            self.latency.labels(*labels, ended)
         for kind in RISK_KINDS:
             self._scored.labels(*labels[:2], kind)
             self._flagged.labels(*labels[:2], kind)

@@ -95,7 +95,7 @@ def test_few_misses_are_for_a_person_to_look_at(found: Findings) -> None:
     assert verdict.state == "look" and "fewer than 31 requests missed: too few to decide" in verdict.said
 
 
-def test_clients_that_gave_up_are_for_a_person_to_look_at(found: Findings, tmp_path: Path) -> None:
+def test_clients_that_gave_up_late_miss_the_objective(found: Findings, tmp_path: Path) -> None:
     """Who leaves a version that hangs gets neither an answer nor an error, and what is left looks fast."""
     assert isinstance(found.latency, LatencyReport)
     states = [200] * 80 + [499] * 20
@@ -104,7 +104,9 @@ def test_clients_that_gave_up_are_for_a_person_to_look_at(found: Findings, tmp_p
     read = from_log(tmp_path / ".serving/events", 3600, NOW)
     slow = replace(found, latency=read)
     verdict = of(slow, "finance", "fast")
-    assert verdict.state == "look" and "20 clients of finance@2 left after more than 5 s" in verdict.said
+    assert verdict.state == "broken"
+    assert "gave 0 of 80 answers after more than 5 s, and 20 clients left after as long without" in verdict.said
+    assert "80.00% were in time" in verdict.said
     patient = replace(read.adapters[0], gone=read.adapters[0].per_token)
     assert of(replace(found, latency=replace(read, adapters=(patient,))), "finance", "fast").state == "ok"
 

@@ -119,9 +119,9 @@ def count(labels: str) -> str:
     return f"count({FIRING[:-1]},{labels}}})"
 
 
-def traffic(answered: str, unanswered: str, seconds: float = 0.2) -> dict[str, str]:
+def traffic(answered: str, unanswered: str, seconds: float = 0.2, outcome: str = "answered") -> dict[str, str]:
     """Return the series of an adapter whose answers all take so long; values as promtool expands them."""
-    labels = f'{WHO},outcome="answered"'
+    labels = f'{WHO},outcome="{outcome}"'
     found = {
         f"lora_ops_unanswered_total{{{WHO}}}": unanswered,
         "lora_ops_events_total": answered,
@@ -185,6 +185,18 @@ def test_slow_answers_burn_the_budget_of_latency(tmp_path: Path) -> None:
             (60, count('alertname="AvailabilityBudgetBurn"'), []),
         ],
     )
+
+
+@needs_prometheus
+@pytest.mark.parametrize(("seconds", "pages"), [(8, [1]), (0.2, [])])
+@pytest.mark.parametrize("answered", ["0+2x120", "0x120"], ids=["some are answered", "nobody is"])
+def test_clients_who_gave_up_late_burn_the_budget(
+    tmp_path: Path, answered: str, seconds: float, pages: list[int]
+) -> None:
+    """A version that hangs gives its clients neither an answer nor an error."""
+    series = {**traffic("0+10x120", "0x120", seconds, "gone"), **traffic(answered, "0x120")}
+    alert = count('alertname="LatencyBudgetBurn",severity="page",window="1h",adapter="finance@1"')
+    promtool_test(tmp_path, series, [(60, alert, pages)])
 
 
 @needs_prometheus
