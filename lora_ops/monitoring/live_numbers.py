@@ -15,7 +15,7 @@ from pydantic import AwareDatetime
 from lora_ops import __version__
 from lora_ops.errors import LoraOpsError, NotFound
 from lora_ops.hashing import sha256_bytes
-from lora_ops.line_files import read_line_files
+from lora_ops.line_files import line_files, read_line_files
 from lora_ops.monitoring.content_risk import is_version
 from lora_ops.monitoring.corrected_risk import version_that_answered
 from lora_ops.records.evidence import LiveEvidence, Source
@@ -103,7 +103,7 @@ def contents_in(events: Path, start: datetime) -> dict[str, list[str]]:
     Raises:
         LoraOpsError: the files can't be read.
     """
-    if not any(events.glob("events-*.jsonl")):
+    if not line_files(events, "events"):
         return {}
     found = read_line_files(events, "events", NamedContent, f"{WHOLE} AND time >= TIMESTAMPTZ '{start}'")
     return {str(name): sorted(set(mine)) for name, mine in found.groupby("adapter")["digest"]}
