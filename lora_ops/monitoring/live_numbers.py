@@ -139,7 +139,7 @@ def live_numbers(numbers: Mapping[str, Any], version: Version) -> LiveNumbers:
     return LiveNumbers.model_validate(
         {
             **row,
-            **{name: row[f"{name}_seconds"] for name in ("answer", "first_token", "per_token")},
+            **{name: row[f"{name}_seconds"] for name in ("answer", "first_token", "per_token", "gone")},
             "start": latency["start"],
             "end": latency["end"],
             "source": latency["source"],

@@ -77,7 +77,8 @@ class LiveNumbers(Record):
         source: of the times: prometheus or log.
         answered, unanswered: requests; the latter ended with a status of 500 or above.
         availability: share of these that were answered; None: there was none.
-        answer, first_token, per_token: as `lora_ops.monitoring.latency` counts them.
+        answer, first_token, per_token, gone: as `lora_ops.monitoring.latency` counts them; the last one is of
+            clients that left before their answer was whole.
         risk_start, risk_end: the window of the risk budgets; None where the risk could not be read.
         risks: of its answers; empty where none was given in that window.
         currency: of `cost`.
@@ -95,6 +96,7 @@ class LiveNumbers(Record):
     answer: LiveTimes
     first_token: LiveTimes
     per_token: LiveTimes
+    gone: LiveTimes
     objectives: tuple[LiveObjective, ...]
     risk_start: datetime | None = None
     risk_end: datetime | None = None

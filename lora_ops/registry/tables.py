@@ -264,7 +264,8 @@ def _live(live: "LiveSummary") -> Iterator[tuple[str, str]]:
     asked, answered = found.answered + found.unanswered, found.availability
     share = "" if answered is None else f", {answered:.2%} answered"
     when = f"{found.start:%Y-%m-%d %H:%M} to {found.end:%Y-%m-%d %H:%M} UTC"
-    yield "live", f"{when}: {asked:,} requests{share}, {_reported(live.report_sha256)}"
+    left = f", {found.gone.count:,} clients left before their answer was whole" if found.gone.count else ""
+    yield "live", f"{when}: {asked:,} requests{share}{left}, {_reported(live.report_sha256)}"
     if found.answer.count:
         yield "live speed", f"{_times(found.answer)}; first token {_times(found.first_token)}"
     for each in found.objectives:

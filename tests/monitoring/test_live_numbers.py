@@ -91,6 +91,7 @@ def test_record_quotes_the_page(opened: Registry, root: Path) -> None:
     assert (found.answered, found.unanswered, found.source) == (400, 0, "log")
     assert found.answer.model_dump() == {name: row["answer_seconds"][name] for name in ("count", *PERCENTILES)}
     assert found.first_token.p95 == row["first_token_seconds"]["p95"]
+    assert found.gone.count == row["gone_seconds"]["count"]
     assert {one.objective: (one.share, one.verdict) for one in found.objectives} == {
         "availability": (1.0, "kept"),
         "latency": (row["within_objective"], "missed"),
