@@ -41,7 +41,8 @@ class Reference(NamedTuple):
 
     Attributes:
         sha256: of its bytes.
-        replaced: what the check before it said, where that was not "none".
+        replaced: what the check before it said, where that was not "none"; beside another version's reference
+            it is what the last check of the measured version said.
     """
 
     sha256: str
@@ -170,6 +171,8 @@ def compare(registry: Registry, measured: Sequence[Measured], settings: DriftSet
         facts = one.measurement.facts
         said: DriftVerdict = verdict(metrics, settings.alpha) if one.reference else "reference"
         replaced = one.reference.replaced if one.reference else one.replaced
+        beside = one.reference is not None and one.reference.measurement.facts.adapter != facts.adapter
+        before = f"; before {'it' if beside else 'its reference'}: {replaced}" if replaced else ""
         documents.append(
             DriftEvidence(
                 tenant=facts.tenant,
@@ -181,7 +184,7 @@ def compare(registry: Registry, measured: Sequence[Measured], settings: DriftSet
                     name=f"{facts.adapter}.drift.safetensors", sha256=sha256_bytes(content), bytes=len(content)
                 ),
                 verdict=said,
-                said=verdict_words(said, metrics) + (f"; before its reference: {replaced}" if replaced else ""),
+                said=verdict_words(said, metrics) + before,
                 replaced=replaced,
                 rows=len(facts.rows),
                 set_sha256=facts.set_sha256,
@@ -217,12 +220,14 @@ def verdict_words(said: DriftVerdict, metrics: Sequence[DriftMetric]) -> str:
     return f"drifted ({numbers})" if said == "drifted" else f"no drift ({numbers})"
 
 
-def _replaced(registry: Registry, version: Version) -> str | None:
-    """Return what a new reference would make forgotten; later checks repeat it."""
+def _replaced(registry: Registry, version: Version, *, by_another: bool = False) -> str | None:
+    """Return what a new reference, or another version's, would make forgotten; later checks repeat it."""
     last = last_document(registry, version, "drift")
     if not isinstance(last, DriftEvidence):
         return None
-    if last.verdict in ("none", "reference"):
+    # One check beside another version after the other must not make the sentence longer and longer.
+    repeats = by_another and last.against not in (None, version.id)
+    if repeats or last.verdict in ("none", "reference"):
         return last.replaced
     return f"{last.said} on {last.made_at:%Y-%m-%d}"
 
@@ -234,7 +239,9 @@ def _reference(registry: Registry, version: Version, against: str | None) -> Ref
     found = last_reference(registry, other)
     if found is None:
         raise NotFound(f"{other.id} has no reference yet: `lora-ops monitor drift {other.id}` measures it.")
-    return found
+    if other.id == version.id:
+        return found
+    return found._replace(replaced=_replaced(registry, version, by_another=True))
 
 
 def _measure(

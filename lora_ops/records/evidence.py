@@ -267,7 +267,8 @@ class DriftEvidence(EvidenceDocument):
     prompts_said: str | None = Field(None, description="why they were not compared")
     replaced: str | None = Field(
         None,
-        description='what the check before its reference said, where that was not "none"',
+        description="what the check before its reference said, or before this one beside another version, "
+        'where that was not "none"',
     )
 
     @property

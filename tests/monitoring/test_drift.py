@@ -17,10 +17,11 @@ from lora_ops.monitoring.drift_set import drift_set_path, write_drift_set
 from lora_ops.monitoring.drift_tests import divergences
 from lora_ops.prompts import render_prompt
 from lora_ops.records.evidence import DriftEvidence
+from lora_ops.registry import lifecycle
 from lora_ops.registry.cards import record
 from lora_ops.registry.gc import named_digests
 from lora_ops.registry.packages import export, verified_path
-from lora_ops.registry.reports import load
+from lora_ops.registry.reports import Report, load
 from lora_ops.registry.verification import verify
 from lora_ops.settings.drift import DriftSettings
 from tests.conftest import record_base
@@ -37,7 +38,7 @@ STRICT = DriftSettings(kl=0.001, other_version=0.001)
 
 def run(clone: Clone, *asked: str, **options: object) -> list[Found]:
     """Check drift, and return what was found; one of several failures is an error here."""
-    settings = clone.settings().model_copy(update={"drift": STRICT})
+    settings = clone.settings().model_copy(update={"drift": options.pop("settings", STRICT)})
     with clone.registry() as registry:
         done = check(registry, clone.root, settings, asked, actor=ACTOR, **options)  # type: ignore[arg-type]
     assert not done.not_measured
@@ -179,6 +180,39 @@ def test_new_reference_makes_no_drift_forgotten(clone: Clone) -> None:
     with clone.registry() as registry:
         known = record(registry, "finance@2")
         assert any("before its reference: drifted" in note for note in known.verdict.warnings)
+
+
+def test_check_against_another_makes_no_drift_forgotten(clone: Clone) -> None:
+    """Nor does it tell of what happened to the other version."""
+    drift(clone, "finance@1")
+    lenient = DriftSettings(kl=100, other_version=100)
+    for settings, verdict in ((STRICT, "drifted"), (lenient, "none")):
+        (beside,) = run(clone, "finance@1", against="finance@2", settings=settings)
+        assert beside.document.verdict == verdict
+        assert "; before it: drifted (" in beside.document.said and beside.document.said.count("before") == 1
+    with clone.registry() as registry:
+        assert any("drifted (" in note for note in record(registry, "finance@1").verdict.warnings)
+    (first,) = run(clone, "finance@1", renew=True)
+    assert first.document.replaced and first.document.replaced.count("drifted (") == 1
+    (other,) = run(clone, "finance@2", against="finance@1", settings=lenient)
+    assert other.document.verdict == "none" and other.document.replaced is None
+
+
+def drift(clone: Clone, name: str) -> None:
+    """File that a version drifted from its own reference; of the other one only the reference."""
+    run(clone, "finance@1", "finance@2")
+    with clone.registry() as registry:
+        version = registry.get(name)
+        reference = last_reference(registry, version)
+        assert reference
+        one = reference.measurement.sides[ADAPTER]
+        moved = Side(one.tokens[:, ::-1], one.logprobs, one.rest, -one.states)
+        sides = {BASE: reference.measurement.sides[BASE], ADAPTER: moved}
+        now = Measured(version, Measurement(reference.measurement.facts, sides), reference)
+        (document,) = compare(registry, [now], STRICT)
+        assert document.verdict == "drifted"
+        report = Report(document, now.measurement.to_bytes(), document.said)
+        lifecycle.file_evidence(registry, name, report, actor=ACTOR)
 
 
 def test_drift_refuses_versions_and_people_it_does_not_know(clone: Clone) -> None:
