@@ -133,9 +133,11 @@ def _fast(found: Findings, tenant: str) -> _Judged:
 def _not_asked(found: Findings, answering: Answering) -> str | None:
     """Return that the numbers of speed are of other versions alone, in words, or None."""
     adapters = () if isinstance(found.latency, str) else found.latency.adapters
-    if answering.adapter in {one.adapter for one in adapters}:
+    mine = [one for one in adapters if one.adapter == answering.adapter]
+    if any(one.answer.count for one in mine):
         return None
-    return f"{answering.adapter} answers now, and nobody asked it in this window"
+    why = "gave nobody a whole answer" if mine else "nobody asked it"
+    return f"{answering.adapter} answers now, and {why} in this window"
 
 
 def _not_scored(found: Findings, answering: Answering) -> str | None:

@@ -111,6 +111,16 @@ def test_clients_that_gave_up_late_miss_the_objective(found: Findings, tmp_path:
     assert of(replace(found, latency=replace(read, adapters=(patient,))), "finance", "fast").state == "ok"
 
 
+def test_version_that_answered_nobody_is_not_fast(found: Findings, tmp_path: Path) -> None:
+    """All its clients gave up before the limit; what the version before it answered says nothing of it."""
+    before = [{"adapter": "finance@1", "time": NOW, "status": 200, "seconds": 1} for _ in range(100)]
+    hangs = [{"adapter": "finance@2", "time": NOW, "status": 499, "seconds": 4} for _ in range(100)]
+    write_events(tmp_path, *before, *hangs)
+    verdict = of(replace(found, latency=from_log(tmp_path / ".serving/events", 3600, NOW)), "finance", "fast")
+    assert verdict.state == "look"
+    assert "finance@2 answers now, and gave nobody a whole answer in this window" in verdict.said
+
+
 def test_an_old_measurement_does_not_speak_of_this_week(found: Findings) -> None:
     later = replace(found.window, start=NOW - timedelta(hours=1))
     assert of(replace(found, window=later), "finance", "same").state == "look"
