@@ -173,9 +173,15 @@ def _report(registry: Registry, version: Version, live: LiveNumbers, name: str, 
         source=Source(name=name, sha256=sha256_bytes(source), bytes=len(source)),
         numbers=live,
     )
-    states = ", ".join(f"{one.question} {one.state}" for one in live.verdicts)
     asked, days = live.answered + live.unanswered, f"{live.start:%Y-%m-%d} to {live.end:%Y-%m-%d}"
-    return Report(document, source, f"{days}, {asked:,} requests: {states}")
+    return Report(document, source, ", ".join((days, f"{asked:,} requests", *_own_verdicts(live))))
+
+
+def _own_verdicts(live: LiveNumbers) -> Iterator[str]:
+    """Yield what is said of the version itself; fast and safe are asked of all versions of its tenant."""
+    yield from (f"{one.objective} {one.verdict}" for one in live.objectives)
+    yield from (f"{one.kind} {one.verdict}" for one in live.risks)
+    yield from (f"{one.question} {one.state}" for one in live.verdicts if one.question in OF_THE_VERSION)
 
 
 def _file(registry: Registry, version: Version, report: Report, live: LiveNumbers, actor: str) -> bool:

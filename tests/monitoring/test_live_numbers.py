@@ -113,6 +113,22 @@ def test_record_quotes_the_page(opened: Registry, root: Path) -> None:
     assert record(opened, "healthcare@1").live is None
 
 
+def test_entry_sums_up_its_own_version_alone(opened: Registry, root: Path) -> None:
+    """The page's verdict on finance is of finance@2, and finance@1 left half of its requests unanswered."""
+    latency, verdicts = numbers(root)["latency"], numbers(root)["verdicts"]
+    (row,) = [one for one in latency["adapters"] if one["adapter"] == "finance@2"]
+    own = {"tenant": "finance", "adapter": "finance@1", "share": 0.5, "least": 0.9}
+    latency["adapters"] = [{**row, "adapter": "finance@1"}]
+    latency["objectives"].append({**own, "objective": "availability", "verdict": "missed"})
+    change(root, latency=latency)
+    known = {"tenant": "finance", "adapter": "finance@1"}
+    digest = opened.get("finance@1").summary.content_digest
+    write_events(root, {**known, "digest": digest, "time": NOW - timedelta(hours=3)}, name="20260303T090000-1")
+    (report,) = file(opened, root).reports
+    assert [one["state"] for one in verdicts if one["tenant"] == "finance"] == ["ok"] * 4
+    assert "availability missed" in report.summary and "ok" not in report.summary
+
+
 def test_evidence_verifies_and_its_source_is_the_page(opened: Registry, root: Path) -> None:
     first = file(opened, root).reports[0]
     assert isinstance(first.document, LiveEvidence)
