@@ -5,7 +5,6 @@ record of its own kind. No step rests on it, it voids no approval, and it change
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from lora_ops.records.record import Record
 from lora_ops.registry import lifecycle
 from lora_ops.registry.counting import CLOCKS_DIFFER
 from lora_ops.registry.reports import Report
+from lora_ops.registry.steps import marks_of
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.small_files import parse_json, read_small
@@ -207,13 +207,5 @@ def _is_told(registry: Registry, version: Version, live: LiveNumbers) -> bool:
         mark.end.date() == live.end.date()
         and mark.end - mark.start == live.end - live.start
         and mark.end <= min(live.end, datetime.fromisoformat(at)) + CLOCKS_DIFFER
-        for at, mark in _marks(registry, version)
+        for at, mark in marks_of(registry, version, "evidence", MARK, LiveMark)
     )
-
-
-def _marks(registry: Registry, version: Version) -> Iterator[tuple[str, LiveMark]]:
-    """Yield the time and the mark of each entry of such numbers."""
-    for entry in registry.log.entries(version.tenant, version.number):
-        if entry.number == version.number and entry.action == "evidence" and MARK in entry.body:
-            with suppress(ValueError):  # of a newer release
-                yield entry.at, LiveMark.model_validate(entry.body[MARK])

@@ -6,7 +6,6 @@ none, whatever file it names: else a harmless one would keep a broken budget sil
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from lora_ops.records.risk import RiskIncident, RiskMark
 from lora_ops.registry import lifecycle
 from lora_ops.registry.counting import CLOCKS_DIFFER
 from lora_ops.registry.reports import make
+from lora_ops.registry.steps import marks_of
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 
@@ -134,13 +134,5 @@ def _told(registry: Registry, version: Version, incident: RiskIncident) -> bool:
     return any(
         mark.kind == incident.kind
         and incident.start < mark.end <= min(latest, datetime.fromisoformat(at) + CLOCKS_DIFFER)
-        for at, mark in _marks(registry, version)
+        for at, mark in marks_of(registry, version, "incident", MARK, RiskMark)
     )
-
-
-def _marks(registry: Registry, version: Version) -> Iterator[tuple[str, RiskMark]]:
-    """Yield the time and the mark of each entry of such an incident."""
-    for entry in registry.log.entries(version.tenant, version.number):
-        if entry.number == version.number and entry.action == "incident" and MARK in entry.body:
-            with suppress(ValueError):  # of a newer release
-                yield entry.at, RiskMark.model_validate(entry.body[MARK])

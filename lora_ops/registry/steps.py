@@ -1,17 +1,21 @@
 """What every step of a version does: its reason is asked for, its evidence kept, its entry written."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from lora_ops.errors import Refused, Unavailable, disk_reason
 from lora_ops.hashing import sha256_text
 from lora_ops.records.evidence import Evidence
+from lora_ops.records.record import Record
 from lora_ops.records.registry import State
 from lora_ops.registry.changes import Change, require_reason
 from lora_ops.registry.reports import Report
 from lora_ops.registry.requirements import ways_from
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
+
+Mark = TypeVar("Mark", bound=Record)
 
 
 def require_step(version: Version, to: State, reason: str) -> None:
@@ -71,3 +75,21 @@ def record_step(
         },
         **more,
     )
+
+
+def marks_of(
+    registry: Registry, version: Version, action: str, name: str, kind: type[Mark]
+) -> Iterator[tuple[str, Mark]]:
+    """Yield the time and the mark of each entry about a version by which a program knows its own.
+
+    Args:
+        registry: where.
+        version: which.
+        action: of the entry.
+        name: of the mark in its body.
+        kind: what the mark is; one that a newer release wrote otherwise is left out.
+    """
+    for entry in registry.log.entries(version.tenant, version.number):
+        if entry.number == version.number and entry.action == action and name in entry.body:
+            with suppress(ValueError):
+                yield entry.at, kind.model_validate(entry.body[name])
