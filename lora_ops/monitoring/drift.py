@@ -26,7 +26,7 @@ from lora_ops.records.drift import UNITS, DriftMetric, DriftMetricName, DriftVer
 from lora_ops.records.evidence import DriftEvidence, Source
 from lora_ops.registry import lifecycle, packages
 from lora_ops.registry.eligibility import base_model_reason
-from lora_ops.registry.reports import Report, last_document, load, own_evidence
+from lora_ops.registry.reports import Report, last_document, own_documents
 from lora_ops.registry.roles import ANYBODY, require_role
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
@@ -41,8 +41,7 @@ class Reference(NamedTuple):
 
     Attributes:
         sha256: of its bytes.
-        replaced: what the check before it said, where that was not "none"; beside another version's reference
-            it is what the last check of the measured version said.
+        replaced: what the check before it said, where that was not "none".
     """
 
     sha256: str
@@ -71,7 +70,7 @@ class Measured(NamedTuple):
     Attributes:
         reference: what it is compared with; None: it becomes the reference.
         prompts: how far live prompts have moved, or why nobody can say.
-        replaced: what the check said that came before a new reference, where it was not "none".
+        replaced: what a check said that this one would make forgotten.
     """
 
     version: Version
@@ -87,9 +86,7 @@ def last_reference(registry: Registry, version: Version) -> Reference | None:
     Raises:
         LoraOpsError: a kept file is missing or was changed.
     """
-    history = registry.log.entries(version.tenant, version.number)
-    for one in reversed(own_evidence(history, version.number)):
-        document = load(registry.files, one) if one.kind == "drift" else None
+    for document in own_documents(registry, version, "drift"):
         if isinstance(document, DriftEvidence) and document.verdict == "reference":
             return kept_measurement(registry, document.source.sha256)._replace(replaced=document.replaced)
     return None
@@ -144,7 +141,7 @@ def check(
                 require_role(registry, version, actor, ANYBODY, f"file drift of {version.id}")
                 reference = None if renew else _reference(registry, version, against)
                 now = _measure(registry, root, settings, probe, version, reference)
-                measured.append(now._replace(replaced=_replaced(registry, version)) if renew else now)
+                measured.append(now._replace(replaced=_replaced(registry, version, reference)))
             except LoraOpsError as error:
                 if asked:
                     raise
@@ -170,9 +167,8 @@ def compare(registry: Registry, measured: Sequence[Measured], settings: DriftSet
         content = one.measurement.to_bytes()
         facts = one.measurement.facts
         said: DriftVerdict = verdict(metrics, settings.alpha) if one.reference else "reference"
-        replaced = one.reference.replaced if one.reference else one.replaced
         beside = one.reference is not None and one.reference.measurement.facts.adapter != facts.adapter
-        before = f"; before {'it' if beside else 'its reference'}: {replaced}" if replaced else ""
+        before = f"; before {'it' if beside else 'its reference'}: {one.replaced}" if one.replaced else ""
         documents.append(
             DriftEvidence(
                 tenant=facts.tenant,
@@ -185,7 +181,7 @@ def compare(registry: Registry, measured: Sequence[Measured], settings: DriftSet
                 ),
                 verdict=said,
                 said=verdict_words(said, metrics) + before,
-                replaced=replaced,
+                replaced=one.replaced,
                 rows=len(facts.rows),
                 set_sha256=facts.set_sha256,
                 reference_sha256=one.reference.sha256 if one.reference else None,
@@ -220,13 +216,15 @@ def verdict_words(said: DriftVerdict, metrics: Sequence[DriftMetric]) -> str:
     return f"drifted ({numbers})" if said == "drifted" else f"no drift ({numbers})"
 
 
-def _replaced(registry: Registry, version: Version, *, by_another: bool = False) -> str | None:
+def _replaced(registry: Registry, version: Version, reference: Reference | None) -> str | None:
     """Return what a new reference, or another version's, would make forgotten; later checks repeat it."""
+    if reference and reference.measurement.facts.adapter == version.id:
+        return reference.replaced
     last = last_document(registry, version, "drift")
     if not isinstance(last, DriftEvidence):
         return None
     # One check beside another version after the other must not make the sentence longer and longer.
-    repeats = by_another and last.against not in (None, version.id)
+    repeats = reference is not None and last.against not in (None, version.id)
     if repeats or last.verdict in ("none", "reference"):
         return last.replaced
     return f"{last.said} on {last.made_at:%Y-%m-%d}"
@@ -239,9 +237,7 @@ def _reference(registry: Registry, version: Version, against: str | None) -> Ref
     found = last_reference(registry, other)
     if found is None:
         raise NotFound(f"{other.id} has no reference yet: `lora-ops monitor drift {other.id}` measures it.")
-    if other.id == version.id:
-        return found
-    return found._replace(replaced=_replaced(registry, version, by_another=True))
+    return found
 
 
 def _measure(

@@ -23,7 +23,7 @@ from lora_ops.records.evidence import DriftEvidence
 from lora_ops.records.kpi import FOLDER
 from lora_ops.registry.backends import open_registry
 from lora_ops.registry.database import MissingRegistry
-from lora_ops.registry.reports import load, own_evidence
+from lora_ops.registry.reports import own_documents
 from lora_ops.registry.store import Registry
 from lora_ops.registry.versions import Version
 from lora_ops.serving.label_cap import NOBODY, OTHER
@@ -140,9 +140,7 @@ def _answering(registry: Registry, tenants: list[str]) -> dict[str, Answering]:
 
 
 def _last_drift(registry: Registry, version: Version) -> DriftEvidence:
-    history = registry.log.entries(version.tenant, version.number)
-    for one in reversed(own_evidence(history, version.number)):
-        document = load(registry.files, one) if one.kind == "drift" else None
+    for document in own_documents(registry, version, "drift"):
         # Beside another version much more counts as drift, so that it hides what the version itself did.
         if isinstance(document, DriftEvidence) and document.against in (None, version.id):
             return document

@@ -247,6 +247,19 @@ def last_document(
     return load(registry.files, one) if one else None
 
 
+def own_documents(registry: Registry, version: Version, kind: EvidenceKind) -> Iterator[AnyEvidence]:
+    """Yield every report of a kind on a version itself, the latest first, but for those of an older form.
+
+    Raises:
+        LoraOpsError: a kept file is missing or was changed.
+    """
+    history = registry.log.entries(version.tenant, version.number)
+    for one in reversed(own_evidence(history, version.number)):
+        document = load(registry.files, one) if one.kind == kind else None
+        if document is not None:
+            yield document
+
+
 def recorded_minimums(entry: AuditEntry) -> EvidenceSettings | None:
     """Return what evidence had to say by the rules of an entry; None where an older release wrote none.
 
