@@ -168,7 +168,9 @@ def file_evidence(
     unless: Callable[[Version], bool] = lambda version: False,
     marks: Mapping[str, Any] | None = None,
 ) -> Version:
-    """File a report on a version, in whatever state that is; it counts from now on, and it voids approvals.
+    """File a report on a version, in whatever state that is; it counts from now on.
+
+    An approval names the documents that production rests on: one of these kinds voids it.
 
     Args:
         registry: where.
